@@ -1,0 +1,1 @@
+"""Who judges a post: roles, judgments, cross-review. Part of the selftrain distribution."""

@@ -1,0 +1,1 @@
+"""Backbones: posts in, feature rows out. Part of the selftrain distribution."""

@@ -1,0 +1,100 @@
+"""What every backbone offers: posts in, feature rows out.
+
+Shape legend: ``B`` posts, ``T`` width of the text block, ``I`` width of the image block,
+``D = T + I + 2`` width of a feature row.
+
+A feature row is ``[text block | image block | has_text | has_image]``. A block is the tower's embedding
+scaled to unit length (several images: the mean of their unit embeddings, scaled again). A modality that
+the post does not have leaves its block at exactly zero and its flag at 0, so that no invented picture or
+empty sentence is ever encoded; the head sees the flag and learns what absence means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class PostLike(Protocol):
+    """The few attributes of a post that a backbone reads."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def images(self) -> Sequence[Path]: ...
+
+
+class FeatureLayout(NamedTuple):
+    """Where the blocks of a feature row lie."""
+
+    text_width: int
+    image_width: int
+
+    @property
+    def width(self) -> int:
+        """D, the width of a whole row."""
+        return self.text_width + self.image_width + 2
+
+    @property
+    def text(self) -> slice:
+        return slice(0, self.text_width)
+
+    @property
+    def image(self) -> slice:
+        return slice(self.text_width, self.text_width + self.image_width)
+
+    @property
+    def has_text(self) -> int:
+        return self.text_width + self.image_width
+
+    @property
+    def has_image(self) -> int:
+        return self.text_width + self.image_width + 1
+
+
+class EncodeFailure(NamedTuple):
+    """A post that could not be encoded: its position in the sequence given, and why."""
+
+    index: int
+    reason: str
+
+
+class Encoded(NamedTuple):
+    """Feature rows [B, D] in the order of the posts; rows of failed posts are NaN."""
+
+    rows: FloatArray
+    failures: tuple[EncodeFailure, ...]
+
+
+class Backbone(Protocol):
+    """Posts to features; `module` and `collate` are the differentiable way to the same rows."""
+
+    name: str
+    layout: FeatureLayout
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of everything that can change a row: weights, preprocessing, tokenizer, limits."""
+        ...
+
+    def encode(
+        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+    ) -> Encoded:
+        """Feature rows of `posts`, without gradients. An unreadable image is reported, never raised."""
+        ...
+
+    @property
+    def module(self) -> Any:
+        """The ``torch.nn.Module`` whose ``forward(inputs)`` gives rows [B, D] with gradients."""
+        ...
+
+    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> Any:
+        """Posts to the `inputs` of `module` (a dict of tensors and index lists, movable to a device)."""
+        ...

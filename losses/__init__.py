@@ -1,0 +1,1 @@
+"""Losses of self-training: tensors in, tensors out. Part of the selftrain distribution."""

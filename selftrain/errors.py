@@ -1,0 +1,85 @@
+"""Every error that selftrain itself raises. The leaves have trees of their own.
+
+SelftrainError
+├── NameTakenError          another distribution's package stands where ours should
+├── RecipeError             a recipe, or a --set, that cannot be understood
+├── TaskError               a task file that does not describe a task
+├── DataError
+│   ├── ManifestError       a manifest that cannot be read at all
+│   ├── QuarantineError     more bad rows than the recipe tolerates
+│   ├── SplitError          too few labels, an id in two splits, an empty pool
+│   └── CacheError          a feature cache that cannot be read or written
+├── TrainingError
+│   └── NonFiniteLossError  a NaN or infinite loss, with the step that gave it
+└── RunError
+    ├── RunMismatchError    the folder holds a run of another recipe
+    ├── RunBusyError        another process works on this run
+    ├── RunStateError       a run folder that is incomplete or damaged
+    └── StorageError        the disk is full, or refuses to be written
+"""
+
+from __future__ import annotations
+
+
+class SelftrainError(Exception):
+    """Base of the tree; the command line prints its message and exits with 2."""
+
+
+class NameTakenError(SelftrainError, ImportError):
+    """Another distribution's package stands where ours should."""
+
+
+class RecipeError(SelftrainError, ValueError):
+    """A recipe, or a ``--set``, that cannot be understood."""
+
+
+class TaskError(SelftrainError, ValueError):
+    """A task file that does not describe a task."""
+
+
+class DataError(SelftrainError):
+    """Something is wrong with the posts."""
+
+
+class ManifestError(DataError, ValueError):
+    """A manifest that cannot be read at all."""
+
+
+class QuarantineError(DataError, ValueError):
+    """More bad rows than the recipe tolerates."""
+
+
+class SplitError(DataError, ValueError):
+    """The posts cannot be split as asked: too few labels, an id in two splits, an empty pool."""
+
+
+class CacheError(DataError, OSError):
+    """A feature cache that cannot be read or written."""
+
+
+class TrainingError(SelftrainError):
+    """Training could not go on."""
+
+
+class NonFiniteLossError(TrainingError, ArithmeticError):
+    """A NaN or infinite loss; the message names the round, epoch and step, and each part's value."""
+
+
+class RunError(SelftrainError):
+    """Something is wrong with a run folder."""
+
+
+class RunMismatchError(RunError, ValueError):
+    """The folder holds a run of another recipe."""
+
+
+class RunBusyError(RunError):
+    """Another process works on this run."""
+
+
+class RunStateError(RunError):
+    """A run folder that is incomplete or damaged."""
+
+
+class StorageError(RunError, OSError):
+    """The disk is full, or refuses to be written."""
