@@ -24,7 +24,7 @@ def estimate_prior(
     probabilities: Tensor | SupportsArray | Sequence[float],
     training_prior: float,
     *,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-7,
     max_iterations: int = 10_000,
 ) -> float:
     """The class prior of a set whose posts a classifier, trained under another prior, gave probabilities.
@@ -44,7 +44,8 @@ def estimate_prior(
         probabilities: Calibrated P(positive) of the set's posts [M], M >= 1, each in [0, 1].
         training_prior: Share of positives, in (0, 1), under which `probabilities` are calibrated: that of
             the posts the classifier was calibrated on, weights included.
-        tolerance: Largest change at which the iteration stops, > 0.
+        tolerance: Largest change at which the iteration stops, > 0; the default lies above the rounding of
+            float32, along which uninformative probabilities would drift.
         max_iterations: Where it stops anyway; the likelihood is then nearly flat.
 
     Returns:
@@ -56,7 +57,7 @@ def estimate_prior(
     """
     if not 0.0 < training_prior < 1.0:
         raise SettingError(f"training_prior is {training_prior}: expected a number strictly between 0 and 1")
-    positive = torch.as_tensor(probabilities).detach().to("cpu", torch.float64).reshape(-1)
+    positive = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu().reshape(-1)
     _check(positive)
     # likelihood ratios up to a common factor: p(x|positive) and p(x|negative) by Bayes' rule
     positive, negative = positive / training_prior, (1.0 - positive) / (1.0 - training_prior)

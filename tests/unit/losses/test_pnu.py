@@ -1,0 +1,325 @@
+"""The PNU losses against published numbers, against a second reading of the formulas, and at their edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pnu_reference import reference_loss
+
+from losses import BatchError, Group, LossError, PNULoss, SettingError
+
+FORMS = ("article", "paper", "sakai", "nnpu", "upu", "pn")
+P, N, AP, AN, D = Group
+GROUPS = torch.tensor([P, P, N, N, AP, AN, D, D])
+LOGITS = [1.2, -0.3, 0.8, -1.1, 0.4, -0.6, 0.1, 2.0]
+
+
+def value(logits, groups, **settings):
+    return float(PNULoss(**settings)(torch.tensor(logits, dtype=torch.float64), torch.tensor(groups)).loss)
+
+
+def gradient(loss, logits, groups, **kwargs):
+    z = torch.as_tensor(logits, dtype=torch.float64).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(z, torch.as_tensor(groups), **kwargs).loss, z)
+    return slope
+
+
+# ---------------------------------------------------------------- golden values
+
+
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [(-1, 0.341617), (-0.1, 1.190005), (0, 1.284270), (0.1, 1.284759), (0.2, 1.285248), (1, 1.289162)],
+)
+def test_paper_form_gives_the_golden_values(balance, expected):
+    assert value(LOGITS, GROUPS.tolist(), form="paper", balance=balance) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("balance", "expected"), [(0.1, 1.267142), (1, 0.358412)])
+def test_paper_form_gives_the_golden_values_when_clipped(balance, expected):
+    logits = torch.tensor([4, 3, 0.8, -1.1, 4, -0.6, -5, -6])
+    output = PNULoss(form="paper", balance=balance)(logits, GROUPS)
+    assert float(output.loss) == pytest.approx(expected, abs=1e-6)
+    assert output.parts["clipped"] == 1
+    assert output.parts["bracket"] < 0
+
+
+@pytest.mark.parametrize(
+    ("balance", "expected"),
+    [(-1, 0.295662), (-0.5, 0.478360), (0, 0.661058), (0.5, 0.958360), (1, 1.255662)],
+)
+def test_sakai_form_gives_the_golden_values(balance, expected):
+    found = value(
+        [1.2, -0.3, 0.8, -1.1, 0.1, 2.0], [P, P, N, N, D, D], form="sakai", balance=balance, theta=0.4
+    )
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "surrogate", "expected"),
+    [
+        ("upu", "sigmoid", -0.369252),
+        ("nnpu", "sigmoid", 0.013082),
+        ("upu", "logistic", -1.395404),
+        ("nnpu", "logistic", 0.013347),
+    ],
+)
+def test_kiryo_forms_give_the_golden_values(form, surrogate, expected):
+    found = value([4.0, 3, -5, -6], [P, P, D, D], form=form, surrogate=surrogate, theta=0.4)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_paper_pn_part_is_twice_sakais_where_the_agreed_posts_repeat_the_labelled_ones():
+    """The agreed posts carry hard targets here, so that R+ is mean_P l+ and not half of it."""
+    logits = [1.2, -0.3, 0.8, -1.1] * 2
+    groups = [P, P, N, N, AP, AP, AN, AN]
+    paper = value(logits, groups, form="paper", balance=0, soft_positive=1.0, soft_negative=0.0)
+    sakai = value(logits, groups, form="sakai", balance=0, lambda_soft=0.0)
+    assert paper == pytest.approx(2 * sakai, rel=1e-12)
+
+
+def test_article_and_paper_agree_at_balance_zero():
+    article = value(LOGITS, GROUPS.tolist(), form="article", balance=0)
+    paper = value(LOGITS, GROUPS.tolist(), form="paper", balance=0)
+    assert article == pytest.approx(paper, rel=1e-12)
+
+
+def test_article_reads_the_sign_of_the_balance_alone():
+    small, large, mirrored = (
+        value(LOGITS, GROUPS.tolist(), form="article", balance=b, lambda_u=0.3, theta=0.4)
+        for b in (0.01, 0.2, -0.1)
+    )
+    without = value(LOGITS, GROUPS.tolist(), form="article", balance=0, lambda_u=0.3, theta=0.4)
+    assert small == large
+    assert len({small, mirrored, without}) == 3
+
+
+# ---------------------------------------------------------------- reference, gradients
+
+
+@st.composite
+def batches(draw):
+    size = draw(st.integers(1, 9))
+    logit = st.one_of(st.floats(-5, 5), st.sampled_from([-1e4, 1e4, 0.0]))
+    rows = [
+        (
+            draw(logit),
+            draw(st.sampled_from([int(g) for g in Group])),
+            draw(st.floats(0, 1)),
+            draw(st.one_of(st.just(0.0), st.floats(0.1, 10))),
+        )
+        for _ in range(size)
+    ]
+    form = draw(st.sampled_from(FORMS))
+    signed = st.sampled_from([-1.0, -0.3, 0.1, 1.0]) if form in {"nnpu", "upu"} else st.floats(-1, 1)
+    configuration = {
+        "form": form,
+        "balance": draw(signed),
+        "theta": draw(st.floats(0.05, 0.95)),
+        "labelled_prior": draw(st.floats(0.1, 0.9)),
+        "lambda_soft": 1.0 if form == "paper" else draw(st.floats(0, 2)),
+        "lambda_u": 1.0 if form in {"paper", "sakai"} else draw(st.floats(0, 2)),
+        "surrogate": draw(st.sampled_from(["logistic", "sigmoid"])),
+        "beta": draw(st.sampled_from([0.0, 0.1])),
+    }
+    return rows, configuration
+
+
+@settings(max_examples=300, deadline=None)
+@given(batches())
+def test_value_is_the_reference_and_everything_is_finite(case):
+    rows, configuration = case
+    z, groups, targets, weights = (
+        torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True)
+    )
+    logits = z.float().requires_grad_()
+    rows = [(logit, *rest) for logit, (_, *rest) in zip(logits.tolist(), rows, strict=True)]
+    output = PNULoss(**configuration)(logits, groups.long(), targets, weights)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(reference_loss(rows, **configuration), rel=1e-4, abs=1e-4)
+    assert torch.isfinite(logits.grad).all()
+    assert all(torch.isfinite(part) and not part.requires_grad for part in output.parts.values())
+    pn, soft, unlabelled = (float(output.parts[name]) for name in ("pn", "soft", "unlabelled"))
+    weight = PNULoss(**configuration).weights
+    recomposed = weight.pn * pn + weight.soft * soft + weight.unlabelled * unlabelled
+    assert output.loss.item() == pytest.approx(recomposed, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("surrogate", ["logistic", "sigmoid"])
+@pytest.mark.parametrize("balance", [-0.4, 0.4])
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_is_that_of_the_value_where_nothing_is_clipped(form, balance, surrogate):
+    loss = PNULoss(form=form, balance=balance, theta=0.3, surrogate=surrogate, beta=5.0)
+    z = torch.tensor(LOGITS, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda logits: loss(logits, GROUPS).loss, (z,))
+
+
+def test_gradient_of_the_clipped_paper_form_is_that_of_its_value():
+    loss = PNULoss(form="paper", balance=0.7)
+    z = torch.tensor([4, 3, 0.8, -1.1, 4, -0.6, -5, -6], dtype=torch.float64, requires_grad=True)
+    assert loss(z, GROUPS).parts["clipped"] == 1
+    assert torch.autograd.gradcheck(lambda logits: loss(logits, GROUPS).loss, (z,))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2])
+@pytest.mark.parametrize("gamma", [1.0, 0.25])
+@pytest.mark.parametrize("surrogate", ["logistic", "sigmoid"])
+def test_clipped_nnpu_reports_one_thing_and_descends_another(surrogate, gamma, beta):
+    """Worked out by hand: value theta E_P l+ - beta, gradient of -gamma (E_U l- - theta E_P l-)."""
+    theta, logits, groups = 0.4, [4.0, 3.0, -5.0, -6.0], [P, P, D, D]
+    loss = PNULoss(form="nnpu", theta=theta, surrogate=surrogate, beta=beta, gamma=gamma)
+
+    def function(x):
+        return 1 / (1 + math.exp(-x))
+
+    def minus_slope(x):
+        return function(x) if surrogate == "logistic" else function(x) * (1 - function(x))
+
+    def plus_value(x):
+        return math.log1p(math.exp(-x)) if surrogate == "logistic" else function(-x)
+
+    reported = theta * (plus_value(4) + plus_value(3)) / 2 - beta
+    expected = [gamma * theta * minus_slope(x) / 2 for x in (4, 3)]
+    expected += [-gamma * minus_slope(x) / 2 for x in (-5, -6)]
+    output = loss(torch.tensor(logits, dtype=torch.float64), torch.tensor(groups))
+    assert output.parts["clipped"] == 1
+    assert float(output.loss) == pytest.approx(reported, rel=1e-12)
+    assert gradient(loss, logits, groups).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_bracket_between_zero_and_minus_beta_is_left_alone():
+    logits, groups = [4.0, 3.0, -5.0, -6.0], [P, P, D, D]
+    free = PNULoss(form="nnpu", theta=0.4, beta=10.0)
+    unbiased = PNULoss(form="upu", theta=0.4)
+    z = torch.tensor(logits, dtype=torch.float64)
+    assert free(z, torch.tensor(groups)).parts["clipped"] == 0
+    assert torch.equal(gradient(free, logits, groups), gradient(unbiased, logits, groups))
+
+
+def test_nu_risk_mirrors_the_pu_risk():
+    """Turning every sign and swapping the labelled classes must give the same number with prior 1 - theta."""
+    forward = value([4.0, 3.0, -5.0, 0.3], [P, P, D, D], form="nnpu", balance=0.1, theta=0.3)
+    mirrored = value([-4.0, -3.0, 5.0, -0.3], [N, N, D, D], form="nnpu", balance=-0.1, theta=0.7)
+    assert forward == pytest.approx(mirrored, rel=1e-12)
+
+
+# ---------------------------------------------------------------- edges
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("balance", [-0.5, 0.5])
+def test_without_divergent_posts_only_the_labelled_ones_pull(form, balance):
+    """The literal formula pushes labelled posts to the wrong side (nnpu) or sinks without bound (sakai)."""
+    loss = PNULoss(form=form, balance=balance)
+    groups = [P, P, N, N, AP, AN]
+    output = loss(torch.tensor(LOGITS[:6]), torch.tensor(groups))
+    slope = gradient(loss, LOGITS[:6], groups)
+    assert output.parts["unlabelled"] == output.parts["bracket"] == output.parts["clipped"] == 0
+    assert (slope[:2] <= 0).all()
+    assert (slope[2:4] >= 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_permuting_the_batch_changes_nothing(form):
+    loss = PNULoss(form=form, theta=0.3)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(7))
+    z = torch.tensor(LOGITS, dtype=torch.float64)
+    weights = torch.arange(1, 9, dtype=torch.float64)
+    straight, mixed = loss(z, GROUPS, weights=weights), loss(z[order], GROUPS[order], weights=weights[order])
+    assert float(straight.loss) == pytest.approx(float(mixed.loss), rel=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whole_weights_count_like_repeated_posts(form):
+    loss = PNULoss(form=form, theta=0.3)
+    z = torch.tensor(LOGITS, dtype=torch.float64)
+    counts = torch.tensor([3, 1, 2, 1, 1, 2, 1, 4])
+    weighted = loss(z, GROUPS, weights=counts)
+    repeated = loss(z.repeat_interleave(counts), GROUPS.repeat_interleave(counts))
+    assert float(weighted.loss) == pytest.approx(float(repeated.loss), rel=1e-12)
+
+
+def test_only_ratios_of_weights_count_even_at_the_end_of_the_number_range():
+    z = torch.tensor(LOGITS)
+    plain = PNULoss()(z, GROUPS).loss
+    assert float(PNULoss()(z, GROUPS, weights=torch.full((8,), 3e38)).loss) == pytest.approx(float(plain))
+
+
+def test_a_target_of_a_post_that_is_not_agreed_is_not_read():
+    z = torch.tensor(LOGITS)
+    targets = torch.tensor([math.nan, 7, -1, math.inf, 0.67, 0.33, math.nan, 9])
+    assert torch.equal(PNULoss()(z, GROUPS, targets).loss, PNULoss()(z, GROUPS).loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_is_widened_and_under_autocast_too(dtype):
+    logits = torch.tensor(LOGITS).to(dtype)
+    wide = PNULoss(form="paper")(logits.double(), GROUPS).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = PNULoss(form="paper")(logits, GROUPS).loss
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(wide), rel=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_batch_is_zero_and_can_be_descended(form):
+    logits = torch.zeros(0, requires_grad=True)
+    loss = PNULoss(form=form)(logits, torch.zeros(0, dtype=torch.int8)).loss
+    loss.backward()
+    assert float(loss) == 0
+    assert logits.grad.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "message"),
+    [
+        ({"theta": 0.0}, r"theta is 0.0: expected a number strictly between 0 and 1"),
+        ({"theta": 1.0}, r"theta is 1.0"),
+        ({"theta": math.nan}, r"theta is nan"),
+        ({"balance": 1.2}, r"balance is 1.2: expected one in \[-1, 1\]"),
+        ({"form": "puu"}, r"form is 'puu': expected one of article, paper"),
+        ({"surrogate": "hinge"}, r"surrogate is 'hinge'"),
+        ({"lambda_u": -1.0}, r"lambda_u is -1.0: expected a finite number >= 0"),
+        ({"lambda_soft": math.inf}, r"lambda_soft is inf"),
+        ({"labelled_prior": 0.0}, r"labelled_prior is 0.0"),
+        ({"soft_positive": 1.1}, r"soft_positive is 1.1"),
+        ({"soft_negative": -0.1}, r"soft_negative is -0.1"),
+        ({"beta": -0.1}, r"beta is -0.1"),
+        ({"gamma": 2.0}, r"gamma is 2.0"),
+        ({"form": "nnpu", "balance": 0.0}, r"balance is 0 under form 'nnpu'"),
+        ({"form": "paper", "lambda_soft": 0.5}, r"lambda_soft is 0.5 under form 'paper'"),
+        ({"form": "sakai", "lambda_u": 0.5}, r"lambda_u is 0.5 under form 'sakai'"),
+    ],
+)
+def test_bad_settings_are_refused(configuration, message):
+    with pytest.raises(SettingError, match=message):
+        PNULoss(**configuration)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"logits": torch.zeros(8, 1)}, r"logits have shape \(8, 1\)"),
+        ({"logits": torch.zeros(8, dtype=torch.int64)}, r"expected floats \[B\]"),
+        ({"groups": torch.zeros(7, dtype=torch.int64)}, r"groups have shape \(7,\), logits \(8,\)"),
+        ({"groups": torch.zeros(8)}, r"groups have type torch.float32: expected integers"),
+        ({"groups": torch.full((8,), 5)}, r"group 5 is unknown: expected one of 0 POSITIVE"),
+        ({"groups": torch.full((8,), -1, dtype=torch.int8)}, r"group -1 is unknown"),
+        ({"targets": torch.zeros(3)}, r"targets have shape \(3,\)"),
+        ({"targets": torch.full((8,), 1.5)}, r"soft target 1.5: expected a number in \[0, 1\]"),
+        ({"targets": torch.full((8,), math.nan)}, r"soft target nan"),
+        ({"weights": torch.ones(2)}, r"weights have shape \(2,\)"),
+        ({"weights": torch.full((8,), -2.0)}, r"weight -2.0 is negative"),
+        ({"weights": torch.full((8,), math.nan)}, r"weight nan is not finite"),
+        ({"weights": torch.full((8,), math.inf)}, r"weight inf is not finite"),
+    ],
+)
+def test_bad_batches_are_refused(arguments, message):
+    with pytest.raises(BatchError, match=message) as caught:
+        PNULoss()(**{"logits": torch.tensor(LOGITS), "groups": GROUPS, **arguments})
+    assert isinstance(caught.value, LossError)
+    assert isinstance(caught.value, ValueError)
