@@ -1,0 +1,34 @@
+"""What all tiers share: where the public data sets lie, and why the gpu tier is skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of public data sets: SELFTRAIN_DATA, or ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("SELFTRAIN_DATA") or CHECKOUT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data sets: {folder} is not a folder; set SELFTRAIN_DATA to where they lie")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the gpu tier where there is no accelerator, and say why; imports torch for that tier alone."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+    reason = f"needs a CUDA device: torch {torch.__version__} is {built_for} and sees none"
+    for item in gpu_items:
+        item.add_marker(pytest.mark.skip(reason=reason))
