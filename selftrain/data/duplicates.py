@@ -1,0 +1,207 @@
+"""Posts that are the same, or nearly: within one list, and across splits.
+
+Two posts are compared by modality. Texts match when they are equal after normalising, or when their
+embeddings are close. Images match when their bytes are equal or their perceptual hashes are near. A text
+of which normalising leaves nothing and an image that cannot be read count as absent; an image of one flat
+colour matches only byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+from selftrain.data.image_hashes import HASH_DISTANCE, HashIndex
+from selftrain.data.matching import COSINE, Embeddings, Match, Reference, Traits, close_pairs, traits_of
+from selftrain.data.posts import Post
+from selftrain.data.splits import PRIORITY, Splits
+
+__all__ = [
+    "COSINE",
+    "Dropped",
+    "DuplicateGroup",
+    "Embeddings",
+    "Match",
+    "find_duplicates",
+    "in_order",
+    "separate",
+]
+
+_Node = TypeVar("_Node", bound=Hashable)
+
+
+class DuplicateGroup(NamedTuple):
+    """Posts that are copies of one another.
+
+    Attributes:
+        ids: Two or more, in the order of the posts.
+        kind: "text", "image bytes", "image" (near hashes) or "embedding".
+        detail: What they share.
+    """
+
+    ids: tuple[str, ...]
+    kind: str
+    detail: str
+
+
+class Dropped(NamedTuple):
+    """A copy taken out of its split because another stands in a split of higher priority.
+
+    Attributes:
+        kind: "text", "image bytes", "image" or "embedding"; "all" when every modality had to match.
+    """
+
+    post_id: str
+    split: str
+    kept_id: str
+    kept_split: str
+    kind: str
+
+
+def find_duplicates(
+    posts: Sequence[Post],
+    *,
+    embeddings: Embeddings | None = None,
+    distance: int = HASH_DISTANCE,
+    workers: int = 0,
+    progress: bool = False,
+) -> list[DuplicateGroup]:
+    """All groups of copies, one list entry for each kind of sameness.
+
+    Nearness is chained: a group holds posts each of which is near at least one other. Memory grows with the
+    posts and the pairs that match; embeddings are compared chunk by chunk, in a time quadratic in the posts.
+
+    Args:
+        posts: Any posts; ids unique.
+        embeddings: Compares texts by meaning too, when given.
+        distance: Most differing bits, of 64, of two near images, in [0, 16].
+        workers: Threads that hash images; 0 for none.
+        progress: Shows a bar while images are hashed.
+
+    Raises:
+        ValueError: `distance` is out of range.
+    """
+    traits = traits_of(posts, workers=workers, progress=progress)
+    groups = _text_groups(posts, traits) + _image_groups(posts, traits, distance)
+    if embeddings is not None:
+        everything = range(len(posts))
+        near = _components((a, b) for a, b in close_pairs(embeddings, everything, everything) if a < b)
+        detail = f"cosine of the text embeddings >= {embeddings.threshold:g}"
+        # texts that are equal are told of already
+        new = (family for family in near if len({traits[one].text for one in family}) > 1)
+        groups += [_group(posts, family, "embedding", detail) for family in new]
+    return groups
+
+
+def in_order(splits: Splits) -> list[Post]:
+    """The posts to which the positions of `separate`'s embeddings are relative."""
+    return [post for name in PRIORITY for post in splits[name]]
+
+
+def separate(
+    splits: Splits,
+    *,
+    match: Match = "any",
+    embeddings: Embeddings | None = None,
+    distance: int = HASH_DISTANCE,
+    workers: int = 0,
+    progress: bool = False,
+) -> tuple[Splits, list[Dropped]]:
+    """Drops copies until no two posts that match stand in different splits.
+
+    The copy in the split of higher priority (test, validation, labelled, pool) stays. Copies within one split
+    are left alone. A post is dropped only for a match that stays, so nothing is dropped along a chain.
+
+    Args:
+        splits: The splits as drawn.
+        match: "any": one modality that matches is enough, one image of an album too. "all": every modality
+            that both posts have must match, each image of the smaller album with one of the larger; memes
+            that share a template or a caption only are then different posts.
+        embeddings: Compares texts by meaning too, when given; positions as in `in_order`.
+        distance: Most differing bits, of 64, of two near images, in [0, 16].
+        workers: Threads that hash images; 0 for none.
+        progress: Shows a bar while images are hashed.
+
+    Raises:
+        SplitError: Too few labelled posts or an empty pool are left.
+        ValueError: `match` or `distance` is out of range.
+    """
+    if match not in ("any", "all"):
+        raise ValueError(f'match {match!r}: expected "any" or "all"')
+    posts = in_order(splits)
+    traits = traits_of(posts, workers=workers, progress=progress)
+    kept: dict[int, str] = {}
+    dropped: list[Dropped] = []
+    start = 0
+    for name in PRIORITY:
+        here = range(start, start + len(splits[name]))
+        start = here.stop
+        reference = list(kept)
+        close: dict[int, list[int]] = defaultdict(list)
+        if embeddings is not None:
+            for one, other in close_pairs(embeddings, here, reference):
+                close[one].append(other)
+        copies = Reference(traits, reference, distance).copies(here, match, close)
+        dropped += [
+            Dropped(posts[one].id, name, posts[copy.position].id, kept[copy.position], copy.kind)
+            for one, copy in copies.items()
+        ]
+        kept.update((one, name) for one in here if one not in copies)
+    return splits.without({drop.post_id for drop in dropped}), dropped
+
+
+def _text_groups(posts: Sequence[Post], traits: Sequence[Traits]) -> list[DuplicateGroup]:
+    texts: dict[str, list[int]] = defaultdict(list)
+    for position, trait in enumerate(traits):
+        if trait.text:
+            texts[trait.text].append(position)
+    return [_group(posts, members, "text", text[:80]) for text, members in texts.items() if len(members) > 1]
+
+
+def _image_groups(posts: Sequence[Post], traits: Sequence[Traits], distance: int) -> list[DuplicateGroup]:
+    """Groups over the files' digests, tied together where their hashes are near."""
+    holders: dict[bytes, set[int]] = defaultdict(set)
+    digests: dict[int, list[bytes]] = defaultdict(list)
+    for position, trait in enumerate(traits):
+        for image in trait.images:
+            if image.digest not in holders and image.perceptual is not None:
+                digests[image.perceptual].append(image.digest)
+            holders[image.digest].add(position)
+    index = HashIndex(digests, distance)
+    pairs = [(digest, digest) for digest in holders]
+    for one, alike in digests.items():
+        pairs += [(alike[0], other) for other in alike]
+        pairs += [(alike[0], digests[other][0]) for other in index.near(one) if other > one]
+    groups = []
+    for family in _components(pairs):
+        members = set[int]().union(*(holders[digest] for digest in family))
+        if len(members) < 2:
+            continue
+        if len(family) == 1:
+            groups.append(_group(posts, members, "image bytes", f"SHA-256 {family[0].hex()[:12]}"))
+        else:
+            groups.append(_group(posts, members, "image", f"perceptual hashes within {distance} of 64 bits"))
+    return groups
+
+
+def _group(posts: Sequence[Post], members: Iterable[int], kind: str, detail: str) -> DuplicateGroup:
+    return DuplicateGroup(tuple(posts[one].id for one in sorted(members)), kind, detail)
+
+
+def _components(pairs: Iterable[tuple[_Node, _Node]]) -> list[list[_Node]]:
+    """Connected components of the pairs, in the order in which their first members are met."""
+    parent: dict[_Node, _Node] = {}
+
+    def root(one: _Node) -> _Node:
+        parent.setdefault(one, one)
+        while parent[one] != one:
+            parent[one] = one = parent[parent[one]]
+        return one
+
+    for a, b in pairs:
+        parent[root(b)] = root(a)
+    components: dict[_Node, list[_Node]] = defaultdict(list)
+    for one in list(parent):
+        components[root(one)].append(one)
+    return list(components.values())

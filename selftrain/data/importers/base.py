@@ -1,0 +1,242 @@
+"""What every importer does: rows of a published data set in, a manifest, a task and copied images out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selftrain.data.manifest import Problem
+from selftrain.data.manifest_writing import write_manifest
+from selftrain.data.posts import Post
+from selftrain.data.task import Task, dump_task
+from selftrain.errors import ManifestError
+
+IMAGES = "images"
+
+
+class Record(NamedTuple):
+    """One published row, not yet judged.
+
+    Attributes:
+        file: The file it stands in.
+        line: 1-based line there.
+        id: Published or made; non-empty.
+        text: May be empty when there is an image.
+        image: The image's path, or None.
+        label: A class name of the task, or None when the row has no label.
+        process: Question -> answer.
+        extra: The raw fields.
+    """
+
+    file: Path
+    line: int
+    id: str
+    text: str
+    image: Path | None
+    label: str | None
+    process: Mapping[str, str]
+    extra: Mapping[str, Any]
+
+
+class Unusable(Exception):  # noqa: N818 - never leaves the importers
+    """A published row that cannot become a post; caught by `import_dataset`, which counts it."""
+
+
+class Source(NamedTuple):
+    """What an importer reads out of a folder or file.
+
+    Attributes:
+        task: The task.
+        records: The rows, or in the place of a row why it cannot be used.
+        notes: What a person should know of how it was read.
+    """
+
+    task: Task
+    records: Iterable[Record | Problem]
+    notes: tuple[str, ...] = ()
+
+
+class Importer(NamedTuple):
+    """A published data set that can be read.
+
+    Attributes:
+        name: As the command line takes it.
+        summary: One line for the help.
+        read: Folder or file -> source. Raises ManifestError when the files are not there.
+    """
+
+    name: str
+    summary: str
+    read: Callable[[Path], Source]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What was written.
+
+    Attributes:
+        manifest: The manifest's path.
+        task: The task file's path.
+        posts: How many posts were written.
+        text_only: How many of them lost a missing image.
+        skipped: The rows left out, each with its reason.
+        notes: What a person should know.
+    """
+
+    manifest: Path
+    task: Path
+    posts: int
+    text_only: int = 0
+    skipped: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Writing:
+    out: Path
+    allow_missing_images: bool
+    ids: set[str] = field(default_factory=set)
+    missing: list[Path] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list)
+
+
+def import_dataset(
+    importer: Importer, source: Path, out: Path, *, allow_missing_images: bool = False
+) -> Imported:
+    """Reads a published data set and writes ``manifest.jsonl``, ``task.toml`` and ``images/`` into `out`.
+
+    Images are hard-linked where the file system allows it, else copied. The first of two rows with the same
+    id stays. Rows left out are reported, never dropped in silence.
+
+    Args:
+        importer: Which data set.
+        source: The folder, or the file, that was published.
+        out: Made if need be.
+        allow_missing_images: Whether a post whose image is not there is written with its text only;
+            without it a missing image stops the import.
+
+    Raises:
+        ManifestError: The files are not there, images are missing, or no row can be used.
+        OSError: The disk refuses.
+    """
+    if not source.exists():
+        raise ManifestError(
+            f"{source} does not exist; expected the files of {importer.summary}: give their folder"
+        )
+    read = importer.read(source)
+    root = (source if source.is_dir() else source.parent).resolve()
+    writing = _Writing(Path(out), allow_missing_images)
+    posts = list(_posts(read.records, root, writing))
+    if writing.missing and not allow_missing_images:
+        raise ManifestError(
+            f"{len(writing.missing):,} images are missing, {writing.missing[0]} first; put them "
+            f"there, or allow "
+            "missing images (--allow-missing-images) to keep the text only"
+        )
+    if not posts:
+        raise ManifestError(
+            f"{source} holds no usable row, {len(writing.skipped):,} were left out; {_first(writing)}"
+        )
+    manifest, task = writing.out / "manifest.jsonl", writing.out / "task.toml"
+    write_manifest(posts, manifest)
+    dump_task(read.task, task)
+    return Imported(manifest, task, len(posts), len(writing.missing), tuple(writing.skipped), read.notes)
+
+
+def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -> Iterator[Post]:
+    for record in records:
+        try:
+            yield _post(record, root, writing)
+        except Unusable as error:
+            line = record.line
+            shown = record.id if isinstance(record, Record) else record.post_id
+            remedy = "" if isinstance(record, Record) else record.remedy
+            writing.skipped.append(Problem(line, shown, str(error), remedy or "left out"))
+
+
+def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
+    if isinstance(record, Problem):
+        raise Unusable(record.reason)
+    if record.id in writing.ids:
+        raise Unusable(f"id {record.id!r} was met before ({record.file.name})")
+    image = None if record.image is None else _placed(record.image, root, writing)
+    if not record.text.strip() and image is None:
+        raise Unusable("neither text nor image")
+    writing.ids.add(record.id)
+    return Post(
+        id=record.id,
+        text=record.text.replace("\0", ""),
+        images=() if image is None else (image,),
+        label=record.label,
+        process=record.process,
+        extra=record.extra,
+    )
+
+
+def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
+    """The image's place under ``images/``, keeping its path below the source; None when it is missing."""
+    real = image.resolve()
+    if not real.is_relative_to(root):
+        raise Unusable(f"image {image} leads out of {root}")
+    if not real.is_file():
+        writing.missing.append(image)
+        return None
+    place = writing.out / IMAGES / real.relative_to(root)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        if place.samefile(real):
+            return place
+        place.unlink()
+    try:
+        os.link(real, place)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(real, place)
+    return place
+
+
+def _first(writing: _Writing) -> str:
+    return f"first: {writing.skipped[0].reason}" if writing.skipped else "it is empty"
+
+
+def find_file(source: Path, *names: str) -> Path | None:
+    """The first of `names` in the folder `source` or below; `source` itself when it is such a file."""
+    if source.is_file():
+        return source if not names or source.name in names else None
+    for name in names:
+        found = sorted(source.rglob(name), key=lambda path: (len(path.parts), path))
+        if found:
+            return found[0]
+    return None
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
+    """Line number and object of each line, or why a line is none.
+
+    Raises:
+        ManifestError: The file is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is not UTF-8: {error}; give the file as published") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            yield Problem(
+                number, None, f"{path.name}: not JSON: {error}", "compare the file with the published one"
+            )
+            continue
+        if isinstance(fields, dict):
+            yield number, fields
+        else:
+            yield Problem(
+                number, None, f"{path.name}: no JSON object", "compare the file with the published one"
+            )

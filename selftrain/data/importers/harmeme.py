@@ -1,0 +1,95 @@
+"""HarMeme (Pramanick et al. 2021): memes, harmful or harmless; as MOMENTA publishes it, or as a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from selftrain.data.importers.base import Importer, Record, Source, find_file, read_json_lines
+from selftrain.data.manifest import Problem
+from selftrain.data.task import Question, Task, TaskClass
+from selftrain.errors import ManifestError
+
+TARGETS = ("individual", "organization", "community", "society")
+TASK = Task(
+    name="harmeme",
+    classes=(
+        TaskClass("harmful", "likely to hurt, shame, mislead or endanger somebody"),
+        TaskClass("harmless", "a joke or a statement that does nobody any harm"),
+    ),
+    positive="harmful",
+    policy=(
+        "A meme is harmful when picture and words together attack, ridicule or defame a person, an "
+        ""
+        "organisation, a "
+        "community or society, spread falsehoods that endanger people, or call for harm. Sharp "
+        ""
+        "satire of a person's "
+        "deeds can be harmful too, when it demeans the person. A meme is harmless when it jokes "
+        ""
+        "about everyday life "
+        "or takes a side without demeaning anybody."
+    ),
+    questions=(Question("target", "Whom, if anybody, does the meme aim at?", (*TARGETS, "none")),),
+)
+_SEVERITIES = {"very harmful": "harmful", "somewhat harmful": "harmful", "not harmful": "harmless"}
+_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+
+def read(source: Path) -> Source:
+    """``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, those that are there, images near."""
+    files = {name: path for name in _SPLITS if (path := find_file(source, f"{name}.jsonl")) is not None}
+    if not files:
+        raise ManifestError(
+            f"{source} holds none of {[f'{name}.jsonl' for name in _SPLITS]}; give their folder"
+        )
+    whole = len(files) == len(_SPLITS)
+    note = (
+        "train, val and test are the splits"
+        if whole
+        else f"only {sorted(files)} there: no splits are written"
+    )
+    return Source(TASK, _records(source, files, whole), (note,))
+
+
+def _records(source: Path, files: dict[str, Path], whole: bool) -> Iterator[Record | Problem]:
+    folders = [path for path in (source, *source.rglob("images"), *source.rglob("img")) if path.is_dir()]
+    for split, path in files.items():
+        for row in read_json_lines(path):
+            if isinstance(row, Problem):
+                yield row
+            else:
+                yield _record(path, split, row, folders, whole)
+
+
+def _record(
+    path: Path, split: str, row: tuple[int, dict[str, Any]], folders: list[Path], whole: bool
+) -> Record | Problem:
+    line, fields = row
+    labels = fields.get("labels") or [fields.get("severity")]
+    severity = labels[0] if isinstance(labels, list) else None
+    label = _SEVERITIES.get(severity) if isinstance(severity, str) else fields.get("label")
+    if label not in TASK.names:
+        found = fields.get("labels", fields.get("label"))
+        return Problem(
+            line, str(fields.get("id")), f"{path.name}: label {found!r}", f"expected {list(_SEVERITIES)}"
+        )
+    targets = [one for one in labels[1:] if one in TARGETS] if "labels" in fields else None
+    process = {} if targets is None else {"target": targets[0] if targets else "none"}
+    images = fields.get("images") or [fields.get("image")]
+    extra = {key: value for key, value in fields.items() if key not in ("id", "text", "images", "label")}
+    extra["published_split"] = split
+    if whole:
+        extra["split"] = _SPLITS[split]
+    image = None if not images[0] else _find_image(path.parent, folders, str(images[0]))
+    return Record(path, line, str(fields["id"]), str(fields.get("text") or ""), image, label, process, extra)
+
+
+def _find_image(beside: Path, folders: list[Path], written: str) -> Path:
+    """Where the image is, or else where it was expected."""
+    places = [folder / written for folder in (beside, *folders)]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+HARMEME = Importer("harmeme", "HarMeme, memes: harmful or harmless (train, val, test.jsonl and images)", read)

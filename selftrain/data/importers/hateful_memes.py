@@ -1,0 +1,129 @@
+"""Hateful Memes (Kiela et al. 2020) and its fine-grained release: hateful or not, and whom they attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from selftrain.data.importers.base import Importer, Record, Source, find_file, read_json_lines
+from selftrain.data.manifest import Problem
+from selftrain.data.task import Question, Task, TaskClass
+from selftrain.errors import ManifestError
+
+# question -> the groups of `gold_pc` that it covers
+GROUPS = {
+    "ethnicity_or_country": ("race", "nationality"),
+    "gender_or_group": ("sex", "disability"),
+    "religion": ("religion",),
+}
+TASK = Task(
+    name="hateful-memes",
+    classes=(
+        TaskClass("hateful", "attacks people for what they are"),
+        TaskClass("not_hateful", "does not attack people for what they are"),
+    ),
+    positive="hateful",
+    policy=(
+        "A meme is hateful when picture and words together attack people for their ethnicity, "
+        "nationality, religion, "
+        "sex, gender, disability or another trait that they cannot shed: by calling them less than "
+        "human or inferior, "
+        "by calling for violence or exclusion, by slurs, or by mocking crimes against them. Attacks "
+        "on opinions, "
+        "parties, companies or single persons for what they did are not hateful, nor is a description or a "
+        "condemnation of hatred."
+    ),
+    questions=(
+        Question(
+            "ethnicity_or_country",
+            "Does the meme attack people for their ethnicity or country?",
+            ("yes", "no"),
+        ),
+        Question(
+            "gender_or_group",
+            "Does the meme attack people for their sex, or people with a disability?",
+            ("yes", "no"),
+        ),
+        Question("religion", "Does the meme attack people for their religion?", ("yes", "no")),
+    ),
+)
+_LABELS = {"0": "not_hateful", "1": "hateful", "not_hateful": "not_hateful", "hateful": "hateful"}
+_FILES = ("train", "dev", "dev_seen", "dev_unseen", "test", "test_seen", "test_unseen")
+
+
+def read(source: Path) -> Source:
+    """The JSON lines of either release (``train``, ``dev*``, ``test*``), those that are there."""
+    found = {name: find_file(source, f"{name}.jsonl", f"{name}.json") for name in _FILES}
+    files = {name: path for name, path in found.items() if path is not None}
+    if not files:
+        raise ManifestError(
+            f"{source} holds none of {list(_FILES)} as .jsonl or .json; give the files' folder"
+        )
+    splits = _splits(files)
+    plan = ", ".join(f"{name} is {split}" for name, split in splits.items())
+    return Source(
+        TASK, _records(files, splits), (f"splits: {plan}; rows without label are written unlabelled",)
+    )
+
+
+def _splits(files: dict[str, Path]) -> dict[str, str]:
+    """Published file -> split. Where no labelled test file came along, the development posts are the test."""
+    tested = any(_labelled(path) for name, path in files.items() if name.startswith("test"))
+    splits = {}
+    for name, path in files.items():
+        if not _labelled(path):
+            splits[name] = "pool"
+        elif name.startswith("dev"):
+            splits[name] = "validation" if tested else "test"
+        else:
+            splits[name] = name.partition("_")[0]
+    return splits
+
+
+def _labelled(path: Path) -> bool:
+    rows = (row for row in read_json_lines(path) if not isinstance(row, Problem))
+    first = next((fields for _, fields in rows), {})
+    return "label" in first or "gold_hate" in first
+
+
+def _records(files: dict[str, Path], splits: dict[str, str]) -> Iterator[Record | Problem]:
+    for name, path in files.items():
+        for row in read_json_lines(path):
+            yield row if isinstance(row, Problem) else _record(path, name, splits[name], row)
+
+
+def _record(path: Path, name: str, split: str, row: tuple[int, dict[str, Any]]) -> Record | Problem:
+    line, fields = row
+    if "id" not in fields:
+        return Problem(line, None, f"{path.name}: no id", "give the file as published")
+    post_id = str(fields["id"])
+    label = _label(fields)
+    if label is not None and label not in TASK.names:
+        return Problem(line, post_id, f"{path.name}: label {label}", "expected 0, 1, hateful or not_hateful")
+    image = path.parent / str(fields["img"]) if fields.get("img") else None
+    extra = {key: value for key, value in fields.items() if key not in ("id", "text", "label")}
+    extra |= {"published_split": name, "split": split}
+    return Record(path, line, post_id, str(fields.get("text") or ""), image, label, _process(fields), extra)
+
+
+def _label(fields: dict[str, Any]) -> str | None:
+    """The class, None where there is no label, or what stands there instead of one."""
+    found = fields.get("gold_hate", fields.get("label"))
+    if isinstance(found, list):
+        found = found[0] if len(found) == 1 else str(found)
+    return None if found is None or found == "" else _LABELS.get(str(found), repr(found))
+
+
+def _process(fields: dict[str, Any]) -> dict[str, str]:
+    if not isinstance(fields.get("gold_pc"), list):
+        return {}
+    attacked = set(map(str, fields["gold_pc"]))
+    return {name: "yes" if attacked & set(groups) else "no" for name, groups in GROUPS.items()}
+
+
+HATEFUL_MEMES = Importer(
+    "hateful-memes",
+    "Hateful Memes, original or fine-grained release (train, dev, test JSON lines and img/)",
+    read,
+)

@@ -1,0 +1,113 @@
+"""MAMI (Fersini et al. 2022): memes, misogynous or not, with four kinds of misogyny as questions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from selftrain.data.importers.base import Importer, Record, Source
+from selftrain.data.manifest import Problem
+from selftrain.data.task import Question, Task, TaskClass
+from selftrain.errors import ManifestError
+
+KINDS = ("shaming", "stereotype", "objectification", "violence")
+TASK = Task(
+    name="mami",
+    classes=(
+        TaskClass("misogynous", "demeans or threatens women"),
+        TaskClass("not_misogynous", "does not demean or threaten women"),
+    ),
+    positive="misogynous",
+    policy=(
+        "A meme is misogynous when picture and words together express contempt for women: by "
+        "shaming a woman for "
+        "her body or her conduct, by fixed ideas of what women are or should do, by treating women "
+        "as things, or by "
+        "playing down or calling for violence against them. Memes in which women merely appear, and "
+        "jokes on couples "
+        "that spare neither side, are not misogynous."
+    ),
+    questions=(
+        Question("shaming", "Does the meme shame a woman for her body or her conduct?", ("yes", "no")),
+        Question("stereotype", "Does the meme rest on a fixed idea of what women are or do?", ("yes", "no")),
+        Question("objectification", "Does the meme treat women as things?", ("yes", "no")),
+        Question("violence", "Does the meme show, play down or call for violence on women?", ("yes", "no")),
+    ),
+)
+_TEXT = "Text Transcription"
+_LABELS = {"1": "misogynous", "0": "not_misogynous"}
+_ANSWERS = {"1": "yes", "0": "no"}
+
+
+def read(source: Path) -> Source:
+    """Tab-separated files with a ``file_name`` column, images beside them; test labels without a header."""
+    found = [source] if source.is_file() else sorted([*source.rglob("*.csv"), *source.rglob("*.tsv")])
+    tables = [path for path in found if _header(path)[:1] == ["file_name"]]
+    if not tables:
+        raise ManifestError(
+            f"{source} holds no tab-separated file with a file_name column; give MAMI's folder"
+        )
+    splits = {path: _split(path) for path in tables}
+    labels = {} if source.is_file() else _test_labels(source)
+    notes = tuple(f"{path.name} is {split}" for path, split in splits.items())
+    return Source(TASK, _records(splits, labels), notes)
+
+
+def _header(path: Path) -> list[str]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return next(csv.reader(file, delimiter="\t"), [])
+
+
+def _split(path: Path) -> str:
+    name = path.stem.lower()
+    return "test" if "test" in name else "trial" if "trial" in name else "train"
+
+
+def _test_labels(source: Path) -> dict[str, list[str]]:
+    """File name -> misogynous and the four kinds, from the files of test labels, which have no header."""
+    labels = {}
+    for path in sorted(source.rglob("*abels*.txt")):
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            labels.update(
+                {
+                    row[0]: row[1:]
+                    for row in csv.reader(file, delimiter="\t")
+                    if len(row) == 1 + 1 + len(KINDS)
+                }
+            )
+    return labels
+
+
+def _records(splits: dict[Path, str], labels: dict[str, list[str]]) -> Iterator[Record | Problem]:
+    for path, split in splits.items():
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, delimiter="\t")
+            for row in rows:
+                yield _record(path, rows.line_num, split, row, labels)
+
+
+def _record(
+    path: Path, line: int, split: str, row: dict[str, str], labels: dict[str, list[str]]
+) -> Record | Problem:
+    name = row["file_name"]
+    marks = [row.get(kind) for kind in ("misogynous", *KINDS)]
+    if marks[0] is None and name in labels:
+        marks = [*labels[name]]
+    if any(mark not in (*_LABELS, None) for mark in marks):
+        return Problem(
+            line, name, f"{path.name}: labels {marks}, expected 0 or 1", "give the file as published"
+        )
+    extra = {"file_name": name, "published_split": split}
+    if split != "trial":
+        # a test set whose labels are held back can only be a pool
+        extra["split"] = "pool" if marks[0] is None else split
+    process = {kind: _ANSWERS[mark] for kind, mark in zip(KINDS, marks[1:], strict=True) if mark is not None}
+    label = None if marks[0] is None else _LABELS[marks[0]]
+    post_id = name if split == "train" else f"{split}-{name}"
+    return Record(path, line, post_id, row.get(_TEXT) or "", path.parent / name, label, process, extra)
+
+
+MAMI = Importer(
+    "mami", "MAMI, memes: misogynous or not, and four kinds (tab-separated files and images)", read
+)

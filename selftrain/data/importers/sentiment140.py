@@ -1,0 +1,79 @@
+"""Sentiment140 (Go et al. 2009): tweets, positive or negative; the CSV, or one text file a class."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from selftrain.data.importers.base import Importer, Record, Source, find_file
+from selftrain.data.manifest import Problem
+from selftrain.data.task import Task, TaskClass
+from selftrain.errors import ManifestError
+
+TASK = Task(
+    name="sentiment140",
+    classes=(
+        TaskClass("positive", "the writer is glad, grateful, amused or hopeful"),
+        TaskClass("negative", "the writer is sad, angry, worried, bored or disappointed"),
+    ),
+    positive="positive",
+    policy=(
+        "Judge the feeling of the person who writes, not the topic. A tweet is positive when the "
+        "writer shows joy, "
+        "thanks, liking, amusement or hope; it is negative when the writer shows sorrow, anger, "
+        "fear, illness, "
+        "boredom or regret. Where both appear, the feeling that the tweet ends on decides."
+    ),
+)
+_FIELDS = ("polarity", "id", "date", "query", "user", "text")
+_LABELS = {"0": "negative", "4": "positive"}
+_NAMES = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.14.csv")
+
+
+def read(source: Path) -> Source:
+    """The CSV (polarity, id, date, query, user, text; Latin-1), or ``positive.txt`` and ``negative.txt``."""
+    files = (
+        {label: find_file(source, f"{label}.txt") for label in _LABELS.values()} if source.is_dir() else {}
+    )
+    if files and all(files.values()):
+        note = "one tweet a line; a tweet that stands in both files is kept with both labels"
+        return Source(
+            TASK, _lines({label: path for label, path in files.items() if path is not None}), (note,)
+        )
+    path = source if source.is_file() else find_file(source, *_NAMES, "*.csv")
+    if path is None:
+        raise ManifestError(f"{source} holds neither positive.txt and negative.txt nor the published CSV")
+    return Source(
+        TASK, _table(path), ("polarity 0 is 'negative', 4 is 'positive'; neutral tweets are left out",)
+    )
+
+
+def _lines(files: dict[str, Path]) -> Iterator[Record | Problem]:
+    for label, path in sorted(files.items()):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+            if line.strip():
+                yield Record(path, number, f"{label}-{number}", line, None, label, {}, {})
+
+
+def _table(path: Path) -> Iterator[Record | Problem]:
+    with path.open(encoding="latin-1", newline="") as file:
+        rows = csv.reader(file)
+        for cells in rows:
+            if len(cells) != len(_FIELDS):
+                reason = f"{len(cells)} cells, expected {len(_FIELDS)}: {', '.join(_FIELDS)}"
+                yield Problem(rows.line_num, None, reason, "give the file as published")
+                continue
+            row = dict(zip(_FIELDS, cells, strict=True))
+            label = _LABELS.get(row["polarity"])
+            if label is None:
+                reason = f"polarity {row['polarity']!r} is neither 0 nor 4"
+                yield Problem(rows.line_num, row["id"], reason, "neutral tweets have no class here")
+                continue
+            text, tweet = row.pop("text"), row.pop("id")
+            yield Record(path, rows.line_num, f"tweet-{tweet}", text, None, label, {}, row)
+
+
+SENTIMENT140 = Importer(
+    "sentiment140", "Sentiment140, tweets: positive or negative (CSV, or two text files)", read
+)

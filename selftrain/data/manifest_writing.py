@@ -1,0 +1,167 @@
+"""Posts out, as a manifest of any of the three formats."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selftrain.data.atomic import replacing
+from selftrain.data.manifest_files import JSON_LINES, JSON_MARK
+from selftrain.data.manifest_rows import COLUMNS, PROCESS_PREFIX
+from selftrain.data.posts import Post
+from selftrain.errors import ManifestError
+
+
+def write_manifest(posts: Iterable[Post], path: Path) -> None:
+    """Writes a manifest, whole or not at all; `read_manifest` gives equal posts back.
+
+    CSV knows only text: there, extra values come back as text (numbers, lists and tables as JSON), and empty
+    ones are absent. In Parquet a None is an absent value.
+
+    Raises:
+        ManifestError: Unknown suffix, an id twice, an image outside the manifest's folder, or an extra field
+            called like a column.
+        OSError: The disk refuses.
+    """
+    path = Path(path)
+    writers = {**dict.fromkeys(JSON_LINES, _write_json), ".csv": _write_csv, ".parquet": _write_parquet}
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise ManifestError(
+            f"{path} ends in {path.suffix!r}; expected one of {sorted(writers)}: choose one of them"
+        )
+    rows = _rows(posts, path.parent)
+    with replacing(path) as part:
+        writer(rows, part)
+
+
+def _rows(posts: Iterable[Post], folder: Path) -> list[dict[str, Any]]:
+    root = os.path.realpath(folder)
+    ids: set[str] = set()
+    rows = []
+    for post in posts:
+        if post.id in ids:
+            raise ManifestError(f"id {post.id!r} stands in two posts; expected it once: rename one")
+        ids.add(post.id)
+        rows.append(_row(post, root))
+    return rows
+
+
+def _row(post: Post, root: str) -> dict[str, Any]:
+    taken = [name for name in post.extra if name in COLUMNS or name.startswith(PROCESS_PREFIX)]
+    if taken:
+        raise ManifestError(
+            f"post {post.id!r} has extra fields {taken}, which are columns of a manifest: rename them"
+        )
+    row: dict[str, Any] = {"id": post.id, "text": post.text}
+    if post.images:
+        row["images"] = [_relative(image, root, post.id) for image in post.images]
+    if post.label is not None:
+        row["label"] = post.label
+    if post.process:
+        row["process"] = dict(post.process)
+    return {**row, **post.extra}
+
+
+def _relative(image: Path, root: str, post_id: str) -> str:
+    relative = os.path.relpath(os.path.realpath(image), root)
+    if relative.startswith(os.pardir + os.sep):
+        raise ManifestError(
+            f"image {image} of post {post_id!r} lies outside the manifest's folder {root}; copy it "
+            f"there first"
+        )
+    return Path(relative).as_posix()
+
+
+def _write_json(rows: Sequence[dict[str, Any]], part: Path) -> None:
+    with part.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(_json(row) + "\n")
+
+
+def _write_csv(rows: Sequence[dict[str, Any]], part: Path) -> None:
+    columns = _columns(rows)
+    with part.open("w", encoding="utf-8", newline="") as file:
+        # every cell in quotes: a bare carriage return or an empty row would not come back otherwise
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(name, row.get(name)) for name in columns] for row in rows)
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if (
+        name == "images"
+        and isinstance(value, list)
+        and not any(";" in one or one != one.strip() or one.startswith("[") for one in value)
+    ):
+        return ";".join(value)
+    return _json(value)
+
+
+def _write_parquet(rows: Sequence[dict[str, Any]], part: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.string()
+    types = {
+        "id": text,
+        "text": text,
+        "images": pa.list_(text),
+        "label": text,
+        "process": pa.map_(text, text),
+    }
+    fields, arrays = [], []
+    for name in _columns(rows):
+        values = [row.get(name) for row in rows]
+        if name == "process":
+            values = [None if value is None else list(value.items()) for value in values]
+        field, array = _arrow(name, values, types.get(name))
+        fields.append(field)
+        arrays.append(array)
+    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), part)
+
+
+def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
+    """A column in its own type where one type holds all its values, else as JSON texts, marked as such."""
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    if kind is not None or (len(kinds) == 1 and kinds <= {str, int, float, bool}):
+        try:
+            array = pa.array(values, type=kind)
+        except (OverflowError, UnicodeError, pa.ArrowInvalid):
+            if kind is not None:
+                raise
+        else:
+            return pa.field(name, array.type), array
+    encoded = [None if value is None else _json(value) for value in values]
+    return pa.field(name, pa.string(), metadata=JSON_MARK), pa.array(encoded, type=pa.string())
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The usual columns first, then the others in the order they are met."""
+    met = dict.fromkeys(name for row in rows for name in row)
+    return [
+        "id",
+        "text",
+        *(name for name in COLUMNS[2:] if name in met),
+        *(n for n in met if n not in COLUMNS),
+    ]
+
+
+def _json(value: object) -> str:
+    """Dates, decimals and the like, which Parquet may hold, are written as their text."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    except ValueError as error:
+        raise ManifestError(
+            f"no JSON can be made of {str(value)[:200]!r}: {error}; expected finite numbers"
+        ) from error

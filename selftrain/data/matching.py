@@ -1,0 +1,169 @@
+"""Whether two posts are copies of each other, looked up without comparing every pair."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.data.image_hashes import HashIndex, ImageHash, hash_images
+from selftrain.data.normalise import normalise_text
+from selftrain.data.posts import Post
+
+FloatArray = npt.NDArray[np.float32]
+Match = Literal["any", "all"]
+COSINE = 0.97
+_CHUNK = 4096
+
+
+class Embeddings(NamedTuple):
+    """Where the feature rows of the posts are found.
+
+    Attributes:
+        rows: Positions -> float32 [n, D]. Positions are relative to the posts (`find_duplicates`), or to
+            test, validation, labelled and pool laid end to end (`separate`, see `in_order`).
+        text: The text block's slice of a row. A block of zeros or NaN stands for no text.
+        threshold: The least cosine of two close texts, in (0, 1].
+    """
+
+    rows: Callable[[Sequence[int]], FloatArray]
+    text: slice
+    threshold: float = COSINE
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a post is compared by: its normalised text, empty for none, and the hashes of its images."""
+
+    text: str
+    images: tuple[ImageHash, ...]
+
+
+class Copy(NamedTuple):
+    """The position of a post that is copied, and by which match (the kinds of `duplicates.Dropped`)."""
+
+    position: int
+    kind: str
+
+
+def traits_of(posts: Sequence[Post], *, workers: int = 0, progress: bool = False) -> list[Traits]:
+    """The traits of each post; an image that several posts use is hashed once."""
+    hashes = hash_images({path for post in posts for path in post.images}, workers=workers, progress=progress)
+    return [
+        Traits(normalise_text(post.text), tuple(hashes[path] for path in post.images if path in hashes))
+        for post in posts
+    ]
+
+
+def close_pairs(
+    embeddings: Embeddings, left: Sequence[int], right: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Positions (l, r), l of `left` and r of `right`, whose texts' cosine reaches the threshold.
+
+    Never holds more than two chunks of unit rows and their products.
+    """
+    for first in range(0, len(left), _CHUNK):
+        ours = left[first : first + _CHUNK]
+        rows = _unit(embeddings, ours)
+        for second in range(0, len(right), _CHUNK):
+            theirs = right[second : second + _CHUNK]
+            # a cosine that is 1 in exact arithmetic may come out a little below
+            near = rows @ _unit(embeddings, theirs).T >= embeddings.threshold - 1e-6
+            for a, b in np.argwhere(near).tolist():
+                yield ours[a], theirs[b]
+
+
+def _unit(embeddings: Embeddings, positions: Sequence[int]) -> FloatArray:
+    block = np.nan_to_num(np.asarray(embeddings.rows(positions), dtype=np.float32)[:, embeddings.text])
+    norms = np.linalg.norm(block, axis=1, keepdims=True)
+    unit: FloatArray = np.divide(block, norms, out=np.zeros_like(block), where=norms > 0)
+    return unit
+
+
+class Reference:
+    """Posts that stay, indexed by text and by image.
+
+    Positions are relative to `traits`; those of `members` are in order of priority, and of several posts that
+    match the first is named.
+    """
+
+    def __init__(self, traits: Sequence[Traits], members: Sequence[int], distance: int) -> None:
+        self._traits = traits
+        self._distance = distance
+        self._rank = {one: rank for rank, one in enumerate(members)}
+        self._texts: dict[str, list[int]] = defaultdict(list)
+        self._digests: dict[bytes, list[int]] = defaultdict(list)
+        self._hashes: dict[int, list[int]] = defaultdict(list)
+        for one in members:
+            if traits[one].text:
+                self._texts[traits[one].text].append(one)
+            for image in traits[one].images:
+                self._digests[image.digest].append(one)
+                if image.perceptual is not None:
+                    self._hashes[image.perceptual].append(one)
+        self._index = HashIndex(self._hashes, distance)
+
+    def copies(self, here: Iterable[int], match: Match, close: dict[int, list[int]]) -> dict[int, Copy]:
+        """Those of `here` that copy a member, with the member; `close` names members of close embeddings."""
+        found = {}
+        for one in here:
+            copy = (
+                self._any(one, close.get(one, [])) if match == "any" else self._all(one, close.get(one, []))
+            )
+            if copy is not None:
+                found[one] = copy
+        return found
+
+    def _any(self, one: int, close: list[int]) -> Copy | None:
+        trait = self._traits[one]
+        ways = [
+            (self._texts.get(trait.text, []), "text"),
+            (
+                [other for image in trait.images for other in self._digests.get(image.digest, [])],
+                "image bytes",
+            ),
+            (self._near(trait), "image"),
+            (close, "embedding"),
+        ]
+        return next(
+            (Copy(min(others, key=self._rank.__getitem__), kind) for others, kind in ways if others), None
+        )
+
+    def _all(self, one: int, close: list[int]) -> Copy | None:
+        trait = self._traits[one]
+        same = {*self._texts.get(trait.text, []), *close}
+        looking = {other for image in trait.images for other in self._digests.get(image.digest, [])}
+        looking.update(self._near(trait))
+        agreeing = [other for other in same | looking if self._agree(one, other, other in same)]
+        return Copy(min(agreeing, key=self._rank.__getitem__), "all") if agreeing else None
+
+    def _agree(self, one: int, other: int, same_text: bool) -> bool:
+        """Whether every modality that both have matches."""
+        ours, theirs = self._traits[one], self._traits[other]
+        if ours.text and theirs.text and not same_text:
+            return False
+        if ours.images and theirs.images:
+            return _same_pictures(ours.images, theirs.images, self._distance)
+        return same_text
+
+    def _near(self, trait: Traits) -> list[int]:
+        hashes = {image.perceptual for image in trait.images if image.perceptual is not None}
+        return [other for one in hashes for found in self._index.near(one) for other in self._hashes[found]]
+
+
+def _same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
+    """Whether each image of the smaller album matches one of the larger."""
+    few, many = sorted((ours, theirs), key=len)
+    return all(any(_same_picture(one, other, distance) for other in many) for one in few)
+
+
+def _same_picture(one: ImageHash, other: ImageHash, distance: int) -> bool:
+    if one.digest == other.digest:
+        return True
+    if one.perceptual is None or other.perceptual is None:
+        return False
+    return (one.perceptual ^ other.perceptual).bit_count() <= distance

@@ -1,0 +1,268 @@
+"""Posts to the four splits: labelled, validation, pool and test.
+
+Every draw uses one ``numpy.random.RandomState(seed)``, in this order: the cut of the larger classes
+(`balance`), each class's order, the labelled posts. Positions are in the posts' order, classes in the
+task's, so the same posts, arguments and seed give the same splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from selftrain.data.draws import LEAST_PER_CLASS, by_class, cut, draw_labelled, require
+from selftrain.data.posts import Post
+from selftrain.data.task import Task
+from selftrain.errors import SplitError
+
+# the copy in the split that stands first stays, see duplicates.separate
+PRIORITY = ("test", "validation", "labelled", "pool")
+SPLIT_NAMES = {
+    "train": "labelled",
+    "labelled": "labelled",
+    "validation": "validation",
+    "pool": "pool",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The four splits; no id stands in two.
+
+    Attributes:
+        names: The task's class names; every label is one of them.
+        labelled: At least two posts of each class.
+        validation: Labelled; chooses the model and the thresholds.
+        pool: Their labels are hidden: `label` is None, and `process` is empty where there was a label.
+        test: Labelled; only measured on. May be empty.
+        truth: Id -> label of the pool posts whose label was hidden. For measuring only, never for training.
+        allow_empty_pool: For training without a loop.
+
+    Raises:
+        SplitError: An id twice, a post without label where one is needed, fewer than two labelled posts of a
+            class, none of a class in the validation split, or an empty pool; with the figures.
+    """
+
+    names: tuple[str, ...]
+    labelled: tuple[Post, ...]
+    validation: tuple[Post, ...]
+    pool: tuple[Post, ...]
+    test: tuple[Post, ...] = ()
+    truth: Mapping[str, str] = field(default_factory=dict)
+    allow_empty_pool: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_ids()
+        for name in ("labelled", "validation", "test"):
+            self._check_labels(name)
+        require(self.labelled, self.names, LEAST_PER_CLASS, "the labelled split")
+        require(self.validation, self.names, 1, "the validation split")
+        if not self.pool and not self.allow_empty_pool:
+            raise SplitError(
+                f"the pool is empty ({self.sizes}); expected at least 1 post: add some or label fewer"
+            )
+
+    def __getitem__(self, name: str) -> tuple[Post, ...]:
+        """The split called "labelled", "validation", "pool" or "test"."""
+        if name not in PRIORITY:
+            raise KeyError(name)
+        posts: tuple[Post, ...] = getattr(self, name)
+        return posts
+
+    @property
+    def sizes(self) -> str:
+        """The four sizes in words, for messages."""
+        return ", ".join(f"{len(self[name]):,} {name}" for name in PRIORITY[::-1])
+
+    def without(self, ids: Collection[str]) -> Splits:
+        """These splits less some posts.
+
+        Raises:
+            SplitError: What is left is too little.
+        """
+        gone = frozenset(ids)
+        left = {name: tuple(post for post in self[name] if post.id not in gone) for name in PRIORITY}
+        return replace(
+            self,
+            labelled=left["labelled"],
+            validation=left["validation"],
+            pool=left["pool"],
+            test=left["test"],
+            truth={post_id: label for post_id, label in self.truth.items() if post_id not in gone},
+        )
+
+    def _check_ids(self) -> None:
+        homes: dict[str, str] = {}
+        for name in PRIORITY:
+            for post in self[name]:
+                first = homes.setdefault(post.id, name)
+                if first != name:
+                    raise SplitError(
+                        f"id {post.id!r} stands in {first} and in {name}; expected one split: remove one"
+                    )
+            ids = {post.id for post in self[name]}
+            if len(ids) < len(self[name]):
+                raise SplitError(
+                    f"{name} holds {len(self[name])} posts but {len(ids)} ids; expected each id once"
+                )
+
+    def _check_labels(self, name: str) -> None:
+        strange = [post for post in self[name] if post.label not in self.names]
+        if strange:
+            raise SplitError(
+                f"{len(strange)} of {len(self[name])} posts of {name} have no label of the task, "
+                f"{strange[0].id!r} "
+                f"with {strange[0].label!r} first; expected one of {list(self.names)}: label them "
+                f"or put them into "
+                "the pool"
+            )
+
+
+def split_by_shares(
+    posts: Sequence[Post],
+    task: Task,
+    shares: Mapping[str, float],
+    *,
+    labelled: int | None = None,
+    balanced: bool = False,
+    balance: bool = False,
+    seed: int = 0,
+    allow_empty_pool: bool = False,
+) -> Splits:
+    """One list of posts to splits; posts without label go to the pool.
+
+    Args:
+        posts: Labelled and unlabelled.
+        task: Its classes.
+        shares: "train", "validation" and, where wanted, "test" -> share, each > 0, their sum 1. Stratified.
+        labelled: How many posts of train keep their label, the rest goes to the pool with its label hidden;
+            None for all.
+        balanced: Draw as many labelled posts of each class, instead of the classes' shares in train.
+        balance: First cut the larger classes down to the smallest.
+        seed: In [0, 2**32).
+
+    Raises:
+        SplitError: The shares are none, or the posts do not suffice.
+    """
+    if (
+        set(shares) not in ({"train", "validation"}, {"train", "validation", "test"})
+        or min(shares.values()) <= 0
+    ):
+        raise SplitError(
+            f'shares {dict(shares)}; expected "train", "validation" and perhaps "test", each above 0'
+        )
+    if abs(sum(shares.values()) - 1) > 1e-9:
+        raise SplitError(
+            f"shares {dict(shares)} add up to {sum(shares.values()):g}; expected 1: correct them"
+        )
+    random = np.random.RandomState(seed)
+    classes = by_class(posts, task.names)
+    if balance:
+        classes = cut(classes, random)
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for members in classes.values():
+        order = [members[one] for one in random.permutation(len(members))]
+        tests = round(shares.get("test", 0.0) * len(order))
+        validations = round(shares["validation"] * len(order))
+        parts["test"] += order[:tests]
+        parts["validation"] += order[tests : tests + validations]
+        parts["train"] += order[tests + validations :]
+    train, validation, test = (
+        [posts[one] for one in sorted(parts[name])] for name in ("train", "validation", "test")
+    )
+    kept, rest = draw_labelled(train, task.names, labelled, balanced, random)
+    pool = [*rest, *(post for post in posts if post.label is None)]
+    return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
+
+
+def split_given(
+    task: Task,
+    train: Sequence[Post],
+    validation: Sequence[Post],
+    pool: Sequence[Post] = (),
+    test: Sequence[Post] = (),
+    *,
+    labelled: int | None = None,
+    balanced: bool = False,
+    seed: int = 0,
+    allow_empty_pool: bool = False,
+) -> Splits:
+    """Splits that somebody else has made. Unlabelled posts of train go to the pool.
+
+    Args:
+        task: Its classes.
+        train: What the labelled posts are drawn from; the rest goes to the pool with its label hidden.
+        validation: Labelled posts.
+        pool: Any posts; their labels are hidden.
+        test: Labelled posts.
+        labelled: How many posts of train keep their label; None for all.
+        balanced: Draw as many labelled posts of each class, instead of the classes' shares in train.
+        seed: In [0, 2**32).
+
+    Raises:
+        SplitError: The posts do not suffice, or an id stands in two splits.
+    """
+    random = np.random.RandomState(seed)
+    known = [post for post in train if post.label is not None]
+    kept, rest = draw_labelled(known, task.names, labelled, balanced, random)
+    unknown = [post for post in train if post.label is None]
+    return _assemble(
+        task, kept, validation, [*rest, *unknown, *pool], test, allow_empty_pool=allow_empty_pool
+    )
+
+
+def split_by_column(
+    posts: Sequence[Post],
+    task: Task,
+    *,
+    column: str = "split",
+    labelled: int | None = None,
+    balanced: bool = False,
+    seed: int = 0,
+    allow_empty_pool: bool = False,
+) -> Splits:
+    """Splits as a field of the manifest names them: labelled or train, validation, pool, test.
+
+    Raises:
+        SplitError: A post whose field is missing or none of these, or as `split_given`.
+    """
+    parts: dict[str, list[Post]] = {name: [] for name in PRIORITY}
+    strange = [post for post in posts if post.extra.get(column) not in SPLIT_NAMES]
+    if strange:
+        raise SplitError(
+            f"{len(strange)} of {len(posts)} posts have no known {column!r}, {strange[0].id!r} with "
+            f"{strange[0].extra.get(column)!r} first; expected one of {list(SPLIT_NAMES)}: correct the column"
+        )
+    for post in posts:
+        parts[SPLIT_NAMES[post.extra[column]]].append(post)
+    return split_given(
+        task,
+        parts["labelled"],
+        parts["validation"],
+        parts["pool"],
+        parts["test"],
+        labelled=labelled,
+        balanced=balanced,
+        seed=seed,
+        allow_empty_pool=allow_empty_pool,
+    )
+
+
+def _assemble(
+    task: Task,
+    labelled: Sequence[Post],
+    validation: Sequence[Post],
+    pool: Sequence[Post],
+    test: Sequence[Post],
+    *,
+    allow_empty_pool: bool,
+) -> Splits:
+    truth = {post.id: post.label for post in pool if post.label is not None}
+    # answers to the questions would tell the label that is being hidden
+    hidden = tuple(post if post.label is None else replace(post, label=None, process={}) for post in pool)
+    return Splits(
+        task.names, tuple(labelled), tuple(validation), hidden, tuple(test), truth, allow_empty_pool
+    )
