@@ -1,4 +1,4 @@
-"""The PNU losses against published numbers, against a second reading of the formulas, and at their edges."""
+"""The PNU losses against published numbers and against a second reading of the formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pnu_reference import reference_loss
 
-from losses import BatchError, Group, LossError, PNULoss, SettingError
+from losses import Group, PNULoss
 
 FORMS = ("article", "paper", "sakai", "nnpu", "upu", "pn")
 P, N, AP, AN, D = Group
@@ -205,121 +205,3 @@ def test_nu_risk_mirrors_the_pu_risk():
     forward = value([4.0, 3.0, -5.0, 0.3], [P, P, D, D], form="nnpu", balance=0.1, theta=0.3)
     mirrored = value([-4.0, -3.0, 5.0, -0.3], [N, N, D, D], form="nnpu", balance=-0.1, theta=0.7)
     assert forward == pytest.approx(mirrored, rel=1e-12)
-
-
-# ---------------------------------------------------------------- edges
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("balance", [-0.5, 0.5])
-def test_without_divergent_posts_only_the_labelled_ones_pull(form, balance):
-    """The literal formula pushes labelled posts to the wrong side (nnpu) or sinks without bound (sakai)."""
-    loss = PNULoss(form=form, balance=balance)
-    groups = [P, P, N, N, AP, AN]
-    output = loss(torch.tensor(LOGITS[:6]), torch.tensor(groups))
-    slope = gradient(loss, LOGITS[:6], groups)
-    assert output.parts["unlabelled"] == output.parts["bracket"] == output.parts["clipped"] == 0
-    assert (slope[:2] <= 0).all()
-    assert (slope[2:4] >= 0).all()
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_permuting_the_batch_changes_nothing(form):
-    loss = PNULoss(form=form, theta=0.3)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(7))
-    z = torch.tensor(LOGITS, dtype=torch.float64)
-    weights = torch.arange(1, 9, dtype=torch.float64)
-    straight, mixed = loss(z, GROUPS, weights=weights), loss(z[order], GROUPS[order], weights=weights[order])
-    assert float(straight.loss) == pytest.approx(float(mixed.loss), rel=1e-12)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_whole_weights_count_like_repeated_posts(form):
-    loss = PNULoss(form=form, theta=0.3)
-    z = torch.tensor(LOGITS, dtype=torch.float64)
-    counts = torch.tensor([3, 1, 2, 1, 1, 2, 1, 4])
-    weighted = loss(z, GROUPS, weights=counts)
-    repeated = loss(z.repeat_interleave(counts), GROUPS.repeat_interleave(counts))
-    assert float(weighted.loss) == pytest.approx(float(repeated.loss), rel=1e-12)
-
-
-def test_only_ratios_of_weights_count_even_at_the_end_of_the_number_range():
-    z = torch.tensor(LOGITS)
-    plain = PNULoss()(z, GROUPS).loss
-    assert float(PNULoss()(z, GROUPS, weights=torch.full((8,), 3e38)).loss) == pytest.approx(float(plain))
-
-
-def test_a_target_of_a_post_that_is_not_agreed_is_not_read():
-    z = torch.tensor(LOGITS)
-    targets = torch.tensor([math.nan, 7, -1, math.inf, 0.67, 0.33, math.nan, 9])
-    assert torch.equal(PNULoss()(z, GROUPS, targets).loss, PNULoss()(z, GROUPS).loss)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_half_precision_is_widened_and_under_autocast_too(dtype):
-    logits = torch.tensor(LOGITS).to(dtype)
-    wide = PNULoss(form="paper")(logits.double(), GROUPS).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = PNULoss(form="paper")(logits, GROUPS).loss
-    assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(float(wide), rel=1e-5)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_an_empty_batch_is_zero_and_can_be_descended(form):
-    logits = torch.zeros(0, requires_grad=True)
-    loss = PNULoss(form=form)(logits, torch.zeros(0, dtype=torch.int8)).loss
-    loss.backward()
-    assert float(loss) == 0
-    assert logits.grad.shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("configuration", "message"),
-    [
-        ({"theta": 0.0}, r"theta is 0.0: expected a number strictly between 0 and 1"),
-        ({"theta": 1.0}, r"theta is 1.0"),
-        ({"theta": math.nan}, r"theta is nan"),
-        ({"balance": 1.2}, r"balance is 1.2: expected one in \[-1, 1\]"),
-        ({"form": "puu"}, r"form is 'puu': expected one of article, paper"),
-        ({"surrogate": "hinge"}, r"surrogate is 'hinge'"),
-        ({"lambda_u": -1.0}, r"lambda_u is -1.0: expected a finite number >= 0"),
-        ({"lambda_soft": math.inf}, r"lambda_soft is inf"),
-        ({"labelled_prior": 0.0}, r"labelled_prior is 0.0"),
-        ({"soft_positive": 1.1}, r"soft_positive is 1.1"),
-        ({"soft_negative": -0.1}, r"soft_negative is -0.1"),
-        ({"beta": -0.1}, r"beta is -0.1"),
-        ({"gamma": 2.0}, r"gamma is 2.0"),
-        ({"form": "nnpu", "balance": 0.0}, r"balance is 0 under form 'nnpu'"),
-        ({"form": "paper", "lambda_soft": 0.5}, r"lambda_soft is 0.5 under form 'paper'"),
-        ({"form": "sakai", "lambda_u": 0.5}, r"lambda_u is 0.5 under form 'sakai'"),
-    ],
-)
-def test_bad_settings_are_refused(configuration, message):
-    with pytest.raises(SettingError, match=message):
-        PNULoss(**configuration)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"logits": torch.zeros(8, 1)}, r"logits have shape \(8, 1\)"),
-        ({"logits": torch.zeros(8, dtype=torch.int64)}, r"expected floats \[B\]"),
-        ({"groups": torch.zeros(7, dtype=torch.int64)}, r"groups have shape \(7,\), logits \(8,\)"),
-        ({"groups": torch.zeros(8)}, r"groups have type torch.float32: expected integers"),
-        ({"groups": torch.full((8,), 5)}, r"group 5 is unknown: expected one of 0 POSITIVE"),
-        ({"groups": torch.full((8,), -1, dtype=torch.int8)}, r"group -1 is unknown"),
-        ({"targets": torch.zeros(3)}, r"targets have shape \(3,\)"),
-        ({"targets": torch.full((8,), 1.5)}, r"soft target 1.5: expected a number in \[0, 1\]"),
-        ({"targets": torch.full((8,), math.nan)}, r"soft target nan"),
-        ({"weights": torch.ones(2)}, r"weights have shape \(2,\)"),
-        ({"weights": torch.full((8,), -2.0)}, r"weight -2.0 is negative"),
-        ({"weights": torch.full((8,), math.nan)}, r"weight nan is not finite"),
-        ({"weights": torch.full((8,), math.inf)}, r"weight inf is not finite"),
-    ],
-)
-def test_bad_batches_are_refused(arguments, message):
-    with pytest.raises(BatchError, match=message) as caught:
-        PNULoss()(**{"logits": torch.tensor(LOGITS), "groups": GROUPS, **arguments})
-    assert isinstance(caught.value, LossError)
-    assert isinstance(caught.value, ValueError)
