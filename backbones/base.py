@@ -63,7 +63,7 @@ class FeatureLayout(NamedTuple):
 class EncodeFailure(NamedTuple):
     """A post that could not be encoded: its position in the sequence given, and why."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of that name, which nobody calls
     reason: str
 
 
@@ -91,10 +91,10 @@ class Backbone(Protocol):
         ...
 
     @property
-    def module(self) -> Any:
+    def module(self) -> Any:  # noqa: ANN401 -- torch is not imported here
         """The ``torch.nn.Module`` whose ``forward(inputs)`` gives rows [B, D] with gradients."""
         ...
 
-    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> Any:
+    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> Any:  # noqa: ANN401
         """Posts to the `inputs` of `module` (a dict of tensors and index lists, movable to a device)."""
         ...

