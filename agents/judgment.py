@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from .errors import JudgmentError
+from .records import checked, rounded
 
 
 class PostLike(Protocol):
@@ -62,9 +65,41 @@ class Judgment:
 
     def __post_init__(self) -> None:
         if (self.state is State.LABEL) != (self.label is not None):
-            raise ValueError(f"a judgment in state {self.state} with label {self.label!r}: only 'label' has one")
+            raise JudgmentError(
+                f"a judgment in state {self.state} with label {self.label!r}: only 'label' has one"
+            )
         if (self.probability is not None) and (self.label is None or not 0.0 <= self.probability <= 1.0):
-            raise ValueError(f"probability {self.probability!r} with label {self.label!r}: expected one in [0, 1]")
+            raise JudgmentError(
+                f"probability {self.probability!r} with label {self.label!r}: expected one in [0, 1]"
+            )
+        if self.step < 0:
+            raise JudgmentError(f"step {self.step}: expected 0 (alone) or later")
+
+    def to_json(self) -> dict[str, Any]:
+        """A record of JSON values, floats rounded to `records.DECIMALS` places."""
+        return {
+            "agent": self.agent,
+            "step": self.step,
+            "state": str(self.state),
+            "label": self.label,
+            "probability": rounded(self.probability),
+            "rationale": self.rationale,
+            "source": self.source,
+            "details": rounded(self.details),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Judgment:
+        """The judgment of a record.
+
+        Raises:
+            JudgmentError: A missing or unknown key, a value of the wrong type, an unknown state, a label in
+                a state that has none, a probability outside [0, 1].
+        """
+        fields = checked(record, _JUDGMENT_TYPES, "judgment")
+        if fields["state"] not in State:
+            raise JudgmentError(f"unknown state {fields['state']!r}: expected one of {list(map(str, State))}")
+        return cls(**{**fields, "state": State(fields["state"]), "details": dict(fields["details"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +140,33 @@ class Verdict:
         last = [self.last(agent) for agent in self.agents]
         return bool(last) and all(j is not None and j.label == self.classifier_label for j in last)
 
+    def to_json(self) -> dict[str, Any]:
+        """A record of JSON values; `consistent` stands in it for the reader's sake."""
+        return {
+            "post_id": self.post_id,
+            "classifier_label": self.classifier_label,
+            "classifier_probability": rounded(self.classifier_probability),
+            "consistent": self.consistent,
+            "judgments": [judgment.to_json() for judgment in self.judgments],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Verdict:
+        """The verdict of a record.
+
+        Raises:
+            JudgmentError: As `Judgment.from_json`, or `consistent` contradicts the judgments.
+        """
+        fields = checked(record, _VERDICT_TYPES, "verdict")
+        stated = fields.pop("consistent")
+        judgments = tuple(Judgment.from_json(judgment) for judgment in fields.pop("judgments"))
+        verdict = cls(judgments=judgments, **fields)
+        if verdict.consistent != stated:
+            raise JudgmentError(
+                f"verdict on {verdict.post_id!r}: consistent = {stated} stands against its judgments"
+            )
+        return verdict
+
 
 class LabelledPost(Protocol):
     """A post whose label is known (or trusted), to learn from and to be measured on."""
@@ -119,11 +181,38 @@ class LabelledPost(Protocol):
     def label(self) -> str | None: ...
 
 
-class Agent(Protocol):
-    """One role. Batches in, one judgment a candidate out, in the same order."""
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A pseudo-labelled post from which the agents learn beside the labelled ones.
 
-    role: str
-    simulated: bool
+    Attributes:
+        post: The post.
+        label: Its pseudo-label.
+        target: Probability of `label`, in (0, 1]; the rest is spread evenly over the other classes.
+        weight: How much the post counts beside a labelled one, above 0.
+    """
+
+    post: PostLike
+    label: str
+    target: float = 1.0
+    weight: float = 1.0
+
+
+class Agent(Protocol):
+    """One role. Batches in, one judgment a candidate out, in the same order.
+
+    An agent that answers over a network runs its calls concurrently inside; batches stay the interface.
+    """
+
+    @property
+    def role(self) -> str:
+        """The name under which it judges: "reviewer", "user"."""
+        ...
+
+    @property
+    def simulated(self) -> bool:
+        """True when the answers are drawn from the labels instead of from the posts."""
+        ...
 
     def judge(self, posts: Sequence[PostLike]) -> Sequence[Judgment]:
         """Step 0: each post alone; the classifier's label is not seen."""
@@ -134,3 +223,46 @@ class Agent(Protocol):
     ) -> Sequence[Judgment]:
         """Step 1: again, with the classifier's label, its own first words and the other agent's."""
         ...
+
+    def describe(self) -> dict[str, Any]:
+        """What answers and how, in JSON values, for the run's environment file."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """An agent that learns from the posts of this run, again in each round."""
+
+    def learn(
+        self,
+        labelled: Sequence[LabelledPost],
+        *,
+        accepted: Sequence[Accepted] = (),
+        pool: Sequence[PostLike] = (),
+    ) -> None:
+        """Forget what was learned and learn anew; `pool` posts are seen without labels."""
+        ...
+
+    def recall(self, labelled: Sequence[LabelledPost]) -> Sequence[Judgment]:
+        """Judge posts of known label as if none of them had been learned from (out of fold)."""
+        ...
+
+
+_NUMBER = (int, float)
+_JUDGMENT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "agent": str,
+    "step": int,
+    "state": str,
+    "label": (str, type(None)),
+    "probability": (int, float, type(None)),
+    "rationale": str,
+    "source": str,
+    "details": Mapping,
+}
+_VERDICT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "post_id": str,
+    "classifier_label": str,
+    "classifier_probability": _NUMBER,
+    "consistent": bool,
+    "judgments": list,
+}

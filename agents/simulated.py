@@ -1,0 +1,132 @@
+"""Agents drawn from a confusion matrix over known labels, to plan with: what if an agent were this good?
+
+Their answers come from the labels, so every run with them says `simulated`. A draw depends on (seed, role,
+post id) alone: not on the batch, the order or the number of calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import SimulationError
+from .judgment import Candidate, Judgment, PostLike, State
+
+SOURCE = "simulated"
+
+
+class SimulatedAgent:
+    """One role whose answers follow a confusion matrix.
+
+    Args:
+        role: "reviewer" or "user".
+        answers: Post id -> true label; a post that is not in it is `failed`.
+        confusion: True label -> answer -> probability; each row sums to 1.
+        abstention: Share of posts on which the agent abstains, in [0, 1].
+        failure: Share of posts on which the call fails, in [0, 1]; with `abstention` at most 1.
+        shared: Share of posts, in [0, 1], on which the role draws the number that all roles of this seed
+            draw there, so that they err together; 0 makes them independent given the label.
+        seed: With role and post id, fixes every draw.
+
+    Raises:
+        SimulationError: A row that is no distribution, a rate outside its range, a label without a row.
+    """
+
+    simulated = True
+
+    def __init__(
+        self,
+        role: str,
+        answers: Mapping[str, str],
+        confusion: Mapping[str, Mapping[str, float]],
+        *,
+        abstention: float = 0.0,
+        failure: float = 0.0,
+        shared: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        for true, row in confusion.items():
+            if not row or min(row.values()) < 0 or not math.isclose(sum(row.values()), 1.0, abs_tol=1e-9):
+                raise SimulationError(f"confusion of {true!r}: {dict(row)} is no distribution")
+        rates = (abstention, failure, shared, abstention + failure)
+        if not all(0.0 <= rate <= 1.0 for rate in rates):
+            raise SimulationError(
+                f"abstention {abstention}, failure {failure}, shared {shared}: not in [0, 1]"
+            )
+        if missing := sorted(set(answers.values()) - set(confusion)):
+            raise SimulationError(f"no row of the confusion matrix for {missing}")
+        self.role = role
+        self._answers, self._confusion = dict(answers), {t: dict(row) for t, row in confusion.items()}
+        self._abstention, self._failure, self._shared, self._seed = abstention, failure, shared, seed
+
+    def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
+        """Step 0: a draw for each post."""
+        return [self._draw(post.id, 0) for post in posts]
+
+    def reconsider(
+        self, candidates: Sequence[Candidate], own: Sequence[Judgment], other: Sequence[Judgment]
+    ) -> list[Judgment]:
+        """Step 1: the same draw again; the matrix describes what the agent says in the end."""
+        return [self._draw(candidate.post.id, 1) for candidate in candidates]
+
+    def describe(self) -> dict[str, Any]:
+        """The parameters, in JSON values."""
+        return {
+            "role": self.role,
+            "source": SOURCE,
+            "simulated": True,
+            "confusion": self._confusion,
+            "abstention": self._abstention,
+            "failure": self._failure,
+            "shared": self._shared,
+            "seed": self._seed,
+        }
+
+    def _draw(self, post_id: str, step: int) -> Judgment:
+        true = self._answers.get(post_id)
+        fate = self._uniform("fate", self.role, post_id)
+        if true is None or fate < self._failure:
+            return self._judgment(step, State.FAILED, None, None, "Simulated failure.")
+        if fate < self._failure + self._abstention:
+            return self._judgment(step, State.ABSTAIN, None, None, "Simulated abstention.")
+        together = self._uniform("together", self.role, post_id) < self._shared
+        place = self._uniform("answer", "" if together else f"role {self.role}", post_id)
+        # the right answer comes first: with one shared number, the agent that errs less errs within the other
+        row = sorted(self._confusion[true].items(), key=lambda item: (item[0] != true, item[0]))
+        label = row[-1][0]
+        for name, probability in row:
+            if place < probability:
+                label = name
+                break
+            place -= probability
+        words = "Drawn from a confusion matrix over known labels."
+        return self._judgment(step, State.LABEL, label, self._posterior(label), words)
+
+    def _posterior(self, label: str) -> float:
+        """Probability of `label` given that the agent says it, classes being equally frequent."""
+        says = {true: row.get(label, 0.0) for true, row in self._confusion.items()}
+        return says.get(label, 0.0) / sum(says.values())
+
+    def _uniform(self, *key: str) -> float:
+        """A number in [0, 1) that depends on the seed and the key alone."""
+        material = "\0".join((str(self._seed), *key)).encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.sha256(material).digest()[:7], "big") / 2**56
+
+    def _judgment(
+        self, step: int, state: State, label: str | None, probability: float | None, rationale: str
+    ) -> Judgment:
+        return Judgment(self.role, step, state, label, probability, rationale, SOURCE)
+
+
+def symmetric(classes: Sequence[str], accuracy: float) -> dict[str, dict[str, float]]:
+    """Confusion matrix of an agent right with probability `accuracy`, its errors spread evenly.
+
+    Raises:
+        SimulationError: Fewer than two classes, or `accuracy` outside [0, 1].
+    """
+    if len(set(classes)) < 2 or not 0.0 <= accuracy <= 1.0:
+        raise SimulationError(f"{len(set(classes))} classes, accuracy {accuracy}")
+    wrong = (1.0 - accuracy) / (len(classes) - 1)
+    return {true: {name: accuracy if name == true else wrong for name in classes} for true in classes}

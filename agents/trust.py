@@ -1,0 +1,155 @@
+"""How far agents can be trusted: their answers on posts of known label.
+
+An agent that learned from these posts is judged out of fold (`Panel.recall`), never on what it has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from .errors import JudgmentError
+from .judgment import Judgment, LabelledPost, State
+from .records import rounded
+from .review import Panel
+
+Z = 1.959963984540054
+"""97.5 % point of the normal distribution: intervals are at 95 %."""
+
+
+class Interval(NamedTuple):
+    """A share and its 95 % Wilson interval, all in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTrust:
+    """One agent on posts of known label.
+
+    Attributes:
+        confusion: True class -> answer -> count; the answers are the classes, "abstain" and "failed", which
+            stand under `ABSTAINED` and `FAILED` so that no class name can meet them.
+        answered: Posts that got a label.
+        accuracy: Right answers among those answered.
+        balanced: Mean over the classes of the right answers among those answered; its interval joins the
+            classes' Wilson intervals by the variances they stand for.
+    """
+
+    confusion: Mapping[str, Mapping[str, int]]
+    answered: int
+    accuracy: Interval
+    balanced: Interval
+
+    @property
+    def near_chance(self) -> bool:
+        """True when the interval of the balanced accuracy holds chance, 1 / classes, or lies below it."""
+        return self.balanced.low <= 1 / len(self.confusion)
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """All agents, and Cohen's kappa of each pair over the posts that both labelled (None: fewer than two)."""
+
+    agents: Mapping[str, AgentTrust]
+    kappa: Mapping[tuple[str, str], float | None]
+    simulated: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A record of JSON values; pairs are written "reviewer/user"."""
+        record = {
+            "simulated": self.simulated,
+            "agents": {
+                role: {
+                    "confusion": one.confusion,
+                    "answered": one.answered,
+                    "accuracy": one.accuracy._asdict(),
+                    "balanced_accuracy": one.balanced._asdict(),
+                    "near_chance": one.near_chance,
+                }
+                for role, one in self.agents.items()
+            },
+            "kappa": {"/".join(pair): value for pair, value in self.kappa.items()},
+        }
+        return {key: rounded(value) for key, value in record.items()}
+
+
+ABSTAINED, FAILED = "(abstain)", "(failed)"
+
+
+def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> Trust:
+    """Figures on `labelled`, every one of which has a label.
+
+    Raises:
+        JudgmentError: No post, or a post without a label.
+    """
+    truth = [post.label for post in labelled]
+    if not truth or None in truth:
+        raise JudgmentError(f"{len(truth)} posts, {truth.count(None)} of them without a label")
+    known = [str(label) for label in truth]
+    answers = panel.recall(labelled)
+    return Trust(
+        agents={role: _agent(known, given) for role, given in answers.items()},
+        kappa={(a, b): kappa(answers[a], answers[b]) for a, b in combinations(answers, 2)},
+        simulated=panel.simulated,
+    )
+
+
+def _agent(truth: Sequence[str], answers: Sequence[Judgment]) -> AgentTrust:
+    classes = sorted(set(truth))
+    given = [_answer(judgment) for judgment in answers]
+    columns = [*dict.fromkeys([*classes, *sorted(set(given) - {ABSTAINED, FAILED})]), ABSTAINED, FAILED]
+    confusion = {t: dict.fromkeys(columns, 0) for t in classes}
+    for true, answer in zip(truth, given, strict=True):
+        confusion[true][answer] += 1
+    totals = {
+        t: sum(n for a, n in row.items() if a not in (ABSTAINED, FAILED)) for t, row in confusion.items()
+    }
+    shares = [wilson(confusion[t][t], totals[t]) for t in classes]
+    right = sum(confusion[t][t] for t in classes)
+    return AgentTrust(confusion, sum(totals.values()), wilson(right, sum(totals.values())), _mean(shares))
+
+
+def _answer(judgment: Judgment) -> str:
+    if judgment.label is not None:
+        return judgment.label
+    return FAILED if judgment.state is State.FAILED else ABSTAINED
+
+
+def wilson(right: int, total: int) -> Interval:
+    """Share `right` / `total` with its 95 % Wilson interval; [0, 1] around one half when `total` is 0."""
+    if total == 0:
+        return Interval(0.5, 0.0, 1.0)
+    share, square = right / total, Z * Z
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    half = Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _mean(shares: Sequence[Interval]) -> Interval:
+    """Mean of independent shares; each side's distances add up in squares (Newcombe's hybrid score)."""
+    count = len(shares)
+    value = sum(share.value for share in shares) / count
+    below = math.sqrt(sum((share.value - share.low) ** 2 for share in shares)) / count
+    above = math.sqrt(sum((share.high - share.value) ** 2 for share in shares)) / count
+    return Interval(value, max(0.0, value - below), min(1.0, value + above))
+
+
+def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None:
+    """Cohen's kappa over posts that both labelled; None below two such posts or without any variation."""
+    both = zip(first, second, strict=True)
+    pairs = [(a.label, b.label) for a, b in both if a.label is not None and b.label is not None]
+    if len(pairs) < 2:
+        return None
+    labels = {label for pair in pairs for label in pair}
+    agree = sum(a == b for a, b in pairs) / len(pairs)
+    chance = (
+        sum(sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) for label in labels)
+        / len(pairs) ** 2
+    )
+    return None if chance == 1 else (agree - chance) / (1 - chance)

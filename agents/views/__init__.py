@@ -1,0 +1,1 @@
+"""What an offline agent looks at: words, character n-grams, image neighbours."""
