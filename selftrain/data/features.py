@@ -1,0 +1,196 @@
+"""The feature cache: each post's row is computed once per backbone, and shared by all runs.
+
+A row is addressed by what was encoded, not by what it was called: the backbone's fingerprint, the text, and
+the bytes of the images. Renaming a file or an id is a hit; changing one pixel is a miss.
+
+Shape legend: ``N`` posts given, ``n`` positions asked for, ``D`` width of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from backbones.base import Backbone, FeatureLayout, FloatArray, PostLike
+from backbones.errors import ImageError
+from backbones.images import check_image
+from selftrain.data.feature_store import FeatureStore
+
+# In batches. A kill loses at most one write's work; texts are sorted by length within one.
+_IMAGES_PER_WRITE = 4
+_POSTS_PER_WRITE = 32
+
+IntArray = npt.NDArray[np.int64]
+
+
+class FeatureTable:
+    """Rows of the posts given to `extract_features`, read from disk at each call.
+
+    Positions are relative to the posts given. Memory does not grow with the table: only an index is held.
+
+    Attributes:
+        layout: Where the blocks of a row lie.
+        failed: Post id -> reason, for the posts that have no row; theirs read as NaN.
+    """
+
+    def __init__(self, store: FeatureStore, numbers: IntArray, failed: Mapping[str, str]) -> None:
+        self.layout: FeatureLayout = store.layout
+        self.failed: dict[str, str] = dict(failed)
+        self._store = store
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def rows(self, positions: npt.ArrayLike) -> FloatArray:
+        """Rows [n, D] at `positions`, in that order; repeats are allowed.
+
+        Raises:
+            IndexError: a position outside [0, N).
+            CacheError: the cache was removed or damaged meanwhile.
+        """
+        wanted = np.asarray(positions, dtype=np.int64).reshape(-1)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(
+                f"positions in [{wanted.min()}, {wanted.max()}]; the table holds {len(self)} posts"
+            )
+        return self._store.read(self._numbers[wanted])
+
+    def chunks(
+        self, size: int, positions: npt.ArrayLike | None = None
+    ) -> Iterator[tuple[IntArray, FloatArray]]:
+        """(positions [n], rows [n, D]), n at most `size`, in order; all posts when `positions` is None."""
+        if size < 1:
+            raise ValueError(f"chunks of {size} rows; expected at least 1")
+        wanted = (
+            np.arange(len(self)) if positions is None else np.asarray(positions, dtype=np.int64).reshape(-1)
+        )
+        for start in range(0, len(wanted), size):
+            part = wanted[start : start + size]
+            yield part, self.rows(part)
+
+
+class _Addressed(NamedTuple):
+    """A post's key, or why it has none."""
+
+    key: bytes
+    reason: str
+
+
+def extract_features(
+    posts: Sequence[PostLike],
+    backbone: Backbone,
+    cache_root: Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
+) -> FeatureTable:
+    """Rows of `posts`, computed where the cache has none.
+
+    Rows are stored as they are computed, so a killed extraction goes on where it was. Two processes may fill
+    one cache: the second waits, then computes only what is still missing. A post with an unreadable image
+    is reported in `failed` and tried again next time.
+
+    Args:
+        posts: N posts with distinct ids.
+        backbone: Computes what is missing.
+        cache_root: Folder of all caches; each backbone fingerprint has a folder in it.
+        batch_size: Handed to the backbone; also sets how much is stored at once.
+        workers: Threads that read and decode images; 0 uses the calling one.
+        progress: Draw a bar over the posts computed.
+
+    Raises:
+        CacheError: the cache is of another backbone, damaged, or the disk is full.
+    """
+    fingerprint = backbone.fingerprint()
+    store = FeatureStore(Path(cache_root) / fingerprint[:16], fingerprint, backbone.layout)
+    # --- address every post
+    addressed = _address(posts, workers)
+    failed = {post.id: a.reason for post, a in zip(posts, addressed, strict=True) if a.reason}
+    # --- compute what is missing
+    known = store.index()
+    if any(a.key not in known for a in addressed if not a.reason):
+        with store.writing():
+            refused = _fill(
+                store, posts, addressed, backbone, batch_size=batch_size, workers=workers, progress=progress
+            )
+        failed |= {p.id: refused[a.key] for p, a in zip(posts, addressed, strict=True) if a.key in refused}
+        known = store.index()
+    # --- point at the rows
+    numbers = np.array([known.get(a.key, -1) for a in addressed], dtype=np.int64)
+    return FeatureTable(store, numbers, failed)
+
+
+def _fill(
+    store: FeatureStore,
+    posts: Sequence[PostLike],
+    addressed: Sequence[_Addressed],
+    backbone: Backbone,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+) -> dict[bytes, str]:
+    """Compute and store the missing rows; key -> reason of the posts that could not be encoded."""
+    known = store.index()  # again, now that the lock is held: another process may have filled it
+    missing: dict[bytes, PostLike] = {}
+    for post, (key, reason) in zip(posts, addressed, strict=True):
+        if not reason and key not in known:
+            missing.setdefault(key, post)
+    refused: dict[bytes, str] = {}
+    with tqdm(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar:
+        for part in _parts(missing, batch_size):
+            encoded = backbone.encode([missing[key] for key in part], batch_size=batch_size, workers=workers)
+            reasons = {failure.index: failure.reason for failure in encoded.failures}
+            for index in np.flatnonzero(~np.isfinite(encoded.rows).all(axis=1)).tolist():
+                reasons.setdefault(index, f"{backbone.name} gave features that are not finite")
+            refused |= {part[index]: reason for index, reason in reasons.items()}
+            kept = [index for index in range(len(part)) if index not in reasons]
+            store.append([part[index] for index in kept], encoded.rows[kept])
+            bar.update(len(part))
+    return refused
+
+
+def _parts(missing: Mapping[bytes, PostLike], batch_size: int) -> Iterator[list[bytes]]:
+    """Keys in the order given, so many a write that neither posts nor images are too many."""
+    part: list[bytes] = []
+    images = 0
+    for key, post in missing.items():
+        part.append(key)
+        images += len(post.images)
+        if len(part) >= _POSTS_PER_WRITE * batch_size or images >= _IMAGES_PER_WRITE * batch_size:
+            yield part
+            part, images = [], 0
+    if part:
+        yield part
+
+
+def _address(posts: Sequence[PostLike], workers: int) -> list[_Addressed]:
+    if workers < 1 or not any(post.images for post in posts):
+        return [_address_one(post) for post in posts]
+    with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
+        return list(pool.map(_address_one, posts))
+
+
+def _address_one(post: PostLike) -> _Addressed:
+    """SHA-256 over the text and the images' contents; the header check spares hashing what is no image."""
+    text = post.text.encode("utf-8", "surrogatepass")
+    digest = hashlib.sha256(b"%d %d\n" % (len(text), len(post.images)) + text)
+    for path in post.images:
+        try:
+            check_image(path)
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except ImageError as error:
+            return _Addressed(b"", str(error))
+        except OSError as error:
+            return _Addressed(b"", f"{path}: {error.strerror}; check that the file can be read")
+    return _Addressed(digest.digest(), "")

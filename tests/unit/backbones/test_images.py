@@ -1,0 +1,139 @@
+"""Hostile and unusual image files."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbones.errors import ImageError
+from backbones.images import MAX_PIXELS, check_image, open_image
+
+
+def bomb_png(path, width, height):
+    """A few bytes whose header promises width x height pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize(("width", "height"), [(8_000, 8_000), (12_000, 12_000), (100_000, 100_000)])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, width, height):
+    path = bomb_png(tmp_path / "bomb.png", width, height)
+    for refuse in (check_image, open_image):
+        with pytest.raises(ImageError, match=r"bomb\.png.*pixels"):
+            refuse(path)
+
+
+def test_the_limit_is_an_argument_and_is_inclusive(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (20, 10)).save(path)
+    assert check_image(path, max_pixels=200)[:2] == (20, 10)
+    with pytest.raises(ImageError, match=r"20 x 10 = 200 pixels; at most 199"):
+        open_image(path, max_pixels=199)
+    assert MAX_PIXELS == 50_000_000
+
+
+def test_a_strip_whose_resizing_would_explode_is_refused(tmp_path):
+    path = tmp_path / "strip.png"
+    Image.new("L", (1, 101)).save(path)
+    with pytest.raises(ImageError, match="strip"):
+        check_image(path)
+
+
+def test_a_truncated_jpeg_passes_the_header_check_and_is_refused_when_opened(tmp_path):
+    path = tmp_path / "cut.jpg"
+    noise = np.random.RandomState(0).randint(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert check_image(path).format == "JPEG"
+    with pytest.raises(ImageError, match=r"cut\.jpg.*cannot be decoded.*complete JPEG"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "webp", "bmp"])
+def test_other_truncated_formats_are_refused(tmp_path, kind):
+    path = tmp_path / f"cut.{kind}"
+    noise = np.random.RandomState(0).randint(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match="cut"):
+        open_image(path)
+
+
+def test_files_that_are_no_images_say_what_they_are(tmp_path):
+    text, empty, fifo, tiff = (tmp_path / name for name in ("text.png", "empty.png", "fifo.png", "scan.tiff"))
+    text.write_text("not a picture")
+    empty.write_bytes(b"")
+    os.mkfifo(fifo)
+    Image.new("RGB", (4, 4)).save(tiff)
+    expected = {
+        text: "expected one of JPEG",
+        empty: "the file is empty",
+        fifo: "not a regular file",
+        tmp_path: "not a regular file",
+        tmp_path / "gone.png": "no such file",
+        tiff: "expected one of JPEG",
+    }
+    for path, message in expected.items():
+        for refuse in (check_image, open_image):
+            with pytest.raises(ImageError, match=message) as caught:
+                refuse(path)
+            assert str(path) in str(caught.value)
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path):
+    path = tmp_path / "a.gif"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert open_image(path).getpixel((4, 4)) == (255, 0, 0)
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(path)
+    red, green, blue = open_image(path).getpixel((8, 8))
+    assert red > 240
+    assert max(green, blue) < 15
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 32768, 65535]], dtype=np.uint16)).save(path)
+    assert [open_image(path).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+
+
+def test_transparency_lies_on_white(tmp_path):
+    palette, rgba = tmp_path / "p.png", tmp_path / "a.png"
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    image.save(palette, transparency=0)
+    assert [open_image(palette).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+    Image.new("RGBA", (1, 1), (0, 0, 0, 128)).save(rgba)
+    assert open_image(rgba).getpixel((0, 0)) == (127, 127, 127)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    path = tmp_path / "a.jpg"
+    image = Image.new("RGB", (32, 16), "black")
+    image.paste("white", (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise
+    image.save(path, exif=exif)
+    upright = open_image(path)
+    assert upright.size == (16, 32)
+    assert upright.getpixel((8, 4))[0] > 240 > 15 > upright.getpixel((8, 28))[0]
+
+
+def test_a_jpeg_is_decoded_small_but_not_below_twice_the_target(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (1600, 800)).save(path)
+    assert open_image(path, target_size=100).size == (400, 200)
+    assert open_image(path).size == (1600, 800)
