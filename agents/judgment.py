@@ -97,7 +97,7 @@ class Judgment:
                 a state that has none, a probability outside [0, 1].
         """
         fields = checked(record, _JUDGMENT_TYPES, "judgment")
-        if fields["state"] not in State:
+        if fields["state"] not in list(State):
             raise JudgmentError(f"unknown state {fields['state']!r}: expected one of {list(map(str, State))}")
         return cls(**{**fields, "state": State(fields["state"]), "details": dict(fields["details"])})
 

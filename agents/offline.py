@@ -4,8 +4,11 @@ Shape legend: ``B`` posts, ``K`` classes, ``L`` labelled posts.
 
 Reviewer reads words and their stems and weighs the nearest labelled images; User reads characters within
 words and compares with the mean image of each class. Each view is calibrated out of fold; an agent adds
-their evidence up with the prior of the labelled posts. A view that knows nothing of a post adds nothing,
-and an agent whose views all know nothing abstains, in cross-review too: an echo would not be a second look.
+their evidence up. Classes are taken to be equally frequent, because candidates are drawn in equal numbers
+from each: with the prior of the labelled posts the rarer class was refused most of the time.
+
+A view that knows nothing of a post adds nothing, and an agent whose views all know nothing abstains, in
+cross-review too: an echo would not be a second look.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ class OfflineAgent:
         self._views, self._classes = list(views), list(classes)
         self._margin, self._seed = margin, seed
         self._weight_other, self._weight_classifier = weight_other, weight_classifier
-        self._prior: Floats | None = None
+        self._learned = False
         self._recalled: dict[str, Floats] = {}
 
     def learn(
@@ -93,10 +96,9 @@ class OfflineAgent:
             pool=pool,
             folds=_folds(labels, self._seed),
         )
-        prior = np.log(counts / counts.sum())
         evidence = sum((view.learn(lesson) for view in self._views), np.zeros((len(labels), len(counts))))
         self._recalled = {post.id: row for post, row in zip(labelled, evidence, strict=True)}
-        self._prior = prior - prior.mean()
+        self._learned = True
 
     def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
         """Step 0: each post alone.
@@ -104,6 +106,7 @@ class OfflineAgent:
         Raises:
             NotLearnedError: Before `learn`.
         """
+        self._check_learned()
         if not posts:
             return []
         opinions = [view.look(posts) for view in self._views]
@@ -119,11 +122,10 @@ class OfflineAgent:
         """Step 0 on posts of known label; those learned from are judged out of fold, without details."""
         new = [post for post in labelled if post.id not in self._recalled]
         fresh = dict(zip((post.id for post in new), self.judge(new), strict=True))
-        prior = self._learned_prior()
         return [
             fresh[post.id]
             if post.id in fresh
-            else self._first(self._recalled[post.id] + prior, bool(self._recalled[post.id].any()), [])
+            else self._first(self._recalled[post.id], bool(self._recalled[post.id].any()), [])
             for post in labelled
         ]
 
@@ -170,16 +172,15 @@ class OfflineAgent:
 
     # ---- judging -----------------------------------------------------------------------------------------
 
-    def _learned_prior(self) -> Floats:
-        if self._prior is None:
+    def _check_learned(self) -> None:
+        if not self._learned:
             raise NotLearnedError(f"{self.role} has not learned yet")
-        return self._prior
 
     def _sum(self, opinions: Sequence[Opinion]) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Log-odds [B, K], centred over classes, and whether any view knows the post."""
         evidence = sum((opinion.evidence for opinion in opinions[1:]), opinions[0].evidence)
         known = np.any([opinion.known for opinion in opinions], axis=0)
-        return evidence + self._learned_prior(), known
+        return evidence, known
 
     def _first(self, odds: Floats, known: bool, opinions: Sequence[tuple[Opinion, int]]) -> Judgment:
         details: dict[str, Any] = {

@@ -26,8 +26,7 @@ class Calibrator:
         if not counts.all():
             raise ValueError(f"posts a class: {counts.tolist()}; each class needs one")
         self._scale = float(np.abs(scores).mean()) or 1.0
-        self.prior: Floats = np.log(counts / counts.sum())
-        # balanced: the prior of the labelled posts is put back by whoever combines several views
+        # balanced: what comes out is evidence, which several views can add up without counting a prior twice
         self._model = LogisticRegression(C=1.0, class_weight="balanced")
         self._model.fit(self._features(scores), labels)
 

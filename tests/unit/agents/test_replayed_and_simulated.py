@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from agents_helpers import Post, Scripted
+
+from agents.errors import ReplayError, SimulationError
+from agents.judgment import Candidate, State
+from agents.replayed import replayed_agents
+from agents.review import AgentPanel, review
+from agents.simulated import SimulatedAgent, symmetric
+
+ODD_IDS = [
+    "a b",
+    "ü/..\\",
+    "\u202eright-to-left",
+    '"quoted"',
+    "line\nbreak",
+    "line\u2028separator",
+    "nul\0",
+    "",
+]
+
+
+def save(path, verdicts):
+    path.write_text("".join(json.dumps(v.to_json(), ensure_ascii=False) + "\n" for v in verdicts), "utf-8")
+    return path
+
+
+def test_replay_gives_back_what_was_said_even_for_odd_ids(tmp_path):
+    said = dict.fromkeys(ODD_IDS, "flower") | {"a b": "metal", "": "!"}
+    agents = Scripted("reviewer", said, said), Scripted("user", said, said)
+    candidates = [Candidate(Post(i), "flower", 0.75) for i in ODD_IDS]
+    verdicts = review(candidates, agents)
+    assert {v.consistent for v in verdicts} == {True, False}
+    replayed = replayed_agents(save(tmp_path / "verdicts.jsonl", verdicts))
+    assert [agent.role for agent in replayed] == ["reviewer", "user"]
+    assert review(candidates, replayed) == verdicts
+
+
+def test_a_post_that_is_not_in_the_file_is_failed(tmp_path):
+    agents = [Scripted(role, {"a": "flower"}) for role in ("reviewer", "user")]
+    path = save(tmp_path / "v.jsonl", review([Candidate(Post("a"), "flower", 0.8)], agents))
+    replayed = replayed_agents(path)
+    assert [j.state for j in replayed[0].judge([Post("b"), Post("a")])] == [State.FAILED, State.LABEL]
+    (verdict,) = review([Candidate(Post("a"), "metal", 0.8)], replayed)
+    assert [j.state for j in verdict.judgments] == [State.LABEL, State.LABEL, State.FAILED, State.FAILED]
+    assert not verdict.consistent
+
+
+def test_lines_of_judgments_replay_too(tmp_path):
+    (judgment,) = Scripted("user", {"a": "metal"}).judge([Post("a")])
+    path = tmp_path / "judgments.jsonl"
+    path.write_text(json.dumps({"post_id": "a", **judgment.to_json()}) + "\n\n")
+    (agent,) = replayed_agents(path)
+    assert agent.judge([Post("a")]) == [judgment]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "no judgment"), ("\n{", "line 2"), ("[]", "line 1"), ('{"post_id": 3}', "post_id")],
+)
+def test_an_unreadable_file_is_refused_with_its_line(tmp_path, text, message):
+    path = tmp_path / "v.jsonl"
+    path.write_text(text)
+    with pytest.raises(ReplayError, match=message):
+        replayed_agents(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ReplayError, match=r"absent\.jsonl"):
+        replayed_agents(tmp_path / "absent.jsonl")
+
+
+COUNT = 4000
+POSTS = [Post(f"post {i}", label=("flower", "metal")[i % 2]) for i in range(COUNT)]
+TRUE = {post.id: str(post.label) for post in POSTS}
+MATRIX = {"flower": {"flower": 0.9, "metal": 0.1}, "metal": {"flower": 0.3, "metal": 0.7}}
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_simulated_answers_follow_the_confusion_matrix_and_the_rates(shared):
+    agent = SimulatedAgent("user", TRUE, MATRIX, abstention=0.1, failure=0.05, shared=shared, seed=3)
+    said = agent.judge(POSTS)
+    for state, rate in ((State.ABSTAIN, 0.1), (State.FAILED, 0.05)):
+        share = np.mean([j.state is state for j in said])
+        assert abs(share - rate) < 4 * np.sqrt(rate * (1 - rate) / COUNT)
+    for true, row in MATRIX.items():
+        given = [j.label for j, post in zip(said, POSTS, strict=True) if post.label == true and j.label]
+        error = 4 * np.sqrt(row["flower"] * row["metal"] / len(given))
+        assert abs(np.mean([label == "flower" for label in given]) - row["flower"]) < error
+
+
+def test_draws_depend_on_seed_role_and_post_alone():
+    agent = SimulatedAgent("user", TRUE, MATRIX, seed=1)
+    said = agent.judge(POSTS[:200])
+    assert agent.judge(POSTS[:200][::-1])[::-1] == said
+    assert [agent.judge([post])[0] for post in POSTS[:200]] == said
+    others = [SimulatedAgent("user", TRUE, MATRIX, seed=2), SimulatedAgent("reviewer", TRUE, MATRIX, seed=1)]
+    for other in others:
+        assert [j.label for j in other.judge(POSTS[:200])] != [j.label for j in said]
+
+
+def test_shared_draws_correlate_errors():
+    def correlation(shared):
+        agents = [
+            SimulatedAgent(role, TRUE, symmetric(["flower", "metal"], 0.8), shared=shared) for role in "ab"
+        ]
+        wrong = [[j.label != TRUE[p.id] for j, p in zip(a.judge(POSTS), POSTS, strict=True)] for a in agents]
+        return np.corrcoef(wrong)[0, 1]
+
+    assert abs(correlation(0.0)) < 4 / np.sqrt(COUNT)
+    assert correlation(0.7) == pytest.approx(0.49, abs=0.08)  # both share with probability .7 each
+    assert correlation(1.0) == pytest.approx(1.0)
+
+
+def test_a_post_without_a_known_label_is_failed():
+    (judgment,) = SimulatedAgent("user", {}, MATRIX).judge([Post("x")])
+    assert judgment.state is State.FAILED
+
+
+def test_a_panel_of_simulated_or_replayed_simulated_agents_says_so(tmp_path):
+    agents = [SimulatedAgent(role, TRUE, MATRIX) for role in ("reviewer", "user")]
+    assert AgentPanel(agents).simulated
+    assert AgentPanel(agents).describe()["simulated"] is True
+    path = save(tmp_path / "v.jsonl", review([Candidate(POSTS[0], "flower", 0.8)], agents))
+    assert AgentPanel(replayed_agents(path)).simulated
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confusion": {"flower": {"flower": 0.9}}}, "no distribution"),
+        ({"confusion": {"flower": {"flower": 1.1, "metal": -0.1}}}, "no distribution"),
+        ({"confusion": {"flower": {"flower": 1.0}}}, "no row"),
+        ({"abstention": 0.6, "failure": 0.6}, "abstention 0.6"),
+        ({"shared": -0.1}, "shared -0.1"),
+    ],
+)
+def test_a_simulation_of_nothing_is_refused(change, message):
+    with pytest.raises(SimulationError, match=message):
+        SimulatedAgent("user", **{"answers": TRUE, "confusion": MATRIX, **change})
