@@ -33,10 +33,10 @@ DRAWN_TASK = Task(
     positive=INVITATION,
     policy=(
         "A notice is an invitation when it asks the neighbours to come and do something together: a walk, a "
-        "meal, a repair morning, music. Pictures of people under bunting or round a fire belong to "
-        "it. A notice "
-        "is an advertisement when it offers goods or a service for money. Pictures of wares with price tags "
-        "belong to it. Where the words leave it open the picture decides, and the other way round."
+        "meal, a repair morning, music. Pictures of several people together, now and then under bunting, "
+        "belong to it. A notice is an advertisement when it offers goods or a service for money. Pictures of "
+        "many wares, now and then with a price, belong to it. Where the words leave it open the picture "
+        "decides, and the other way round."
     ),
 )
 

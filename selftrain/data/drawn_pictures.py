@@ -17,7 +17,7 @@ def draw_picture(invitation: bool, vague: bool, chance: random.Random) -> Image.
 
     Args:
         invitation: Whether to show people who come together, or else wares for sale.
-        vague: Show neither, only the place and what stands about.
+        vague: Show at most one of each, which tells nothing.
         chance: Drawn from.
     """
     from PIL import Image, ImageDraw
@@ -26,11 +26,16 @@ def draw_picture(invitation: bool, vague: bool, chance: random.Random) -> Image.
     draw = ImageDraw.Draw(image)
     _scenery(draw, chance)
     _clutter(draw, chance, chance.randint(3, 9))
-    if not vague:
-        (_people if invitation else _wares)(draw, chance)
-    elif chance.random() < 0.5:
+    if chance.random() < 0.4:
         _house(draw, chance)
-    _clutter(draw, chance, chance.randint(1, 5))
+    # a lone seller may stand by the wares, a lone crate by the people: only who or what is many tells
+    people = chance.randint(2, 4) if invitation and not vague else chance.randint(0, 1)
+    wares = chance.randint(2, 4) if not invitation and not vague else chance.randint(0, 1)
+    _people(draw, chance, people)
+    _wares(draw, chance, wares)
+    if not vague and chance.random() < 0.25:
+        (_bunting if invitation else _price)(draw, chance)
+    _clutter(draw, chance, chance.randint(1, 6))
     return image
 
 
@@ -72,14 +77,12 @@ def _house(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
     draw.rectangle((x + 8, y + 12, x + 16, y + 22), fill=_colour(chance, 0, 255))
 
 
-def _people(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
-    for _ in range(chance.randint(2, 5)):
+def _people(draw: ImageDraw.ImageDraw, chance: random.Random, count: int) -> None:
+    for _ in range(count):
         x, y, size = chance.randint(8, 112), chance.randint(50, 88), chance.randint(5, 9)
         skin, coat = chance.choice(((92, 60, 40), (150, 104, 72), (224, 180, 146))), _colour(chance, 0, 255)
         draw.polygon([(x, y), (x - size, y + 3 * size), (x + size, y + 3 * size)], fill=coat)
         draw.ellipse((x - size // 2 - 1, y - size, x + size // 2 + 1, y + 2), fill=skin)
-    if chance.random() < 0.6:
-        _bunting(draw, chance)
 
 
 def _bunting(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
@@ -91,16 +94,14 @@ def _bunting(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
         )
 
 
-def _wares(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
-    for _ in range(chance.randint(2, 5)):
+def _wares(draw: ImageDraw.ImageDraw, chance: random.Random, count: int) -> None:
+    for _ in range(count):
         x, y, width = chance.randint(4, 100), chance.randint(50, 92), chance.randint(12, 24)
         height = chance.randint(10, 22)
         draw.rectangle((x, y, x + width, y + height), fill=_colour(chance, 0, 255), outline=(40, 30, 20))
         for _ in range(chance.randint(0, 3)):
             left = x + chance.randint(0, width - 6)
             draw.ellipse((left, y - 5, left + 7, y + 2), fill=_colour(chance, 0, 255))
-    if chance.random() < 0.6:
-        _price(draw, chance)
 
 
 def _price(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:

@@ -25,7 +25,7 @@ def draw_labelled(
         return list(train), []
     require(train, names, LEAST_PER_CLASS, "train")
     if not 0 < count <= len(train):
-        raise SplitError(f"{count:,} labelled posts asked for; expected 1 to {len(train):,}, the size of train")
+        raise SplitError(f"{count:,} labelled posts asked for; expected 1 to {len(train):,}, all of train")
     classes = by_class(train, names)
     sizes = {name: len(members) for name, members in classes.items()}
     quotas = _even(count, sizes) if balanced else _proportional(count, sizes)

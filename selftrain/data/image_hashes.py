@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -54,21 +53,19 @@ def hash_images(paths: Iterable[Path], *, workers: int = 0, progress: bool = Fal
 
 def _hash(path: Path) -> ImageHash | None:
     import imagehash
+
     from backbones.errors import ImageError
-    from backbones.images import check_image
-    from PIL import Image
+    from backbones.images import open_image
 
     try:
-        check_image(path)
+        # a JPEG is decoded at a fraction of its size, which is more than the hash looks at
+        grey = open_image(path, target_size=128).convert("L")
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as opened:
-            opened.draft("L", (256, 256))  # a JPEG is decoded at a fraction of its size
-            grey = opened.convert("L")
-            levels = [level for level, count in enumerate(grey.histogram()) if count]
-            flat = levels[-1] - levels[0] < _FLAT
-            perceptual = None if flat else int(str(imagehash.phash(grey)), 16)
-    except (ImageError, OSError, ValueError, SyntaxError):
+    except (ImageError, OSError):
         return None
+    levels = [level for level, count in enumerate(grey.histogram()) if count]
+    flat = levels[-1] - levels[0] < _FLAT
+    perceptual = None if flat else int(str(imagehash.phash(grey)), 16)
     return ImageHash(hashlib.sha256(content).digest(), perceptual)
 
 

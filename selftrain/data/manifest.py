@@ -21,7 +21,7 @@ from selftrain.data.posts import Post
 from selftrain.data.task import Task
 from selftrain.errors import QuarantineError
 
-MAX_PIXELS = 64_000_000
+MAX_PIXELS = 50_000_000  # as in backbones.images, which is not imported for a number
 LISTED = 10
 
 
@@ -105,7 +105,8 @@ def enforce(report: ManifestReport, max_count: int | None = 0, max_share: float 
     over_share = max_share is not None and share > max_share
     if not (over_count or over_share):
         return
-    limits = [f"{max_count} rows"] * (max_count is not None) + [f"{max_share:.2%}"] * (max_share is not None)
+    limits = [] if max_count is None else [f"{max_count} rows"]
+    limits += [] if max_share is None else [f"{max_share:.2%}"]
     raise QuarantineError(
         f"{report.path}: {bad} of {report.rows} rows ({share:.2%}) are set aside, at most "
         f"{' and '.join(limits)} "

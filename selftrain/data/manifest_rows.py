@@ -157,7 +157,7 @@ class Rows:
         if not path.is_relative_to(self._root):
             raise RowError(f"image {shown} leads out of the manifest's folder", "copy it into that folder")
         try:
-            check_image(path, self._max_pixels)
+            check_image(path, max_pixels=self._max_pixels)
         except (ImageError, OSError) as error:
             raise RowError(f"image {shown}: {error}", "replace the file or remove it from the row") from error
         return path

@@ -1,0 +1,319 @@
+"""Manifests: hostile rows are set aside one by one, and what is written comes back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.manifest_writing import write_manifest
+from selftrain.data.posts import Post
+from selftrain.data.task import Question, Task, TaskClass
+from selftrain.errors import ManifestError, QuarantineError
+
+TASK = Task(
+    "t",
+    (TaskClass("spam", "unwanted"), TaskClass("ham", "wanted")),
+    "spam",
+    "p",
+    questions=(
+        Question("link", "A link?", ("yes", "no")),
+        Question("faces", "Faces?", ("yes", "no"), "most"),
+    ),
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "set"
+    place.mkdir()
+    for name in ("a.png", "b.png", "odd;name.png"):
+        Image.new("RGB", (8, 8), "red").save(place / name)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "outside.png")
+    (place / "link.png").symlink_to(tmp_path / "outside.png")
+    (place / "inner.png").symlink_to("a.png")
+    (place / "words.png").write_text("no image at all")
+    return place
+
+
+def _lines(folder, *rows, task=TASK, **options):
+    path = folder / "posts.jsonl"
+    path.write_bytes(b"\n".join(row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows))
+    return read_manifest(path, task, **options)
+
+
+HOSTILE = {
+    "no id": {"text": "x"},
+    "id '' is": {"id": " ", "text": "x"},
+    "id True": {"id": True, "text": "x"},
+    "neither text nor image": {"id": "r", "text": "  "},
+    "label 'eggs' is none of": {"id": "r", "text": "x", "label": "eggs"},
+    "label 1 is none of": {"id": "r", "text": "x", "label": 1},
+    "text 7 is a int": {"id": "r", "text": 7},
+    "text holds a NUL": {"id": "r", "text": "a\0b"},
+    "process question 'size' is none": {"id": "r", "text": "x", "process": {"size": "big"}},
+    "answer 'maybe' to 'link'": {"id": "r", "text": "x", "process": {"link": "maybe"}},
+    "process 'yes' is not JSON": {"id": "r", "text": "x", "process": "yes"},
+    "process [] is no table": {"id": "r", "text": "x", "process": []},
+    "3 for the counting question": {"id": "r", "text": "x", "images": ["a.png"], "process": {"faces": 3}},
+    "absolute path": {"id": "r", "images": ["/etc/hostname"]},
+    "'C:/a.png' is an absolute path": {"id": "r", "images": ["C:/a.png"]},
+    "'../outside.png' leads out": {"id": "r", "images": ["../outside.png"]},
+    "'link.png' leads out": {"id": "r", "images": ["link.png"]},
+    "'https://example.org/a.png' is a URL": {"id": "r", "images": ["https://example.org/a.png"]},
+    "'//example.org/a.png' is a URL": {"id": "r", "images": ["//example.org/a.png"]},
+    "'words.png'": {"id": "r", "images": ["words.png"]},
+    "'none.png'": {"id": "r", "images": ["none.png"]},
+    "no path": {"id": "r", "images": ["a\0.png"]},
+    "17 images": {"id": "r", "images": ["a.png"] * 17},
+    "no list of paths": {"id": "r", "images": [3]},
+    "not JSON": b'{"id": "r", ',
+    "expected an object": b'["r"]',
+    "not UTF-8: byte 0xff": b'{"id": "r", "text": "\xff"}',
+    "half a surrogate": b'{"id": "r", "text": "\\ud83d"}',
+    "NaN is not a JSON number": b'{"id": "r", "text": "x", "score": NaN}',
+}
+
+
+@pytest.mark.parametrize(("reason", "row"), HOSTILE.items())
+def test_a_bad_row_is_set_aside_and_the_others_stay(folder, reason, row):
+    if reason == "id '' is":
+        reason = "id ' ' is"
+    report = _lines(folder, {"id": "first", "text": "x"}, row, {"id": "last", "text": "x"})
+    assert [post.id for post in report.posts] == ["first", "last"]
+    (problem,) = report.problems
+    assert problem.line == 2
+    assert reason in problem.reason
+    assert problem.remedy
+    assert report.rows == 3
+
+
+def test_every_later_row_of_an_id_is_set_aside_and_names_the_first(folder):
+    report = _lines(folder, *({"id": name, "text": "x"} for name in "abaca"))
+    assert [post.id for post in report.posts] == ["a", "b", "c"]
+    assert [(problem.line, problem.post_id) for problem in report.problems] == [(3, "a"), (5, "a")]
+    assert all("line 1" in problem.reason for problem in report.problems)
+
+
+def test_a_good_row_is_read_whole(folder):
+    row = {
+        "id": 7,
+        "images": ["a.png", "inner.png", "b.png"],
+        "label": "ham",
+        "process": {"faces": 2, "link": "no"},
+    }
+    report = _lines(folder, row | {"source": {"page": 3}})
+    assert not report.problems
+    (post,) = report.posts
+    assert post == Post(
+        "7",
+        "",
+        tuple((folder / name).resolve() for name in ("a.png", "a.png", "b.png")),
+        "ham",
+        {"faces": "yes", "link": "no"},
+        {"source": {"page": 3}},
+    )
+
+
+def test_too_large_a_header_and_a_missing_text(folder):
+    assert "images" not in _lines(folder, {"id": "r", "text": "x"}, max_pixels=63).posts[0].extra
+    assert _lines(folder, {"id": "r", "images": ["a.png"]}, max_pixels=63).problems
+    assert not _lines(folder, {"id": "r", "images": ["a.png"]}, max_pixels=64).problems
+    assert (
+        _lines(folder, {"id": "r", "images": ["a.png"]}, allow_missing_text=False).problems[0].reason
+        == "no text"
+    )
+
+
+def test_a_byte_order_mark_is_tolerated(folder):
+    assert [post.id for post in _lines(folder, b'\xef\xbb\xbf{"id": "r", "text": "x"}').posts] == ["r"]
+    path = folder / "posts.csv"
+    path.write_bytes(b"\xef\xbb\xbfid,text\r\nr,x\r\n")
+    assert [post.id for post in read_manifest(path).posts] == ["r"]
+
+
+def _csv(folder, text):
+    path = folder / "posts.csv"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    return read_manifest(path, TASK)
+
+
+def test_csv_lists_and_answers(folder):
+    report = _csv(
+        folder,
+        "id,text,images,process,process.link,note\nr,x,a.png; b.png,,yes,n\n"
+        's,x,"[""odd;name.png""]","{""link"": ""no""}",,\n',
+    )
+    assert not report.problems
+    first, second = report.posts
+    assert [path.name for path in first.images] == ["a.png", "b.png"]
+    assert (first.process, first.extra) == ({"link": "yes"}, {"note": "n"})
+    assert [path.name for path in second.images] == ["odd;name.png"]
+    assert (second.process, second.extra) == ({"link": "no"}, {})
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "reason"),
+    [
+        ("r,x,more\n", 3, "3 cells, the header has 2"),
+        ("r,\udcff\n", 3, "not UTF-8"),
+        ('r,"two\nlines",more\n', 3, "3 cells"),
+        ("r,a\0b\n", 3, "NUL"),
+        ('r,"x"y\n', 3, "not CSV, lines 3 to 3"),
+    ],
+)
+def test_a_bad_csv_row_names_its_first_line(folder, rows, line, reason):
+    report = _csv(folder, "id,text\nfirst,x\n" + rows + "last,x\n")
+    assert [post.id for post in report.posts] == ["first", "last"]
+    assert [problem.line for problem in report.problems] == [line]
+    assert reason in report.problems[0].reason
+
+
+def test_a_quote_that_is_never_closed_is_reported(folder):
+    report = _csv(folder, 'id,text\nfirst,x\nr,"open\nlast,x\n')
+    assert [post.id for post in report.posts] == ["first"]
+    assert "lines 3 to 4" in report.problems[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("posts.csv", b"r,x\n", "expected a header with 'id'"),
+        ("posts.csv", b"", "expected a header with 'id'"),
+        ("posts.csv", b"id,text,text\n", "more than once"),
+        ("posts.csv", b"id,te\xffxt\n", "readable names"),
+        ("posts.parquet", b"PAR1", "not a Parquet file"),
+        ("posts.xlsx", b"", "ends in '.xlsx'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_at_all(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(path)
+
+
+def test_a_missing_file_and_an_empty_one(tmp_path):
+    with pytest.raises(ManifestError, match="No such file"):
+        read_manifest(tmp_path / "none.jsonl")
+    path = tmp_path / "empty.jsonl"
+    path.touch()
+    assert read_manifest(path).problems[0].reason == "the file holds no rows"
+
+
+def test_parquet_of_others(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "id": pa.array([3, 4]),
+            "text": ["x", "y"],
+            "process": pa.array([{"link": "yes", "faces": None}, None]),
+            "score": [float("nan"), 0.5],
+        }
+    )
+    pq.write_table(table, tmp_path / "posts.parquet")
+    first, second = read_manifest(tmp_path / "posts.parquet", TASK).posts
+    assert (first.id, first.process, first.extra) == ("3", {"link": "yes"}, {})
+    assert (second.id, second.process, second.extra) == ("4", {}, {"score": 0.5})
+
+
+def test_enforcing_counts_and_shares(folder):
+    report = _lines(folder, {"id": "a", "text": "x"}, {"id": "b"}, {"id": "c"}, {"id": "d", "text": "x"})
+    enforce(report, 2)
+    enforce(report, None, 0.5)
+    with pytest.raises(
+        QuarantineError, match=r"2 of 4 rows \(50.00%\).*(?s:.*)line 2, id 'b': neither text"
+    ) as caught:
+        enforce(report, 1)
+    assert "line 3, id 'c'" in str(caught.value)
+    with pytest.raises(QuarantineError, match="49"):
+        enforce(report, None, 0.49)
+
+
+def test_a_long_list_of_problems_is_cut_and_counted(folder):
+    report = _lines(folder, *({"id": str(number)} for number in range(14)))
+    with pytest.raises(QuarantineError, match="and 4 more"):
+        enforce(report)
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+scalars = st.one_of(
+    texts.filter(bool), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()
+)
+values = st.one_of(scalars, st.lists(scalars, max_size=2), st.dictionaries(texts, scalars, max_size=2))
+names = texts.filter(
+    lambda name: name.isprintable() and name == name.strip() and name and not name.startswith("p")
+)
+
+
+def _posts(extra):
+    images = st.lists(st.sampled_from(["a.png", "odd;name.png", "[x].png"]), max_size=3)
+    return st.lists(
+        st.tuples(
+            texts.filter(str.strip),
+            texts,
+            images,
+            st.sampled_from([None, "spam", "ham"]),
+            st.dictionaries(st.sampled_from(["link", "faces"]), st.sampled_from(["yes", "no"])),
+            st.dictionaries(
+                names.filter(lambda name: name not in ("id", "text", "images", "label")), extra, max_size=2
+            ),
+        ).filter(lambda row: row[1].strip() or row[2]),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda row: row[0],
+    )
+
+
+def _round_trip(rows, suffix):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        for image in ("a.png", "odd;name.png", "[x].png"):
+            Image.new("RGB", (4, 4)).save(folder / image)
+        posts = [Post(i, t, tuple(folder / one for one in im), la, pr, ex) for i, t, im, la, pr, ex in rows]
+        write_manifest(posts, folder / f"posts{suffix}")
+        report = read_manifest(folder / f"posts{suffix}", TASK)
+        assert report.problems == ()
+        assert list(report.posts) == posts
+
+
+@settings(deadline=None, max_examples=40)
+@given(_posts(values), st.sampled_from([".jsonl", ".parquet"]))
+def test_posts_come_back(rows, suffix):
+    _round_trip(rows, suffix)
+
+
+@settings(deadline=None, max_examples=40)
+@given(_posts(texts.filter(bool)))
+def test_posts_come_back_from_csv(rows):
+    _round_trip(rows, ".csv")
+
+
+def test_what_cannot_be_written_leaves_the_old_file(folder):
+    path = folder / "posts.jsonl"
+    path.write_text("old")
+    for bad in (
+        [Post("a", "x"), Post("a", "y")],
+        [Post("a", "x", (folder.parent / "outside.png",))],
+        [Post("a", "x", extra={"label": "y"})],
+        [Post("a", "x", extra={"score": float("inf")})],
+    ):
+        with pytest.raises(ManifestError):
+            write_manifest(bad, path)
+    assert path.read_text() == "old"
+    assert not list(folder.glob(".posts*"))
+
+
+def test_real_memes_are_read_and_a_broken_one_is_named(data_root):
+    report = read_manifest(data_root / "harmeme" / "val.jsonl")
+    assert (len(report.posts), report.problems) == (177, ())
+    assert report.counts == {"harmful": 61, "harmless": 116}
+    assert all(path.is_file() for post in report.posts for path in post.images)
