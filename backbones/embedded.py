@@ -168,7 +168,7 @@ class EmbeddedBackbone:
 
         Args:
             posts: B posts.
-            train: Crop images slightly at random (torch's seed decides); never mirrored, as memes hold text.
+            train: Crop images at random places (torch's seed decides); never mirror them, as memes hold text.
 
         Raises:
             ImageError: an image cannot be read; the message names the post.
@@ -185,10 +185,13 @@ class EmbeddedBackbone:
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Trade time for memory in the backward pass; takes effect in training mode."""
+        text = self._module.text
+        # transformers renamed the switch within version 5
+        kind = "activation" if hasattr(text, "activation_checkpointing_enable") else "gradient"
         if enabled:
-            self._module.text.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(text, f"{kind}_checkpointing_enable")({"use_reentrant": False})
         else:
-            self._module.text.gradient_checkpointing_disable()
+            getattr(text, f"{kind}_checkpointing_disable")()
         self._module.image.set_grad_checkpointing(enabled)
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -251,12 +254,14 @@ def _image_tower() -> nn.Module:
 
 
 def _training_transform(preprocessing: Mapping[str, Any]) -> transforms.Compose:
-    size = preprocessing["input_size"][1:]
+    """The evaluation transform with its central crop moved to a random place."""
+    size = preprocessing["input_size"][1]
     return transforms.Compose(
         [
-            transforms.RandomResizedCrop(
-                size, scale=(0.8, 1.0), ratio=(0.9, 1.1), interpolation=transforms.InterpolationMode.BICUBIC
+            transforms.Resize(
+                int(size / preprocessing["crop_pct"]), interpolation=transforms.InterpolationMode.BICUBIC
             ),
+            transforms.RandomCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(preprocessing["mean"], preprocessing["std"]),
         ]

@@ -90,7 +90,9 @@ class FeatureStore:
         for start in range(0, len(order), _ROWS_PER_MAP):
             part = order[start : start + _ROWS_PER_MAP]
             with _explained(self.folder, 0):
-                stored = np.memmap(self._rows, dtype="<f4", mode="r").reshape(-1, self.layout.width)
+                # As far as the last row asked for: a writer may be half way through what follows.
+                shape = (int(numbers[part].max()) + 1, self.layout.width)
+                stored = np.memmap(self._rows, dtype="<f4", mode="r", shape=shape)
                 rows[part] = stored[numbers[part]]
         return rows
 

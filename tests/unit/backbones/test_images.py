@@ -129,7 +129,8 @@ def test_exif_orientation_is_applied(tmp_path):
     image.save(path, exif=exif)
     upright = open_image(path)
     assert upright.size == (16, 32)
-    assert upright.getpixel((8, 4))[0] > 240 > 15 > upright.getpixel((8, 28))[0]
+    assert upright.getpixel((8, 4))[0] > 240
+    assert upright.getpixel((8, 28))[0] < 15
 
 
 def test_a_jpeg_is_decoded_small_but_not_below_twice_the_target(tmp_path):
