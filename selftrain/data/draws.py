@@ -72,9 +72,16 @@ def by_class(posts: Sequence[Post], names: tuple[str, ...]) -> dict[str, list[in
     return classes
 
 
-def cut(classes: Mapping[str, list[int]], random: np.random.RandomState) -> dict[str, list[int]]:
-    """The larger classes drawn down to the size of the smallest, positions in ascending order."""
-    least = min(map(len, classes.values()))
+def cut(
+    classes: Mapping[str, list[int]], random: np.random.RandomState, each: int | None = None
+) -> dict[str, list[int]]:
+    """Every class drawn down to `each` posts, or to the smallest class; positions in ascending order."""
+    sizes = {name: len(members) for name, members in classes.items()}
+    least = min(sizes.values()) if each is None else each
+    if not 0 < least <= min(sizes.values()):
+        raise SplitError(
+            f"{least:,} posts of each class asked for, there are {sizes}: ask for fewer, or label more"
+        )
     return {
         name: members
         if len(members) == least

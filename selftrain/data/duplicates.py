@@ -137,18 +137,23 @@ def separate(
     for name in PRIORITY:
         here = range(start, start + len(splits[name]))
         start = here.stop
-        reference = list(kept)
-        close: dict[int, list[int]] = defaultdict(list)
-        if embeddings is not None:
-            for one, other in close_pairs(embeddings, here, reference):
-                close[one].append(other)
-        copies = Reference(traits, reference, distance).copies(here, match, close)
+        close = _close(embeddings, here, list(kept))
+        copies = Reference(traits, list(kept), distance).copies(here, match, close)
         dropped += [
             Dropped(posts[one].id, name, posts[copy.position].id, kept[copy.position], copy.kind)
             for one, copy in copies.items()
         ]
         kept.update((one, name) for one in here if one not in copies)
     return splits.without({drop.post_id for drop in dropped}), dropped
+
+
+def _close(embeddings: Embeddings | None, here: Sequence[int], kept: Sequence[int]) -> dict[int, list[int]]:
+    """Position of `here` -> the positions of `kept` whose embeddings are close."""
+    close: dict[int, list[int]] = defaultdict(list)
+    if embeddings is not None:
+        for one, other in close_pairs(embeddings, here, kept):
+            close[one].append(other)
+    return close
 
 
 def _text_groups(posts: Sequence[Post], traits: Sequence[Traits]) -> list[DuplicateGroup]:

@@ -36,7 +36,12 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
         )
     rows = _rows(posts, path.parent)
     with replacing(path) as part:
-        writer(rows, part)
+        try:
+            writer(rows, part)
+        except UnicodeEncodeError as error:
+            raise ManifestError(
+                f"a post holds text that UTF-8 cannot: {error}; remove the character"
+            ) from error
 
 
 def _rows(posts: Iterable[Post], folder: Path) -> list[dict[str, Any]]:

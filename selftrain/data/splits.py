@@ -129,6 +129,7 @@ def split_by_shares(
     labelled: int | None = None,
     balanced: bool = False,
     balance: bool = False,
+    per_class: int | None = None,
     seed: int = 0,
     allow_empty_pool: bool = False,
 ) -> Splits:
@@ -142,37 +143,18 @@ def split_by_shares(
             None for all.
         balanced: Draw as many labelled posts of each class, instead of the classes' shares in train.
         balance: First cut the larger classes down to the smallest.
+        per_class: First cut every class down to so many posts; `balance` is then without effect.
         seed: In [0, 2**32).
 
     Raises:
         SplitError: The shares are none, or the posts do not suffice.
     """
-    if (
-        set(shares) not in ({"train", "validation"}, {"train", "validation", "test"})
-        or min(shares.values()) <= 0
-    ):
-        raise SplitError(
-            f'shares {dict(shares)}; expected "train", "validation" and perhaps "test", each above 0'
-        )
-    if abs(sum(shares.values()) - 1) > 1e-9:
-        raise SplitError(
-            f"shares {dict(shares)} add up to {sum(shares.values()):g}; expected 1: correct them"
-        )
+    _check_shares(shares)
     random = np.random.RandomState(seed)
     classes = by_class(posts, task.names)
-    if balance:
-        classes = cut(classes, random)
-    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for members in classes.values():
-        order = [members[one] for one in random.permutation(len(members))]
-        tests = round(shares.get("test", 0.0) * len(order))
-        validations = round(shares["validation"] * len(order))
-        parts["test"] += order[:tests]
-        parts["validation"] += order[tests : tests + validations]
-        parts["train"] += order[tests + validations :]
-    train, validation, test = (
-        [posts[one] for one in sorted(parts[name])] for name in ("train", "validation", "test")
-    )
+    if balance or per_class is not None:
+        classes = cut(classes, random, per_class)
+    train, validation, test = _parts(posts, classes, shares, random)
     kept, rest = draw_labelled(train, task.names, labelled, balanced, random)
     pool = [*rest, *(post for post in posts if post.label is None)]
     return _assemble(task, kept, validation, pool, test, allow_empty_pool=allow_empty_pool)
@@ -249,6 +231,39 @@ def split_by_column(
         seed=seed,
         allow_empty_pool=allow_empty_pool,
     )
+
+
+def _check_shares(shares: Mapping[str, float]) -> None:
+    names = ({"train", "validation"}, {"train", "validation", "test"})
+    if set(shares) not in names or min(shares.values()) <= 0:
+        raise SplitError(
+            f'shares {dict(shares)}; expected "train", "validation" and perhaps "test", each above 0'
+        )
+    if abs(sum(shares.values()) - 1) > 1e-9:
+        raise SplitError(
+            f"shares {dict(shares)} add up to {sum(shares.values()):g}; expected 1: correct them"
+        )
+
+
+def _parts(
+    posts: Sequence[Post],
+    classes: Mapping[str, list[int]],
+    shares: Mapping[str, float],
+    random: np.random.RandomState,
+) -> tuple[list[Post], list[Post], list[Post]]:
+    """Train, validation and test, each in the posts' order, stratified."""
+    train: list[int] = []
+    validation: list[int] = []
+    test: list[int] = []
+    for members in classes.values():
+        order = [members[one] for one in random.permutation(len(members))]
+        tests = round(shares.get("test", 0.0) * len(order))
+        validations = tests + round(shares["validation"] * len(order))
+        test += order[:tests]
+        validation += order[tests:validations]
+        train += order[validations:]
+    first, second, third = ([posts[one] for one in sorted(part)] for part in (train, validation, test))
+    return first, second, third
 
 
 def _assemble(

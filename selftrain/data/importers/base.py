@@ -117,8 +117,7 @@ def import_dataset(
         importer: Which data set.
         source: The folder, or the file, that was published.
         out: Made if need be.
-        allow_missing_images: Whether a post whose image is not there is written with its text only;
-            without it a missing image stops the import.
+        allow_missing_images: Keep the text of a post whose image is missing, instead of stopping.
 
     Raises:
         ManifestError: The files are not there, images are missing, or no row can be used.

@@ -1,14 +1,10 @@
-"""Manifests: hostile rows are set aside one by one, and what is written comes back."""
+"""Manifests: hostile rows are set aside one by one, and a failed write leaves the old file."""
 
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from selftrain.data.manifest import enforce, read_manifest
@@ -244,59 +240,6 @@ def test_a_long_list_of_problems_is_cut_and_counted(folder):
         enforce(report)
 
 
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
-scalars = st.one_of(
-    texts.filter(bool), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()
-)
-values = st.one_of(scalars, st.lists(scalars, max_size=2), st.dictionaries(texts, scalars, max_size=2))
-names = texts.filter(
-    lambda name: name.isprintable() and name == name.strip() and name and not name.startswith("p")
-)
-
-
-def _posts(extra):
-    images = st.lists(st.sampled_from(["a.png", "odd;name.png", "[x].png"]), max_size=3)
-    return st.lists(
-        st.tuples(
-            texts.filter(str.strip),
-            texts,
-            images,
-            st.sampled_from([None, "spam", "ham"]),
-            st.dictionaries(st.sampled_from(["link", "faces"]), st.sampled_from(["yes", "no"])),
-            st.dictionaries(
-                names.filter(lambda name: name not in ("id", "text", "images", "label")), extra, max_size=2
-            ),
-        ).filter(lambda row: row[1].strip() or row[2]),
-        min_size=1,
-        max_size=4,
-        unique_by=lambda row: row[0],
-    )
-
-
-def _round_trip(rows, suffix):
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).resolve()
-        for image in ("a.png", "odd;name.png", "[x].png"):
-            Image.new("RGB", (4, 4)).save(folder / image)
-        posts = [Post(i, t, tuple(folder / one for one in im), la, pr, ex) for i, t, im, la, pr, ex in rows]
-        write_manifest(posts, folder / f"posts{suffix}")
-        report = read_manifest(folder / f"posts{suffix}", TASK)
-        assert report.problems == ()
-        assert list(report.posts) == posts
-
-
-@settings(deadline=None, max_examples=40)
-@given(_posts(values), st.sampled_from([".jsonl", ".parquet"]))
-def test_posts_come_back(rows, suffix):
-    _round_trip(rows, suffix)
-
-
-@settings(deadline=None, max_examples=40)
-@given(_posts(texts.filter(bool)))
-def test_posts_come_back_from_csv(rows):
-    _round_trip(rows, ".csv")
-
-
 def test_what_cannot_be_written_leaves_the_old_file(folder):
     path = folder / "posts.jsonl"
     path.write_text("old")
@@ -305,6 +248,7 @@ def test_what_cannot_be_written_leaves_the_old_file(folder):
         [Post("a", "x", (folder.parent / "outside.png",))],
         [Post("a", "x", extra={"label": "y"})],
         [Post("a", "x", extra={"score": float("inf")})],
+        [Post("a", "half a pair \ud83d")],
     ):
         with pytest.raises(ManifestError):
             write_manifest(bad, path)

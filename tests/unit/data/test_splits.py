@@ -62,6 +62,14 @@ def test_every_post_lands_once_with_its_own_label(spam, ham, unlabelled, count, 
     assert all(known[post_id] == label for post_id, label in splits.truth.items())
 
 
+def test_so_many_of_each_class_are_drawn():
+    splits = split_by_shares(posts_of(500, 300), TASK, SHARES, labelled=40, per_class=200)
+    everything = Counter(splits.truth.values())
+    for name in ("labelled", "validation", "test"):
+        everything += labels_of(splits[name])
+    assert everything == {"spam": 200, "ham": 200}
+
+
 def test_another_seed_draws_others():
     draws = [split_by_shares(posts_of(50, 50), TASK, SHARES, labelled=10, seed=seed) for seed in range(3)]
     assert len({tuple(post.id for post in splits.labelled) for splits in draws}) == 3
@@ -115,6 +123,7 @@ def test_given_lists_and_an_id_in_two():
         (posts_of(30, 0), {}, r"'spam': 24, 'ham': 0.*at least 2"),
         (posts_of(30, 1), {"labelled": 5}, r"train has .*'ham': 1.*at least 2"),
         (posts_of(30, 30), {"labelled": 99}, r"99 labelled posts asked for; expected 1 to 48"),
+        (posts_of(30, 20), {"per_class": 25}, r"25 posts of each class asked for.*'ham': 20"),
         (posts_of(30, 30), {"labelled": -1}, r"-1 labelled posts"),
         (
             posts_of(30, 30),

@@ -1,0 +1,78 @@
+"""What is written as a manifest, in any format, comes back as it was."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from selftrain.data.manifest import read_manifest
+from selftrain.data.manifest_writing import write_manifest
+from selftrain.data.posts import Post
+from selftrain.data.task import Question, Task, TaskClass
+
+TASK = Task(
+    "t",
+    (TaskClass("spam", "unwanted"), TaskClass("ham", "wanted")),
+    "spam",
+    "p",
+    questions=(
+        Question("link", "A link?", ("yes", "no")),
+        Question("faces", "Faces?", ("yes", "no"), "most"),
+    ),
+)
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+scalars = st.one_of(
+    texts.filter(bool), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans()
+)
+values = st.one_of(scalars, st.lists(scalars, max_size=2), st.dictionaries(texts, scalars, max_size=2))
+names = texts.filter(
+    lambda name: name.isprintable() and name == name.strip() and name and not name.startswith("p")
+)
+
+
+def _posts(extra):
+    images = st.lists(st.sampled_from(["a.png", "odd;name.png", "[x].png"]), max_size=3)
+    return st.lists(
+        st.tuples(
+            texts.filter(str.strip),
+            texts,
+            images,
+            st.sampled_from([None, "spam", "ham"]),
+            st.dictionaries(st.sampled_from(["link", "faces"]), st.sampled_from(["yes", "no"])),
+            st.dictionaries(
+                names.filter(lambda name: name not in ("id", "text", "images", "label")), extra, max_size=2
+            ),
+        ).filter(lambda row: row[1].strip() or row[2]),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda row: row[0],
+    )
+
+
+def _round_trip(rows, suffix):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        for image in ("a.png", "odd;name.png", "[x].png"):
+            Image.new("RGB", (4, 4)).save(folder / image)
+        posts = [Post(i, t, tuple(folder / one for one in im), la, pr, ex) for i, t, im, la, pr, ex in rows]
+        write_manifest(posts, folder / f"posts{suffix}")
+        report = read_manifest(folder / f"posts{suffix}", TASK)
+        assert report.problems == ()
+        assert list(report.posts) == posts
+
+
+@settings(deadline=None, max_examples=40)
+@given(_posts(values), st.sampled_from([".jsonl", ".parquet"]))
+def test_posts_come_back(rows, suffix):
+    _round_trip(rows, suffix)
+
+
+@settings(deadline=None, max_examples=40)
+@given(_posts(texts.filter(bool)))
+def test_posts_come_back_from_csv(rows):
+    _round_trip(rows, ".csv")
