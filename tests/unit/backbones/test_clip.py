@@ -154,3 +154,12 @@ def test_weights_that_are_not_here_and_cannot_be_fetched(tmp_path):
     )
     assert "could not be fetched. Run once with a network" in done.stdout, done.stderr
     assert "like='openai'" in done.stdout
+
+
+def test_half_precision_is_close_and_has_a_fingerprint_of_its_own(tiny_clip, backbone, post, picture):
+    options = {"model": "tiny-clip", "weights": tiny_clip / "weights.safetensors", "device": "cpu"}
+    half = load_backbone("clip", dtype="bf16", **options)
+    posts = [post("a", "two words", (picture("a.png"),))]
+    difference = np.abs(half.encode(posts).rows - backbone.encode(posts).rows).max()
+    assert 0 < difference < 0.02
+    assert half.fingerprint() != backbone.fingerprint()

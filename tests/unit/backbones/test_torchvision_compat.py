@@ -10,8 +10,9 @@ from backbones import torchvision_compat
 from backbones.errors import TorchvisionError
 
 
-def test_it_imports_in_a_fresh_process_and_twice():
-    code = (
+@pytest.mark.parametrize("first", ["", "try: import torchvision\nexcept Exception: pass\n"])
+def test_it_imports_in_a_fresh_process_twice_and_after_a_failed_import(first):
+    code = first + (
         "from backbones.torchvision_compat import ensure_torchvision as e; e(); e()\n"
         "import torch; from torchvision.transforms import functional as F\n"
         "print(tuple(F.resize(torch.zeros(3, 8, 8), [4, 4]).shape))"
