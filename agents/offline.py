@@ -4,8 +4,8 @@ Shape legend: ``B`` posts, ``K`` classes, ``L`` labelled posts.
 
 Reviewer reads words and their stems and weighs the nearest labelled images; User reads characters within
 words and compares with the mean image of each class. Each view is calibrated out of fold; an agent adds
-their evidence up. Classes are taken to be equally frequent, because candidates are drawn in equal numbers
-from each: with the prior of the labelled posts the rarer class was refused most of the time.
+their evidence up, and the prior of the labelled posts. Equal priors (``prior=0``) accept the rarer class as
+often as the commoner one, at a lower precision (HarMeme, 100 labels: 87.0 % of 459 instead of 88.3 % of 440).
 
 A view that knows nothing of a post adds nothing, and an agent whose views all know nothing abstains, in
 cross-review too: an echo would not be a second look.
@@ -27,9 +27,11 @@ from .views.images import ImageVectors, ImageView
 from .views.ngrams import CharacterNgrams, WordNgrams
 from .views.text import TextView
 
-FOLDS = 5
-WEIGHT_OTHER = 0.3
-WEIGHT_CLASSIFIER = 0.3
+FOLDS, FOLDS_LARGE, LARGE = 5, 3, 1_000
+"""From `LARGE` accepted posts on, leaving a third of the labelled ones out costs little: fewer folds do."""
+MARGIN = 0.5
+WEIGHT_OTHER = 0.15
+WEIGHT_CLASSIFIER = 0.15
 CERTAIN = 0.95
 """Probabilities of others are cut here: one voice must not silence the others."""
 
@@ -42,6 +44,7 @@ class OfflineAgent:
         views: What it looks at.
         classes: Class names, K >= 2.
         margin: Abstain when the log-odds of the best class over the second are below this, >= 0.
+        prior: Share of the labelled posts' class log-prior that counts, in [0, 1].
         weight_other: Share of the other agent's log-odds taken over in cross-review, in [0, 1].
         weight_classifier: The same for the classifier's.
         seed: Draws the folds.
@@ -55,7 +58,8 @@ class OfflineAgent:
         views: Sequence[View],
         classes: Sequence[str],
         *,
-        margin: float = 0.0,
+        margin: float = MARGIN,
+        prior: float = 1.0,
         weight_other: float = WEIGHT_OTHER,
         weight_classifier: float = WEIGHT_CLASSIFIER,
         seed: int = 0,
@@ -67,7 +71,8 @@ class OfflineAgent:
         self._views, self._classes = list(views), list(classes)
         self._margin, self._seed = margin, seed
         self._weight_other, self._weight_classifier = weight_other, weight_classifier
-        self._learned = False
+        self._prior_share = prior
+        self._prior: Floats | None = None
         self._recalled: dict[str, Floats] = {}
 
     def learn(
@@ -94,11 +99,12 @@ class OfflineAgent:
             targets=np.concatenate([np.eye(len(self._classes))[labels], self._soft(accepted)]),
             labels=labels,
             pool=pool,
-            folds=_folds(labels, self._seed),
+            folds=_folds(labels, FOLDS if len(accepted) < LARGE else FOLDS_LARGE, self._seed),
         )
         evidence = sum((view.learn(lesson) for view in self._views), np.zeros((len(labels), len(counts))))
         self._recalled = {post.id: row for post, row in zip(labelled, evidence, strict=True)}
-        self._learned = True
+        prior = np.log(counts / counts.sum())
+        self._prior = self._prior_share * (prior - prior.mean())
 
     def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
         """Step 0: each post alone.
@@ -106,7 +112,7 @@ class OfflineAgent:
         Raises:
             NotLearnedError: Before `learn`.
         """
-        self._check_learned()
+        self._learned_prior()
         if not posts:
             return []
         opinions = [view.look(posts) for view in self._views]
@@ -120,12 +126,13 @@ class OfflineAgent:
 
     def recall(self, labelled: Sequence[LabelledPost]) -> list[Judgment]:
         """Step 0 on posts of known label; those learned from are judged out of fold, without details."""
+        prior = self._learned_prior()
         new = [post for post in labelled if post.id not in self._recalled]
         fresh = dict(zip((post.id for post in new), self.judge(new), strict=True))
         return [
             fresh[post.id]
             if post.id in fresh
-            else self._first(self._recalled[post.id], bool(self._recalled[post.id].any()), [])
+            else self._first(self._recalled[post.id] + prior, bool(self._recalled[post.id].any()), [])
             for post in labelled
         ]
 
@@ -145,6 +152,7 @@ class OfflineAgent:
             "source": self.source,
             "simulated": False,
             "margin": self._margin,
+            "prior": self._prior_share,
             "weight_other": self._weight_other,
             "weight_classifier": self._weight_classifier,
             "seed": self._seed,
@@ -172,15 +180,16 @@ class OfflineAgent:
 
     # ---- judging -----------------------------------------------------------------------------------------
 
-    def _check_learned(self) -> None:
-        if not self._learned:
+    def _learned_prior(self) -> Floats:
+        if self._prior is None:
             raise NotLearnedError(f"{self.role} has not learned yet")
+        return self._prior
 
     def _sum(self, opinions: Sequence[Opinion]) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Log-odds [B, K], centred over classes, and whether any view knows the post."""
         evidence = sum((opinion.evidence for opinion in opinions[1:]), opinions[0].evidence)
         known = np.any([opinion.known for opinion in opinions], axis=0)
-        return evidence, known
+        return evidence + self._learned_prior(), known
 
     def _first(self, odds: Floats, known: bool, opinions: Sequence[tuple[Opinion, int]]) -> Judgment:
         details: dict[str, Any] = {
@@ -250,13 +259,13 @@ class OfflineAgent:
         return Judgment(self.role, step, state, label, probability, words, self.source, details)
 
 
-def _folds(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+def _folds(labels: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
     """Fold of each labelled post, classes spread evenly; a class always stays in two folds or more."""
     random = np.random.default_rng(seed)
     folds = np.empty(len(labels), np.int64)
     for k in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == k))
-        folds[members] = np.arange(len(members)) % FOLDS
+        folds[members] = np.arange(len(members)) % count
     return folds
 
 
@@ -264,7 +273,8 @@ def offline_agents(
     classes: Sequence[str],
     *,
     image_vectors: ImageVectors | None = None,
-    margin: float = 0.0,
+    margin: float = MARGIN,
+    prior: float = 1.0,
     weight_other: float = WEIGHT_OTHER,
     weight_classifier: float = WEIGHT_CLASSIFIER,
     seed: int = 0,
@@ -274,15 +284,16 @@ def offline_agents(
     Args:
         classes: Class names, in any fixed order.
         image_vectors: Posts to rows [B, I], zeros where a post has no image; None looks at texts only.
-        margin, weight_other, weight_classifier, seed: As `OfflineAgent`.
+        margin, prior, weight_other, weight_classifier, seed: As `OfflineAgent`.
     """
     reviewer: list[View] = [TextView(WordNgrams(), temper=1.0)]
     user: list[View] = [TextView(CharacterNgrams(), temper=0.2)]
     if image_vectors is not None:
         reviewer.append(ImageView(image_vectors, "neighbours"))
         user.append(ImageView(image_vectors, "centroid"))
-    shared = {"margin": margin, "weight_other": weight_other, "weight_classifier": weight_classifier}
+    shared = {"margin": margin, "prior": prior}
+    weights = {"weight_other": weight_other, "weight_classifier": weight_classifier}
     return (
-        OfflineAgent("reviewer", reviewer, classes, seed=seed, **shared),
-        OfflineAgent("user", user, classes, seed=seed, **shared),
+        OfflineAgent("reviewer", reviewer, classes, seed=seed, **shared, **weights),
+        OfflineAgent("user", user, classes, seed=seed, **shared, **weights),
     )

@@ -168,7 +168,7 @@ def test_rationale_names_words_and_posts_that_are_there(panel, posts):
 
 
 def test_reconsidering_says_what_moved_it(posts):
-    agent = offline_agents(CLASSES, weight_other=1.0, weight_classifier=1.0)[0]
+    agent = offline_agents(CLASSES, margin=0.0, weight_other=1.0, weight_classifier=1.0)[0]
     agent.learn(posts[0], pool=posts[1])
     post = Post("x", "rose iron")
     (own,) = agent.judge([post])
@@ -178,7 +178,7 @@ def test_reconsidering_says_what_moved_it(posts):
     (moved,) = agent.reconsider(strong, [own], [other])
     assert moved.label == against
     assert moved.rationale.startswith(f"Changes from {own.label} to {against}")
-    agent = offline_agents(CLASSES, weight_other=0.0, weight_classifier=0.0)[0]
+    agent = offline_agents(CLASSES, margin=0.0, weight_other=0.0, weight_classifier=0.0)[0]
     agent.learn(posts[0], pool=posts[1])
     (stayed,) = agent.reconsider(strong, [own], [other])
     assert stayed.label == own.label
@@ -192,6 +192,17 @@ def test_a_margin_turns_doubt_into_abstention(posts):
         agent.learn(posts[0], pool=posts[1])
         states.append({judgment.state for judgment in agent.judge(posts[1][:20])})
     assert states == [{State.LABEL}, {State.ABSTAIN}]
+
+
+def test_the_prior_of_the_labelled_posts_counts_as_much_as_asked(posts):
+    few = [post for i, post in enumerate(posts[0]) if post.label == "flower" or i < 20]
+    odds = []
+    for prior in (0.0, 1.0):
+        agent = offline_agents(CLASSES, prior=prior)[0]
+        agent.learn(few, pool=posts[1])
+        found = agent.judge(posts[1][:1])[0].details["log_odds"]
+        odds.append(found["flower"] - found["metal"])
+    assert odds[1] - odds[0] == pytest.approx(np.log(30 / 10))
 
 
 def test_trust_is_out_of_fold(posts):
