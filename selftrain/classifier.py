@@ -1,0 +1,288 @@
+"""The classifier's head: trained on feature rows with a PNU loss, calibrated, saved and loaded.
+
+Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a feature row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from losses.pnu import PNULoss
+from selftrain.calibration import Calibration, fit_calibration
+from selftrain.errors import NonFiniteLossError, RunStateError
+from selftrain.metrics import macro_f1
+from selftrain.run import atomic
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+LabelArray = npt.NDArray[np.int8]
+
+
+class TrainingSet(NamedTuple):
+    """What a model learns from, as positions in the corpus.
+
+    Attributes:
+        positions: [M] positions of the posts.
+        groups: [M] `losses.groups.Group` values.
+        targets: [M] soft targets in [0, 1], read for agreed posts.
+    """
+
+    positions: IntArray
+    groups: npt.NDArray[np.int64]
+    targets: FloatArray
+
+
+class HeadSettings(NamedTuple):
+    """How a head is built and trained; the defaults come from the ablation in docs/experiments.md."""
+
+    kind: str = "linear"
+    hidden: int = 128
+    dropout: float = 0.3
+    epochs: int = 200
+    learning_rate: float = 0.05
+    weight_decay: float = 1e-3
+    evaluate_every: int = 10
+
+
+class Progress(NamedTuple):
+    """One evaluated epoch: mean loss parts since the last one, and the validation macro-F1."""
+
+    epoch: int
+    parts: dict[str, float]
+    macro_f1: float
+
+
+class Head(nn.Module):
+    """Feature rows [B, D] to logits [B]. Rows are centred and scaled by constants of the training posts."""
+
+    def __init__(self, width: int, kind: str, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.layers: nn.Module
+        if kind == "mlp":
+            self.layers = nn.Sequential(
+                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1)
+            )
+        else:
+            linear = nn.Linear(width, 1)
+            # from zero the first steps are those of ridge regression: no luck of the draw
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.layers = linear
+
+    def forward(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.layers((rows - self.mean) * self.scale).squeeze(-1)
+        return logits
+
+
+def block_constants(rows: FloatArray, floor: float = 1e-3) -> tuple[FloatArray, FloatArray]:
+    """Mean [D] and reciprocal standard deviation [D]; a column that never varies is switched off (scale 0)."""
+    mean, deviation = rows.mean(0), rows.std(0)
+    scale = np.where(deviation > 1e-6, 1.0 / np.maximum(deviation, floor), 0.0)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class HeadClassifier:
+    """A trained head with its calibration.
+
+    Attributes:
+        head: In evaluation mode, on the CPU.
+        calibration: From the validation posts.
+        settings: As it was built.
+        curve: Validation macro-F1 and loss parts over the epochs.
+        best_epoch: The epoch whose weights these are.
+    """
+
+    head: Head
+    calibration: Calibration
+    settings: HeadSettings
+    curve: tuple[Progress, ...] = ()
+    best_epoch: int = 0
+
+    @torch.inference_mode()
+    def logits(self, rows: FloatArray) -> FloatArray:
+        """Calibrated logits [B] of the positive class for feature rows [B, D]."""
+        return self.calibration(self.head(torch.from_numpy(rows)).numpy())
+
+    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Safetensors, with settings, calibration and `metadata` in the header."""
+        from safetensors.torch import save
+
+        header = dict(metadata) | {
+            "format": "selftrain-head-1",
+            "settings": self.settings._asdict(),
+            "calibration": self.calibration._asdict(),
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+        atomic.write_bytes(file, save(tensors, {"selftrain": json.dumps(header)}))
+
+
+def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
+    """A saved head and the metadata that it was saved with.
+
+    Raises:
+        RunStateError: Missing, damaged, or not a head of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunStateError(f"{file} cannot be read as a model ({error}): the run folder is damaged") from error
+    if header.get("format") != "selftrain-head-1":
+        raise RunStateError(
+            f"{file} has format {header.get('format')!r}, expected 'selftrain-head-1': it is no head of selftrain"
+        )
+    settings = HeadSettings(**header.pop("settings"))
+    head = Head(len(tensors["mean"]), settings.kind, settings.hidden, settings.dropout)
+    head.load_state_dict(tensors)
+    return HeadClassifier(head.eval(), Calibration(**header.pop("calibration")), settings), header
+
+
+def train_head(
+    rows: FloatArray,
+    training: TrainingSet,
+    validation_rows: FloatArray,
+    validation_labels: LabelArray,
+    *,
+    loss: PNULoss,
+    settings: HeadSettings,
+    seed: int,
+    start: HeadClassifier | None = None,
+    where: str = "training",
+) -> HeadClassifier:
+    """Train a head on all rows at once, keep the epoch with the best validation macro-F1, calibrate it.
+
+    Full batches: every group's mean is over the whole group, as the risks are written, and a few thousand
+    rows are one small matrix product.
+
+    Args:
+        rows: [M, D] feature rows of `training.positions`.
+        training: Groups and targets of those rows.
+        validation_rows: [V, D].
+        validation_labels: [V], 1 for the positive class.
+        loss: The PNU loss.
+        settings: See `HeadSettings`.
+        seed: Of the initial weights and of dropout.
+        start: Go on from this head rather than from new weights.
+        where: Said in an error ("round 3").
+
+    Raises:
+        NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
+    """
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        head = _new_head(rows, settings) if start is None else _copy(start)
+        curve, best = _descend(
+            head, torch.from_numpy(rows), training, torch.from_numpy(validation_rows), validation_labels,
+            loss=loss, settings=settings, where=where,
+        )  # fmt: skip
+    finally:
+        torch.random.set_rng_state(generator_state)
+    head.load_state_dict(best)
+    head.eval()
+    with torch.inference_mode():
+        raw = head(torch.from_numpy(validation_rows)).numpy()
+    chosen = max(curve, key=lambda progress: progress.macro_f1)
+    return HeadClassifier(
+        head, fit_calibration(raw, validation_labels), settings, tuple(curve), chosen.epoch
+    )
+
+
+def _new_head(rows: FloatArray, settings: HeadSettings) -> Head:
+    head = Head(rows.shape[1], settings.kind, settings.hidden, settings.dropout)
+    mean, scale = block_constants(rows)
+    head.mean.copy_(torch.from_numpy(mean))
+    head.scale.copy_(torch.from_numpy(scale))
+    return head
+
+
+def _copy(start: HeadClassifier) -> Head:
+    head = Head(len(start.head.mean), start.settings.kind, start.settings.hidden, start.settings.dropout)
+    head.load_state_dict(start.head.state_dict())
+    return head
+
+
+def _descend(
+    head: Head,
+    rows: Tensor,
+    training: TrainingSet,
+    validation_rows: Tensor,
+    validation_labels: LabelArray,
+    *,
+    loss: PNULoss,
+    settings: HeadSettings,
+    where: str,
+) -> tuple[list[Progress], dict[str, Tensor]]:
+    """AdamW with cosine decay; returns the curve and the weights of its best epoch (the first of equals)."""
+    groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    watch = LossWatch(where)
+    curve: list[Progress] = []
+    best_score, best = -1.0, head.state_dict()
+    for epoch in range(1, settings.epochs + 1):
+        head.train()
+        output = loss(head(rows), groups, targets)
+        watch.add(epoch, output.loss, output.parts)
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        schedule.step()
+        if epoch % settings.evaluate_every and epoch != settings.epochs:
+            continue
+        head.eval()
+        with torch.inference_mode():
+            score = macro_f1(validation_labels, (head(validation_rows).numpy() > 0).astype(np.int8))
+        curve.append(Progress(epoch, watch.mean(), score))
+        if score > best_score:
+            best_score, best = score, {name: value.clone() for name, value in head.state_dict().items()}
+    return curve, best
+
+
+class LossWatch:
+    """Adds up loss parts between two evaluations, and stops the run at a loss that is not finite."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, step: int, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Take in one step.
+
+        Raises:
+            NonFiniteLossError: With the place, the step and every part.
+        """
+        values = {"loss": float(loss.detach())} | {name: float(part) for name, part in parts.items()}
+        if not np.isfinite(values["loss"]):
+            listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise NonFiniteLossError(
+                f"{self.where}, step {step}: the loss is {values['loss']} ({listed}). Lower"
+                " classifier.learning_rate; if it stays, look for NaN in the features with `selftrain check`"
+            )
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+
+    def mean(self) -> dict[str, float]:
+        """Mean parts since the last call."""
+        result = {name: value / max(self.steps, 1) for name, value in self.sums.items()}
+        self.sums, self.steps = {}, 0
+        return result

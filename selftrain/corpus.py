@@ -1,0 +1,109 @@
+"""All posts of a run in one order, their features, and who is in which split. Positions count from 0 here.
+
+Everything downstream of this module speaks in positions: one row of the feature table, one post.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.errors import SplitError
+
+if TYPE_CHECKING:
+    from selftrain.data.features import FeatureTable
+    from selftrain.data.posts import Post
+    from selftrain.data.splits import Splits
+    from selftrain.data.task import Task
+
+IntArray = npt.NDArray[np.int64]
+LabelArray = npt.NDArray[np.int8]
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Posts, features and labels by position.
+
+    Attributes:
+        posts: Labelled, validation, pool and test posts, in this order.
+        table: Feature rows of `posts`; None until they are extracted.
+        labelled, validation, pool, test: Positions of each split.
+        labels: [len(posts)] 1 positive, 0 negative, -1 where no label may be used (the pool).
+        truth: [len(posts)] like `labels`, and the hidden labels of pool posts too: for measuring only.
+        positive, negative: Class names.
+    """
+
+    posts: Sequence[Post]
+    table: FeatureTable | None
+    labelled: IntArray
+    validation: IntArray
+    pool: IntArray
+    test: IntArray
+    labels: LabelArray
+    truth: LabelArray
+    positive: str
+    negative: str
+
+    def class_name(self, value: int) -> str:
+        """1 -> the positive class's name, 0 -> the negative's."""
+        return self.positive if value == 1 else self.negative
+
+    def rows(self, positions: IntArray) -> npt.NDArray[np.float32]:
+        """Feature rows [n, D] of some positions."""
+        assert self.table is not None, "features are extracted before the loop begins"
+        return self.table.rows(positions)
+
+
+def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corpus:
+    """Line up the posts of all splits.
+
+    Args:
+        splits: Checked splits; pool posts carry no label, `splits.truth` what is known of them.
+        task: Two classes.
+        table: Features of `ordered_posts(splits)`, or None.
+
+    Raises:
+        SplitError: Too few labels to train or validate on.
+    """
+    posts = ordered_posts(splits)
+    bounds = np.cumsum([0, len(splits.labelled), len(splits.validation), len(splits.pool), len(splits.test)])
+    labelled, validation, pool, test = (
+        np.arange(start, end, dtype=np.int64) for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+    )
+    values = {task.positive: 1, task.negative: 0}
+    labels = np.array([UNKNOWN if p.label is None else values[p.label] for p in posts], dtype=np.int8)
+    truth = labels.copy()
+    for position in pool:
+        known = splits.truth.get(posts[position].id)
+        if known is not None:
+            truth[position] = values[known]
+    corpus = Corpus(
+        posts, table, labelled, validation, pool, test, labels, truth, task.positive, task.negative
+    )
+    _check(corpus)
+    return corpus
+
+
+def ordered_posts(splits: Splits) -> tuple[Post, ...]:
+    """The one order of posts: labelled, validation, pool, test."""
+    return (*splits.labelled, *splits.validation, *splits.pool, *splits.test)
+
+
+def _check(corpus: Corpus) -> None:
+    for name, positions in (("labelled", corpus.labelled), ("validation", corpus.validation)):
+        for value in (1, 0):
+            found = int((corpus.labels[positions] == value).sum())
+            if found < 2:
+                raise SplitError(
+                    f"the {name} split has {found} post(s) of class {corpus.class_name(value)!r}: expected at"
+                    " least 2. Label more posts of it, or change the shares of [data]"
+                )
+    if not len(corpus.pool):
+        raise SplitError(
+            "the pool is empty: add unlabelled posts to the manifest, name a data.pool, or set data.labelled"
+        )

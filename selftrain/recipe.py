@@ -1,0 +1,216 @@
+"""A recipe: everything a run needs to know, in TOML, checked by pydantic. Read here and nowhere else.
+
+Below this module everything takes plain arguments.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from selftrain.errors import RecipeError
+
+
+class Section(BaseModel):
+    """A table of the recipe. An unknown key is an error: a typing slip must not become a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """Where the posts are and how they are split. Paths are relative to the recipe."""
+
+    manifest: Path
+    task: Path
+    # a manifest of its own for a split; without one the posts of `manifest` are split by `shares`
+    validation: Path | None = None
+    test: Path | None = None
+    pool: Path | None = None
+    # "column": every row of `manifest` names its split; "shares": stratified by label
+    split: Literal["shares", "column"] = "shares"
+    train_share: float = Field(0.7, gt=0, le=1)
+    validation_share: float = Field(0.3, ge=0, lt=1)
+    test_share: float = Field(0.0, ge=0, lt=1)
+    # use only so many labels; the other labelled posts join the pool with their labels hidden
+    labelled: int | None = Field(None, ge=2)
+    balanced_labels: bool = True
+    # cut the larger classes down to the smallest before splitting
+    balance: bool = False
+    duplicates: Literal["any", "all", "off"] = "any"
+    near_duplicate_cosine: float = Field(0.97, gt=0, le=1)
+    max_bad_rows: int = Field(100, ge=0)
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    max_image_pixels: int = Field(50_000_000, ge=1)
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> DataSection:
+        total = self.train_share + self.validation_share + self.test_share
+        if self.split == "shares" and abs(total - 1) > 1e-6:
+            raise ValueError(
+                f"train_share + validation_share + test_share is {total:g}: expected 1"
+                " (a split with a manifest of its own has share 0)"
+            )
+        return self
+
+
+class BackboneSection(Section):
+    """What turns posts into features."""
+
+    name: Literal["embedded", "clip"] = "embedded"
+    model: str = "ViT-L-14"
+    weights: str = "openai"
+    device: str = "auto"
+    batch_size: int = Field(64, ge=1)
+    workers: int = Field(0, ge=0)
+    cache: Path | None = None  # default: a folder of the user's cache, shared by all runs
+
+
+class ClassifierSection(Section):
+    """The head, and how much of the backbone is trained with it."""
+
+    train: Literal["head", "full", "lora"] = "head"
+    head: Literal["linear", "mlp"] = "linear"
+    hidden: int = Field(128, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    epochs: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    batch_size: int = Field(16, ge=1)
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+
+
+class LossSection(Section):
+    """The PNU loss. `balance` is the article's P (the paper's gamma, Sakai's eta)."""
+
+    form: Literal["article", "paper", "sakai", "nnpu", "pn"] = "article"
+    balance: float = Field(0.1, ge=-1, le=1)
+    theta: float | Literal["estimate"] = "estimate"
+    lambda_soft: float = Field(1.0, ge=0)
+    lambda_unlabelled: float = Field(0.1, ge=0)
+    soft_positive: float = Field(0.67, gt=0.5, le=1)
+
+    @model_validator(mode="after")
+    def _theta_in_range(self) -> LossSection:
+        if isinstance(self.theta, float) and not 0 < self.theta < 1:
+            raise ValueError(f"theta is {self.theta:g}: expected a share between 0 and 1, or \"estimate\"")
+        return self
+
+
+class SelectionSection(Section):
+    """How many of the most confident pool posts are verified in a round, and of which class."""
+
+    k: int = Field(500, ge=1)
+    shares: Literal["equal", "natural"] | dict[str, float] = "equal"
+
+
+class AgentsSection(Section):
+    """Who verifies: `none` takes the classifier's word for it (an ablation)."""
+
+    kind: Literal["offline", "replayed", "simulated", "none"] = "offline"
+    file: Path | None = None  # replayed: verdicts.jsonl of a run
+    accuracy: float = Field(0.9, ge=0, le=1)  # simulated
+    abstention: float = Field(0.0, ge=0, le=1)  # simulated
+    cross_review: bool = True
+
+    @model_validator(mode="after")
+    def _file_given(self) -> AgentsSection:
+        if self.kind == "replayed" and self.file is None:
+            raise ValueError('agents.kind is "replayed" but agents.file names no file to replay')
+        return self
+
+
+class RoundsSection(Section):
+    """How often to go round, and when to stop."""
+
+    max: int = Field(10, ge=0)
+    patience: int = Field(3, ge=1)
+    start: Literal["pretrained", "best"] = "pretrained"
+
+
+class Recipe(Section):
+    """A whole recipe, with its paths resolved."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    threads: int | None = Field(None, ge=1)
+    data: DataSection
+    backbone: BackboneSection = BackboneSection()
+    classifier: ClassifierSection = ClassifierSection()
+    loss: LossSection = LossSection()
+    selection: SelectionSection = SelectionSection()
+    agents: AgentsSection = AgentsSection()
+    rounds: RoundsSection = RoundsSection()
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply ``section.key=value`` overrides, each value in TOML (a bare word is a string).
+
+    Raises:
+        RecipeError: The file cannot be read, is not TOML, or does not describe a recipe; the message lists
+            every fault with its place.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} is not TOML: {error}") from error
+    _resolve_paths(table, path.resolve().parent)
+    # a path typed at the prompt is relative to where it is typed
+    for override in overrides:
+        _override(table, override)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise RecipeError(f"the recipe {path} has {error.error_count()} fault(s):\n{_faults(error)}") from error
+
+
+_PATHS = (
+    ("data", "manifest"),
+    ("data", "task"),
+    ("data", "validation"),
+    ("data", "test"),
+    ("data", "pool"),
+    ("backbone", "cache"),
+    ("agents", "file"),
+)
+
+
+def _resolve_paths(table: dict[str, Any], folder: Path) -> None:
+    for section, key in _PATHS:
+        value = table.get(section, {}).get(key) if isinstance(table.get(section), dict) else None
+        if isinstance(value, str):
+            table[section][key] = str(folder / Path(value).expanduser())
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys) or len(keys) > 2:
+        raise RecipeError(f"--set {override!r}: expected section.key=value, for instance rounds.max=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: --set classifier.head=mlp
+    section = table
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override!r}: {key!r} is not a section of the recipe")
+    if tuple(keys) in _PATHS and isinstance(value, str):
+        value = str(Path(value).expanduser().resolve())
+    section[keys[-1]] = value
+
+
+def _faults(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        found = "" if fault["type"] in ("missing", "value_error") else f" (found {fault['input']!r})"
+        lines.append(f"  {place}: {fault['msg']}{found}")
+    return "\n".join(lines)
