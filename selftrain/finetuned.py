@@ -1,0 +1,109 @@
+"""A fine-tuned classifier: weights and calibration, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selftrain.calibration import Calibration
+from selftrain.classifier import Progress
+from selftrain.errors import RunStateError
+from selftrain.finetune_network import Architecture
+from selftrain.run import atomic
+
+FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1"}
+
+
+@dataclass(frozen=True, eq=False)
+class FinetunedClassifier:
+    """A fitted network's weights with their calibration. Live networks are the trainer's: they fill a GPU.
+
+    Attributes:
+        weights: What `Network.portable` gave, on the CPU.
+        architecture: Of the network that they belong to.
+        pretrained: Fingerprint of the backbone that training began from.
+        calibration: From the validation posts.
+        curve: Validation macro-F1 and loss parts over the epochs.
+        best_epoch: The epoch whose weights these are.
+    """
+
+    weights: Mapping[str, Tensor]
+    architecture: Architecture
+    pretrained: str
+    calibration: Calibration
+    curve: tuple[Progress, ...] = ()
+    best_epoch: int = 0
+
+    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Safetensors, written atomically; all but the weights goes into the header, with `metadata`.
+
+        Raises:
+            StorageError: The disk is full or refuses.
+        """
+        from safetensors.torch import save
+
+        header = dict(metadata) | {
+            "format": FORMATS[self.architecture.mode],
+            "architecture": self.architecture._asdict(),
+            "pretrained": self.pretrained,
+            "calibration": self.calibration._asdict(),
+        }
+        atomic.write_bytes(file, save(dict(self.weights), {"selftrain": json.dumps(header)}))
+
+
+def read_format(file: Path) -> str:
+    """Which kind of model a file holds: "selftrain-head-1", "selftrain-full-1" or "selftrain-lora-1".
+
+    Reads the header alone, however large the file.
+
+    Raises:
+        RunStateError: Missing, damaged, or no model of selftrain.
+    """
+    with _opened(file) as (_, header):
+        found = header.get("format")
+    if not isinstance(found, str):
+        raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")
+    return found
+
+
+def load_finetuned(file: Path) -> tuple[FinetunedClassifier, dict[str, Any]]:
+    """A saved model and the metadata that it was saved with; no backbone is needed to read it.
+
+    Raises:
+        RunStateError: Missing, damaged, or of another format.
+    """
+    with _opened(file) as (opened, header):
+        if header.get("format") not in FORMATS.values():
+            raise RunStateError(
+                f"{file} has format {header.get('format')!r}, expected one of {', '.join(FORMATS.values())}:"
+                " it is no fine-tuned model of selftrain"
+            )
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    del header["format"]
+    model = FinetunedClassifier(
+        weights,
+        Architecture(**header.pop("architecture")),
+        header.pop("pretrained"),
+        Calibration(**header.pop("calibration")),
+    )
+    return model, header
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The open safetensors file and our part of its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened, json.loads((opened.metadata() or {}).get("selftrain", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunStateError(
+            f"{file} cannot be read as a model ({error}): the run folder is damaged"
+        ) from error
