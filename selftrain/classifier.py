@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from backbones.base import FeatureLayout
 from losses.pnu import PNULoss
 from selftrain.calibration import Calibration, fit_calibration
-from selftrain.errors import NonFiniteLossError, RunStateError
+from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.metrics import macro_f1
 from selftrain.run import atomic
 
@@ -61,13 +62,33 @@ class Progress(NamedTuple):
     macro_f1: float
 
 
-class Head(nn.Module):
-    """Feature rows [B, D] to logits [B]. Rows are centred and scaled by constants of the training posts."""
+class Scaling(NamedTuple):
+    """How a head reads feature rows.
 
-    def __init__(self, width: int, kind: str, hidden: int, dropout: float) -> None:
+    Attributes:
+        columns: [C] columns that vary at all; the others (an absent modality, say) are not read.
+        mean: [C] mean of each.
+        scale: [C] one factor a block, so that text and image speak equally loud whatever their widths.
+    """
+
+    columns: IntArray
+    mean: FloatArray
+    scale: FloatArray
+
+
+class Head(nn.Module):
+    """Feature rows [B, D] to logits [B]; the rows are centred and scaled as `Scaling` says."""
+
+    columns: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, scaling: Scaling, kind: str, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("columns", torch.from_numpy(scaling.columns))
+        self.register_buffer("mean", torch.from_numpy(scaling.mean))
+        self.register_buffer("scale", torch.from_numpy(scaling.scale))
+        width = len(scaling.columns)
         self.layers: nn.Module
         if kind == "mlp":
             self.layers = nn.Sequential(
@@ -80,16 +101,38 @@ class Head(nn.Module):
             nn.init.zeros_(linear.bias)
             self.layers = linear
 
+    def prepare(self, rows: Tensor) -> Tensor:
+        """Rows [B, D] as the layers read them [B, C]."""
+        return (rows[:, self.columns] - self.mean) * self.scale
+
     def forward(self, rows: Tensor) -> Tensor:
-        logits: Tensor = self.layers((rows - self.mean) * self.scale).squeeze(-1)
+        logits: Tensor = self.layers(self.prepare(rows)).squeeze(-1)
         return logits
 
 
-def block_constants(rows: FloatArray, floor: float = 1e-3) -> tuple[FloatArray, FloatArray]:
-    """Mean [D] and reciprocal standard deviation [D]; a column that never varies is switched off (scale 0)."""
-    mean, deviation = rows.mean(0), rows.std(0)
-    scale = np.where(deviation > 1e-6, 1.0 / np.maximum(deviation, floor), 0.0)
-    return mean.astype(np.float32), scale.astype(np.float32)
+BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a step of the optimiser goes
+
+
+def fit_scaling(rows: FloatArray, layout: FeatureLayout) -> Scaling:
+    """Constants of feature rows [N, D]; no label is looked at, so the pool's rows serve best.
+
+    Raises:
+        TrainingError: No column varies: the posts all look the same to the backbone.
+    """
+    deviation = rows.std(0)
+    scale = np.zeros(rows.shape[1], np.float32)
+    for block in (layout.text, layout.image):
+        length = float(np.sqrt((deviation[block] ** 2).sum()))
+        if length > 1e-6:
+            scale[block] = BLOCK_NORM / length
+    for flag in (layout.has_text, layout.has_image):
+        scale[flag] = 1.0
+    columns = np.flatnonzero((deviation > 1e-6) & (scale > 0)).astype(np.int64)
+    if not len(columns):
+        raise TrainingError(
+            f"the features of {len(rows)} posts are all the same: there is nothing to learn from"
+        )
+    return Scaling(columns, rows.mean(0)[columns].astype(np.float32), scale[columns])
 
 
 @dataclass(frozen=True)
@@ -141,13 +184,14 @@ def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
             header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise RunStateError(f"{file} cannot be read as a model ({error}): the run folder is damaged") from error
-    if header.get("format") != "selftrain-head-1":
         raise RunStateError(
-            f"{file} has format {header.get('format')!r}, expected 'selftrain-head-1': it is no head of selftrain"
-        )
+            f"{file} cannot be read as a model ({error}): the run folder is damaged"
+        ) from error
+    if header.get("format") != "selftrain-head-1":
+        raise RunStateError(f"{file} has format {header.get('format')!r}, expected 'selftrain-head-1'")
     settings = HeadSettings(**header.pop("settings"))
-    head = Head(len(tensors["mean"]), settings.kind, settings.hidden, settings.dropout)
+    scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
+    head = Head(scaling, settings.kind, settings.hidden, settings.dropout)
     head.load_state_dict(tensors)
     return HeadClassifier(head.eval(), Calibration(**header.pop("calibration")), settings), header
 
@@ -158,6 +202,7 @@ def train_head(
     validation_rows: FloatArray,
     validation_labels: LabelArray,
     *,
+    scaling: Scaling,
     loss: PNULoss,
     settings: HeadSettings,
     seed: int,
@@ -174,6 +219,7 @@ def train_head(
         training: Groups and targets of those rows.
         validation_rows: [V, D].
         validation_labels: [V], 1 for the positive class.
+        scaling: Of the rows; a head given as `start` keeps its own.
         loss: The PNU loss.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
@@ -183,52 +229,47 @@ def train_head(
     Raises:
         NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
     """
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        head = _new_head(rows, settings) if start is None else _copy(start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = (
+            Head(scaling, settings.kind, settings.hidden, settings.dropout) if start is None else _copy(start)
+        )
+        prepared = head.prepare(torch.from_numpy(validation_rows))
         curve, best = _descend(
-            head, torch.from_numpy(rows), training, torch.from_numpy(validation_rows), validation_labels,
+            head, head.prepare(torch.from_numpy(rows)), training, prepared, validation_labels,
             loss=loss, settings=settings, where=where,
         )  # fmt: skip
-    finally:
-        torch.random.set_rng_state(generator_state)
-    head.load_state_dict(best)
+    head.layers.load_state_dict(best)
     head.eval()
     with torch.inference_mode():
-        raw = head(torch.from_numpy(validation_rows)).numpy()
+        raw = head.layers(prepared).squeeze(-1).numpy()
     chosen = max(curve, key=lambda progress: progress.macro_f1)
-    return HeadClassifier(
-        head, fit_calibration(raw, validation_labels), settings, tuple(curve), chosen.epoch
-    )
-
-
-def _new_head(rows: FloatArray, settings: HeadSettings) -> Head:
-    head = Head(rows.shape[1], settings.kind, settings.hidden, settings.dropout)
-    mean, scale = block_constants(rows)
-    head.mean.copy_(torch.from_numpy(mean))
-    head.scale.copy_(torch.from_numpy(scale))
-    return head
+    calibration = fit_calibration(raw, validation_labels)
+    return HeadClassifier(head, calibration, settings, tuple(curve), chosen.epoch)
 
 
 def _copy(start: HeadClassifier) -> Head:
-    head = Head(len(start.head.mean), start.settings.kind, start.settings.hidden, start.settings.dropout)
+    scaling = Scaling(*(getattr(start.head, name).numpy() for name in Scaling._fields))
+    head = Head(scaling, start.settings.kind, start.settings.hidden, start.settings.dropout)
     head.load_state_dict(start.head.state_dict())
     return head
 
 
 def _descend(
     head: Head,
-    rows: Tensor,
+    prepared: Tensor,
     training: TrainingSet,
-    validation_rows: Tensor,
+    validation: Tensor,
     validation_labels: LabelArray,
     *,
     loss: PNULoss,
     settings: HeadSettings,
     where: str,
 ) -> tuple[list[Progress], dict[str, Tensor]]:
-    """AdamW with cosine decay; returns the curve and the weights of its best epoch (the first of equals)."""
+    """AdamW with cosine decay on prepared rows; the curve, and the layers' weights of its best epoch.
+
+    Of equally good epochs the first counts.
+    """
     groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -236,23 +277,25 @@ def _descend(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     watch = LossWatch(where)
     curve: list[Progress] = []
-    best_score, best = -1.0, head.state_dict()
+    best_score, best = -1.0, head.layers.state_dict()
     for epoch in range(1, settings.epochs + 1):
         head.train()
-        output = loss(head(rows), groups, targets)
+        output = loss(head.layers(prepared).squeeze(-1), groups, targets)
         watch.add(epoch, output.loss, output.parts)
         optimizer.zero_grad()
-        output.loss.backward()
+        output.loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if epoch % settings.evaluate_every and epoch != settings.epochs:
             continue
         head.eval()
         with torch.inference_mode():
-            score = macro_f1(validation_labels, (head(validation_rows).numpy() > 0).astype(np.int8))
+            predicted = head.layers(validation).squeeze(-1).numpy() > 0
+        score = macro_f1(validation_labels, predicted.astype(np.int8))
         curve.append(Progress(epoch, watch.mean(), score))
         if score > best_score:
-            best_score, best = score, {name: value.clone() for name, value in head.state_dict().items()}
+            best_score = score
+            best = {name: value.clone() for name, value in head.layers.state_dict().items()}
     return curve, best
 
 

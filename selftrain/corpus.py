@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,7 +74,7 @@ def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corp
     posts = ordered_posts(splits)
     bounds = np.cumsum([0, len(splits.labelled), len(splits.validation), len(splits.pool), len(splits.test)])
     labelled, validation, pool, test = (
-        np.arange(start, end, dtype=np.int64) for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        np.arange(start, end, dtype=np.int64) for start, end in pairwise(bounds)
     )
     values = {task.positive: 1, task.negative: 0}
     labels = np.array([UNKNOWN if p.label is None else values[p.label] for p in posts], dtype=np.int8)

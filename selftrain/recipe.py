@@ -97,7 +97,7 @@ class LossSection(Section):
     @model_validator(mode="after")
     def _theta_in_range(self) -> LossSection:
         if isinstance(self.theta, float) and not 0 < self.theta < 1:
-            raise ValueError(f"theta is {self.theta:g}: expected a share between 0 and 1, or \"estimate\"")
+            raise ValueError(f'theta is {self.theta:g}: expected a share between 0 and 1, or "estimate"')
         return self
 
 
@@ -106,6 +106,10 @@ class SelectionSection(Section):
 
     k: int = Field(500, ge=1)
     shares: Literal["equal", "natural"] | dict[str, float] = "equal"
+    # posts once found divergent may be chosen again: agents that learn may think otherwise by then
+    again: bool = True
+    # accepted posts whose label the best classifier no longer gives are unlabelled again
+    revise: bool = True
 
 
 class AgentsSection(Section):
@@ -167,7 +171,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        raise RecipeError(f"the recipe {path} has {error.error_count()} fault(s):\n{_faults(error)}") from error
+        raise RecipeError(
+            f"the recipe {path} has {error.error_count()} fault(s):\n{_faults(error)}"
+        ) from error
 
 
 _PATHS = (

@@ -63,8 +63,11 @@ def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_sha
     elif shares == "natural":
         share = positive_share
     else:
-        assert not isinstance(shares, str)
-        if set(shares) != {positive, negative} or abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+        if (
+            set(shares) != {positive, negative}
+            or abs(sum(shares.values()) - 1) > 1e-6
+            or min(shares.values()) < 0
+        ):
             raise SplitError(
                 f"selection shares are {dict(shares)}: expected {positive!r} and {negative!r} adding up to 1"
             )

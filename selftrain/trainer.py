@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from losses.pnu import PNULoss
 from selftrain.classifier import (
     FloatArray,
@@ -13,7 +15,9 @@ from selftrain.classifier import (
     HeadSettings,
     IntArray,
     Progress,
+    Scaling,
     TrainingSet,
+    fit_scaling,
     load_head,
     train_head,
 )
@@ -50,9 +54,7 @@ class Trainer(Protocol[M]):
         """A model fitted to `training`, its best epoch by validation macro-F1, calibrated on validation."""
         ...
 
-    def logits(
-        self, model: M, corpus: Corpus, positions: IntArray
-    ) -> Iterator[tuple[IntArray, FloatArray]]:
+    def logits(self, model: M, corpus: Corpus, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
         """(positions [n], calibrated logits [n]) in chunks, in the order given."""
         ...
 
@@ -61,12 +63,16 @@ class Trainer(Protocol[M]):
         ...
 
 
+SCALING_SAMPLE = 10_000  # posts; enough for a mean and a deviation, few enough for any machine
+
+
 class HeadTrainer:
     """Trains a head on cached features: no post is read again."""
 
     def __init__(self, settings: HeadSettings, chunk: int = 8192) -> None:
         self.settings = settings
         self.chunk = chunk
+        self._scaling: Scaling | None = None
 
     def fit(
         self,
@@ -83,6 +89,7 @@ class HeadTrainer:
             training,
             corpus.rows(corpus.validation),
             corpus.labels[corpus.validation],
+            scaling=self._fit_scaling(corpus),
             loss=loss,
             settings=self.settings,
             seed=seed,
@@ -99,3 +106,12 @@ class HeadTrainer:
 
     def load(self, file: Path) -> HeadClassifier:
         return load_head(file)[0]
+
+    def _fit_scaling(self, corpus: Corpus) -> Scaling:
+        """From the labelled posts and an even sample of the pool, once a run."""
+        if self._scaling is None:
+            assert corpus.table is not None, "features are extracted before the loop begins"
+            step = max(1, len(corpus.pool) // SCALING_SAMPLE)
+            sample = np.concatenate([corpus.labelled, corpus.pool[::step]])
+            self._scaling = fit_scaling(corpus.rows(sample), corpus.table.layout)
+        return self._scaling

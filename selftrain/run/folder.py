@@ -71,14 +71,23 @@ class RunFolder:
         """
         import tomli_w
 
+        self.check_recipe(recipe)
         if self.recipe_path.exists():
-            self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
             self._check_same("identity", self.environment()["identity"], environment["identity"])
         else:
             self.clear_temporary()
             atomic.write_json(self.path / "environment.json", environment)
         # last: a folder with a recipe.toml is a run
         atomic.write_text(self.recipe_path, tomli_w.dumps(_without_none(recipe)))
+
+    def check_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Refuse at once, before anything is computed, when the folder holds a run of another recipe.
+
+        Raises:
+            RunMismatchError: With every key that differs.
+        """
+        if self.recipe_path.exists():
+            self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
 
     def _check_same(self, what: str, found: Json, expected: Json) -> None:
         differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
@@ -153,7 +162,9 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunStateError(f"{file} cannot be read ({error}): the run folder is damaged") from error
         if not isinstance(value, dict):
-            raise RunStateError(f"{file} holds a {type(value).__name__}, expected an object: the folder is damaged")
+            raise RunStateError(
+                f"{file} holds a {type(value).__name__}, expected an object: the folder is damaged"
+            )
         return value
 
     # ---- writing ------------------------------------------------------------------------------------
@@ -212,6 +223,8 @@ def read_jsonl(file: Path) -> Iterator[Json]:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    raise RunStateError(f"{file}, line {number} is not JSON: the run folder is damaged") from error
+                    raise RunStateError(
+                        f"{file}, line {number} is not JSON: the run folder is damaged"
+                    ) from error
     except OSError as error:
         raise StorageError(f"cannot read {file}: {error.strerror or error}") from error

@@ -1,0 +1,236 @@
+"""The loop: select, verify, merge, retrain, validate, keep or roll back; as often as the limits allow.
+
+`self_train` is the whole story; what it calls stands beside it in `selection`, `ledger`, `trainer` and
+`run.folder`. It is a generator: each finished round is yielded, and whoever stops asking stops the loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agents.judgment import Accepted, Candidate
+from agents.review import Panel
+from losses.pnu import PNULoss
+from losses.prior import estimate_prior
+from selftrain.calibration import probabilities
+from selftrain.classifier import FloatArray
+from selftrain.corpus import Corpus, IntArray
+from selftrain.history import grown_rows, replay
+from selftrain.ledger import Ledger
+from selftrain.metrics import evaluate
+from selftrain.rounds import Json, Round, labels_known, model_figures, verdict_figures
+from selftrain.run import atomic
+from selftrain.run.folder import RunFolder
+from selftrain.selection import Selection, Shares, select
+from selftrain.trainer import M, Trainer
+
+
+class Limits(NamedTuple):
+    """When the loop ends.
+
+    Attributes:
+        rounds: Most rounds after round 0.
+        patience: Rounds rolled back in a row after which it gives up.
+    """
+
+    rounds: int = 10
+    patience: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """Everything that shapes a round; see the recipe for the meaning of each."""
+
+    seed: int = 0
+    k: int = 500
+    shares: Shares = "equal"
+    again: bool = True
+    revise: bool = True
+    start: str = "pretrained"
+    theta: float | None = None  # None: estimated from the divergent set
+    root: Path = Path()
+    soft_positive: float = 0.67
+    limits: Limits = Limits()
+
+
+def self_train(
+    corpus: Corpus,
+    trainer: Trainer[M],
+    panel: Panel,
+    loss: PNULoss,
+    folder: RunFolder,
+    settings: LoopSettings,
+) -> Iterator[Round]:
+    """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
+
+    Args:
+        corpus: Posts with features.
+        trainer: Fits and scores models.
+        panel: Judges candidates.
+        loss: The PNU loss; its theta is replaced by the estimate unless `settings.theta` is given.
+        folder: Opened and locked.
+        settings: See `LoopSettings`.
+
+    Raises:
+        TrainingError, StorageError: What was finished is kept; the same call goes on from there.
+    """
+    # ---- where we stand -----------------------------------------------------------------------------
+    ledger, finished = replay(folder, corpus)
+    labelled = [corpus.posts[i] for i in corpus.labelled]
+    pool = [corpus.posts[i] for i in corpus.pool]
+    if finished:
+        publish(folder, corpus, ledger, settings.root)
+    yield from finished
+
+    # ---- round 0: the labels alone ------------------------------------------------------------------
+    if not finished:
+        began, path = time.monotonic(), folder.open_round(0)
+        training = ledger.training_set(corpus, soft_positive=settings.soft_positive)
+        model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
+        model.save(path / "model.safetensors", {"round": 0})
+        figures = measure(trainer, model, corpus) | verdict_figures(corpus, [], [], [])
+        figures |= model_figures(model, training, None)
+        ledger = ledger.keep(ledger, figures["validation"]["macro_f1"])
+        yield close_round(folder, corpus, ledger, 0, figures, panel, began, settings.root)
+
+    while why_stop(ledger, corpus, settings) is None:
+        number, began = ledger.next_round, time.monotonic()
+        path = folder.open_round(number)
+        best = trainer.load(folder.round_path(ledger.best_round) / "model.safetensors")
+
+        # ---- select: the most confident open posts; accepted ones it has turned against go back ------
+        returned = turned_against(trainer, best, corpus, ledger) if settings.revise else []
+        chosen = select(
+            trainer.logits(best, corpus, ledger.open_positions(corpus.pool, again=settings.again)),
+            settings.k, settings.shares, positive=corpus.positive, negative=corpus.negative,
+        )  # fmt: skip
+        candidates = as_candidates(corpus, chosen)
+        atomic.write_jsonl(path / "candidates.jsonl", (candidate_row(one) for one in candidates))
+
+        # ---- verify: the agents judge alone, then cross-review --------------------------------------
+        panel.learn(labelled, accepted=as_accepted(corpus, ledger), pool=pool)
+        records = [verdict.to_json() for verdict in panel.verify(candidates)]
+        atomic.write_jsonl(path / "verdicts.jsonl", records)
+
+        # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
+        positions = chosen.positions.tolist()
+        values = {corpus.positive: 1, corpus.negative: 0}
+        trial = ledger.merge(zip(positions, records, strict=True), values, returned)
+        training = trial.training_set(corpus, soft_positive=settings.soft_positive)
+
+        # ---- retrain --------------------------------------------------------------------------------
+        theta = settings.theta or prior_of_divergent(trainer, best, corpus, trial)
+        model = trainer.fit(
+            corpus, training, loss=replace(loss, theta=theta), seed=settings.seed + number,
+            where=f"round {number}", start=best if settings.start == "best" else None,
+        )  # fmt: skip
+        model.save(path / "model.safetensors", {"round": number})
+
+        # ---- validate: keep, or roll back ------------------------------------------------------------
+        figures = measure(trainer, model, corpus) | verdict_figures(corpus, positions, records, returned)
+        figures |= model_figures(model, training, theta)
+        score = figures["validation"]["macro_f1"]
+        ledger = ledger.keep(trial, score) if score > ledger.best_score else ledger.roll_back(positions)
+        yield close_round(folder, corpus, ledger, number, figures, panel, began, settings.root)
+
+
+def why_stop(ledger: Ledger, corpus: Corpus, settings: LoopSettings) -> str | None:
+    """Why there is no further round, or None."""
+    if ledger.next_round > settings.limits.rounds:
+        return f"all {settings.limits.rounds} rounds are done"
+    if ledger.rejections >= settings.limits.patience:
+        return f"{ledger.rejections} rounds in a row brought no improvement"
+    if not len(ledger.open_positions(corpus.pool, again=settings.again)):
+        return "no pool post is left to choose from"
+    return None
+
+
+def close_round(
+    folder: RunFolder,
+    corpus: Corpus,
+    ledger: Ledger,
+    number: int,
+    figures: Json,
+    panel: Panel,
+    began: float,
+    root: Path,
+) -> Round:
+    """Make the round final, then move `best` and rewrite the grown dataset."""
+    figures = {
+        "round": number,
+        "kept": ledger.best_round == number,
+        "simulated": panel.simulated,
+        **figures,
+        "grown": len(corpus.labelled) + len(ledger.accepted),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    folder.close_round(number, figures)
+    publish(folder, corpus, ledger, root)
+    return Round(figures)
+
+
+def publish(folder: RunFolder, corpus: Corpus, ledger: Ledger, root: Path) -> None:
+    """Bring `best` and `grown.jsonl` in line with the finished rounds."""
+    folder.publish(ledger.best_round, grown_rows(corpus, ledger, root))
+
+
+def measure(trainer: Trainer[M], model: M, corpus: Corpus) -> Json:
+    """Metrics on the validation split and, where there is one, on the test split."""
+    figures: Json = {"validation": _evaluate(trainer, model, corpus, corpus.validation)}
+    if labels_known(corpus.labels[corpus.test]):
+        figures["test"] = _evaluate(trainer, model, corpus, corpus.test)
+    return figures
+
+
+def _evaluate(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> dict[str, Any]:
+    return evaluate(corpus.labels[positions], _logits(trainer, model, corpus, positions))
+
+
+def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> FloatArray:
+    parts = [logits for _, logits in trainer.logits(model, corpus, positions)]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+def turned_against(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger) -> list[int]:
+    """Accepted positions whose pseudo-label the model no longer gives: they are consistent no more."""
+    accepted = np.array(sorted(ledger.accepted), dtype=np.int64)
+    values = np.array([ledger.accepted[int(p)].value for p in accepted], dtype=np.int8)
+    logits = _logits(trainer, model, corpus, accepted)
+    return [int(p) for p in accepted[(logits > 0) != (values == 1)]]
+
+
+def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger) -> float:
+    """Share of positives among the divergent posts: they are a selected set, so it is estimated."""
+    divergent = np.array(sorted(ledger.divergent), dtype=np.int64)
+    if not len(divergent):
+        return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
+    training_prior = float((corpus.labels[corpus.validation] == 1).mean())
+    return estimate_prior(probabilities(_logits(trainer, model, corpus, divergent)), training_prior)
+
+
+def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
+    """The chosen posts as the agents see them: with the classifier's label and its probability."""
+    odds = probabilities(np.abs(chosen.logits))
+    return [
+        Candidate(corpus.posts[position], corpus.class_name(int(logit > 0)), float(probability))
+        for position, logit, probability in zip(chosen.positions, chosen.logits, odds, strict=True)
+    ]
+
+
+def candidate_row(candidate: Candidate) -> Json:
+    """A line of candidates.jsonl."""
+    return {"id": candidate.post.id, "label": candidate.label, "probability": round(candidate.probability, 6)}
+
+
+def as_accepted(corpus: Corpus, ledger: Ledger) -> Sequence[Accepted]:
+    """The pseudo-labelled posts that the agents may learn from, in the order of their positions."""
+    return [
+        Accepted(corpus.posts[position], corpus.class_name(ledger.accepted[position].value))
+        for position in sorted(ledger.accepted)
+    ]

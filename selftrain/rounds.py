@@ -1,0 +1,150 @@
+"""One finished round: its figures, as written to metrics.json and shown to the user."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from losses.groups import Group
+from selftrain.classifier import TrainingSet
+from selftrain.corpus import Corpus, LabelArray
+from selftrain.ledger import precision
+from selftrain.trainer import Model
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round.
+
+    Attributes:
+        figures: The content of metrics.json.
+    """
+
+    figures: Json
+
+    @property
+    def number(self) -> int:
+        """0 is the labels alone."""
+        return int(self.figures["round"])
+
+    @property
+    def kept(self) -> bool:
+        """False when the round was rolled back."""
+        return bool(self.figures["kept"])
+
+    @property
+    def validation(self) -> Json:
+        """Metrics on the validation split, see `metrics.evaluate`."""
+        return dict(self.figures["validation"])
+
+    @property
+    def test(self) -> Json | None:
+        """Metrics on the test split, or None without one."""
+        test = self.figures.get("test")
+        return dict(test) if test else None
+
+    @property
+    def consistent(self) -> int:
+        """Candidates that the classifier and both agents agree on."""
+        return int(self.figures["consistent"]["posts"])
+
+    @property
+    def divergent(self) -> int:
+        """Candidates without agreement."""
+        return int(self.figures["divergent"]["posts"])
+
+    @property
+    def pseudo_label_precision(self) -> float | None:
+        """Precision of the round's consistent set, or None where truth is not known."""
+        value = self.figures["consistent"]["precision"]
+        return None if value is None else float(value)
+
+    def __str__(self) -> str:
+        parts = [f"round {self.number:>2}", f"validation macro-F1 {self.validation['macro_f1']:.3f}"]
+        if self.test:
+            parts.append(f"test {self.test['macro_f1']:.3f}")
+        if self.number:
+            parts.append(f"consistent {self.consistent}, divergent {self.divergent}")
+            if self.pseudo_label_precision is not None:
+                parts.append(f"precision {self.pseudo_label_precision:.3f}")
+        parts.append("kept" if self.kept else "rolled back")
+        if self.figures["simulated"]:
+            parts.append("SIMULATED agents")
+        return " | ".join(parts)
+
+
+def model_figures(model: Model, training: TrainingSet, theta: float | None) -> Json:
+    """What was trained on, and how the training went."""
+    counts = Counter(training.groups.tolist())
+    return {
+        "training": {group.name.lower(): counts[int(group)] for group in Group},
+        "theta": theta,
+        "best_epoch": model.best_epoch,
+        "curve": [{"epoch": p.epoch, "macro_f1": p.macro_f1, "loss": p.parts} for p in model.curve],
+    }
+
+
+def verdict_figures(
+    corpus: Corpus, positions: Sequence[int], records: Sequence[Mapping[str, Any]], returned: Sequence[int]
+) -> Json:
+    """Counts and, where truth is known, precision of candidates, consistent and divergent sets."""
+    values = {corpus.positive: 1, corpus.negative: 0}
+    labels = [values[record["classifier_label"]] for record in records]
+    agreed = [bool(record["consistent"]) for record in records]
+    return {
+        "candidates": _set_figures(corpus, positions, labels),
+        "consistent": _set_figures(
+            corpus,
+            [p for p, yes in zip(positions, agreed, strict=True) if yes],
+            [v for v, yes in zip(labels, agreed, strict=True) if yes],
+        ),
+        "divergent": _set_figures(
+            corpus,
+            [p for p, yes in zip(positions, agreed, strict=True) if not yes],
+            [v for v, yes in zip(labels, agreed, strict=True) if not yes],
+        ),
+        "returned": [corpus.posts[p].id for p in returned],
+        "agents": _agent_figures(corpus, positions, records),
+    }
+
+
+def _set_figures(corpus: Corpus, positions: Sequence[int], labels: Sequence[int]) -> Json:
+    counts = Counter(labels)
+    return {
+        "posts": len(positions),
+        "by_class": {corpus.positive: counts[1], corpus.negative: counts[0]},
+        "precision": precision(positions, labels, corpus.truth),
+    }
+
+
+def _agent_figures(corpus: Corpus, positions: Sequence[int], records: Sequence[Mapping[str, Any]]) -> Json:
+    """For each role: states of its last judgments, changes of mind, and how often it was right."""
+    values = {corpus.positive: 1, corpus.negative: 0}
+    figures: dict[str, Counter[str]] = {}
+    for position, record in zip(positions, records, strict=True):
+        steps: dict[str, list[Mapping[str, Any]]] = {}
+        for judgment in record["judgments"]:
+            steps.setdefault(judgment["agent"], []).append(judgment)
+        for role, judgments in steps.items():
+            count = figures.setdefault(role, Counter())
+            first, last = judgments[0], judgments[-1]
+            count[last["state"]] += 1
+            count["reconsidered"] += len(judgments) > 1
+            count["changed_mind"] += first["label"] != last["label"]
+            truth = int(corpus.truth[position])
+            if truth >= 0 and last["label"] is not None:
+                count["truth_known"] += 1
+                count["right"] += values.get(last["label"]) == truth
+    names = ("label", "abstain", "failed", "reconsidered", "changed_mind", "truth_known", "right")
+    return {role: {name: count[name] for name in names} for role, count in figures.items()}
+
+
+def labels_known(labels: LabelArray) -> bool:
+    """Whether a split can be measured on."""
+    return bool(len(labels)) and bool(np.all(labels >= 0))

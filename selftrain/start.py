@@ -1,0 +1,189 @@
+"""A recipe becomes a run: `start` reads it, `Run.rounds` goes round.
+
+run = start("runs/quickstart.toml", out="runs/quickstart")
+for round in run.rounds():
+    print(round)
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftrain.recipe import Recipe, load_recipe
+from selftrain.run import atomic
+from selftrain.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+    from losses.pnu import PNULoss
+    from selftrain.loop import LoopSettings
+    from selftrain.rounds import Round
+
+_DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
+
+
+def start(recipe: Recipe | Path | str, out: Path | str, overrides: Sequence[str] = ()) -> Run:
+    """A run of `recipe` in the folder `out`; nothing is computed yet.
+
+    Args:
+        recipe: A recipe, or the path of one.
+        out: The run folder; a run that is already there goes on if its recipe is the same.
+        overrides: ``section.key=value``, for a recipe given by its path.
+
+    Raises:
+        RecipeError: The recipe cannot be understood.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    return Run(recipe, Path(out))
+
+
+class Run:
+    """A recipe and its folder.
+
+    Attributes:
+        recipe: As resolved.
+        folder: Where everything is written.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe = recipe
+        self.folder = RunFolder(out)
+
+    def rounds(self, *, progress: bool = False) -> Iterator[Round]:
+        """Go on with the run and yield every round, those finished earlier first.
+
+        The folder is locked until the iterator is exhausted or closed.
+
+        Raises:
+            SelftrainError, or an error of a leaf's tree: see their modules.
+        """
+        import torch
+
+        from backbones import load_backbone
+        from selftrain.loop import self_train
+        from selftrain.panels import build_panel
+        from selftrain.preparation import prepare
+
+        with self.folder.locked():
+            self.folder.check_recipe(self.recipe.model_dump(mode="json"))
+            if self.recipe.threads:
+                torch.set_num_threads(self.recipe.threads)
+            backbone = load_backbone(self.recipe.backbone.name, **_backbone_options(self.recipe))
+            prepared = prepare(self.recipe, backbone, progress=progress)
+            panel = build_panel(self.recipe.agents, prepared.corpus, self.recipe.seed)
+            environment = _environment(self.recipe) | {
+                "identity": prepared.identity,
+                "agents": panel.describe(),
+                "simulated": panel.simulated,
+                "splits": {
+                    n: len(getattr(prepared.corpus, n)) for n in ("labelled", "validation", "pool", "test")
+                },
+            }
+            self.folder.begin(self.recipe.model_dump(mode="json"), environment)
+            atomic.write_jsonl(self.folder.path / "quarantine.jsonl", prepared.quarantine)
+            yield from self_train(
+                prepared.corpus,
+                build_trainer(self.recipe, backbone),
+                panel,
+                build_loss(self.recipe),
+                self.folder,
+                build_settings(self.recipe),
+            )
+
+
+def build_loss(recipe: Recipe) -> PNULoss:
+    """The PNU loss of a recipe. A setting that the form does not read is left at its default."""
+    from losses.pnu import PNULoss
+
+    section = recipe.loss
+    options: dict[str, Any] = {"form": section.form, "balance": section.balance}
+    if section.form not in ("paper",):
+        options["lambda_soft"] = section.lambda_soft
+    if section.form in ("article", "nnpu", "pn"):
+        options["lambda_u"] = section.lambda_unlabelled
+    if isinstance(section.theta, float):
+        options["theta"] = section.theta
+    soft = section.soft_positive
+    return PNULoss(**options, soft_positive=soft, soft_negative=1 - soft)
+
+
+def build_settings(recipe: Recipe) -> LoopSettings:
+    """The loop's plain arguments."""
+    from selftrain.loop import Limits, LoopSettings
+
+    return LoopSettings(
+        seed=recipe.seed,
+        k=recipe.selection.k,
+        shares=recipe.selection.shares,
+        again=recipe.selection.again,
+        revise=recipe.selection.revise,
+        start=recipe.rounds.start,
+        theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
+        soft_positive=recipe.loss.soft_positive,
+        limits=Limits(recipe.rounds.max, recipe.rounds.patience),
+        root=recipe.data.manifest.parent,
+    )
+
+
+def build_trainer(recipe: Recipe, backbone: Backbone) -> Any:
+    """The trainer of `classifier.train`: the head on cached features, or the backbone with it."""
+    section = recipe.classifier
+    if section.train == "head":
+        from selftrain.classifier import HeadSettings
+        from selftrain.trainer import HeadTrainer
+
+        defaults = HeadSettings()
+        return HeadTrainer(
+            HeadSettings(
+                kind=section.head,
+                hidden=section.hidden,
+                dropout=section.dropout,
+                epochs=section.epochs or defaults.epochs,
+                learning_rate=section.learning_rate or defaults.learning_rate,
+                weight_decay=defaults.weight_decay if section.weight_decay is None else section.weight_decay,
+            )
+        )
+    raise NotImplementedError
+
+
+def _backbone_options(recipe: Recipe) -> dict[str, Any]:
+    options: dict[str, Any] = {"device": recipe.backbone.device}
+    if recipe.backbone.name == "clip":
+        options |= {"model": recipe.backbone.model, "weights": recipe.backbone.weights}
+    return options
+
+
+def _environment(recipe: Recipe) -> dict[str, Any]:
+    import torch
+
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
+        "git": _git_commit(),
+        "seed": recipe.seed,
+        "images_root": str(recipe.data.manifest.parent),
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this code runs from; None for an installed wheel."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or None
