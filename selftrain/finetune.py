@@ -173,9 +173,11 @@ class BackboneTrainer:
 
         Raises:
             RunStateError: Missing, damaged, or trained from another backbone.
+            TrainingError: Out of memory.
         """
         model = load_finetuned(file)[0]
-        self._ready(model)
+        with _memory_advice(str(file), self._advice()):
+            self._ready(model)
         return model
 
     # ---- networks -----------------------------------------------------------------------------------

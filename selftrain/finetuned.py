@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from selftrain import atomic
 from selftrain.calibration import Calibration
 from selftrain.classifier import Progress
 from selftrain.errors import RunStateError
 from selftrain.finetune_network import Architecture
-from selftrain.run import atomic
 
 FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1"}
 
@@ -86,12 +86,17 @@ def load_finetuned(file: Path) -> tuple[FinetunedClassifier, dict[str, Any]]:
             )
         weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     del header["format"]
-    model = FinetunedClassifier(
-        weights,
-        Architecture(**header.pop("architecture")),
-        header.pop("pretrained"),
-        Calibration(**header.pop("calibration")),
-    )
+    try:
+        model = FinetunedClassifier(
+            weights,
+            Architecture(**header.pop("architecture")),
+            header.pop("pretrained"),
+            Calibration(**header.pop("calibration")),
+        )
+    except (KeyError, TypeError) as error:
+        raise RunStateError(
+            f"the header of {file} is incomplete ({error}): the run folder is damaged"
+        ) from error
     return model, header
 
 

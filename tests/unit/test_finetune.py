@@ -1,6 +1,7 @@
 """Fine-tuning the whole backbone, or adapters, on a backbone of a few hundred weights."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -286,6 +287,9 @@ def test_files_that_are_no_such_model(corpus, training, tmp_path):
         type(model)(tensors, model.architecture, model.pretrained, model.calibration).save(file, {})
         with pytest.raises(RunStateError, match=message):
             trainer("lora").load(file)
+    save_file(load_file(file), file, {"selftrain": json.dumps({"format": "selftrain-lora-1"})})
+    with pytest.raises(RunStateError, match=r"incomplete .*architecture"):
+        load_finetuned(file)
     save_file(load_file(file), file)  # without a header of ours
     for read in (read_format, load_finetuned):
         with pytest.raises(RunStateError, match=r"no (fine-tuned )?model of selftrain"):
