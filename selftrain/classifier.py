@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from backbones.base import FeatureLayout
 from losses.pnu import PNULoss
+from selftrain import atomic
 from selftrain.calibration import Calibration, fit_calibration
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.metrics import macro_f1
-from selftrain.run import atomic
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -187,13 +187,18 @@ def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
         raise RunStateError(
             f"{file} cannot be read as a model ({error}): the run folder is damaged"
         ) from error
-    if header.get("format") != "selftrain-head-1":
-        raise RunStateError(f"{file} has format {header.get('format')!r}, expected 'selftrain-head-1'")
-    settings = HeadSettings(**header.pop("settings"))
-    scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
-    head = Head(scaling, settings.kind, settings.hidden, settings.dropout)
-    head.load_state_dict(tensors)
-    return HeadClassifier(head.eval(), Calibration(**header.pop("calibration")), settings), header
+    found = header.pop("format", None) if isinstance(header, dict) else None
+    if found != "selftrain-head-1":
+        raise RunStateError(f"{file} has format {found!r}, expected 'selftrain-head-1'")
+    try:
+        settings = HeadSettings(**header.pop("settings"))
+        scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout)
+        head.load_state_dict(tensors)
+        calibration = Calibration(**header.pop("calibration"))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise RunStateError(f"{file} is incomplete ({error}): the run folder is damaged") from error
+    return HeadClassifier(head.eval(), calibration, settings), header
 
 
 def train_head(
@@ -243,6 +248,10 @@ def train_head(
     head.eval()
     with torch.inference_mode():
         raw = head.layers(prepared).squeeze(-1).numpy()
+    if not np.isfinite(raw).all():  # the last step's own doing: no loss was computed after it
+        raise NonFiniteLossError(
+            f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
+        )
     chosen = max(curve, key=lambda progress: progress.macro_f1)
     calibration = fit_calibration(raw, validation_labels)
     return HeadClassifier(head, calibration, settings, tuple(curve), chosen.epoch)

@@ -18,12 +18,24 @@ def replay(folder: RunFolder, corpus: Corpus) -> tuple[Ledger, list[Round]]:
     """The ledger after the finished rounds of `folder`, and those rounds.
 
     Raises:
-        RunStateError: A verdict names a post that the pool does not have.
+        RunStateError: A record that is damaged, or that names a post that the pool does not have.
     """
+    try:
+        return _replay(folder, corpus)
+    except (KeyError, TypeError) as error:
+        raise RunStateError(
+            f"{folder.path} has a round whose metrics.json or verdicts.jsonl is incomplete ({error!r}): the"
+            " folder is damaged"
+        ) from error
+
+
+def _replay(folder: RunFolder, corpus: Corpus) -> tuple[Ledger, list[Round]]:
     position_of = {corpus.posts[int(p)].id: int(p) for p in corpus.pool}
     values = {corpus.positive: 1, corpus.negative: 0}
     ledger, rounds = Ledger(), []
     for figures in folder.finished_rounds():
+        if figures["round"] and not (folder.round_path(figures["round"]) / "verdicts.jsonl").exists():
+            raise RunStateError(f"{folder.round_path(figures['round'])} has no verdicts.jsonl: it is damaged")
         score = float(figures["validation"]["macro_f1"])
         verdicts = [
             (_position(v["post_id"], position_of, folder), v) for v in folder.verdicts(figures["round"])

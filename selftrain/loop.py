@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from agents.judgment import Accepted, Candidate
 from agents.review import Panel
 from losses.pnu import PNULoss
 from losses.prior import estimate_prior
+from selftrain import atomic
 from selftrain.calibration import probabilities
 from selftrain.classifier import FloatArray
 from selftrain.corpus import Corpus, IntArray
@@ -25,7 +26,6 @@ from selftrain.history import grown_rows, replay
 from selftrain.ledger import Ledger
 from selftrain.metrics import evaluate
 from selftrain.rounds import Json, Round, labels_known, model_figures, verdict_figures
-from selftrain.run import atomic
 from selftrain.run.folder import RunFolder
 from selftrain.selection import Selection, Shares, select
 from selftrain.trainer import M, Trainer
@@ -56,13 +56,14 @@ class LoopSettings:
     theta: float | None = None  # None: estimated from the divergent set
     root: Path = Path()
     soft_positive: float = 0.67
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 def self_train(
     corpus: Corpus,
     trainer: Trainer[M],
     panel: Panel,
+    *,
     loss: PNULoss,
     folder: RunFolder,
     settings: LoopSettings,
@@ -97,7 +98,10 @@ def self_train(
         figures = measure(trainer, model, corpus) | verdict_figures(corpus, [], [], [])
         figures |= model_figures(model, training, None)
         ledger = ledger.keep(ledger, figures["validation"]["macro_f1"])
-        yield close_round(folder, corpus, ledger, 0, figures, panel, began, settings.root)
+        yield close_round(
+            folder, corpus, ledger, number=0, figures=figures, simulated=panel.simulated, began=began,
+            root=settings.root,
+        )  # fmt: skip
 
     while why_stop(ledger, corpus, settings) is None:
         number, began = ledger.next_round, time.monotonic()
@@ -137,7 +141,10 @@ def self_train(
         figures |= model_figures(model, training, theta)
         score = figures["validation"]["macro_f1"]
         ledger = ledger.keep(trial, score) if score > ledger.best_score else ledger.roll_back(positions)
-        yield close_round(folder, corpus, ledger, number, figures, panel, began, settings.root)
+        yield close_round(
+            folder, corpus, ledger, number=number, figures=figures, simulated=panel.simulated, began=began,
+            root=settings.root,
+        )  # fmt: skip
 
 
 def why_stop(ledger: Ledger, corpus: Corpus, settings: LoopSettings) -> str | None:
@@ -155,9 +162,10 @@ def close_round(
     folder: RunFolder,
     corpus: Corpus,
     ledger: Ledger,
+    *,
     number: int,
     figures: Json,
-    panel: Panel,
+    simulated: bool,
     began: float,
     root: Path,
 ) -> Round:
@@ -165,7 +173,7 @@ def close_round(
     figures = {
         "round": number,
         "kept": ledger.best_round == number,
-        "simulated": panel.simulated,
+        "simulated": simulated,
         **figures,
         "grown": len(corpus.labelled) + len(ledger.accepted),
         "seconds": round(time.monotonic() - began, 3),

@@ -1,4 +1,4 @@
-"""From a recipe's data and backbone sections to a corpus: read, split, keep splits apart, extract features."""
+"""From a recipe's data and backbone sections to a corpus: read, split, keep apart, extract features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from selftrain.data.manifest import ManifestReport, enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
-from selftrain.errors import QuarantineError
+from selftrain.errors import QuarantineError, SplitError
 from selftrain.recipe import BackboneSection, DataSection, Recipe
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
     _ = task.negative  # PNU knows two classes: say so before anything is computed
     posts, quarantine = _read(recipe.data, task)
     drawn = _split(posts, task, recipe.data, recipe.seed)
+    _check_pool(_draw_labels(drawn, task, recipe.data, recipe.seed), recipe)  # before hours of encoding
 
     def extract(wanted: list[Post]) -> FeatureTable:
         return extract_features(
@@ -61,6 +62,7 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
     _enforce_failures(failed, len(in_order(drawn)), recipe.data)
     splits, dropped = _keep_apart(splits, recipe.data, extract)
     splits = _draw_labels(splits, task, recipe.data, recipe.seed)
+    _check_pool(splits, recipe)  # again: failures and copies are gone
     posts_in_order = ordered_posts(splits)
     corpus = build_corpus(splits, task, extract(list(posts_in_order)))
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
@@ -129,6 +131,16 @@ def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) ->
         task, splits.labelled, splits.validation, splits.pool, splits.test,
         labelled=section.labelled, balanced=section.balanced_labels, seed=seed,
     )  # fmt: skip
+
+
+def _check_pool(splits: Splits, recipe: Recipe) -> None:
+    """The first round must find what it asks for; later ones may take what is left."""
+    k, available = recipe.selection.k, len(splits.pool)
+    if recipe.rounds.max and k > available:
+        raise SplitError(
+            f"{k:,} posts requested by selection.k, {available:,} available in the pool: set selection.k to"
+            f" {available:,} at most, or add unlabelled posts"
+        )
 
 
 def _keep_apart(

@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selftrain import atomic
 from selftrain.recipe import Recipe, load_recipe
-from selftrain.run import atomic
 from selftrain.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class Run:
                 prepared.corpus,
                 build_trainer(self.recipe, backbone),
                 panel,
-                build_loss(self.recipe),
-                self.folder,
-                build_settings(self.recipe),
+                loss=build_loss(self.recipe),
+                folder=self.folder,
+                settings=build_settings(self.recipe),
             )
 
 
@@ -134,7 +134,7 @@ def build_settings(recipe: Recipe) -> LoopSettings:
     )
 
 
-def build_trainer(recipe: Recipe, backbone: Backbone) -> Any:
+def build_trainer(recipe: Recipe, backbone: Backbone) -> Any:  # noqa: ANN401 -- a Trainer of some model
     """The trainer of `classifier.train`: the head on cached features, or the backbone with it."""
     section = recipe.classifier
     if section.train == "head":

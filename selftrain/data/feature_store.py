@@ -13,7 +13,6 @@ need no lock; writers hold one.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -27,10 +26,10 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from backbones.base import FeatureLayout, FloatArray
+from selftrain.atomic import FULL, sync_folder
 from selftrain.errors import CacheError
 
 KEY_BYTES = 32
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Touching a page of a map makes the kernel map its neighbours too: few rows a map keep that small.
 _ROWS_PER_MAP = 256
 
@@ -166,11 +165,7 @@ class FeatureStore:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(meta)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.folder)
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:
@@ -194,7 +189,7 @@ def _explained(folder: Path, needed: int) -> Iterator[None]:
     except CacheError:
         raise
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) not in _FULL:
+        if getattr(error, "errno", None) not in FULL:
             raise CacheError(
                 f"{folder}: {error}. Check that the cache folder can be read and written."
             ) from error

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.atomic import replacing
+from selftrain.atomic import replacing
 from selftrain.data.manifest_files import JSON_LINES, JSON_MARK
 from selftrain.data.manifest_rows import COLUMNS, PROCESS_PREFIX
 from selftrain.data.posts import Post

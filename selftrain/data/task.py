@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain.data.atomic import write_atomically
+from selftrain.atomic import write_bytes
 from selftrain.errors import TaskError
 
 ROLES = ("reviewer", "user")
@@ -224,7 +224,7 @@ def dump_task(task: Task, path: Path) -> None:
         lines.append(f"answers = [{', '.join(map(_toml, question.answers))}]")
         if question.counting is not None:
             lines.append(f"counting = {_toml(question.counting)}")
-    write_atomically(Path(path), ("\n".join(lines) + "\n").encode())
+    write_bytes(Path(path), ("\n".join(lines) + "\n").encode())
 
 
 def _parse(document: Mapping[str, Any]) -> Task:

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selftrain import atomic
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
-from selftrain.run import atomic
 
 Json = dict[str, Any]
 
@@ -47,14 +47,16 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise atomic.storage_error(self.path, 0, error) from error
+            raise atomic.storage_error(self.path, None, error) from error
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
-        except Timeout as error:
+        except Timeout as error:  # an OSError itself: it comes first
             raise RunBusyError(
                 f"another process works on the run {self.path}: wait for it to end, or give another --out"
             ) from error
+        except OSError as error:
+            raise atomic.storage_error(self.path / ".lock", None, error) from error
         try:
             yield self
         finally:
@@ -73,9 +75,9 @@ class RunFolder:
 
         self.check_recipe(recipe)
         if self.recipe_path.exists():
-            self._check_same("identity", self.environment()["identity"], environment["identity"])
-        else:
-            self.clear_temporary()
+            self._check_same("identity", self.environment().get("identity", {}), environment["identity"])
+        self.clear_temporary()
+        if not self.recipe_path.exists():
             atomic.write_json(self.path / "environment.json", environment)
         # last: a folder with a recipe.toml is a run
         atomic.write_text(self.recipe_path, tomli_w.dumps(_without_none(recipe)))
@@ -101,7 +103,7 @@ class RunFolder:
 
     def clear_temporary(self) -> None:
         """Remove what a killed process left half written."""
-        for leftover in self.path.rglob(".*.tmp"):
+        for leftover in self.path.rglob(atomic.TEMPORARY):
             leftover.unlink(missing_ok=True)
 
     # ---- reading ------------------------------------------------------------------------------------
@@ -122,7 +124,12 @@ class RunFolder:
             return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise RunStateError(
-                f"{self.path} is not a run folder: it has no recipe.toml. `selftrain run RECIPE --out DIR` makes one"
+                f"{self.path} is not a run folder: it has no recipe.toml."
+                " `selftrain run RECIPE --out DIR` makes one"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RunStateError(
+                f"{self.recipe_path} cannot be read ({error}): the run folder is damaged"
             ) from error
 
     def environment(self) -> Json:
@@ -133,10 +140,17 @@ class RunFolder:
         return self.path / "rounds" / f"{number:04d}"
 
     def finished_rounds(self) -> list[Json]:
-        """The metrics of every finished round, round 0 (the labels alone) first."""
+        """The metrics of every finished round, round 0 (the labels alone) first.
+
+        Raises:
+            RunStateError: A file that is not the metrics of its round.
+        """
         metrics: list[Json] = []
         while (file := self.round_path(len(metrics)) / "metrics.json").exists():
-            metrics.append(self.read_json(file))
+            figures = self.read_json(file)
+            if figures.get("round") != len(metrics) or not isinstance(figures.get("kept"), bool):
+                raise RunStateError(f"{file} is not the record of its round: the run folder is damaged")
+            metrics.append(figures)
         return metrics
 
     def best_round(self) -> int:
@@ -176,7 +190,7 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         except OSError as error:
-            raise atomic.storage_error(folder, 0, error) from error
+            raise atomic.storage_error(folder, None, error) from error
         return folder
 
     def close_round(self, number: int, metrics: Json) -> None:

@@ -1,0 +1,115 @@
+"""Files that are there whole or not at all: temporary file, fsync, replace, fsync of the folder.
+
+Everything that selftrain writes for keeps goes through here, but for the feature cache, which only appends.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selftrain.errors import StorageError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+TEMPORARY = ".*.tmp"  # what a killed process may leave behind; safe to remove while nobody writes
+
+
+@contextmanager
+def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it takes the place of `path`, else it is removed.
+
+    The folder is made if need be, and flushed after the move: a kill, a power cut or a full disk leaves the
+    old file or the new one.
+
+    Args:
+        path: What to write or to replace.
+        size: Bytes that will be written, if known: the message of a full disk says so.
+
+    Raises:
+        StorageError: The disk is full or refuses; `path` is as it was.
+    """
+    part = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error(path, size, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` with `data`.
+
+    Raises:
+        StorageError: See `replacing`.
+    """
+    with replacing(path, len(data)) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """One indented JSON object. NaN and infinity are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line, keys in the order given."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, replacing an older one in one step.
+
+    Raises:
+        StorageError: The disk is full or refuses; `link` is as it was.
+    """
+    part = _beside(link)
+    try:
+        part.symlink_to(target)
+        part.replace(link)
+        sync_folder(link.parent)
+    except OSError as error:
+        raise storage_error(link, None, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def storage_error(path: Path, size: int | None, error: OSError) -> StorageError:
+    """The error to raise when `path` could not be written."""
+    if error.errno in FULL:
+        needed = "" if size is None else f" ({size:,} bytes)"
+        return StorageError(
+            f"the disk is full: {path}{needed} could not be written. Free some space and start the same"
+            " command again; what was finished is kept"
+        )
+    return StorageError(f"cannot write {path}: {error.strerror or error}. Check the folder's permissions")
+
+
+def _beside(path: Path) -> Path:
+    """A new name in the folder of `path`; opened in the ordinary way, so that the umask applies."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
