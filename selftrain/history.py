@@ -94,5 +94,10 @@ def _provenance(pseudo: Pseudo) -> dict[str, Any]:
             role: {"probability": j["probability"], "step": j["step"], "source": j["source"]}
             for role, j in last.items()
         },
-        "agreed": ["classifier", *(r for r, j in last.items() if j["label"] == verdict["classifier_label"])],
+        # without agents the one judgment is the classifier's own: it is named once
+        "agreed": list(
+            dict.fromkeys(
+                ["classifier", *(r for r, j in last.items() if j["label"] == verdict["classifier_label"])]
+            )
+        ),
     }

@@ -17,6 +17,7 @@ from selftrain.data.splits import Splits, split_by_column, split_by_shares, spli
 from selftrain.data.task import Task, load_task
 from selftrain.errors import QuarantineError, SplitError
 from selftrain.recipe import BackboneSection, DataSection, Recipe
+from selftrain.selection import quotas
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
@@ -47,7 +48,11 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
         TaskError, ManifestError, QuarantineError, SplitError, CacheError: With what to do.
     """
     task = load_task(recipe.data.task)
-    _ = task.negative  # PNU knows two classes: say so before anything is computed
+    # PNU knows two classes, and the shares name them: say so before anything is computed
+    quotas(
+        recipe.selection.k, recipe.selection.shares,
+        positive=task.positive, negative=task.negative, positive_share=0.5,
+    )  # fmt: skip
     posts, quarantine = _read(recipe.data, task)
     drawn = _split(posts, task, recipe.data, recipe.seed)
     _check_pool(_draw_labels(drawn, task, recipe.data, recipe.seed), recipe)  # before hours of encoding
