@@ -77,7 +77,7 @@ class ClassifierSection(Section):
     hidden: int = Field(128, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     epochs: int | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(None, gt=0, le=1e6)
     weight_decay: float | None = Field(None, ge=0)
     batch_size: int = Field(16, ge=1)
     lora_rank: int = Field(16, ge=1)
