@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from selftrain.run.folder import RunFolder
 if TYPE_CHECKING:
     from backbones.base import Backbone
     from losses.pnu import PNULoss
+    from selftrain.finetune import BackboneTrainer
     from selftrain.loop import LoopSettings
     from selftrain.rounds import Round
 
@@ -41,9 +43,9 @@ def start(recipe: Recipe | Path | str, out: Path | str, overrides: Sequence[str]
     Raises:
         RecipeError: The recipe cannot be understood.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe, overrides)
-    return Run(recipe, Path(out))
+    if isinstance(recipe, Recipe):
+        return Run(recipe, Path(out))
+    return Run(load_recipe(recipe, overrides), Path(out), Path(recipe).name)
 
 
 class Run:
@@ -52,11 +54,13 @@ class Run:
     Attributes:
         recipe: As resolved.
         folder: Where everything is written.
+        name: The recipe's file name; empty for one that was built in Python.
     """
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
+    def __init__(self, recipe: Recipe, out: Path, name: str = "") -> None:
         self.recipe = recipe
         self.folder = RunFolder(out)
+        self.name = name
 
     def rounds(self, *, progress: bool = False) -> Iterator[Round]:
         """Go on with the run and yield every round, those finished earlier first.
@@ -77,22 +81,23 @@ class Run:
             self.folder.check_recipe(self.recipe.model_dump(mode="json"))
             if self.recipe.threads:
                 torch.set_num_threads(self.recipe.threads)
-            backbone = load_backbone(self.recipe.backbone.name, **_backbone_options(self.recipe))
+            backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
             prepared = prepare(self.recipe, backbone, progress=progress)
             panel = build_panel(self.recipe.agents, prepared.corpus, self.recipe.seed)
+            corpus = prepared.corpus
             environment = _environment(self.recipe) | {
+                "recipe": self.name,
                 "identity": prepared.identity,
                 "agents": panel.describe(),
                 "simulated": panel.simulated,
-                "splits": {
-                    n: len(getattr(prepared.corpus, n)) for n in ("labelled", "validation", "pool", "test")
-                },
+                "classes": {"positive": corpus.positive, "negative": corpus.negative},
+                "splits": {n: len(getattr(corpus, n)) for n in ("labelled", "validation", "pool", "test")},
             }
             self.folder.begin(self.recipe.model_dump(mode="json"), environment)
             atomic.write_jsonl(self.folder.path / "quarantine.jsonl", prepared.quarantine)
             yield from self_train(
-                prepared.corpus,
-                build_trainer(self.recipe, backbone),
+                corpus,
+                build_trainer(self.recipe, progress=progress),
                 panel,
                 loss=build_loss(self.recipe),
                 folder=self.folder,
@@ -134,28 +139,60 @@ def build_settings(recipe: Recipe) -> LoopSettings:
     )
 
 
-def build_trainer(recipe: Recipe, backbone: Backbone) -> Any:  # noqa: ANN401 -- a Trainer of some model
+def build_trainer(recipe: Recipe, *, progress: bool = False) -> Any:  # noqa: ANN401 -- a Trainer of some model
     """The trainer of `classifier.train`: the head on cached features, or the backbone with it."""
     section = recipe.classifier
-    if section.train == "head":
-        from selftrain.classifier import HeadSettings
-        from selftrain.trainer import HeadTrainer
+    if section.train != "head":
+        return _build_backbone_trainer(recipe, progress=progress)
+    from selftrain.classifier import HeadSettings
+    from selftrain.trainer import HeadTrainer
 
-        defaults = HeadSettings()
-        return HeadTrainer(
-            HeadSettings(
-                kind=section.head,
-                hidden=section.hidden,
-                dropout=section.dropout,
-                epochs=section.epochs or defaults.epochs,
-                learning_rate=section.learning_rate or defaults.learning_rate,
-                weight_decay=defaults.weight_decay if section.weight_decay is None else section.weight_decay,
-            )
+    defaults = HeadSettings()
+    return HeadTrainer(
+        HeadSettings(
+            kind=section.head,
+            hidden=section.hidden,
+            dropout=section.dropout,
+            epochs=section.epochs or defaults.epochs,
+            learning_rate=section.learning_rate or defaults.learning_rate,
+            weight_decay=defaults.weight_decay if section.weight_decay is None else section.weight_decay,
         )
-    raise NotImplementedError
+    )
 
 
-def _backbone_options(recipe: Recipe) -> dict[str, Any]:
+def _build_backbone_trainer(recipe: Recipe, *, progress: bool) -> BackboneTrainer:
+    """What the recipe leaves open stays at the trainer's own defaults, which are not those of a head."""
+    from selftrain.finetune import BackboneTrainer
+
+    section = recipe.classifier
+    assert section.train != "head", "that is another trainer"
+    given: dict[str, Any] = {"epochs": section.epochs, "weight_decay": section.weight_decay}
+    return BackboneTrainer(
+        partial(finetuning_backbone, recipe),
+        mode=section.train,
+        head=section.head,
+        hidden=section.hidden,
+        dropout=section.dropout,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        lora_rank=section.lora_rank,
+        lora_alpha=section.lora_alpha,
+        evaluation_batch=recipe.backbone.batch_size,
+        workers=recipe.backbone.workers,
+        progress=progress,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def finetuning_backbone(recipe: Recipe) -> Backbone:
+    """A new pretrained backbone in float32, as fine-tuning wants it."""
+    from backbones import load_backbone
+
+    return load_backbone(recipe.backbone.name, dtype="fp32", **backbone_options(recipe))
+
+
+def backbone_options(recipe: Recipe) -> dict[str, Any]:
+    """Keyword arguments of `load_backbone` for a recipe."""
     options: dict[str, Any] = {"device": recipe.backbone.device}
     if recipe.backbone.name == "clip":
         options |= {"model": recipe.backbone.model, "weights": recipe.backbone.weights}

@@ -1,0 +1,137 @@
+"""``selftrain status`` and ``selftrain show``: what is in a run folder, for reading."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from selftrain.run.folder import RunFolder
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds both commands."""
+    status = subparsers.add_parser("status", help="where a run stands, and what would happen next")
+    show = subparsers.add_parser("show", help="the rounds of a run, or everything said about one post")
+    for parser in (status, show):
+        parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    show.add_argument("--post", metavar="ID", help="the story of one post")
+    show.add_argument("--round", type=int, metavar="N", help="the verdicts of one round, one a line")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    show.add_argument("--json", action="store_true", help="print JSON lines")
+    status.set_defaults(handler=run_status)
+    show.set_defaults(handler=run_show)
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """One screen.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+    """
+    from selftrain.run.folder import RunFolder
+    from selftrain.run.summary import standing
+
+    state = standing(RunFolder(args.run))
+    if args.json:
+        _print_json([state._asdict()])
+        return 0
+    from selftrain.cli.drawing import plain, standing_lines
+
+    _print_texts(plain(f"{name:<16}  {value}") for name, value in standing_lines(state))
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Rounds, one round's verdicts, or one post's story.
+
+    Raises:
+        RunStateError: No run folder, a damaged one, or no such round or post in it.
+    """
+    from selftrain.run.folder import RunFolder
+
+    folder = RunFolder(args.run)
+    if args.post is not None:
+        _show_post(folder, args.post, args.round, as_json=args.json)
+    elif args.round is not None:
+        _show_round(folder, args.round, as_json=args.json)
+    else:
+        _show_rounds(folder, as_json=args.json)
+    return 0
+
+
+def _show_post(folder: RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:
+    from selftrain.run.story import tell
+
+    story = tell(folder, post_id, number)
+    if as_json:
+        _print_json(story.to_json())
+        return
+    from selftrain.cli.drawing import story_lines
+
+    _print_texts(story_lines(story))
+
+
+def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
+    from selftrain.run.story import select_rounds
+
+    select_rounds(folder, number)
+    verdicts = folder.verdicts(number)
+    if as_json:
+        _print_json(verdicts)
+        return
+    from selftrain.cli.drawing import plain, verdict_line
+
+    nothing = [] if verdicts else [plain(f"round {number} verified no post: it is the labels alone")]
+    _print_texts([*map(verdict_line, verdicts), *nothing])
+
+
+def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
+    from selftrain.run.story import select_rounds
+
+    rounds = select_rounds(folder, None)
+    if as_json:
+        _print_json(rounds)
+        return
+    from selftrain.cli.drawing import console, rounds_table
+
+    console().print(rounds_table(rounds))
+    if len(rounds) > 1:
+        quoted = shlex.quote(str(folder.path))
+        verdicts = folder.verdicts(1)
+        print(f"\nselftrain show {quoted} --round 1   the verdicts of a round, one a line")
+        if verdicts:
+            post = shlex.quote(_telling(verdicts)["post_id"])
+            _print_texts(_hint(f"selftrain show {quoted} --post {post}   everything said about one post"))
+
+
+def _telling(verdicts: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """The verdict most worth reading first: one that took a second judgment, else any."""
+    return max(verdicts, key=lambda verdict: len(verdict["judgments"]))
+
+
+def _hint(line: str) -> Iterable[Text]:
+    from selftrain.cli.drawing import plain
+
+    return [plain(line)]
+
+
+def _print_texts(lines: Iterable[Text]) -> None:
+    """Long lines are left to the terminal to wrap: what is piped stays one line each."""
+    from selftrain.cli.drawing import console
+
+    shown = console()
+    for line in lines:
+        shown.print(line, soft_wrap=True)
+
+
+def _print_json(records: Iterable[Mapping[str, Any]]) -> None:
+    """ASCII alone: no character of a post reaches the terminal as itself."""
+    for record in records:
+        print(json.dumps(record).replace("\x7f", "\\u007f"))  # DEL is ASCII too

@@ -1,0 +1,26 @@
+"""Text that came from outside, made fit for a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# controls (C0, C1, DEL), invisible formats (bidirectional overrides among them), lone surrogates, what has no
+# meaning assigned, and the two Unicode line ends
+_ESCAPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_JOINERS = frozenset("\u200c\u200d")  # hold emoji and some scripts together, and do no harm
+
+
+def printable(text: str) -> str:
+    """`text` with every character that could steer a terminal, or hide, written as an escape.
+
+    Posts, ids and rationales are data: one that holds an escape sequence is shown, never obeyed.
+    """
+    return "".join(_escape(mark) if _steers(mark) else mark for mark in text)
+
+
+def _steers(mark: str) -> bool:
+    return not mark.isprintable() and mark not in _JOINERS and unicodedata.category(mark) in _ESCAPED
+
+
+def _escape(mark: str) -> str:
+    return mark.encode("unicode_escape").decode("ascii")

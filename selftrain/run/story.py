@@ -1,0 +1,129 @@
+"""The whole story of one post, gathered from a run folder; how it is drawn is the command line's matter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selftrain.errors import ManifestError, RunStateError
+from selftrain.run.folder import RunFolder
+
+Json = dict[str, Any]
+
+
+class Chapter(NamedTuple):
+    """One round in which a post was a candidate.
+
+    Attributes:
+        round: Its number.
+        kept: Whether the round was kept; a rolled back round's verdicts did not count.
+        verdict: The record of verdicts.jsonl: the classifier's label and every judgment.
+    """
+
+    round: int
+    kept: bool
+    verdict: Json
+
+
+class Story(NamedTuple):
+    """What became of one post.
+
+    Attributes:
+        post_id: Its id.
+        text: None when the run's manifests are not there any more, or changed.
+        images: Paths relative to the manifest.
+        chapters: One a round, oldest first; at least one.
+    """
+
+    post_id: str
+    text: str | None
+    images: tuple[str, ...]
+    chapters: tuple[Chapter, ...]
+
+    def to_json(self) -> Iterator[Json]:
+        """One record a chapter."""
+        for chapter in self.chapters:
+            yield {
+                "id": self.post_id, "text": self.text, "images": list(self.images),
+                "round": chapter.round, "kept": chapter.kept, "verdict": chapter.verdict,
+            }  # fmt: skip
+
+
+def tell(folder: RunFolder, post_id: str, number: int | None = None) -> Story:
+    """The story of a post in all finished rounds, or in one of them.
+
+    Raises:
+        RunStateError: The post was no candidate there, the round is not finished, or this is no run folder.
+    """
+    rounds = select_rounds(folder, number)
+    chapters, seen = [], dict[str, None]()
+    for figures in rounds:
+        for verdict in folder.verdicts(figures["round"]):
+            seen[verdict["post_id"]] = None
+            if verdict["post_id"] == post_id:
+                chapters.append(Chapter(int(figures["round"]), bool(figures["kept"]), verdict))
+    if not chapters:
+        raise RunStateError(_unknown(folder, post_id, number, list(seen)))
+    text, images = find_post(folder, post_id)
+    return Story(post_id, text, images, tuple(chapters))
+
+
+def select_rounds(folder: RunFolder, number: int | None) -> list[Json]:
+    """Figures of all finished rounds, or of one.
+
+    Raises:
+        RunStateError: No run folder, or the round is not finished.
+    """
+    folder.recipe()
+    rounds = folder.finished_rounds()
+    if number is None:
+        return rounds
+    if not 0 <= number < len(rounds):
+        finished = f"rounds 0 to {len(rounds) - 1} are" if rounds else "none is"
+        raise RunStateError(f"{folder.path} has no finished round {number}: {finished}")
+    return [rounds[number]]
+
+
+def find_post(folder: RunFolder, post_id: str) -> tuple[str | None, tuple[str, ...]]:
+    """Text and image paths of a post, from the run's manifests; (None, ()) if they went."""
+    section = folder.recipe()["data"]
+    for name in ("manifest", "pool", "validation", "test"):
+        if name in section:
+            found = _in_manifest(Path(section[name]), post_id)
+            if found is not None:
+                return found
+    return None, ()
+
+
+def _in_manifest(path: Path, post_id: str) -> tuple[str, tuple[str, ...]] | None:
+    """Rows are looked through one at a time, and only the one that is asked for is checked."""
+    from selftrain.data.manifest import MAX_PIXELS
+    from selftrain.data.manifest_files import read_rows
+    from selftrain.data.manifest_rows import RowError, Rows
+
+    try:
+        for raw in read_rows(path):
+            if raw.fields is None or str(raw.fields.get("id")).strip() != post_id.strip():
+                continue
+            try:
+                post = Rows(path.parent, None, allow_missing_text=True, max_pixels=MAX_PIXELS).post(raw)
+            except RowError:
+                continue
+            return post.text, tuple(os.path.relpath(image, path.parent.resolve()) for image in post.images)
+    except (ManifestError, OSError):
+        return None
+    return None
+
+
+def _unknown(folder: RunFolder, post_id: str, number: int | None, seen: list[str]) -> str:
+    where = f"{folder.path}" if number is None else f"round {number} of {folder.path}"
+    if not seen:
+        return f"no post was verified in {where} yet, {post_id!r} neither: rounds from 1 on verify candidates"
+    message = f"post {post_id!r} was never a candidate in {where}; {len(seen):,} posts were. "
+    close = get_close_matches(post_id, seen, n=3)
+    if close:
+        message += f"Did you mean {', '.join(map(repr, close))}? "
+    return f"{message}`selftrain show {folder.path} --round N` lists those of a round"
