@@ -1,0 +1,195 @@
+"""The loop with a scripted model: keeping, rolling back, stopping, and what it writes."""
+
+import json
+
+import pytest
+from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, rounds_of, run
+
+from losses.groups import Group
+from selftrain import loop
+from selftrain.history import replay
+from selftrain.panels import NoPanel
+from selftrain.run.folder import RunFolder
+
+UP_DOWN_UP = [8, 12, 10, 15]  # round 1 kept, 2 rolled back, 3 kept
+
+
+def ids_of(folder, number, consistent):
+    return {
+        v["post_id"]
+        for v in lines(folder / f"rounds/{number:04d}/verdicts.jsonl")
+        if v["consistent"] == consistent
+    }
+
+
+def grown_ids(folder):
+    return {
+        row["id"] for row in lines(folder / "grown.jsonl") if row["provenance"]["source"] == "pseudo-label"
+    }
+
+
+def test_a_round_that_does_not_improve_is_rolled_back_and_stays_readable(tmp_path):
+    corpus = make_corpus()
+    rounds = rounds_of(tmp_path, corpus, UP_DOWN_UP, rounds=3)
+    next(rounds)
+    assert next(rounds).kept
+    kept, best = (tmp_path / "grown.jsonl").read_bytes(), (tmp_path / "best").readlink()
+    assert str(best) == "rounds/0001"
+    rejected = next(rounds)
+    assert not rejected.kept
+    assert (tmp_path / "best").readlink() == best
+    assert (tmp_path / "grown.jsonl").read_bytes() == kept
+    folder = tmp_path / "rounds" / "0002"
+    assert {file.name for file in folder.iterdir()} == {
+        "candidates.jsonl", "verdicts.jsonl", "model.safetensors", "metrics.json",
+    }  # fmt: skip
+    assert ids_of(tmp_path, 2, True)
+    assert not ids_of(tmp_path, 2, True) & grown_ids(tmp_path)
+
+
+def test_an_equal_score_is_no_improvement(tmp_path):
+    assert [r.kept for r in run(tmp_path, make_corpus(), [9, 9, 10], rounds=2)] == [True, False, True]
+
+
+def test_rejected_candidates_wait_for_the_next_kept_round(tmp_path):
+    corpus, panel = make_corpus(pool=60), HashPanel(agreement=0.5)
+    run(tmp_path, corpus, [8, 7, 7, 12, 12], panel, rounds=4)
+    first, second, third, fourth = (set(asked) for asked in panel.asked)
+    assert not first & second
+    assert not (first | second) & third
+    # after the kept third round the confident ones of the first two are chosen again
+    assert fourth & (first | second)
+
+
+def test_the_model_of_the_best_round_selects_and_not_the_rejected_one(tmp_path):
+    corpus = make_corpus(pool=60)
+    run(tmp_path, corpus, [8, 12, 3, 15], rounds=3)
+    best = ScriptedTrainer([]).load(tmp_path / "rounds/0001/model.safetensors")
+    for row in lines(tmp_path / "rounds/0003/candidates.jsonl"):
+        position = int(row["id"][1:])
+        ((_, logits),) = ScriptedTrainer([]).logits(best, corpus, corpus.pool[corpus.pool == position])
+        assert row["label"] == corpus.class_name(int(logits[0] > 0))
+
+
+@pytest.mark.parametrize(("start", "expected"), [("best", [None, 0, 1, 1]), ("pretrained", [None] * 4)])
+def test_training_starts_where_the_settings_say(tmp_path, start, expected):
+    trainer = ScriptedTrainer([8, 12, 3, 15])
+    run(tmp_path, make_corpus(), [], trainer=trainer, rounds=3, start=start)
+    assert [model and model.number for model in trainer.starts.values()] == expected
+
+
+def test_pseudo_labels_of_a_rejected_round_are_not_trained_on_later(tmp_path):
+    trainer = ScriptedTrainer([8, 7, 12])
+    corpus = make_corpus(pool=60)
+    run(tmp_path, corpus, [], HashPanel(agreement=1.0), trainer=trainer, rounds=2, revise=False)
+    agreed = {
+        n: {
+            int(p)
+            for p, g in zip(t.positions, t.groups, strict=True)
+            if g in (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE)
+        }
+        for n, t in trainer.trainings.items()
+    }
+    assert len(agreed[1]) == len(agreed[2]) == 6
+    assert not agreed[1] & agreed[2]
+
+
+def test_the_agents_learn_from_what_was_accepted_so_far(tmp_path):
+    panel = HashPanel(agreement=1.0)
+    run(tmp_path, make_corpus(), [8, 12, 15], panel, rounds=2, revise=False)
+    assert panel.lessons[0] == []
+    assert {one for one, _ in panel.lessons[1]} == ids_of(tmp_path, 1, True)
+
+
+def test_accepted_posts_that_the_model_turned_against_go_back(tmp_path):
+    corpus = make_corpus(pool=60)
+    rounds = run(tmp_path, corpus, [8, 10, 12, 14, 16], HashPanel(agreement=1.0), rounds=4)
+    returned = [i for r in rounds for i in r.figures["returned"]]
+    assert returned
+    first = next(r for r in rounds if r.figures["returned"])
+    accepted_before = {i for n in range(1, first.number) for i in ids_of(tmp_path, n, True)}
+    assert set(first.figures["returned"]) <= accepted_before
+    calm = tmp_path / "calm"
+    kept = run(calm, corpus, [8, 10, 12, 14, 16], HashPanel(agreement=1.0), rounds=4, revise=False)
+    assert not any(r.figures["returned"] for r in kept)
+    assert len(grown_ids(calm)) == 24
+
+
+def test_it_stops_after_the_last_round(tmp_path):
+    corpus = make_corpus()
+    assert [r.number for r in run(tmp_path, corpus, UP_DOWN_UP, rounds=2)] == [0, 1, 2]
+    ledger, _ = replay(RunFolder(tmp_path), corpus)
+    settings = loop.LoopSettings(limits=loop.Limits(2, 9))
+    assert loop.why_stop(ledger, corpus, settings) == "all 2 rounds are done"
+
+
+def test_no_round_but_the_labels_alone(tmp_path):
+    assert [r.number for r in run(tmp_path, make_corpus(), [8], rounds=0)] == [0]
+    assert grown_ids(tmp_path) == set()
+
+
+def test_it_stops_when_patience_is_at_an_end(tmp_path):
+    corpus = make_corpus()
+    script = [8, 12, 3, 13, 3, 3, 20]
+    assert [r.number for r in run(tmp_path, corpus, script, rounds=6, patience=2)] == [0, 1, 2, 3, 4, 5]
+    ledger, _ = replay(RunFolder(tmp_path), corpus)
+    settings = loop.LoopSettings(limits=loop.Limits(6, 2))
+    assert loop.why_stop(ledger, corpus, settings) == "2 rounds in a row brought no improvement"
+
+
+def test_it_stops_when_the_pool_is_used_up(tmp_path):
+    corpus = make_corpus(pool=10)
+    rounds = run(tmp_path, corpus, [8, 9, 10, 11, 12, 13], HashPanel(agreement=1.0), rounds=5, revise=False)
+    assert len(grown_ids(tmp_path)) == 10
+    assert rounds[-1].number < 5
+    ledger, _ = replay(RunFolder(tmp_path), corpus)
+    assert loop.why_stop(ledger, corpus, loop.LoopSettings()) == "no pool post is left to choose from"
+
+
+def test_a_finished_run_goes_on_when_more_rounds_are_asked_for(tmp_path):
+    corpus = make_corpus()
+    run(tmp_path, corpus, UP_DOWN_UP, rounds=1)
+    assert [r.number for r in run(tmp_path, corpus, UP_DOWN_UP, rounds=3)] == [0, 1, 2, 3]
+    whole = tmp_path / "whole"
+    run(whole, corpus, UP_DOWN_UP, rounds=3)
+    assert (whole / "grown.jsonl").read_bytes() == (tmp_path / "grown.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_simulated_panel_is_marked_wherever_the_round_is_shown(tmp_path, simulated):
+    rounds = run(tmp_path, make_corpus(), [8, 12], HashPanel(simulated=simulated), rounds=1)
+    for number, one in enumerate(rounds):
+        metrics = json.loads((tmp_path / f"rounds/{number:04d}/metrics.json").read_text())
+        assert metrics["simulated"] is simulated
+        assert ("SIMULATED" in str(one)) is simulated
+
+
+def test_without_agents_the_classifiers_word_is_taken(tmp_path):
+    corpus = make_corpus(test=4)
+    rounds = run(tmp_path, corpus, [8, 12], NoPanel(), rounds=1)
+    assert (rounds[1].consistent, rounds[1].divergent) == (6, 0)
+    row = lines(tmp_path / "grown.jsonl")[-1]
+    assert row["provenance"]["agreed"] == ["classifier"]
+    assert rounds[1].test["posts"] == 4
+
+
+def test_grown_holds_the_labels_then_the_pseudo_labels_with_their_provenance(tmp_path):
+    run(tmp_path, make_corpus(labelled=4), [8, 12], HashPanel(agreement=1.0), rounds=1)
+    rows = lines(tmp_path / "grown.jsonl")
+    assert [row["id"] for row in rows[:4]] == ["p0", "p1", "p2", "p3"]
+    assert [row["label"] for row in rows[:4]] == ["ham", "spam", "ham", "spam"]
+    assert all(row["provenance"] == {"source": "label"} for row in rows[:4])
+    assert len(rows) == 10
+    for row in rows[4:]:
+        assert row["provenance"]["round"] == 1
+        assert row["provenance"]["agreed"] == ["classifier", "reviewer", "user"]
+
+
+def test_a_round_in_which_nothing_can_be_chosen_does_no_harm(tmp_path):
+    # only what the model calls spam is wanted, and then there is none left
+    corpus = make_corpus(pool=10)
+    rounds = run(
+        tmp_path, corpus, [8, 9, 10, 11], HashPanel(agreement=1.0),
+        shares={"spam": 1.0, "ham": 0.0}, rounds=3, revise=False, trainer=ScriptedTrainer([8, 9, 10, 11], spread=0.0),
+    )  # fmt: skip
+    assert [r.figures["candidates"]["posts"] for r in rounds] == [0, 5, 0, 0]

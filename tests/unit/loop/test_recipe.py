@@ -1,0 +1,186 @@
+"""Recipes: what is read, what is refused, and that a dumped one reads back equal."""
+
+from pathlib import Path
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selftrain.errors import RecipeError
+from selftrain.recipe import load_recipe
+from selftrain.run.folder import _without_none
+from selftrain.start import build_loss, build_settings
+
+LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_recipe(text):
+        file = tmp_path / "recipe.toml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write_recipe
+
+
+def test_the_least_recipe_has_defaults_for_all_else(write):
+    recipe = load_recipe(write(LEAST))
+    assert (recipe.seed, recipe.backbone.name, recipe.agents.kind) == (0, "embedded", "offline")
+
+
+def test_paths_are_relative_to_the_recipe_wherever_it_is_read_from(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = write(
+        '[data]\nmanifest = "a/posts.jsonl"\ntask = "../task.toml"\npool = "/abs/pool.csv"\n'
+        '[backbone]\ncache = "cache"\n[agents]\nkind = "replayed"\nfile = "old/verdicts.jsonl"\n'
+    )
+    recipe = load_recipe(Path("..") / file.name)
+    root = tmp_path.resolve()
+    assert recipe.data.manifest == root / "a/posts.jsonl"
+    assert recipe.data.task == root / "../task.toml"
+    assert recipe.data.pool == Path("/abs/pool.csv")
+    assert recipe.backbone.cache == root / "cache"
+    assert recipe.agents.file == root / "old/verdicts.jsonl"
+
+
+def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    recipe = load_recipe(write(LEAST), ["data.manifest=mine.jsonl", 'backbone.cache="store"'])
+    here = (tmp_path / "elsewhere").resolve()
+    assert (recipe.data.manifest, recipe.backbone.cache) == (here / "mine.jsonl", here / "store")
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("[rounds]\nmaximum = 3", "rounds.maximum: Extra inputs are not permitted"),
+        ("[round]\nmax = 3", "round: Extra inputs are not permitted"),
+        ("[rounds]\nmax = 'three'", "rounds.max: .*'three'"),
+        ("[rounds]\nmax = -1", "rounds.max: .*-1"),
+        ("[selection]\nk = 0", "selection.k: .*0"),
+        ("[classifier]\nlearning_rate = nan", "classifier.learning_rate: .*nan"),
+        ("[loss]\ntheta = 1.0", "loss: .*theta is 1: expected a share between 0 and 1"),
+        ("[loss]\nform = 'hinge'", "loss.form: .*'hinge'"),
+        ("[agents]\nkind = 'replayed'", "agents: .*names no file to replay"),
+        ("[backbone]\nname = 'resnet'", "backbone.name: .*'resnet'"),
+        ("rounds = 3", "rounds: "),
+    ],
+)
+def test_a_faulty_value_is_named_with_its_place(write, line, place):
+    text = f"{line}\n{LEAST}" if line == "rounds = 3" else LEAST + line
+    with pytest.raises(RecipeError, match=rf"(?s)has 1 fault\(s\):\n  {place}"):
+        load_recipe(write(text))
+
+
+def test_shares_that_do_not_add_up_are_refused(write):
+    with pytest.raises(RecipeError, match=r"data: .*is 0\.9: expected 1"):
+        load_recipe(write(LEAST + "train_share = 0.6\n"))
+
+
+def test_every_fault_is_listed_at_once(write):
+    text = LEAST + "labelled = 1\nfoo = 2\n[rounds]\nmax = -1\n[loss]\nsoft_positive = 0.2\n[other]\n"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    message = str(caught.value)
+    assert "has 5 fault(s)" in message
+    for place in ("data.labelled", "data.foo", "rounds.max", "loss.soft_positive", "other"):
+        assert f"\n  {place}: " in message
+
+
+def test_missing_sections_are_named(write):
+    with pytest.raises(RecipeError, match="\n  data: Field required"):
+        load_recipe(write("seed = 1\n"))
+    with pytest.raises(RecipeError, match="\n  data.task: Field required"):
+        load_recipe(write('[data]\nmanifest = "m.jsonl"\n'))
+
+
+@pytest.mark.parametrize("content", ["[data\n", "a = b\n", b"\xff\xfe"])
+def test_what_is_not_toml_is_refused(tmp_path, content):
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RecipeError, match=r"recipe\.toml is not TOML"):
+        load_recipe(file)
+
+
+def test_a_recipe_that_is_not_there_or_a_folder_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "nothing.toml")
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        load_recipe(tmp_path)
+
+
+def test_overrides_are_toml_values_and_bare_words_are_strings(write):
+    recipe = load_recipe(
+        write(LEAST + "[rounds]\nmax = 9\n"),
+        ["rounds.max=5", "classifier.head=mlp", "seed = 7", "loss.theta=0.25", "selection.again=false",
+         "selection.shares={a = 0.25, b = 0.75}"],
+    )  # fmt: skip
+    assert (recipe.rounds.max, recipe.classifier.head, recipe.seed) == (5, "mlp", 7)
+    assert (recipe.loss.theta, recipe.selection.again) == (0.25, False)
+    assert recipe.selection.shares == {"a": 0.25, "b": 0.75}
+
+
+@pytest.mark.parametrize("override", ["rounds.max", "=5", "rounds.=5", ".max=5", "a.b.c=5", ""])
+def test_an_override_that_cannot_be_parsed_is_refused(write, override):
+    with pytest.raises(RecipeError, match=r"expected section\.key=value"):
+        load_recipe(write(LEAST), [override])
+
+
+def test_an_override_below_a_value_is_refused(write):
+    with pytest.raises(RecipeError, match="'seed' is not a section of the recipe"):
+        load_recipe(write("seed = 1\n" + LEAST), ["seed.max=5"])
+
+
+@pytest.mark.parametrize("override", ["rounds.maximum=5", "rounds.max=many", "rounds.max="])
+def test_an_override_is_checked_like_the_file(write, override):
+    with pytest.raises(RecipeError, match=r"\n  rounds\.max"):
+        load_recipe(write(LEAST), [override])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    k=st.integers(1, 10**6),
+    shares=st.sampled_from(["equal", "natural", {"a b": 0.25, 'q"uote': 0.75}]),
+    theta=st.one_of(st.just("estimate"), st.floats(0.001, 0.999)),
+    labelled=st.one_of(st.none(), st.integers(2, 500)),
+    name=st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="/~"), min_size=1).map(
+        "x{}".format
+    ),
+    rate=st.one_of(st.none(), st.floats(1e-12, 1e6)),
+)
+def test_a_dumped_recipe_reads_back_equal(tmp_path_factory, seed, k, shares, theta, labelled, name, rate):
+    folder = tmp_path_factory.mktemp("recipe")
+    first = folder / "first.toml"
+    table = {
+        "seed": seed,
+        "data": {"manifest": name, "task": "task.toml"}
+        | ({} if labelled is None else {"labelled": labelled}),
+        "selection": {"k": k, "shares": shares},
+        "loss": {"theta": theta},
+        "classifier": {} if rate is None else {"learning_rate": rate},
+    }
+    first.write_text(tomli_w.dumps(table), encoding="utf-8")
+    recipe = load_recipe(first)
+    second = folder / "deeper.toml"
+    second.write_text(tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))), encoding="utf-8")
+    assert load_recipe(second) == recipe
+
+
+@pytest.mark.parametrize("form", ["article", "paper", "sakai", "nnpu", "pn"])
+def test_every_form_of_the_loss_is_built_from_its_defaults(write, form):
+    loss = build_loss(load_recipe(write(LEAST + f'[loss]\nform = "{form}"\nsoft_positive = 0.75\n')))
+    assert (loss.form, loss.soft_positive, loss.soft_negative) == (form, 0.75, 0.25)
+
+
+@pytest.mark.parametrize(("theta", "expected"), [('"estimate"', None), ("0.25", 0.25)])
+def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
+    recipe = load_recipe(
+        write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
+    )
+    settings = build_settings(recipe)
+    assert (settings.theta, settings.k, settings.limits) == (expected, 7, (2, 4))
+    assert settings.root == recipe.data.manifest.parent

@@ -1,0 +1,125 @@
+"""Selection: quotas, ties, chunks, and that memory does not grow with the pool."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selftrain import selection
+from selftrain.errors import SplitError
+from selftrain.selection import quotas, select
+
+
+def whole(logits):
+    return [(np.arange(len(logits)), np.asarray(logits, np.float32))]
+
+
+def chosen(logits, k, shares="equal", **kwargs):
+    return select(whole(logits), k, shares, **kwargs).positions.tolist()
+
+
+LOGITS = [3.0, -2.0, 1.0, 2.5, -0.5, -4.0, 0.2, 2.0]
+
+
+def test_equal_quotas_take_the_most_confident_half_of_each_class():
+    assert chosen(LOGITS, 4) == [5, 0, 3, 1]
+
+
+def test_an_odd_k_gives_the_odd_post_to_the_positive_class():
+    assert chosen(LOGITS, 3) == [5, 0, 3]
+
+
+def test_natural_quotas_follow_the_classifiers_own_shares():
+    # 5 of 8 are positive: 2.5 of 4, rounded up
+    assert chosen(LOGITS, 4, "natural") == [5, 0, 3, 7]
+
+
+def test_custom_quotas_go_by_class_name():
+    shares = {"spam": 0.25, "ham": 0.75}
+    assert chosen(LOGITS, 4, shares, positive="spam", negative="ham") == [5, 0, 1, 4]
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [{"spam": 0.5}, {"spam": 0.5, "ham": 0.6}, {"spam": 1.5, "ham": -0.5}, {"spam": 0.5, "egg": 0.5}],
+)
+def test_shares_that_do_not_fit_are_refused(shares):
+    with pytest.raises(SplitError, match="expected 'spam' and 'ham' adding up to 1"):
+        quotas(10, shares, positive="spam", negative="ham", positive_share=0.5)
+
+
+def test_a_class_with_too_few_posts_leaves_the_rest_of_its_quota_unused():
+    assert chosen([3.0, 2.0, 1.0, -1.0], 6) == [0, 1, 2, 3]
+    assert chosen([3.0, 2.5, 2.0, 1.5, -1.0], 4) == [0, 1, 4]
+
+
+def test_a_logit_of_zero_is_negative():
+    assert chosen([0.0, 1.0], 2) == [1, 0]
+    assert chosen([0.0, 0.0], 2) == [0]
+
+
+def test_ties_go_to_the_earlier_post_in_whatever_order_they_arrive():
+    positions = np.array([9, 2, 7, 4, 1, 8])
+    logits = np.array([1, 1, 1, -1, -1, -1], np.float32)
+    assert select([(positions, logits)], 2).positions.tolist() == [1, 2]
+    assert select([(positions[::-1], logits[::-1])], 4).positions.tolist() == [1, 2, 4, 7]
+
+
+def test_an_empty_pool_gives_an_empty_selection():
+    assert select([], 5).positions.tolist() == []
+
+
+def by_one_sort(logits, k, shares):
+    """The same, from one sort of everything."""
+    up = [i for i in range(len(logits)) if logits[i] > 0]
+    down = [i for i in range(len(logits)) if not logits[i] > 0]
+    share = {"equal": 0.5, "natural": len(up) / max(len(logits), 1)}[shares] if logits.size else 0.5
+    n_up = int(np.floor(k * share + 0.5))
+
+    def order(i):
+        return (-abs(logits[i]), i)
+
+    return sorted(sorted(up, key=order)[:n_up] + sorted(down, key=order)[: k - n_up], key=order)
+
+
+@given(
+    st.lists(st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]), max_size=60),
+    st.integers(1, 20),
+    st.sampled_from(["equal", "natural"]),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_chunking_in_any_order_is_one_sort_of_the_whole(values, k, shares, random):
+    logits = np.array(values, np.float32)
+    order = list(range(len(values)))
+    random.shuffle(order)
+    chunks = []
+    while order:
+        size = random.randint(1, 9)
+        part, order = np.array(order[:size], np.int64), order[size:]
+        chunks.append((part, logits[part]))
+    found = select(chunks, k, shares)
+    assert found.positions.tolist() == by_one_sort(logits, k, shares)
+    np.testing.assert_array_equal(found.logits, logits[found.positions])
+
+
+@pytest.mark.parametrize("shares", ["equal", "natural"])
+def test_only_k_posts_a_class_are_held_while_a_large_pool_streams_by(monkeypatch, shares):
+    held = []
+
+    class Watched(selection._Best):
+        def offer(self, positions, logits):
+            super().offer(positions, logits)
+            # a slice would keep the array it was cut from alive
+            bases = [a.nbytes if a.base is None else a.base.nbytes for a in (self.positions, self.logits)]
+            held.append((len(self.positions), max(bases)))
+
+    monkeypatch.setattr(selection, "_Best", Watched)
+    random = np.random.default_rng(0)
+    chunks = (
+        (np.arange(i, i + 500), random.normal(size=500).astype(np.float32)) for i in range(0, 50_000, 500)
+    )
+    assert len(select(chunks, 10, shares).positions) == 10
+    assert len(held) == 200
+    assert max(count for count, _ in held) == 10
+    assert max(size for _, size in held) <= 10 * 8
