@@ -32,3 +32,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = f"needs a CUDA device: torch {torch.__version__} is {built_for} and sees none"
     for item in gpu_items:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a real finished run: 120 drawn posts, two rounds of ten candidates, offline agents.
+
+    Its posts lie beside it in ``data``, its features in ``cache``. It is shared: copy it before changing it.
+    """
+    from selftrain.data.drawn import draw_posts
+    from selftrain.start import start
+
+    home = tmp_path_factory.mktemp("small")
+    draw_posts(home / "data", 120)
+    recipe = home / "small.toml"
+    recipe.write_text(
+        'seed = 1\n[data]\nmanifest = "data/manifest.jsonl"\ntask = "data/task.toml"\ntrain_share = 0.5\n'
+        "validation_share = 0.3\ntest_share = 0.2\nlabelled = 20\n"
+        '[backbone]\ncache = "cache"\n[classifier]\nepochs = 20\n[selection]\nk = 10\n[rounds]\nmax = 2\n'
+    )
+    rounds = list(start(recipe, home / "run").rounds())
+    assert [finished.number for finished in rounds] == [0, 1, 2]
+    return home / "run"

@@ -75,7 +75,10 @@ def _facts(summary: Summary, stopped: str | None) -> list[tuple[str, str]]:
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     """One line a round."""
-    table = Table(show_edge=False, pad_edge=False)
+    table = Table(
+        show_edge=False, pad_edge=False, caption_justify="left", caption_style="dim",
+        caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1.",
+    )  # fmt: skip
     for name in ("round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s"):
         table.add_column(name, justify="right")
     table.add_column("")

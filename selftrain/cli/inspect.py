@@ -103,12 +103,7 @@ def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
 
     console().print(rounds_table(rounds))
     if len(rounds) > 1:
-        quoted = shlex.quote(str(folder.path))
-        verdicts = folder.verdicts(1)
-        print(f"\nselftrain show {quoted} --round 1   the verdicts of a round, one a line")
-        if verdicts:
-            post = shlex.quote(_telling(verdicts)["post_id"])
-            _print_texts(_hint(f"selftrain show {quoted} --post {post}   everything said about one post"))
+        _print_texts(_hints(shlex.quote(str(folder.path)), folder.verdicts(1)))
 
 
 def _telling(verdicts: list[dict[str, Any]]) -> Mapping[str, Any]:
@@ -116,10 +111,16 @@ def _telling(verdicts: list[dict[str, Any]]) -> Mapping[str, Any]:
     return max(verdicts, key=lambda verdict: len(verdict["judgments"]))
 
 
-def _hint(line: str) -> Iterable[Text]:
+def _hints(run: str, verdicts: list[dict[str, Any]]) -> list[Text]:
     from selftrain.cli.drawing import plain
 
-    return [plain(line)]
+    lines = [(f"selftrain show {run} --round 1", "the verdicts of a round, one a line")]
+    if verdicts:
+        post = shlex.quote(_telling(verdicts)["post_id"])
+        lines.append((f"selftrain show {run} --post {post}", "everything said about one post"))
+    lines.append((f"selftrain status {run}", "where it stands, and what would happen next"))
+    width = max(len(command) for command, _ in lines)
+    return [plain(""), *(plain(f"{command:<{width}}  {why}") for command, why in lines)]
 
 
 def _print_texts(lines: Iterable[Text]) -> None:

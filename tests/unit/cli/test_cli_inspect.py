@@ -1,0 +1,132 @@
+"""`status` and `show` on a real run, and on one whose posts and agents are hostile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from selftrain.cli import main
+from selftrain.run.folder import RunFolder
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m[bold red]x[/]\r\u202e"
+
+
+def run(capsys, *words, status=0):
+    assert main([str(word) for word in words]) == status
+    shown = capsys.readouterr()
+    return shown.err if status else shown.out
+
+
+def records(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def copied(small_run, tmp_path):
+    """A copy of the run that a test may change."""
+    return shutil.copytree(small_run, tmp_path / "run", symlinks=True)
+
+
+def rewrite(file, change):
+    """Apply `change` to the first record of a JSON lines file."""
+    first, *others = [json.loads(line) for line in file.read_text().splitlines()]
+    change(first)
+    file.write_text("".join(json.dumps(one) + "\n" for one in (first, *others)))
+
+
+def test_the_rounds_are_those_of_the_metrics_files(small_run, capsys):
+    told = records(run(capsys, "show", small_run, "--json"))
+    assert told == RunFolder(small_run).finished_rounds()
+    lines = run(capsys, "show", small_run).splitlines()
+    for figures in told:
+        (line,) = (one for one in lines if one.split("│")[0].strip() == str(figures["round"]))
+        assert f"{figures['validation']['macro_f1']:.3f}" in line
+        assert ("rolled back" in line) == (not figures["kept"])
+
+
+def test_a_posts_story_has_everybodys_words(small_run, capsys):
+    verdict = RunFolder(small_run).verdicts(1)[0]
+    source = (small_run.parent / "data" / "manifest.jsonl").read_text().splitlines()
+    (row,) = (row for row in map(json.loads, source) if row["id"] == verdict["post_id"])
+    out = run(capsys, "show", small_run, "--post", verdict["post_id"])
+    assert row.get("text", "") in out
+    assert all(image in out for image in row.get("images", []))
+    for judgment in verdict["judgments"]:
+        assert judgment["rationale"] in out
+    assert ("consistent" if verdict["consistent"] else "divergent") in out
+    told = records(run(capsys, "show", small_run, "--post", verdict["post_id"], "--json"))
+    assert told[0]["round"] == 1
+    assert told[0]["verdict"] == verdict
+    assert told[0]["images"] == row.get("images", [])
+
+
+def test_a_post_is_followed_through_all_rounds_or_one(copied, capsys):
+    folder = RunFolder(copied)
+    post_id = folder.verdicts(1)[0]["post_id"]
+    rewrite(folder.round_path(2) / "verdicts.jsonl", lambda one: one.update(post_id=post_id))
+    told = records(run(capsys, "show", copied, "--post", post_id, "--json"))
+    assert [one["round"] for one in told] == [1, 2]
+    (only,) = records(run(capsys, "show", copied, "--post", post_id, "--round", 2, "--json"))
+    assert only["round"] == 2
+
+
+def test_a_rounds_verdicts_one_a_line(small_run, capsys):
+    verdicts = RunFolder(small_run).verdicts(1)
+    lines = run(capsys, "show", small_run, "--round", 1).splitlines()
+    assert [line.split()[0] for line in lines] == [one["post_id"] for one in verdicts]
+    assert records(run(capsys, "show", small_run, "--round", 1, "--json")) == verdicts
+    assert "labels alone" in run(capsys, "show", small_run, "--round", 0)
+
+
+def test_hostile_posts_and_agents_reach_the_terminal_as_text(copied, capsys):
+    def poison(verdict):
+        verdict["post_id"] = HOSTILE
+        for judgment in verdict["judgments"]:
+            judgment["rationale"] = judgment["agent"] = HOSTILE
+
+    rewrite(RunFolder(copied).round_path(1) / "verdicts.jsonl", poison)
+    manifest = copied.parent / "hostile.jsonl"
+    manifest.write_text(json.dumps({"id": HOSTILE, "text": HOSTILE}) + "\n")
+    recipe = copied / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace(str(copied.parent / "data/manifest.jsonl"), str(manifest)))
+    for words in (["--post", HOSTILE], ["--round", 1], [], ["--post", HOSTILE, "--json"]):
+        out = run(capsys, "show", copied, *words)
+        assert not set(out) & set("\x1b\x07\x9b\r\u202e")
+        assert "[bold red]x[/]" in out or not words
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\x9b31m" in run(capsys, "show", copied, "--post", HOSTILE)
+
+
+def test_an_unknown_post_says_what_there_is(small_run, capsys):
+    known = RunFolder(small_run).verdicts(1)[0]["post_id"]
+    seen = {one["post_id"] for number in (1, 2) for one in RunFolder(small_run).verdicts(number)}
+    err = run(capsys, "show", small_run, "--post", known + "x", status=2)
+    assert f"{len(seen)} posts were" in err
+    assert f"'{known}'" in err
+    assert "--round N" in err
+
+
+def test_an_unfinished_round_is_refused(small_run, capsys):
+    assert "rounds 0 to 2 are" in run(capsys, "show", small_run, "--round", 9, status=2)
+
+
+def test_a_story_survives_its_manifest(copied, capsys):
+    post_id = RunFolder(copied).verdicts(1)[0]["post_id"]
+    recipe = copied / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("manifest.jsonl", "gone.jsonl"))
+    assert "not in the run's manifests any more" in run(capsys, "show", copied, "--post", post_id)
+
+
+def test_status_says_what_would_happen_next(copied, capsys):
+    out = run(capsys, "status", copied)
+    assert "small.toml" in out
+    assert "nothing: all 2 rounds are done" in out
+    recipe = copied / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("max = 2", "max = 3"))
+    assert "round 3, when the command" in run(capsys, "status", copied)
+    with RunFolder(copied).locked():
+        assert "round 3 is under way" in run(capsys, "status", copied)
+        assert json.loads(run(capsys, "status", copied, "--json"))["held"] is True
+    told = json.loads(run(capsys, "status", copied, "--json"))
+    assert (told["held"], told["finished"], told["stopped"]) == (False, 3, None)

@@ -1,0 +1,106 @@
+"""`predict` on a real run: labels as the run's own model gives them, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from selftrain.classifier import load_head
+from selftrain.cli import main
+from selftrain.data.features import extract_features
+from selftrain.data.manifest import read_manifest
+from selftrain.run.folder import RunFolder
+
+
+def records(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def copied(small_run, tmp_path):
+    return shutil.copytree(small_run, tmp_path / "run", symlinks=True)
+
+
+@pytest.fixture
+def manifest(small_run, tmp_path):
+    """Ten of the run's posts, without their labels, their images beside them."""
+    rows = records((small_run.parent / "data" / "manifest.jsonl").read_text())[:10]
+    (tmp_path / "images").symlink_to(small_run.parent / "data" / "images")
+    for row in rows:
+        row.pop("label")
+        row["images"] = [f"copied/{name.rpartition('/')[2]}" for name in row.get("images", [])]
+        for name in row["images"]:
+            (tmp_path / "copied").mkdir(exist_ok=True)
+            shutil.copy(small_run.parent / "data" / "images" / name.rpartition("/")[2], tmp_path / name)
+    file = tmp_path / "new.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_labels_are_those_of_the_best_model(small_run, manifest, tmp_path, capsys):
+    from backbones import load_backbone
+
+    out = tmp_path / "labels.jsonl"
+    assert main(["predict", str(small_run), str(manifest), "--out", str(out)]) == 0
+    assert "10 posts labelled" in capsys.readouterr().out
+    told = records(out.read_text())
+    posts = read_manifest(manifest).posts
+    assert [one["id"] for one in told] == [post.id for post in posts]
+    table = extract_features(posts, load_backbone("embedded"), small_run.parent / "cache")
+    logits = load_head(small_run / "best" / "model.safetensors")[0].logits(table.rows(range(10)))
+    assert [one["label"] for one in told] == [
+        "invitation" if logit > 0 else "advertisement" for logit in logits
+    ]
+    for one, logit in zip(told, logits.tolist(), strict=True):
+        assert set(one["probabilities"]) == {"invitation", "advertisement"}
+        assert sum(one["probabilities"].values()) == pytest.approx(1)
+        assert one["probability"] == max(one["probabilities"].values())
+        assert (one["probabilities"]["invitation"] > 0.5) == (logit > 0)
+    assert sorted(path.name for path in tmp_path.glob("*labels*")) == ["labels.jsonl"]
+
+
+def test_what_cannot_be_read_is_left_out_with_its_reason(copied, manifest, tmp_path, capsys):
+    recipe = copied / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("max_bad_share = 0.05", "max_bad_share = 0.3"))
+    picture = tmp_path / next(row["images"][0] for row in records(manifest.read_text()) if row["images"])
+    picture.write_bytes(picture.read_bytes()[:200])  # the header is sound, the rest is gone
+    with manifest.open("a") as file:
+        file.write(json.dumps({"id": "em\x1bpty"}) + "\n")
+    out = tmp_path / "labels.jsonl"
+    assert main(["predict", str(copied), str(manifest), "--out", str(out)]) == 0
+    beside = records((tmp_path / "labels.jsonl.quarantine.jsonl").read_text())
+    assert [one["kind"] for one in beside] == ["row", "image"]
+    assert len(records(out.read_text())) == 9
+    err = capsys.readouterr().err
+    assert "2 posts left out" in err
+    assert "line 11" in err
+    assert "\x1b" not in err
+
+
+def test_too_much_to_leave_out_stops_it_and_writes_nothing(copied, manifest, tmp_path, capsys):
+    with manifest.open("a") as file:
+        file.write("{}\n" * 3)
+    out = tmp_path / "labels.jsonl"
+    assert main(["predict", str(copied), str(manifest), "--out", str(out)]) == 2
+    assert "3 of 13 rows" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_standard_output_carries_records_alone(small_run, manifest, capsys):
+    assert main(["predict", str(small_run), str(manifest), "--out", "-"]) == 0
+    assert len(records(capsys.readouterr().out)) == 10
+
+
+@pytest.mark.parametrize("key", ["backbone", "classes"])
+def test_a_run_of_another_backbone_or_without_classes_is_refused(copied, manifest, tmp_path, key, capsys):
+    environment = RunFolder(copied).environment()
+    if key == "classes":
+        del environment["classes"]
+    else:
+        environment["identity"]["backbone"] = "0" * 64
+    (copied / "environment.json").write_text(json.dumps(environment))
+    assert main(["predict", str(copied), str(manifest), "--out", str(tmp_path / "out")]) == 2
+    assert {"backbone": "000000000000", "classes": "names no classes"}[key] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

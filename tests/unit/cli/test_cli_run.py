@@ -1,0 +1,136 @@
+"""`run` on a run that is there, the closing table's figures, and why a run stops."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from selftrain.cli import main
+from selftrain.cli.run import quickstart_recipe
+from selftrain.errors import RunStateError
+from selftrain.history import replay
+from selftrain.loop import Limits, LoopSettings, why_stop
+from selftrain.prediction import stored_recipe
+from selftrain.preparation import prepare
+from selftrain.recipe import load_recipe
+from selftrain.run.folder import RunFolder
+from selftrain.run.summary import open_posts, standing, summarise, why_stopped
+
+
+def figures(number, *, kept, validation, test=None, consistent=0, divergent=0, precision=None):
+    scored = {} if test is None else {"test": {"macro_f1": test}}
+    return {
+        "round": number, "kept": kept, "simulated": False, "seconds": 1.5, "grown": 10 + 5 * number,
+        "validation": {"macro_f1": validation}, **scored,
+        "candidates": {"posts": consistent + divergent, "precision": precision and precision - 0.1},
+        "consistent": {"posts": consistent, "precision": precision},
+        "divergent": {"posts": divergent, "precision": None},
+    }  # fmt: skip
+
+
+def test_the_summary_of_rounds_written_by_hand():
+    told = summarise(
+        [
+            figures(0, kept=True, validation=0.5, test=0.4),
+            figures(1, kept=True, validation=0.6, test=0.7, consistent=30, divergent=10, precision=0.9),
+            figures(2, kept=False, validation=0.55, test=0.9, consistent=5, divergent=5, precision=0.5),
+            figures(3, kept=True, validation=0.7, test=0.65, consistent=10, divergent=0, precision=0.7),
+        ]
+    )
+    assert told.labels_alone == (0.5, 0.4)
+    assert (told.best, told.best_round) == ((0.7, 0.65), 3)
+    assert (told.rounds, told.kept, told.rolled_back) == (3, 2, 1)
+    assert (told.candidates, told.consistent, told.divergent) == (60, 45, 15)
+    assert told.pseudo_label_precision == pytest.approx((30 * 0.9 + 10 * 0.7) / 40)  # kept rounds alone
+    assert told.candidate_precision == pytest.approx((40 * 0.8 + 10 * 0.4 + 10 * 0.6) / 60)
+    assert (told.labelled, told.grown, told.seconds) == (10, 25, 6.0)
+
+
+def test_a_summary_without_truth_or_test_or_rounds():
+    told = summarise([figures(0, kept=True, validation=0.5)])
+    assert told.best == told.labels_alone == (0.5, None)
+    assert (told.best_round, told.pseudo_label_precision, told.candidate_precision) == (0, None, None)
+
+
+@pytest.fixture(scope="module")
+def corpus(small_run):
+    from backbones import load_backbone
+
+    return prepare(stored_recipe(RunFolder(small_run)), load_backbone("embedded")).corpus
+
+
+@pytest.mark.parametrize(("most", "patience"), [(2, 3), (3, 1), (5, 5), (1, 1)])
+@pytest.mark.parametrize("kept", [(True, True), (True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("again", [True, False])
+def test_the_files_tell_what_the_loop_decides(small_run, corpus, tmp_path, *, most, patience, kept, again):
+    copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
+    text = copied.recipe_path.read_text().replace("max = 2", f"max = {most}")
+    text = text.replace("patience = 3", f"patience = {patience}")
+    copied.recipe_path.write_text(text.replace("again = true", f"again = {str(again).lower()}"))
+    for number, value in enumerate(kept, 1):
+        changed = copied.finished_rounds()[number] | {"kept": value}
+        copied.close_round(number, changed)
+    ledger, _ = replay(copied, corpus)
+    settings = LoopSettings(limits=Limits(most, patience), again=again)
+    assert why_stopped(copied) == why_stop(ledger, corpus, settings)
+    still_open = open_posts(copied, copied.finished_rounds())
+    assert still_open == len(ledger.open_positions(corpus.pool, again=again)) < len(corpus.pool)
+
+
+def test_an_exhausted_pool_is_a_reason(small_run, tmp_path):
+    copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
+    copied.recipe_path.write_text(copied.recipe_path.read_text().replace("max = 2", "max = 9"))
+    assert standing(copied).stopped is None
+    environment = copied.path / "environment.json"
+    closed = copied.environment()["splits"]["pool"] - open_posts(copied, copied.finished_rounds())
+    pool = copied.environment()["splits"]["pool"]
+    environment.write_text(environment.read_text().replace(f'"pool": {pool}', f'"pool": {closed}'))
+    assert why_stopped(copied) == "no pool post is left to choose from"
+
+
+def test_a_finished_run_is_shown_again_and_nothing_is_redone(small_run, capsys):
+    files = {path: path.stat().st_mtime_ns for path in small_run.glob("rounds/*/*")}
+    assert main(["run", str(small_run.parent / "small.toml"), "--out", str(small_run)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("(finished earlier)") == 3
+    assert f"going on with the run {small_run}" in out
+    assert "all 2 rounds are done" in out
+    assert f"selftrain show {small_run}" in out
+    assert {path: path.stat().st_mtime_ns for path in small_run.glob("rounds/*/*")} == files
+
+
+def test_another_recipe_in_the_same_folder_is_refused(small_run, capsys):
+    words = ["run", str(small_run.parent / "small.toml"), "--out", str(small_run), "--set", "selection.k=11"]
+    assert main(words) == 2
+    assert "selection.k: 10 in the folder, 11 now" in capsys.readouterr().err
+
+
+def test_a_set_that_means_nothing_is_refused(small_run, tmp_path, capsys):
+    recipe = str(small_run.parent / "small.toml")
+    for override in ("selection.k", "selection.q=3", "selection.k=few"):
+        assert main(["run", recipe, "--out", str(tmp_path / "new"), "--set", override]) == 2
+        assert override.partition("=")[0] in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_simulated_agents_are_named_in_the_table():
+    from selftrain.cli.drawing import console, summary_table
+
+    rounds = [figures(0, kept=True, validation=0.5)]
+    for simulated in (False, True):
+        shown = console()
+        with shown.capture() as captured:
+            shown.print(summary_table(summarise([rounds[0] | {"simulated": simulated}]), "all done"))
+        assert ("SIMULATED" in captured.get()) == simulated
+
+
+def test_the_quickstart_recipe_is_sound(tmp_path):
+    recipe = load_recipe(quickstart_recipe())
+    assert recipe.data.manifest.name == "manifest.jsonl"
+    assert recipe.agents.kind == "offline"
+
+
+def test_a_folder_that_holds_no_run_is_said_so(tmp_path):
+    with pytest.raises(RunStateError, match="not a run folder"):
+        stored_recipe(RunFolder(tmp_path))
