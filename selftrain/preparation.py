@@ -55,7 +55,8 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
     )  # fmt: skip
     posts, quarantine = _read(recipe.data, task)
     drawn = _split(posts, task, recipe.data, recipe.seed)
-    _check_pool(_draw_labels(drawn, task, recipe.data, recipe.seed), recipe)  # before hours of encoding
+    # before hours of encoding
+    _check_sizes(_draw_labels(drawn, task, recipe.data, recipe.seed), task, recipe)
 
     def extract(wanted: list[Post]) -> FeatureTable:
         return extract_features(
@@ -67,7 +68,7 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
     _enforce_failures(failed, len(in_order(drawn)), recipe.data)
     splits, dropped = _keep_apart(splits, recipe.data, extract)
     splits = _draw_labels(splits, task, recipe.data, recipe.seed)
-    _check_pool(splits, recipe)  # again: failures and copies are gone
+    _check_sizes(splits, task, recipe)  # again: failures and copies are gone
     posts_in_order = ordered_posts(splits)
     corpus = build_corpus(splits, task, extract(list(posts_in_order)))
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
@@ -138,8 +139,12 @@ def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) ->
     )  # fmt: skip
 
 
-def _check_pool(splits: Splits, recipe: Recipe) -> None:
-    """The first round must find what it asks for; later ones may take what is left."""
+def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
+    """Enough labels to train and validate on, and a pool in which the first round finds what it asks for.
+
+    Later rounds may take what is left.
+    """
+    build_corpus(splits, task, None)
     k, available = recipe.selection.k, len(splits.pool)
     if recipe.rounds.max and k > available:
         raise SplitError(

@@ -20,9 +20,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from backbones.base import Encoded, FeatureLayout
+from backbones.base import Encoded, EncodeFailure, FeatureLayout
+from backbones.errors import ImageError
+from backbones.images import open_image
 
 TEXT = 64
 
@@ -37,17 +38,21 @@ class LightBackbone:
         return sha256(b"light 1").hexdigest()
 
     def encode(self, posts, *, batch_size=64, workers=0, progress=False):
-        return Encoded(np.stack([self._row(post) for post in posts]), ())
+        rows, failures = np.full((len(posts), self.layout.width), np.nan, np.float32), []
+        for index, post in enumerate(posts):
+            try:
+                rows[index] = self._row(post)
+            except ImageError as error:
+                failures.append(EncodeFailure(index, str(error)))
+        return Encoded(rows, tuple(failures))
 
     def _row(self, post):
         row = np.zeros(self.layout.width, np.float32)
         for word in post.text.lower().split():
             row[sha256(word.strip(".,!?:").encode()).digest()[0] % TEXT] += 1
         for path in post.images:
-            with Image.open(path) as image:
-                row[self.layout.image] += (
-                    np.asarray(image.convert("RGB").resize((4, 4)), np.float32).ravel() / 255
-                )
+            colours = np.asarray(open_image(path).resize((4, 4)), np.float32)
+            row[self.layout.image] += colours.ravel() / 255
         row[self.layout.has_text], row[self.layout.has_image] = bool(post.text), bool(post.images)
         return row
 

@@ -103,7 +103,7 @@ def whole(place, launch):
 
 def contents(folder):
     """Everything that a run promises to repeat: all of it but times and machine."""
-    found = {"best": os.readlink(folder / "best")}
+    found = {"best": str((folder / "best").readlink())}
     for file in [folder / "grown.jsonl", folder / "recipe.toml", *sorted(folder.glob("rounds/*/*"))]:
         name = str(file.relative_to(folder))
         if file.name == "metrics.json":

@@ -1,10 +1,11 @@
-"""Fakes for the loop: posts without features, a model whose quality is written in a script, a panel of one word."""
+"""Fakes for the loop: posts without features, a model whose quality a script decides, a panel of one mind."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def make_corpus(pool=30, labelled=6, test=0):
     truth = (np.arange(total) % 2).astype(np.int8)
     names = ("ham", "spam")
     bounds = np.cumsum((0, *sizes))
-    parts = [np.arange(a, b, dtype=np.int64) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(bounds)]
     labels = truth.copy()
     labels[parts[2]] = UNKNOWN
     posts = [

@@ -187,9 +187,9 @@ def test_grown_holds_the_labels_then_the_pseudo_labels_with_their_provenance(tmp
 
 def test_a_round_in_which_nothing_can_be_chosen_does_no_harm(tmp_path):
     # only what the model calls spam is wanted, and then there is none left
-    corpus = make_corpus(pool=10)
+    trainer = ScriptedTrainer([8, 9, 10, 11], spread=0.0)
     rounds = run(
-        tmp_path, corpus, [8, 9, 10, 11], HashPanel(agreement=1.0),
-        shares={"spam": 1.0, "ham": 0.0}, rounds=3, revise=False, trainer=ScriptedTrainer([8, 9, 10, 11], spread=0.0),
+        tmp_path, make_corpus(pool=10), [], HashPanel(agreement=1.0),
+        shares={"spam": 1.0, "ham": 0.0}, rounds=3, revise=False, trainer=trainer,
     )  # fmt: skip
     assert [r.figures["candidates"]["posts"] for r in rounds] == [0, 5, 0, 0]
