@@ -88,6 +88,21 @@ def test_the_best_epoch_by_validation_counts():
     assert [progress.epoch for progress in head.curve] == [10, 20, 30, 40]
 
 
+def test_of_equally_good_epochs_the_first_counts_and_gives_the_weights():
+    (rows, labels), (validation, truth) = toy(100, seed=1, gap=8), toy(60, seed=2, gap=8)
+    weights = {}
+    for every in (10, 40):
+        head = train_head(
+            rows, training_set(labels), validation, truth,
+            scaling=fit_scaling(rows, LAYOUT), loss=PNULoss(),
+            settings=SETTINGS._replace(evaluate_every=every), seed=0,
+        )  # fmt: skip
+        assert {progress.macro_f1 for progress in head.curve} == {1.0}
+        assert head.best_epoch == every
+        weights[every] = head.head.layers.weight.detach()
+    assert not torch.equal(weights[10], weights[40])
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_the_same_seed_gives_the_same_weights_to_the_bit(kind):
     settings = SETTINGS._replace(kind=kind)
