@@ -300,8 +300,11 @@ def snapshot(folder):
 def test_a_folder_of_another_recipe_is_refused_and_not_touched(place):
     go(place, "rounds.max=1")
     before = snapshot(place / "run")
+    (place / "cache").rename(place / "aside")
     with pytest.raises(RunMismatchError, match=r"selection\.k: 8 in the folder, 9 now"):
         go(place, "selection.k=9")
+    assert not (place / "cache").exists(), "features were computed first"
+    (place / "aside").rename(place / "cache")
     assert snapshot(place / "run") == before
     assert len(go(place, "rounds.max=2")) == 3
 

@@ -31,11 +31,12 @@ def test_it_stays_near_identity_with_few_posts_even_if_they_separate(monkeypatch
     assert fit_calibration(logits, labels).slope > 10  # what the prior holds back
 
 
-def test_it_minimises_what_it_says():
+@pytest.mark.parametrize("count", [8, 300])
+def test_it_minimises_what_it_says(count):
     """No slope and offset nearby give less than the ones found."""
     random = np.random.default_rng(0)
-    logits = random.normal(size=300).astype(np.float32)
-    labels = (random.random(300) < probabilities(2 * logits + 1)).astype(np.int8)
+    logits = random.normal(size=count).astype(np.float32)
+    labels = (random.random(count) < probabilities(2 * logits + 1)).astype(np.int8)
     found = fit_calibration(logits, labels)
 
     def cost(slope, offset):
