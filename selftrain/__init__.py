@@ -1,6 +1,7 @@
 """Multi-agent verified self-training on text-and-image posts.
 
-From Python: ``from selftrain.start import start``, then ``for round in start(RECIPE, out=DIR).rounds(): ...``.
+From Python: ``from selftrain.start import start``, then
+``for round in start(RECIPE, out=DIR).rounds(): ...``.
 Importing this package loads neither torch nor pydantic.
 """
 

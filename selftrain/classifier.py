@@ -45,13 +45,13 @@ class TrainingSet(NamedTuple):
 class HeadSettings(NamedTuple):
     """How a head is built and trained; the defaults come from the ablation in docs/experiments.md."""
 
-    kind: str = "linear"
-    hidden: int = 128
+    kind: str = "mlp"
+    hidden: int = 32
     dropout: float = 0.3
-    epochs: int = 200
-    learning_rate: float = 0.05
+    epochs: int = 40
+    learning_rate: float = 0.01
     weight_decay: float = 1e-3
-    evaluate_every: int = 10
+    evaluate_every: int = 5
 
 
 class Progress(NamedTuple):

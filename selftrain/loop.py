@@ -16,11 +16,12 @@ import numpy as np
 
 from agents.judgment import Accepted, Candidate
 from agents.review import Panel
+from losses.groups import Group
 from losses.pnu import PNULoss
 from losses.prior import estimate_prior
 from selftrain import atomic
 from selftrain.calibration import probabilities
-from selftrain.classifier import FloatArray
+from selftrain.classifier import FloatArray, TrainingSet
 from selftrain.corpus import Corpus, IntArray
 from selftrain.history import grown_rows, replay
 from selftrain.ledger import Ledger
@@ -54,6 +55,7 @@ class LoopSettings:
     revise: bool = True
     start: str = "pretrained"
     theta: float | None = None  # None: estimated from the divergent set
+    by_count: bool = True  # lambda_soft follows the number of agreed posts, see `loss_of_round`
     root: Path = Path()
     soft_positive: float = 0.67
     limits: Limits = field(default_factory=Limits)
@@ -74,7 +76,7 @@ def self_train(
         corpus: Posts with features.
         trainer: Fits and scores models.
         panel: Judges candidates.
-        loss: The PNU loss; its theta is replaced by the estimate unless `settings.theta` is given.
+        loss: The PNU loss; `loss_of_round` fills in what follows from a round's own posts.
         folder: Opened and locked.
         settings: See `LoopSettings`.
 
@@ -131,8 +133,8 @@ def self_train(
         # ---- retrain --------------------------------------------------------------------------------
         theta = settings.theta or prior_of_divergent(trainer, best, corpus, trial)
         model = trainer.fit(
-            corpus, training, loss=replace(loss, theta=theta), seed=settings.seed + number,
-            where=f"round {number}", start=best if settings.start == "best" else None,
+            corpus, training, loss=loss_of_round(loss, training, theta, settings),
+            seed=settings.seed + number, where=f"round {number}", start=best if settings.start == "best" else None,
         )  # fmt: skip
         model.save(path / "model.safetensors", {"round": number})
 
@@ -211,6 +213,24 @@ def turned_against(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger
     values = np.array([ledger.accepted[int(p)].value for p in accepted], dtype=np.int8)
     logits = _logits(trainer, model, corpus, accepted)
     return [int(p) for p in accepted[(logits > 0) != (values == 1)]]
+
+
+AGREED_WEIGHT = 0.5
+"""What an agreed post counts beside a labelled one when lambda_soft is "count"."""
+
+
+def loss_of_round(loss: PNULoss, training: TrainingSet, theta: float, settings: LoopSettings) -> PNULoss:
+    """The loss with the prior of this round's divergent set and, by count, with its lambda_soft.
+
+    L_pn and L_soft are means over their groups: at a fixed lambda_soft, 100 labels outweigh 5,000 agreed
+    posts or are drowned by 50. By count, lambda_soft = AGREED_WEIGHT * agreed / labelled.
+    """
+    loss = replace(loss, theta=theta)
+    if not settings.by_count or loss.form == "paper":
+        return loss
+    agreed = int(np.isin(training.groups, (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE)).sum())
+    labelled = int(np.isin(training.groups, (Group.POSITIVE, Group.NEGATIVE)).sum())
+    return replace(loss, lambda_soft=AGREED_WEIGHT * agreed / labelled)
 
 
 def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger) -> float:

@@ -5,6 +5,7 @@ Below this module everything takes plain arguments.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,8 +74,8 @@ class ClassifierSection(Section):
     """The head, and how much of the backbone is trained with it."""
 
     train: Literal["head", "full", "lora"] = "head"
-    head: Literal["linear", "mlp"] = "linear"
-    hidden: int = Field(128, ge=1)
+    head: Literal["linear", "mlp"] = "mlp"
+    hidden: int = Field(32, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
     epochs: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, le=1e6)
@@ -90,14 +91,17 @@ class LossSection(Section):
     form: Literal["article", "paper", "sakai", "nnpu", "pn"] = "article"
     balance: float = Field(0.1, ge=-1, le=1)
     theta: float | Literal["estimate"] = "estimate"
-    lambda_soft: float = Field(1.0, ge=0)
+    # "count": an agreed post counts half as much as a labelled one, however many there are of each
+    lambda_soft: float | Literal["count"] = "count"
     lambda_unlabelled: float = Field(0.1, ge=0)
-    soft_positive: float = Field(0.67, gt=0.5, le=1)
+    soft_positive: float = Field(0.8, gt=0.5, le=1)
 
     @model_validator(mode="after")
     def _theta_in_range(self) -> LossSection:
         if isinstance(self.theta, float) and not 0 < self.theta < 1:
             raise ValueError(f'theta is {self.theta:g}: expected a share between 0 and 1, or "estimate"')
+        if isinstance(self.lambda_soft, float) and not 0 <= self.lambda_soft < math.inf:
+            raise ValueError(f'lambda_soft is {self.lambda_soft:g}: expected a number from 0, or "count"')
         return self
 
 

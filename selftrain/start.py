@@ -112,7 +112,7 @@ def build_loss(recipe: Recipe) -> PNULoss:
     section = recipe.loss
     options: dict[str, Any] = {"form": section.form, "balance": section.balance}
     if section.form not in ("paper",):
-        options["lambda_soft"] = section.lambda_soft
+        options["lambda_soft"] = 1.0 if section.lambda_soft == "count" else section.lambda_soft
     if section.form in ("article", "nnpu", "pn"):
         options["lambda_u"] = section.lambda_unlabelled
     if isinstance(section.theta, float):
@@ -133,6 +133,7 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         revise=recipe.selection.revise,
         start=recipe.rounds.start,
         theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
+        by_count=recipe.loss.lambda_soft == "count",
         soft_positive=recipe.loss.soft_positive,
         limits=Limits(recipe.rounds.max, recipe.rounds.patience),
         root=recipe.data.manifest.parent,
