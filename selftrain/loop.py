@@ -133,9 +133,13 @@ def self_train(
         # ---- retrain --------------------------------------------------------------------------------
         theta = settings.theta or prior_of_divergent(trainer, best, corpus, trial)
         model = trainer.fit(
-            corpus, training, loss=loss_of_round(loss, training, theta, settings),
-            seed=settings.seed + number, where=f"round {number}", start=best if settings.start == "best" else None,
-        )  # fmt: skip
+            corpus,
+            training,
+            loss=loss_of_round(loss, training, theta, settings),
+            seed=settings.seed + number,
+            where=f"round {number}",
+            start=best if settings.start == "best" else None,
+        )
         model.save(path / "model.safetensors", {"round": number})
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
