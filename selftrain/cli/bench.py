@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 STUDIES = {
     "hsol": "offensive tweets (Davidson et al. 2017): the loop against labels alone",
     "harmeme": "harmful memes (Pramanick et al. 2021): text and images",
+    "selection": "memory of choosing from a growing pool",
     "features": "speed of text features beside sentence-transformers",
 }
 

@@ -1,4 +1,4 @@
-"""``selftrain status`` and ``selftrain show``: what is in a run folder, for reading."""
+"""``selftrain status``, ``show`` and ``report``: what is in a run folder, for reading."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds both commands."""
+    """Adds the three commands."""
     status = subparsers.add_parser("status", help="where a run stands, and what would happen next")
     show = subparsers.add_parser("show", help="the rounds of a run, or everything said about one post")
-    for parser in (status, show):
+    report = subparsers.add_parser("report", help="render a run's report.html anew")
+    for parser in (status, show, report):
         parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     show.add_argument("--post", metavar="ID", help="the story of one post")
     show.add_argument("--round", type=int, metavar="N", help="the verdicts of one round, one a line")
@@ -27,6 +28,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     show.add_argument("--json", action="store_true", help="print JSON lines")
     status.set_defaults(handler=run_status)
     show.set_defaults(handler=run_show)
+    report.set_defaults(handler=run_report)
 
 
 def run_status(args: argparse.Namespace) -> int:
@@ -63,6 +65,21 @@ def run_show(args: argparse.Namespace) -> int:
         _show_round(folder, args.round, as_json=args.json)
     else:
         _show_rounds(folder, as_json=args.json)
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Prints where the page lies.
+
+    Raises:
+        RunStateError: No run folder, no finished round in it, or a damaged one.
+        StorageError: The page cannot be written.
+    """
+    from selftrain.cli.printable import printable
+    from selftrain.run.folder import RunFolder
+    from selftrain.run.report import write_report
+
+    print(printable(str(write_report(RunFolder(args.run)))))
     return 0
 
 

@@ -99,6 +99,7 @@ def _close(folder: RunFolder) -> None:
     path = folder.path
     quoted = shlex.quote(str(path))
     lines = [
+        (str(path / "report.html"), "the whole run on one page: open it in a browser"),
         (f"selftrain show {quoted}", "the rounds, and how to read one post's story"),
         (str(path / "grown.jsonl"), "the grown dataset, with where each label comes from"),
     ]
