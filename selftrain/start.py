@@ -95,7 +95,7 @@ class Run:
             }
             self.folder.begin(self.recipe.model_dump(mode="json"), environment)
             atomic.write_jsonl(self.folder.path / "quarantine.jsonl", prepared.quarantine)
-            yield from self_train(
+            rounds = self_train(
                 corpus,
                 build_trainer(self.recipe, progress=progress),
                 panel,
@@ -103,6 +103,26 @@ class Run:
                 folder=self.folder,
                 settings=build_settings(self.recipe),
             )
+            yield from self._told(rounds)
+
+    def _told(self, rounds: Iterator[Round]) -> Iterator[Round]:
+        """`rounds`, each told to TensorBoard before it is passed on; the report follows however they end.
+
+        A round that an earlier start finished is told only if that start was killed before it could be.
+        """
+        from selftrain.run import report, tensorboard
+
+        earlier, any_round = len(self.folder.finished_rounds()), False
+        try:
+            for finished in rounds:
+                any_round = True
+                told = tensorboard.round_folder(self.folder.path, finished.number)
+                if finished.number >= earlier or not told.exists():
+                    tensorboard.write_round(self.folder.path, finished.figures)
+                yield finished
+        finally:
+            if any_round:
+                report.write_report(self.folder)
 
 
 def build_loss(recipe: Recipe) -> PNULoss:
