@@ -38,6 +38,9 @@ ABLATION: Mapping[str, tuple[str, ...]] = {
 """Method -> what it changes in the recipe. Simulated agents know the truth: a ceiling, not a result."""
 
 
+WHOLE = "whole_run"
+
+
 class LoopStudy(NamedTuple):
     """One data set.
 
@@ -85,6 +88,9 @@ def run_study(study: LoopStudy, args: argparse.Namespace) -> int:
             for seed in seeds:
                 chosen = [*overrides, f"seed={seed}", f"data.labelled={n}"]
                 _one_seed(study, figures, methods, n=n, seed=seed, overrides=chosen, folder=Path(folder))
+        if not figures.has(study.name, WHOLE, sizes[0], seeds[0]):
+            chosen = [*overrides, f"seed={seeds[0]}", f"data.labelled={sizes[0]}"]
+            figures.add(_whole_run(study, sizes[0], seeds[0], chosen, Path(folder)))
     print("\n".join(figures.table()))
     print("\n".join(gains(figures, sizes)))
     return 0
@@ -216,9 +222,14 @@ def gains(figures: Figures, sizes: Sequence[int]) -> Iterator[str]:
                 yield f"n={n:<6} ours - {other:<28} {fmean(pairs):+.2f} ± {stdev(pairs):.2f} points"
 
 
-def whole_process(arguments: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak resident megabytes of one `selftrain` command in a process of its own."""
+def _whole_run(study: LoopStudy, n: int, seed: int, overrides: Sequence[str], folder: Path) -> list[Figure]:
+    """Seconds and peak resident megabytes of one `selftrain run` in a process of its own, features cached."""
+    settings = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, "-m", "selftrain", "run", str(_recipe(study)), "--out", str(folder / "whole")]
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "selftrain", *arguments], check=True, stdout=subprocess.DEVNULL)
-    seconds = time.perf_counter() - began
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    subprocess.run([*command, *settings], check=True, stdout=subprocess.DEVNULL)
+    values = {
+        "seconds": time.perf_counter() - began,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+    }
+    return [Figure(study.name, study.name, WHOLE, n, seed, *item) for item in values.items()]
