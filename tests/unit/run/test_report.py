@@ -46,16 +46,11 @@ def figures(number, *, kept, macro_f1, simulated=False):
 
 
 def verdict(post_id, said, *, label):
-    judgments = [
-        {"agent": "reviewer", "step": 0, "state": "label", "label": label, "probability": 0.7,
-         "rationale": said["rationale"], "source": "x", "details": {}},
-        {"agent": "user", "step": 1, "state": "abstain", "label": None, "probability": None,
-         "rationale": "user: " + said["rationale"], "source": "x", "details": {}},
-    ]  # fmt: skip
-    return {
-        "post_id": post_id, "classifier_label": label, "classifier_probability": 0.9, "consistent": False,
-        "judgments": judgments,
-    }  # fmt: skip
+    named = {"agent": "reviewer", "step": 0, "state": "label", "label": label, "probability": 0.7}
+    abstained = {"agent": "user", "step": 1, "state": "abstain", "label": None, "probability": None}
+    judgments = [one | {"rationale": said["rationale"]} for one in (named, abstained)]
+    classifier = {"classifier_label": label, "classifier_probability": 0.9}
+    return {"post_id": post_id, **classifier, "consistent": False, "judgments": judgments}
 
 
 def lines(path, rows):
