@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,20 +64,25 @@ def run_features(options: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of HSOL's labeled_data.csv")
     parser.add_argument("--n", type=int, default=2000, help="how many tweets (default: 2000)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: 3)")
-    parser.add_argument("--json", type=Path, help="write the figures into this file too")
+    parser.add_argument("--json", type=Path, help="append the figures to this file")
     args = parser.parse_args(options)
     if args.n < 1 or args.repeats < 1:
         parser.error(f"--n {args.n} --repeats {args.repeats}: expected at least 1 of each")
 
-    from selftrain import atomic
     from selftrain.bench.features import texts_throughput
+    from selftrain.bench.study import Figure, Figures
 
     texts = hsol_texts(args.data, args.n)
     result = texts_throughput(texts, args.repeats)
-    figures = {"study": "features", "texts": len(texts), "repeats": args.repeats, **result._asdict()}
-    if args.json:
-        atomic.write_json(args.json, figures)
-    print(json.dumps(figures, indent=2))
+    figures = Figures(args.json)
+    figures.add(
+        [
+            Figure("features", "hsol", "ours", args.n, 0, "ratio", result.ratio),
+            Figure("features", "hsol", "ours", args.n, 0, "texts_per_second", result.ours),
+            Figure("features", "hsol", "sentence_transformers", args.n, 0, "texts_per_second", result.theirs),
+        ]
+    )
+    print("\n".join(figures.table()))
     return 0
 
 
