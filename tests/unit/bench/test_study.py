@@ -1,0 +1,60 @@
+"""The file of figures: one line each, and a study that goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from selftrain.bench.loop_study import gains
+from selftrain.bench.study import Figure, Figures
+from selftrain.errors import DataError
+
+
+def figure(method: str, seed: int, value: float) -> Figure:
+    return Figure("hsol", "hsol", method, 100, seed, "macro_f1", value)
+
+
+def test_a_line_holds_every_field_and_is_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "hsol.jsonl"
+    Figures(file).add([figure("ours", 3, 0.9)])
+    record = json.loads(file.read_text())
+    assert set(record) == {*Figure._fields, "versions", "machine"}
+    assert Figures(file).figures == [figure("ours", 3, 0.9)]
+
+
+def test_what_is_there_is_not_wanted_again(tmp_path: Path) -> None:
+    file = tmp_path / "hsol.jsonl"
+    Figures(file).add([figure("ours", 0, 0.9)])
+    again = Figures(file)
+    assert again.has("hsol", "ours", 100, 0)
+    assert not again.has("hsol", "ours", 100, 1)
+    assert not again.has("hsol", "ours", 50, 0)
+    assert not again.has("harmeme", "ours", 100, 0)
+
+
+def test_a_foreign_line_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "hsol.jsonl"
+    Figures(file).add([figure("ours", 0, 0.9)])
+    file.write_text(file.read_text() + '{"value": 1}\n')
+    with pytest.raises(DataError, match="line 2"):
+        Figures(file)
+
+
+def test_gains_pair_by_seed() -> None:
+    figures = Figures(None)
+    figures.add([figure("ours", 0, 0.9), figure("ours", 1, 0.8), figure("ours", 2, 0.1)])
+    figures.add([figure("other", 1, 0.7), figure("other", 0, 0.8)])
+    (line,) = gains(figures, [100])
+    # seed 2 has no partner: both remaining differences are 10 points
+    assert "other" in line
+    assert "+10.00 ± 0.00 points" in line
+
+
+def test_the_table_gives_mean_and_spread() -> None:
+    figures = Figures(None)
+    figures.add([figure("ours", 0, 0.9), figure("ours", 1, 0.8)])
+    (line,) = figures.table()
+    assert "0.8500 ± 0.0707" in line
+    assert "2 seeds" in line
