@@ -103,7 +103,7 @@ def test_the_head_begins_as_a_probe_of_the_pretrained_features(corpus, training)
     rows, count = WordsBackbone().encode(posts).rows, len(training.positions)
     probe = train_head(
         rows[:count], training, rows[count:], corpus.labels[corpus.validation], loss=LOSS, seed=1,
-        scaling=fit_scaling(rows, WordsBackbone.layout), settings=HeadSettings(),
+        scaling=fit_scaling(rows, WordsBackbone.layout), settings=HeadSettings("linear"),
     )  # fmt: skip
     torch.testing.assert_close(model.weights["head.layers.weight"], probe.head.layers.weight.detach())
     assert probe.head.layers.weight.any()
