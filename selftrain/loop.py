@@ -38,10 +38,16 @@ class Limits(NamedTuple):
     Attributes:
         rounds: Most rounds after round 0.
         patience: Rounds rolled back in a row after which it gives up.
+        budget: Most candidates verified in all rounds together; None for any number.
     """
 
     rounds: int = 10
     patience: int = 3
+    budget: int | None = None
+
+    def within_budget(self, k: int, judged: int) -> int:
+        """`k`, or what the budget leaves of it after `judged` candidates."""
+        return k if self.budget is None else min(k, self.budget - judged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,8 @@ def self_train(
             root=settings.root,
         )  # fmt: skip
 
-    while why_stop(ledger, corpus, settings) is None:
+    judged = sum(int(one.figures["candidates"]["posts"]) for one in finished)
+    while why_stop(ledger, corpus, settings, judged) is None:
         number, began = ledger.next_round, time.monotonic()
         path = folder.open_round(number)
         best = trainer.load(folder.round_path(ledger.best_round) / "model.safetensors")
@@ -114,9 +121,11 @@ def self_train(
         returned = turned_against(trainer, best, corpus, ledger) if settings.revise else []
         chosen = select(
             trainer.logits(best, corpus, ledger.open_positions(corpus.pool, again=settings.again)),
-            settings.k, settings.shares, positive=corpus.positive, negative=corpus.negative,
+            settings.limits.within_budget(settings.k, judged), settings.shares,
+            positive=corpus.positive, negative=corpus.negative,
         )  # fmt: skip
         candidates = as_candidates(corpus, chosen)
+        judged += len(candidates)
         atomic.write_jsonl(path / "candidates.jsonl", (candidate_row(one) for one in candidates))
 
         # ---- verify: the agents judge alone, then cross-review --------------------------------------
@@ -153,12 +162,14 @@ def self_train(
         )  # fmt: skip
 
 
-def why_stop(ledger: Ledger, corpus: Corpus, settings: LoopSettings) -> str | None:
-    """Why there is no further round, or None."""
+def why_stop(ledger: Ledger, corpus: Corpus, settings: LoopSettings, judged: int = 0) -> str | None:
+    """Why there is no further round after `judged` candidates, or None."""
     if ledger.next_round > settings.limits.rounds:
         return f"all {settings.limits.rounds} rounds are done"
     if ledger.rejections >= settings.limits.patience:
         return f"{ledger.rejections} rounds in a row brought no improvement"
+    if settings.limits.budget is not None and judged >= settings.limits.budget:
+        return f"the budget of {settings.limits.budget} candidates is spent"
     if not len(ledger.open_positions(corpus.pool, again=settings.again)):
         return "no pool post is left to choose from"
     return None

@@ -137,6 +137,8 @@ class RoundsSection(Section):
 
     max: int = Field(10, ge=0)
     patience: int = Field(3, ge=1)
+    # most candidates verified in all rounds together
+    budget: int | None = Field(None, ge=1)
     start: Literal["pretrained", "best"] = "pretrained"
 
 

@@ -155,7 +155,7 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
         by_count=recipe.loss.lambda_soft == "count",
         soft_positive=recipe.loss.soft_positive,
-        limits=Limits(recipe.rounds.max, recipe.rounds.patience),
+        limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
         root=recipe.data.manifest.parent,
     )
 

@@ -66,7 +66,7 @@ class RunFolder:
         """Write the recipe and environment of a new run, or check that this is the same run going on.
 
         `environment["identity"]` holds what must not change between starts (posts, backbone, code format).
-        `rounds.max` and `rounds.patience` may: a finished run can be asked for more rounds.
+        `rounds.max`, `rounds.patience` and `rounds.budget` may: a finished run can be asked for more rounds.
 
         Raises:
             RunMismatchError: The folder holds a run of another recipe, or of other posts.
@@ -204,7 +204,7 @@ class RunFolder:
 
 
 def _comparable(recipe: Mapping[str, Any]) -> Json:
-    """section.key -> value, without the two keys that a run may change on its way."""
+    """section.key -> value, without the keys that a run may change on its way."""
     flat: Json = {}
     for section, value in _without_none(recipe).items():
         if isinstance(value, dict):
@@ -213,6 +213,7 @@ def _comparable(recipe: Mapping[str, Any]) -> Json:
             flat[section] = value
     flat.pop("rounds.max", None)
     flat.pop("rounds.patience", None)
+    flat.pop("rounds.budget", None)
     return flat
 
 

@@ -104,6 +104,9 @@ def why_stopped(folder: RunFolder) -> str | None:
         return f"all {most} rounds are done"
     if rejections >= patience:
         return f"{rejections} rounds in a row brought no improvement"
+    budget = recipe["rounds"].get("budget")
+    if budget is not None and sum(int(one["candidates"]["posts"]) for one in rounds) >= int(budget):
+        return f"the budget of {budget} candidates is spent"
     if rounds and open_posts(folder, rounds) == 0:
         return "no pool post is left to choose from"
     return None

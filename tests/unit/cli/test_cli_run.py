@@ -78,6 +78,16 @@ def test_the_files_tell_what_the_loop_decides(small_run, corpus, tmp_path, *, mo
     assert still_open == len(ledger.open_positions(corpus.pool, again=again)) < len(corpus.pool)
 
 
+def test_a_spent_budget_is_a_reason(small_run, tmp_path):
+    copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
+    judged = sum(one["candidates"]["posts"] for one in copied.finished_rounds())
+    text = copied.recipe_path.read_text().replace("max = 2", "max = 9")
+    copied.recipe_path.write_text(text.replace("max = 9", f"max = 9\nbudget = {judged + 1}"))
+    assert why_stopped(copied) is None
+    copied.recipe_path.write_text(text.replace("max = 9", f"max = 9\nbudget = {judged}"))
+    assert why_stopped(copied) == f"the budget of {judged} candidates is spent"
+
+
 def test_an_exhausted_pool_is_a_reason(small_run, tmp_path):
     copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
     copied.recipe_path.write_text(copied.recipe_path.read_text().replace("max = 2", "max = 9"))

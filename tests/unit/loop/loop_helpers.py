@@ -115,8 +115,8 @@ class HashPanel:
         return {"protocol": "fake"}
 
 
-def settings(tmp_path, *, rounds=5, patience=9, **kwargs):
-    return loop.LoopSettings(k=6, limits=loop.Limits(rounds, patience), root=tmp_path, **kwargs)
+def settings(tmp_path, *, rounds=5, patience=9, budget=None, **kwargs):
+    return loop.LoopSettings(k=6, limits=loop.Limits(rounds, patience, budget), root=tmp_path, **kwargs)
 
 
 def run(folder, corpus, script, panel=None, *, trainer=None, **kwargs):

@@ -137,6 +137,21 @@ def test_it_stops_when_patience_is_at_an_end(tmp_path):
     assert loop.why_stop(ledger, corpus, settings) == "2 rounds in a row brought no improvement"
 
 
+def test_it_stops_when_the_budget_is_spent_and_never_exceeds_it(tmp_path):
+    corpus = make_corpus()
+    script = [8, 12, 13, 14, 15]
+    rounds = run(tmp_path, corpus, script, budget=9)
+    assert [r.figures["candidates"]["posts"] for r in rounds] == [0, 6, 3]
+    ledger, _ = replay(RunFolder(tmp_path), corpus)
+    settings = loop.LoopSettings(limits=loop.Limits(5, 9, 9))
+    assert loop.why_stop(ledger, corpus, settings, judged=8) is None
+    assert loop.why_stop(ledger, corpus, settings, judged=9) == "the budget of 9 candidates is spent"
+    # the same command again spends nothing; a larger budget goes on from what was spent
+    assert len(run(tmp_path, corpus, script, budget=9)) == 3
+    again = run(tmp_path, corpus, script, budget=11)
+    assert [r.figures["candidates"]["posts"] for r in again] == [0, 6, 3, 2]
+
+
 def test_it_stops_when_the_pool_is_used_up(tmp_path):
     corpus = make_corpus(pool=10)
     rounds = run(tmp_path, corpus, [8, 9, 10, 11, 12, 13], HashPanel(agreement=1.0), rounds=5, revise=False)

@@ -183,5 +183,5 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
         write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
     )
     settings = build_settings(recipe)
-    assert (settings.theta, settings.k, settings.limits) == (expected, 7, (2, 4))
+    assert (settings.theta, settings.k, settings.limits) == (expected, 7, (2, 4, None))
     assert settings.root == recipe.data.manifest.parent
