@@ -123,7 +123,6 @@ class AgentsSection(Section):
     file: Path | None = None  # replayed: verdicts.jsonl of a run
     accuracy: float = Field(0.9, ge=0, le=1)  # simulated
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
-    cross_review: bool = True
 
     @model_validator(mode="after")
     def _file_given(self) -> AgentsSection:
