@@ -6,7 +6,17 @@ AgentError
 ├── NotLearnedError     an agent was asked to judge before it learned
 ├── ReviewError         an agent that did not answer every candidate once, in order
 ├── ReplayError         a file of judgments that cannot be read
-└── SimulationError     a confusion matrix, rate or answer key that simulates nothing
+├── SimulationError     a confusion matrix, rate or answer key that simulates nothing
+├── PromptError         a prompt template that cannot be filled
+├── StoreError          a store of judgments that cannot be read or written
+├── TokenCapError       the tokens that a run may cost are spent
+├── UntrustedError      an agent near chance on posts of known label
+├── ServingError        vLLM could not be started, or ended before it could serve
+└── ChatError
+    ├── RequestRefusedError   the server will never answer this request; others may fare better
+    ├── CallFailedError       this call brought no answer within its retries
+    ├── ServerRefusedError    the server refuses us: key, model, or a version without what is needed
+    └── ServerLostError       no address has answered for longer than we wait
 """
 
 from __future__ import annotations
@@ -38,3 +48,43 @@ class ReplayError(AgentError, ValueError):
 
 class SimulationError(AgentError, ValueError):
     """A confusion matrix, rate or answer key that simulates nothing."""
+
+
+class PromptError(AgentError, ValueError):
+    """A prompt template that cannot be filled; the message names the file and the placeholder."""
+
+
+class StoreError(AgentError, OSError):
+    """A store of judgments that cannot be read or written."""
+
+
+class TokenCapError(AgentError):
+    """The tokens that a run may cost are spent; what was paid for is kept."""
+
+
+class UntrustedError(AgentError):
+    """An agent near chance on posts of known label; the message carries its figures."""
+
+
+class ServingError(AgentError):
+    """vLLM could not be started, or ended before it could serve; the message ends with its last words."""
+
+
+class ChatError(AgentError):
+    """A call to a model server failed."""
+
+
+class RequestRefusedError(ChatError, ValueError):
+    """The server will never answer this request (too long, malformed, refused by a filter)."""
+
+
+class CallFailedError(ChatError):
+    """A call that brought no answer within its retries; the message carries the last reason."""
+
+
+class ServerRefusedError(ChatError):
+    """The server refuses us whatever is asked: key, model, or a version without what is needed."""
+
+
+class ServerLostError(ChatError):
+    """No address has answered for longer than we wait."""

@@ -1,0 +1,1 @@
+"""Talking to a model server: one call, its retries, its share of the server."""

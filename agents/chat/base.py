@@ -1,0 +1,198 @@
+"""What is asked of a model and what comes back, whatever serves it.
+
+A request is made of plain values, so that it can be shown, hashed and sent anywhere. Pictures stand in it as
+bytes with their SHA-256: whoever addresses a request (`address`) sees the hash, whoever sends it the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+
+class Picture(NamedTuple):
+    """An encoded image as it is sent; `sha256` is that of `data`, in hex."""
+
+    sha256: str
+    media_type: str
+    data: bytes
+
+
+Part: TypeAlias = str | Picture
+
+
+class Message(NamedTuple):
+    """One turn: text and pictures in the order in which the model sees them."""
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[Part, ...]
+
+
+class Sampling(NamedTuple):
+    """How the model chooses its tokens.
+
+    Attributes:
+        max_tokens: Most tokens of the answer.
+        temperature: 0: the likeliest token always.
+        seed: Of the draw where the temperature is above 0.
+        top_logprobs: How many alternatives come back with each token, 0-20; 0: no log-probabilities.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    top_logprobs: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One call.
+
+    Attributes:
+        messages: The conversation so far; the model writes the next turn.
+        schema: JSON schema that the answer is constrained to; None: free text.
+        sampling: See `Sampling`.
+        affinity: Requests of one affinity share the beginning of their prompt: whoever has several servers
+            sends them to the same one. Not part of what is asked.
+    """
+
+    messages: tuple[Message, ...]
+    schema: Mapping[str, Any] | None
+    sampling: Sampling
+    affinity: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that the answer may depend on, pictures by their hash; JSON values."""
+        return {
+            "messages": [
+                {
+                    "role": m.role,
+                    "parts": [p if isinstance(p, str) else {"sha256": p.sha256} for p in m.parts],
+                }
+                for m in self.messages
+            ],
+            "schema": self.schema,
+            "sampling": self.sampling._asdict(),
+        }
+
+
+class Identity(NamedTuple):
+    """Which model answers.
+
+    Attributes:
+        model: The name under which it is served.
+        root: What was loaded: a hub name or a folder; with an adapter, the adapter's.
+        base: The model under the adapter; empty without one.
+        revision: Of the weights: as the user states it, or a fingerprint of a folder that can be read here.
+        server: What serves it, with its version: "vllm 0.32.0".
+        context: Most tokens of prompt and answer together.
+    """
+
+    model: str
+    root: str
+    base: str
+    revision: str
+    server: str
+    context: int
+
+
+class Token(NamedTuple):
+    """One token of an answer with its log-probability and the likeliest tokens in its place, itself included."""
+
+    text: str
+    logprob: float
+    alternatives: tuple[tuple[str, float], ...]
+
+
+class Usage(NamedTuple):
+    """Tokens of one call or of many; `cached` and `image` are parts of `prompt`."""
+
+    prompt: int = 0
+    cached: int = 0
+    image: int = 0
+    completion: int = 0
+
+    @property
+    def total(self) -> int:
+        """Tokens that count against a cap."""
+        return self.prompt + self.completion
+
+    def plus(self, other: Usage) -> Usage:
+        """Both together."""
+        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        text: What the model wrote.
+        finish: Why it stopped: "stop", "length" (cut off), "content_filter", or the server's word for it.
+        usage: Tokens of this call.
+        tokens: The answer's tokens; empty when no log-probabilities were asked for.
+        refusal: The server's own refusal text; empty for an ordinary answer.
+        seconds: From sending to the last byte, retries and waiting apart.
+    """
+
+    text: str
+    finish: str
+    usage: Usage
+    tokens: tuple[Token, ...] = field(default=(), repr=False)
+    refusal: str = ""
+    seconds: float = 0.0
+
+
+class PromptSize(NamedTuple):
+    """Tokens of a prompt as the model would see it; `image` is the part that its pictures take."""
+
+    prompt: int
+    image: int
+
+
+class Backend(Protocol):
+    """What answers requests. Used on one event loop, from `open` to `close`."""
+
+    async def open(self) -> Identity:
+        """Reach the model and say which it is.
+
+        Raises:
+            ServerLostError, ServerRefusedError: It cannot be reached, or refuses.
+        """
+        ...
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """The answer to one request; waits for its turn.
+
+        Raises:
+            RequestRefusedError, CallFailedError: This request has no answer; others may have.
+            ServerRefusedError, ServerLostError: No request will have one.
+        """
+        ...
+
+    async def measure(self, request: ChatRequest) -> PromptSize:
+        """The size of a prompt, without asking for an answer. Raises as `complete`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections or memory; requests under way are given up."""
+        ...
+
+
+def address(request: ChatRequest, identity: Identity) -> str:
+    """Where the answer to `request` is kept: SHA-256, in hex, of the request and of who answers it.
+
+    A change of model, adapter, revision, prompt, picture, sampling, schema or server version is another
+    address.
+    """
+    material = {"request": request.to_json(), "identity": identity._asdict()}
+    text = json.dumps(material, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def picture(data: bytes, media_type: str) -> Picture:
+    """A picture with the hash of its bytes."""
+    return Picture(hashlib.sha256(data).hexdigest(), media_type, data)

@@ -1,0 +1,149 @@
+"""Models small enough to be served on two cores: what the tests and the bench of the agents run against.
+
+SmolLM2 is a real language model, though as a judge it is near chance. The small vision-language model has
+the architecture of LLaVA-OneVision around it with a vision tower that nobody trained: images of every number
+travel the whole way, and what they show does not matter. Neither is fit to judge posts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+IMAGE_SIDE, PATCH = 112, 14
+IMAGE_TOKENS = (IMAGE_SIDE // PATCH) ** 2
+"""Tokens that the tower gives for one view of an image."""
+
+_IMAGE_TOKEN, _VIDEO_TOKEN = "<image>", "<video>"
+# one message's parts in their order, images as placeholders; nothing is stripped or added
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def export_smollm2(folder: Path) -> Path:
+    """SmolLM2 as a folder that vLLM serves; kept if it is there already.
+
+    Raises:
+        WeightsError: The package with the weights is not installed.
+    """
+    if _finished(folder):
+        return folder
+    import torch
+
+    from backbones.smollm2 import load_smollm2
+
+    language = load_smollm2(torch.bfloat16)
+    with _Unfinished(folder) as partial:
+        language.model.save_pretrained(partial)
+        language.tokenizer.save_pretrained(partial)
+    return folder
+
+
+def export_small_vlm(folder: Path, seed: int = 0) -> Path:
+    """The small vision-language model as a folder that vLLM serves; kept if it is there already.
+
+    Args:
+        folder: Where to.
+        seed: Of the tower's and projector's random weights.
+
+    Raises:
+        WeightsError: The package with the weights is not installed.
+    """
+    if _finished(folder):
+        return folder
+    import torch
+
+    from backbones.smollm2 import load_smollm2
+
+    language = load_smollm2(torch.bfloat16)
+    image_token, video_token = _add_tokens(language.tokenizer)
+    torch.manual_seed(seed)
+    model = _around(language.model, image_token, video_token)
+    with _Unfinished(folder) as partial:
+        model.save_pretrained(partial)
+        _rename_tower(partial / "model.safetensors")
+        _processor(language.tokenizer).save_pretrained(partial)
+    return folder
+
+
+def _add_tokens(tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401 -- transformers has no types
+    tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE_TOKEN, _VIDEO_TOKEN]})
+    image, video = tokenizer.convert_tokens_to_ids([_IMAGE_TOKEN, _VIDEO_TOKEN])
+    return int(image), int(video)
+
+
+def _around(text_model: Any, image_token: int, video_token: int) -> Any:  # noqa: ANN401
+    """LLaVA-OneVision with `text_model` as its language model."""
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
+
+    text_model.resize_token_embeddings(video_token + 1, pad_to_multiple_of=64)
+    tower = SiglipVisionConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        image_size=IMAGE_SIDE, patch_size=PATCH, vision_use_head=False,
+    )  # fmt: skip
+    config = LlavaOnevisionConfig(
+        vision_config=tower, text_config=text_model.config, image_token_index=image_token,
+        video_token_index=video_token, image_grid_pinpoints=[[IMAGE_SIDE, IMAGE_SIDE]],
+        vision_feature_select_strategy="full", vision_feature_layer=-1, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlavaOnevisionForConditionalGeneration(config).to(text_model.dtype)
+    model.model.language_model.load_state_dict(text_model.model.state_dict())
+    model.tie_weights()
+    return model.eval()
+
+
+def _processor(tokenizer: Any) -> Any:  # noqa: ANN401
+    from transformers import (
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+    )
+
+    size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    grid = [[IMAGE_SIDE, IMAGE_SIDE]]
+    return LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid),
+        tokenizer=tokenizer, video_processor=LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=IMAGE_TOKENS, vision_feature_select_strategy="full", chat_template=_CHAT_TEMPLATE,
+    )  # fmt: skip
+
+
+def _rename_tower(file: Path) -> None:
+    """transformers newer than the server's saves `vision_tower.*`; the server wants one level more."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    renamed = {
+        name.replace(old, new, 1) if old in name and new not in name else name: tensor.contiguous()
+        for name, tensor in tensors.items()
+    }
+    save_file(renamed, file, metadata={"format": "pt"})
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
+class _Unfinished:
+    """A folder beside the target, moved to it only when all of it is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.partial = folder.with_name(f".{folder.name}.partial")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self.partial.rename(self.folder)
