@@ -81,7 +81,7 @@ def _expected(error: Exception) -> bool:
 
 
 def _print_error(error: Exception) -> None:
-    from selftrain.cli.printable import printable
+    from selftrain.printable import printable
 
     message = str(error)
     if type(error).__module__ == "builtins" and isinstance(error, OSError):

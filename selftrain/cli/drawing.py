@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selftrain.cli.printable import printable
+from selftrain.printable import printable
 from selftrain.run.story import Story
 from selftrain.run.summary import Score, Standing, Summary, score
 

@@ -75,7 +75,7 @@ def run_report(args: argparse.Namespace) -> int:
         RunStateError: No run folder, no finished round in it, or a damaged one.
         StorageError: The page cannot be written.
     """
-    from selftrain.cli.printable import printable
+    from selftrain.printable import printable
     from selftrain.run.folder import RunFolder
     from selftrain.run.report import write_report
 

@@ -61,7 +61,7 @@ def _write(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
 def _report(quarantine: list[dict[str, Any]], beside: Path | None) -> None:
     if not quarantine:
         return
-    from selftrain.cli.printable import printable
+    from selftrain.printable import printable
 
     where = "" if beside is None else f", listed in {beside}"
     print(f"{len(quarantine):,} posts left out{where}:", file=sys.stderr)

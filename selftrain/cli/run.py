@@ -73,7 +73,7 @@ def quickstart_recipe() -> Path:
 
 
 def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
-    from selftrain.cli.printable import printable
+    from selftrain.printable import printable
     from selftrain.run.folder import RunFolder
     from selftrain.start import start
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain import atomic
-from selftrain.cli.printable import printable
 from selftrain.errors import ManifestError, RunStateError
+from selftrain.printable import printable
 from selftrain.run.folder import RunFolder, read_jsonl
 from selftrain.run.summary import Score, Summary, score, summarise, why_stopped
 

@@ -10,7 +10,7 @@ import pytest
 
 from selftrain import cli
 from selftrain.cli import data as any_group
-from selftrain.cli.printable import printable
+from selftrain.printable import printable
 
 TREES = [
     ("selftrain.errors", "RunStateError"),

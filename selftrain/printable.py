@@ -1,4 +1,4 @@
-"""Text that came from outside, made fit for a terminal."""
+"""Text that came from outside, made fit for a terminal or a page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def printable(text: str) -> str:
 
     Posts, ids and rationales are data: one that holds an escape sequence is shown, never obeyed.
     """
+    if text.isprintable():  # nearly always, and a hundred times as fast
+        return text
     return "".join(_escape(mark) if _steers(mark) else mark for mark in text)
 
 
@@ -24,3 +26,8 @@ def _steers(mark: str) -> bool:
 
 def _escape(mark: str) -> str:
     return mark.encode("unicode_escape").decode("ascii")
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, line by line: what a person broke into lines stays so."""
+    return "\n".join(map(printable, text.split("\n")))
