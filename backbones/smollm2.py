@@ -59,7 +59,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     # a fresh model of the same configuration: one that knows of no quantisation and saves as usual
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     return LanguageModel(model.eval(), AutoTokenizer.from_pretrained(**where))

@@ -100,7 +100,7 @@ class Identity(NamedTuple):
 
 
 class Token(NamedTuple):
-    """One token of an answer with its log-probability and the likeliest tokens in its place, itself included."""
+    """One token of an answer: its log-probability, and the likeliest tokens in its place, itself included."""
 
     text: str
     logprob: float

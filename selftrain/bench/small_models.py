@@ -108,7 +108,7 @@ def _processor(tokenizer: Any) -> Any:  # noqa: ANN401
 
     size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
     grid = [[IMAGE_SIDE, IMAGE_SIDE]]
-    return LlavaOnevisionProcessor(
+    return LlavaOnevisionProcessor(  # type: ignore[no-untyped-call]
         image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid),
         tokenizer=tokenizer, video_processor=LlavaOnevisionVideoProcessor(size=size),
         num_image_tokens=IMAGE_TOKENS, vision_feature_select_strategy="full", chat_template=_CHAT_TEMPLATE,

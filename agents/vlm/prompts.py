@@ -1,0 +1,190 @@
+"""Prompts: files that a user may edit, filled from the task and the post.
+
+Every prompt begins with the task and its policy, goes on with the post and its pictures, and ends with the
+role: all calls on a post share everything but their last lines, which a server keeps in its prefix cache.
+Ids and file names never enter a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from string import Template
+
+from ..chat.base import Message, Picture
+from ..errors import PromptError
+from ..judgment import Judgment, State
+from .brief import Brief
+from .fencing import cut, neutralise, quoted
+from .forms import Form
+
+BUILT_IN = Path(__file__).parent / "prompts"
+
+_PLACEHOLDERS = {
+    "system.txt": {"task", "policy", "classes"},
+    "post.txt": {"contents", "words"},
+    "form.reason_first.txt": {"labels", "unsure"},
+    "form.label_first.txt": {"labels", "unsure"},
+    "form.label_only.txt": {"labels", "unsure"},
+    "form.cot.txt": {"labels", "unsure"},
+    "reviewer.role.txt": set(),
+    "user.role.txt": set(),
+    "reviewer.first.txt": {"role", "form"},
+    "user.first.txt": {"role", "form"},
+    "reviewer.again.txt": {"role", "form", "own", "other", "classifier"},
+    "user.again.txt": {"role", "form", "own", "other", "classifier"},
+    "user.sequential.txt": {"role", "form", "other"},
+    "judge.zero_shot.txt": {"form"},
+    "judge.few_shot.txt": {"form"},
+    "judge.cot.txt": {"form"},
+}
+"""File -> the placeholders that it may use; ``$form`` it must use, and so for what a step is about."""
+
+_REQUIRED = {"form", "own", "other", "words", "policy", "classes", "labels"}
+
+
+class Prompts:
+    """The prompt files of a task.
+
+    Args:
+        brief: Policy, classes, roles.
+        folder: Files that replace the built-in ones of the same name; None for none.
+        text_chars: Most characters of a post's text, and of another agent's words.
+        special: Strings that the tokenizer treats as single tokens, see `fencing.neutralise`.
+
+    Raises:
+        PromptError: A file of no known name, a placeholder that is unknown, or one that is missing.
+    """
+
+    def __init__(
+        self,
+        brief: Brief,
+        *,
+        folder: Path | None = None,
+        text_chars: int = 4000,
+        special: Collection[str] = (),
+    ) -> None:
+        self.brief = brief
+        self._text_chars = text_chars
+        self._special = tuple(special)
+        self._templates = _read(folder)
+
+    def system(self) -> Message:
+        """The task, its policy and classes: the same for every post."""
+        classes = "\n".join(f"- {name}: {meaning}" for name, meaning in self.brief.classes.items())
+        words = self._fill(
+            "system.txt", task=self.brief.task, policy=self.brief.policy.strip(), classes=classes
+        )
+        return Message("system", (words,))
+
+    def post(self, text: str, pictures: Sequence[Picture], ending: str) -> Message:
+        """One post, its pictures, and at the end what is asked about it."""
+        return Message("user", (self._post_words(text, len(pictures)), *pictures, ending))
+
+    def ending(
+        self,
+        template: str,
+        form: Form,
+        *,
+        own: Judgment | None = None,
+        other: Judgment | None = None,
+        classifier: str | None = None,
+    ) -> str:
+        """The last part of a prompt: the role and the question.
+
+        Args:
+            template: "reviewer.first" and so on: a file's name without its ending.
+            form: Of the answer.
+            own, other: Earlier judgments that the template shows.
+            classifier: The classifier's label.
+        """
+        role = template.split(".", maxsplit=1)[0]
+        labels = ", ".join(f'"{label}"' for label in form.labels)
+        return self._fill(
+            f"{template}.txt",
+            role=self._role(role),
+            form=self._fill(f"form.{form.name}.txt", labels=labels, unsure=form.unsure),
+            own=self._words_of(own),
+            other=self._words_of(other),
+            classifier=classifier or "",
+        )
+
+    def _role(self, role: str) -> str:
+        given = self.brief.roles.get(role)
+        return (
+            given.strip()
+            if given
+            else self._fill(f"{role}.role.txt")
+            if f"{role}.role.txt" in _PLACEHOLDERS
+            else ""
+        )
+
+    def _post_words(self, text: str, pictures: int) -> str:
+        seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")
+        shown = cut(neutralise(text, self._special), self._text_chars)
+        if not shown.text.strip():
+            contents, words = f"no words and {seen}", ""
+        else:
+            contents, words = f"words and {seen}", quoted(shown.text)
+            if shown.shortened:
+                words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
+        return self._fill("post.txt", contents=contents, words=words)
+
+    def _words_of(self, judgment: Judgment | None) -> str:
+        if judgment is None:
+            return ""
+        if judgment.state is State.FAILED:
+            return "no answer that could be read"
+        label = judgment.label if judgment.label is not None else self.brief.unsure
+        said = cut(neutralise(judgment.rationale, self._special), self._text_chars).text
+        return f'"{label}"' + (f"\n{quoted(said)}" if said.strip() else "")
+
+    def _fill(self, file: str, **values: str) -> str:
+        allowed = _PLACEHOLDERS[file]
+        filled = self._templates[file].substitute({k: v for k, v in values.items() if k in allowed})
+        return filled.strip()
+
+
+def _read(folder: Path | None) -> dict[str, Template]:
+    """Every file, the user's where there is one; all are checked, used or not."""
+    if folder is not None:
+        strangers = sorted(file.name for file in _listed(folder) if file.name not in _PLACEHOLDERS)
+        if strangers:
+            raise PromptError(
+                f"{folder} holds {strangers}; expected only prompt files named {sorted(_PLACEHOLDERS)}: "
+                "rename or remove them"
+            )
+    templates = {}
+    for name, allowed in _PLACEHOLDERS.items():
+        own = folder / name if folder is not None else None
+        file = own if own is not None and own.exists() else BUILT_IN / name
+        templates[name] = _template(file, allowed)
+    return templates
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return [file for file in folder.iterdir() if not file.name.startswith(".")]
+    except OSError as error:
+        raise PromptError(f"no prompt files can be read from {folder}: {error.strerror or error}") from error
+
+
+def _template(file: Path, allowed: set[str]) -> Template:
+    try:
+        template = Template(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"the prompt file {file} cannot be read: {error}") from error
+    if not template.is_valid():
+        raise PromptError(f"{file}: a $ that begins no placeholder; write $$ for a dollar sign")
+    found = set(template.get_identifiers())
+    if found - allowed:
+        raise PromptError(
+            f"{file} uses the placeholders {sorted(found - allowed)}; it may use {sorted(allowed)}: "
+            "correct them, or write $$ for a dollar sign"
+        )
+    missing = (allowed & _REQUIRED) - found
+    if missing:
+        raise PromptError(
+            f"{file} lacks the placeholders {sorted(missing)}: without them nothing can be judged"
+        )
+    return template
