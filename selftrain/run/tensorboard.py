@@ -1,17 +1,21 @@
-"""A finished round's figures as TensorBoard scalars, for those who compare runs there.
+"""A run's figures as TensorBoard scalars: one run with curves over its rounds.
 
-runs/NAME/tensorboard/round-0003/ holds one event file; the step of every scalar is the round's number.
+runs/NAME/tensorboard/ holds one event file a round; the step of every scalar is the round's number. The
+files' names sort by round, which is the order in which TensorBoard reads them, and each stands for one run's
+next stretch: `tensorboard --logdir runs` shows one run a folder. A round that is written again replaces its
+file, so that resuming doubles no point.
 """
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+import time
 from pathlib import Path
 from typing import Any
 
 from selftrain import atomic
+from selftrain.run.scalars import scalars
 
 Json = dict[str, Any]
 
@@ -19,61 +23,48 @@ Json = dict[str, Any]
 def write_round(folder: Path, figures: Json) -> None:
     """Write the scalars of one round, in place of what an earlier attempt at it left.
 
-    The events are written beside their place and then moved there: a round's folder is there whole or not
-    at all.
-
     Args:
         folder: The run folder.
         figures: The content of the round's metrics.json.
 
     Raises:
-        StorageError: The disk is full or refuses.
+        StorageError: The disk is full or refuses; an older file of the round is as it was.
     """
-    target = round_folder(folder, int(figures["round"]))
-    part = target.with_name(f".{target.name}.part")  # no ".tmp": those are files
+    target = round_file(folder, int(figures["round"]))
+    data = _events(figures)
+    # TensorBoard reads every file with "tfevents" in its name: the half-written one has another
+    part = target.with_name(f".round-{int(figures['round']):04d}.tmp")
     try:
-        if part.exists():
-            shutil.rmtree(part)
-        part.mkdir(parents=True)
-        _write_events(part, figures)
-        if target.exists():
-            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(target)
         atomic.sync_folder(target.parent)
     except OSError as error:
-        raise atomic.storage_error(target, None, error) from error
+        part.unlink(missing_ok=True)
+        raise atomic.storage_error(target, len(data), error) from error
 
 
-def round_folder(folder: Path, number: int) -> Path:
+def round_file(folder: Path, number: int) -> Path:
     """Where the events of round `number` lie."""
-    return folder / "tensorboard" / f"round-{number:04d}"
+    return folder / "tensorboard" / f"events.out.tfevents.{number:010d}.round"
 
 
-def _write_events(folder: Path, figures: Json) -> None:
-    from torch.utils import tensorboard
+def _events(figures: Json) -> bytes:
+    """One event file: its version, then all scalars of the round in one event."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    writer: Any = tensorboard.SummaryWriter  # torch leaves it untyped
-    with writer(log_dir=str(folder)) as events:
-        for tag, value in scalars(figures):
-            events.add_scalar(tag, value, global_step=int(figures["round"]))
-    for file in folder.iterdir():
-        with file.open("rb+") as written:
-            os.fsync(written.fileno())
-
-
-def scalars(figures: Json) -> Iterator[tuple[str, float]]:
-    """Tag and value of all that is a number and known in this round."""
-    for split in ("validation", "test"):
-        yield from _numbers(split, figures.get(split) or {})
-    for name in ("candidates", "consistent", "divergent"):
-        chosen = {key: figures[name].get(key) for key in ("posts", "precision")}
-        yield from _numbers(name, chosen)
-    yield from _numbers("round", {key: figures.get(key) for key in ("kept", "theta", "grown", "seconds")})
-    curve = figures.get("curve") or [{}]
-    yield from _numbers("loss", curve[-1].get("loss") or {})
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(figures)]
+    step, now = int(figures["round"]), time.time()
+    written = io.BytesIO()
+    records = RecordWriter(written)
+    records.write(Event(wall_time=now, step=0, file_version="brain.Event:2").SerializeToString())
+    records.write(Event(wall_time=now, step=step, summary=Summary(value=values)).SerializeToString())
+    return written.getvalue()
 
 
-def _numbers(group: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, int | float):  # None: not known, or not of this round
-            yield f"{group}/{key}", float(value)
+round_folder = round_file

@@ -1,10 +1,8 @@
-"""The page and the TensorBoard events of a run: hand-made folders, hostile strings, no model."""
+"""The page of a run: hand-made folders, hostile strings, no model."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from html.parser import HTMLParser
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from selftrain.cli import main
 from selftrain.errors import RunStateError, StorageError
 from selftrain.rounds import Round
-from selftrain.run import report, tensorboard
+from selftrain.run import report
 from selftrain.run.folder import RunFolder
 from selftrain.start import Run
 
@@ -195,59 +193,6 @@ def test_no_run_no_round_and_a_damaged_record_are_said(tmp_path):
         report.write_report(damaged)
 
 
-# ---- TensorBoard ------------------------------------------------------------------------------------
-
-
-def read_back(place, number):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tensorboard.round_folder(place, number)))
-    events.Reload()
-    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-
-
-def test_the_events_give_back_each_rounds_figures(tmp_path):
-    rounds = made(tmp_path, PLAIN).finished_rounds()
-    for one in rounds:
-        tensorboard.write_round(tmp_path / "run", one)
-    for one in rounds:
-        back = read_back(tmp_path / "run", one["round"])
-        for split in ("validation", "test"):
-            (event,) = back[f"{split}/macro_f1"]
-            assert event.step == one["round"]
-            assert event.value == pytest.approx(one[split]["macro_f1"], rel=1e-6)
-        assert back["loss/pn"][0].value == 0.5  # the last epoch's
-        assert ("round/theta" in back) == ("consistent/precision" in back) == (one["round"] > 0)
-        assert back["round/grown"][0].value == one["grown"]
-        assert back["candidates/posts"][0].value == one["candidates"]["posts"]
-
-
-def test_a_round_written_twice_counts_once_and_what_a_kill_left_goes(tmp_path):
-    left = tmp_path / "tensorboard" / ".round-0001.part"
-    left.mkdir(parents=True)
-    (left / "events.out.tfevents.1.old").write_bytes(b"half")
-    tensorboard.write_round(tmp_path, figures(1, kept=True, macro_f1=0.25))
-    tensorboard.write_round(tmp_path, figures(1, kept=True, macro_f1=0.75))
-    (event,) = read_back(tmp_path, 1)["validation/macro_f1"]
-    assert event.value == 0.75
-    assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["round-0001"]
-
-
-def test_a_full_disk_is_a_storage_error_and_leaves_no_half_round(tmp_path, monkeypatch):
-    folder = made(tmp_path, PLAIN)
-
-    def full(_handle):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="the disk is full"):
-        tensorboard.write_round(tmp_path, figures(0, kept=True, macro_f1=0.5))
-    assert not tensorboard.round_folder(tmp_path, 0).exists()
-    with pytest.raises(StorageError, match="the disk is full"):
-        report.write_report(folder)
-    assert not (folder.path / "report.html").exists()
-
-
 # ---- as the rounds pass -----------------------------------------------------------------------------
 
 
@@ -257,7 +202,7 @@ def passing(folder, rounds):
 
 
 def events_of(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.path.glob("tensorboard/*/*")}
+    return {path: path.stat().st_mtime_ns for path in folder.path.glob("tensorboard/*")}
 
 
 def test_every_round_is_told_once_and_the_report_follows_when_the_reader_stops(tmp_path):
@@ -269,10 +214,10 @@ def test_every_round_is_told_once_and_the_report_follows_when_the_reader_stops(t
     reading.close()
     assert (folder.path / "report.html").exists()
     first = events_of(folder)
-    assert {path.parent.name for path in first} == {"round-0000"}
+    assert {int(path.suffixes[-2][1:]) for path in first} == {0}
     assert list(passing(folder, rounds)) == rounds
     second = events_of(folder)
-    assert {path.parent.name for path in second} == {"round-0000", "round-0001", "round-0002"}
+    assert {int(path.suffixes[-2][1:]) for path in second} == {0, 1, 2}
     assert first.items() <= second.items()  # a round that was told is not told again
     assert list(passing(folder, rounds)) == rounds
     assert events_of(folder) == second
