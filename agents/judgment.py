@@ -119,12 +119,20 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All judgments on one candidate, in the order they were made."""
+    """All judgments on one candidate, by step and role.
+
+    Attributes:
+        post_id: The candidate.
+        classifier_label, classifier_probability: What the classifier said of it.
+        judgments: Of every agent and step.
+        deciders: The agents whose last judgments count; empty: all that judged.
+    """
 
     post_id: str
     classifier_label: str
     classifier_probability: float
     judgments: tuple[Judgment, ...]
+    deciders: tuple[str, ...] = ()
 
     def last(self, agent: str) -> Judgment | None:
         """The agent's latest judgment, or None if it made none."""
@@ -136,8 +144,8 @@ class Verdict:
 
     @property
     def consistent(self) -> bool:
-        """True when at least one agent judged and all last judgments name the classifier's label."""
-        last = [self.last(agent) for agent in self.agents]
+        """True when somebody decided and all deciders' last judgments name the classifier's label."""
+        last = [self.last(agent) for agent in self.deciders or self.agents]
         return bool(last) and all(j is not None and j.label == self.classifier_label for j in last)
 
     def to_json(self) -> dict[str, Any]:
@@ -148,6 +156,7 @@ class Verdict:
             "classifier_probability": rounded(self.classifier_probability),
             "consistent": self.consistent,
             "judgments": [judgment.to_json() for judgment in self.judgments],
+            "deciders": list(self.deciders),
         }
 
     @classmethod
@@ -160,7 +169,8 @@ class Verdict:
         fields = checked(record, _VERDICT_TYPES, "verdict")
         stated = fields.pop("consistent")
         judgments = tuple(Judgment.from_json(judgment) for judgment in fields.pop("judgments"))
-        verdict = cls(judgments=judgments, **fields)
+        deciders = tuple(str(role) for role in fields.pop("deciders"))
+        verdict = cls(judgments=judgments, deciders=deciders, **fields)
         if verdict.consistent != stated:
             raise JudgmentError(
                 f"verdict on {verdict.post_id!r}: consistent = {stated} stands against its judgments"
@@ -266,4 +276,5 @@ _VERDICT_TYPES: dict[str, type | tuple[type, ...]] = {
     "classifier_probability": _NUMBER,
     "consistent": bool,
     "judgments": list,
+    "deciders": list,
 }

@@ -28,6 +28,36 @@ class Interval(NamedTuple):
     high: float
 
 
+class Bin(NamedTuple):
+    """Judgments whose stated probability lies in (low, high]: how sure they were, and how often right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Whether the probability that an agent gives its label is how often that label is right.
+
+    Attributes:
+        brier: Mean of (probability - right)^2, in [0, 1]; .25 is a coin that says one half.
+        ece: Expected calibration error: mean distance of confidence and accuracy, by bins of equal width,
+            weighted by their counts.
+        bins: The bins that hold any judgment.
+    """
+
+    brier: float
+    ece: float
+    bins: tuple[Bin, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A record of JSON values."""
+        return {"brier": self.brier, "ece": self.ece, "bins": [one._asdict() for one in self.bins]}
+
+
 @dataclass(frozen=True, slots=True)
 class AgentTrust:
     """One agent on posts of known label.
@@ -39,12 +69,14 @@ class AgentTrust:
         accuracy: Right answers among those answered.
         balanced: Mean over the classes of the right answers among those answered; its interval joins the
             classes' Wilson intervals by the variances they stand for.
+        reliability: Of the stated probabilities; None when no judgment states one.
     """
 
     confusion: Mapping[str, Mapping[str, int]]
     answered: int
     accuracy: Interval
     balanced: Interval
+    reliability: Reliability | None = None
 
     @property
     def near_chance(self) -> bool:
@@ -71,6 +103,7 @@ class Trust:
                     "accuracy": one.accuracy._asdict(),
                     "balanced_accuracy": one.balanced._asdict(),
                     "near_chance": one.near_chance,
+                    "calibration": one.reliability.to_json() if one.reliability else None,
                 }
                 for role, one in self.agents.items()
             },
@@ -112,7 +145,34 @@ def _agent(truth: Sequence[str], answers: Sequence[Judgment]) -> AgentTrust:
     }
     shares = [wilson(confusion[t][t], totals[t]) for t in classes]
     right = sum(confusion[t][t] for t in classes)
-    return AgentTrust(confusion, sum(totals.values()), wilson(right, sum(totals.values())), _mean(shares))
+    return AgentTrust(
+        confusion, sum(totals.values()), wilson(right, sum(totals.values())), _mean(shares),
+        reliability(truth, answers),
+    )  # fmt: skip
+
+
+def reliability(truth: Sequence[str], answers: Sequence[Judgment], bins: int = 10) -> Reliability | None:
+    """Calibration of the stated probabilities; None when none is stated."""
+    stated = [
+        (answer.probability, answer.label == true)
+        for true, answer in zip(truth, answers, strict=True)
+        if answer.probability is not None
+    ]
+    if not stated:
+        return None
+    held: dict[int, list[tuple[float, bool]]] = {}
+    for probability, right in stated:
+        held.setdefault(max(0, math.ceil(probability * bins) - 1), []).append((probability, right))
+    rows = tuple(
+        Bin(
+            place / bins, (place + 1) / bins, len(inside), sum(p for p, _ in inside) / len(inside),
+            sum(right for _, right in inside) / len(inside),
+        )
+        for place, inside in sorted(held.items())
+    )  # fmt: skip
+    brier = sum((p - right) ** 2 for p, right in stated) / len(stated)
+    ece = sum(row.count * abs(row.confidence - row.accuracy) for row in rows) / len(stated)
+    return Reliability(brier, ece, rows)
 
 
 def _answer(judgment: Judgment) -> str:

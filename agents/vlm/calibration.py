@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# a share below this says no more than this one does: what a server leaves out of the likeliest tokens is not 0
+# a share below this says no more than this one: what is not among the likeliest tokens is not impossible
 _LEAST = 1e-4
 _PRIOR_SD = 1.0
 

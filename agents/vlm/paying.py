@@ -112,6 +112,10 @@ class Payer:
         """Buy nothing more; what is under way may still arrive and is kept."""
         self._closed = True
 
+    def resume(self) -> None:
+        """Buy again."""
+        self._closed = False
+
     async def ask(
         self,
         request: ChatRequest,
@@ -200,9 +204,9 @@ class Payer:
         held = self._dearest + request.sampling.max_tokens
         if self._spent + self._expected + held > self._cap:
             raise TokenCapError(
-                f"{self._spent:,} tokens of at most {self._cap:,} are spent, {self._expected:,} more are under"
-                f" way, and the next call may take {held:,}: raise the token cap to go on; what was paid for is"
-                " kept"
+                f"{self._spent:,} tokens of at most {self._cap:,} are spent, {self._expected:,} more are"
+                f" under way, and the next call may take {held:,}: raise the token cap to go on; what was"
+                " paid for is kept"
             )
         self._expected += held
         return held

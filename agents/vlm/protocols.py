@@ -47,7 +47,7 @@ class Protocol(NamedTuple):
         form: Which form its answers have unless the user chooses one.
         alone: Asks about a post; the label of no classifier is known.
         then: Goes on from the judgments of `alone` with the classifier's label.
-        examples: Whether labelled posts are shown first.
+        examples: The prompt file under which labelled posts are shown first; empty: none are shown.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Protocol(NamedTuple):
     form: str
     alone: Callable[[], Asking]
     then: Callable[[Sequence[Judgment], str, bool], Asking]
-    examples: bool = False
+    examples: str = ""
 
 
 def _each_alone() -> Asking:
@@ -111,7 +111,13 @@ PROTOCOLS = {
         Protocol("sequential", _BOTH, ("user",), "reason_first", _reviewed_in_turn, _nothing_more),
         Protocol("zero_shot", _ONE, _ONE, "label_first", _judge_alone("judge.zero_shot"), _nothing_more),
         Protocol(
-            "few_shot", _ONE, _ONE, "label_only", _judge_alone("judge.few_shot"), _nothing_more, examples=True
+            "few_shot",
+            _ONE,
+            _ONE,
+            "label_only",
+            _judge_alone("judge.few_shot"),
+            _nothing_more,
+            examples="judge.few_shot",
         ),
         Protocol("cot", _ONE, _ONE, "cot", _judge_alone("judge.cot"), _nothing_more),
     )

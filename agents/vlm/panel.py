@@ -1,0 +1,254 @@
+"""A panel of vision-language agents: candidates in, verdicts out, whatever the protocol and the server.
+
+Candidates go through side by side, each from its first question to its verdict, so that all calls on a post
+follow each other closely: its policy, words and pictures are computed once by the server and then read from
+its prefix cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..chat.base import Backend, Identity
+from ..errors import LearningError
+from ..judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, Verdict
+from . import calibration
+from .interview import Interviewer, Seen
+from .paying import Payer, Spending
+from .protocols import Ask, Asking, Protocol
+from .side_by_side import SideBySide
+from .store import AnswerStore
+from .threads import LoopThread
+
+Progress = Callable[[str, int], Callable[[Spending], None]]
+"""From what is done and how many there are to a function that is told after each."""
+
+
+class VlmPanel:
+    """Agents behind a backend; implements `Panel`.
+
+    Args:
+        backend: What answers; opened at the first question.
+        interviewer: Prompts, pictures, forms.
+        protocol: Who is asked what.
+        store: Where answers are kept.
+        run: Who pays, see `store.Note`.
+        width: Candidates under way at a time.
+        attempts: Most answers to one question.
+        token_cap: Most tokens of the run; None: any number.
+        thorough: Ask everybody again even where the verdict is settled.
+        progress: Told of the work, or None.
+        settings: What `describe` says besides.
+    """
+
+    simulated = False
+
+    def __init__(
+        self,
+        backend: Backend,
+        interviewer: Interviewer,
+        protocol: Protocol,
+        store: AnswerStore,
+        *,
+        run: str,
+        width: int = 64,
+        attempts: int = 3,
+        token_cap: int | None = None,
+        thorough: bool = False,
+        progress: Progress | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._interviewer = interviewer
+        self._protocol = protocol
+        self._store = store
+        self._run = run
+        self._width = width
+        self._attempts = attempts
+        self._cap = token_cap
+        self._thorough = thorough
+        self._progress = progress
+        self._settings = dict(settings or {})
+        self._thread = LoopThread()
+        self._payer: Payer | None = None
+        self._alone: dict[str, tuple[Judgment, ...]] = {}  # judgments of labelled posts, by post id
+
+    # ---- as the loop sees it --------------------------------------------------------------------------
+
+    def learn(
+        self,
+        labelled: Sequence[LabelledPost],
+        *,
+        accepted: Sequence[Accepted] = (),
+        pool: Sequence[PostLike] = (),
+    ) -> None:
+        """Judge the labelled posts alone and calibrate on them; accepted ones teach these agents nothing.
+
+        Raises:
+            LearningError: No labelled post, or an id given twice.
+            AgentError: As `verify`.
+        """
+        ids = [post.id for post in labelled]
+        if not ids or len(set(ids)) < len(ids):
+            raise LearningError(f"{len(ids)} labelled posts with {len(set(ids))} different ids")
+        if set(ids) == self._alone.keys():
+            return
+        judged = self._work("labelled posts", labelled, self._judge_alone, prepare=labelled)
+        self._alone = dict(zip(ids, judged, strict=True))
+        truth = [str(post.label) for post in labelled]
+        for role in self._protocol.roles:
+            known = [(s, t) for s, t in zip(self._shares(role, ids), truth, strict=True) if s is not None]
+            self._interviewer.calibrations[role] = calibration.fit(
+                [shares for shares, _ in known], [label for _, label in known], self._interviewer.form.classes
+            )
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """One verdict a candidate, in order.
+
+        Raises:
+            TokenCapError: The tokens are spent.
+            ServerLostError, ServerRefusedError: Nobody answers.
+            StoreError: The answers cannot be kept.
+            KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
+                is raised.
+        """
+        return self._work("candidates", candidates, self._verdict)
+
+    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+        """Each role's judgments on the labelled posts, calibrated on the others of them."""
+        self.learn(labelled)
+        ids, truth = [post.id for post in labelled], [str(post.label) for post in labelled]
+        recalled: dict[str, list[Judgment]] = {}
+        for place, role in enumerate(self._protocol.roles):
+            corrected = calibration.held_out(self._shares(role, ids), truth, self._interviewer.form.classes)
+            recalled[role] = [
+                _recalibrated(self._alone[post_id][place], probabilities)
+                for post_id, probabilities in zip(ids, corrected, strict=True)
+            ]
+        return recalled
+
+    def describe(self) -> dict[str, Any]:
+        """Protocol and settings; the model too once it was reached."""
+        model = {"model": self._payer.identity._asdict()} if self._payer is not None else {}
+        return {
+            "protocol": self._protocol.name,
+            "simulated": False,
+            "agents": [{"role": role, "source": "vlm"} for role in self._protocol.roles],
+            **self._settings,
+            **model,
+        }
+
+    def spending(self) -> Spending:
+        """What this process has asked and paid so far."""
+        return self._payer.spending if self._payer is not None else Spending()
+
+    def identity(self) -> Identity:
+        """The model that answers; it is reached if it was not before."""
+        return self._thread.run(self._opened()).identity
+
+    def close(self) -> None:
+        """Let go of the server and the store; safe to repeat."""
+        if self._payer is not None:
+            self._thread.run(self._backend.close())
+        self._thread.close()
+        self._store.close()
+
+    # ---- on the event loop ----------------------------------------------------------------------------
+
+    def _work(
+        self,
+        what: str,
+        items: Sequence[Any],
+        one: Callable[[Any], Any],
+        prepare: Sequence[LabelledPost] = (),
+    ) -> list[Any]:
+        """`one` of each item, side by side."""
+        told = self._progress(what, len(items)) if self._progress is not None else None
+
+        def on_done(_: object) -> None:
+            if told is not None:
+                told(self.spending())
+
+        def stop() -> None:
+            if self._payer is not None:
+                self._payer.stop()
+
+        work = SideBySide(self._width, stop)
+
+        async def run() -> list[Any]:
+            (await self._opened()).resume()
+            if prepare:
+                await self._interviewer.draw_examples(prepare)
+            return await work.run(items, one, on_done)
+
+        return self._thread.run(run(), on_interrupt=work.stop)
+
+    async def _opened(self) -> Payer:
+        if self._payer is None:
+            identity = await self._backend.open()
+            self._payer = Payer(
+                self._backend,
+                identity,
+                self._store,
+                run=self._run,
+                attempts=self._attempts,
+                token_cap=self._cap,
+            )
+        return self._payer
+
+    async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
+        return tuple(await self._asked(self._protocol.alone(), await self._interviewer.look_at(post)))
+
+    async def _verdict(self, candidate: Candidate) -> Verdict:
+        seen = await self._interviewer.look_at(candidate.post)
+        first = await self._asked(self._protocol.alone(), seen)
+        then = await self._asked(self._protocol.then(first, candidate.label, self._thorough), seen)
+        # a verdict lists a step's judgments in the order of the roles, whoever was asked first
+        again = sorted(then, key=lambda judgment: self._protocol.roles.index(judgment.agent))
+        return Verdict(
+            candidate.post.id,
+            candidate.label,
+            candidate.probability,
+            (*first, *again),
+            self._protocol.deciders,
+        )
+
+    async def _asked(self, asking: Asking, seen: Seen) -> list[Judgment]:
+        """All judgments of a protocol's part, in the order of its questions."""
+        judgments: list[Judgment] = []
+        try:
+            asks = next(asking)
+            while True:
+                answers = await self._together(asks, seen)
+                judgments += answers
+                asks = asking.send(answers)
+        except StopIteration:
+            return judgments
+
+    async def _together(self, asks: Sequence[Ask], seen: Seen) -> list[Judgment]:
+        """Answers to questions that do not wait for each other."""
+        payer = await self._opened()
+        answers = await asyncio.gather(
+            *(self._interviewer.judge(seen, ask, payer) for ask in asks), return_exceptions=True
+        )
+        # only now, when none is under way any more: what the others brought is kept
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if errors:
+            raise errors[0]
+        return [answer for answer in answers if isinstance(answer, Judgment)]
+
+    def _shares(self, role: str, ids: Sequence[str]) -> list[dict[str, float] | None]:
+        place = self._protocol.roles.index(role)
+        return [self._alone[post_id][place].details.get("uncalibrated") for post_id in ids]
+
+
+def _recalibrated(judgment: Judgment, probabilities: dict[str, float] | None) -> Judgment:
+    """The judgment with other probabilities."""
+    if probabilities is None:
+        return judgment
+    details = {**judgment.details, "probabilities": probabilities}
+    probability = None if judgment.label is None else probabilities[judgment.label]
+    return replace(judgment, probability=probability, details=details)
