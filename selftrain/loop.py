@@ -16,6 +16,7 @@ import numpy as np
 
 from agents.judgment import Accepted, Candidate
 from agents.review import Panel
+from agents.vlm.paying import Metered, Spending
 from losses.groups import Group
 from losses.pnu import PNULoss
 from losses.prior import estimate_prior
@@ -30,6 +31,7 @@ from selftrain.rounds import Json, Round, labels_known, model_figures, verdict_f
 from selftrain.run.folder import RunFolder
 from selftrain.selection import Selection, Shares, select
 from selftrain.trainer import M, Trainer
+from selftrain.trusting import NearChance, examine
 
 
 class Limits(NamedTuple):
@@ -65,6 +67,7 @@ class LoopSettings:
     root: Path = Path()
     soft_positive: float = 0.67
     limits: Limits = field(default_factory=Limits)
+    near_chance: NearChance = "go on"
 
 
 def self_train(
@@ -87,7 +90,7 @@ def self_train(
         settings: See `LoopSettings`.
 
     Raises:
-        TrainingError, StorageError: What was finished is kept; the same call goes on from there.
+        TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
     """
     # ---- where we stand -----------------------------------------------------------------------------
     ledger, finished = replay(folder, corpus)
@@ -128,8 +131,13 @@ def self_train(
         judged += len(candidates)
         atomic.write_jsonl(path / "candidates.jsonl", (candidate_row(one) for one in candidates))
 
-        # ---- verify: the agents judge alone, then cross-review --------------------------------------
+        # ---- trust: the agents on posts of known label, before the pool is spent on -------------------
+        paid_before = spending_of(panel)
         panel.learn(labelled, accepted=as_accepted(corpus, ledger), pool=pool)
+        trusted = examine(panel, labelled, settings.near_chance)
+        atomic.write_json(folder.path / "trust.json", trusted)
+
+        # ---- verify: the agents judge alone, then cross-review --------------------------------------
         records = [verdict.to_json() for verdict in panel.verify(candidates)]
         atomic.write_jsonl(path / "verdicts.jsonl", records)
 
@@ -154,6 +162,7 @@ def self_train(
         # ---- validate: keep, or roll back ------------------------------------------------------------
         figures = measure(trainer, model, corpus) | verdict_figures(corpus, positions, records, returned)
         figures |= model_figures(model, training, theta)
+        figures |= {"trust": trusted, "cost": spending_of(panel).minus(paid_before).to_json()}
         score = figures["validation"]["macro_f1"]
         ledger = ledger.keep(trial, score) if score > ledger.best_score else ledger.roll_back(positions)
         yield close_round(
@@ -255,6 +264,11 @@ def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Le
         return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
     training_prior = float((corpus.labels[corpus.validation] == 1).mean())
     return estimate_prior(probabilities(_logits(trainer, model, corpus, divergent)), training_prior)
+
+
+def spending_of(panel: Panel) -> Spending:
+    """What the panel has cost so far in this process; agents that cost nothing have spent nothing."""
+    return panel.spending() if isinstance(panel, Metered) else Spending()
 
 
 def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:

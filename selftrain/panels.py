@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import numpy.typing as npt
 
 from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
 from selftrain.corpus import Corpus
-from selftrain.recipe import AgentsSection
+from selftrain.recipe import Recipe
 
 if TYPE_CHECKING:
     from agents.review import Panel
+    from selftrain.data.task import Task
 
 
 class NoPanel:
@@ -49,21 +51,31 @@ def _echo(label: str, probability: float) -> Judgment:
     return Judgment("classifier", 0, State.LABEL, label, probability, "no agent was asked", "classifier")
 
 
-def build_panel(section: AgentsSection, corpus: Corpus, seed: int) -> Panel:
+def build_panel(
+    recipe: Recipe, task: Task, corpus: Corpus, *, out: Path | None = None, progress: bool = False
+) -> Panel:
     """The agents of a recipe.
 
     Args:
-        section: Which, and with which settings.
+        recipe: Which agents, with which settings; its seed fixes every draw.
+        task: What vision-language agents are told of.
         corpus: Gives the image features to agents that look at images, and the truth to simulated ones.
-        seed: Fixes every draw.
+        out: The run folder; vision-language agents keep their answers beside it.
+        progress: Whether agents that take long show how far they are.
 
     Raises:
         AgentError: Agents that cannot be built as asked.
     """
     from agents.review import AgentPanel
 
+    section, seed = recipe.agents, recipe.seed
     classes = (corpus.positive, corpus.negative)
     match section.kind:
+        case "vlm":
+            from selftrain.vlm_panel import build_vlm_panel
+
+            assert out is not None, "vision-language agents are asked for a run"
+            return build_vlm_panel(recipe, task, out, progress=progress)
         case "none":
             return NoPanel()
         case "offline":

@@ -119,15 +119,55 @@ class SelectionSection(Section):
 class AgentsSection(Section):
     """Who verifies: `none` takes the classifier's word for it (an ablation)."""
 
-    kind: Literal["offline", "replayed", "simulated", "none"] = "offline"
+    kind: Literal["offline", "vlm", "replayed", "simulated", "none"] = "offline"
     file: Path | None = None  # replayed: verdicts.jsonl of a run
     accuracy: float = Field(0.9, ge=0, le=1)  # simulated
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
+    # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
+    # cost nothing and learn again each round, only unless this is said
+    near_chance: Literal["stop", "go on"] | None = None
 
     @model_validator(mode="after")
     def _file_given(self) -> AgentsSection:
         if self.kind == "replayed" and self.file is None:
             raise ValueError('agents.kind is "replayed" but agents.file names no file to replay')
+        return self
+
+
+class VlmSection(Section):
+    """Vision-language agents: where they are served, what they are asked, what they may cost."""
+
+    # addresses of vLLM servers that serve the same model; or "in_process", with the name of a model
+    servers: tuple[str, ...] = ()
+    backend: Literal["servers", "in_process"] = "servers"
+    model: str = ""  # as it is served; empty: the only one that is
+    revision: str = ""  # of the weights, where the server's model comes from a hub
+    key_variable: str = "SELFTRAIN_API_KEY"  # the environment variable that holds the servers' key
+
+    protocol: Literal["cross_review", "sequential", "zero_shot", "few_shot", "cot"] = "cross_review"
+    # ask everybody again in a cross-review, even where the verdict is settled
+    thorough: bool = False
+    prompts: Path | None = None  # a folder of prompt files that replace the built-in ones
+    form: Literal["reason_first", "label_first", "label_only", "cot"] | None = None
+    rationale_chars: int = Field(240, ge=20, le=4000)
+    text_chars: int = Field(4000, ge=100)  # longer texts are cut, with a mark
+    image_side: int = Field(768, ge=28, le=4096)  # pixels; larger pictures are scaled down
+    max_images: int = Field(16, ge=0, le=16)
+    examples: int = Field(2, ge=1)  # of each class, for few_shot
+
+    concurrency: int = Field(64, ge=1)  # calls under way for each address, at most
+    timeout: float = Field(120, gt=0)  # seconds, of one try
+    retries: int = Field(4, ge=0)  # of a call that brought no answer
+    patience: float = Field(120, ge=0)  # seconds without any server before the run gives up
+    attempts: int = Field(3, ge=1)  # answers to one question, when they cannot be used
+    token_cap: int | None = Field(None, ge=1)  # prompt and answer tokens of the whole run
+    # one SQLite file for all runs of a folder; default: judgments.sqlite beside the run folder
+    store: Path | None = None
+
+    @model_validator(mode="after")
+    def _model_named(self) -> VlmSection:
+        if self.backend == "in_process" and not self.model:
+            raise ValueError('backend is "in_process" but model names none to load')
         return self
 
 
@@ -152,7 +192,18 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     selection: SelectionSection = SelectionSection()
     agents: AgentsSection = AgentsSection()
+    vlm: VlmSection = VlmSection()
     rounds: RoundsSection = RoundsSection()
+
+    @model_validator(mode="after")
+    def _servers_given(self) -> Recipe:
+        if self.agents.kind == "vlm" and self.vlm.backend == "servers" and not self.vlm.servers:
+            raise ValueError(
+                'agents.kind is "vlm" but vlm.servers names no address: start a server with `selftrain agents'
+                " serve MODEL` and write what it prints, for instance"
+                ' vlm.servers = ["http://127.0.0.1:8000"]'
+            )
+        return self
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -189,6 +240,8 @@ _PATHS = (
     ("data", "pool"),
     ("backbone", "cache"),
     ("agents", "file"),
+    ("vlm", "prompts"),
+    ("vlm", "store"),
 )
 
 

@@ -124,7 +124,10 @@ def _set_figures(corpus: Corpus, positions: Sequence[int], labels: Sequence[int]
 
 
 def _agent_figures(corpus: Corpus, positions: Sequence[int], records: Sequence[Mapping[str, Any]]) -> Json:
-    """For each role: states of its last judgments, changes of mind, and how often it was right."""
+    """For each role: states of its last judgments, changes of mind and which way, how often it was right.
+
+    Which way and how often right are told of posts whose truth is known.
+    """
     values = {corpus.positive: 1, corpus.negative: 0}
     figures: dict[str, Counter[str]] = {}
     for position, record in zip(positions, records, strict=True):
@@ -141,7 +144,15 @@ def _agent_figures(corpus: Corpus, positions: Sequence[int], records: Sequence[M
             if truth >= 0 and last["label"] is not None:
                 count["truth_known"] += 1
                 count["right"] += values.get(last["label"]) == truth
-    names = ("label", "abstain", "failed", "reconsidered", "changed_mind", "truth_known", "right")
+            if truth >= 0 and first["label"] != last["label"]:
+                # no label is not right either: an agent that finds the right one has changed for the better
+                was, now = (values.get(one["label"]) == truth for one in (first, last))
+                count["changed_for_better"] += now and not was
+                count["changed_for_worse"] += was and not now
+    names = (
+        "label", "abstain", "failed", "reconsidered", "changed_mind", "changed_for_better",
+        "changed_for_worse", "truth_known", "right",
+    )  # fmt: skip
     return {role: {name: count[name] for name in names} for role, count in figures.items()}
 
 

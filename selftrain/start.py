@@ -55,12 +55,14 @@ class Run:
         recipe: As resolved.
         folder: Where everything is written.
         name: The recipe's file name; empty for one that was built in Python.
+        stopped: Why `rounds` ended before the loop did: the token cap. Empty otherwise.
     """
 
     def __init__(self, recipe: Recipe, out: Path, name: str = "") -> None:
         self.recipe = recipe
         self.folder = RunFolder(out)
         self.name = name
+        self.stopped = ""
 
     def rounds(self, *, progress: bool = False) -> Iterator[Round]:
         """Go on with the run and yield every round, those finished earlier first.
@@ -72,6 +74,8 @@ class Run:
         """
         import torch
 
+        from agents.errors import TokenCapError
+        from agents.vlm.paying import Metered
         from backbones import load_backbone
         from selftrain.loop import self_train
         from selftrain.panels import build_panel
@@ -83,8 +87,8 @@ class Run:
                 torch.set_num_threads(self.recipe.threads)
             backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
             prepared = prepare(self.recipe, backbone, progress=progress)
-            panel = build_panel(self.recipe.agents, prepared.corpus, self.recipe.seed)
             corpus = prepared.corpus
+            panel = build_panel(self.recipe, prepared.task, corpus, out=self.folder.path, progress=progress)
             environment = _environment(self.recipe) | {
                 "recipe": self.name,
                 "identity": prepared.identity,
@@ -103,7 +107,14 @@ class Run:
                 folder=self.folder,
                 settings=build_settings(self.recipe),
             )
-            yield from self._told(rounds)
+            try:
+                yield from self._told(rounds)
+            except TokenCapError as error:
+                # no fault: what the recipe allows is spent, and the rounds that are finished stand
+                self.stopped = str(error)
+            finally:
+                if isinstance(panel, Metered):
+                    panel.close()
 
     def _told(self, rounds: Iterator[Round]) -> Iterator[Round]:
         """`rounds`, each told to TensorBoard before it is passed on; the report follows however they end.
@@ -157,6 +168,7 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         soft_positive=recipe.loss.soft_positive,
         limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
         root=recipe.data.manifest.parent,
+        near_chance=recipe.agents.near_chance or ("stop" if recipe.agents.kind == "vlm" else "go on"),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..chat.base import Backend, ChatRequest, Completion, Identity, Usage, address
 from ..errors import TokenCapError
@@ -53,6 +53,19 @@ class Spending(NamedTuple):
             **self.usage._asdict(),
             "seconds": round(self.seconds, 3),
         }
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A panel whose answers cost something."""
+
+    def spending(self) -> Spending:
+        """What this process has asked and paid so far."""
+        ...
+
+    def close(self) -> None:
+        """Let go of whatever answers."""
+        ...
 
 
 class Reply(NamedTuple):

@@ -175,7 +175,7 @@ def _loop(recipe: Recipe, prepared: Prepared, backbone: Backbone, folder: Path) 
             self_train(
                 prepared.corpus,
                 build_trainer(recipe),
-                build_panel(recipe.agents, prepared.corpus, recipe.seed),
+                build_panel(recipe, prepared.task, prepared.corpus, out=folder),
                 loss=build_loss(recipe),
                 folder=opened,
                 settings=build_settings(recipe),

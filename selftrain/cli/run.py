@@ -83,7 +83,10 @@ def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
     for finished in started.rounds(progress=sys.stderr.isatty()):
         mark = "  (finished earlier)" if finished.number < earlier else ""
         print(f"{finished}{mark}", flush=True)
-    _close(started.folder)
+    if started.stopped:
+        print(printable(f"\nstopped: {started.stopped}"), flush=True)
+    if started.folder.finished_rounds():
+        _close(started.folder)
     return 0
 
 

@@ -203,6 +203,16 @@ class RunFolder:
         atomic.point(self.path / "best", f"rounds/{best:04d}")
 
 
+MAY_CHANGE = {
+    *(f"rounds.{key}" for key in ("max", "patience", "budget")),
+    # where the model is served, how hard it is asked and what it may cost; not what it is asked
+    *(f"vlm.{key}" for key in ("servers", "key_variable", "concurrency", "timeout", "retries", "patience")),
+    *(f"vlm.{key}" for key in ("token_cap", "store")),
+    "agents.near_chance",
+}
+"""Keys of a recipe that a run may change on its way."""
+
+
 def _comparable(recipe: Mapping[str, Any]) -> Json:
     """section.key -> value, without the keys that a run may change on its way."""
     flat: Json = {}
@@ -211,10 +221,7 @@ def _comparable(recipe: Mapping[str, Any]) -> Json:
             flat |= {f"{section}.{key}": item for key, item in value.items()}
         else:
             flat[section] = value
-    flat.pop("rounds.max", None)
-    flat.pop("rounds.patience", None)
-    flat.pop("rounds.budget", None)
-    return flat
+    return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
 
 
 def _without_none(table: Mapping[str, Any]) -> Json:

@@ -1,0 +1,109 @@
+"""From a recipe to vision-language agents: what serves them, their prompts and their store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.vlm.brief import Brief
+from agents.vlm.interview import Interviewer
+from agents.vlm.panel import VlmPanel
+from agents.vlm.paying import Spending
+from agents.vlm.prompts import Prompts
+from agents.vlm.protocols import PROTOCOLS
+from agents.vlm.store import AnswerStore
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from agents.chat.base import Backend
+    from selftrain.data.task import Task
+    from selftrain.recipe import Recipe, VlmSection
+
+STORE = "judgments.sqlite"
+"""Beside the run folders, so that all runs of a folder share what was paid for."""
+
+
+def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VlmPanel:
+    """The agents of a recipe's `vlm` section; nothing is asked yet.
+
+    Args:
+        recipe: Its `vlm` section says all but the seed.
+        task: Classes and policy.
+        out: The run folder.
+        progress: Whether to show bars.
+
+    Raises:
+        PromptError, StoreError: With what to do.
+    """
+    section = recipe.vlm
+    store = AnswerStore(section.store or out.resolve().parent / STORE)
+    return VlmPanel(
+        build_backend(section), build_interviewer(recipe, task), PROTOCOLS[section.protocol], store,
+        run=str(out.resolve()), width=section.concurrency * max(1, len(section.servers)),
+        attempts=section.attempts, token_cap=section.token_cap, thorough=section.thorough,
+        progress=_bar if progress else None, settings=_told(section),
+    )  # fmt: skip
+
+
+def build_interviewer(recipe: Recipe, task: Task) -> Interviewer:
+    """Prompts, forms and pictures of a recipe.
+
+    Raises:
+        PromptError: A prompt file that cannot be used.
+    """
+    section = recipe.vlm
+    prompts = Prompts(brief_of(task), folder=section.prompts, text_chars=section.text_chars)
+    max_pixels = recipe.data.max_image_pixels
+
+    def opener(path: Path, side: int) -> Image.Image:
+        from backbones.images import open_image
+
+        return open_image(path, max_pixels=max_pixels, target_size=side)
+
+    return Interviewer(
+        prompts, PROTOCOLS[section.protocol], opener, form=section.form,
+        rationale_chars=section.rationale_chars, image_side=section.image_side,
+        max_images=section.max_images, examples=section.examples, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def build_backend(section: VlmSection) -> Backend:
+    """What answers: servers over HTTP, or an engine in this process."""
+    if section.backend == "in_process":
+        from agents.chat.inprocess import InProcessBackend
+
+        return InProcessBackend(section.model, revision=section.revision)
+    from agents.chat.client import ChatClient
+
+    return ChatClient(
+        section.servers, model=section.model, revision=section.revision,
+        key_variable=section.key_variable, maximum=section.concurrency, timeout=section.timeout,
+        retries=section.retries, patience=section.patience,
+    )  # fmt: skip
+
+
+def brief_of(task: Task) -> Brief:
+    """What agents are told of a task."""
+    return Brief(task.name, task.policy, {one.name: one.meaning for one in task.classes}, dict(task.roles))
+
+
+def _told(section: VlmSection) -> dict[str, object]:
+    """The settings that a reader of the run wants to know; never the key."""
+    shown = section.model_dump(mode="json", exclude={"key_variable", "store", "token_cap"})
+    return {"vlm": {key: value for key, value in shown.items() if value is not None}}
+
+
+def _bar(what: str, total: int) -> Callable[[Spending], None]:
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, desc=what, unit="post")
+
+    def told(spending: Spending) -> None:
+        bar.set_postfix(calls=spending.calls, stored=spending.stored, failed=spending.failed, refresh=False)
+        bar.update()
+        if bar.n >= total:
+            bar.close()
+
+    return told
