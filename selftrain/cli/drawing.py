@@ -68,7 +68,8 @@ def _facts(summary: Summary, stopped: str | None) -> list[tuple[str, str]]:
     if summary.candidate_precision is not None:
         facts.append(("precision of candidates", number(summary.candidate_precision)))
     if summary.pseudo_label_precision is not None:
-        facts.append(("precision of pseudo-labels", number(summary.pseudo_label_precision)))
+        exact = "precision of pseudo-labels" if summary.pseudo_label_exact else "precision of kept rounds"
+        facts.append((exact, number(summary.pseudo_label_precision)))
     facts.append(("time in rounds", f"{summary.seconds:.0f} s"))
     return [*facts, ("stopped because", stopped or "it was interrupted: it can go on")]
 

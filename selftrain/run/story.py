@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain.errors import ManifestError, RunStateError
+from selftrain.errors import RunStateError
 from selftrain.run.folder import RunFolder
+from selftrain.run.posts import find_posts
 
 Json = dict[str, Any]
 
@@ -89,33 +88,8 @@ def select_rounds(folder: RunFolder, number: int | None) -> list[Json]:
 
 def find_post(folder: RunFolder, post_id: str) -> tuple[str | None, tuple[str, ...]]:
     """Text and image paths of a post, from the run's manifests; (None, ()) if they went."""
-    section = folder.recipe()["data"]
-    for name in ("manifest", "pool", "validation", "test"):
-        if name in section:
-            found = _in_manifest(Path(section[name]), post_id)
-            if found is not None:
-                return found
-    return None, ()
-
-
-def _in_manifest(path: Path, post_id: str) -> tuple[str, tuple[str, ...]] | None:
-    """Rows are looked through one at a time, and only the one that is asked for is checked."""
-    from selftrain.data.manifest import MAX_PIXELS
-    from selftrain.data.manifest_files import read_rows
-    from selftrain.data.manifest_rows import RowError, Rows
-
-    try:
-        for raw in read_rows(path):
-            if raw.fields is None or str(raw.fields.get("id")).strip() != post_id.strip():
-                continue
-            try:
-                post = Rows(path.parent, None, allow_missing_text=True, max_pixels=MAX_PIXELS).post(raw)
-            except RowError:
-                continue
-            return post.text, tuple(os.path.relpath(image, path.parent.resolve()) for image in post.images)
-    except (ManifestError, OSError):
-        return None
-    return None
+    found = find_posts(folder, [post_id]).get(post_id)
+    return (None, ()) if found is None else (found.text, found.names)
 
 
 def _unknown(folder: RunFolder, post_id: str, number: int | None, seen: list[str]) -> str:

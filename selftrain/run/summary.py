@@ -26,8 +26,10 @@ class Summary(NamedTuple):
         rounds: Finished rounds after round 0: `kept` and `rolled_back` of them.
         candidates, consistent, divergent: Posts, summed over those rounds; a post judged twice counts twice.
         candidate_precision: Share of right classifier labels among the candidates, before verification.
-        pseudo_label_precision: The same among the consistent posts of kept rounds. Both are None where no
-            truth is known; a round whose truth is known in part counts with all its posts.
+        pseudo_label_precision: Share of right labels among the pseudo-labels of grown.jsonl whose truth is
+            known. None where no truth is known, as `candidate_precision` is.
+        pseudo_label_exact: False for a run whose figures do not tell that share: then the precision is that
+            of the consistent posts of kept rounds, a round whose truth is known in part counting with all.
         labelled, grown: Posts of the labelled set and of the grown dataset.
         seconds: Time spent in the rounds.
         simulated: Whether the agents' answers were drawn from the labels.
@@ -44,6 +46,7 @@ class Summary(NamedTuple):
     divergent: int
     candidate_precision: float | None
     pseudo_label_precision: float | None
+    pseudo_label_exact: bool
     labelled: int
     grown: int
     seconds: float
@@ -55,6 +58,7 @@ def summarise(rounds: Sequence[Mapping[str, Any]]) -> Summary:
     after = rounds[1:]
     kept = [figures for figures in after if figures["kept"]]
     best = kept[-1] if kept else rounds[0]
+    pseudo = rounds[-1].get("pseudo_labels")
     return Summary(
         labels_alone=score(rounds[0]),
         best=score(best),
@@ -66,7 +70,8 @@ def summarise(rounds: Sequence[Mapping[str, Any]]) -> Summary:
         consistent=_total(after, "consistent"),
         divergent=_total(after, "divergent"),
         candidate_precision=_precision(after, "candidates"),
-        pseudo_label_precision=_precision(kept, "consistent"),
+        pseudo_label_precision=pseudo["precision"] if pseudo else _precision(kept, "consistent"),
+        pseudo_label_exact=bool(pseudo),
         labelled=int(rounds[0]["grown"]),
         grown=int(rounds[-1]["grown"]),
         seconds=sum(float(figures["seconds"]) for figures in rounds),

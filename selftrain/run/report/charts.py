@@ -49,7 +49,7 @@ class Interval(NamedTuple):
 
 
 def rounds_curve(points: Sequence[Point], name: str, size: tuple[int, int]) -> Markup:
-    """Macro-F1 over rounds: kept rounds joined and filled, rolled back ones hollow and hanging by a thread."""
+    """Macro-F1 over rounds: kept ones joined and filled, rolled back ones hollow, hanging by a thread."""
     with _figure(size) as (figure, axes):
         _curve(axes, points, "validation", SERIES[0], "o")
         if all(point.test is not None for point in points):
@@ -57,11 +57,11 @@ def rounds_curve(points: Sequence[Point], name: str, size: tuple[int, int]) -> M
         _rounds_axis(axes, [point.number for point in points])
         axes.yaxis.set_major_formatter("{x:.2f}")
         axes.margins(x=0.03, y=0.14)
-        figure.supylabel("")
         said = ", ".join(
             f"round {p.number} {p.validation:.3f} {'kept' if p.kept else 'rolled back'}" for p in points[-20:]
         )
-        return to_svg(figure, name, f"Validation macro-F1 by round: {said}. The table below has all figures.")
+        what = f"Validation macro-F1 by round: {said}. The table below has all figures."
+        return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
 
 
 def _curve(axes: Axes, points: Sequence[Point], split: str, colour: str, shape: str) -> None:
@@ -77,10 +77,8 @@ def _curve(axes: Axes, points: Sequence[Point], split: str, colour: str, shape: 
         elif best is not None:
             both = (best, point)
             axes.plot([p.number for p in both], values(both), color=COLOURS[colour], lw=1, ls=":")
-    style = {"color": COLOURS[colour], "marker": shape, "ms": 8 if len(points) <= _FEW else 5}
-    axes.plot(
-        [p.number for p in kept], values(kept), lw=2.2, gid=f"{MARK}kept-{split}", **style
-    )  # fmt: skip
+    style: Any = {"color": COLOURS[colour], "marker": shape, "ms": 8 if len(points) <= _FEW else 5}
+    axes.plot([p.number for p in kept], values(kept), lw=2.2, gid=f"{MARK}kept-{split}", **style)
     axes.plot(
         [p.number for p in lost], values(lost), lw=0, mfc=COLOURS["paper"], mew=1.8,
         gid=f"{MARK}lost-{split}", **style,
@@ -206,7 +204,8 @@ def runs_curve(runs: Sequence[Sequence[Point]], name: str, size: tuple[int, int]
         _rounds_axis(axes, range(longest + 1))
         axes.yaxis.set_major_formatter("{x:.2f}")
         axes.margins(x=0.03, y=0.14)
-        return to_svg(figure, name, "Validation macro-F1 of the best model so far, by round, for every run")
+        what = "Validation macro-F1 of the best model so far, by round, for every run"
+        return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
 
 
 # ---- what all share ---------------------------------------------------------------------------------
@@ -218,7 +217,7 @@ def _figure(size: tuple[int, int]) -> Iterator[tuple[Figure, Axes]]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "font.size": 11, "text.parse_math": False, "text.color": COLOURS["faint"],
         "axes.labelcolor": COLOURS["faint"], "axes.labelsize": 11, "axes.axisbelow": True,
         "axes.edgecolor": COLOURS["rule"], "axes.linewidth": 1, "axes.unicode_minus": False,

@@ -32,13 +32,14 @@ MARK = "mark-"
 """Artists whose gid begins so keep it, as a class: `mark-kept`."""
 
 
-def to_svg(figure: Figure, name: str, description: str) -> Markup:
+def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Markup:
     """The figure as an SVG element.
 
     Args:
         figure: Drawn with the colours of `COLOURS` alone.
         name: Unique in its page: prefixes the ids inside.
         description: What a screen reader says of it.
+        when: A further class, for a chart that only some pages show.
 
     Raises:
         ValueError: A colour that is none of `COLOURS`.
@@ -53,9 +54,9 @@ def to_svg(figure: Figure, name: str, description: str) -> Markup:
     _tidy(root, name, {one.decode() for one in used})
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib |= {"class": "chart", "role": "img", "aria-label": description}
+    root.attrib |= {"class": f"chart {when}".strip(), "role": "img", "aria-label": description}
     ElementTree.register_namespace("", _SVG.strip("{}"))
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 -- our own figure
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _tidy(element: ElementTree.Element, prefix: str, used: set[str]) -> None:

@@ -1,0 +1,86 @@
+"""From plain data to a page: the templates, their escaping, and what a browser may do with the result."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from selftrain.printable import printable_lines
+from selftrain.run.report.charts import SERIES
+
+_HERE = Path(__file__).parent
+
+
+def render_template(name: str, values: Mapping[str, Any], *, script: str = "") -> str:
+    """A template of this folder as a page that asks for nothing and runs nothing but `script`.
+
+    Args:
+        name: The template, which extends base.html.j2.
+        values: What it draws. Strings are escaped, and their control characters shown as escapes; only
+            `Markup`, which this package makes from its own charts and files, goes in as it is.
+        script: Name of the JavaScript file, or "" for none.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": _figure, "count": _count, "signed": _signed, "percent": _percent, "series": _series,
+    }  # fmt: skip
+    style, code = _own("page.css"), _own(script) if script else Markup()
+    page = {"style": style, "script": code, "security_policy": security_policy(style, code)}
+    return environment.get_template(name).render({**values, **page})
+
+
+def security_policy(style: str, script: str) -> str:
+    """Nothing from anywhere: this style sheet, this script, and pictures that the page itself holds."""
+    allowed = f"'sha256-{_sha256(script)}'" if script else "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'sha256-{_sha256(style)}'; img-src data:;"
+        " base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _own(name: str) -> Markup:
+    return Markup((_HERE / name).read_text(encoding="utf-8"))
+
+
+def _shown(value: object) -> str:
+    """Any value on its way into the page; a plain string, unless this package made it as markup."""
+    return value if isinstance(value, Markup) else printable_lines(str(value))
+
+
+def _figure(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:.3f}"
+
+
+def _count(value: float | None) -> str:
+    return "\N{EN DASH}" if value is None else f"{value:,.0f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def _series(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Names with the colours in which a chart draws them, in order."""
+    return list(zip(SERIES, names, strict=False))
