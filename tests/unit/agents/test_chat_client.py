@@ -1,0 +1,399 @@
+"""Requests and answers through the chat client: what is sent, what is read, what is never shown."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import traceback
+
+import pytest
+from chat_stub import ChatStub, answers, ask, card, completion, connected, raw, refuses, run, says
+
+from agents.chat.base import ChatRequest, Completion, Message, PromptSize, Sampling, Token, Usage, picture
+from agents.chat.client import ChatClient
+from agents.chat.transport import _retry_after, plain_address
+from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
+
+pytestmark = pytest.mark.filterwarnings("error")
+PNG = picture(b"\x89PNG not really", "image/png")
+SCHEMA = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}, "required": ["label"]}
+SECRET = "sk-very-secret-0123456789"
+
+
+def answered(*script, request=None, **arguments):
+    """The answer to one request, and what the server received."""
+    got = []
+
+    async def scenario():
+        stub = ChatStub(*script)
+        async with connected(stub, **arguments) as (client, _):
+            got.append(await client.complete(request or ask()))
+        got.append(stub.received)
+
+    run(scenario())
+    return got
+
+
+def failed(*script, kind, request=None, **arguments):
+    """The error of one request."""
+    caught = []
+
+    async def scenario():
+        async with connected(ChatStub(*script), **arguments) as (client, _):
+            with pytest.raises(kind) as info:
+                await client.complete(request or ask())
+            caught.append(info.value)
+
+    run(scenario())
+    return caught[0]
+
+
+def test_a_plain_request_and_its_answer():
+    answer, (sent,) = answered(says(completion("yes", finish="length")))
+    assert answer == Completion("yes", "length", Usage(10, 0, 0, 2), (), "", answer.seconds)
+    assert 0 < answer.seconds < 30
+    assert sent.path == "/v1/chat/completions"
+    assert sent.body == {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 8,
+        "temperature": 0.0,
+        "seed": 0,
+    }
+
+
+def test_parts_pictures_schema_and_log_probabilities_are_sent():
+    turns = (
+        Message("system", ("policy", "second")),
+        Message("user", (PNG, "what is it?")),
+        Message("assistant", ("a cat",)),
+        Message("user", (PNG,)),
+        Message("user", ()),
+    )
+    logprobs = {"content": [{"token": "ok", "logprob": -0.5, "top_logprobs": []}]}
+    request = ChatRequest(turns, SCHEMA, Sampling(5, temperature=0.5, seed=7, top_logprobs=3))
+    _, (sent,) = answered(says(completion(logprobs=logprobs)), request=request)
+    url = "data:image/png;base64," + base64.b64encode(PNG.data).decode()
+    image = {"type": "image_url", "image_url": {"url": url}}
+    assert [m["content"] for m in sent.body["messages"]] == [
+        [{"type": "text", "text": "policy"}, {"type": "text", "text": "second"}],
+        [image, {"type": "text", "text": "what is it?"}],
+        "a cat",
+        [image],
+        "",
+    ]
+    assert [m["role"] for m in sent.body["messages"]] == ["system", "user", "assistant", "user", "user"]
+    answer = {"name": "answer", "schema": SCHEMA, "strict": True}
+    assert sent.body["response_format"] == {"type": "json_schema", "json_schema": answer}
+    assert (sent.body["temperature"], sent.body["seed"], sent.body["max_tokens"]) == (0.5, 7, 5)
+    assert (sent.body["logprobs"], sent.body["top_logprobs"]) == (True, 3)
+
+
+def test_tokens_without_what_the_grammar_masked_but_with_what_was_drawn():
+    listed = [("a", -0.25), ("b", -2.0), ("<x>", -9999.0)]
+    top = [{"token": token, "logprob": value} for token, value in listed]
+    content = [
+        {"token": "a", "logprob": -0.25, "top_logprobs": top},
+        {"token": "z", "logprob": -7.0, "top_logprobs": top},
+    ]
+    answer, _ = answered(says(completion("az", logprobs={"content": content})), request=ask(top_logprobs=3))
+    both = (("a", -0.25), ("b", -2.0))
+    assert answer.tokens == (Token("a", -0.25, both), Token("z", -7.0, (*both, ("z", -7.0))))
+
+
+def test_usage_with_its_parts_and_a_refusal():
+    usage = {
+        "prompt_tokens": 300,
+        "completion_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 96, "multimodal_tokens": {"image": 118}},
+    }
+    answer, _ = answered(says(completion(None, usage=usage, refusal="I will not")))
+    assert (answer.usage, answer.text, answer.refusal) == (Usage(300, 96, 118, 4), "", "I will not")
+
+
+def test_an_answer_without_usage_is_refused_since_it_cannot_be_budgeted():
+    body = completion() | {"usage": None}
+    error = failed(says(body), kind=ServerRefusedError)
+    assert "no `usage`" in str(error)
+    assert "no cap on tokens" in str(error)
+
+
+def test_log_probabilities_that_were_asked_for_and_do_not_come():
+    error = failed(says(completion()), kind=ServerRefusedError, request=ask(top_logprobs=2))
+    assert "no log-probabilities" in str(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices": [{"mess',
+        b"<html>sign in</html>",
+        b"[1]",
+        {"choices": []},
+        {"object": "list"},
+        {"choices": [{"message": None}]},
+        completion(7),
+        completion(usage={"prompt_tokens": -1, "completion_tokens": 1}),
+    ],
+)
+def test_a_broken_answer_is_asked_for_again(body):
+    answer, sent = answered(says(body), says(body), says(completion("whole")), retries=2)
+    assert (answer.text, len(sent)) == ("whole", 3)
+
+
+def test_broken_answers_only():
+    error = failed(*[says(b'{"choices": [{"mess')] * 3, kind=CallFailedError, retries=2)
+    assert "no answer in 3 tries" in str(error)
+    assert "no JSON" in str(error)
+    assert '{"choices": [{"mess' in str(error)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_the_server_refuses_is_not_repeated(status):
+    caught = []
+
+    async def scenario():
+        stub = ChatStub(refuses(status, "maximum context length is 4096 tokens"))
+        async with connected(stub) as (client, _):
+            with pytest.raises(RequestRefusedError) as info:
+                await client.complete(ask())
+            caught.append(str(info.value))
+            assert (await client.complete(ask("next"))).text == "to next"
+        assert len(stub.received) == 2
+
+    run(scenario())
+    assert f"HTTP {status}: maximum context length is 4096 tokens" in caught[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "set the environment variable SELFTRAIN_API_KEY"),
+        (403, "SELFTRAIN_API_KEY"),
+        (404, "still serve"),
+    ],
+)
+def test_a_server_that_refuses_us(status, advice, monkeypatch):
+    monkeypatch.delenv("SELFTRAIN_API_KEY", raising=False)
+    error = failed(refuses(status), kind=ServerRefusedError)
+    assert f"HTTP {status}" in str(error)
+    assert advice in str(error)
+
+
+def test_a_redirect_is_not_followed():
+    async def scenario():
+        other = await ChatStub().start()
+        stub = ChatStub(says(b"", 307, location=f"{other.url}/v1/chat/completions"))
+        async with connected(stub) as (client, _):
+            with pytest.raises(ServerRefusedError, match="give the final address"):
+                await client.complete(ask())
+        await other.stop()
+        assert other.received == []
+
+    run(scenario())
+
+
+def test_measure_counts_pictures_as_what_they_add():
+    async def scenario():
+        stub = ChatStub()
+        async with connected(stub) as (client, _):
+            assert await client.measure(ask("text")) == PromptSize(10, 0)
+            assert len(stub.received) == 1
+            assert await client.measure(ask("text", PNG, PNG)) == PromptSize(138, 128)
+        assert {sent.path for sent in stub.received} == {"/tokenize"}
+        assert stub.received[-1].text == "text"
+
+    run(scenario())
+
+
+def test_measure_without_tokenize():
+    async def scenario():
+        async with connected(ChatStub(says({"detail": "Not Found"}, 404))) as (client, _):
+            with pytest.raises(ServerRefusedError, match="needs vLLM's /tokenize"):
+                await client.measure(ask())
+
+    run(scenario())
+
+
+def echoing(status):
+    """A server that shows the key to whoever asks."""
+
+    async def behave(stub, received, writer):
+        await refuses(status, f"bad: {received.headers['authorization']}")(stub, received, writer)
+
+    return behave
+
+
+async def echoing_broken(stub, received, writer):
+    await says(b"<p>" + received.headers["authorization"].encode())(stub, received, writer)
+
+
+async def echoing_garbage(stub, received, writer):
+    await raw(received.headers["authorization"].encode() + b"\r\n\r\n")(stub, received, writer)
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [*(echoing(status) for status in (400, 401, 404, 429, 500, 503)), echoing_broken, echoing_garbage],
+)
+def test_the_key_is_sent_and_never_shown(behave, monkeypatch, caplog):
+    monkeypatch.setenv("MY_KEY", f" {SECRET}\n")
+    caplog.set_level(logging.DEBUG)
+    if behave is echoing_garbage:
+        # the HTTP library writes what is no HTTP into its log for debugging, before anybody else sees it
+        for library in ("httpcore", "httpcore2"):
+            caplog.set_level(logging.INFO, library)
+    shown = []
+
+    async def scenario():
+        stub = ChatStub(usual=behave)
+        async with connected(stub, key_variable="MY_KEY", retries=1) as (client, events):
+            with pytest.raises((RequestRefusedError, ServerRefusedError, CallFailedError)) as info:
+                await client.complete(ask())
+            shown.extend([repr(client), repr(vars(client)), repr(client.snapshot()), repr(events)])
+            error = info.value
+            while error is not None:
+                shown.extend([*traceback.format_exception(error), repr(error), repr(vars(error))])
+                error = error.__cause__ or error.__context__
+        assert stub.received[0].headers["authorization"] == f"Bearer {SECRET}"
+
+    run(scenario())
+    shown.extend([caplog.text, *(repr(vars(record)) for record in caplog.records)])
+    assert caplog.records
+    assert SECRET not in "\n".join(shown)
+
+
+def test_what_the_server_said_is_shown_without_the_key(monkeypatch):
+    monkeypatch.setenv("SELFTRAIN_API_KEY", SECRET)
+    error = failed(echoing(401), kind=ServerRefusedError)
+    assert "bad: Bearer [SELFTRAIN_API_KEY] (the key in SELFTRAIN_API_KEY is not accepted" in str(error)
+
+
+def test_the_key_in_a_list_of_models_is_not_shown_either(monkeypatch):
+    monkeypatch.setenv("SELFTRAIN_API_KEY", SECRET)
+
+    async def scenario():
+        stub = await ChatStub(cards=[card(SECRET)]).start()
+        with pytest.raises(ServerRefusedError) as info:
+            async with connected(stub, model="wanted"):
+                raise AssertionError("it must not open")
+        await stub.stop()
+        assert "it serves: [SELFTRAIN_API_KEY]" in str(info.value)
+
+    run(scenario())
+
+
+def test_without_a_key(monkeypatch):
+    monkeypatch.delenv("SELFTRAIN_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_ORG_ID", "my-organisation")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "my-project")
+    _, (sent,) = answered()
+    assert sent.headers["authorization"] == "Bearer EMPTY"
+    assert not {"openai-organization", "openai-project"} & set(sent.headers)
+
+
+@pytest.mark.parametrize("key", ["two words", "clé", "line\nbreak"])
+def test_a_key_that_no_header_can_carry(key, monkeypatch):
+    monkeypatch.setenv("SELFTRAIN_API_KEY", key)
+    with pytest.raises(ServerRefusedError, match="SELFTRAIN_API_KEY") as info:
+        asyncio.run(ChatClient(["http://127.0.0.1:1"]).open())
+    assert key not in str(info.value)
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    answer, _ = answered()
+    assert answer.text == "to hello"
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("http://127.0.0.1:8101", "http://127.0.0.1:8101"),
+        ("http://127.0.0.1:8101/v1/", "http://127.0.0.1:8101"),
+        (" https://host/models/v1", "https://host/models"),
+        ("http://[::1]:80/", "http://[::1]:80"),
+    ],
+)
+def test_addresses(given, used):
+    assert plain_address(given) == used
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["127.0.0.1:8101"],
+        ["http://"],
+        ["http://host:port"],
+        ["ftp://host"],
+        ["http://my host:80"],
+        [],
+        ["http://a:1", "http://a:1/v1"],
+    ],
+)
+def test_addresses_that_are_none(given):
+    with pytest.raises(ServerRefusedError, match="expected"):
+        ChatClient(given)
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it():
+    with pytest.raises(ServerRefusedError, match="environment variable") as info:
+        ChatClient([f"http://me:{SECRET}@host:80"])
+    assert SECRET not in str(info.value)
+
+
+def test_a_client_that_is_not_open():
+    async def scenario():
+        client = ChatClient(["http://127.0.0.1:1"])
+        with pytest.raises(RuntimeError, match="opened before"):
+            await client.complete(ask())
+        assert client.snapshot().addresses == ()
+        await client.close()
+        with pytest.raises(RuntimeError, match="opened once"):
+            await client.open()
+
+    run(scenario())
+
+
+def test_a_hook_that_fails_fails_nothing_else(caplog):
+    async def scenario():
+        stub = await ChatStub(refuses(429)).start()
+
+        def hook(name, figures):
+            raise ValueError(name)
+
+        client = ChatClient([stub.url], on_event=hook, backoff=0.001)
+        await client.open()
+        assert (await client.complete(ask())).text == "to hello"
+        await client.close()
+        await stub.stop()
+
+    run(scenario())
+    assert "on_event failed at 'retry'" in caplog.text
+
+
+def test_retry_after_as_a_number_or_a_date():
+    assert _retry_after(None) is None
+    assert _retry_after("2.5") == 2.5
+    assert _retry_after("-1") == 0
+    assert _retry_after("Sun, 06 Nov 1994 08:49:37 GMT") == 0
+    assert _retry_after("Fri, 06 Nov 2099 08:49:37 GMT") > 1e9
+    assert _retry_after("soon") is None
+
+
+def test_the_stub_tells_pictures_from_text():
+    """The stub's own count, on which the test of `measure` stands."""
+    body = json.dumps({"messages": [{"content": [{"type": "image_url"}, {"type": "text"}]}]})
+    written = []
+
+    class Writer:
+        write = staticmethod(written.append)
+
+    from chat_stub import Received
+
+    asyncio.run(answers(None, Received("/tokenize", {}, json.loads(body)), Writer()))
+    assert b'"count": 74' in written[0]

@@ -1,0 +1,221 @@
+"""Which model answers: read at the start, agreed between addresses, checked when one comes back."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from chat_stub import ChatStub, ask, card, connected, refuses, run, waits
+
+from agents.chat.base import Identity
+from agents.chat.client import ChatClient
+from agents.chat.served import fingerprint
+from agents.errors import ServerLostError, ServerRefusedError
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def identity_of(*stubs, **arguments):
+    got = []
+
+    async def scenario():
+        for stub in stubs:
+            await stub.start()
+        client = ChatClient([stub.url for stub in stubs], **arguments)
+        try:
+            got.append(await client.open())
+        finally:
+            await client.close()
+            for stub in stubs:
+                await stub.stop()
+
+    run(scenario())
+    return got[0]
+
+
+def test_the_only_model_is_taken():
+    expected = Identity("tiny", "/models/tiny", "", "", "vllm 1.2", 4096)
+    assert identity_of(ChatStub()) == expected
+    assert identity_of(ChatStub(), ChatStub(), model="tiny") == expected
+
+
+def test_a_revision_that_the_user_states():
+    assert identity_of(ChatStub(), revision="abc").revision == "abc"
+
+
+def test_several_models_and_none_named():
+    stub = ChatStub(cards=[card("one"), card("two")])
+    with pytest.raises(ServerRefusedError, match=r"serves 2 models \(one, two\): say which"):
+        identity_of(stub)
+
+
+def test_a_model_that_is_not_served():
+    with pytest.raises(ServerRefusedError, match="does not serve 'other'; it serves: tiny"):
+        identity_of(ChatStub(), model="other")
+
+
+@pytest.mark.parametrize("parent", ["tiny", "org/tiny"])
+def test_an_adapter(parent):
+    """Its card has no length, and names its base as served or, where the user said so, otherwise."""
+    cards = [card(), card("mine", "/adapters/mine", parent, None)]
+    identity = identity_of(ChatStub(cards=cards), model="mine")
+    assert identity == Identity("mine", "/adapters/mine", "/models/tiny", "", "vllm 1.2", 4096)
+
+
+def test_a_server_without_a_version():
+    stub = ChatStub(cards=[{"id": "gpt", "object": "model"}], version=None)
+    assert identity_of(stub) == Identity("gpt", "gpt", "", "", "openai-compatible", 0)
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [
+        (ChatStub(cards=[card(root="/models/else")]), "/models/else"),
+        (ChatStub(cards=[card(context=2048)]), "2048 tokens"),
+        (ChatStub(version="1.3"), "vllm 1.3"),
+    ],
+)
+def test_addresses_that_disagree(other, shown):
+    with pytest.raises(ServerRefusedError, match="serve different models") as info:
+        identity_of(ChatStub(), other)
+    assert shown in str(info.value)
+    assert "tiny (/models/tiny, 4096 tokens, vllm 1.2)" in str(info.value)
+
+
+def test_a_key_that_is_refused_at_the_start(monkeypatch):
+    monkeypatch.delenv("SELFTRAIN_API_KEY", raising=False)
+    stub = ChatStub()
+    stub.guarded = True
+    with pytest.raises(ServerRefusedError, match=r"HTTP 401.*SELFTRAIN_API_KEY"):
+        identity_of(stub)
+
+
+def test_nobody_answers_at_the_start():
+    async def scenario():
+        stub = await ChatStub().start()
+        await stub.stop()
+        client = ChatClient([stub.url], patience=0.05, probe_delays=(0.01, 0.02))
+        with pytest.raises(ServerLostError) as info:
+            await client.open()
+        message = str(info.value)
+        assert f"for 0.05 s ({stub.url}: Connection refused)" in message
+        assert "is kept" in message
+        assert client.snapshot().addresses[0].up is False
+
+    run(scenario())
+
+
+def test_an_address_that_is_down_at_the_start_joins_later():
+    async def scenario():
+        late = await ChatStub(usual=waits).start()
+        await late.stop()
+        first = ChatStub(usual=waits)
+        async with connected(first, late, maximum=1) as (client, events):
+            assert [state.up for state in client.snapshot().addresses] == [True, False]
+            assert events.of("down")[0]["address"] == late.url
+            await late.start()
+            await events.until("up", 2)
+            assert [state.up for state in client.snapshot().addresses] == [True, True]
+
+    run(scenario())
+
+
+def test_an_address_that_comes_back_with_another_model_is_left_out(caplog):
+    async def scenario():
+        steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
+        async with connected(changing, steady) as (client, events):
+            changing.cards = [card(root="/models/else")]
+            assert (await client.complete(ask())).text == "to hello"  # the 500 sent it on
+            await changing.asked("/v1/models", changing.gets["/v1/models"] + 3)
+            state = client.snapshot().addresses[0]
+            assert not state.up
+            assert "/models/else" in state.reason
+            assert "/models/tiny" in state.reason
+            changing.cards = [card()]
+            await events.until("up", 3)
+            assert client.snapshot().addresses[0].up
+
+    run(scenario())
+    assert [record.levelname for record in caplog.records if "left out" in record.message] == ["WARNING"]
+
+
+def test_an_address_that_comes_back_without_the_model_is_left_out(caplog):
+    async def scenario():
+        steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
+        async with connected(changing, steady, model="tiny") as (client, _):
+            changing.cards = [card("huge")]
+            assert (await client.complete(ask())).text == "to hello"
+            await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
+            assert "it serves: huge" in client.snapshot().addresses[0].reason
+
+    run(scenario())
+    assert caplog.text.count("left out") == 1
+
+
+@pytest.fixture
+def weights(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    (tmp_path / "chat_template.jinja").write_text("x")
+    (tmp_path / "README.md").write_text("x")
+    for file in tmp_path.iterdir():
+        os.utime(file, ns=(10**18, 10**18))
+    return tmp_path
+
+
+def test_the_fingerprint_of_a_folder(weights):
+    stub = ChatStub(cards=[card(root=str(weights))])
+    revision = identity_of(stub).revision
+    assert revision == fingerprint(str(weights))
+    assert len(revision) == 64
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "chat_template.jinja"])
+def test_the_fingerprint_follows_size_time_and_configuration(weights, name):
+    before, file = fingerprint(str(weights)), weights / name
+    os.utime(file, ns=(10**18, 10**18 + 1))
+    touched = fingerprint(str(weights))
+    file.write_bytes(file.read_bytes() + b" ")
+    os.utime(file, ns=(10**18, 10**18))
+    assert len({before, touched, fingerprint(str(weights))}) == 3
+
+
+def test_the_fingerprint_reads_the_configuration_and_nothing_else(weights):
+    before = fingerprint(str(weights))
+    (weights / "model.safetensors").write_bytes(b"4321")
+    (weights / "README.md").write_text("longer")
+    os.utime(weights / "model.safetensors", ns=(10**18, 10**18))
+    assert fingerprint(str(weights)) == before
+    (weights / "config.json").write_text('{"a": 2}')
+    os.utime(weights / "config.json", ns=(10**18, 10**18))
+    assert fingerprint(str(weights)) != before
+
+
+def test_an_address_that_comes_back_with_other_weights_is_left_out(weights, caplog):
+    async def scenario():
+        cards = [card(root=str(weights))]
+        steady, changing = ChatStub(cards=cards), ChatStub(refuses(500), cards=cards)
+        async with connected(changing, steady) as (client, events):
+            (weights / "model.safetensors").write_bytes(b"other")
+            assert (await client.complete(ask())).text == "to hello"
+            await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
+            assert f"the files in {weights} had changed" in client.snapshot().addresses[0].reason
+            assert len(events.of("up")) == 2
+
+    run(scenario())
+    assert caplog.text.count("left out") == 1
+
+
+def test_an_adapter_has_two_fingerprints(weights, tmp_path_factory):
+    mine = tmp_path_factory.mktemp("adapter")
+    (mine / "adapter_config.json").write_text("{}")
+    cards = [card(root=str(weights)), card("mine", str(mine), "tiny", None)]
+    revision = identity_of(ChatStub(cards=cards), model="mine").revision
+    assert revision == f"{fingerprint(str(mine))}+{fingerprint(str(weights))}"
+
+
+def test_no_fingerprint_of_a_hub_name(monkeypatch, tmp_path):
+    (tmp_path / "org").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint("org") == ""
+    assert fingerprint(str(tmp_path / "absent")) == ""
