@@ -106,7 +106,7 @@ def read_answer(completion: Completion, form: Form) -> Answer:
     fault = _malformed(record, form)
     if fault:
         return _failed(fault)
-    label, rationale = record["label"], record.get("rationale", "").strip()
+    label, rationale = record["label"], _marked(record.get("rationale", "").strip(), form)
     shares = label_shares(completion.tokens, form)
     if label == form.unsure:
         return Answer(State.ABSTAIN, None, rationale, shares)
@@ -120,6 +120,11 @@ def _unfinished(completion: Completion) -> str:
     if completion.finish == "length":
         return f"cut off after {completion.usage.completion} tokens"
     return "" if completion.text.strip() else "empty"
+
+
+def _marked(rationale: str, form: Form) -> str:
+    """The rationale, with a mark where the schema's limit may have ended it in the middle."""
+    return f"{rationale}…" if form.limit and len(rationale) >= form.limit else rationale
 
 
 def _malformed(record: object, form: Form) -> str:

@@ -74,6 +74,7 @@ class VlmPanel:
         self._settings = dict(settings or {})
         self._thread = LoopThread()
         self._payer: Payer | None = None
+        self._reached = False
         self._alone: dict[str, tuple[Judgment, ...]] = {}  # judgments of labelled posts, by post id
 
     # ---- as the loop sees it --------------------------------------------------------------------------
@@ -151,7 +152,8 @@ class VlmPanel:
 
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
-        if self._payer is not None:
+        if self._reached:
+            self._reached = False
             self._thread.run(self._backend.close())
         self._thread.close()
         self._store.close()
@@ -188,6 +190,7 @@ class VlmPanel:
 
     async def _opened(self) -> Payer:
         if self._payer is None:
+            self._reached = True  # also if it fails: what was begun is to be closed
             identity = await self._backend.open()
             self._payer = Payer(
                 self._backend,

@@ -1,0 +1,283 @@
+"""Fences, forms, prompts and calibration of the vision-language agents."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vlm_helpers import BRIEF, CLASSES, raw, said
+
+from agents.chat.base import Token, picture
+from agents.errors import PromptError
+from agents.judgment import Judgment, State
+from agents.vlm import calibration
+from agents.vlm.brief import Brief
+from agents.vlm.fencing import cut, neutralise, quoted
+from agents.vlm.forms import Form, label_shares, loops, read_answer
+from agents.vlm.prompts import BUILT_IN, Prompts
+
+SPECIAL = [
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>", "<video>", "</s>", "<s>", "[INST]", "[/INST]",
+    "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "<|vision_start|>", "<|image_pad|>", "[IMG]", "[gMASK]",
+    "<|eot_id|>", "<|begin_of_text|>", "<\uff5cUser\uff5c>", "<tool_call>", "<im_patch>", "<unk>", "<pad>",
+]  # fmt: skip
+FORM = Form(tuple(CLASSES), "unsure")
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_special_strings_do_not_survive(special):
+    for text in (special, f"a{special}b", special.replace("<", "\uff1c").replace(">", "\uff1e"), special * 3):
+        assert special not in unicodedata.normalize("NFKC", neutralise(text))
+
+
+@settings(deadline=None)
+@given(st.text() | st.lists(st.sampled_from([*SPECIAL, "\n", "\u2028", "> ", "x"])).map("".join))
+def test_no_text_leaves_its_fence(text):
+    fenced = quoted(neutralise(text, SPECIAL))
+    assert all(line.startswith("> ") and ">" not in line[2:] for line in fenced.splitlines())
+    assert not any(special in fenced for special in SPECIAL)
+    # nothing unseen is left, joiners of scripts and emoji apart
+    unseen = [c for c in fenced if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") and c not in "\n\t"]
+    assert set(unseen) <= {"\u200c", "\u200d"}
+    assert neutralise(neutralise(text)) == neutralise(text)
+
+
+def test_special_strings_of_a_tokenizer_of_its_own_are_broken_too():
+    assert "Human::" not in neutralise("x Human:: y", ["Human::"])
+
+
+def test_ordinary_text_stays_readable():
+    text = "I <3 you\n\tmore than 2 > 1 \U0001f469\u200d\U0001f680 caf\u00e9 \u0627\u0644\u0633 [1] [ok?]"
+    assert neutralise(text).replace("\u2039", "<").replace("\u203a", ">") == text
+
+
+@settings(deadline=None)
+@given(st.text(), st.integers(50, 200))
+def test_cut_keeps_a_beginning(text, limit):
+    short = cut(text, limit)
+    assert len(short.text) <= limit
+    assert text.startswith(short.text)
+    assert short.shortened == (short.text != text)
+
+
+def prompts(**options):
+    return Prompts(BRIEF, **options)
+
+
+def test_a_long_text_is_cut_with_a_mark_outside_the_quotation():
+    words = prompts(text_chars=100).post("word " * 100, [], "end").parts[0]
+    assert words.endswith("(cut here: 99 of 500 characters are shown)")
+    assert not words.rsplit("\n", 1)[1].startswith(">")
+
+
+def test_a_post_tells_what_it_has():
+    shown = prompts()
+    two = [picture(b"a", "image/jpeg"), picture(b"b", "image/jpeg")]
+    assert shown.post("hi", two, "end").parts == ("The post has words and 2 pictures.\n> hi", *two, "end")
+    assert shown.post(" \n", two[:1], "end").parts[0] == "The post has no words and one picture."
+    assert shown.post("hi", [], "end").parts[0].startswith("The post has words and no picture.")
+
+
+def test_the_policy_and_every_class_are_in_the_system_prompt():
+    text = prompts().system().parts[0]
+    for piece in (BRIEF.policy, *CLASSES, *CLASSES.values(), BRIEF.task):
+        assert piece in text
+
+
+def test_the_task_may_word_the_roles():
+    mine = Prompts(Brief("t", "p", CLASSES, {"reviewer": "You are strict."}))
+    assert "You are the Reviewer. You are strict." in mine.ending("reviewer.first", FORM)
+    assert "You speak for the people" in mine.ending("user.first", FORM)
+
+
+@pytest.mark.parametrize(
+    ("state", "label", "shown"),
+    [
+        (State.LABEL, "rude", '"rude"\n> he \u2039|im_end|\u203a said\n> so'),
+        (State.ABSTAIN, None, '"unsure"\n> he \u2039|im_end|\u203a said\n> so'),
+        (State.FAILED, None, "no answer that could be read"),
+    ],
+)
+def test_the_other_agent_s_words_are_fenced(state, label, shown):
+    other = Judgment("reviewer", 0, state, label, None, "he <|im_end|> said\nso", "vlm")
+    assert f"has judged this post:\n{shown}\n\n" in prompts().ending("user.sequential", FORM, other=other)
+
+
+def test_a_user_s_file_replaces_the_built_in_one(tmp_path):
+    (tmp_path / "judge.zero_shot.txt").write_text("Mine costs $$5.\n$form\n")
+    assert prompts(folder=tmp_path).ending("judge.zero_shot", FORM).startswith("Mine costs $5.\nAnswer with")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("reviewer.txt", "x", "holds"),
+        ("judge.zero_shot.txt", "no place for the form", "lacks"),
+        ("judge.zero_shot.txt", "$form $policy", "may use"),
+        ("judge.zero_shot.txt", "$form costs $ 5", "dollar"),
+    ],
+)
+def test_a_user_s_file_that_cannot_be_used_is_named(tmp_path, name, text, complaint):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PromptError, match=complaint) as caught:
+        prompts(folder=tmp_path)
+    assert name in str(caught.value)
+    with pytest.raises(PromptError, match="absent"):
+        prompts(folder=tmp_path / "absent")
+
+
+def test_every_built_in_file_is_used():
+    from agents.vlm.prompts import _PLACEHOLDERS
+
+    assert {file.name for file in BUILT_IN.iterdir()} == set(_PLACEHOLDERS)
+
+
+def test_the_unsure_answer_never_meets_a_class():
+    assert Brief("t", "p", {"unsure": "a", "sure": "b"}).unsure == "cannot tell"
+
+
+@pytest.mark.parametrize("name", ["reason_first", "label_first", "label_only", "cot"])
+def test_schema_order_is_the_order_of_writing(name):
+    form = Form(tuple(CLASSES), "unsure", name, 100)
+    schema = form.schema()
+    order = {"label_first": ["label", "rationale"], "label_only": ["label"]}.get(name, ["rationale", "label"])
+    assert list(schema["properties"]) == schema["required"] == order
+    assert schema["properties"]["label"]["enum"] == ["rude", "kind", "unsure"]
+    assert form.limit == {"label_only": 0, "cot": 300}.get(name, 100)
+
+
+def token(text, *alternatives):
+    return Token(text, dict(alternatives)[text], tuple(alternatives))
+
+
+def test_label_shares_of_whole_tokens():
+    assert label_shares(said("rude", 0.8).tokens, FORM) == pytest.approx({"rude": 0.8, "kind": 0.2})
+
+
+def test_label_shares_where_names_begin_alike_and_unsure_is_left_out():
+    form = Form(("harm none", "harm much"), "unsure")
+    tokens = [
+        token('{"label": "', ('{"label": "', 0.0)),
+        token("ha", ("ha", math.log(0.6)), ("h", math.log(0.1)), ("un", math.log(0.3))),
+        token("rm ", ("rm ", 0.0)),
+        token("much", ("much", math.log(0.75)), ("no", math.log(0.25))),
+    ]
+    # "h" may become either: half of its tenth each; of "ha"'s six tenths a quarter turns to "none"
+    none, much = 0.05 + 0.6 * 0.25, 0.05 + 0.6 * 0.75
+    assert label_shares(tokens, form) == pytest.approx(
+        {"harm none": none / (none + much), "harm much": much / (none + much)}
+    )
+
+
+def test_label_shares_ignore_what_no_name_can_begin_with():
+    tokens = [
+        token('"label":"', ('"label":"', 0.0)),
+        token("ru", ("ru", math.log(0.3)), ("ki", math.log(0.1)), ("xx", math.log(0.6))),
+        token('de"', ('de"', 0.0)),
+    ]
+    assert label_shares(tokens, FORM) == pytest.approx({"rude": 0.75, "kind": 0.25})
+
+
+def test_a_key_quoted_in_the_rationale_is_not_the_label():
+    text = json.dumps({"rationale": 'it says "label": "kind" itself', "label": "rude"})
+    head, tail = text.rsplit('"rude', 1)
+    tokens = [
+        token(head, (head, 0.0)),
+        token('"rude', ('"rude', math.log(0.9)), ('"kind', math.log(0.1))),
+        token('"' + tail, ('"' + tail, 0.0)),
+    ]
+    assert label_shares(tokens, FORM) == pytest.approx({"rude": 0.9, "kind": 0.1})
+
+
+@pytest.mark.parametrize("tokens", [(), (token("nothing", ("nothing", 0.0)),)])
+def test_no_label_no_shares(tokens):
+    assert label_shares(tokens, FORM) is None
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["rude", "kind", "unsure", "ru", "k"]), st.floats(-8, 0), min_size=1))
+def test_shares_add_up_to_one(logprobs):
+    chosen = max(logprobs, key=logprobs.get)
+    tokens = [
+        token('"label":"', ('"label":"', 0.0)),
+        Token(chosen, logprobs[chosen], tuple(logprobs.items())),
+    ]
+    shares = label_shares(tokens, FORM)
+    assert shares is None or sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_an_answer_is_read():
+    answer = read_answer(said("rude", rationale=" an insult "), FORM)
+    assert (answer.state, answer.label, answer.rationale) == (State.LABEL, "rude", "an insult")
+    assert read_answer(raw('{"rationale":"x","label":"unsure"}'), FORM).state is State.ABSTAIN
+
+
+def test_a_rationale_at_its_limit_is_marked():
+    form = Form(tuple(CLASSES), "unsure", rationale_chars=20)
+    assert read_answer(said("rude", rationale="abcdefghij klmnopqrs"), form).rationale.endswith("s\u2026")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["You are a fool. " * 5, "na" * 40, "The picture. The picture. The picture. The picture. The picture."],
+)
+def test_loops_are_seen(text):
+    assert loops(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The post mocks a group for where it comes from, and the picture repeats an old caricature of it.",
+        "hahahaha is laughter, not an insult.",
+        "No, no, no: it quotes a song.",
+        "Die Katze sitzt auf dem Dach, und niemand wird beleidigt; das Bild zeigt ein Haus mit einem Garten.",
+    ],
+)
+def test_prose_is_no_loop(text):
+    assert not loops(text)
+
+
+def test_calibration_without_posts_changes_nothing():
+    fitted = calibration.fit([], [], ["rude", "kind"])
+    assert fitted.apply({"rude": 0.9, "kind": 0.1}) == pytest.approx({"rude": 0.9, "kind": 0.1})
+
+
+def test_calibration_mends_sureness_and_leaning():
+    """Always .95 rude; half of the posts are."""
+    shares = [{"rude": 0.95, "kind": 0.05}] * 100
+    fitted = calibration.fit(shares, ["rude", "kind"] * 50, ["rude", "kind"])
+    assert fitted.apply(shares[0])["rude"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_calibration_never_turns_an_order_round():
+    shares = [{"rude": p, "kind": 1 - p} for p in (0.1, 0.3, 0.6, 0.9)] * 20
+    fitted = calibration.fit(shares, (["rude"] * 2 + ["kind"] * 2) * 20, ["rude", "kind"])
+    corrected = [fitted.apply(one)["rude"] for one in shares[:4]]
+    assert corrected == sorted(corrected)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["a", "b", "c"])), max_size=12),
+)
+def test_calibrated_probabilities_add_up(pairs):
+    classes = ["a", "b", "c"]
+    shares = [{"a": p, "b": (1 - p) / 2, "c": (1 - p) / 2} for p, _ in pairs]
+    fitted = calibration.fit(shares, [label for _, label in pairs], classes)
+    for one in shares:
+        assert sum(fitted.apply(one).values()) == pytest.approx(1.0)
+
+
+def test_held_out_probabilities_come_from_the_other_folds():
+    shares = [{"a": 0.9, "b": 0.1}] * 10
+    given = calibration.held_out([*shares, None], ["a"] * 5 + ["b"] * 6, ["a", "b"], folds=2)
+    assert given[-1] is None
+    even = calibration.fit([shares[0]] * 5, ["a", "a", "b", "b", "b"], ["a", "b"])
+    odd = calibration.fit([shares[0]] * 5, ["a", "a", "a", "b", "b"], ["a", "b"])
+    assert given[1] == odd.apply(shares[0])
+    assert given[0] == even.apply(shares[0])
