@@ -165,3 +165,14 @@ def expected_calibration_error(bins: Iterable[Bin]) -> float:
     listed = list(bins)
     posts = sum(one.posts for one in listed)
     return sum(one.posts * abs(one.confidence - one.accuracy) for one in listed) / max(posts, 1)
+
+
+def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
+    """Posts of the positive class by predicted probability, in `bins` equal intervals; and the others."""
+    from selftrain.calibration import probabilities
+
+    odds = probabilities(scored.logits)
+    positive, negative = (
+        np.histogram(odds[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
+    )
+    return positive, negative

@@ -186,11 +186,15 @@
     const made = make("div", "parties");
     const head = make("div", "step-head");
     head.append(label(listing.label[i]), make("span", "figure", percent(listing.probability[i])));
-    made.append(party("classifier", [head, meter(listing.probability[i])]));
+    const own = make("div", "step");
+    own.append(head, meter(listing.probability[i]));
+    made.append(party("classifier", [own]));
     listing.agents.forEach((name, agent) => {
       const steps = said.filter((one) => one[0] === agent);
       if (steps.length) made.append(party(name, steps.map((one, k) => step(one, steps[k - 1]))));
     });
+    const rows = Math.max(...[...made.children].map((one) => one.children.length));
+    for (const one of made.children) one.style.gridRow = "span " + rows;
     return made;
   };
   const picture = ([number_, name], k, all) => {

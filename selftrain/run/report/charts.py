@@ -101,6 +101,8 @@ def stacked_bars(
         floor = [0] * len(rounds)
         for colour, counts in zip(SERIES, parts, strict=False):
             for number, count, base, full in zip(rounds, counts, floor, kept, strict=True):
+                if not full:  # no grid shines through a pale bar
+                    axes.bar(number, count, 0.68, base, color=COLOURS["paper"], lw=0)
                 axes.bar(
                     number, count, 0.68, base, color=COLOURS[colour], alpha=1 if full else 0.38, lw=0,
                     gid=f"{MARK}bar",
@@ -171,6 +173,23 @@ def reliability_chart(diagrams: Sequence[Reliability], name: str, what: str) -> 
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("probability said")
         axes.set_ylabel("share that was so")
+        return to_svg(figure, name, what)
+
+
+def histogram_chart(positive: Sequence[int], negative: Sequence[int], name: str, what: str) -> Markup:
+    """Posts by predicted probability: those of the positive class upwards, the others downwards."""
+    with _figure(SMALL) as (figure, axes):
+        width = 1 / len(positive)
+        middles = [(number + 0.5) * width for number in range(len(positive))]
+        axes.bar(middles, positive, width * 0.86, color=COLOURS["first"], lw=0)
+        axes.bar(middles, [-count for count in negative], width * 0.86, color=COLOURS["second"], lw=0)
+        axes.axhline(0, color=COLOURS["faint"], lw=1)
+        most = max(*positive, *negative, 1) * 1.1
+        axes.set_ylim(-most, most)
+        axes.yaxis.set_major_locator(_whole())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("probability said")
         return to_svg(figure, name, what)
 
 

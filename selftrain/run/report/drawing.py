@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from selftrain.run.report import charts
 from selftrain.run.report.html import render_template
-from selftrain.run.report.page import COST, Page, RoundRow
+from selftrain.run.report.page import COST, FinalSplit, Page, RoundRow
 
 Json = dict[str, Any]
 
@@ -18,8 +18,9 @@ LOSS_PARTS = {
     "loss": "total", "pn": "labelled posts", "soft": "agreed posts", "unlabelled": "divergent posts",
 }  # fmt: skip
 COST_NAMES = {
-    "calls": "calls", "failed": "failed", "prompt": "prompt tokens", "cached": "of them cached",
-    "image": "of them images", "completion": "completion tokens", "seconds": "seconds",
+    "calls": "calls", "stored": "from the store", "failed": "failed", "prompt": "prompt tokens",
+    "cached": "of them cached", "image": "of them images", "completion": "completion tokens",
+    "seconds": "seconds",
 }  # fmt: skip
 
 
@@ -34,6 +35,7 @@ class Charts(NamedTuple):
         precision: Of candidates, consistent and divergent sets.
         agents: Role -> calibration.
         precision_recall, reliability: The best model.
+        histogram: (chart, split): where its scores lie.
     """
 
     curve: tuple[Markup, Markup] | None
@@ -46,6 +48,7 @@ class Charts(NamedTuple):
     agents: Mapping[str, Markup]
     precision_recall: Markup | None
     reliability: Markup | None
+    histogram: tuple[Markup, str] | None
 
 
 def render(page: Page) -> str:
@@ -59,8 +62,6 @@ def draw(page: Page) -> Charts:
     rounds = page.rounds
     verified = [row for row in rounds if row.number]
     best = None if page.summary is None else rounds[page.summary.best_round]
-    curves = [one.precision_recall for one in page.final if one.precision_recall is not None]
-    diagrams = [one.reliability for one in page.final if one.reliability is not None]
     return Charts(
         curve=_curve(rounds),
         consistent=_set(verified, "consistent", page),
@@ -78,16 +79,9 @@ def draw(page: Page) -> Charts:
             for number, part in enumerate(page.agents.parts, 1)
             if part.measured is not None and part.measured.reliability is not None
         },
-        precision_recall=charts.precision_recall_chart(
-            curves, "precision-recall", "Precision by recall of the best model"
-        )
-        if curves
-        else None,
-        reliability=charts.reliability_chart(
-            diagrams, "reliability", "Share of positive posts by the probability that the best model gave"
-        )
-        if diagrams
-        else None,
+        precision_recall=_precision_recall(page.final),
+        reliability=_reliability(page.final),
+        histogram=_histogram(page.final),
     )
 
 
@@ -165,3 +159,24 @@ def _precision(rounds: Sequence[RoundRow]) -> Markup:
     }
     what = "Share of right classifier labels by round, among candidates, consistent and divergent posts"
     return charts.lines([row.number for row in rounds], series, "precision", what, share=True)
+
+
+def _precision_recall(final: Sequence[FinalSplit]) -> Markup | None:
+    curves = [one.precision_recall for one in final if one.precision_recall is not None]
+    what = "Precision by recall of the best model"
+    return charts.precision_recall_chart(curves, "precision-recall", what) if curves else None
+
+
+def _reliability(final: Sequence[FinalSplit]) -> Markup | None:
+    diagrams = [one.reliability for one in final if one.reliability is not None]
+    what = "Share of positive posts by the probability that the best model gave"
+    return charts.reliability_chart(diagrams, "reliability", what) if diagrams else None
+
+
+def _histogram(final: Sequence[FinalSplit]) -> tuple[Markup, str] | None:
+    """Of the test split where there is one: the model was fitted to neither, but chosen on validation."""
+    for split in reversed(final):
+        if split.histogram is not None:
+            what = f"Posts of each class by the probability that the best model gave, {split.name}"
+            return charts.histogram_chart(*split.histogram, "histogram", what), split.name
+    return None

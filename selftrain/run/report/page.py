@@ -19,13 +19,21 @@ from selftrain.run.intervals import Estimate, counts_of, estimates
 from selftrain.run.report.agents import Agents, gather_agents
 from selftrain.run.report.browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.run.report.pictures import BUDGET
-from selftrain.run.scores import PrecisionRecall, Reliability, precision_recall, read_scores, reliability
+from selftrain.run.scores import (
+    PrecisionRecall,
+    Reliability,
+    histogram,
+    precision_recall,
+    read_scores,
+    reliability,
+)
 from selftrain.run.summary import Score, Summary, is_held, score, summarise, why_stopped
 
 Json = dict[str, Any]
 
 QUARANTINED = 200
-COST = ("calls", "failed", "prompt", "cached", "image", "completion", "seconds")
+HISTOGRAM = 20
+COST = ("calls", "stored", "failed", "prompt", "cached", "image", "completion", "seconds")
 
 
 class TaskText(NamedTuple):
@@ -64,6 +72,8 @@ class FinalSplit(NamedTuple):
         figures: Its metrics.
         estimates: Metric -> value and 95 % interval.
         precision_recall, reliability: None without scores.
+        histogram: Posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of
+            the negative; None without scores.
     """
 
     name: str
@@ -71,6 +81,7 @@ class FinalSplit(NamedTuple):
     estimates: Mapping[str, Estimate]
     precision_recall: PrecisionRecall | None
     reliability: Reliability | None
+    histogram: tuple[Sequence[int], Sequence[int]] | None
 
 
 class Cost(NamedTuple):
@@ -200,8 +211,8 @@ def _task(recipe: Json, environment: Json) -> TaskText:
 
 def _cost(finished: Sequence[Json]) -> Cost | None:
     rounds = [(int(one["round"]), _cost_figures(one["cost"])) for one in finished if one.get("cost")]
-    if not rounds:
-        return None
+    if not any(cost[name] for _, cost in rounds for name in ("calls", "stored", "failed")):
+        return None  # agents that call nobody
     return Cost(rounds, {name: sum(cost.get(name) or 0 for _, cost in rounds) for name in COST})
 
 
@@ -226,6 +237,7 @@ def _final(folder: RunFolder, best: Json, task: TaskText) -> list[FinalSplit]:
                 estimates=estimates(counts_of(figures)),
                 precision_recall=None if one is None else precision_recall(one),
                 reliability=None if one is None else reliability(one),
+                histogram=None if one is None else histogram(one, HISTOGRAM),
             )
         )
     return splits
