@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -28,7 +28,8 @@ class Interval(NamedTuple):
     high: float
 
 
-class Bin(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bin:
     """Judgments whose stated probability lies in (low, high]: how sure they were, and how often right."""
 
     low: float
@@ -55,7 +56,7 @@ class Reliability:
 
     def to_json(self) -> dict[str, Any]:
         """A record of JSON values."""
-        return {"brier": self.brier, "ece": self.ece, "bins": [one._asdict() for one in self.bins]}
+        return {"brier": self.brier, "ece": self.ece, "bins": [asdict(one) for one in self.bins]}
 
 
 @dataclass(frozen=True, slots=True)

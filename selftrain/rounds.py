@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,38 @@ class Round:
         if self.figures["simulated"]:
             parts.append("SIMULATED agents")
         return " | ".join(parts)
+
+
+def trust_lines(finished: Round, before: Round | None) -> Iterator[str]:
+    """How good the agents are on posts of known label; nothing where the round before said the same."""
+    trusted = finished.figures.get("trust")
+    if not trusted or (before is not None and before.figures.get("trust") == trusted):
+        return
+    for role, agent in trusted["agents"].items():
+        value, low, high = (agent["balanced_accuracy"][name] for name in ("value", "low", "high"))
+        chance = ", MAY BE GUESSING" if agent["near_chance"] else ""
+        yield (
+            f"{role} on the labelled posts: balanced accuracy {value:.2f} ({low:.2f} to {high:.2f}),"
+            f" {agent['answered']} answered{chance}"
+        )
+    for pair, kappa in trusted["kappa"].items():
+        yield f"agreement of {pair} beyond chance (kappa): {'none' if kappa is None else f'{kappa:.2f}'}"
+
+
+def cost_lines(finished: Round) -> Iterator[str]:
+    """What a round cost, and what came of the cross-review; nothing for agents that cost nothing."""
+    cost = finished.figures.get("cost")
+    if not cost or not (cost["calls"] or cost["stored"]):
+        return
+    cached = f" ({cost['cached'] / cost['prompt']:.0%} cached)" if cost["prompt"] else ""
+    yield (
+        f"{cost['calls']:,} calls and {cost['stored']:,} answers from the store; tokens: {cost['prompt']:,}"
+        f" read{cached}, {cost['completion']:,} written; {cost['failed']} without a usable answer"
+    )
+    for role, agent in finished.figures["agents"].items():
+        better, worse = agent["changed_for_better"], agent["changed_for_worse"]
+        known = f", {better} for the better and {worse} for the worse" if agent["truth_known"] else ""
+        yield f"{role} changed its mind {agent['changed_mind']} times in {agent['reconsidered']}{known}"
 
 
 def model_figures(model: Model, training: TrainingSet, theta: float | None) -> Json:

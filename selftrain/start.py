@@ -25,6 +25,7 @@ from selftrain.run.folder import RunFolder
 if TYPE_CHECKING:
     from backbones.base import Backbone
     from losses.pnu import PNULoss
+    from selftrain.estimate import Estimate
     from selftrain.finetune import BackboneTrainer
     from selftrain.loop import LoopSettings
     from selftrain.rounds import Round
@@ -115,6 +116,33 @@ class Run:
             finally:
                 if isinstance(panel, Metered):
                     panel.close()
+
+    def estimate(self, *, progress: bool = False) -> Estimate:
+        """What the run's vision-language agents would cost; see `selftrain.estimate`.
+
+        Raises:
+            RecipeError: The recipe asks other agents, which cost nothing.
+            SelftrainError, AgentError: As `rounds`.
+        """
+        from agents.vlm.panel import VlmPanel
+        from backbones import load_backbone
+        from selftrain.errors import RecipeError
+        from selftrain.estimate import estimate
+        from selftrain.panels import build_panel
+        from selftrain.preparation import prepare
+
+        if self.recipe.agents.kind != "vlm":
+            raise RecipeError(f'agents.kind is "{self.recipe.agents.kind}": these agents cost nothing to ask')
+        backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
+        prepared = prepare(self.recipe, backbone, progress=progress)
+        panel = build_panel(
+            self.recipe, prepared.task, prepared.corpus, out=self.folder.path, progress=progress
+        )
+        assert isinstance(panel, VlmPanel)
+        try:
+            return estimate(self.recipe, prepared.corpus, panel)
+        finally:
+            panel.close()
 
     def _told(self, rounds: Iterator[Round]) -> Iterator[Round]:
         """`rounds`, each told to TensorBoard before it is passed on; the report follows however they end.

@@ -10,21 +10,37 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..chat.base import Backend, Identity
+from ..chat.base import Backend, Identity, PromptSize
 from ..errors import LearningError
 from ..judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, Verdict
 from . import calibration
 from .interview import Interviewer, Seen
 from .paying import Payer, Spending
-from .protocols import Ask, Asking, Protocol
+from .protocols import Ask, Asking, Protocol, all_asks
 from .side_by_side import SideBySide
 from .store import AnswerStore
 from .threads import LoopThread
 
 Progress = Callable[[str, int], Callable[[Spending], None]]
 """From what is done and how many there are to a function that is told after each."""
+
+
+class PromptSizes(NamedTuple):
+    """Calls on one candidate and their mean prompts.
+
+    Attributes:
+        alone_calls: Before the classifier's label counts.
+        alone: Mean tokens of such a prompt, and of the pictures in it.
+        then_calls: At most this many more.
+        then: Mean tokens of those, and of the pictures in them.
+    """
+
+    alone_calls: int
+    alone: tuple[float, float]
+    then_calls: int
+    then: tuple[float, float]
 
 
 class VlmPanel:
@@ -150,6 +166,28 @@ class VlmPanel:
         """The model that answers; it is reached if it was not before."""
         return self._thread.run(self._opened()).identity
 
+    def measure(self, posts: Sequence[PostLike], said: Judgment, classifier: str) -> PromptSizes:
+        """Mean prompt sizes of the calls on `posts`; no answer is asked for.
+
+        Args:
+            posts: A sample, one or more.
+            said: A judgment of usual length, of another label than `classifier`.
+            classifier: The label that prompts of the second step show.
+        """
+        parts = all_asks(self._protocol, said, classifier)
+
+        async def sizes(post: PostLike) -> list[list[PromptSize]]:
+            seen = await self._interviewer.look_at(post)
+            return [
+                [await self._backend.measure(self._interviewer.request(seen, ask)) for ask in asks]
+                for asks in parts
+                if not seen.fault
+            ]
+
+        measured = self._work("prompt sizes", posts, sizes)
+        alone, then = ([size for one in measured if one for size in one[part]] for part in (0, 1))
+        return PromptSizes(len(parts[0]), _mean(alone), len(parts[1]), _mean(then))
+
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
         if self._reached:
@@ -246,6 +284,12 @@ class VlmPanel:
     def _shares(self, role: str, ids: Sequence[str]) -> list[dict[str, float] | None]:
         place = self._protocol.roles.index(role)
         return [self._alone[post_id][place].details.get("uncalibrated") for post_id in ids]
+
+
+def _mean(sizes: Sequence[PromptSize]) -> tuple[float, float]:
+    """Mean tokens of prompts, and of the pictures in them; (0, 0) of none."""
+    count = max(len(sizes), 1)
+    return sum(size.prompt for size in sizes) / count, sum(size.image for size in sizes) / count
 
 
 def _recalibrated(judgment: Judgment, probabilities: dict[str, float] | None) -> Judgment:

@@ -78,8 +78,12 @@ class Prompts:
         return Message("system", (words,))
 
     def post(self, text: str, pictures: Sequence[Picture], ending: str) -> Message:
-        """One post, its pictures, and at the end what is asked about it."""
-        return Message("user", (self._post_words(text, len(pictures)), *pictures, ending))
+        """One post, its pictures, and at the end what is asked about it.
+
+        Templates join the parts as they are: without the line breaks the question would go on in the last
+        line of the quotation.
+        """
+        return Message("user", (self._post_words(text, len(pictures)) + "\n", *pictures, "\n" + ending))
 
     def ending(
         self,

@@ -10,6 +10,7 @@ on from those judgments once there is a classifier's label.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from ..judgment import Judgment
@@ -99,6 +100,33 @@ def _judge_alone(template: str) -> Callable[[], Asking]:
 def _nothing_more(first: Sequence[Judgment], classifier: str, thorough: bool) -> Asking:
     return
     yield  # a generator that ends at once
+
+
+def all_asks(protocol: Protocol, said: Judgment, classifier: str) -> tuple[tuple[Ask, ...], tuple[Ask, ...]]:
+    """Every question that `alone` and `then` can ask, with stand-ins for what agents say.
+
+    Args:
+        protocol: Whose.
+        said: The stand-in for every judgment, of another label than `classifier`.
+        classifier: The classifier's label.
+    """
+    alone, judgments = _driven(protocol.alone(), said)
+    then, _ = _driven(protocol.then(judgments, classifier, True), said)
+    return alone, then
+
+
+def _driven(asking: Asking, said: Judgment) -> tuple[tuple[Ask, ...], list[Judgment]]:
+    asked: list[Ask] = []
+    judgments: list[Judgment] = []
+    try:
+        asks = next(asking)
+        while True:
+            answers = [replace(said, agent=ask.role, step=ask.step) for ask in asks]
+            asked += asks
+            judgments += answers
+            asks = asking.send(answers)
+    except StopIteration:
+        return tuple(asked), judgments
 
 
 _BOTH, _ONE = ("reviewer", "user"), ("judge",)

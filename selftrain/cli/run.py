@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from selftrain.rounds import Round
     from selftrain.run.folder import RunFolder
 
 QUICKSTART_POSTS = 900
@@ -25,6 +26,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE",
         help="change one value of the recipe; may be given several times",
     )  # fmt: skip
+    run.add_argument(
+        "--estimate", action="store_true",
+        help="tell what vision-language agents would cost and stop there; a short probe is paid for, and kept",
+    )  # fmt: skip
     run.set_defaults(handler=run_recipe)
     quickstart = subparsers.add_parser("quickstart", help="a first run, on posts that it draws itself")
     quickstart.add_argument(
@@ -35,7 +40,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def run_recipe(args: argparse.Namespace) -> int:
-    """Prints every round as it finishes, then what the run has come to."""
+    """Prints every round as it finishes, then what the run has come to; or what it would cost."""
+    if args.estimate:
+        return _estimate(args.recipe, args.out, args.overrides)
     return _go(args.recipe, args.out, args.overrides)
 
 
@@ -74,19 +81,33 @@ def quickstart_recipe() -> Path:
 
 def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
     from selftrain.printable import printable
+    from selftrain.rounds import cost_lines, trust_lines
     from selftrain.run.folder import RunFolder
     from selftrain.start import start
 
     started = start(recipe, out, overrides)
     earlier = len(RunFolder(out).finished_rounds())
     print(printable(f"{'going on with' if earlier else 'starting'} the run {out}"), flush=True)
+    before: Round | None = None
     for finished in started.rounds(progress=sys.stderr.isatty()):
         mark = "  (finished earlier)" if finished.number < earlier else ""
         print(f"{finished}{mark}", flush=True)
+        for line in (*trust_lines(finished, before), *cost_lines(finished)):
+            print(f"         | {printable(line)}", flush=True)
+        before = finished
     if started.stopped:
         print(printable(f"\nstopped: {started.stopped}"), flush=True)
     if started.folder.finished_rounds():
         _close(started.folder)
+    return 0
+
+
+def _estimate(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
+    from selftrain.start import start
+
+    started = start(recipe, out, overrides)
+    for line in started.estimate(progress=sys.stderr.isatty()).lines(started.recipe.vlm.token_cap):
+        print(line)
     return 0
 
 

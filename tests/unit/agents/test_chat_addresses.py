@@ -319,6 +319,31 @@ def test_a_retried_call_keeps_its_place_in_the_order():
     run(scenario())
 
 
+def test_the_oldest_call_goes_first_whichever_queue_it_stands_in():
+    async def scenario():
+        line = await two(1, 1)
+        places = [await line.take(line.ticket(), "") for _ in range(2)]
+        order, tickets = [], [line.ticket() for _ in range(4)]
+
+        async def take(ticket, avoid):
+            place = await line.take(ticket, "", avoid)
+            order.append(ticket)
+            line.give_back(place)
+
+        # those that avoid the second address stand in the queue of the first, the others in the common one
+        second = places[1].address
+        tasks = [
+            asyncio.create_task(take(tickets[n], avoid))
+            for n, avoid in ((3, second), (2, None), (1, second), (0, None))
+        ]
+        await stand_still()
+        line.give_back(places[0])
+        await asyncio.gather(*tasks)
+        assert order == tickets
+
+    run(scenario())
+
+
 def test_the_longest_unused_affinity_is_forgotten(monkeypatch):
     monkeypatch.setattr(addresses_module, "REMEMBERED", 2)
 

@@ -70,15 +70,16 @@ def prompts(**options):
 
 def test_a_long_text_is_cut_with_a_mark_outside_the_quotation():
     words = prompts(text_chars=100).post("word " * 100, [], "end").parts[0]
-    assert words.endswith("(cut here: 99 of 500 characters are shown)")
-    assert not words.rsplit("\n", 1)[1].startswith(">")
+    assert words.endswith("\n(cut here: 99 of 500 characters are shown)\n")
 
 
 def test_a_post_tells_what_it_has():
     shown = prompts()
     two = [picture(b"a", "image/jpeg"), picture(b"b", "image/jpeg")]
-    assert shown.post("hi", two, "end").parts == ("The post has words and 2 pictures.\n> hi", *two, "end")
-    assert shown.post(" \n", two[:1], "end").parts[0] == "The post has no words and one picture."
+    assert shown.post("hi", two, "end").parts == (
+        "The post has words and 2 pictures.\n> hi\n", *two, "\nend",
+    )  # fmt: skip
+    assert shown.post(" \n", two[:1], "end").parts[0] == "The post has no words and one picture.\n"
     assert shown.post("hi", [], "end").parts[0].startswith("The post has words and no picture.")
 
 

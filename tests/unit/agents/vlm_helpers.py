@@ -39,7 +39,7 @@ def words(request: ChatRequest, message: int = -1) -> str:
 
 def role_of(request: ChatRequest) -> str:
     """Who is asked."""
-    ending = request.messages[-1].parts[-1]
+    ending = request.messages[-1].parts[-1].strip()
     for role in ("Reviewer", "User"):
         if ending.startswith(f"You are the {role}."):
             return role.lower()
