@@ -75,12 +75,15 @@ def _facts(summary: Summary, stopped: str | None) -> list[tuple[str, str]]:
 
 
 def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a round."""
+    """One line a round; what it cost where its agents ask a server."""
+    paid = any((figures.get("cost") or {}).get("calls") for figures in rounds)
     table = Table(
         show_edge=False, pad_edge=False, caption_justify="left", caption_style="dim",
         caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1.",
     )  # fmt: skip
     for name in ("round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s"):
+        table.add_column(name, justify="right")
+    for name in ("calls", "tokens") if paid else ():
         table.add_column(name, justify="right")
     table.add_column("")
     for figures in rounds:
@@ -92,9 +95,16 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             str(figures["round"]), *counts, number(figures["consistent"]["precision"]),
             number(scores.validation), number(scores.test), f"{figures['seconds']:.1f}",
-            _outcome(figures),
+            *(_cost(figures) if paid else ()), _outcome(figures),
         )  # fmt: skip
     return table
+
+
+def _cost(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """Calls, and tokens read and written."""
+    cost = figures.get("cost") or {}
+    tokens = (cost.get("prompt") or 0) + (cost.get("completion") or 0)
+    return f"{cost.get('calls') or 0:,}", f"{tokens:,}"
 
 
 def _outcome(figures: Mapping[str, Any]) -> str:

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from selftrain.run.folder import RunFolder
+    from selftrain.run.story import Chapter, Kind
+
+KINDS: dict[Kind, str] = {
+    "disagreements": "verdicts in which classifier and agents name different classes",
+    "failed": "verdicts with a call that failed",
+    "changed": "verdicts in which an agent changed its mind",
+}
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,8 +29,12 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     report = subparsers.add_parser("report", help="render a run's report.html anew")
     for parser in (status, show, report):
         parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    show.add_argument("--post", metavar="ID", help="the story of one post")
-    show.add_argument("--round", type=int, metavar="N", help="the verdicts of one round, one a line")
+    show.add_argument("--round", type=int, metavar="N", help="of one round; alone, its verdicts, one a line")
+    kinds = show.add_mutually_exclusive_group()
+    kinds.add_argument("--post", metavar="ID", help="the story of one post")
+    for kind, text in KINDS.items():
+        kinds.add_argument(f"--{kind}", action="store_const", const=kind, dest="kind", help=text)
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to (default: report.html in RUN)")
     status.add_argument("--json", action="store_true", help="print one JSON object")
     show.add_argument("--json", action="store_true", help="print JSON lines")
     status.set_defaults(handler=run_status)
@@ -51,7 +62,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Rounds, one round's verdicts, or one post's story.
+    """Rounds, one round's verdicts, the verdicts of one kind, or one post's story.
 
     Raises:
         RunStateError: No run folder, a damaged one, or no such round or post in it.
@@ -61,6 +72,8 @@ def run_show(args: argparse.Namespace) -> int:
     folder = RunFolder(args.run)
     if args.post is not None:
         _show_post(folder, args.post, args.round, as_json=args.json)
+    elif args.kind is not None:
+        _show_kind(folder, args.round, args.kind, as_json=args.json)
     elif args.round is not None:
         _show_round(folder, args.round, as_json=args.json)
     else:
@@ -72,14 +85,14 @@ def run_report(args: argparse.Namespace) -> int:
     """Prints where the page lies.
 
     Raises:
-        RunStateError: No run folder, no finished round in it, or a damaged one.
+        RunStateError: No run folder, or a damaged one.
         StorageError: The page cannot be written.
     """
     from selftrain.printable import printable
     from selftrain.run.folder import RunFolder
     from selftrain.run.report import write_report
 
-    print(printable(str(write_report(RunFolder(args.run)))))
+    print(printable(str(write_report(RunFolder(args.run), args.out))))
     return 0
 
 
@@ -109,6 +122,29 @@ def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
     _print_texts([*map(verdict_line, verdicts), *nothing])
 
 
+def _show_kind(folder: RunFolder, number: int | None, kind: Kind, *, as_json: bool) -> None:
+    from selftrain.run.story import chosen_verdicts
+
+    chosen = chosen_verdicts(folder, number, kind)
+    if as_json:
+        _print_json({"round": one.round, "kept": one.kept, **one.verdict} for one in chosen)
+        return
+    from selftrain.cli.drawing import plain
+
+    lines = [_kind_line(one) for one in chosen]
+    where = "any round" if number is None else f"round {number}"
+    _print_texts(lines or [plain(f"none in {where}: no {KINDS[kind]}")])
+
+
+def _kind_line(chapter: Chapter) -> Text:
+    from selftrain.cli.drawing import plain, verdict_line
+
+    outcome = "kept" if chapter.kept else "rolled back"
+    return plain(f"round {chapter.round:>2}, {outcome:<11}  ", "dim").append_text(
+        verdict_line(chapter.verdict)
+    )
+
+
 def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
     from selftrain.run.story import select_rounds
 
@@ -135,6 +171,9 @@ def _hints(run: str, verdicts: list[dict[str, Any]]) -> list[Text]:
     if verdicts:
         post = shlex.quote(_telling(verdicts)["post_id"])
         lines.append((f"selftrain show {run} --post {post}", "everything said about one post"))
+    lines.append(
+        (f"selftrain show {run} --disagreements", "where classifier and agents name different classes")
+    )
     lines.append((f"selftrain status {run}", "where it stands, and what would happen next"))
     width = max(len(command) for command, _ in lines)
     return [plain(""), *(plain(f"{command:<{width}}  {why}") for command, why in lines)]

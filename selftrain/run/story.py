@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from selftrain.errors import RunStateError
 from selftrain.run.folder import RunFolder
@@ -84,6 +84,41 @@ def select_rounds(folder: RunFolder, number: int | None) -> list[Json]:
         finished = f"rounds 0 to {len(rounds) - 1} are" if rounds else "none is"
         raise RunStateError(f"{folder.path} has no finished round {number}: {finished}")
     return [rounds[number]]
+
+
+Kind = Literal["disagreements", "failed", "changed"]
+
+
+def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterator[Chapter]:
+    """The verdicts of one kind, of all finished rounds or of one, in the order of verification.
+
+    Args:
+        folder: The run.
+        number: A round, or None for all.
+        kind: "disagreements": two parties' last words name different classes (an abstention names none);
+            "failed": some call failed; "changed": an agent's last word is not its first.
+
+    Raises:
+        RunStateError: No run folder, or the round is not finished.
+    """
+    for figures in select_rounds(folder, number):
+        for verdict in folder.verdicts(int(figures["round"])):
+            if _is(verdict, kind):
+                yield Chapter(int(figures["round"]), bool(figures["kept"]), verdict)
+
+
+def _is(verdict: Json, kind: Kind) -> bool:
+    if kind == "failed":
+        return any(one["state"] == "failed" for one in verdict["judgments"])
+    first: dict[str, Json] = {}
+    last: dict[str, Json] = {}
+    for one in verdict["judgments"]:
+        first.setdefault(one["agent"], one)
+        last[one["agent"]] = one
+    if kind == "changed":
+        return any(one["label"] != last[agent]["label"] for agent, one in first.items())
+    named = {one["label"] for one in last.values()} - {None}
+    return len(named | {verdict["classifier_label"]}) > 1
 
 
 def find_post(folder: RunFolder, post_id: str) -> tuple[str | None, tuple[str, ...]]:

@@ -55,7 +55,6 @@ def rounds_curve(points: Sequence[Point], name: str, size: tuple[int, int]) -> M
         if all(point.test is not None for point in points):
             _curve(axes, points, "test", SERIES[1], "s")
         _rounds_axis(axes, [point.number for point in points])
-        axes.yaxis.set_major_formatter("{x:.2f}")
         axes.margins(x=0.03, y=0.14)
         said = ", ".join(
             f"round {p.number} {p.validation:.3f} {'kept' if p.kept else 'rolled back'}" for p in points[-20:]
@@ -221,7 +220,6 @@ def runs_curve(runs: Sequence[Sequence[Point]], name: str, size: tuple[int, int]
                 marker="o", ms=4, gid=f"{MARK}run",
             )  # fmt: skip
         _rounds_axis(axes, range(longest + 1))
-        axes.yaxis.set_major_formatter("{x:.2f}")
         axes.margins(x=0.03, y=0.14)
         what = "Validation macro-F1 of the best model so far, by round, for every run"
         return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
@@ -239,7 +237,8 @@ def _figure(size: tuple[int, int]) -> Iterator[tuple[Figure, Axes]]:
     settings: Any = {
         "font.size": 11, "text.parse_math": False, "text.color": COLOURS["faint"],
         "axes.labelcolor": COLOURS["faint"], "axes.labelsize": 11, "axes.axisbelow": True,
-        "axes.edgecolor": COLOURS["rule"], "axes.linewidth": 1, "axes.unicode_minus": False,
+        "axes.edgecolor": COLOURS["rule"], "axes.linewidth": 1,
+        "axes.unicode_minus": False, "axes.formatter.useoffset": False,
         "xtick.color": COLOURS["faint"], "ytick.color": COLOURS["faint"],
         "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "ytick.major.pad": 6,
         "grid.color": COLOURS["rule"], "grid.linewidth": 1, "figure.constrained_layout.use": True,
