@@ -15,6 +15,8 @@ STUDIES = {
     "hsol": "offensive tweets (Davidson et al. 2017): the loop against labels alone",
     "harmeme": "harmful memes (Pramanick et al. 2021): text and images",
     "selection": "memory of choosing from a growing pool",
+    "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",
+    "report": "size of a long run's report, and how fast a browser opens it",
     "features": "speed of text features beside sentence-transformers",
 }
 

@@ -28,7 +28,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )  # fmt: skip
     run.add_argument(
         "--estimate", action="store_true",
-        help="tell what vision-language agents would cost and stop there; a short probe is paid for, and kept",
+        help="tell what vision-language agents would cost and stop; a short probe is paid for, and kept",
     )  # fmt: skip
     run.set_defaults(handler=run_recipe)
     quickstart = subparsers.add_parser("quickstart", help="a first run, on posts that it draws itself")

@@ -56,7 +56,8 @@ from agents.chat.base import Usage
 from agents.vlm.store import AnswerStore, Note, Paid
 store = AnswerStore(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):
-    store.put(f"{sys.argv[3]}{i}", Paid({}, str(i), "stop", Usage(1, 0, 0, 1), 0), Note("run", *[""] * 2, 0, ""), 0)
+    note, paid = Note("run", "", "", 0, ""), Paid({}, str(i), "stop", Usage(1, 0, 0, 1), 0)
+    store.put(f"{sys.argv[3]}{i}", paid, note, 0)
     print(i, flush=True)
 if sys.argv[4] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
