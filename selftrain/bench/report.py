@@ -17,10 +17,10 @@ from typing import Any
 from selftrain.bench.study import Figure, Figures
 from selftrain.errors import SelftrainError
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 # seconds of one change to a control, until its effect is drawn
 _TIMED = """async ([id, value, event]) => {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ Json = dict[str, Any]
 
 POSITIVE, NEGATIVE = "harmful", "harmless"
 LABELLED, MEASURED = 60, 400
-_WORDS = (
-    "bench garden lantern market river window bicycle orchard kettle ladder harbour meadow engine candle"
-    " thunder pocket velvet bridge copper island pepper ribbon shadow turnip violin walnut yellow zipper"
-).split()
+_WORDS = [
+    "bench", "garden", "lantern", "market", "river", "window", "bicycle", "orchard", "kettle", "ladder",
+    "harbour", "meadow", "engine", "candle", "thunder", "pocket", "velvet", "bridge", "copper", "island",
+    "pepper", "ribbon", "shadow", "turnip", "violin", "walnut", "yellow", "zipper",
+]  # fmt: skip
 
 
 def synthetic_run(
@@ -56,14 +58,14 @@ def _corpus(place: Path, pool: int, pictures: int, random: np.random.Generator) 
     total = sum(sizes)
     truth = random.integers(0, 2, total).astype(np.int8)
     bounds = np.cumsum((0, *sizes))
-    parts = [np.arange(a, b, dtype=np.int64) for a, b in zip(bounds, bounds[1:], strict=False)]
+    labelled, validation, in_pool, test = (np.arange(a, b, dtype=np.int64) for a, b in pairwise(bounds))
     task = Task(
         "drawn-at-random", (TaskClass(POSITIVE, "one half"), TaskClass(NEGATIVE, "the other half")), POSITIVE,
         "The posts of this run are random words: nothing in it means anything.",
     )  # fmt: skip
     place.mkdir(parents=True, exist_ok=True)
     dump_task(task, place / "task.toml")
-    first = int(parts[2][0])
+    first = int(in_pool[0])
     images = {first + number: _picture(place, number, random) for number in range(min(pictures, pool))}
     names = (NEGATIVE, POSITIVE)
     posts = [
@@ -83,7 +85,7 @@ def _corpus(place: Path, pool: int, pictures: int, random: np.random.Generator) 
             for number, post in enumerate(posts)
         ),
     )
-    return Corpus(posts, None, *parts, truth.copy(), truth, POSITIVE, NEGATIVE)
+    return Corpus(posts, None, labelled, validation, in_pool, test, truth.copy(), truth, POSITIVE, NEGATIVE)
 
 
 def _sentence(random: np.random.Generator, words: int) -> str:
