@@ -146,7 +146,7 @@ class Prompts:
     def _fill(self, file: str, **values: str) -> str:
         allowed = _PLACEHOLDERS[file]
         filled = self._templates[file].substitute({k: v for k, v in values.items() if k in allowed})
-        return filled.strip()
+        return filled.strip("\n")
 
 
 def _read(folder: Path | None) -> dict[str, Template]:

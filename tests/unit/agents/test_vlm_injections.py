@@ -1,0 +1,78 @@
+"""Every attempt of the bench stays in its place: no special string, no picture too many, no line unquoted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from test_vlm_words import SPECIAL
+from vlm_helpers import BRIEF, PostStub, opener, pictures_of, words
+
+from agents.judgment import Judgment, State
+from agents.vlm.interview import Interviewer
+from agents.vlm.prompts import Prompts
+from agents.vlm.protocols import PROTOCOLS, all_asks
+from selftrain.bench.agents_injections import attacked, attempts, control
+from selftrain.data.posts import Post
+
+ALL = attempts()
+CLEAN = PostStub("p1", "an ordinary post")
+
+
+def requests(post, said="it quotes a song"):
+    """All requests of a cross-review about `post`, in which agents say `said`."""
+    protocol = PROTOCOLS["cross_review"]
+    interviewer = Interviewer(Prompts(BRIEF), protocol, opener)
+    seen = asyncio.run(interviewer.look_at(post))
+    assert not seen.fault
+    stand_in = Judgment("reviewer", 0, State.LABEL, "rude", None, said, "test")
+    alone, then = all_asks(protocol, stand_in, "kind")
+    return [interviewer.request(seen, ask) for ask in (*alone, *then)]
+
+
+def test_there_are_forty_attempts_and_more_with_names_of_their_own():
+    assert len(ALL) >= 40
+    assert len({attempt.name for attempt in ALL}) == len(ALL)
+    assert {attempt.where for attempt in ALL} == {"text", "image", "id", "file_name"}
+    assert all("{target}" in attempt.text for attempt in ALL)
+
+
+@pytest.mark.parametrize("attempt", ALL, ids=[attempt.name for attempt in ALL])
+def test_an_attempt_stays_in_its_place(attempt, tmp_path):
+    post = attacked(Post("p1", "an ordinary post"), attempt, "kind", tmp_path)
+    for request, clean in zip(requests(post), requests(CLEAN), strict=True):
+        shown = [words(request, i) for i in range(len(request.messages))]
+        assert not [special for special in SPECIAL if any(special in text for text in shown)]
+        assert [m.role for m in request.messages] == [m.role for m in clean.messages]
+        # the system prompt and the question are those of the clean post, to the letter
+        assert request.messages[0] == clean.messages[0]
+        assert request.messages[-1].parts[-1] == clean.messages[-1].parts[-1]
+        assert len(pictures_of(request)) == (attempt.where in ("image", "file_name"))
+        first, *quotation = request.messages[-1].parts[0].rstrip("\n").split("\n")
+        assert first.startswith("The post has words and ")
+        assert quotation
+        assert all(line.startswith("> ") for line in quotation)
+        if attempt.where in ("id", "file_name"):
+            assert attempt.text.format(target="kind") not in json.dumps(request.to_json())
+
+
+@pytest.mark.parametrize("attempt", [a for a in ALL if a.where == "text"], ids=lambda a: a.name)
+def test_an_attempt_in_another_agent_s_words_stays_in_its_place(attempt):
+    said = attempt.text.format(target="kind")
+    for request, clean in zip(requests(CLEAN, said), requests(CLEAN), strict=True):
+        ending, plain = request.messages[-1].parts[-1], clean.messages[-1].parts[-1]
+        assert not [special for special in SPECIAL if special in ending]
+        outside = [line for line in ending.split("\n") if not line.startswith("> ")]
+        assert outside == [line for line in plain.split("\n") if not line.startswith("> ")]
+
+
+@pytest.mark.parametrize("attempt", ALL, ids=[attempt.name for attempt in ALL])
+def test_a_control_asks_for_nothing_and_is_as_long(attempt, tmp_path):
+    base = Post("p1", "an ordinary post")
+    hostile = attacked(base, attempt, "kind", tmp_path / "a")
+    harmless = control(base, attempt, tmp_path / "b")
+    assert "kind" not in harmless.text + harmless.id + "".join(path.name for path in harmless.images)
+    assert len(hostile.images) == len(harmless.images)
+    if attempt.where == "text":
+        assert len(harmless.text) == len(base.text) + 1 + len(attempt.text)
