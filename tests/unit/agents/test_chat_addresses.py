@@ -143,15 +143,19 @@ def test_what_is_under_way_at_an_address_that_vanished_moves():
     """A machine that lost its network resets nothing: the failed probe is what tells."""
 
     async def scenario():
-        vanishing, other = ChatStub(is_silent, is_silent), ChatStub()
+        vanishing, other = ChatStub(is_silent, is_silent), ChatStub(waits)
         async with connected(vanishing, other, retries=0) as (client, events):
             tasks = calls(client, 2, affinity="post")
             await vanishing.arrived(2)
+            steady = asyncio.create_task(client.complete(ask("steady")))
+            await other.arrived(1)
             await vanishing.stop_listening()
             tasks += calls(client, 1, affinity="post")
             assert await results(tasks) == ["to 0", "to 1", "to 0"]
             assert [down["address"] for down in events.of("down")] == [vanishing.url]
-        assert len(other.received) == 3
+            other.release.set()
+            assert (await steady).text == "to steady"
+        assert sorted(texts(other)) == ["0", "0", "1", "steady"]
 
     run(scenario())
 

@@ -224,7 +224,7 @@ def test_a_server_whose_health_says_no_stays_down():
 def test_a_server_without_health_is_judged_by_its_models():
     async def scenario():
         stub = ChatStub(refuses(500))
-        stub.health.append(404)
+        stub.health.extend([404] * 1000)
         async with connected(stub) as (client, _):
             assert (await client.complete(ask())).text == "to hello"
         assert stub.gets["/v1/models"] == 2
