@@ -135,9 +135,11 @@ class Run:
             raise RecipeError(f'agents.kind is "{self.recipe.agents.kind}": these agents cost nothing to ask')
         backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
         prepared = prepare(self.recipe, backbone, progress=progress)
-        panel = build_panel(
-            self.recipe, prepared.task, prepared.corpus, out=self.folder.path, progress=progress
+        # the cap is what the estimate is held against, not what may stop its probe
+        uncapped = self.recipe.model_copy(
+            update={"vlm": self.recipe.vlm.model_copy(update={"token_cap": None})}
         )
+        panel = build_panel(uncapped, prepared.task, prepared.corpus, out=self.folder.path, progress=progress)
         assert isinstance(panel, VlmPanel)
         try:
             return estimate(self.recipe, prepared.corpus, panel)

@@ -105,9 +105,12 @@ class AnswerStore:
         return Paid(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
 
     def put(self, address: str, paid: Paid, note: Note, attempt: int) -> None:
-        """Keep an answer. The first one at an address stays: a second was paid by another process."""
+        """Keep an answer. The first one at an address stays: a second was paid by another process.
+
+        Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.
+        """
         values = (
-            address, json.dumps(paid.answer, sort_keys=True), paid.text, paid.finish, *paid.usage,
+            address, json.dumps(paid.answer), paid.text, paid.finish, *paid.usage,
             paid.seconds, note.run, note.post, note.role, note.step, attempt, note.model,
         )  # fmt: skip
         with self._explained("written"):

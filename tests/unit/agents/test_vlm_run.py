@@ -1,0 +1,224 @@
+"""Runs with vision-language agents: recipe, loop, trust, cost, cap, estimate; the model is in memory."""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+import pytest
+from vlm_helpers import MemoryBackend
+
+from agents.chat.base import Completion, Token, Usage
+from agents.errors import UntrustedError
+from selftrain.cli import main
+from selftrain.errors import RecipeError, RunMismatchError
+from selftrain.recipe import load_recipe
+from selftrain.start import start
+
+RECIPE = """
+seed = 1
+[data]
+manifest = "data/manifest.jsonl"
+task = "data/task.toml"
+train_share = 0.6
+validation_share = 0.2
+test_share = 0.2
+labelled = 20
+[backbone]
+cache = "cache"
+[classifier]
+epochs = 20
+[selection]
+k = 8
+[agents]
+kind = "vlm"
+[vlm]
+servers = ["http://127.0.0.1:9"]
+concurrency = 4
+[rounds]
+max = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Drawn posts and a recipe; runs go beside them."""
+    from selftrain.data.drawn import draw_posts
+
+    folder = tmp_path_factory.mktemp("vlm")
+    draw_posts(folder / "data", 120)
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+class Judge:
+    """Knows the truth about every post, and errs on a fixed share of them."""
+
+    def __init__(self, home, right):
+        rows = map(json.loads, (home / "data" / "manifest.jsonl").read_text().splitlines())
+        self.truth = {row["id"]: row["label"] for row in rows}
+        self.names = sorted(set(self.truth.values()))
+        self.right = right
+
+    def __call__(self, request):
+        label = self.truth[request.affinity]
+        if zlib.crc32(request.affinity.encode()) % 100 >= 100 * self.right:
+            label = next(name for name in self.names if name != label)
+        record = json.dumps({"rationale": f"it reads like an {label}", "label": label})
+        return Completion(record, "stop", Usage(100, 60, 30, 15), (Token(record, 0.0, ()),), seconds=0.25)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Puts a backend in memory behind every recipe."""
+
+    def put(backend):
+        monkeypatch.setattr("selftrain.vlm_panel.build_backend", lambda section: backend)
+        return backend
+
+    return put
+
+
+def test_a_run_asks_learns_and_tells_what_it_cost(home, serve, tmp_path, capsys):
+    backend = serve(MemoryBackend(Judge(home, 0.9)))
+    assert main(["run", str(home / "recipe.toml"), "--out", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "a" / "rounds" / "0001" / "metrics.json").read_text())
+    assert metrics["consistent"]["posts"] + metrics["divergent"]["posts"] == 8
+    cost = metrics["cost"]
+    assert cost["calls"] > 16
+    assert (cost["prompt"], cost["image"], cost["completion"]) == (
+        100 * cost["calls"], 30 * cost["calls"], 15 * cost["calls"],
+    )  # fmt: skip
+    assert cost["seconds"] == pytest.approx(0.25 * cost["calls"])
+    second = json.loads((tmp_path / "a" / "rounds" / "0002" / "metrics.json").read_text())["cost"]
+    assert cost["calls"] + second["calls"] == len(backend.requests)
+    assert "(60% cached)" in shown
+    trust = json.loads((tmp_path / "a" / "trust.json").read_text())
+    assert set(trust["agents"]) == {"reviewer", "user"}
+    assert trust["kappa"]["reviewer/user"] == 1.0
+    assert "reviewer on the labelled posts: balanced accuracy" in shown
+    assert (tmp_path / "judgments.sqlite").exists()
+
+
+def test_the_same_command_again_asks_nothing_and_another_run_of_the_folder_nothing_twice(
+    home, serve, tmp_path
+):
+    first = serve(MemoryBackend(Judge(home, 0.9)))
+    list(start(home / "recipe.toml", tmp_path / "a").rounds())
+    again = serve(MemoryBackend(Judge(home, 0.9)))
+    rounds = list(start(home / "recipe.toml", tmp_path / "a").rounds())
+    assert len(rounds) == 3
+    assert (again.requests, again.opened) == ([], 0)
+    other = serve(MemoryBackend(Judge(home, 0.9)))
+    list(start(home / "recipe.toml", tmp_path / "b", ["rounds.max=1"]).rounds())
+    assert first.requests
+    assert other.requests == []
+    a, b = ((tmp_path / name / "rounds" / "0001" / "verdicts.jsonl").read_bytes() for name in "ab")
+    assert a == b
+
+
+def test_an_agent_near_chance_stops_the_run_before_the_pool(home, serve, tmp_path):
+    backend = serve(MemoryBackend(Judge(home, 0.5)))
+    with pytest.raises(UntrustedError, match=r"near chance(.|\n)*go on"):
+        list(start(home / "recipe.toml", tmp_path / "a").rounds())
+    assert len(backend.requests) == 40  # the labelled posts, twice
+    rounds = list(start(home / "recipe.toml", tmp_path / "a", ['agents.near_chance="go on"']).rounds())
+    assert len(rounds) == 3
+    assert len({request.affinity for request in backend.requests}) > 20
+
+
+def test_the_token_cap_ends_the_run_in_good_order(home, serve, tmp_path, capsys):
+    backend = serve(MemoryBackend(Judge(home, 0.9)))
+    command = ["run", str(home / "recipe.toml"), "--out", str(tmp_path / "a")]
+    assert main([*command, "--set", "vlm.token_cap=6500"]) == 0
+    shown = capsys.readouterr().out
+    assert "stopped:" in shown
+    assert "6,500" in shown
+    assert len(backend.requests) * 115 <= 6500
+    assert (tmp_path / "a" / "report.html").exists()
+    assert main([*command, "--set", "vlm.token_cap=1000000"]) == 0
+    assert len(start(home / "recipe.toml", tmp_path / "a").folder.finished_rounds()) == 3
+    addresses = [request.to_json() for request in backend.requests]
+    assert len({json.dumps(one, sort_keys=True) for one in addresses}) == len(addresses)
+
+
+def test_where_the_model_is_served_may_change_on_the_way_and_what_it_is_asked_may_not(home, serve, tmp_path):
+    serve(MemoryBackend(Judge(home, 0.9)))
+    list(start(home / "recipe.toml", tmp_path / "a", ["rounds.max=1"]).rounds())
+    moved = ['vlm.servers=["http://127.0.0.1:1", "http://127.0.0.1:2"]', "vlm.concurrency=2"]
+    assert len(list(start(home / "recipe.toml", tmp_path / "a", moved).rounds())) == 3
+    with pytest.raises(RunMismatchError, match=r"vlm\.protocol"):
+        list(start(home / "recipe.toml", tmp_path / "a", ['vlm.protocol="cot"']).rounds())
+
+
+@pytest.mark.parametrize("protocol", ["sequential", "zero_shot", "cot"])
+def test_the_ablation_is_one_word_of_the_recipe(home, serve, tmp_path, protocol):
+    backend = serve(MemoryBackend(Judge(home, 0.9)))
+    rounds = list(
+        start(
+            home / "recipe.toml",
+            tmp_path / "a",
+            [f"vlm.protocol={protocol}", "vlm.form=reason_first", "selection.again=false"],
+        ).rounds()
+    )
+    calls = {"sequential": 2}.get(protocol, 1)
+    assert len(backend.requests) == calls * (20 + 16)
+    assert rounds[1].figures["consistent"]["posts"] > 0
+
+
+def test_an_estimate_tells_the_cost_and_pays_for_its_probe_only(home, serve, tmp_path, capsys):
+    backend = serve(MemoryBackend(Judge(home, 0.9)))
+    command = ["run", str(home / "recipe.toml"), "--out", str(tmp_path / "a"), "--estimate"]
+    assert main([*command, "--set", "vlm.token_cap=100"]) == 0
+    shown = capsys.readouterr().out
+    # 20 labelled posts and 16 candidates: two calls each, at most two more for each candidate
+    assert "calls          72 to 104" in shown
+    assert "answer tokens  1,080 to 1,560" in shown
+    assert "calls a second" in shown
+    assert "The token cap of 100 is too low." in shown
+    assert len(backend.requests) == 16
+    assert not (tmp_path / "a" / "recipe.toml").exists()
+    assert main(command) == 0
+    assert "not known" in capsys.readouterr().out
+    assert len(backend.requests) == 16
+    # and the run that follows finds the probe's answers
+    list(start(home / "recipe.toml", tmp_path / "a", ["rounds.max=0"]).rounds())
+    list(start(home / "recipe.toml", tmp_path / "a").rounds())
+    asked = [json.dumps(request.to_json(), sort_keys=True) for request in backend.requests]
+    assert len(set(asked)) == len(asked)
+
+
+def test_only_agents_that_cost_something_can_be_estimated(home, tmp_path, capsys):
+    command = ["run", str(home / "recipe.toml"), "--out", str(tmp_path / "a"), "--estimate"]
+    assert main([*command, "--set", "agents.kind=offline"]) == 2
+    assert "cost nothing" in capsys.readouterr().err
+
+
+def test_prompts_are_shown_as_they_are_sent(home, capsys):
+    recipe = str(home / "recipe.toml")
+    assert main(["prompts", recipe, "--only", "user.again", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [m["role"] for m in record["messages"]] == ["system", "user"]
+    assert main(["prompts", recipe, "--set", "vlm.protocol=sequential"]) == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.split("\n") if line.startswith("===")] == [
+        "=== reviewer.first ===", "=== user.sequential ===",
+    ]  # fmt: skip
+    assert main(["prompts", recipe, "--post", "nobody"]) == 2
+    assert "no post 'nobody'" in capsys.readouterr().err
+    assert main(["prompts", recipe, "--only", "judge.cot"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("vlm.servers=[]", "names no address"),
+        ("vlm.backend=in_process", "names none to load"),
+        ("vlm.protocol=vote", "protocol"),
+        ("vlm.attempts=0", "attempts"),
+    ],
+)
+def test_a_recipe_that_cannot_be_asked_is_refused(home, override, complaint):
+    with pytest.raises(RecipeError, match=complaint):
+        load_recipe(home / "recipe.toml", [override])
