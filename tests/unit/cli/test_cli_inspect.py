@@ -98,6 +98,42 @@ def test_hostile_posts_and_agents_reach_the_terminal_as_text(copied, capsys):
     assert "\\x1b]0;owned\\x07\\x1b[2J\\x9b31m" in run(capsys, "show", copied, "--post", HOSTILE)
 
 
+def last_words(verdict):
+    """Agent -> its last judgment."""
+    return {one["agent"]: one for one in verdict["judgments"]}
+
+
+def test_verdicts_of_one_kind_are_found_in_all_rounds_or_in_one(copied, capsys):
+    folder = RunFolder(copied)
+
+    def fail(verdict):
+        verdict["judgments"][0] |= {"state": "failed", "label": None, "probability": None}
+
+    def disagree(verdict):
+        verdict["judgments"][-1] |= {"state": "label", "label": "somebody else's", "probability": 0.5}
+
+    rewrite(folder.round_path(1) / "verdicts.jsonl", fail)
+    rewrite(folder.round_path(2) / "verdicts.jsonl", disagree)
+    (failed,) = records(run(capsys, "show", copied, "--failed", "--json"))
+    assert (failed["round"], failed["post_id"]) == (1, folder.verdicts(1)[0]["post_id"])
+    assert "no verdicts with a call that failed" in run(capsys, "show", copied, "--failed", "--round", 2)
+    told = records(run(capsys, "show", copied, "--disagreements", "--json"))
+    expected = [
+        verdict["post_id"]
+        for number in (1, 2)
+        for verdict in folder.verdicts(number)
+        if {one["label"] for one in last_words(verdict).values()} - {None, verdict["classifier_label"]}
+    ]
+    assert [one["post_id"] for one in told] == expected
+    assert folder.verdicts(2)[0]["post_id"] in expected
+    for one in records(run(capsys, "show", copied, "--changed", "--json")):
+        first = {judgment["agent"]: judgment for judgment in reversed(one["judgments"])}
+        assert any(first[agent]["label"] != last["label"] for agent, last in last_words(one).items())
+    lines = run(capsys, "show", copied, "--disagreements").splitlines()
+    assert len(lines) == len(expected)
+    assert all(post_id in line for post_id, line in zip(expected, lines, strict=True))
+
+
 def test_an_unknown_post_says_what_there_is(small_run, capsys):
     known = RunFolder(small_run).verdicts(1)[0]["post_id"]
     seen = {one["post_id"] for number in (1, 2) for one in RunFolder(small_run).verdicts(number)}

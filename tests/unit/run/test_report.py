@@ -1,196 +1,317 @@
-"""The page of a run: hand-made folders, hostile strings, no model."""
+"""The page of a run as text: hand-made folders in every state, hostile strings, no browser and no model."""
 
 from __future__ import annotations
 
+import base64
+import errno
+import hashlib
 import json
+import os
+import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from report_helpers import HOSTILE, PLAIN, figures, lines, made, trust, verdict
 
 from selftrain.cli import main
 from selftrain.errors import RunStateError, StorageError
 from selftrain.rounds import Round
 from selftrain.run import report
 from selftrain.run.folder import RunFolder
+from selftrain.run.scores import Scored, write_scores
 from selftrain.start import Run
-
-HOSTILE = {
-    "text": "<script>alert('text')</script></style>\x1b[31m\u202e \"><img src=x onerror=alert(1)> {{ 7*7 }}",
-    "id": "id\"'><script src=https://evil.test/x.js></script>{% raw %}",
-    "rationale": "</p></style><style>@import url(https://evil.test/)</style>\x00\x9b {{ recipe }} \ud800",
-    "positive": "<b onclick='x()'>invitation</b>{{ self }}",
-    "negative": "</title><iframe src='//evil.test'>&amp;",
-    "reason": "<a href=javascript:alert(1)>'{#\x07",
-}
-ALLOWED = {
-    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "bdi", "div", "table", "tr"),
-    *("th", "td", "svg", "line", "text", "polyline", "circle", "article", "dl", "dt", "dd", "code"),
-}
-
-
-def chosen(posts, precision=None):
-    return {"posts": posts, "precision": precision, "by_class": {}}
-
-
-def figures(number, *, kept, macro_f1, simulated=False):
-    return {
-        "round": number, "kept": kept, "simulated": simulated, "seconds": 1.25, "grown": 10 + number,
-        "validation": {"posts": 20, "macro_f1": macro_f1}, "test": {"posts": 20, "macro_f1": macro_f1 - 0.1},
-        "candidates": chosen(4 * number), "consistent": chosen(3 * number, 0.75 if number else None),
-        "divergent": chosen(number), "theta": 0.4 if number else None,
-        "curve": [{"epoch": 1, "macro_f1": 0.1, "loss": {"pn": 9.0}},
-                  {"epoch": 2, "macro_f1": 0.2, "loss": {"pn": 0.5, "soft": 0.25}}],
-    }  # fmt: skip
-
-
-def verdict(post_id, said, *, label):
-    named = {"agent": "reviewer", "step": 0, "state": "label", "label": label, "probability": 0.7}
-    abstained = {"agent": "user", "step": 1, "state": "abstain", "label": None, "probability": None}
-    judgments = [one | {"rationale": said["rationale"]} for one in (named, abstained)]
-    classifier = {"classifier_label": label, "classifier_probability": 0.9}
-    return {"post_id": post_id, **classifier, "consistent": False, "judgments": judgments}
-
-
-def lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def made(place, said, scores=(0.5, 0.625, 0.6), kept=(True, True, False), *, simulated=False, disputes=1):
-    folder = RunFolder(place / "run")
-    folder.path.mkdir(parents=True)
-    lines(place / "manifest.jsonl", [{"id": said["id"], "text": said["text"]}])
-    recipe = {
-        "seed": 0, "data": {"manifest": str(place / "manifest.jsonl")}, "selection": {"again": True},
-        "rounds": {"max": len(scores) - 1, "patience": 3},
-    }  # fmt: skip
-    environment = {
-        "identity": {"task": said["reason"]}, "simulated": simulated, "splits": {"pool": 9},
-        "classes": {"positive": said["positive"], "negative": said["negative"]},
-    }  # fmt: skip
-    with folder.locked():
-        folder.begin(recipe, environment)
-        for number, (score, keep) in enumerate(zip(scores, kept, strict=True)):
-            path = folder.open_round(number)
-            verdicts = [verdict(said["id"], said, label=said["negative"])] * disputes if number else []
-            lines(path / "verdicts.jsonl", verdicts)
-            folder.close_round(number, figures(number, kept=keep, macro_f1=score, simulated=simulated))
-    lines(
-        folder.path / "quarantine.jsonl",
-        [{"kind": "row", "line": 1, "id": said["id"], "reason": said["reason"]}] * 201,
-    )
-    return folder
-
-
-PLAIN = dict.fromkeys(HOSTILE, "plain")
 
 
 class Seen(HTMLParser):
-    """Every tag with its attributes, and the text of the style elements."""
+    """Every tag with its attributes, the raw contents of script and style, and the text."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.styles, self.text = [], [], ""
+        self.tags, self.raw, self.text = [], {}, ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self.text += " "
+
+    def handle_endtag(self, tag):
+        self.text += " "
 
     def handle_data(self, data):
-        if self.cdata_elem == "style":
-            self.styles.append(data)
+        if self.cdata_elem:
+            key = dict(self.tags[-1][1]).get("id") or self.cdata_elem
+            self.raw[key] = self.raw.get(key, "") + data
         else:
             self.text += data
 
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
 
-# ---- the page ---------------------------------------------------------------------------------------
+
+def page_of(folder):
+    return report.write_report(folder).read_text(encoding="utf-8")
+
+
+def words(text):
+    return " ".join(Seen(text).text.split())
+
+
+# ---- what comes from outside ------------------------------------------------------------------------
 
 
 def test_hostile_strings_are_shown_and_change_nothing_of_the_page(tmp_path):
-    page = report.write_report(made(tmp_path / "bad", HOSTILE)).read_text(encoding="utf-8")
-    seen = Seen(page)
-    plain = Seen(report.write_report(made(tmp_path / "good", PLAIN)).read_text(encoding="utf-8"))
-    assert seen.tags == plain.tags
-    assert seen.styles == plain.styles
-    assert not [mark for mark in page if mark != "\n" and not mark.isprintable()]
-    for name in ("text", "id", "rationale", "positive", "negative", "reason"):
+    def full(place, said):
+        folder = made(place, said)
+        (folder.path / "trust.json").write_text(json.dumps(trust(said)))
+        return folder
+
+    page = page_of(full(tmp_path / "bad", HOSTILE))
+    seen, plain = Seen(page), Seen(page_of(full(tmp_path / "good", PLAIN)))
+    assert [tag for tag, _ in seen.tags] == [tag for tag, _ in plain.tags]
+    assert [set(attributes) for _, attributes in seen.tags] == [set(a) for _, a in plain.tags]
+    assert (seen.raw["style"], seen.raw["script"]) == (plain.raw["style"], plain.raw["script"])
+    outside = page.replace(seen.raw["script"], "").replace(seen.raw["style"], "")
+    assert not [mark for mark in outside if mark != "\n" and not mark.isprintable()]
+    for name in HOSTILE:
         assert HOSTILE[name] not in page, name
-    for shown in ("<script>alert('text')</script></style>\\x1b[31m\\u202e", "{{ 7*7 }}", "{% raw %}"):
-        assert shown in seen.text
-    assert "\\x9b {{ recipe }} \\ud800" in seen.text
+    assert "<script>document.title='owned'</script><img src=x" in seen.text
+    assert "{{ 7*7 }}{% raw %}{#" in seen.text
+    assert "\\x1b[31m\\x07\\u202e\\u2066\\u2028\\u2029\\x9b" in seen.text
 
 
-def test_the_page_asks_for_nothing_and_holds_no_script(tmp_path):
-    seen = Seen(report.write_report(made(tmp_path, PLAIN)).read_text(encoding="utf-8"))
-    assert {tag for tag, _ in seen.tags} <= ALLOWED
+def test_the_json_in_the_page_ends_no_element_and_gives_the_strings_back(tmp_path):
+    seen = Seen(page_of(made(tmp_path, HOSTILE)))
+    data = {key: raw for key, raw in seen.raw.items() if key not in ("script", "style")}
+    assert set(data) == {"listing", "verdicts-0", "pictures-0"}
+    for raw in data.values():
+        assert raw.isascii()
+        assert not set(raw) & set("<>&")
+    text, images, said, _ = json.loads(data["verdicts-0"])[0]
+    assert text.startswith("</script></style></title><script>document.title='owned'</script>")
+    assert "\\u202e" in text
+    assert "\u202e" not in text
+    assert images[0][1] == "<img src=x onerror=document.title='owned'>\\u202e.png"
+    assert said[0][5].endswith("\\x00\\ud800")
+    listing = json.loads(data["listing"])
+    assert listing["classes"][0].startswith("<b onclick='x()'>invitation</b>")
+    assert "\u202e" not in "".join(listing["agents"] + listing["id"] + listing["snippet"])
+
+
+def test_the_policy_of_the_page_allows_this_script_and_this_style_and_nothing_else(tmp_path):
+    seen = Seen(page_of(made(tmp_path, PLAIN)))
+    (policy,) = [a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+
+    def digest(text):
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == digest(seen.raw["script"])
+    assert rules["style-src"] == digest(seen.raw["style"])
+    assert rules["img-src"] == "data:"
+    assert "unsafe" not in policy
     names = {name for _, attributes in seen.tags for name in attributes}
-    assert not names & {"src", "href", "style", "action"}
+    assert not names & {"src", "style", "action", "srcset"}
     assert not {name for name in names if name.startswith("on")}
-    assert not [word for word in ("url(", "@import") if word in "".join(seen.styles)]
-    (policy,) = [a["content"] for _, a in seen.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert "prefers-color-scheme: dark" in "".join(seen.styles)
-    assert any(attributes.get("name") == "viewport" for _, attributes in seen.tags)
+    assert {a["href"][0] for tag, a in seen.tags if "href" in a and tag != "link"} == {"#"}
+    assert [a["href"] for a in seen.all("link")] == ["data:,"]
+    assert not re.search(r"url\(|@import|https?:", seen.raw["style"])
+    assert {a.get("type") for a in seen.all("script")} == {None, "application/json"}
 
 
-def test_rounds_kept_and_rolled_back_are_told_apart_in_words_and_in_the_plot(tmp_path):
-    seen = Seen(report.write_report(made(tmp_path, PLAIN)).read_text(encoding="utf-8"))
-    assert "round 2: 0.600, rolled back" in seen.text
-    assert "round 1: 0.625, kept" in seen.text
-    hollow = [attributes.get("class") == "hollow" for tag, attributes in seen.tags if tag == "circle"]
-    assert hollow == [False, False, True]
-    (line,) = [attributes["points"].split() for tag, attributes in seen.tags if tag == "polyline"]
-    heights = [float(point.split(",")[1]) for point in line]
-    assert heights[1] < heights[2] < heights[0]  # SVG counts downwards
+def test_no_two_elements_share_an_id(tmp_path):
+    folder = made(tmp_path, PLAIN)
+    scored(folder, 1)
+    (folder.path / "trust.json").write_text(json.dumps(trust(PLAIN)))
+    names = [attributes["id"] for _, attributes in Seen(page_of(folder)).tags if "id" in attributes]
+    assert len(names) > 40
+    assert len(set(names)) == len(names)
 
 
-def test_the_closing_figures_and_the_counts_of_what_is_shown(tmp_path):
-    page = report.gather(made(tmp_path, PLAIN, disputes=51))
+# ---- figures ----------------------------------------------------------------------------------------
+
+
+def test_kept_and_rolled_back_rounds_are_told_apart_in_the_curve_and_in_words(tmp_path):
+    page = page_of(made(tmp_path, PLAIN))
+
+    def marks(name):
+        group = re.search(rf'<g class="mark-{name}">(.*?)</g></g>', page, re.DOTALL)
+        return len(re.findall(r"<use ", group[1]))
+
+    assert (marks("kept-validation"), marks("lost-validation")) == (2, 1)
+    assert (marks("kept-test"), marks("lost-test")) == (2, 1)
+    assert "round 1 0.625 kept, round 2 0.600 rolled back" in page
+    rows = [attributes["class"] for attributes in Seen(page).all("tr") if "class" in attributes]
+    assert rows[:3] == ["", "best", "lost"]
+
+
+def test_the_closing_figures(tmp_path):
+    page = report.gather(made(tmp_path, PLAIN))
     assert (page.summary.labels_alone.validation, page.summary.best.validation) == (0.5, 0.625)
-    assert (len(page.disputes), page.disputed) == (50, 51)
-    assert (len(page.quarantine), page.quarantined) == (200, 201)
-    assert page.disputes[0].text == "plain"
-    shown = Seen(report.render(page)).text
-    assert "+0.125" in shown
-    assert "the first 50 are shown" in shown
-    assert "the first 200 are shown" in shown
-    assert "all 2 rounds are done" in shown
+    assert (len(page.quarantine.rows), page.quarantine.total) == (200, 201)
+    said = words(report.render(page))
+    assert "0.625 +0.125 on the labels alone (0.500)" in said
+    assert "The first 200 are shown" in said
+    assert "Finished: all 2 rounds are done." in said
+
+
+def test_pseudo_label_precision_is_that_of_grown_where_the_run_tells_it(tmp_path, capsys):
+    told = {"posts": 6, "truth_known": 5, "precision": 0.8125}
+    exact = made(tmp_path / "exact", PLAIN, pseudo_labels=told)
+    assert report.gather(exact).summary.pseudo_label_precision == 0.8125
+    assert "0.812 of grown.jsonl" in words(page_of(exact))
+    older = made(tmp_path / "older", PLAIN)
+    assert report.gather(older).summary.pseudo_label_precision == 0.75  # round 1, the kept one
+    assert "0.750 of the consistent posts of kept rounds" in words(page_of(older))
+
+
+def scored(folder, number):
+    random = np.random.default_rng(0)
+    labels = np.arange(40, dtype=np.int8) % 2
+    one = Scored(
+        [f"v{i}" for i in range(40)], labels, (labels * 2 - 1 + random.normal(0, 1, 40)).astype(np.float32)
+    )
+    names = {"positive": PLAIN["positive"], "negative": PLAIN["negative"]}
+    write_scores(folder.round_path(number), {"validation": one, "test": one}, **names)
+
+
+def test_scores_give_curves_and_without_them_a_word_stands_there(tmp_path):
+    folder = made(tmp_path, PLAIN)
+    assert "This round kept no scores" in words(page_of(folder))
+    scored(folder, 2)  # not the best round
+    assert "This round kept no scores" in words(page_of(folder))
+    scored(folder, 1)
+    page = page_of(folder)
+    assert "This round kept no scores" not in words(page)
+    for part in ("precision-recall", "reliability", "histogram"):
+        assert f'id="{part}-' in page
+    final = report.gather(folder).final
+    assert [split.name for split in final] == ["validation", "test"]
+    assert sum(sum(side) for side in final[0].histogram) == 40
+
+
+def test_trust_is_shown_and_its_absence_said(tmp_path):
+    folder = made(tmp_path, PLAIN)
+    said = words(page_of(folder))
+    assert "The agents were not measured" in said
+    (folder.path / "trust.json").write_text(json.dumps(trust(PLAIN)))
+    said = words(page_of(folder))
+    assert "The agents were not measured" not in said
+    assert "Cohen's kappa of agent/x 0.375" in said
+    assert "0.800 0.400 to 0.900" in said
+    assert "Near chance" in said
+    assert "Brier score 0.125" in said
+    no_calibration = trust(PLAIN)
+    no_calibration["agents"]["agent"]["calibration"] = None
+    (folder.path / "trust.json").write_text(json.dumps(no_calibration))
+    assert "How well their probabilities hold was not measured" in words(page_of(folder))
+
+
+def test_cost_is_summed_and_its_absence_said(tmp_path):
+    assert "No costs were recorded" in words(page_of(made(tmp_path / "none", PLAIN)))
+    cost = {"calls": 12, "stored": 3, "failed": 1, "prompt": 4000, "cached": 3000, "image": 0}
+    cost |= {"completion": 80, "seconds": 2.5}
+    page = report.gather(made(tmp_path / "paid", PLAIN, cost=cost))
+    assert page.cost.total["calls"] == 36
+    assert page.cost.total["prompt"] == 12_000
+    assert "36 12,240 tokens" in words(report.render(page))
+    free = dict.fromkeys(cost, 0)
+    assert report.gather(made(tmp_path / "free", PLAIN, cost=free)).cost is None
+
+
+def test_behaviour_is_summed_over_rounds_and_figures_that_no_round_has_are_left_out(tmp_path):
+    (part,) = report.gather(made(tmp_path, PLAIN)).agents.parts
+    assert part.behaviour.judged == (3 + 1) * (1 + 2)
+    assert part.behaviour.counts["changed_mind"] == 2
+    assert part.behaviour.counts["changed_for_better"] is None
+    assert (part.behaviour.right, part.behaviour.truth_known) == (6, 8)
 
 
 @pytest.mark.parametrize("simulated", [True, False])
 def test_simulated_agents_are_named_at_the_top(tmp_path, simulated):
-    text = Seen(report.write_report(made(tmp_path, PLAIN, simulated=simulated)).read_text()).text
-    assert ("SIMULATED agents" in text) == simulated
+    assert ("SIMULATED agents" in words(page_of(made(tmp_path, PLAIN, simulated=simulated)))) == simulated
 
 
-def test_round_0_alone_and_a_manifest_that_went(tmp_path):
-    alone = made(tmp_path / "alone", PLAIN, scores=(0.5,), kept=(True,))
-    assert "No divergent verdict in round 0" in report.write_report(alone).read_text()
-    folder = made(tmp_path / "went", PLAIN)
-    (tmp_path / "went" / "manifest.jsonl").unlink()
+# ---- runs in every state ----------------------------------------------------------------------------
+
+
+def test_a_run_without_a_finished_round_has_a_page_that_says_so(tmp_path):
+    folder = made(tmp_path, PLAIN, scores=(), kept=())
+    said = words(page_of(folder))
+    assert "Stopped before round 0 was finished" in said
+    assert said.count("No round is finished yet") >= 3
+    with folder.locked():
+        assert "Under way: round 0" in words(page_of(folder))
+
+
+def test_round_0_alone(tmp_path):
+    said = words(page_of(made(tmp_path, PLAIN, scores=(0.5,), kept=(True,))))
+    assert "No round has verified a post yet" in said
+    assert "No verdict yet" in said
+    assert "No agent has judged a post yet" in said
+
+
+def test_verdicts_of_a_round_that_was_killed_before_its_end_can_be_read(tmp_path):
+    folder = made(tmp_path, PLAIN)
+    recipe = folder.recipe_path
+    recipe.write_text(recipe.read_text().replace("max = 2", "max = 9"))
+    path = folder.open_round(3)
+    page = report.gather(folder)
+    assert [number for number, _ in page.verdicts.rounds] == [2, 1]
+    lines(path / "verdicts.jsonl", [verdict(PLAIN, "plain")])
+    page = report.gather(folder)
+    assert page.verdicts.rounds[0] == (3, "unfinished")
+    assert not page.finished
+    assert "Stopped before round 3" in page.state
+
+
+def test_manifest_pictures_and_quarantine_that_went(tmp_path):
+    folder = made(tmp_path, PLAIN)
+    (tmp_path / "plain.png").unlink()
+    browser = report.gather(folder).verdicts
+    text, images, _, remark = json.loads(str(browser.chunks[0]))[0]
+    assert (text, images) == ("plain", [])
+    assert "plain.png" in remark
+    (tmp_path / "manifest.jsonl").unlink()
     (folder.path / "quarantine.jsonl").unlink()
-    text = report.write_report(folder).read_text()
-    assert "the manifest is not there any more" in text
-    assert "Nothing was left out" in text
+    page = report.gather(folder)
+    assert json.loads(str(page.verdicts.chunks[0]))[0][0] is None
+    assert page.verdicts.without_text == 1
+    assert "Nothing was left out" in words(report.render(page))
 
 
-def test_the_command_renders_again_and_says_where(tmp_path, capsys):
+def test_no_run_and_a_damaged_record_are_said(tmp_path):
+    with pytest.raises(RunStateError, match="not a run folder"):
+        report.write_report(RunFolder(tmp_path))
+    damaged = made(tmp_path / "damaged", PLAIN)
+    damaged.close_round(1, {"round": 1, "kept": True})
+    with pytest.raises(RunStateError, match="incomplete"):
+        report.write_report(damaged)
+
+
+def test_a_full_disk_is_a_storage_error_and_leaves_the_older_page(tmp_path, monkeypatch):
+    folder = made(tmp_path, PLAIN)
+    before = report.write_report(folder).read_bytes()
+
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        report.write_report(folder)
+    assert (folder.path / "report.html").read_bytes() == before
+
+
+def test_the_command_renders_the_same_page_again_where_it_is_asked_to(tmp_path, capsys):
     folder = made(tmp_path, PLAIN)
     first = report.write_report(folder).read_bytes()
     (folder.path / "report.html").unlink()
     assert main(["report", str(folder.path)]) == 0
     assert capsys.readouterr().out == f"{folder.path / 'report.html'}\n"
     assert (folder.path / "report.html").read_bytes() == first
-
-
-def test_no_run_no_round_and_a_damaged_record_are_said(tmp_path):
-    with pytest.raises(RunStateError, match="not a run folder"):
-        report.write_report(RunFolder(tmp_path))
-    with pytest.raises(RunStateError, match="no finished round"):
-        report.write_report(made(tmp_path / "none", PLAIN, scores=(), kept=()))
-    damaged = made(tmp_path / "damaged", PLAIN)
-    damaged.close_round(1, {"round": 1, "kept": True})
-    with pytest.raises(RunStateError, match="incomplete"):
-        report.write_report(damaged)
+    assert main(["report", str(folder.path), "--out", str(tmp_path / "there.html")]) == 0
+    assert (tmp_path / "there.html").read_bytes() == first
 
 
 # ---- as the rounds pass -----------------------------------------------------------------------------
@@ -205,6 +326,10 @@ def events_of(folder):
     return {path: path.stat().st_mtime_ns for path in folder.path.glob("tensorboard/*")}
 
 
+def told(events):
+    return {int(path.suffixes[-2][1:]) for path in events}
+
+
 def test_every_round_is_told_once_and_the_report_follows_when_the_reader_stops(tmp_path):
     folder = made(tmp_path, PLAIN)
     rounds = [Round(one) for one in folder.finished_rounds()]
@@ -214,10 +339,10 @@ def test_every_round_is_told_once_and_the_report_follows_when_the_reader_stops(t
     reading.close()
     assert (folder.path / "report.html").exists()
     first = events_of(folder)
-    assert {int(path.suffixes[-2][1:]) for path in first} == {0}
+    assert told(first) == {0}
     assert list(passing(folder, rounds)) == rounds
     second = events_of(folder)
-    assert {int(path.suffixes[-2][1:]) for path in second} == {0, 1, 2}
+    assert told(second) == {0, 1, 2}
     assert first.items() <= second.items()  # a round that was told is not told again
     assert list(passing(folder, rounds)) == rounds
     assert events_of(folder) == second
@@ -242,3 +367,17 @@ def test_a_report_that_cannot_be_written_is_no_secret(tmp_path):
     (folder.path / "report.html").mkdir()
     with pytest.raises(StorageError, match=r"report\.html"):
         list(passing(folder, [Round(folder.finished_rounds()[0])]))
+
+
+def test_figures_that_a_round_of_an_older_version_lacks_leave_their_parts_out(tmp_path):
+    folder = made(tmp_path, PLAIN)
+    for number, score in enumerate((0.5, 0.625, 0.6)):
+        old = figures(number, PLAIN, kept=number < 2, macro_f1=score)
+        for key in ("agents", "training", "curve", "test"):
+            del old[key]
+        folder.close_round(number, old)
+    page = report.gather(folder)
+    assert [split.name for split in page.final] == ["validation"]
+    said = words(report.render(page))
+    assert "Loss by round" not in said
+    assert "Test macro-F1" not in said

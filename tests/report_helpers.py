@@ -1,0 +1,133 @@
+"""Run folders made by hand for the tests of pages: every string in them can be chosen."""
+
+from __future__ import annotations
+
+import json
+
+from PIL import Image
+
+from selftrain.run.folder import RunFolder
+
+# what each place of a run may hold at its worst; a file's name can have no slash
+MARKUP = (
+    "</script></style></title><script>document.title='owned'</script>"
+    "<img src=x onerror=\"document.title='owned'\">"
+)
+CONTROLS = "\x1b[31m\x07\u202e\u2066\u2028\u2029\x9b"  # NUL too, where a manifest does not refuse it
+TEMPLATE = "{{ 7*7 }}{% raw %}{#"
+HOSTILE = {
+    "text": f"{MARKUP}{CONTROLS}{TEMPLATE} &lt;b&gt; $\\frac{{1}}{{2}}$",
+    "id": f"id\"'{MARKUP}{CONTROLS}",
+    "rationale": f"<!-- --><svg onload=alert(1)>{MARKUP}{CONTROLS}{TEMPLATE}\x00\ud800",
+    "agent": f"agent\"'><b onclick='x()'>{MARKUP}{CONTROLS}",
+    "positive": f"<b onclick='x()'>invitation</b>{MARKUP}{TEMPLATE} $\\frac$",
+    "negative": f"</option></select>{MARKUP}{CONTROLS}",
+    "reason": f"<a href=javascript:alert(1)>'{MARKUP}{CONTROLS}",
+    "picture": "<img src=x onerror=document.title='owned'>\u202e.png",
+    "folder": "<b>run</b>'\"{{ 1 }}\u202e",
+}
+PLAIN = dict.fromkeys(HOSTILE, "plain") | {
+    "agent": "agent", "positive": "positive", "negative": "negative", "picture": "plain.png", "folder": "run",
+}  # fmt: skip
+
+
+def chosen(posts, said, precision=None):
+    half = posts // 2
+    return {
+        "posts": posts,
+        "precision": precision,
+        "by_class": {said["positive"]: half, said["negative"]: posts - half},
+    }
+
+
+def split(macro_f1):
+    return {
+        "posts": 20, "macro_f1": macro_f1, "accuracy": 0.75, "brier": 0.2, "precision": 0.8, "recall": 0.7,
+        "true_positive": 8, "false_positive": 2, "false_negative": 3, "true_negative": 7, "auc": 0.8125,
+    }  # fmt: skip
+
+
+def figures(number, said, *, kept, macro_f1, simulated=False, **more):
+    states = {"label": 3 * number, "abstain": number, "failed": 0, "reconsidered": 2, "changed_mind": 1}
+    return {
+        "round": number, "kept": kept, "simulated": simulated, "seconds": 1.25, "grown": 10 + number,
+        "validation": split(macro_f1), "test": split(macro_f1 - 0.1),
+        "candidates": chosen(4 * number, said, 0.5 if number else None),
+        "consistent": chosen(3 * number, said, 0.75 if number else None),
+        "divergent": chosen(number, said, 0.25 if number else None), "theta": 0.4 if number else None,
+        "agents": {said["agent"]: states | {"truth_known": 4, "right": 3}} if number else {},
+        "training": {"positive": 5, "negative": 5, "agreed_positive": number, "agreed_negative": 2 * number,
+                     "divergent": number},
+        "curve": [{"epoch": 1, "macro_f1": 0.1, "loss": {"loss": 9.0, "pn": 9.0}},
+                  {"epoch": 2, "macro_f1": 0.2, "loss": {"loss": 0.7, "pn": 0.5, "soft": 0.25}}],
+        **more,
+    }  # fmt: skip
+
+
+def judgment(said, agent, step, label, state=None):
+    state = state or ("label" if label else "abstain")
+    return {
+        "agent": agent, "step": step, "state": state, "label": label, "probability": 0.75 if label else None,
+        "rationale": said["rationale"], "source": "test", "details": {},
+    }  # fmt: skip
+
+
+def verdict(said, post_id):
+    """Divergent: one agent changed its mind, the other failed."""
+    one, other = said["agent"], f"other {said['agent']}"
+    judgments = [
+        judgment(said, one, 0, said["positive"]), judgment(said, other, 0, None, "failed"),
+        judgment(said, one, 1, said["negative"]), judgment(said, other, 1, None),
+    ]  # fmt: skip
+    return {
+        "post_id": post_id, "classifier_label": said["positive"], "classifier_probability": 0.875,
+        "consistent": False, "judgments": judgments,
+    }  # fmt: skip
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def trust(said):
+    agent = {
+        "confusion": {said["positive"]: {said["positive"]: 4, said["negative"]: 1, "(abstain)": 0}},
+        "accuracy": {"value": 0.8, "low": 0.4, "high": 0.9},
+        "balanced_accuracy": {"value": 0.7, "low": 0.3, "high": 0.8}, "near_chance": True, "answered": 5,
+        "calibration": {"brier": 0.125, "ece": 0.0625, "bins": [
+            {"low": 0.9, "high": 1.0, "count": 5, "confidence": 0.95, "accuracy": 0.8}]},
+    }  # fmt: skip
+    return {"simulated": False, "agents": {said["agent"]: agent}, "kappa": {f"{said['agent']}/x": 0.375}}
+
+
+def made(
+    place, said, scores=(0.5, 0.625, 0.6), kept=(True, True, False), *, simulated=False, verdicts=1, **more
+):
+    """A run of as many rounds as scores, each but the first with a verdict."""
+    place.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), "red").save(place / "red.png")
+    (place / "red.png").rename(place / said["picture"])
+    row = {"id": said["id"], "text": said["text"], "images": [said["picture"]], "label": said["negative"]}
+    lines(place / "manifest.jsonl", [row])
+    folder = RunFolder(place / said["folder"])
+    recipe = {
+        "seed": 0, "data": {"manifest": str(place / "manifest.jsonl")}, "selection": {"again": True},
+        "rounds": {"max": max(len(scores) - 1, 0), "patience": 3}, "note": {"text": said["text"]},
+    }  # fmt: skip
+    environment = {
+        "identity": {"task": said["reason"], "posts": "0"}, "simulated": simulated,
+        "splits": {"pool": 9}, "versions": {"x": said["reason"]}, "platform": said["reason"],
+        "classes": {"positive": said["positive"], "negative": said["negative"]},
+        "agents": {"agents": [{"role": said["agent"], "source": said["reason"]}]},
+    }  # fmt: skip
+    with folder.locked():
+        folder.begin(recipe, environment)
+        for number, (score, keep) in enumerate(zip(scores, kept, strict=True)):
+            path = folder.open_round(number)
+            if number:
+                lines(path / "verdicts.jsonl", [verdict(said, said["id"])])
+            one = figures(number, said, kept=keep, macro_f1=score, simulated=simulated, **more)
+            folder.close_round(number, one)
+    quarantined = {"kind": said["reason"], "line": 1, "id": said["id"], "reason": said["reason"]}
+    lines(folder.path / "quarantine.jsonl", [quarantined] * 201)
+    return folder
