@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agents.vlm.brief import Brief
 from agents.vlm.interview import Interviewer
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from agents.chat.base import Backend
     from selftrain.data.task import Task
     from selftrain.recipe import Recipe, VlmSection
+
+logger = logging.getLogger(__name__)
 
 STORE = "judgments.sqlite"
 """Beside the run folders, so that all runs of a folder share what was paid for."""
@@ -74,13 +77,13 @@ def build_backend(section: VlmSection) -> Backend:
     if section.backend == "in_process":
         from agents.chat.inprocess import InProcessBackend
 
-        return InProcessBackend(section.model, revision=section.revision)
+        return InProcessBackend(section.model, revision=section.revision, images=section.max_images)
     from agents.chat.client import ChatClient
 
     return ChatClient(
         section.servers, model=section.model, revision=section.revision,
         key_variable=section.key_variable, maximum=section.concurrency, timeout=section.timeout,
-        retries=section.retries, patience=section.patience,
+        retries=section.retries, patience=section.patience, on_event=_log,
     )  # fmt: skip
 
 
@@ -93,6 +96,16 @@ def _told(section: VlmSection) -> dict[str, object]:
     """The settings that a reader of the run wants to know; never the key."""
     shown = section.model_dump(mode="json", exclude={"key_variable", "store", "token_cap"})
     return {"vlm": {key: value for key, value in shown.items() if value is not None}}
+
+
+def _log(event: str, figures: Mapping[str, Any]) -> None:
+    """A server that is lost or found is told at once: whoever waits wants to know for what."""
+    if event == "down":
+        logger.warning("a model server is down, calls go elsewhere or wait: %s", figures["reason"])
+    elif event == "up":
+        logger.info("%s answers", figures["address"])
+    else:
+        logger.debug("%s %s", event, dict(figures))
 
 
 def _bar(what: str, total: int) -> Callable[[Spending], None]:
