@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from selftrain.ledger import Ledger
 from selftrain.metrics import evaluate
 from selftrain.rounds import Json, Round, labels_known, model_figures, verdict_figures
 from selftrain.run.folder import RunFolder
+from selftrain.run.scores import Scored, write_scores
 from selftrain.selection import Selection, Shares, select
 from selftrain.trainer import M, Trainer
 from selftrain.trusting import NearChance, examine
@@ -106,7 +107,7 @@ def self_train(
         training = ledger.training_set(corpus, soft_positive=settings.soft_positive)
         model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
         model.save(path / "model.safetensors", {"round": 0})
-        figures = measure(trainer, model, corpus) | verdict_figures(corpus, [], [], [])
+        figures = measure(trainer, model, corpus, path) | verdict_figures(corpus, [], [], [])
         figures |= model_figures(model, training, None)
         ledger = ledger.keep(ledger, figures["validation"]["macro_f1"])
         yield close_round(
@@ -160,7 +161,9 @@ def self_train(
         model.save(path / "model.safetensors", {"round": number})
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
-        figures = measure(trainer, model, corpus) | verdict_figures(corpus, positions, records, returned)
+        figures = measure(trainer, model, corpus, path) | verdict_figures(
+            corpus, positions, records, returned
+        )
         figures |= model_figures(model, training, theta)
         figures |= {"trust": trusted, "cost": spending_of(panel).minus(paid_before).to_json()}
         score = figures["validation"]["macro_f1"]
@@ -214,16 +217,24 @@ def publish(folder: RunFolder, corpus: Corpus, ledger: Ledger, root: Path) -> No
     folder.publish(ledger.best_round, grown_rows(corpus, ledger, root))
 
 
-def measure(trainer: Trainer[M], model: M, corpus: Corpus) -> Json:
-    """Metrics on the validation split and, where there is one, on the test split."""
-    figures: Json = {"validation": _evaluate(trainer, model, corpus, corpus.validation)}
+def measure(trainer: Trainer[M], model: M, corpus: Corpus, path: Path) -> Json:
+    """Metrics on the validation split and, where its labels are known, on the test split.
+
+    The scores that they come from are kept in the round's folder `path`: curves and intervals need them.
+    """
+    splits = {"validation": corpus.validation}
     if labels_known(corpus.labels[corpus.test]):
-        figures["test"] = _evaluate(trainer, model, corpus, corpus.test)
-    return figures
-
-
-def _evaluate(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> dict[str, Any]:
-    return evaluate(corpus.labels[positions], _logits(trainer, model, corpus, positions))
+        splits["test"] = corpus.test
+    scored = {
+        name: Scored(
+            [corpus.posts[i].id for i in positions],
+            corpus.labels[positions],
+            _logits(trainer, model, corpus, positions),
+        )
+        for name, positions in splits.items()
+    }
+    write_scores(path, scored, positive=corpus.positive, negative=corpus.negative)
+    return {name: evaluate(one.labels, one.logits) for name, one in scored.items()}
 
 
 def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> FloatArray:

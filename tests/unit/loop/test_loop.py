@@ -41,7 +41,7 @@ def test_a_round_that_does_not_improve_is_rolled_back_and_stays_readable(tmp_pat
     assert (tmp_path / "grown.jsonl").read_bytes() == kept
     folder = tmp_path / "rounds" / "0002"
     assert {file.name for file in folder.iterdir()} == {
-        "candidates.jsonl", "verdicts.jsonl", "model.safetensors", "metrics.json",
+        "candidates.jsonl", "verdicts.jsonl", "model.safetensors", "scores.jsonl", "metrics.json",
     }  # fmt: skip
     assert ids_of(tmp_path, 2, True)
     assert not ids_of(tmp_path, 2, True) & grown_ids(tmp_path)
