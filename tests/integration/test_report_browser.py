@@ -438,6 +438,15 @@ def test_a_phone_shows_it_without_scrolling_sideways(open_page, pages, name):
     assert min(sizes) > 9  # pixels of a chart's letters
 
 
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_endless_names_do_not_widen_the_page(open_page, tmp_path, viewport):
+    bad = made(tmp_path, HOSTILE)
+    (bad.path / "trust.json").write_text(json.dumps(trust(HOSTILE)))
+    page = open_page(write_report(bad), viewport=viewport)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
+
+
 def test_dark_and_light_are_two_themes(open_page, folder):
     grounds = [
         open_page(folder.path / "report.html", color_scheme=scheme).evaluate(
