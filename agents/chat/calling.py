@@ -152,7 +152,7 @@ class Caller:
             came = await self._tries.within(address, self._timeout, answer)
         except TimeoutError:
             return Failure("late", f"{address.url}: no answer within {self._timeout:g} s")
-        return came if came is not None else Failure("lost", f"{address.url}: {address.reason}")
+        return came if came is not None else Failure("lost", address.reason or address.url)
 
     def _tell_limit(self, address: Address) -> None:
         self._tell("limit", {"address": address.url, "limit": address.limiter.limit})

@@ -2,7 +2,9 @@
 
 What was seen of vLLM 0.32: `usage.prompt_tokens_details` is null unless the server runs with
 --enable-prompt-tokens-details; tokens that the JSON grammar forbids come back among the alternatives with a
-log-probability of -9999; /tokenize expands pictures as the chat endpoint does.
+log-probability of -9999; /tokenize expands pictures as the chat endpoint does; a picture that cannot be
+decoded, more pictures than --limit-mm-per-prompt allows, a prompt longer than the context and more than 20
+alternatives are all answered with 400 and a message that says which.
 """
 
 from __future__ import annotations

