@@ -19,7 +19,9 @@ from ..errors import ServingError
 from ..torchvision_shim import python_path
 from .interpreter import Interpreter
 from .models import MOST_IMAGES, adapter_rank, model_folder, takes_images
-from .sockets import free_port as free_port
+from .sockets import free_port
+
+__all__ = ["KEY_VARIABLE", "Command", "Device", "free_port", "serve_command"]
 
 Device = Literal["auto", "cpu", "gpu"]
 

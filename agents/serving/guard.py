@@ -28,7 +28,7 @@ from collections.abc import Iterator
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LINUX = sys.platform == "linux"
 STRAGGLERS = 5.0
-"""Seconds that are given to what is left after COMMAND itself has ended."""
+"""Most seconds that are given to what is left when COMMAND itself has ended."""
 _LOOK = 1.0  # seconds between two looks at who our parent is: a fork of theirs may hold the pipe open
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         status = _until_ended(server.pid, wakeup, deadline=time.monotonic() + grace)
     if status is None:
         print(f"guard: still there {grace:g} s after SIGTERM, killing it", file=sys.stderr, flush=True)
-    killed = _end_the_rest(server.pid)
+    killed = _end_the_rest(server.pid, min(grace, STRAGGLERS))
     status = killed if status is None else status
     server.returncode = status
     return 128 - status if status < 0 else status
@@ -82,10 +82,10 @@ def _until_ended(pid: int, wakeup: int, deadline: float | None) -> int | None:
             return None
 
 
-def _end_the_rest(pid: int) -> int:
+def _end_the_rest(pid: int, seconds: float) -> int:
     """SIGTERM, some time and SIGKILL for all that is left; the exit status of `pid` if it is among it."""
     _signal_all(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STRAGGLERS
+    deadline = time.monotonic() + seconds
     status = -signal.SIGKILL
     while _has_children():
         status = _reap().get(pid, status)

@@ -135,7 +135,9 @@ class Server:
             if image and wanted is None and trial.status == 400:
                 told(f"it takes no images ({trial.fault}); trying a text")
                 continue
-            about = f"an image (it is served with {wanted} images a prompt)" if image else "a text"
+            about = (
+                f"an image ({wanted or MOST_IMAGES} images a prompt were asked for)" if image else "a text"
+            )
             raise ServingError(f"the server does not answer about {about} as agents need it: {trial.fault}")
         raise AssertionError("the last try is one of text")
 
