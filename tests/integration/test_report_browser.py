@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from report_helpers import HOSTILE, PLAIN, made, trust
@@ -150,6 +152,19 @@ def test_ten_thousand_verdicts_keep_document_and_file_small(open_page, tmp_path)
     expect(page.locator("#page-of")).to_have_text("page 100 of 100")
     expect(page.locator(ROWS)).to_have_count(100)
     assert page.evaluate("document.querySelectorAll('*').length") < 5000
+
+
+def test_the_bench_prints_what_a_browser_takes(browser):
+    # a process of its own: Playwright drives one browser a thread
+    command = [sys.executable, "-m", "selftrain", "bench", "report", "--n", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = {line.split()[1]: float(line.split()[3]) for line in done.stdout.splitlines()}
+    assert set(figures) == {
+        "write_seconds", "page_mb", "open_seconds", "search_seconds", "search_again_seconds", "sort_seconds",
+        "elements",
+    }  # fmt: skip
+    assert all(value > 0 for value in figures.values())
 
 
 # ---- finding ----------------------------------------------------------------------------------------
