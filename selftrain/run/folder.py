@@ -4,8 +4,11 @@
     ├── recipe.toml          as resolved
     ├── environment.json     versions, devices, seed, git, what the posts and the backbone were
     ├── quarantine.jsonl     rows, duplicates and posts left out, each with its reason
-    ├── rounds/0003/         candidates.jsonl, verdicts.jsonl, model.safetensors, metrics.json
+    ├── trust.json           the agents on posts of known label, before the last round's candidates
+    ├── rounds/0003/         candidates.jsonl, verdicts.jsonl, scores.jsonl, model.safetensors, metrics.json
     ├── best -> rounds/0003  moved in one step; rolling back leaves it where it is
+    ├── report.html          the whole run on one page, see `selftrain.run.report`
+    ├── tensorboard/         one event file a round; mlflow.json beside it where MLflow is told
     └── grown.jsonl          labels and accepted pseudo-labels, with their provenance
 
 `metrics.json` is written last: a round without one did not happen and is done again. Everything else that
