@@ -60,7 +60,12 @@ class Probes:
         """
         loop = asyncio.get_running_loop()
         start, (delay, longest) = loop.time(), self._delays
+        told = False
         while not (answered := await self._ask_all()):
+            if not told:  # whoever waits wants to know for what
+                told = True
+                for address in self._addresses.all:
+                    self._tell("down", {"address": address.url, "reason": address.reason})
             left = start + patience - loop.time()
             if left <= 0:
                 raise self._addresses.lost()
@@ -72,7 +77,8 @@ class Probes:
             if address in answered:
                 self._addresses.up(address)
             else:
-                self._tell("down", {"address": address.url, "reason": address.reason})
+                if not told:
+                    self._tell("down", {"address": address.url, "reason": address.reason})
                 self.watch(address)
         return self._identity
 
