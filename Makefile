@@ -37,6 +37,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/selftrain quickstart
 
 test: lint
+	sh tests/integration/install_chromium.sh
 	$(BIN)/python -m pytest -m "not vllm" -rs
 
 vllm: $(VLLM_INSTALLED)

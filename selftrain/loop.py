@@ -27,7 +27,14 @@ from selftrain.corpus import Corpus, IntArray
 from selftrain.history import grown_rows, replay
 from selftrain.ledger import Ledger
 from selftrain.metrics import evaluate
-from selftrain.rounds import Json, Round, labels_known, model_figures, verdict_figures
+from selftrain.rounds import (
+    Json,
+    Round,
+    labels_known,
+    model_figures,
+    pseudo_label_figures,
+    verdict_figures,
+)
 from selftrain.run.folder import RunFolder
 from selftrain.run.scores import Scored, write_scores
 from selftrain.selection import Selection, Shares, select
@@ -205,6 +212,7 @@ def close_round(
         "simulated": simulated,
         **figures,
         "grown": len(corpus.labelled) + len(ledger.accepted),
+        "pseudo_labels": pseudo_label_figures(corpus, ledger),
         "seconds": round(time.monotonic() - began, 3),
     }
     folder.close_round(number, figures)

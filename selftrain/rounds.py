@@ -12,7 +12,7 @@ import numpy as np
 from losses.groups import Group
 from selftrain.classifier import TrainingSet
 from selftrain.corpus import Corpus, LabelArray
-from selftrain.ledger import precision
+from selftrain.ledger import Ledger, precision
 from selftrain.trainer import Model
 
 Json = dict[str, Any]
@@ -144,6 +144,15 @@ def verdict_figures(
         "returned": [corpus.posts[p].id for p in returned],
         "agents": _agent_figures(corpus, positions, records),
     }
+
+
+def pseudo_label_figures(corpus: Corpus, ledger: Ledger) -> Json:
+    """The pseudo-labels of grown.jsonl: how many, and the share of right ones where truth is known."""
+    positions = sorted(ledger.accepted)
+    values = [ledger.accepted[position].value for position in positions]
+    known = sum(int(corpus.truth[position] >= 0) for position in positions)
+    share = precision(positions, values, corpus.truth)
+    return {"posts": len(positions), "truth_known": known, "precision": share}
 
 
 def _set_figures(corpus: Corpus, positions: Sequence[int], labels: Sequence[int]) -> Json:

@@ -78,6 +78,7 @@ class Run:
         from agents.errors import TokenCapError
         from agents.vlm.paying import Metered
         from backbones import load_backbone
+        from selftrain.data.task import dump_task
         from selftrain.loop import self_train
         from selftrain.panels import build_panel
         from selftrain.preparation import prepare
@@ -100,6 +101,7 @@ class Run:
             }
             self.folder.begin(self.recipe.model_dump(mode="json"), environment)
             atomic.write_jsonl(self.folder.path / "quarantine.jsonl", prepared.quarantine)
+            dump_task(prepared.task, self.folder.path / "task.toml")
             rounds = self_train(
                 corpus,
                 build_trainer(self.recipe, progress=progress),
@@ -147,23 +149,22 @@ class Run:
             panel.close()
 
     def _told(self, rounds: Iterator[Round]) -> Iterator[Round]:
-        """`rounds`, each told to TensorBoard before it is passed on; the report follows however they end.
+        """`rounds`, each told to TensorBoard and MLflow before it is passed on; the report follows anyhow.
 
         A round that an earlier start finished is told only if that start was killed before it could be.
         """
-        from selftrain.run import report, tensorboard
+        from selftrain.run import report, tracking
 
         earlier, any_round = len(self.folder.finished_rounds()), False
         try:
             for finished in rounds:
                 any_round = True
-                told = tensorboard.round_folder(self.folder.path, finished.number)
-                if finished.number >= earlier or not told.exists():
-                    tensorboard.write_round(self.folder.path, finished.figures)
+                tracking.tell(self.folder, finished.figures, fresh=finished.number >= earlier)
                 yield finished
         finally:
             if any_round:
                 report.write_report(self.folder)
+                tracking.close(self.folder)
 
 
 def build_loss(recipe: Recipe) -> PNULoss:

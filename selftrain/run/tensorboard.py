@@ -65,6 +65,3 @@ def _events(figures: Json) -> bytes:
     records.write(Event(wall_time=now, step=0, file_version="brain.Event:2").SerializeToString())
     records.write(Event(wall_time=now, step=step, summary=Summary(value=values)).SerializeToString())
     return written.getvalue()
-
-
-round_folder = round_file

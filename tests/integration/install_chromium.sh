@@ -4,8 +4,8 @@
 set -eu
 if command -v chromium >/dev/null 2>&1; then exit 0; fi
 if ! command -v apt-get >/dev/null 2>&1; then
-	echo "no chromium on the path, and no apt-get to install it with: install chromium and run this again" >&2
-	exit 1
+	echo "no chromium on the path, and no apt-get to install it with: the browser tests will say that they skip" >&2
+	exit 0
 fi
 as_root=
 if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi

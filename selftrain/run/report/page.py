@@ -145,7 +145,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
         environment, finished = folder.environment(), folder.finished_rounds()
         rounds = [_row(figures) for figures in finished]
         summary = summarise(finished) if finished else None
-        task = _task(recipe, environment)
+        task = _task(folder, recipe, environment)
         state, done = _state(folder, len(finished))
         return Page(
             name=folder.path.resolve().name,
@@ -195,13 +195,15 @@ def _last_written(folder: RunFolder, finished: int) -> str | None:
     return datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _task(recipe: Json, environment: Json) -> TaskText:
+def _task(folder: RunFolder, recipe: Json, environment: Json) -> TaskText:
     from selftrain.data.task import load_task
 
     classes = environment["classes"]
     name, positive, negative = environment["identity"]["task"], classes["positive"], classes["negative"]
     try:
-        task = load_task(Path(recipe["data"]["task"]))
+        copied = folder.path / "task.toml"
+        # the run's own copy: the original may have moved, or say something else by now
+        task = load_task(copied if copied.exists() else Path(recipe["data"]["task"]))
     except (TaskError, KeyError):  # the file went, or was changed: the run's own names are enough
         return TaskText(name, positive, negative, None, {})
     return TaskText(
