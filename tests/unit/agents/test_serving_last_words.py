@@ -98,6 +98,10 @@ def test_only_what_this_server_wrote_is_read(tmp_path):
     assert "earlier" not in last_words(log, start, None)
 
 
+def test_a_log_that_was_taken_away_hides_no_error(tmp_path):
+    assert "(its log cannot be read: No such file or directory)" in last_words(tmp_path / "log", 0, 1)
+
+
 def test_a_process_that_was_killed_without_a_word_was_short_of_memory(tmp_path):
     log = tmp_path / "log"
     log.write_text("Loading weights\n")

@@ -21,6 +21,12 @@ FAKE = Path(__file__).with_name("serving_fake.py")
 CHECKOUT = FAKE.parents[3]
 
 
+@pytest.fixture(autouse=True)
+def _logs_of_failures_stay_here(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 def command(folder, behaviour, *, images=None, key="", port=0):
     port = port or free_port()
     return Command(
@@ -115,8 +121,7 @@ def test_an_early_death_ends_with_the_last_words_of_this_server_and_advice(tmp_p
     assert "root cause" not in message
 
 
-def test_a_temporary_log_stays_only_where_something_went_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_temporary_log_stays_only_where_something_went_wrong(tmp_path):
     with serving(command(tmp_path, "good")) as (server, _):
         assert server.log.exists()
     assert not server.log.exists()
@@ -206,10 +211,12 @@ def test_nothing_is_left_when_the_parent_or_the_guard_is_killed(tmp_path, killed
     behaviour = "stubborn" if killed == "parent" else "good"
     argv = [sys.executable, "-c", program, str(FAKE.parent), str(CHECKOUT), str(tmp_path), behaviour]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
-        guard = int(parent.stdout.readline())
-        os.kill(parent.pid if killed == "parent" else guard, signal.SIGKILL)
-        assert all(gone(pid) for pid in [*pids(tmp_path), guard])
-        parent.kill()
+        try:
+            guard = int(parent.stdout.readline())
+            os.kill(parent.pid if killed == "parent" else guard, signal.SIGKILL)
+            assert all(gone(pid) for pid in [*pids(tmp_path), guard])
+        finally:
+            parent.kill()
 
 
 def test_a_program_that_cannot_be_started_is_told(tmp_path):
