@@ -19,12 +19,14 @@ from ..errors import ServingError
 from ..torchvision_shim import python_path
 from .interpreter import Interpreter
 from .models import MOST_IMAGES, adapter_rank, model_folder, takes_images
+from .processor import cpu_dtype, thread_binding
 from .sockets import free_port
 
 __all__ = ["KEY_VARIABLE", "Command", "Device", "free_port", "serve_command"]
 
 Device = Literal["auto", "cpu", "gpu"]
 
+THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 KEY_VARIABLE = "VLLM_API_KEY"
 """The key travels in the environment, which other users cannot read; every user can read command lines."""
 
@@ -101,7 +103,7 @@ def serve_command(
         allow_remote: Let other machines in.
         images: Most images of one prompt, 0-16; None: 16 if the model takes images, as far as can be told.
         max_model_len: Most tokens of prompt and answer together; None: what the model states.
-        dtype: Of weights and activations; "auto": bfloat16 on the CPU, on a GPU what the model states.
+        dtype: Of weights and activations; "auto": on the CPU the faster one, on a GPU what the model states.
         device: "auto": what this vLLM was built for.
         tensor_parallel: GPUs among which each layer is shared out.
         data_parallel: Copies of the model, each with its own GPUs.
@@ -136,7 +138,7 @@ def serve_command(
         str(interpreter.python), "-m", "vllm.entrypoints.openai.api_server",
         "--model", model if folder is None else str(folder), "--served-model-name", name,
         "--host", host, "--port", str(port),
-        "--dtype", "bfloat16" if on_cpu and dtype == "auto" else dtype,
+        "--dtype", cpu_dtype() if on_cpu and dtype == "auto" else dtype,
         # a text-only model ignores it
         "--limit-mm-per-prompt", json.dumps(limits),
         "--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-tokenizer-info-endpoint",
@@ -242,6 +244,9 @@ def _environment(
         chosen["HF_HUB_OFFLINE"] = environ.get("HF_HUB_OFFLINE", "1")
     if on_cpu:
         chosen["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+        binding = environ.get(THREADS_VARIABLE) or thread_binding()
+        if binding:
+            chosen[THREADS_VARIABLE] = binding
     if not interpreter.accelerator:
         chosen["PYTHONPATH"] = python_path(environ.get("PYTHONPATH"))
     return chosen

@@ -100,9 +100,7 @@ def _server(given: str | None, model: Path, models: Path) -> Iterator[str]:
     from selftrain.bench.small_models import export_small_vlm, export_smollm2
 
     (export_smollm2 if model.name == "smollm2" else export_small_vlm)(model)
-    command = serve_command(
-        find_interpreter(), model, name=model.name, port=free_port(), max_model_len=4096, dtype="bfloat16"
-    )
+    command = serve_command(find_interpreter(), model, name=model.name, port=free_port(), max_model_len=4096)
     with serving(
         command, log=models / f"{model.name}.log", told=lambda text: print(text, flush=True)
     ) as served:

