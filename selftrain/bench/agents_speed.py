@@ -170,9 +170,8 @@ def _seconds_of_generate(model: Path, requests: Sequence[ChatRequest], tokens: i
     """Mean seconds of one generation of `tokens` tokens, the first, which warms up, apart."""
     import torch
 
-    from backbones.torchvision_compat import ensure_torchvision
-
     from agents.serving.processor import cpu_dtype
+    from backbones.torchvision_compat import ensure_torchvision
 
     ensure_torchvision()
     from transformers import AutoModelForCausalLM, AutoTokenizer
