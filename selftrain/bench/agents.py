@@ -53,14 +53,16 @@ def run(args: argparse.Namespace) -> int:
         raise SelftrainError(f"no parts {unknown}: expected some of {','.join(PARTS)}")
     figures = Figures(args.json)
     missing = [part for part in wanted if not figures.has(STUDY, part, args.posts, args.seed)]
-    if {"throughput", "reference", "injections"} & set(missing):
-        with _server(args.text_server, args.models / "smollm2", args.models) as address:
-            for part in ("throughput", "reference", "injections"):
-                if part in missing:
+    served = (
+        (("throughput", "reference"), args.text_server, "smollm2"),
+        (("cache", "injections"), args.image_server, "small-vlm"),
+    )
+    for parts, given, model in served:
+        asked = [part for part in parts if part in missing]
+        if asked:
+            with _server(given, args.models / model, args.models) as address:
+                for part in asked:
                     _measure(part, address, args, figures)
-    if "cache" in missing:
-        with _server(args.image_server, args.models / "small-vlm", args.models) as address:
-            _measure("cache", address, args, figures)
     if "memory" in missing:
         _measure("memory", "", args, figures)
     print("\n".join(figures.table()))
