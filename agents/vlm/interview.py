@@ -16,7 +16,7 @@ from .calibration import Calibration, identity
 from .forms import Form, FormName, read_answer
 from .paying import Payer, Reply
 from .pictures import Opener, encode
-from .prompts import Prompts
+from .prompts import ROLES, Prompts
 from .protocols import Ask, Protocol
 
 # what can follow a label is its classes: a few alternatives hold all that the grammar allows
@@ -79,7 +79,8 @@ class Interviewer:
         self._max_images = max_images
         self._per_class = examples if protocol.examples else 0
         self._seed = seed
-        self._system = prompts.system()
+        named = [role for role in protocol.roles if role in ROLES]
+        self._system = prompts.system(self.form, named)
         self._drawn: tuple[Seen, ...] = ()
 
     async def draw_examples(self, labelled: Sequence[LabelledPost]) -> None:
@@ -100,9 +101,7 @@ class Interviewer:
 
     def request(self, seen: Seen, ask: Ask) -> ChatRequest:
         """The call that asks."""
-        ending = self._prompts.ending(
-            ask.template, self.form, own=ask.own, other=ask.other, classifier=ask.classifier
-        )
+        ending = self._prompts.ending(ask.template, own=ask.own, other=ask.other, classifier=ask.classifier)
         question = self._prompts.post(seen.post.text, seen.pictures, ending)
         sampling = Sampling(self.form.max_tokens, seed=self._seed, top_logprobs=_TOP_LOGPROBS)
         messages = (self._system, *seen.examples, question)
@@ -160,7 +159,7 @@ class Interviewer:
                 s for s in self._drawn if getattr(s.post, "label", None) == name and s.post.id != post.id
             ]
             for seen in fitting[: self._per_class]:
-                ending = self._prompts.ending(self._protocol.examples, self.form)
+                ending = self._prompts.ending(self._protocol.examples)
                 turns.append(self._prompts.post(seen.post.text, seen.pictures, ending))
                 turns.append(Message("assistant", (json.dumps({"label": name}, ensure_ascii=False),)))
         return turns

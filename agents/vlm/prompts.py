@@ -1,12 +1,14 @@
 """Prompts: files that a user may edit, filled from the task and the post.
 
-Every prompt begins with the task and its policy, goes on with the post and its pictures, and ends with the
-role: all calls on a post share everything but their last lines, which a server keeps in its prefix cache.
+Every prompt begins with the task, its policy, who the agents are and the form of an answer, goes on with the
+post and its pictures, and ends with who is asked: all calls on a post share everything but their last lines,
+and a server keeps what they share in its prefix cache.
 Ids and file names never enter a prompt.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from string import Template
@@ -18,10 +20,12 @@ from .brief import Brief
 from .fencing import cut, neutralise, quoted
 from .forms import Form
 
+ROLES = ("reviewer", "user")
+"""Roles that are described; a judge alone has none."""
 BUILT_IN = Path(__file__).parent / "prompts"
 
 _PLACEHOLDERS = {
-    "system.txt": {"task", "policy", "classes"},
+    "system.txt": {"task", "policy", "classes", "roles", "form"},
     "post.txt": {"contents", "words"},
     "form.reason_first.txt": {"labels", "unsure"},
     "form.label_first.txt": {"labels", "unsure"},
@@ -29,16 +33,16 @@ _PLACEHOLDERS = {
     "form.cot.txt": {"labels", "unsure"},
     "reviewer.role.txt": set(),
     "user.role.txt": set(),
-    "reviewer.first.txt": {"role", "form"},
-    "user.first.txt": {"role", "form"},
-    "reviewer.again.txt": {"role", "form", "own", "other", "classifier"},
-    "user.again.txt": {"role", "form", "own", "other", "classifier"},
-    "user.sequential.txt": {"role", "form", "other"},
-    "judge.zero_shot.txt": {"form"},
-    "judge.few_shot.txt": {"form"},
-    "judge.cot.txt": {"form"},
+    "reviewer.first.txt": set(),
+    "user.first.txt": set(),
+    "reviewer.again.txt": {"own", "other", "classifier"},
+    "user.again.txt": {"own", "other", "classifier"},
+    "user.sequential.txt": {"other"},
+    "judge.zero_shot.txt": set(),
+    "judge.few_shot.txt": set(),
+    "judge.cot.txt": set(),
 }
-"""File -> the placeholders that it may use; ``$form`` it must use, and so for what a step is about."""
+"""File -> the placeholders that it may use; those of `_REQUIRED` it must."""
 
 _REQUIRED = {"form", "own", "other", "words", "policy", "classes", "labels"}
 
@@ -69,12 +73,25 @@ class Prompts:
         self._special = tuple(special)
         self._templates = _read(folder)
 
-    def system(self) -> Message:
-        """The task, its policy and classes: the same for every post."""
+    def system(self, form: Form, roles: Sequence[str] = ()) -> Message:
+        """The task, its policy and classes, the roles and the form of an answer: the same for every call.
+
+        Args:
+            form: Of the answers.
+            roles: The agents that take part; each hears of the others too. A judge alone has no role.
+        """
         classes = "\n".join(f"- {name}: {meaning}" for name, meaning in self.brief.classes.items())
+        labels = ", ".join(f'"{label}"' for label in form.labels)
+        told = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
         words = self._fill(
-            "system.txt", task=self.brief.task, policy=self.brief.policy.strip(), classes=classes
+            "system.txt",
+            task=self.brief.task,
+            policy=self.brief.policy.strip(),
+            classes=classes,
+            roles="\n\n".join(told),
+            form=self._fill(f"form.{form.name}.txt", labels=labels, unsure=form.unsure),
         )
+        words = re.sub(r"\n{3,}", "\n\n", words)  # where there are no roles
         return Message("system", (words,))
 
     def post(self, text: str, pictures: Sequence[Picture], ending: str) -> Message:
@@ -88,26 +105,20 @@ class Prompts:
     def ending(
         self,
         template: str,
-        form: Form,
         *,
         own: Judgment | None = None,
         other: Judgment | None = None,
         classifier: str | None = None,
     ) -> str:
-        """The last part of a prompt: the role and the question.
+        """The last part of a prompt: who is asked, and what.
 
         Args:
             template: "reviewer.first" and so on: a file's name without its ending.
-            form: Of the answer.
             own, other: Earlier judgments that the template shows.
             classifier: The classifier's label.
         """
-        role = template.split(".", maxsplit=1)[0]
-        labels = ", ".join(f'"{label}"' for label in form.labels)
         return self._fill(
             f"{template}.txt",
-            role=self._role(role),
-            form=self._fill(f"form.{form.name}.txt", labels=labels, unsure=form.unsure),
             own=self._words_of(own),
             other=self._words_of(other),
             classifier=classifier or "",
@@ -115,13 +126,7 @@ class Prompts:
 
     def _role(self, role: str) -> str:
         given = self.brief.roles.get(role)
-        return (
-            given.strip()
-            if given
-            else self._fill(f"{role}.role.txt")
-            if f"{role}.role.txt" in _PLACEHOLDERS
-            else ""
-        )
+        return given.strip() if given else self._fill(f"{role}.role.txt")
 
     def _post_words(self, text: str, pictures: int) -> str:
         seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")

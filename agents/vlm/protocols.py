@@ -67,10 +67,13 @@ def _each_alone() -> Asking:
 def _cross_review(first: Sequence[Judgment], classifier: str, thorough: bool) -> Asking:
     """Where anybody disagrees, both decide again, each seeing the other's first words.
 
-    Whoever disagreed with the classifier is asked first. If that agent stays, the candidate is divergent
-    whatever the other would say, so that call is saved unless `thorough`.
+    Two calls are saved unless `thorough`. Whoever disagreed with the classifier is asked first: if that agent
+    stays, the candidate is divergent whatever the other would say. And where neither gave a label, there is
+    no argument to exchange: shown nothing but the classifier's label, they would at best repeat it.
     """
     if all(judgment.label == classifier for judgment in first):
+        return
+    if not thorough and all(judgment.label is None for judgment in first):
         return
     asks = [
         Ask(own.agent, 1, f"{own.agent}.again", own, other, classifier)

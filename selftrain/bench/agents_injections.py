@@ -60,7 +60,7 @@ def _with(post: Post, attempt: Attempt, words: str, folder: Path) -> Post:
     if attempt.where == "text":
         return Post(f"{post.id}-{attempt.name}", f"{post.text}\n{words}", post.images)
     if attempt.where == "id":
-        return Post(words, post.text, post.images)
+        return Post(f"{words} ({post.id})", post.text, post.images)
     folder.mkdir(parents=True, exist_ok=True)
     # a file name cannot hold a slash
     name = words.replace("/", "_")[:100] if attempt.where == "file_name" else attempt.name

@@ -104,6 +104,15 @@ def test_a_verdict_that_is_settled_saves_the_other_call_unless_thorough(panels):
     assert [(j.agent, j.step) for j in verdict.judgments][2:] == [("reviewer", 1), ("user", 1)]
 
 
+def test_two_abstentions_have_nothing_to_exchange_unless_thorough(panels):
+    backend = MemoryBackend(lambda r: said("unsure"))
+    (verdict,) = panels(backend).verify(candidates("rude"))
+    assert not verdict.consistent
+    assert len(verdict.judgments) == len(backend.requests) == 2
+    (verdict,) = panels(backend, thorough=True).verify(candidates("rude"))
+    assert len(verdict.judgments) == len(backend.requests) == 4
+
+
 def test_in_sequential_the_user_reads_the_reviewer_and_decides(panels):
     backend = MemoryBackend(
         lambda r: said("kind", rationale="no harm seen") if role_of(r) == "reviewer" else said("rude")

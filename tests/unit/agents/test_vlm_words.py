@@ -84,15 +84,20 @@ def test_a_post_tells_what_it_has():
 
 
 def test_the_policy_and_every_class_are_in_the_system_prompt():
-    text = prompts().system().parts[0]
-    for piece in (BRIEF.policy, *CLASSES, *CLASSES.values(), BRIEF.task):
+    text = prompts().system(FORM, ["reviewer", "user"]).parts[0]
+    for piece in (BRIEF.policy, *CLASSES, *CLASSES.values(), BRIEF.task, *FORM.labels):
         assert piece in text
+    assert "The Reviewer: You keep the platform safe." in text
+    alone = prompts().system(FORM).parts[0]
+    assert "Reviewer" not in alone
+    assert "\n\n\n" not in alone
 
 
 def test_the_task_may_word_the_roles():
     mine = Prompts(Brief("t", "p", CLASSES, {"reviewer": "You are strict."}))
-    assert "You are the Reviewer. You are strict." in mine.ending("reviewer.first", FORM)
-    assert "You speak for the people" in mine.ending("user.first", FORM)
+    text = mine.system(FORM, ["reviewer", "user"]).parts[0]
+    assert "The Reviewer: You are strict." in text
+    assert "The User: You speak for the people" in text
 
 
 @pytest.mark.parametrize(
@@ -105,21 +110,22 @@ def test_the_task_may_word_the_roles():
 )
 def test_the_other_agent_s_words_are_fenced(state, label, shown):
     other = Judgment("reviewer", 0, state, label, None, "he <|im_end|> said\nso", "vlm")
-    assert f"has judged this post:\n{shown}\n\n" in prompts().ending("user.sequential", FORM, other=other)
+    assert f"has judged this post:\n{shown}\n\n" in prompts().ending("user.sequential", other=other)
 
 
 def test_a_user_s_file_replaces_the_built_in_one(tmp_path):
-    (tmp_path / "judge.zero_shot.txt").write_text("Mine costs $$5.\n$form\n")
-    assert prompts(folder=tmp_path).ending("judge.zero_shot", FORM).startswith("Mine costs $5.\nAnswer with")
+    (tmp_path / "judge.zero_shot.txt").write_text("Mine costs $$5.\n")
+    assert prompts(folder=tmp_path).ending("judge.zero_shot") == "Mine costs $5."
 
 
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
         ("reviewer.txt", "x", "holds"),
-        ("judge.zero_shot.txt", "no place for the form", "lacks"),
-        ("judge.zero_shot.txt", "$form $policy", "may use"),
-        ("judge.zero_shot.txt", "$form costs $ 5", "dollar"),
+        ("system.txt", "no place for the policy", "lacks"),
+        ("user.again.txt", "$own $classifier", "lacks"),
+        ("judge.zero_shot.txt", "$policy", "may use"),
+        ("judge.zero_shot.txt", "it costs $ 5", "dollar"),
     ],
 )
 def test_a_user_s_file_that_cannot_be_used_is_named(tmp_path, name, text, complaint):
