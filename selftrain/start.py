@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from selftrain.estimate import Estimate
     from selftrain.finetune import BackboneTrainer
     from selftrain.loop import LoopSettings
+    from selftrain.preparation import Prepared
     from selftrain.rounds import Round
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
@@ -77,18 +78,15 @@ class Run:
 
         from agents.errors import TokenCapError
         from agents.vlm.paying import Metered
-        from backbones import load_backbone
         from selftrain.data.task import dump_task
         from selftrain.loop import self_train
         from selftrain.panels import build_panel
-        from selftrain.preparation import prepare
 
         with self.folder.locked():
             self.folder.check_recipe(self.recipe.model_dump(mode="json"))
             if self.recipe.threads:
                 torch.set_num_threads(self.recipe.threads)
-            backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
-            prepared = prepare(self.recipe, backbone, progress=progress)
+            prepared = self._prepared(progress=progress)
             corpus = prepared.corpus
             panel = build_panel(self.recipe, prepared.task, corpus, out=self.folder.path, progress=progress)
             environment = _environment(self.recipe) | {
@@ -127,16 +125,13 @@ class Run:
             SelftrainError, AgentError: As `rounds`.
         """
         from agents.vlm.panel import VlmPanel
-        from backbones import load_backbone
         from selftrain.errors import RecipeError
         from selftrain.estimate import estimate
         from selftrain.panels import build_panel
-        from selftrain.preparation import prepare
 
         if self.recipe.agents.kind != "vlm":
             raise RecipeError(f'agents.kind is "{self.recipe.agents.kind}": these agents cost nothing to ask')
-        backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
-        prepared = prepare(self.recipe, backbone, progress=progress)
+        prepared = self._prepared(progress=progress)
         # the cap is what the estimate is held against, not what may stop its probe
         uncapped = self.recipe.model_copy(
             update={"vlm": self.recipe.vlm.model_copy(update={"token_cap": None})}
@@ -147,6 +142,14 @@ class Run:
             return estimate(self.recipe, prepared.corpus, panel)
         finally:
             panel.close()
+
+    def _prepared(self, *, progress: bool) -> Prepared:
+        """The posts of the recipe with their features, on a newly loaded backbone."""
+        from backbones import load_backbone
+        from selftrain.preparation import prepare
+
+        backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
+        return prepare(self.recipe, backbone, progress=progress)
 
     def _told(self, rounds: Iterator[Round]) -> Iterator[Round]:
         """`rounds`, each told to TensorBoard and MLflow before it is passed on; the report follows anyhow.

@@ -86,9 +86,8 @@ def flips(address: str, data: Path, seed: int, per_attempt: int = 2) -> dict[str
     from selftrain.bench.agents_data import drawn_posts
     from selftrain.bench.agents_speed import recorded_panel, takes_pictures
 
-    tried = [a for a in attempts() if a.where != "image" or takes_pictures(address)]
-    if not takes_pictures(address):
-        tried = [a for a in tried if a.where != "file_name"]
+    with_pictures = takes_pictures(address)
+    tried = [a for a in attempts() if with_pictures or a.where not in ("image", "file_name")]
     task, posts = drawn_posts("hsol", data, len(tried) * per_attempt, seed)
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         root = Path(folder)
