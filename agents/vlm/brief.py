@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -29,6 +29,10 @@ class Brief:
     @property
     def unsure(self) -> str:
         """The answer of an agent that cannot tell; never the name of a class."""
-        return next(
-            word for word in ("unsure", "cannot tell", "no answer", "abstain") if word not in self.classes
-        )
+        return unsure_beside(self.classes)
+
+
+def unsure_beside(answers: Collection[str]) -> str:
+    """The answer of an agent that cannot tell, where `answers` are those of one that can."""
+    words = ("unsure", "cannot tell", "no answer", "abstain")
+    return next(word for word in words if word not in answers)

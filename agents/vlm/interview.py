@@ -113,7 +113,7 @@ class Interviewer:
         Raises:
             TokenCapError, ServerRefusedError, ServerLostError: Nobody can be asked any more.
         """
-        source = _source(payer)
+        source = source_of(payer)
         if seen.fault:
             return Judgment(ask.role, ask.step, State.FAILED, None, None, seen.fault, source)
         try:
@@ -144,13 +144,7 @@ class Interviewer:
         return Judgment(ask.role, ask.step, state, label, probability, answer["rationale"], source, details)
 
     async def _seen(self, post: PostLike) -> Seen:
-        paths = tuple(post.images)[: self._max_images]
-        try:
-            # decoding takes long enough to hold up every other call
-            pictures = [await asyncio.to_thread(encode, p, self._opener, self._image_side) for p in paths]
-        except Exception as error:  # decoders raise a dozen types; the reason becomes the judgment's
-            return Seen(post, fault=f"A picture of this post could not be read: {error}")
-        return Seen(post, tuple(pictures))
+        return await look_at(post, self._opener, self._image_side, self._max_images)
 
     def _example_turns(self, post: PostLike) -> list[Message]:
         turns: list[Message] = []
@@ -165,6 +159,18 @@ class Interviewer:
         return turns
 
 
-def _source(payer: Payer) -> str:
+async def look_at(post: PostLike, opener: Opener, side: int, most: int) -> Seen:
+    """`post` with its first `most` pictures, the longest side of each at most `side` pixels."""
+    paths = tuple(post.images)[:most]
+    try:
+        # decoding takes long enough to hold up every other call
+        pictures = [await asyncio.to_thread(encode, path, opener, side) for path in paths]
+    except Exception as error:  # decoders raise a dozen types; the reason becomes the judgment's
+        return Seen(post, fault=f"A picture of this post could not be read: {error}")
+    return Seen(post, tuple(pictures))
+
+
+def source_of(payer: Payer) -> str:
+    """What answers, as judgments name it: the model and its revision."""
     revision = f"@{payer.identity.revision[:12]}" if payer.identity.revision else ""
     return f"vlm:{payer.identity.model}{revision}"

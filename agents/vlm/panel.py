@@ -1,14 +1,9 @@
-"""A panel of vision-language agents: candidates in, verdicts out, whatever the protocol and the server.
-
-Candidates go through side by side, each from its first question to its verdict, so that all calls on a post
-follow each other closely: its policy, words and pictures are computed once by the server and then read from
-its prefix cache.
-"""
+"""A panel of vision-language agents: candidates in, verdicts out, whatever the protocol and the server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,15 +11,11 @@ from ..chat.base import Backend, Identity, PromptSize
 from ..errors import LearningError
 from ..judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, Verdict
 from . import calibration
+from .inquiry import Inquiry, Progress
 from .interview import Interviewer, Seen
-from .paying import Payer, Spending
+from .paying import Spending
 from .protocols import Ask, Asking, Protocol, all_asks
-from .side_by_side import SideBySide
 from .store import AnswerStore
-from .threads import LoopThread
-
-Progress = Callable[[str, int], Callable[[Spending], None]]
-"""From what is done and how many there are to a function that is told after each."""
 
 
 class PromptSizes(NamedTuple):
@@ -77,20 +68,13 @@ class VlmPanel:
         progress: Progress | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self._backend = backend
+        self._inquiry = Inquiry(
+            backend, store, run=run, width=width, attempts=attempts, token_cap=token_cap, progress=progress
+        )
         self._interviewer = interviewer
         self._protocol = protocol
-        self._store = store
-        self._run = run
-        self._width = width
-        self._attempts = attempts
-        self._cap = token_cap
         self._thorough = thorough
-        self._progress = progress
         self._settings = dict(settings or {})
-        self._thread = LoopThread()
-        self._payer: Payer | None = None
-        self._reached = False
         self._alone: dict[str, tuple[Judgment, ...]] = {}  # judgments of labelled posts, by post id
 
     # ---- as the loop sees it --------------------------------------------------------------------------
@@ -113,7 +97,11 @@ class VlmPanel:
             raise LearningError(f"{len(ids)} labelled posts with {len(set(ids))} different ids")
         if set(ids) == self._alone.keys():
             return
-        judged = self._work("labelled posts", labelled, self._judge_alone, prepare=labelled)
+
+        async def draw_examples() -> None:
+            await self._interviewer.draw_examples(labelled)
+
+        judged = self._inquiry.work("labelled posts", labelled, self._judge_alone, first=draw_examples)
         self._alone = dict(zip(ids, judged, strict=True))
         truth = [str(post.label) for post in labelled]
         for role in self._protocol.roles:
@@ -132,7 +120,7 @@ class VlmPanel:
             KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
                 is raised.
         """
-        return self._work("candidates", candidates, self._verdict)
+        return self._inquiry.work("candidates", candidates, self._verdict)
 
     def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
         """Each role's judgments on the labelled posts, calibrated on the others of them."""
@@ -149,7 +137,8 @@ class VlmPanel:
 
     def describe(self) -> dict[str, Any]:
         """Protocol and settings; the model too once it was reached."""
-        model = {"model": self._payer.identity._asdict()} if self._payer is not None else {}
+        identity = self._inquiry.reached()
+        model = {"model": identity._asdict()} if identity is not None else {}
         return {
             "protocol": self._protocol.name,
             "simulated": False,
@@ -160,11 +149,11 @@ class VlmPanel:
 
     def spending(self) -> Spending:
         """What this process has asked and paid so far."""
-        return self._payer.spending if self._payer is not None else Spending()
+        return self._inquiry.spending()
 
     def identity(self) -> Identity:
         """The model that answers; it is reached if it was not before."""
-        return self._thread.run(self._opened()).identity
+        return self._inquiry.identity()
 
     def measure(self, posts: Sequence[PostLike], said: Judgment, classifier: str) -> PromptSizes:
         """Mean prompt sizes of the calls on `posts`; no answer is asked for.
@@ -179,66 +168,20 @@ class VlmPanel:
         async def sizes(post: PostLike) -> list[list[PromptSize]]:
             seen = await self._interviewer.look_at(post)
             return [
-                [await self._backend.measure(self._interviewer.request(seen, ask)) for ask in asks]
+                [await self._inquiry.backend.measure(self._interviewer.request(seen, ask)) for ask in asks]
                 for asks in parts
                 if not seen.fault
             ]
 
-        measured = self._work("prompt sizes", posts, sizes)
+        measured = self._inquiry.work("prompt sizes", posts, sizes)
         alone, then = ([size for one in measured if one for size in one[part]] for part in (0, 1))
         return PromptSizes(len(parts[0]), _mean(alone), len(parts[1]), _mean(then))
 
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
-        if self._reached:
-            self._reached = False
-            self._thread.run(self._backend.close())
-        self._thread.close()
-        self._store.close()
+        self._inquiry.close()
 
     # ---- on the event loop ----------------------------------------------------------------------------
-
-    def _work(
-        self,
-        what: str,
-        items: Sequence[Any],
-        one: Callable[[Any], Any],
-        prepare: Sequence[LabelledPost] = (),
-    ) -> list[Any]:
-        """`one` of each item, side by side."""
-        told = self._progress(what, len(items)) if self._progress is not None else None
-
-        def on_done(_: object) -> None:
-            if told is not None:
-                told(self.spending())
-
-        def stop() -> None:
-            if self._payer is not None:
-                self._payer.stop()
-
-        work = SideBySide(self._width, stop)
-
-        async def run() -> list[Any]:
-            (await self._opened()).resume()
-            if prepare:
-                await self._interviewer.draw_examples(prepare)
-            return await work.run(items, one, on_done)
-
-        return self._thread.run(run(), on_interrupt=work.stop)
-
-    async def _opened(self) -> Payer:
-        if self._payer is None:
-            self._reached = True  # also if it fails: what was begun is to be closed
-            identity = await self._backend.open()
-            self._payer = Payer(
-                self._backend,
-                identity,
-                self._store,
-                run=self._run,
-                attempts=self._attempts,
-                token_cap=self._cap,
-            )
-        return self._payer
 
     async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
         return tuple(await self._asked(self._protocol.alone(), await self._interviewer.look_at(post)))
@@ -271,7 +214,7 @@ class VlmPanel:
 
     async def _together(self, asks: Sequence[Ask], seen: Seen) -> list[Judgment]:
         """Answers to questions that do not wait for each other."""
-        payer = await self._opened()
+        payer = await self._inquiry.payer()
         answers = await asyncio.gather(
             *(self._interviewer.judge(seen, ask, payer) for ask in asks), return_exceptions=True
         )

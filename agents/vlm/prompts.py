@@ -11,14 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from string import Template
 
 from ..chat.base import Message, Picture
-from ..errors import PromptError
 from ..judgment import Judgment, State
 from .brief import Brief
 from .fencing import cut, neutralise, quoted
 from .forms import Form
+from .templates import Templates
 
 ROLES = ("reviewer", "user")
 """Roles that are described; a judge alone has none."""
@@ -71,7 +70,7 @@ class Prompts:
         self.brief = brief
         self._text_chars = text_chars
         self._special = tuple(special)
-        self._templates = _read(folder)
+        self._templates = Templates(BUILT_IN, _PLACEHOLDERS, _REQUIRED, folder)
 
     def system(self, form: Form, roles: Sequence[str] = ()) -> Message:
         """The task, its policy and classes, the roles and the form of an answer: the same for every call.
@@ -129,15 +128,7 @@ class Prompts:
         return given.strip() if given else self._fill(f"{role}.role.txt")
 
     def _post_words(self, text: str, pictures: int) -> str:
-        seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")
-        shown = cut(neutralise(text, self._special), self._text_chars)
-        if not shown.text.strip():
-            contents, words = f"no words and {seen}", ""
-        else:
-            contents, words = f"words and {seen}", quoted(shown.text)
-            if shown.shortened:
-                words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
-        return self._fill("post.txt", contents=contents, words=words)
+        return self._fill("post.txt", **told_of(text, pictures, self._text_chars, self._special))
 
     def _words_of(self, judgment: Judgment | None) -> str:
         if judgment is None:
@@ -149,51 +140,23 @@ class Prompts:
         return f'"{label}"' + (f"\n{quoted(said)}" if said.strip() else "")
 
     def _fill(self, file: str, **values: str) -> str:
-        allowed = _PLACEHOLDERS[file]
-        filled = self._templates[file].substitute({k: v for k, v in values.items() if k in allowed})
-        return filled.strip("\n")
+        return self._templates.fill(file, **values)
 
 
-def _read(folder: Path | None) -> dict[str, Template]:
-    """Every file, the user's where there is one; all are checked, used or not."""
-    if folder is not None:
-        strangers = sorted(file.name for file in _listed(folder) if file.name not in _PLACEHOLDERS)
-        if strangers:
-            raise PromptError(
-                f"{folder} holds {strangers}; expected only prompt files named {sorted(_PLACEHOLDERS)}: "
-                "rename or remove them"
-            )
-    templates = {}
-    for name, allowed in _PLACEHOLDERS.items():
-        own = folder / name if folder is not None else None
-        file = own if own is not None and own.exists() else BUILT_IN / name
-        templates[name] = _template(file, allowed)
-    return templates
+def told_of(text: str, pictures: int, limit: int, special: Collection[str] = ()) -> dict[str, str]:
+    """What a prompt says of a post: `contents` in a few words, and its own `words`, quoted.
 
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return [file for file in folder.iterdir() if not file.name.startswith(".")]
-    except OSError as error:
-        raise PromptError(f"no prompt files can be read from {folder}: {error.strerror or error}") from error
-
-
-def _template(file: Path, allowed: set[str]) -> Template:
-    try:
-        template = Template(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"the prompt file {file} cannot be read: {error}") from error
-    if not template.is_valid():
-        raise PromptError(f"{file}: a $ that begins no placeholder; write $$ for a dollar sign")
-    found = set(template.get_identifiers())
-    if found - allowed:
-        raise PromptError(
-            f"{file} uses the placeholders {sorted(found - allowed)}; it may use {sorted(allowed)}: "
-            "correct them, or write $$ for a dollar sign"
-        )
-    missing = (allowed & _REQUIRED) - found
-    if missing:
-        raise PromptError(
-            f"{file} lacks the placeholders {sorted(missing)}: without them nothing can be judged"
-        )
-    return template
+    Args:
+        text: As it was posted.
+        pictures: How many are sent with it.
+        limit: Most characters of the text.
+        special: See `fencing.neutralise`.
+    """
+    seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")
+    shown = cut(neutralise(text, special), limit)
+    if not shown.text.strip():
+        return {"contents": f"no words and {seen}", "words": ""}
+    words = quoted(shown.text)
+    if shown.shortened:
+        words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
+    return {"contents": f"words and {seen}", "words": words}
