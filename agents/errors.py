@@ -11,6 +11,7 @@ AgentError
 ├── StoreError          a store of judgments that cannot be read or written
 ├── TokenCapError       the tokens that a run may cost are spent
 ├── UntrustedError      an agent near chance on posts of known label
+├── TooManyFailedError  more questions without a usable answer than tolerated
 ├── ServingError        vLLM could not be started, or ended before it could serve
 └── ChatError
     ├── RequestRefusedError   the server will never answer this request; others may fare better
@@ -64,6 +65,10 @@ class TokenCapError(AgentError):
 
 class UntrustedError(AgentError):
     """An agent near chance on posts of known label; the message carries its figures."""
+
+
+class TooManyFailedError(AgentError):
+    """More questions without a usable answer than tolerated; the message lists the first of them."""
 
 
 class ServingError(AgentError):
