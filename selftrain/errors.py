@@ -11,6 +11,10 @@ SelftrainError
 │   └── CacheError          a feature cache that cannot be read or written
 ├── TrainingError
 │   └── NonFiniteLossError  a NaN or infinite loss, with the step that gave it
+├── ServingError            a model that cannot be served, filtered with or exported as asked
+│   ├── QueueFullError      more posts wait to be scored than the server holds
+│   ├── DrainingError       the server takes no more posts: it is about to end
+│   └── ScoringError        the model failed over a batch
 └── RunError
     ├── RunMismatchError    the folder holds a run of another recipe
     ├── RunBusyError        another process works on this run
@@ -63,6 +67,22 @@ class TrainingError(SelftrainError):
 
 class NonFiniteLossError(TrainingError, ArithmeticError):
     """A NaN or infinite loss; the message names the round, epoch and step, and each part's value."""
+
+
+class ServingError(SelftrainError):
+    """A model that cannot be served, filtered with or exported as asked."""
+
+
+class QueueFullError(ServingError):
+    """More posts wait to be scored than the server holds."""
+
+
+class DrainingError(ServingError):
+    """The server takes no more posts: it is about to end."""
+
+
+class ScoringError(ServingError):
+    """The model failed over a batch, and with it every request that had a post there."""
 
 
 class RunError(SelftrainError):

@@ -1,39 +1,28 @@
-"""A finished run's best model, applied to other posts."""
+"""A finished run's best model, applied to the posts of a manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from selftrain.calibration import probabilities
-from selftrain.classifier import FloatArray, IntArray, load_head
-from selftrain.corpus import UNKNOWN, Corpus
+from selftrain.classifier import FloatArray, IntArray
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
-from selftrain.errors import QuarantineError, RunMismatchError, RunStateError
-from selftrain.finetuned import load_finetuned, read_format
+from selftrain.errors import QuarantineError
 from selftrain.preparation import cache_folder
-from selftrain.recipe import DataSection, Recipe
+from selftrain.recipe import DataSection
 from selftrain.run.folder import RunFolder
-from selftrain.start import backbone_options, build_trainer, finetuning_backbone
-
-if TYPE_CHECKING:
-    from backbones.base import Backbone
+from selftrain.serving.best_model import BestModel, open_best, stored_classes, stored_recipe
 
 Json = dict[str, Any]
 _CHUNK = 4096
+_ENCODED = 512  # posts whose features are computed between two steps of the bar
 _LISTED = 20
-
-
-class Classes(NamedTuple):
-    """The names of the two classes of a run."""
-
-    positive: str
-    negative: str
 
 
 class Scores(NamedTuple):
@@ -42,7 +31,7 @@ class Scores(NamedTuple):
     Attributes:
         posts: In the manifest's order, those that could be read.
         chunks: (positions [n], calibrated logits [n]); NaN where a post could not be encoded.
-        failed: Post id -> why it could not be encoded, as far as that is known beforehand.
+        failed: Post id -> why it could not be encoded, complete once `chunks` is exhausted.
     """
 
     posts: tuple[Post, ...]
@@ -69,20 +58,20 @@ class Prediction:
     """
 
     def __init__(self, folder: RunFolder, manifest: Path, *, progress: bool = False) -> None:
-        recipe = stored_recipe(folder)
         self.classes = stored_classes(folder)
-        file = folder.round_path(folder.best_round()) / "model.safetensors"
-        report = read_manifest(manifest, max_pixels=recipe.data.max_image_pixels)
-        enforce(report, recipe.data.max_bad_rows, recipe.data.max_bad_share)
+        limits = stored_recipe(folder).data  # what is quickly refused comes before the weights
+        report = read_manifest(manifest, max_pixels=limits.max_image_pixels)
+        enforce(report, limits.max_bad_rows, limits.max_bad_share)
         self.quarantine: list[Json] = [
             {"kind": "row", "line": p.line, "id": p.post_id, "reason": p.reason} for p in report.problems
         ]
-        self._limits, self._total = recipe.data, report.rows
-        by_head = read_format(file) == "selftrain-head-1"
-        score = _score_with_head if by_head else _score_with_network
-        self._scores = score(folder, recipe, file, report.posts, progress=progress)
+        self._limits, self._total = limits, report.rows
+        model = open_best(folder)
+        score = _cached if model.network is None else _computed
+        self._scores = score(model, report.posts, progress=progress)
         for post_id, reason in self._scores.failed.items():
             self._set_aside(post_id, reason)
+        self._told = set(self._scores.failed)
 
     def rows(self) -> Iterator[Json]:
         """One record a post, in the manifest's order.
@@ -96,10 +85,9 @@ class Prediction:
                 post = self._scores.posts[position]
                 if np.isfinite(logit):
                     yield self._row(post.id, logit, float(positive))
-                elif post.id not in self._scores.failed:
-                    self._set_aside(
-                        post.id, "its images could not be decoded, or its features are not finite"
-                    )
+                elif post.id not in self._told:
+                    reason = self._scores.failed.get(post.id, "its features are not finite")
+                    self._set_aside(post.id, reason)
 
     def _row(self, post_id: str, logit: float, positive: float) -> Json:
         label = self.classes.positive if logit > 0 else self.classes.negative
@@ -111,95 +99,36 @@ class Prediction:
         _enforce(self.quarantine, self._total, self._limits)
 
 
-def stored_recipe(folder: RunFolder) -> Recipe:
-    """The recipe of a run folder.
-
-    Raises:
-        RunStateError: No run folder, or its recipe.toml was changed into something else.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return Recipe.model_validate(folder.recipe())
-    except ValidationError as error:
-        raise RunStateError(
-            f"{folder.recipe_path} does not describe a recipe any more ({error.error_count()} faults):"
-            " restore the file as the run wrote it"
-        ) from error
-
-
-def stored_classes(folder: RunFolder) -> Classes:
-    """The names of the classes, as the run wrote them down.
-
-    Raises:
-        RunStateError: They are not there.
-    """
-    found = folder.environment().get("classes")
-    if not isinstance(found, dict) or set(found) != set(Classes._fields):
-        raise RunStateError(
-            f"{folder.path / 'environment.json'} names no classes (found {found!r}): the folder is damaged"
-        )
-    return Classes(**found)
-
-
-def _score_with_head(
-    folder: RunFolder, recipe: Recipe, file: Path, posts: tuple[Post, ...], *, progress: bool
-) -> Scores:
+def _cached(model: BestModel, posts: tuple[Post, ...], *, progress: bool) -> Scores:
     """Features through the cache, then the head."""
-    from backbones import load_backbone
-
-    backbone = load_backbone(recipe.backbone.name, **backbone_options(recipe))
-    _check_same(folder, backbone, folder.environment()["identity"]["backbone"])
+    section = model.recipe.backbone
     table = extract_features(
-        posts, backbone, cache_folder(recipe.backbone), batch_size=recipe.backbone.batch_size,
-        workers=recipe.backbone.workers, progress=progress,
+        posts, model.backbone, cache_folder(section),
+        batch_size=section.batch_size, workers=section.workers, progress=progress,
     )  # fmt: skip
-    model = load_head(file)[0]
-    chunks = ((positions, model.logits(rows)) for positions, rows in table.chunks(_CHUNK))
+    chunks = ((positions, model.classify(rows)) for positions, rows in table.chunks(_CHUNK))
     return Scores(posts, chunks, dict(table.failed))
 
 
-def _score_with_network(
-    folder: RunFolder, recipe: Recipe, file: Path, posts: tuple[Post, ...], *, progress: bool
-) -> Scores:
+def _computed(model: BestModel, posts: tuple[Post, ...], *, progress: bool) -> Scores:
     """Through the fine-tuned backbone itself: cached features are the pretrained one's."""
-    model = load_finetuned(file)[0]
-    backbone = finetuning_backbone(recipe)
-    _check_same(folder, backbone, model.pretrained)
-    trainer = build_trainer(recipe)
-    chunks = trainer.logits(model, _unlabelled(posts, folder), np.arange(len(posts)))
-    return Scores(posts, _with_bar(chunks, len(posts), shown=progress), {})
+    failed: dict[str, str] = {}
+    return Scores(posts, _encoded(model, posts, failed, progress=progress), failed)
 
 
-def _with_bar(
-    chunks: Iterator[tuple[IntArray, FloatArray]], total: int, *, shown: bool
+def _encoded(
+    model: BestModel, posts: tuple[Post, ...], failed: dict[str, str], *, progress: bool
 ) -> Iterator[tuple[IntArray, FloatArray]]:
+    """The chunks of `Scores`; posts that cannot be encoded are added to `failed` as they are met."""
     from tqdm import tqdm
 
-    with tqdm(total=total, disable=not shown, desc="posts") as bar:
-        for positions, logits in chunks:
-            yield positions, logits
-            bar.update(len(positions))
-
-
-def _unlabelled(posts: tuple[Post, ...], folder: RunFolder) -> Corpus:
-    """Posts as a trainer takes them: all of them pool, none with a label."""
-    nobody, unknown = np.empty(0, np.int64), np.full(len(posts), UNKNOWN, np.int8)
-    everybody = np.arange(len(posts), dtype=np.int64)
-    classes = stored_classes(folder)
-    return Corpus(
-        posts, None, nobody, nobody, everybody, nobody, unknown, unknown, classes.positive, classes.negative
-    )
-
-
-def _check_same(folder: RunFolder, backbone: Backbone, expected: str) -> None:
-    found = backbone.fingerprint()
-    if found != expected:
-        raise RunMismatchError(
-            f"{folder.path} was trained on features of the backbone {expected[:12]}, here {backbone.name!r}"
-            f" is {found[:12]}: its weights, libraries or number format differ. Use the versions that"
-            f" {folder.path / 'environment.json'} lists, on the same kind of device, or train again"
-        )
+    with tqdm(total=len(posts), disable=not progress, desc="posts") as bar:
+        for start in range(0, len(posts), _ENCODED):
+            part = posts[start : start + _ENCODED]
+            encoded = model.encode(part)
+            failed |= {part[failure.index].id: failure.reason for failure in encoded.failures}
+            yield np.arange(start, start + len(part), dtype=np.int64), model.classify(encoded.rows)
+            bar.update(len(part))
 
 
 def _enforce(quarantine: list[Json], total: int, limits: DataSection) -> None:

@@ -1,0 +1,117 @@
+"""What every model can do once it is trained: score posts. The server and the filter know no more of it.
+
+Shape legend: ``V`` validation posts.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.data.posts import Post
+from selftrain.errors import ServingError
+
+AGENTPS_FILE = "agentps.json"
+RUN_FILE = "recipe.toml"
+
+
+class PostScore(NamedTuple):
+    """What a model says of one post.
+
+    Attributes:
+        label: The likeliest class.
+        probability: Of that class.
+        probabilities: Class -> calibrated probability; they sum to 1.
+        process: Question -> answer -> probability; empty for a model that is asked no questions.
+    """
+
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+    process: Mapping[str, Mapping[str, float]] = {}
+
+
+class ScoreFailure(NamedTuple):
+    """Why one post has no score."""
+
+    reason: str
+
+
+class ValidationScores(NamedTuple):
+    """What a model says of the posts that it was validated on; thresholds are chosen on them.
+
+    Attributes:
+        labels: [V] 1 positive, 0 negative.
+        probabilities: [V] of the positive class.
+    """
+
+    labels: npt.NDArray[np.int8]
+    probabilities: npt.NDArray[np.float64]
+
+
+class Scorer(Protocol):
+    """A loaded model. It is used by one thread at a time.
+
+    Attributes:
+        kind: "classifier" (of the loop) or "agentps".
+        name: Of its folder.
+        classes: Names; `PostScore.probabilities` has these keys.
+        positive: The class that is looked for.
+        fingerprint: Hex SHA-256 of everything that can change a score.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def positive(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+        """One result a post, in order. Ids need not differ; any number of posts, in bounded memory."""
+        ...
+
+    def validation(self) -> ValidationScores | None:
+        """The stored scores of the validation posts; None when none were stored."""
+        ...
+
+
+def open_scorer(path: Path) -> Scorer:
+    """The model in a folder: a run's best classifier, or a trained AgentPS model.
+
+    Raises:
+        ServingError: The folder holds neither.
+        SelftrainError, BackboneError: It does, and cannot be loaded; see `RunScorer`.
+    """
+    path = Path(path)
+    if (path / AGENTPS_FILE).is_file():
+        agentps = importlib.import_module("selftrain.agentps.scorer")
+        scorer: Scorer = agentps.open_agentps(path)
+        return scorer
+    if (path / RUN_FILE).is_file():
+        from selftrain.run.folder import RunFolder
+        from selftrain.serving.run_scorer import RunScorer
+
+        return RunScorer(RunFolder(path))
+    raise ServingError(
+        f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}), as `selftrain run` writes it, or"
+        f" an AgentPS model (with {AGENTPS_FILE})"
+    )
+
+
+def _what(path: Path) -> str:
+    if not path.exists():
+        return "not there"
+    if not path.is_dir():
+        return "a file"
+    names = sorted(one.name for one in path.iterdir())
+    return f"a folder with {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "empty"
