@@ -1,11 +1,22 @@
 """Losses of self-training: tensors in, tensors out. Part of the selftrain distribution."""
 
+from losses.act import (
+    ACTOutput,
+    ACTWeights,
+    act_cross_entropy,
+    act_loss,
+    act_variance,
+    act_weights,
+    equals_mixed_labels,
+)
 from losses.errors import BatchError, EstimateError, LossError, SettingError
 from losses.groups import Group
 from losses.pnu import Form, PNULoss, PNUOutput, PNUWeights
 from losses.prior import estimate_prior
 
 __all__ = [
+    "ACTOutput",
+    "ACTWeights",
     "BatchError",
     "EstimateError",
     "Form",
@@ -15,5 +26,10 @@ __all__ = [
     "PNUOutput",
     "PNUWeights",
     "SettingError",
+    "act_cross_entropy",
+    "act_loss",
+    "act_variance",
+    "act_weights",
+    "equals_mixed_labels",
     "estimate_prior",
 ]
