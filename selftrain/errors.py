@@ -9,6 +9,11 @@ SelftrainError
 │   ├── QuarantineError     more bad rows than the recipe tolerates
 │   ├── SplitError          too few labels, an id in two splits, an empty pool
 │   └── CacheError          a feature cache that cannot be read or written
+├── ActError
+│   ├── BudgetError         a human budget, or error estimates, that cannot be spent as asked
+│   ├── EstimateError       a review from which nothing can be estimated
+│   ├── LedgerError         a ledger of reviews that cannot be read or written
+│   └── DecisionError       a decision that the ledger of reviews refuses
 ├── TrainingError
 │   └── NonFiniteLossError  a NaN or infinite loss, with the step that gave it
 ├── ServingError            a model that cannot be served, filtered with or exported as asked
@@ -59,6 +64,26 @@ class SplitError(DataError, ValueError):
 
 class CacheError(DataError, OSError):
     """A feature cache that cannot be read or written."""
+
+
+class ActError(SelftrainError):
+    """Something is wrong with the human budget."""
+
+
+class BudgetError(ActError, ValueError):
+    """A human budget, or error estimates, that cannot be spent as asked."""
+
+
+class EstimateError(ActError, ValueError):
+    """A review from which nothing can be estimated; the message carries the counts."""
+
+
+class LedgerError(ActError):
+    """A ledger of reviews that cannot be read or written, or that holds another review."""
+
+
+class DecisionError(ActError, ValueError):
+    """A decision that the ledger of reviews refuses: nobody's post, another's, an unknown class."""
 
 
 class TrainingError(SelftrainError):
