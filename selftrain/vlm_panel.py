@@ -11,6 +11,7 @@ from agents.vlm.brief import Brief
 from agents.vlm.interview import Interviewer
 from agents.vlm.panel import VlmPanel
 from agents.vlm.paying import Spending
+from agents.vlm.pictures import Opener
 from agents.vlm.prompts import Prompts
 from agents.vlm.protocols import PROTOCOLS
 from agents.vlm.store import AnswerStore
@@ -46,7 +47,7 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         build_backend(section), build_interviewer(recipe, task), PROTOCOLS[section.protocol], store,
         run=str(out.resolve()), width=section.concurrency * max(1, len(section.servers)),
         attempts=section.attempts, token_cap=section.token_cap, thorough=section.thorough,
-        progress=_bar if progress else None, settings=_told(section),
+        progress=bar if progress else None, settings=_told(section),
     )  # fmt: skip
 
 
@@ -58,18 +59,22 @@ def build_interviewer(recipe: Recipe, task: Task) -> Interviewer:
     """
     section = recipe.vlm
     prompts = Prompts(brief_of(task), folder=section.prompts, text_chars=section.text_chars)
-    max_pixels = recipe.data.max_image_pixels
+    return Interviewer(
+        prompts, PROTOCOLS[section.protocol], opener(recipe.data.max_image_pixels), form=section.form,
+        rationale_chars=section.rationale_chars, image_side=section.image_side,
+        max_images=section.max_images, examples=section.examples, seed=recipe.seed,
+    )  # fmt: skip
 
-    def opener(path: Path, side: int) -> Image.Image:
+
+def opener(max_pixels: int) -> Opener:
+    """Opens image files whose header claims at most `max_pixels`."""
+
+    def opened(path: Path, side: int) -> Image.Image:
         from backbones.images import open_image
 
         return open_image(path, max_pixels=max_pixels, target_size=side)
 
-    return Interviewer(
-        prompts, PROTOCOLS[section.protocol], opener, form=section.form,
-        rationale_chars=section.rationale_chars, image_side=section.image_side,
-        max_images=section.max_images, examples=section.examples, seed=recipe.seed,
-    )  # fmt: skip
+    return opened
 
 
 def build_backend(section: VlmSection) -> Backend:
@@ -108,15 +113,16 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
         logger.debug("%s %s", event, dict(figures))
 
 
-def _bar(what: str, total: int) -> Callable[[Spending], None]:
+def bar(what: str, total: int) -> Callable[[Spending], None]:
+    """A bar over posts that tells calls, stored answers and failures."""
     from tqdm import tqdm
 
-    bar = tqdm(total=total, desc=what, unit="post")
+    shown = tqdm(total=total, desc=what, unit="post")
 
     def told(spending: Spending) -> None:
-        bar.set_postfix(calls=spending.calls, stored=spending.stored, failed=spending.failed, refresh=False)
-        bar.update()
-        if bar.n >= total:
-            bar.close()
+        shown.set_postfix(calls=spending.calls, stored=spending.stored, failed=spending.failed, refresh=False)
+        shown.update()
+        if shown.n >= total:
+            shown.close()
 
     return told

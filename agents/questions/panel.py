@@ -136,11 +136,12 @@ class _Tally:
         if self._asked < fewest or len(self._failed) <= self._most * self._asked:
             return
         lines = [f"  post {post_id!r}, {g.question}: {g.fault}" for post_id, g in self._failed[:_LISTED]]
-        more = len(self._failed) - len(lines)
-        lines += [f"  and {more:,} more"] if more > 0 else []
+        if more := len(self._failed) - len(lines):
+            lines.append(f"  and {more:,} more")
+        listed = "\n".join(lines)
         raise TooManyFailedError(
-            f"{len(self._failed):,} of {self._asked:,} questions ({len(self._failed) / self._asked:.1%}) have no"
-            f" usable answer, at most {self._most:.1%} tolerated:\n" + "\n".join(lines) + "\nTry a stronger"
-            " model, a longer rationale if answers are cut off, or fewer or smaller pictures if the server"
-            " refuses them; or tolerate more. What was paid for is kept."
+            f"{len(self._failed):,} of {self._asked:,} questions ({len(self._failed) / self._asked:.1%}) have"
+            f" no usable answer, at most {self._most:.1%} tolerated:\n{listed}\nTry a stronger model, a"
+            " longer rationale if answers are cut off, or fewer or smaller pictures if the server refuses"
+            " them; or tolerate more. What was paid for is kept."
         )
