@@ -1,0 +1,1 @@
+"""A small human budget, spent where errors are expected."""
