@@ -91,6 +91,10 @@ class Questioner:
         offered = asked.offered(pictures)
         return Form(offered, unsure_beside(offered), self._form_name, self._rationale_chars)
 
+    def most_tokens(self, post: PostLike, asked: Asked) -> int:
+        """Most tokens of one answer to `asked` about `post`."""
+        return self.form(asked, min(len(post.images), self._max_images)).max_tokens
+
     def request(self, seen: Seen, asked: Asked) -> ChatRequest:
         """The call that asks."""
         form = self.form(asked, len(seen.pictures))

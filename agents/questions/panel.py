@@ -105,9 +105,17 @@ class QuestionPanel:
 
         return [size for one in self._inquiry.work("prompt sizes", posts, sizes) for size in one]
 
+    def most_tokens(self, item: ToAsk) -> int:
+        """Most tokens of the answers about one post, each asked for once."""
+        return sum(self._questioner.most_tokens(item.post, asked) for asked in item.questions)
+
     def identity(self) -> Identity:
         """The model that answers; it is reached if it was not before."""
         return self._inquiry.identity()
+
+    def reached(self) -> Identity | None:
+        """The model that answers, if it was reached."""
+        return self._inquiry.reached()
 
     def spending(self) -> Spending:
         """What this process has asked and paid so far."""

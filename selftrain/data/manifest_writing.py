@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,7 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
         OSError: The disk refuses.
     """
     path = Path(path)
-    writers = {**dict.fromkeys(JSON_LINES, _write_json), ".csv": _write_csv, ".parquet": _write_parquet}
-    writer = writers.get(path.suffix.lower())
-    if writer is None:
-        raise ManifestError(
-            f"{path} ends in {path.suffix!r}; expected one of {sorted(writers)}: choose one of them"
-        )
-    rows = _rows(posts, path.parent)
+    writer, rows = _writer(path), _rows(posts, path.parent)
     with replacing(path) as part:
         try:
             writer(rows, part)
@@ -42,6 +36,26 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
             raise ManifestError(
                 f"a post holds text that UTF-8 cannot: {error}; remove the character"
             ) from error
+
+
+def check_writable(posts: Iterable[Post], path: Path) -> None:
+    """Whether `write_manifest` takes these posts at this path; for those who have much to do before.
+
+    Raises:
+        ManifestError: As `write_manifest`.
+    """
+    _writer(Path(path))
+    _rows(posts, Path(path).parent)
+
+
+def _writer(path: Path) -> Callable[[Sequence[dict[str, Any]], Path], None]:
+    writers = {**dict.fromkeys(JSON_LINES, _write_json), ".csv": _write_csv, ".parquet": _write_parquet}
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise ManifestError(
+            f"{path} ends in {path.suffix!r}; expected one of {sorted(writers)}: choose one of them"
+        )
+    return writer
 
 
 def _rows(posts: Iterable[Post], folder: Path) -> list[dict[str, Any]]:

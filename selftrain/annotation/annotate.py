@@ -1,0 +1,149 @@
+"""The whole of it: a manifest in, every question asked about every post, the manifest out with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agents.questions.panel import ToAsk
+from selftrain.annotation.answers import Answer, filled, read_given
+from selftrain.annotation.plan import Planned, choose, plan
+from selftrain.annotation.report import Report, report
+from selftrain.atomic import write_json
+from selftrain.data.manifest import ManifestReport, enforce, read_manifest
+from selftrain.data.manifest_writing import check_writable, write_manifest
+from selftrain.data.task import Question, Task, load_task
+from selftrain.errors import ManifestError
+
+if TYPE_CHECKING:
+    from agents.questions.panel import QuestionPanel
+    from selftrain.annotation.building import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that can be known, and refused, before a model is asked.
+
+    Attributes:
+        task_file: Of `task`.
+        task: The task.
+        questions: To be asked.
+        direct: Whether the final question is asked too.
+        manifest: As it was read, with the rows set aside.
+        plan: One entry a post.
+        out: The manifest that will be written.
+    """
+
+    task_file: Path
+    task: Task
+    questions: tuple[Question, ...]
+    direct: bool
+    manifest: ManifestReport
+    plan: tuple[Planned, ...]
+    out: Path
+
+    @property
+    def report_file(self) -> Path:
+        """Beside the manifest that is written."""
+        return self.out.with_name(f"{self.out.name}.report.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """What was written, and what it cost: see `Spending`."""
+
+    out: Path
+    report_file: Path
+    report: Report
+    spending: Mapping[str, Any]
+
+
+def prepare(
+    manifest: Path,
+    task: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    questions: Sequence[str] | None = None,
+    direct: bool = False,
+    again: bool = False,
+    limit: int | None = None,
+) -> Prepared:
+    """Read and check everything; nothing is asked and nothing written.
+
+    Args:
+        manifest: Whose posts are asked about.
+        task: A task file with questions.
+        out: The manifest to write; its suffix says its format.
+        settings: Tolerances, and how many pictures are sent.
+        questions: Names of those to ask; None: all.
+        direct: Ask the final question too.
+        again: Ask anew what a model has answered before.
+        limit: Only about the first posts.
+
+    Raises:
+        TaskError, ManifestError, QuarantineError: What cannot be used, and what to do.
+    """
+    read_task = load_task(task)
+    chosen = choose(read_task, questions)
+    for given, what in ((manifest, "the manifest that is read"), (task, "the task")):
+        if out.resolve() == given.resolve() or (out.exists() and given.exists() and out.samefile(given)):
+            raise ManifestError(f"{out} is {what}; expected another file to write to: name one")
+    found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels)
+    enforce(found, settings.max_bad_rows, settings.max_bad_share)
+    check_writable(found.posts, out)
+    planned = plan(
+        found.posts, read_task, chosen,
+        direct=direct, again=again, limit=limit, max_images=settings.vlm.max_images,
+    )  # fmt: skip
+    return Prepared(task, read_task, chosen, direct, found, tuple(planned), out)
+
+
+def annotate(prepared: Prepared, panel: QuestionPanel) -> Annotated:
+    """Ask everything that is planned, then write the manifest and the report.
+
+    Nothing is written before the last answer is there; killed before, the same call finds what was paid for
+    in the store.
+
+    Raises:
+        AgentError: As `QuestionPanel.ask`.
+        StorageError: The disk refuses.
+    """
+    asking = [one for one in prepared.plan if one.asks]
+    came = panel.ask([ToAsk(one.post, one.asks) for one in asking])
+    given = {one.post.id: each for one, each in zip(asking, came, strict=True)}
+    questions = {question.name: question for question in prepared.questions}
+
+    posts = []
+    for one in prepared.plan:
+        answers: dict[str, Answer | str] = dict(one.unasked)
+        for each in given.get(one.post.id, ()):
+            answers[each.question] = read_given(each, questions.get(each.question), len(one.post.images))
+        posts.append(filled(one.post, answers))
+
+    told = report(posts, prepared.task, prepared.questions, prepared.direct)
+    spending = panel.spending().to_json()
+    write_manifest(posts, prepared.out)
+    write_json(prepared.report_file, _record(prepared, panel, told, spending))
+    return Annotated(prepared.out, prepared.report_file, told, spending)
+
+
+def _record(
+    prepared: Prepared, panel: QuestionPanel, told: Report, spending: Mapping[str, Any]
+) -> dict[str, Any]:
+    identity = panel.reached()
+    return {
+        "manifest": str(prepared.manifest.path),
+        "task": str(prepared.task_file),
+        "written": str(prepared.out),
+        "model": None if identity is None else identity._asdict(),
+        "asked": {
+            "posts": sum(bool(one.asks) for one in prepared.plan),
+            "questions": sum(len(one.asks) for one in prepared.plan),
+        },
+        "spending": dict(spending),
+        **told.to_json(),
+        "set_aside": [problem._asdict() for problem in prepared.manifest.problems],
+    }

@@ -1,0 +1,162 @@
+"""What a model answered, as a manifest carries it, and where in a post it stands.
+
+process             question -> answer, a person's or a model's
+process_provenance  question -> the model's answer that stands in `process`, with probability and rationale
+process_model       question -> the model's answer where a person had given one already
+process_missing     question -> why the model gave no answer
+label_model         the class that the model named when asked for it directly
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from agents.judgment import State
+from agents.questions.asking import Given
+from agents.records import rounded
+from selftrain.data.posts import Post
+from selftrain.data.task import Question
+from selftrain.errors import ManifestError
+
+FINAL = "final question"
+"""The name of the final question, asked directly; no ancillary question may have it."""
+
+PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
+UNSURE = "the model cannot tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer to one question about one post.
+
+    Attributes:
+        answer: One of the question's answers, or a class.
+        probability: The model's, not calibrated, in [0, 1]; None where it gave no log-probabilities.
+        rationale: In its words.
+        source: Model and revision.
+        address: Of the stored answer, 16 hex digits.
+        count, pictures: Of a counting question: how many of how many pictures; None of others.
+    """
+
+    answer: str
+    probability: float | None
+    rationale: str
+    source: str
+    address: str
+    count: int | None = None
+    pictures: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A record of JSON values; without the count where there is none."""
+        record = asdict(self) | {"probability": rounded(self.probability)}
+        return {key: value for key, value in record.items() if value is not None or key == "probability"}
+
+
+def read_given(given: Given, question: Question | None, pictures: int) -> Answer | str:
+    """The answer in what came back, or why there is none.
+
+    Args:
+        given: What came back.
+        question: What was asked; None: the final question.
+        pictures: How many the post has; of a counting question 1 or more.
+    """
+    if given.answer is None:
+        return UNSURE if given.state is State.ABSTAIN else given.fault
+    if question is None or question.counting is None:
+        probability = None if given.shares is None else given.shares[given.answer]
+        return Answer(given.answer, probability, given.rationale, given.source, given.address)
+    count = int(given.answer)
+    answer = question.answer_for_count(count, pictures)
+    probability = None
+    if given.shares is not None:
+        # every count that makes the same answer speaks for it
+        alike = [n for n in given.shares if question.answer_for_count(int(n), pictures) == answer]
+        probability = min(sum(given.shares[n] for n in alike), 1.0)
+    return Answer(answer, probability, given.rationale, given.source, given.address, count, pictures)
+
+
+class Standing(NamedTuple):
+    """What a post says of its questions before anything is asked.
+
+    Attributes:
+        known: Question -> a person's answer; the final question's is the label.
+        model: Question -> a model's earlier answer, as it was recorded.
+    """
+
+    known: Mapping[str, str]
+    model: Mapping[str, Mapping[str, Any]]
+
+
+def standing(post: Post) -> Standing:
+    """Persons' answers and models' answers of a post, told apart by what is recorded beside them.
+
+    Raises:
+        ManifestError: A field of ours that holds something else.
+    """
+    provenance, model = table(post, PROVENANCE), dict(table(post, MODEL))
+    known = {}
+    for name, answer in post.process.items():
+        entry = provenance.get(name)
+        # an answer that differs from the model's was corrected by a person
+        if isinstance(entry, dict) and entry.get("answer") == answer:
+            model[name] = entry
+        else:
+            known[name] = answer
+    if direct := table(post, DIRECT):
+        model[FINAL] = direct
+    # a grown dataset says where its labels come from: pseudo-labels are nobody's word
+    if post.label is not None and table(post, "provenance").get("source", "label") == "label":
+        known[FINAL] = post.label
+    return Standing(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
+
+
+def table(post: Post, name: str) -> Mapping[str, Any]:
+    """An extra field that is a table; CSV brings it as JSON text.
+
+    Raises:
+        ManifestError: It is something else.
+    """
+    value = post.extra.get(name, {})
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, dict):
+        if name == "provenance":  # a common word: where it is not ours it says nothing to us
+            return {}
+        raise ManifestError(
+            f"post {post.id!r}: the field {name!r} holds {post.extra[name]!r:.80}; expected a table of a"
+            " model's answers, as `selftrain annotate` writes it: rename or remove it"
+        )
+    # a Parquet file of somebody else's making names every question in every row
+    return {key: entry for key, entry in value.items() if entry is not None}
+
+
+def filled(post: Post, answers: Mapping[str, Answer | str]) -> Post:
+    """The post with what was answered; persons' answers and earlier ones that got no new one stay.
+
+    Args:
+        post: As it was read.
+        answers: Question -> the answer, or why there is none.
+    """
+    known = standing(post).known
+    process = dict(post.process)
+    tables = {name: dict(table(post, name)) for name in (PROVENANCE, MODEL, MISSING, DIRECT)}
+    for name, answer in answers.items():
+        tables[MISSING].pop(name, None)
+        if isinstance(answer, str):
+            tables[MISSING][name] = answer
+        elif name == FINAL:
+            tables[DIRECT] = answer.to_json()
+        elif name in known:
+            tables[MODEL][name] = answer.to_json()
+        else:
+            process[name] = answer.answer
+            tables[PROVENANCE][name] = answer.to_json()
+    extra = {name: value for name, value in post.extra.items() if name not in tables}
+    extra |= {name: value for name, value in tables.items() if value}
+    return Post(post.id, post.text, post.images, post.label, process, extra)
