@@ -207,12 +207,13 @@ def _adapters(given: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, and the end of the terminal, count as Ctrl-C."""
+    """SIGTERM, and the end of the terminal, count as Ctrl-C; what nohup had ignored stays ignored."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    asked = (signal.SIGTERM, signal.SIGHUP)
+    numbers = [one for one in asked if signal.getsignal(one) is not signal.SIG_IGN]
     before: list[Callable[..., object] | int | None] = [signal.signal(one, interrupt) for one in numbers]
     try:
         yield

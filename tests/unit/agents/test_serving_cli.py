@@ -75,6 +75,21 @@ def until_ready(process):
     raise AssertionError(f"it ended: {lines}, {process.stderr.read()}")
 
 
+def test_nohup_keeps_it_alive_when_the_terminal_goes(model, python, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with begin(model, "--port", "0", "--python", python) as process:
+            until_ready(process)
+            process.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=2)
+            os.kill(pids(tmp_path)[0], 0)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_serves_until_it_is_told_to_end(model, python, tmp_path, number):
     with begin(model, "--port", "0", "--python", python, "--", "--max-num-batched-tokens", "64") as process:
