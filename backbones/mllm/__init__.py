@@ -1,0 +1,33 @@
+"""Multimodal language models with answer heads: AgentPS (arXiv 2412.15251)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backbones.mllm.base import Mllm
+    from backbones.mllm.hub import Album
+
+
+def load_mllm(
+    name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images", seed: int = 0
+) -> Mllm:
+    """A pretrained model: "embedded", which needs no download, or whatever transformers loads.
+
+    Args:
+        name: "embedded", a name on a hub, or a folder.
+        revision: Of the weights on a hub.
+        dtype: Of a hub's model: "auto" (as saved), "float32" or "bfloat16"; embedded is float32.
+        album: Of a hub's model: give several pictures as "images" or as a "video".
+        seed: Of the embedded model's new projector.
+
+    Raises:
+        WeightsError: No such model, or weights that are missing.
+    """
+    if name == "embedded":
+        from backbones.mllm.embedded import load_embedded
+
+        return load_embedded(seed)
+    from backbones.mllm.hub import load_hub
+
+    return load_hub(name, revision=revision, dtype=dtype, album=album)

@@ -1,0 +1,199 @@
+"""The multimodal model that needs no download: EfficientNet-Lite0, a new projector, SmolLM2-135M.
+
+The feature map of an image, 7 x 7 x 1280, is averaged to `SIDE` x `SIDE` cells; a two-layer network makes a
+token of each. The tower and the language model are pretrained, the projector is not.
+
+Shape legend: ``B`` prompts, ``L`` tokens, ``M`` images, ``D = 576``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from backbones.embedded import IMAGE_SHA256, image_tower
+from backbones.mllm.answer_token import add_answer_token
+from backbones.mllm.answering import answer_positions
+from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
+from backbones.mllm.words import Words
+from backbones.rows import freeze_batch_norm
+from backbones.smollm2 import SHA256, load_smollm2
+
+NAME = "embedded"
+IMAGE_TOKEN = "<image>"
+SIDE = 4
+IMAGE_TOKENS = SIDE * SIDE
+PIXELS = 224
+_MEAN = _STD = 0.5  # the tower wants [-1, 1]
+_MAP_WIDTH = 1280
+_BEFORE, _AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Projector(nn.Module):
+    """Image cells [..., 1280] to token embeddings [..., D], of the size that the language model is used to."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(_MAP_WIDTH, elementwise_affine=False)
+        self.first = nn.Linear(_MAP_WIDTH, width)
+        self.second = nn.Linear(width, width)
+        nn.init.normal_(self.second.weight, std=2 * scale / width**0.5)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        states: Tensor = self.second(F.gelu(self.first(self.norm(cells))))
+        return states
+
+
+class EmbeddedMllm(nn.Module):
+    """``forward`` as a model of transformers: ids, mask and pixels to hidden states."""
+
+    def __init__(self, tower: nn.Module, language_model: Any, image_id: int) -> None:  # noqa: ANN401
+        super().__init__()
+        self.tower: Any = tower
+        table = language_model.get_input_embeddings().weight
+        self.projector = Projector(table.shape[1], float(table.detach().float().std()))
+        self.language_model = language_model
+        self.image_id = image_id
+
+    def train(self, mode: bool = True) -> EmbeddedMllm:
+        super().train(mode)
+        freeze_batch_norm(self)
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of token embeddings, as peft asks for it."""
+        table: nn.Module = self.language_model.get_input_embeddings()
+        return table
+
+    def activation_checkpointing_enable(self, settings: dict[str, Any] | None = None) -> None:
+        """Trade time for memory in the language model."""
+        self.language_model.activation_checkpointing_enable(settings)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        use_cache: bool = False,
+    ) -> BaseModelOutputWithPast:
+        """Ids and mask [B, L], pixels [M, 3, 224, 224] in the order of the image tokens."""
+        is_image = input_ids == self.image_id
+        # the image token has no row of its own: what stands there is replaced
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if pixel_values is not None:
+            cells = self._cells(pixel_values)
+            places = is_image.unsqueeze(-1).expand_as(embeddings)
+            embeddings = embeddings.masked_scatter(places, self.projector(cells).to(embeddings.dtype))
+        positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
+        output: BaseModelOutputWithPast = self.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            use_cache=use_cache,
+        )
+        return output
+
+    def _cells(self, pixels: Tensor) -> Tensor:
+        """[M, SIDE^2, 1280], row by row."""
+        maps = self.tower.forward_features(pixels.contiguous(memory_format=torch.channels_last))
+        return F.adaptive_avg_pool2d(maps.float(), SIDE).flatten(2).transpose(1, 2)
+
+
+class EmbeddedReader:
+    """Prompts of SmolLM2's chat: the images' tokens, the words, the assistant's turn."""
+
+    def __init__(self, tokenizer: Any, wording: Wording, padding: Padding, max_tokens: int) -> None:  # noqa: ANN401
+        self._tokenizer = tokenizer
+        self._padding = padding
+        marks = len(tokenizer(_BEFORE + _AFTER, add_special_tokens=False)["input_ids"])
+        self._words = Words(tokenizer, wording, max_tokens, marks)
+        self.answer_id = int(tokenizer.convert_tokens_to_ids("<ans>"))
+
+    @property
+    def text_budget(self) -> int:
+        return self._words.budget
+
+    def length(self, text: str, images: int) -> int:
+        return self._words.fixed + self._words.count(self._words.cut(text)) + images * IMAGE_TOKENS
+
+    def read(self, prompts: Sequence[Prompt]) -> Inputs:
+        texts = [
+            _BEFORE + IMAGE_TOKEN * (IMAGE_TOKENS * len(one.images)) + self._words.around(one.text) + _AFTER
+            for one in prompts
+        ]
+        batch = self._tokenizer(
+            texts, add_special_tokens=False, padding=True, padding_side=self._padding, return_tensors="pt"
+        )
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if self._words.questions:
+            answer_positions(*inputs.values(), self.answer_id, self._words.questions)
+        images = [pixels(image) for one in prompts for image in one.images]
+        return inputs | ({"pixel_values": torch.stack(images)} if images else {})
+
+    def save(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(folder)
+
+
+def pixels(image: Any) -> Tensor:  # noqa: ANN401 -- an image of Pillow
+    """[3, 224, 224] in [-1, 1]; the whole picture, squeezed: the words of a meme stand at its edges."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    small = image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+    scaled: Tensor = (pil_to_tensor(small).float() / 255 - _MEAN) / _STD
+    return scaled
+
+
+def load_embedded(seed: int = 0) -> Mllm:
+    """The model on the CPU, in float32; takes about half a minute.
+
+    Args:
+        seed: Of the projector's first weights.
+
+    Raises:
+        WeightsError: A package with weights is missing, or is another.
+    """
+    model, tokenizer = load_smollm2()
+    language_model = model.model
+    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    add_answer_token(language_model, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = EmbeddedMllm(image_tower(), language_model, image_id)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return Mllm(
+        name=NAME,
+        module=module.eval(),
+        width=language_model.config.hidden_size,
+        tokenizer=tokenizer,
+        reader=lambda wording, padding, budget: EmbeddedReader(tokenizer, wording, padding, budget),
+        language_layers=linear_layers(module, "language_model"),
+        vision_layers=tuple(
+            name for name, layer in module.named_modules()
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and name.startswith("tower.")
+        ),
+        new_parts=("projector",),
+        fingerprint=hashlib.sha256(f"{SHA256} {IMAGE_SHA256} {SIDE}".encode()).hexdigest(),
+        write=_write,
+    )  # fmt: skip
+
+
+def _write(module: nn.Module, folder: Path) -> None:
+    """The language model as one of transformers, tower and projector beside it."""
+    from safetensors.torch import save_file
+
+    assert isinstance(module, EmbeddedMllm)
+    module.language_model.save_pretrained(folder)
+    for part in ("tower", "projector"):
+        tensors = {name: t.contiguous() for name, t in module.get_submodule(part).state_dict().items()}
+        save_file(tensors, folder / f"{part}.safetensors")

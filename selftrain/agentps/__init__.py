@@ -1,0 +1,1 @@
+"""AgentPS (arXiv 2412.15251): a multimodal language model fine-tuned on the grown data, questions and all."""

@@ -1,0 +1,76 @@
+"""Posts with their targets, as training and evaluation take them.
+
+Shape legend: ``Q`` process questions, ``K`` answers of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selftrain.agentps.questions import Questionnaire, Target, targets
+from selftrain.data.posts import Post
+
+
+class Example(NamedTuple):
+    """One post.
+
+    Attributes:
+        id: As in its manifest.
+        text: May be empty.
+        pictures: Image files, or one video.
+        targets: One [K] a question, the final one last; zeros where nobody answered.
+    """
+
+    id: str
+    text: str
+    pictures: tuple[Path, ...]
+    targets: tuple[Target, ...]
+
+
+def example(post: Post, asked: Questionnaire, *, share: float = 1.0) -> Example:
+    """A post with what is known of it.
+
+    Args:
+        post: Its `video` field, if it has one, stands for its pictures.
+        asked: The questions.
+        share: What its label is worth as a target, in (1/K, 1].
+
+    Raises:
+        TaskError: A label or an answer that the task does not know.
+    """
+    return Example(post.id, post.text, pictures(post), targets(asked, post.label, post.process, share=share))
+
+
+def pictures(post: Post) -> tuple[Path, ...]:
+    """The post's images, or its video."""
+    video = post.extra.get("video")
+    return (Path(video),) if isinstance(video, Path | str) and str(video) else post.images
+
+
+def examples(
+    posts: Iterable[Post], asked: Questionnaire, shares: Mapping[str, float] | None = None
+) -> list[Example]:
+    """`example` of each post; `shares` by post id, 1 for posts that it does not name."""
+    return [example(post, asked, share=(shares or {}).get(post.id, 1.0)) for post in posts]
+
+
+def labelled(found: Sequence[Example]) -> list[Example]:
+    """Those whose final answer is known."""
+    return [one for one in found if one.targets[-1].any()]
+
+
+def answer_of(target: Target) -> int | None:
+    """The index of the answer that a target stands for; None where it is missing."""
+    return int(target.argmax()) if target.any() else None
+
+
+def known_counts(found: Sequence[Example]) -> list[int]:
+    """How many posts answer each question."""
+    return [sum(bool(one.any()) for one in column) for column in zip(*(e.targets for e in found), strict=True)]
+
+
+def as_json(one: Example) -> dict[str, Any]:
+    """What a record of a post carries along."""
+    return {"id": one.id, "text": one.text, "pictures": [str(path) for path in one.pictures]}
