@@ -8,46 +8,16 @@ from typing import Any
 
 from selftrain.data.importers.base import Importer, Record, Source, find_file, read_json_lines
 from selftrain.data.manifest import Problem
-from selftrain.data.task import Question, Task, TaskClass
+from selftrain.data.templates import load_template
 from selftrain.errors import ManifestError
 
-# question -> the groups of `gold_pc` that it covers
+# question of the task -> the groups of `gold_pc` that it covers
 GROUPS = {
     "ethnicity_or_country": ("race", "nationality"),
     "gender_or_group": ("sex", "disability"),
     "religion": ("religion",),
 }
-TASK = Task(
-    name="hateful-memes",
-    classes=(
-        TaskClass("hateful", "attacks people for what they are"),
-        TaskClass("not_hateful", "does not attack people for what they are"),
-    ),
-    positive="hateful",
-    policy=(
-        "A meme is hateful when picture and words together attack people for their ethnicity, "
-        "nationality, religion, "
-        "sex, gender, disability or another trait that they cannot shed: by calling them less than "
-        "human or inferior, "
-        "by calling for violence or exclusion, by slurs, or by mocking crimes against them. Attacks "
-        "on opinions, "
-        "parties, companies or single persons for what they did are not hateful, nor is a description or a "
-        "condemnation of hatred."
-    ),
-    questions=(
-        Question(
-            "ethnicity_or_country",
-            "Does the meme attack people for their ethnicity or country?",
-            ("yes", "no"),
-        ),
-        Question(
-            "gender_or_group",
-            "Does the meme attack people for their sex, or people with a disability?",
-            ("yes", "no"),
-        ),
-        Question("religion", "Does the meme attack people for their religion?", ("yes", "no")),
-    ),
-)
+TASK = load_template("hateful-memes")
 _LABELS = {"0": "not_hateful", "1": "hateful", "not_hateful": "not_hateful", "hateful": "hateful"}
 _FILES = ("train", "dev", "dev_seen", "dev_unseen", "test", "test_seen", "test_unseen")
 
