@@ -56,7 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `handler`, from arguments to exit status."""
     from selftrain import __version__
-    from selftrain.cli import agents, annotate, bench, compare, data, inspect, predict, prompts, run
+    from selftrain.cli import (
+        agents,
+        annotate,
+        bench,
+        compare,
+        data,
+        export,
+        inspect,
+        predict,
+        prompts,
+        run,
+        serve,
+    )
+    from selftrain.cli import filter as filters  # not over the built-in function
 
     parser = argparse.ArgumentParser(
         prog="selftrain",
@@ -65,7 +78,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"selftrain {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, inspect, compare, prompts, predict, data, annotate, agents, bench):
+    for group in (
+        run,
+        inspect,
+        compare,
+        prompts,
+        predict,
+        serve,
+        filters,
+        export,
+        data,
+        annotate,
+        agents,
+        bench,
+    ):
         group.add_parsers(subparsers)
     return parser
 

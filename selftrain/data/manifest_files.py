@@ -52,13 +52,18 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _json_rows(path: Path) -> Iterator[RawRow]:
-    decoder = json.JSONDecoder(parse_constant=_no_constant)
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not content.strip():
-                continue
-            yield _json_row(number, content, decoder)
+        yield from read_json_lines(file)
+
+
+def read_json_lines(lines: Iterable[bytes]) -> Iterator[RawRow]:
+    """The rows of JSON lines that come from anywhere, standard input for instance."""
+    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    for number, line in enumerate(lines, 1):
+        content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not content.strip():
+            continue
+        yield _json_row(number, content, decoder)
 
 
 def _json_row(number: int, content: bytes, decoder: json.JSONDecoder) -> RawRow:

@@ -28,15 +28,28 @@ class RowError(Exception):
 
 
 class Rows:
-    """Checks rows one by one; remembers the ids and images it has met."""
+    """Checks rows one by one.
 
-    def __init__(self, folder: Path, task: Task | None, *, allow_missing_text: bool, max_pixels: int) -> None:
+    With `remember` it refuses an id that it has met and opens each image once, at the price of memory for
+    every row; a stream that has no end is read without.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task | None,
+        *,
+        allow_missing_text: bool,
+        max_pixels: int,
+        remember: bool = True,
+    ) -> None:
         self._folder = folder
         self._root = folder.resolve()
         self._labels = None if task is None else frozenset(task.names)
         self._questions = None if task is None else {question.name: question for question in task.questions}
         self._allow_missing_text = allow_missing_text
         self._max_pixels = max_pixels
+        self._remember = remember
         self._lines: dict[str, int] = {}
         self._checked: dict[str, Path | RowError] = {}
 
@@ -83,7 +96,7 @@ class Rows:
             raise RowError(
                 f"id {_short(value)} is not a usable text", "give the row an id that is a plain text"
             )
-        first = self._lines.setdefault(value, line)
+        first = self._lines.setdefault(value, line) if self._remember else line
         if first != line:
             raise RowError(f"id stands already in line {first}", "remove one of the two or rename it", value)
         return value
@@ -135,7 +148,8 @@ class Rows:
                 found = self._locate(written)
             except RowError as error:
                 found = error
-            self._checked[written] = found
+            if self._remember:
+                self._checked[written] = found
         if isinstance(found, RowError):
             raise RowError(found.reason, found.remedy)
         return found

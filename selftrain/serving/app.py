@@ -1,0 +1,250 @@
+"""The HTTP side: five routes around one `Batcher`."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from selftrain.errors import DrainingError, QueueFullError, ScoringError
+from selftrain.serving.batching import Batcher, Result, Scores
+from selftrain.serving.measures import CONTENT_TYPE, Measures
+from selftrain.serving.scorer import ScoreFailure
+from selftrain.serving.scratch import Scratch
+from selftrain.serving.wire import Limits, Placed, RequestError, answer, parse, place
+
+BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
+BODIES = 16  # so many bodies of the largest size may be under way at once, in memory and in files
+RETRY = {"Retry-After": "1"}
+STATUS: dict[type[Exception], int] = {QueueFullError: 429, DrainingError: 503, ScoringError: 500}
+CLIENT_GONE = 499  # nobody reads it; it is counted
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        batcher: Started by the application, closed with it.
+        scratch: For images.
+        measures: Told of every answer.
+        limits: Of one request.
+        key: What a client must show as ``Authorization: Bearer KEY``; empty: nothing.
+
+    Attributes:
+        draining: No more posts are taken; what was taken is finished.
+        on_idle: Called once draining has nothing left to finish.
+    """
+
+    def __init__(
+        self, batcher: Batcher, scratch: Scratch, measures: Measures, *, limits: Limits, key: str = ""
+    ) -> None:
+        self.batcher, self.scratch, self.measures, self.limits = batcher, scratch, measures, limits
+        self.draining = False
+        self.on_idle: Callable[[], None] = lambda: None
+        self._key = key.encode()
+        self._under_way = 0
+        self._held = 0
+        measures.watch(queued=lambda: batcher.queued, ready=lambda: self.ready)
+
+    @property
+    def ready(self) -> bool:
+        """Whether posts are taken."""
+        return self.batcher.scorer is not None and not self.draining
+
+    def drain(self) -> None:
+        """Take no more posts; `on_idle` follows when the last answer is given."""
+        self.draining = True
+        if not self._under_way:
+            self.on_idle()
+
+    def admits(self, request: Request) -> bool:
+        """Whether the client shows the key, compared in constant time."""
+        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+        known = hmac.compare_digest(shown.strip().encode("utf-8", "surrogateescape"), self._key)
+        return not self._key or (known and scheme.lower() == "bearer")
+
+    # ---- scoring ------------------------------------------------------------------------------------
+
+    async def score(self, request: Request) -> Response:
+        """One request for scores, from its bytes to its answer."""
+        if not self.ready:
+            why = "the server is about to end" if self.draining else "the model is not loaded yet"
+            raise DrainingError(f"{why}: ask again later")
+        self._under_way += 1
+        held = _Held()
+        try:
+            return await self._score(request, held)
+        finally:
+            self._held -= held.size
+            self._under_way -= 1
+            if self.draining and not self._under_way:
+                self.on_idle()
+
+    async def _score(self, request: Request, held: _Held) -> Response:
+        started = time.monotonic()
+        body = await self._body(request, held)
+        folder = self.scratch.folder()
+        owned = True  # until the batcher has the posts
+        try:
+            placed = await run_in_threadpool(self._placed, body, folder)
+            del body
+            results: list[Result] | None = []
+            if placed.posts:
+                scores = self.batcher.submit(list(placed.posts.values()), lambda: self.scratch.remove(folder))
+                owned = False
+                results = await _wait(request, scores)
+        finally:
+            if owned:
+                self.scratch.remove(folder)
+        if results is None:
+            return Response(status_code=CLIENT_GONE)
+        failed = len(placed.reasons) + sum(isinstance(one, ScoreFailure) for one in results)
+        self.measures.answered(time.monotonic() - started, len(placed.ids) - failed, failed)
+        assert self.batcher.scorer is not None, "posts are taken only once it is loaded"
+        return JSONResponse(answer(self.batcher.scorer.name, placed, results))
+
+    def _placed(self, body: bytes, folder: Path) -> Placed:
+        return place(parse(body, self.limits), folder, self.limits.pixels)
+
+    async def _body(self, request: Request, held: _Held) -> bytes:
+        """The body, counted as it arrives: one that is too large is not read to its end."""
+        too_large = RequestError(413, f"the body is larger than {self.limits.body:,} bytes: send fewer posts")
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared[:20]) > self.limits.body:
+            raise too_large
+        parts: list[bytes] = []
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for part in request.stream():
+                    held.size += len(part)
+                    self._held += len(part)
+                    if held.size > self.limits.body:
+                        raise too_large
+                    if self._held > BODIES * self.limits.body:
+                        raise QueueFullError("requests under way fill the memory set aside for them: wait")
+                    parts.append(part)
+        except TimeoutError as error:
+            raise RequestError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds") from error
+        return b"".join(parts)
+
+
+class _Held:
+    """Bytes that one request has brought in."""
+
+    size = 0
+
+
+async def _wait(request: Request, scores: Scores) -> list[Result] | None:
+    """The results, or None when the client has gone away: then its posts are taken back."""
+    results = asyncio.wrap_future(scores)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((results, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await results if results.done() else None
+    finally:
+        results.cancel()
+        gone.cancel()
+        with suppress(asyncio.CancelledError):
+            await gone
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+# ---- routes -----------------------------------------------------------------------------------------
+
+
+def build_app(service: Service) -> Starlette:
+    """The application of a service, without the start and the end of its batcher."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def ready(_: Request) -> Response:
+        status = "draining" if service.draining else "ready" if service.ready else "loading"
+        return JSONResponse({"status": status}, 200 if service.ready else 503)
+
+    async def metrics(_: Request) -> Response:
+        return Response(service.measures.text(), media_type=CONTENT_TYPE)
+
+    async def model(_: Request) -> Response:
+        scorer = service.batcher.scorer
+        if scorer is None:
+            raise DrainingError("the model is not loaded yet: ask again later")
+        fields = ("kind", "name", "classes", "positive", "fingerprint")
+        return JSONResponse({field: getattr(scorer, field) for field in fields})
+
+    def route(path: str, handler: Handler, method: str, *, open_to_all: bool = False) -> Route:
+        wrapped = _told(service, path, handler, open_to_all=open_to_all)
+        return Route(path, wrapped, methods=[method])
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        service.measures.request("other", error.status_code)
+        expected = "POST /score, GET /health, /ready, /metrics, /model"
+        message = f"{request.method} {request.url.path[:100]}: {error.detail}; expected {expected}"
+        return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+
+    return Starlette(
+        routes=[
+            route("/score", service.score, "POST"),
+            route("/health", health, "GET", open_to_all=True),
+            route("/ready", ready, "GET", open_to_all=True),
+            route("/metrics", metrics, "GET"),
+            route("/model", model, "GET"),
+        ],
+        exception_handlers={HTTPException: unknown},
+    )
+
+
+def _told(service: Service, path: str, handler: Handler, *, open_to_all: bool) -> Handler:
+    """`handler` behind the key, its errors as JSON, its answers counted."""
+
+    async def told(request: Request) -> Response:
+        if open_to_all or service.admits(request):
+            response = await _guarded(handler, request)
+        else:
+            message = "no key, or a wrong one; expected the header Authorization: Bearer KEY"
+            response = _error(401, message, {"WWW-Authenticate": "Bearer"})
+        service.measures.request(path, response.status_code)
+        return response
+
+    return told
+
+
+async def _guarded(handler: Handler, request: Request) -> Response:
+    try:
+        return await handler(request)
+    except RequestError as error:
+        # what was not read would be taken for the next request
+        return _error(error.status, str(error), {"Connection": "close"} if error.status in (408, 413) else {})
+    except (QueueFullError, DrainingError, ScoringError) as error:
+        status = STATUS[type(error)]
+        return _error(status, str(error), RETRY if status != 500 else {})
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_GONE)
+    except Exception:
+        _log.exception("a fault of the server's own in %s", request.url.path)
+        return _error(500, "a fault of the server's own: see its log")
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    # `ensure_ascii`: what is quoted from a request may hold anything
+    return JSONResponse({"error": message.encode("ascii", "backslashreplace").decode()}, status, headers)

@@ -1,0 +1,71 @@
+"""A private folder for the pictures of requests under way: nothing of it outlives the request.
+
+A server that was killed leaves its folder behind; the next one to start on the machine removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+from selftrain import atomic
+
+_PREFIX = "selftrain-serve-"
+_LOCK = "in-use"
+
+
+class Scratch:
+    """A folder that only this user can read, held until `close`.
+
+    Args:
+        root: Where to make it; None: the system's temporary folder (TMPDIR).
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        root = Path(tempfile.gettempdir()) if root is None else root
+        _remove_leftovers(root)
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))  # mode 0700
+            self._lock = _hold(self.path)
+        except OSError as error:
+            raise atomic.storage_error(root, None, error) from error
+        self._numbers = count()
+
+    def folder(self) -> Path:
+        """A new empty folder for one request."""
+        folder = self.path / f"{next(self._numbers)}"
+        folder.mkdir()
+        return folder
+
+    def remove(self, folder: Path) -> None:
+        """Remove one request's folder, if it is still there."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _hold(folder: Path) -> IO[bytes]:
+    lock = (folder / _LOCK).open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Folders of servers that are gone; a folder without a lock file is just being made."""
+    for folder in root.glob(f"{_PREFIX}*"):
+        try:
+            with (folder / _LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+        except OSError:  # it is in use, another user's, or gone by now
+            continue

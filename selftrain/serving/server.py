@@ -1,0 +1,198 @@
+"""A process that serves one model over HTTP until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import uvicorn
+from starlette.applications import Starlette
+
+from selftrain.errors import ServingError
+from selftrain.serving.app import Service, build_app
+from selftrain.serving.batching import Batcher
+from selftrain.serving.measures import Measures
+from selftrain.serving.scorer import Scorer
+from selftrain.serving.scratch import Scratch
+from selftrain.serving.wire import Limits
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+class Batching(NamedTuple):
+    """How requests share model calls: posts of one call, seconds to wait for company, posts that may wait."""
+
+    max_batch: int = 32
+    max_wait: float = 0.005
+    max_queue: int = 1024
+
+
+def serve(
+    load: Callable[[], Scorer],
+    *,
+    host: str,
+    port: int,
+    batching: Batching,
+    limits: Limits,
+    key: str = "",
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then finish what was taken; a second signal does not wait for it.
+
+    Args:
+        load: Gives the model; called in the thread that will own it, while the port is open already.
+        host, port: To listen on; port 0: one that is free.
+        batching: See there.
+        limits: Of one request.
+        key: What clients must show; empty: nothing.
+        tell: Told, in a line, where the server listens, that it is ready, and that it ends.
+
+    Raises:
+        ServingError: The port cannot be had, or `limits` and `batching` do not go together.
+        SelftrainError, BackboneError: The model cannot be loaded.
+    """
+    if limits.posts > batching.max_queue:
+        raise ServingError(
+            f"a request may have {limits.posts} posts and the queue holds {batching.max_queue}: raise"
+            " --max-queue, or lower --max-posts"
+        )
+    listener = listen(host, port)
+    scratch = Scratch()
+    try:
+        asyncio.run(_serve(load, listener, scratch, batching, limits, key=key, tell=tell))
+    finally:
+        scratch.close()
+        listener.close()
+
+
+async def _serve(
+    load: Callable[[], Scorer],
+    listener: socket.socket,
+    scratch: Scratch,
+    batching: Batching,
+    limits: Limits,
+    *,
+    key: str,
+    tell: Callable[[str], None],
+) -> None:
+    measures = Measures()
+
+    def loaded() -> None:
+        scorer = batcher.scorer
+        if scorer is None:
+            server.should_exit = True
+        else:
+            tell(
+                f"ready: {scorer.kind} {scorer.name}, {' / '.join(scorer.classes)}, {scorer.fingerprint[:12]}"
+            )
+
+    batcher = Batcher(load, **batching._asdict(), observer=measures, on_loaded=loaded)
+    service = Service(batcher, scratch, measures, limits=limits, key=key)
+    server = _Server(_application(service, batcher), service, tell)
+    tell(f"listening on {address(listener)}, loading the model")
+    await server.serve([listener])
+    if batcher.failure is not None:
+        raise batcher.failure
+
+
+def _application(service: Service, batcher: Batcher) -> Starlette:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        batcher.start()
+        yield
+        await asyncio.to_thread(batcher.close)
+
+    app = build_app(service)
+    app.router.lifespan_context = lifespan
+    return app
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which ends only after the last answer is given; until then the port says "draining"."""
+
+    def __init__(self, app: Starlette, service: Service, tell: Callable[[str], None]) -> None:
+        config = uvicorn.Config(
+            app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
+            server_header=False, timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        super().__init__(config)
+        self._service, self._tell = service, tell
+        self._loop = asyncio.get_running_loop()
+        service.on_idle = self._end
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends at once; neither is raised again, so the status is 0."""
+        if self._service.draining:
+            self.force_exit = True
+            self.should_exit = True
+        else:
+            # out of the signal handler, which may have interrupted anything
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._tell("ending: what was taken is finished first")
+        self._service.drain()
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ServingError: The address is not this machine's, or the port is taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ServingError(f"{host}:{port} cannot be listened on ({why}): give another --port") from error
+    listener.setblocking(False)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """``http://HOST:PORT``."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def compute_threads(asked: int | None) -> int:
+    """Threads of one model call: as asked, else the cores that this process may really use.
+
+    A container's share of a machine is a quota, which libraries do not see: they would start a thread for
+    every core and be throttled.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup, or "max": no quota
+        pass
+    set_by_hand = os.environ.get("OMP_NUM_THREADS", "")
+    return int(set_by_hand) if set_by_hand.isdigit() and int(set_by_hand) else cores
+
+
+def quiet_logs() -> None:
+    """Warnings and errors alone, on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

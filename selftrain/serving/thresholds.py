@@ -1,0 +1,117 @@
+"""From the precision that is asked for to the threshold that gives it, on posts of known label.
+
+Shape legend: ``V`` posts, ``T`` distinct probabilities among them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.errors import ServingError
+from selftrain.serving.scorer import ValidationScores
+
+LEVEL = 0.95
+
+
+class Share(NamedTuple):
+    """A share and its 95 % interval (Clopper and Pearson 1934)."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+class OperatingPoint(NamedTuple):
+    """A threshold, and what it does to the validation posts.
+
+    Attributes:
+        threshold: A post passes when its positive probability is at least this.
+        precision: Share of positives among the posts that pass.
+        recall: Share of the positives that pass.
+        posts: V.
+        positives: Posts of the positive class among them.
+    """
+
+    threshold: float
+    precision: Share
+    recall: Share
+    posts: int
+    positives: int
+
+
+class _Curve(NamedTuple):
+    """Counts at every threshold that makes a difference, thresholds falling, so that counts rise: [T]."""
+
+    thresholds: npt.NDArray[np.float64]
+    passing: npt.NDArray[np.int64]
+    hits: npt.NDArray[np.int64]
+
+
+def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoint:
+    """The lowest threshold whose precision is at least the asked one: no other one reaches its recall.
+
+    Posts of equal probability pass together or not at all.
+
+    The intervals take the threshold as given. It was chosen on the same posts, and with few of them the
+    precision of new posts will be lower more often than not: give validation posts in hundreds.
+
+    Args:
+        scores: Of the validation posts.
+        precision: In (0, 1].
+
+    Raises:
+        ServingError: No threshold reaches it (the best precision is named), or no post is positive.
+    """
+    curve = _curve(scores)
+    reached = curve.hits / curve.passing >= precision
+    if not reached.any():
+        # of equally precise thresholds the one with the highest recall
+        shares = curve.hits / curve.passing
+        best = _point(scores, curve, int(np.flatnonzero(shares == shares.max())[-1]))
+        raise ServingError(
+            f"no threshold reaches the precision {precision:g} on the {best.posts} validation posts: the best"
+            f" is {best.precision.value:.3f} at recall {best.recall.value:.3f} (threshold"
+            f" {best.threshold:.6f}). Ask for less, or train on more labels"
+        )
+    return _point(scores, curve, int(np.flatnonzero(reached)[-1]))
+
+
+def share(part: int, whole: int) -> Share:
+    """`part` of `whole` with the exact binomial interval."""
+    from scipy.stats import beta
+
+    tail = (1 - LEVEL) / 2
+    low = float(beta.ppf(tail, part, whole - part + 1)) if part else 0.0
+    high = float(beta.ppf(1 - tail, part + 1, whole - part)) if part < whole else 1.0
+    return Share(part / whole, low, high)
+
+
+def _curve(scores: ValidationScores) -> _Curve:
+    labels, odds = scores
+    if not (labels == 1).any():
+        raise ServingError(
+            f"none of the {len(labels)} validation posts is positive: no precision can be measured on them."
+            " Give others with --validation"
+        )
+    order = np.argsort(-odds, kind="stable")
+    falling = odds[order]
+    hits = np.cumsum(labels[order] == 1)
+    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last post of each tie
+    return _Curve(falling[last], last + 1, hits[last])
+
+
+def _point(scores: ValidationScores, curve: _Curve, at: int) -> OperatingPoint:
+    hits, positives = int(curve.hits[at]), int((scores.labels == 1).sum())
+    return OperatingPoint(
+        float(curve.thresholds[at]),
+        share(hits, int(curve.passing[at])),
+        share(hits, positives),
+        len(scores.labels),
+        positives,
+    )
