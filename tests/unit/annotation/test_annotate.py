@@ -1,0 +1,505 @@
+"""`selftrain annotate` from manifest to manifest; the model is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from dataclasses import replace
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from annotation_helpers import MemoryBackend, answered, command, make_home, model, offered, rows, wording
+
+from agents.chat.base import Completion, Usage
+from agents.errors import ServerLostError, ServerRefusedError
+from agents.judgment import State
+from agents.questions.asking import Given
+from selftrain.annotation.answers import read_given, standing
+from selftrain.cli import main
+from selftrain.data.manifest import read_manifest
+from selftrain.data.task import Question, load_task
+
+
+@pytest.fixture
+def home(tmp_path):
+    return make_home(tmp_path / "home")
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Puts a model in memory behind every address."""
+
+    def put(answer=model):
+        backend = MemoryBackend(answer)
+        monkeypatch.setattr("selftrain.annotation.building.build_backend", lambda section: backend)
+        return backend
+
+    return put
+
+
+def asked(backend):
+    """What was asked about whom, sorted."""
+    return sorted((request.affinity, wording(request).split()[1]) for request in backend.requests)
+
+
+def test_every_kind_of_question_is_asked_and_written(home, serve, capsys):
+    backend = serve()
+    assert main(command(home, "--direct")) == 0
+    written = rows(home / "annotated.jsonl")
+    assert list(written) == ["a", "b", "c", "d"]
+    a, b, c, d = written.values()
+    # two of three is most of them
+    assert a["process"] == {"relevant": "yes", "theme": "sports", "marks": "yes"}
+    marks = a["process_provenance"]["marks"]
+    assert (marks["count"], marks["pictures"]) == (2, 3)
+    assert marks["rationale"] == "seen in a"
+    assert marks["source"] == "vlm:model-a@rev1"
+    assert a["process_provenance"]["relevant"]["probability"] == pytest.approx(0.8)
+    assert a["label_model"]["answer"] == "copied"
+    assert "label" not in a
+    # no picture and no idea: missing, each with its reason
+    assert b["process"] == {"relevant": "no"}
+    assert b["process_missing"] == {
+        "theme": "the model cannot tell",
+        "marks": "the post has no pictures to count",
+    }
+    # what a person said stays
+    assert c["process"] == {"relevant": "no", "theme": "food", "marks": "yes"}
+    assert {name: entry["answer"] for name, entry in c["process_model"].items()} == {
+        "relevant": "no", "theme": "sports", "marks": "no",
+    }  # fmt: skip
+    assert "process_provenance" not in c
+    # two of four is not most; the model counted three
+    assert d["process"] == {"marks": "no", "relevant": "yes", "theme": "food"}
+    assert d["process_model"]["marks"]["answer"] == "yes"
+    assert (d["label"], d["label_model"]["answer"], d["likes"]) == ("own", "copied", 7)
+    assert len(backend.requests) == 4 * 4 - 1
+    assert "15 calls" in capsys.readouterr().out
+
+
+def test_a_counts_probability_is_that_of_all_counts_with_its_answer(home):
+    question = Question("q", "w", ("yes", "no"), "most")
+    shares = {"0": 0.1, "1": 0.2, "2": 0.3, "3": 0.25, "4": 0.15}
+    given = Given("q", State.LABEL, "3", shares, "r", "", "s")
+    answer = read_given(given, question, 4)
+    assert (answer.answer, answer.count) == ("yes", 3)
+    assert answer.probability == pytest.approx(0.4)
+    low = read_given(replace(given, answer="2"), question, 4)
+    assert (low.answer, low.probability) == ("no", pytest.approx(0.6))
+
+
+@pytest.mark.parametrize("rule", ["any", "most", 0.25, 0.5, 1.0])
+def test_counting_rules_at_their_edges(rule):
+    question = Question("q", "w", ("yes", "no"), rule)
+    for total in range(1, 17):
+        for count in range(total + 1):
+            share = Fraction(count, total)
+            met = {"any": share > 0, "most": share > Fraction(1, 2)}.get(rule)
+            if met is None:
+                met = share >= Fraction(rule)
+            given = Given("q", State.LABEL, str(count), None, "", "", "s")
+            answer = read_given(given, question, total)
+            assert answer.answer == ("yes" if met else "no"), (rule, count, total)
+            assert answer.probability is None
+
+
+def test_known_answers_and_labels_are_not_told_to_the_model(home, serve):
+    backend = serve()
+    assert main(command(home, "--direct")) == 0
+    first = home / "bare"
+    bare = make_home(first)
+    lines = [json.loads(line) for line in (bare / "posts.jsonl").read_text().splitlines()]
+    stripped = [{k: v for k, v in row.items() if k not in ("process", "label")} for row in lines]
+    (bare / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stripped))
+    blind = serve()
+    assert main(command(bare, "--direct")) == 0
+
+    def sent(one):
+        return sorted(json.dumps(request.to_json()) for request in one.requests)
+
+    assert sent(blind) == sent(backend)
+
+
+def test_the_same_command_again_asks_nothing_and_writes_the_same(home, serve):
+    serve()
+    assert main(command(home, "--direct")) == 0
+    before = (home / "annotated.jsonl").read_bytes()
+    again = serve()
+    assert main(command(home, "--direct")) == 0
+    assert again.requests == []
+    assert (home / "annotated.jsonl").read_bytes() == before
+
+
+def test_what_a_model_has_answered_is_not_asked_again_unless_told(home, serve):
+    serve()
+    assert main(command(home, "--questions", "relevant,marks")) == 0
+    backend = serve()
+    assert main(command(home, out="more.jsonl", source="annotated.jsonl")) == 0
+    assert asked(backend) == [(post, "is") for post in "abcd"]
+    assert rows(home / "more.jsonl")["a"]["process"] == {"relevant": "yes", "marks": "yes", "theme": "sports"}
+
+    def other(request):
+        return answered(offered(request)[0], rationale="looked again")
+
+    changed = serve(other)
+    changed.identity = changed.identity._replace(revision="rev2")
+    assert main(command(home, "--again", out="again.jsonl", source="more.jsonl")) == 0
+    assert len(changed.requests) == 11
+    again = rows(home / "again.jsonl")
+    assert again["b"]["process"] == {"relevant": "yes", "theme": "sports"}
+    assert again["b"]["process_missing"] == {"marks": "the post has no pictures to count"}
+    assert again["a"]["process_provenance"]["marks"]["answer"] == again["a"]["process"]["marks"] == "no"
+    assert again["c"]["process"] == {"relevant": "no", "theme": "food", "marks": "yes"}
+    assert again["c"]["process_model"]["relevant"]["source"] == "vlm:model-a@rev2"
+
+
+def test_an_answer_that_a_person_has_corrected_is_a_persons(home, serve):
+    serve()
+    assert main(command(home)) == 0
+    written = rows(home / "annotated.jsonl")
+    written["a"]["process"]["theme"] = "food"
+    (home / "mended.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written.values()))
+    report = read_manifest(home / "mended.jsonl", load_task(home / "task.toml"))
+    said = standing(report.posts[0])
+    assert (said.known, set(said.model)) == ({"theme": "food"}, {"relevant", "marks"})
+
+
+def test_pseudo_labels_are_nobodys_word(home):
+    lines = [
+        {"id": "p", "text": "x", "label": "own", "provenance": {"source": "pseudo-label"}},
+        {"id": "l", "text": "y", "label": "own", "provenance": {"source": "label"}},
+        {"id": "o", "text": "z", "label": "own", "provenance": "the old forum"},
+    ]
+    (home / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    posts = read_manifest(home / "grown.jsonl").posts
+    assert [bool(standing(post).known) for post in posts] == [False, True, True]
+
+
+@pytest.mark.parametrize("after", [0, 4, 9])
+def test_stopped_in_the_middle_it_goes_on_without_asking_twice(home, serve, after, capsys):
+    def dies(request):
+        if len(backend.requests) > after:
+            raise ServerLostError("no address has answered for 120 s")
+        return model(request)
+
+    backend = serve(dies)
+    assert main(command(home)) == 2
+    assert "no address has answered" in capsys.readouterr().err
+    assert not (home / "annotated.jsonl").exists()
+    paid = backend.requests[:after]
+    second = serve()
+    assert main(command(home)) == 0
+    assert len(second.requests) == 11 - len(paid)
+    sent = [json.dumps(request.to_json(), sort_keys=True) for request in (*paid, *second.requests)]
+    assert len(set(sent)) == len(sent) == 11
+    whole = serve()
+    other = make_home(home / "other")
+    assert main(command(other)) == 0
+    assert (other / "annotated.jsonl").read_bytes() == (home / "annotated.jsonl").read_bytes()
+    assert len(whole.requests) == 11
+
+
+def test_the_token_cap_stops_and_says_how_to_go_on(home, serve, capsys):
+    backend = serve()
+    assert main(command(home, "--token-cap", "500")) == 2
+    assert "raise the token cap to go on" in capsys.readouterr().err
+    assert 0 < len(backend.requests) * 120 <= 500
+    bought = len(backend.requests)
+    second = serve()
+    assert main(command(home, "--token-cap", "100000")) == 0
+    assert len(second.requests) == 11 - bought
+
+
+def test_failures_past_the_tolerance_stop_with_advice(home, serve, capsys):
+    def broken(request):
+        return Completion("?", "stop", Usage(9, 0, 0, 1))
+
+    serve(broken)
+    assert main(command(home, "--max-failed", "0.5")) == 2
+    shown = capsys.readouterr().err
+    assert "at most 50.0% tolerated" in shown
+    assert "not JSON" in shown
+    assert not (home / "annotated.jsonl").exists()
+    assert main(command(home, "--max-failed", "1")) == 0
+    row = rows(home / "annotated.jsonl")["a"]
+    assert "process" not in row
+    assert set(row["process_missing"]) == {"relevant", "theme", "marks"}
+    assert "not JSON" in row["process_missing"]["theme"]
+
+
+def test_a_limit_leaves_the_other_posts_as_they_are(home, serve):
+    backend = serve()
+    assert main(command(home, "--limit", "1")) == 0
+    assert {request.affinity for request in backend.requests} == {"a"}
+    written, read = rows(home / "annotated.jsonl"), rows(home / "posts.jsonl")
+    assert (written["b"], written["c"]) == (read["b"], read["c"])
+    report = json.loads((home / "annotated.jsonl.report.json").read_text())
+    assert report["questions"]["relevant"]["known"] is None
+
+
+def test_pictures_beyond_those_sent_cannot_be_counted(home, serve):
+    (home / "recipe.toml").write_text(
+        '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n[vlm]\nmax_images = 3\n'
+    )
+    backend = serve()
+    assert main(command(home, "--recipe", str(home / "recipe.toml"))) == 0
+    assert ("d", "most") not in asked(backend)
+    assert ("a", "most") in asked(backend)
+    assert "only 3 of 4 pictures" in rows(home / "annotated.jsonl")["d"]["process_missing"]["marks"]
+
+
+# ---- estimate ---------------------------------------------------------------------------------------
+
+
+def test_an_estimate_asks_for_no_answer(home, serve, capsys):
+    backend = serve()
+    assert main(command(home, "--direct", "--estimate", "--token-cap", "10")) == 0
+    shown = capsys.readouterr().out
+    assert "posts          4\ncalls          15\nnot asked      1 " in shown
+    assert "of which pictures 2,304 (by 15 prompts measured)" in shown  # 9 pictures, 4 questions, 64 each
+    assert "answer tokens  at most 2,700" in shown  # 15 answers of 60 + 240 / 2
+    assert "The token cap of 10 may end the work early." in shown
+    assert backend.requests == []
+    assert not list(home.glob("annotated*"))
+    # the sample holds all four posts, so that what is told is what is sent
+    sent = serve()
+    assert main(command(home, "--direct")) == 0
+    sizes = [asyncio.run(sent.measure(request)) for request in sent.requests]
+    assert f"prompt tokens  {sum(size.prompt for size in sizes):,}, of" in shown
+
+
+def test_a_server_that_does_not_measure_is_told_as_such(home, serve, capsys):
+    backend = serve()
+
+    async def no_tokenizer(request):
+        raise ServerRefusedError("404 at /tokenize")
+
+    backend.measure = no_tokenizer
+    assert main(command(home, "--estimate")) == 0
+    shown = capsys.readouterr().out
+    assert "calls          11\n" in shown
+    assert "prompt tokens  not known: 404 at /tokenize" in shown
+
+
+# ---- round trips ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_what_is_written_reads_back_and_can_be_annotated_further(home, serve, suffix):
+    serve()
+    assert main(command(home, "--direct", "--questions", "relevant,marks", out=f"one.{suffix}")) == 0
+    assert main(command(home, "--direct", "--questions", "relevant,marks", out="one-as.jsonl")) == 0
+    task = load_task(home / "task.toml")
+    read, expected = (read_manifest(home / name, task) for name in (f"one.{suffix}", "one-as.jsonl"))
+    assert read.problems == ()
+    assert [standing(post) for post in read.posts] == [standing(post) for post in expected.posts]
+    assert [(p.id, p.text, p.images, p.label, p.process) for p in read.posts] == [
+        (p.id, p.text, p.images, p.label, p.process) for p in expected.posts
+    ]
+    backend = serve()
+    assert main(command(home, "--direct", out=f"two.{suffix}", source=f"one.{suffix}")) == 0
+    assert asked(backend) == [(post, "is") for post in "abcd"]
+    assert main(command(home, "--direct", out="whole.jsonl")) == 0
+    read, expected = (read_manifest(home / name, task) for name in (f"two.{suffix}", "whole.jsonl"))
+    assert [standing(post) for post in read.posts] == [standing(post) for post in expected.posts]
+    assert [dict(post.process) for post in read.posts] == [dict(post.process) for post in expected.posts]
+
+
+# ---- the report -------------------------------------------------------------------------------------
+
+
+def test_the_report_says_how_good_the_answers_are_where_they_are_known(home, serve, capsys):
+    serve()
+    assert main(command(home, "--direct")) == 0
+    report = json.loads((home / "annotated.jsonl.report.json").read_text())
+    # marks: c yes, said no; d no, said yes. relevant: c no, said no. theme: c food, said sports
+    marks = report["questions"]["marks"]
+    assert marks["answered"] == 3
+    assert marks["answers"] == {"yes": 2, "no": 1}
+    assert marks["missing"] == {"the post has no pictures to count": 1}
+    assert marks["known"]["confusion"] == {
+        "yes": {"yes": 0, "no": 1, "(none)": 0},
+        "no": {"yes": 1, "no": 0, "(none)": 0},
+    }
+    assert marks["known"]["accuracy"]["value"] == 0.0
+    assert report["questions"]["relevant"]["known"]["accuracy"]["value"] == 1.0
+    assert report["questions"]["theme"]["known"]["posts"] == 1
+    # c copied, said copied; d own, said copied
+    final = report["final"]["known"]
+    assert (final["posts"], final["accuracy"]["value"], final["balanced_accuracy"]) == (2, 0.5, 0.5)
+    assert final["macro_f1"] == pytest.approx((2 / 3 + 0) / 2, abs=1e-6)
+    assert report["comparison"]["process"]["accuracy"] == pytest.approx(1 / 3, abs=1e-6)
+    assert report["comparison"]["final"]["accuracy"] == 0.5
+    # b lacks two answers
+    assert report["complete"] == {"posts": 3, "share": 0.75}
+    assert report["model"]["model"] == "model-a"
+    assert report["spending"]["calls"] == 15
+    shown = capsys.readouterr().out
+    assert "3 of 4 posts (75.0%) have an answer to all 3 questions" in shown
+    assert "process questions, mean" in shown
+
+
+def test_missing_answers_count_as_missing_and_not_as_wrong(home, serve):
+    lines = [
+        {"id": str(i), "text": f"words {i}", "process": {"relevant": "yes" if i < 6 else "no"}}
+        for i in range(10)
+    ]
+    (home / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+
+    def says(request):
+        return answered("unsure" if int(request.affinity) % 5 == 0 else "yes")
+
+    serve(says)
+    assert main(command(home, "--questions", "relevant", source="known.jsonl")) == 0
+    known = json.loads((home / "annotated.jsonl.report.json").read_text())["questions"]["relevant"]["known"]
+    assert (known["posts"], known["answered"], known["missing"]) == (10, 8, 0.2)
+    # yes: 1-4 right, 0 and 5 missing; no: 6-9 all taken for yes
+    assert known["accuracy"]["value"] == 0.5
+    assert known["confusion"]["yes"] == {"yes": 4, "no": 0, "(none)": 2}
+    assert known["majority"] == 0.5
+
+
+def test_rows_set_aside_are_told_and_not_written(home, serve, capsys):
+    with (home / "posts.jsonl").open("a") as file:
+        file.writelines(json.dumps({"id": f"n{i}", "text": f"no {i}"}) + "\n" for i in range(20))
+        file.write(json.dumps({"id": "bad", "text": "x", "process": {"relevant": "maybe"}}) + "\n")
+    serve(lambda request: answered(offered(request)[0]))
+    assert main(command(home)) == 0
+    shown = capsys.readouterr().out
+    assert "1 rows are set aside and will not be written:" in shown
+    assert "answer 'maybe' to 'relevant' is none of ['yes', 'no']" in shown
+    assert "bad" not in rows(home / "annotated.jsonl")
+    report = json.loads((home / "annotated.jsonl.report.json").read_text())
+    assert [problem["post_id"] for problem in report["set_aside"]] == ["bad"]
+
+
+# ---- refused ----------------------------------------------------------------------------------------
+
+
+def bad_task(home):
+    text = (home / "task.toml").read_text()
+    (home / "task.toml").write_text(text[: text.index("[[questions]]")])
+
+
+def bad_answers(home):
+    with (home / "posts.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "z", "text": "x", "process": {"theme": "weather"}}) + "\n")
+
+
+def reserved_name(home):
+    text = (home / "task.toml").read_text()
+    (home / "task.toml").write_text(text.replace('"theme"', '"final question"'))
+
+
+def other_table(home):
+    with (home / "posts.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "z", "text": "x", "process_model": "gpt"}) + "\n")
+
+
+def nothing(home):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "complaint"),
+    [
+        (bad_task, [], "has no questions"),
+        (nothing, ["--questions", "relevant,colour"], "no questions ['colour']; it has"),
+        (nothing, ["--questions", ","], "no questions of no name"),
+        (bad_answers, [], "answer 'weather' to 'theme' is none of"),
+        (reserved_name, [], "the name of the final question"),
+        (other_table, [], "the field 'process_model' holds 'gpt'"),
+        (nothing, ["--out", "posts.jsonl"], "is the manifest that is read"),
+        (nothing, ["--out", "task.toml"], "is the task"),
+        (nothing, ["--out", "out.txt"], "ends in '.txt'"),
+        (nothing, ["--out", "elsewhere/out.jsonl"], "lies outside the manifest's folder"),
+        (nothing, ["--set", "vlm.image_side=99"], "add --recipe"),
+        (nothing, ["--prompts", "/nowhere"], "no prompt files can be read"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_asked(
+    home, serve, capsys, monkeypatch, *, change, more, complaint
+):
+    backend = serve()
+    change(home)
+    monkeypatch.chdir(home)
+    before = (home / "posts.jsonl").read_bytes()
+    assert main(command(home, *more)) == 2
+    assert complaint in capsys.readouterr().err
+    assert backend.opened == 0
+    assert (home / "posts.jsonl").read_bytes() == before
+
+
+def test_a_link_to_the_manifest_is_the_manifest(home, serve, capsys):
+    serve()
+    (home / "link.jsonl").hardlink_to(home / "posts.jsonl")
+    assert main(command(home, out="link.jsonl")) == 2
+    assert "is the manifest that is read" in capsys.readouterr().err
+
+
+def test_no_server_is_told_with_what_to_do(home, capsys):
+    arguments = [one for one in command(home) if one not in ("--server", "http://127.0.0.1:9")]
+    assert main(arguments) == 2
+    assert "selftrain agents serve MODEL" in capsys.readouterr().err
+
+
+def impatient(home):
+    """A recipe that does not wait for servers."""
+    (home / "recipe.toml").write_text(
+        '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n[vlm]\npatience = 0\n'
+    )
+    return ["--recipe", str(home / "recipe.toml")]
+
+
+def test_a_server_that_is_down_is_told(home, capsys):
+    assert main(command(home, *impatient(home))) == 2
+    assert "http://127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.fixture(params=[200, 404])
+def web_server(request):
+    """The address of a server that shows pages, or none, whatever is asked of it."""
+
+    class Pages(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(request.param)
+            self.send_header("Content-Length", "6")
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("more", [[], ["--estimate"]])
+def test_a_server_that_is_no_chat_server_is_told(home, web_server, capsys, more):
+    arguments = [web_server if one == "http://127.0.0.1:9" else one for one in command(home)]
+    assert main([*arguments, *impatient(home), *more]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert web_server in shown.err
+    assert "calls" not in shown.out
+
+
+def test_ctrl_c_says_how_to_go_on(home, serve, capsys):
+    serve()
+
+    def pressed(*_):
+        raise KeyboardInterrupt
+
+    backend = serve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.questions.panel.QuestionPanel.ask", pressed)
+        assert main(command(home)) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert backend.requests == []
