@@ -1,0 +1,91 @@
+"""Simulated annotators, criticizers and reviews, to plan a budget and to test what is claimed of one.
+
+A simulated criticizer is binormal: it sees a score that is N(mu, 1) on wrong labels and N(0, 1) on right
+ones, mu set by its AUC, and states the probability that follows, so that its estimates are calibrated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.act.budget import Rule, inclusion, systematic_sample
+from selftrain.act.estimate import ErrorEstimate, label_error
+from selftrain.errors import BudgetError
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+
+class SimulatedReview(NamedTuple):
+    """One review of a simulated sample: what it estimates, and the true share of wrong labels."""
+
+    estimate: ErrorEstimate
+    truth: float
+
+
+class Population(NamedTuple):
+    """Which labels are wrong [N], and what the criticizer says of each [N]."""
+
+    wrong: BoolArray
+    errors: FloatArray
+
+
+def annotated(labels: IntArray, classes: int, accuracy: float, rng: np.random.Generator) -> IntArray:
+    """Machine labels [N]: `round((1 - accuracy) N)` of them wrong, each another class drawn evenly.
+
+    Raises:
+        BudgetError: An accuracy outside [0, 1], or fewer than two classes.
+    """
+    if not 0.0 <= accuracy <= 1.0 or classes < 2:
+        raise BudgetError(f"accuracy {accuracy} and {classes} classes: expected one in [0, 1], 2 or more")
+    machine = labels.copy()
+    wrong = rng.choice(len(labels), round((1.0 - accuracy) * len(labels)), replace=False)
+    machine[wrong] = (labels[wrong] + rng.integers(1, classes, len(wrong))) % classes
+    return machine
+
+
+def criticized(wrong: BoolArray, auc: float, rng: np.random.Generator) -> FloatArray:
+    """Calibrated error estimates [N] that tell wrong labels from right ones with this AUC.
+
+    Raises:
+        BudgetError: An AUC outside (0, 1).
+    """
+    if not 0.0 < auc < 1.0:
+        raise BudgetError(f"AUC {auc}: expected a number strictly between 0 and 1")
+    from scipy.special import expit, ndtri
+
+    # N(mu, 1) against N(0, 1): AUC = Phi(mu / sqrt 2)
+    mu = math.sqrt(2.0) * float(ndtri(auc))
+    scores = mu * wrong + rng.standard_normal(len(wrong))
+    rate = min(max(float(wrong.mean()), 1e-6), 1.0 - 1e-6)
+    return np.asarray(expit(math.log(rate / (1.0 - rate)) + mu * scores - mu * mu / 2.0), dtype=np.float64)
+
+
+def simulated_population(posts: int, *, rate: float, auc: float, seed: int) -> Population:
+    """`round(rate posts)` wrong labels, at least one, and a criticizer's estimates."""
+    rng = np.random.default_rng(seed)
+    wrong = np.zeros(posts, dtype=bool)
+    wrong[rng.choice(posts, max(1, round(rate * posts)), replace=False)] = True
+    return Population(wrong, criticized(wrong, auc, rng))
+
+
+_REVIEWS_A_POPULATION = 20
+
+
+def simulated_estimates(
+    *, posts: int, budget: int, rate: float, auc: float, rule: Rule, floor: float, reviews: int, seed: int
+) -> Iterator[SimulatedReview]:
+    """Reviews of samples, twenty of each of as many populations as are needed."""
+    for number in range(reviews):
+        if number % _REVIEWS_A_POPULATION == 0:
+            wrong, errors = simulated_population(posts, rate=rate, auc=auc, seed=seed + number)
+            pi = inclusion(errors, budget, rule=rule, floor=floor)
+        reviewed = np.zeros(posts, dtype=bool)
+        reviewed[systematic_sample(pi, seed + number)] = True
+        yield SimulatedReview(label_error(errors, pi, reviewed, wrong), float(wrong.mean()))
