@@ -180,6 +180,23 @@ class EmbeddedBackbone:
         rows = text_rows(posts)
         return {"ids": ids, "mask": mask, "text_rows": rows, "size": torch.tensor(len(posts)), **images}
 
+    def reading(self) -> dict[str, Any]:
+        """How posts become the inputs of `module`, in plain values, for code that has neither torch nor timm.
+
+        Returns:
+            tokenizer (its JSON, truncation included), resize (of the short side), crop (of the centre),
+            interpolation, mean and std (of pixels in [0, 1]).
+        """
+        given = self._preprocessing
+        return {
+            "tokenizer": self._tokenizer.to_str(),
+            "resize": int(given["input_size"][1] / given["crop_pct"]),
+            "crop": given["input_size"][1],
+            "interpolation": given["interpolation"],
+            "mean": list(given["mean"]),
+            "std": list(given["std"]),
+        }
+
     def lora_targets(self) -> list[str]:
         """For ``peft.LoraConfig(target_modules=...)``: MiniLM's linear layers, the pointwise convolutions."""
         return ["query", "key", "value", "dense", "conv_pw", "conv_pwl", "conv_head"]
