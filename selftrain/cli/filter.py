@@ -21,7 +21,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         " without losing or repeating one; SINK.progress.json says how far it is.",
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a run folder, or an AgentPS model's")
+    add("model", type=Path, metavar="MODEL", help="a run folder, an AgentPS model's, or an .onnx file")
     add(
         "--source", required=True, metavar="FILE",
         help="JSON lines, CSV or Parquet; -: JSON lines on standard input, from their beginning",

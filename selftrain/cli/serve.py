@@ -18,7 +18,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         " what was taken is finished, then exit status 0.",
     )
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a run folder, or an AgentPS model's")
+    add("model", type=Path, metavar="MODEL", help="a run folder, an AgentPS model's, or an .onnx file")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8080, help="0: one that is free (default: %(default)s)")
     add("--max-batch", type=_count, default=32, metavar="N", help="posts of one model call (%(default)s)")
@@ -48,7 +48,7 @@ def run_serve(args: argparse.Namespace) -> int:
         SelftrainError, BackboneError: The model cannot be loaded.
     """
     from selftrain.printable import printable
-    from selftrain.serving.scorer import Scorer, open_scorer
+    from selftrain.serving.scorer import open_scorer
     from selftrain.serving.server import Batching, compute_threads, quiet_logs, serve
     from selftrain.serving.wire import Limits
 
@@ -57,15 +57,8 @@ def run_serve(args: argparse.Namespace) -> int:
     if args.host not in _LOOPBACK and not key:
         print("warning: other machines may reach this address, and no key is asked for: give --key-variable")
     threads = compute_threads(args.threads)
-
-    def load() -> Scorer:
-        import torch
-
-        torch.set_num_threads(threads)
-        return open_scorer(args.model)
-
     serve(
-        load,
+        lambda: open_scorer(args.model, threads=threads),
         host=args.host,
         port=args.port,
         batching=Batching(args.max_batch, args.max_wait_ms / 1000, args.max_queue),

@@ -85,14 +85,26 @@ class Scorer(Protocol):
         ...
 
 
-def open_scorer(path: Path) -> Scorer:
-    """The model in a folder: a run's best classifier, or a trained AgentPS model.
+def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
+    """A run's best classifier, a trained AgentPS model, or a classifier that was exported to ONNX.
+
+    Args:
+        path: A run folder, an AgentPS folder, or an ``.onnx`` file.
+        threads: Of one model call in the calling thread; None: the library's choice.
 
     Raises:
-        ServingError: The folder holds neither.
-        SelftrainError, BackboneError: It does, and cannot be loaded; see `RunScorer`.
+        ServingError: It is none of these.
+        SelftrainError, BackboneError: It is, and cannot be loaded; see `RunScorer` and `OnnxScorer`.
     """
     path = Path(path)
+    if path.suffix == ".onnx" and path.is_file():
+        from selftrain.serving.onnx_scoring import OnnxScorer
+
+        return OnnxScorer(path, threads=threads or 0)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     if (path / AGENTPS_FILE).is_file():
         agentps = importlib.import_module("selftrain.agentps.scorer")
         scorer: Scorer = agentps.open_agentps(path)
@@ -103,8 +115,8 @@ def open_scorer(path: Path) -> Scorer:
 
         return RunScorer(RunFolder(path))
     raise ServingError(
-        f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}), as `selftrain run` writes it, or"
-        f" an AgentPS model (with {AGENTPS_FILE})"
+        f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}) as `selftrain run` writes it, an"
+        f" AgentPS model (with {AGENTPS_FILE}), or an .onnx file of `selftrain export`"
     )
 
 
