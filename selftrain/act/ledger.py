@@ -1,0 +1,363 @@
+"""The human budget's ledger: which posts people review, who has which, and what they decided.
+
+One SQLite file that any number of processes share; every change is one transaction, on the disk before the
+call returns. A post is handed out under a lease, to one reviewer at a time; a lease that runs out returns the
+post. A share of the posts is doubled: reviewed a second time, by somebody else, to see how far people agree.
+
+The budget is the number of posts that may ever be reviewed, and it is held when posts enter the ledger: more
+than that are refused, and nothing outside the ledger is handed out. Second reviews of doubled posts cost time
+but no budget; `Progress` counts them apart.
+
+Formats: `schema.FORMAT` stands in the file, `PRAGMA user_version` is its schema's version. The address of a
+batch is the SHA-256, in hex, of its entries and its order as JSON without spaces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from selftrain.act import queue
+from selftrain.act.reviews import (
+    UNSURE,
+    Agreement,
+    Decision,
+    Entry,
+    Leased,
+    Progress,
+    Review,
+    agreement_of,
+    check_batch,
+    decision_of,
+)
+from selftrain.act.schema import (
+    FORMAT,
+    changing,
+    check_version,
+    connect,
+    create,
+    explained,
+    read_settings,
+    reading,
+)
+from selftrain.errors import BudgetError, DecisionError, LedgerError
+
+LEDGER = "review.sqlite"
+"""Its name in a run folder."""
+LEASE_SECONDS = 900.0
+
+
+class ReviewLedger:
+    """An open ledger. Not for several threads at once: open one for each, or lock around it.
+
+    Args:
+        path: A file that `create` made.
+        clock: Seconds since 1970; tests move it.
+
+    Raises:
+        LedgerError: No ledger there, one of another version, or a file that cannot be used.
+
+    Attributes:
+        classes: The task's class names.
+        budget: Most posts that may ever be reviewed.
+        doubled_share: Share of them that two people review.
+        lease_seconds: How long a reviewer keeps a post without deciding.
+    """
+
+    def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = Path(path)
+        self._clock = clock
+        if not self.path.is_file():
+            raise LedgerError(f"{self.path} is not there: expected a ledger of reviews; create one first")
+        with explained(self.path, "opened"):
+            self._connection = connect(self.path)
+            check_version(self._connection, self.path)
+            settings = read_settings(self._connection)
+        if settings.get("format") != FORMAT:
+            raise LedgerError(f"{self.path} has format {settings.get('format')!r}; expected {FORMAT!r}")
+        self.classes: tuple[str, ...] = tuple(settings["classes"])
+        self.budget: int = settings["budget"]
+        self.doubled_share: float = settings["doubled_share"]
+        self.lease_seconds: float = settings["lease_seconds"]
+        self._seed: int = settings["seed"]
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        *,
+        classes: Sequence[str],
+        budget: int,
+        doubled_share: float = 0.0,
+        lease_seconds: float = LEASE_SECONDS,
+        seed: int = 0,
+        clock: Callable[[], float] = time.time,
+    ) -> ReviewLedger:
+        """A new, empty ledger; or the one that is there, when it was made with the same settings.
+
+        Args:
+            path: The file; its folder is made if need be.
+            classes: The task's class names, two or more.
+            budget: Most posts that may ever be reviewed, >= 0.
+            doubled_share: Share of the posts that two people review, in [0, 1].
+            lease_seconds: How long a reviewer keeps a post without deciding, > 0.
+            seed: Chooses the doubled posts.
+            clock: As above.
+
+        Raises:
+            BudgetError: A setting outside its range.
+            LedgerError: A ledger with other settings is there, or the file cannot be written.
+        """
+        if len(set(classes)) < 2 or len(set(classes)) < len(classes) or UNSURE in classes:
+            raise BudgetError(
+                f"classes {list(classes)}: expected two or more different names, none of them {UNSURE!r}"
+            )
+        if budget < 0 or not 0.0 <= doubled_share <= 1.0 or not lease_seconds > 0:
+            raise BudgetError(
+                f"budget {budget}, doubled share {doubled_share}, lease of {lease_seconds} s: expected a"
+                " budget >= 0, a share in [0, 1] and a lease > 0"
+            )
+        settings = {
+            "format": FORMAT, "classes": list(classes), "budget": int(budget),
+            "doubled_share": float(doubled_share), "lease_seconds": float(lease_seconds), "seed": int(seed),
+        }  # fmt: skip
+        path = Path(path)
+        with explained(path, "created"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = connect(path)
+            try:
+                with changing(connection):
+                    create(connection, path, settings)
+            finally:
+                connection.close()
+        return cls(path, clock=clock)
+
+    # ---- what is reviewed -----------------------------------------------------------------------------
+
+    def add(self, batch: str, entries: Sequence[Entry], order: Sequence[str]) -> None:
+        """Put a batch of posts into the ledger, those of them in `order` to be reviewed.
+
+        All posts that the sample was drawn from are kept, not the sample alone: estimates need them. The same
+        batch again changes nothing, so that whoever was killed may simply repeat the call.
+
+        Args:
+            batch: Its name, for instance a round's.
+            entries: The posts that the sample was drawn from, once each.
+            order: Ids of the posts to review, in the order in which they are handed out.
+
+        Raises:
+            BudgetError: More posts than the budget has left, an id twice or unknown, a post of `order` with
+                inclusion 0 or that an earlier batch sent to review, a label that is no class.
+            LedgerError: A batch of that name with other posts is there, or the file cannot be written.
+        """
+        check_batch(entries, order, self.classes)
+        material = json.dumps([[list(entry) for entry in entries], list(order)], separators=(",", ":"))
+        address = hashlib.sha256(material.encode()).hexdigest()
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            known = connection.execute("SELECT address FROM batches WHERE name = ?", (batch,)).fetchone()
+            if known is not None and known[0] == address:
+                return
+            if known is not None:
+                raise LedgerError(
+                    f"{self.path} holds a batch {batch!r} of other posts (address {known[0][:12]}, now"
+                    f" {address[:12]}): give the new one another name"
+                )
+            queue.check_room(connection, order, self.budget)
+            connection.execute("INSERT INTO batches VALUES (?, ?, ?)", (batch, address, self._clock()))
+            (begin,) = connection.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM posts").fetchone()
+            places = {post_id: begin + number for number, post_id in enumerate(order)}
+            doubled = self._doubled(batch, order)
+            connection.executemany(
+                "INSERT INTO posts (batch, post_id, machine_label, error, inclusion, part, place, doubled,"
+                " open) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (batch, *entry, places.get(entry.post_id), twice, (entry.post_id in places) + twice)
+                    for entry in entries
+                    for twice in [int(entry.post_id in doubled)]
+                ],
+            )
+
+    def batches(self) -> list[str]:
+        """Names, in the order in which they were added."""
+        with explained(self.path, "read"):
+            rows = self._connection.execute("SELECT name FROM batches ORDER BY rowid").fetchall()
+        return [row[0] for row in rows]
+
+    def population(self, batch: str) -> list[Entry]:
+        """All posts of a batch, to be reviewed or not, as they were added."""
+        with explained(self.path, "read"):
+            rows = self._connection.execute(
+                "SELECT post_id, machine_label, error, inclusion, part FROM posts WHERE batch = ?"
+                " ORDER BY rowid",
+                (batch,),
+            ).fetchall()
+        return [Entry(*row) for row in rows]
+
+    # ---- for whoever shows posts to reviewers ---------------------------------------------------------
+
+    def next_post(self, reviewer: str) -> Leased | None:
+        """The post that `reviewer` should look at now, theirs until the lease runs out; None: none is open.
+
+        Who holds a post gets the same one again, its lease renewed: a page may be reloaded. Posts that the
+        reviewer skipped come again when nothing else is left.
+
+        Raises:
+            DecisionError: A reviewer without a name.
+            LedgerError: The file cannot be written.
+        """
+        _check_reviewer(reviewer)
+        now = self._clock()
+        expires = now + self.lease_seconds
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            place = queue.held_by(connection, reviewer)
+            if place is not None:
+                connection.execute(
+                    "UPDATE reviews SET expires = ? WHERE post_id = ? AND slot = ?", (expires, *place)
+                )
+            else:
+                queue.give_back(connection, "expires <= ?", now)
+                place = queue.take_free(connection, reviewer, expires)
+            return None if place is None else queue.leased(connection, place, expires)
+
+    def decide(self, reviewer: str, post_id: str, label: str) -> None:
+        """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.
+
+        The same decision again is no error, so that a page may repeat a request whose answer was lost. A
+        decision that comes after the lease ran out counts as long as nobody else was given the post.
+
+        Raises:
+            DecisionError: An unknown label, a post that is not this reviewer's, or another decision of theirs
+                on it, which `undo` would have to take back first.
+            LedgerError: The file cannot be written.
+        """
+        _check_reviewer(reviewer)
+        if label not in (*self.classes, UNSURE):
+            raise DecisionError(f"label {label!r} for {post_id!r}: expected one of {[*self.classes, UNSURE]}")
+        now = self._clock()
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            row = connection.execute(
+                "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (post_id, reviewer)
+            ).fetchone()
+            if row is None:
+                raise DecisionError(
+                    f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
+                    " else, or it was never handed out; ask for the next post"
+                )
+            if row[0] == label:
+                return
+            if row[0] is not None:
+                raise DecisionError(
+                    f"{reviewer!r} has decided {row[0]!r} on post {post_id!r}, now {label!r}: undo that first"
+                )
+            connection.execute(
+                "UPDATE reviews SET label = ?, decided = ?, expires = NULL"
+                " WHERE post_id = ? AND reviewer = ?",
+                (label, now, post_id, reviewer),
+            )
+            queue.log(connection, now, "decide", reviewer, post_id, label=label)
+
+    def skip(self, reviewer: str, post_id: str) -> None:
+        """Give a post back undecided; others may take it, this reviewer sees it again last. Spends nothing.
+
+        Raises:
+            DecisionError: The post is not with this reviewer, or they have decided on it.
+            LedgerError: The file cannot be written.
+        """
+        _check_reviewer(reviewer)
+        now = self._clock()
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            if not queue.give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
+                raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
+            connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
+            queue.log(connection, now, "skip", reviewer, post_id)
+
+    def undo(self, reviewer: str) -> Leased | None:
+        """Take this reviewer's latest decision back: the post is theirs again; None when there is none.
+
+        A post that they hold undecided goes back to the others.
+
+        Raises:
+            DecisionError: A reviewer without a name.
+            LedgerError: The file cannot be written.
+        """
+        _check_reviewer(reviewer)
+        now = self._clock()
+        expires = now + self.lease_seconds
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            row = connection.execute(
+                "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
+                " ORDER BY decided DESC, rowid DESC LIMIT 1",
+                (reviewer,),
+            ).fetchone()
+            if row is None:
+                return None
+            place = queue.Place(row[0], row[1])
+            queue.give_back(connection, "reviewer = ?", reviewer)
+            connection.execute(
+                "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
+                (expires, *place),
+            )
+            queue.log(connection, now, "undo", reviewer, place.post_id, label=row[2])
+            return queue.leased(connection, place, expires)
+
+    def release(self, reviewer: str) -> None:
+        """Give back what `reviewer` holds undecided, as when they leave; nothing held is no error.
+
+        Raises:
+            LedgerError: The file cannot be written.
+        """
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            queue.give_back(connection, "reviewer = ?", reviewer)
+
+    # ---- what came of it ------------------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        """How far the review is."""
+        with explained(self.path, "read"), reading(self._connection) as connection:
+            entered, doubled = connection.execute(
+                "SELECT COUNT(*), COALESCE(SUM(doubled), 0) FROM posts WHERE place IS NOT NULL"
+            ).fetchone()
+            reviewed, reviews, unsure = connection.execute(
+                "SELECT COUNT(DISTINCT post_id), COUNT(*), COALESCE(SUM(label = ?), 0) FROM reviews"
+                " WHERE label IS NOT NULL",
+                (UNSURE,),
+            ).fetchone()
+            (held,) = connection.execute(
+                "SELECT COUNT(*) FROM reviews WHERE label IS NULL AND expires > ?", (self._clock(),)
+            ).fetchone()
+        return Progress(self.budget, entered, reviewed, doubled, reviews - reviewed, unsure, held)
+
+    def decisions(self) -> list[Decision]:
+        """What was decided on each reviewed post, in the order in which posts are handed out."""
+        with explained(self.path, "read"):
+            rows = self._connection.execute(
+                "SELECT r.post_id, r.slot, r.reviewer, r.label, r.decided FROM reviews r"
+                " JOIN posts p ON p.post_id = r.post_id AND p.place IS NOT NULL"
+                " WHERE r.label IS NOT NULL ORDER BY p.place, r.slot"
+            ).fetchall()
+        by_post: dict[str, list[Review]] = {}
+        for row in rows:
+            by_post.setdefault(row[0], []).append(Review(*row))
+        return [decision_of(reviews) for reviews in by_post.values()]
+
+    def agreement(self) -> Agreement:
+        """How far two people agree, over the doubled posts that both have labelled."""
+        return agreement_of(self.decisions())
+
+    def close(self) -> None:
+        """Close the file; safe to repeat."""
+        self._connection.close()
+
+    def _doubled(self, batch: str, order: Sequence[str]) -> frozenset[str]:
+        """Which posts two people review, drawn by the seed; the same in any process."""
+        chosen = random.Random(f"{self._seed}/{batch}")
+        return frozenset(chosen.sample(sorted(order), round(self.doubled_share * len(order))))
+
+
+def _check_reviewer(reviewer: str) -> None:
+    if not reviewer.strip():
+        raise DecisionError("a reviewer without a name: expected one, so that nobody sees a post twice")
