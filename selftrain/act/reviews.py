@@ -158,8 +158,8 @@ def check_batch(entries: Sequence[Entry], order: Sequence[str], classes: Sequenc
     """Refuse what is no sample of a population.
 
     Raises:
-        BudgetError: An id twice or unknown, a label that is no class, a share outside [0, 1], a post to review
-            that could not have been drawn.
+        BudgetError: An id twice or unknown, a label that is no class, a share outside [0, 1], a post to
+            review that could not have been drawn.
     """
     by_id = {entry.post_id: entry for entry in entries}
     if len(by_id) < len(entries) or len(set(order)) < len(order):
