@@ -75,7 +75,8 @@ class Service:
     def admits(self, request: Request) -> bool:
         """Whether the client shows the key, compared in constant time."""
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(shown.strip().encode("utf-8", "surrogateescape"), self._key)
+        # headers come as bytes read as latin-1
+        known = hmac.compare_digest(shown.strip().encode("latin-1"), self._key)
         return not self._key or (known and scheme.lower() == "bearer")
 
     # ---- scoring ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """An exported classifier at work, without torch: numpy, onnxruntime, tokenizers and Pillow.
 
-It is also the example to follow in another language: what has to be known about reading posts is in the file's
-metadata, and the few steps are here.
+It is also the example to follow in another language: what has to be known about reading posts is in the
+file's metadata, and the few steps are here.
 
 Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images.
 """

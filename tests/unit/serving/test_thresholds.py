@@ -1,0 +1,76 @@
+"""Thresholds against scikit-learn's curve and a search without cleverness; intervals against their definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
+from serving_helpers import validation_of
+from sklearn.metrics import precision_recall_curve
+
+from selftrain.errors import ServingError
+from selftrain.serving.thresholds import lowest_threshold, share
+
+# few distinct values, so that ties are the rule
+SCORED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=40)
+
+
+def naive(labels, odds, precision):
+    """Every value that occurs, as a threshold: (threshold, precision, recall) of the highest recall."""
+    found = None
+    for threshold in sorted(set(odds), reverse=True):
+        passing = [label for label, value in zip(labels, odds, strict=True) if value >= threshold]
+        reached = sum(passing) / len(passing)
+        if reached >= precision:
+            found = (threshold, reached, sum(passing) / sum(labels))
+    return found
+
+
+@given(SCORED, st.sampled_from([0.1, 0.5, 2 / 3, 0.7, 0.8, 1.0]))
+def test_the_threshold_is_that_of_a_search_and_of_scikit_learn(scored, precision):
+    labels, odds = [one[0] for one in scored], [one[1] / 7 for one in scored]
+    scores = validation_of(labels, odds)
+    expected = naive(labels, odds, precision) if any(labels) else None
+    if expected is None:
+        with pytest.raises(ServingError):
+            lowest_threshold(scores, precision)
+        return
+    point = lowest_threshold(scores, precision)
+    assert (point.threshold, point.precision.value, point.recall.value) == pytest.approx(expected)
+    assert (point.posts, point.positives) == (len(labels), sum(labels))
+    precisions, recalls, thresholds = precision_recall_curve(labels, odds)
+    reached = np.flatnonzero(precisions[:-1] >= precision)
+    assert point.threshold == thresholds[reached].min()
+    assert point.recall.value == pytest.approx(recalls[:-1][reached].max())
+
+
+def test_posts_of_equal_probability_pass_together():
+    # the two at .6 cannot be told apart: precision 1 is reached above them alone
+    scores = validation_of([1, 1, 0, 1, 0], [0.9, 0.6, 0.6, 0.4, 0.1])
+    assert lowest_threshold(scores, 1.0).threshold == 0.9
+    point = lowest_threshold(scores, 0.75)
+    assert (point.threshold, point.precision.value, point.recall.value) == (0.4, 0.75, 1.0)
+
+
+def test_no_threshold_is_an_error_with_the_best_there_is():
+    # precision 2/3 at .8 (recall 2/3) and at .2 too (recall 1): the second is named
+    scores = validation_of([0, 1, 1, 0, 1, 1], [0.8, 0.8, 0.8, 0.5, 0.2, 0.2])
+    with pytest.raises(ServingError, match=r"precision 0.9 on the 6 .* is 0.667 at recall 1.000 .*0.200000"):
+        lowest_threshold(scores, 0.9)
+
+
+def test_without_positives_nothing_can_be_measured():
+    with pytest.raises(ServingError, match="none of the 2 validation posts is positive"):
+        lowest_threshold(validation_of([0, 0], [0.1, 0.9]), 0.5)
+
+
+@pytest.mark.parametrize(("part", "whole"), [(0, 5), (5, 5), (1, 1), (7, 20), (199, 200)])
+def test_the_interval_is_where_the_binomial_tails_hold_2_5_percent(part, whole):
+    value, low, high = share(part, whole)
+    assert value == part / whole
+    assert low <= value <= high
+    # at the lower end so many hits or more have probability 2.5 %, at the upper end so few or less
+    assert (low == 0) if part == 0 else binom.sf(part - 1, whole, low) == pytest.approx(0.025)
+    assert (high == 1) if part == whole else binom.cdf(part, whole, high) == pytest.approx(0.025)
