@@ -107,6 +107,12 @@ def test_answers_are_held_to_what_is_offered(tmp_path, pictures):
             assert f'"{label}"' in ending(request)
 
 
+def test_as_many_alternatives_are_asked_for_as_there_are_answers_within_what_servers_give(tmp_path):
+    wide = [Asked(f"q{n}", f"{n}?", tuple(f"answer {i}" for i in range(n))) for n in (2, 12, 30)]
+    backend, _ = ask(first_offered, tmp_path, PostStub("a", "x"), *wide)
+    assert [request.sampling.top_logprobs for request in backend.requests] == [8, 13, 20]
+
+
 def test_the_label_comes_first_where_the_form_says_so(tmp_path):
     def label_first(request):
         return raw(json.dumps({"label": "yes", "rationale": "r"}))

@@ -155,6 +155,20 @@ def test_what_a_model_has_answered_is_not_asked_again_unless_told(home, serve):
     assert again["c"]["process_model"]["relevant"]["source"] == "vlm:model-a@rev2"
 
 
+def test_a_models_answer_that_the_task_no_longer_offers_is_asked_for_again(home, serve):
+    serve()
+    assert main(command(home)) == 0
+    task = (home / "task.toml").read_text()
+    (home / "task.toml").write_text(task.replace('["sports", "food",', '["motor sports", "food",'))
+    text = (home / "annotated.jsonl").read_text()
+    # what a model said of `a` stands in `process`, where the reader would refuse it; that of `c` does not
+    (home / "some.jsonl").write_text("".join(line + "\n" for line in text.splitlines()[1:]))
+    backend = serve(lambda request: answered("motor sports"))
+    assert main(command(home, out="new.jsonl", source="some.jsonl")) == 0
+    assert asked(backend) == [("b", "is"), ("c", "is")]
+    assert rows(home / "new.jsonl")["c"]["process_model"]["theme"]["answer"] == "motor sports"
+
+
 def test_an_answer_that_a_person_has_corrected_is_a_persons(home, serve):
     serve()
     assert main(command(home)) == 0
@@ -179,19 +193,21 @@ def test_pseudo_labels_are_nobodys_word(home):
 
 @pytest.mark.parametrize("after", [0, 4, 9])
 def test_stopped_in_the_middle_it_goes_on_without_asking_twice(home, serve, after, capsys):
+    paid = []
+
     def dies(request):
-        if len(backend.requests) > after:
+        if len(paid) == after:
             raise ServerLostError("no address has answered for 120 s")
+        paid.append(request)
         return model(request)
 
-    backend = serve(dies)
+    serve(dies)
     assert main(command(home)) == 2
     assert "no address has answered" in capsys.readouterr().err
     assert not (home / "annotated.jsonl").exists()
-    paid = backend.requests[:after]
     second = serve()
     assert main(command(home)) == 0
-    assert len(second.requests) == 11 - len(paid)
+    assert len(second.requests) == 11 - after
     sent = [json.dumps(request.to_json(), sort_keys=True) for request in (*paid, *second.requests)]
     assert len(set(sent)) == len(sent) == 11
     whole = serve()
