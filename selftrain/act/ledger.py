@@ -197,6 +197,14 @@ class ReviewLedger:
             ).fetchall()
         return [Entry(*row) for row in rows]
 
+    def drawn(self, batch: str) -> list[str]:
+        """Ids of the posts of a batch that are to be reviewed, in the order in which they are handed out."""
+        with explained(self.path, "read"):
+            rows = self._connection.execute(
+                "SELECT post_id FROM posts WHERE batch = ? AND place IS NOT NULL ORDER BY place", (batch,)
+            ).fetchall()
+        return [row[0] for row in rows]
+
     # ---- for whoever shows posts to reviewers ---------------------------------------------------------
 
     def next_post(self, reviewer: str) -> Leased | None:

@@ -1,0 +1,154 @@
+"""What a human budget buys: AQG, ABS, the gaps, and macro-F1 of any number of classes.
+
+Names of "ACT as Human" (arXiv 2511.09833). AQG(B), the annotation quality gain, is the quality of the labels
+after the B most suspicious ones were reviewed, minus that of the machine's labels as they are. ABS scores a
+criticizer by the area under AQG over B in [0, N]. The published slides leave its scale open; here it is
+
+    ABS = area under AQG / area under AQG of a perfect criticizer,
+
+so that 1 is a criticizer that ranks every wrong label before every right one. Chance does not score 0:
+reviewing at random gains quality too, and has ABS = 1 / (2 - r) for a share r of wrong labels (`chance_abs`),
+a half where errors are rare.
+
+Shape legend: ``N`` posts with a machine label, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.act.budget import checked
+from selftrain.errors import BudgetError
+
+FloatArray = npt.NDArray[np.float64]
+Labels = npt.NDArray[Any]
+Quality = Callable[[Labels, Labels], float]
+"""From the true labels [N] and those at hand [N] to a figure, better when larger."""
+
+
+class Gaps(NamedTuple):
+    """What training on other than human labels costs, in the unit of the quality compared.
+
+    Attributes:
+        machine: Human minus machine: what there is to win.
+        act: Human minus ACT: what is left of it.
+    """
+
+    machine: float
+    act: float
+
+
+def accuracy(truth: Labels, labels: Labels) -> float:
+    """Share of right labels."""
+    return float((truth == labels).mean())
+
+
+def macro_f1(truth: Labels, labels: Labels) -> float:
+    """Mean F1 over the classes that occur in either; 1 when both agree everywhere.
+
+    For two classes that both occur it is `selftrain.metrics.macro_f1`.
+    """
+    scores = []
+    for value in np.union1d(truth, labels):
+        hits = int(((truth == value) & (labels == value)).sum())
+        scores.append(2 * hits / (int((truth == value).sum()) + int((labels == value).sum())))
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def gaps(human: float, machine: float, act: float) -> Gaps:
+    """Human-machine and human-ACT gap of one quality."""
+    return Gaps(human - machine, human - act)
+
+
+def aqg(
+    truth: Labels,
+    machine: Labels,
+    errors: npt.ArrayLike,
+    budget: int,
+    *,
+    quality: Quality = accuracy,
+    seed: int = 0,
+) -> float:
+    """AQG(B): what reviewing the B labels with the largest estimates adds to `quality`.
+
+    Args:
+        truth: [N] what a reviewer would say.
+        machine: [N] the machine's labels.
+        errors: [N] the criticizer's estimates.
+        budget: B, 0 <= B <= N.
+        quality: Of labels.
+        seed: Orders equal estimates.
+
+    Raises:
+        BudgetError: Arrays of different lengths, an estimate outside [0, 1], a budget outside [0, N].
+    """
+    return float(aqg_curve_at(truth, machine, errors, [budget], quality=quality, seed=seed)[0])
+
+
+def aqg_curve_at(
+    truth: Labels,
+    machine: Labels,
+    errors: npt.ArrayLike,
+    budgets: Sequence[int],
+    *,
+    quality: Quality = accuracy,
+    seed: int = 0,
+) -> FloatArray:
+    """AQG at several budgets. Raises as `aqg`."""
+    values = checked(errors)
+    if not truth.shape == machine.shape == values.shape or not len(values):
+        raise BudgetError(
+            f"{len(truth)} true labels, {len(machine)} machine labels, {len(values)} estimates: expected as"
+            " many of each, one or more"
+        )
+    if not all(0 <= budget <= len(values) for budget in budgets):
+        raise BudgetError(f"budgets {list(budgets)} for {len(values)} posts: expected 0 to {len(values)}")
+    shuffled = np.random.default_rng(seed).permutation(len(values))
+    order = shuffled[np.argsort(-values[shuffled], kind="stable")]
+    before, gained = quality(truth, machine), []
+    for budget in budgets:
+        labels = machine.copy()
+        labels[order[:budget]] = truth[order[:budget]]
+        gained.append(quality(truth, labels) - before)
+    return np.array(gained)
+
+
+def aqg_curve(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> FloatArray:
+    """AQG(B) in accuracy for B = 0..N [N + 1]; equal estimates count as reviewed in a random order.
+
+    Args:
+        wrong: [N], True where the machine's label is wrong.
+        errors: [N], the criticizer's estimates.
+
+    Raises:
+        BudgetError: Arrays of different lengths, an estimate outside [0, 1].
+    """
+    values, faults = checked(errors), np.asarray(wrong, dtype=np.float64)
+    if values.shape != faults.shape or not len(values):
+        raise BudgetError(f"{len(faults)} labels, {len(values)} estimates: expected as many, one or more")
+    order = np.argsort(-values, kind="stable")
+    # posts of one estimate each bring the mean of their group
+    _, group, sizes = np.unique(-values[order], return_inverse=True, return_counts=True)
+    brought = np.bincount(group, weights=faults[order])[group] / sizes[group]
+    return np.concatenate([[0.0], np.cumsum(brought)]) / len(values)
+
+
+def abs_score(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> float | None:
+    """ABS, see the module; None where no label is wrong: there is nothing to find. Raises as `aqg_curve`."""
+    perfect = _area(aqg_curve(wrong, np.asarray(wrong, dtype=np.float64)))
+    return _area(aqg_curve(wrong, errors)) / perfect if perfect > 0 else None
+
+
+def chance_abs(wrong: npt.ArrayLike) -> float | None:
+    """ABS of a criticizer that says the same of every label: 1 / (2 - r), r the share of wrong ones."""
+    rate = float(np.asarray(wrong, dtype=np.float64).mean())
+    return 1.0 / (2.0 - rate) if rate > 0 else None
+
+
+def _area(curve: FloatArray) -> float:
+    """Under the curve over B in [0, N], by trapezoids: between two budgets a part of a post is reviewed."""
+    return float((curve[1:] + curve[:-1]).sum() / 2)
