@@ -1,0 +1,276 @@
+"""A head for K classes, trained on feature rows with the ACT loss, calibrated, saved and loaded.
+
+It reads rows as the loop's head does (`selftrain.classifier`), and is kept beside it: that one has one logit
+and learns from divergent posts, this one has K and learns from machine and human labels.
+
+Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a feature row, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from losses.act import act_cross_entropy
+from selftrain import atomic
+from selftrain.act.metrics import macro_f1
+from selftrain.classifier import HeadSettings, LossWatch, Progress, Scaling
+from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+FORMAT = "selftrain-classes-1"
+
+
+class ACTSet(NamedTuple):
+    """Labels of the training posts, as class indices in [0, K).
+
+    Attributes:
+        machine: [M] machine labels.
+        human: [M] human labels where reviewed, anything elsewhere.
+        reviewed: [M] delta.
+        inclusion: [M] pi.
+    """
+
+    machine: IntArray
+    human: IntArray
+    reviewed: npt.NDArray[np.bool_]
+    inclusion: npt.NDArray[np.float64]
+
+
+def labelled_set(labels: IntArray) -> ACTSet:
+    """Labels that are all trusted alike: with them the ACT loss is the cross-entropy."""
+    nobody = np.zeros(len(labels), dtype=bool)
+    return ACTSet(labels, labels, nobody, np.ones(len(labels)))
+
+
+class ClassesHead(nn.Module):
+    """Feature rows [B, D] to logits [B, K]; the rows are centred and scaled as `Scaling` says."""
+
+    columns: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, scaling: Scaling, classes: int, kind: str, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.from_numpy(scaling.columns))
+        self.register_buffer("mean", torch.from_numpy(scaling.mean))
+        self.register_buffer("scale", torch.from_numpy(scaling.scale))
+        width = len(scaling.columns)
+        self.layers: nn.Module
+        if kind == "mlp":
+            self.layers = nn.Sequential(
+                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
+            )
+        else:
+            linear = nn.Linear(width, classes)
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.layers = linear
+
+    def prepare(self, rows: Tensor) -> Tensor:
+        """Rows [B, D] as the layers read them."""
+        return (rows[:, self.columns] - self.mean) * self.scale
+
+    def forward(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.layers(self.prepare(rows))
+        return logits
+
+
+@dataclass(frozen=True)
+class ClassesModel:
+    """A trained head for K classes.
+
+    Attributes:
+        head: In evaluation mode, on the CPU.
+        classes: Names, in the order of the logits.
+        temperature: Fitted on the validation posts; logits are divided by it.
+        settings: As it was built.
+        curve: Validation macro-F1 and loss parts over the epochs.
+        best_epoch: The epoch whose weights these are.
+    """
+
+    head: ClassesHead
+    classes: tuple[str, ...]
+    temperature: float
+    settings: HeadSettings
+    curve: tuple[Progress, ...] = ()
+    best_epoch: int = 0
+
+    @torch.inference_mode()
+    def probabilities(self, rows: FloatArray) -> FloatArray:
+        """Calibrated probabilities [B, K] of feature rows [B, D]."""
+        logits = self.head(torch.from_numpy(rows)) / self.temperature
+        return np.asarray(torch.softmax(logits, dim=1).numpy(), dtype=np.float32)
+
+    def predict(self, rows: FloatArray) -> IntArray:
+        """Class indices [B]."""
+        return np.asarray(self.probabilities(rows).argmax(1), dtype=np.int64)
+
+    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Safetensors, with classes, settings, temperature and `metadata` in the header."""
+        from safetensors.torch import save
+
+        header = dict(metadata) | {
+            "format": FORMAT,
+            "classes": list(self.classes),
+            "settings": self.settings._asdict(),
+            "temperature": self.temperature,
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
+        atomic.write_bytes(file, save(tensors, {"selftrain": json.dumps(header)}))
+
+
+def load_classes_model(file: Path) -> tuple[ClassesModel, dict[str, Any]]:
+    """A saved model and the metadata that it was saved with.
+
+    Raises:
+        RunStateError: Missing, damaged, or not a model of this format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunStateError(f"{file} cannot be read as a model ({error}): it is damaged") from error
+    found = header.pop("format", None) if isinstance(header, dict) else None
+    if found != FORMAT:
+        raise RunStateError(f"{file} has format {found!r}, expected {FORMAT!r}")
+    try:
+        settings, classes = HeadSettings(**header.pop("settings")), tuple(header.pop("classes"))
+        scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
+        head = ClassesHead(scaling, len(classes), settings.kind, settings.hidden, settings.dropout)
+        head.load_state_dict(tensors)
+        temperature = float(header.pop("temperature"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunStateError(f"{file} is incomplete ({error}): it is damaged") from error
+    return ClassesModel(head.eval(), classes, temperature, settings), header
+
+
+def train_classes(
+    rows: FloatArray,
+    labels: ACTSet,
+    validation_rows: FloatArray,
+    validation_labels: IntArray,
+    *,
+    classes: Sequence[str],
+    scaling: Scaling,
+    settings: HeadSettings,
+    seed: int,
+    power: float = 1.0,
+    where: str = "training",
+) -> ClassesModel:
+    """Train on all rows at once, keep the epoch with the best validation macro-F1, fit a temperature.
+
+    Args:
+        rows: [M, D] feature rows of the training posts.
+        labels: Their labels, human and machine; `labelled_set` for plain ones.
+        validation_rows: [V, D].
+        validation_labels: [V], trusted.
+        classes: K names, in the order of the indices.
+        scaling: Of the rows, see `selftrain.classifier.fit_scaling`.
+        settings: See `HeadSettings`.
+        seed: Of the initial weights and of dropout.
+        power: lambda of the ACT loss.
+        where: Said in an error.
+
+    Raises:
+        TrainingError: No training or no validation post, or fewer than two classes.
+        NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
+        BatchError: Labels or inclusion probabilities that the loss refuses.
+    """
+    if len(classes) < 2 or not len(rows) or not len(validation_rows):
+        raise TrainingError(
+            f"{where}: {len(rows)} posts to train on, {len(validation_rows)} to validate on, {len(classes)}"
+            " classes: expected at least one of each, two classes"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = ClassesHead(scaling, len(classes), settings.kind, settings.hidden, settings.dropout)
+        prepared = head.prepare(torch.from_numpy(validation_rows))
+        curve, best = _descend(
+            head, head.prepare(torch.from_numpy(rows)), labels, prepared, validation_labels,
+            settings=settings, power=power, watch=LossWatch(where),
+        )  # fmt: skip
+    head.layers.load_state_dict(best)
+    head.eval()
+    with torch.inference_mode():
+        logits = head.layers(prepared)
+    if not bool(torch.isfinite(logits).all()):  # the last step's own doing: no loss was computed after it
+        raise NonFiniteLossError(
+            f"{where}: the trained head gives logits that are not finite. Lower the learning rate"
+        )
+    temperature = fit_temperature(logits.double(), torch.from_numpy(validation_labels))
+    chosen = max(curve, key=lambda progress: progress.macro_f1)
+    return ClassesModel(head, tuple(classes), temperature, settings, tuple(curve), chosen.epoch)
+
+
+def _descend(
+    head: ClassesHead,
+    prepared: Tensor,
+    labels: ACTSet,
+    validation: Tensor,
+    validation_labels: IntArray,
+    *,
+    settings: HeadSettings,
+    power: float,
+    watch: LossWatch,
+) -> tuple[list[Progress], dict[str, Tensor]]:
+    """AdamW with cosine decay on prepared rows; the curve, and the layers' weights of its best epoch."""
+    machine, human, reviewed, inclusion = map(torch.from_numpy, labels)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    curve: list[Progress] = []
+    best_score, best = -1.0, head.layers.state_dict()
+    for epoch in range(1, settings.epochs + 1):
+        head.train()
+        output = act_cross_entropy(head.layers(prepared), machine, human, reviewed, inclusion, power=power)
+        watch.add(epoch, output.loss, output.parts)
+        optimizer.zero_grad()
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if epoch % settings.evaluate_every and epoch != settings.epochs:
+            continue
+        head.eval()
+        with torch.inference_mode():
+            predicted = head.layers(validation).argmax(1).numpy()
+        score = macro_f1(validation_labels, predicted)
+        curve.append(Progress(epoch, watch.mean(), score))
+        if score > best_score:
+            best_score = score
+            best = {name: value.clone() for name, value in head.layers.state_dict().items()}
+    return curve, best
+
+
+_TEMPERATURES = (0.05, 20.0)
+_PRIOR_POSTS = 20.0
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """T of softmax(z / T) with the least cross-entropy on [V, K] logits, pulled towards 1, in [.05, 20].
+
+    The pull is that of twenty posts: a handful of validation posts cannot make a model sure of itself.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def objective(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        loss = float(F.cross_entropy(scaled, labels, reduction="sum"))
+        return loss + _PRIOR_POSTS / 8 * log_temperature**2
+
+    low, high = np.log(_TEMPERATURES)
+    return float(np.exp(minimize_scalar(objective, bounds=(low, high), method="bounded").x))
