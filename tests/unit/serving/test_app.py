@@ -222,6 +222,6 @@ def test_other_requests_are_told_what_there_is(make, method, path, status):
 
 
 def test_what_a_request_holds_cannot_break_the_answer(make):
-    told = make().client.post("/score", content='{"id": "a", "text": "x", "\\ud800\\u001b": 1}'.encode())
+    told = make().client.post("/score", content=b'{"id": "a", "text": "x", "\\ud800\\u001b": 1}')
     assert told.status_code == 422
     assert "unknown field" in told.json()["error"]

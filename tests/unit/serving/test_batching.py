@@ -1,4 +1,4 @@
-"""The queue: who shares a model call with whom, in which order, and what a fault or a goodbye costs others."""
+"""The queue: who shares a model call with whom, in which order, what a fault or a goodbye costs others."""
 
 from __future__ import annotations
 

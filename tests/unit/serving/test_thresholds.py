@@ -1,4 +1,4 @@
-"""Thresholds against scikit-learn's curve and a search without cleverness; intervals against their definition."""
+"""Thresholds against scikit-learn and a plain search; intervals against their definition."""
 
 from __future__ import annotations
 

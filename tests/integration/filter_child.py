@@ -1,0 +1,127 @@
+"""Filters in processes of their own that kill themselves at the nth chance, or tell what memory they took.
+
+It imports once and forks for every request: one JSON line {"source", "sink", "kill": N or null}; the answer
+is the child's exit status, and in words an error, or its tally, chances and peak memory in kilobytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import filelock  # noqa: F401 -- once, not in every child
+import tqdm  # noqa: F401
+
+from selftrain.serving.filtering import filter_posts
+from selftrain.serving.journal import Journal
+from selftrain.serving.scorer import PostScore, ScoreFailure
+
+
+class NumberScorer:
+    """A post's text is its positive probability; another text has no score."""
+
+    kind, name, positive, classes = "classifier", "numbers", "yes", ("yes", "no")
+
+    def __init__(self, fingerprint):
+        self.fingerprint = fingerprint
+
+    def score(self, posts):
+        return [self._one(post.text) for post in posts]
+
+    def _one(self, text):
+        try:
+            odds = float(text)
+        except ValueError:
+            return ScoreFailure("no number")
+        return PostScore("yes" if odds > 0.5 else "no", max(odds, 1 - odds), {"yes": odds, "no": 1 - odds})
+
+    def validation(self):
+        return None
+
+
+class Trap:
+    """Counts chances, and kills at the nth."""
+
+    def __init__(self, nth):
+        self.left, self.met = nth, 0
+
+    def chance(self):
+        self.met += 1
+        if self.met == self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, owner, name):
+        original = getattr(owner, name)
+
+        def watched(*args, **kwargs):
+            self.chance()
+            result = original(*args, **kwargs)
+            self.chance()
+            return result
+
+        setattr(owner, name, watched)
+
+    def set(self):
+        """Before and after every flush to the disk, replacement and cut; and with a line half written."""
+        self.around(os, "fsync")
+        self.around(Path, "replace")
+        write = Journal.write
+
+        def torn(journal, kept, failed):
+            write(journal, kept, failed)
+            for file in (journal._kept, journal._failed):
+                file.flush()
+                whole = file.tell()
+                os.truncate(file.name, max(0, whole - 7))
+                self.chance()
+                if whole - 7 > 0:
+                    with open(file.name, "ab") as again:  # noqa: PTH123
+                        again.write(torn_tail(kept, failed, journal, file))
+
+        def torn_tail(kept, failed, journal, file):
+            lines = kept if file is journal._kept else failed
+            return ("".join(f"{line}\n" for line in lines).encode() or b"\0" * 7)[-7:]
+
+        Journal.write = torn
+
+
+def run(request):
+    trap = Trap(request["kill"] or 0)
+    if request["kill"] is not None:
+        trap.set()
+    tally = filter_posts(
+        NumberScorer(request.get("fingerprint", "a" * 64)), request["source"], Path(request["sink"]),
+        threshold=request.get("threshold", 0.5), text_limit=100, max_pixels=1000,
+        commit_seconds=request.get("commit_seconds", 0.0),
+    )  # fmt: skip
+    return {"tally": tally._asdict(), "chances": trap.met}
+
+
+def serve():
+    print("ready", flush=True)
+    for line in sys.stdin:
+        with tempfile.TemporaryFile() as words:
+            child = os.fork()
+            if child == 0:
+                os.dup2(words.fileno(), 2)
+                try:
+                    told = run(json.loads(line))
+                    told["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                    os.write(2, json.dumps(told).encode())
+                    code = 0
+                except Exception as error:
+                    os.write(2, f"{type(error).__name__}: {error}".encode())
+                    code = 2
+                os._exit(code)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            words.seek(0)
+            print(json.dumps({"code": status, "words": words.read().decode()}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
