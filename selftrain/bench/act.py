@@ -1,0 +1,281 @@
+"""`selftrain bench act`: what a human budget buys on TweetEval, and whether error estimates cover the truth.
+
+Annotator and criticizer are simulated, so that their accuracy and AUC are known; texts, features and the
+model that is trained are real. Test is the published validation file, a tenth of the training file validates.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.act.budget import Rule, inclusion, systematic_sample
+from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, macro_f1
+from selftrain.act.simulation import annotated, criticized, simulated_estimates
+from selftrain.bench.study import Figure, Figures
+from selftrain.errors import DataError
+
+if TYPE_CHECKING:
+    from selftrain.act.training import ACTSet
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+ACCURACIES = {"emotion": 0.82, "irony": 0.66}
+"""Published accuracy of the annotator on each data set."""
+AUCS = (0.75, 0.85)
+BUFFER = 0.10
+"""The published budget is the share of wrong labels and this much more."""
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+COVERED_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.34)
+COVERED_POSTS, COVERED_BUDGET, COVERED_FLOOR, REVIEWS = 1000, 100, 0.1, 1000
+
+
+class Tweets(NamedTuple):
+    """One data set: feature rows [N, D] and labels [N] of both files.
+
+    Attributes:
+        rows, labels: Of the training file.
+        test_rows, test_labels: Of the validation file.
+        classes: Names, in the order of the label numbers.
+        layout: Of a row.
+    """
+
+    rows: FloatArray
+    labels: IntArray
+    test_rows: FloatArray
+    test_labels: IntArray
+    classes: tuple[str, ...]
+    layout: Any
+
+
+class Split(NamedTuple):
+    """Positions in the training file: to train on [M], to validate on [V]."""
+
+    train: IntArray
+    validation: IntArray
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds the study's options."""
+    parser = subparsers.add_parser("act", description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder that holds tweeteval/; not needed for coverage")
+    parser.add_argument("--part", choices=("training", "coverage", "all"), default="all")
+    parser.add_argument("--datasets", default=",".join(ACCURACIES), help="data sets, by commas")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
+    parser.add_argument(
+        "--reviews", type=int, default=REVIEWS, help="simulated reviews (default: %(default)s)"
+    )
+    parser.add_argument("--cache", type=Path, help="feature cache (default: the user's)")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures what --json does not hold yet, and prints the tables.
+
+    Raises:
+        DataError: The data is not there; the message says where to get it.
+    """
+    figures = Figures(args.json)
+    seeds = tuple(map(int, args.seeds.split(",")))
+    if args.part in ("training", "all"):
+        for name in args.datasets.split(","):
+            _training(figures, name, seeds, args)
+    if args.part in ("coverage", "all"):
+        _coverage(figures, args.reviews)
+    print("\n".join(figures.table()))
+    print("\n".join(gap_lines(figures)))
+    return 0
+
+
+# ---- training on what a budget buys -----------------------------------------------------------------
+
+
+def _training(figures: Figures, name: str, seeds: Sequence[int], args: argparse.Namespace) -> None:
+    if name not in ACCURACIES:
+        raise DataError(f"no data set is called {name!r}: expected some of {', '.join(ACCURACIES)}")
+    wanted = [seed for seed in seeds if not figures.has("act", f"{name} done", 0, seed)]
+    if not wanted:
+        return
+    tweets = read_tweets(args.data, name, args.cache)
+    for seed in wanted:
+        done = Figure("act", name, f"{name} done", 0, seed, "done", 1.0)
+        figures.add([*measure(tweets, name, seed), done])
+        print(f"{name} seed {seed}: done", flush=True)
+
+
+def measure(tweets: Tweets, name: str, seed: int) -> Iterator[Figure]:
+    """Figures of one data set and seed: every way to use the labels, and the criticizers' own."""
+    from selftrain.act.training import ACTSet, labelled_set
+
+    split = split_of(tweets.labels, seed)
+    truth = tweets.labels[split.train]
+    rng = np.random.default_rng([seed, len(truth)])
+    machine = annotated(truth, len(tweets.classes), ACCURACIES[name], rng)
+    wrong = machine != truth
+    budget = round((float(wrong.mean()) + BUFFER) * len(truth))
+
+    def scored(method: str, labels: ACTSet) -> Iterator[Figure]:
+        for metric, value in _trained(tweets, split, labels, seed).items():
+            yield Figure("act", name, f"{name} {method}", budget, seed, metric, value)
+
+    yield from scored("machine", labelled_set(machine))
+    yield from scored("human", labelled_set(truth))
+    for auc in AUCS:
+        errors = criticized(wrong, auc, rng)
+        yield from _criticizer(name, auc, budget, seed, wrong=wrong, errors=errors)
+        for rule in RULES:
+            pi = inclusion(errors, budget, rule=rule, seed=seed)
+            reviewed = np.zeros(len(truth), dtype=bool)
+            reviewed[systematic_sample(pi, seed)] = True
+            label = f"auc={auc:g} {rule}"
+            yield from scored(f"{label} ACT", ACTSet(machine, truth, reviewed, pi))
+            # under the threshold rule the ACT loss is this already
+            if rule != "threshold":
+                yield from scored(f"{label} mixed", labelled_set(np.where(reviewed, truth, machine)))
+
+
+def _criticizer(
+    name: str,
+    auc: float,
+    budget: int,
+    seed: int,
+    *,
+    wrong: npt.NDArray[np.bool_],
+    errors: npt.NDArray[np.float64],
+) -> Iterator[Figure]:
+    curve = aqg_curve(wrong, errors)
+    values = {
+        "aqg": float(curve[budget]),
+        "abs": abs_score(wrong, errors) or 0.0,
+        "abs_of_chance": chance_abs(wrong) or 0.0,
+        "machine_accuracy": float(1.0 - wrong.mean()),
+    }
+    for metric, value in values.items():
+        yield Figure("act", name, f"{name} auc={auc:g} criticizer", budget, seed, metric, value)
+
+
+def _trained(tweets: Tweets, split: Split, labels: ACTSet, seed: int) -> Mapping[str, float]:
+    """Test figures of a head trained on `labels`."""
+    from selftrain.act.training import train_classes
+    from selftrain.classifier import HeadSettings, fit_scaling
+
+    model = train_classes(
+        tweets.rows[split.train], labels, tweets.rows[split.validation], tweets.labels[split.validation],
+        classes=tweets.classes, scaling=fit_scaling(tweets.rows[split.train], tweets.layout),
+        settings=HeadSettings(), seed=seed,
+    )  # fmt: skip
+    predicted = model.predict(tweets.test_rows)
+    return {
+        "macro_f1": macro_f1(tweets.test_labels, predicted),
+        "accuracy": accuracy(tweets.test_labels, predicted),
+    }
+
+
+def split_of(labels: IntArray, seed: int) -> Split:
+    """Nine tenths to train on, one to validate on, stratified."""
+    from sklearn.model_selection import train_test_split
+
+    train, validation = train_test_split(
+        np.arange(len(labels)), test_size=0.1, random_state=seed, stratify=labels
+    )
+    return Split(np.sort(train), np.sort(validation))
+
+
+def read_tweets(data: Path | None, name: str, cache: Path | None) -> Tweets:
+    """A TweetEval data set with the features of the embedded backbone.
+
+    Raises:
+        DataError: The files are not there, or texts and labels differ in number.
+    """
+    from backbones import load_backbone
+    from selftrain.data.features import extract_features
+    from selftrain.data.posts import Post
+    from selftrain.preparation import cache_folder
+    from selftrain.recipe import BackboneSection
+
+    folder = (data or Path()) / "tweeteval" / name
+    if data is None or not (folder / "mapping.txt").exists():
+        raise DataError(
+            f"{folder} is not there: get it from github.com/cardiffnlp/tweeteval, and say with --data where"
+            " tweeteval/ is"
+        )
+    texts, labels = zip(*(_file(folder, part) for part in ("train", "val")), strict=True)
+    posts = [Post(f"{part}-{i}", text) for part, some in enumerate(texts) for i, text in enumerate(some)]
+    table = extract_features(
+        posts, load_backbone("embedded"), cache_folder(BackboneSection(cache=cache)), progress=True
+    )
+    rows = table.rows(np.arange(len(posts)))
+    lines = (folder / "mapping.txt").read_text(encoding="utf-8").splitlines()
+    classes = tuple(line.split("\t")[1] for line in lines if line.strip())
+    n = len(texts[0])
+    return Tweets(rows[:n], labels[0], rows[n:], labels[1], classes, table.layout)
+
+
+def _file(folder: Path, part: str) -> tuple[list[str], IntArray]:
+    texts = (folder / f"{part}_text.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    labels = np.array((folder / f"{part}_labels.txt").read_text().split(), dtype=np.int64)
+    if len(texts) != len(labels):
+        raise DataError(f"{folder}: {len(texts)} texts and {len(labels)} labels in {part}; expected as many")
+    return texts, labels
+
+
+def gap_lines(figures: Figures) -> Iterator[str]:
+    """Points that each way stays below all human labels, mean ± sd over the seeds, paired by seed."""
+    from statistics import fmean, stdev
+
+    groups = dict.fromkeys((f.dataset, f.method, f.n) for f in figures.figures if f.metric == "macro_f1")
+    human = {
+        (f.dataset, f.seed): f.value
+        for f in figures.figures
+        if f.metric == "macro_f1" and f.method == f"{f.dataset} human"
+    }
+    for dataset, method, n in groups:
+        values = figures.values(method, n, "macro_f1")
+        gaps = [
+            100 * (human[dataset, seed] - value) for seed, value in values.items() if (dataset, seed) in human
+        ]
+        if len(gaps) > 1 and method != f"{dataset} human":
+            yield f"{method:<36} {fmean(gaps):+.2f} ± {stdev(gaps):.2f} points of macro-F1 below human labels"
+
+
+# ---- coverage ---------------------------------------------------------------------------------------
+
+
+def _coverage(figures: Figures, reviews: int) -> None:
+    for rate in COVERED_RATES:
+        for auc in AUCS:
+            for rule in ("normalised", "exponential"):
+                method = f"rate={rate:g} auc={auc:g} {rule}"
+                if figures.has("act-coverage", method, COVERED_BUDGET, 0):
+                    continue
+                values = coverage(rate, auc, rule, reviews)
+                figures.add(
+                    [
+                        Figure("act-coverage", "simulated", method, COVERED_BUDGET, 0, metric, value)
+                        for metric, value in values.items()
+                    ]
+                )
+                print(f"{method}: {values}", flush=True)
+
+
+def coverage(rate: float, auc: float, rule: Rule, reviews: int) -> dict[str, float]:
+    """How often the 95 % interval holds the true error rate, its mean width, and the estimate's mean error."""
+    found = list(
+        simulated_estimates(
+            posts=COVERED_POSTS, budget=COVERED_BUDGET, rate=rate, auc=auc, rule=rule,
+            floor=COVERED_FLOOR, reviews=reviews, seed=round(1e6 * rate),
+        )
+    )  # fmt: skip
+    return {
+        "coverage": float(np.mean([e.low <= truth <= e.high for e, truth in found])),
+        "width": float(np.mean([e.high - e.low for e, _ in found])),
+        "bias": float(np.mean([e.value - truth for e, truth in found])),
+        "reviews": float(reviews),
+    }
