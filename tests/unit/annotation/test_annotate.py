@@ -150,9 +150,24 @@ def test_what_a_model_has_answered_is_not_asked_again_unless_told(home, serve):
     again = rows(home / "again.jsonl")
     assert again["b"]["process"] == {"relevant": "yes", "theme": "sports"}
     assert again["b"]["process_missing"] == {"marks": "the post has no pictures to count"}
+    report = json.loads((home / "again.jsonl.report.json").read_text())["questions"]["marks"]
+    assert (report["answered"], report["missing"]) == (3, {"the post has no pictures to count": 1})
     assert again["a"]["process_provenance"]["marks"]["answer"] == again["a"]["process"]["marks"] == "no"
     assert again["c"]["process"] == {"relevant": "no", "theme": "food", "marks": "yes"}
     assert again["c"]["process_model"]["relevant"]["source"] == "vlm:model-a@rev2"
+
+
+def test_an_earlier_answer_stays_where_no_new_one_comes(home, serve):
+    serve()
+    assert main(command(home)) == 0
+    forgetful = serve(lambda request: answered("unsure"))
+    forgetful.identity = forgetful.identity._replace(revision="rev2")
+    assert main(command(home, "--again", out="again.jsonl", source="annotated.jsonl")) == 0
+    a = rows(home / "again.jsonl")["a"]
+    assert a["process"] == {"relevant": "yes", "theme": "sports", "marks": "yes"}
+    assert set(a["process_missing"]) == {"relevant", "theme", "marks"}
+    report = json.loads((home / "again.jsonl.report.json").read_text())["questions"]["relevant"]
+    assert (report["answered"], report["missing"]) == (4, {})
 
 
 def test_a_models_answer_that_the_task_no_longer_offers_is_asked_for_again(home, serve):
@@ -253,6 +268,10 @@ def test_a_limit_leaves_the_other_posts_as_they_are(home, serve):
     assert (written["b"], written["c"]) == (read["b"], read["c"])
     report = json.loads((home / "annotated.jsonl.report.json").read_text())
     assert report["questions"]["relevant"]["known"] is None
+    # of the two posts whose marks are known one is beyond this limit: it says nothing of the model
+    assert main(command(home, "--limit", "3")) == 0
+    report = json.loads((home / "annotated.jsonl.report.json").read_text())
+    assert (report["questions"]["marks"]["known"]["posts"], report["asked"]["posts"]) == (1, 3)
 
 
 def test_pictures_beyond_those_sent_cannot_be_counted(home, serve):
