@@ -1,0 +1,293 @@
+"""Who annotates, who criticizes and how, and what budget: tested on a small labelled set.
+
+The published rule ("ACT as Human", arXiv 2511.09833): of the candidate models the most accurate one annotates
+and the second most accurate one criticizes; the budget is the share of labels that the annotator gets wrong
+and a buffer, 10 % of the posts by default. With a single candidate it criticizes itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from agents.criticizer.asking import Annotation, Annotator, Criticism, Criticizer
+from agents.criticizer.desk import Desk
+from agents.criticizer.wording import Wording
+from agents.judgment import LabelledPost
+from agents.trust import Interval, wilson
+from selftrain.act.budget import filled
+from selftrain.act.metrics import abs_score
+from selftrain.errors import BudgetError
+
+BUFFER = 0.10
+RESAMPLES = 1000
+MODES = ("plain", "reasoning")
+_FEW = 30
+
+
+class AnnotatorScore(NamedTuple):
+    """How a model annotates.
+
+    Attributes:
+        model: Its name.
+        mode: "plain" or "reasoning".
+        accuracy: Right labels among all posts, with its Wilson interval; a post without a label counts as
+            wrong.
+        posts: How many there were.
+        unlabelled: Of them, those without a label.
+        tokens: Paid for them now; what was stored already cost nothing.
+    """
+
+    model: str
+    mode: str
+    accuracy: Interval
+    posts: int
+    unlabelled: int
+    tokens: int
+
+
+class CriticizerScore(NamedTuple):
+    """How a model finds the annotator's errors in one way of asking.
+
+    Attributes:
+        model: Its name.
+        strategy: See `agents.criticizer.strategies`.
+        auc: Of its estimates for wrong against right labels, with its bootstrap interval; None where no
+            label, or every label, is wrong.
+        abs: ABS, see `selftrain.act.metrics`; None where no label is wrong.
+        mean_error: Mean estimate: what the criticizer takes the error share for.
+        missing: Posts without an estimate; they count with the mean of the others.
+        tokens: As for annotators.
+    """
+
+    model: str
+    strategy: str
+    auc: Interval | None
+    abs: float | None
+    mean_error: float
+    missing: int
+    tokens: int
+
+
+class Budget(NamedTuple):
+    """A budget that should do.
+
+    Attributes:
+        error: Estimated share of wrong machine labels, with its Wilson interval.
+        buffer: Added to it.
+        share: error + buffer, of the posts, with the interval that follows; at most 1.
+        posts: That many of the pool, rounded up; None where its size is not known.
+    """
+
+    error: Interval
+    buffer: float
+    share: Interval
+    posts: tuple[int, int, int] | None
+
+
+class Choice(NamedTuple):
+    """What is recommended, and everything that was tried.
+
+    Attributes:
+        annotator: The best mode of the most accurate model.
+        criticizer: The best strategy of the second most accurate one.
+        budget: For what the annotator gets wrong.
+        annotators: All, best first.
+        criticizers: All, best first among each model.
+        warnings: What to think of before spending.
+    """
+
+    annotator: AnnotatorScore
+    criticizer: CriticizerScore
+    budget: Budget
+    annotators: tuple[AnnotatorScore, ...]
+    criticizers: tuple[CriticizerScore, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A record of JSON values."""
+        return {
+            "annotator": _json(self.annotator),
+            "criticizer": _json(self.criticizer),
+            "budget": _json(self.budget),
+            "annotators": [_json(one) for one in self.annotators],
+            "criticizers": [_json(one) for one in self.criticizers],
+            "warnings": list(self.warnings),
+        }
+
+
+def choose(
+    desks: Mapping[str, Desk],
+    posts: Sequence[LabelledPost],
+    wording: Wording,
+    *,
+    strategies: Sequence[str],
+    modes: Sequence[str] = MODES,
+    self_criticism: bool = False,
+    buffer: float = BUFFER,
+    pool: int | None = None,
+    rationale_chars: int = 360,
+    seed: int = 0,
+) -> Choice:
+    """Try the candidates on labelled posts and apply the rule.
+
+    Args:
+        desks: Model name -> the model at work; tried in this order, which decides between equals.
+        posts: Labelled ones, each with a class of the task.
+        wording: The prompts.
+        strategies: Ways of criticizing to try, one or more.
+        modes: Ways of annotating to try, one or more.
+        self_criticism: Whether the annotator's model is tried as criticizer too, for comparison.
+        buffer: Added to the error share, in [0, 1].
+        pool: Posts that the budget is for; None: not known.
+        rationale_chars: Most characters of reasons.
+        seed: Of the models' draws and of the bootstrap.
+
+    Raises:
+        BudgetError: No model, mode or strategy, too few posts, one without a label, a buffer outside [0, 1].
+        AgentError: Nobody can be asked.
+    """
+    if not desks or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
+        raise BudgetError(
+            f"{len(desks)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
+            f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a buffer in [0, 1]"
+        )
+    truth = [post.label for post in posts]
+    if None in truth:
+        raise BudgetError(f"{truth.count(None)} of {len(truth)} posts have no label: give labelled ones")
+    # --- everybody annotates; of each model its better mode counts
+    tried: list[tuple[AnnotatorScore, list[Annotation]]] = []
+    for model, desk in desks.items():
+        for mode in modes:
+            annotator = Annotator(
+                wording, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed
+            )
+            found, tokens = _paid(desk, lambda d=desk, a=annotator: d.annotate(posts, a))
+            tried.append((annotator_score(model, mode, found, truth, tokens), found))
+    tried.sort(key=lambda one: -one[0].accuracy.value)
+    best, annotations = tried[0]
+    others = [score.model for score, _ in tried if score.model != best.model]
+    # --- the second best model criticizes the best one's labels
+    critics = [others[0] if others else best.model]
+    if self_criticism and best.model not in critics:
+        critics.append(best.model)
+    wrong = np.array([a.label != label for a, label in zip(annotations, truth, strict=True)])
+    scores: list[CriticizerScore] = []
+    for model in critics:
+        own = []
+        for strategy in strategies:
+            criticizer = Criticizer(wording, strategy, rationale_chars=rationale_chars, seed=seed)
+            said, tokens = _paid(
+                desks[model], lambda d=desks[model], c=criticizer: d.criticize(posts, annotations, c)
+            )
+            own.append(criticizer_score(model, strategy, said, wrong, tokens, seed=seed))
+        scores += sorted(own, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
+    budget = advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool)
+    annotators = tuple(score for score, _ in tried)
+    return Choice(best, scores[0], budget, annotators, tuple(scores), _warnings(best, scores[0], len(desks)))
+
+
+def annotator_score(
+    model: str, mode: str, annotations: Sequence[Annotation], truth: Sequence[str | None], tokens: int
+) -> AnnotatorScore:
+    """Accuracy of annotations against the posts' labels."""
+    right = sum(a.label == label for a, label in zip(annotations, truth, strict=True))
+    unlabelled = sum(a.label is None for a in annotations)
+    return AnnotatorScore(model, mode, wilson(right, len(truth)), len(truth), unlabelled, tokens)
+
+
+def criticizer_score(
+    model: str,
+    strategy: str,
+    criticisms: Sequence[Criticism],
+    wrong: npt.NDArray[np.bool_],
+    tokens: int,
+    *,
+    seed: int = 0,
+) -> CriticizerScore:
+    """How well estimates find the wrong labels.
+
+    A post without a label is wrong for sure and needs no criticizer: it is left out of AUC and ABS.
+    """
+    asked = np.array([not one.fault.startswith("not annotated") for one in criticisms])
+    errors = filled([one.error for one, kept in zip(criticisms, asked, strict=True) if kept])
+    faults = wrong[asked]
+    return CriticizerScore(
+        model, strategy, auc_interval(faults, errors, seed),
+        abs_score(faults, errors) if len(faults) else None,
+        float(errors.mean()) if len(errors) else 1.0,
+        sum(one.error is None for one, kept in zip(criticisms, asked, strict=True) if kept), tokens,
+    )  # fmt: skip
+
+
+def auc_interval(
+    wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64], seed: int = 0
+) -> Interval | None:
+    """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
+    value = _auc(wrong, errors)
+    if value is None:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(0, len(wrong), len(wrong)) for _ in range(RESAMPLES))
+    found = [auc for drawn in draws if (auc := _auc(wrong[drawn], errors[drawn])) is not None]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> Budget:
+    """The budget for an annotator that got `wrong` of `total` posts wrong."""
+    error = wilson(wrong, total)
+    share = Interval(*(min(value + buffer, 1.0) for value in error))
+    # a product such as .28 x 100 may come out a hair above the whole number that it is
+    posts = None if pool is None else [math.ceil(round(value * pool, 6)) for value in share]
+    return Budget(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))
+
+
+def _auc(wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64]) -> float | None:
+    """P(a wrong label's estimate is larger than a right one's), ties counting half."""
+    from scipy.stats import rankdata
+
+    positive, negative = int(wrong.sum()), int((~wrong).sum())
+    if not positive or not negative:
+        return None
+    ranks = float(rankdata(errors)[wrong].sum())
+    return (ranks - positive * (positive + 1) / 2) / (positive * negative)
+
+
+def _paid(desk: Desk, work: Callable[[], list[Any]]) -> tuple[list[Any], int]:
+    before = desk.spending()
+    found = work()
+    return found, desk.spending().minus(before).usage.total
+
+
+def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: int) -> tuple[str, ...]:
+    said = []
+    if annotator.posts < _FEW:
+        said.append(f"{annotator.posts} labelled posts are few, as the intervals say: label {_FEW} or more")
+    if annotator.unlabelled > annotator.posts / 10:
+        said.append(
+            f"{annotator.model} gave no label to {annotator.unlabelled} of {annotator.posts} posts; they"
+            " count as wrong"
+        )
+    if criticizer.auc is None:
+        said.append("the annotator's labels are all right, or all wrong: no criticizer can be judged on them")
+    elif criticizer.auc.low <= 0.5:
+        said.append(
+            f"{criticizer.model} ({criticizer.strategy}) may find errors no better than chance: AUC"
+            f" {criticizer.auc.value:.2f}, from {criticizer.auc.low:.2f} to {criticizer.auc.high:.2f}"
+        )
+    if models == 1:
+        said.append("one model alone criticizes itself: a second one finds other errors")
+    return tuple(said)
+
+
+def _json(value: object) -> Any:  # noqa: ANN401 -- JSON values
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {key: _json(item) for key, item in value._asdict().items()}
+    if isinstance(value, tuple):
+        return [_json(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
