@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `handler`, from arguments to exit status."""
     from selftrain import __version__
     from selftrain.cli import (
+        act,
         agents,
         annotate,
         bench,
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         export,
         data,
         annotate,
+        act,
         agents,
         bench,
     ):
