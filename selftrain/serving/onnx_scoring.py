@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from backbones.base import PostLike
 from backbones.errors import ImageError
 from backbones.images import open_image
+from selftrain.data.posts import Post
 from selftrain.errors import ServingError
-from selftrain.serving.scorer import PostScore, ScoreFailure
+from selftrain.serving.scorer import UNSEEN, PostScore, ScoreFailure
 
 METADATA_KEY = "selftrain"
 FORMAT = "selftrain-onnx-1"
@@ -56,7 +56,7 @@ class OnnxScorer:
         self._reading: dict[str, Any] = metadata["reading"]
         self._tokenizer = Tokenizer.from_str(self._reading["tokenizer"])
 
-    def score(self, posts: Sequence[PostLike]) -> list[PostScore | ScoreFailure]:
+    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
         """See `selftrain.serving.scorer.Scorer.score`."""
         results: list[PostScore | ScoreFailure] = []
         for start in range(0, len(posts), _CHUNK):
@@ -66,10 +66,13 @@ class OnnxScorer:
     def validation(self) -> None:
         """None: the scores of the validation posts stay with the run."""
 
-    def _score(self, posts: Sequence[PostLike]) -> list[PostScore | ScoreFailure]:
+    def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
         results: dict[int, PostScore | ScoreFailure] = {}
         readable: dict[int, list[Pixels]] = {}
         for index, post in enumerate(posts):
+            if post.video is not None:
+                results[index] = ScoreFailure(UNSEEN)
+                continue
             try:
                 readable[index] = [self._pixels(path) for path in post.images]
             except ImageError as error:

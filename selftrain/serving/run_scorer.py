@@ -11,7 +11,7 @@ from selftrain.data.posts import Post
 from selftrain.run.folder import RunFolder
 from selftrain.run.scores import read_scores
 from selftrain.serving.best_model import open_best
-from selftrain.serving.scorer import PostScore, ScoreFailure, ValidationScores
+from selftrain.serving.scorer import UNSEEN, PostScore, ScoreFailure, ValidationScores
 
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 
@@ -50,12 +50,12 @@ class RunScorer:
 
     def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
         encoded = self.model.encode(posts)
-        reasons = {failure.index: failure.reason for failure in encoded.failures}
         logits = self.model.classify(encoded.rows)
+        reasons = dict.fromkeys(np.flatnonzero(~np.isfinite(logits)).tolist(), "its features are not finite")
+        reasons |= {failure.index: failure.reason for failure in encoded.failures}
+        reasons |= {index: UNSEEN for index, post in enumerate(posts) if post.video is not None}
         return [
-            self._post_score(float(logit), float(odds))
-            if np.isfinite(logit)
-            else ScoreFailure(reasons.get(index, "its features are not finite"))
+            ScoreFailure(reasons[index]) if index in reasons else self._post_score(float(logit), float(odds))
             for index, (logit, odds) in enumerate(zip(logits, probabilities(logits), strict=True))
         ]
 

@@ -5,7 +5,6 @@ Shape legend: ``V`` validation posts.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -18,6 +17,7 @@ from selftrain.errors import ServingError
 
 AGENTPS_FILE = "agentps.json"
 RUN_FILE = "recipe.toml"
+UNSEEN = "it has a video, which the loop's classifier does not read: score it with an AgentPS model"
 
 
 class PostScore(NamedTuple):
@@ -101,23 +101,28 @@ def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
         from selftrain.serving.onnx_scoring import OnnxScorer
 
         return OnnxScorer(path, threads=threads or 0)
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
     if (path / AGENTPS_FILE).is_file():
-        agentps = importlib.import_module("selftrain.agentps.scorer")
-        scorer: Scorer = agentps.open_agentps(path)
-        return scorer
+        from selftrain.agentps.scorer import open_agentps
+
+        _set_threads(threads)
+        return open_agentps(path)
     if (path / RUN_FILE).is_file():
         from selftrain.run.folder import RunFolder
         from selftrain.serving.run_scorer import RunScorer
 
+        _set_threads(threads)
         return RunScorer(RunFolder(path))
     raise ServingError(
         f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}) as `selftrain run` writes it, an"
         f" AgentPS model (with {AGENTPS_FILE}), or an .onnx file of `selftrain export`"
     )
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _what(path: Path) -> str:

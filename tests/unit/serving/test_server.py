@@ -1,0 +1,63 @@
+"""What is decided before a server starts: threads, the socket, the key."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from selftrain.cli import main
+from selftrain.errors import ServingError
+from selftrain.serving import server
+from selftrain.serving.server import address, compute_threads, listen
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        (("max 100000", "", None), 6),
+        (("250000 100000", "", None), 2),
+        (("50000 100000", "", None), 1),
+        ((None, "", None), 6),
+        (("250000 100000", "4", None), 4),
+        (("250000 100000", "4", 5), 5),
+    ],
+)
+def test_a_model_gets_the_cores_that_the_process_may_use(monkeypatch, tmp_path, given, threads):
+    quota, by_hand, asked = given
+    monkeypatch.setattr(server.os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(server, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setenv("OMP_NUM_THREADS", by_hand)
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert compute_threads(asked) == threads
+
+
+def test_a_free_port_is_found_and_a_taken_one_named():
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        assert address(first) == f"http://127.0.0.1:{port}"
+        with pytest.raises(ServingError, match=f"127.0.0.1:{port} cannot be listened on .*another --port"):
+            listen("127.0.0.1", port)
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
+
+
+@pytest.mark.parametrize("port", [65536, -1])
+def test_a_port_that_is_none_is_an_error_with_words(port):
+    with pytest.raises(ServingError, match="cannot be listened on"):
+        listen("127.0.0.1", port)
+
+
+def test_an_unset_key_is_refused_before_anything_else(monkeypatch, capsys):
+    monkeypatch.setenv("EMPTY", "")
+    assert main(["serve", "nothing", "--key-variable", "EMPTY"]) == 2
+    assert "EMPTY is not set, or empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--max-batch", "--max-queue", "--threads"])
+def test_counts_are_at_least_one(option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "nothing", option, "0"])
+    assert stopped.value.code == 2
+    assert "expected 1 or more" in capsys.readouterr().err
