@@ -154,7 +154,8 @@ def choose(
     if not desks or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
         raise BudgetError(
             f"{len(desks)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
-            f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a buffer in [0, 1]"
+            f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a"
+            " buffer in [0, 1]"
         )
     truth = [post.label for post in posts]
     if None in truth:

@@ -38,8 +38,8 @@ def add_choose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "choose",
         help="test models on labelled posts: who annotates, who criticizes, what budget",
         description="Every model annotates the labelled posts. The most accurate one is to annotate, the"
-        " second most accurate one to criticize, in the way that finds its errors best; the budget is the share"
-        " of wrong labels and a buffer. Answers are kept and paid for once.",
+        " second most accurate one to criticize, in the way that finds its errors best; the budget is the"
+        " share of wrong labels and a buffer. Answers are kept and paid for once.",
         epilog=f"The servers' key is taken from {KEY_VARIABLE}, never from the command line.",
     )
     add = parser.add_argument
