@@ -42,10 +42,10 @@ test: lint
 
 vllm: $(VLLM_INSTALLED)
 
-test-vllm: $(INSTALLED_DEV) $(INSTALLED_MODEL) $(VLLM_INSTALLED)
+test-vllm: $(INSTALLED_MODEL) $(VLLM_INSTALLED)
 	$(BIN)/python -m pytest -m vllm -rs
 
-lint: $(INSTALLED_DEV)
+lint: $(INSTALLED_MODEL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -28,7 +28,7 @@ class ImageError(BackboneError, ValueError):
 
 
 class PromptError(BackboneError, ValueError):
-    """A prompt whose words leave no room for a post, or whose answer tokens are not those of its questions."""
+    """A prompt whose words leave no room for a post, or that lost an answer token."""
 
 
 class TorchvisionError(BackboneError, ImportError):

@@ -51,7 +51,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
     """
     file = smollm2_file()
     ensure_torchvision()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
@@ -62,4 +62,17 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    return LanguageModel(model.eval(), AutoTokenizer.from_pretrained(**where))
+    return LanguageModel(model.eval(), load_tokenizer())
+
+
+def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
+    """The tokenizer alone.
+
+    Raises:
+        WeightsError: As `smollm2_file`.
+    """
+    file = smollm2_file()
+    ensure_torchvision()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)

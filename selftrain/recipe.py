@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from selftrain.errors import RecipeError
+
+Read = TypeVar("Read", bound="Section")
 
 
 class Section(BaseModel):
@@ -213,23 +215,39 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file cannot be read, is not TOML, or does not describe a recipe; the message lists
             every fault with its place.
     """
-    path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} is not TOML: {error}") from error
-    _resolve_paths(table, path.resolve().parent)
-    # a path typed at the prompt is relative to where it is typed
+    return read_table(Recipe, Path(path), overrides, _PATHS)
+
+
+def read_table(
+    kind: type[Read], path: Path | None, overrides: Sequence[str], paths: Collection[tuple[str, str]]
+) -> Read:
+    """A TOML file as a checked table.
+
+    Args:
+        kind: What it describes.
+        path: The file; None: an empty one.
+        overrides: ``section.key=value``, applied after it.
+        paths: Keys that hold paths: relative to the file, those of overrides to where they are typed.
+
+    Raises:
+        RecipeError: As `load_recipe`.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe {path} is not TOML: {error}") from error
+        _resolve_paths(table, path.resolve().parent, paths)
     for override in overrides:
-        _override(table, override)
+        _override(table, override, paths)
     try:
-        return Recipe.model_validate(table)
+        return kind.model_validate(table)
     except ValidationError as error:
-        raise RecipeError(
-            f"the recipe {path} has {error.error_count()} fault(s):\n{_faults(error)}"
-        ) from error
+        named = "the recipe" if path is None else f"the recipe {path}"
+        raise RecipeError(f"{named} has {error.error_count()} fault(s):\n{_faults(error)}") from error
 
 
 _PATHS = (
@@ -245,14 +263,14 @@ _PATHS = (
 )
 
 
-def _resolve_paths(table: dict[str, Any], folder: Path) -> None:
-    for section, key in _PATHS:
+def _resolve_paths(table: dict[str, Any], folder: Path, paths: Collection[tuple[str, str]]) -> None:
+    for section, key in paths:
         value = table.get(section, {}).get(key) if isinstance(table.get(section), dict) else None
         if isinstance(value, str):
             table[section][key] = str(folder / Path(value).expanduser())
 
 
-def _override(table: dict[str, Any], override: str) -> None:
+def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str, str]]) -> None:
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys) or len(keys) > 2:
@@ -266,7 +284,7 @@ def _override(table: dict[str, Any], override: str) -> None:
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             raise RecipeError(f"--set {override!r}: {key!r} is not a section of the recipe")
-    if tuple(keys) in _PATHS and isinstance(value, str):
+    if tuple(keys) in paths and isinstance(value, str):
         value = str(Path(value).expanduser().resolve())
     section[keys[-1]] = value
 

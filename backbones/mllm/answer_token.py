@@ -42,7 +42,8 @@ def add_answer_token(model: Any, tokenizer: Any) -> int:  # noqa: ANN401 -- of t
 def embedding_name(module: nn.Module) -> str:
     """The dotted name of the table of token embeddings within `module`."""
     table = module.get_input_embeddings()  # type: ignore[operator]
-    return next(name for name, layer in module.named_modules() if layer is table)
+    names: list[str] = [name for name, layer in module.named_modules() if layer is table]
+    return names[0]
 
 
 def special_strings(tokenizer: Any) -> tuple[str, ...]:  # noqa: ANN401

@@ -37,7 +37,7 @@ _BEFORE, _AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
 
 class Projector(nn.Module):
-    """Image cells [..., 1280] to token embeddings [..., D], of the size that the language model is used to."""
+    """Image cells [..., 1280] to embeddings [..., D] of the size that the language model is used to."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
@@ -134,7 +134,9 @@ class EmbeddedReader:
         )
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if self._words.questions:
-            answer_positions(*inputs.values(), self.answer_id, self._words.questions)
+            answer_positions(
+                inputs["input_ids"], inputs["attention_mask"], self.answer_id, self._words.questions
+            )
         images = [pixels(image) for one in prompts for image in one.images]
         return inputs | ({"pixel_values": torch.stack(images)} if images else {})
 
@@ -162,7 +164,21 @@ def load_embedded(seed: int = 0) -> Mllm:
         WeightsError: A package with weights is missing, or is another.
     """
     model, tokenizer = load_smollm2()
-    language_model = model.model
+    return from_parts(NAME, model.model, tokenizer, seed=seed)
+
+
+def from_parts(name: str, language_model: Any, tokenizer: Any, *, seed: int = 0) -> Mllm:  # noqa: ANN401
+    """The same around a language model at hand, whose tokenizer is SmolLM2's.
+
+    Args:
+        name: For messages and recipes.
+        language_model: Of transformers, without its vocabulary's layer; changed in place.
+        tokenizer: Likewise.
+        seed: Of the projector's first weights.
+
+    Raises:
+        WeightsError: The tower's package is missing.
+    """
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
     add_answer_token(language_model, tokenizer)
@@ -172,7 +188,7 @@ def load_embedded(seed: int = 0) -> Mllm:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return Mllm(
-        name=NAME,
+        name=name,
         module=module.eval(),
         width=language_model.config.hidden_size,
         tokenizer=tokenizer,

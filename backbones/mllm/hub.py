@@ -95,7 +95,7 @@ class HubReader:
             text = self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         except (ValueError, AttributeError) as error:
             raise PromptError(
-                f"the model's processor cannot lay out a chat ({error}); expected a model with a chat template"
+                f"the model's processor cannot lay out a chat ({error}): expected one with a chat template"
             ) from error
         return str(text)
 
@@ -123,12 +123,12 @@ def load_hub(name: str, *, revision: str = "main", dtype: str = "auto", album: A
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(name, revision=revision)
+        processor = AutoProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
         whole = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{name} could not be loaded as an image-text-to-text model: {str(error).splitlines()[0]}. Expected"
-            " a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+            f"{name} could not be loaded as an image-text-to-text model: {str(error).splitlines()[0]}."
+            " Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
         ) from error
     return from_parts(name, whole, processor, album=album)
 

@@ -9,6 +9,7 @@ from backbones.mllm.answer_token import ANSWER_TOKEN, defuse, special_strings
 from backbones.mllm.base import Wording
 
 NO_TEXT = "(no words)"
+_SEAMS = 2  # where a text meets the words around it, tokens may fall otherwise than in either alone
 
 
 class Words:
@@ -32,12 +33,12 @@ class Words:
         self._tokenizer = tokenizer
         self._wording = wording
         self._special = special_strings(tokenizer)
-        self.fixed = self.count(self._around("")) + around
+        self.fixed = self.count(self._around("")) + around + _SEAMS
         self.budget = max_tokens - self.fixed
         if self.budget < 1:
             raise PromptError(
-                f"the prompt's own words take {self.fixed} tokens of {max_tokens} and leave none for the post:"
-                " raise the budget of text tokens, shorten the questions, or leave the policy out"
+                f"the prompt's own words take {self.fixed} tokens of {max_tokens} and leave none for the"
+                " post: raise the budget of text tokens, shorten the questions, or leave the policy out"
             )
 
     @property

@@ -6,8 +6,9 @@ As published: a longer album is sampled uniformly, in order; a shorter one begin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from backbones.images import MAX_PIXELS, open_image
 from selftrain.agentps.video import is_video, read_frames
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Frames(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Frames:
     """How an album is shown.
 
     Attributes:
@@ -36,8 +38,8 @@ class Frames(NamedTuple):
 def chosen(available: int, count: int, *, repeat: bool) -> list[int]:
     """Which of `available` pictures are shown, in order.
 
-    >>> chosen(5, 3, repeat=True), chosen(2, 5, repeat=True), chosen(2, 5, repeat=False), chosen(0, 4, repeat=True)
-    ([0, 2, 4], [0, 1, 0, 1, 0], [0, 1], [])
+    >>> chosen(5, 3, repeat=True), chosen(2, 5, repeat=True), chosen(2, 5, repeat=False)
+    ([0, 2, 4], [0, 1, 0, 1, 0], [0, 1])
     """
     if available == 0:
         return []

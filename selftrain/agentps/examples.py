@@ -33,7 +33,7 @@ def example(post: Post, asked: Questionnaire, *, share: float = 1.0) -> Example:
     """A post with what is known of it.
 
     Args:
-        post: Its `video` field, if it has one, stands for its pictures.
+        post: Its video, if it has one, stands for its pictures.
         asked: The questions.
         share: What its label is worth as a target, in (1/K, 1].
 
@@ -45,8 +45,7 @@ def example(post: Post, asked: Questionnaire, *, share: float = 1.0) -> Example:
 
 def pictures(post: Post) -> tuple[Path, ...]:
     """The post's images, or its video."""
-    video = post.extra.get("video")
-    return (Path(video),) if isinstance(video, Path | str) and str(video) else post.images
+    return post.images if post.video is None else (post.video,)
 
 
 def examples(
@@ -68,7 +67,9 @@ def answer_of(target: Target) -> int | None:
 
 def known_counts(found: Sequence[Example]) -> list[int]:
     """How many posts answer each question."""
-    return [sum(bool(one.any()) for one in column) for column in zip(*(e.targets for e in found), strict=True)]
+    return [
+        sum(bool(one.any()) for one in column) for column in zip(*(e.targets for e in found), strict=True)
+    ]
 
 
 def as_json(one: Example) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     from selftrain import __version__
     from selftrain.cli import (
         act,
+        agentps,
         agents,
         annotate,
         bench,
@@ -85,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         compare,
         prompts,
         predict,
+        agentps,
         serve,
         filters,
         export,

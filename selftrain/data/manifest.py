@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from selftrain.data.manifest_files import read_rows
 from selftrain.data.manifest_rows import RowError, Rows
-from selftrain.data.posts import Post
+from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.task import Task
 from selftrain.errors import QuarantineError
 
@@ -61,7 +61,12 @@ class ManifestReport:
 
 
 def read_manifest(
-    path: Path, task: Task | None = None, *, allow_missing_text: bool = True, max_pixels: int = MAX_PIXELS
+    path: Path,
+    task: Task | None = None,
+    *,
+    allow_missing_text: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    max_images: int = MAX_IMAGES,
 ) -> ManifestReport:
     """Reads and checks a manifest.
 
@@ -70,12 +75,16 @@ def read_manifest(
         task: When given, labels and process answers must be the task's.
         allow_missing_text: Whether a post with an image may lack text; one that has neither is refused.
         max_pixels: The largest width x height that an image's header may claim.
+        max_images: The most images of a post.
 
     Raises:
         ManifestError: The file is missing, has an unknown suffix, or no column called ``id``.
     """
     path = Path(path)
-    rows = Rows(path.parent, task, allow_missing_text=allow_missing_text, max_pixels=max_pixels)
+    rows = Rows(
+        path.parent, task,
+        allow_missing_text=allow_missing_text, max_pixels=max_pixels, max_images=max_images,
+    )  # fmt: skip
     posts: list[Post] = []
     problems: list[Problem] = []
     for raw in read_rows(path):

@@ -12,7 +12,7 @@ from selftrain.data.manifest_files import RawRow
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.task import Question, Task
 
-COLUMNS = ("id", "text", "images", "label", "process")
+COLUMNS = ("id", "text", "images", "label", "process", "video")
 PROCESS_PREFIX = "process."
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:)?//|^data:", re.IGNORECASE)
 
@@ -41,6 +41,7 @@ class Rows:
         *,
         allow_missing_text: bool,
         max_pixels: int,
+        max_images: int = MAX_IMAGES,
         remember: bool = True,
     ) -> None:
         self._folder = folder
@@ -49,6 +50,7 @@ class Rows:
         self._questions = None if task is None else {question.name: question for question in task.questions}
         self._allow_missing_text = allow_missing_text
         self._max_pixels = max_pixels
+        self._max_images = max_images
         self._remember = remember
         self._lines: dict[str, int] = {}
         self._checked: dict[str, Path | RowError] = {}
@@ -69,8 +71,11 @@ class Rows:
 
     def _post(self, post_id: str, fields: Mapping[str, Any]) -> Post:
         text = _text(fields.get("text"), "text")
-        images = tuple(map(self._image, _image_list(fields.get("images"))))
-        if not text.strip() and not images:
+        images = tuple(map(self._image, _image_list(fields.get("images"), self._max_images)))
+        video = self._video(fields.get("video"))
+        if images and video is not None:
+            raise RowError("images and a video", "keep one of the two")
+        if not text.strip() and not images and video is None:
             raise RowError("neither text nor image", "give the post a text, an image, or both")
         if not text.strip() and not self._allow_missing_text:
             raise RowError("no text", "give the post a text, or allow posts of images alone")
@@ -85,6 +90,7 @@ class Rows:
                 for name, value in fields.items()
                 if name not in COLUMNS and not name.startswith(PROCESS_PREFIX)
             },
+            video=video,
         )
 
     def _id(self, value: object, line: int) -> str:
@@ -159,21 +165,39 @@ class Rows:
         from backbones.errors import ImageError
         from backbones.images import check_image
 
-        shown = _short(written)
-        if _URL.search(written):
-            raise RowError(f"image {shown} is a URL", "download it and give its path; nothing is fetched")
-        if Path(written).is_absolute() or PureWindowsPath(written).drive:
-            raise RowError(f"image {shown} is an absolute path", "give it relative to the manifest's folder")
-        try:
-            path = (self._folder / written).resolve()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise RowError(f"image {shown} is no path: {error}", "correct the path") from error
-        if not path.is_relative_to(self._root):
-            raise RowError(f"image {shown} leads out of the manifest's folder", "copy it into that folder")
+        path = self._inside(written, "image")
         try:
             check_image(path, max_pixels=self._max_pixels)
         except (ImageError, OSError) as error:
-            raise RowError(f"image {shown}: {error}", "replace the file or remove it from the row") from error
+            raise RowError(
+                f"image {_short(written)}: {error}", "replace the file or remove it from the row"
+            ) from error
+        return path
+
+    def _video(self, value: object) -> Path | None:
+        """The real path of a video; what it holds is judged when it is sampled."""
+        if value is None or value == "":
+            return None
+        if not isinstance(value, str):
+            raise RowError(f"video {_short(value)} is no path", "write it as a text")
+        path = self._inside(value, "video")
+        if not path.is_file():
+            raise RowError(f"video {_short(value)}: no such file", "correct the path or remove it")
+        return path
+
+    def _inside(self, written: str, what: str) -> Path:
+        """The real path that `written` leads to, if it stays inside the manifest's folder."""
+        shown = _short(written)
+        if _URL.search(written):
+            raise RowError(f"{what} {shown} is a URL", "download it and give its path; nothing is fetched")
+        if Path(written).is_absolute() or PureWindowsPath(written).drive:
+            raise RowError(f"{what} {shown} is an absolute path", "give it relative to the manifest's folder")
+        try:
+            path = (self._folder / written).resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise RowError(f"{what} {shown} is no path: {error}", "correct the path") from error
+        if not path.is_relative_to(self._root):
+            raise RowError(f"{what} {shown} leads out of the manifest's folder", "copy it into that folder")
         return path
 
 
@@ -189,7 +213,7 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _image_list(value: object) -> list[str]:
+def _image_list(value: object, most: int) -> list[str]:
     """The paths as written: a list, a JSON list in a text, or a text separated by semicolons."""
     if value is None:
         return []
@@ -202,8 +226,8 @@ def _image_list(value: object) -> list[str]:
         value = [one for one in value if one != ""] if isinstance(value, list) else value
     if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
         raise RowError(f"images {_short(value)} is no list of paths", "write the paths as a list of texts")
-    if len(value) > MAX_IMAGES:
-        raise RowError(f"{len(value)} images, at most {MAX_IMAGES}", f"keep the {MAX_IMAGES} that matter")
+    if len(value) > most:
+        raise RowError(f"{len(value)} images, at most {most}", f"keep the {most} that matter")
     return value
 
 

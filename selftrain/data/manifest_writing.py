@@ -79,6 +79,8 @@ def _row(post: Post, root: str) -> dict[str, Any]:
     row: dict[str, Any] = {"id": post.id, "text": post.text}
     if post.images:
         row["images"] = [_relative(image, root, post.id) for image in post.images]
+    if post.video is not None:
+        row["video"] = _relative(post.video, root, post.id)
     if post.label is not None:
         row["label"] = post.label
     if post.process:
@@ -86,11 +88,11 @@ def _row(post: Post, root: str) -> dict[str, Any]:
     return {**row, **post.extra}
 
 
-def _relative(image: Path, root: str, post_id: str) -> str:
-    relative = os.path.relpath(os.path.realpath(image), root)
+def _relative(picture: Path, root: str, post_id: str) -> str:
+    relative = os.path.relpath(os.path.realpath(picture), root)
     if relative.startswith(os.pardir + os.sep):
         raise ManifestError(
-            f"image {image} of post {post_id!r} lies outside the manifest's folder {root}; copy it "
+            f"image {picture} of post {post_id!r} lies outside the manifest's folder {root}; copy it "
             f"there first"
         )
     return Path(relative).as_posix()
@@ -136,6 +138,7 @@ def _write_parquet(rows: Sequence[dict[str, Any]], part: Path) -> None:
         "images": pa.list_(text),
         "label": text,
         "process": pa.map_(text, text),
+        "video": text,
     }
     fields, arrays = [], []
     for name in _columns(rows):

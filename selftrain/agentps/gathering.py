@@ -1,0 +1,153 @@
+"""Which posts are trained on and validated on: a run's grown dataset, or a manifest with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selftrain.agentps.recipe import DataSection
+from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.posts import MAX_ALBUM, Post
+from selftrain.data.task import Task, load_task
+from selftrain.errors import DataError, RecipeError
+from selftrain.run.folder import RunFolder, read_jsonl
+
+Json = dict[str, Any]
+
+
+class Gathered(NamedTuple):
+    """Posts with labels, and what was left out.
+
+    Attributes:
+        task: Classes, policy, questions.
+        train: Posts to learn from.
+        shares: Post id -> what its label is worth as a target, for pseudo-labels.
+        validation: Posts to choose the best epoch and thresholds by; none of them is in `train`.
+        quarantine: Rows left out, each with its reason.
+    """
+
+    task: Task
+    train: list[Post]
+    shares: dict[str, float]
+    validation: list[Post]
+    quarantine: list[Json]
+
+
+def gather(section: DataSection, seed: int) -> Gathered:
+    """The posts that a recipe's data section names.
+
+    Raises:
+        RecipeError: Neither or both of run and manifest, or a manifest without a task.
+        TaskError, ManifestError, QuarantineError, RunStateError: What is named cannot be used.
+        DataError: No post to learn from, or none to validate on.
+    """
+    if (section.run is None) == (section.manifest is None):
+        raise RecipeError(
+            f"data.run is {section.run} and data.manifest is {section.manifest}: expected one of the two,"
+            " a finished run or a manifest with labels"
+        )
+    found = _of_run(section) if section.run is not None else _of_manifest(section, seed)
+    if section.process is not None:
+        found = _with_process(found, section)
+    for name, posts in (("learn from", found.train), ("validate on", found.validation)):
+        if not any(post.label is not None for post in posts):
+            raise DataError(f"there is no labelled post to {name}: expected some of every class")
+    return found
+
+
+def read_posts(path: Path, task: Task, section: DataSection) -> tuple[list[Post], list[Json]]:
+    """The posts of a manifest, albums of any length, and the rows set aside."""
+    report = read_manifest(path, task, max_pixels=section.max_image_pixels, max_images=MAX_ALBUM)
+    enforce(report, section.max_bad_rows, section.max_bad_share)
+    left_out = [
+        {"kind": "row", "file": str(path), "line": one.line, "id": one.post_id, "reason": one.reason}
+        for one in report.problems
+    ]
+    return list(report.posts), left_out
+
+
+def _of_run(section: DataSection) -> Gathered:
+    """The grown dataset to train on, the run's own validation posts to validate on."""
+    from selftrain.run.scores import FILE
+
+    assert section.run is not None
+    folder = RunFolder(section.run)
+    sources = folder.recipe()["data"]
+    task = load_task(section.task if section.task is not None else _stored(folder, sources, "task"))
+    grown = {str(row["id"]): row for row in read_jsonl(folder.path / "grown.jsonl")}
+    scores = folder.round_path(folder.best_round()) / FILE
+    validated = {
+        str(row["id"]): str(row["label"]) for row in read_jsonl(scores) if row["split"] == "validation"
+    }
+    posts, quarantine = dict[str, Post](), list[Json]()
+    for name in ("manifest", "validation", "pool"):
+        if sources.get(name) is not None:
+            read, left_out = read_posts(Path(sources[name]), task, section)
+            posts |= {post.id: post for post in read}
+            quarantine += left_out
+    missing = [post_id for post_id in (*grown, *validated) if post_id not in posts]
+    quarantine += [
+        {"kind": "gone", "id": one, "reason": "in no manifest of the run any more"} for one in missing
+    ]
+    train = [replace(posts[i], label=str(row["label"])) for i, row in grown.items() if i in posts]
+    validation = [replace(posts[i], label=label) for i, label in validated.items() if i in posts]
+    pseudo = (i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label")
+    return Gathered(task, train, dict.fromkeys(pseudo, section.soft_target), validation, quarantine)
+
+
+def _stored(folder: RunFolder, sources: Mapping[str, Any], name: str) -> Path:
+    """The run's own copy, or the file that its recipe names."""
+    copy = folder.path / f"{name}.toml"
+    return copy if copy.exists() else Path(sources[name])
+
+
+def _of_manifest(section: DataSection, seed: int) -> Gathered:
+    if section.task is None:
+        raise RecipeError("data.manifest is named without data.task: name the task whose labels it holds")
+    assert section.manifest is not None
+    task = load_task(section.task)
+    posts, quarantine = read_posts(section.manifest, task, section)
+    posts = [post for post in posts if post.label is not None]
+    if section.validation is not None:
+        validation, left_out = read_posts(section.validation, task, section)
+        known = {post.id for post in validation}
+        train = [post for post in posts if post.id not in known]
+        return Gathered(task, train, {}, validation, quarantine + left_out)
+    if any("split" in post.extra for post in posts):
+        by_split = {
+            name: [p for p in posts if p.extra.get("split") == name] for name in ("train", "validation")
+        }
+        return Gathered(task, by_split["train"], {}, by_split["validation"], quarantine)
+    train, validation = _drawn(posts, section.validation_share, seed)
+    return Gathered(task, train, {}, validation, quarantine)
+
+
+def _drawn(posts: list[Post], share: float, seed: int) -> tuple[list[Post], list[Post]]:
+    """A share of each class to validate on, at least one; both in the posts' order."""
+    generator = np.random.default_rng([seed, 1])
+    chosen: set[str] = set()
+    for label in dict.fromkeys(post.label for post in posts):
+        ids = [post.id for post in posts if post.label == label]
+        wanted = max(round(share * len(ids)), 1)
+        chosen |= {ids[i] for i in generator.permutation(len(ids))[:wanted]}
+    return [p for p in posts if p.id not in chosen], [p for p in posts if p.id in chosen]
+
+
+def _with_process(found: Gathered, section: DataSection) -> Gathered:
+    """Process answers of another manifest laid over those at hand."""
+    assert section.process is not None
+    read, left_out = read_posts(section.process, found.task, section)
+    answers = {post.id: post.process for post in read}
+
+    def filled(posts: list[Post]) -> list[Post]:
+        return [replace(post, process={**post.process, **answers.get(post.id, {})}) for post in posts]
+
+    return found._replace(
+        train=filled(found.train),
+        validation=filled(found.validation),
+        quarantine=[*found.quarantine, *left_out],
+    )

@@ -1,0 +1,75 @@
+"""Records of scored posts: every question's answers beside the final one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from selftrain.agentps.examples import answer_of, example
+from selftrain.agentps.folder import Loaded
+from selftrain.agentps.questions import Questionnaire
+from selftrain.agentps.scoring import ScoredPost, score
+from selftrain.data.posts import Post
+
+Json = dict[str, Any]
+DECIMALS = 6
+TEXT, PICTURES = 2_000, 16
+"""Characters and pictures that a record of answers keeps of its post."""
+
+
+def predict(
+    loaded: Loaded, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
+) -> Iterator[tuple[Post, ScoredPost]]:
+    """Scores posts in their order, in bounded memory; their labels are carried along, not read.
+
+    Raises:
+        TrainingError: No memory left on the device; says what to lower.
+    """
+    built = loaded.built
+    built.model.to(device)
+    # the posts that are being read ahead of their scores
+    waiting: list[Post] = []
+
+    def read() -> Iterator[Any]:
+        for post in posts:
+            waiting.append(post)
+            yield example(post, built.asked)
+
+    for one in score(built.model, built.collator, read(), batch_size=batch_size, device=device):
+        yield waiting.pop(0), one
+
+
+def prediction_row(asked: Questionnaire, one: ScoredPost) -> Json:
+    """What `selftrain agentps predict` writes of a post: id, label, probability, probabilities, process."""
+    *process, final = [
+        {answer: round(float(share), DECIMALS) for answer, share in zip(question.answers, odds, strict=True)}
+        for question, odds in zip(asked.all, one.answers, strict=True)
+    ]
+    label = asked.final.answers[int(np.argmax(one.answers[-1]))]
+    row: Json = {"id": one.example.id, "label": label, "probability": final[label], "probabilities": final}
+    return row | {
+        "process": {question.name: odds for question, odds in zip(asked.process, process, strict=True)}
+    }
+
+
+def answers_row(asked: Questionnaire, one: ScoredPost) -> Json:
+    """A prediction with the post, as far as a case table shows it, and what is known of it.
+
+    Of a post come its text (`TEXT` characters at most), its pictures (the first `PICTURES` paths) and their
+    number; of its truth the answer to each question, null where nobody answered.
+    """
+    post = {
+        "text": one.example.text[:TEXT],
+        "pictures": [str(path) for path in one.example.pictures[:PICTURES]],
+        "picture_count": len(one.example.pictures),
+    }
+    known = {
+        question.name: answer_of(target)
+        for question, target in zip(asked.all, one.example.targets, strict=True)
+    }
+    truth = {q.name: None if known[q.name] is None else q.answers[int(known[q.name] or 0)] for q in asked.all}
+    if one.reason:
+        return {"id": one.example.id, "reason": one.reason, **post, "truth": truth}
+    return prediction_row(asked, one) | post | {"truth": truth}

@@ -1,0 +1,76 @@
+"""A trained AgentPS model behind the contract of `selftrain.serving`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from selftrain.agentps.examples import example
+from selftrain.agentps.folder import VALIDATION, Loaded, load
+from selftrain.agentps.prediction import prediction_row
+from selftrain.agentps.questions import FINAL
+from selftrain.agentps.scoring import score
+from selftrain.data.posts import Post
+from selftrain.run.folder import read_jsonl
+from selftrain.serving.scorer import PostScore, ScoreFailure, ValidationScores
+
+BATCH = 16
+
+
+class AgentPSScorer:
+    """See `selftrain.serving.scorer.Scorer`.
+
+    Args:
+        loaded: The model.
+        device: Where it computes.
+    """
+
+    kind = "agentps"
+
+    def __init__(self, loaded: Loaded, device: str) -> None:
+        self._loaded = loaded
+        self._device = device
+        loaded.built.model.to(device)
+        self.name = loaded.folder.resolve().name
+        self.classes = loaded.task.names
+        self.positive = loaded.task.positive
+        self.fingerprint = loaded.fingerprint
+
+    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+        """One result a post, in order, with every question's probabilities."""
+        built = self._loaded.built
+        # ids need not differ here, and labels are not read
+        wanted = (example(Post("", post.text, post.images, video=post.video), built.asked) for post in posts)
+        results: list[PostScore | ScoreFailure] = []
+        for one in score(built.model, built.collator, wanted, batch_size=BATCH, device=self._device):
+            if one.reason:
+                results.append(ScoreFailure(one.reason))
+            else:
+                row = prediction_row(built.asked, one)
+                results.append(
+                    PostScore(row["label"], row["probability"], row["probabilities"], row["process"])
+                )
+        return results
+
+    def validation(self) -> ValidationScores | None:
+        """The scores of the best epoch; posts that could not be read are left out."""
+        file = self._loaded.folder / VALIDATION
+        if not file.exists():
+            return None
+        rows = [row for row in read_jsonl(file) if "probabilities" in row]
+        labels = [row["truth"][FINAL] == self.positive for row in rows]
+        odds = [row["probabilities"][self.positive] for row in rows]
+        return ValidationScores(np.array(labels, dtype=np.int8), np.array(odds, dtype=np.float64))
+
+
+def open_agentps(path: Path) -> AgentPSScorer:
+    """The model of a folder, on a GPU where there is one.
+
+    Raises:
+        ModelError, BackboneError: It cannot be loaded.
+    """
+    from backbones.devices import place
+
+    return AgentPSScorer(load(path), str(place().device))

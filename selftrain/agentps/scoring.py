@@ -1,0 +1,98 @@
+"""Probabilities of every answer, for posts in any number: bounded memory, batches by length.
+
+Shape legend: ``B`` posts, ``Q`` questions, the final one last, ``K`` answers of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from backbones.mllm.answering import AnsweringModel
+from backbones.mllm.base import to_device
+from selftrain.agentps.examples import Example
+from selftrain.agentps.prompts import Collator
+from selftrain.errors import TrainingError
+
+Probabilities = npt.NDArray[np.float32]
+_SORTED_BATCHES = 16
+
+
+class ScoredPost(NamedTuple):
+    """One post's answers.
+
+    Attributes:
+        example: The post.
+        answers: One [K] of probabilities a question, the final one last; empty where `reason` says why.
+        reason: Why the post could not be read; empty for a scored one.
+    """
+
+    example: Example
+    answers: tuple[Probabilities, ...]
+    reason: str = ""
+
+
+def score(
+    model: AnsweringModel,
+    collator: Collator,
+    posts: Iterable[Example],
+    *,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    precise: bool = True,
+) -> Iterator[ScoredPost]:
+    """Scores posts in the order given, reading no further ahead than a few batches.
+
+    Args:
+        model: In evaluation mode afterwards.
+        collator: Of the model.
+        posts: Any number, targets not read.
+        batch_size: Posts computed at once, at least 1.
+        device: Where `model` is.
+        precise: Multiply in float32; else in bfloat16 where the device has it.
+
+    Raises:
+        TrainingError: The device has no memory for a batch; says what to lower.
+    """
+    model.eval()
+    stream = iter(posts)
+    while window := list(islice(stream, batch_size * _SORTED_BATCHES)):
+        order = np.argsort(collator.lengths(window), kind="stable")
+        found: list[ScoredPost | None] = [None] * len(window)
+        for start in range(0, len(window), batch_size):
+            places = order[start : start + batch_size]
+            batch = _score_batch(model, collator, [window[i] for i in places], device, precise=precise)
+            for place, one in zip(places, batch, strict=True):
+                found[place] = one
+        yield from (one for one in found if one is not None)
+
+
+def _score_batch(
+    model: AnsweringModel,
+    collator: Collator,
+    posts: Sequence[Example],
+    device: torch.device | str,
+    *,
+    precise: bool,
+) -> list[ScoredPost]:
+    inputs, places, unread = collator.readable(posts)
+    result = {one.place: ScoredPost(posts[one.place], (), one.reason) for one in unread}
+    if inputs is not None:
+        kind = torch.device(device).type
+        try:
+            with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=not precise):
+                logits = model(to_device(inputs, device))
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"no memory left for {len(posts)} posts of {inputs['input_ids'].shape[1]} tokens on the"
+                " device: lower the batch size"
+            ) from error
+        odds = [torch.softmax(one.float(), 1).cpu().numpy() for one in logits]
+        for row, place in enumerate(places):
+            result[place] = ScoredPost(posts[place], tuple(one[row] for one in odds))
+    return [result[place] for place in range(len(posts))]

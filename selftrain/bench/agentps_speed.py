@@ -1,0 +1,154 @@
+"""How fast: prediction with questions beside prediction without, training beside transformers' Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbones.mllm.base import Mllm
+from selftrain.agentps.albums import Frames
+from selftrain.agentps.architecture import Architecture, Built, assemble, build
+from selftrain.agentps.examples import Example
+from selftrain.agentps.questions import questionnaire
+from selftrain.agentps.scoring import score
+from selftrain.agentps.training import Schedule, train
+from selftrain.data.importers import hateful_memes as memes
+from selftrain.data.importers.base import Record
+from selftrain.data.manifest import read_manifest
+
+BATCH = 32
+PAIRS = 5
+
+
+def prediction(data: Path) -> dict[str, float]:
+    """Time of agentps over that of vanilla, same posts, same batch, in turns.
+
+    Two kinds of posts: Hateful Memes' words alone, the shortest there are, and HarMeme's pictures with words.
+    """
+    texts = [r.text for r in memes.read(data / "fhm_text").records if isinstance(r, Record)][: BATCH * 2]
+    pictures = read_manifest(data / "harmeme" / "train.jsonl").posts[: BATCH * 2]
+    words = [Example(str(i), text, (), ()) for i, text in enumerate(texts)]
+    albums = [Example(post.id, post.text, post.images, ()) for post in pictures]
+    result: dict[str, float] = {}
+    for name, posts, frames in (
+        ("words", words, None),
+        ("one picture", albums, Frames(1, 224, 224, repeat=False)),
+        ("sixteen frames", albums[: BATCH // 4], Frames(16, 224, 224)),
+    ):
+        built = {
+            variant: build(Architecture(variant=variant, rank=16, alpha=32, frames=frames), memes.TASK)
+            for variant in ("vanilla", "agentps")
+        }
+        ratios = _paired(lambda v, b=built, p=posts: _score(b[v], p), "agentps", "vanilla")  # type: ignore[misc]
+        result |= {f"time ratio, {name}": fmean(ratios), f"time ratio, {name}, sd": stdev(ratios)}
+    return result
+
+
+def training() -> dict[str, float]:
+    """Posts a second of our training over those of transformers' Trainer: same tiny model, data, batches."""
+    posts = _drawn_posts(256)
+    ratios = _paired(lambda who: 1 / _train(who, posts), "ours", "trainer")
+    return {"throughput ratio": fmean(ratios), "throughput ratio, sd": stdev(ratios)}
+
+
+def _paired(run: Callable[[str], float], one: str, other: str) -> list[float]:
+    """Seconds (or what `run` gives) of `one` over `other`, pair by pair, first one first, then the other."""
+    run(one), run(other)  # both are warm
+    ratios = []
+    for pair in range(PAIRS):
+        order = (one, other) if pair % 2 == 0 else (other, one)
+        took = {name: run(name) for name in order}
+        ratios.append(took[one] / took[other])
+    return ratios
+
+
+def _score(built: Built, posts: list[Example]) -> float:
+    begun = time.perf_counter()
+    for _ in score(built.model, built.collator, posts, batch_size=BATCH):
+        pass
+    return time.perf_counter() - begun
+
+
+def _train(who: str, posts: list[Example]) -> float:
+    """Seconds of one epoch, loading aside."""
+    built = assemble(Architecture(rank=8, alpha=16), questionnaire(memes.TASK, "agentps"), tiny_mllm())
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        (_ours if who == "ours" else _trainer)(built, posts, Path(folder))
+    return time.perf_counter() - begun
+
+
+def _ours(built: Built, posts: list[Example], folder: Path) -> None:
+    from accelerate import Accelerator
+
+    train(
+        built.model, built.collator, posts, schedule=Schedule(epochs=1, save_every=10**6), folder=folder,
+        identity="bench", validate=lambda _: {"auc": 0.0}, metric="auc", accelerator=Accelerator(cpu=True),
+        progress_bar=False,
+    )  # fmt: skip
+
+
+def _trainer(built: Built, posts: list[Example], folder: Path) -> None:
+    """What somebody would write on transformers: the same inputs, the same loss, its own loop."""
+    from transformers import Trainer, TrainingArguments
+
+    from losses.process import process_loss
+    from selftrain.agentps.prompts import stack_targets
+
+    class Answers(Trainer):
+        def compute_loss(
+            self,
+            model: Any,  # noqa: ANN401
+            inputs: Any,  # noqa: ANN401
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,  # noqa: ANN401
+        ) -> Any:  # noqa: ANN401
+            loss = process_loss(model(inputs["prompts"]), inputs["targets"]).loss
+            return (loss, None) if return_outputs else loss
+
+    def collate(batch: list[Example]) -> dict[str, Any]:
+        return {"prompts": built.collator.inputs(batch), "targets": stack_targets(batch)}
+
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=16, num_train_epochs=1, learning_rate=1e-4,
+        use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        remove_unused_columns=False,
+    )  # fmt: skip
+    Answers(model=built.model, args=arguments, train_dataset=posts, data_collator=collate).train()
+
+
+def _drawn_posts(count: int) -> list[Example]:
+    """Posts of very different lengths, as posts are."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(2.5, 0.8, count), 1, 120).astype(int)
+    answer = np.eye(2, dtype=np.float32)
+    return [
+        Example(str(i), "word " * int(length), (), tuple(answer[generator.integers(2)] for _ in range(4)))
+        for i, length in enumerate(lengths)
+    ]
+
+
+def tiny_mllm() -> Mllm:
+    """The embedded model's shape with a random language model of four narrow layers."""
+    from backbones.mllm.embedded import from_parts
+    from backbones.smollm2 import load_tokenizer
+    from backbones.torchvision_compat import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers import LlamaConfig, LlamaModel
+
+    tokenizer = load_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        return from_parts("tiny", LlamaModel(config), tokenizer, seed=0)

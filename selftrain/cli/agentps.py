@@ -1,0 +1,217 @@
+"""``selftrain agentps``: fine-tune a multimodal language model on the grown data, use it, measure it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selftrain.agentps.folder import Loaded
+    from selftrain.data.posts import Post
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the group."""
+    group = subparsers.add_parser(
+        "agentps", help="fine-tune a multimodal language model on the grown data (AgentPS)"
+    ).add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = group.add_parser("train", help="train a model; a training that was interrupted goes on")
+    train.add_argument(
+        "source", type=Path, nargs="?", metavar="RUN_OR_MANIFEST",
+        help="a finished run, whose grown dataset is learned from, or a manifest with labels",
+    )  # fmt: skip
+    train.add_argument("--recipe", type=Path, metavar="FILE", help="TOML; without one, the defaults")
+    train.add_argument("--task", type=Path, metavar="FILE", help="needed with a manifest")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model's folder")
+    train.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE",
+        help="change one value of the recipe; may be given several times",
+    )  # fmt: skip
+    train.add_argument(
+        "--merge", type=Path, metavar="DIR",
+        help="also write a whole checkpoint there: adapters multiplied into the base model's weights",
+    )  # fmt: skip
+    train.set_defaults(handler=run_train)
+
+    predict = group.add_parser("predict", help="score posts: the final answer and every question's")
+    evaluate = group.add_parser("evaluate", help="figures of every question, and a page of them")
+    for parser in (predict, evaluate):
+        parser.add_argument("model", type=Path, metavar="MODEL", help="a model's folder")
+        parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="JSON lines, CSV or Parquet")
+        parser.add_argument("--batch", type=int, default=16, help="posts at once (default: %(default)s)")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
+    predict.add_argument("--out", required=True, metavar="FILE", help="JSON lines; - for standard output")
+    predict.set_defaults(handler=run_predict)
+    evaluate.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="figures, answers, report.html"
+    )
+    evaluate.set_defaults(handler=run_evaluate)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Prints each epoch, then what the best one is worth.
+
+    Raises:
+        SelftrainError, BackboneError, LossError: With what to do.
+    """
+    from selftrain.agentps.fitting import fit
+    from selftrain.agentps.recipe import load_agentps_recipe
+    from selftrain.agentps.report import write_report
+
+    recipe = load_agentps_recipe(args.recipe, [*_named(args), *args.overrides])
+    loaded = fit(recipe, args.out, progress=sys.stderr.isatty())
+    import os
+
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        return 0
+    write_report(args.out, args.out / "report.html")
+    _print_figures(args.out / "metrics.json")
+    if args.merge is not None:
+        from selftrain.agentps.merging import merge_into
+
+        merge_into(loaded, args.merge)
+        print(f"whole checkpoint: {args.merge}")
+    print(f"\nnext:\n  {args.out / 'report.html'}  curves and cases: open it in a browser")
+    return 0
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Writes one record a post; what was left out is said on standard error, and written beside.
+
+    Raises:
+        SelftrainError, BackboneError: `--out` is as it was.
+    """
+    from selftrain import atomic
+    from selftrain.cli.predict import _report, _write
+
+    loaded, posts, quarantine = _opened(args)
+    rows = _rows(loaded, posts, args, quarantine)
+    if args.out == "-":
+        _write(sys.stdout, rows)
+        _report(quarantine, None)
+        return 0
+    out = Path(args.out)
+    with atomic.replacing(out) as part, part.open("w", encoding="utf-8") as file:
+        count = _write(file, rows)
+    beside = out.with_name(f"{out.name}.quarantine.jsonl")
+    if quarantine:
+        atomic.write_jsonl(beside, quarantine)
+    else:
+        beside.unlink(missing_ok=True)
+    print(f"{count:,} posts scored in {out}")
+    _report(quarantine, beside)
+    return 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Writes figures, answers and a page into the folder, and prints the figures.
+
+    Raises:
+        SelftrainError, BackboneError: With what to do.
+    """
+    from tqdm import tqdm
+
+    from selftrain import atomic
+    from selftrain.agentps import evaluation, folder
+    from selftrain.agentps.prediction import answers_row, predict
+    from selftrain.agentps.report import write_report
+    from selftrain.data.task import dump_task
+
+    loaded, posts, quarantine = _opened(args)
+    scored = [
+        one
+        for _, one in tqdm(
+            predict(loaded, posts, batch_size=args.batch, device=_device(args.device)),
+            total=len(posts), desc="posts", disable=not sys.stderr.isatty(),
+        )
+    ]  # fmt: skip
+    asked = loaded.built.asked
+    figures = evaluation.full(asked, scored)
+    atomic.write_jsonl(args.out / folder.VALIDATION, (answers_row(asked, one) for one in scored))
+    atomic.write_json(args.out / folder.METRICS, {"model": loaded.fingerprint, "questions": figures})
+    dump_task(loaded.task, args.out / folder.TASK)
+    if quarantine:
+        atomic.write_jsonl(args.out / "quarantine.jsonl", quarantine)
+    write_report(args.out, args.out / "report.html")
+    _print_figures(args.out / folder.METRICS)
+    print(f"\nnext:\n  {args.out / 'report.html'}  curves and cases: open it in a browser")
+    return 0
+
+
+def _named(args: argparse.Namespace) -> Iterator[str]:
+    """What is named at the prompt, as overrides of the recipe."""
+    if args.source is not None:
+        kind = "run" if args.source.is_dir() else "manifest"
+        yield f"data.{kind}={json.dumps(str(args.source))}"
+    if args.task is not None:
+        yield f"data.task={json.dumps(str(args.task))}"
+
+
+def _opened(args: argparse.Namespace) -> tuple[Loaded, list[Post], list[dict[str, Any]]]:
+    from selftrain.agentps.folder import load
+    from selftrain.agentps.gathering import read_posts
+    from selftrain.agentps.recipe import DataSection
+    from selftrain.errors import SelftrainError
+
+    if args.batch < 1:
+        raise SelftrainError(f"--batch {args.batch}: expected at least 1")
+    _device(args.device)
+    loaded = load(args.model)
+    posts, quarantine = read_posts(args.manifest, loaded.task, DataSection())
+    return loaded, posts, quarantine
+
+
+def _rows(
+    loaded: Loaded, posts: Iterable[Post], args: argparse.Namespace, quarantine: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    from selftrain.agentps.prediction import predict, prediction_row
+
+    for post, one in predict(loaded, posts, batch_size=args.batch, device=_device(args.device)):
+        if one.reason:
+            quarantine.append({"kind": "image", "id": post.id, "reason": one.reason})
+        else:
+            yield prediction_row(loaded.built.asked, one)
+
+
+def _device(name: str) -> str:
+    """Where to compute.
+
+    Raises:
+        SelftrainError: A device that is not there.
+    """
+    from backbones.devices import place
+    from selftrain.errors import SelftrainError
+
+    try:
+        return str(place(name).device)
+    except (ValueError, RuntimeError) as error:
+        raise SelftrainError(f"--device {name}: {error}") from error
+
+
+def _print_figures(file: Path) -> None:
+    """One row a question."""
+    from rich.table import Table
+
+    from selftrain.cli.drawing import console
+
+    questions = json.loads(file.read_text(encoding="utf-8"))["questions"]
+    table = Table(title="figures with 95 % intervals")
+    table.add_column("question")
+    columns = ("f1", "macro_f1", "auc", "recall_at_precision_60", "precision_at_recall_50")
+    for name in ("posts", "F1", "macro-F1", "AUC", "recall at precision .60", "precision at recall .50"):
+        table.add_column(name, justify="right")
+    for name, about in questions.items():
+        cells = (
+            [_interval(about["figures"][key]) for key in columns] if "figures" in about else [about["note"]]
+        )
+        table.add_row(name, str(about["posts"]), *cells)
+    console().print(table)
+
+
+def _interval(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} - {figure['high']:.3f})"
