@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ BUFFER = 0.10
 RESAMPLES = 1000
 MODES = ("plain", "reasoning")
 _FEW = 30
+
+Found = TypeVar("Found")
 
 
 class AnnotatorScore(NamedTuple):
@@ -167,7 +170,7 @@ def choose(
             annotator = Annotator(
                 wording, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed
             )
-            found, tokens = _paid(desk, lambda d=desk, a=annotator: d.annotate(posts, a))
+            found, tokens = _paid(desk, partial(desk.annotate, posts, annotator))
             tried.append((annotator_score(model, mode, found, truth, tokens), found))
     tried.sort(key=lambda one: -one[0].accuracy.value)
     best, annotations = tried[0]
@@ -183,7 +186,7 @@ def choose(
         for strategy in strategies:
             criticizer = Criticizer(wording, strategy, rationale_chars=rationale_chars, seed=seed)
             said, tokens = _paid(
-                desks[model], lambda d=desks[model], c=criticizer: d.criticize(posts, annotations, c)
+                desks[model], partial(desks[model].criticize, posts, annotations, criticizer)
             )
             own.append(criticizer_score(model, strategy, said, wrong, tokens, seed=seed))
         scores += sorted(own, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
@@ -259,7 +262,7 @@ def _auc(wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64]) -> float
     return (ranks - positive * (positive + 1) / 2) / (positive * negative)
 
 
-def _paid(desk: Desk, work: Callable[[], list[Any]]) -> tuple[list[Any], int]:
+def _paid(desk: Desk, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
     before = desk.spending()
     found = work()
     return found, desk.spending().minus(before).usage.total

@@ -7,9 +7,9 @@ model that is trained are real. Test is the published validation file, a tenth o
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, macro_f1
 from selftrain.act.simulation import annotated, criticized, simulated_estimates
 from selftrain.bench.study import Figure, Figures
+from selftrain.classifier import HeadSettings
 from selftrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,7 +32,17 @@ ACCURACIES = {"emotion": 0.82, "irony": 0.66}
 AUCS = (0.75, 0.85)
 BUFFER = 0.10
 """The published budget is the share of wrong labels and this much more."""
-RULES: tuple[Rule, ...] = get_args(Rule)
+FLOOR = 0.2
+VARIANTS: dict[str, tuple[Rule, float]] = {
+    "normalised": ("normalised", 0.0),
+    "exponential": ("exponential", 0.0),
+    "threshold": ("threshold", 0.0),
+    f"normalised floor={FLOOR:g}": ("normalised", FLOOR),
+    f"exponential floor={FLOOR:g}": ("exponential", FLOOR),
+}
+"""Rule and floor; the first three are the published ones."""
+HEADS = {"mlp": HeadSettings(), "linear": HeadSettings(kind="linear", epochs=60)}
+"""The default head, and one without a draw in its training."""
 
 COVERED_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.34)
 COVERED_POSTS, COVERED_BUDGET, COVERED_FLOOR, REVIEWS = 1000, 100, 0.1, 1000
@@ -100,18 +111,15 @@ def run(args: argparse.Namespace) -> int:
 def _training(figures: Figures, name: str, seeds: Sequence[int], args: argparse.Namespace) -> None:
     if name not in ACCURACIES:
         raise DataError(f"no data set is called {name!r}: expected some of {', '.join(ACCURACIES)}")
-    wanted = [seed for seed in seeds if not figures.has("act", f"{name} done", 0, seed)]
-    if not wanted:
-        return
     tweets = read_tweets(args.data, name, args.cache)
-    for seed in wanted:
-        done = Figure("act", name, f"{name} done", 0, seed, "done", 1.0)
-        figures.add([*measure(tweets, name, seed), done])
+    for seed in seeds:
+        for part in measure(figures, tweets, name, seed):
+            figures.add(part)
         print(f"{name} seed {seed}: done", flush=True)
 
 
-def measure(tweets: Tweets, name: str, seed: int) -> Iterator[Figure]:
-    """Figures of one data set and seed: every way to use the labels, and the criticizers' own."""
+def measure(figures: Figures, tweets: Tweets, name: str, seed: int) -> Iterator[list[Figure]]:
+    """What is missing of one data set and seed: every way to use the labels, and the criticizers' own."""
     from selftrain.act.training import ACTSet, labelled_set
 
     split = split_of(tweets.labels, seed)
@@ -121,55 +129,54 @@ def measure(tweets: Tweets, name: str, seed: int) -> Iterator[Figure]:
     wrong = machine != truth
     budget = round((float(wrong.mean()) + BUFFER) * len(truth))
 
-    def scored(method: str, labels: ACTSet) -> Iterator[Figure]:
-        for metric, value in _trained(tweets, split, labels, seed).items():
-            yield Figure("act", name, f"{name} {method}", budget, seed, metric, value)
+    def scored(method: str, labels: ACTSet) -> Iterator[list[Figure]]:
+        for head, settings in HEADS.items():
+            full = f"{name} {head} {method}"
+            if not figures.has("act", full, budget, seed):
+                values = _trained(tweets, split, labels, settings, seed)
+                yield [Figure("act", name, full, budget, seed, *item) for item in values.items()]
 
     yield from scored("machine", labelled_set(machine))
     yield from scored("human", labelled_set(truth))
     for auc in AUCS:
         errors = criticized(wrong, auc, rng)
-        yield from _criticizer(name, auc, budget, seed, wrong=wrong, errors=errors)
-        for rule in RULES:
-            pi = inclusion(errors, budget, rule=rule, seed=seed)
+        method = f"{name} auc={auc:g} criticizer"
+        if not figures.has("act", method, budget, seed):
+            values = _criticizer(wrong, errors, budget)
+            yield [Figure("act", name, method, budget, seed, *item) for item in values.items()]
+        for label, (rule, floor) in VARIANTS.items():
+            pi = inclusion(errors, budget, rule=rule, floor=floor, seed=seed)
             reviewed = np.zeros(len(truth), dtype=bool)
             reviewed[systematic_sample(pi, seed)] = True
-            label = f"auc={auc:g} {rule}"
-            yield from scored(f"{label} ACT", ACTSet(machine, truth, reviewed, pi))
+            method = f"auc={auc:g} {label}"
+            yield from scored(f"{method} ACT", ACTSet(machine, truth, reviewed, pi))
             # under the threshold rule the ACT loss is this already
             if rule != "threshold":
-                yield from scored(f"{label} mixed", labelled_set(np.where(reviewed, truth, machine)))
+                yield from scored(f"{method} mixed", labelled_set(np.where(reviewed, truth, machine)))
 
 
 def _criticizer(
-    name: str,
-    auc: float,
-    budget: int,
-    seed: int,
-    *,
-    wrong: npt.NDArray[np.bool_],
-    errors: npt.NDArray[np.float64],
-) -> Iterator[Figure]:
-    curve = aqg_curve(wrong, errors)
-    values = {
-        "aqg": float(curve[budget]),
+    wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64], budget: int
+) -> dict[str, float]:
+    return {
+        "aqg": float(aqg_curve(wrong, errors)[budget]),
         "abs": abs_score(wrong, errors) or 0.0,
         "abs_of_chance": chance_abs(wrong) or 0.0,
         "machine_accuracy": float(1.0 - wrong.mean()),
     }
-    for metric, value in values.items():
-        yield Figure("act", name, f"{name} auc={auc:g} criticizer", budget, seed, metric, value)
 
 
-def _trained(tweets: Tweets, split: Split, labels: ACTSet, seed: int) -> Mapping[str, float]:
+def _trained(
+    tweets: Tweets, split: Split, labels: ACTSet, settings: HeadSettings, seed: int
+) -> dict[str, float]:
     """Test figures of a head trained on `labels`."""
     from selftrain.act.training import train_classes
-    from selftrain.classifier import HeadSettings, fit_scaling
+    from selftrain.classifier import fit_scaling
 
     model = train_classes(
         tweets.rows[split.train], labels, tweets.rows[split.validation], tweets.labels[split.validation],
         classes=tweets.classes, scaling=fit_scaling(tweets.rows[split.train], tweets.layout),
-        settings=HeadSettings(), seed=seed,
+        settings=settings, seed=seed,
     )  # fmt: skip
     predicted = model.predict(tweets.test_rows)
     return {
@@ -231,18 +238,14 @@ def gap_lines(figures: Figures) -> Iterator[str]:
     from statistics import fmean, stdev
 
     groups = dict.fromkeys((f.dataset, f.method, f.n) for f in figures.figures if f.metric == "macro_f1")
-    human = {
-        (f.dataset, f.seed): f.value
-        for f in figures.figures
-        if f.metric == "macro_f1" and f.method == f"{f.dataset} human"
-    }
     for dataset, method, n in groups:
+        head = method.split()[1]
+        human = figures.values(f"{dataset} {head} human", n, "macro_f1")
         values = figures.values(method, n, "macro_f1")
-        gaps = [
-            100 * (human[dataset, seed] - value) for seed, value in values.items() if (dataset, seed) in human
-        ]
-        if len(gaps) > 1 and method != f"{dataset} human":
-            yield f"{method:<36} {fmean(gaps):+.2f} ± {stdev(gaps):.2f} points of macro-F1 below human labels"
+        gaps = [100 * (human[seed] - value) for seed, value in values.items() if seed in human]
+        if len(gaps) > 1 and not method.endswith(" human"):
+            told = f"{fmean(gaps):+.2f} ± {stdev(gaps):.2f} points of macro-F1 below human labels"
+            yield f"{method:<48} {told}"
 
 
 # ---- coverage ---------------------------------------------------------------------------------------
@@ -262,11 +265,11 @@ def _coverage(figures: Figures, reviews: int) -> None:
                         for metric, value in values.items()
                     ]
                 )
-                print(f"{method}: {values}", flush=True)
+                print(method, values, flush=True)
 
 
 def coverage(rate: float, auc: float, rule: Rule, reviews: int) -> dict[str, float]:
-    """How often the 95 % interval holds the true error rate, its mean width, and the estimate's mean error."""
+    """How often the 95 % interval holds the true rate, its mean width, and the estimate's mean error."""
     found = list(
         simulated_estimates(
             posts=COVERED_POSTS, budget=COVERED_BUDGET, rate=rate, auc=auc, rule=rule,

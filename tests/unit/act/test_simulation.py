@@ -1,0 +1,84 @@
+"""Simulated annotators and criticizers are what they claim; the study measures and goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from backbones.base import FeatureLayout
+from selftrain.act.simulation import annotated, criticized, simulated_population
+from selftrain.bench.act import VARIANTS, Tweets, coverage, gap_lines, measure, split_of
+from selftrain.bench.study import Figures
+from selftrain.errors import BudgetError
+
+
+@pytest.mark.parametrize("auc", [0.6, 0.75, 0.85])
+def test_a_simulated_criticizer_has_its_auc_and_is_calibrated(auc):
+    wrong, errors = simulated_population(40_000, rate=0.2, auc=auc, seed=0)
+    assert roc_auc_score(wrong, errors) == pytest.approx(auc, abs=0.01)
+    assert errors.mean() == pytest.approx(0.2, abs=0.01)
+    suspicious = errors > 0.3
+    assert wrong[suspicious].mean() == pytest.approx(errors[suspicious].mean(), abs=0.03)
+
+
+def test_a_simulated_annotator_errs_as_often_as_it_claims_and_everywhere():
+    labels = np.arange(9000) % 4
+    machine = annotated(labels, 4, 0.82, np.random.default_rng(0))
+    assert (machine == labels).mean() == pytest.approx(0.82, abs=1e-4)
+    taken = (machine - labels)[machine != labels] % 4
+    assert np.bincount(taken, minlength=4)[1:] / len(taken) == pytest.approx([1 / 3] * 3, abs=0.05)
+    assert set(machine) == {0, 1, 2, 3}
+
+
+def test_what_cannot_be_simulated_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(BudgetError):
+        annotated(np.zeros(3, dtype=np.int64), 1, 0.5, rng)
+    with pytest.raises(BudgetError):
+        annotated(np.zeros(3, dtype=np.int64), 2, 1.5, rng)
+    with pytest.raises(BudgetError):
+        criticized(np.array([True, False]), 1.0, rng)
+
+
+def test_the_study_of_coverage_gives_its_figures():
+    values = coverage(0.1, 0.75, "normalised", 40)
+    assert values["reviews"] == 40
+    assert 0.8 < values["coverage"] <= 1
+    assert 0.03 < values["width"] < 0.3
+    assert abs(values["bias"]) < 0.03
+
+
+@pytest.fixture
+def tweets():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 500)
+    rows = np.concatenate(
+        [np.eye(4)[labels] + 0.3 * rng.standard_normal((500, 4)), np.ones((500, 2))], axis=1
+    )
+    rows = rows.astype(np.float32)
+    return Tweets(rows[:400], labels[:400], rows[400:], labels[400:], tuple("abcd"), FeatureLayout(4, 0))
+
+
+def test_the_study_of_training_measures_every_way_once(tweets, tmp_path):
+    figures = Figures(tmp_path / "act.jsonl")
+    for part in measure(figures, tweets, "emotion", 0):
+        figures.add(part)
+    ways = {f.method for f in figures.figures}
+    mixed = sum(rule != "threshold" for rule, _ in VARIANTS.values())
+    assert len(ways) == 2 * (2 + 2 * (len(VARIANTS) + mixed)) + 2
+    assert {f.n for f in figures.figures} == {round((65 / 360 + 0.1) * 360)}  # 18 % of 360 wrong, and a tenth
+    assert list(measure(Figures(tmp_path / "act.jsonl"), tweets, "emotion", 0)) == []
+    values = figures.values("emotion linear human", 101, "macro_f1")
+    assert values[0] > 0.8
+    assert values[0] > figures.values("emotion linear machine", 101, "macro_f1")[0] - 0.05
+    assert list(gap_lines(figures)) == []  # one seed has no spread
+
+
+def test_a_split_is_stratified_and_the_seeds():
+    labels = np.array([0] * 80 + [1] * 20)
+    split = split_of(labels, 1)
+    assert len(split.train) == 90
+    assert labels[split.validation].sum() == 2
+    assert set(split.train) | set(split.validation) == set(range(100))
+    assert split_of(labels, 1).validation.tolist() == split.validation.tolist()
