@@ -67,15 +67,16 @@
   };
 
   // ---- one post ----
-  const said = (q, i, odds) => {
-    const made = make("span", "says");
-    made.append(label(asked[q].answers[listing.said[q][i]], listing.said[q][i]));
+  const said = (q, i, odds) => { // only classes have colours
+    const made = make("span", "says"), answer = listing.said[q][i];
+    made.append(q ? isolated(asked[q].answers[answer], "label") : label(asked[q].answers[answer], answer));
     if (odds[q]) made.append(make("span", "figure faint", " " + figure(odds[q][listing.said[q][i]])));
     return made;
   };
   const judged = (q, i) => {
     if (!known(q, i)) return make("span", "judged faint", "truth not known");
     if (!wrong(q, i)) return make("span", "judged right", "✓ right");
+    if (q === 0) return make("span", "judged wrong", "✗ wrong"); // the truth stands beside it
     const made = make("span", "judged wrong", "✗ truth: ");
     made.append(isolated(asked[q].answers[listing.truth[q][i]]));
     return made;
@@ -139,7 +140,7 @@
     const made = cell("post");
     made.append(isolated(listing.id[i], "case-id"), content(i, false));
     if (holdsMore(i)) {
-      const more = make("button", "link more", "More");
+      const more = make("button", "link unfold", "More");
       more.type = "button";
       more.setAttribute("aria-expanded", "false");
       more.addEventListener("click", () => {
@@ -220,7 +221,7 @@
   byId("pictures").addEventListener("change", (event) => unveilAll(body, event.target.checked));
   const chosen = () => byId("case-" + at);
   const onRow = () => body.contains(document.activeElement);
-  const open = () => { const more = chosen() && chosen().querySelector(".more"); if (more) more.click(); };
+  const open = () => { const more = chosen() && chosen().querySelector(".unfold"); if (more) more.click(); };
   const keys = {
     j: () => go(onRow() ? at + 1 : at), k: () => go(onRow() ? at - 1 : at),
     n: () => { if (drawnPage < lastPage()) go((drawnPage + 1) * PAGE); },

@@ -23,6 +23,7 @@ METRIC_NAMES = {
     **{f"recall_at_precision_{round(one * 100)}": f"recall at precision {one:.2f}" for one in PRECISIONS},
     "precision_at_recall_50": "precision at recall 0.50", "accuracy": "accuracy",
 }  # fmt: skip
+FIGURES = tuple(name for name in METRIC_NAMES if name != "accuracy")
 EPOCH_METRICS = ("f1", "macro_f1", "auc", "precision_at_recall_50")
 _PROCESS = "/macro_f1"
 
@@ -56,6 +57,7 @@ def render(page: Page) -> str:
         "training_charts": None if page.training is None else _training_charts(page.training),
         "metric_names": METRIC_NAMES,
         "precisions": [(f"recall_at_precision_{round(one * 100)}", one) for one in PRECISIONS],
+        "figure_names": FIGURES,
         "epoch_metrics": EPOCH_METRICS,
         "process_metric": _PROCESS,
         "quarantine": page.unread,

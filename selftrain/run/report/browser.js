@@ -1,30 +1,18 @@
-// The browser of verdicts. The page holds an index of all verdicts and, in chunks, what was said of them; a
-// chunk is parsed when somebody looks. One page of the list and one verdict are in the document at a time.
-// Whatever comes from a run goes through textContent: it is shown, never interpreted.
-"use strict";
+// The browser of verdicts. The page holds an index of all verdicts and, in chunks, what was said of them. One page
+// of the list and one verdict are in the document at a time.
 (() => {
-  const root = document.getElementById("browser");
+  const { byId, data, make, isolated, figure, number, meter, picture, unveilAll, searched } = shared;
+  const root = byId("browser");
   if (!root) return;
-  const byId = (id) => document.getElementById(id);
-  const listing = JSON.parse(byId("listing").textContent);
+  const listing = data("listing");
   const PAGE = 100;
   const count = listing.id.length;
   const list = byId("list"), detail = byId("detail"), search = byId("f-search");
   const controls = ["f-round", "f-set", "f-class", "f-changed", "f-failed", "f-truth", "f-sort"]
     .map(byId).filter(Boolean);
 
-  // ---- data: parsed once, when it is asked for ----
-  const parsed = new Map();
-  const chunk = (id) => {
-    if (!parsed.has(id)) parsed.set(id, JSON.parse(byId(id).textContent));
-    return parsed.get(id);
-  };
-  const verdict = (i) => chunk("verdicts-" + Math.floor(i / listing.chunk))[i % listing.chunk];
-  const pictureUrl = (number) => {
-    let at = 0;
-    while (at + 1 < listing.pictures.length && listing.pictures[at + 1] <= number) at += 1;
-    return chunk("pictures-" + at)[number - listing.pictures[at]];
-  };
+  // ---- data ----
+  const verdict = (i) => data("verdicts-" + Math.floor(i / listing.chunk))[i % listing.chunk];
   const words = []; // what the search looks through, a verdict's all in lower case
   const wordsOf = (i) => {
     if (words[i] === undefined) {
@@ -46,28 +34,7 @@
   };
 
   // ---- elements ----
-  const make = (tag, className, text) => {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
-  const isolated = (text, className) => { // a name of any script disturbs nothing around it
-    const made = make("bdi", className, text);
-    made.dir = "auto";
-    return made;
-  };
-  const percent = (value) => value === null ? "–" : value.toFixed(3);
-  const number = (value) => value.toLocaleString("en");
-  const meter = (value) => {
-    const made = make("span", "meter"), bar = make("span");
-    bar.style.width = Math.round(100 * value) + "%";
-    made.append(bar);
-    made.setAttribute("aria-hidden", "true");
-    return made;
-  };
-  const label = (classNumber) =>
-    isolated(listing.classes[classNumber], "label class-" + Math.min(classNumber, 2));
+  const label = (classNumber) => shared.label(listing.classes[classNumber], classNumber);
   const chip = (text, kind) => make("span", "chip " + kind, text);
 
   // ---- filter and sort ----
@@ -118,7 +85,7 @@
     const state = listing.consistent[i] ? "consistent" : "divergent";
     head.append(make("span", "unseen", `, ${state}, round ${listing.round[i]}, `));
     const said = make("span", "row-said");
-    said.append(label(listing.label[i]), make("span", "figure", percent(listing.probability[i])));
+    said.append(label(listing.label[i]), make("span", "figure", figure(listing.probability[i])));
     head.append(said);
     made.append(head);
     const snippet = isolated(listing.snippet[i] || "(no text)", "row-text");
@@ -168,7 +135,7 @@
     const head = make("div", "step-head");
     head.append(make("span", "when", number_ === 0 ? "alone" : "after cross-review"));
     if (classNumber < 0) head.append(chip(state === "abstain" ? "abstained" : state, state === "failed" ? "bad" : "quiet"));
-    else head.append(label(classNumber), make("span", "figure", percent(probability)));
+    else head.append(label(classNumber), make("span", "figure", figure(probability)));
     if (earlier && earlier[3] !== classNumber) head.append(chip("changed its mind", "note"));
     const said = make("p", "said", rationale || "(no rationale)");
     said.dir = "auto";
@@ -185,7 +152,7 @@
   const parties = (i, said) => {
     const made = make("div", "parties");
     const head = make("div", "step-head");
-    head.append(label(listing.label[i]), make("span", "figure", percent(listing.probability[i])));
+    head.append(label(listing.label[i]), make("span", "figure", figure(listing.probability[i])));
     const own = make("div", "step");
     own.append(head, meter(listing.probability[i]));
     made.append(party("classifier", [own]));
@@ -195,28 +162,6 @@
     });
     const rows = Math.max(...[...made.children].map((one) => one.children.length));
     for (const one of made.children) one.style.gridRow = "span " + rows;
-    return made;
-  };
-  const picture = ([number_, name], k, all) => {
-    if (number_ < 0) {
-      const missing = make("div", "picture missing");
-      missing.append(make("span", "", "not embedded"), isolated(name, "path"));
-      return missing;
-    }
-    const made = make("button", "picture");
-    made.type = "button";
-    const image = make("img");
-    image.alt = `picture ${k + 1} of ${all.length}`;
-    image.src = pictureUrl(number_);
-    const veil = make("span", "veil", "Show");
-    made.append(image, veil);
-    const show = (yes) => {
-      made.setAttribute("aria-pressed", yes);
-      made.classList.toggle("shown", yes);
-    };
-    show(byId("pictures").checked);
-    made.addEventListener("click", () => show(!made.classList.contains("shown")));
-    made.title = name;
     return made;
   };
   const tell = (i) => {
@@ -243,7 +188,8 @@
     if (remark) post.append(make("p", "faint", remark));
     if (images.length) {
       const shown = make("div", "pictures");
-      shown.append(...images.map(picture));
+      const all = byId("pictures").checked;
+      shown.append(...images.map((one, k) => picture(listing.pictures, one, k, images, all)));
       post.append(shown);
     }
     detail.replaceChildren(head, post, parties(i, said));
@@ -271,11 +217,7 @@
     search.value = "";
     apply();
   };
-  let waiting = 0;
-  search.addEventListener("input", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(apply, 120);
-  });
+  searched(search, apply);
   for (const one of controls) one.addEventListener("change", apply);
   byId("clear").addEventListener("click", () => { reset(); search.focus(); });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
@@ -283,12 +225,7 @@
   byId("next-page").addEventListener("click", () => select((drawnPage + 1) * PAGE));
   byId("previous").addEventListener("click", () => select(at - 1));
   byId("next").addEventListener("click", () => select(at + 1));
-  byId("pictures").addEventListener("change", (event) => {
-    for (const one of detail.querySelectorAll("button.picture")) {
-      one.classList.toggle("shown", event.target.checked);
-      one.setAttribute("aria-pressed", event.target.checked);
-    }
-  });
+  byId("pictures").addEventListener("change", (event) => unveilAll(detail, event.target.checked));
   const keys = {
     j: () => select(at + 1), k: () => select(at - 1),
     n: () => select((drawnPage + 1) * PAGE), p: () => select(Math.max(0, drawnPage - 1) * PAGE),

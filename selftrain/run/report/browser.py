@@ -1,34 +1,31 @@
 """The verdicts of a run as the page's browser reads them: an index of all, and what was said in chunks.
 
 The index holds what filters, sorting and the list need, in columns. Texts, rationales and pictures lie in
-chunks that the page parses when somebody looks. Everything is JSON that is safe inside of HTML: ASCII, no
-angle bracket, no ampersand. Strings come from posts and agents: what could steer or hide is made visible
-here, and the page shows them as text, never as markup.
+chunks that the page parses when somebody looks. Strings come from posts and agents: what could steer or hide
+is made visible here, and the page shows them as text, never as markup.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from selftrain.printable import printable, printable_lines
+from selftrain.printable import printable
 from selftrain.run.folder import RunFolder
 from selftrain.run.posts import FoundPost, find_posts
+from selftrain.run.report.embedding import CHUNK, PICTURE_CHUNK, TEXT_BUDGET, as_json, cut, picture_chunks
 from selftrain.run.report.pictures import BUDGET, Pictures, embed
 
 Json = dict[str, Any]
 
 MOST_VERDICTS = 50_000
 """Verdicts of a page; of a longer run the newest rounds."""
-CHUNK, PICTURE_CHUNK = 200, 400_000  # verdicts, characters
 SNIPPET = 90
 LENGTHS = ((1200, 900), (500, 320), (240, 160), (120, 80))
 """Characters of a text and of a rationale: the first pair that keeps the page within `TEXT_BUDGET`."""
-TEXT_BUDGET = 24_000_000
 UNFINISHED = "unfinished"
 
 
@@ -92,12 +89,12 @@ def gather_verdicts(
     rows = [writer.row(verdict) for _, verdict in shown]
     index = writer.index(shown, outcomes)
     chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    picture_chunks = list(_picture_chunks(pictures.urls))
-    index["pictures"] = [start for start, _ in picture_chunks]
+    albums = list(picture_chunks(pictures.urls, PICTURE_CHUNK))
+    index["pictures"] = [start for start, _ in albums]
     return Browser(
         listing=as_json(index),
         chunks=[as_json(chunk) for chunk in chunks],
-        pictures=[as_json(urls) for _, urls in picture_chunks],
+        pictures=[as_json(urls) for _, urls in albums],
         shown=len(shown),
         verdicts=len(records),
         embedded=len(pictures.urls),
@@ -109,14 +106,6 @@ def gather_verdicts(
         agents=index["agents"],
         truth_known=any(truth >= 0 for truth in index["truth"]),
     )
-
-
-def as_json(value: object) -> Markup:
-    """JSON that may stand in a script element: nothing in it ends the element or steers a reader."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for mark in "<>&":
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    return Markup(text)
 
 
 class _Writer:
@@ -141,21 +130,16 @@ class _Writer:
         said = [
             [
                 self._agent(one["agent"]), one["step"], printable(one["state"]), self._class(one["label"]),
-                one["probability"], _cut(one["rationale"], self._rationale),
+                one["probability"], cut(one["rationale"], self._rationale),
             ]
             for one in verdict["judgments"]
         ]  # fmt: skip
         if post is None:
             return [None, [], said, ""]
         images = [
-            [self._pictures.place.get(path, -1), self._caption(path, name)]
-            for path, name in zip(post.images, post.names, strict=True)
+            self._pictures.shown(path, name) for path, name in zip(post.images, post.names, strict=True)
         ]
-        return [_cut(post.text, self._text), images, said, printable(post.reason)]
-
-    def _caption(self, path: Path, name: str) -> str:
-        reason = self._pictures.unreadable.get(path)
-        return printable(name if reason is None else f"{name} ({reason})")
+        return [cut(post.text, self._text), images, said, printable(post.reason)]
 
     def index(self, shown: Sequence[tuple[int, Json]], outcomes: Mapping[int, str]) -> Json:
         """Columns, one entry a verdict, and the names that they count."""
@@ -184,7 +168,7 @@ class _Writer:
 
     def _snippet(self, post_id: str) -> str:
         post = self._posts.get(post_id)
-        return "" if post is None else _cut(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET)
+        return "" if post is None else cut(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET)
 
     def _flags(self, verdict: Json, which: Callable[[Sequence[Json]], bool]) -> int:
         """Bit i: agent number i did so."""
@@ -213,10 +197,6 @@ def _images(posts: Mapping[str, FoundPost], verdict: Json) -> tuple[Path, ...]:
     return () if post is None else post.images
 
 
-def _cut(text: str, most: int) -> str:
-    return printable_lines(text if len(text) <= most else f"{text[:most].rstrip()} […]")
-
-
 def _lengths(verdicts: Sequence[Json], posts: Mapping[str, FoundPost]) -> tuple[int, int]:
     """The longest texts and rationales that the page has room for."""
     texts = [len(post.text) for v in verdicts if (post := posts.get(v["post_id"])) is not None]
@@ -226,16 +206,3 @@ def _lengths(verdicts: Sequence[Json], posts: Mapping[str, FoundPost]) -> tuple[
         if total <= TEXT_BUDGET:
             return text, rationale
     return LENGTHS[-1]
-
-
-def _picture_chunks(urls: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first, data URLs), about `PICTURE_CHUNK` characters each."""
-    start, chunk, size = 0, list[str](), 0
-    for number, url in enumerate(urls):
-        if chunk and size + len(url) > PICTURE_CHUNK:
-            yield start, chunk
-            start, chunk, size = number, [], 0
-        chunk.append(url)
-        size += len(url)
-    if chunk:
-        yield start, chunk

@@ -115,7 +115,7 @@ def stacked_bars(
 
 def lines(
     across: Sequence[float], series: Mapping[str, Sequence[float | None]], name: str, what: str,
-    *, share: bool = False, marker: str = "o",
+    *, share: bool = False, marker: str = "o", kept: float | None = None,
 ) -> Markup:  # fmt: skip
     """A line a series, in the order of `SERIES`; None is a gap.
 
@@ -126,8 +126,11 @@ def lines(
         what: For a screen reader.
         share: Whether the values are shares, whose axis ends at 1.
         marker: matplotlib's; "" for none.
+        kept: One of `across`, marked by an upright line.
     """
     with _figure(SMALL) as (figure, axes):
+        if kept is not None:
+            axes.axvline(kept, color=COLOURS["faint"], lw=1.4, ls="--", gid=f"{MARK}kept")
         for colour, values in zip(SERIES, series.values(), strict=False):
             known = [float("nan") if value is None else value for value in values]
             axes.plot(across, known, color=COLOURS[colour], lw=1.8, marker=marker, ms=5)
@@ -143,12 +146,17 @@ def lines(
 # ---- the model --------------------------------------------------------------------------------------
 
 
-def precision_recall_chart(curves: Sequence[PrecisionRecall], name: str, what: str) -> Markup:
-    """Precision over recall, a curve a split."""
+def precision_recall_chart(
+    curves: Sequence[PrecisionRecall], name: str, what: str, *, base_rate: float | None = None
+) -> Markup:
+    """Precision over recall, a curve a split; `base_rate`, what choosing blindly reaches, as a level line."""
     with _figure(SMALL) as (figure, axes):
+        if base_rate is not None:
+            axes.axhline(base_rate, color=COLOURS["faint"], lw=1.4, ls="--", gid=f"{MARK}base-rate")
         for colour, curve in zip(SERIES, curves, strict=False):
             axes.plot(curve.recall, curve.precision, color=COLOURS[colour], lw=1.8, drawstyle="steps-post")
         low = min((min(curve.precision) for curve in curves), default=0)
+        low = low if base_rate is None else min(low, base_rate)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(max(0.0, min(low, 0.5) - 0.05), 1.03)
         axes.set_xlabel("recall")

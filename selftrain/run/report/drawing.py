@@ -54,7 +54,8 @@ class Charts(NamedTuple):
 def render(page: Page) -> str:
     """The page as HTML."""
     values = page._asdict() | {"charts": draw(page), "cost_names": COST_NAMES, "cost_columns": COST}
-    return render_template("report.html.j2", values, script="browser.js" if page.verdicts else "")
+    scripts = ("page.js", "browser.js") if page.verdicts else ()
+    return render_template("report.html.j2", values, scripts=scripts)
 
 
 def draw(page: Page) -> Charts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,28 @@ from selftrain.run.report.charts import SERIES
 _HERE = Path(__file__).parent
 
 
-def render_template(name: str, values: Mapping[str, Any], *, script: str = "") -> str:
-    """A template of this folder as a page that asks for nothing and runs nothing but `script`.
+def render_template(
+    name: str,
+    values: Mapping[str, Any],
+    *,
+    scripts: Sequence[str] = (),
+    styles: Sequence[str] = (),
+    folder: Path = _HERE,
+) -> str:
+    """A template as a page that asks for nothing and runs nothing but `scripts`.
 
     Args:
         name: The template, which extends base.html.j2.
         values: What it draws. Strings are escaped, and their control characters shown as escapes; only
             `Markup`, which this package makes from its own charts and files, goes in as it is.
-        script: Name of the JavaScript file, or "" for none.
+        scripts: Names of JavaScript files, which become one script in this order; none: the page has none.
+        styles: Names of style sheets that follow page.css.
+        folder: Where a page of another package keeps its files; what is not there is taken from here.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(_HERE),
+        loader=FileSystemLoader([folder, _HERE]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_shown,
@@ -38,7 +47,7 @@ def render_template(name: str, values: Mapping[str, Any], *, script: str = "") -
     environment.filters |= {
         "figure": _figure, "count": _count, "signed": _signed, "percent": _percent, "series": _series,
     }  # fmt: skip
-    style, code = _own("page.css"), _own(script) if script else Markup()
+    style, code = _own(("page.css", *styles), folder), _own(scripts, folder)
     page = {"style": style, "script": code, "security_policy": security_policy(style, code)}
     return environment.get_template(name).render({**values, **page})
 
@@ -56,8 +65,9 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _own(name: str) -> Markup:
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
+def _own(names: Sequence[str], folder: Path) -> Markup:
+    files = (folder / name if (folder / name).exists() else _HERE / name for name in names)
+    return Markup("").join(Markup(file.read_text(encoding="utf-8")) for file in files)
 
 
 def _shown(value: object) -> str:

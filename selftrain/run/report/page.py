@@ -6,19 +6,18 @@ says so in a word.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.errors import RunStateError, TaskError
-from selftrain.run.folder import RunFolder, read_jsonl
+from selftrain.run.folder import RunFolder
 from selftrain.run.intervals import Estimate, counts_of, estimates
 from selftrain.run.report.agents import Agents, gather_agents
 from selftrain.run.report.browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.run.report.pictures import BUDGET
+from selftrain.run.report.quarantine import Quarantine, read_quarantine
 from selftrain.run.scores import (
     PrecisionRecall,
     Reliability,
@@ -31,7 +30,6 @@ from selftrain.run.summary import Score, Summary, is_held, score, summarise, why
 
 Json = dict[str, Any]
 
-QUARANTINED = 200
 HISTOGRAM = 20
 COST = ("calls", "stored", "failed", "prompt", "cached", "image", "completion", "seconds")
 
@@ -89,14 +87,6 @@ class Cost(NamedTuple):
 
     rounds: Sequence[tuple[int, Json]]
     total: Json
-
-
-class Quarantine(NamedTuple):
-    """What was left out: the first rows, how many there are in all, and how many of each kind."""
-
-    rows: Sequence[Json]
-    total: int
-    kinds: Mapping[str, int]
 
 
 class Page(NamedTuple):
@@ -161,7 +151,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
             agents=gather_agents(folder, finished, environment),
             cost=_cost(finished),
             final=[] if summary is None else _final(folder, finished[summary.best_round], task),
-            quarantine=_quarantine(folder.path / "quarantine.jsonl"),
+            quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
             recipe=_sections(recipe),
             verdicts=_verdicts(folder, rounds, task, picture_budget),
         )
@@ -243,16 +233,6 @@ def _final(folder: RunFolder, best: Json, task: TaskText) -> list[FinalSplit]:
             )
         )
     return splits
-
-
-def _quarantine(file: Path) -> Quarantine:
-    if not file.exists():
-        return Quarantine([], 0, {})
-    rows: Iterator[Json] = read_jsonl(file)
-    first = list(islice(rows, QUARANTINED))
-    kinds = Counter(str(row.get("kind", "")) for row in first)
-    kinds.update(str(row.get("kind", "")) for row in rows)
-    return Quarantine(first, kinds.total(), dict(kinds.most_common()))
 
 
 def _sections(recipe: Mapping[str, Any]) -> dict[str, Json]:

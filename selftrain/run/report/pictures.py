@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from selftrain.printable import printable
+
 SIDE = 320
 """Pixels of the longer side, at most."""
 QUALITY = 60
@@ -36,6 +38,11 @@ class Pictures(NamedTuple):
     place: dict[Path, int]
     unreadable: dict[Path, str]
     left_out: int
+
+    def shown(self, path: Path, name: str) -> tuple[int, str]:
+        """(its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
+        reason = self.unreadable.get(path)
+        return self.place.get(path, -1), printable(name if reason is None else f"{name} ({reason})")
 
 
 def embed(paths: Iterable[Path], *, budget: int = BUDGET, most: int = MOST) -> Pictures:
