@@ -1,4 +1,4 @@
-"""The ACT loss against the loss of a fully human-labelled set, a naive reading of the formula, and autograd."""
+"""The ACT loss against that of human labels alone, a naive reading of the formula, and autograd."""
 
 from __future__ import annotations
 
