@@ -50,9 +50,9 @@ class Journal:
 
     def epoch(self, number: int, figures: Mapping[str, Any], metric: str) -> None:
         """Figures on validation posts after an epoch, counted from 0."""
-        self._bar.write(f"epoch {number + 1} | validation {metric} {figures[metric]:.4f}")
         if self._events is None:
             return
+        self._bar.write(f"epoch {number + 1} | validation {metric} {figures[metric]:.4f}")
         for name, value in figures.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"validation/{name}", value, number)

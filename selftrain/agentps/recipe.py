@@ -99,6 +99,15 @@ class AgentPSRecipe(Section):
     frames: FramesSection = FramesSection()
     training: TrainingSection = TrainingSection()
 
+    @model_validator(mode="after")
+    def _video_is_full(self) -> AgentPSRecipe:
+        if self.model.album == "video" and not (self.frames.repeat and self.frames.count):
+            raise ValueError(
+                'model.album is "video", and the videos of a batch must be equally long: set frames.repeat ='
+                " true and frames.count to at least 1"
+            )
+        return self
+
     def architecture(self) -> Architecture:
         """What is built."""
         from selftrain.agentps.albums import Frames

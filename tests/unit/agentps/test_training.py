@@ -1,0 +1,244 @@
+"""Training: its order, its losses, what it keeps, and that cut off it goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import built_model, drawn_posts
+
+from losses.process import process_loss
+from selftrain.agentps.evaluation import quick
+from selftrain.agentps.prompts import stack_targets
+from selftrain.agentps.scoring import score
+from selftrain.agentps.steps import Order
+from selftrain.agentps.training import PROGRESS, WEIGHTS, Schedule, train
+from selftrain.agentps.weights import load_weights, trained
+from selftrain.errors import ModelError, NonFiniteLossError, TrainingError
+
+FAST = Schedule(epochs=2, batch_size=8, part=3, learning_rate=3e-3, head_learning_rate=3e-3, save_every=2)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+def go(built, posts, folder, cpu, schedule=FAST, *, validate=None, identity="same"):
+    return train(
+        built.model, built.collator, posts, schedule=schedule, folder=folder, identity=identity, metric="auc",
+        validate=validate or (lambda _: {"auc": 0.5}), accelerator=cpu, progress_bar=False,
+    )  # fmt: skip
+
+
+def weights(model):
+    return {name: one.detach().clone() for name, one in trained(model).items()}
+
+
+# ---- the order ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("posts", "batch"), [(1, 4), (7, 3), (50, 8), (101, 16)])
+def test_an_epoch_holds_every_post_once_in_batches_of_even_size(posts, batch):
+    lengths = list(np.random.default_rng(0).integers(5, 90, posts))
+    order = Order(lengths, batch, 3, seed=1)
+    numbers = []
+    for epoch in range(3):
+        steps = order.epoch(epoch)
+        assert sorted(np.concatenate([one.posts for one in steps])) == list(range(posts))
+        sizes = [len(one.posts) for one in steps]
+        assert max(sizes) - min(sizes) <= 1
+        numbers += [one.number for one in steps]
+    assert numbers == list(range(order.steps))
+    assert [one.posts.tolist() for one in order.epoch(1)] == [one.posts.tolist() for one in order.epoch(1)]
+
+
+def test_epochs_differ_and_so_do_seeds():
+    order, other = Order([9] * 40, 4, 2, seed=1), Order([9] * 40, 4, 2, seed=2)
+    first = [one.posts.tolist() for one in order.epoch(0)]
+    assert first != [one.posts.tolist() for one in order.epoch(1)]
+    assert first != [one.posts.tolist() for one in other.epoch(0)]
+
+
+def test_batches_waste_less_than_half_of_what_unsorted_ones_do():
+    lengths = np.random.default_rng(0).integers(5, 200, 640)
+    order = Order(list(lengths), 16, 1, seed=0)
+
+    def waste(batches):
+        return sum(lengths[b].max() * len(b) - lengths[b].sum() for b in batches)
+
+    shuffled = np.random.default_rng(0).permutation(640)
+    assert waste([one.posts for one in order.epoch(0)]) < 0.5 * waste(np.array_split(shuffled, 40))
+
+
+@pytest.mark.parametrize(("processes", "size"), [(1, 100), (1, 3), (2, 3), (3, 2), (8, 4)])
+def test_processes_share_a_step(processes, size):
+    [step, *_] = Order([5] * 16, 16, 1, seed=0).epoch(0)
+    parts = [step.parts(rank, processes, size) for rank in range(processes)]
+    assert sorted(np.concatenate([p for rank in parts for p in rank])) == sorted(step.posts)
+    assert all(rank and max(map(len, rank)) <= size for rank in parts)
+
+
+# ---- one step -------------------------------------------------------------------------------------------
+
+
+def test_a_step_in_parts_is_a_step_in_one(tmp_path, cpu, as_examples):
+    results = []
+    for part in (16, 3):
+        built = built_model()
+        schedule = FAST._replace(part=part, epochs=2, batch_size=16)
+        (tmp_path / str(part)).mkdir()
+        go(built, as_examples(drawn_posts(32), built), tmp_path / str(part), cpu, schedule)
+        results.append(lines(tmp_path / str(part)))
+    assert len(results[0]) == 4
+    for one, other in zip(*results, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-4)
+        assert one["parts"] == pytest.approx(other["parts"], abs=2e-4)
+
+
+def test_the_first_loss_is_that_of_the_formula(tmp_path, cpu, as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(8), built)
+    schedule = FAST._replace(epochs=1, batch_size=8, weights=(0.5, 2.0, 1.0))
+    built.model.train()
+    with torch.no_grad():
+        logits = built.model(built.collator.inputs(posts))
+    expected = process_loss(logits, stack_targets(posts), [0.5, 2.0, 1.0])
+    go(built, posts, tmp_path, cpu, schedule)
+    [line] = lines(tmp_path)
+    assert line["loss"] == pytest.approx(expected.loss.item(), abs=1e-4)
+    assert line["parts"] == pytest.approx(expected.parts.tolist(), abs=1e-4)
+
+
+def test_it_learns(tmp_path, cpu, as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(120), built)
+    test = as_examples(drawn_posts(60, seed=9), built)
+
+    def figures(_=None):
+        return quick(built.asked, list(score(built.model, built.collator, test, batch_size=16)))
+
+    go(built, posts, tmp_path, cpu, FAST._replace(epochs=4, part=8), validate=figures)
+    found = figures()
+    assert found["auc"] > 0.95
+    assert found["insult/macro_f1"] > 0.9
+
+
+# ---- what is kept ---------------------------------------------------------------------------------------
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path, cpu, as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(16), built)
+    seen, scores = [], iter([0.6, 0.9, 0.9, 0.1])
+
+    def validate(model):
+        seen.append(weights(model))
+        return {"auc": next(scores)}
+
+    outcome = go(built, posts, tmp_path, cpu, FAST._replace(epochs=4), validate=validate)
+    assert outcome.best == 1
+    load_weights(built.model, tmp_path / WEIGHTS)
+    now = weights(built.model)
+    assert all(torch.equal(now[name], seen[1][name]) for name in now)
+    assert any(not torch.equal(now[name], seen[3][name]) for name in now)
+
+
+class CutOffError(Exception):
+    """A training that is cut off."""
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, cpu, as_examples, cut, dropout):
+    """Four steps an epoch, saved every two: bytes of the weights and lines of the losses are the same."""
+    kinds = {"dropout": dropout, "adapter_dropout": dropout}
+
+    def fresh():
+        built = built_model(**kinds)
+        return built, as_examples(drawn_posts(32), built)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    built, posts = fresh()
+    go(built, posts, whole, cpu)
+
+    built, posts = fresh()
+    calls = 0
+    inputs = built.collator.inputs
+
+    def failing(batch):
+        nonlocal calls
+        calls += 1
+        if calls > cut * 3:  # three parts a step
+            raise CutOffError
+        return inputs(batch)
+
+    built.collator.inputs = failing
+    with pytest.raises(CutOffError):
+        go(built, posts, broken, cpu)
+    again, posts = fresh()
+    go(again, posts, broken, cpu)
+    assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert lines(broken) == lines(whole)
+    assert [line["step"] for line in lines(whole)] == list(range(8))
+
+
+def test_another_training_is_not_gone_on_with(tmp_path, cpu, as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(16), built)
+    go(built, posts, tmp_path, cpu)
+    with pytest.raises(ModelError, match="other posts or settings"):
+        go(built, posts, tmp_path, cpu, identity="another")
+
+
+def test_damaged_progress_is_said(tmp_path, cpu, as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(16), built)
+    (tmp_path / PROGRESS).write_bytes(b"no tensors")
+    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+        go(built, posts, tmp_path, cpu)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path, cpu, as_examples):
+    built = built_model()
+    go(built, as_examples(drawn_posts(16), built), tmp_path, cpu, FAST._replace(epochs=1))
+    other = built_model("vanilla")
+    with pytest.raises(ModelError, match="another architecture"):
+        load_weights(other.model, tmp_path / WEIGHTS)
+
+
+# ---- what cannot go on ----------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_posts(tmp_path, cpu, as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(16), built)
+    before = weights(built.model)
+    with torch.no_grad():
+        built.model.heads[0][1].weight.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"step 0 of epoch 0.*begin with p\d+"):
+        go(built, posts, tmp_path, cpu)
+    assert not (tmp_path / PROGRESS).exists()
+    after = weights(built.model)
+    changed = [n for n in before if not torch.equal(before[n], after[n])]
+    assert changed == ["heads.0.1.weight"]
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path, cpu, as_examples, monkeypatch):
+    built = built_model()
+    posts = as_examples(drawn_posts(16), built)
+
+    def full(*_args, **_kinds):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(built.model, "forward", full)
+    with pytest.raises(TrainingError, match=r"Lower training.part \(now 3\)"):
+        go(built, posts, tmp_path, cpu)
+
+
+def test_no_posts(tmp_path, cpu):
+    with pytest.raises(TrainingError, match="no post has a label"):
+        go(built_model(), [], tmp_path, cpu)
