@@ -130,6 +130,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once; neither is raised again, so the status is 0."""
         if self._service.draining:
+            logging.getLogger("uvicorn.error").disabled = True  # what is cut off now was meant to be
             self.force_exit = True
             self.should_exit = True
         else:
@@ -150,6 +151,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ServingError: The address is not this machine's, or the port is taken or not allowed.
     """
+    if not 0 <= port <= 65535:
+        raise ServingError(f"{host}:{port} cannot be listened on: give a --port of 0 to 65535")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -162,8 +165,8 @@ def listen(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+    except OSError as error:
+        why = error.strerror or error
         raise ServingError(f"{host}:{port} cannot be listened on ({why}): give another --port") from error
     listener.setblocking(False)
     return listener

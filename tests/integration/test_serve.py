@@ -243,16 +243,34 @@ def test_sigterm_finishes_what_was_taken_refuses_the_rest_and_exits_0(small_run,
         assert status == 503
         for one in taken:
             assert_predicted(one.result(WAIT), predicted)
-    code, out, err = server.end()
-    assert (code, err) == (0, "")
+    out, err = server.process.communicate(timeout=WAIT)  # it ends by itself
+    assert (server.process.returncode, err) == (0, "")
     assert "ending" in out
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("selftrain-*")) == []
+
+
+def test_a_second_signal_does_not_wait(small_run, posts, tmp_path):
+    server = Server(small_run, "--max-batch", "1", temporary=tmp_path).wait_ready()
+    with ThreadPoolExecutor(8) as pool:
+        given = [
+            pool.submit(server.request, "POST", "/score", json.dumps({"posts": posts})) for _ in range(8)
+        ]
+        until = time.monotonic() + WAIT
+        while server.measured("selftrain_queue_posts") < 100:
+            assert time.monotonic() < until
+        server.process.send_signal(signal.SIGTERM)
+        while server.status("/ready") == 200:
+            assert time.monotonic() < until
+        code, _, err = server.end()
+        assert (code, err) == (0, "")
+        assert any(one.exception(WAIT) for one in given)
+    assert list(tmp_path.glob("selftrain-*")) == []
 
 
 def test_a_killed_server_leaves_a_folder_that_the_next_one_removes(small_run, tmp_path):
     server = Server(small_run, temporary=tmp_path).wait_ready()
     assert server.end(signal.SIGKILL)[0] == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
+    (left,) = tmp_path.glob("selftrain-*")
     server = Server(small_run, temporary=tmp_path)
     assert not left.exists()
     assert server.end(signal.SIGINT)[0] == 0  # while it loads, too
