@@ -42,9 +42,10 @@ FOUR = Task(
     policy="The worst kind counts.",
 )
 WORDS = (
-    "the turnip violin and that copper island again, who let them near a microphone, honestly, every single "
-    "Monday the same parade of hats and nobody says a word while my neighbour's parrot writes better columns"
-).split()
+    "turnip", "violin", "copper", "island", "again,", "who", "let", "them", "near", "a", "microphone,",
+    "honestly,", "every", "single", "Monday", "the", "same", "parade", "of", "hats", "and", "nobody", "says",
+    "a", "word", "while", "my", "neighbour's", "parrot", "writes", "better", "columns",
+)  # fmt: skip
 
 
 def drawn_posts(task, count, seed=0, pictures=()):
@@ -63,10 +64,8 @@ def drawn_posts(task, count, seed=0, pictures=()):
             if pictures and i % 3 == 0
             else ()
         )
-        posts.append(
-            Post(f"post-{i:05d}", " ".join(words), shown, task.names[int(generator.integers(len(task.names)))],
-                 process)
-        )  # fmt: skip
+        label = task.names[int(generator.integers(len(task.names)))]
+        posts.append(Post(f"post-{i:05d}", " ".join(words), shown, label, process))
     return posts
 
 

@@ -24,7 +24,6 @@ MOST_POSTS = 50_000
 """Posts of a page; of more the first."""
 LENGTHS = (1200, 500, 240, 120)
 """Characters of a text: the first number that keeps the page within `TEXT_BUDGET`."""
-DECIMALS = 4
 
 
 class Column(NamedTuple):
@@ -125,11 +124,10 @@ def _index(rows: Sequence[Json], columns: Sequence[Column]) -> Json:
         truths, odds = [truth_of(row, one) for row in rows], [odds_of(row, one) for row in rows]
         index["truth"].append([-1 if truth is None else one.answers.index(truth) for truth in truths])
         index["said"].append([_likeliest(each, one.answers) for each in odds])
-        index["score"].append([round(float(each[one.looked_for]), DECIMALS) for each in odds])
+        index["score"].append([float(each[one.looked_for]) for each in odds])
     final = columns[0]
     index["believed"] = [
-        -1 if (truth := truth_of(row, final)) is None else round(float(odds_of(row, final)[truth]), DECIMALS)
-        for row in rows
+        -1 if (truth := truth_of(row, final)) is None else float(odds_of(row, final)[truth]) for row in rows
     ]
     return index
 
@@ -142,9 +140,7 @@ def _post(row: Json, columns: Sequence[Column], pictures: Pictures, length: int)
     """[text or None, [[picture number or -1, name]], pictures in all, a list of probabilities a question]."""
     paths = _paths(row)
     odds = [
-        [round(float(odds_of(row, one)[answer]), DECIMALS) for answer in one.answers]
-        if len(one.answers) > 2
-        else None
+        [float(odds_of(row, one)[answer]) for answer in one.answers] if len(one.answers) > 2 else None
         for one in columns
     ]
     text = row.get("text")
@@ -157,7 +153,6 @@ def _post(row: Json, columns: Sequence[Column], pictures: Pictures, length: int)
 
 
 def _picture(path: Path, pictures: Pictures) -> tuple[int, str]:
-    # of where a file lies its name is enough: a page is shown to others
     return (-1, printable(f"{path.name} (video)")) if is_video(path) else pictures.shown(path, path.name)
 
 

@@ -100,15 +100,14 @@ def precision_at(curve: Curve, recalls: Sequence[float]) -> list[float]:
 
 def _training_charts(training: Training) -> TrainingCharts:
     names = [one for one in dict.fromkeys((training.metric, "macro_f1", "auc")) if _known(training, one)]
-    process = [name for name in training.epochs[0].figures if name.endswith(_PROCESS)]
+    # more lines than colours say nothing; the table has them all
+    process = [one for one in training.epochs[0].figures if one.endswith(_PROCESS)][: len(charts.SERIES)]
+    asked = {one.removesuffix(_PROCESS): one for one in process}
     return TrainingCharts(
         losses=None if training.losses is None else _losses(training.losses),
         final=_by_epoch(training, {METRIC_NAMES.get(one, one): one for one in names}, "epochs-final"),
-        # more lines than colours say nothing; the table has them all
-        process=_by_epoch(
-            training, {one.removesuffix(_PROCESS): one for one in process[: len(charts.SERIES)]}, "epochs-process"
-        ) if process else None,
-    )  # fmt: skip
+        process=_by_epoch(training, asked, "epochs-process") if asked else None,
+    )
 
 
 def _known(training: Training, name: str) -> bool:
@@ -120,11 +119,9 @@ def _losses(losses: Losses) -> tuple[Markup, Sequence[str]]:
     if losses.process is not None:
         series |= {"final question": losses.final, "process questions, mean": losses.process}
     what = (
-        f"Loss over {losses.steps[-1]} steps: the total falls from {losses.total[0]:.3f}"
+        f"Loss over {losses.steps[-1]} steps: the total goes from {losses.total[0]:.3f}"
         f" to {losses.total[-1]:.3f}"
     )
-    if losses.total[-1] >= losses.total[0]:
-        what = what.replace("falls", "goes")
     return charts.lines(losses.steps, series, "losses", what, marker=""), list(series)
 
 

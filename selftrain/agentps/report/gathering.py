@@ -148,5 +148,13 @@ def _curve(column: Column, rows: Sequence[Json]) -> Curve:
 
 
 def _unread(rows: Sequence[Json]) -> Quarantine:
-    shown = [{"kind": "image", "id": row["id"], "reason": row["reason"]} for row in rows[:QUARANTINED]]
+    shown = [{"kind": "image", "id": row["id"], "reason": _reason(row)} for row in rows[:QUARANTINED]]
     return Quarantine(shown, len(rows), {"image": len(rows)} if rows else {})
+
+
+def _reason(row: Json) -> str:
+    """Why a post could not be read; of where its pictures lie only their names."""
+    reason = str(row["reason"])
+    for path in row.get("pictures", ()):
+        reason = reason.replace(path, Path(path).name)
+    return reason

@@ -46,6 +46,6 @@ def read_lines(file: Path) -> Iterator[Json]:
 
 def _missing(file: Path) -> ModelError:
     return ModelError(
-        f"there is no {file}: expected the folder of a trained model, or one that `selftrain agentps evaluate`"
-        " wrote"
+        f"there is no {file}: expected the folder of a trained model, or one that"
+        " `selftrain agentps evaluate` wrote"
     )

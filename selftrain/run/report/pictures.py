@@ -41,8 +41,11 @@ class Pictures(NamedTuple):
 
     def shown(self, path: Path, name: str) -> tuple[int, str]:
         """(its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
-        reason = self.unreadable.get(path)
-        return self.place.get(path, -1), printable(name if reason is None else f"{name} ({reason})")
+        if path not in self.unreadable:
+            return self.place.get(path, -1), printable(name)
+        # a page is shown to others: where the file lies is no business of theirs
+        reason = self.unreadable[path].removeprefix(f"{path}: ").replace(str(path), name)
+        return -1, printable(f"{name} ({reason})")
 
 
 def embed(paths: Iterable[Path], *, budget: int = BUDGET, most: int = MOST) -> Pictures:
