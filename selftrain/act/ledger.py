@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from selftrain.act import queue
+from selftrain.act.entering import Entered, Outside, enter
 from selftrain.act.reviews import (
     UNSURE,
     Agreement,
@@ -36,6 +37,8 @@ from selftrain.act.reviews import (
 )
 from selftrain.act.schema import (
     FORMAT,
+    allow,
+    allowances,
     changing,
     check_version,
     connect,
@@ -63,9 +66,10 @@ class ReviewLedger:
 
     Attributes:
         classes: The task's class names.
-        budget: Most posts that may ever be reviewed.
+        base_budget: Most posts that may ever be reviewed, as the ledger was created; see `budget`.
         doubled_share: Share of them that two people review.
         lease_seconds: How long a reviewer keeps a post without deciding.
+        seed: Chooses the doubled posts.
     """
 
     def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
@@ -80,10 +84,10 @@ class ReviewLedger:
         if settings.get("format") != FORMAT:
             raise LedgerError(f"{self.path} has format {settings.get('format')!r}; expected {FORMAT!r}")
         self.classes: tuple[str, ...] = tuple(settings["classes"])
-        self.budget: int = settings["budget"]
+        self.base_budget: int = settings["budget"]
         self.doubled_share: float = settings["doubled_share"]
         self.lease_seconds: float = settings["lease_seconds"]
-        self._seed: int = settings["seed"]
+        self.seed: int = settings["seed"]
 
     @classmethod
     def create(
@@ -137,6 +141,31 @@ class ReviewLedger:
         return cls(path, clock=clock)
 
     # ---- what is reviewed -----------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> int:
+        """Most posts that may ever be reviewed: as created, and what was allowed since."""
+        with explained(self.path, "read"):
+            return self.base_budget + sum(allowances(self._connection).values())
+
+    def allow(self, purpose: str, posts: int) -> None:
+        """Allow so many posts beyond the budget of creation; the same purpose again replaces the number.
+
+        That makes it safe to repeat for whoever was killed.
+
+        Raises:
+            BudgetError: Fewer than 0, or fewer in all than are in the ledger already.
+            LedgerError: The file cannot be written.
+        """
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            others = sum(n for name, n in allowances(connection).items() if name != purpose)
+            (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
+            if posts < 0 or self.base_budget + others + posts < entered:
+                raise BudgetError(
+                    f"{posts:,} posts allowed for {purpose!r} would make a budget of"
+                    f" {self.base_budget + others + posts:,}: {entered:,} are in the ledger already"
+                )
+            allow(connection, purpose, posts)
 
     def add(self, batch: str, entries: Sequence[Entry], order: Sequence[str]) -> None:
         """Put a batch of posts into the ledger, those of them in `order` to be reviewed.
@@ -283,6 +312,25 @@ class ReviewLedger:
             connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
             queue.log(connection, now, "skip", reviewer, post_id)
 
+    def enter(self, decisions: Sequence[Outside], *, all_or_nothing: bool = False) -> Entered:
+        """Take decisions that were made elsewhere, all in one change; see `selftrain.act.entering`.
+
+        Args:
+            decisions: In the order of their file.
+            all_or_nothing: Take none where one is refused.
+
+        Raises:
+            LedgerError: The file cannot be written.
+        """
+        now = self._clock()
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            connection.execute("SAVEPOINT decisions")
+            entered = enter(connection, decisions, self.classes, now)
+            if entered.refused and all_or_nothing:
+                connection.execute("ROLLBACK TO decisions")
+                entered = entered._replace(taken=())
+        return entered
+
     def undo(self, reviewer: str) -> Leased | None:
         """Take this reviewer's latest decision back: the post is theirs again; None when there is none.
 
@@ -362,7 +410,7 @@ class ReviewLedger:
 
     def _doubled(self, batch: str, order: Sequence[str]) -> frozenset[str]:
         """Which posts two people review, drawn by the seed; the same in any process."""
-        chosen = random.Random(f"{self._seed}/{batch}")
+        chosen = random.Random(f"{self.seed}/{batch}")
         return frozenset(chosen.sample(sorted(order), round(self.doubled_share * len(order))))
 
 

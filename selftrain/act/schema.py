@@ -109,6 +109,22 @@ def read_settings(connection: sqlite3.Connection) -> dict[str, Any]:
     return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
 
 
+_ALLOWED = "allowed/"
+
+
+def allowances(connection: sqlite3.Connection) -> dict[str, int]:
+    """Purpose -> posts that were allowed for it beyond the budget of creation."""
+    found = read_settings(connection)
+    return {name.removeprefix(_ALLOWED): n for name, n in found.items() if name.startswith(_ALLOWED)}
+
+
+def allow(connection: sqlite3.Connection, purpose: str, posts: int) -> None:
+    """Set what is allowed for a purpose."""
+    connection.execute(
+        "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (_ALLOWED + purpose, json.dumps(posts))
+    )
+
+
 @contextmanager
 def changing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """One change, all of it or nothing; others wait."""
