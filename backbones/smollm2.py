@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from backbones.errors import WeightsError
+from backbones.quiet import quiet_loading
 from backbones.torchvision_compat import ensure_torchvision
 from backbones.weights import check_file
 
@@ -54,7 +55,8 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
     from transformers import AutoModelForCausalLM
 
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+    with quiet_loading():
+        read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

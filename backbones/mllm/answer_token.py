@@ -21,7 +21,7 @@ def add_answer_token(model: Any, tokenizer: Any) -> int:  # noqa: ANN401 -- of t
 
     Args:
         model: A model of transformers; changed in place.
-        tokenizer: Its tokenizer; changed in place. A tokenizer that knows the token keeps its id.
+        tokenizer: Its tokenizer; changed in place. One that knows the token keeps its id, the model its row.
     """
     from tokenizers import AddedToken
 
@@ -32,6 +32,8 @@ def add_answer_token(model: Any, tokenizer: Any) -> int:  # noqa: ANN401 -- of t
     rows_before = model.get_input_embeddings().weight.shape[0]
     if answer_id >= rows_before:
         model.resize_token_embeddings(answer_id + 1, mean_resizing=False)
+    if known is not None:
+        return answer_id  # a checkpoint that was trained with it
     table = model.get_input_embeddings()
     with torch.no_grad():
         rows = table.weight[: min(answer_id, rows_before, len(tokenizer) - 1)]

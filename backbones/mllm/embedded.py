@@ -23,6 +23,7 @@ from backbones.mllm.answer_token import add_answer_token
 from backbones.mllm.answering import answer_positions
 from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
 from backbones.mllm.words import Words
+from backbones.quiet import quiet_loading
 from backbones.rows import freeze_batch_norm
 from backbones.smollm2 import SHA256, load_smollm2
 
@@ -209,7 +210,8 @@ def _write(module: nn.Module, folder: Path) -> None:
     from safetensors.torch import save_file
 
     assert isinstance(module, EmbeddedMllm)
-    module.language_model.save_pretrained(folder)
+    with quiet_loading():
+        module.language_model.save_pretrained(folder)
     for part in ("tower", "projector"):
         tensors = {name: t.contiguous() for name, t in module.get_submodule(part).state_dict().items()}
         save_file(tensors, folder / f"{part}.safetensors")

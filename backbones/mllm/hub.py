@@ -21,6 +21,7 @@ from backbones.mllm.answer_token import add_answer_token
 from backbones.mllm.answering import answer_positions
 from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
 from backbones.mllm.words import Words
+from backbones.quiet import quiet_loading
 from backbones.torchvision_compat import ensure_torchvision
 
 Album = Literal["images", "video"]
@@ -123,8 +124,9 @@ def load_hub(name: str, *, revision: str = "main", dtype: str = "auto", album: A
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
-        whole = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
+        with quiet_loading():
+            processor = AutoProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
+            whole = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{name} could not be loaded as an image-text-to-text model: {str(error).splitlines()[0]}."
@@ -158,8 +160,13 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
         vision_layers=linear_layers(module, tower) if tower else (),
         new_parts=(),
         fingerprint=_fingerprint(module),
-        write=lambda _, folder: whole.save_pretrained(folder),
+        write=lambda _, folder: _write(whole, folder),
     )
+
+
+def _write(whole: Any, folder: Path) -> None:  # noqa: ANN401
+    with quiet_loading():
+        whole.save_pretrained(folder)
 
 
 def _frames(album: Sequence[Any]) -> Any:  # noqa: ANN401

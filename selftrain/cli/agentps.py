@@ -214,4 +214,4 @@ def _print_figures(file: Path) -> None:
 
 
 def _interval(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.3f} ({figure['low']:.3f} - {figure['high']:.3f})"
+    return f"{figure['value']:.3f}\n{figure['low']:.3f}-{figure['high']:.3f}"

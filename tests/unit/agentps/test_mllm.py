@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import SPARE_ROWS, llava_onevision, picture, qwen25_vl
+from agentps_helpers import SPARE_ROWS, llava_onevision, picture, qwen25_vl
 
 from backbones.errors import PromptError
 from backbones.mllm.adapters import adapt, merge, trained_names

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import built_model, drawn_posts
+from agentps_helpers import built_model, drawn_posts
 
 from losses.process import process_loss
 from selftrain.agentps.evaluation import quick

@@ -1,16 +1,24 @@
-"""Models of the real architectures, random and small: two or four narrow layers behind real tokenizers."""
+"""Models of the real architectures, random and small, and posts that they can learn."""
 
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import torch
 from PIL import Image
 
 from backbones.mllm.hub import from_parts
 from backbones.smollm2 import load_tokenizer
 from backbones.torchvision_compat import ensure_torchvision
+from selftrain.agentps.architecture import Architecture, assemble
+from selftrain.agentps.questions import questionnaire
+from selftrain.bench.agentps_speed import tiny_mllm
+from selftrain.data.manifest_writing import write_manifest
+from selftrain.data.posts import Post
+from selftrain.data.task import Question, Task, TaskClass, dump_task
 
 ensure_torchvision()
 
@@ -106,3 +114,75 @@ def qwen25_vl():
         chat_template=_PARTS.format(image=around.format(names[2]), video=around.format(names[3])),
     )  # fmt: skip
     return from_parts("tiny-qwen", model, processor), model, processor
+
+
+TASK = Task(
+    name="rude",
+    classes=(TaskClass("rude", "insults somebody"), TaskClass("kind", "does not")),
+    positive="rude",
+    policy="Insults are rude.",
+    questions=(
+        Question("insult", "Is there an insult?", ("yes", "no")),
+        Question("tone", "What is the tone?", ("angry", "calm", "merry")),
+    ),
+)
+
+
+def drawn_posts(count, seed=0):
+    """Words decide: `awful` is rude; one post in four lacks an answer."""
+    generator = np.random.default_rng(seed)
+    posts = []
+    for i in range(count):
+        rude = bool(generator.integers(2))
+        words = ["awful" if rude else "lovely", *["day"] * int(generator.integers(1, 12))]
+        process = {"insult": "yes" if rude else "no"} if i % 4 else {}
+        if i % 3 == 0:
+            process["tone"] = "angry" if rude else ("calm", "merry")[i % 2]
+        posts.append(Post(f"p{i}", " ".join(words), (), "rude" if rude else "kind", process))
+    return posts
+
+
+def built_model(variant="agentps", seed=0, **kinds):
+    made = Architecture(variant=variant, rank=4, alpha=8, hidden=16, max_tokens=96, seed=seed, **kinds)
+    return assemble(made, questionnaire(TASK, variant), tiny_mllm())
+
+
+RECIPE = """
+[model]
+base = "base"
+rank = 4
+alpha = 8
+hidden = 16
+max_tokens = 96
+[frames]
+count = {frames}
+width = 28
+height = 28
+[training]
+epochs = 2
+batch_size = 8
+part = 3
+learning_rate = 3e-3
+head_learning_rate = 3e-3
+save_every = 2
+metric = "auc"
+device = "cpu"
+"""
+
+
+def training_folder(folder, *, posts=60, frames=0):
+    """A folder with base/ (a saved LLaVA-OneVision), task.toml, posts.jsonl and recipe.toml."""
+    _, whole, processor = llava_onevision()
+    whole.save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
+    dump_task(TASK, folder / "task.toml")
+    drawn = drawn_posts(posts)
+    if frames:
+        for color in ("red", "blue"):
+            picture(color).save(folder / f"{color}.png")
+        pictures = tuple(folder / f"{color}.png" for color in ("red", "blue"))
+        drawn = [replace(post, images=pictures[: i % 3]) for i, post in enumerate(drawn)]
+    write_manifest(drawn, folder / "posts.jsonl")
+    base = str(folder / "base")
+    (folder / "recipe.toml").write_text(RECIPE.format(frames=frames).replace('"base"', f'"{base}"'))
+    return folder

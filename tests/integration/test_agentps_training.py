@@ -1,0 +1,261 @@
+"""Real trainings in processes of their own: killed, two at once, loaded afresh, merged, fed with nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from agentps_helpers import RECIPE, training_folder
+
+pytestmark = pytest.mark.integration
+QUIET = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return training_folder(tmp_path_factory.mktemp("agentps"), frames=2)
+
+
+def argv(place, out, *more):
+    return [
+        "agentps", "train", str(place / "posts.jsonl"), "--task", str(place / "task.toml"),
+        "--recipe", str(place / "recipe.toml"), "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def selftrain(*args, timeout=300):
+    return subprocess.run(
+        [sys.executable, "-m", "selftrain", *map(str, args)], env=QUIET, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def losses(folder):
+    return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    done = selftrain(*argv(place, place / "model", "--merge", str(place / "merged")))
+    assert done.returncode == 0, done.stderr
+    assert "validation auc" in done.stdout
+    assert done.stderr == ""
+    return place / "model"
+
+
+def test_what_lies_in_the_folder(model):
+    names = {path.name for path in model.iterdir()} - {".lock"}
+    assert names == {
+        "agentps.json", "task.toml", "training.toml", "model.safetensors", "validation.jsonl", "metrics.json",
+        "losses.jsonl", "tensorboard", "report.html",
+    }  # fmt: skip
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", framework="pt") as file:
+        kept = list(file.keys())
+    assert all("lora_" in name or "token_adapter" in name or name.startswith("heads.") for name in kept)
+    assert sum("token_adapter" in name for name in kept) == 1
+
+
+def test_two_processes_give_the_losses_of_one(place, model):
+    out = place / "two"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*launcher, "-m", "selftrain", *argv(place, out)]
+    subprocess.run(command, env=QUIET, check=True, capture_output=True, timeout=400)
+    one, two = losses(model), losses(out)
+    assert len(one) == len(two) == 12
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["parts"] == pytest.approx(b["parts"], abs=1e-4)
+    # and two processes did work: sums in another order differ in the last digits
+    assert (out / "model.safetensors").read_bytes() != (model / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("lines", [1, 4, 7])
+def test_killed_and_restarted_it_ends_as_if_it_had_not_been(place, model, lines):
+    """SIGKILL once so many steps are in the journal; then the same command."""
+    out = place / f"killed-{lines}"
+    command = [sys.executable, "-m", "selftrain", *argv(place, out)]
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=QUIET, stdout=nowhere, stderr=nowhere)
+    journal = out / "losses.jsonl"
+    while process.poll() is None and (not journal.exists() or journal.read_text().count("\n") < lines):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "agentps.json").exists()
+    refused = selftrain("agentps", "predict", out, place / "posts.jsonl", "--out", "-")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    again = selftrain(*argv(place, out))
+    assert again.returncode == 0, again.stderr
+    assert (out / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert losses(out) == losses(model)
+    assert not (out / "training.safetensors").exists()
+
+
+def test_a_fresh_process_gives_identical_answers(place, model):
+    """Twice through the command line, and the validation posts as the training process scored them."""
+    command = ("agentps", "predict", model, place / "posts.jsonl", "--out", "-", "--batch", "16")
+    first, second = selftrain(*command), selftrain(*command)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    rows = {row["id"]: row for row in map(json.loads, first.stdout.splitlines())}
+    assert len(rows) == 60
+    stored = [json.loads(line) for line in (model / "validation.jsonl").read_text().splitlines()]
+    for row in stored:
+        now = rows[row["id"]]
+        assert now["label"] == row["label"]
+        assert now["probabilities"] == pytest.approx(row["probabilities"], abs=1e-5)
+        for question, odds in row["process"].items():
+            assert now["process"][question] == pytest.approx(odds, abs=1e-5)
+            assert sum(odds.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_any_batch_gives_the_same_answers_in_the_manifests_order(place, model):
+    by_one = selftrain("agentps", "predict", model, place / "posts.jsonl", "--out", "-", "--batch", "1")
+    by_many = selftrain("agentps", "predict", model, place / "posts.jsonl", "--out", "-", "--batch", "64")
+    ids = [json.loads(line)["id"] for line in (place / "posts.jsonl").read_text().splitlines()]
+    for lines in zip(by_one.stdout.splitlines(), by_many.stdout.splitlines(), ids, strict=True):
+        one, many = map(json.loads, lines[:2])
+        assert one["id"] == many["id"] == lines[2]
+        assert one["probabilities"] == pytest.approx(many["probabilities"], abs=1e-4)
+
+
+def test_the_merged_checkpoint_is_a_model_of_transformers_with_the_same_states(place, model):
+    import torch
+    from agentps_helpers import TASK, drawn_posts
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from backbones.mllm.hub import from_parts
+    from selftrain.agentps.examples import examples
+    from selftrain.agentps.folder import load
+    from selftrain.agentps.questions import questionnaire
+
+    loaded = load(model)
+    posts = examples(drawn_posts(4), loaded.built.asked)
+    with torch.no_grad():
+        expected = loaded.built.model(loaded.built.collator.inputs(posts))
+    merged = place / "merged"
+    processor = AutoProcessor.from_pretrained(merged)
+    whole = AutoModelForImageTextToText.from_pretrained(merged, dtype="float32")
+    base = from_parts("merged", whole, processor)
+    fresh = load(model).built.model  # for its heads' shapes alone
+    fresh.language = base.module
+    fresh.heads.load_state_dict(load_file(merged / "heads.safetensors"))
+    reader = base.reader(questionnaire(TASK, "agentps").wording, "left", 96)
+    from backbones.mllm.base import Prompt
+
+    with torch.no_grad():
+        found = fresh.eval()(reader.read([Prompt(one.text) for one in posts]))
+    for a, b in zip(expected, found, strict=True):
+        # `from_parts` sets the token's row anew where the tokenizer does not know it: it does
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_evaluate_writes_figures_and_a_page(place, model):
+    out = place / "figures"
+    done = selftrain("agentps", "evaluate", model, place / "posts.jsonl", "--out", out)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((out / "metrics.json").read_text())["questions"]
+    assert list(figures) == ["insult", "tone", "final"]
+    final = figures["final"]["figures"]
+    assert final["auc"]["low"] <= final["auc"]["value"] <= final["auc"]["high"]
+    assert figures["final"]["posts"] == 60
+    assert "<html" in (out / "report.html").read_text()[:200].lower()
+    assert "final" in done.stdout
+
+
+# ---- what cannot be --------------------------------------------------------------------------------------
+
+
+def refused(*args):
+    done = selftrain(*args)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_task_without_questions(place):
+    task = place / "bare.toml"
+    task.write_text((place / "task.toml").read_text().split("[[questions]]")[0])
+    manifest = place / "bare.jsonl"
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    manifest.write_text(
+        "".join(json.dumps({k: v for k, v in row.items() if k != "process"}) + "\n" for row in rows)
+    )
+    recipe = place / "recipe.toml"
+    args = ("agentps", "train", manifest, "--task", task, "--recipe", recipe, "--out", place / "bare")
+    assert "has no questions" in refused(*args)
+    done = selftrain(*args, "--set", "model.variant=vanilla", "--set", "training.epochs=1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_prompt_longer_than_its_budget(place):
+    assert "leave none for the post" in refused(*argv(place, place / "long", "--set", "model.max_tokens=16"))
+
+
+def test_a_model_of_another_base_or_another_task(place, model, tmp_path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    (copy / "task.toml").write_text((copy / "task.toml").read_text().replace('"merry"', '"glad"'))
+    predict = ("agentps", "predict", copy, place / "posts.jsonl", "--out", "-")
+    assert "asks other questions" in refused(*predict)
+
+    shutil.copy(model / "task.toml", copy / "task.toml")
+    other = tmp_path / "base"
+    shutil.copytree(place / "base", other)
+    tensors = load_file(other / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("layers.0.mlp.up_proj.weight"))
+    save_file(
+        tensors | {name: torch.zeros_like(tensors[name])}, other / "model.safetensors", {"format": "pt"}
+    )
+    about = json.loads((copy / "agentps.json").read_text())
+    about["architecture"]["base"] = str(other)
+    (copy / "agentps.json").write_text(json.dumps(about))
+    assert "was trained on another" in refused(*predict)
+
+    (copy / "agentps.json").write_text("{")
+    assert "cannot be read" in refused(*predict)
+
+
+def test_a_folder_of_another_training(place, model):
+    message = refused(*argv(place, model, "--set", "training.learning_rate=1e-5"))
+    assert "holds a model of other posts or settings" in message
+
+
+def test_a_recipe_with_faults(place, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.format(frames=2) + 'metrc = "auc"\n')
+    message = refused(
+        "agentps",
+        "train",
+        place / "posts.jsonl",
+        "--task",
+        place / "task.toml",
+        "--recipe",
+        recipe,
+        "--out",
+        tmp_path / "m",
+    )
+    assert "metrc" in message
+    assert "expected one of the two" in refused("agentps", "train", "--out", tmp_path / "m")
+    assert "name the task" in refused("agentps", "train", place / "posts.jsonl", "--out", tmp_path / "m")
+    message = refused(*argv(place, tmp_path / "m", "--set", "training.weights={tune=2.0}"))
+    assert "names ['tune']" in message
+
+
+def test_a_base_model_that_is_none(place, tmp_path):
+    message = refused(*argv(place, tmp_path / "m", "--set", f"model.base={tmp_path}"))
+    assert "could not be loaded as an image-text-to-text model" in message
