@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         inspect,
         predict,
         prompts,
+        review,
         run,
         serve,
     )
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         data,
         annotate,
         act,
+        review,
         agents,
         bench,
     ):
