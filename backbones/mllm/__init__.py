@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backbones.mllm.base import Mllm
+    from pathlib import Path
+
+    from backbones.mllm.base import Mllm, Padding, Reader, Wording
     from backbones.mllm.hub import Album
 
 
@@ -31,3 +33,34 @@ def load_mllm(
     from backbones.mllm.hub import load_hub
 
     return load_hub(name, revision=revision, dtype=dtype, album=album)
+
+
+def load_reader(
+    folder: Path, wording: Wording, padding: Padding, max_tokens: int, *, embedded: bool
+) -> Reader:
+    """The reader of a merged checkpoint, from the tokenizer or processor that lies in it.
+
+    Args:
+        folder: Of the checkpoint.
+        wording, padding, max_tokens: As for `Mllm.reader`.
+        embedded: Whether its base is the embedded model.
+
+    Raises:
+        WeightsError: There is no tokenizer or processor.
+        PromptError: The words leave no room for a post.
+    """
+    from backbones.errors import WeightsError
+    from backbones.torchvision_compat import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers import AutoProcessor, AutoTokenizer
+
+    from backbones.mllm.embedded import EmbeddedReader
+    from backbones.mllm.hub import HubReader
+
+    try:
+        if embedded:
+            return EmbeddedReader(AutoTokenizer.from_pretrained(folder), wording, padding, max_tokens)
+        return HubReader(AutoProcessor.from_pretrained(folder), wording, padding, max_tokens)  # type: ignore[no-untyped-call]
+    except (OSError, KeyError) as error:
+        raise WeightsError(f"{folder} holds no tokenizer that can be read ({error})") from error

@@ -214,4 +214,5 @@ def _write(module: nn.Module, folder: Path) -> None:
         module.language_model.save_pretrained(folder)
     for part in ("tower", "projector"):
         tensors = {name: t.contiguous() for name, t in module.get_submodule(part).state_dict().items()}
-        save_file(tensors, folder / f"{part}.safetensors")
+        (folder / part).mkdir()
+        save_file(tensors, folder / part / "model.safetensors")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,11 @@ import numpy as np
 
 from selftrain.agentps.recipe import DataSection
 from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.manifest_files import read_rows
+from selftrain.data.manifest_rows import RowError, Rows
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.task import Task, load_task
-from selftrain.errors import DataError, RecipeError
+from selftrain.errors import DataError, QuarantineError, RecipeError
 from selftrain.run.folder import RunFolder, read_jsonl
 
 Json = dict[str, Any]
@@ -68,6 +70,40 @@ def read_posts(path: Path, task: Task, section: DataSection) -> tuple[list[Post]
         for one in report.problems
     ]
     return list(report.posts), left_out
+
+
+def stream_posts(path: Path, quarantine: list[Json], section: DataSection) -> Iterator[Post]:
+    """The posts of a manifest of any length, one in memory at a time; labels and answers are not judged.
+
+    Args:
+        path: JSON lines, CSV or Parquet. Ids are not compared: that would need memory for all of them.
+        quarantine: Gets the rows set aside.
+        section: How many rows may be set aside.
+
+    Raises:
+        ManifestError: The file cannot be read.
+        QuarantineError: More rows are bad than tolerated; the posts before them were given.
+    """
+    rows = Rows(
+        path.parent, None, allow_missing_text=True, max_pixels=section.max_image_pixels,
+        max_images=MAX_ALBUM, remember=False,
+    )  # fmt: skip
+    met = bad = 0
+    for raw in read_rows(path):
+        met += 1
+        try:
+            yield rows.post(raw)
+        except RowError as error:
+            bad += 1
+            quarantine.append({"kind": "row", "line": raw.line, "id": error.post_id, "reason": error.reason})
+            if bad > section.max_bad_rows:
+                break
+    if bad > section.max_bad_rows or bad > section.max_bad_share * met:
+        first = "\n".join(f"  line {one.get('line')}: {one['reason']}" for one in quarantine[:10])
+        raise QuarantineError(
+            f"{path}: {bad} of the first {met} rows are set aside; at most {section.max_bad_rows} and"
+            f" {section.max_bad_share:.0%} are tolerated:\n{first}\nCorrect these rows"
+        )
 
 
 def _of_run(section: DataSection) -> Gathered:

@@ -1,7 +1,7 @@
 """A whole checkpoint of a trained model: adapters multiplied into the base, heads and tokenizer beside it.
 
-The language part is one that transformers and vLLM load by themselves; heads.safetensors holds what they do
-not know.
+The language part is one that transformers and vLLM load by themselves; answer_heads/ holds what they do not
+know.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Any
 
 from backbones.mllm.adapters import merge
 from selftrain import atomic
-from selftrain.agentps.folder import ABOUT, TASK, Loaded
+from selftrain.agentps.folder import TASK, Loaded
 from selftrain.data.task import dump_task
 from selftrain.errors import ModelError
 
-HEADS = "heads.safetensors"
+MERGED = "agentps-merged.json"
+# a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
+HEADS = "answer_heads/model.safetensors"
 
 
 def merge_into(loaded: Loaded, out: Path) -> None:
@@ -43,4 +45,4 @@ def merge_into(loaded: Loaded, out: Path) -> None:
         raise atomic.storage_error(out, None, error) from error
     dump_task(loaded.task, out / TASK)
     merged: dict[str, Any] = {"merged": True, "answer_id": built.model.answer_id}
-    atomic.write_json(out / ABOUT.replace("agentps", "agentps-merged"), loaded.about | merged)
+    atomic.write_json(out / MERGED, loaded.about | merged)

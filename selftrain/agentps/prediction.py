@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,24 +22,30 @@ TEXT, PICTURES = 2_000, 16
 
 def predict(
     loaded: Loaded, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
-) -> Iterator[tuple[Post, ScoredPost]]:
-    """Scores posts in their order, in bounded memory; their labels are carried along, not read.
+) -> Iterator[ScoredPost]:
+    """Scores posts in their order, in bounded memory; what is known of them is carried along, not read.
+
+    Args:
+        loaded: The model.
+        posts: Any number; labels and answers that the task does not know are taken for absent.
+        batch_size: Posts computed at once.
+        device: Where.
 
     Raises:
         TrainingError: No memory left on the device; says what to lower.
     """
     built = loaded.built
     built.model.to(device)
-    # the posts that are being read ahead of their scores
-    waiting: list[Post] = []
+    known = (example(_known(post, built.asked), built.asked) for post in posts)
+    yield from score(built.model, built.collator, known, batch_size=batch_size, device=device)
 
-    def read() -> Iterator[Any]:
-        for post in posts:
-            waiting.append(post)
-            yield example(post, built.asked)
 
-    for one in score(built.model, built.collator, read(), batch_size=batch_size, device=device):
-        yield waiting.pop(0), one
+def _known(post: Post, asked: Questionnaire) -> Post:
+    """The post without a label or an answer of another task."""
+    answers = {one.name: one.answers for one in asked.all}
+    label = post.label if post.label in asked.final.answers else None
+    process = {k: v for k, v in post.process.items() if v in answers.get(k, ())}
+    return replace(post, label=label, process=process)
 
 
 def prediction_row(asked: Questionnaire, one: ScoredPost) -> Json:

@@ -224,9 +224,9 @@ class _Descent:
         named = ", ".join(self._posts[place].id for place in step.posts[:5])
         found = f"losses {losses.tolist()}, norm of the gradient {norm}"
         raise NonFiniteLossError(
-            f"step {step.number} of epoch {step.epoch}: {found}; expected finite numbers. Its posts begin with"
-            f" {named}. Lower training.learning_rate (now {self._schedule.learning_rate:g}), or look at these"
-            " posts; what was saved before is kept"
+            f"step {step.number} of epoch {step.epoch}: {found}; expected finite numbers. Its posts begin"
+            f" with {named}. Lower training.learning_rate (now {self._schedule.learning_rate:g}), or look at"
+            " these posts; what was saved before is kept"
         )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selftrain.agentps.folder import Loaded
-    from selftrain.data.posts import Post
+    from selftrain.agentps.scoring import ScoredPost
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,6 +48,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         parser.add_argument("--batch", type=int, default=16, help="posts at once (default: %(default)s)")
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
     predict.add_argument("--out", required=True, metavar="FILE", help="JSON lines; - for standard output")
+    predict.add_argument(
+        "--server", metavar="ADDRESS",
+        help="MODEL is a merged checkpoint, and vLLM serves it there for token_embed: words alone",
+    )  # fmt: skip
     predict.set_defaults(handler=run_predict)
     evaluate.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="figures, answers, report.html"
@@ -65,8 +71,6 @@ def run_train(args: argparse.Namespace) -> int:
 
     recipe = load_agentps_recipe(args.recipe, [*_named(args), *args.overrides])
     loaded = fit(recipe, args.out, progress=sys.stderr.isatty())
-    import os
-
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return 0
     write_report(args.out, args.out / "report.html")
@@ -89,8 +93,8 @@ def run_predict(args: argparse.Namespace) -> int:
     from selftrain import atomic
     from selftrain.cli.predict import _report, _write
 
-    loaded, posts, quarantine = _opened(args)
-    rows = _rows(loaded, posts, args, quarantine)
+    quarantine: list[dict[str, Any]] = []
+    rows = _rows(args, quarantine)
     if args.out == "-":
         _write(sys.stdout, rows)
         _report(quarantine, None)
@@ -118,18 +122,16 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     from selftrain import atomic
     from selftrain.agentps import evaluation, folder
+    from selftrain.agentps.gathering import read_posts
     from selftrain.agentps.prediction import answers_row, predict
+    from selftrain.agentps.recipe import DataSection
     from selftrain.agentps.report import write_report
     from selftrain.data.task import dump_task
 
-    loaded, posts, quarantine = _opened(args)
-    scored = [
-        one
-        for _, one in tqdm(
-            predict(loaded, posts, batch_size=args.batch, device=_device(args.device)),
-            total=len(posts), desc="posts", disable=not sys.stderr.isatty(),
-        )
-    ]  # fmt: skip
+    loaded = _opened(args)
+    posts, quarantine = read_posts(args.manifest, loaded.task, DataSection())
+    stream = predict(loaded, posts, batch_size=args.batch, device=_device(args.device))
+    scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
     asked = loaded.built.asked
     figures = evaluation.full(asked, scored)
     atomic.write_jsonl(args.out / folder.VALIDATION, (answers_row(asked, one) for one in scored))
@@ -152,30 +154,47 @@ def _named(args: argparse.Namespace) -> Iterator[str]:
         yield f"data.task={json.dumps(str(args.task))}"
 
 
-def _opened(args: argparse.Namespace) -> tuple[Loaded, list[Post], list[dict[str, Any]]]:
+def _opened(args: argparse.Namespace) -> Loaded:
     from selftrain.agentps.folder import load
-    from selftrain.agentps.gathering import read_posts
-    from selftrain.agentps.recipe import DataSection
+
+    _check(args)
+    return load(args.model)
+
+
+def _check(args: argparse.Namespace) -> None:
     from selftrain.errors import SelftrainError
 
     if args.batch < 1:
         raise SelftrainError(f"--batch {args.batch}: expected at least 1")
     _device(args.device)
-    loaded = load(args.model)
-    posts, quarantine = read_posts(args.manifest, loaded.task, DataSection())
-    return loaded, posts, quarantine
 
 
-def _rows(
-    loaded: Loaded, posts: Iterable[Post], args: argparse.Namespace, quarantine: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _rows(args: argparse.Namespace, quarantine: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One record a post, as they come; the posts that cannot be scored go to `quarantine`."""
+    from selftrain.agentps.gathering import stream_posts
     from selftrain.agentps.prediction import predict, prediction_row
+    from selftrain.agentps.recipe import DataSection
 
-    for post, one in predict(loaded, posts, batch_size=args.batch, device=_device(args.device)):
+    _check(args)
+    posts = stream_posts(args.manifest, quarantine, DataSection())
+    scored: Iterable[ScoredPost]
+    if args.server is not None:
+        from selftrain.agentps.examples import example
+        from selftrain.agentps.served import ServedModel
+
+        served = ServedModel(args.model, args.server, batch=args.batch)
+        asked = served.asked
+        unlabelled = (replace(post, label=None, process={}) for post in posts)
+        scored = served.score(example(post, asked) for post in unlabelled)
+    else:
+        loaded = _opened(args)
+        asked = loaded.built.asked
+        scored = predict(loaded, posts, batch_size=args.batch, device=_device(args.device))
+    for one in scored:
         if one.reason:
-            quarantine.append({"kind": "image", "id": post.id, "reason": one.reason})
+            quarantine.append({"kind": "image", "id": one.example.id, "reason": one.reason})
         else:
-            yield prediction_row(loaded.built.asked, one)
+            yield prediction_row(asked, one)
 
 
 def _device(name: str) -> str:

@@ -1,0 +1,184 @@
+"""A merged checkpoint whose language model runs on a vLLM server; the answer heads run here.
+
+vLLM's `token_embed` pooling gives the last hidden state of every token, before any scaling to unit length:
+the states at the answer tokens are those that the heads were trained on (measured: docs/experiments.md).
+Words alone: token ids are sent, and a server takes no pictures beside them.
+
+Shape legend: ``L`` tokens of a prompt, ``D`` width, ``Q`` questions, ``K`` answers of a question.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backbones.mllm.answering import AnswerHeads, answer_positions
+from backbones.mllm.base import Prompt, Reader
+from selftrain.agentps.architecture import Architecture, from_json
+from selftrain.agentps.examples import Example
+from selftrain.agentps.merging import HEADS, MERGED
+from selftrain.agentps.questions import Questionnaire, questionnaire
+from selftrain.agentps.scoring import ScoredPost
+from selftrain.data.task import load_task
+from selftrain.errors import ModelError, ServingError
+
+FLAGS = (
+    "--runner", "pooling", "--convert", "embed",
+    "--pooler-config", '{"task": "token_embed", "use_activation": false}',
+)  # fmt: skip
+"""What vLLM is to be started with; `use_activation` would scale the states to unit length."""
+
+
+class ServedModel:
+    """Scores posts with a language model behind an address.
+
+    Args:
+        folder: As `selftrain agentps train --merge` wrote it.
+        address: Of a vLLM server that serves the same folder with `FLAGS`.
+        batch: Posts a request.
+        requests: Requests at a time.
+        timeout: Seconds a request may take.
+
+    Raises:
+        ModelError: No merged checkpoint, or one that was trained on pictures.
+    """
+
+    def __init__(
+        self, folder: Path, address: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0
+    ) -> None:
+        import openai
+
+        about = _about(folder)
+        made = from_json(about["architecture"])
+        if made.frames is not None:
+            raise ModelError(
+                f"{folder} was trained on pictures; a server takes words alone: leave --server out"
+            )
+        self.task = load_task(folder / "task.toml")
+        self.asked: Questionnaire = questionnaire(self.task, made.variant, policy=made.policy)
+        self._reader = _reader(folder, made, self.asked)
+        self._heads = _heads(folder, made, self.asked)
+        self._made, self._batch, self._requests = made, batch, requests
+        self._client = openai.OpenAI(base_url=address.rstrip("/"), api_key=_key(), timeout=timeout)
+        self._name = self._served_name(address)
+
+    def score(self, posts: Iterable[Example]) -> Iterator[ScoredPost]:
+        """Scores posts in the order given, a few requests ahead.
+
+        Raises:
+            ServingError: The server does not answer, or answers with something else than hidden states.
+        """
+        stream = iter(posts)
+        with ThreadPoolExecutor(self._requests) as pool:
+            waiting: list[Future[list[ScoredPost]]] = []
+            while True:
+                while len(waiting) < 2 * self._requests and (batch := list(islice(stream, self._batch))):
+                    waiting.append(pool.submit(self._score_batch, batch))
+                if not waiting:
+                    return
+                yield from waiting.pop(0).result()
+
+    def _score_batch(self, posts: Sequence[Example]) -> list[ScoredPost]:
+        prompts = [self._reader.read([Prompt(one.text)])["input_ids"] for one in posts]
+        states = self._states([ids[0].tolist() for ids in prompts])
+        return [
+            ScoredPost(post, self._answers(one, ids))
+            for post, one, ids in zip(posts, states, prompts, strict=True)
+        ]
+
+    def _answers(self, states: Tensor, ids: Tensor) -> tuple[Any, ...]:
+        """Hidden states [L, D] of a prompt to the probabilities [K] of each question."""
+        last = states[-1]
+        read = [last] * len(self.asked.all)
+        if self._made.variant == "agentps":
+            count = len(self.asked.process)
+            places = answer_positions(ids, torch.ones_like(ids), self._reader.answer_id, count)
+            read = [*(states[place] for place in places[0].tolist()), last]
+        with torch.inference_mode():
+            logits = [head(one[None])[0] for head, one in zip(self._heads, read, strict=True)]
+        return tuple(torch.softmax(one, 0).numpy() for one in logits)
+
+    def _states(self, prompts: list[list[int]]) -> list[Tensor]:
+        body = {"model": self._name, "input": prompts, "task": "token_embed", "encoding_format": "base64"}
+        answer = self._json("/pooling", body)
+        rows = sorted(answer.get("data", []), key=lambda row: row["index"])
+        found = [np.frombuffer(base64.b64decode(row["data"]), dtype="<f4") for row in rows]
+        sizes = [len(ids) * self._width for ids in prompts]
+        lengths = [len(one) for one in found]
+        if lengths != sizes:
+            raise ServingError(
+                f"the server gave {lengths[:3]} numbers, expected {sizes[:3]}: a state of {self._width} a"
+                f" token. Start it with {' '.join(FLAGS)}"
+            )
+        return [torch.from_numpy(one.copy()).view(-1, self._width) for one in found]
+
+    @property
+    def _width(self) -> int:
+        first: Any = self._heads[0]
+        return int(first[0].normalized_shape[0])
+
+    def _served_name(self, address: str) -> str:
+        models = [str(one["id"]) for one in self._json("/v1/models").get("data", [])]
+        if len(models) != 1:
+            raise ServingError(f"{address} serves {models}; expected one model, the merged checkpoint")
+        return models[0]
+
+    def _json(self, path: str, body: Any = None) -> dict[str, Any]:  # noqa: ANN401
+        import openai
+
+        try:
+            if body is None:
+                return dict(self._client.get(path, cast_to=dict[str, Any]))
+            return dict(self._client.post(path, cast_to=dict[str, Any], body=body))
+        except openai.APIStatusError as error:
+            raise ServingError(
+                f"{path} of {self._client.base_url} answered {error.status_code}: {str(error)[:300]}."
+                f" Expected a vLLM server started with {' '.join(FLAGS)}"
+            ) from error
+        except (openai.APIError, ValueError) as error:
+            raise ServingError(
+                f"{self._client.base_url} does not answer as a vLLM server would ({error}): is it up?"
+            ) from error
+
+
+def _key() -> str:
+    """The server's key; the client wants one even where the server does not."""
+    return os.environ.get("SELFTRAIN_API_KEY") or "none"
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / MERGED).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} holds no merged checkpoint ({error}): `selftrain agentps train ... --merge DIR` writes"
+            " one"
+        ) from error
+    return dict(about)
+
+
+def _reader(folder: Path, made: Architecture, asked: Questionnaire) -> Reader:
+    """The prompts of the model, from the checkpoint's own tokenizer."""
+    from backbones.mllm import load_reader
+
+    return load_reader(folder, asked.wording, made.padding, made.max_tokens, embedded=made.base == "embedded")
+
+
+def _heads(folder: Path, made: Architecture, asked: Questionnaire) -> AnswerHeads:
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / HEADS)
+    width = int(tensors["0.0.weight"].shape[0])
+    heads = AnswerHeads(width, [len(one.answers) for one in asked.all], made.hidden)
+    heads.load_state_dict(tensors)
+    return heads.eval()
