@@ -1,0 +1,183 @@
+"""Which posts a recipe names: of a run, of a manifest, with answers from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from agentps_helpers import TASK, drawn_posts
+
+from selftrain.agentps.gathering import gather, stream_posts
+from selftrain.agentps.questions import questionnaire, targets
+from selftrain.agentps.recipe import DataSection, load_agentps_recipe
+from selftrain.data.manifest_writing import write_manifest
+from selftrain.data.task import Task, dump_task
+from selftrain.errors import DataError, QuarantineError, RecipeError, TaskError
+from selftrain.run.folder import RunFolder, read_jsonl
+
+
+@pytest.fixture
+def place(tmp_path):
+    dump_task(TASK, tmp_path / "task.toml")
+    write_manifest(drawn_posts(40), tmp_path / "posts.jsonl")
+    return tmp_path
+
+
+def section(place, **kinds):
+    return DataSection(manifest=place / "posts.jsonl", task=place / "task.toml", **kinds)
+
+
+def test_a_share_of_each_class_validates(place):
+    found = gather(section(place, validation_share=0.25), 3)
+    assert len(found.train) + len(found.validation) == 40
+    for label in ("rude", "kind"):
+        whole = sum(p.label == label for p in drawn_posts(40))
+        assert sum(p.label == label for p in found.validation) == round(0.25 * whole)
+    assert [p.id for p in found.validation] == [
+        p.id for p in gather(section(place, validation_share=0.25), 3).validation
+    ]
+    assert [p.id for p in found.validation] != [
+        p.id for p in gather(section(place, validation_share=0.25), 4).validation
+    ]
+
+
+def test_splits_of_the_manifest_come_first(place):
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    names = ["train"] * 25 + ["validation"] * 10 + ["test"] * 5
+    rows = [row | {"split": name} for row, name in zip(rows, names, strict=True)]
+    (place / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = gather(section(place), 0)
+    assert [p.id for p in found.train] == [f"p{i}" for i in range(25)]
+    assert [p.id for p in found.validation] == [f"p{i}" for i in range(25, 35)]
+
+
+def test_a_validation_manifest_is_kept_out_of_training(place):
+    write_manifest(drawn_posts(40)[30:], place / "check.jsonl")
+    found = gather(section(place, validation=place / "check.jsonl"), 0)
+    assert [p.id for p in found.validation] == [f"p{i}" for i in range(30, 40)]
+    assert not {p.id for p in found.train} & {p.id for p in found.validation}
+
+
+def test_answers_of_another_manifest_are_laid_over(place):
+    rows = [
+        {"id": "p0", "text": "x", "process": {"insult": "no", "tone": "merry"}},
+        {"id": "other", "text": "y"},
+    ]
+    (place / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = gather(section(place, process=place / "answers.jsonl"), 0)
+    posts = {p.id: p for p in (*found.train, *found.validation)}
+    assert posts["p0"].process == {"insult": "no", "tone": "merry"}
+    assert posts["p1"].process == drawn_posts(2)[1].process
+    assert "other" not in posts
+
+
+def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
+    found = gather(DataSection(run=small_run, soft_target=0.7), 0)
+    grown = {row["id"]: row for row in read_jsonl(small_run / "grown.jsonl")}
+    assert {p.id: p.label for p in found.train} == {i: row["label"] for i, row in grown.items()}
+    pseudo = {i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label"}
+    assert pseudo
+    assert found.shares == dict.fromkeys(pseudo, 0.7)
+    folder = RunFolder(small_run)
+    scores = read_jsonl(folder.round_path(folder.best_round()) / "scores.jsonl")
+    assert {p.id: p.label for p in found.validation} == {
+        r["id"]: r["label"] for r in scores if r["split"] == "validation"
+    }
+    assert not {p.id for p in found.validation} & grown.keys()
+    assert any(p.images for p in found.train)
+
+
+def test_soft_targets_and_missing_answers():
+    asked = questionnaire(TASK, "agentps")
+    found = targets(asked, "rude", {"tone": "calm"}, share=0.8)
+    assert [one.tolist() for one in found] == [[0, 0], [0, 1, 0], pytest.approx([0.8, 0.2])]
+    assert [one.tolist() for one in targets(asked, None, {})] == [[0, 0], [0, 0, 0], [0, 0]]
+    with pytest.raises(TaskError, match="none of"):
+        targets(asked, "rude", {"tone": "loud"})
+
+
+def test_what_a_variant_asks():
+    names = {v: [one.name for one in questionnaire(TASK, v).all] for v in ("vanilla", "multitask", "agentps")}
+    assert names == {
+        "vanilla": ["final"],
+        "multitask": ["insult", "tone", "final"],
+        "agentps": ["insult", "tone", "final"],
+    }
+    assert questionnaire(TASK, "multitask").wording.questions == ()
+    assert len(questionnaire(TASK, "agentps").wording.questions) == 2
+    assert TASK.policy in questionnaire(TASK, "agentps", policy=True).wording.opening
+    bare = Task("bare", TASK.classes, "rude", "p")
+    with pytest.raises(TaskError, match="has no questions"):
+        questionnaire(bare, "multitask")
+    assert questionnaire(bare, "vanilla").process == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"run": "x", "manifest": "y"}, RecipeError, "expected one of the two"),
+        ({}, RecipeError, "expected one of the two"),
+        ({"manifest": "posts.jsonl"}, RecipeError, "name the task"),
+    ],
+)
+def test_sections_that_cannot_be(change, error, words):
+    with pytest.raises(error, match=words):
+        gather(DataSection(**change), 0)
+
+
+def test_no_labelled_post(place):
+    (place / "posts.jsonl").write_text('{"id": "a", "text": "b"}\n')
+    with pytest.raises(DataError, match="no labelled post to learn from"):
+        gather(section(place), 0)
+
+
+def test_albums_beyond_sixteen_and_videos_are_read(place):
+    from PIL import Image
+
+    names = []
+    for i in range(40):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(place / f"{i}.png")
+        names.append(f"{i}.png")
+    (place / "film.mp4").write_bytes(b"not looked at yet")
+    rows = [
+        {"id": "a", "images": names, "label": "rude"},
+        {"id": "b", "video": "film.mp4", "label": "kind"},
+        {"id": "c", "text": "x", "video": "../film.mp4", "label": "kind"},
+        {"id": "d", "text": "x", "video": "film.mp4", "images": ["1.png"], "label": "kind"},
+    ]
+    path = place / "albums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left_out = []
+    posts = list(stream_posts(path, left_out, DataSection(max_bad_share=1)))
+    assert [len(p.images) for p in posts] == [40, 0]
+    assert posts[1].video == (place / "film.mp4").resolve()
+    assert [one["id"] for one in left_out] == ["c", "d"]
+    assert "leads out of" in left_out[0]["reason"]
+
+
+def test_a_stream_stops_at_too_many_bad_rows(place):
+    path = place / "bad.jsonl"
+    path.write_text('{"id": "a", "text": "b"}\n' + "{\n" * 30)
+    left_out = []
+    stream = stream_posts(path, left_out, DataSection(max_bad_rows=5))
+    assert next(stream).id == "a"
+    with pytest.raises(QuarantineError, match="6 of the first 7 rows"):
+        next(stream)
+
+
+def test_recipes():
+    recipe = load_agentps_recipe(None, ["model.rank=4", "training.weights={final=2.0}"])
+    assert recipe.schedule(["insult", "final"]).weights == (1.0, 2.0)
+    assert recipe.architecture().rank == 4
+    assert recipe.architecture().frames is not None
+    assert load_agentps_recipe(None, ["frames.count=0"]).architecture().frames is None
+    with pytest.raises(RecipeError, match="names"):
+        recipe.schedule(["insult"])
+    for wrong in ("model.variant=psy", "training.metric=accuracy", "model.ranks=3", "frames.repeat=maybe"):
+        with pytest.raises(RecipeError, match="fault"):
+            load_agentps_recipe(None, [wrong])
+    with pytest.raises(RecipeError, match="equally long"):
+        load_agentps_recipe(None, ["model.album=video", "frames.repeat=false"])
+    published = load_agentps_recipe(Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml")
+    assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 256)
