@@ -26,6 +26,14 @@ class Pseudo(NamedTuple):
     verdict: Mapping[str, Any]
 
 
+class Human(NamedTuple):
+    """A label that people gave: its value (1 positive), the first round to use it, its row of human.jsonl."""
+
+    value: int
+    round: int
+    record: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The state of the loop between two rounds; every change gives a new one.
@@ -38,6 +46,7 @@ class Ledger:
         accepted: Position -> pseudo-label.
         divergent: Positions judged and not agreed on; unlabelled in the loss.
         set_aside: Positions judged in rounds that were rolled back since the last kept one.
+        human: Position -> label that people gave: a label like any other from then on, rolled back or not.
     """
 
     next_round: int = 0
@@ -47,6 +56,7 @@ class Ledger:
     accepted: Mapping[int, Pseudo] = field(default_factory=dict)
     divergent: frozenset[int] = frozenset()
     set_aside: frozenset[int] = frozenset()
+    human: Mapping[int, Human] = field(default_factory=dict)
 
     def open_positions(self, pool: IntArray, *, again: bool) -> IntArray:
         """Pool posts that may be chosen now.
@@ -55,8 +65,24 @@ class Ledger:
             pool: Positions of the pool.
             again: Whether posts once found divergent may be chosen again.
         """
-        closed = self.accepted.keys() | self.set_aside | (frozenset() if again else self.divergent)
+        closed = self.accepted.keys() | self.human.keys() | self.set_aside
+        closed |= frozenset() if again else self.divergent
         return pool[~np.isin(pool, np.fromiter(closed, np.int64, len(closed)))]
+
+    def decided(self, records: Iterable[tuple[int, Mapping[str, Any]]], values: Mapping[str, int]) -> Ledger:
+        """The ledger once people's decisions are known; what classifier and agents said of the posts is moot.
+
+        Args:
+            records: (position, row of human.jsonl), used from the coming round on.
+            values: Class name -> 1 or 0.
+        """
+        human = {position: Human(values[r["label"]], self.next_round, r) for position, r in records}
+        return replace(
+            self,
+            human={**self.human, **human},
+            accepted={p: pseudo for p, pseudo in self.accepted.items() if p not in human},
+            divergent=self.divergent - human.keys(),
+        )
 
     def merge(
         self,
@@ -105,6 +131,8 @@ class Ledger:
     def training_set(self, corpus: Corpus, *, soft_positive: float) -> TrainingSet:
         """Labelled, agreed and divergent posts with their groups, in the order of their positions.
 
+        Posts that people labelled follow the labelled ones, and are in their groups.
+
         Args:
             corpus: Gives the labelled posts.
             soft_positive: Target of agreed positives; agreed negatives get 1 minus it.
@@ -112,7 +140,9 @@ class Ledger:
         agreed = np.array(sorted(self.accepted), dtype=np.int64)
         divergent = np.array(sorted(self.divergent), dtype=np.int64)
         values = np.array([self.accepted[int(p)].value for p in agreed], dtype=np.int8)
-        labels = corpus.labels[corpus.labelled]
+        human = np.array(sorted(self.human), dtype=np.int64)
+        given = np.array([self.human[int(p)].value for p in human], dtype=np.int8)
+        labels = np.concatenate([corpus.labels[corpus.labelled], given])
         groups = np.concatenate(
             [
                 np.where(labels == 1, Group.POSITIVE, Group.NEGATIVE),
@@ -127,7 +157,8 @@ class Ledger:
                 np.full(len(divergent), 0.5),
             ]
         ).astype(np.float32)
-        return TrainingSet(np.concatenate([corpus.labelled, agreed, divergent]), groups, targets)
+        positions = np.concatenate([corpus.labelled, human, agreed, divergent])
+        return TrainingSet(positions, groups, targets)
 
 
 def precision(positions: Iterable[int], values: Iterable[int], truth: npt.NDArray[np.int8]) -> float | None:

@@ -24,9 +24,11 @@ from selftrain import atomic
 from selftrain.calibration import probabilities
 from selftrain.classifier import FloatArray, TrainingSet
 from selftrain.corpus import Corpus, IntArray
+from selftrain.hearing import hear, human_figures
 from selftrain.history import grown_rows, replay
 from selftrain.ledger import Ledger
 from selftrain.metrics import evaluate
+from selftrain.people import People
 from selftrain.rounds import (
     Json,
     Round,
@@ -86,6 +88,7 @@ def self_train(
     loss: PNULoss,
     folder: RunFolder,
     settings: LoopSettings,
+    people: People | None = None,
 ) -> Iterator[Round]:
     """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
 
@@ -96,6 +99,8 @@ def self_train(
         loss: The PNU loss; `loss_of_round` fills in what follows from a round's own posts.
         folder: Opened and locked.
         settings: See `LoopSettings`.
+        people: Who reviews what the agents cannot agree on; None: nobody. The loop ends before the round for
+            which their decisions are missing, see `People.ready`.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
@@ -125,7 +130,12 @@ def self_train(
     judged = sum(int(one.figures["candidates"]["posts"]) for one in finished)
     while why_stop(ledger, corpus, settings, judged) is None:
         number, began = ledger.next_round, time.monotonic()
+
+        # ---- people: labels for posts that the rounds before left divergent ----------------------------
+        if people is not None and not people.ready(number):
+            return
         path = folder.open_round(number)
+        ledger = hear(people, folder, corpus, ledger, path)
         best = trainer.load(folder.round_path(ledger.best_round) / "model.safetensors")
 
         # ---- select: the most confident open posts; accepted ones it has turned against go back ------
@@ -172,6 +182,7 @@ def self_train(
             corpus, positions, records, returned
         )
         figures |= model_figures(model, training, theta)
+        figures |= human_figures(people, ledger, number)
         figures |= {"trust": trusted, "cost": spending_of(panel).minus(paid_before).to_json()}
         score = figures["validation"]["macro_f1"]
         ledger = ledger.keep(trial, score) if score > ledger.best_score else ledger.roll_back(positions)
@@ -179,6 +190,10 @@ def self_train(
             folder, corpus, ledger, number=number, figures=figures, simulated=panel.simulated, began=began,
             root=settings.root,
         )  # fmt: skip
+
+    # ---- what people said since the last round belongs into the grown dataset too --------------------
+    if people is not None:
+        publish(folder, corpus, hear(people, folder, corpus, ledger), settings.root)
 
 
 def why_stop(ledger: Ledger, corpus: Corpus, settings: LoopSettings, judged: int = 0) -> str | None:
@@ -211,7 +226,7 @@ def close_round(
         "kept": ledger.best_round == number,
         "simulated": simulated,
         **figures,
-        "grown": len(corpus.labelled) + len(ledger.accepted),
+        "grown": len(corpus.labelled) + len(ledger.human) + len(ledger.accepted),
         "pseudo_labels": pseudo_label_figures(corpus, ledger),
         "seconds": round(time.monotonic() - began, 3),
     }
@@ -305,8 +320,16 @@ def candidate_row(candidate: Candidate) -> Json:
 
 
 def as_accepted(corpus: Corpus, ledger: Ledger) -> Sequence[Accepted]:
-    """The pseudo-labelled posts that the agents may learn from, in the order of their positions."""
-    return [
-        Accepted(corpus.posts[position], corpus.class_name(ledger.accepted[position].value))
-        for position in sorted(ledger.accepted)
+    """The pool posts that the agents may learn from, pseudo-labels first.
+
+    People's labels count as much as labels do, but agents are neither calibrated nor measured on them: these
+    are posts on which they could not agree.
+    """
+    learned = [
+        Accepted(corpus.posts[position], corpus.class_name(pseudo.value))
+        for position, pseudo in sorted(ledger.accepted.items())
+    ]
+    return learned + [
+        Accepted(corpus.posts[position], corpus.class_name(human.value), weight=1.0)
+        for position, human in sorted(ledger.human.items())
     ]

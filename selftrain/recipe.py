@@ -183,6 +183,22 @@ class RoundsSection(Section):
     start: Literal["pretrained", "best"] = "pretrained"
 
 
+class HumanSection(Section):
+    """A small budget of human reviews, spent on what the agents cannot agree on."""
+
+    # posts over the whole run that people may be asked about; 0: nobody is asked
+    budget: int = Field(0, ge=0)
+    per_round: int = Field(50, ge=1)
+    # how an estimated error becomes the chance of being reviewed, see README
+    rule: Literal["normalised", "exponential", "threshold"] = "exponential"
+    floor: float = Field(0.1, ge=0, le=1)  # the share of the budget that is spread evenly
+    # where error estimates come from: what classifier and agents said of a post, and how far apart they are
+    source: Literal["disagreement"] = "disagreement"
+    doubled_share: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
+    # while reviews are missing: end in good order, or look for them until they are there
+    wait: Literal["end", "poll"] = "end"
+
+
 class Recipe(Section):
     """A whole recipe, with its paths resolved."""
 
@@ -196,6 +212,7 @@ class Recipe(Section):
     agents: AgentsSection = AgentsSection()
     vlm: VlmSection = VlmSection()
     rounds: RoundsSection = RoundsSection()
+    human: HumanSection = HumanSection()
 
     @model_validator(mode="after")
     def _servers_given(self) -> Recipe:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from selftrain import atomic
 from selftrain.recipe import Recipe, load_recipe
 from selftrain.run.folder import RunFolder
+from selftrain.run.summary import missing_reviews
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
@@ -57,7 +58,8 @@ class Run:
         recipe: As resolved.
         folder: Where everything is written.
         name: The recipe's file name; empty for one that was built in Python.
-        stopped: Why `rounds` ended before the loop did: the token cap. Empty otherwise.
+        stopped: Why `rounds` ended before the loop did: the token cap, or reviews that are missing. Empty
+            otherwise.
     """
 
     def __init__(self, recipe: Recipe, out: Path, name: str = "") -> None:
@@ -81,6 +83,7 @@ class Run:
         from selftrain.data.task import dump_task
         from selftrain.loop import self_train
         from selftrain.panels import build_panel
+        from selftrain.people import build_people
 
         with self.folder.locked():
             self.folder.check_recipe(self.recipe.model_dump(mode="json"))
@@ -107,9 +110,11 @@ class Run:
                 loss=build_loss(self.recipe),
                 folder=self.folder,
                 settings=build_settings(self.recipe),
+                people=build_people(self.recipe, self.folder, progress=progress),
             )
             try:
                 yield from self._told(rounds)
+                self.stopped = missing_reviews(self.folder) or ""
             except TokenCapError as error:
                 # no fault: what the recipe allows is spent, and the rounds that are finished stand
                 self.stopped = str(error)

@@ -148,6 +148,11 @@ class ReviewLedger:
         with explained(self.path, "read"):
             return self.base_budget + sum(allowances(self._connection).values())
 
+    def allowed(self, purpose: str) -> int:
+        """Posts that `allow` has allowed for this purpose."""
+        with explained(self.path, "read"):
+            return allowances(self._connection).get(purpose, 0)
+
     def allow(self, purpose: str, posts: int) -> None:
         """Allow so many posts beyond the budget of creation; the same purpose again replaces the number.
 

@@ -6,10 +6,12 @@
     ├── quarantine.jsonl     rows, duplicates and posts left out, each with its reason
     ├── trust.json           the agents on posts of known label, before the last round's candidates
     ├── rounds/0003/         candidates.jsonl, verdicts.jsonl, scores.jsonl, model.safetensors, metrics.json
+    │                        and human.jsonl where people were asked: their labels that the round used
     ├── best -> rounds/0003  moved in one step; rolling back leaves it where it is
     ├── report.html          the whole run on one page, see `selftrain.run.report`
     ├── tensorboard/         one event file a round; mlflow.json beside it where MLflow is told
-    └── grown.jsonl          labels and accepted pseudo-labels, with their provenance
+    ├── review.sqlite        what people are asked to review, and what they said, see `selftrain.act.ledger`
+    └── grown.jsonl          labels, people's labels and accepted pseudo-labels, with their provenance
 
 `metrics.json` is written last: a round without one did not happen and is done again. Everything else that
 resuming needs (`best`, `grown.jsonl`, which posts were seen) follows from the finished rounds.
@@ -28,6 +30,8 @@ from selftrain import atomic
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 
 Json = dict[str, Any]
+
+HUMAN = "human.jsonl"
 
 
 class RunFolder:
@@ -172,6 +176,11 @@ class RunFolder:
         file = self.round_path(number) / "verdicts.jsonl"
         return list(read_jsonl(file)) if file.exists() else []
 
+    def human(self, number: int) -> list[Json]:
+        """People's labels that a round was the first to use; empty where it used none."""
+        file = self.round_path(number) / HUMAN
+        return list(read_jsonl(file)) if file.exists() else []
+
     def read_json(self, file: Path) -> Json:
         """One JSON object of this folder, or a RunStateError that names the file."""
         try:
@@ -212,6 +221,8 @@ MAY_CHANGE = {
     *(f"vlm.{key}" for key in ("servers", "key_variable", "concurrency", "timeout", "retries", "patience")),
     *(f"vlm.{key}" for key in ("token_cap", "store")),
     "agents.near_chance",
+    # what was drawn stays drawn, and what a round used stands in its folder
+    *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "doubled_share", "source", "wait")),
 }
 """Keys of a recipe that a run may change on its way."""
 

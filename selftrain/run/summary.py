@@ -117,11 +117,27 @@ def why_stopped(folder: RunFolder) -> str | None:
     return None
 
 
+def missing_reviews(folder: RunFolder) -> str | None:
+    """What people have still to review before the run can go on, and where; None: nothing.
+
+    Raises:
+        RunStateError: The folder is damaged.
+        LedgerError: The ledger of reviews cannot be read.
+    """
+    from selftrain.people import waiting_for
+
+    if not (folder.recipe().get("human") or {}).get("budget") or why_stopped(folder) is not None:
+        return None
+    waiting = waiting_for(folder)
+    return str(waiting) if waiting is not None and waiting.open else None
+
+
 def open_posts(folder: RunFolder, rounds: Sequence[Mapping[str, Any]]) -> int:
     """How many pool posts may still be chosen: the ledger's rules, told over ids."""
-    accepted, divergent, set_aside = set[str](), set[str](), set[str]()
+    accepted, divergent, set_aside, human = set[str](), set[str](), set[str](), set[str]()
     for figures in rounds:
         verdicts = folder.verdicts(int(figures["round"]))
+        human |= {row["id"] for row in folder.human(int(figures["round"]))}
         if not figures["kept"]:
             set_aside |= {verdict["post_id"] for verdict in verdicts}
             continue
@@ -131,7 +147,7 @@ def open_posts(folder: RunFolder, rounds: Sequence[Mapping[str, Any]]) -> int:
         divergent = (divergent | returned | {verdict["post_id"] for verdict in verdicts}) - agreed
         set_aside = set()
     again = folder.recipe()["selection"]["again"]
-    closed = accepted | set_aside | (set() if again else divergent)
+    closed = accepted | set_aside | human | (set() if again else divergent)
     return int(folder.environment()["splits"]["pool"]) - len(closed)
 
 
