@@ -22,7 +22,7 @@ from selftrain.finetune_network import Network
 from selftrain.finetuned import load_finetuned, read_format
 from selftrain.recipe import Recipe
 from selftrain.run.folder import RunFolder
-from selftrain.start import backbone_options, build_trainer, finetuning_backbone
+from selftrain.start import backbone_options, finetuning_backbone
 
 if TYPE_CHECKING:
     from backbones.base import Backbone, Encoded, PostLike
@@ -119,7 +119,7 @@ def _open_finetuned(folder: RunFolder, recipe: Recipe, classes: Classes, file: P
     model = load_finetuned(file)[0]
     backbone = finetuning_backbone(recipe)
     _check_same(folder, backbone, model.pretrained)
-    network = Network(backbone, model.architecture, build_trainer(recipe).precision)
+    network = Network(backbone, model.architecture)
     network.put(model.weights)
     assert network.head is not None, "put attaches it"
     network.eval()

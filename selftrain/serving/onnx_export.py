@@ -157,11 +157,13 @@ def _whole_graph(model: BestModel) -> _Graph:
 
 
 def _merge_adapters(module: nn.Module) -> None:
-    """Fold LoRA adapters into the layers that they stand beside."""
-    for part in module.modules():
-        merge = getattr(part, "merge", None)
-        if merge is not None and hasattr(part, "lora_A"):
-            merge()
+    """Fold LoRA adapters into the layers that they stand beside, and put those layers back in their place."""
+    adapted = [(name, part) for name, part in module.named_modules() if hasattr(part, "lora_A")]
+    for name, part in adapted:
+        layer: Any = part
+        layer.merge()
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, layer.get_base_layer())
 
 
 def _write(graph: _Graph, metadata: dict[str, Any], file: Path) -> None:
