@@ -1,0 +1,118 @@
+"""A trained model behind the contract of serving, and predictions of any number of posts."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from agentps_helpers import training_folder
+from PIL import Image
+
+from selftrain.agentps.fitting import fit
+from selftrain.agentps.folder import load
+from selftrain.agentps.prediction import predict
+from selftrain.agentps.recipe import load_agentps_recipe
+from selftrain.cli import main
+from selftrain.data.posts import Post
+from selftrain.serving.scorer import PostScore, ScoreFailure, open_scorer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = training_folder(tmp_path_factory.mktemp("scorer"), frames=2)
+    data = [f'data.manifest="{place / "posts.jsonl"}"', f'data.task="{place / "task.toml"}"']
+    fit(
+        load_agentps_recipe(place / "recipe.toml", [*data, "training.epochs=1"]),
+        place / "model",
+        progress=False,
+    )
+    return place
+
+
+def test_a_model_is_a_scorer(place):
+    scorer = open_scorer(place / "model")
+    assert (scorer.kind, scorer.name, scorer.classes, scorer.positive) == (
+        "agentps",
+        "model",
+        ("rude", "kind"),
+        "rude",
+    )
+    posts = [
+        Post("same", "awful day"),
+        Post("same", "lovely day", (place / "red.png",)),
+        Post("x", "", (place / "gone.png",)),
+    ]
+    found = scorer.score(posts)
+    assert [type(one) for one in found] == [PostScore, PostScore, ScoreFailure]
+    assert "gone.png" in found[2].reason
+    for one in found[:2]:
+        assert one.probabilities[one.label] == one.probability == max(one.probabilities.values())
+        assert set(one.process) == {"insult", "tone"}
+    by_command = place / "predicted.jsonl"
+    assert (
+        main(
+            ["agentps", "predict", str(place / "model"), str(place / "posts.jsonl"), "--out", str(by_command)]
+        )
+        == 0
+    )
+    rows = {row["id"]: row for row in map(json.loads, by_command.read_text().splitlines())}
+    manifest = map(json.loads, (place / "posts.jsonl").read_text().splitlines())
+    given = [Post(r["id"], r["text"], tuple(place / one for one in r.get("images", []))) for r in manifest]
+    for post, one in zip(given, scorer.score(given), strict=True):
+        assert one.probabilities == pytest.approx(rows[post.id]["probabilities"], abs=1e-4)
+
+
+def test_validation_scores_are_those_of_the_kept_epoch(place):
+    validation = open_scorer(place / "model").validation()
+    rows = [json.loads(line) for line in (place / "model" / "validation.jsonl").read_text().splitlines()]
+    assert validation.labels.tolist() == [int(row["truth"]["final"] == "rude") for row in rows]
+    assert validation.probabilities.tolist() == [row["probabilities"]["rude"] for row in rows]
+
+
+def test_its_fingerprint_follows_its_weights(place, tmp_path):
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(place / "model", copy)
+    assert load(copy).fingerprint == load(place / "model").fingerprint
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert load(copy).fingerprint != load(place / "model").fingerprint
+
+
+def test_an_album_of_no_and_of_forty_pictures(place, tmp_path):
+    loaded = load(place / "model")
+    pictures = []
+    for i in range(40):
+        pictures.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (30, 30), (6 * i, 0, 0)).save(pictures[-1])
+    found = list(predict(loaded, [Post("none", "words"), Post("forty", "words", tuple(pictures))]))
+    assert [one.reason for one in found] == ["", ""]
+    assert not np.allclose(found[0].answers[-1], found[1].answers[-1])
+
+
+def test_memory_does_not_grow_with_the_posts(place):
+    loaded = load(place / "model")
+
+    def peak(count):
+        tracemalloc.start()
+        total = sum(
+            1 for _ in predict(loaded, (Post(f"p{i}", f"day {i}") for i in range(count)), batch_size=8)
+        )
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert total == count
+        return most
+
+    peak(600)
+    assert peak(2400) < 1.6 * peak(600)
+
+
+def test_labels_of_another_task_are_carried_not_judged(place):
+    loaded = load(place / "model")
+    [one] = predict(loaded, [Post("a", "awful", label="spam", process={"tone": "loud", "colour": "red"})])
+    assert not one.reason
+    assert not any(target.any() for target in one.example.targets)
