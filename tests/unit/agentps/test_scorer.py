@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,21 +93,19 @@ def test_an_album_of_no_and_of_forty_pictures(place, tmp_path):
     assert not np.allclose(found[0].answers[-1], found[1].answers[-1])
 
 
-def test_memory_does_not_grow_with_the_posts(place):
-    loaded = load(place / "model")
+def test_no_more_posts_are_read_ahead_than_a_few_batches(place):
+    loaded, read, ahead = load(place / "model"), 0, []
 
-    def peak(count):
-        tracemalloc.start()
-        total = sum(
-            1 for _ in predict(loaded, (Post(f"p{i}", f"day {i}") for i in range(count)), batch_size=8)
-        )
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert total == count
-        return most
+    def source():
+        nonlocal read
+        for read in range(1, 401):
+            yield Post(f"p{read}", f"day {read}")
 
-    peak(600)
-    assert peak(2400) < 1.6 * peak(600)
+    for given, one in enumerate(predict(loaded, source(), batch_size=4)):
+        ahead.append(read - given)
+        assert one.example.id == f"p{given + 1}"
+    assert len(ahead) == 400
+    assert max(ahead) <= 4 * 16
 
 
 def test_labels_of_another_task_are_carried_not_judged(place):
