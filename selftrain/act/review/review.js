@@ -174,7 +174,7 @@
     byId("remark").hidden = !post.remark;
     for (const one of document.querySelectorAll(".chosen, .before")) one.classList.remove("chosen", "before");
     byId("before").hidden = !(post.opinions && post.opinions.length);
-    byId("before-parties").replaceChildren(...(post.opinions || []).map((one) => party(one, null)));
+    tellParties("before-parties", post.opinions || [], null);
     album.open();
   };
 
@@ -204,6 +204,12 @@
     made.append(title, ...opinion.steps.map((one, k) => stepOf(one, opinion.steps[k - 1])));
     return made;
   };
+  const tellParties = (where, opinions, label) => { // what was said at the same step stands at the same height
+    const all = opinions.map((one) => party(one, label));
+    const rows = Math.max(0, ...all.map((one) => one.children.length));
+    for (const one of all) one.style.gridRow = "span " + rows;
+    byId(where).replaceChildren(...all);
+  };
   const mark = (opinion, label) => {
     const made = make("li"), step = lastWord(opinion);
     const kind = !judged(label) ? "" : agrees(opinion, label) ? " good" : " bad";
@@ -218,12 +224,12 @@
     byId("previous").hidden = !shown;
     if (!shown) return;
     const line = byId("previous-line");
-    line.replaceChildren("Before: ", named(last.label), " ");
+    line.replaceChildren(make("span", "faint", "Last answer"), named(last.label));
     if (snippet) line.append(isolated(snippet, "snippet"));
     else line.append(isolated(last.shown, "snippet path"));
     byId("previous-marks").replaceChildren(...last.opinions.map((one) => mark(one, last.label)));
     byId("why").hidden = !last.opinions.length;
-    byId("previous-parties").replaceChildren(...last.opinions.map((one) => party(one, last.label)));
+    tellParties("previous-parties", last.opinions, last.label);
   };
 
   // ---- pictures: veiled until somebody asks ----
