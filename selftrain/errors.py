@@ -14,7 +14,8 @@ SelftrainError
 │   ├── BudgetError         a human budget, or error estimates, that cannot be spent as asked
 │   ├── EstimateError       a review from which nothing can be estimated
 │   ├── LedgerError         a ledger of reviews that cannot be read or written
-│   └── DecisionError       a decision that the ledger of reviews refuses
+│   ├── DecisionError       a decision that the ledger of reviews refuses
+│   └── ExchangeError       a file of reviews, from another tool, that cannot be read
 ├── TrainingError
 │   └── NonFiniteLossError  a NaN or infinite loss, with the step that gave it
 ├── ServingError            a model that cannot be served, filtered with or exported as asked
@@ -90,6 +91,10 @@ class LedgerError(ActError):
 
 class DecisionError(ActError, ValueError):
     """A decision that the ledger of reviews refuses: nobody's post, another's, an unknown class."""
+
+
+class ExchangeError(ActError, ValueError):
+    """A file of reviews that cannot be read at all; single bad lines are refused one by one."""
 
 
 class TrainingError(SelftrainError):

@@ -239,6 +239,15 @@ class ReviewLedger:
             ).fetchall()
         return [row[0] for row in rows]
 
+    def waiting(self) -> list[str]:
+        """Ids of the posts that lack a review, the second of doubled ones included, in order of review."""
+        with explained(self.path, "read"):
+            rows = self._connection.execute(
+                "SELECT post_id FROM posts p WHERE place IS NOT NULL AND (open > 0 OR EXISTS"
+                " (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.label IS NULL)) ORDER BY place"
+            ).fetchall()
+        return [row[0] for row in rows]
+
     # ---- for whoever shows posts to reviewers ---------------------------------------------------------
 
     def next_post(self, reviewer: str) -> Leased | None:
@@ -317,12 +326,15 @@ class ReviewLedger:
             connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
             queue.log(connection, now, "skip", reviewer, post_id)
 
-    def enter(self, decisions: Sequence[Outside], *, all_or_nothing: bool = False) -> Entered:
+    def enter(
+        self, decisions: Sequence[Outside], *, all_or_nothing: bool = False, dry: bool = False
+    ) -> Entered:
         """Take decisions that were made elsewhere, all in one change; see `selftrain.act.entering`.
 
         Args:
             decisions: In the order of their file.
             all_or_nothing: Take none where one is refused.
+            dry: Take none; say what would be refused.
 
         Raises:
             LedgerError: The file cannot be written.
@@ -331,7 +343,7 @@ class ReviewLedger:
         with explained(self.path, "written"), changing(self._connection) as connection:
             connection.execute("SAVEPOINT decisions")
             entered = enter(connection, decisions, self.classes, now)
-            if entered.refused and all_or_nothing:
+            if dry or (entered.refused and all_or_nothing):
                 connection.execute("ROLLBACK TO decisions")
                 entered = entered._replace(taken=())
         return entered

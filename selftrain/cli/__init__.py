@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         predict,
         prompts,
         review,
+        reviews,
         run,
         serve,
     )
@@ -95,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         annotate,
         act,
         review,
+        reviews,
         agents,
         bench,
     ):

@@ -1,4 +1,4 @@
-"""``selftrain act``: a small human budget. `choose`: who annotates, who criticizes, how much to review."""
+"""``selftrain act``: a small human budget. `choose`: who annotates, who criticizes, how much; `audit`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from selftrain.cli.reviews import add_audit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,6 +32,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = subparsers.add_parser("act", help="a small human budget, spent where labels are likely wrong")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_choose(commands)
+    add_audit(commands)
 
 
 def add_choose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
