@@ -147,7 +147,7 @@ def test_the_merged_checkpoint_is_a_model_of_transformers_with_the_same_states(p
     base = from_parts("merged", whole, processor)
     fresh = load(model).built.model  # for its heads' shapes alone
     fresh.language = base.module
-    fresh.heads.load_state_dict(load_file(merged / "heads.safetensors"))
+    fresh.heads.load_state_dict(load_file(merged / "answer_heads" / "model.safetensors"))
     reader = base.reader(questionnaire(TASK, "agentps").wording, "left", 96)
     from backbones.mllm.base import Prompt
 
