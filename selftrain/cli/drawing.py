@@ -71,6 +71,8 @@ def _facts(summary: Summary, stopped: str | None) -> list[tuple[str, str]]:
         exact = "precision of pseudo-labels" if summary.pseudo_label_exact else "precision of kept rounds"
         facts.append((exact, number(summary.pseudo_label_precision)))
     facts.append(("time in rounds", f"{summary.seconds:.0f} s"))
+    if summary.human:
+        facts.append(("labels from people", f"{summary.human:,}"))
     return [*facts, ("stopped because", stopped or "it was interrupted: it can go on")]
 
 
@@ -133,6 +135,8 @@ def standing_lines(state: Standing) -> list[tuple[str, str]]:
         ]
     if state.stopped:
         following = f"nothing: {state.stopped}"
+    elif state.waiting:
+        following = f"round {state.finished}; {state.waiting}"
     elif state.held:
         following = f"round {state.finished} is under way"
     else:

@@ -152,9 +152,13 @@ def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
     if as_json:
         _print_json(rounds)
         return
-    from selftrain.cli.drawing import console, rounds_table
+    from selftrain.act.label_error import reviewed_batches, told
+    from selftrain.cli.drawing import console, plain, rounds_table
 
     console().print(rounds_table(rounds))
+    line = told(reviewed_batches(folder))
+    if line is not None:
+        _print_texts([plain(""), plain(line)])
     if len(rounds) > 1:
         _print_texts(_hints(shlex.quote(str(folder.path)), folder.verdicts(1)))
 

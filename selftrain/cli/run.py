@@ -114,12 +114,12 @@ def _estimate(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
 def _close(folder: RunFolder) -> None:
     """The closing table, and where to look next."""
     from selftrain.cli.drawing import console, summary_table
-    from selftrain.run.summary import summarise, why_stopped
+    from selftrain.run.summary import missing_reviews, summarise, why_stopped
 
     rounds = folder.finished_rounds()
     shown = console()
     shown.print()
-    shown.print(summary_table(summarise(rounds), why_stopped(folder)))
+    shown.print(summary_table(summarise(rounds), why_stopped(folder) or missing_reviews(folder)))
     path = folder.path
     quoted = shlex.quote(str(path))
     lines = [

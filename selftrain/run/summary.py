@@ -33,6 +33,7 @@ class Summary(NamedTuple):
         labelled, grown: Posts of the labelled set and of the grown dataset.
         seconds: Time spent in the rounds.
         simulated: Whether the agents' answers were drawn from the labels.
+        human: Posts of the grown dataset that people labelled during the run.
     """
 
     labels_alone: Score
@@ -51,6 +52,7 @@ class Summary(NamedTuple):
     grown: int
     seconds: float
     simulated: bool
+    human: int = 0
 
 
 def summarise(rounds: Sequence[Mapping[str, Any]]) -> Summary:
@@ -76,6 +78,7 @@ def summarise(rounds: Sequence[Mapping[str, Any]]) -> Summary:
         grown=int(rounds[-1]["grown"]),
         seconds=sum(float(figures["seconds"]) for figures in rounds),
         simulated=any(figures["simulated"] for figures in rounds),
+        human=int((rounds[-1].get("human") or {}).get("posts", 0)),
     )
 
 
@@ -163,6 +166,7 @@ class Standing(NamedTuple):
         held: Whether a process holds the run's lock now; None where that cannot be told.
         last: The figures of the last finished round; None without one.
         stopped: Why no further round follows; None: the same command goes on.
+        waiting: Reviews that it waits for, in words; None: none.
     """
 
     path: str
@@ -173,6 +177,7 @@ class Standing(NamedTuple):
     held: bool | None
     last: Json | None
     stopped: str | None
+    waiting: str | None = None
 
 
 def standing(folder: RunFolder) -> Standing:
@@ -192,6 +197,7 @@ def standing(folder: RunFolder) -> Standing:
         held=is_held(folder),
         last=rounds[-1] if rounds else None,
         stopped=why_stopped(folder),
+        waiting=missing_reviews(folder) if rounds else None,
     )
 
 

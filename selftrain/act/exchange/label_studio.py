@@ -37,9 +37,8 @@ def labelling_config(classes: Sequence[str], *, pictures: bool, opinions: bool) 
         raise ExchangeError(f"Label Studio reads {variable[0]!r} as a variable: give the class another name")
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Text", name=TEXT, value="$text")
-    if pictures:  # a post has none or several
-        repeated = ElementTree.SubElement(view, "Repeater", on="$images", indexFlag="{{idx}}")
-        ElementTree.SubElement(repeated, "Image", name="image_{{idx}}", value="$images[{{idx}}]")
+    if pictures:
+        ElementTree.SubElement(view, "Image", name="images", valueList="$images")
     choices = ElementTree.SubElement(
         view, "Choices", name=CONTROL, toName=TEXT, choice="single-radio", required="true", showInLine="true"
     )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from selftrain.act.label_error import percent
 from selftrain.run.report import charts
 from selftrain.run.report.html import render_template
 from selftrain.run.report.page import COST, FinalSplit, Page, RoundRow
@@ -54,6 +55,7 @@ class Charts(NamedTuple):
 def render(page: Page) -> str:
     """The page as HTML."""
     values = page._asdict() | {"charts": draw(page), "cost_names": COST_NAMES, "cost_columns": COST}
+    values["error_percent"] = percent
     scripts = ("page.js", "browser.js") if page.verdicts else ()
     return render_template("report.html.j2", values, scripts=scripts)
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selftrain.act.label_error import ReviewedBatch, reviewed_batches
 from selftrain.errors import RunStateError, TaskError
 from selftrain.run.folder import RunFolder
 from selftrain.run.intervals import Estimate, counts_of, estimates
@@ -26,7 +27,7 @@ from selftrain.run.scores import (
     read_scores,
     reliability,
 )
-from selftrain.run.summary import Score, Summary, is_held, score, summarise, why_stopped
+from selftrain.run.summary import Score, Summary, is_held, missing_reviews, score, summarise, why_stopped
 
 Json = dict[str, Any]
 
@@ -100,6 +101,7 @@ class Page(NamedTuple):
         summary: None before round 0 is finished, as `final` is empty then.
         truth_known: Whether some round knows the truth of its candidates.
         verdicts: None when no round has verified a post.
+        reviews: What people's reviews say of the labels; empty without any.
     """
 
     name: str
@@ -118,6 +120,7 @@ class Page(NamedTuple):
     quarantine: Quarantine
     recipe: Mapping[str, Json]
     verdicts: Browser | None
+    reviews: Sequence[ReviewedBatch]
 
 
 def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
@@ -154,6 +157,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
             quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
             recipe=_sections(recipe),
             verdicts=_verdicts(folder, rounds, task, picture_budget),
+            reviews=reviewed_batches(folder),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, RunStateError):
@@ -173,6 +177,9 @@ def _state(folder: RunFolder, finished: int) -> tuple[str, bool]:
     stopped = why_stopped(folder) if finished else None
     if stopped is not None:
         return f"Finished: {stopped}.", True
+    missing = missing_reviews(folder) if finished else None
+    if missing is not None:
+        return f"Waiting for people: {missing}.", False
     if is_held(folder):
         return f"Under way: round {finished} was being worked on when this page was drawn.", False
     return f"Stopped before round {finished} was finished: the command that began the run goes on.", False

@@ -260,9 +260,9 @@ def test_the_configuration_names_every_class_and_unsure_as_data():
     choices = root.find("Choices")
     assert choices.attrib["toName"] == root.find("Text").attrib["name"] == "text"
     assert [one.attrib["value"] for one in choices] == [*tricky, UNSURE]
-    assert root.find("Repeater").attrib["on"] == "$images"
+    assert root.find("Image").attrib["valueList"] == "$images"
     plain = ElementTree.fromstring(label_studio.labelling_config(tricky, pictures=False, opinions=False))
-    assert plain.find("Repeater") is None
+    assert plain.find("Image") is None
     assert len(plain.findall("Text")) == 1
     with pytest.raises(ExchangeError, match="variable"):
         label_studio.labelling_config(("$text", "kind"), pictures=False, opinions=False)
