@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
@@ -216,6 +217,24 @@ def test_a_heading_sorts_both_ways_and_says_so(page, records):
     page.locator("th[data-sort='truth'] button").click()
     first = page.locator(f"{ROWS} td.truth .label").all_inner_texts()
     assert set(first) == {"offensive"}
+
+
+def test_posts_whose_class_is_not_known_come_last_and_are_neither_right_nor_wrong(open_page, tmp_path):
+    posts = [replace(one, label=None) if n < 3 else one for n, one in enumerate(drawn_posts(TWO, 20))]
+    made(tmp_path, TWO, posts)
+    write_report(tmp_path, tmp_path / "report.html")
+    page = open_page(tmp_path / "report.html")
+    for order in ("wrong:up", "truth:up", "truth:down"):
+        page.locator("#f-sort").select_option(order)
+        assert ids(page)[-3:] == [one.id for one in posts[:3]]
+    assert page.locator(f"{ROWS} td.truth").last.inner_text() == "not known"
+    shown = 0
+    for outcome, expected in (("unknown", 3), ("right", None), ("wrong", None)):
+        page.locator("#f-outcome").select_option(outcome)
+        found = page.locator(ROWS).count()
+        assert expected in (None, found)
+        shown += found
+    assert shown == 20
 
 
 def test_pages_follow_each_other_and_end(page):

@@ -287,19 +287,20 @@ def test_posts_that_could_not_be_read_are_named_apart(seen):
 
 
 def test_the_first_pictures_of_the_worst_posts_are_embedded_first(tmp_path):
-    pictures = picture_files(tmp_path / "pictures", 6)
-    posts = [Post(f"p{n}", "x", tuple(pictures[2 * n : 2 * n + 2]), TWO.names[n % 2]) for n in range(3)]
+    pictures = picture_files(tmp_path / "pictures", 8)
+    labels = (None, "offensive", "harmless", "offensive")
+    posts = [Post(f"p{n}", "x", tuple(pictures[2 * n : 2 * n + 2]), labels[n]) for n in range(4)]
     made(tmp_path / "m", TWO, posts)
     urls = [url for chunk in gather(tmp_path / "m").cases.pictures for url in json.loads(str(chunk))]
-    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:4]))).cases
+    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:5]))).cases
     believed = json.loads(str(found.listing))["believed"]
-    order = sorted(range(3), key=lambda i: believed[i])
+    order = sorted((1, 2, 3), key=lambda i: believed[i])
     rows = json.loads(str(found.chunks[0]))
-    places = {
-        place: (i, k) for i, row in enumerate(rows) for k, (place, _) in enumerate(row[1]) if place >= 0
-    }
-    assert [places[n] for n in range(4)] == [(order[0], 0), (order[1], 0), (order[2], 0), (order[0], 1)]
-    assert (found.embedded, found.left_out) == (4, 2)
+    places = {place: (i, k) for i, row in enumerate(rows) for k, (place, _) in enumerate(row[1])}
+    # of the post whose class is not known nobody can say how wrong the model is: it comes last
+    firsts = [(order[0], 0), (order[1], 0), (order[2], 0), (0, 0)]
+    assert [places[n] for n in range(5)] == [*firsts, (order[0], 1)]
+    assert (found.embedded, found.left_out) == (5, 3)
 
 
 def test_of_where_a_picture_lies_the_page_tells_its_name_alone_and_videos_are_named(tmp_path):
