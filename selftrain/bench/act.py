@@ -17,6 +17,7 @@ import numpy.typing as npt
 from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, macro_f1
 from selftrain.act.simulation import annotated, criticized, simulated_estimates
+from selftrain.bench import act_loop
 from selftrain.bench.study import Figure, Figures
 from selftrain.classifier import HeadSettings
 from selftrain.errors import DataError
@@ -76,8 +77,8 @@ class Split(NamedTuple):
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the study's options."""
     parser = subparsers.add_parser("act", description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder that holds tweeteval/; not needed for coverage")
-    parser.add_argument("--part", choices=("training", "coverage", "all"), default="all")
+    parser.add_argument("--data", type=Path, help="folder that holds tweeteval/ and hsol/; not for coverage")
+    parser.add_argument("--part", choices=("training", "coverage", "loop", "all"), default="all")
     parser.add_argument("--datasets", default=",".join(ACCURACIES), help="data sets, by commas")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
     parser.add_argument(
@@ -100,8 +101,10 @@ def run(args: argparse.Namespace) -> int:
             _training(figures, name, seeds, args)
     if args.part in ("coverage", "all"):
         _coverage(figures, args.reviews)
+    if args.part in ("loop", "all"):
+        act_loop.measure(figures, args.data or Path(), seeds)
     print("\n".join(figures.table()))
-    print("\n".join(gap_lines(figures)))
+    print("\n".join([*gap_lines(figures), *act_loop.reaching_lines(figures)]))
     return 0
 
 
@@ -237,7 +240,8 @@ def gap_lines(figures: Figures) -> Iterator[str]:
     """Points that each way stays below all human labels, mean ± sd over the seeds, paired by seed."""
     from statistics import fmean, stdev
 
-    groups = dict.fromkeys((f.dataset, f.method, f.n) for f in figures.figures if f.metric == "macro_f1")
+    known = [f for f in figures.figures if f.study == "act" and f.metric == "macro_f1"]
+    groups = dict.fromkeys((f.dataset, f.method, f.n) for f in known)
     for dataset, method, n in groups:
         head = method.split()[1]
         human = figures.values(f"{dataset} {head} human", n, "macro_f1")
