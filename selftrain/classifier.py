@@ -5,7 +5,6 @@ Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a fea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 
 from backbones.base import FeatureLayout
 from losses.pnu import PNULoss
-from selftrain import atomic
 from selftrain.calibration import Calibration, fit_calibration
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.metrics import macro_f1
+from selftrain.model_file import read_model, write_model
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -40,6 +39,9 @@ class TrainingSet(NamedTuple):
     positions: IntArray
     groups: npt.NDArray[np.int64]
     targets: FloatArray
+
+
+FORMAT = "selftrain-head-1"
 
 
 class HeadSettings(NamedTuple):
@@ -160,15 +162,8 @@ class HeadClassifier:
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
         """Safetensors, with settings, calibration and `metadata` in the header."""
-        from safetensors.torch import save
-
-        header = dict(metadata) | {
-            "format": "selftrain-head-1",
-            "settings": self.settings._asdict(),
-            "calibration": self.calibration._asdict(),
-        }
-        tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
-        atomic.write_bytes(file, save(tensors, {"selftrain": json.dumps(header)}))
+        own = {"settings": self.settings._asdict(), "calibration": self.calibration._asdict()}
+        write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
 
 
 def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
@@ -177,19 +172,7 @@ def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
     Raises:
         RunStateError: Missing, damaged, or not a head of this format.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise RunStateError(
-            f"{file} cannot be read as a model ({error}): the run folder is damaged"
-        ) from error
-    found = header.pop("format", None) if isinstance(header, dict) else None
-    if found != "selftrain-head-1":
-        raise RunStateError(f"{file} has format {found!r}, expected 'selftrain-head-1'")
+    tensors, header = read_model(file, [FORMAT])
     try:
         settings = HeadSettings(**header.pop("settings"))
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from selftrain import atomic
 from selftrain.calibration import Calibration
 from selftrain.classifier import Progress
 from selftrain.errors import RunStateError
 from selftrain.finetune_network import Architecture
+from selftrain.model_file import opened_model, read_model, write_model
 
 FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1"}
 
@@ -46,15 +44,13 @@ class FinetunedClassifier:
         Raises:
             StorageError: The disk is full or refuses.
         """
-        from safetensors.torch import save
-
-        header = dict(metadata) | {
+        own = {
             "format": FORMATS[self.architecture.mode],
             "architecture": self.architecture._asdict(),
             "pretrained": self.pretrained,
             "calibration": self.calibration._asdict(),
         }
-        atomic.write_bytes(file, save(dict(self.weights), {"selftrain": json.dumps(header)}))
+        write_model(file, dict(metadata) | own, self.weights)
 
 
 def read_format(file: Path) -> str:
@@ -65,7 +61,7 @@ def read_format(file: Path) -> str:
     Raises:
         RunStateError: Missing, damaged, or no model of selftrain.
     """
-    with _opened(file) as (_, header):
+    with opened_model(file) as (_, header):
         found = header.get("format")
     if not isinstance(found, str):
         raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")
@@ -78,14 +74,7 @@ def load_finetuned(file: Path) -> tuple[FinetunedClassifier, dict[str, Any]]:
     Raises:
         RunStateError: Missing, damaged, or of another format.
     """
-    with _opened(file) as (opened, header):
-        if header.get("format") not in FORMATS.values():
-            raise RunStateError(
-                f"{file} has format {header.get('format')!r}, expected one of {', '.join(FORMATS.values())}:"
-                " it is no fine-tuned model of selftrain"
-            )
-        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    del header["format"]
+    weights, header = read_model(file, list(FORMATS.values()))
     try:
         model = FinetunedClassifier(
             weights,
@@ -98,17 +87,3 @@ def load_finetuned(file: Path) -> tuple[FinetunedClassifier, dict[str, Any]]:
             f"the header of {file} is incomplete ({error}): the run folder is damaged"
         ) from error
     return model, header
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """The open safetensors file and our part of its header."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            yield opened, json.loads((opened.metadata() or {}).get("selftrain", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise RunStateError(
-            f"{file} cannot be read as a model ({error}): the run folder is damaged"
-        ) from error

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from string import Template
 
 from ..chat.base import Message, Picture
-from ..errors import PromptError
 from ..vlm.brief import Brief
 from ..vlm.fencing import cut, neutralise, quoted
 from ..vlm.forms import Form
 from ..vlm.prompts import Prompts
+from ..vlm.templates import Templates
 from .strategies import STRATEGIES
 
 BUILT_IN = Path(__file__).parent / "prompts"
@@ -29,7 +28,8 @@ PLACEHOLDERS: dict[str, set[str]] = {
         for one in STRATEGIES.values()
     },
 }
-"""File -> its placeholders; every file uses all of its own."""
+"""File -> its placeholders; every file uses all of its own, but that for what an answer out of doubt is."""
+_REQUIRED = {name for names in PLACEHOLDERS.values() for name in names} - {"unsure"}
 
 
 class Wording:
@@ -57,12 +57,12 @@ class Wording:
         self._text_chars = text_chars
         self._special = tuple(special)
         self._posts = Prompts(brief, text_chars=text_chars, special=special)
-        self._templates = _read(folder)
+        self._templates = Templates(BUILT_IN, PLACEHOLDERS, _REQUIRED, folder)
 
     def system(self) -> Message:
         """Task, policy and classes: the same for every call."""
         classes = "\n".join(f"- {name}: {meaning}" for name, meaning in self.brief.classes.items())
-        words = self._fill(
+        words = self._templates.fill(
             "system.txt", task=self.brief.task, policy=self.brief.policy.strip(), classes=classes
         )
         return Message("system", (words,))
@@ -87,7 +87,7 @@ class Wording:
             reasoning: The annotator's reasons, where the prompt shows them; shown with the class.
         """
         said = quoted(cut(neutralise(reasoning, self._special), self._text_chars).text)
-        ending = self._fill(
+        ending = self._templates.fill(
             f"{template}.txt",
             options=", ".join(f'"{name}"' for name in form.classes),
             unsure=form.unsure,
@@ -95,41 +95,3 @@ class Wording:
             reasoning=f'"{label}"\n{said}' if reasoning.strip() else f'"{label}" (no reasons were given)',
         )
         return self._posts.post(text, pictures, ending)
-
-    def _fill(self, file: str, **values: str) -> str:
-        allowed = PLACEHOLDERS[file]
-        filled = self._templates[file].substitute({k: v for k, v in values.items() if k in allowed})
-        return filled.strip("\n")
-
-
-def _read(folder: Path | None) -> dict[str, Template]:
-    """Every file, the user's where there is one; all are checked, used or not."""
-    own: dict[str, Path] = {}
-    if folder is not None:
-        try:
-            own = {file.name: file for file in folder.iterdir() if not file.name.startswith(".")}
-        except OSError as error:
-            raise PromptError(
-                f"no prompt files can be read from {folder}: {error.strerror or error}"
-            ) from error
-    strangers = sorted(own.keys() - PLACEHOLDERS.keys())
-    if strangers:
-        raise PromptError(
-            f"{folder} holds {strangers}; expected only prompt files named {sorted(PLACEHOLDERS)}: rename or"
-            " remove them"
-        )
-    return {name: _template(own.get(name, BUILT_IN / name), wanted) for name, wanted in PLACEHOLDERS.items()}
-
-
-def _template(file: Path, wanted: set[str]) -> Template:
-    try:
-        template = Template(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"the prompt file {file} cannot be read: {error}") from error
-    found = set(template.get_identifiers()) if template.is_valid() else None
-    if found is None or found - wanted or (wanted - {"unsure"}) - found:
-        told = "a $ that begins no placeholder" if found is None else f"the placeholders {sorted(found)}"
-        raise PromptError(
-            f"{file} has {told}; expected {sorted(wanted)}: correct them, and write $$ for a dollar sign"
-        )
-    return template

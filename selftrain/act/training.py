@@ -8,7 +8,6 @@ Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a fea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.act import act_cross_entropy
-from selftrain import atomic
 from selftrain.act.metrics import macro_f1
 from selftrain.classifier import HeadSettings, LossWatch, Progress, Scaling
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.model_file import read_model, write_model
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -118,16 +117,12 @@ class ClassesModel:
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
         """Safetensors, with classes, settings, temperature and `metadata` in the header."""
-        from safetensors.torch import save
-
-        header = dict(metadata) | {
-            "format": FORMAT,
+        own = {
             "classes": list(self.classes),
             "settings": self.settings._asdict(),
             "temperature": self.temperature,
         }
-        tensors = {name: tensor.contiguous() for name, tensor in self.head.state_dict().items()}
-        atomic.write_bytes(file, save(tensors, {"selftrain": json.dumps(header)}))
+        write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
 
 
 def load_classes_model(file: Path) -> tuple[ClassesModel, dict[str, Any]]:
@@ -136,17 +131,7 @@ def load_classes_model(file: Path) -> tuple[ClassesModel, dict[str, Any]]:
     Raises:
         RunStateError: Missing, damaged, or not a model of this format.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise RunStateError(f"{file} cannot be read as a model ({error}): it is damaged") from error
-    found = header.pop("format", None) if isinstance(header, dict) else None
-    if found != FORMAT:
-        raise RunStateError(f"{file} has format {found!r}, expected {FORMAT!r}")
+    tensors, header = read_model(file, [FORMAT])
     try:
         settings, classes = HeadSettings(**header.pop("settings")), tuple(header.pop("classes"))
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
