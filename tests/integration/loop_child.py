@@ -122,8 +122,11 @@ def start(recipe, out, kill=None):
     backbones.load_backbone = importlib.import_module("loop_child").light_backbone
     if kill is not None:
         Trap(*kill).set()
-    for one in start_run(recipe, out).rounds():
+    run = start_run(recipe, out)
+    for one in run.rounds():
         print(one, file=sys.stderr)
+    if run.stopped:
+        print(f"stopped: {run.stopped}", file=sys.stderr)
 
 
 def serve():
