@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from selftrain.errors import RecipeError
 from selftrain.recipe import load_recipe
-from selftrain.run.folder import _without_none
+from selftrain.run.folder import RunFolder, _without_none
 from selftrain.start import build_loss, build_settings
 
 LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
@@ -185,3 +185,21 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
     settings = build_settings(recipe)
     assert (settings.theta, settings.k, settings.limits) == (expected, 7, (2, 4, None))
     assert settings.root == recipe.data.manifest.parent
+
+
+def test_a_human_budget_is_off_unless_asked_for_and_checked(write):
+    human = load_recipe(write(LEAST)).human
+    assert (human.budget, human.wait, human.source) == (0, "end", "disagreement")
+    text = '[human]\nbudget = -1\nper_round = 0\nfloor = 2.0\nsource = "criticizer"\nwait = "never"\n'
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(LEAST + text))
+    for key in ("budget", "per_round", "floor", "source", "wait"):
+        assert f"\n  human.{key}: " in str(caught.value)
+
+
+def test_a_run_may_be_given_a_human_budget_on_its_way(write, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(load_recipe(write(LEAST)).model_dump(mode="json"), {"identity": {}})
+    changed = load_recipe(write(LEAST), ["human.budget=50", "human.wait=poll"])
+    folder.begin(changed.model_dump(mode="json"), {"identity": {}})
+    assert folder.recipe()["human"]["budget"] == 50
