@@ -1,4 +1,4 @@
-"""The HTTP side of the review: a page, pictures, and six things that a page may ask of the `Desk`."""
+"""The HTTP side of the review: a page, pictures, and eight things that a page may ask of the `Desk`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def build_app(desk: Desk, page: Page, *, token: str, hosts: Iterable[str] = ()) 
         "undo": (desk.undo, ("post",)),
         "hold": (desk.hold, ("post",)),
         "leave": (desk.leave, ()),
+        "estimates": (desk.estimates, ()),
     }
     changes = [
         Route(f"/api/{name}", _answering(do, fields), methods=["POST"])

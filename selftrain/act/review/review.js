@@ -156,11 +156,11 @@
     byId("count").append(make("span", "unseen", " posts reviewed"));
     byId("second").textContent = progress.doubled
       ? `second reviews ${number(progress.second)} of ${number(progress.doubled)}` : "";
-    const { posts, kappa } = figures.agreement;
-    byId("kappa").textContent = posts
-      ? `agreement κ ${kappa === null ? "–" : kappa.toFixed(2)} on ${number(posts)}` : "";
+    const { posts, agreed, kappa } = figures.agreement;
+    byId("kappa").textContent = !posts ? "" : kappa === null
+      ? `agreement ${number(agreed)} of ${number(posts)}` : `agreement κ ${kappa.toFixed(2)} on ${number(posts)}`;
     byId("pace").textContent = figures.seconds === null ? "" : `${seconds(figures.seconds)} s a post`;
-    byId("stats").hidden = false;
+    byId("stats").hidden = byId("progress").hidden = false;
   };
   const drawPost = () => {
     hideFault();
@@ -180,13 +180,18 @@
 
   // ---- what machines said ----
   const lastWord = (opinion) => opinion.steps[opinion.steps.length - 1];
-  const agrees = (opinion, label) => lastWord(opinion).label === label;
-  const judged = (label) => place(label) >= 0; // who is unsure agrees with nobody
-  const agreement = ({ label, opinions }) => !judged(label) || !opinions.length ? ""
-    : opinions.map((one) => `${one.who} ${agrees(one, label) ? "agrees" : "says " + (lastWord(one).label === null ? lastWord(one).state : words(lastWord(one).label))}`).join(", ") + ".";
+  const states = { abstain: "abstained" };
+  const wordOf = ({ label, state }) => label === null ? states[state] || state : words(label);
+  const compared = (opinion, label) => { // who is unsure, and who names no class, agrees with nobody
+    const said = lastWord(opinion).label;
+    return label === null || said === null || place(label) < 0 ? "" : said === label ? "agrees" : "differs";
+  };
+  const agreement = ({ label, opinions }) => opinions
+    .map((one) => compared(one, label) === "agrees" ? `${one.who} agrees.` : `${one.who} said ${wordOf(lastWord(one))}.`)
+    .join(" ");
   const stepOf = (step, earlier) => {
     const made = make("div", "step"), top = make("div", "step-head");
-    if (step.label === null) top.append(make("span", "chip " + (step.state === "failed" ? "bad" : ""), step.state === "abstain" ? "abstained" : step.state));
+    if (step.label === null) top.append(make("span", "chip " + (step.state === "failed" ? "bad" : ""), wordOf(step)));
     else top.append(named(step.label), make("span", "figure", step.probability === null ? "" : figure(step.probability)));
     if (earlier && earlier.label !== step.label) top.append(make("span", "chip note", "changed its mind"));
     made.append(top);
@@ -198,8 +203,7 @@
     return made;
   };
   const party = (opinion, label) => {
-    const verdict = label === null || !judged(label) ? "" : agrees(opinion, label) ? " agrees" : " differs";
-    const made = make("section", "party" + verdict), title = make("h4");
+    const made = make("section", "party " + compared(opinion, label)), title = make("h4");
     title.append(isolated(opinion.who));
     made.append(title, ...opinion.steps.map((one, k) => stepOf(one, opinion.steps[k - 1])));
     return made;
@@ -211,11 +215,9 @@
     byId(where).replaceChildren(...all);
   };
   const mark = (opinion, label) => {
-    const made = make("li"), step = lastWord(opinion);
-    const kind = !judged(label) ? "" : agrees(opinion, label) ? " good" : " bad";
-    const chip = make("span", "chip" + kind);
-    chip.append(isolated(opinion.who), kind === " good" ? " ✓ " : kind ? " ✗ " : " ");
-    chip.append(isolated(step.label === null ? (step.state === "abstain" ? "abstained" : step.state) : words(step.label)));
+    const [kind, sign] = { agrees: ["good", " ✓ "], differs: ["bad", " ✗ "], "": ["", " "] }[compared(opinion, label)];
+    const made = make("li"), chip = make("span", "chip " + kind);
+    chip.append(isolated(opinion.who), sign, isolated(wordOf(lastWord(opinion))));
     made.append(chip);
     return made;
   };
@@ -323,10 +325,25 @@
     }
     if (figures.seconds !== null) tiles.push(tile("median", `${seconds(figures.seconds)} s`, "a post"));
     byId("end-figures").replaceChildren(...tiles);
-    byId("end-estimates").replaceChildren(...end.estimates.map(estimate));
+    drawEstimates(end.finished ? JSON.stringify([progress, last]) : "");
     byId("end-undo").hidden = !last;
     byId("end-next").hidden = !end.finished;
     byId("end-command").textContent = settings.command;
+  };
+  let estimated = ""; // of which state of the review
+  const drawEstimates = async (state) => { // apart from the answers: the first one takes a moment
+    if (state === estimated) return;
+    estimated = state;
+    const into = byId("end-estimates");
+    if (!state) { into.replaceChildren(); return; }
+    if (!into.children.length) into.replaceChildren(make("p", "faint", "Estimating how many machine labels are wrong …"));
+    try {
+      const { estimates } = await ask("estimates", {});
+      if (state === estimated) into.replaceChildren(...estimates.map(estimate));
+    } catch (error) {
+      estimated = "";
+      into.replaceChildren(make("p", "faint", `No estimate: ${reasonOf(error)}.`));
+    }
   };
   const estimate = ({ batch, errors, why }) => {
     const made = make("div"), title = make("h3", "", "Wrong machine labels");
@@ -353,6 +370,7 @@
       last = told.last;
       show(told);
       disable(false);
+      if (!last && matchMedia("(min-width: 60rem)").matches) byId("policy").open = true; // a newcomer reads it
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       door();
@@ -405,13 +423,14 @@
   byId("try-now").addEventListener("click", () => tryNow());
   window.addEventListener("online", () => tryNow());
   const help = byId("help");
-  byId("ask-help").addEventListener("click", () => help.showModal());
+  const showHelp = () => { help.showModal(); byId("close-help").focus(); };
+  byId("ask-help").addEventListener("click", showHelp);
   const fold = (one) => { one.open = !one.open; };
   const keys = {
     u: () => decide(settings.unsure), s: skip, z: undo, b: album.toggle,
     ArrowLeft: () => album.step(-1), ArrowRight: () => album.step(1),
     p: () => fold(byId("policy")), w: () => fold(byId("why")),
-    "?": () => help.showModal(),
+    "?": showHelp,
   };
   document.addEventListener("keydown", (event) => {
     lastSeen = Date.now();

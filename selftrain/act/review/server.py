@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import shlex
+import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
@@ -127,10 +128,13 @@ def serve(
         where = f"{address(listener)}/?token={token}"
         if opening.reviewer:
             where += f"&reviewer={quote(opening.reviewer, safe='')}"
-        for line in _welcome(where, opening):
-            tell(line)
-        opened(where)
-        asyncio.run(_Server(app).serve([listener]))
+
+        def started() -> None:
+            for line in _welcome(where, opening):
+                tell(line)
+            opened(where)
+
+        asyncio.run(_Server(app, started).serve([listener]))
     finally:
         listener.close()
         desk.close()
@@ -147,14 +151,20 @@ def next_command(folder: RunFolder) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that ends with status 0 on a signal."""
+    """uvicorn that says when it listens to requests and signals, and ends with status 0 on a signal."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, started: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=5,
         )  # fmt: skip
         super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets=sockets)
+        self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets requests under way finish, the second does not; neither is raised again."""

@@ -400,7 +400,7 @@ def test_the_end_tells_the_label_error_with_its_interval(tmp_path):
     for number in range(20):
         told = ann.decide("negative" if number < 5 else "positive")
     assert told["end"]["finished"]
-    (one,) = told["end"]["estimates"]
+    (one,) = ann.ask("estimates")["estimates"]
     errors = one["errors"]["all"]
     assert (errors["posts"], errors["reviewed"], errors["wrong"]) == (40, 20, 5)
     assert errors["value"] == pytest.approx(0.25, abs=1e-6)  # all estimates and chances are alike
@@ -412,8 +412,8 @@ def test_a_sample_without_an_estimate_says_why(tmp_path):
     request_reviews(folder, budget=3, batch="divergent", rule="threshold")
     ann = Site(folder).reviewer("ann")
     for _ in range(3):
-        told = ann.decide("positive")
-    (one,) = told["end"]["estimates"]
+        ann.decide("positive")
+    (one,) = ann.ask("estimates")["estimates"]
     assert one["errors"] is None
     assert one["why"]
 
