@@ -49,10 +49,23 @@ def pictures(post: Post) -> tuple[Path, ...]:
 
 
 def examples(
-    posts: Iterable[Post], asked: Questionnaire, shares: Mapping[str, float] | None = None
+    posts: Iterable[Post],
+    asked: Questionnaire,
+    shares: Mapping[str, float] | None = None,
+    finals: Mapping[str, Target] | None = None,
 ) -> list[Example]:
-    """`example` of each post; `shares` by post id, 1 for posts that it does not name."""
-    return [example(post, asked, share=(shares or {}).get(post.id, 1.0)) for post in posts]
+    """`example` of each post.
+
+    Args:
+        posts: With what is known of them.
+        asked: The questions.
+        shares: Post id -> what its label is worth; 1 for posts that it does not name.
+        finals: Post id -> the target [K] of the final question, for posts whose label does not say it.
+    """
+    found = [example(post, asked, share=(shares or {}).get(post.id, 1.0)) for post in posts]
+    if not finals:
+        return found
+    return [one._replace(targets=(*one.targets[:-1], finals.get(one.id, one.targets[-1]))) for one in found]
 
 
 def labelled(found: Sequence[Example]) -> list[Example]:

@@ -80,7 +80,8 @@ def _fit(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, progress
     found = gather(recipe.data, recipe.seed)
     architecture = recipe.architecture()
     built = build(architecture, found.task)
-    posts = examples([post for post in found.train if post.label is not None], built.asked, found.shares)
+    known = [post for post in found.train if post.label is not None]
+    posts = examples(known, built.asked, found.shares, found.finals)
     validation = examples(found.validation, built.asked)
     identity = _identity(recipe, built, posts, validation)
     if _finished(out, identity):
@@ -96,7 +97,7 @@ def _fit(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, progress
 
     outcome = train(
         built.model, built.collator, posts,
-        schedule=recipe.schedule([one.name for one in built.asked.all]),
+        schedule=recipe.schedule([one.name for one in built.asked.all])._replace(signed=bool(found.finals)),
         folder=out, identity=identity, metric=recipe.training.metric, accelerator=accelerator,
         validate=lambda model: evaluation.quick(built.asked, scored(model)),
         progress_bar=progress,

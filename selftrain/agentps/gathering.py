@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selftrain.agentps.questions import Target, hard_target
 from selftrain.agentps.recipe import DataSection
 from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.manifest_files import read_rows
@@ -30,6 +31,7 @@ class Gathered(NamedTuple):
         shares: Post id -> what its label is worth as a target, for pseudo-labels.
         validation: Posts to choose the best epoch and thresholds by; none of them is in `train`.
         quarantine: Rows left out, each with its reason.
+        finals: Post id -> the target [K] of the final question of a reviewed sample (ACT); may leave [0, 1].
     """
 
     task: Task
@@ -37,6 +39,7 @@ class Gathered(NamedTuple):
     shares: dict[str, float]
     validation: list[Post]
     quarantine: list[Json]
+    finals: Mapping[str, Target] = {}
 
 
 def gather(section: DataSection, seed: int) -> Gathered:
@@ -53,6 +56,8 @@ def gather(section: DataSection, seed: int) -> Gathered:
             " a finished run or a manifest with labels"
         )
     found = _of_run(section) if section.run is not None else _of_manifest(section, seed)
+    if section.reviews is not None:
+        found = _with_reviews(found, section)
     if section.process is not None:
         found = _with_process(found, section)
     for name, posts in (("learn from", found.train), ("validate on", found.validation)):
@@ -119,12 +124,7 @@ def _of_run(section: DataSection) -> Gathered:
     validated = {
         str(row["id"]): str(row["label"]) for row in read_jsonl(scores) if row["split"] == "validation"
     }
-    posts, quarantine = dict[str, Post](), list[Json]()
-    for name in ("manifest", "validation", "pool"):
-        if sources.get(name) is not None:
-            read, left_out = read_posts(Path(sources[name]), task, section)
-            posts |= {post.id: post for post in read}
-            quarantine += left_out
+    posts, quarantine = _posts_of(sources, task, section)
     missing = [post_id for post_id in (*grown, *validated) if post_id not in posts]
     quarantine += [
         {"kind": "gone", "id": one, "reason": "in no manifest of the run any more"} for one in missing
@@ -171,6 +171,60 @@ def _drawn(posts: list[Post], share: float, seed: int) -> tuple[list[Post], list
         wanted = max(round(share * len(ids)), 1)
         chosen |= {ids[i] for i in generator.permutation(len(ids))[:wanted]}
     return [p for p in posts if p.id not in chosen], [p for p in posts if p.id in chosen]
+
+
+def _with_reviews(found: Gathered, section: DataSection) -> Gathered:
+    """The posts of a reviewed sample, with targets that make their loss ACT's.
+
+    ``t_m + (t_h - t_m) delta / pi``: cross-entropy is linear in its target, so that the mean over many draws
+    is the loss of human labels for every post of the batch, whatever the machine's labels are worth.
+    """
+    from selftrain.act.ledger import LEDGER, ReviewLedger
+    from selftrain.act.outcome import outcome
+
+    if section.run is None:
+        raise RecipeError("data.reviews names a batch of a run's ledger, but data.run names no run")
+    assert section.reviews is not None
+    ledger = ReviewLedger(section.run / LEDGER)
+    try:
+        if section.reviews not in ledger.batches():
+            raise RecipeError(f"data.reviews is {section.reviews!r}; expected one of {ledger.batches()}")
+        drawn, waiting = ledger.drawn(section.reviews), set(ledger.waiting())
+        reviewed = outcome(ledger, section.reviews)
+    finally:
+        ledger.close()
+    missing = sum(post_id in waiting for post_id in drawn)
+    if missing:
+        raise DataError(
+            f"{missing} of {len(drawn)} posts drawn for review wait for an answer: a sample that is half"
+            " reviewed is no longer the one that was drawn. Finish the review (`selftrain review`)"
+        )
+    names = found.task.names
+    finals = {}
+    for i, post_id in enumerate(reviewed.post_ids):
+        machine, human = hard_target(names, reviewed.machine[i]), reviewed.human[i]
+        correction = 0.0 if human is None else (hard_target(names, human) - machine) / reviewed.inclusion[i]
+        finals[post_id] = (machine + correction).astype(np.float32)
+    labels = dict(zip(reviewed.post_ids, reviewed.labels, strict=True))
+    kept = [post for post in found.train if post.id not in labels]
+    sources = RunFolder(section.run).recipe()["data"]
+    posts = _posts_of(sources, found.task, section)[0]
+    added = [replace(posts[i], label=label) for i, label in labels.items() if i in posts]
+    known = {post.id for post in found.validation}
+    return found._replace(train=kept + [post for post in added if post.id not in known], finals=finals)
+
+
+def _posts_of(
+    sources: Mapping[str, Any], task: Task, section: DataSection
+) -> tuple[dict[str, Post], list[Json]]:
+    """The posts of all manifests of a run but the test's, by id, and the rows set aside."""
+    posts, quarantine = dict[str, Post](), list[Json]()
+    for name in ("manifest", "validation", "pool"):
+        if sources.get(name) is not None:
+            read, left_out = read_posts(Path(sources[name]), task, section)
+            posts |= {post.id: post for post in read}
+            quarantine += left_out
+    return posts, quarantine
 
 
 def _with_process(found: Gathered, section: DataSection) -> Gathered:

@@ -28,6 +28,9 @@ class DataSection(Section):
     process: Path | None = None  # a manifest whose process answers are taken, by post id
     validation: Path | None = None  # without one: the run's, or rows whose `split` says so, or a share
     validation_share: float = Field(0.15, gt=0, lt=1)
+    # a batch of the run's ledger of reviews, for instance "divergent": its posts are learned from by the ACT
+    # loss, which stays unbiased though people saw a sample of them
+    reviews: str | None = None
     # what an accepted pseudo-label is worth as a target; 1 takes it for a person's
     soft_target: float = Field(0.8, gt=0.5, le=1)
     max_bad_rows: int = Field(100, ge=0)

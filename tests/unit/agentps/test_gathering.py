@@ -181,3 +181,47 @@ def test_recipes():
         load_agentps_recipe(None, ["model.album=video", "frames.repeat=false"])
     published = load_agentps_recipe(Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml")
     assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 256)
+
+
+def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
+    """Over many draws the mean target is the human's, for every post, though people saw a third of them."""
+    import shutil
+
+    import numpy as np
+
+    from selftrain.act.budget import systematic_sample
+    from selftrain.act.ledger import LEDGER, ReviewLedger
+    from selftrain.act.reviews import Entry
+
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    ids = [row["id"] for row in read_jsonl(run / "grown.jsonl")][:12]
+    names = gather(DataSection(run=run), 0).task.names
+    human = {post_id: names[i % 2] for i, post_id in enumerate(ids)}
+    machine = {post_id: names[i % 3 == 0] for i, post_id in enumerate(ids)}
+    inclusion = np.linspace(0.1, 0.55, 12)
+    inclusion *= 4 / inclusion.sum()
+    entries = [Entry(p, machine[p], 0.3, float(pi)) for p, pi in zip(ids, inclusion, strict=True)]
+    mean = np.zeros((12, 2))
+    draws = 60
+    for seed in range(draws):
+        (run / LEDGER).unlink(missing_ok=True)
+        ledger = ReviewLedger.create(run / LEDGER, classes=names, budget=4)
+        ledger.add("batch", entries, [ids[i] for i in systematic_sample(inclusion, seed)])
+        if seed == 0:
+            with pytest.raises(DataError, match="4 of 4 posts drawn for review wait"):
+                gather(DataSection(run=run, reviews="batch"), 0)
+        while (post := ledger.next_post("me")) is not None:
+            ledger.decide("me", post.entry.post_id, human[post.entry.post_id])
+        ledger.close()
+        found = gather(DataSection(run=run, reviews="batch"), 0)
+        assert {p.id for p in found.train} >= set(ids)
+        assert len({p.id for p in found.train}) == len(found.train)
+        targets_now = np.stack([found.finals[p] for p in ids])
+        assert targets_now.sum(1) == pytest.approx(np.ones(12), abs=1e-5)
+        mean += targets_now / draws
+    wanted = np.stack([[names[0] == human[p], names[1] == human[p]] for p in ids])
+    error = np.sqrt((1 - inclusion) / inclusion / draws)  # of a mean of delta / pi
+    assert (np.abs(mean - wanted).max(1) <= 4 * error + 1e-6).all()
+    with pytest.raises(RecipeError, match="expected one of"):
+        gather(DataSection(run=run, reviews="another"), 0)
