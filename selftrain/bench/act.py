@@ -17,7 +17,7 @@ import numpy.typing as npt
 from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, macro_f1
 from selftrain.act.simulation import annotated, criticized, simulated_estimates
-from selftrain.bench import act_loop
+from selftrain.bench import act_loop, act_reviewers
 from selftrain.bench.study import Figure, Figures
 from selftrain.classifier import HeadSettings
 from selftrain.errors import DataError
@@ -78,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the study's options."""
     parser = subparsers.add_parser("act", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder that holds tweeteval/ and hsol/; not for coverage")
-    parser.add_argument("--part", choices=("training", "coverage", "loop", "all"), default="all")
+    parser.add_argument("--part", choices=("training", "coverage", "loop", "reviewers", "all"), default="all")
     parser.add_argument("--datasets", default=",".join(ACCURACIES), help="data sets, by commas")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
     parser.add_argument(
@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         _coverage(figures, args.reviews)
     if args.part in ("loop", "all"):
         act_loop.measure(figures, args.data or Path(), seeds)
+    if args.part in ("reviewers", "all"):
+        act_reviewers.measure(figures)
     print("\n".join(figures.table()))
     print("\n".join([*gap_lines(figures), *act_loop.reaching_lines(figures)]))
     return 0
