@@ -69,9 +69,9 @@ class People:
         budget: Most posts that the loop may ever send to review; 0: it sends none, and uses what others did.
         per_round: Most of them after one round.
         rule, floor: See `selftrain.act.budget.inclusion`.
-        doubled_share: Share of the posts that two people review.
+        doubled_share: Share of the posts that two people review; a ledger that is there keeps its own.
         wait: While reviews are missing, "end" the run in good order, or "poll" until they are there.
-        seed: Of the draws.
+        seed: Of the draws; a ledger that is there keeps its own.
         progress: Whether polling shows how far the review is.
         poll_seconds: Between two looks.
     """
@@ -144,9 +144,11 @@ class People:
             drawn = {} if ledger is None else {batch: ledger.drawn(batch) for batch in ledger.batches()}
             if batch_after(number) in drawn:
                 return
-            base = self._budget if ledger is None else ledger.base_budget
-            if ledger is not None and base + ledger.allowed(RECIPE) < self._budget:
-                ledger.allow(RECIPE, self._budget - base)
+            base, doubled_share, seed = self._budget, self._doubled_share, self._seed
+            if ledger is not None:
+                base, doubled_share, seed = ledger.base_budget, ledger.doubled_share, ledger.seed
+                if base + ledger.allowed(RECIPE) < self._budget:
+                    ledger.allow(RECIPE, self._budget - base)
         asked = {post_id for posts in drawn.values() for post_id in posts}
         spent = sum(len(posts) for batch, posts in drawn.items() if not batch.startswith(AUDIT))
         left = sum(post_id not in asked for post_id in verdicts_now(self._folder).divergent)
@@ -155,7 +157,7 @@ class People:
             return
         request_reviews(
             self._folder, budget=base, batch=batch_after(number), sample=sample, rule=self._rule,
-            floor=self._floor, doubled_share=self._doubled_share, seed=self._seed,
+            floor=self._floor, doubled_share=doubled_share, seed=seed,
         )  # fmt: skip
 
     def _until_reviewed(self, waiting: Waiting) -> bool:

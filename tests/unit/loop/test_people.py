@@ -283,6 +283,15 @@ def test_what_an_audit_finds_wrong_is_put_right_in_the_grown_dataset(tmp_path):
     assert (tmp_path / "grown.jsonl").read_bytes() == grown
 
 
+def test_a_run_that_was_audited_first_may_ask_people_later_within_a_budget_of_its_own(tmp_path):
+    to_the_end(tmp_path, budget=0, rounds=2)
+    request_audit(RunFolder(tmp_path), budget=2)  # with the seed and the doubled share of its own ledger
+    assert to_the_end(tmp_path, budget=3, doubled_share=0.5, rounds=4)[-1] == 4
+    ledger = ReviewLedger(tmp_path / LEDGER)
+    assert sum(len(ledger.drawn(b)) for b in ledger.batches() if b.startswith("round")) == 3
+    assert (ledger.progress().entered, ledger.progress().budget) == (5, 5)
+
+
 @pytest.mark.parametrize(
     "options", [{"budget": 0}, {"budget": 1000}, {"budget": 2, "rule": "threshold", "floor": 0.0}]
 )
