@@ -25,6 +25,8 @@ FINAL = "final question"
 """The name of the final question, asked directly; no ancillary question may have it."""
 
 PROVENANCE, MODEL, MISSING, DIRECT = "process_provenance", "process_model", "process_missing", "label_model"
+PEOPLE = ("label", "human")
+"""Sources of a grown dataset's labels that people gave."""
 UNSURE = "the model cannot tell"
 
 
@@ -108,7 +110,7 @@ def standing(post: Post) -> Standing:
     if direct := table(post, DIRECT):
         model[FINAL] = direct
     # a grown dataset says where its labels come from: pseudo-labels are nobody's word
-    if post.label is not None and table(post, "provenance").get("source", "label") == "label":
+    if post.label is not None and table(post, "provenance").get("source", "label") in PEOPLE:
         known[FINAL] = post.label
     return Standing(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
 

@@ -199,11 +199,12 @@ def test_pseudo_labels_are_nobodys_word(home):
     lines = [
         {"id": "p", "text": "x", "label": "own", "provenance": {"source": "pseudo-label"}},
         {"id": "l", "text": "y", "label": "own", "provenance": {"source": "label"}},
+        {"id": "h", "text": "y", "label": "own", "provenance": {"source": "human", "round": 2}},
         {"id": "o", "text": "z", "label": "own", "provenance": "the old forum"},
     ]
     (home / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     posts = read_manifest(home / "grown.jsonl").posts
-    assert [bool(standing(post).known) for post in posts] == [False, True, True]
+    assert [bool(standing(post).known) for post in posts] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("after", [0, 4, 9])

@@ -242,6 +242,20 @@ def test_polling_waits_until_the_last_review_is_made(tmp_path):
     assert human_rows(tmp_path)
 
 
+def test_ctrl_c_while_it_polls_loses_nothing(tmp_path, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    go(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("selftrain.people.time.sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, wait="poll")
+    assert "posts wait for review" in capsys.readouterr().err
+    review(tmp_path)
+    assert go(tmp_path, wait="poll", rounds=2) == [0, 1, 2]
+
+
 # ---------------------------------------------------------------- audits
 
 
