@@ -119,7 +119,8 @@ def _close(folder: RunFolder) -> None:
     rounds = folder.finished_rounds()
     shown = console()
     shown.print()
-    shown.print(summary_table(summarise(rounds), why_stopped(folder) or missing_reviews(folder)))
+    waiting = "posts wait for review" if missing_reviews(folder) else None  # where was told above
+    shown.print(summary_table(summarise(rounds), why_stopped(folder) or waiting))
     path = folder.path
     quoted = shlex.quote(str(path))
     lines = [
