@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -57,7 +58,7 @@ def run_serve(args: argparse.Namespace) -> int:
     if args.host not in _LOOPBACK and not key:
         print("warning: other machines may reach this address, and no key is asked for: give --key-variable")
     threads = compute_threads(args.threads)
-    serve(
+    ended = serve(
         lambda: open_scorer(args.model, threads=threads),
         host=args.host,
         port=args.port,
@@ -72,6 +73,9 @@ def run_serve(args: argparse.Namespace) -> int:
         key=key,
         tell=lambda line: print(printable(line), flush=True),
     )
+    if not ended:
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

@@ -95,6 +95,11 @@ class Batcher:
         """Posts that wait."""
         return self._queued
 
+    @property
+    def busy(self) -> bool:
+        """Whether the model's thread runs: after `close` only if it was loading, or was not waited for."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Begin to load the model."""
         self._thread.start()

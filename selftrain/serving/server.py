@@ -43,7 +43,7 @@ def serve(
     limits: Limits,
     key: str = "",
     tell: Callable[[str], None] = print,
-) -> None:
+) -> bool:
     """Serve until SIGTERM or Ctrl-C, then finish what was taken; a second signal does not wait for it.
 
     Args:
@@ -53,6 +53,10 @@ def serve(
         limits: Of one request.
         key: What clients must show; empty: nothing.
         tell: Told, in a line, where the server listens, that it is ready, and that it ends.
+
+    Returns:
+        Whether the model's thread has ended. It has not after a second signal, or one during loading: then
+        leave with `os._exit`, for the interpreter's own exit would pull the libraries from under it.
 
     Raises:
         ServingError: The port cannot be had, or `limits` and `batching` do not go together.
@@ -66,7 +70,7 @@ def serve(
     listener = listen(host, port)
     scratch = Scratch()
     try:
-        asyncio.run(_serve(load, listener, scratch, batching, limits, key=key, tell=tell))
+        return asyncio.run(_serve(load, listener, scratch, batching, limits, key=key, tell=tell))
     finally:
         scratch.close()
         listener.close()
@@ -81,7 +85,7 @@ async def _serve(
     *,
     key: str,
     tell: Callable[[str], None],
-) -> None:
+) -> bool:
     measures = Measures()
 
     def loaded() -> None:
@@ -100,6 +104,7 @@ async def _serve(
     await server.serve([listener])
     if batcher.failure is not None:
         raise batcher.failure
+    return not batcher.busy
 
 
 def _application(service: Service, batcher: Batcher) -> Starlette:
