@@ -105,7 +105,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(sign)
         status = self.process.wait(30)
-        said = self.process.stderr.read()
+        self.rest, said = self.process.stdout.read(), self.process.stderr.read()
         self._close()
         assert said == ""
         return status

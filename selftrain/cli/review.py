@@ -54,7 +54,7 @@ def run_review(args: argparse.Namespace) -> int:
         SelftrainError: No run, nothing to review, a budget that cannot be spent, another run's ledger, a port
             that cannot be had.
     """
-    from selftrain.act.review.server import Opening, open_desk, serve
+    from selftrain.act.review.server import Opening, next_command, open_desk, serve
     from selftrain.printable import printable
     from selftrain.run.folder import RunFolder
     from selftrain.serving.server import quiet_logs
@@ -71,7 +71,15 @@ def run_review(args: argparse.Namespace) -> int:
         tell(f"drawn {len(begun.drawn):,} of {begun.posts:,} posts into {begun.ledger}")
     tell(standing(desk))
     opening = Opening(args.host, args.port, args.reviewer)
-    serve(folder, desk, opening, tell=tell, opened=lambda where: None if args.no_browser else _show(where))
+    try:
+        serve(
+            folder, desk, opening, tell=tell, opened=lambda where: None if args.no_browser else _show(where)
+        )
+        tell(standing(desk))
+        if desk.ledger.progress().finished:
+            tell(f"next: {next_command(folder)}")
+    finally:
+        desk.close()
     return 0
 
 
@@ -150,10 +158,12 @@ def standing(desk: Desk) -> str:
 
 def _show(where: str) -> None:
     """Opens a browser where there is a screen: a text browser would take the terminal away."""
+    import threading
     import webbrowser
 
     screen = (
         sys.platform in {"darwin", "win32"} or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
     if screen and sys.stdout.isatty():
-        webbrowser.open(where)
+        # some browsers are waited for, and the server has to answer them
+        threading.Thread(target=webbrowser.open, args=(where,), daemon=True).start()

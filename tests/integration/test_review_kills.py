@@ -162,7 +162,15 @@ def test_a_budget_begins_a_review_and_the_same_command_goes_on(tmp_path):
     begun.kill()
     again = Server(folder, "--budget", "8", "--doubled", "0.25")
     assert again.told[0] == "reviewed 1 of 8 posts, 0 of 2 second reviews"
+    ann.port, status = again.port, 200
+    while (post := ann.ask("next")[1]["post"]) is not None:
+        status, _ = ann.ask("decide", post=post["id"], label="positive")
+    assert status == 200
     assert again.end() == 0
+    assert again.rest.splitlines()[-2:] == [
+        "reviewed 8 of 8 posts, 0 of 2 second reviews",
+        f"next: selftrain run notices.toml --out {folder.path}",
+    ]
 
 
 def test_mistakes_are_told_in_a_line(tmp_path):

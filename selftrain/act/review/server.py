@@ -96,7 +96,7 @@ def serve(
 
     Args:
         folder: The run.
-        desk: Of that run; closed at the end.
+        desk: Of that run; it stays open.
         opening: Where.
         tell: Told, line by line, what a person at the terminal should know.
         opened: Told the address, once it answers.
@@ -137,7 +137,6 @@ def serve(
         asyncio.run(_Server(app, started).serve([listener]))
     finally:
         listener.close()
-        desk.close()
 
 
 def next_command(folder: RunFolder) -> str:
@@ -146,8 +145,11 @@ def next_command(folder: RunFolder) -> str:
     Raises:
         RunStateError: The folder is damaged.
     """
+    out = shlex.quote(str(folder.path))
+    if (folder.path / "quickstart-data").is_dir():
+        return f"selftrain quickstart --out {out}"
     recipe = str(folder.environment().get("recipe") or "RECIPE")
-    return f"selftrain run {shlex.quote(recipe)} --out {shlex.quote(str(folder.path))}"
+    return f"selftrain run {shlex.quote(recipe)} --out {out}"
 
 
 class _Server(uvicorn.Server):
