@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
+from contextlib import closing
 
 import pytest
 from report_helpers import HOSTILE
@@ -45,8 +47,11 @@ def serve(tmp_path):
     """Serves a review of a run made by `review_of`; at the end the process ends in good order."""
     servers = []
 
-    def serve_(*options, posts=12, **made):
+    def serve_(*options, posts=12, lease=None, **made):
         folder = review_of(tmp_path / str(len(servers)), posts, **made)
+        if lease is not None:
+            with closing(sqlite3.connect(folder.path / LEDGER, isolation_level=None)) as connection:
+                connection.execute("UPDATE settings SET value = ? WHERE name = 'lease_seconds'", (lease,))
         servers.append(Server(folder, *options))
         servers[-1].ledger = ReviewLedger(folder.path / LEDGER)
         return servers[-1]
@@ -338,6 +343,34 @@ def test_a_server_that_is_killed_and_started_again_takes_the_answer_of_the_open_
     finally:
         assert again.end() == 0
     visit.noise[:] = [one for one in visit.noise if "net::ERR_" not in one]
+
+
+def test_a_server_that_is_gone_is_said_at_the_door_too(serve, visit):
+    server = serve()
+    page = visit(server, "")
+    page.context.set_offline(True)
+    page.locator("#name").fill("ann")
+    page.keyboard.press("Enter")
+    expect(page.locator("#name-fault")).to_contain_text("Not connected: the server cannot be reached")
+    page.context.set_offline(False)
+    expect(page.locator("#work")).to_be_visible(timeout=20_000)
+    visit.noise[:] = [one for one in visit.noise if OFFLINE not in one]
+
+
+def test_an_open_page_keeps_its_post_and_one_that_was_away_is_told(serve, visit):
+    server = serve(lease=3)
+    page = visit(server)
+    first = shown_id(page)
+    page.wait_for_timeout(5000)
+    assert server.ledger.next_post("bob").entry.post_id != first
+    page.context.set_offline(True)
+    page.wait_for_timeout(4500)
+    assert server.ledger.next_post("cem").entry.post_id == first
+    page.context.set_offline(False)
+    page.keyboard.press("p")  # a page where nothing happens for two leases holds nothing
+    expect(page.locator("#fault")).to_contain_text("went to somebody else meanwhile", timeout=15_000)
+    assert shown_id(page) != first
+    visit.noise[:] = [one for one in visit.noise if OFFLINE not in one]
 
 
 def test_a_post_that_was_answered_in_another_window_is_said(serve, visit):

@@ -57,7 +57,7 @@
       } catch (error) {
         if (error instanceof Refused && error.status < 500 && error.status !== 403) throw error;
         const wait = RETRIES[Math.min(tries, RETRIES.length - 1)];
-        fault(`${what}: ${reasonOf(error)}. Trying again every few seconds; the answer stays here.`);
+        fault(`${what}: ${reasonOf(error)}. Trying again every few seconds${mode === "post" ? "; the answer stays here" : ""}.`);
         await new Promise((go) => {
           tryNow = go;
           setTimeout(go, 1000 * wait);
@@ -67,11 +67,17 @@
   };
   const fault = (text, mild) => {
     if (mode === "end") { byId("end-words").textContent = text; return; }
+    if (mode !== "post") {
+      if (mode !== "name") door();
+      byId("name-fault").textContent = text;
+      byId("name-fault").hidden = false;
+      return;
+    }
     byId("fault-words").textContent = text;
     byId("fault").classList.toggle("mild", Boolean(mild));
     byId("fault").hidden = false;
   };
-  const hideFault = () => { byId("fault").hidden = true; };
+  const hideFault = () => { byId("fault").hidden = byId("name-fault").hidden = true; };
 
   // one thing at a time: a second key while the first is under way does nothing
   const once = (work) => async (...given) => {
