@@ -14,6 +14,7 @@ from selftrain.errors import ServingError
 from selftrain.serving.scorer import ValidationScores
 
 LEVEL = 0.95
+HAIR = 1e-6  # a score moves by less when its post is scored in another batch, or was stored in six decimals
 
 
 class Share(NamedTuple):
@@ -46,7 +47,10 @@ class OperatingPoint(NamedTuple):
 
 
 class _Curve(NamedTuple):
-    """Counts at every threshold that makes a difference, thresholds falling, so that counts rise: [T]."""
+    """Counts at every threshold that makes a difference, thresholds falling, so that counts rise: [T].
+
+    Each lies half way between the lowest probability that passes and the next lower one (0 below the last).
+    """
 
     thresholds: npt.NDArray[np.float64]
     passing: npt.NDArray[np.int64]
@@ -56,7 +60,9 @@ class _Curve(NamedTuple):
 def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoint:
     """The lowest threshold whose precision is at least the asked one: no other one reaches its recall.
 
-    Posts of equal probability pass together or not at all.
+    Posts of equal probability pass together or not at all. The threshold lies half way to the next lower
+    probability: a post that is scored anew, in another batch or on another machine, differs in its last
+    digits, and must not change sides for that.
 
     The intervals take the threshold as given. It was chosen on the same posts, and with few of them the
     precision of new posts will be lower more often than not: give validation posts in hundreds.
@@ -103,13 +109,16 @@ def _curve(scores: ValidationScores) -> _Curve:
     falling = odds[order]
     hits = np.cumsum(labels[order] == 1)
     last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last post of each tie
-    return _Curve(falling[last], last + 1, hits[last])
+    lowest = falling[last]
+    return _Curve((lowest + np.append(lowest[1:], 0.0)) / 2, last + 1, hits[last])
 
 
 def _point(scores: ValidationScores, curve: _Curve, at: int) -> OperatingPoint:
     hits, positives = int(curve.hits[at]), int((scores.labels == 1).sum())
+    last = float(curve.thresholds[at])
+    next_lower = float(curve.thresholds[at + 1]) if at + 1 < len(curve.thresholds) else 0.0
     return OperatingPoint(
-        float(curve.thresholds[at]),
+        max(last - HAIR, (last + next_lower) / 2),
         share(hits, int(curve.passing[at])),
         share(hits, positives),
         len(scores.labels),

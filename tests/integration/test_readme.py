@@ -158,7 +158,9 @@ def test_the_recipes_of_the_checkout_load(name):
 
 
 def test_no_other_recipe_is_there():
-    assert sorted(path.name for path in (CHECKOUT / "runs").glob("*.toml")) == list(RECIPES)
+    found = sorted(path.name for path in (CHECKOUT / "runs").glob("*.toml"))
+    # of fine-tuning, loaded in tests/unit/agentps
+    assert [name for name in found if not name.startswith("agentps_")] == list(RECIPES)
 
 
 def test_hateful_memes_trains_all_of_clip_with_the_published_loss():
