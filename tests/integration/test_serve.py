@@ -251,12 +251,11 @@ def test_sigterm_finishes_what_was_taken_refuses_the_rest_and_exits_0(small_run,
 
 def test_a_second_signal_does_not_wait(small_run, posts, tmp_path):
     server = Server(small_run, "--max-batch", "1", temporary=tmp_path).wait_ready()
-    with ThreadPoolExecutor(8) as pool:
-        given = [
-            pool.submit(server.request, "POST", "/score", json.dumps({"posts": posts})) for _ in range(8)
-        ]
+    many = [posts[n % len(posts)] | {"id": str(n)} for n in range(250)]
+    with ThreadPoolExecutor(4) as pool:
+        given = [pool.submit(server.score, many) for _ in range(4)]
         until = time.monotonic() + WAIT
-        while server.measured("selftrain_queue_posts") < 100:
+        while server.measured("selftrain_queue_posts") < 700:
             assert time.monotonic() < until
         server.process.send_signal(signal.SIGTERM)
         while server.status("/ready") == 200:
