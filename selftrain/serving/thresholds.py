@@ -47,10 +47,7 @@ class OperatingPoint(NamedTuple):
 
 
 class _Curve(NamedTuple):
-    """Counts at every threshold that makes a difference, thresholds falling, so that counts rise: [T].
-
-    Each lies half way between the lowest probability that passes and the next lower one (0 below the last).
-    """
+    """Counts at every probability that occurs, falling, so that counts rise: [T]."""
 
     thresholds: npt.NDArray[np.float64]
     passing: npt.NDArray[np.int64]
@@ -60,9 +57,9 @@ class _Curve(NamedTuple):
 def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoint:
     """The lowest threshold whose precision is at least the asked one: no other one reaches its recall.
 
-    Posts of equal probability pass together or not at all. The threshold lies half way to the next lower
-    probability: a post that is scored anew, in another batch or on another machine, differs in its last
-    digits, and must not change sides for that.
+    Posts of equal probability pass together or not at all. The threshold lies a hair below the last one that
+    passes, or half way to the next if that is nearer: a post that is scored anew, in another batch or on
+    another machine, differs in its last digits, and must not change sides for that.
 
     The intervals take the threshold as given. It was chosen on the same posts, and with few of them the
     precision of new posts will be lower more often than not: give validation posts in hundreds.
@@ -109,8 +106,7 @@ def _curve(scores: ValidationScores) -> _Curve:
     falling = odds[order]
     hits = np.cumsum(labels[order] == 1)
     last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last post of each tie
-    lowest = falling[last]
-    return _Curve((lowest + np.append(lowest[1:], 0.0)) / 2, last + 1, hits[last])
+    return _Curve(falling[last], last + 1, hits[last])
 
 
 def _point(scores: ValidationScores, curve: _Curve, at: int) -> OperatingPoint:
