@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 from serving_helpers import validation_of
@@ -28,6 +28,7 @@ def naive(labels, odds, precision):
     return found
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(SCORED, st.sampled_from([0.1, 0.5, 2 / 3, 0.7, 0.8, 1.0]))
 def test_the_threshold_is_that_of_a_search_and_of_scikit_learn(scored, precision):
     labels, odds = [one[0] for one in scored], [one[1] / 7 for one in scored]
