@@ -43,7 +43,10 @@ def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor],
     with opened_model(file) as (opened, header):
         found = header.pop("format", None)
         if found not in formats:
-            raise RunStateError(f"{file} has format {found!r}, expected {' or '.join(map(repr, formats))}")
+            wanted = " or ".join(map(repr, formats))
+            raise RunStateError(
+                f"{file} has format {found!r}, expected {wanted}: it is no such model of selftrain"
+            )
         names = list(opened.keys())
         return {name: opened.get_tensor(name) for name in names}, header
 

@@ -292,7 +292,7 @@ def test_files_that_are_no_such_model(corpus, training, tmp_path):
         load_finetuned(file)
     save_file(load_file(file), file)  # without a header of ours
     for read in (read_format, load_finetuned):
-        with pytest.raises(RunStateError, match=r"no (fine-tuned )?model of selftrain"):
+        with pytest.raises(RunStateError, match=r"no (such )?model of selftrain"):
             read(file)
     file.write_bytes(bytes.fromhex(digest))
     with pytest.raises(RunStateError, match="run folder is damaged"):
