@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..chat.base import Usage
 from ..errors import StoreError
+from ..write_ahead import switch_to_write_ahead
 
 SCHEMA_VERSION = 1
 
@@ -86,7 +87,7 @@ class AnswerStore:
             self._connection = sqlite3.connect(
                 path, timeout=60, isolation_level=None, check_same_thread=False
             )
-            self._connection.execute("PRAGMA journal_mode = WAL")
+            switch_to_write_ahead(self._connection)
             # each answer is on the disk before it counts: a power cut loses nothing that was paid for
             self._connection.execute("PRAGMA synchronous = FULL")
             self._check_version()

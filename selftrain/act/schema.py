@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from agents.write_ahead import switch_to_write_ahead
 from selftrain.errors import LedgerError, SelftrainError
 
 FORMAT = "selftrain-review-1"
@@ -59,7 +60,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection that waits for others' changes; its own are on the disk before they return."""
     # a server answers from several threads; whoever shares a ledger among them locks around it
     connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
+    switch_to_write_ahead(connection)
     connection.execute("PRAGMA synchronous = FULL")
     return connection
 

@@ -14,6 +14,7 @@ import pytest
 from agents.chat.base import Usage
 from agents.errors import StoreError
 from agents.vlm.store import AnswerStore, Note, Paid
+from agents.write_ahead import switch_to_write_ahead
 
 CHECKOUT = Path(__file__).parents[3]
 NOTE = Note("run", "post", "reviewer", 0, "model")
@@ -104,3 +105,32 @@ def test_a_store_of_another_version_is_refused(tmp_path):
 def test_a_folder_in_the_way_is_refused(tmp_path):
     with pytest.raises(StoreError):
         AnswerStore(tmp_path)
+
+
+class Switching:
+    """A connection to a file that others switch: locked at once, so many times."""
+
+    def __init__(self, times, message="database is locked"):
+        self.times, self.message, self.asked = times, message, 0
+
+    def execute(self, statement):
+        assert statement == "PRAGMA journal_mode = WAL"
+        self.asked += 1
+        if self.asked <= self.times:
+            raise sqlite3.OperationalError(self.message)
+
+
+def test_a_file_that_others_switch_to_wal_is_waited_for():
+    connection = Switching(3)
+    switch_to_write_ahead(connection)
+    assert connection.asked == 4
+
+
+def test_a_file_that_stays_locked_or_cannot_be_switched_is_an_error(monkeypatch):
+    readonly = Switching(9, "attempt to write a readonly database")
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        switch_to_write_ahead(readonly)
+    assert readonly.asked == 1
+    monkeypatch.setattr("agents.write_ahead.PATIENCE", 0.05)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        switch_to_write_ahead(Switching(10**6))
