@@ -57,6 +57,7 @@ class QuestionPanel:
         self._inquiry = Inquiry(
             backend, store, run=run, width=width, attempts=attempts, token_cap=token_cap, progress=progress
         )
+        self._store = store
         self._questioner = questioner
         self._max_failed = max_failed
 
@@ -124,6 +125,7 @@ class QuestionPanel:
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
         self._inquiry.close()
+        self._store.close()
 
 
 class _Tally:

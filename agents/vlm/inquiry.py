@@ -27,7 +27,7 @@ class Inquiry:
 
     Args:
         backend: What answers; opened at the first question.
-        store: Where answers are kept.
+        store: Where answers are kept; not closed here.
         run: Who pays, see `store.Note`.
         width: Posts under way at a time.
         attempts: Most answers to one question.
@@ -125,9 +125,8 @@ class Inquiry:
         return self._payer.spending if self._payer is not None else Spending()
 
     def close(self) -> None:
-        """Let go of the server and the store; safe to repeat."""
+        """Let go of the server; safe to repeat. The store is its owner's: several may share it."""
         if self._reached:
             self._reached = False
             self._thread.run(self.backend.close())
         self._thread.close()
-        self._store.close()

@@ -71,6 +71,7 @@ class VlmPanel:
         self._inquiry = Inquiry(
             backend, store, run=run, width=width, attempts=attempts, token_cap=token_cap, progress=progress
         )
+        self._store = store
         self._interviewer = interviewer
         self._protocol = protocol
         self._thorough = thorough
@@ -180,6 +181,7 @@ class VlmPanel:
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
         self._inquiry.close()
+        self._store.close()
 
     # ---- on the event loop ----------------------------------------------------------------------------
 
