@@ -17,12 +17,13 @@ import torch
 from backbones.base import Backbone
 from losses.pnu import PNULoss
 from selftrain.calibration import fit_calibration
-from selftrain.classifier import FloatArray, HeadSettings, IntArray, TrainingSet, fit_scaling, train_head
+from selftrain.classifier import TrainingSet, train_head
 from selftrain.corpus import Corpus
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.finetune_descent import DescentSettings, descend
 from selftrain.finetune_network import Architecture, Mode, Network, Precision
 from selftrain.finetuned import FinetunedClassifier, load_finetuned, read_format
+from selftrain.head import FloatArray, HeadSettings, IntArray, fit_scaling
 
 __all__ = ["BackboneTrainer", "FinetunedClassifier", "load_finetuned", "read_format"]
 

@@ -16,11 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from losses.pnu import PNULoss, PNUOutput
-from selftrain.classifier import FloatArray, IntArray, LossWatch, Progress, TrainingSet
+from selftrain.classifier import TrainingSet
 from selftrain.corpus import Corpus
 from selftrain.errors import NonFiniteLossError
 from selftrain.finetune_network import Network
 from selftrain.group_batches import GroupBatches
+from selftrain.head import FloatArray, IntArray, LossWatch, Progress
 from selftrain.metrics import macro_f1
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises: Adam's first steps know little

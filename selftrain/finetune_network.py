@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import Backbone, Encoded, PostLike
-from selftrain.classifier import FloatArray, Head, Scaling
 from selftrain.errors import RunStateError, TrainingError
+from selftrain.head import FloatArray, Head, Scaling
 
 Mode = Literal["full", "lora"]
 Precision = Literal["auto", "fp32", "bf16"]

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from selftrain.calibration import Calibration
-from selftrain.classifier import Progress
 from selftrain.errors import RunStateError
 from selftrain.finetune_network import Architecture
+from selftrain.head import Progress
 from selftrain.model_file import opened_model, read_model, write_model
 
 FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1"}

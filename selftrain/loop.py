@@ -22,8 +22,9 @@ from losses.pnu import PNULoss
 from losses.prior import estimate_prior
 from selftrain import atomic
 from selftrain.calibration import probabilities
-from selftrain.classifier import FloatArray, TrainingSet
+from selftrain.classifier import TrainingSet
 from selftrain.corpus import Corpus, IntArray
+from selftrain.head import FloatArray
 from selftrain.hearing import hear, human_figures
 from selftrain.history import grown_rows, replay
 from selftrain.ledger import Ledger

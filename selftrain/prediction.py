@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from selftrain.calibration import probabilities
-from selftrain.classifier import FloatArray, IntArray
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import QuarantineError
+from selftrain.head import FloatArray, IntArray
 from selftrain.preparation import cache_folder
 from selftrain.recipe import DataSection
 from selftrain.run.folder import RunFolder

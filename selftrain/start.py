@@ -216,7 +216,7 @@ def build_trainer(recipe: Recipe, *, progress: bool = False) -> Any:  # noqa: AN
     section = recipe.classifier
     if section.train != "head":
         return _build_backbone_trainer(recipe, progress=progress)
-    from selftrain.classifier import HeadSettings
+    from selftrain.head import HeadSettings
     from selftrain.trainer import HeadTrainer
 
     defaults = HeadSettings()

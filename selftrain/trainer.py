@@ -9,19 +9,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from losses.pnu import PNULoss
-from selftrain.classifier import (
-    FloatArray,
-    HeadClassifier,
-    HeadSettings,
-    IntArray,
-    Progress,
-    Scaling,
-    TrainingSet,
-    fit_scaling,
-    load_head,
-    train_head,
-)
+from selftrain.classifier import HeadClassifier, TrainingSet, load_head, train_head
 from selftrain.corpus import Corpus
+from selftrain.head import FloatArray, HeadSettings, IntArray, Progress, Scaling, fit_scaling
 
 
 class Model(Protocol):

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from losses.act import act_cross_entropy
 from selftrain.act.metrics import macro_f1
-from selftrain.classifier import HeadSettings, LossWatch, Progress, Scaling
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.head import Head, HeadSettings, Progress, Scaling, descend
 from selftrain.model_file import read_model, write_model
 
 FloatArray = npt.NDArray[np.float32]
@@ -52,39 +52,6 @@ def labelled_set(labels: IntArray) -> ACTSet:
     return ACTSet(labels, labels, nobody, np.ones(len(labels)))
 
 
-class ClassesHead(nn.Module):
-    """Feature rows [B, D] to logits [B, K]; the rows are centred and scaled as `Scaling` says."""
-
-    columns: Tensor
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, scaling: Scaling, classes: int, kind: str, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.register_buffer("columns", torch.from_numpy(scaling.columns))
-        self.register_buffer("mean", torch.from_numpy(scaling.mean))
-        self.register_buffer("scale", torch.from_numpy(scaling.scale))
-        width = len(scaling.columns)
-        self.layers: nn.Module
-        if kind == "mlp":
-            self.layers = nn.Sequential(
-                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, classes)
-            )
-        else:
-            linear = nn.Linear(width, classes)
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-            self.layers = linear
-
-    def prepare(self, rows: Tensor) -> Tensor:
-        """Rows [B, D] as the layers read them."""
-        return (rows[:, self.columns] - self.mean) * self.scale
-
-    def forward(self, rows: Tensor) -> Tensor:
-        logits: Tensor = self.layers(self.prepare(rows))
-        return logits
-
-
 @dataclass(frozen=True)
 class ClassesModel:
     """A trained head for K classes.
@@ -98,7 +65,7 @@ class ClassesModel:
         best_epoch: The epoch whose weights these are.
     """
 
-    head: ClassesHead
+    head: Head
     classes: tuple[str, ...]
     temperature: float
     settings: HeadSettings
@@ -135,7 +102,7 @@ def load_classes_model(file: Path) -> tuple[ClassesModel, dict[str, Any]]:
     try:
         settings, classes = HeadSettings(**header.pop("settings")), tuple(header.pop("classes"))
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
-        head = ClassesHead(scaling, len(classes), settings.kind, settings.hidden, settings.dropout)
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
         head.load_state_dict(tensors)
         temperature = float(header.pop("temperature"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -182,16 +149,19 @@ def train_classes(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = ClassesHead(scaling, len(classes), settings.kind, settings.hidden, settings.dropout)
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
         prepared = head.prepare(torch.from_numpy(validation_rows))
-        curve, best = _descend(
-            head, head.prepare(torch.from_numpy(rows)), labels, prepared, validation_labels,
-            settings=settings, power=power, watch=LossWatch(where),
+        machine, human, reviewed, inclusion = map(torch.from_numpy, labels)
+        curve, best = descend(
+            head, head.prepare(torch.from_numpy(rows)), prepared,
+            loss=lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
+            score=lambda z: macro_f1(validation_labels, z.argmax(1).numpy()),
+            settings=settings, where=where,
         )  # fmt: skip
     head.layers.load_state_dict(best)
     head.eval()
     with torch.inference_mode():
-        logits = head.layers(prepared)
+        logits = head.read(prepared)
     if not bool(torch.isfinite(logits).all()):  # the last step's own doing: no loss was computed after it
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower the learning rate"
@@ -199,46 +169,6 @@ def train_classes(
     temperature = fit_temperature(logits.double(), torch.from_numpy(validation_labels))
     chosen = max(curve, key=lambda progress: progress.macro_f1)
     return ClassesModel(head, tuple(classes), temperature, settings, tuple(curve), chosen.epoch)
-
-
-def _descend(
-    head: ClassesHead,
-    prepared: Tensor,
-    labels: ACTSet,
-    validation: Tensor,
-    validation_labels: IntArray,
-    *,
-    settings: HeadSettings,
-    power: float,
-    watch: LossWatch,
-) -> tuple[list[Progress], dict[str, Tensor]]:
-    """AdamW with cosine decay on prepared rows; the curve, and the layers' weights of its best epoch."""
-    machine, human, reviewed, inclusion = map(torch.from_numpy, labels)
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    curve: list[Progress] = []
-    best_score, best = -1.0, head.layers.state_dict()
-    for epoch in range(1, settings.epochs + 1):
-        head.train()
-        output = act_cross_entropy(head.layers(prepared), machine, human, reviewed, inclusion, power=power)
-        watch.add(epoch, output.loss, output.parts)
-        optimizer.zero_grad()
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        if epoch % settings.evaluate_every and epoch != settings.epochs:
-            continue
-        head.eval()
-        with torch.inference_mode():
-            predicted = head.layers(validation).argmax(1).numpy()
-        score = macro_f1(validation_labels, predicted)
-        curve.append(Progress(epoch, watch.mean(), score))
-        if score > best_score:
-            best_score = score
-            best = {name: value.clone() for name, value in head.layers.state_dict().items()}
-    return curve, best
 
 
 _TEMPERATURES = (0.05, 20.0)

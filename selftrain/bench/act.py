@@ -19,8 +19,8 @@ from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, ma
 from selftrain.act.simulation import annotated, criticized, simulated_estimates
 from selftrain.bench import act_loop, act_reviewers
 from selftrain.bench.study import Figure, Figures
-from selftrain.classifier import HeadSettings
 from selftrain.errors import DataError
+from selftrain.head import HeadSettings
 
 if TYPE_CHECKING:
     from selftrain.act.training import ACTSet
@@ -176,7 +176,7 @@ def _trained(
 ) -> dict[str, float]:
     """Test figures of a head trained on `labels`."""
     from selftrain.act.training import train_classes
-    from selftrain.classifier import fit_scaling
+    from selftrain.head import fit_scaling
 
     model = train_classes(
         tweets.rows[split.train], labels, tweets.rows[split.validation], tweets.labels[split.validation],

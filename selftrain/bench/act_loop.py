@@ -197,7 +197,7 @@ def _label_sets(judged: Judged, budget: int, seed: int) -> Iterator[tuple[str, A
 def _trained(prepared: Prepared, judged: Judged, labels: ACTSet, seed: int) -> dict[str, float]:
     """Test figures of a head on the run's labels and the judged posts."""
     from selftrain.act.training import ACTSet, train_classes
-    from selftrain.classifier import HeadSettings, fit_scaling
+    from selftrain.head import HeadSettings, fit_scaling
 
     corpus = prepared.corpus
     assert corpus.table is not None

@@ -71,8 +71,9 @@ def measure(folder: Path) -> tuple[float, float]:
 
     from backbones.base import FeatureLayout
     from selftrain.calibration import Calibration
-    from selftrain.classifier import Head, HeadClassifier, HeadSettings, Scaling
+    from selftrain.classifier import HeadClassifier
     from selftrain.data.feature_store import FeatureStore
+    from selftrain.head import Head, HeadSettings, Scaling
     from selftrain.selection import select
 
     layout = FeatureLayout(TEXT_WIDTH, 0)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from selftrain.calibration import Calibration
-from selftrain.classifier import FloatArray, Head, load_head
+from selftrain.classifier import load_head
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
 from selftrain.finetune_network import Network
 from selftrain.finetuned import load_finetuned, read_format
+from selftrain.head import FloatArray, Head
 from selftrain.recipe import Recipe
 from selftrain.run.folder import RunFolder
 from selftrain.start import backbone_options, finetuning_backbone

@@ -24,8 +24,8 @@ from backbones.base import FeatureLayout
 from backbones.devices import Placement
 from selftrain import atomic
 from selftrain.calibration import Calibration
-from selftrain.classifier import Head
 from selftrain.errors import ServingError
+from selftrain.head import Head
 from selftrain.run.folder import RunFolder
 from selftrain.serving.best_model import BestModel, open_best
 from selftrain.serving.onnx_scoring import FORMAT, METADATA_KEY

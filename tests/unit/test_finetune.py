@@ -9,9 +9,10 @@ import torch
 from finetune_helpers import WordsBackbone, words_corpus, words_training
 
 from losses import PNULoss
-from selftrain.classifier import HeadSettings, TrainingSet, fit_scaling, train_head
+from selftrain.classifier import TrainingSet, train_head
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.finetune import BackboneTrainer, load_finetuned, read_format
+from selftrain.head import HeadSettings, fit_scaling
 
 LOSS = PNULoss(form="paper", balance=0.1)
 MODES = pytest.mark.parametrize("mode", ["full", "lora"])

@@ -17,8 +17,8 @@ from selftrain.act.training import (
     load_classes_model,
     train_classes,
 )
-from selftrain.classifier import HeadSettings, fit_scaling
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.head import HeadSettings, fit_scaling
 
 CLASSES = ("a", "b", "c")
 LAYOUT = FeatureLayout(6, 0)

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from backbones.base import FeatureLayout
 from losses.groups import Group
 from losses.pnu import PNULoss
-from selftrain.classifier import HeadSettings, LossWatch, TrainingSet, fit_scaling, load_head, train_head
+from selftrain.classifier import TrainingSet, load_head, train_head
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.head import HeadSettings, LossWatch, fit_scaling
 from selftrain.metrics import macro_f1
 
 CHECKOUT = Path(__file__).parents[3]

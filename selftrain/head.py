@@ -1,0 +1,215 @@
+"""The head on feature rows, for two classes or more: how it is scaled, built and trained.
+
+Shape legend: ``M`` training posts, ``B`` posts, ``D`` width of a feature row, ``C`` columns that are read,
+``K`` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from backbones.base import FeatureLayout
+from selftrain.errors import NonFiniteLossError, TrainingError
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+class HeadSettings(NamedTuple):
+    """How a head is built and trained; the defaults come from the ablation in docs/experiments.md."""
+
+    kind: str = "mlp"
+    hidden: int = 32
+    dropout: float = 0.3
+    epochs: int = 40
+    learning_rate: float = 0.01
+    weight_decay: float = 1e-3
+    evaluate_every: int = 5
+
+
+class Progress(NamedTuple):
+    """One evaluated epoch: mean loss parts since the last one, and the validation macro-F1."""
+
+    epoch: int
+    parts: dict[str, float]
+    macro_f1: float
+
+
+class Scaling(NamedTuple):
+    """How a head reads feature rows.
+
+    Attributes:
+        columns: [C] columns that vary at all; the others (an absent modality, say) are not read.
+        mean: [C] mean of each.
+        scale: [C] one factor a block, so that text and image speak equally loud whatever their widths.
+    """
+
+    columns: IntArray
+    mean: FloatArray
+    scale: FloatArray
+
+
+class Head(nn.Module):
+    """Feature rows [B, D] to logits; the rows are centred and scaled as `Scaling` says.
+
+    One output, the positive class's logit [B], tells two classes apart; more give logits [B, K].
+    """
+
+    columns: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, scaling: Scaling, kind: str, hidden: int, dropout: float, outputs: int = 1) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.from_numpy(scaling.columns))
+        self.register_buffer("mean", torch.from_numpy(scaling.mean))
+        self.register_buffer("scale", torch.from_numpy(scaling.scale))
+        width = len(scaling.columns)
+        self.layers: nn.Module
+        if kind == "mlp":
+            self.layers = nn.Sequential(
+                nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)
+            )
+        else:
+            linear = nn.Linear(width, outputs)
+            # from zero the first steps are those of ridge regression: no luck of the draw
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.layers = linear
+
+    def prepare(self, rows: Tensor) -> Tensor:
+        """Rows [B, D] as the layers read them [B, C]."""
+        return (rows[:, self.columns] - self.mean) * self.scale
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.read(self.prepare(rows))
+
+    def read(self, prepared: Tensor) -> Tensor:
+        """Logits of rows that `prepare` gave."""
+        logits: Tensor = self.layers(prepared)
+        return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+
+
+BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a step of the optimiser goes
+
+
+def fit_scaling(rows: FloatArray, layout: FeatureLayout) -> Scaling:
+    """Constants of feature rows [N, D]; no label is looked at, so the pool's rows serve best.
+
+    Raises:
+        TrainingError: No column varies: the posts all look the same to the backbone.
+    """
+    deviation = rows.std(0)
+    scale = np.zeros(rows.shape[1], np.float32)
+    for block in (layout.text, layout.image):
+        length = float(np.sqrt((deviation[block] ** 2).sum()))
+        if length > 1e-6:
+            scale[block] = BLOCK_NORM / length
+    for flag in (layout.has_text, layout.has_image):
+        scale[flag] = 1.0
+    columns = np.flatnonzero((deviation > 1e-6) & (scale > 0)).astype(np.int64)
+    if not len(columns):
+        raise TrainingError(
+            f"the features of {len(rows)} posts are all the same: there is nothing to learn from"
+        )
+    return Scaling(columns, rows.mean(0)[columns].astype(np.float32), scale[columns])
+
+
+class HeadLoss(Protocol):
+    """A loss, and what it is made of."""
+
+    @property
+    def loss(self) -> Tensor: ...
+    @property
+    def parts(self) -> Mapping[str, Tensor]: ...
+
+
+def descend(
+    head: Head,
+    prepared: Tensor,
+    validation: Tensor,
+    *,
+    loss: Callable[[Tensor], HeadLoss],
+    score: Callable[[Tensor], float],
+    settings: HeadSettings,
+    where: str,
+) -> tuple[list[Progress], dict[str, Tensor]]:
+    """AdamW with cosine decay on prepared rows; the curve, and the layers' weights of its best epoch.
+
+    Of equally good epochs the first counts.
+
+    Args:
+        head: Trained in place; its last weights are not its best.
+        prepared: [M, C] rows to train on.
+        validation: [V, C] rows to validate on.
+        loss: Of the logits of `prepared`.
+        score: Macro-F1 of the logits of `validation`.
+        settings: How.
+        where: Said in an error.
+
+    Raises:
+        NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
+    """
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    watch = LossWatch(where)
+    curve: list[Progress] = []
+    best_score, best = -1.0, head.layers.state_dict()
+    for epoch in range(1, settings.epochs + 1):
+        head.train()
+        output = loss(head.read(prepared))
+        watch.add(epoch, output.loss, output.parts)
+        optimizer.zero_grad()
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if epoch % settings.evaluate_every and epoch != settings.epochs:
+            continue
+        head.eval()
+        with torch.inference_mode():
+            reached = score(head.read(validation))
+        curve.append(Progress(epoch, watch.mean(), reached))
+        if reached > best_score:
+            best_score = reached
+            best = {name: value.clone() for name, value in head.layers.state_dict().items()}
+    return curve, best
+
+
+class LossWatch:
+    """Adds up loss parts between two evaluations, and stops the run at a loss that is not finite."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, step: int, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Take in one step.
+
+        Raises:
+            NonFiniteLossError: With the place, the step and every part.
+        """
+        values = {"loss": float(loss.detach())} | {name: float(part) for name, part in parts.items()}
+        if not np.isfinite(values["loss"]):
+            listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise NonFiniteLossError(
+                f"{self.where}, step {step}: the loss is {values['loss']} ({listed}). Lower"
+                " classifier.learning_rate; if it stays, look for NaN in the features with `selftrain check`"
+            )
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+
+    def mean(self) -> dict[str, float]:
+        """Mean parts since the last call."""
+        result = {name: value / max(self.steps, 1) for name, value in self.sums.items()}
+        self.sums, self.steps = {}, 0
+        return result
