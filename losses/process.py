@@ -72,7 +72,7 @@ def process_loss(
         losses = -(wanted.to(torch.float32) * F.log_softmax(scores.float(), dim=1)).sum(1)
         count = wanted.detach().sum(1).round().sum()
         whole = float(count) if denominators is None else _denominator(denominators, q, len(logits))
-        mean = losses.sum() / max(whole, 1.0 if denominators is None else whole)
+        mean = losses.sum() / max(whole, 1.0)  # nobody answered: a sum of nothing, and no division by it
         loss = loss + factors[q] * mean
         parts.append(mean.detach())
         known.append(count)
@@ -94,7 +94,7 @@ def _factors(weights: Sequence[float] | None, questions: int) -> list[float]:
 def _denominator(denominators: Sequence[float], question: int, questions: int) -> float:
     if len(denominators) != questions or not math.isfinite(denominators[question]):
         raise SettingError(f"the denominators are {list(denominators)}; expected {questions} finite numbers")
-    return max(float(denominators[question]), 1.0)
+    return float(denominators[question])
 
 
 def _check(logits: Sequence[Tensor], targets: Sequence[Tensor], *, signed: bool) -> None:

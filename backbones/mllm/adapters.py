@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -50,9 +49,7 @@ def trained_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
 
 
-def merge(adapted: Any, *, new_parts: Collection[str] = ()) -> nn.Module:  # noqa: ANN401
+def merge(adapted: Any) -> nn.Module:  # noqa: ANN401 -- a PeftModel
     """The base module with the adapters multiplied into its weights and the row put into its table."""
     merged: nn.Module = adapted.merge_and_unload()
-    for name in new_parts:
-        merged.get_submodule(name)  # they are trained in place
     return merged

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from selftrain.agentps.questions import Questionnaire, Target, targets
 from selftrain.data.posts import Post
@@ -68,11 +68,6 @@ def examples(
     return [one._replace(targets=(*one.targets[:-1], finals.get(one.id, one.targets[-1]))) for one in found]
 
 
-def labelled(found: Sequence[Example]) -> list[Example]:
-    """Those whose final answer is known."""
-    return [one for one in found if one.targets[-1].any()]
-
-
 def answer_of(target: Target) -> int | None:
     """The index of the answer that a target stands for; None where it is missing."""
     return int(target.argmax()) if target.any() else None
@@ -83,8 +78,3 @@ def known_counts(found: Sequence[Example]) -> list[int]:
     return [
         sum(bool(one.any()) for one in column) for column in zip(*(e.targets for e in found), strict=True)
     ]
-
-
-def as_json(one: Example) -> dict[str, Any]:
-    """What a record of a post carries along."""
-    return {"id": one.id, "text": one.text, "pictures": [str(path) for path in one.pictures]}

@@ -85,7 +85,7 @@ def _fit(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, progress
     validation = examples(found.validation, built.asked)
     identity = _identity(recipe, built, posts, validation)
     if _finished(out, identity):
-        return folder.load(out)
+        return folder.fill(out, built, found.task, architecture)
     if accelerator.is_main_process:
         _begin(out, recipe, found, built, posts)
     if recipe.training.checkpointing:
@@ -115,15 +115,17 @@ def _fit(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, progress
         )  # fmt: skip
         (out / PROGRESS).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
+    # what accelerate laid around the model goes again: the weights are computed as a fresh process would
+    accelerator.unwrap_model(built.model, keep_fp32_wrapper=False)
     built.model.to("cpu")
-    return folder.load(out)
+    return folder.fill(out, built, found.task, architecture)
 
 
 def _begin(out: Path, recipe: AgentPSRecipe, found: Gathered, built: Built, posts: list[Example]) -> None:
     """What the folder says before the first step."""
     import tomli_w
 
-    from selftrain.run.folder import _without_none
+    from selftrain.run.folder import without_none
 
     known = known_counts(posts)
     for asked, count in zip(built.asked.process, known, strict=False):
@@ -133,7 +135,7 @@ def _begin(out: Path, recipe: AgentPSRecipe, found: Gathered, built: Built, post
                 " answers in the manifest's `process`, have a model give them (`selftrain annotate`) and name"
                 " that manifest as data.process, or take the question out of the task"
             )
-    atomic.write_text(out / "training.toml", tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))))
+    atomic.write_text(out / "training.toml", tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
     dump_task(found.task, out / folder.TASK)
     if found.quarantine:
         atomic.write_jsonl(out / "quarantine.jsonl", found.quarantine)

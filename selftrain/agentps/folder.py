@@ -89,7 +89,16 @@ def load(folder: Path | str) -> Loaded:
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder / ABOUT} describes no model ({error}): the folder is damaged") from error
     task = load_task(folder / TASK)
-    built = build(architecture, task)
+    return fill(folder, build(architecture, task), task, architecture)
+
+
+def fill(folder: Path, built: Built, task: Task, architecture: Architecture) -> Loaded:
+    """`load`, into a model that was built already.
+
+    Raises:
+        ModelError: As `load`.
+    """
+    about = read_about(folder)
     if {one.name: list(one.answers) for one in built.asked.all} != about["questions"]:
         raise ModelError(
             f"{folder / TASK} asks other questions than the model was trained on"

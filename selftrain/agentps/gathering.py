@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.task import Task, load_task
 from selftrain.errors import DataError, QuarantineError, RecipeError
 from selftrain.run.folder import RunFolder, read_jsonl
+
+if TYPE_CHECKING:
+    from selftrain.act.outcome import Outcome
 
 Json = dict[str, Any]
 
@@ -55,9 +58,9 @@ def gather(section: DataSection, seed: int) -> Gathered:
             f"data.run is {section.run} and data.manifest is {section.manifest}: expected one of the two,"
             " a finished run or a manifest with labels"
         )
+    if section.reviews is not None and section.run is None:
+        raise RecipeError("data.reviews names a batch of a run's ledger, but data.run names no run")
     found = _of_run(section) if section.run is not None else _of_manifest(section, seed)
-    if section.reviews is not None:
-        found = _with_reviews(found, section)
     if section.process is not None:
         found = _with_process(found, section)
     for name, posts in (("learn from", found.train), ("validate on", found.validation)):
@@ -132,7 +135,8 @@ def _of_run(section: DataSection) -> Gathered:
     train = [replace(posts[i], label=str(row["label"])) for i, row in grown.items() if i in posts]
     validation = [replace(posts[i], label=label) for i, label in validated.items() if i in posts]
     pseudo = (i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label")
-    return Gathered(task, train, dict.fromkeys(pseudo, section.soft_target), validation, quarantine)
+    found = Gathered(task, train, dict.fromkeys(pseudo, section.soft_target), validation, quarantine)
+    return found if section.reviews is None else _with_reviews(found, section.run, section.reviews, posts)
 
 
 def _stored(folder: RunFolder, sources: Mapping[str, Any], name: str) -> Path:
@@ -173,32 +177,13 @@ def _drawn(posts: list[Post], share: float, seed: int) -> tuple[list[Post], list
     return [p for p in posts if p.id not in chosen], [p for p in posts if p.id in chosen]
 
 
-def _with_reviews(found: Gathered, section: DataSection) -> Gathered:
-    """The posts of a reviewed sample, with targets that make their loss ACT's.
+def _with_reviews(found: Gathered, run: Path, batch: str, posts: Mapping[str, Post]) -> Gathered:
+    """The posts of a reviewed sample too, with targets that make their loss ACT's.
 
     ``t_m + (t_h - t_m) delta / pi``: cross-entropy is linear in its target, so that the mean over many draws
     is the loss of human labels for every post of the batch, whatever the machine's labels are worth.
     """
-    from selftrain.act.ledger import LEDGER, ReviewLedger
-    from selftrain.act.outcome import outcome
-
-    if section.run is None:
-        raise RecipeError("data.reviews names a batch of a run's ledger, but data.run names no run")
-    assert section.reviews is not None
-    ledger = ReviewLedger(section.run / LEDGER)
-    try:
-        if section.reviews not in ledger.batches():
-            raise RecipeError(f"data.reviews is {section.reviews!r}; expected one of {ledger.batches()}")
-        drawn, waiting = ledger.drawn(section.reviews), set(ledger.waiting())
-        reviewed = outcome(ledger, section.reviews)
-    finally:
-        ledger.close()
-    missing = sum(post_id in waiting for post_id in drawn)
-    if missing:
-        raise DataError(
-            f"{missing} of {len(drawn)} posts drawn for review wait for an answer: a sample that is half"
-            " reviewed is no longer the one that was drawn. Finish the review (`selftrain review`)"
-        )
+    reviewed = _reviewed(run, batch)
     names = found.task.names
     finals = {}
     for i, post_id in enumerate(reviewed.post_ids):
@@ -207,11 +192,30 @@ def _with_reviews(found: Gathered, section: DataSection) -> Gathered:
         finals[post_id] = (machine + correction).astype(np.float32)
     labels = dict(zip(reviewed.post_ids, reviewed.labels, strict=True))
     kept = [post for post in found.train if post.id not in labels]
-    sources = RunFolder(section.run).recipe()["data"]
-    posts = _posts_of(sources, found.task, section)[0]
-    added = [replace(posts[i], label=label) for i, label in labels.items() if i in posts]
     known = {post.id for post in found.validation}
-    return found._replace(train=kept + [post for post in added if post.id not in known], finals=finals)
+    added = [replace(posts[i], label=label) for i, label in labels.items() if i in posts and i not in known]
+    return found._replace(train=kept + added, finals=finals)
+
+
+def _reviewed(run: Path, batch: str) -> Outcome:
+    """A batch of the run's ledger, once every post drawn has its answer."""
+    from selftrain.act.ledger import LEDGER, ReviewLedger
+    from selftrain.act.outcome import outcome
+
+    ledger = ReviewLedger(run / LEDGER)
+    try:
+        if batch not in ledger.batches():
+            raise RecipeError(f"data.reviews is {batch!r}; expected one of {ledger.batches()}")
+        drawn, waiting = ledger.drawn(batch), set(ledger.waiting())
+        missing = sum(post_id in waiting for post_id in drawn)
+        if missing:
+            raise DataError(
+                f"{missing} of {len(drawn)} posts drawn for review wait for an answer: a sample that is half"
+                " reviewed is no longer the one that was drawn. Finish the review (`selftrain review`)"
+            )
+        return outcome(ledger, batch)
+    finally:
+        ledger.close()
 
 
 def _posts_of(

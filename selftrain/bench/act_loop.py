@@ -62,17 +62,17 @@ def measure(figures: Figures, data: Path, seeds: Sequence[int]) -> None:
     """
     from backbones import load_backbone
     from selftrain.bench import hsol
-    from selftrain.bench.loop_study import _import, _recipe
+    from selftrain.bench.loop_study import import_data, recipe_of
     from selftrain.preparation import prepare
     from selftrain.recipe import load_recipe
 
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as temporary:
         home = Path(temporary)
-        paths = _import(hsol.STUDY, data, home)
+        paths = import_data(hsol.STUDY, data, home)
         backbone = load_backbone("embedded")
         for seed in seeds:
             overrides = [*paths, f"seed={seed}", f"data.labelled={LABELLED}"]
-            recipe = load_recipe(_recipe(hsol.STUDY), overrides)
+            recipe = load_recipe(recipe_of(hsol.STUDY), overrides)
             prepared = prepare(recipe, backbone, progress=True)
             for method, budget, values in _seed(figures, recipe, prepared, home / f"seed{seed}", seed):
                 figures.add([Figure(STUDY, DATASET, method, budget, seed, *one) for one in values.items()])

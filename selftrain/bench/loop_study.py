@@ -83,7 +83,7 @@ def run_study(study: LoopStudy, args: argparse.Namespace) -> int:
         raise DataError(f"no method is called {sorted(unknown)}: expected some of {', '.join(ABLATION)}")
     sizes, seeds = (tuple(map(int, text.split(","))) for text in (args.n, args.seeds))
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
-        overrides = [*_import(study, args.data, Path(folder)), *args.set]
+        overrides = [*import_data(study, args.data, Path(folder)), *args.set]
         for n in sizes:
             for seed in seeds:
                 chosen = [*overrides, f"seed={seed}", f"data.labelled={n}"]
@@ -96,7 +96,7 @@ def run_study(study: LoopStudy, args: argparse.Namespace) -> int:
     return 0
 
 
-def _import(study: LoopStudy, data: Path, folder: Path) -> list[str]:
+def import_data(study: LoopStudy, data: Path, folder: Path) -> list[str]:
     from selftrain.data.importers import import_named
 
     source = data / study.source
@@ -123,7 +123,7 @@ def _one_seed(
     from backbones import load_backbone
     from selftrain.preparation import prepare
 
-    recipe = load_recipe(_recipe(study), overrides)
+    recipe = load_recipe(recipe_of(study), overrides)
     backbone = load_backbone("embedded")
     prepared = prepare(recipe, backbone, progress=True)
 
@@ -138,11 +138,11 @@ def _one_seed(
                 add(name, values)
             add("baselines", {"done": 1.0})
         else:
-            changed = load_recipe(_recipe(study), [*overrides, *ABLATION[method]])
+            changed = load_recipe(recipe_of(study), [*overrides, *ABLATION[method]])
             add(method, _loop(changed, prepared, backbone, folder / "run"))
 
 
-def _recipe(study: LoopStudy) -> Path:
+def recipe_of(study: LoopStudy) -> Path:
     """The recipe of the checkout, or the copy that travels in the wheel."""
     packaged = Path(__file__).parents[1] / "recipes" / study.recipe
     return packaged if packaged.exists() else Path(__file__).parents[2] / "runs" / study.recipe
@@ -225,7 +225,8 @@ def gains(figures: Figures, sizes: Sequence[int]) -> Iterator[str]:
 def _whole_run(study: LoopStudy, n: int, seed: int, overrides: Sequence[str], folder: Path) -> list[Figure]:
     """Seconds and peak resident megabytes of one `selftrain run` in a process of its own, features cached."""
     settings = [part for override in overrides for part in ("--set", override)]
-    command = [sys.executable, "-m", "selftrain", "run", str(_recipe(study)), "--out", str(folder / "whole")]
+    recipe, out = str(recipe_of(study)), str(folder / "whole")
+    command = [sys.executable, "-m", "selftrain", "run", recipe, "--out", out]
     began = time.perf_counter()
     subprocess.run([*command, *settings], check=True, stdout=subprocess.DEVNULL)
     values = {

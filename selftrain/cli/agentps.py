@@ -90,25 +90,10 @@ def run_predict(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError, BackboneError: `--out` is as it was.
     """
-    from selftrain import atomic
-    from selftrain.cli.predict import _report, _write
+    from selftrain.cli.records import write_records
 
     quarantine: list[dict[str, Any]] = []
-    rows = _rows(args, quarantine)
-    if args.out == "-":
-        _write(sys.stdout, rows)
-        _report(quarantine, None)
-        return 0
-    out = Path(args.out)
-    with atomic.replacing(out) as part, part.open("w", encoding="utf-8") as file:
-        count = _write(file, rows)
-    beside = out.with_name(f"{out.name}.quarantine.jsonl")
-    if quarantine:
-        atomic.write_jsonl(beside, quarantine)
-    else:
-        beside.unlink(missing_ok=True)
-    print(f"{count:,} posts scored in {out}")
-    _report(quarantine, beside)
+    write_records(args.out, _rows(args, quarantine), quarantine, "scored")
     return 0
 
 

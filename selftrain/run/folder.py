@@ -87,7 +87,7 @@ class RunFolder:
         if not self.recipe_path.exists():
             atomic.write_json(self.path / "environment.json", environment)
         # last: a folder with a recipe.toml is a run
-        atomic.write_text(self.recipe_path, tomli_w.dumps(_without_none(recipe)))
+        atomic.write_text(self.recipe_path, tomli_w.dumps(without_none(recipe)))
 
     def check_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Refuse at once, before anything is computed, when the folder holds a run of another recipe.
@@ -230,7 +230,7 @@ MAY_CHANGE = {
 def _comparable(recipe: Mapping[str, Any]) -> Json:
     """section.key -> value, without the keys that a run may change on its way."""
     flat: Json = {}
-    for section, value in _without_none(recipe).items():
+    for section, value in without_none(recipe).items():
         if isinstance(value, dict):
             flat |= {f"{section}.{key}": item for key, item in value.items()}
         else:
@@ -238,10 +238,10 @@ def _comparable(recipe: Mapping[str, Any]) -> Json:
     return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
 
 
-def _without_none(table: Mapping[str, Any]) -> Json:
+def without_none(table: Mapping[str, Any]) -> Json:
     """TOML has no null: what is None is left out."""
     return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
+        key: without_none(value) if isinstance(value, Mapping) else value
         for key, value in table.items()
         if value is not None
     }
