@@ -1,0 +1,69 @@
+"""Annotating and criticizing with a real vLLM server: every strategy answers, and nothing is paid twice.
+
+The model is far too small to find an error: what is tested is that its answers are read as what they are.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from selftrain.cli import main
+from selftrain.cli.act import STRATEGIES
+
+pytestmark = [pytest.mark.integration, pytest.mark.vllm]
+POSTS = 8
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    from selftrain.data.drawn import draw_posts
+
+    draw_posts(tmp_path, POSTS)
+    return tmp_path / "manifest.jsonl"
+
+
+def test_choose_tries_every_strategy_and_pays_once(manifest, small_vlm_server, capsys):
+    out = manifest.with_name("choice.json")
+    command = [
+        "act", "choose", str(manifest), "--task", str(manifest.with_name("task.toml")),
+        "--server", small_vlm_server.address, "--labelled", str(POSTS), "--pool", "1000",
+        "--json", str(out),
+    ]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    first = json.loads(out.read_text())
+
+    # ---- both ways of annotating, six of criticizing, one model criticizing itself --------------------
+    assert [one["posts"] for one in first["annotators"]] == [POSTS, POSTS]
+    assert {one["mode"] for one in first["annotators"]} == {"plain", "reasoning"}
+    labelled = [one for one in first["annotators"] if one["unlabelled"] < POSTS]
+    assert labelled, "the server gave no post a label"
+    assert all(one["tokens"] > 0 for one in first["annotators"])
+    criticizers = {one["strategy"]: one for one in first["criticizers"]}
+    assert set(criticizers) == set(STRATEGIES)
+    for one in criticizers.values():
+        assert one["missing"] < POSTS, f"{one['strategy']} estimated nothing"
+        assert 0.0 <= one["mean_error"] <= 1.0
+    # a share of probabilities, not an answer: it lies between none and all
+    assert 0.0 < criticizers["log_probability"]["mean_error"] < 1.0
+    low, middle, high = (first["budget"]["share"][key] for key in ("low", "value", "high"))
+    assert 0.0 < low <= middle <= high <= 1.0
+    assert first["budget"]["posts"][0] == pytest.approx(1000 * middle, abs=1)
+    assert "annotate with" in said
+    assert "a second one finds other errors" in said
+
+    # ---- the same question again costs nothing and answers the same -----------------------------------
+    assert main(command) == 0
+    again = json.loads(out.read_text())
+    for one in (*first["annotators"], *first["criticizers"], first["annotator"], first["criticizer"]):
+        one["tokens"] = 0
+    assert again == first
+
+
+def test_an_address_without_a_model_of_that_name_is_told(manifest, small_vlm_server, capsys):
+    task = str(manifest.with_name("task.toml"))
+    server = f"{small_vlm_server.address}#no-such-model"
+    assert main(["act", "choose", str(manifest), "--task", task, "--server", server]) == 2
+    assert "no-such-model" in capsys.readouterr().err
