@@ -50,6 +50,34 @@ def annotated(labels: IntArray, classes: int, accuracy: float, rng: np.random.Ge
     return machine
 
 
+def annotated_like(labels: IntArray, scores: FloatArray, accuracy: float) -> IntArray:
+    """Machine labels [N] with systematic errors: wrong where a weak model errs most, and as it errs.
+
+    `round((1 - accuracy) N)` labels are wrong: those of the posts for which the best of the other classes is
+    farthest ahead of the right one, which get that class.
+
+    Args:
+        labels: [N] right ones.
+        scores: [N, K] the weak model's, higher for a likelier class; of posts that it was not trained on.
+        accuracy: Of the machine labels, in [0, 1].
+
+    Raises:
+        BudgetError: Scores of another shape or not finite, an accuracy outside [0, 1].
+    """
+    if scores.ndim != 2 or len(scores) != len(labels) or scores.shape[1] <= labels.max(initial=1):
+        raise BudgetError(f"scores of shape {scores.shape} for {len(labels)} labels: expected [N, K]")
+    if not 0.0 <= accuracy <= 1.0 or not np.isfinite(scores).all():
+        raise BudgetError(f"accuracy {accuracy}: expected one in [0, 1], and finite scores")
+    places = np.arange(len(labels))
+    others = np.array(scores, dtype=np.float64)
+    others[places, labels] = -np.inf
+    lead = others.max(axis=1) - scores[places, labels]
+    wrong = np.argsort(-lead, kind="stable")[: round((1.0 - accuracy) * len(labels))]
+    machine = labels.copy()
+    machine[wrong] = others[wrong].argmax(axis=1)
+    return machine
+
+
 def criticized(wrong: BoolArray, auc: float, rng: np.random.Generator) -> FloatArray:
     """Calibrated error estimates [N] that tell wrong labels from right ones with this AUC.
 

@@ -1,7 +1,8 @@
 """`selftrain bench act`: what a human budget buys on TweetEval, and whether error estimates cover the truth.
 
 Annotator and criticizer are simulated, so that their accuracy and AUC are known; texts, features and the
-model that is trained are real. Test is the published validation file, a tenth of the training file validates.
+model that is trained are real. The annotator's errors are spread evenly over the posts, or systematic: those
+of a bag of words. Test is the published validation file, a tenth of the training file validates.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy.typing as npt
 
 from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, macro_f1
-from selftrain.act.simulation import annotated, criticized, simulated_estimates
-from selftrain.bench import act_loop, act_reviewers
+from selftrain.act.simulation import annotated, annotated_like, criticized
+from selftrain.bench import act_coverage, act_loop, act_reviewers
 from selftrain.bench.study import Figure, Figures
 from selftrain.errors import DataError
 from selftrain.head import HeadSettings
@@ -45,20 +46,21 @@ VARIANTS: dict[str, tuple[Rule, float]] = {
 HEADS = {"mlp": HeadSettings(), "linear": HeadSettings(kind="linear", epochs=60)}
 """The default head, and one without a draw in its training."""
 
-COVERED_RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.34)
-COVERED_POSTS, COVERED_BUDGET, COVERED_FLOOR, REVIEWS = 1000, 100, 0.1, 1000
+ERRORS = {"spread": "", "systematic": " systematic"}
+"""Kind of error -> what is added to a data set's name in the figures."""
 
 
 class Tweets(NamedTuple):
     """One data set: feature rows [N, D] and labels [N] of both files.
 
     Attributes:
-        rows, labels: Of the training file.
+        texts, rows, labels: Of the training file.
         test_rows, test_labels: Of the validation file.
         classes: Names, in the order of the label numbers.
         layout: Of a row.
     """
 
+    texts: tuple[str, ...]
     rows: FloatArray
     labels: IntArray
     test_rows: FloatArray
@@ -80,9 +82,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--data", type=Path, help="folder that holds tweeteval/ and hsol/; not for coverage")
     parser.add_argument("--part", choices=("training", "coverage", "loop", "reviewers", "all"), default="all")
     parser.add_argument("--datasets", default=",".join(ACCURACIES), help="data sets, by commas")
+    parser.add_argument("--errors", choices=ERRORS, nargs="*", default=list(ERRORS), help="the annotator's")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
     parser.add_argument(
-        "--reviews", type=int, default=REVIEWS, help="simulated reviews (default: %(default)s)"
+        "--reviews", type=int, default=act_coverage.REVIEWS, help="simulated reviews (default: %(default)s)"
     )
     parser.add_argument("--cache", type=Path, help="feature cache (default: the user's)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         for name in args.datasets.split(","):
             _training(figures, name, seeds, args)
     if args.part in ("coverage", "all"):
-        _coverage(figures, args.reviews)
+        act_coverage.measure(figures, AUCS, args.reviews)
     if args.part in ("loop", "all"):
         act_loop.measure(figures, args.data or Path(), seeds)
     if args.part in ("reviewers", "all"):
@@ -118,19 +121,27 @@ def _training(figures: Figures, name: str, seeds: Sequence[int], args: argparse.
         raise DataError(f"no data set is called {name!r}: expected some of {', '.join(ACCURACIES)}")
     tweets = read_tweets(args.data, name, args.cache)
     for seed in seeds:
-        for part in measure(figures, tweets, name, seed):
-            figures.add(part)
-        print(f"{name} seed {seed}: done", flush=True)
+        for errors in args.errors:
+            for part in measure(figures, tweets, name, seed, errors):
+                figures.add(part)
+            print(f"{name} seed {seed}, {errors} errors: done", flush=True)
 
 
-def measure(figures: Figures, tweets: Tweets, name: str, seed: int) -> Iterator[list[Figure]]:
+def measure(
+    figures: Figures, tweets: Tweets, dataset: str, seed: int, kind: str = "spread"
+) -> Iterator[list[Figure]]:
     """What is missing of one data set and seed: every way to use the labels, and the criticizers' own."""
     from selftrain.act.training import ACTSet, labelled_set
 
     split = split_of(tweets.labels, seed)
     truth = tweets.labels[split.train]
     rng = np.random.default_rng([seed, len(truth)])
-    machine = annotated(truth, len(tweets.classes), ACCURACIES[name], rng)
+    if kind == "systematic":
+        texts = [tweets.texts[place] for place in split.train]
+        machine = annotated_like(truth, bag_of_words(texts, truth, seed), ACCURACIES[dataset])
+    else:
+        machine = annotated(truth, len(tweets.classes), ACCURACIES[dataset], rng)
+    name = dataset + ERRORS[kind]
     wrong = machine != truth
     budget = round((float(wrong.mean()) + BUFFER) * len(truth))
 
@@ -190,6 +201,20 @@ def _trained(
     }
 
 
+def bag_of_words(texts: Sequence[str], labels: IntArray, seed: int) -> npt.NDArray[np.float64]:
+    """Log-probabilities [N, K] of a naive Bayes model of words, each post scored by one that never saw it."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.naive_bayes import MultinomialNB
+    from sklearn.pipeline import make_pipeline
+
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    model = make_pipeline(CountVectorizer(min_df=2), MultinomialNB())
+    return np.asarray(
+        cross_val_predict(model, list(texts), labels, cv=folds, method="predict_log_proba"), dtype=np.float64
+    )
+
+
 def split_of(labels: IntArray, seed: int) -> Split:
     """Nine tenths to train on, one to validate on, stratified."""
     from sklearn.model_selection import train_test_split
@@ -227,7 +252,7 @@ def read_tweets(data: Path | None, name: str, cache: Path | None) -> Tweets:
     lines = (folder / "mapping.txt").read_text(encoding="utf-8").splitlines()
     classes = tuple(line.split("\t")[1] for line in lines if line.strip())
     n = len(texts[0])
-    return Tweets(rows[:n], labels[0], rows[n:], labels[1], classes, table.layout)
+    return Tweets(tuple(texts[0]), rows[:n], labels[0], rows[n:], labels[1], classes, table.layout)
 
 
 def _file(folder: Path, part: str) -> tuple[list[str], IntArray]:
@@ -245,46 +270,10 @@ def gap_lines(figures: Figures) -> Iterator[str]:
     known = [f for f in figures.figures if f.study == "act" and f.metric == "macro_f1"]
     groups = dict.fromkeys((f.dataset, f.method, f.n) for f in known)
     for dataset, method, n in groups:
-        head = method.split()[1]
+        head = "linear" if " linear " in method else "mlp"
         human = figures.values(f"{dataset} {head} human", n, "macro_f1")
         values = figures.values(method, n, "macro_f1")
         gaps = [100 * (human[seed] - value) for seed, value in values.items() if seed in human]
         if len(gaps) > 1 and not method.endswith(" human"):
             told = f"{fmean(gaps):+.2f} ± {stdev(gaps):.2f} points of macro-F1 below human labels"
             yield f"{method:<48} {told}"
-
-
-# ---- coverage ---------------------------------------------------------------------------------------
-
-
-def _coverage(figures: Figures, reviews: int) -> None:
-    for rate in COVERED_RATES:
-        for auc in AUCS:
-            for rule in ("normalised", "exponential"):
-                method = f"rate={rate:g} auc={auc:g} {rule}"
-                if figures.has("act-coverage", method, COVERED_BUDGET, 0):
-                    continue
-                values = coverage(rate, auc, rule, reviews)
-                figures.add(
-                    [
-                        Figure("act-coverage", "simulated", method, COVERED_BUDGET, 0, metric, value)
-                        for metric, value in values.items()
-                    ]
-                )
-                print(method, values, flush=True)
-
-
-def coverage(rate: float, auc: float, rule: Rule, reviews: int) -> dict[str, float]:
-    """How often the 95 % interval holds the true rate, its mean width, and the estimate's mean error."""
-    found = list(
-        simulated_estimates(
-            posts=COVERED_POSTS, budget=COVERED_BUDGET, rate=rate, auc=auc, rule=rule,
-            floor=COVERED_FLOOR, reviews=reviews, seed=round(1e6 * rate),
-        )
-    )  # fmt: skip
-    return {
-        "coverage": float(np.mean([e.low <= truth <= e.high for e, truth in found])),
-        "width": float(np.mean([e.high - e.low for e, _ in found])),
-        "bias": float(np.mean([e.value - truth for e, truth in found])),
-        "reviews": float(reviews),
-    }

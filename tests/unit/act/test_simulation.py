@@ -7,8 +7,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from backbones.base import FeatureLayout
-from selftrain.act.simulation import annotated, criticized, simulated_population
-from selftrain.bench.act import VARIANTS, Tweets, coverage, gap_lines, measure, split_of
+from selftrain.act.simulation import annotated, annotated_like, criticized, simulated_population
+from selftrain.bench.act import VARIANTS, Tweets, bag_of_words, gap_lines, measure, split_of
+from selftrain.bench.act_coverage import coverage
 from selftrain.bench.study import Figures
 from selftrain.errors import BudgetError
 
@@ -29,6 +30,27 @@ def test_a_simulated_annotator_errs_as_often_as_it_claims_and_everywhere():
     taken = (machine - labels)[machine != labels] % 4
     assert np.bincount(taken, minlength=4)[1:] / len(taken) == pytest.approx([1 / 3] * 3, abs=0.05)
     assert set(machine) == {0, 1, 2, 3}
+
+
+def test_a_systematic_annotator_errs_where_the_weak_model_does_and_as_it_does():
+    scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9], [0.4, 0.6, 0.0]])
+    labels = np.array([0, 0, 0, 2, 0])
+    assert annotated_like(labels, scores, 0.8).tolist() == [0, 0, 1, 2, 0]  # 0.7 behind
+    assert annotated_like(labels, scores, 0.4).tolist() == [0, 2, 1, 2, 1]
+    assert annotated_like(labels, scores, 0.0).tolist() == [1, 2, 1, 1, 1]  # even where it is right
+
+
+def test_a_bag_of_words_errs_on_words_that_mislead_it():
+    texts = ("good fine day",) * 40 + ("bad awful day",) * 40 + ("good fine day",) * 4
+    labels = np.array([0] * 40 + [1] * 44)
+    machine = annotated_like(labels, bag_of_words(texts, labels, 0), 80 / 84)
+    assert np.flatnonzero(machine != labels).tolist() == [80, 81, 82, 83]
+
+
+@pytest.mark.parametrize("scores", [np.zeros((2, 3)), np.zeros(3), np.zeros((3, 2)), np.full((3, 3), np.nan)])
+def test_scores_that_fit_no_labels_are_refused(scores):
+    with pytest.raises(BudgetError, match="scores"):
+        annotated_like(np.array([0, 1, 2]), scores, 0.5)
 
 
 def test_what_cannot_be_simulated_is_refused():
@@ -57,21 +79,26 @@ def tweets():
         [np.eye(4)[labels] + 0.3 * rng.standard_normal((500, 4)), np.ones((500, 2))], axis=1
     )
     rows = rows.astype(np.float32)
-    return Tweets(rows[:400], labels[:400], rows[400:], labels[400:], tuple("abcd"), FeatureLayout(4, 0))
+    texts = tuple(f"{'abcd'[label]}bout this and that" for label in labels[:400])
+    return Tweets(
+        texts, rows[:400], labels[:400], rows[400:], labels[400:], tuple("abcd"), FeatureLayout(4, 0)
+    )
 
 
-def test_the_study_of_training_measures_every_way_once(tweets, tmp_path):
+@pytest.mark.parametrize("kind", ["spread", "systematic"])
+def test_the_study_of_training_measures_every_way_once(tweets, tmp_path, kind):
     figures = Figures(tmp_path / "act.jsonl")
-    for part in measure(figures, tweets, "emotion", 0):
+    for part in measure(figures, tweets, "emotion", 0, kind):
         figures.add(part)
     ways = {f.method for f in figures.figures}
     mixed = sum(rule != "threshold" for rule, _ in VARIANTS.values())
     assert len(ways) == 2 * (2 + 2 * (len(VARIANTS) + mixed)) + 2
     assert {f.n for f in figures.figures} == {round((65 / 360 + 0.1) * 360)}  # 18 % of 360 wrong, and a tenth
-    assert list(measure(Figures(tmp_path / "act.jsonl"), tweets, "emotion", 0)) == []
-    values = figures.values("emotion linear human", 101, "macro_f1")
+    assert list(measure(Figures(tmp_path / "act.jsonl"), tweets, "emotion", 0, kind)) == []
+    name = "emotion" if kind == "spread" else "emotion systematic"
+    values = figures.values(f"{name} linear human", 101, "macro_f1")
     assert values[0] > 0.8
-    assert values[0] > figures.values("emotion linear machine", 101, "macro_f1")[0] - 0.05
+    assert values[0] > figures.values(f"{name} linear machine", 101, "macro_f1")[0] - 0.05
     assert list(gap_lines(figures)) == []  # one seed has no spread
 
 
