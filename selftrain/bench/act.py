@@ -46,6 +46,12 @@ VARIANTS: dict[str, tuple[Rule, float]] = {
 HEADS = {"mlp": HeadSettings(), "linear": HeadSettings(kind="linear", epochs=60)}
 """The default head, and one without a draw in its training."""
 
+MANNERS: dict[str, tuple[float, tuple[str, ...]]] = {
+    "": (1.0, tuple(VARIANTS)),
+    " timid": (0.25, ("normalised", "exponential", "threshold")),
+}
+"""How a criticizer speaks: as likely as it is, or with a quarter of the distance from the mean, as models do
+that call every label about as doubtful; and the variants measured with it."""
 ERRORS = {"spread": "", "systematic": " systematic"}
 """Kind of error -> what is added to a data set's name in the figures."""
 
@@ -160,15 +166,18 @@ def measure(
         if not figures.has("act", method, budget, seed):
             values = _criticizer(wrong, errors, budget)
             yield [Figure("act", name, method, budget, seed, *item) for item in values.items()]
-        for label, (rule, floor) in VARIANTS.items():
-            pi = inclusion(errors, budget, rule=rule, floor=floor, seed=seed)
-            reviewed = np.zeros(len(truth), dtype=bool)
-            reviewed[systematic_sample(pi, seed)] = True
-            method = f"auc={auc:g} {label}"
-            yield from scored(f"{method} ACT", ACTSet(machine, truth, reviewed, pi))
-            # under the threshold rule the ACT loss is this already
-            if rule != "threshold":
-                yield from scored(f"{method} mixed", labelled_set(np.where(reviewed, truth, machine)))
+        for manner, (width, variants) in MANNERS.items():
+            stated = errors.mean() + width * (errors - errors.mean())
+            for label in variants:
+                rule, floor = VARIANTS[label]
+                pi = inclusion(stated, budget, rule=rule, floor=floor, seed=seed)
+                reviewed = np.zeros(len(truth), dtype=bool)
+                reviewed[systematic_sample(pi, seed)] = True
+                method = f"auc={auc:g}{manner} {label}"
+                yield from scored(f"{method} ACT", ACTSet(machine, truth, reviewed, pi))
+                # under the threshold rule the ACT loss is this already
+                if rule != "threshold":
+                    yield from scored(f"{method} mixed", labelled_set(np.where(reviewed, truth, machine)))
 
 
 def _criticizer(

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from backbones.base import FeatureLayout
 from selftrain.act.simulation import annotated, annotated_like, criticized, simulated_population
-from selftrain.bench.act import VARIANTS, Tweets, bag_of_words, gap_lines, measure, split_of
+from selftrain.bench.act import MANNERS, VARIANTS, Tweets, bag_of_words, gap_lines, measure, split_of
 from selftrain.bench.act_coverage import coverage
 from selftrain.bench.study import Figures
 from selftrain.errors import BudgetError
@@ -91,8 +91,9 @@ def test_the_study_of_training_measures_every_way_once(tweets, tmp_path, kind):
     for part in measure(figures, tweets, "emotion", 0, kind):
         figures.add(part)
     ways = {f.method for f in figures.figures}
-    mixed = sum(rule != "threshold" for rule, _ in VARIANTS.values())
-    assert len(ways) == 2 * (2 + 2 * (len(VARIANTS) + mixed)) + 2
+    variants = [VARIANTS[name] for _, names in MANNERS.values() for name in names]
+    mixed = sum(rule != "threshold" for rule, _ in variants)
+    assert len(ways) == 2 * (2 + 2 * (len(variants) + mixed)) + 2
     assert {f.n for f in figures.figures} == {round((65 / 360 + 0.1) * 360)}  # 18 % of 360 wrong, and a tenth
     assert list(measure(Figures(tmp_path / "act.jsonl"), tweets, "emotion", 0, kind)) == []
     name = "emotion" if kind == "spread" else "emotion systematic"
