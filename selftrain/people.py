@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -21,8 +21,11 @@ from selftrain.act.audit import AUDIT
 from selftrain.run.folder import RunFolder
 
 if TYPE_CHECKING:
+    from selftrain.act.criticism import LoopCriticizer
     from selftrain.act.ledger import ReviewLedger
     from selftrain.act.reviews import Decision, Entry
+    from selftrain.data.posts import Post
+    from selftrain.data.task import Task
     from selftrain.recipe import Recipe
 
 Json = dict[str, Any]
@@ -74,6 +77,7 @@ class People:
         seed: Of the draws; a ledger that is there keeps its own.
         progress: Whether polling shows how far the review is.
         poll_seconds: Between two looks.
+        criticizer: Estimates which labels are wrong; None: the agents' disagreement does. Closed here.
     """
 
     def __init__(
@@ -89,7 +93,9 @@ class People:
         seed: int = 0,
         progress: bool = False,
         poll_seconds: float = POLL_SECONDS,
+        criticizer: LoopCriticizer | None = None,
     ) -> None:
+        self._criticizer = criticizer
         self._folder, self._budget, self._per_round = folder, budget, per_round
         self._rule, self._floor, self._doubled_share = rule, floor, doubled_share
         self._wait, self._seed, self._progress, self._poll_seconds = wait, seed, progress, poll_seconds
@@ -136,6 +142,11 @@ class People:
                 if decision.label is not None and used.get(decision.post_id) != decision.label
             ]
 
+    def close(self) -> None:
+        """Let go of the criticizer; safe to repeat."""
+        if self._criticizer is not None:
+            self._criticizer.close()
+
     def _ask(self, number: int) -> None:
         """Draw the sample that follows round `number`, unless it was drawn or nothing may be spent."""
         from selftrain.act.requests import request_reviews, verdicts_now
@@ -157,7 +168,7 @@ class People:
             return
         request_reviews(
             self._folder, budget=base, batch=batch_after(number), sample=sample, rule=self._rule,
-            floor=self._floor, doubled_share=doubled_share, seed=seed,
+            floor=self._floor, doubled_share=doubled_share, seed=seed, estimator=self._criticizer,
         )  # fmt: skip
 
     def _until_reviewed(self, waiting: Waiting) -> bool:
@@ -211,15 +222,34 @@ def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
         ledger.close()
 
 
-def build_people(recipe: Recipe, folder: RunFolder, *, progress: bool = False) -> People | None:
-    """Who reviews for the loop: by the recipe, or because reviews of the run are there; None: nobody."""
+def build_people(
+    recipe: Recipe, folder: RunFolder, task: Task, posts: Iterable[Post], *, progress: bool = False
+) -> People | None:
+    """Who reviews for the loop: by the recipe, or because reviews of the run are there; None: nobody.
+
+    Args:
+        recipe: Its `human` section, and `vlm` where a model criticizes.
+        folder: The run.
+        task: Classes and policy.
+        posts: Of the run; a criticizer is shown those it is asked about.
+        progress: Whether to show bars.
+
+    Raises:
+        PromptError, StoreError: A criticizer cannot be set up.
+    """
+    from selftrain.act.criticism import build_criticizer
     from selftrain.act.ledger import LEDGER
 
     section = recipe.human
     if not section.budget and not (folder.path / LEDGER).exists():
         return None
+    criticizer = None
+    if section.budget and section.source == "criticizer":
+        known = {post.id: post for post in posts}
+        criticizer = build_criticizer(recipe, task, folder, known, progress=progress)
     return People(
         folder,
+        criticizer=criticizer,
         budget=section.budget,
         per_round=section.per_round,
         rule=section.rule,

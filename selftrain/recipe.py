@@ -192,8 +192,14 @@ class HumanSection(Section):
     # how an estimated error becomes the chance of being reviewed, see README
     rule: Literal["normalised", "exponential", "threshold"] = "exponential"
     floor: float = Field(0.1, ge=0, le=1)  # the share of the budget that is spread evenly
-    # where error estimates come from: what classifier and agents said of a post, and how far apart they are
-    source: Literal["disagreement"] = "disagreement"
+    # where error estimates come from: what classifier and agents said of a post, and how far apart they are;
+    # or a model that criticizes the label that they give together, in a way that `act choose` can test
+    source: Literal["disagreement", "criticizer"] = "disagreement"
+    strategy: Literal["plain", "reasoning", "graded", "devils_advocate", "log_probability", "perplexity"] = (
+        "devils_advocate"
+    )
+    servers: tuple[str, ...] = ()  # of the criticizing model; none: it is that of `vlm`
+    model: str = ""  # as it is served there; empty: the only one that is
     doubled_share: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
     # while reviews are missing: end in good order, or look for them until they are there
     wait: Literal["end", "poll"] = "end"
@@ -221,6 +227,17 @@ class Recipe(Section):
                 'agents.kind is "vlm" but vlm.servers names no address: start a server with `selftrain agents'
                 " serve MODEL` and write what it prints, for instance"
                 ' vlm.servers = ["http://127.0.0.1:8000"]'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _criticizer_given(self) -> Recipe:
+        asked = self.human.budget > 0 and self.human.source == "criticizer"
+        if asked and not self.human.servers and (self.vlm.backend != "servers" or not self.vlm.servers):
+            raise ValueError(
+                'human.source is "criticizer" but neither human.servers nor vlm.servers names an address:'
+                " write where the criticizing model is served, for instance"
+                ' human.servers = ["http://127.0.0.1:8001"]'
             )
         return self
 

@@ -103,6 +103,7 @@ class Run:
             self.folder.begin(self.recipe.model_dump(mode="json"), environment)
             atomic.write_jsonl(self.folder.path / "quarantine.jsonl", prepared.quarantine)
             dump_task(prepared.task, self.folder.path / "task.toml")
+            people = build_people(self.recipe, self.folder, prepared.task, corpus.posts, progress=progress)
             rounds = self_train(
                 corpus,
                 build_trainer(self.recipe, progress=progress),
@@ -110,7 +111,7 @@ class Run:
                 loss=build_loss(self.recipe),
                 folder=self.folder,
                 settings=build_settings(self.recipe),
-                people=build_people(self.recipe, self.folder, progress=progress),
+                people=people,
             )
             try:
                 yield from self._told(rounds)
@@ -121,6 +122,8 @@ class Run:
             finally:
                 if isinstance(panel, Metered):
                     panel.close()
+                if people is not None:
+                    people.close()
 
     def estimate(self, *, progress: bool = False) -> Estimate:
         """What the run's vision-language agents would cost; see `selftrain.estimate`.

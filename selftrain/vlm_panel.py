@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from agents.chat.base import Backend
+    from agents.criticizer.desk import Desk
     from selftrain.data.task import Task
     from selftrain.recipe import Recipe, VlmSection
 
@@ -48,6 +49,27 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         run=str(out.resolve()), width=section.concurrency * max(1, len(section.servers)),
         attempts=section.attempts, token_cap=section.token_cap, thorough=section.thorough,
         progress=bar if progress else None, settings=_told(section),
+    )  # fmt: skip
+
+
+def build_desk(
+    section: VlmSection, store: AnswerStore, *, run: str, max_pixels: int, progress: bool = False
+) -> Desk:
+    """A model that annotates or criticizes; nothing is asked yet.
+
+    Args:
+        section: Where it is served, how pictures are sent, what it may cost.
+        store: Where answers are kept; not closed by the desk.
+        run: Who pays.
+        max_pixels: Most pixels of an image file.
+        progress: Whether to show bars.
+    """
+    from agents.criticizer.desk import Desk
+
+    return Desk(
+        build_backend(section), store, run=run, opener=opener(max_pixels), image_side=section.image_side,
+        max_images=section.max_images, width=section.concurrency * max(1, len(section.servers)),
+        attempts=section.attempts, token_cap=section.token_cap, progress=bar if progress else None,
     )  # fmt: skip
 
 

@@ -126,8 +126,9 @@ class Payer:
         self._closed = True
 
     def resume(self) -> None:
-        """Buy again."""
+        """Buy again; others may have paid for the same run meanwhile."""
         self._closed = False
+        self._spent = self._store.spent(self._run).total
 
     async def ask(
         self,

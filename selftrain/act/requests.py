@@ -7,7 +7,7 @@ label is wrong is estimated from what classifier and agents said last, see `self
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,11 +16,14 @@ from selftrain.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from selftrain.act.budget import Rule
+    from selftrain.act.disagreement import Suspicion
     from selftrain.act.reviews import Entry
 
 Json = dict[str, Any]
 Among = Literal["divergent", "accepted"]
 Order = Literal["sampled", "uncertain"]
+Estimator = Callable[[str, Sequence[Mapping[str, Any]], "Sequence[Suspicion]"], "Sequence[float | None]"]
+"""From a batch's name, the last verdicts on its posts and their labels to how likely each label is wrong."""
 
 
 class Said(NamedTuple):
@@ -115,6 +118,7 @@ def request_reviews(
     seed: int = 0,
     among: Among = "divergent",
     order: Order = "sampled",
+    estimator: Estimator | None = None,
 ) -> Requested:
     """Draw a sample of a run's posts and put it into the run's ledger, which is made if need be.
 
@@ -132,6 +136,8 @@ def request_reviews(
         among: The divergent posts, or the pseudo-labels that stand.
         order: How posts are handed out: as sampled, which is at random, or the most likely wrong ones first.
             Only the first is right for an estimate while the review is under way.
+        estimator: Says how likely each label is wrong; None: the disagreement of classifier and agents does.
+            A post that it has no estimate for counts with the mean of the others.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -139,6 +145,8 @@ def request_reviews(
             a rule or share that is none, no posts at all.
         LedgerError: The ledger was made with other settings, or cannot be read or written.
     """
+    from selftrain.act.budget import filled
+    from selftrain.act.disagreement import suspicions
     from selftrain.act.ledger import LEDGER, ReviewLedger
 
     path, own_seed = folder.path / LEDGER, _seed(seed, batch)
@@ -151,11 +159,17 @@ def request_reviews(
         chosen = {post_id: said for post_id, said in candidates.items() if post_id not in earlier}
         count = budget - len(earlier) if sample is None else sample
         _check(folder, len(chosen), count, among, again=bool(earlier))
+        labels = _pseudo_labels(chosen) if among == "accepted" else None
+        verdicts_of = [said.verdict for said in chosen.values()]
+        suspected = suspicions(verdicts_of, classes, labels=labels)
+        if estimator is not None:
+            errors = filled(estimator(batch, verdicts_of, suspected))
+            suspected = [s._replace(error=float(e)) for s, e in zip(suspected, errors, strict=True)]
     ledger = ReviewLedger.create(path, classes=classes, budget=budget, doubled_share=doubled_share, seed=seed)
     try:
         if batch not in known:
-            labels = _pseudo_labels(chosen) if among == "accepted" else None
-            entries = _entries(chosen, classes, labels, count=count, rule=rule, floor=floor, seed=own_seed)
+            rounds = [said.round for said in chosen.values()]
+            entries = _entries(suspected, rounds, count=count, rule=rule, floor=floor, seed=own_seed)
             ledger.add(batch, entries, _order(entries, own_seed, order))
         posts, drawn = len(ledger.population(batch)), tuple(ledger.drawn(batch))
     finally:
@@ -180,9 +194,8 @@ def _pseudo_labels(chosen: Mapping[str, Said]) -> dict[str, str]:
 
 
 def _entries(
-    chosen: Mapping[str, Said],
-    classes: tuple[str, ...],
-    labels: Mapping[str, str] | None,
+    suspected: Sequence[Suspicion],
+    rounds: Sequence[int],
     *,
     count: int,
     rule: Rule,
@@ -191,14 +204,12 @@ def _entries(
 ) -> list[Entry]:
     """The posts as the ledger takes them: how likely each is wrong, and how likely it is drawn."""
     from selftrain.act.budget import inclusion
-    from selftrain.act.disagreement import suspicions
     from selftrain.act.reviews import Entry
 
-    suspected = suspicions((said.verdict for said in chosen.values()), classes, labels=labels)
     pi = inclusion([one.error for one in suspected], count, rule=rule, floor=floor, seed=seed)
     return [
-        Entry(one.post_id, one.label, one.error, float(chance), f"round {said.round}")
-        for one, chance, said in zip(suspected, pi, chosen.values(), strict=True)
+        Entry(one.post_id, one.label, one.error, float(chance), f"round {number}")
+        for one, chance, number in zip(suspected, pi, rounds, strict=True)
     ]
 
 

@@ -150,19 +150,13 @@ def _desks(args: argparse.Namespace) -> Iterator[dict[str, Desk]]:
 
 
 def _desk(server: str, store: AnswerStore, args: argparse.Namespace) -> Desk:
-    from agents.criticizer.desk import Desk
     from selftrain.data.manifest import MAX_PIXELS
     from selftrain.recipe import VlmSection
-    from selftrain.vlm_panel import build_backend, opener
+    from selftrain.vlm_panel import build_desk
 
     address, _, model = server.partition("#")
-    section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE)
-    return Desk(
-        build_backend(section), store, run=f"act choose {args.manifest.resolve()}",
-        opener=opener(MAX_PIXELS),
-        image_side=section.image_side, max_images=section.max_images, width=section.concurrency,
-        attempts=section.attempts, token_cap=args.token_cap,
-    )  # fmt: skip
+    section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=args.token_cap)
+    return build_desk(section, store, run=f"act choose {args.manifest.resolve()}", max_pixels=MAX_PIXELS)
 
 
 def _print(choice: Choice) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selftrain.act.criticism import FILE, read_criticisms
 from selftrain.act.requests import verdicts_now
 from selftrain.errors import TaskError
 from selftrain.printable import printable, printable_lines
@@ -48,6 +49,7 @@ class Material:
         self._folder = folder
         self._posts: dict[str, FoundPost | None] = {}
         self._said: dict[str, Json] = {}
+        self._criticisms: dict[str, Json] = {}
         self._rounds = -1
 
     def load(self, post_ids: Iterable[str]) -> None:
@@ -64,6 +66,8 @@ class Material:
         if (rounds := len(self._folder.finished_rounds())) != self._rounds:
             now = verdicts_now(self._folder)
             self._said = {one: said.verdict for one, said in (now.divergent | now.accepted).items()}
+            rows = read_criticisms(self._folder.path / FILE)
+            self._criticisms = {str(row["post_id"]): row for row in rows}  # the last batch counts
             self._rounds = rounds
 
     def unknown(self, post_ids: Iterable[str]) -> list[str]:
@@ -85,7 +89,7 @@ class Material:
         }
 
     def opinions(self, post_id: str) -> list[Json]:
-        """What classifier and agents said: one record a party, the classifier first.
+        """What classifier, agents and criticizer said: one record a party, the classifier first.
 
         Each has `who` and `steps`, oldest first: `state`, `label` (None unless a class was named),
         `probability` and `words`. Empty where no verdict of the run speaks of the post.
@@ -95,6 +99,7 @@ class Material:
         if verdict is None:
             return []
         classifier = _step("label", verdict["classifier_label"], verdict["classifier_probability"], "")
+        criticism = self._criticisms.get(post_id)
         parties: dict[str, list[Json]] = {}
         for one in sorted(verdict["judgments"], key=lambda judgment: int(judgment["step"])):
             step = _step(one["state"], one["label"], one["probability"], one["rationale"])
@@ -102,6 +107,7 @@ class Material:
         return [
             {"who": "classifier", "steps": [classifier]},
             *({"who": printable(who), "steps": steps} for who, steps in parties.items()),
+            *([] if criticism is None else [{"who": "criticizer", "steps": [_criticized(criticism)]}]),
         ]
 
     def picture(self, post_id: str, index: int) -> bytes | None:
@@ -152,6 +158,13 @@ def _step(state: str, label: str | None, probability: float | None, words: str) 
         "state": printable(state), "label": label, "probability": probability,
         "words": printable_lines(words),
     }  # fmt: skip
+
+
+def _criticized(row: Mapping[str, Any]) -> Json:
+    """A criticizer names no class: it says how likely the machine's is wrong, and why."""
+    doubt = "no estimate" if row["error"] is None else f"{row['error']:.0%} likely wrong"
+    state = f"{row['label']}: {doubt}"
+    return _step(state, None, None, str(row["rationale"] or row["fault"]))
 
 
 def _without_paths(reason: str, post: FoundPost) -> str:
