@@ -67,3 +67,35 @@ def test_an_address_without_a_model_of_that_name_is_told(manifest, small_vlm_ser
     server = f"{small_vlm_server.address}#no-such-model"
     assert main(["act", "choose", str(manifest), "--task", task, "--server", server]) == 2
     assert "no-such-model" in capsys.readouterr().err
+
+
+def test_a_run_has_its_divergent_posts_criticized_by_a_real_server(tmp_path, small_vlm_server):
+    from selftrain.start import start
+    from selftrain.act.criticism import FILE
+    from selftrain.act.ledger import LEDGER, ReviewLedger
+    from selftrain.data.drawn import draw_posts
+
+    draw_posts(tmp_path / "data", 120)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[data]\nmanifest = "data/manifest.jsonl"\ntask = "data/task.toml"\nlabelled = 30\n'
+        "train_share = 0.6\nvalidation_share = 0.2\ntest_share = 0.2\n"
+        "[selection]\nk = 20\n[rounds]\nmax = 2\n[vlm]\nimage_side = 112\nattempts = 2\ntimeout = 300\n"
+        f'[human]\nbudget = 3\nsource = "criticizer"\nstrategy = "log_probability"\n'
+        f'servers = ["{small_vlm_server.address}"]\n'
+    )
+    run = start(recipe, tmp_path / "run")
+    assert [one.number for one in run.rounds()] == [0, 1]
+    assert "wait for review" in run.stopped
+
+    rows = [json.loads(line) for line in (tmp_path / "run" / FILE).read_text().splitlines()]
+    assert rows
+    assert all(row["source"].startswith("vlm:small-vlm@") for row in rows), rows[0]["source"]
+    estimates = {row["post_id"]: row["error"] for row in rows if row["error"] is not None}
+    assert all(0.0 < error < 1.0 for error in estimates.values())
+    ledger = ReviewLedger(tmp_path / "run" / LEDGER)
+    entries = {entry.post_id: entry.error for entry in ledger.population("round 1")}
+    assert len(ledger.drawn("round 1")) == 3
+    ledger.close()
+    assert set(entries) == {row["post_id"] for row in rows}
+    assert {post_id: entries[post_id] for post_id in estimates} == pytest.approx(estimates)
