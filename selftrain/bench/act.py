@@ -19,6 +19,7 @@ from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, macro_f1
 from selftrain.act.simulation import annotated, annotated_like, criticized
 from selftrain.bench import act_coverage, act_loop, act_reviewers
+from selftrain.bench.act_tables import gap_lines, order_lines
 from selftrain.bench.study import Figure, Figures
 from selftrain.errors import DataError
 from selftrain.head import HeadSettings
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     if args.part in ("reviewers", "all"):
         act_reviewers.measure(figures)
     print("\n".join(figures.table()))
-    print("\n".join([*gap_lines(figures), *act_loop.reaching_lines(figures)]))
+    print("\n".join([*gap_lines(figures), *order_lines(figures), *act_loop.reaching_lines(figures)]))
     return 0
 
 
@@ -270,19 +271,3 @@ def _file(folder: Path, part: str) -> tuple[list[str], IntArray]:
     if len(texts) != len(labels):
         raise DataError(f"{folder}: {len(texts)} texts and {len(labels)} labels in {part}; expected as many")
     return texts, labels
-
-
-def gap_lines(figures: Figures) -> Iterator[str]:
-    """Points that each way stays below all human labels, mean ± sd over the seeds, paired by seed."""
-    from statistics import fmean, stdev
-
-    known = [f for f in figures.figures if f.study == "act" and f.metric == "macro_f1"]
-    groups = dict.fromkeys((f.dataset, f.method, f.n) for f in known)
-    for dataset, method, n in groups:
-        head = "linear" if " linear " in method else "mlp"
-        human = figures.values(f"{dataset} {head} human", n, "macro_f1")
-        values = figures.values(method, n, "macro_f1")
-        gaps = [100 * (human[seed] - value) for seed, value in values.items() if seed in human]
-        if len(gaps) > 1 and not method.endswith(" human"):
-            told = f"{fmean(gaps):+.2f} ± {stdev(gaps):.2f} points of macro-F1 below human labels"
-            yield f"{method:<48} {told}"

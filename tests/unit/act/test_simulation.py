@@ -8,9 +8,10 @@ from sklearn.metrics import roc_auc_score
 
 from backbones.base import FeatureLayout
 from selftrain.act.simulation import annotated, annotated_like, criticized, simulated_population
-from selftrain.bench.act import MANNERS, VARIANTS, Tweets, bag_of_words, gap_lines, measure, split_of
+from selftrain.bench.act import MANNERS, VARIANTS, Tweets, bag_of_words, measure, split_of
 from selftrain.bench.act_coverage import coverage
-from selftrain.bench.study import Figures
+from selftrain.bench.act_tables import gap_lines, order_lines
+from selftrain.bench.study import Figure, Figures
 from selftrain.errors import BudgetError
 
 
@@ -101,6 +102,33 @@ def test_the_study_of_training_measures_every_way_once(tweets, tmp_path, kind):
     assert values[0] > 0.8
     assert values[0] > figures.values(f"{name} linear machine", 101, "macro_f1")[0] - 0.05
     assert list(gap_lines(figures)) == []  # one seed has no spread
+
+
+def test_rules_are_compared_seed_by_seed_within_each_kind_of_annotator(tmp_path):
+    figures = Figures(tmp_path / "act.jsonl")
+    scores = {
+        "emotion mlp human": (0.80, 0.90),
+        "emotion mlp auc=0.75 normalised ACT": (0.70, 0.82),
+        "emotion mlp auc=0.75 exponential ACT": (0.72, 0.86),
+        "emotion mlp auc=0.75 timid exponential ACT": (0.10, 0.10),
+        "emotion systematic mlp human": (0.80, 0.90),
+        "emotion systematic mlp auc=0.75 exponential ACT": (0.79, 0.89),
+    }
+    for method, values in scores.items():
+        dataset = "emotion systematic" if "systematic" in method else "emotion"
+        for seed, value in enumerate(values):
+            figures.add([Figure("act", dataset, method, 100, seed, "macro_f1", value)])
+    lines = list(order_lines(figures))
+    assert lines[:2] == [
+        "errors spread, criticizer calibrated",
+        "  exponential ACT over normalised ACT: +3.00 points, standard error 1.00, ahead in 1 of 1 cells",
+    ]
+    assert "  exponential ACT: under 2 points below human labels in 0 of 1 cells" in lines
+    systematic = lines.index("errors systematic, criticizer calibrated")
+    assert lines[systematic + 1] == "  exponential ACT: under 2 points below human labels in 1 of 1 cells"
+    assert "emotion mlp auc=0.75 exponential ACT             +6.00 ± 2.83 points" in "\n".join(
+        gap_lines(figures)
+    )
 
 
 def test_a_split_is_stratified_and_the_seeds():
