@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
@@ -11,10 +10,8 @@ from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
 from report_helpers import CONTROLS, MARKUP
 
 from selftrain.agentps.report import write_report
-from selftrain.bench.report import FLAGS, chromium
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
-from selftrain.errors import SelftrainError
 
 pytestmark = pytest.mark.integration
 
@@ -26,21 +23,6 @@ expect = sync_api.expect
 POSTS = 130
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 760}
 ROWS = "#case-rows > tr"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for all tests; where it must be there, its absence is a failure."""
-    try:
-        path = chromium()
-    except SelftrainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"{error} (tests/integration/install_chromium.sh does)")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

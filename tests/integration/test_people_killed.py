@@ -7,14 +7,13 @@ runs must end in the same bytes, and the budget may never be overspent on the wa
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from kill_helpers import CHECKOUT, SMALL, launcher
 
 from selftrain.act.audit import request_audit
 from selftrain.act.ledger import LEDGER, ReviewLedger
@@ -25,35 +24,17 @@ from selftrain.run.folder import RunFolder, read_jsonl
 
 pytestmark = pytest.mark.integration
 
-HERE = Path(__file__).parent
-CHECKOUT = HERE.parents[1]
 BUDGET, PER_ROUND = 7, 4
-RECIPE = f"""
-seed = 7
-threads = 1
-[data]
-manifest = "posts/manifest.jsonl"
-task = "posts/task.toml"
-labelled = 12
-[backbone]
-cache = "cache"
-batch_size = 4
-[classifier]
-head = "mlp"
-hidden = 16
-epochs = 40
-learning_rate = 0.01
-[selection]
-k = 15
-[rounds]
-max = 3
-patience = 9
+RECIPE = (
+    SMALL
+    + f"""
 [human]
 budget = {BUDGET}
 per_round = {PER_ROUND}
 doubled_share = 0.3
 wait = "WAIT"
 """
+)
 DRAWING = {
     "before a sample is drawn": ("before", "call:selftrain.act.requests:request_reviews", 1),
     "between the ledger's creation and the sample": (
@@ -91,23 +72,8 @@ def truth(place):
 @pytest.fixture(scope="module")
 def launch(place):
     """Runs the one command in a process of its own, killed or not: its exit code and words."""
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "loop_child.py")],
-        cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert server.stdout.readline() == "ready\n"
-
-    def request(out, kill=None, wait="end"):
-        recipe = str(place / f"{wait}.toml")
-        server.stdin.write(json.dumps({"recipe": recipe, "out": str(out), "kill": kill}) + "\n")
-        server.stdin.flush()
-        answer = json.loads(server.stdout.readline())
-        return answer["code"], answer["words"]
-
-    yield request
-    server.stdin.close()
-    assert server.wait(timeout=30) == 0
+    with launcher() as request:
+        yield lambda out, kill=None, wait="end": request(place / f"{wait}.toml", out, kill)
 
 
 def review(out, truth, most=10**6):

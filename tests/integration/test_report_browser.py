@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,9 +10,7 @@ import sys
 import pytest
 from report_helpers import HOSTILE, PLAIN, made, trust
 
-from selftrain.bench.report import FLAGS, chromium
 from selftrain.bench.synthetic_run import synthetic_run
-from selftrain.errors import SelftrainError
 from selftrain.run.compare import compare
 from selftrain.run.folder import RunFolder
 from selftrain.run.report import write_report
@@ -29,21 +26,6 @@ expect = sync_api.expect
 VERDICTS, LARGE = 450, 10_000
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 760}
 ROWS = "#list > li"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for all tests; where it must be there, its absence is a failure."""
-    try:
-        path = chromium()
-    except SelftrainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"{error} (tests/integration/install_chromium.sh does)")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -8,40 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from kill_helpers import CHECKOUT, HERE, SMALL, launcher
 
 from selftrain.data.drawn import draw_posts
 
 pytestmark = pytest.mark.integration
 
-HERE = Path(__file__).parent
-CHECKOUT = HERE.parents[1]
-RECIPE = """
-seed = 7
-threads = 1
-[data]
-manifest = "posts/manifest.jsonl"
-task = "posts/task.toml"
-labelled = 12
-[backbone]
-cache = "cache"
-batch_size = 4
-[classifier]
-head = "mlp"
-hidden = 16
-epochs = 40
-learning_rate = 0.01
+RECIPE = (
+    SMALL
+    + """
 [loss]
 lambda_soft = 1.0
 soft_positive = 0.67
-[selection]
-k = 15
-[rounds]
-max = 3
-patience = 9
 """
+)
 KILLS = {
     "while features are extracted": ("after", "call:loop_child:LightBackbone.encode", 3),
     "while feature rows are flushed": ("before", "fsync", 4),
@@ -80,22 +62,8 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def launch(place):
     """Runs the one command in a process of its own, killed or not: its exit code and words."""
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "loop_child.py")],
-        cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert server.stdout.readline() == "ready\n"
-
-    def request(out, kill=None, recipe=place / "recipe.toml"):
-        server.stdin.write(json.dumps({"recipe": str(recipe), "out": str(out), "kill": kill}) + "\n")
-        server.stdin.flush()
-        answer = json.loads(server.stdout.readline())
-        return answer["code"], answer["words"]
-
-    yield request
-    server.stdin.close()
-    assert server.wait(timeout=30) == 0
+    with launcher() as request:
+        yield lambda out, kill=None, recipe=place / "recipe.toml": request(recipe, out, kill)
 
 
 @pytest.fixture(scope="module")

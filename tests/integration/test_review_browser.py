@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 from contextlib import closing
@@ -13,8 +12,6 @@ from review_helpers import Server, review_of
 
 from selftrain.act.ledger import LEDGER, ReviewLedger
 from selftrain.act.reviews import UNSURE
-from selftrain.bench.report import FLAGS, chromium
-from selftrain.errors import SelftrainError
 
 pytestmark = pytest.mark.integration
 
@@ -25,21 +22,6 @@ expect = sync_api.expect
 
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 740}
 OFFLINE = "net::ERR_INTERNET_DISCONNECTED"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for all tests; where it must be there, its absence is a failure."""
-    try:
-        path = chromium()
-    except SelftrainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"{error} (tests/integration/install_chromium.sh does)")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import hashlib
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
+from page_helpers import Seen
 from report_helpers import CONTROLS, MARKUP, TEMPLATE
 
 from selftrain.agentps.examples import Example
@@ -25,32 +25,6 @@ from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
-
-
-class Seen(HTMLParser):
-    """Every tag with its attributes, the contents of scripts by id, and the text of each element by tag."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.raw, self.text = [], {}, ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.text += " "
-
-    def handle_endtag(self, tag):
-        self.text += " "
-
-    def handle_data(self, data):
-        if self.cdata_elem:
-            key = dict(self.tags[-1][1]).get("id") or self.cdata_elem
-            self.raw[key] = self.raw.get(key, "") + data
-        else:
-            self.text += data
-
-    def words(self):
-        return " ".join(self.text.split())
 
 
 def page_of(place):

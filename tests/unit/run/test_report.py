@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_helpers import Seen
 from report_helpers import HOSTILE, PLAIN, figures, lines, made, trust, verdict
 
 from selftrain.cli import main
@@ -21,32 +21,6 @@ from selftrain.run import report
 from selftrain.run.folder import RunFolder
 from selftrain.run.scores import Scored, write_scores
 from selftrain.start import Run
-
-
-class Seen(HTMLParser):
-    """Every tag with its attributes, the raw contents of script and style, and the text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.raw, self.text = [], {}, ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.text += " "
-
-    def handle_endtag(self, tag):
-        self.text += " "
-
-    def handle_data(self, data):
-        if self.cdata_elem:
-            key = dict(self.tags[-1][1]).get("id") or self.cdata_elem
-            self.raw[key] = self.raw.get(key, "") + data
-        else:
-            self.text += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def page_of(folder):

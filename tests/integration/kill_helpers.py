@@ -1,0 +1,58 @@
+"""Runs of the one command that can be killed at a chosen point, on a recipe small enough to repeat often."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parents[1]
+SMALL = """
+seed = 7
+threads = 1
+[data]
+manifest = "posts/manifest.jsonl"
+task = "posts/task.toml"
+labelled = 12
+[backbone]
+cache = "cache"
+batch_size = 4
+[classifier]
+head = "mlp"
+hidden = 16
+epochs = 40
+learning_rate = 0.01
+[selection]
+k = 15
+[rounds]
+max = 3
+patience = 9
+"""
+
+
+@contextmanager
+def launcher():
+    """A function from recipe, run folder and kill (see loop_child.py) to exit code and words.
+
+    Every call runs in a process of its own, forked from one that has imported everything already.
+    """
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "loop_child.py")],
+        cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert server.stdout.readline() == "ready\n"
+
+    def request(recipe, out, kill=None):
+        server.stdin.write(json.dumps({"recipe": str(recipe), "out": str(out), "kill": kill}) + "\n")
+        server.stdin.flush()
+        answer = json.loads(server.stdout.readline())
+        return answer["code"], answer["words"]
+
+    yield request
+    server.stdin.close()
+    assert server.wait(timeout=30) == 0
