@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from selftrain.act import queue
+from selftrain.act import queue, tally
 from selftrain.act.entering import Entered, Outside, enter
 from selftrain.act.reviews import (
     UNSURE,
@@ -30,10 +30,8 @@ from selftrain.act.reviews import (
     Entry,
     Leased,
     Progress,
-    Review,
     agreement_of,
     check_batch,
-    decision_of,
 )
 from selftrain.act.schema import (
     FORMAT,
@@ -224,29 +222,17 @@ class ReviewLedger:
     def population(self, batch: str) -> list[Entry]:
         """All posts of a batch, to be reviewed or not, as they were added."""
         with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT post_id, machine_label, error, inclusion, part FROM posts WHERE batch = ?"
-                " ORDER BY rowid",
-                (batch,),
-            ).fetchall()
-        return [Entry(*row) for row in rows]
+            return tally.population(self._connection, batch)
 
     def drawn(self, batch: str) -> list[str]:
         """Ids of the posts of a batch that are to be reviewed, in the order in which they are handed out."""
         with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT post_id FROM posts WHERE batch = ? AND place IS NOT NULL ORDER BY place", (batch,)
-            ).fetchall()
-        return [row[0] for row in rows]
+            return tally.drawn(self._connection, batch)
 
     def waiting(self) -> list[str]:
         """Ids of the posts that lack a review, the second of doubled ones included, in order of review."""
         with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT post_id FROM posts p WHERE place IS NOT NULL AND (open > 0 OR EXISTS"
-                " (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.label IS NULL)) ORDER BY place"
-            ).fetchall()
-        return [row[0] for row in rows]
+            return tally.waiting(self._connection)
 
     # ---- for whoever shows posts to reviewers ---------------------------------------------------------
 
@@ -264,15 +250,7 @@ class ReviewLedger:
         now = self._clock()
         expires = now + self.lease_seconds
         with explained(self.path, "written"), changing(self._connection) as connection:
-            place = queue.held_by(connection, reviewer)
-            if place is not None:
-                connection.execute(
-                    "UPDATE reviews SET expires = ? WHERE post_id = ? AND slot = ?", (expires, *place)
-                )
-            else:
-                queue.give_back(connection, "expires <= ?", now)
-                place = queue.take_free(connection, reviewer, expires)
-            return None if place is None else queue.leased(connection, place, expires)
+            return queue.hand_out(connection, reviewer, now, expires)
 
     def decide(self, reviewer: str, post_id: str, label: str) -> None:
         """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.
@@ -288,28 +266,8 @@ class ReviewLedger:
         _check_reviewer(reviewer)
         if label not in (*self.classes, UNSURE):
             raise DecisionError(f"label {label!r} for {post_id!r}: expected one of {[*self.classes, UNSURE]}")
-        now = self._clock()
         with explained(self.path, "written"), changing(self._connection) as connection:
-            row = connection.execute(
-                "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (post_id, reviewer)
-            ).fetchone()
-            if row is None:
-                raise DecisionError(
-                    f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
-                    " else, or it was never handed out; ask for the next post"
-                )
-            if row[0] == label:
-                return
-            if row[0] is not None:
-                raise DecisionError(
-                    f"{reviewer!r} has decided {row[0]!r} on post {post_id!r}, now {label!r}: undo that first"
-                )
-            connection.execute(
-                "UPDATE reviews SET label = ?, decided = ?, expires = NULL"
-                " WHERE post_id = ? AND reviewer = ?",
-                (label, now, post_id, reviewer),
-            )
-            queue.log(connection, now, "decide", reviewer, post_id, label=label)
+            queue.decide(connection, reviewer, post_id, label, self._clock())
 
     def skip(self, reviewer: str, post_id: str) -> None:
         """Give a post back undecided; others may take it, this reviewer sees it again last. Spends nothing.
@@ -319,12 +277,8 @@ class ReviewLedger:
             LedgerError: The file cannot be written.
         """
         _check_reviewer(reviewer)
-        now = self._clock()
         with explained(self.path, "written"), changing(self._connection) as connection:
-            if not queue.give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
-                raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
-            connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
-            queue.log(connection, now, "skip", reviewer, post_id)
+            queue.skip(connection, reviewer, post_id, self._clock())
 
     def enter(
         self, decisions: Sequence[Outside], *, all_or_nothing: bool = False, dry: bool = False
@@ -361,21 +315,7 @@ class ReviewLedger:
         now = self._clock()
         expires = now + self.lease_seconds
         with explained(self.path, "written"), changing(self._connection) as connection:
-            row = connection.execute(
-                "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
-                " ORDER BY decided DESC, rowid DESC LIMIT 1",
-                (reviewer,),
-            ).fetchone()
-            if row is None:
-                return None
-            place = queue.Place(row[0], row[1])
-            queue.give_back(connection, "reviewer = ?", reviewer)
-            connection.execute(
-                "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
-                (expires, *place),
-            )
-            queue.log(connection, now, "undo", reviewer, place.post_id, label=row[2])
-            return queue.leased(connection, place, expires)
+            return queue.take_back(connection, reviewer, now, expires)
 
     def release(self, reviewer: str) -> None:
         """Give back what `reviewer` holds undecided, as when they leave; nothing held is no error.
@@ -391,31 +331,13 @@ class ReviewLedger:
     def progress(self) -> Progress:
         """How far the review is."""
         with explained(self.path, "read"), reading(self._connection) as connection:
-            entered, doubled = connection.execute(
-                "SELECT COUNT(*), COALESCE(SUM(doubled), 0) FROM posts WHERE place IS NOT NULL"
-            ).fetchone()
-            reviewed, reviews, unsure = connection.execute(
-                "SELECT COUNT(DISTINCT post_id), COUNT(*), COALESCE(SUM(label = ?), 0) FROM reviews"
-                " WHERE label IS NOT NULL",
-                (UNSURE,),
-            ).fetchone()
-            (held,) = connection.execute(
-                "SELECT COUNT(*) FROM reviews WHERE label IS NULL AND expires > ?", (self._clock(),)
-            ).fetchone()
-        return Progress(self.budget, entered, reviewed, doubled, reviews - reviewed, unsure, held)
+            counted = tally.counts(connection, self._clock())
+        return Progress(self.budget, *counted)
 
     def decisions(self) -> list[Decision]:
         """What was decided on each reviewed post, in the order in which posts are handed out."""
         with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT r.post_id, r.slot, r.reviewer, r.label, r.decided FROM reviews r"
-                " JOIN posts p ON p.post_id = r.post_id AND p.place IS NOT NULL"
-                " WHERE r.label IS NOT NULL ORDER BY p.place, r.slot"
-            ).fetchall()
-        by_post: dict[str, list[Review]] = {}
-        for row in rows:
-            by_post.setdefault(row[0], []).append(Review(*row))
-        return [decision_of(reviews) for reviews in by_post.values()]
+            return tally.decisions(self._connection)
 
     def agreement(self) -> Agreement:
         """How far two people agree, over the doubled posts that both have labelled."""

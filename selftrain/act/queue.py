@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from selftrain.act.reviews import Entry, Leased
-from selftrain.errors import BudgetError
+from selftrain.errors import BudgetError, DecisionError
 
 
 class Place(NamedTuple):
@@ -97,6 +97,75 @@ def leased(connection: sqlite3.Connection, place: Place, expires: float) -> Leas
         (place.post_id,),
     ).fetchone()
     return Leased(Entry(*entry), batch, number, place.slot == 1, expires)
+
+
+def hand_out(connection: sqlite3.Connection, reviewer: str, now: float, expires: float) -> Leased | None:
+    """What a reviewer looks at next: what they hold, its lease renewed, or a free post."""
+    place = held_by(connection, reviewer)
+    if place is not None:
+        connection.execute("UPDATE reviews SET expires = ? WHERE post_id = ? AND slot = ?", (expires, *place))
+    else:
+        give_back(connection, "expires <= ?", now)
+        place = take_free(connection, reviewer, expires)
+    return None if place is None else leased(connection, place, expires)
+
+
+def decide(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:
+    """Keep a decision; the same one again is no error.
+
+    Raises:
+        DecisionError: The post is not this reviewer's, or they decided otherwise.
+    """
+    row = connection.execute(
+        "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (post_id, reviewer)
+    ).fetchone()
+    if row is None:
+        raise DecisionError(
+            f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
+            " else, or it was never handed out; ask for the next post"
+        )
+    if row[0] == label:
+        return
+    if row[0] is not None:
+        raise DecisionError(
+            f"{reviewer!r} has decided {row[0]!r} on post {post_id!r}, now {label!r}: undo that first"
+        )
+    connection.execute(
+        "UPDATE reviews SET label = ?, decided = ?, expires = NULL WHERE post_id = ? AND reviewer = ?",
+        (label, now, post_id, reviewer),
+    )
+    log(connection, now, "decide", reviewer, post_id, label=label)
+
+
+def skip(connection: sqlite3.Connection, reviewer: str, post_id: str, now: float) -> None:
+    """Give a post back undecided, to be seen again last.
+
+    Raises:
+        DecisionError: The post is not open with this reviewer.
+    """
+    if not give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
+        raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
+    connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
+    log(connection, now, "skip", reviewer, post_id)
+
+
+def take_back(connection: sqlite3.Connection, reviewer: str, now: float, expires: float) -> Leased | None:
+    """The reviewer's latest decision undone, its post theirs again; None where there is none."""
+    row = connection.execute(
+        "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
+        " ORDER BY decided DESC, rowid DESC LIMIT 1",
+        (reviewer,),
+    ).fetchone()
+    if row is None:
+        return None
+    place = Place(row[0], row[1])
+    give_back(connection, "reviewer = ?", reviewer)
+    connection.execute(
+        "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
+        (expires, *place),
+    )
+    log(connection, now, "undo", reviewer, place.post_id, label=row[2])
+    return leased(connection, place, expires)
 
 
 def log(

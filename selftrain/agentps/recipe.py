@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from selftrain.agentps.architecture import Architecture
 from selftrain.agentps.metrics import PRECISIONS
 from selftrain.agentps.training import Schedule
-from selftrain.recipe import Section, read_table
+from selftrain.tables import Section, read_table
 
 METRICS = (
     "f1", "macro_f1", "auc", "precision_at_recall_50",

@@ -1,0 +1,87 @@
+"""TOML tables that pydantic checks, with paths resolved and single keys overridden on the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from selftrain.errors import RecipeError
+
+Read = TypeVar("Read", bound="Section")
+
+
+class Section(BaseModel):
+    """A table of the recipe. An unknown key is an error: a typing slip must not become a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def read_table(
+    kind: type[Read], path: Path | None, overrides: Sequence[str], paths: Collection[tuple[str, str]]
+) -> Read:
+    """A TOML file as a checked table.
+
+    Args:
+        kind: What it describes.
+        path: The file; None: an empty one.
+        overrides: ``section.key=value``, applied after it.
+        paths: Keys that hold paths: relative to the file, those of overrides to where they are typed.
+
+    Raises:
+        RecipeError: As `load_recipe`.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"the recipe {path} is not TOML: {error}") from error
+        _resolve_paths(table, path.resolve().parent, paths)
+    for override in overrides:
+        _override(table, override, paths)
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        named = "the recipe" if path is None else f"the recipe {path}"
+        raise RecipeError(f"{named} has {error.error_count()} fault(s):\n{_faults(error)}") from error
+
+
+def _resolve_paths(table: dict[str, Any], folder: Path, paths: Collection[tuple[str, str]]) -> None:
+    for section, key in paths:
+        value = table.get(section, {}).get(key) if isinstance(table.get(section), dict) else None
+        if isinstance(value, str):
+            table[section][key] = str(folder / Path(value).expanduser())
+
+
+def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str, str]]) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys) or len(keys) > 2:
+        raise RecipeError(f"--set {override!r}: expected section.key=value, for instance rounds.max=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word: --set classifier.head=mlp
+    section = table
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override!r}: {key!r} is not a section of the recipe")
+    if tuple(keys) in paths and isinstance(value, str):
+        value = str(Path(value).expanduser().resolve())
+    section[keys[-1]] = value
+
+
+def _faults(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        found = "" if fault["type"] in ("missing", "value_error") else f" (found {fault['input']!r})"
+        lines.append(f"  {place}: {fault['msg']}{found}")
+    return "\n".join(lines)
