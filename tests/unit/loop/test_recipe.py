@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from selftrain.errors import RecipeError
 from selftrain.recipe import load_recipe
-from selftrain.run.folder import RunFolder, _without_none
+from selftrain.run.folder import RunFolder, without_none
 from selftrain.start import build_loss, build_settings
 
 LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
@@ -167,7 +167,7 @@ def test_a_dumped_recipe_reads_back_equal(tmp_path_factory, **drawn):
     first.write_text(tomli_w.dumps(table), encoding="utf-8")
     recipe = load_recipe(first)
     second = folder / "deeper.toml"
-    second.write_text(tomli_w.dumps(_without_none(recipe.model_dump(mode="json"))), encoding="utf-8")
+    second.write_text(tomli_w.dumps(without_none(recipe.model_dump(mode="json"))), encoding="utf-8")
     assert load_recipe(second) == recipe
 
 
@@ -190,7 +190,7 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
 def test_a_human_budget_is_off_unless_asked_for_and_checked(write):
     human = load_recipe(write(LEAST)).human
     assert (human.budget, human.wait, human.source) == (0, "end", "disagreement")
-    text = '[human]\nbudget = -1\nper_round = 0\nfloor = 2.0\nsource = "criticizer"\nwait = "never"\n'
+    text = '[human]\nbudget = -1\nper_round = 0\nfloor = 2.0\nsource = "dice"\nwait = "never"\n'
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(LEAST + text))
     for key in ("budget", "per_round", "floor", "source", "wait"):
