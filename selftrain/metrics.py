@@ -5,10 +5,48 @@ Evaluators return plain numbers by name; scikit-learn computes what it offers.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 LabelArray = npt.NDArray[np.int8]
+
+
+class Steps(NamedTuple):
+    """What each threshold that tells posts apart lets pass, from the highest down.
+
+    Attributes:
+        thresholds: [T] distinct scores, falling; a post passes when its score is at least this.
+        passing: [T] posts that pass, rising.
+        hits: [T] of them, those that are looked for.
+    """
+
+    thresholds: npt.NDArray[np.float64]
+    passing: npt.NDArray[np.int64]
+    hits: npt.NDArray[np.int64]
+
+
+def steps(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> Steps:
+    """Counts at every distinct score [B]; posts of equal score pass together.
+
+    Args:
+        truth: [B] whether the post is looked for.
+        scores: [B].
+    """
+    order = np.argsort(-scores, kind="stable")
+    falling = scores[order]
+    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last post of each tie
+    return Steps(falling[last], last + 1, np.cumsum(truth[order], dtype=np.int64)[last])
+
+
+def macro_f1_of_classes(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
+    """Mean F1 over the classes that occur in either [B]; 1 when both agree everywhere, 0 without posts."""
+    scores = []
+    for value in np.union1d(truth, predicted):
+        hits = int(((truth == value) & (predicted == value)).sum())
+        scores.append(2 * hits / (int((truth == value).sum()) + int((predicted == value).sum())))
+    return float(np.mean(scores)) if scores else 0.0
 
 
 def macro_f1(labels: LabelArray, predicted: LabelArray) -> float:

@@ -61,9 +61,11 @@ class Wording:
 
     def system(self) -> Message:
         """Task, policy and classes: the same for every call."""
-        classes = "\n".join(f"- {name}: {meaning}" for name, meaning in self.brief.classes.items())
         words = self._templates.fill(
-            "system.txt", task=self.brief.task, policy=self.brief.policy.strip(), classes=classes
+            "system.txt",
+            task=self.brief.task,
+            policy=self.brief.policy.strip(),
+            classes=self.brief.listing,
         )
         return Message("system", (words,))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..chat.base import Message, Picture
 from ..vlm.brief import Brief
 from ..vlm.forms import Form, FormName
-from ..vlm.prompts import told_of
+from ..vlm.prompts import message, told_of
 from ..vlm.templates import Templates
 from .question import Asked
 
@@ -64,22 +64,17 @@ class QuestionPrompts:
 
     def system(self, form: FormName) -> Message:
         """The task, its policy and classes, and the form of an answer: the same for every question."""
-        classes = "\n".join(f"- {name}: {meaning}" for name, meaning in self._brief.classes.items())
         words = self._templates.fill(
             "system.txt",
             task=self._brief.task,
             policy=self._brief.policy.strip(),
-            classes=classes,
+            classes=self._brief.listing,
             form=self._templates.fill(f"form.{form}.txt"),
         )
         return Message("system", (words,))
 
     def question(self, text: str, pictures: Sequence[Picture], asked: Asked, form: Form) -> Message:
-        """One post, its pictures, and at the end what is asked about it.
-
-        Templates join the parts as they are: without the line breaks the question would go on in the last
-        line of the quotation.
-        """
+        """One post, its pictures, and at the end what is asked about it."""
         told = self._templates.fill(
             "post.txt", **told_of(text, len(pictures), self._text_chars, self._special)
         )
@@ -89,4 +84,4 @@ class QuestionPrompts:
             labels=", ".join(f'"{label}"' for label in form.labels),
             unsure=form.unsure,
         )
-        return Message("user", (told + "\n", *pictures, "\n" + ending))
+        return message(told, pictures, ending)

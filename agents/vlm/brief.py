@@ -27,6 +27,11 @@ class Brief:
         return tuple(self.classes)
 
     @property
+    def listing(self) -> str:
+        """A line a class, with its meaning."""
+        return "\n".join(f"- {name}: {meaning}" for name, meaning in self.classes.items())
+
+    @property
     def unsure(self) -> str:
         """The answer of an agent that cannot tell; never the name of a class."""
         return unsure_beside(self.classes)

@@ -79,14 +79,13 @@ class Prompts:
             form: Of the answers.
             roles: The agents that take part; each hears of the others too. A judge alone has no role.
         """
-        classes = "\n".join(f"- {name}: {meaning}" for name, meaning in self.brief.classes.items())
         labels = ", ".join(f'"{label}"' for label in form.labels)
         told = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
         words = self._fill(
             "system.txt",
             task=self.brief.task,
             policy=self.brief.policy.strip(),
-            classes=classes,
+            classes=self.brief.listing,
             roles="\n\n".join(told),
             form=self._fill(f"form.{form.name}.txt", labels=labels, unsure=form.unsure),
         )
@@ -94,12 +93,8 @@ class Prompts:
         return Message("system", (words,))
 
     def post(self, text: str, pictures: Sequence[Picture], ending: str) -> Message:
-        """One post, its pictures, and at the end what is asked about it.
-
-        Templates join the parts as they are: without the line breaks the question would go on in the last
-        line of the quotation.
-        """
-        return Message("user", (self._post_words(text, len(pictures)) + "\n", *pictures, "\n" + ending))
+        """One post, its pictures, and at the end what is asked about it."""
+        return message(self._post_words(text, len(pictures)), pictures, ending)
 
     def ending(
         self,
@@ -141,6 +136,15 @@ class Prompts:
 
     def _fill(self, file: str, **values: str) -> str:
         return self._templates.fill(file, **values)
+
+
+def message(told: str, pictures: Sequence[Picture], ending: str) -> Message:
+    """What is told of a post, its pictures, and at the end what is asked about it.
+
+    Templates join the parts as they are: without the line breaks the question would go on in the last line of
+    the quotation.
+    """
+    return Message("user", (told + "\n", *pictures, "\n" + ending))
 
 
 def told_of(text: str, pictures: int, limit: int, special: Collection[str] = ()) -> dict[str, str]:

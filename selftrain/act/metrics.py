@@ -47,18 +47,6 @@ def accuracy(truth: Labels, labels: Labels) -> float:
     return float((truth == labels).mean())
 
 
-def macro_f1(truth: Labels, labels: Labels) -> float:
-    """Mean F1 over the classes that occur in either; 1 when both agree everywhere.
-
-    For two classes that both occur it is `selftrain.metrics.macro_f1`.
-    """
-    scores = []
-    for value in np.union1d(truth, labels):
-        hits = int(((truth == value) & (labels == value)).sum())
-        scores.append(2 * hits / (int((truth == value).sum()) + int((labels == value).sum())))
-    return float(np.mean(scores)) if scores else 0.0
-
-
 def gaps(human: float, machine: float, act: float) -> Gaps:
     """Human-machine and human-ACT gap of one quality."""
     return Gaps(human - machine, human - act)

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.act import act_cross_entropy
-from selftrain.act.metrics import macro_f1
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.head import Head, HeadSettings, Progress, Scaling, descend
+from selftrain.metrics import macro_f1_of_classes
 from selftrain.model_file import read_model, write_model
 
 FloatArray = npt.NDArray[np.float32]
@@ -155,7 +155,7 @@ def train_classes(
         curve, best = descend(
             head, head.prepare(torch.from_numpy(rows)), prepared,
             loss=lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
-            score=lambda z: macro_f1(validation_labels, z.argmax(1).numpy()),
+            score=lambda z: macro_f1_of_classes(validation_labels, z.argmax(1).numpy()),
             settings=settings, where=where,
         )  # fmt: skip
     head.layers.load_state_dict(best)

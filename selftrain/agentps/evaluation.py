@@ -114,4 +114,4 @@ def _final(final: Answered) -> dict[str, float]:
 
 
 def _many(one: Answered) -> dict[str, float]:
-    return multiclass(one.truth, one.odds.argmax(1), len(one.asked.answers))
+    return multiclass(one.truth, one.odds.argmax(1))

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selftrain.metrics import macro_f1_of_classes, steps
+
 Floats = npt.NDArray[np.float64]
 Truths = npt.NDArray[np.bool_]
 
@@ -53,11 +55,8 @@ def curve(truth: Truths, scores: Floats) -> Curve:
     """
     if not truth.any():
         raise ValueError("none of the posts has the answer looked for: recall is undefined")
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(truth[order])
-    # the last of each run of equal scores
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    return Curve(scores[order][ends], hits[ends] / (ends + 1), hits[ends] / hits[-1])
+    found = steps(truth, scores)
+    return Curve(found.thresholds, found.hits / found.passing, found.hits / found.hits[-1])
 
 
 def figures(truth: Truths, scores: Floats) -> dict[str, float]:
@@ -116,19 +115,14 @@ def intervals(truth: Truths, scores: Floats, resamples: int = RESAMPLES) -> dict
     }
 
 
-def multiclass(
-    truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], answers: int
-) -> dict[str, float]:
+def multiclass(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> dict[str, float]:
     """Macro-F1 and accuracy of a question with any number of answers.
 
     Args:
-        truth, predicted: [B] indices of answers.
-        answers: K; answers that neither occur nor are predicted do not count.
+        truth, predicted: [B] indices of answers; those that neither occur nor are predicted do not count.
     """
-    seen = [k for k in range(answers) if (truth == k).any() or (predicted == k).any()]
-    scores = [_f1(truth == k, predicted == k) for k in seen]
     return {
-        "macro_f1": float(np.mean(scores)) if scores else 0.0,
+        "macro_f1": macro_f1_of_classes(truth, predicted),
         "accuracy": float(np.mean(truth == predicted)) if len(truth) else 0.0,
     }
 

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from selftrain.act.budget import Rule, inclusion, systematic_sample
-from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs, macro_f1
+from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs
 from selftrain.act.simulation import annotated, annotated_like, criticized
 from selftrain.bench import act_coverage, act_loop, act_reviewers
 from selftrain.bench.act_tables import gap_lines, order_lines
 from selftrain.bench.study import Figure, Figures
 from selftrain.errors import DataError
 from selftrain.head import HeadSettings
+from selftrain.metrics import macro_f1_of_classes
 
 if TYPE_CHECKING:
     from selftrain.act.training import ACTSet
@@ -206,7 +207,7 @@ def _trained(
     )  # fmt: skip
     predicted = model.predict(tweets.test_rows)
     return {
-        "macro_f1": macro_f1(tweets.test_labels, predicted),
+        "macro_f1": macro_f1_of_classes(tweets.test_labels, predicted),
         "accuracy": accuracy(tweets.test_labels, predicted),
     }
 

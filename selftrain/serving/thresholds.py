@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from selftrain.errors import ServingError
+from selftrain.metrics import Steps, steps
 from selftrain.serving.scorer import ValidationScores
 
 LEVEL = 0.95
@@ -46,14 +46,6 @@ class OperatingPoint(NamedTuple):
     positives: int
 
 
-class _Curve(NamedTuple):
-    """Counts at every probability that occurs, falling, so that counts rise: [T]."""
-
-    thresholds: npt.NDArray[np.float64]
-    passing: npt.NDArray[np.int64]
-    hits: npt.NDArray[np.int64]
-
-
 def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoint:
     """The lowest threshold whose precision is at least the asked one: no other one reaches its recall.
 
@@ -71,7 +63,7 @@ def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoi
     Raises:
         ServingError: No threshold reaches it (the best precision is named), or no post is positive.
     """
-    curve = _curve(scores)
+    curve = _steps(scores)
     reached = curve.hits / curve.passing >= precision
     if not reached.any():
         # of equally precise thresholds the one with the highest recall
@@ -95,21 +87,17 @@ def share(part: int, whole: int) -> Share:
     return Share(part / whole, low, high)
 
 
-def _curve(scores: ValidationScores) -> _Curve:
+def _steps(scores: ValidationScores) -> Steps:
     labels, odds = scores
     if not (labels == 1).any():
         raise ServingError(
             f"none of the {len(labels)} validation posts is positive: no precision can be measured on them."
             " Give others with --validation"
         )
-    order = np.argsort(-odds, kind="stable")
-    falling = odds[order]
-    hits = np.cumsum(labels[order] == 1)
-    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last post of each tie
-    return _Curve(falling[last], last + 1, hits[last])
+    return steps(labels == 1, odds)
 
 
-def _point(scores: ValidationScores, curve: _Curve, at: int) -> OperatingPoint:
+def _point(scores: ValidationScores, curve: Steps, at: int) -> OperatingPoint:
     hits, positives = int(curve.hits[at]), int((scores.labels == 1).sum())
     last = float(curve.thresholds[at])
     next_lower = float(curve.thresholds[at + 1]) if at + 1 < len(curve.thresholds) else 0.0

@@ -78,6 +78,6 @@ def test_one_answer_alone_is_refused(truth):
 def test_many_answers(seed):
     generator = np.random.default_rng(seed)
     truth, predicted = generator.integers(0, 4, 30), generator.integers(0, 4, 30)
-    found = multiclass(truth, predicted, 6)
+    found = multiclass(truth, predicted)
     assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     assert found["accuracy"] == pytest.approx((truth == predicted).mean())
