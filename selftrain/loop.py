@@ -1,7 +1,7 @@
 """The loop: select, verify, merge, retrain, validate, keep or roll back; as often as the limits allow.
 
-`self_train` is the whole story; what it calls stands beside it in `stages`, `selection`, `ledger`, `trainer` and
-`run.folder`. It is a generator: each finished round is yielded, and whoever stops asking stops the loop.
+`self_train` is the whole story; what it calls stands beside it in `stages`, `selection`, `ledger`, `trainer`
+and `run.folder`. It is a generator: each finished round is yielded, and whoever stops asking stops the loop.
 """
 
 from __future__ import annotations
