@@ -96,7 +96,7 @@ def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
             print(f"         | {printable(line)}", flush=True)
         before = finished
     if started.stopped:
-        print(printable(f"\nstopped: {started.stopped}"), flush=True)
+        print(f"\n{printable(f'stopped: {started.stopped}')}", flush=True)
     if started.folder.finished_rounds():
         _close(started.folder)
     return 0

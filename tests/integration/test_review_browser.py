@@ -135,7 +135,7 @@ def test_the_whole_review_by_keyboard_alone(serve, visit):
         expect(page.locator("#count")).to_contain_text(f"{number + 1} of 3")
     expect(page.locator("#end-title")).to_have_text("The budget is spent")
     expect(page.locator("#end-estimates")).to_contain_text("of 3 posts, 95 % interval", timeout=60_000)
-    expect(page.locator("#end-command")).to_have_text(re.compile("selftrain run notices.toml --out "))
+    expect(page.locator("#end-command")).to_have_text(re.compile(r"selftrain run \S+/recipe\.toml --out "))
     page.keyboard.press("z")
     expect(page.locator("#work")).to_be_visible()
     assert len(labels(server)) == 2

@@ -169,7 +169,7 @@ def test_a_budget_begins_a_review_and_the_same_command_goes_on(tmp_path):
     assert again.end() == 0
     assert again.rest.splitlines()[-2:] == [
         "reviewed 8 of 8 posts, 0 of 2 second reviews",
-        f"next: selftrain run notices.toml --out {folder.path}",
+        f"next: selftrain run {folder.path}/recipe.toml --out {folder.path}",
     ]
 
 

@@ -140,16 +140,11 @@ def serve(
 
 
 def next_command(folder: RunFolder) -> str:
-    """What gives the reviewed labels to the run.
-
-    Raises:
-        RunStateError: The folder is damaged.
-    """
+    """What gives the reviewed labels to the run: its own recipe holds every setting, overridden ones too."""
     out = shlex.quote(str(folder.path))
     if (folder.path / "quickstart-data").is_dir():
         return f"selftrain quickstart --out {out}"
-    recipe = str(folder.environment().get("recipe") or "RECIPE")
-    return f"selftrain run {shlex.quote(recipe)} --out {out}"
+    return f"selftrain run {shlex.quote(str(folder.recipe_path))} --out {out}"
 
 
 class _Server(uvicorn.Server):

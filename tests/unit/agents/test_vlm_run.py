@@ -133,7 +133,7 @@ def test_the_token_cap_ends_the_run_in_good_order(home, serve, tmp_path, capsys)
     command = ["run", str(home / "recipe.toml"), "--out", str(tmp_path / "a")]
     assert main([*command, "--set", "vlm.token_cap=6500"]) == 0
     shown = capsys.readouterr().out
-    assert "stopped:" in shown
+    assert "\nstopped: " in shown
     assert "6,500" in shown
     assert len(backend.requests) * 115 <= 6500
     assert (tmp_path / "a" / "report.html").exists()
