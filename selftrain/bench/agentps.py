@@ -5,6 +5,7 @@ sizes    the same on 250 posts, and on 4,000 (one seed)
 noise    agentps with 20 % and 40 % of its process labels flipped
 images   HarMeme: image and words against words alone
 speed    prediction of agentps against vanilla; training against transformers' Trainer
+served   scores with a vLLM server for the language model, against transformers (needs `make vllm`)
 
 Every figure is written as it comes; a study that was stopped goes on where it stopped.
 """
@@ -20,7 +21,7 @@ from typing import Any
 from selftrain.bench.study import Figure, Figures
 
 STUDY = "agentps"
-PARTS = ("text", "sizes", "noise", "images", "speed")
+PARTS = ("text", "sizes", "noise", "images", "speed", "served")
 SHOWN = ("f1", "f1_tuned", "auc", "recall_at_precision_60")
 
 
@@ -96,6 +97,8 @@ def _cells(part: str, seeds: int) -> Iterator[tuple[str, str, int, int]]:
                 for seed in range(seeds)
                 for kind in ("text", "image and text")
             )
+        case "served":
+            yield "fhm_text", "served", 0, 0
         case _:
             yield from (("fhm_text", method, 0, 0) for method in ("prediction", "training"))
 
@@ -105,6 +108,10 @@ def _measure(part: str, method: str, n: int, seed: int, args: argparse.Namespace
         from selftrain.bench import agentps_speed
 
         return agentps_speed.prediction(args.data) if method == "prediction" else agentps_speed.training()
+    if part == "served":
+        from selftrain.bench.agentps_served import served
+
+        return served(args.data)
     from selftrain.bench import agentps_study
 
     where = {"data": args.data, "work": args.work, "epochs": args.epochs, "cpu": args.device == "cpu"}

@@ -46,19 +46,23 @@ def prediction(data: Path) -> dict[str, float]:
             variant: build(Architecture(variant=variant, rank=16, alpha=32, frames=frames), memes.TASK)
             for variant in ("vanilla", "agentps")
         }
-        ratios = _paired(lambda v, b=built, p=posts: _score(b[v], p), "agentps", "vanilla")  # type: ignore[misc]
-        result |= {f"time ratio, {name}": fmean(ratios), f"time ratio, {name}, sd": stdev(ratios)}
+        ratios = paired(lambda v, b=built, p=posts: _score(b[v], p), "agentps", "vanilla")  # type: ignore[misc]
+        result |= spread(f"time ratio, {name}", ratios)
     return result
 
 
 def training() -> dict[str, float]:
     """Posts a second of our training over those of transformers' Trainer: same tiny model, data, batches."""
     posts = _drawn_posts(256)
-    ratios = _paired(lambda who: 1 / _train(who, posts), "ours", "trainer")
-    return {"throughput ratio": fmean(ratios), "throughput ratio, sd": stdev(ratios)}
+    return spread("throughput ratio", paired(lambda who: 1 / _train(who, posts), "ours", "trainer"))
 
 
-def _paired(run: Callable[[str], float], one: str, other: str) -> list[float]:
+def spread(name: str, ratios: list[float]) -> dict[str, float]:
+    """The mean of ratios, and their standard deviation."""
+    return {name: fmean(ratios), f"{name}, sd": stdev(ratios)}
+
+
+def paired(run: Callable[[str], float], one: str, other: str) -> list[float]:
     """Seconds (or what `run` gives) of `one` over `other`, pair by pair, first one first, then the other."""
     run(one), run(other)  # both are warm
     ratios = []
