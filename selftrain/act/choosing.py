@@ -15,65 +15,19 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agents.criticizer.asking import Annotation, Annotator, Criticism, Criticizer
+from agents.criticizer.asking import Annotation, Annotator, Criticizer
 from agents.criticizer.desk import Desk
 from agents.criticizer.wording import Wording
 from agents.judgment import LabelledPost
 from agents.trust import Interval, wilson
-from selftrain.act.budget import filled
-from selftrain.act.metrics import abs_score
+from selftrain.act.scoring import AnnotatorScore, CriticizerScore, annotator_score, criticizer_score
 from selftrain.errors import BudgetError
 
 BUFFER = 0.10
-RESAMPLES = 1000
 MODES = ("plain", "reasoning")
 _FEW = 30
 
 Found = TypeVar("Found")
-
-
-class AnnotatorScore(NamedTuple):
-    """How a model annotates.
-
-    Attributes:
-        model: Its name.
-        mode: "plain" or "reasoning".
-        accuracy: Right labels among all posts, with its Wilson interval; a post without a label counts as
-            wrong.
-        posts: How many there were.
-        unlabelled: Of them, those without a label.
-        tokens: Paid for them now; what was stored already cost nothing.
-    """
-
-    model: str
-    mode: str
-    accuracy: Interval
-    posts: int
-    unlabelled: int
-    tokens: int
-
-
-class CriticizerScore(NamedTuple):
-    """How a model finds the annotator's errors in one way of asking.
-
-    Attributes:
-        model: Its name.
-        strategy: See `agents.criticizer.strategies`.
-        auc: Of its estimates for wrong against right labels, with its bootstrap interval; None where no
-            label, or every label, is wrong.
-        abs: ABS, see `selftrain.act.metrics`; None where no label is wrong.
-        mean_error: Mean estimate: what the criticizer takes the error share for.
-        missing: Posts without an estimate; they count with the mean of the others.
-        tokens: As for annotators.
-    """
-
-    model: str
-    strategy: str
-    auc: Interval | None
-    abs: float | None
-    mean_error: float
-    missing: int
-    tokens: int
 
 
 class Budget(NamedTuple):
@@ -164,82 +118,62 @@ def choose(
     if None in truth:
         raise BudgetError(f"{truth.count(None)} of {len(truth)} posts have no label: give labelled ones")
     # --- everybody annotates; of each model its better mode counts
-    tried: list[tuple[AnnotatorScore, list[Annotation]]] = []
-    for model, desk in desks.items():
-        for mode in modes:
-            annotator = Annotator(
-                wording, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed
-            )
-            found, tokens = _paid(desk, partial(desk.annotate, posts, annotator))
-            tried.append((annotator_score(model, mode, found, truth, tokens), found))
-    tried.sort(key=lambda one: -one[0].accuracy.value)
+    annotators = [
+        Annotator(wording, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed)
+        for mode in modes
+    ]
+    tried = _annotated(desks, posts, annotators)
     best, annotations = tried[0]
-    others = [score.model for score, _ in tried if score.model != best.model]
     # --- the second best model criticizes the best one's labels
+    others = [score.model for score, _ in tried if score.model != best.model]
     critics = [others[0] if others else best.model]
     if self_criticism and best.model not in critics:
         critics.append(best.model)
+    criticizers = [
+        Criticizer(wording, strategy, rationale_chars=rationale_chars, seed=seed) for strategy in strategies
+    ]
     wrong = np.array([a.label != label for a, label in zip(annotations, truth, strict=True)])
-    scores: list[CriticizerScore] = []
-    for model in critics:
-        own = []
-        for strategy in strategies:
-            criticizer = Criticizer(wording, strategy, rationale_chars=rationale_chars, seed=seed)
-            said, tokens = _paid(
-                desks[model], partial(desks[model].criticize, posts, annotations, criticizer)
-            )
-            own.append(criticizer_score(model, strategy, said, wrong, tokens, seed=seed))
-        scores += sorted(own, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
+    scores = [
+        score
+        for model in critics
+        for score in _criticized(
+            desks[model], posts, annotations, criticizers, model=model, wrong=wrong, seed=seed
+        )
+    ]
     budget = advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool)
-    annotators = tuple(score for score, _ in tried)
-    return Choice(best, scores[0], budget, annotators, tuple(scores), _warnings(best, scores[0], len(desks)))
+    by_accuracy = tuple(score for score, _ in tried)
+    return Choice(best, scores[0], budget, by_accuracy, tuple(scores), _warnings(best, scores[0], len(desks)))
 
 
-def annotator_score(
-    model: str, mode: str, annotations: Sequence[Annotation], truth: Sequence[str | None], tokens: int
-) -> AnnotatorScore:
-    """Accuracy of annotations against the posts' labels."""
-    right = sum(a.label == label for a, label in zip(annotations, truth, strict=True))
-    unlabelled = sum(a.label is None for a in annotations)
-    return AnnotatorScore(model, mode, wilson(right, len(truth)), len(truth), unlabelled, tokens)
+def _annotated(
+    desks: Mapping[str, Desk], posts: Sequence[LabelledPost], annotators: Sequence[Annotator]
+) -> list[tuple[AnnotatorScore, list[Annotation]]]:
+    """Every model's annotations in every way of asking, the most accurate first."""
+    truth = [post.label for post in posts]
+    tried = []
+    for model, desk in desks.items():
+        for annotator in annotators:
+            found, tokens = _paid(desk, partial(desk.annotate, posts, annotator))
+            tried.append((annotator_score(model, annotator.name, found, truth, tokens), found))
+    return sorted(tried, key=lambda one: -one[0].accuracy.value)
 
 
-def criticizer_score(
-    model: str,
-    strategy: str,
-    criticisms: Sequence[Criticism],
-    wrong: npt.NDArray[np.bool_],
-    tokens: int,
+def _criticized(
+    desk: Desk,
+    posts: Sequence[LabelledPost],
+    annotations: Sequence[Annotation],
+    criticizers: Sequence[Criticizer],
     *,
-    seed: int = 0,
-) -> CriticizerScore:
-    """How well estimates find the wrong labels.
-
-    A post without a label is wrong for sure and needs no criticizer: it is left out of AUC and ABS.
-    """
-    asked = np.array([not one.fault.startswith("not annotated") for one in criticisms])
-    errors = filled([one.error for one, kept in zip(criticisms, asked, strict=True) if kept])
-    faults = wrong[asked]
-    return CriticizerScore(
-        model, strategy, auc_interval(faults, errors, seed),
-        abs_score(faults, errors) if len(faults) else None,
-        float(errors.mean()) if len(errors) else 1.0,
-        sum(one.error is None for one, kept in zip(criticisms, asked, strict=True) if kept), tokens,
-    )  # fmt: skip
-
-
-def auc_interval(
-    wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64], seed: int = 0
-) -> Interval | None:
-    """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
-    value = _auc(wrong, errors)
-    if value is None:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(0, len(wrong), len(wrong)) for _ in range(RESAMPLES))
-    found = [auc for drawn in draws if (auc := _auc(wrong[drawn], errors[drawn])) is not None]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    model: str,
+    wrong: npt.NDArray[np.bool_],
+    seed: int,
+) -> list[CriticizerScore]:
+    """How well one model finds the errors in every way of asking, the best first."""
+    scores = []
+    for criticizer in criticizers:
+        said, tokens = _paid(desk, partial(desk.criticize, posts, annotations, criticizer))
+        scores.append(criticizer_score(model, criticizer.strategy.name, said, wrong, tokens, seed=seed))
+    return sorted(scores, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
 
 
 def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> Budget:
@@ -249,17 +183,6 @@ def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None =
     # a product such as .28 x 100 may come out a hair above the whole number that it is
     posts = None if pool is None else [math.ceil(round(value * pool, 6)) for value in share]
     return Budget(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))
-
-
-def _auc(wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64]) -> float | None:
-    """P(a wrong label's estimate is larger than a right one's), ties counting half."""
-    from scipy.stats import rankdata
-
-    positive, negative = int(wrong.sum()), int((~wrong).sum())
-    if not positive or not negative:
-        return None
-    ranks = float(rankdata(errors)[wrong].sum())
-    return (ranks - positive * (positive + 1) / 2) / (positive * negative)
 
 
 def _paid(desk: Desk, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from agents.criticizer.desk import Desk
     from agents.trust import Interval
     from agents.vlm.store import AnswerStore
-    from selftrain.act.choosing import AnnotatorScore, Choice, CriticizerScore
+    from selftrain.act.choosing import Choice
+    from selftrain.act.scoring import AnnotatorScore, CriticizerScore
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
 

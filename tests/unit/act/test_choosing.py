@@ -17,7 +17,8 @@ from agents.criticizer.wording import Wording
 from agents.trust import wilson
 from agents.vlm.brief import Brief
 from agents.vlm.store import AnswerStore
-from selftrain.act.choosing import Choice, advise, auc_interval, choose, criticizer_score
+from selftrain.act.choosing import Choice, advise, choose
+from selftrain.act.scoring import auc_interval, criticizer_score
 from selftrain.cli import main
 from selftrain.data.posts import Post
 from selftrain.errors import BudgetError
