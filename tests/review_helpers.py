@@ -12,7 +12,11 @@ from pathlib import Path
 from PIL import Image
 from report_helpers import PLAIN, figures, judgment, lines
 
+from selftrain.act.criticism import FILE as CRITICISMS
+from selftrain.act.labelling import ANNOTATIONS, BATCH, LabelFolder, begin
+from selftrain.act.ledger import LEDGER, ReviewLedger
 from selftrain.act.requests import request_reviews
+from selftrain.act.reviews import Entry
 from selftrain.data.task import Task, TaskClass, dump_task
 from selftrain.run.folder import RunFolder
 
@@ -72,6 +76,25 @@ def review_of(place, posts=12, *, budget=None, doubled=0.0, **options):
     request_reviews(
         folder, budget=budget or count, batch="divergent", rule="normalised", doubled_share=doubled
     )
+    return folder
+
+
+def labelling_of(place, classes, posts=2):
+    """A labelling with so many posts, all of them drawn; every label is the first class, doubted a little."""
+    ids = [f"q{i}" for i in range(posts)]
+    lines(place / "manifest.jsonl", [{"id": one, "text": f"{one} says something"} for one in ids])
+    dump_task(Task("notices", tuple(TaskClass(n, n) for n in classes), classes[0], "p"), place / "task.toml")
+    folder = LabelFolder(place / "labels")
+    with folder.locked():
+        begin(folder, place / "manifest.jsonl", place / "task.toml", {"budget": posts})
+    said = {"probability": 0.75, "rationale": "so it seems", "perplexity": None, "fault": "", "source": "m"}
+    lines(folder.path / ANNOTATIONS, [{"post_id": one, "label": classes[0], **said} for one in ids])
+    doubt = {"batch": BATCH, "label": classes[0], "strategy": "plain", "error": 0.4}
+    doubt |= {"rationale": "", "fault": "", "source": "c"}
+    lines(folder.path / CRITICISMS, [{"post_id": one, **doubt} for one in ids])
+    ledger = ReviewLedger.create(folder.path / LEDGER, classes=classes, budget=posts)
+    ledger.add(BATCH, [Entry(one, classes[0], 0.4, 1.0) for one in ids], ids)
+    ledger.close()
     return folder
 
 

@@ -94,13 +94,15 @@ def verdicts_now(folder: RunFolder) -> Verdicts:
 
 
 def class_names(folder: RunFolder) -> tuple[str, ...]:
-    """The task's classes, the positive one first.
+    """The task's classes, the positive one first; those of a labelling in its task's order.
 
     Raises:
         RunStateError: The folder does not name them.
     """
     folder.recipe()  # no run folder: said before anything else
     classes = folder.environment().get("classes")
+    if isinstance(classes, dict) and isinstance(classes.get("all"), list):
+        return tuple(map(str, classes["all"]))
     if not isinstance(classes, dict) or not {"positive", "negative"} <= classes.keys():
         raise RunStateError(f"{folder.path}/environment.json names no classes: the run folder is damaged")
     return str(classes["positive"]), str(classes["negative"])

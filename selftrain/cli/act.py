@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -32,7 +33,11 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     """Adds `act` and its commands."""
     parser = subparsers.add_parser("act", help="a small human budget, spent where labels are likely wrong")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    from selftrain.cli.act_label import add_label, add_labels
+
     add_choose(commands)
+    add_label(commands)
+    add_labels(commands)
     add_audit(commands)
 
 
@@ -143,21 +148,27 @@ def _desks(args: argparse.Namespace) -> Iterator[dict[str, Desk]]:
         stack.callback(store.close)
         desks: dict[str, Desk] = {}
         for server in dict.fromkeys(args.servers):
-            desk = _desk(server, store, args)
+            run = f"act choose {args.manifest.resolve()}"
+            desk = desk_of(server, store, run=run, token_cap=args.token_cap)
             stack.callback(desk.close)
             name = desk.identity().model
             desks[name if name not in desks else f"{name} at {server}"] = desk
         yield desks
 
 
-def _desk(server: str, store: AnswerStore, args: argparse.Namespace) -> Desk:
+def desk_of(server: str, store: AnswerStore, *, run: str, token_cap: int | None) -> Desk:
+    """A model at ADDRESS[#MODEL] at work.
+
+    Raises:
+        ServerRefusedError: An address that is none.
+    """
     from selftrain.data.manifest import MAX_PIXELS
     from selftrain.recipe import VlmSection
     from selftrain.vlm_panel import build_desk
 
     address, _, model = server.partition("#")
-    section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=args.token_cap)
-    return build_desk(section, store, run=f"act choose {args.manifest.resolve()}", max_pixels=MAX_PIXELS)
+    section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)
+    return build_desk(section, store, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
 def _print(choice: Choice) -> None:

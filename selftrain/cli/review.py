@@ -54,12 +54,12 @@ def run_review(args: argparse.Namespace) -> int:
         SelftrainError: No run, nothing to review, a budget that cannot be spent, another run's ledger, a port
             that cannot be had.
     """
+    from selftrain.act.labelling import review_folder
     from selftrain.act.review.server import Opening, next_command, open_desk, serve
     from selftrain.printable import printable
-    from selftrain.run.folder import RunFolder
     from selftrain.serving.server import quiet_logs
 
-    folder = RunFolder(args.run)
+    folder = review_folder(args.run)
     begun = begin(folder, args)
     quiet_logs()
 

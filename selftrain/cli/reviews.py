@@ -88,9 +88,11 @@ def run_export(args: argparse.Namespace) -> int:
     from selftrain.act.exchange import label_studio
     from selftrain.act.exchange.table import to_csv
     from selftrain.act.exchange.tasks import gather_tasks
-    from selftrain.run.folder import RunFolder
+    from selftrain.act.labelling import review_folder
 
-    found = gather_tasks(RunFolder(args.run), hide_opinions=args.hide_opinions, everything=args.everything)
+    found = gather_tasks(
+        review_folder(args.run), hide_opinions=args.hide_opinions, everything=args.everything
+    )
     if args.to == "csv":
         atomic.write_text(args.out, to_csv(found.tasks))
         _say(f"{args.out}: {len(found.tasks):,} posts; fill in label and reviewer")
@@ -116,10 +118,10 @@ def run_import(args: argparse.Namespace) -> int:
         ActError, RunStateError: Nothing is taken.
     """
     from selftrain.act.exchange.reading import import_reviews
-    from selftrain.run.folder import RunFolder
+    from selftrain.act.labelling import review_folder
 
     found = import_reviews(
-        RunFolder(args.run), args.file, reviewer=args.reviewer, all_or_nothing=args.all_or_nothing
+        review_folder(args.run), args.file, reviewer=args.reviewer, all_or_nothing=args.all_or_nothing
     )
     if args.json:
         record = found._asdict() | {"refused": [one._asdict() for one in found.refused]}

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 from report_helpers import HOSTILE
-from review_helpers import Server, review_of
+from review_helpers import Server, labelling_of, review_of
 
 from selftrain.act.ledger import LEDGER, ReviewLedger
 from selftrain.act.reviews import UNSURE
@@ -103,6 +103,29 @@ def test_keys_answer_skip_and_undo(serve, visit):
     page.keyboard.press("1")
     expect(page.locator("#post-id")).not_to_have_text(seen[1])
     assert labels(server) == {seen[0]: "positive", seen[1]: "positive"}
+
+
+def test_a_labelling_of_three_classes_has_three_answers(tmp_path, visit):
+    server = Server(labelling_of(tmp_path, ("rude", "kind", "odd")))
+    page = visit(server)
+    assert page.locator(".choice").all_inner_texts() == ["1\nrude", "2\nkind", "3\nodd"]
+    seen = [shown_id(page)]
+    page.keyboard.press("3")
+    expect(page.locator("#post-id")).not_to_have_text(seen[0])
+    expect(page.locator("#previous-marks")).to_contain_text("annotator ✗ rude")
+    expect(page.locator("#previous-marks")).to_contain_text("criticizer rude: 40% likely wrong")
+    seen.append(shown_id(page))
+    page.locator(".choice").nth(1).click()
+    expect(page.locator("#end-title")).to_be_visible()
+    expect(page.locator("#end-command")).to_have_text(
+        re.compile("selftrain act labels .* --out labelled.jsonl")
+    )
+    ledger = ReviewLedger(tmp_path / "labels" / LEDGER)
+    assert {one.post_id: one.label for one in ledger.decisions()} == dict(
+        zip(seen, ("odd", "kind"), strict=True)
+    )
+    ledger.close()
+    assert server.end() == 0
 
 
 def test_a_held_key_answers_one_post(serve, visit):

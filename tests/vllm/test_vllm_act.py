@@ -99,3 +99,30 @@ def test_a_run_has_its_divergent_posts_criticized_by_a_real_server(tmp_path, sma
     ledger.close()
     assert set(entries) == {row["post_id"] for row in rows}
     assert {post_id: entries[post_id] for post_id in estimates} == pytest.approx(estimates)
+
+
+def test_a_pool_is_labelled_doubted_and_drawn_by_a_real_server(manifest, small_vlm_server, capsys):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows[2:]:
+        del row["label"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = manifest.with_name("labels")
+    command = [
+        "act", "label", str(manifest), "--task", str(manifest.with_name("task.toml")),
+        "--annotator", small_vlm_server.address, "--annotate", "plain", "--strategy", "log_probability",
+        "--budget", "3", "--out", str(folder),
+    ]  # fmt: skip
+    assert main(command) == 0
+    assert "3 posts drawn for review" in capsys.readouterr().out
+    kept = (folder / "annotations.jsonl").read_bytes()
+    assert main(command) == 0
+    assert (folder / "annotations.jsonl").read_bytes() == kept
+    capsys.readouterr()
+    out = manifest.with_name("labelled.jsonl")
+    assert main(["act", "labels", str(folder), "--out", str(out)]) == 0
+    assert "3 posts wait for a review" in capsys.readouterr().out
+    labelled = [json.loads(line) for line in out.read_text().splitlines()]
+    given = [row for row in labelled if "provenance" in row]
+    assert len(labelled) == POSTS
+    assert 3 <= len(given) <= POSTS - 2
+    assert all(0.0 < row["provenance"]["error"] < 1.0 for row in given)

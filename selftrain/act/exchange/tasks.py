@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.act.audit import is_audit
+from selftrain.act.labelling import annotations_of
 from selftrain.errors import ExchangeError
 from selftrain.run.folder import RunFolder
 
@@ -105,7 +106,11 @@ def _opinions(folder: RunFolder) -> dict[str, tuple[Opinion, ...]]:
     from selftrain.act.requests import verdicts_now
 
     now = verdicts_now(folder)
-    return {post_id: _said(one.verdict) for post_id, one in (now.divergent | now.accepted).items()}
+    labelled = {
+        post_id: (Opinion("annotator", row["label"], row["probability"], row["rationale"]),)
+        for post_id, row in annotations_of(folder).items()
+    }
+    return labelled | {post_id: _said(one.verdict) for post_id, one in (now.divergent | now.accepted).items()}
 
 
 def _said(verdict: Json) -> tuple[Opinion, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.act.criticism import FILE, read_criticisms
+from selftrain.act.labelling import annotations_of
 from selftrain.act.requests import verdicts_now
 from selftrain.errors import TaskError
 from selftrain.printable import printable, printable_lines
@@ -50,6 +51,7 @@ class Material:
         self._posts: dict[str, FoundPost | None] = {}
         self._said: dict[str, Json] = {}
         self._criticisms: dict[str, Json] = {}
+        self._annotations: dict[str, Json] = {}
         self._rounds = -1
 
     def load(self, post_ids: Iterable[str]) -> None:
@@ -66,6 +68,7 @@ class Material:
         if (rounds := len(self._folder.finished_rounds())) != self._rounds:
             now = verdicts_now(self._folder)
             self._said = {one: said.verdict for one, said in (now.divergent | now.accepted).items()}
+            self._annotations = annotations_of(self._folder)
             rows = read_criticisms(self._folder.path / FILE)
             self._criticisms = {str(row["post_id"]): row for row in rows}  # the last batch counts
             self._rounds = rounds
@@ -97,7 +100,7 @@ class Material:
         self.load([post_id])
         verdict = self._said.get(post_id)
         if verdict is None:
-            return []
+            return self._labelled(post_id)
         classifier = _step("label", verdict["classifier_label"], verdict["classifier_probability"], "")
         criticism = self._criticisms.get(post_id)
         parties: dict[str, list[Json]] = {}
@@ -109,6 +112,18 @@ class Material:
             *({"who": printable(who), "steps": steps} for who, steps in parties.items()),
             *([] if criticism is None else [{"who": "criticizer", "steps": [_criticized(criticism)]}]),
         ]
+
+    def _labelled(self, post_id: str) -> list[Json]:
+        """What annotator and criticizer said of a post that no run has judged."""
+        found = self._annotations.get(post_id)
+        if found is None:
+            return []
+        step = _step("label", found["label"], found["probability"], found["rationale"])
+        parties = [{"who": "annotator", "steps": [step]}]
+        criticism = self._criticisms.get(post_id)
+        if criticism is not None:
+            parties.append({"who": "criticizer", "steps": [_criticized(criticism)]})
+        return parties
 
     def picture(self, post_id: str, index: int) -> bytes | None:
         """A picture of a post as WebP, at most `SIDE` pixels wide and high; None: there is no such picture.

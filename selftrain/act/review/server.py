@@ -18,6 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from selftrain import atomic
+from selftrain.act.labelling import LabelFolder
 from selftrain.act.ledger import LEDGER, ReviewLedger
 from selftrain.act.requests import class_names
 from selftrain.act.review.app import build_app
@@ -142,6 +143,8 @@ def serve(
 def next_command(folder: RunFolder) -> str:
     """What gives the reviewed labels to the run: its own recipe holds every setting, overridden ones too."""
     out = shlex.quote(str(folder.path))
+    if isinstance(folder, LabelFolder):
+        return f"selftrain act labels {out} --out labelled.jsonl"
     if (folder.path / "quickstart-data").is_dir():
         return f"selftrain quickstart --out {out}"
     return f"selftrain run {shlex.quote(str(folder.recipe_path))} --out {out}"
