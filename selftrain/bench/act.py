@@ -19,7 +19,7 @@ from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.metrics import abs_score, accuracy, aqg_curve, chance_abs
 from selftrain.act.simulation import annotated, annotated_like, criticized
 from selftrain.bench import act_coverage, act_loop, act_reviewers
-from selftrain.bench.act_tables import gap_lines, order_lines
+from selftrain.bench.act_tables import gap_lines, mean_lines, order_lines
 from selftrain.bench.study import Figure, Figures
 from selftrain.errors import DataError
 from selftrain.head import HeadSettings
@@ -117,7 +117,16 @@ def run(args: argparse.Namespace) -> int:
     if args.part in ("reviewers", "all"):
         act_reviewers.measure(figures)
     print("\n".join(figures.table()))
-    print("\n".join([*gap_lines(figures), *order_lines(figures), *act_loop.reaching_lines(figures)]))
+    print(
+        "\n".join(
+            [
+                *gap_lines(figures),
+                *mean_lines(figures),
+                *order_lines(figures),
+                *act_loop.reaching_lines(figures),
+            ]
+        )
+    )
     return 0
 
 

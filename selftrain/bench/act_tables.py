@@ -23,6 +23,23 @@ def gap_lines(figures: Figures) -> Iterator[str]:
             yield f"{method:<48} {told} below human labels"
 
 
+def mean_lines(figures: Figures) -> Iterator[str]:
+    """Of each data set: points below human labels, mean over heads, calibrated critics, and seeds."""
+    means: dict[tuple[str, str], list[float]] = {}
+    for method, gaps in _gaps(figures):
+        found = _METHOD.fullmatch(method)
+        if found is not None and not found[5]:
+            means.setdefault((found[1] + found[2], found[6]), []).extend(gaps.values())
+        elif method.endswith(" machine"):
+            means.setdefault((re.sub(" (mlp|linear) machine$", "", method), "machine"), []).extend(
+                gaps.values()
+            )
+    for (dataset, way), values in sorted(means.items()):
+        if values:
+            mean = f"{fmean(values):.1f} points below human labels"
+            yield f"{dataset:<20} {way:<18} {mean}, {len(values)} trainings"
+
+
 def order_lines(figures: Figures) -> Iterator[str]:
     """Of each kind of annotator and criticizer: rules against each other, over all cells and their seeds.
 

@@ -10,7 +10,7 @@ from backbones.base import FeatureLayout
 from selftrain.act.simulation import annotated, annotated_like, criticized, simulated_population
 from selftrain.bench.act import MANNERS, VARIANTS, Tweets, bag_of_words, measure, split_of
 from selftrain.bench.act_coverage import coverage
-from selftrain.bench.act_tables import gap_lines, order_lines
+from selftrain.bench.act_tables import gap_lines, mean_lines, order_lines
 from selftrain.bench.study import Figure, Figures
 from selftrain.errors import BudgetError
 
@@ -124,6 +124,11 @@ def test_rules_are_compared_seed_by_seed_within_each_kind_of_annotator(tmp_path)
         "  exponential ACT over normalised ACT: +3.00 points, standard error 1.00, ahead in 1 of 1 cells",
     ]
     assert "  exponential ACT: under 2 points below human labels in 0 of 1 cells" in lines
+    assert list(mean_lines(figures)) == [
+        "emotion              exponential ACT    6.0 points below human labels, 2 trainings",
+        "emotion              normalised ACT     9.0 points below human labels, 2 trainings",
+        "emotion systematic   exponential ACT    1.0 points below human labels, 2 trainings",
+    ]
     systematic = lines.index("errors systematic, criticizer calibrated")
     assert lines[systematic + 1] == "  exponential ACT: under 2 points below human labels in 1 of 1 cells"
     assert "emotion mlp auc=0.75 exponential ACT             +6.00 ± 2.83 points" in "\n".join(
