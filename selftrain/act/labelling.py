@@ -76,8 +76,9 @@ class Labelled(NamedTuple):
 
     Attributes:
         posts: With a machine label.
-        unlabelled: Posts that the annotator gave none, and the commonest reason.
-        doubt: Mean error estimate of the labels; None where the criticizer had none.
+        unlabelled: Posts that the annotator gave none.
+        reason: Why the first of them has none; empty where all have one.
+        doubt: Mean error estimate of the labels, in [0, 1].
         missing: Labels without an estimate.
         drawn: Posts sent to review.
     """
@@ -85,9 +86,24 @@ class Labelled(NamedTuple):
     posts: int
     unlabelled: int
     reason: str
-    doubt: float | None
+    doubt: float
     missing: int
     drawn: int
+
+
+class Mixed(NamedTuple):
+    """The manifest with the best label that is known of each post.
+
+    Attributes:
+        posts: All of the manifest. Those that had no label have one with `provenance` among their extra
+            fields, unless the annotator gave none.
+        waiting: Posts that lack a review.
+        errors: How wrong the machine's labels are; None where nobody has answered, or the sample cannot tell.
+    """
+
+    posts: list[Post]
+    waiting: int
+    errors: LabelErrors | None
 
 
 def label(
@@ -176,14 +192,8 @@ def annotations_of(folder: RunFolder) -> dict[str, Json]:
     return {str(row["post_id"]): row for row in read_jsonl(file)} if file.exists() else {}
 
 
-def mixed_posts(folder: LabelFolder, task: Task) -> tuple[list[Post], int, LabelErrors | None]:
-    """The manifest's posts with the best label that is known of each, and where it comes from.
-
-    Labels of persons that were in the manifest stay; of the others, what reviewers said, else the machine's.
-
-    Returns:
-        The posts, their `provenance` among the extra fields; how many wait for a review; and how wrong the
-        machine's labels are, None where nobody has answered yet or the sample cannot tell.
+def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
+    """What reviewers said of each post, else the machine's label; labels that the manifest had stay.
 
     Raises:
         ManifestError: The manifest cannot be read any more.
@@ -216,9 +226,9 @@ def mixed_posts(folder: LabelFolder, task: Task) -> tuple[list[Post], int, Label
         else:
             posts.append(post)
     try:
-        return posts, waiting, label_errors(found)
-    except EstimateError:
-        return posts, waiting, None
+        return Mixed(posts, waiting, label_errors(found))
+    except EstimateError:  # too few answers, or drawn by threshold alone
+        return Mixed(posts, waiting, None)
 
 
 def _draw(

@@ -152,8 +152,7 @@ def _tell(folder: LabelFolder, found: Labelled) -> None:
         print(printable(f"{found.unlabelled:,} posts without a label, one of them: {found.reason}"))
     if found.missing:
         print(f"{found.missing:,} labels without an error estimate count with the mean of the others")
-    if found.doubt is not None:
-        print(f"the criticizer takes {100 * found.doubt:.1f} % of the labels for wrong")
+    print(f"the criticizer takes {100 * found.doubt:.1f} % of the labels for wrong")
     print(f"{found.drawn:,} posts drawn for review")
     out = shlex.quote(str(folder.path))
     print(f"next: selftrain review {out}, then selftrain act labels {out} --out labelled.jsonl")

@@ -8,6 +8,7 @@ import json
 import pytest
 from test_choosing import BRIEF, CLASSES, NAMES, Model
 
+from agents.chat.base import Completion, Usage
 from agents.criticizer.asking import Annotator, Criticizer
 from agents.criticizer.desk import Desk
 from agents.criticizer.wording import Wording
@@ -162,6 +163,35 @@ def test_the_review_page_and_the_exports_know_a_labelling_of_three_classes(data,
     capsys.readouterr()
     assert main(["reviews", "import", str(data / "labels"), str(out)]) == 0
     assert f"{BUDGET} taken" in capsys.readouterr().out
+
+
+class Unsure(Model):
+    """Cannot tell what every `often`-th post is."""
+
+    often = 1
+
+    async def complete(self, request):
+        asked = "".join(part for part in request.messages[-1].parts if isinstance(part, str))
+        if int(asked.split("number ")[1].split()[0]) % self.often:
+            return await super().complete(request)
+        return Completion('{"label": "unsure"}', "stop", Usage(100, 0, 0, 10), ())
+
+
+def test_posts_without_a_machine_label_are_told_and_stay_without_one(data):
+    annotator = Unsure("shy", SLIP)
+    annotator.often = 3
+    found = labelled(data, annotator)
+    assert (found.posts, found.unlabelled, found.reason) == (24, 12, "the annotator was unsure")
+    posts = mixed_posts(LabelFolder(data / "labels"), load_task(data / "task.toml")).posts
+    assert {post.id for post in posts if post.label is None} == {
+        f"p{i}" for i in range(KNOWN, POSTS) if i % 3 == 0
+    }
+
+
+def test_a_model_that_labels_next_to_nothing_ends_it_before_people_are_asked(data):
+    with pytest.raises(BudgetError, match=r"gave 0 of 36 posts a label; .* the annotator was unsure"):
+        labelled(data, Unsure("blank", SLIP))
+    assert not (data / "labels" / LEDGER).exists()
 
 
 def test_what_cannot_be_doubted_or_drawn_is_told(data):
