@@ -238,9 +238,10 @@ def _draw(
     classes: Sequence[str],
     drawing: Drawing,
 ) -> int:
-    from selftrain.act.budget import filled, inclusion, systematic_sample
+    from selftrain.act.budget import filled
+    from selftrain.act.disagreement import Suspicion
+    from selftrain.act.drawing import entries_of, sample_of
     from selftrain.act.ledger import LEDGER, ReviewLedger
-    from selftrain.act.reviews import Entry
 
     if not 1 <= drawing.budget <= len(annotations):
         raise BudgetError(
@@ -248,12 +249,15 @@ def _draw(
             f" to {len(annotations):,}"
         )
     errors = filled([one.error for one in said])
-    pi = inclusion(errors, drawing.budget, rule=drawing.rule, floor=drawing.floor, seed=drawing.seed)
-    entries = [
-        Entry(one.post_id, str(one.label), float(error), float(chance))
-        for one, error, chance in zip(annotations, errors, pi, strict=True)
+    suspected = [
+        Suspicion(one.post_id, str(one.label), float(error))
+        for one, error in zip(annotations, errors, strict=True)
     ]
-    order = [entries[place].post_id for place in systematic_sample(pi, drawing.seed)]
+    entries = entries_of(
+        suspected, [""] * len(suspected),
+        count=drawing.budget, rule=drawing.rule, floor=drawing.floor, seed=drawing.seed,
+    )  # fmt: skip
+    order = sample_of(entries, drawing.seed)
     ledger = ReviewLedger.create(
         folder.path / LEDGER, classes=classes, budget=drawing.budget,
         doubled_share=drawing.doubled_share, seed=drawing.seed,

@@ -17,11 +17,10 @@ from selftrain.run.folder import RunFolder
 if TYPE_CHECKING:
     from selftrain.act.budget import Rule
     from selftrain.act.disagreement import Suspicion
-    from selftrain.act.reviews import Entry
+    from selftrain.act.drawing import Order
 
 Json = dict[str, Any]
 Among = Literal["divergent", "accepted"]
-Order = Literal["sampled", "uncertain"]
 Estimator = Callable[[str, Sequence[Mapping[str, Any]], "Sequence[Suspicion]"], "Sequence[float | None]"]
 """From a batch's name, the last verdicts on its posts and their labels to how likely each label is wrong."""
 
@@ -149,6 +148,7 @@ def request_reviews(
     """
     from selftrain.act.budget import filled
     from selftrain.act.disagreement import suspicions
+    from selftrain.act.drawing import entries_of, sample_of
     from selftrain.act.ledger import LEDGER, ReviewLedger
 
     path, own_seed = folder.path / LEDGER, _seed(seed, batch)
@@ -170,9 +170,9 @@ def request_reviews(
     ledger = ReviewLedger.create(path, classes=classes, budget=budget, doubled_share=doubled_share, seed=seed)
     try:
         if batch not in known:
-            rounds = [said.round for said in chosen.values()]
-            entries = _entries(suspected, rounds, count=count, rule=rule, floor=floor, seed=own_seed)
-            ledger.add(batch, entries, _order(entries, own_seed, order))
+            parts = [f"round {said.round}" for said in chosen.values()]
+            entries = entries_of(suspected, parts, count=count, rule=rule, floor=floor, seed=own_seed)
+            ledger.add(batch, entries, sample_of(entries, own_seed, order))
         posts, drawn = len(ledger.population(batch)), tuple(ledger.drawn(batch))
     finally:
         ledger.close()
@@ -193,36 +193,6 @@ def _known(path: Path) -> dict[str, list[str]]:
 def _pseudo_labels(chosen: Mapping[str, Said]) -> dict[str, str]:
     """Post id -> the label that classifier and agents agreed on."""
     return {post_id: str(said.verdict["classifier_label"]) for post_id, said in chosen.items()}
-
-
-def _entries(
-    suspected: Sequence[Suspicion],
-    rounds: Sequence[int],
-    *,
-    count: int,
-    rule: Rule,
-    floor: float,
-    seed: int,
-) -> list[Entry]:
-    """The posts as the ledger takes them: how likely each is wrong, and how likely it is drawn."""
-    from selftrain.act.budget import inclusion
-    from selftrain.act.reviews import Entry
-
-    pi = inclusion([one.error for one in suspected], count, rule=rule, floor=floor, seed=seed)
-    return [
-        Entry(one.post_id, one.label, one.error, float(chance), f"round {number}")
-        for one, chance, number in zip(suspected, pi, rounds, strict=True)
-    ]
-
-
-def _order(entries: Sequence[Entry], seed: int, order: Order) -> list[str]:
-    """Ids of the sample, in the order of review."""
-    from selftrain.act.budget import systematic_sample
-
-    drawn = [entries[place] for place in systematic_sample([one.inclusion for one in entries], seed)]
-    if order == "uncertain":
-        drawn.sort(key=lambda one: -(one.error or 0.0))
-    return [one.post_id for one in drawn]
 
 
 def _check(folder: RunFolder, posts: int, count: int, among: Among, *, again: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from loop_helpers import chance, lines, make_corpus
@@ -13,6 +14,7 @@ from test_people import go, review
 from agents.chat.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.criticizer.asking import Criticizer
 from agents.criticizer.desk import Desk
+from agents.criticizer.strategies import STRATEGIES
 from agents.criticizer.wording import Wording
 from agents.errors import TokenCapError
 from agents.vlm.brief import Brief
@@ -20,8 +22,9 @@ from agents.vlm.store import AnswerStore
 from selftrain.act.criticism import FILE, LoopCriticizer, build_criticizer
 from selftrain.act.ledger import LEDGER, ReviewLedger
 from selftrain.act.review.material import Material
+from selftrain.cli import act as cli_act
 from selftrain.errors import BudgetError, RecipeError
-from selftrain.recipe import load_recipe
+from selftrain.recipe import HumanSection, load_recipe
 from selftrain.run.folder import RunFolder
 
 BRIEF = Brief("mail", "Spam is unwanted.", {"spam": "unwanted", "ham": "wanted"})
@@ -171,3 +174,8 @@ def test_a_recipe_names_where_the_criticizer_is_served(tmp_path):
         built = build_criticizer(recipe, task, RunFolder(tmp_path / "run"), {})
         assert built._criticizer.strategy.name == recipe.human.strategy
         built.close()
+
+
+def test_recipe_command_line_and_agents_name_the_same_ways_to_criticize():
+    named = HumanSection.model_fields["strategy"].annotation
+    assert get_args(named) == cli_act.STRATEGIES == tuple(STRATEGIES)
