@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +15,9 @@ from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.manifest_files import read_rows
 from selftrain.data.manifest_rows import RowError, Rows
 from selftrain.data.posts import MAX_ALBUM, Post
+from selftrain.data.splits import parts_by_column
 from selftrain.data.task import Task, load_task
-from selftrain.errors import DataError, QuarantineError, RecipeError
+from selftrain.errors import DataError, QuarantineError, RecipeError, SplitError
 from selftrain.run.folder import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def gather(section: DataSection, seed: int) -> Gathered:
 
     Raises:
         RecipeError: Neither or both of run and manifest, or a manifest without a task.
-        TaskError, ManifestError, QuarantineError, RunStateError: What is named cannot be used.
+        TaskError, ManifestError, SplitError, QuarantineError, RunStateError: What is named cannot be used.
         DataError: No post to learn from, or none to validate on.
     """
     if (section.run is None) == (section.manifest is None):
@@ -152,18 +153,46 @@ def _of_manifest(section: DataSection, seed: int) -> Gathered:
     task = load_task(section.task)
     posts, quarantine = read_posts(section.manifest, task, section)
     posts = [post for post in posts if post.label is not None]
+    train, validation = posts, list[Post]()
+    if has_splits(posts):
+        parts = parts_by_column(posts)
+        train, validation = parts["labelled"], parts["validation"]
     if section.validation is not None:
         validation, left_out = read_posts(section.validation, task, section)
         known = {post.id for post in validation}
-        train = [post for post in posts if post.id not in known]
-        return Gathered(task, train, {}, validation, quarantine + left_out)
-    if any("split" in post.extra for post in posts):
-        by_split = {
-            name: [p for p in posts if p.extra.get("split") == name] for name in ("train", "validation")
-        }
-        return Gathered(task, by_split["train"], {}, by_split["validation"], quarantine)
-    train, validation = _drawn(posts, section.validation_share, seed)
+        train = [post for post in train if post.id not in known]
+        quarantine = quarantine + left_out
+    elif not validation:
+        train, validation = _drawn(train, section.validation_share, seed)
     return Gathered(task, train, {}, validation, quarantine)
+
+
+def has_splits(posts: Sequence[Post]) -> bool:
+    """Whether the manifest says of its posts what they are for."""
+    return any("split" in post.extra for post in posts)
+
+
+def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
+    """The posts of one split: what a model learned from is no measure of it.
+
+    Args:
+        posts: Of a manifest.
+        name: "train", "validation", "pool", "test" or "all"; None will do where the manifest has no splits.
+
+    Raises:
+        SplitError: There are splits and no name, no splits and a name, or no post of that name.
+    """
+    if not has_splits(posts):
+        if name in (None, "all"):
+            return posts
+        raise SplitError(f"--split {name}: the manifest has no field `split`; leave the option out")
+    parts = parts_by_column(posts)
+    found = parts | {"train": parts["labelled"], "all": posts}
+    if name is None or not found[name]:
+        sizes = ", ".join(f"{len(part):,} {kind}" for kind, part in parts.items() if part)
+        asked = "the manifest's field `split` says" if name is None else f"no post of split {name}: there are"
+        raise SplitError(f"{asked} {sizes}; say which to measure, --split test for instance, or --split all")
+    return found[name]
 
 
 def _drawn(posts: list[Post], share: float, seed: int) -> tuple[list[Post], list[Post]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ class Unread(NamedTuple):
 
 
 class Collator:
-    """Reads pictures and lays out prompts.
+    """Reads pictures and lays out prompts; several threads may, and decode pictures side by side.
 
     Args:
         reader: Of the model and the task's wording.
@@ -34,6 +35,8 @@ class Collator:
     def __init__(self, reader: Reader, frames: Frames | None) -> None:
         self.reader = reader
         self.frames = frames
+        # a tokenizer pads as it was last told to, whoever told it
+        self._reading = threading.Lock()
 
     def inputs(self, examples: Sequence[Example]) -> Inputs:
         """The model's inputs.
@@ -42,7 +45,7 @@ class Collator:
             ImageError, MediaError: A picture that cannot be read.
             PromptError: See `Reader.read`.
         """
-        return self.reader.read([self._prompt(one) for one in examples])
+        return self._read([self._prompt(one) for one in examples])
 
     def readable(self, examples: Sequence[Example]) -> tuple[Inputs | None, list[int], list[Unread]]:
         """The inputs of the posts that can be read, their places, and the other posts with their reasons."""
@@ -53,11 +56,16 @@ class Collator:
                 places.append(place)
             except (ImageError, MediaError) as error:
                 unread.append(Unread(place, str(error)))
-        return (self.reader.read(prompts) if prompts else None), places, unread
+        return (self._read(prompts) if prompts else None), places, unread
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Tokens of each post, to sort by."""
-        return [self.reader.length(one.text, self._count(one)) for one in examples]
+        with self._reading:
+            return [self.reader.length(one.text, self._count(one)) for one in examples]
+
+    def _read(self, prompts: Sequence[Prompt]) -> Inputs:
+        with self._reading:
+            return self.reader.read(prompts)
 
     def _count(self, one: Example) -> int:
         if self.frames is None or not one.pictures:

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 
 from backbones.mllm.answering import AnsweringModel
-from backbones.mllm.base import to_device
+from backbones.mllm.base import Inputs, to_device
 from selftrain.agentps.examples import Example
-from selftrain.agentps.prompts import Collator
+from selftrain.agentps.prompts import Collator, Unread
+from selftrain.ahead import ahead, threads_for
 from selftrain.errors import TrainingError
 
+_Readable = tuple[Inputs | None, list[int], list[Unread]]
 Probabilities = npt.NDArray[np.float32]
 _SORTED_BATCHES = 16
 
@@ -46,7 +48,9 @@ def score(
     device: torch.device | str = "cpu",
     precise: bool = True,
 ) -> Iterator[ScoredPost]:
-    """Scores posts in the order given, reading no further ahead than a few batches.
+    """Scores posts in the order given, reading no further ahead than some dozens of batches.
+
+    While a GPU computes a batch, threads read the next ones.
 
     Args:
         model: In evaluation mode afterwards.
@@ -60,27 +64,46 @@ def score(
         TrainingError: The device has no memory for a batch; says what to lower.
     """
     model.eval()
-    stream = iter(posts)
-    while window := list(islice(stream, batch_size * _SORTED_BATCHES)):
-        order = np.argsort(collator.lengths(window), kind="stable")
-        found: list[ScoredPost | None] = [None] * len(window)
-        for start in range(0, len(window), batch_size):
-            places = order[start : start + batch_size]
-            batch = _score_batch(model, collator, [window[i] for i in places], device, precise=precise)
-            for place, one in zip(places, batch, strict=True):
-                found[place] = one
-        yield from (one for one in found if one is not None)
+    kind = torch.device(device).type
+
+    def read(batch: _Batch) -> tuple[_Batch, _Readable]:
+        return batch, collator.readable(batch.posts)
+
+    found: dict[int, ScoredPost] = {}
+    batches = _batches(collator, iter(posts), batch_size)
+    for batch, readable in ahead(read, batches, threads_for(kind)):
+        scored = _score_batch(model, batch.posts, readable, device, precise=precise)
+        found |= zip(batch.places, scored, strict=True)
+        if batch.last:
+            yield from (found[place] for place in range(len(found)))
+            found = {}
+
+
+class _Batch(NamedTuple):
+    """Posts of like length, their places in the stretch that was sorted, and whether that ends here."""
+
+    posts: list[Example]
+    places: list[int]
+    last: bool
+
+
+def _batches(collator: Collator, stream: Iterator[Example], size: int) -> Iterator[_Batch]:
+    while stretch := list(islice(stream, size * _SORTED_BATCHES)):
+        order = np.argsort(collator.lengths(stretch), kind="stable").tolist()
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            yield _Batch([stretch[i] for i in places], places, start + size >= len(order))
 
 
 def _score_batch(
     model: AnsweringModel,
-    collator: Collator,
     posts: Sequence[Example],
+    readable: _Readable,
     device: torch.device | str,
     *,
     precise: bool,
 ) -> list[ScoredPost]:
-    inputs, places, unread = collator.readable(posts)
+    inputs, places, unread = readable
     result = {one.place: ScoredPost(posts[one.place], (), one.reason) for one in unread}
     if inputs is not None:
         kind = torch.device(device).type

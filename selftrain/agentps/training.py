@@ -8,21 +8,22 @@ Shape legend: ``M`` training posts, ``B`` posts of a step, ``Q`` questions, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from backbones.mllm.base import to_device
+from backbones.mllm.base import Inputs, to_device
 from losses.process import process_loss
 from selftrain.agentps.examples import Example
 from selftrain.agentps.journal import Journal
 from selftrain.agentps.prompts import Collator, stack_targets
-from selftrain.agentps.steps import Order, Step
+from selftrain.agentps.steps import IntArray, Order, Step
 from selftrain.agentps.weights import Progress, load_progress, save_progress, save_weights, trained
+from selftrain.ahead import ahead, threads_for
 from selftrain.errors import NonFiniteLossError, TrainingError
 
 if TYPE_CHECKING:
@@ -123,14 +124,15 @@ def train(
     )  # fmt: skip
     for epoch in range(len(done.epochs), schedule.epochs):
         model.train()
-        for step in order.epoch(epoch):
-            if step.number < done.step:
-                continue
-            losses = descent.take(step)
-            journal.step(step.number, losses, descent.rate(step.number))
-            if (step.number + 1) % schedule.save_every == 0:
-                done = done._replace(step=step.number + 1)
-                _save(accelerator, model, optimizer, done, folder)
+        steps = [step for step in order.epoch(epoch) if step.number >= done.step]
+        # closed also where a step fails: no thread reads on
+        with closing(descent.read(steps)) as inputs:
+            for step in steps:
+                losses = descent.take(step, inputs)
+                journal.step(step.number, losses, descent.rate(step.number))
+                if (step.number + 1) % schedule.save_every == 0:
+                    done = done._replace(step=step.number + 1)
+                    _save(accelerator, model, optimizer, done, folder)
 
         # ---- an epoch is over: how good is it, is it the best? ----------------------------------------
         model.eval()
@@ -173,7 +175,13 @@ class _Descent:
             return (step + 1) / rising
         return max(self._steps - step, 0) / max(self._steps - rising, 1)
 
-    def take(self, step: Step) -> list[float]:
+    def read(self, steps: Sequence[Step]) -> Generator[Inputs, None, None]:
+        """The inputs of this process's parts of all steps; a GPU's are read while it computes."""
+        parts = (places for step in steps for places in self._parts(step))
+        threads = threads_for(self._accelerator.device.type)
+        return ahead(lambda places: self._collator.inputs([self._posts[i] for i in places]), parts, threads)
+
+    def take(self, step: Step, inputs: Iterator[Inputs]) -> list[float]:
         """Change the weights once; the mean loss of each question, and their weighted sum last."""
         accelerator, schedule = self._accelerator, self._schedule
         known = [
@@ -183,12 +191,12 @@ class _Descent:
         torch.manual_seed(hash((schedule.seed, step.number, accelerator.process_index)))
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * self.rate(step.number)
-        parts = step.parts(accelerator.process_index, accelerator.num_processes, schedule.part)
+        parts = self._parts(step)
         total = torch.zeros(len(known) + 1, device=accelerator.device)
         for i, places in enumerate(parts):
             last = i == len(parts) - 1
             with nullcontext() if last else accelerator.no_sync(self._wrapped):
-                total += self._part([self._posts[place] for place in places], known, step)
+                total += self._part(next(inputs), [self._posts[place] for place in places], known, step)
         losses: Tensor = accelerator.reduce(total, reduction="sum")
         norm = accelerator.clip_grad_norm_(self._parameters, schedule.clip)
         self._check(step, losses, norm)
@@ -197,9 +205,13 @@ class _Descent:
         values: list[float] = losses.tolist()
         return values
 
-    def _part(self, posts: list[Example], known: list[float], step: Step) -> Tensor:
+    def _parts(self, step: Step) -> list[IntArray]:
+        ranks = self._accelerator.num_processes
+        return step.parts(self._accelerator.process_index, ranks, self._schedule.part)
+
+    def _part(self, read: Inputs, posts: list[Example], known: list[float], step: Step) -> Tensor:
         accelerator = self._accelerator
-        inputs = to_device(self._collator.inputs(posts), accelerator.device)
+        inputs = to_device(read, accelerator.device)
         wanted = [one.to(accelerator.device) for one in stack_targets(posts)]
         try:
             with accelerator.autocast():

@@ -6,6 +6,7 @@ noise    agentps with 20 % and 40 % of its process labels flipped
 images   HarMeme: image and words against words alone
 speed    prediction of agentps against vanilla; training against transformers' Trainer
 served   scores with a vLLM server for the language model, against transformers (needs `make vllm`)
+gpu      LLaVA-OneVision 0.5B, random weights, 16 pictures: posts a second, memory, share of the card's rate
 
 Every figure is written as it comes; a study that was stopped goes on where it stopped.
 """
@@ -21,7 +22,7 @@ from typing import Any
 from selftrain.bench.study import Figure, Figures
 
 STUDY = "agentps"
-PARTS = ("text", "sizes", "noise", "images", "speed", "served")
+PARTS = ("text", "sizes", "noise", "images", "speed", "served", "gpu")
 SHOWN = ("f1", "f1_tuned", "auc", "recall_at_precision_60")
 
 
@@ -53,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
         raise SelftrainError(f"no parts {unknown}: expected some of {','.join(PARTS)}")
     figures = Figures(args.json)
     for part in wanted:
+        if part == "gpu" and (lacking := _no_gpu(args.device)):
+            print(f"gpu: not measured, {lacking}", flush=True)
+            continue
         for dataset, method, n, seed in _cells(part, args.seeds):
             if not figures.has(STUDY, method, n, seed):
                 print(f"measuring {method}, n={n}, seed {seed}", flush=True)
@@ -61,6 +65,15 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(figures.table()))
     print("\n".join(paired(figures, n=1000)))
     return 0
+
+
+def _no_gpu(device: str) -> str:
+    """Why nothing can be measured on a GPU; empty where it can."""
+    import torch
+
+    if device == "cpu":
+        return "--device is cpu"
+    return "" if torch.cuda.is_available() else "torch finds no CUDA device here"
 
 
 def paired(figures: Figures, n: int) -> Iterator[str]:
@@ -99,6 +112,8 @@ def _cells(part: str, seeds: int) -> Iterator[tuple[str, str, int, int]]:
             )
         case "served":
             yield "fhm_text", "served", 0, 0
+        case "gpu":
+            yield "drawn albums", "llava-onevision 0.5B, random weights", 0, 0
         case _:
             yield from (("fhm_text", method, 0, 0) for method in ("prediction", "training"))
 
@@ -108,6 +123,10 @@ def _measure(part: str, method: str, n: int, seed: int, args: argparse.Namespace
         from selftrain.bench import agentps_speed
 
         return agentps_speed.prediction(args.data) if method == "prediction" else agentps_speed.training()
+    if part == "gpu":
+        from selftrain.bench.agentps_gpu import on_gpu
+
+        return on_gpu()
     if part == "served":
         from selftrain.bench.agentps_served import served
 

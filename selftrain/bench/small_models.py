@@ -21,7 +21,8 @@ _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}<image>{% endif %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% elif part['type'] == 'video' %}<video>"
+    "{% else %}<image>{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -63,17 +64,19 @@ def export_small_vlm(folder: Path, seed: int = 0) -> Path:
     from backbones.smollm2 import load_smollm2
 
     language = load_smollm2(torch.bfloat16)
-    image_token, video_token = _add_tokens(language.tokenizer)
+    image_token, video_token = add_image_tokens(language.tokenizer)
     torch.manual_seed(seed)
     model = _around(language.model, image_token, video_token)
     with _Unfinished(folder) as partial:
         model.save_pretrained(partial)
         _rename_tower(partial / "model.safetensors")
-        _processor(language.tokenizer).save_pretrained(partial)
+        processor = llava_processor(language.tokenizer, side=IMAGE_SIDE, image_tokens=IMAGE_TOKENS)
+        processor.save_pretrained(partial)
     return folder
 
 
-def _add_tokens(tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401 -- transformers has no types
+def add_image_tokens(tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401 -- transformers has no types
+    """Ids of a picture's token and of a video's."""
     tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE_TOKEN, _VIDEO_TOKEN]})
     image, video = tokenizer.convert_tokens_to_ids([_IMAGE_TOKEN, _VIDEO_TOKEN])
     return int(image), int(video)
@@ -99,19 +102,20 @@ def _around(text_model: Any, image_token: int, video_token: int) -> Any:  # noqa
     return model.eval()
 
 
-def _processor(tokenizer: Any) -> Any:  # noqa: ANN401
+def llava_processor(tokenizer: Any, *, side: int, image_tokens: int) -> Any:  # noqa: ANN401
+    """LLaVA-OneVision's processor of square pictures, each one view of `image_tokens` tokens."""
     from transformers import (
         LlavaOnevisionImageProcessor,
         LlavaOnevisionProcessor,
         LlavaOnevisionVideoProcessor,
     )
 
-    size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
-    grid = [[IMAGE_SIDE, IMAGE_SIDE]]
+    size = {"height": side, "width": side}
+    grid = [[side, side]]
     return LlavaOnevisionProcessor(  # type: ignore[no-untyped-call]
         image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid),
         tokenizer=tokenizer, video_processor=LlavaOnevisionVideoProcessor(size=size),
-        num_image_tokens=IMAGE_TOKENS, vision_feature_select_strategy="full", chat_template=_CHAT_TEMPLATE,
+        num_image_tokens=image_tokens, vision_feature_select_strategy="full", chat_template=_CHAT_TEMPLATE,
     )  # fmt: skip
 
 

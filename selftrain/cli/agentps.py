@@ -56,6 +56,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="figures, answers, report.html"
     )
+    evaluate.add_argument(
+        "--split", choices=("train", "validation", "pool", "test", "all"),
+        help="which posts, where the manifest says what each is for",
+    )  # fmt: skip
     evaluate.set_defaults(handler=run_evaluate)
 
 
@@ -107,14 +111,15 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     from selftrain import atomic
     from selftrain.agentps import evaluation, folder
-    from selftrain.agentps.gathering import read_posts
+    from selftrain.agentps.gathering import of_split, read_posts
     from selftrain.agentps.prediction import answers_row, predict
     from selftrain.agentps.recipe import DataSection
     from selftrain.agentps.report import write_report
     from selftrain.data.task import dump_task
 
     loaded = _opened(args)
-    posts, quarantine = read_posts(args.manifest, loaded.task, DataSection())
+    found, quarantine = read_posts(args.manifest, loaded.task, DataSection())
+    posts = of_split(found, args.split)
     stream = predict(loaded, posts, batch_size=args.batch, device=_device(args.device))
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
     asked = loaded.built.asked
@@ -122,8 +127,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
     atomic.write_jsonl(args.out / folder.VALIDATION, (answers_row(asked, one) for one in scored))
     atomic.write_json(args.out / folder.METRICS, {"model": loaded.fingerprint, "questions": figures})
     dump_task(loaded.task, args.out / folder.TASK)
+    left_out = args.out / "quarantine.jsonl"
+    left_out.unlink(missing_ok=True)  # of an earlier time
     if quarantine:
-        atomic.write_jsonl(args.out / "quarantine.jsonl", quarantine)
+        atomic.write_jsonl(left_out, quarantine)
     write_report(args.out, args.out / "report.html")
     _print_figures(args.out / folder.METRICS)
     print(f"\nnext:\n  {args.out / 'report.html'}  curves and cases: open it in a browser")

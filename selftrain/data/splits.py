@@ -196,6 +196,24 @@ def split_given(
     )
 
 
+def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, list[Post]]:
+    """Posts under the names of `PRIORITY`, as a field of the manifest has them; "train" is "labelled".
+
+    Raises:
+        SplitError: A post whose field is missing or none of these.
+    """
+    parts: dict[str, list[Post]] = {name: [] for name in PRIORITY}
+    strange = [post for post in posts if post.extra.get(column) not in SPLIT_NAMES]
+    if strange:
+        raise SplitError(
+            f"{len(strange)} of {len(posts)} posts have no known {column!r}, {strange[0].id!r} with "
+            f"{strange[0].extra.get(column)!r} first; expected one of {list(SPLIT_NAMES)}: correct the column"
+        )
+    for post in posts:
+        parts[SPLIT_NAMES[post.extra[column]]].append(post)
+    return parts
+
+
 def split_by_column(
     posts: Sequence[Post],
     task: Task,
@@ -209,17 +227,9 @@ def split_by_column(
     """Splits as a field of the manifest names them: labelled or train, validation, pool, test.
 
     Raises:
-        SplitError: A post whose field is missing or none of these, or as `split_given`.
+        SplitError: As `parts_by_column`, or as `split_given`.
     """
-    parts: dict[str, list[Post]] = {name: [] for name in PRIORITY}
-    strange = [post for post in posts if post.extra.get(column) not in SPLIT_NAMES]
-    if strange:
-        raise SplitError(
-            f"{len(strange)} of {len(posts)} posts have no known {column!r}, {strange[0].id!r} with "
-            f"{strange[0].extra.get(column)!r} first; expected one of {list(SPLIT_NAMES)}: correct the column"
-        )
-    for post in posts:
-        parts[SPLIT_NAMES[post.extra[column]]].append(post)
+    parts = parts_by_column(posts, column)
     return split_given(
         task,
         parts["labelled"],

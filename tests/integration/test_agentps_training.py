@@ -182,6 +182,19 @@ def refused(*args):
     return done.stderr
 
 
+def test_what_to_measure_has_to_be_said_where_the_manifest_has_splits(place, model):
+    manifest = place / "split.jsonl"
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    rows = [row | {"split": "train" if i % 3 else "test"} for i, row in enumerate(rows)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ("agentps", "evaluate", model, manifest, "--out", place / "split")
+    assert "20 test, 40 labelled; say which to measure" in refused(*args)
+    done = selftrain(*args, "--split", "test")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((place / "split" / "metrics.json").read_text())["questions"]
+    assert figures["final"]["posts"] == 20
+
+
 def test_a_task_without_questions(place):
     task = place / "bare.toml"
     task.write_text((place / "task.toml").read_text().split("[[questions]]")[0])

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from agentps_helpers import TASK, drawn_posts
 
-from selftrain.agentps.gathering import gather, stream_posts
+from selftrain.agentps.gathering import gather, of_split, stream_posts
 from selftrain.agentps.questions import questionnaire, targets
 from selftrain.agentps.recipe import DataSection, load_agentps_recipe
 from selftrain.data.manifest_writing import write_manifest
+from selftrain.data.posts import Post
 from selftrain.data.task import Task, dump_task
-from selftrain.errors import DataError, QuarantineError, RecipeError, TaskError
+from selftrain.errors import DataError, QuarantineError, RecipeError, SplitError, TaskError
 from selftrain.run.folder import RunFolder, read_jsonl
 
 
@@ -42,14 +43,56 @@ def test_a_share_of_each_class_validates(place):
     ]
 
 
-def test_splits_of_the_manifest_come_first(place):
+def with_splits(place, names):
     rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
-    names = ["train"] * 25 + ["validation"] * 10 + ["test"] * 5
     rows = [row | {"split": name} for row, name in zip(rows, names, strict=True)]
     (place / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_splits_of_the_manifest_come_first(place):
+    with_splits(place, ["train"] * 25 + ["validation"] * 10 + ["test"] * 5)
     found = gather(section(place), 0)
     assert [p.id for p in found.train] == [f"p{i}" for i in range(25)]
     assert [p.id for p in found.validation] == [f"p{i}" for i in range(25, 35)]
+
+
+def test_splits_without_validation_draw_it_from_training_posts_never_from_the_test(place):
+    with_splits(place, ["train"] * 30 + ["pool"] * 4 + ["test"] * 6)
+    found = gather(section(place, validation_share=0.2), 0)
+    both = [p.id for p in (*found.train, *found.validation)]
+    assert sorted(both) == sorted(f"p{i}" for i in range(30))
+    assert 4 <= len(found.validation) <= 8
+
+
+def test_test_posts_stay_out_beside_a_validation_manifest_too(place):
+    write_manifest(drawn_posts(40)[:5], place / "check.jsonl")
+    with_splits(place, ["train"] * 30 + ["test"] * 10)
+    found = gather(section(place, validation=place / "check.jsonl"), 0)
+    assert [p.id for p in found.train] == [f"p{i}" for i in range(5, 30)]
+
+
+def test_a_split_of_another_name_is_refused_not_left_out(place):
+    with_splits(place, ["train"] * 30 + ["dev"] * 10)
+    with pytest.raises(SplitError, match="10 of 40 posts have no known 'split', 'p30' with 'dev' first"):
+        gather(section(place), 0)
+
+
+def test_what_is_measured_is_said_where_there_are_splits():
+    def post(number, split=None):
+        return Post(f"p{number}", "x", extra={} if split is None else {"split": split})
+
+    plain = [post(0), post(1)]
+    assert of_split(plain, None) == of_split(plain, "all") == plain
+    with pytest.raises(SplitError, match="no field `split`"):
+        of_split(plain, "test")
+    parts = [post(0, "train"), post(1, "test"), post(2, "labelled"), post(3, "test")]
+    assert of_split(parts, "test") == [parts[1], parts[3]]
+    assert of_split(parts, "train") == [parts[0], parts[2]]
+    assert of_split(parts, "all") == parts
+    with pytest.raises(SplitError, match="says 2 test, 2 labelled; say which to measure, --split test"):
+        of_split(parts, None)
+    with pytest.raises(SplitError, match="no post of split pool: there are 2 test"):
+        of_split(parts, "pool")
 
 
 def test_a_validation_manifest_is_kept_out_of_training(place):

@@ -11,6 +11,7 @@ import torch
 from agentps_helpers import built_model, drawn_posts
 
 from losses.process import process_loss
+from selftrain.agentps import scoring, training
 from selftrain.agentps.evaluation import quick
 from selftrain.agentps.prompts import stack_targets
 from selftrain.agentps.scoring import score
@@ -110,6 +111,24 @@ def test_the_first_loss_is_that_of_the_formula(tmp_path, cpu, as_examples):
     [line] = lines(tmp_path)
     assert line["loss"] == pytest.approx(expected.loss.item(), abs=1e-4)
     assert line["parts"] == pytest.approx(expected.parts.tolist(), abs=1e-4)
+
+
+def test_what_is_read_ahead_of_a_gpu_trains_and_scores_alike(tmp_path, cpu, as_examples, monkeypatch):
+    folders, scores = [], []
+    for threads in (0, 3):
+        monkeypatch.setattr(training, "threads_for", lambda _, threads=threads: threads)
+        monkeypatch.setattr(scoring, "threads_for", lambda _, threads=threads: threads)
+        built = built_model()
+        posts = as_examples(drawn_posts(100), built)
+        folders.append(tmp_path / str(threads))
+        folders[-1].mkdir()
+        go(built, posts[:32], folders[-1], cpu)
+        scored = list(score(built.model, built.collator, posts, batch_size=3))
+        assert [one.example.id for one in scored] == [one.id for one in posts]
+        scores.append(np.array([one.answers[-1] for one in scored]))
+    assert lines(folders[0]) == lines(folders[1])
+    assert (folders[0] / WEIGHTS).read_bytes() == (folders[1] / WEIGHTS).read_bytes()
+    assert np.array_equal(*scores)
 
 
 def test_it_learns(tmp_path, cpu, as_examples):

@@ -1,0 +1,60 @@
+"""AgentPS on a CUDA device in bfloat16: it learns, what it kept gives the same on a CPU, and is measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from agentps_helpers import built_model, drawn_posts, llava_onevision
+
+from selftrain.agentps.evaluation import quick
+from selftrain.agentps.examples import examples
+from selftrain.agentps.scoring import score
+from selftrain.agentps.training import WEIGHTS, Schedule, train
+from selftrain.agentps.weights import load_weights
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def card():
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="bf16")
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_it_learns_and_a_cpu_reads_what_it_kept(tmp_path, card, checkpointing):
+    built = built_model()
+    posts = examples(drawn_posts(120), built.asked)
+    test = examples(drawn_posts(60, seed=9), built.asked)
+    if checkpointing:
+        built.base.module.activation_checkpointing_enable({"use_reentrant": False})
+    found = lambda device, precise: list(  # noqa: E731
+        score(built.model, built.collator, test, batch_size=16, device=device, precise=precise)
+    )
+    train(
+        built.model, built.collator, posts,
+        schedule=Schedule(4, 8, 8, learning_rate=3e-3, head_learning_rate=3e-3), folder=tmp_path,
+        identity="cuda", validate=lambda _: quick(built.asked, found("cuda", precise=False)), metric="auc",
+        accelerator=card, progress_bar=False,
+    )  # fmt: skip
+    load_weights(built.model, tmp_path / WEIGHTS)
+    there = found("cuda", precise=True)
+    assert quick(built.asked, there)["auc"] > 0.95
+    card.unwrap_model(built.model, keep_fp32_wrapper=False)
+    built.model.to("cpu")
+    here = found("cpu", precise=True)
+    for one, other in zip(there, here, strict=True):
+        np.testing.assert_allclose(one.answers[-1], other.answers[-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("album", ["images", "video"])
+def test_the_measure_runs_on_a_small_model(card, album):
+    from selftrain.bench import agentps_gpu
+
+    base, _, _ = llava_onevision(album)
+    found = agentps_gpu.throughput(base, card, posts=32, side=28)
+    assert all(value > 0 for value in found.values())
+    assert agentps_gpu.matmul_rate() > 1e12
+    assert torch.cuda.max_memory_allocated() > 0
