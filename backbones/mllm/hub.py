@@ -129,8 +129,9 @@ def load_hub(name: str, *, revision: str = "main", dtype: str = "auto", album: A
             whole = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{name} could not be loaded as an image-text-to-text model: {str(error).splitlines()[0]}."
-            " Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+            f"{name} could not be loaded as an image-text-to-text model:"
+            f" {str(error).splitlines()[0].rstrip('.')}. Expected a folder or a name on the hub, for instance"
+            " llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
         ) from error
     return from_parts(name, whole, processor, album=album)
 

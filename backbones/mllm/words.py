@@ -38,7 +38,7 @@ class Words:
         if self.budget < 1:
             raise PromptError(
                 f"the prompt's own words take {self.fixed} tokens of {max_tokens} and leave none for the"
-                " post: raise the budget of text tokens, shorten the questions, or leave the policy out"
+                " post: raise max_tokens, shorten the questions, or leave the policy out"
             )
 
     @property

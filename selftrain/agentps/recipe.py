@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from selftrain.agentps.architecture import Architecture
 from selftrain.agentps.metrics import PRECISIONS
 from selftrain.agentps.training import Schedule
+from selftrain.errors import RecipeError
 from selftrain.tables import Section, read_table
 
 METRICS = (
@@ -125,8 +126,6 @@ class AgentPSRecipe(Section):
         Raises:
             RecipeError: A weight for a question that the task or the variant does not ask.
         """
-        from selftrain.errors import RecipeError
-
         given = self.training
         unknown = sorted(given.weights.keys() - set(questions))
         if unknown:
@@ -149,10 +148,31 @@ class AgentPSRecipe(Section):
 _PATHS = tuple(("data", key) for key in ("run", "manifest", "task", "process", "validation"))
 
 
-def load_agentps_recipe(path: Path | None, overrides: Sequence[str] = ()) -> AgentPSRecipe:
+def load_agentps_recipe(
+    path: Path | None, overrides: Sequence[str] = (), *, source: Path | None = None
+) -> AgentPSRecipe:
     """A recipe from a TOML file, or the defaults; ``section.key=value`` overrides come last.
+
+    Args:
+        path: The file.
+        overrides: Each changes one value.
+        source: A run or manifest in the place of the one that the file names.
 
     Raises:
         RecipeError: The file cannot be read, or does not describe a recipe; the message lists every fault.
+            Or `source` is not there.
     """
-    return read_table(AgentPSRecipe, path, overrides, _PATHS)
+    recipe = read_table(AgentPSRecipe, path, overrides, _PATHS)
+    if source is None:
+        return recipe
+    if not source.exists():
+        raise RecipeError(f"{source} is not there: expected the folder of a finished run, or a manifest")
+    if not source.is_dir():
+        named: dict[str, Path | None] = {"run": None, "manifest": source.resolve()}
+    else:
+        named = {"run": source.resolve(), "manifest": None}
+        typed = any(one.partition("=")[0].strip() == "data.task" for one in overrides)
+        if recipe.data.manifest is not None and not typed:
+            # the file's task belongs to the file's manifest; a run has its own
+            named["task"] = None
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=named)})

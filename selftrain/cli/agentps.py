@@ -73,7 +73,8 @@ def run_train(args: argparse.Namespace) -> int:
     from selftrain.agentps.recipe import load_agentps_recipe
     from selftrain.agentps.report import write_report
 
-    recipe = load_agentps_recipe(args.recipe, [*_named(args), *args.overrides])
+    task = [] if args.task is None else [f"data.task={json.dumps(str(args.task))}"]
+    recipe = load_agentps_recipe(args.recipe, [*task, *args.overrides], source=args.source)
     loaded = fit(recipe, args.out, progress=sys.stderr.isatty())
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return 0
@@ -135,15 +136,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
     _print_figures(args.out / folder.METRICS)
     print(f"\nnext:\n  {args.out / 'report.html'}  curves and cases: open it in a browser")
     return 0
-
-
-def _named(args: argparse.Namespace) -> Iterator[str]:
-    """What is named at the prompt, as overrides of the recipe."""
-    if args.source is not None:
-        kind = "run" if args.source.is_dir() else "manifest"
-        yield f"data.{kind}={json.dumps(str(args.source))}"
-    if args.task is not None:
-        yield f"data.task={json.dumps(str(args.task))}"
 
 
 def _opened(args: argparse.Namespace) -> Loaded:

@@ -226,6 +226,28 @@ def test_recipes():
     assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 256)
 
 
+def test_a_run_or_manifest_at_the_prompt_takes_the_place_of_the_recipes(tmp_path):
+    published = Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml"
+    run, manifest, task = tmp_path / "run", tmp_path / "posts.jsonl", tmp_path / "task.toml"
+    run.mkdir(), manifest.touch()
+
+    def data(source, *overrides, file=published):
+        found = load_agentps_recipe(file, overrides, source=source).data
+        return found.run, found.manifest, found.task
+
+    assert data(run) == (run, None, None), "the recipe's task belongs to its manifest"
+    assert data(run, f"data.task={task}") == (run, None, task)
+    own = load_agentps_recipe(published).data.task
+    assert data(manifest) == (None, manifest, own)
+    assert data(manifest, f"data.task={task}") == (None, manifest, task)
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[data]\nrun = "elsewhere"\ntask = "task.toml"\n')
+    assert data(run, file=mine) == (run, None, task), "a task named for a run stays"
+    assert data(manifest, file=mine) == (None, manifest, task)
+    with pytest.raises(RecipeError, match="nothing is not there: expected the folder of a finished run"):
+        data(tmp_path / "nothing")
+
+
 def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
     """Over many draws the mean target is the human's, for every post, though people saw a third of them."""
     import shutil
