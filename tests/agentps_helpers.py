@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -31,6 +32,17 @@ _PARTS = (
     "{{% else %}}{image}{{% endif %}}{{% endfor %}}<|im_end|>\n{{% endfor %}}"
     "{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
 )
+
+
+@contextmanager
+def accelerating(**kinds):
+    """An Accelerator of its own: accelerate keeps one setting a process, which other tests may have made."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(**kinds)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def picture(color, size=(90, 60)):

@@ -13,7 +13,6 @@ import base64
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from selftrain.agentps.examples import Example
 from selftrain.agentps.merging import HEADS, MERGED
 from selftrain.agentps.questions import Questionnaire, questionnaire
 from selftrain.agentps.scoring import ScoredPost
+from selftrain.ahead import ahead
 from selftrain.data.task import load_task
 from selftrain.errors import ModelError, ServingError
 
@@ -79,14 +79,9 @@ class ServedModel:
             ServingError: The server does not answer, or answers with something else than hidden states.
         """
         stream = iter(posts)
-        with ThreadPoolExecutor(self._requests) as pool:
-            waiting: list[Future[list[ScoredPost]]] = []
-            while True:
-                while len(waiting) < 2 * self._requests and (batch := list(islice(stream, self._batch))):
-                    waiting.append(pool.submit(self._score_batch, batch))
-                if not waiting:
-                    return
-                yield from waiting.pop(0).result()
+        batches = iter(lambda: list(islice(stream, self._batch)), [])
+        for batch in ahead(self._score_batch, batches, self._requests):
+            yield from batch
 
     def _score_batch(self, posts: Sequence[Example]) -> list[ScoredPost]:
         prompts = [self._reader.read([Prompt(one.text)])["input_ids"] for one in posts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from agentps_helpers import built_model, drawn_posts, llava_onevision
+from agentps_helpers import accelerating, built_model, drawn_posts, llava_onevision
 
 from selftrain.agentps.evaluation import quick
 from selftrain.agentps.examples import examples
@@ -18,9 +18,8 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def card():
-    from accelerate import Accelerator
-
-    return Accelerator(mixed_precision="bf16")
+    with accelerating(mixed_precision="bf16") as found:
+        yield found
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -35,24 +35,31 @@ patience = 9
 
 
 @contextmanager
-def launcher():
-    """A function from recipe, run folder and kill (see loop_child.py) to exit code and words.
+def child(script):
+    """A function that asks `script` for one call, its keywords in JSON: exit code, and what it told.
 
     Every call runs in a process of its own, forked from one that has imported everything already.
     """
     server = subprocess.Popen(
-        [sys.executable, str(HERE / "loop_child.py")],
+        [sys.executable, str(HERE / script)],
         cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert server.stdout.readline() == "ready\n"
 
-    def request(recipe, out, kill=None):
-        server.stdin.write(json.dumps({"recipe": str(recipe), "out": str(out), "kill": kill}) + "\n")
+    def ask(**line):
+        server.stdin.write(json.dumps(line) + "\n")
         server.stdin.flush()
         answer = json.loads(server.stdout.readline())
         return answer["code"], answer["words"]
 
-    yield request
+    yield ask
     server.stdin.close()
     assert server.wait(timeout=30) == 0
+
+
+@contextmanager
+def launcher():
+    """A function from recipe, run folder and kill (see loop_child.py) to exit code and words."""
+    with child("loop_child.py") as ask:
+        yield lambda recipe, out, kill=None: ask(recipe=str(recipe), out=str(out), kill=kill)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kill_helpers import child
 
 pytestmark = pytest.mark.integration
 
@@ -23,22 +24,10 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
 @pytest.fixture(scope="module")
 def launch():
     """Runs one filter in a process of its own: exit code, and what it told."""
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "filter_child.py")],
-        cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    )  # fmt: skip
-    assert server.stdout.readline() == "ready\n"
-
-    def request(source, sink, kill=None, **options):
-        line = {"source": str(source), "sink": str(sink), "kill": kill} | options
-        server.stdin.write(json.dumps(line) + "\n")
-        server.stdin.flush()
-        answer = json.loads(server.stdout.readline())
-        return answer["code"], answer["words"]
-
-    yield request
-    server.stdin.close()
-    assert server.wait(timeout=30) == 0
+    with child("filter_child.py") as ask:
+        yield lambda source, sink, kill=None, **options: ask(
+            source=str(source), sink=str(sink), kill=kill, **options
+        )
 
 
 def write_source(path, rows):

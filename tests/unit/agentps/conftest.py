@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from accelerate import Accelerator
+from agentps_helpers import accelerating
 
 from selftrain.agentps.examples import examples
 
 
 @pytest.fixture
 def cpu():
-    return Accelerator(cpu=True)
+    with accelerating(cpu=True) as found:
+        yield found
 
 
 @pytest.fixture

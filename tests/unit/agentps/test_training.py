@@ -8,12 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from agentps_helpers import built_model, drawn_posts
+from agentps_helpers import TASK, accelerating, built_model, drawn_posts, llava_onevision
 
+from backbones.mllm.hub import from_parts
 from losses.process import process_loss
 from selftrain.agentps import scoring, training
+from selftrain.agentps.architecture import Architecture, assemble
 from selftrain.agentps.evaluation import quick
 from selftrain.agentps.prompts import stack_targets
+from selftrain.agentps.questions import questionnaire
 from selftrain.agentps.scoring import score
 from selftrain.agentps.steps import Order
 from selftrain.agentps.training import PROGRESS, WEIGHTS, Schedule, train
@@ -143,6 +146,23 @@ def test_it_learns(tmp_path, cpu, as_examples):
     found = figures()
     assert found["auc"] > 0.95
     assert found["insult/macro_f1"] > 0.9
+
+
+def test_a_base_in_bfloat16_learns_with_everything_trained_in_float32(tmp_path, as_examples):
+    """As hubs give it: a step of 1e-4 would be lost in the rounding of bfloat16 weights."""
+    _, whole, processor = llava_onevision()
+    base = from_parts("bfloat16", whole.to(torch.bfloat16), processor)
+    made = Architecture(rank=4, alpha=8, hidden=16, max_tokens=96)
+    built = assemble(made, questionnaire(TASK, made.variant), base)
+    assert {one.dtype for one in trained(built.model).values()} == {torch.float32}
+    posts = as_examples(drawn_posts(60), built)
+
+    def figures(_=None):
+        return quick(built.asked, list(score(built.model, built.collator, posts, precise=False)))
+
+    with accelerating(cpu=True, mixed_precision="bf16") as halved:
+        go(built, posts, tmp_path, halved, FAST._replace(epochs=3, part=8), validate=figures)
+    assert figures()["auc"] > 0.8
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from agentps_helpers import llava_onevision, picture
+from agentps_helpers import accelerating, llava_onevision, picture
 
 from selftrain.agentps.albums import Frames
 from selftrain.agentps.architecture import Architecture, assemble
@@ -19,7 +18,8 @@ from selftrain.data.importers import hateful_memes as memes
 
 @pytest.fixture
 def cpu():
-    return Accelerator(cpu=True)
+    with accelerating(cpu=True) as found:
+        yield found
 
 
 def test_the_sizes_are_the_published_ones():
