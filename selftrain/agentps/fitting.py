@@ -19,7 +19,7 @@ from selftrain.agentps.scoring import ScoredPost, score
 from selftrain.agentps.training import PROGRESS, Outcome, train
 from selftrain.agentps.weights import load_weights
 from selftrain.data.task import dump_task
-from selftrain.errors import DataError
+from selftrain.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,7 +64,11 @@ def fit(recipe: AgentPSRecipe, out: Path, *, progress: bool = True) -> Loaded:
 
 
 def make_accelerator(recipe: AgentPSRecipe) -> Accelerator:
-    """accelerate's view of the machine, in the recipe's precision."""
+    """accelerate's view of the machine, in the recipe's precision.
+
+    Raises:
+        TrainingError: This process has trained with another one already, and accelerate keeps to the first.
+    """
     import torch
     from accelerate import Accelerator
 
@@ -73,7 +77,13 @@ def make_accelerator(recipe: AgentPSRecipe) -> Accelerator:
     if asked == "auto":
         # a CPU without bfloat16 units computes several times slower in it
         asked = "bfloat16" if not cpu and torch.cuda.is_available() else "float32"
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if asked == "bfloat16" else "no")
+    try:
+        return Accelerator(cpu=cpu, mixed_precision="bf16" if asked == "bfloat16" else "no")
+    except ValueError as error:
+        raise TrainingError(
+            f"training.precision is {asked} on {recipe.training.device}, but this process began to train with"
+            " another device or precision: train each in a process of its own"
+        ) from error
 
 
 def _fit(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, progress: bool) -> Loaded:

@@ -15,8 +15,10 @@ from losses.process import process_loss
 from selftrain.agentps import scoring, training
 from selftrain.agentps.architecture import Architecture, assemble
 from selftrain.agentps.evaluation import quick
+from selftrain.agentps.fitting import make_accelerator
 from selftrain.agentps.prompts import stack_targets
 from selftrain.agentps.questions import questionnaire
+from selftrain.agentps.recipe import load_agentps_recipe
 from selftrain.agentps.scoring import score
 from selftrain.agentps.steps import Order
 from selftrain.agentps.training import PROGRESS, WEIGHTS, Schedule, train
@@ -276,6 +278,12 @@ def test_out_of_memory_says_what_to_lower(tmp_path, cpu, as_examples, monkeypatc
     monkeypatch.setattr(built.model, "forward", full)
     with pytest.raises(TrainingError, match=r"Lower training.part \(now 3\)"):
         go(built, posts, tmp_path, cpu)
+
+
+def test_another_precision_in_the_same_process_says_what_to_do(cpu):
+    recipe = load_agentps_recipe(None, ["training.device=cpu", "training.precision=bfloat16"])
+    with pytest.raises(TrainingError, match=r"bfloat16 on cpu.*in a process of its own"):
+        make_accelerator(recipe)
 
 
 def test_no_posts(tmp_path, cpu):
