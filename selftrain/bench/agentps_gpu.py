@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from backbones.mllm.hub import Album
 
 ALBUM, SIDE, PATCH = 16, 384, 14
-STEP, PART = 16, 4
+STEP, PART = 16, 2  # sixteen pictures are some 12,000 tokens: two posts fill a card
 POSTS = 128
 TABLE = 152_000  # rows of the published table, spare ones among them
 RATE_SIDE, RATE_RUNS = 8192, 20
