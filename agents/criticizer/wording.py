@@ -6,15 +6,14 @@ prefix cache; what is asked, and in which form, comes last.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from ..chat.base import Message, Picture
-from ..vlm.brief import Brief
-from ..vlm.fencing import cut, neutralise, quoted
 from ..vlm.forms import Form
+from ..vlm.prompt_files import PromptFiles
 from ..vlm.prompts import Prompts
-from ..vlm.templates import Templates
 from .strategies import STRATEGIES
 
 BUILT_IN = Path(__file__).parent / "prompts"
@@ -32,42 +31,21 @@ PLACEHOLDERS: dict[str, set[str]] = {
 _REQUIRED = {name for names in PLACEHOLDERS.values() for name in names} - {"unsure"}
 
 
-class Wording:
-    """The prompt files of annotator and criticizer, for one task.
+class Wording(PromptFiles):
+    """The prompt files of annotator and criticizer, for one task; see `PromptFiles`."""
 
-    Args:
-        brief: Policy and classes.
-        folder: Files that replace the built-in ones of the same name; None for none.
-        text_chars: Most characters of a post's text, and of an annotator's reasons.
-        special: Strings that the tokenizer treats as single tokens, see `fencing.neutralise`.
+    built_in = BUILT_IN
+    placeholders = PLACEHOLDERS
+    required = _REQUIRED
 
-    Raises:
-        PromptError: A file of no known name, or one whose placeholders are not its own.
-    """
-
-    def __init__(
-        self,
-        brief: Brief,
-        *,
-        folder: Path | None = None,
-        text_chars: int = 4000,
-        special: Collection[str] = (),
-    ) -> None:
-        self.brief = brief
-        self._text_chars = text_chars
-        self._special = tuple(special)
-        self._posts = Prompts(brief, text_chars=text_chars, special=special)
-        self._templates = Templates(BUILT_IN, PLACEHOLDERS, _REQUIRED, folder)
+    @cached_property
+    def _posts(self) -> Prompts:
+        """Posts are shown as Reviewer and User see them."""
+        return Prompts(self.brief, text_chars=self._text_chars, special=self._special)
 
     def system(self) -> Message:
         """Task, policy and classes: the same for every call."""
-        words = self._templates.fill(
-            "system.txt",
-            task=self.brief.task,
-            policy=self.brief.policy.strip(),
-            classes=self.brief.listing,
-        )
-        return Message("system", (words,))
+        return Message("system", (self._system(),))
 
     def question(
         self,
@@ -88,12 +66,12 @@ class Wording:
             label: The annotator's class, where the prompt shows it.
             reasoning: The annotator's reasons, where the prompt shows them; shown with the class.
         """
-        said = quoted(cut(neutralise(reasoning, self._special), self._text_chars).text)
-        ending = self._templates.fill(
+        said = self._quoted(reasoning)
+        ending = self._fill(
             f"{template}.txt",
             options=", ".join(f'"{name}"' for name in form.classes),
             unsure=form.unsure,
             label=label,
-            reasoning=f'"{label}"\n{said}' if reasoning.strip() else f'"{label}" (no reasons were given)',
+            reasoning=f'"{label}"\n{said}' if said else f'"{label}" (no reasons were given)',
         )
         return self._posts.post(text, pictures, ending)

@@ -7,14 +7,12 @@ its prefix cache. Ids, file names, labels and answers that are known already nev
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..chat.base import Message, Picture
-from ..vlm.brief import Brief
 from ..vlm.forms import Form, FormName
-from ..vlm.prompts import message, told_of
-from ..vlm.templates import Templates
+from ..vlm.prompt_files import PromptFiles, message
 from .question import Asked
 
 BUILT_IN = Path(__file__).parent / "prompts"
@@ -36,49 +34,21 @@ _PLACEHOLDERS: dict[str, set[str]] = {
 _REQUIRED = {"form", "words", "wording", "labels"}
 
 
-class QuestionPrompts:
-    """The prompt files of a task's questions.
+class QuestionPrompts(PromptFiles):
+    """The prompt files of a task's questions; see `PromptFiles`."""
 
-    Args:
-        brief: Name, policy, classes.
-        folder: Files that replace the built-in ones of the same name; None for none.
-        text_chars: Most characters of a post's text.
-        special: Strings that the tokenizer treats as single tokens, see `fencing.neutralise`.
-
-    Raises:
-        PromptError: A file of no known name, a placeholder that is unknown, or one that is missing.
-    """
-
-    def __init__(
-        self,
-        brief: Brief,
-        *,
-        folder: Path | None = None,
-        text_chars: int = 4000,
-        special: Collection[str] = (),
-    ) -> None:
-        self._brief = brief
-        self._text_chars = text_chars
-        self._special = tuple(special)
-        self._templates = Templates(BUILT_IN, _PLACEHOLDERS, _REQUIRED, folder)
+    built_in = BUILT_IN
+    placeholders = _PLACEHOLDERS
+    required = _REQUIRED
 
     def system(self, form: FormName) -> Message:
         """The task, its policy and classes, and the form of an answer: the same for every question."""
-        words = self._templates.fill(
-            "system.txt",
-            task=self._brief.task,
-            policy=self._brief.policy.strip(),
-            classes=self._brief.listing,
-            form=self._templates.fill(f"form.{form}.txt"),
-        )
-        return Message("system", (words,))
+        return Message("system", (self._system(form=self._fill(f"form.{form}.txt")),))
 
     def question(self, text: str, pictures: Sequence[Picture], asked: Asked, form: Form) -> Message:
         """One post, its pictures, and at the end what is asked about it."""
-        told = self._templates.fill(
-            "post.txt", **told_of(text, len(pictures), self._text_chars, self._special)
-        )
-        ending = self._templates.fill(
+        told = self._fill("post.txt", **self._told_of(text, len(pictures)))
+        ending = self._fill(
             f"question.{asked.kind}.txt",
             wording=asked.wording.strip(),
             labels=", ".join(f'"{label}"' for label in form.labels),

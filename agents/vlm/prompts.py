@@ -9,15 +9,13 @@ Ids and file names never enter a prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..chat.base import Message, Picture
 from ..judgment import Judgment, State
-from .brief import Brief
-from .fencing import cut, neutralise, quoted
 from .forms import Form
-from .templates import Templates
+from .prompt_files import PromptFiles, message
 
 ROLES = ("reviewer", "user")
 """Roles that are described; a judge alone has none."""
@@ -46,31 +44,12 @@ _PLACEHOLDERS = {
 _REQUIRED = {"form", "own", "other", "words", "policy", "classes", "labels"}
 
 
-class Prompts:
-    """The prompt files of a task.
+class Prompts(PromptFiles):
+    """The prompt files of Reviewer, User and a judge alone; see `PromptFiles`."""
 
-    Args:
-        brief: Policy, classes, roles.
-        folder: Files that replace the built-in ones of the same name; None for none.
-        text_chars: Most characters of a post's text, and of another agent's words.
-        special: Strings that the tokenizer treats as single tokens, see `fencing.neutralise`.
-
-    Raises:
-        PromptError: A file of no known name, a placeholder that is unknown, or one that is missing.
-    """
-
-    def __init__(
-        self,
-        brief: Brief,
-        *,
-        folder: Path | None = None,
-        text_chars: int = 4000,
-        special: Collection[str] = (),
-    ) -> None:
-        self.brief = brief
-        self._text_chars = text_chars
-        self._special = tuple(special)
-        self._templates = Templates(BUILT_IN, _PLACEHOLDERS, _REQUIRED, folder)
+    built_in = BUILT_IN
+    placeholders = _PLACEHOLDERS
+    required = _REQUIRED
 
     def system(self, form: Form, roles: Sequence[str] = ()) -> Message:
         """The task, its policy and classes, the roles and the form of an answer: the same for every call.
@@ -81,20 +60,14 @@ class Prompts:
         """
         labels = ", ".join(f'"{label}"' for label in form.labels)
         told = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
-        words = self._fill(
-            "system.txt",
-            task=self.brief.task,
-            policy=self.brief.policy.strip(),
-            classes=self.brief.listing,
-            roles="\n\n".join(told),
-            form=self._fill(f"form.{form.name}.txt", labels=labels, unsure=form.unsure),
-        )
+        shape = self._fill(f"form.{form.name}.txt", labels=labels, unsure=form.unsure)
+        words = self._system(roles="\n\n".join(told), form=shape)
         words = re.sub(r"\n{3,}", "\n\n", words)  # where there are no roles
         return Message("system", (words,))
 
     def post(self, text: str, pictures: Sequence[Picture], ending: str) -> Message:
         """One post, its pictures, and at the end what is asked about it."""
-        return message(self._post_words(text, len(pictures)), pictures, ending)
+        return message(self._fill("post.txt", **self._told_of(text, len(pictures))), pictures, ending)
 
     def ending(
         self,
@@ -122,45 +95,11 @@ class Prompts:
         given = self.brief.roles.get(role)
         return given.strip() if given else self._fill(f"{role}.role.txt")
 
-    def _post_words(self, text: str, pictures: int) -> str:
-        return self._fill("post.txt", **told_of(text, pictures, self._text_chars, self._special))
-
     def _words_of(self, judgment: Judgment | None) -> str:
         if judgment is None:
             return ""
         if judgment.state is State.FAILED:
             return "no answer that could be read"
         label = judgment.label if judgment.label is not None else self.brief.unsure
-        said = cut(neutralise(judgment.rationale, self._special), self._text_chars).text
-        return f'"{label}"' + (f"\n{quoted(said)}" if said.strip() else "")
-
-    def _fill(self, file: str, **values: str) -> str:
-        return self._templates.fill(file, **values)
-
-
-def message(told: str, pictures: Sequence[Picture], ending: str) -> Message:
-    """What is told of a post, its pictures, and at the end what is asked about it.
-
-    Templates join the parts as they are: without the line breaks the question would go on in the last line of
-    the quotation.
-    """
-    return Message("user", (told + "\n", *pictures, "\n" + ending))
-
-
-def told_of(text: str, pictures: int, limit: int, special: Collection[str] = ()) -> dict[str, str]:
-    """What a prompt says of a post: `contents` in a few words, and its own `words`, quoted.
-
-    Args:
-        text: As it was posted.
-        pictures: How many are sent with it.
-        limit: Most characters of the text.
-        special: See `fencing.neutralise`.
-    """
-    seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")
-    shown = cut(neutralise(text, special), limit)
-    if not shown.text.strip():
-        return {"contents": f"no words and {seen}", "words": ""}
-    words = quoted(shown.text)
-    if shown.shortened:
-        words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
-    return {"contents": f"words and {seen}", "words": words}
+        said = self._quoted(judgment.rationale)
+        return f'"{label}"' + (f"\n{said}" if said else "")

@@ -14,7 +14,8 @@ Every figure is written as it comes; a study that was stopped goes on where it s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -23,6 +24,7 @@ from selftrain.bench.study import Figure, Figures
 
 STUDY = "agentps"
 PARTS = ("text", "sizes", "noise", "images", "speed", "served", "gpu")
+SIZES, FLIPPED = (250, 1000, 4000), (20, 40)
 SHOWN = ("f1", "f1_tuned", "auc", "recall_at_precision_60")
 
 
@@ -63,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
                 values = _measure(part, method, n, seed, args)
                 figures.add([Figure(STUDY, dataset, method, n, seed, k, v) for k, v in values.items()])
     print("\n".join(figures.table()))
-    print("\n".join(paired(figures, n=1000)))
+    flipped = [f"agentps, {share} % flipped" for share in FLIPPED]
+    ablations = (paired(figures, n, "vanilla", ("multitask", "agentps")) for n in SIZES)
+    print("\n".join(chain(*ablations, paired(figures, 1000, "agentps", flipped))))
     return 0
 
 
@@ -76,17 +80,17 @@ def _no_gpu(device: str) -> str:
     return "" if torch.cuda.is_available() else "torch finds no CUDA device here"
 
 
-def paired(figures: Figures, n: int) -> Iterator[str]:
-    """agentps and multitask minus vanilla, seed by seed."""
+def paired(figures: Figures, n: int, base: str, others: Sequence[str]) -> Iterator[str]:
+    """What other methods have beyond `base`, seed by seed, where both are measured on n posts."""
     for metric in SHOWN:
-        base = figures.values("vanilla", n, metric)
-        for method in ("multitask", "agentps"):
-            other = figures.values(method, n, metric)
-            differences = [other[seed] - base[seed] for seed in sorted(base.keys() & other.keys())]
+        before = figures.values(base, n, metric)
+        for method in others:
+            after = figures.values(method, n, metric)
+            differences = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
             if differences:
                 spread = f" ± {stdev(differences):.4f}" if len(differences) > 1 else ""
-                seeds = f"({len(differences)} seeds)"
-                yield f"{method} - vanilla  {metric:<24} {fmean(differences):+.4f}{spread}  {seeds}"
+                seeds = f"n={n} ({len(differences)} seeds)"
+                yield f"{method} - {base}  {metric:<24} {fmean(differences):+.4f}{spread}  {seeds}"
 
 
 def _cells(part: str, seeds: int) -> Iterator[tuple[str, str, int, int]]:
@@ -96,13 +100,14 @@ def _cells(part: str, seeds: int) -> Iterator[tuple[str, str, int, int]]:
         case "text":
             yield from (("fhm_text", variant, 1000, seed) for seed in range(seeds) for variant in variants)
         case "sizes":
-            yield from (("fhm_text", variant, 250, seed) for seed in range(seeds) for variant in variants)
-            yield from (("fhm_text", variant, 4000, 0) for variant in variants)
+            few, _, many = SIZES
+            yield from (("fhm_text", variant, few, seed) for seed in range(seeds) for variant in variants)
+            yield from (("fhm_text", variant, many, 0) for variant in variants)
         case "noise":
             yield from (
                 ("fhm_text", f"agentps, {share} % flipped", 1000, seed)
                 for seed in range(seeds)
-                for share in (20, 40)
+                for share in FLIPPED
             )
         case "images":
             yield from (
