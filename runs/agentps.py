@@ -1,4 +1,7 @@
-"""From a finished run to a trained model: `python runs/agentps.py runs/mine models/mine`."""
+"""From a finished run to a trained model: `python runs/agentps.py runs/mine models/mine`.
+
+Its task has to have questions; without any, as the quickstart's, add `model.variant=vanilla`.
+"""
 
 import sys
 from pathlib import Path

@@ -209,11 +209,13 @@ def _print_figures(file: Path) -> None:
     for name in ("posts", "F1", "macro-F1", "AUC", "recall at precision .60", "precision at recall .50"):
         table.add_column(name, justify="right")
     for name, about in questions.items():
-        cells = (
-            [_interval(about["figures"][key]) for key in columns] if "figures" in about else [about["note"]]
-        )
+        known = about.get("figures")
+        cells = ["-"] * len(columns) if known is None else [_interval(known[key]) for key in columns]
         table.add_row(name, str(about["posts"]), *cells)
     console().print(table)
+    for name, about in questions.items():
+        if "figures" not in about:
+            console().print(f"{name}: {about['note']}", markup=False, highlight=False)
 
 
 def _interval(figure: dict[str, float]) -> str:
