@@ -41,8 +41,10 @@ def accelerating(**kinds):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    yield Accelerator(**kinds)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield Accelerator(**kinds)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def picture(color, size=(90, 60)):

@@ -146,8 +146,6 @@ def request_reviews(
             a rule or share that is none, no posts at all.
         LedgerError: The ledger was made with other settings, or cannot be read or written.
     """
-    from selftrain.act.budget import filled
-    from selftrain.act.disagreement import suspicions
     from selftrain.act.drawing import entries_of, sample_of
     from selftrain.act.ledger import LEDGER, ReviewLedger
 
@@ -162,11 +160,7 @@ def request_reviews(
         count = budget - len(earlier) if sample is None else sample
         _check(folder, len(chosen), count, among, again=bool(earlier))
         labels = _pseudo_labels(chosen) if among == "accepted" else None
-        verdicts_of = [said.verdict for said in chosen.values()]
-        suspected = suspicions(verdicts_of, classes, labels=labels)
-        if estimator is not None:
-            errors = filled(estimator(batch, verdicts_of, suspected))
-            suspected = [s._replace(error=float(e)) for s, e in zip(suspected, errors, strict=True)]
+        suspected = _suspected(chosen, classes, labels, batch, estimator)
     ledger = ReviewLedger.create(path, classes=classes, budget=budget, doubled_share=doubled_share, seed=seed)
     try:
         if batch not in known:
@@ -188,6 +182,25 @@ def _known(path: Path) -> dict[str, list[str]]:
         return {batch: ledger.drawn(batch) for batch in ledger.batches()}
     finally:
         ledger.close()
+
+
+def _suspected(
+    chosen: Mapping[str, Said],
+    classes: Sequence[str],
+    labels: Mapping[str, str] | None,
+    batch: str,
+    estimator: Estimator | None,
+) -> list[Suspicion]:
+    """How likely each post's label is wrong: by disagreement, or by the estimator where there is one."""
+    from selftrain.act.budget import filled
+    from selftrain.act.disagreement import suspicions
+
+    verdicts = [said.verdict for said in chosen.values()]
+    suspected = suspicions(verdicts, classes, labels=labels)
+    if estimator is None:
+        return suspected
+    errors = filled(estimator(batch, verdicts, suspected))
+    return [one._replace(error=float(error)) for one, error in zip(suspected, errors, strict=True)]
 
 
 def _pseudo_labels(chosen: Mapping[str, Said]) -> dict[str, str]:

@@ -8,7 +8,7 @@ Shape legend: ``M`` training posts, ``B`` posts of a step, ``Q`` questions, the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,14 +125,11 @@ def train(
     for epoch in range(len(done.epochs), schedule.epochs):
         model.train()
         steps = [step for step in order.epoch(epoch) if step.number >= done.step]
-        # closed also where a step fails: no thread reads on
-        with closing(descent.read(steps)) as inputs:
-            for step in steps:
-                losses = descent.take(step, inputs)
-                journal.step(step.number, losses, descent.rate(step.number))
-                if (step.number + 1) % schedule.save_every == 0:
-                    done = done._replace(step=step.number + 1)
-                    _save(accelerator, model, optimizer, done, folder)
+        for step, losses in descent.through(steps):
+            journal.step(step.number, losses, descent.rate(step.number))
+            if (step.number + 1) % schedule.save_every == 0:
+                done = done._replace(step=step.number + 1)
+                _save(accelerator, model, optimizer, done, folder)
 
         # ---- an epoch is over: how good is it, is it the best? ----------------------------------------
         model.eval()
@@ -175,13 +172,19 @@ class _Descent:
             return (step + 1) / rising
         return max(self._steps - step, 0) / max(self._steps - rising, 1)
 
-    def read(self, steps: Sequence[Step]) -> Generator[Inputs, None, None]:
-        """The inputs of this process's parts of all steps; a GPU's are read while it computes."""
+    def through(self, steps: Sequence[Step]) -> Iterator[tuple[Step, list[float]]]:
+        """Take every step: its losses, see `_take`. While a GPU computes, threads read its next parts."""
         parts = (places for step in steps for places in self._parts(step))
         threads = threads_for(self._accelerator.device.type)
-        return ahead(lambda places: self._collator.inputs([self._posts[i] for i in places]), parts, threads)
+        # closed also where a step fails: no thread reads on
+        with closing(ahead(self._read, parts, threads)) as inputs:
+            for step in steps:
+                yield step, self._take(step, inputs)
 
-    def take(self, step: Step, inputs: Iterator[Inputs]) -> list[float]:
+    def _read(self, places: IntArray) -> Inputs:
+        return self._collator.inputs([self._posts[place] for place in places])
+
+    def _take(self, step: Step, inputs: Iterator[Inputs]) -> list[float]:
         """Change the weights once; the mean loss of each question, and their weighted sum last."""
         accelerator, schedule = self._accelerator, self._schedule
         known = [

@@ -25,7 +25,8 @@ from selftrain.agentps.examples import Example
 from selftrain.agentps.prompts import stack_targets
 from selftrain.agentps.questions import questionnaire
 from selftrain.agentps.scoring import score
-from selftrain.agentps.training import Schedule, train
+from selftrain.agentps.training import Schedule
+from selftrain.bench.agentps_speed import one_epoch
 from selftrain.data.importers import hateful_memes as memes
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ def throughput(base: Mllm, accelerator: Accelerator, *, posts: int, side: int) -
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         drawn = draw_albums(place, posts, side)
-        _train(built, drawn[:STEP], place / "warm", accelerator)
+        schedule = Schedule(batch_size=STEP, part=PART)
+        one_epoch(built, drawn[:STEP], place / "warm", accelerator, schedule)
         begun = time.perf_counter()
-        _train(built, drawn, place / "timed", accelerator)
+        one_epoch(built, drawn, place / "timed", accelerator, schedule)
         trained = time.perf_counter() - begun
         list(_scored(built, drawn[:STEP], accelerator))
         begun = time.perf_counter()
@@ -164,7 +166,9 @@ def llava_onevision(album: Album) -> Mllm:
 
 def published_config(image_token: int, video_token: int) -> Any:  # noqa: ANN401 -- of transformers
     """Qwen2 0.5B and SigLIP so400m without its last layer, as LLaVA-OneVision 0.5B joins them."""
-    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
+    from transformers import Qwen2Config, SiglipVisionConfig
+
+    from selftrain.bench.small_models import llava_config
 
     text = Qwen2Config(
         vocab_size=TABLE, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
@@ -175,21 +179,7 @@ def published_config(image_token: int, video_token: int) -> Any:  # noqa: ANN401
         hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16,
         image_size=SIDE, patch_size=PATCH, vision_use_head=False,
     )  # fmt: skip
-    return LlavaOnevisionConfig(
-        vision_config=tower, text_config=text, image_token_index=image_token, video_token_index=video_token,
-        image_grid_pinpoints=[[SIDE, SIDE]], vision_feature_select_strategy="full", vision_feature_layer=-1,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-
-
-def _train(built: Built, posts: Sequence[Example], folder: Path, accelerator: Accelerator) -> None:
-    folder.mkdir()
-    train(
-        built.model, built.collator, posts,
-        schedule=Schedule(epochs=1, batch_size=STEP, part=PART, save_every=10**6), folder=folder,
-        identity="bench", validate=lambda _: {"auc": 0.0}, metric="auc", accelerator=accelerator,
-        progress_bar=False,
-    )  # fmt: skip
+    return llava_config(text, tower, image_token, video_token)
 
 
 def _scored(built: Built, posts: Sequence[Example], accelerator: Accelerator) -> Any:  # noqa: ANN401

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from selftrain.agentps.training import Schedule, train
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 BATCH = 32
 PAIRS = 5
@@ -89,14 +92,21 @@ def _train(who: str, posts: list[Example]) -> float:
     return time.perf_counter() - begun
 
 
+def one_epoch(
+    built: Built, posts: Sequence[Example], folder: Path, accelerator: Accelerator, schedule: Schedule
+) -> None:
+    """An epoch of our training and nothing beside it: neither saves nor a validation."""
+    train(
+        built.model, built.collator, posts, schedule=schedule._replace(epochs=1, save_every=10**6),
+        folder=folder, identity="bench", validate=lambda _: {"auc": 0.0}, metric="auc",
+        accelerator=accelerator, progress_bar=False,
+    )  # fmt: skip
+
+
 def _ours(built: Built, posts: list[Example], folder: Path) -> None:
     from accelerate import Accelerator
 
-    train(
-        built.model, built.collator, posts, schedule=Schedule(epochs=1, save_every=10**6), folder=folder,
-        identity="bench", validate=lambda _: {"auc": 0.0}, metric="auc", accelerator=Accelerator(cpu=True),
-        progress_bar=False,
-    )  # fmt: skip
+    one_epoch(built, posts, folder, Accelerator(cpu=True), Schedule())
 
 
 def _trainer(built: Built, posts: list[Example], folder: Path) -> None:

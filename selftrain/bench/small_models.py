@@ -84,22 +84,29 @@ def add_image_tokens(tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401 -- tran
 
 def _around(text_model: Any, image_token: int, video_token: int) -> Any:  # noqa: ANN401
     """LLaVA-OneVision with `text_model` as its language model."""
-    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
+    from transformers import LlavaOnevisionForConditionalGeneration, SiglipVisionConfig
 
     text_model.resize_token_embeddings(video_token + 1, pad_to_multiple_of=64)
     tower = SiglipVisionConfig(
         hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         image_size=IMAGE_SIDE, patch_size=PATCH, vision_use_head=False,
     )  # fmt: skip
-    config = LlavaOnevisionConfig(
-        vision_config=tower, text_config=text_model.config, image_token_index=image_token,
-        video_token_index=video_token, image_grid_pinpoints=[[IMAGE_SIDE, IMAGE_SIDE]],
-        vision_feature_select_strategy="full", vision_feature_layer=-1, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = llava_config(text_model.config, tower, image_token, video_token)
     model = LlavaOnevisionForConditionalGeneration(config).to(text_model.dtype)
     model.model.language_model.load_state_dict(text_model.model.state_dict())
     model.tie_weights()
     return model.eval()
+
+
+def llava_config(text: Any, tower: Any, image_token: int, video_token: int) -> Any:  # noqa: ANN401
+    """LLaVA-OneVision of a language model and a vision tower; a picture is one view of the tower's size."""
+    from transformers import LlavaOnevisionConfig
+
+    return LlavaOnevisionConfig(
+        vision_config=tower, text_config=text, image_token_index=image_token, video_token_index=video_token,
+        image_grid_pinpoints=[[tower.image_size, tower.image_size]], vision_feature_select_strategy="full",
+        vision_feature_layer=-1, tie_word_embeddings=True,
+    )  # fmt: skip
 
 
 def llava_processor(tokenizer: Any, *, side: int, image_tokens: int) -> Any:  # noqa: ANN401

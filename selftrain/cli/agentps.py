@@ -116,6 +116,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from selftrain.agentps.prediction import answers_row, predict
     from selftrain.agentps.recipe import DataSection
     from selftrain.agentps.report import write_report
+    from selftrain.cli.records import keep_left_out
     from selftrain.data.task import dump_task
 
     loaded = _opened(args)
@@ -128,10 +129,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     atomic.write_jsonl(args.out / folder.VALIDATION, (answers_row(asked, one) for one in scored))
     atomic.write_json(args.out / folder.METRICS, {"model": loaded.fingerprint, "questions": figures})
     dump_task(loaded.task, args.out / folder.TASK)
-    left_out = args.out / "quarantine.jsonl"
-    left_out.unlink(missing_ok=True)  # of an earlier time
-    if quarantine:
-        atomic.write_jsonl(left_out, quarantine)
+    keep_left_out(args.out / "quarantine.jsonl", quarantine)
     write_report(args.out, args.out / "report.html")
     _print_figures(args.out / folder.METRICS)
     print(f"\nnext:\n  {args.out / 'report.html'}  curves and cases: open it in a browser")

@@ -36,12 +36,23 @@ def write_records(
     with atomic.replacing(out) as part, part.open("w", encoding="utf-8") as file:
         count = _write(file, rows)
     beside = out.with_name(f"{out.name}.quarantine.jsonl")
-    if left_out:
-        atomic.write_jsonl(beside, left_out)
-    else:
-        beside.unlink(missing_ok=True)  # of an earlier time, when something was left out
+    keep_left_out(beside, left_out)
     print(f"{count:,} posts {done} in {out}")
     _tell(left_out, beside)
+
+
+def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
+    """What was left out into `file`; where nothing was, one of an earlier time goes.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    from selftrain import atomic
+
+    if left_out:
+        atomic.write_jsonl(file, left_out)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def _write(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:

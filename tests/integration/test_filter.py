@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from kill_helpers import child
+from kill_helpers import ENVIRONMENT, child
 
 pytestmark = pytest.mark.integration
-
-HERE = Path(__file__).parent
-CHECKOUT = HERE.parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
