@@ -42,6 +42,8 @@ from selftrain.act.schema import (
     connect,
     create,
     explained,
+    is_likeliest_first,
+    mark_likeliest_first,
     read_settings,
     reading,
 )
@@ -170,7 +172,9 @@ class ReviewLedger:
                 )
             allow(connection, purpose, posts)
 
-    def add(self, batch: str, entries: Sequence[Entry], order: Sequence[str]) -> None:
+    def add(
+        self, batch: str, entries: Sequence[Entry], order: Sequence[str], *, likeliest_first: bool = False
+    ) -> None:
         """Put a batch of posts into the ledger, those of them in `order` to be reviewed.
 
         All posts that the sample was drawn from are kept, not the sample alone: estimates need them. The same
@@ -180,6 +184,7 @@ class ReviewLedger:
             batch: Its name, for instance a round's.
             entries: The posts that the sample was drawn from, once each.
             order: Ids of the posts to review, in the order in which they are handed out.
+            likeliest_first: Whether that order is by suspicion, not at random: no estimate of a part then.
 
         Raises:
             BudgetError: More posts than the budget has left, an id twice or unknown, a post of `order` with
@@ -200,6 +205,8 @@ class ReviewLedger:
                 )
             queue.check_room(connection, order, self.budget)
             connection.execute("INSERT INTO batches VALUES (?, ?, ?)", (batch, address, self._clock()))
+            if likeliest_first:
+                mark_likeliest_first(connection, batch)
             (begin,) = connection.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM posts").fetchone()
             places = {post_id: begin + number for number, post_id in enumerate(order)}
             doubled = self._doubled(batch, order)
@@ -218,6 +225,11 @@ class ReviewLedger:
         with explained(self.path, "read"):
             rows = self._connection.execute("SELECT name FROM batches ORDER BY rowid").fetchall()
         return [row[0] for row in rows]
+
+    def likeliest_first(self, batch: str) -> bool:
+        """Whether the posts of a batch are handed out by suspicion, not at random."""
+        with explained(self.path, "read"):
+            return is_likeliest_first(self._connection, batch)
 
     def population(self, batch: str) -> list[Entry]:
         """All posts of a batch, to be reviewed or not, as they were added."""

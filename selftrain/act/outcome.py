@@ -27,6 +27,8 @@ class Outcome(NamedTuple):
         inclusion: pi.
         reviewed: delta: whether there is a human label. A reviewer who was unsure gives none.
         parts: Of what figures are wanted for.
+        partial: Posts are handed out by falling e, and some are open: those that were looked at are no random
+            part of the sample.
     """
 
     post_ids: tuple[str, ...]
@@ -36,6 +38,7 @@ class Outcome(NamedTuple):
     inclusion: FloatArray
     reviewed: BoolArray
     parts: tuple[str, ...]
+    partial: bool = False
 
     @property
     def wrong(self) -> BoolArray:
@@ -59,8 +62,10 @@ def outcome(ledger: ReviewLedger, batch: str) -> Outcome:
     entries = ledger.population(batch)
     decided = {decision.post_id: decision.label for decision in ledger.decisions()}
     # a post of this batch may have been reviewed with another one: that is no draw of this sample
-    own = frozenset(ledger.drawn(batch))
+    drawn = ledger.drawn(batch)
+    own = frozenset(drawn)
     human = tuple(decided.get(e.post_id) if e.post_id in own else None for e in entries)
+    some_open = any(post_id not in decided for post_id in drawn)
     return Outcome(
         tuple(e.post_id for e in entries),
         tuple(e.machine_label for e in entries),
@@ -69,6 +74,7 @@ def outcome(ledger: ReviewLedger, batch: str) -> Outcome:
         np.array([e.inclusion for e in entries]),
         np.array([label is not None for label in human], dtype=bool),
         tuple(e.part for e in entries),
+        some_open and ledger.likeliest_first(batch),
     )
 
 
@@ -93,10 +99,17 @@ def label_errors(found: Outcome) -> LabelErrors:
     """The estimates of `selftrain.act.estimate` for a batch.
 
     Raises:
-        EstimateError: Nobody has reviewed anything yet, or the sample was drawn by threshold alone.
+        EstimateError: Nobody has reviewed anything yet, the sample was drawn by threshold alone, or it was
+            looked at in part, the likeliest errors first.
     """
     if not found.reviewed.any():
         raise EstimateError(f"none of {len(found.post_ids)} posts has a human label yet: review some first")
+    if found.partial:
+        raise EstimateError(
+            f"{int(found.reviewed.sum()):,} have a human label, the likeliest errors of the sample, which"
+            " are handed out first: they say nothing of the others. Finish the review; next time, draw with"
+            " --order sampled"
+        )
     arrays = (found.errors, found.inclusion, found.reviewed, found.wrong)
     parts = label_error_by(*arrays, found.parts) if any(found.parts) else {}
     return LabelErrors(label_error(*arrays), label_error_by(*arrays, found.machine), parts)

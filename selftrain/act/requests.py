@@ -166,7 +166,8 @@ def request_reviews(
         if batch not in known:
             parts = [f"round {said.round}" for said in chosen.values()]
             entries = entries_of(suspected, parts, count=count, rule=rule, floor=floor, seed=own_seed)
-            ledger.add(batch, entries, sample_of(entries, own_seed, order))
+            drawn_ids = sample_of(entries, own_seed, order)
+            ledger.add(batch, entries, drawn_ids, likeliest_first=order == "uncertain")
         posts, drawn = len(ledger.population(batch)), tuple(ledger.drawn(batch))
     finally:
         ledger.close()

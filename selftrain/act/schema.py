@@ -121,8 +121,25 @@ def allowances(connection: sqlite3.Connection) -> dict[str, int]:
 
 def allow(connection: sqlite3.Connection, purpose: str, posts: int) -> None:
     """Set what is allowed for a purpose."""
+    _set(connection, _ALLOWED + purpose, posts)
+
+
+_SUSPICION = "likeliest_first/"
+
+
+def mark_likeliest_first(connection: sqlite3.Connection, batch: str) -> None:
+    """Keep that a batch's posts are handed out by falling probability of an error, not at random."""
+    _set(connection, _SUSPICION + batch, True)
+
+
+def is_likeliest_first(connection: sqlite3.Connection, batch: str) -> bool:
+    """Whether `mark_likeliest_first` was called for the batch."""
+    return _SUSPICION + batch in read_settings(connection)
+
+
+def _set(connection: sqlite3.Connection, name: str, value: object) -> None:
     connection.execute(
-        "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (_ALLOWED + purpose, json.dumps(posts))
+        "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value))
     )
 
 

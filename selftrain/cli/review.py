@@ -41,7 +41,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="of the budget that is drawn from all posts alike (default: 0.1)",
     )  # fmt: skip
     drawing("--doubled", type=float, metavar="SHARE", help="of posts that two people review (default: 0.1)")
-    drawing("--order", choices=("sampled", "uncertain"), help="default: sampled, which estimates need")
+    drawing(
+        "--order", choices=("sampled", "uncertain"),
+        help="default: sampled; uncertain, the likely errors first, has no estimate before all are reviewed",
+    )  # fmt: skip
     drawing("--among", choices=("divergent", "accepted"), help="default: divergent; accepted: pseudo-labels")
     drawing("--seed", type=int, metavar="N", help="default: 0")
     parser.set_defaults(handler=run_review, **dict.fromkeys(DRAWING))

@@ -134,3 +134,14 @@ def test_what_is_no_verdict_is_refused(record):
 def test_a_label_asked_for_must_be_a_class():
     with pytest.raises(BudgetError, match="loud"):
         suspicions([verdict("rude", 0.9)], CLASSES, labels={"p": "loud"})
+
+
+def test_the_likeliest_errors_alone_are_no_sample(tmp_path):
+    ledger = ReviewLedger.create(tmp_path / "review.sqlite", classes=CLASSES, budget=3)
+    posts = [Entry(f"p{i}", "rude", 1 - i / 10, 0.5) for i in range(6)]
+    ledger.add("a", posts, ["p0", "p2", "p3"], likeliest_first=True)
+    review(ledger, "kind", UNSURE)
+    with pytest.raises(EstimateError, match=r"1 have a human label, the likeliest errors.*Finish"):
+        label_errors(outcome(ReviewLedger(ledger.path), "a"))
+    review(ledger, "rude")  # now the sample is the one that was drawn, in whatever order
+    assert label_errors(outcome(ledger, "a")).all.reviewed == 2

@@ -94,6 +94,7 @@ def test_the_sample_is_exact_and_its_population_complete(folder):
     assert {round(one.error, 9) for one in entries} == {round(1 - (0.875 + 0.75 + 0.25) / 3, 9)}
     assert ledger.classes == ("positive", "negative")
     assert tuple(ledger.drawn("first")) == made.drawn
+    assert not ledger.likeliest_first("first")
 
 
 def test_accepted_posts_keep_their_pseudo_label(tmp_path):
@@ -108,6 +109,7 @@ def test_uncertain_order_hands_out_the_likeliest_errors_first(tmp_path):
     folder = run_of(tmp_path, (True, divergent, []))
     made = request(folder, 12, order="uncertain")
     assert list(made.drawn) == [f"p{i}" for i in range(12)]
+    assert ReviewLedger(made.ledger).likeliest_first("first")
 
 
 def test_the_same_seed_draws_the_same_sample_and_every_batch_its_own(folder, tmp_path):
