@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -37,7 +38,10 @@ def adapt(
         target_modules=targets,
         trainable_token_indices={embedding_name(model.module): [answer_id]},
     )
-    adapted = get_peft_model(model.module, config)
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that it calls deprecated: nothing that a user could mend
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        adapted = get_peft_model(model.module, config)
     for name in model.new_parts:
         for parameter in adapted.get_submodule(f"base_model.model.{name}").parameters():
             parameter.requires_grad_(True)

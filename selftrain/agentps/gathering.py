@@ -189,7 +189,8 @@ def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
     parts = parts_by_column(posts)
     found = parts | {"train": parts["labelled"], "all": posts}
     if name is None or not found[name]:
-        sizes = ", ".join(f"{len(part):,} {kind}" for kind, part in parts.items() if part)
+        names = {"labelled": "train"}
+        sizes = ", ".join(f"{len(part):,} {names.get(kind, kind)}" for kind, part in parts.items() if part)
         asked = "the manifest's field `split` says" if name is None else f"no post of split {name}: there are"
         raise SplitError(f"{asked} {sizes}; say which to measure, --split test for instance, or --split all")
     return found[name]

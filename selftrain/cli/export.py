@@ -30,10 +30,18 @@ def run_export(args: argparse.Namespace) -> int:
         ServingError: The model cannot be exported, or the extra is not installed.
         SelftrainError, BackboneError: The run cannot be opened.
     """
+    from selftrain.errors import ServingError
     from selftrain.printable import printable
     from selftrain.run.folder import RunFolder
     from selftrain.serving.onnx_export import export_onnx
+    from selftrain.serving.scorer import AGENTPS_FILE
 
+    if (args.run / AGENTPS_FILE).is_file():
+        raise ServingError(
+            f"{args.run} is an AgentPS model; only a run's classifier is exported to ONNX. `selftrain serve`"
+            " and `selftrain filter` take the folder as it is, and `selftrain agentps train ... --merge DIR`"
+            " writes a whole checkpoint"
+        )
     exported = export_onnx(RunFolder(args.run), args.onnx, head_only=args.head_only)
     size = args.onnx.stat().st_size / 1e6
     print(printable(f"{args.onnx}: {size:.1f} MB, {' + '.join(exported.inputs)} -> logits, probabilities"))

@@ -89,7 +89,7 @@ def test_what_is_measured_is_said_where_there_are_splits():
     assert of_split(parts, "test") == [parts[1], parts[3]]
     assert of_split(parts, "train") == [parts[0], parts[2]]
     assert of_split(parts, "all") == parts
-    with pytest.raises(SplitError, match="says 2 test, 2 labelled; say which to measure, --split test"):
+    with pytest.raises(SplitError, match="says 2 test, 2 train; say which to measure, --split test"):
         of_split(parts, None)
     with pytest.raises(SplitError, match="no post of split pool: there are 2 test"):
         of_split(parts, "pool")

@@ -96,6 +96,11 @@ def test_answers_are_read_at_their_tokens_after_images_were_expanded(family):
     assert [float(one.sum()) for one in model.read(states, ids, mask)] == [0.0, 0.0, 3.0 * mllm.width]
 
 
+def test_adapters_come_without_warnings(recwarn):
+    answering(llava_onevision()[0])
+    assert not [str(one.message) for one in recwarn if issubclass(one.category, FutureWarning)]
+
+
 def test_last_positions_of_both_sides():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]])
     assert last_positions(mask).tolist() == [3, 2, 3]

@@ -233,6 +233,12 @@ def test_what_is_no_file_of_ours_is_refused(small_run, tmp_path):
         open_scorer(tmp_path / "b.onnx")
 
 
+def test_an_agentps_model_is_not_exported(tmp_path, capsys):
+    (tmp_path / "agentps.json").write_text("{}")
+    assert main(["export", str(tmp_path), "--onnx", str(tmp_path / "m.onnx")]) == 2
+    assert "is an AgentPS model; only a run's classifier is exported" in capsys.readouterr().err
+
+
 def test_an_export_without_the_extra_says_what_to_install(small_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", str(small_run), "--onnx", str(tmp_path / "m.onnx")]) == 2
