@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.vlm.brief import Brief
+from agents.vlm.inquiry import Inquiry
 from agents.vlm.interview import Interviewer
 from agents.vlm.panel import VlmPanel
 from agents.vlm.paying import Spending
@@ -45,11 +46,12 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
     section = recipe.vlm
     store = AnswerStore(section.store or out.resolve().parent / STORE)
     return VlmPanel(
-        build_backend(section), build_interviewer(recipe, task), PROTOCOLS[section.protocol], store,
-        run=str(out.resolve()), width=section.concurrency * max(1, len(section.servers)),
-        attempts=section.attempts, token_cap=section.token_cap, thorough=section.thorough,
-        progress=bar if progress else None, settings=_told(section),
-    )  # fmt: skip
+        build_inquiry(section, store, run=str(out.resolve()), progress=progress),
+        build_interviewer(recipe, task),
+        PROTOCOLS[section.protocol],
+        thorough=section.thorough,
+        settings=_told(section),
+    )
 
 
 def build_desk(
@@ -66,10 +68,27 @@ def build_desk(
     """
     from agents.criticizer.desk import Desk
 
+    inquiry = build_inquiry(section, store, run=run, progress=progress)
     return Desk(
-        build_backend(section), store, run=run, opener=opener(max_pixels), image_side=section.image_side,
-        max_images=section.max_images, width=section.concurrency * max(1, len(section.servers)),
-        attempts=section.attempts, token_cap=section.token_cap, progress=bar if progress else None,
+        inquiry,
+        opener=opener(max_pixels),
+        image_side=section.image_side,
+        max_images=section.max_images,
+    )
+
+
+def build_inquiry(section: VlmSection, store: AnswerStore, *, run: str, progress: bool) -> Inquiry:
+    """What stands between whoever asks and the servers: many calls at a time, each paid for once.
+
+    Args:
+        section: What answers, how many calls at a time, what they may cost.
+        store: Where answers are kept.
+        run: Who pays.
+        progress: Whether to show bars.
+    """
+    return Inquiry(
+        build_backend(section), store, run=run, attempts=section.attempts, token_cap=section.token_cap,
+        width=section.concurrency * max(1, len(section.servers)), progress=bar if progress else None,
     )  # fmt: skip
 
 

@@ -7,51 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..chat.base import Backend, Identity
+from ..chat.base import Identity
 from ..errors import CallFailedError, JudgmentError, RequestRefusedError
 from ..judgment import PostLike
-from ..vlm.inquiry import Inquiry, Progress
+from ..vlm.inquiry import Inquiry
 from ..vlm.interview import Seen, look_at, source_of
 from ..vlm.paying import Spending
 from ..vlm.pictures import Opener
-from ..vlm.store import AnswerStore
 from .asking import Annotation, Annotator, Criticism, Criticizer
 
 
 class Desk:
-    """A model behind a backend, its store and its cap on tokens.
+    """A model that annotates and criticizes.
 
     Args:
-        backend: What answers; opened at the first question.
-        store: Where answers are kept; not closed here, several desks may share it.
-        run: Who pays, see `store.Note`.
+        inquiry: What answers, where answers are kept, and what they may cost; closed here, but for its store,
+            which several desks may share.
         opener: Opens image files.
         image_side: Longest side of a picture, in pixels.
         max_images: Most pictures of a post that are sent, in order.
-        width: Posts under way at a time.
-        attempts: Most answers to one question.
-        token_cap: Most tokens of the run; None: any number.
-        progress: Told of the work, or None.
     """
 
     def __init__(
-        self,
-        backend: Backend,
-        store: AnswerStore,
-        *,
-        run: str,
-        opener: Opener,
-        image_side: int = 768,
-        max_images: int = 16,
-        width: int = 64,
-        attempts: int = 3,
-        token_cap: int | None = None,
-        progress: Progress | None = None,
+        self, inquiry: Inquiry, *, opener: Opener, image_side: int = 768, max_images: int = 16
     ) -> None:
         self._opener, self._image_side, self._max_images = opener, image_side, max_images
-        self._inquiry = Inquiry(
-            backend, store, run=run, width=width, attempts=attempts, token_cap=token_cap, progress=progress
-        )
+        self._inquiry = inquiry
 
     def annotate(self, posts: Sequence[PostLike], annotator: Annotator) -> list[Annotation]:
         """One annotation a post, in order; a post without a label says why.

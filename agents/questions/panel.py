@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..chat.base import Backend, Identity, PromptSize
+from ..chat.base import Identity, PromptSize
 from ..errors import TooManyFailedError
 from ..judgment import PostLike, State
-from ..vlm.inquiry import Inquiry, Progress
+from ..vlm.inquiry import Inquiry
 from ..vlm.paying import Spending
-from ..vlm.store import AnswerStore
 from .asking import Given, Questioner
 from .question import Asked
 
@@ -30,34 +29,13 @@ class QuestionPanel:
     """An agent behind a backend that answers questions about posts.
 
     Args:
-        backend: What answers; opened at the first question.
+        inquiry: What answers, where answers are kept, and what they may cost; closed here, its store too.
         questioner: Prompts, pictures, forms.
-        store: Where answers are kept.
-        run: Who pays, see `store.Note`.
-        width: Posts under way at a time.
-        attempts: Most answers to one question.
-        token_cap: Most tokens of the run, in all its starts; None: any number.
         max_failed: The largest share of questions without a usable answer, in [0, 1].
-        progress: Told of the work, or None.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        questioner: Questioner,
-        store: AnswerStore,
-        *,
-        run: str,
-        width: int = 64,
-        attempts: int = 3,
-        token_cap: int | None = None,
-        max_failed: float = 1.0,
-        progress: Progress | None = None,
-    ) -> None:
-        self._inquiry = Inquiry(
-            backend, store, run=run, width=width, attempts=attempts, token_cap=token_cap, progress=progress
-        )
-        self._store = store
+    def __init__(self, inquiry: Inquiry, questioner: Questioner, *, max_failed: float = 1.0) -> None:
+        self._inquiry = inquiry
         self._questioner = questioner
         self._max_failed = max_failed
 
@@ -125,7 +103,7 @@ class QuestionPanel:
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
         self._inquiry.close()
-        self._store.close()
+        self._inquiry.store.close()
 
 
 class _Tally:

@@ -26,8 +26,8 @@ class Inquiry:
     """What stands between those who ask and whatever answers.
 
     Args:
-        backend: What answers; opened at the first question.
-        store: Where answers are kept; not closed here.
+        backend: What answers; opened at the first question, closed by `close`.
+        store: Where answers are kept; closed by whoever closes it: several inquiries may share one.
         run: Who pays, see `store.Note`.
         width: Posts under way at a time.
         attempts: Most answers to one question.
@@ -47,7 +47,7 @@ class Inquiry:
         progress: Progress | None = None,
     ) -> None:
         self.backend = backend
-        self._store = store
+        self.store = store
         self._run = run
         self._width = width
         self._attempts = attempts
@@ -105,7 +105,7 @@ class Inquiry:
             self._payer = Payer(
                 self.backend,
                 identity,
-                self._store,
+                self.store,
                 run=self._run,
                 attempts=self._attempts,
                 token_cap=self._cap,

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ..chat.base import Backend, Identity, PromptSize
+from ..chat.base import Identity, PromptSize
 from ..errors import LearningError
 from ..judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, Verdict
 from . import calibration
-from .inquiry import Inquiry, Progress
+from .inquiry import Inquiry
 from .interview import Interviewer, Seen
 from .paying import Spending
 from .protocols import Ask, Asking, Protocol, all_asks
-from .store import AnswerStore
 
 
 class PromptSizes(NamedTuple):
@@ -38,16 +37,10 @@ class VlmPanel:
     """Agents behind a backend; implements `Panel`.
 
     Args:
-        backend: What answers; opened at the first question.
+        inquiry: What answers, where answers are kept, and what they may cost; closed here, its store too.
         interviewer: Prompts, pictures, forms.
         protocol: Who is asked what.
-        store: Where answers are kept.
-        run: Who pays, see `store.Note`.
-        width: Candidates under way at a time.
-        attempts: Most answers to one question.
-        token_cap: Most tokens of the run; None: any number.
         thorough: Ask everybody again even where the verdict is settled.
-        progress: Told of the work, or None.
         settings: What `describe` says besides.
     """
 
@@ -55,23 +48,14 @@ class VlmPanel:
 
     def __init__(
         self,
-        backend: Backend,
+        inquiry: Inquiry,
         interviewer: Interviewer,
         protocol: Protocol,
-        store: AnswerStore,
         *,
-        run: str,
-        width: int = 64,
-        attempts: int = 3,
-        token_cap: int | None = None,
         thorough: bool = False,
-        progress: Progress | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self._inquiry = Inquiry(
-            backend, store, run=run, width=width, attempts=attempts, token_cap=token_cap, progress=progress
-        )
-        self._store = store
+        self._inquiry = inquiry
         self._interviewer = interviewer
         self._protocol = protocol
         self._thorough = thorough
@@ -181,7 +165,7 @@ class VlmPanel:
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
         self._inquiry.close()
-        self._store.close()
+        self._inquiry.store.close()
 
     # ---- on the event loop ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from selftrain.data.manifest import MAX_PIXELS
 from selftrain.data.task import Task
 from selftrain.errors import RecipeError
 from selftrain.recipe import VlmSection, load_recipe
-from selftrain.vlm_panel import STORE, bar, brief_of, build_backend, opener
+from selftrain.vlm_panel import STORE, brief_of, build_inquiry, opener
 
 MAX_FAILED = 0.1
 """The largest share of questions without a usable answer, unless the user says otherwise."""
@@ -97,9 +97,6 @@ def build_question_panel(
         rationale_chars=section.rationale_chars, image_side=section.image_side,
         max_images=section.max_images, seed=settings.seed,
     )  # fmt: skip
-    return QuestionPanel(
-        build_backend(section), questioner, AnswerStore(section.store or out.resolve().parent / STORE),
-        run=str(out.resolve()), width=section.concurrency * max(1, len(section.servers)),
-        attempts=section.attempts, token_cap=section.token_cap, max_failed=max_failed,
-        progress=bar if progress else None,
-    )  # fmt: skip
+    store = AnswerStore(section.store or out.resolve().parent / STORE)
+    inquiry = build_inquiry(section, store, run=str(out.resolve()), progress=progress)
+    return QuestionPanel(inquiry, questioner, max_failed=max_failed)

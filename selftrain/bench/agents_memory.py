@@ -52,6 +52,7 @@ def measure(size: int) -> float:
     from agents.errors import TokenCapError
     from agents.judgment import Candidate
     from agents.vlm.brief import Brief
+    from agents.vlm.inquiry import Inquiry
     from agents.vlm.interview import Interviewer
     from agents.vlm.panel import VlmPanel
     from agents.vlm.prompts import Prompts
@@ -64,11 +65,12 @@ def measure(size: int) -> float:
     queue = [Candidate(Post(f"p{i}", f"post number {i} says nothing"), "kind", 0.9) for i in range(size)]
     protocol = PROTOCOLS["cross_review"]
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
+        store = AnswerStore(Path(folder) / "answers.sqlite")
         panel = VlmPanel(
-            _Answering(), Interviewer(Prompts(brief), protocol, lambda p, s: open_image(p, target_size=s)),
-            protocol, AnswerStore(Path(folder) / "answers.sqlite"), run="memory",
-            token_cap=ANSWERED * _TOKENS,
-        )  # fmt: skip
+            Inquiry(_Answering(), store, run="memory", token_cap=ANSWERED * _TOKENS),
+            Interviewer(Prompts(brief), protocol, lambda p, s: open_image(p, target_size=s)),
+            protocol,
+        )
         before = _peak()
         with suppress(TokenCapError):  # meant: the queue is longer than what may be answered
             panel.verify(queue)

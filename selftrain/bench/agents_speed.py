@@ -203,6 +203,7 @@ def recorded_panel(
     from dataclasses import replace
 
     from agents.chat.client import ChatClient
+    from agents.vlm.inquiry import Inquiry
     from agents.vlm.interview import Interviewer
     from agents.vlm.panel import VlmPanel
     from agents.vlm.prompts import Prompts
@@ -218,10 +219,8 @@ def recorded_panel(
         rationale_chars=_RATIONALE, image_side=336,
     )  # fmt: skip
     recording = Recording(ChatClient([address], timeout=600.0))
-    panel = VlmPanel(
-        recording, interviewer, chosen, AnswerStore(folder / "answers.sqlite"), run=name, attempts=1
-    )
-    return panel, recording
+    inquiry = Inquiry(recording, AnswerStore(folder / "answers.sqlite"), run=name, attempts=1)
+    return VlmPanel(inquiry, interviewer, chosen), recording
 
 
 def guessed(task: Task, posts: Sequence[Post], seed: int) -> list[Candidate]:

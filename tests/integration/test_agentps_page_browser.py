@@ -25,30 +25,6 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 760}
 ROWS = "#case-rows > tr"
 
 
-@pytest.fixture
-def open_page(browser):
-    """Opens a file in a context of its own; at the end nothing was said, thrown or fetched."""
-    contexts, noise, fetched = [], [], []
-
-    def open_(file, **options):
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: fetched.append(request.url))
-        page.goto(file.as_uri())
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert noise == []
-    assert {url.split(":", 1)[0] for url in fetched} <= {"file", "data"}
-    assert all(url.endswith(".html") for url in fetched if url.startswith("file:"))
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model of three questions, 130 posts, a third with pictures."""

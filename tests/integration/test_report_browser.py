@@ -28,33 +28,6 @@ DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 760}
 ROWS = "#list > li"
 
 
-@pytest.fixture
-def open_page(browser):
-    """Opens a file in a context of its own; at the end nothing was said, thrown, asked or fetched."""
-    contexts, noise, fetched, refused = [], [], [], []
-
-    def open_(file, **options):
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: fetched.append(request.url))
-        page.on("requestfailed", lambda request: refused.append((request.url, request.failure)))
-        page.goto(file.as_uri())
-        return page
-
-    open_.noise, open_.fetched, open_.refused = noise, fetched, refused
-    yield open_
-    for context in contexts:
-        context.close()
-    assert noise == []
-    assert {url.split(":", 1)[0] for url in fetched} <= {"file", "data"}
-    assert all(url.endswith(".html") for url in fetched if url.startswith("file:"))
-    assert refused == []
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run of 450 verdicts in three rounds, 40 pictures."""

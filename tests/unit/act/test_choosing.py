@@ -16,6 +16,7 @@ from agents.criticizer.desk import Desk
 from agents.criticizer.wording import Wording
 from agents.trust import wilson
 from agents.vlm.brief import Brief
+from agents.vlm.inquiry import Inquiry
 from agents.vlm.store import AnswerStore
 from selftrain.act.choosing import Choice, advise, choose
 from selftrain.act.scoring import auc_interval, criticizer_score
@@ -76,7 +77,7 @@ class Model:
 
 def chosen(tmp_path, *models, posts=POSTS, **options) -> Choice:
     store = AnswerStore(tmp_path / "a.sqlite")
-    desks = {m.name: Desk(m, store, run="r", opener=None) for m in models}
+    desks = {m.name: Desk(Inquiry(m, store, run="r"), opener=None) for m in models}
     try:
         return choose(
             desks,

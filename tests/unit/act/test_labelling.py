@@ -12,6 +12,7 @@ from agents.chat.base import Completion, Usage
 from agents.criticizer.asking import Annotator, Criticizer
 from agents.criticizer.desk import Desk
 from agents.criticizer.wording import Wording
+from agents.vlm.inquiry import Inquiry
 from agents.vlm.store import AnswerStore
 from selftrain.act.labelling import (
     ANNOTATIONS,
@@ -56,7 +57,7 @@ def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
     chosen = Drawing(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
     store = AnswerStore(data / "answers.sqlite")
     models = [annotator or Model("good", SLIP), critic or Model("fair", 3)]
-    desks = [Desk(model, store, run=name, opener=None) for model in models]
+    desks = [Desk(Inquiry(model, store, run=name), opener=None) for model in models]
     try:
         with folder.locked():
             begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict())

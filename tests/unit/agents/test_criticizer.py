@@ -16,6 +16,7 @@ from agents.criticizer.strategies import GRADES, PER_CENT, STRATEGIES
 from agents.criticizer.wording import BUILT_IN, PLACEHOLDERS, Wording
 from agents.errors import CallFailedError, JudgmentError, PromptError, TokenCapError
 from agents.vlm.brief import Brief
+from agents.vlm.inquiry import Inquiry
 from agents.vlm.store import AnswerStore
 
 CLASSES = {"rude": "insults somebody", "kind": "is friendly", "odd": "everything else, $5 included"}
@@ -43,7 +44,8 @@ def answered(label, shares=None, rationale=None, logprob=-0.5):
 
 def desk(folder, answer, **options):
     backend = MemoryBackend(answer)
-    return Desk(backend, AnswerStore(folder / "a.sqlite"), run="r", opener=opener, **options), backend
+    inquiry = Inquiry(backend, AnswerStore(folder / "a.sqlite"), run="r", **options)
+    return Desk(inquiry, opener=opener), backend
 
 
 def criticize(folder, strategy, answer, annotation=ANNOTATED, post=POST):

@@ -25,6 +25,7 @@ from agents.questions.panel import QuestionPanel, ToAsk
 from agents.questions.prompts import BUILT_IN, QuestionPrompts
 from agents.questions.question import Asked
 from agents.vlm.brief import Brief, unsure_beside
+from agents.vlm.inquiry import Inquiry
 from agents.vlm.store import AnswerStore
 
 BRIEF = Brief("copies", "Copied posts are unwanted. $5 fine.", {"copied": "taken over", "own": "made"})
@@ -45,9 +46,10 @@ def pictures(tmp_path):
     return tuple(paths)
 
 
-def make_panel(backend, folder, *, prompts=None, questioner=None, **options):
+def make_panel(backend, folder, *, prompts=None, questioner=None, max_failed=1.0, **options):
     asking = Questioner(QuestionPrompts(BRIEF, folder=prompts), opener, **(questioner or {}))
-    return QuestionPanel(backend, asking, AnswerStore(folder / "answers.sqlite"), run="run-1", **options)
+    inquiry = Inquiry(backend, AnswerStore(folder / "answers.sqlite"), run="run-1", **options)
+    return QuestionPanel(inquiry, asking, max_failed=max_failed)
 
 
 def ask(answer, folder, post, *questions, **options):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from agents.chat.base import ChatRequest, Completion, Identity, Picture, PromptSize, Token, Usage
 from agents.vlm.brief import Brief
+from agents.vlm.inquiry import Inquiry
 from agents.vlm.interview import Interviewer
 from agents.vlm.panel import VlmPanel
 from agents.vlm.prompts import Prompts
@@ -116,11 +117,14 @@ def make_panel(
     run: str = "run-1",
     brief: Brief = BRIEF,
     interview: Mapping | None = None,
+    thorough: bool = False,
+    settings: Mapping | None = None,
     **options,
 ) -> VlmPanel:
     chosen = PROTOCOLS[protocol]
     interviewer = Interviewer(Prompts(brief), chosen, opener, **(interview or {}))
-    return VlmPanel(backend, interviewer, chosen, AnswerStore(folder / "answers.sqlite"), run=run, **options)
+    inquiry = Inquiry(backend, AnswerStore(folder / "answers.sqlite"), run=run, **options)
+    return VlmPanel(inquiry, interviewer, chosen, thorough=thorough, settings=settings)
 
 
 def labelled_posts(n: int = 8) -> list[PostStub]:

@@ -33,7 +33,7 @@ def serve(monkeypatch):
 
     def put(answer=model):
         backend = MemoryBackend(answer)
-        monkeypatch.setattr("selftrain.annotation.building.build_backend", lambda section: backend)
+        monkeypatch.setattr("selftrain.vlm_panel.build_backend", lambda section: backend)
         return backend
 
     return put

@@ -18,6 +18,7 @@ from agents.criticizer.strategies import STRATEGIES
 from agents.criticizer.wording import Wording
 from agents.errors import TokenCapError
 from agents.vlm.brief import Brief
+from agents.vlm.inquiry import Inquiry
 from agents.vlm.store import AnswerStore
 from selftrain.act.criticism import FILE, LoopCriticizer, build_criticizer
 from selftrain.act.ledger import LEDGER, ReviewLedger
@@ -64,7 +65,7 @@ class Doubter:
 
 def criticizer_of(folder, model, *, cap=None):
     store = AnswerStore(folder.parent / "answers.sqlite")
-    desk = Desk(model, store, run=str(folder), opener=None, token_cap=cap)
+    desk = Desk(Inquiry(model, store, run=str(folder), token_cap=cap), opener=None)
     posts = {post.id: post for post in make_corpus(pool=60).posts}
     way = Criticizer(Wording(BRIEF), "log_probability")
     return LoopCriticizer(desk, way, posts, RunFolder(folder), store)
