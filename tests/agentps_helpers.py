@@ -51,6 +51,11 @@ def picture(color, size=(90, 60)):
     return Image.new("RGB", size, color)
 
 
+def tiny_embedded():
+    """The embedded model with a small random language model."""
+    return tiny_mllm(deepcopy(_tokenizer()))
+
+
 def llava_onevision(album="images", spare=SPARE_ROWS):
     """LLaVA-OneVision as it is saved: more rows in the table than tokens."""
     from transformers import (
@@ -158,7 +163,7 @@ def drawn_posts(count, seed=0):
 
 def built_model(variant="agentps", seed=0, **kinds):
     made = Architecture(variant=variant, rank=4, alpha=8, hidden=16, max_tokens=96, seed=seed, **kinds)
-    return assemble(made, questionnaire(TASK, variant), tiny_mllm())
+    return assemble(made, questionnaire(TASK, variant), tiny_embedded())
 
 
 RECIPE = """

@@ -149,8 +149,12 @@ def _drawn_posts(count: int) -> list[Example]:
     ]
 
 
-def tiny_mllm() -> Mllm:
-    """The embedded model's shape with a random language model of four narrow layers."""
+def tiny_mllm(tokenizer: Any = None) -> Mllm:  # noqa: ANN401 -- of transformers
+    """The embedded model's shape with a random language model of four narrow layers.
+
+    Args:
+        tokenizer: SmolLM2's, which is changed; None loads it, which takes seconds.
+    """
     from backbones.mllm.embedded import from_parts
     from backbones.smollm2 import load_tokenizer
     from backbones.torchvision_compat import ensure_torchvision
@@ -158,7 +162,7 @@ def tiny_mllm() -> Mllm:
     ensure_torchvision()
     from transformers import LlamaConfig, LlamaModel
 
-    tokenizer = load_tokenizer()
+    tokenizer = load_tokenizer() if tokenizer is None else tokenizer
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(

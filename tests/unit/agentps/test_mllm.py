@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agentps_helpers import SPARE_ROWS, llava_onevision, picture, qwen25_vl
+from agentps_helpers import SPARE_ROWS, llava_onevision, picture, qwen25_vl, tiny_embedded
 
 from backbones.errors import PromptError
 from backbones.mllm.adapters import adapt, merge, trained_names
 from backbones.mllm.answer_token import ANSWER_TOKEN, defuse
 from backbones.mllm.answering import AnsweringModel, answer_positions, last_positions
 from backbones.mllm.base import Prompt, Wording
-from selftrain.bench.agentps_speed import tiny_mllm
 
 WORDING = Wording("Post:", ("Is there a face?", "Is it a joke?"), "Is it harmful?")
 PROMPTS = [
@@ -20,7 +19,7 @@ PROMPTS = [
     Prompt("two pictures", [picture("blue"), picture("green")]),
 ]
 FAMILIES = {
-    "embedded": lambda: (tiny_mllm(), None, None),
+    "embedded": lambda: (tiny_embedded(), None, None),
     "llava": llava_onevision,
     "llava, as a video": lambda: llava_onevision("video"),
     "qwen": qwen25_vl,
@@ -109,7 +108,7 @@ def test_last_positions_of_both_sides():
 def test_variants_read_where_they_should():
     plain = Wording("Post:", (), "Is it harmful?")
     for variant, heads in (("vanilla", 1), ("multitask", 3)):
-        model, reader = answering(tiny_mllm(), variant, wording=plain)
+        model, reader = answering(tiny_embedded(), variant, wording=plain)
         inputs = reader.read(PROMPTS)
         assert reader.answer_id not in inputs["input_ids"]
         states = torch.randn(
