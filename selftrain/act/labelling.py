@@ -199,12 +199,13 @@ def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
         ManifestError: The manifest cannot be read any more.
         LedgerError, RunStateError: The folder cannot be read.
     """
-    from selftrain.act.ledger import LEDGER, ReviewLedger
+    from selftrain.act.ledger import LEDGER
+    from selftrain.act.open_ledger import OpenLedger
     from selftrain.act.outcome import label_errors, outcome
     from selftrain.data.manifest import read_manifest
     from selftrain.errors import EstimateError
 
-    ledger = ReviewLedger(folder.path / LEDGER)
+    ledger = OpenLedger(folder.path / LEDGER)
     try:
         found = outcome(ledger, BATCH)
         waiting = len(ledger.waiting())

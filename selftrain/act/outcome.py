@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from selftrain.act.budget import filled
 from selftrain.act.estimate import ErrorEstimate, label_error, label_error_by
-from selftrain.act.ledger import ReviewLedger
+from selftrain.act.open_ledger import OpenLedger
 from selftrain.errors import EstimateError
 
 FloatArray = npt.NDArray[np.float64]
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
         return tuple(machine if human is None else human for human, machine in pairs)
 
 
-def outcome(ledger: ReviewLedger, batch: str) -> Outcome:
+def outcome(ledger: OpenLedger, batch: str) -> Outcome:
     """What a batch has come to so far.
 
     Raises:

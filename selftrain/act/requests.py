@@ -176,9 +176,9 @@ def request_reviews(
 
 def _known(path: Path) -> dict[str, list[str]]:
     """Batch -> the posts that it sent to review."""
-    from selftrain.act.ledger import ReviewLedger
+    from selftrain.act.open_ledger import OpenLedger
 
-    ledger = ReviewLedger(path)
+    ledger = OpenLedger(path)
     try:
         return {batch: ledger.drawn(batch) for batch in ledger.batches()}
     finally:

@@ -229,10 +229,11 @@ def _with_reviews(found: Gathered, run: Path, batch: str, posts: Mapping[str, Po
 
 def _reviewed(run: Path, batch: str) -> Outcome:
     """A batch of the run's ledger, once every post drawn has its answer."""
-    from selftrain.act.ledger import LEDGER, ReviewLedger
+    from selftrain.act.ledger import LEDGER
+    from selftrain.act.open_ledger import OpenLedger
     from selftrain.act.outcome import outcome
 
-    ledger = ReviewLedger(run / LEDGER)
+    ledger = OpenLedger(run / LEDGER)
     try:
         if batch not in ledger.batches():
             raise RecipeError(f"data.reviews is {batch!r}; expected one of {ledger.batches()}")

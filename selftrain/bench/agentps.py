@@ -89,7 +89,7 @@ def paired(figures: Figures, n: int, base: str, others: Sequence[str]) -> Iterat
             differences = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
             if differences:
                 spread = f" ± {stdev(differences):.4f}" if len(differences) > 1 else ""
-                seeds = f"n={n} ({len(differences)} seeds)"
+                seeds = f"n={n} ({len(differences)} seed{'s' * (len(differences) > 1)})"
                 yield f"{method} - {base}  {metric:<24} {fmean(differences):+.4f}{spread}  {seeds}"
 
 

@@ -66,11 +66,12 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
         LedgerError: The run has no ledger, or it cannot be read.
         ExchangeError: A post's row is gone from the run's manifests: there is nothing to show.
     """
-    from selftrain.act.ledger import LEDGER, ReviewLedger
+    from selftrain.act.ledger import LEDGER
+    from selftrain.act.open_ledger import OpenLedger
     from selftrain.run.posts import find_posts
 
     folder.recipe()  # no run folder: said before anything else
-    ledger = ReviewLedger(folder.path / LEDGER)
+    ledger = OpenLedger(folder.path / LEDGER)
     try:
         batch_of = {post_id: batch for batch in ledger.batches() for post_id in ledger.drawn(batch)}
         chosen = list(batch_of) if everything else ledger.waiting()

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from selftrain.act.ledger import ReviewLedger
+from selftrain.act.open_ledger import OpenLedger
 from selftrain.act.review.material import Material
 from selftrain.act.reviews import Decision, Leased, Progress, Review, agreement_of
 from selftrain.errors import DecisionError, EstimateError
@@ -198,7 +199,7 @@ class Desk:
         }
 
 
-def estimates(ledger: ReviewLedger) -> list[Json]:
+def estimates(ledger: OpenLedger) -> list[Json]:
     """The label error of every batch with its 95 % interval, or in words why there is none.
 
     Raises:

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from selftrain import atomic
 from selftrain.act.labelling import LabelFolder
 from selftrain.act.ledger import LEDGER, ReviewLedger
+from selftrain.act.open_ledger import OpenLedger
 from selftrain.act.requests import class_names
 from selftrain.act.review.app import build_app
 from selftrain.act.review.desk import Desk
@@ -66,7 +67,7 @@ def open_desk(folder: RunFolder, *, show_opinions: bool = False) -> Desk:
         raise
 
 
-def _own_material(folder: RunFolder, ledger: ReviewLedger) -> Material:
+def _own_material(folder: RunFolder, ledger: OpenLedger) -> Material:
     """What is shown of the ledger's posts, which are this run's."""
     classes, material = class_names(folder), Material(folder)
     another = f"{ledger.path} is the ledger of another run"
