@@ -188,7 +188,7 @@ def test_what_to_measure_has_to_be_said_where_the_manifest_has_splits(place, mod
     rows = [row | {"split": "train" if i % 3 else "test"} for i, row in enumerate(rows)]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = ("agentps", "evaluate", model, manifest, "--out", place / "split")
-    assert "20 test, 40 labelled; say which to measure" in refused(*args)
+    assert "20 test, 40 train; say which to measure" in refused(*args)
     done = selftrain(*args, "--split", "test")
     assert done.returncode == 0, done.stderr
     figures = json.loads((place / "split" / "metrics.json").read_text())["questions"]
