@@ -44,7 +44,7 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         PromptError, StoreError: With what to do.
     """
     section = recipe.vlm
-    store = AnswerStore(section.store or out.resolve().parent / STORE)
+    store = store_beside(out, section.store)
     return VlmPanel(
         build_inquiry(section, store, run=str(out.resolve()), progress=progress),
         build_interviewer(recipe, task),
@@ -52,6 +52,15 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         thorough=section.thorough,
         settings=_told(section),
     )
+
+
+def store_beside(path: Path, named: Path | None = None) -> AnswerStore:
+    """The answers paid for so far: in the file that is named, else beside `path`.
+
+    Raises:
+        StoreError: With what to do.
+    """
+    return AnswerStore(named or path.resolve().parent / STORE)
 
 
 def build_desk(

@@ -138,8 +138,7 @@ def build_criticizer(
     """
     from agents.criticizer.asking import Criticizer
     from agents.criticizer.wording import Wording
-    from agents.vlm.store import AnswerStore
-    from selftrain.vlm_panel import STORE, brief_of, build_desk
+    from selftrain.vlm_panel import brief_of, build_desk, store_beside
 
     section = recipe.vlm
     if recipe.human.servers:
@@ -151,7 +150,7 @@ def build_criticizer(
     criticizer = Criticizer(
         wording, recipe.human.strategy, rationale_chars=section.rationale_chars, seed=recipe.seed
     )
-    store = AnswerStore(section.store or out.parent / STORE)
+    store = store_beside(out, section.store)
     desk = build_desk(
         section, store, run=str(out), max_pixels=recipe.data.max_image_pixels, progress=progress
     )

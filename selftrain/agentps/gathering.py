@@ -186,11 +186,11 @@ def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
         if name in (None, "all"):
             return posts
         raise SplitError(f"--split {name}: the manifest has no field `split`; leave the option out")
-    parts = parts_by_column(posts)
-    found = parts | {"train": parts["labelled"], "all": posts}
+    columns = parts_by_column(posts).items()
+    parts = {"train" if kind == "labelled" else kind: part for kind, part in columns}
+    found = parts | {"all": posts}
     if name is None or not found[name]:
-        names = {"labelled": "train"}
-        sizes = ", ".join(f"{len(part):,} {names.get(kind, kind)}" for kind, part in parts.items() if part)
+        sizes = ", ".join(f"{len(part):,} {kind}" for kind, part in parts.items() if part)
         asked = "the manifest's field `split` says" if name is None else f"no post of split {name}: there are"
         raise SplitError(f"{asked} {sizes}; say which to measure, --split test for instance, or --split all")
     return found[name]

@@ -9,12 +9,11 @@ from typing import NamedTuple
 from agents.questions.asking import Questioner
 from agents.questions.panel import QuestionPanel
 from agents.questions.prompts import QuestionPrompts
-from agents.vlm.store import AnswerStore
 from selftrain.data.manifest import MAX_PIXELS
 from selftrain.data.task import Task
 from selftrain.errors import RecipeError
 from selftrain.recipe import VlmSection, load_recipe
-from selftrain.vlm_panel import STORE, brief_of, build_inquiry, opener
+from selftrain.vlm_panel import brief_of, build_inquiry, opener, store_beside
 
 MAX_FAILED = 0.1
 """The largest share of questions without a usable answer, unless the user says otherwise."""
@@ -97,6 +96,6 @@ def build_question_panel(
         rationale_chars=section.rationale_chars, image_side=section.image_side,
         max_images=section.max_images, seed=settings.seed,
     )  # fmt: skip
-    store = AnswerStore(section.store or out.resolve().parent / STORE)
+    store = store_beside(out, section.store)
     inquiry = build_inquiry(section, store, run=str(out.resolve()), progress=progress)
     return QuestionPanel(inquiry, questioner, max_failed=max_failed)

@@ -140,10 +140,9 @@ def read_posts(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[
 @contextmanager
 def _desks(args: argparse.Namespace) -> Iterator[dict[str, Desk]]:
     """Model name -> a desk on its server; two of one name are told apart by their addresses."""
-    from agents.vlm.store import AnswerStore
-    from selftrain.vlm_panel import STORE
+    from selftrain.vlm_panel import store_beside
 
-    store = AnswerStore(args.store or args.manifest.resolve().parent / STORE)
+    store = store_beside(args.manifest, args.store)
     with ExitStack() as stack:
         stack.callback(store.close)
         desks: dict[str, Desk] = {}

@@ -65,10 +65,9 @@ def run_label(args: argparse.Namespace) -> int:
     """
     from agents.criticizer.asking import Annotator, Criticizer
     from agents.criticizer.wording import Wording
-    from agents.vlm.store import AnswerStore
     from selftrain.act.labelling import Drawing, LabelFolder, begin, label
     from selftrain.data.task import load_task
-    from selftrain.vlm_panel import STORE, brief_of
+    from selftrain.vlm_panel import brief_of, store_beside
 
     task = load_task(args.task)
     posts = _unlabelled(args.manifest, task)
@@ -76,7 +75,7 @@ def run_label(args: argparse.Namespace) -> int:
     wording = Wording(brief_of(task))
     with folder.locked(), ExitStack() as stack:
         begin(folder, args.manifest, args.task, _settings(args))
-        store = AnswerStore(args.store or args.manifest.resolve().parent / STORE)
+        store = store_beside(args.manifest, args.store)
         stack.callback(store.close)
         run = f"act label {args.out.resolve()}"
         annotating = desk_of(args.annotator, store, run=run, token_cap=args.token_cap)

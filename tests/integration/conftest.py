@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from browser_helpers import listening
 
 from selftrain.bench.report import FLAGS, chromium
 from selftrain.errors import SelftrainError
-
-DESKTOP = {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +32,13 @@ def browser():
 @pytest.fixture
 def open_page(browser):
     """Opens a file in a context of its own; at the end nothing was said, thrown, asked or fetched."""
-    contexts, noise, fetched, refused = [], [], [], []
+    with listening(browser) as pages:
 
-    def open_(file, **options):
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: fetched.append(request.url))
-        page.on("requestfailed", lambda request: refused.append((request.url, request.failure)))
-        page.goto(file.as_uri())
-        return page
+        def open_(file, **options):
+            return pages.open(file.as_uri(), **options)
 
-    open_.noise, open_.fetched, open_.refused = noise, fetched, refused
-    yield open_
-    for context in contexts:
-        context.close()
-    assert noise == []
-    assert {url.split(":", 1)[0] for url in fetched} <= {"file", "data"}
-    assert all(url.endswith(".html") for url in fetched if url.startswith("file:"))
-    assert refused == []
+        open_.noise, open_.fetched, open_.refused = pages.noise, pages.fetched, pages.refused
+        yield open_
+    assert {url.split(":", 1)[0] for url in pages.fetched} <= {"file", "data"}
+    assert all(url.endswith(".html") for url in pages.fetched if url.startswith("file:"))
+    assert pages.refused == []

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
+from browser_helpers import DESKTOP
 from report_helpers import CONTROLS, MARKUP
 
 from selftrain.agentps.report import write_report
@@ -21,7 +22,7 @@ sync_api = pytest.importorskip(
 expect = sync_api.expect
 
 POSTS = 130
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 760}
+PHONE = {"width": 360, "height": 760}
 ROWS = "#case-rows > tr"
 
 

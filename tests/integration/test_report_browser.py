@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from browser_helpers import DESKTOP
 from report_helpers import HOSTILE, PLAIN, made, trust
 
 from selftrain.bench.synthetic_run import synthetic_run
@@ -24,7 +25,7 @@ sync_api = pytest.importorskip(
 expect = sync_api.expect
 
 VERDICTS, LARGE = 450, 10_000
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 760}
+PHONE = {"width": 375, "height": 760}
 ROWS = "#list > li"
 
 

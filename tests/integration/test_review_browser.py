@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from browser_helpers import listening
 from report_helpers import HOSTILE
 from review_helpers import Server, labelling_of, review_of
 
@@ -48,27 +49,19 @@ def serve(tmp_path):
 @pytest.fixture
 def visit(browser):
     """Opens a review as somebody; at the end nothing was said, thrown, asked for elsewhere."""
-    contexts, noise, fetched = [], [], []
+    with listening(browser) as pages:
 
-    def visit_(server, name="ann", **options):
-        context = browser.new_context(**{"viewport": DESKTOP, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: noise.append(message.text))
-        page.on("pageerror", lambda error: noise.append(str(error)))
-        page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: fetched.append(request.url))
-        page.goto(f"{server.origin}/?token={server.token}" + (f"&reviewer={name}" if name else ""))
-        if name:
-            expect(page.locator("#post-number, #end-title").locator("visible=true")).to_be_visible()
-        return page
+        def visit_(server, name="ann", **options):
+            reviewer = f"&reviewer={name}" if name else ""
+            options = {"viewport": DESKTOP, **options}
+            page = pages.open(f"{server.origin}/?token={server.token}{reviewer}", **options)
+            if name:
+                expect(page.locator("#post-number, #end-title").locator("visible=true")).to_be_visible()
+            return page
 
-    visit_.noise, visit_.fetched = noise, fetched
-    yield visit_
-    for context in contexts:
-        context.close()
-    assert noise == []
-    assert {re.match(r"\w+://[^:/]+", url)[0] for url in fetched} <= {"http://127.0.0.1"}
+        visit_.noise, visit_.fetched = pages.noise, pages.fetched
+        yield visit_
+    assert {re.match(r"\w+://[^:/]+", url)[0] for url in pages.fetched} <= {"http://127.0.0.1"}
 
 
 def shown_id(page):
