@@ -51,7 +51,7 @@ lint: $(INSTALLED_MODEL)
 	$(BIN)/mypy
 
 bench: $(INSTALLED_DEV)
-	$(BIN)/selftrain bench $(ARGS)
+	$(BIN)/python -m runs.bench $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,31 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .errors import AgentError as AgentError
-    from .errors import JudgmentError as JudgmentError
-    from .errors import LearningError as LearningError
-    from .errors import NotLearnedError as NotLearnedError
-    from .errors import ReplayError as ReplayError
-    from .errors import ReviewError as ReviewError
-    from .errors import SimulationError as SimulationError
-    from .judgment import Accepted as Accepted
-    from .judgment import Agent as Agent
-    from .judgment import Candidate as Candidate
-    from .judgment import Judgment as Judgment
-    from .judgment import LabelledPost as LabelledPost
-    from .judgment import Learner as Learner
-    from .judgment import PostLike as PostLike
-    from .judgment import State as State
-    from .judgment import Verdict as Verdict
-    from .offline import OfflineAgent as OfflineAgent
-    from .offline import offline_agents as offline_agents
-    from .replayed import ReplayedAgent as ReplayedAgent
-    from .replayed import replayed_agents as replayed_agents
-    from .review import AgentPanel as AgentPanel
-    from .review import Panel as Panel
-    from .simulated import SimulatedAgent as SimulatedAgent
-    from .simulated import symmetric as symmetric
-    from .trust import Trust as Trust
+    from agents.errors import AgentError as AgentError
+    from agents.errors import JudgmentError as JudgmentError
+    from agents.errors import LearningError as LearningError
+    from agents.errors import NotLearnedError as NotLearnedError
+    from agents.errors import ReplayError as ReplayError
+    from agents.errors import ReviewError as ReviewError
+    from agents.errors import SimulationError as SimulationError
+    from agents.judgment import Accepted as Accepted
+    from agents.judgment import Agent as Agent
+    from agents.judgment import Candidate as Candidate
+    from agents.judgment import Judgment as Judgment
+    from agents.judgment import LabelledPost as LabelledPost
+    from agents.judgment import Learner as Learner
+    from agents.judgment import PostLike as PostLike
+    from agents.judgment import State as State
+    from agents.judgment import Verdict as Verdict
+    from agents.offline.offline_agent import OfflineAgent as OfflineAgent
+    from agents.offline.offline_agent import offline_agents as offline_agents
+    from agents.panel import AgentPanel as AgentPanel
+    from agents.panel import Panel as Panel
+    from agents.replayed import ReplayedAgent as ReplayedAgent
+    from agents.replayed import replayed_agents as replayed_agents
+    from agents.simulated import SimulatedAgent as SimulatedAgent
+    from agents.simulated import symmetric as symmetric
+    from agents.trust import Trust as Trust
 
 # the functions `review` and `trust` live in modules of the same names: `from agents.trust import trust`
 _HOME = {
@@ -53,12 +53,12 @@ _HOME = {
     "PostLike": "judgment",
     "State": "judgment",
     "Verdict": "judgment",
-    "OfflineAgent": "offline",
-    "offline_agents": "offline",
+    "OfflineAgent": "offline.offline_agent",
+    "offline_agents": "offline.offline_agent",
     "ReplayedAgent": "replayed",
     "replayed_agents": "replayed",
-    "AgentPanel": "review",
-    "Panel": "review",
+    "AgentPanel": "panel",
+    "Panel": "panel",
     "SimulatedAgent": "simulated",
     "symmetric": "simulated",
     "Trust": "trust",

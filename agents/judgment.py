@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from .errors import JudgmentError
-from .records import checked, rounded
+from agents.errors import JudgmentError
+from agents.records import checked, rounded
 
 
 class PostLike(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .judgment import Candidate, Judgment
+from agents.judgment import Candidate, Judgment
 
 
 def first_words(label: str | None, probability: float | None, details: Mapping[str, Any]) -> str:

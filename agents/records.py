@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import JudgmentError
+from agents.errors import JudgmentError
 
 DECIMALS = 6
 """Decimal places of every float in a record."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import JudgmentError, ReplayError
-from .judgment import Candidate, Judgment, PostLike, State, Verdict
+from agents.errors import JudgmentError, ReplayError
+from agents.judgment import Candidate, Judgment, PostLike, State, Verdict
 
 
 class ReplayedAgent:

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .errors import SimulationError
-from .judgment import Candidate, Judgment, PostLike, State
+from agents.errors import SimulationError
+from agents.judgment import Candidate, Judgment, PostLike, State
 
 SOURCE = "simulated"
 

@@ -9,12 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from .errors import JudgmentError
-from .judgment import Judgment, LabelledPost, State
-from .records import rounded
-from .review import Panel
+from agents.errors import JudgmentError, UntrustedError
+from agents.judgment import Judgment, LabelledPost, State
+from agents.panel import Panel
+from agents.records import rounded
 
 Z = 1.959963984540054
 """97.5 % point of the normal distribution: intervals are at 95 %."""
@@ -214,3 +214,42 @@ def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None
         / len(pairs) ** 2
     )
     return None if chance == 1 else (agree - chance) / (1 - chance)
+
+
+NearChance = Literal["stop", "go on"]
+
+
+def examine(panel: Panel, labelled: Sequence[LabelledPost], near_chance: NearChance) -> dict[str, Any]:
+    """The agents' figures on the labelled posts, as JSON values; see `Trust.to_json`.
+
+    Args:
+        panel: Has learned from `labelled` already.
+        labelled: Posts of known label.
+        near_chance: What to do about an agent that may be guessing.
+
+    Raises:
+        UntrustedError: An agent is near chance and the recipe does not say "go on".
+    """
+    figures = trust(panel, labelled)
+    guessing = [role for role, agent in figures.agents.items() if agent.near_chance]
+    if guessing and near_chance == "stop":
+        raise UntrustedError(_advice(figures, guessing, len(labelled)))
+    return figures.to_json()
+
+
+def _advice(figures: Trust, guessing: Sequence[str], posts: int) -> str:
+    chance = 1 / max(len(agent.confusion) for agent in figures.agents.values())
+    lines = []
+    for role in guessing:
+        agent = figures.agents[role]
+        value, low, high = agent.balanced
+        lines.append(
+            f"  {role}: balanced accuracy {value:.2f} ({low:.2f} to {high:.2f}) on {posts} labelled posts,"
+            f" {agent.answered} of them answered; {chance:.2f} is guessing"
+        )
+    return (
+        "near chance on posts of known label:\n" + "\n".join(lines) + "\nTheir word is worth nothing here,"
+        " so nothing of the pool was judged. Try a stronger model, say more in the task's policy, look at a"
+        " prompt with `selftrain prompts RECIPE --post ID`, or label more posts if the interval is merely"
+        ' wide. To go on all the same: agents.near_chance = "go on"'
+    )

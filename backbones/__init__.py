@@ -23,7 +23,7 @@ def load_backbone(name: str, **options: Any) -> Backbone:  # noqa: ANN401 -- eac
         WeightsError: the weights are missing, damaged, or of another architecture.
     """
     if name == "embedded":
-        from backbones.embedded import EmbeddedBackbone
+        from backbones.minilm_efficientnet import EmbeddedBackbone
 
         return EmbeddedBackbone(**options)
     if name == "clip":

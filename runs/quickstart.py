@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from selftrain.data.drawn import draw_posts
-from selftrain.start import start
+from selftrain.run import start
 
 HERE = Path(__file__).resolve().parent
 

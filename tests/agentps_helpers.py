@@ -14,9 +14,9 @@ from PIL import Image
 from backbones.mllm.hub import from_parts
 from backbones.smollm2 import load_tokenizer
 from backbones.torchvision_compat import ensure_torchvision
+from runs.bench.agentps_speed import tiny_mllm
 from selftrain.agentps.architecture import Architecture, assemble
 from selftrain.agentps.questions import questionnaire
-from selftrain.bench.agentps_speed import tiny_mllm
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task

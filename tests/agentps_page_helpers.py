@@ -12,7 +12,6 @@ from unittest import mock
 import numpy as np
 from PIL import Image, ImageDraw
 
-from selftrain import atomic
 from selftrain.agentps import evaluation, folder
 from selftrain.agentps.examples import example
 from selftrain.agentps.prediction import answers_row
@@ -20,6 +19,7 @@ from selftrain.agentps.questions import questionnaire
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task
+from selftrain.store import atomic
 
 TWO = Task(
     name="offensive-memes",

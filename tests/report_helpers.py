@@ -6,7 +6,7 @@ import json
 
 from PIL import Image
 
-from selftrain.run.folder import RunFolder
+from selftrain.store.run_dir import RunFolder
 
 # what each place of a run may hold at its worst; a file's name can have no slash
 MARKUP = (

@@ -12,13 +12,13 @@ from pathlib import Path
 from PIL import Image
 from report_helpers import PLAIN, figures, judgment, lines
 
-from selftrain.act.criticism import FILE as CRITICISMS
-from selftrain.act.labelling import ANNOTATIONS, BATCH, LabelFolder, begin
-from selftrain.act.ledger import LEDGER, ReviewLedger
-from selftrain.act.requests import request_reviews
-from selftrain.act.reviews import Entry
 from selftrain.data.task import Task, TaskClass, dump_task
-from selftrain.run.folder import RunFolder
+from selftrain.review.criticism import FILE as CRITICISMS
+from selftrain.review.items import Entry
+from selftrain.review.labelling import ANNOTATIONS, BATCH, LabelFolder, begin
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.requests import request_reviews
+from selftrain.store.run_dir import RunFolder
 
 CHECKOUT = Path(__file__).parents[1]
 WORDS = PLAIN | {"agent": "reviewer", "rationale": "because of the lantern"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from backbones.embedded import IMAGE_SHA256, image_tower
+from backbones.minilm_efficientnet import IMAGE_SHA256, image_tower
 from backbones.mllm.answer_token import add_answer_token
 from backbones.mllm.answering import answer_positions
 from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from selftrain.bench.report import FLAGS, chromium
+from runs.bench.report import FLAGS, chromium
 
 HERE = Path(__file__).parent
 REVIEW = {"width": 1280, "height": 760}

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agents.criticizer.asking import Annotation, Annotator, Criticizer
-from agents.criticizer.desk import Desk
-from agents.criticizer.wording import Wording
+from agents.ask.criticizer.asking import Annotation, Annotator, Criticizer
+from agents.ask.criticizer.desk import Desk
+from agents.ask.criticizer.wording import Wording
 from agents.judgment import LabelledPost
 from agents.trust import Interval, wilson
 from selftrain.act.scoring import AnnotatorScore, CriticizerScore, annotator_score, criticizer_score

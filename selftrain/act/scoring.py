@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from agents.criticizer.asking import Annotation, Criticism
+from agents.ask.criticizer.asking import Annotation, Criticism
 from agents.trust import Interval, wilson
 from selftrain.act.budget import filled
-from selftrain.act.metrics import abs_score
+from selftrain.act.quality_gap import abs_score
 
 RESAMPLES = 1000
 
@@ -42,10 +42,10 @@ class CriticizerScore(NamedTuple):
 
     Attributes:
         model: Its name.
-        strategy: See `agents.criticizer.strategies`.
+        strategy: See `agents.ask.criticizer.strategies`.
         auc: Of its estimates for wrong against right labels, with its bootstrap interval; None where no
             label, or every label, is wrong.
-        abs: ABS, see `selftrain.act.metrics`; None where no label is wrong.
+        abs: ABS, see `selftrain.act.quality_gap`; None where no label is wrong.
         mean_error: Mean estimate: what the criticizer takes the error share for.
         missing: Posts without an estimate; they count with the mean of the others.
         tokens: As for annotators.

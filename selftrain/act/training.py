@@ -1,6 +1,6 @@
 """A head for K classes, trained on feature rows with the ACT loss, calibrated, saved and loaded.
 
-It reads rows as the loop's head does (`selftrain.classifier`), and is kept beside it: that one has one logit
+It reads rows as the loop's head does (`models.classifier`) and is kept beside it: that one has one logit
 and learns from divergent posts, this one has K and learns from machine and human labels.
 
 Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a feature row, ``K`` classes.
@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from losses.act import act_cross_entropy
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.head import Head, HeadSettings, Progress, Scaling, descend
-from selftrain.metrics import macro_f1_of_classes
-from selftrain.model_file import read_model, write_model
+from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
+from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.model_file import read_model, write_model
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -131,7 +131,7 @@ def train_classes(
         validation_rows: [V, D].
         validation_labels: [V], trusted.
         classes: K names, in the order of the indices.
-        scaling: Of the rows, see `selftrain.classifier.fit_scaling`.
+        scaling: Of the rows, see `selftrain.models.classifier.fit_scaling`.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
         power: lambda of the ACT loss.

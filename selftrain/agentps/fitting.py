@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selftrain import atomic
 from selftrain.agentps import evaluation, folder
 from selftrain.agentps.architecture import Built, build
 from selftrain.agentps.examples import Example, examples, known_counts
@@ -20,6 +19,7 @@ from selftrain.agentps.training import PROGRESS, Outcome, train
 from selftrain.agentps.weights import load_weights
 from selftrain.data.task import dump_task
 from selftrain.errors import DataError, TrainingError
+from selftrain.store import atomic
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -135,7 +135,7 @@ def _begin(out: Path, recipe: AgentPSRecipe, found: Gathered, built: Built, post
     """What the folder says before the first step."""
     import tomli_w
 
-    from selftrain.run.folder import without_none
+    from selftrain.store.run_dir import without_none
 
     known = known_counts(posts)
     for asked, count in zip(built.asked.process, known, strict=False):

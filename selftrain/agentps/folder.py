@@ -19,12 +19,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain import atomic
 from selftrain.agentps.architecture import Architecture, Built, build, from_json
 from selftrain.agentps.questions import Questionnaire
 from selftrain.agentps.weights import load_weights
 from selftrain.data.task import Task, dump_task, load_task
 from selftrain.errors import ModelError
+from selftrain.store import atomic
 
 Json = dict[str, Any]
 ABOUT, TASK, WEIGHTS, VALIDATION, METRICS = (

@@ -18,10 +18,10 @@ from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column
 from selftrain.data.task import Task, load_task
 from selftrain.errors import DataError, QuarantineError, RecipeError, SplitError
-from selftrain.run.folder import RunFolder, read_jsonl
+from selftrain.store.run_dir import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
-    from selftrain.act.outcome import Outcome
+    from selftrain.review.estimates import Outcome
 
 Json = dict[str, Any]
 
@@ -117,7 +117,7 @@ def stream_posts(path: Path, quarantine: list[Json], section: DataSection) -> It
 
 def _of_run(section: DataSection) -> Gathered:
     """The grown dataset to train on, the run's own validation posts to validate on."""
-    from selftrain.run.scores import FILE
+    from selftrain.store.scores import FILE
 
     assert section.run is not None
     folder = RunFolder(section.run)
@@ -229,9 +229,9 @@ def _with_reviews(found: Gathered, run: Path, batch: str, posts: Mapping[str, Po
 
 def _reviewed(run: Path, batch: str) -> Outcome:
     """A batch of the run's ledger, once every post drawn has its answer."""
-    from selftrain.act.ledger import LEDGER
-    from selftrain.act.open_ledger import OpenLedger
-    from selftrain.act.outcome import outcome
+    from selftrain.review.estimates import outcome
+    from selftrain.review.ledger import LEDGER
+    from selftrain.review.open_ledger import OpenLedger
 
     ledger = OpenLedger(run / LEDGER)
     try:

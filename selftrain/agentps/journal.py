@@ -68,7 +68,7 @@ class Journal:
 
 def _keep(file: Path, step: int) -> None:
     """Drop the lines of steps from `step` on, and a line that was cut off."""
-    from selftrain import atomic
+    from selftrain.store import atomic
 
     if not file.exists():
         return

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from backbones.mllm.adapters import merge
-from selftrain import atomic
 from selftrain.agentps.folder import TASK, Loaded
 from selftrain.data.task import dump_task
 from selftrain.errors import ModelError
+from selftrain.store import atomic
 
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's

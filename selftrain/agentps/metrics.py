@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from selftrain.metrics import macro_f1_of_classes, steps
+from selftrain.models.metrics import macro_f1_of_classes, steps
 
 Floats = npt.NDArray[np.float64]
 Truths = npt.NDArray[np.bool_]

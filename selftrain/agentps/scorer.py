@@ -13,14 +13,14 @@ from selftrain.agentps.prediction import prediction_row
 from selftrain.agentps.questions import FINAL
 from selftrain.agentps.scoring import score
 from selftrain.data.posts import Post
-from selftrain.run.folder import read_jsonl
-from selftrain.serving.scorer import PostScore, ScoreFailure, ValidationScores
+from selftrain.models.scorer import PostScore, ScoreFailure, ValidationScores
+from selftrain.store.run_dir import read_jsonl
 
 BATCH = 16
 
 
 class AgentPSScorer:
-    """See `selftrain.serving.scorer.Scorer`.
+    """See `selftrain.models.scorer.Scorer`.
 
     Args:
         loaded: The model.

@@ -15,9 +15,9 @@ import torch
 
 from backbones.mllm.answering import AnsweringModel
 from backbones.mllm.base import Inputs, to_device
+from selftrain._util.prefetch import ahead, threads_for
 from selftrain.agentps.examples import Example
 from selftrain.agentps.prompts import Collator, Unread
-from selftrain.ahead import ahead, threads_for
 from selftrain.errors import TrainingError
 
 _Readable = tuple[Inputs | None, list[int], list[Unread]]

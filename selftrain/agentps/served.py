@@ -23,12 +23,12 @@ from torch import Tensor
 
 from backbones.mllm.answering import AnswerHeads, answer_positions
 from backbones.mllm.base import Prompt, Reader
+from selftrain._util.prefetch import ahead
 from selftrain.agentps.architecture import Architecture, from_json
 from selftrain.agentps.examples import Example
 from selftrain.agentps.merging import HEADS, MERGED
 from selftrain.agentps.questions import Questionnaire, questionnaire
 from selftrain.agentps.scoring import ScoredPost
-from selftrain.ahead import ahead
 from selftrain.data.task import load_task
 from selftrain.errors import ModelError, ServingError
 

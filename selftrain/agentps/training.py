@@ -18,12 +18,12 @@ from torch import Tensor
 
 from backbones.mllm.base import Inputs, to_device
 from losses.process import process_loss
+from selftrain._util.prefetch import ahead, threads_for
 from selftrain.agentps.examples import Example
 from selftrain.agentps.journal import Journal
 from selftrain.agentps.prompts import Collator, stack_targets
 from selftrain.agentps.steps import IntArray, Order, Step
 from selftrain.agentps.weights import Progress, load_progress, save_progress, save_weights, trained
-from selftrain.ahead import ahead, threads_for
 from selftrain.errors import NonFiniteLossError, TrainingError
 
 if TYPE_CHECKING:

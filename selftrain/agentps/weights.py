@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.mllm.adapters import trained_names
-from selftrain import atomic
 from selftrain.errors import ModelError
+from selftrain.store import atomic
 
 Json = dict[str, Any]
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.questions.panel import ToAsk
+from agents.ask.questions.panel import ToAsk
 from selftrain.annotation.answers import Answer, filled, read_given
 from selftrain.annotation.plan import Planned, choose, plan
 from selftrain.annotation.report import Report, report
-from selftrain.atomic import write_json
 from selftrain.data.manifest import ManifestReport, enforce, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.task import Question, Task, load_task
 from selftrain.errors import ManifestError
+from selftrain.store.atomic import write_json
 
 if TYPE_CHECKING:
-    from agents.questions.panel import QuestionPanel
+    from agents.ask.questions.panel import QuestionPanel
     from selftrain.annotation.building import Settings
 
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from agents.ask.questions.asking import Given
 from agents.judgment import State
-from agents.questions.asking import Given
 from agents.records import rounded
 from selftrain.data.posts import Post
 from selftrain.data.task import Question

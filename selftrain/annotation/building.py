@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from agents.questions.asking import Questioner
-from agents.questions.panel import QuestionPanel
-from agents.questions.prompts import QuestionPrompts
+from selftrain.config import VlmSection, load_recipe
 from selftrain.data.manifest import MAX_PIXELS
-from selftrain.data.task import Task
 from selftrain.errors import RecipeError
-from selftrain.recipe import VlmSection, load_recipe
-from selftrain.vlm_panel import brief_of, build_inquiry, opener, store_beside
 
 MAX_FAILED = 0.1
 """The largest share of questions without a usable answer, unless the user says otherwise."""
@@ -65,37 +60,3 @@ def settings_of(
             " --server, for instance --server http://127.0.0.1:8000, or a recipe whose [vlm] names one"
         )
     return settings._replace(vlm=section)
-
-
-def build_question_panel(
-    settings: Settings,
-    task: Task,
-    out: Path,
-    *,
-    prompts: Path | None = None,
-    max_failed: float = MAX_FAILED,
-    progress: bool = False,
-) -> QuestionPanel:
-    """The agent; nothing is asked yet.
-
-    Args:
-        settings: Of `settings_of`.
-        task: Name, classes and policy.
-        out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
-        prompts: A folder of prompt files that replace the built-in ones.
-        max_failed: The largest share of questions without a usable answer, in [0, 1].
-        progress: Whether to show a bar.
-
-    Raises:
-        PromptError, StoreError: With what to do.
-    """
-    section = settings.vlm
-    questioner = Questioner(
-        QuestionPrompts(brief_of(task), folder=prompts, text_chars=section.text_chars),
-        opener(settings.max_pixels), form=section.form or "reason_first",
-        rationale_chars=section.rationale_chars, image_side=section.image_side,
-        max_images=section.max_images, seed=settings.seed,
-    )  # fmt: skip
-    store = store_beside(out, section.store)
-    inquiry = build_inquiry(section, store, run=str(out.resolve()), progress=progress)
-    return QuestionPanel(inquiry, questioner, max_failed=max_failed)

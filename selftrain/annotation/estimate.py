@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from agents.ask.questions.panel import ToAsk
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
-from agents.questions.panel import ToAsk
 from selftrain.annotation.plan import Planned
 
 if TYPE_CHECKING:
-    from agents.questions.panel import QuestionPanel
+    from agents.ask.questions.panel import QuestionPanel
 
 SAMPLE = 16
 """Posts whose prompts are measured."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from agents.questions.question import Asked
+from agents.ask.questions.question import Asked
 from selftrain.annotation.answers import FINAL, standing
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task

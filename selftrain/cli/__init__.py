@@ -61,7 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
         agentps,
         agents,
         annotate,
-        bench,
         compare,
         data,
         export,
@@ -98,7 +97,6 @@ def build_parser() -> argparse.ArgumentParser:
         review,
         reviews,
         agents,
-        bench,
     ):
         group.add_parsers(subparsers)
     return parser
@@ -115,7 +113,7 @@ def _expected(error: Exception) -> bool:
 
 
 def _print_error(error: Exception) -> None:
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
 
     message = str(error)
     if type(error).__module__ == "builtins" and isinstance(error, OSError):

@@ -15,9 +15,9 @@ from selftrain.cli.reviews import add_audit
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agents.criticizer.desk import Desk
+    from agents.ask.cache import AnswerStore
+    from agents.ask.criticizer.desk import Desk
     from agents.trust import Interval
-    from agents.vlm.store import AnswerStore
     from selftrain.act.choosing import Choice
     from selftrain.act.scoring import AnnotatorScore, CriticizerScore
     from selftrain.data.posts import Post
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
 STRATEGIES = ("plain", "reasoning", "graded", "devils_advocate", "log_probability", "perplexity")
-"""As in `agents.criticizer.strategies`, which is not imported for their names."""
+"""As in `agents.ask.criticizer.strategies`, which is not imported for their names."""
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -83,11 +83,11 @@ def run_choose(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError, or an error of the agents' tree: what was paid for is kept.
     """
-    from agents.criticizer.wording import Wording
-    from selftrain import atomic
+    from agents.ask.criticizer.wording import Wording
     from selftrain.act.choosing import MODES, choose
+    from selftrain.build import brief_of
     from selftrain.data.task import load_task
-    from selftrain.vlm_panel import brief_of
+    from selftrain.store import atomic
 
     task = load_task(args.task)
     labelled, unlabelled = read_posts(args.manifest, task, args.labelled, args.seed)
@@ -140,7 +140,7 @@ def read_posts(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[
 @contextmanager
 def _desks(args: argparse.Namespace) -> Iterator[dict[str, Desk]]:
     """Model name -> a desk on its server; two of one name are told apart by their addresses."""
-    from selftrain.vlm_panel import store_beside
+    from selftrain.build import store_beside
 
     store = store_beside(args.manifest, args.store)
     with ExitStack() as stack:
@@ -161,9 +161,9 @@ def desk_of(server: str, store: AnswerStore, *, run: str, token_cap: int | None)
     Raises:
         ServerRefusedError: An address that is none.
     """
+    from selftrain.build import build_desk
+    from selftrain.config import VlmSection
     from selftrain.data.manifest import MAX_PIXELS
-    from selftrain.recipe import VlmSection
-    from selftrain.vlm_panel import build_desk
 
     address, _, model = server.partition("#")
     section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)
@@ -171,7 +171,7 @@ def desk_of(server: str, store: AnswerStore, *, run: str, token_cap: int | None)
 
 
 def _print(choice: Choice) -> None:
-    from selftrain.cli.drawing import console, plain
+    from selftrain.cli.render import console, plain
 
     shown = console()
     shown.print(plain("annotators, on labelled posts [95 % interval]", "dim"))
@@ -228,7 +228,7 @@ def _table(*columns: str) -> Table:
 
 
 def _row(table: Table, *cells: str) -> None:
-    from selftrain.cli.drawing import plain
+    from selftrain.cli.render import plain
 
     table.add_row(*map(plain, cells))
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from selftrain.cli.act import KEY_VARIABLE, MAX_BAD_ROWS, MAX_BAD_SHARE, STRATEGIES, desk_of
 
 if TYPE_CHECKING:
-    from selftrain.act.labelling import LabelFolder, Labelled
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
+    from selftrain.review.labelling import LabelFolder, Labelled
 
 
 def add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,11 +63,11 @@ def run_label(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError, or an error of the agents' tree: what was paid for is kept.
     """
-    from agents.criticizer.asking import Annotator, Criticizer
-    from agents.criticizer.wording import Wording
-    from selftrain.act.labelling import Drawing, LabelFolder, begin, label
+    from agents.ask.criticizer.asking import Annotator, Criticizer
+    from agents.ask.criticizer.wording import Wording
+    from selftrain.build import brief_of, store_beside
     from selftrain.data.task import load_task
-    from selftrain.vlm_panel import brief_of, store_beside
+    from selftrain.review.labelling import Drawing, LabelFolder, begin, label
 
     task = load_task(args.task)
     posts = _unlabelled(args.manifest, task)
@@ -103,9 +103,9 @@ def run_labels(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError: Nothing is written.
     """
-    from selftrain.act.labelling import LabelFolder, mixed_posts
     from selftrain.data.manifest_writing import write_manifest
     from selftrain.data.task import load_task
+    from selftrain.review.labelling import LabelFolder, mixed_posts
 
     folder = LabelFolder(args.folder)
     posts, waiting, errors = mixed_posts(folder, load_task(Path(folder.recipe()["data"]["task"])))
@@ -144,7 +144,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _tell(folder: LabelFolder, found: Labelled) -> None:
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
 
     print(f"{found.posts:,} posts labelled in {folder.path}")
     if found.unlabelled:

@@ -71,7 +71,7 @@ def run_train(args: argparse.Namespace) -> int:
     """
     from selftrain.agentps.fitting import fit
     from selftrain.agentps.recipe import load_agentps_recipe
-    from selftrain.agentps.report import write_report
+    from selftrain.report.model_page import write_report
 
     task = [] if args.task is None else [f"data.task={json.dumps(str(args.task))}"]
     recipe = load_agentps_recipe(args.recipe, [*task, *args.overrides], source=args.source)
@@ -110,14 +110,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from selftrain import atomic
     from selftrain.agentps import evaluation, folder
     from selftrain.agentps.gathering import of_split, read_posts
     from selftrain.agentps.prediction import answers_row, predict
     from selftrain.agentps.recipe import DataSection
-    from selftrain.agentps.report import write_report
     from selftrain.cli.records import keep_left_out
     from selftrain.data.task import dump_task
+    from selftrain.report.model_page import write_report
+    from selftrain.store import atomic
 
     loaded = _opened(args)
     found, quarantine = read_posts(args.manifest, loaded.task, DataSection())
@@ -198,7 +198,7 @@ def _print_figures(file: Path) -> None:
     """One row a question."""
     from rich.table import Table
 
-    from selftrain.cli.drawing import console
+    from selftrain.cli.render import console
 
     questions = json.loads(file.read_text(encoding="utf-8"))["questions"]
     table = Table(title="figures with 95 % intervals")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-    from agents.serving.process import Ready, Server
+    from agents.vllm.process import Ready, Server
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 COMMANDS = {
@@ -132,9 +132,9 @@ def run_serve(args: argparse.Namespace, extra: Sequence[str]) -> int:
     Raises:
         ServingError: It cannot be started, or ended by itself.
     """
-    from agents.serving.command import serve_command
-    from agents.serving.interpreter import find_interpreter
-    from agents.serving.process import serving
+    from agents.vllm.command import serve_command
+    from agents.vllm.interpreter import find_interpreter
+    from agents.vllm.process import serving
 
     command = serve_command(
         find_interpreter(args.python), args.model, name=args.name, host=args.host, port=args.port,
@@ -163,8 +163,8 @@ def run_check(args: argparse.Namespace) -> int:
     Raises:
         ServerRefusedError: An address that is none.
     """
-    from agents.chat.transport import plain_address
-    from agents.serving.check import check_server
+    from agents.client.transport import plain_address
+    from agents.vllm.check import check_server
 
     key, image, failed = os.environ.get(args.key_variable, ""), not args.text_only, False
     for address in map(plain_address, args.addresses):
@@ -223,7 +223,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
 
     # what a server says is data
     print("\n".join(map(printable, text.split("\n"))), flush=True)

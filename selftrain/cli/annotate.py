@@ -60,8 +60,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def run_annotate(args: argparse.Namespace) -> int:
     """Asks and writes, or tells what it would cost."""
     from selftrain.annotation.annotate import annotate, prepare
-    from selftrain.annotation.building import MAX_FAILED, build_question_panel, settings_of
+    from selftrain.annotation.building import MAX_FAILED, settings_of
     from selftrain.annotation.estimate import estimate
+    from selftrain.build import build_question_panel
     from selftrain.errors import RecipeError
 
     if args.overrides and args.recipe is None:
@@ -117,8 +118,8 @@ def run_tasks(args: argparse.Namespace) -> int:
 
 def _print_set_aside(prepared: Prepared) -> None:
     """Rows that will not be in the manifest that is written: to be known before it is paid for."""
+    from selftrain._util.printable import printable
     from selftrain.data.manifest import describe
-    from selftrain.printable import printable
 
     if problems := prepared.manifest.problems:
         print(f"{len(problems):,} rows are set aside and will not be written:")
@@ -127,8 +128,8 @@ def _print_set_aside(prepared: Prepared) -> None:
 
 
 def _print_annotated(done: Annotated, prepared: Prepared) -> None:
-    from selftrain.cli.drawing import console
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
+    from selftrain.cli.render import console
 
     told, spent = done.report, done.spending
     shown = console()
@@ -153,7 +154,7 @@ def _print_annotated(done: Annotated, prepared: Prepared) -> None:
 def _answers_table(told: Report) -> object:
     from rich.table import Table
 
-    from selftrain.cli.drawing import plain
+    from selftrain.cli.render import plain
 
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("question")
@@ -172,7 +173,7 @@ def _known_table(told: Report) -> object:
     from rich.table import Table
 
     from selftrain.annotation.figures import mean
-    from selftrain.cli.drawing import plain
+    from selftrain.cli.render import plain
 
     table = Table(title="where the answer is known", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("question")
@@ -193,7 +194,7 @@ def _known_table(told: Report) -> object:
 
 
 def _known_cells(one: QuestionReport) -> Sequence[str]:
-    from selftrain.cli.drawing import number
+    from selftrain.cli.render import number
 
     known = one.known
     assert known is not None
@@ -206,7 +207,7 @@ def _known_cells(one: QuestionReport) -> Sequence[str]:
 
 
 def _mean_cells(averaged: Mean) -> Sequence[str]:
-    from selftrain.cli.drawing import number
+    from selftrain.cli.render import number
 
     return (
         "", f"{averaged.missing:.1%}", number(averaged.accuracy), "", "", number(averaged.macro_f1),

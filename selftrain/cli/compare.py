@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selftrain.run.compare import Comparison
-    from selftrain.run.intervals import Estimate
+    from selftrain.models.intervals import Estimate
+    from selftrain.report.compare import Comparison
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,12 +31,12 @@ def run_compare(args: argparse.Namespace) -> int:
         RunStateError: No run folder, no finished round in it, or a damaged one.
         StorageError: The page cannot be written.
     """
-    from selftrain.run.compare import compare, to_json
-    from selftrain.run.folder import RunFolder
+    from selftrain.report.compare import compare, to_json
+    from selftrain.store.run_dir import RunFolder
 
     comparison = compare([RunFolder(path) for path in (args.first, *args.others)])
     if args.html is not None:
-        from selftrain.run.report.comparison import write_comparison
+        from selftrain.report.comparison_page import write_comparison
 
         write_comparison(comparison, args.html)
     if args.json:
@@ -44,14 +44,14 @@ def run_compare(args: argparse.Namespace) -> int:
         return 0
     _print(comparison)
     if args.html is not None:
-        from selftrain.printable import printable
+        from selftrain._util.printable import printable
 
         print(printable(str(args.html)))
     return 0
 
 
 def _print(comparison: Comparison) -> None:
-    from selftrain.cli.drawing import console, plain
+    from selftrain.cli.render import console, plain
 
     shown = console()
     if not comparison.same_task:
@@ -74,8 +74,8 @@ def _print(comparison: Comparison) -> None:
 
 def final_table(comparison: Comparison) -> Table:
     """One column a run: final figures with their intervals, then what the run came to."""
-    from selftrain.cli.drawing import number
-    from selftrain.run.intervals import METRICS
+    from selftrain.cli.render import number
+    from selftrain.models.intervals import METRICS
 
     table = _table(comparison)
     runs = comparison.runs
@@ -102,7 +102,7 @@ def final_table(comparison: Comparison) -> Table:
 
 def curves_table(comparison: Comparison) -> Table:
     """Validation macro-F1, one line a round; what was rolled back stands in brackets."""
-    from selftrain.cli.drawing import number, plain
+    from selftrain.cli.render import number, plain
 
     table = _table(comparison)
     longest = max(len(run.rounds) for run in comparison.runs)
@@ -121,7 +121,7 @@ def curves_table(comparison: Comparison) -> Table:
 
 def recipe_table(comparison: Comparison) -> Table:
     """The keys that are not the same in all recipes."""
-    from selftrain.cli.drawing import plain
+    from selftrain.cli.render import plain
 
     table = _table(comparison)
     for key, values in comparison.recipe:
@@ -132,7 +132,7 @@ def recipe_table(comparison: Comparison) -> Table:
 def _table(comparison: Comparison) -> Table:
     from rich.table import Table
 
-    from selftrain.cli.drawing import plain
+    from selftrain.cli.render import plain
 
     table = Table(show_edge=False, pad_edge=False)
     table.add_column()

@@ -12,7 +12,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "export",
         help="write a run's best classifier as an ONNX file",
         description="Backbone, head and calibration in one file, with classes, tokenizer and preprocessing;"
-        " selftrain.serving.onnx_scoring scores posts with it without torch. Needs the extra `onnx`.",
+        " selftrain.models.onnx_scorer scores posts with it without torch. Needs the extra `onnx`.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
@@ -30,11 +30,11 @@ def run_export(args: argparse.Namespace) -> int:
         ServingError: The model cannot be exported, or the extra is not installed.
         SelftrainError, BackboneError: The run cannot be opened.
     """
+    from selftrain._util.printable import printable
     from selftrain.errors import ServingError
-    from selftrain.printable import printable
-    from selftrain.run.folder import RunFolder
-    from selftrain.serving.onnx_export import export_onnx
-    from selftrain.serving.scorer import AGENTPS_FILE
+    from selftrain.models.onnx_export import export_onnx
+    from selftrain.models.scorer import AGENTPS_FILE
+    from selftrain.store.run_dir import RunFolder
 
     if (args.run / AGENTPS_FILE).is_file():
         raise ServingError(

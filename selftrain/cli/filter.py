@@ -50,9 +50,9 @@ def run_filter(args: argparse.Namespace) -> int:
         ServingError: No threshold reaches the precision; nothing was written.
         SelftrainError, BackboneError: See `selftrain.serving.filtering.filter_posts`.
     """
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
+    from selftrain.models.scorer import open_scorer
     from selftrain.serving.filtering import filter_posts, validation_scores
-    from selftrain.serving.scorer import open_scorer
     from selftrain.serving.thresholds import lowest_threshold
 
     scorer = open_scorer(args.model)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from selftrain.run.folder import RunFolder
-    from selftrain.run.story import Chapter, Kind
+    from selftrain.report.post_history import Chapter, Kind
+    from selftrain.store.run_dir import RunFolder
 
 KINDS: dict[Kind, str] = {
     "disagreements": "verdicts in which classifier and agents name different classes",
@@ -48,14 +48,14 @@ def run_status(args: argparse.Namespace) -> int:
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    from selftrain.run.folder import RunFolder
-    from selftrain.run.summary import standing
+    from selftrain.report.status import standing
+    from selftrain.store.run_dir import RunFolder
 
     state = standing(RunFolder(args.run))
     if args.json:
         _print_json([state._asdict()])
         return 0
-    from selftrain.cli.drawing import plain, standing_lines
+    from selftrain.cli.render import plain, standing_lines
 
     _print_texts(plain(f"{name:<16}  {value}") for name, value in standing_lines(state))
     return 0
@@ -67,7 +67,7 @@ def run_show(args: argparse.Namespace) -> int:
     Raises:
         RunStateError: No run folder, a damaged one, or no such round or post in it.
     """
-    from selftrain.run.folder import RunFolder
+    from selftrain.store.run_dir import RunFolder
 
     folder = RunFolder(args.run)
     if args.post is not None:
@@ -88,48 +88,48 @@ def run_report(args: argparse.Namespace) -> int:
         RunStateError: No run folder, or a damaged one.
         StorageError: The page cannot be written.
     """
-    from selftrain.printable import printable
-    from selftrain.run.folder import RunFolder
-    from selftrain.run.report import write_report
+    from selftrain._util.printable import printable
+    from selftrain.report import write_report
+    from selftrain.store.run_dir import RunFolder
 
     print(printable(str(write_report(RunFolder(args.run), args.out))))
     return 0
 
 
 def _show_post(folder: RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:
-    from selftrain.run.story import tell
+    from selftrain.report.post_history import tell
 
     story = tell(folder, post_id, number)
     if as_json:
         _print_json(story.to_json())
         return
-    from selftrain.cli.drawing import story_lines
+    from selftrain.cli.render import story_lines
 
     _print_texts(story_lines(story))
 
 
 def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
-    from selftrain.run.story import select_rounds
+    from selftrain.report.post_history import select_rounds
 
     select_rounds(folder, number)
     verdicts = folder.verdicts(number)
     if as_json:
         _print_json(verdicts)
         return
-    from selftrain.cli.drawing import plain, verdict_line
+    from selftrain.cli.render import plain, verdict_line
 
     nothing = [] if verdicts else [plain(f"round {number} verified no post: it is the labels alone")]
     _print_texts([*map(verdict_line, verdicts), *nothing])
 
 
 def _show_kind(folder: RunFolder, number: int | None, kind: Kind, *, as_json: bool) -> None:
-    from selftrain.run.story import chosen_verdicts
+    from selftrain.report.post_history import chosen_verdicts
 
     chosen = chosen_verdicts(folder, number, kind)
     if as_json:
         _print_json({"round": one.round, "kept": one.kept, **one.verdict} for one in chosen)
         return
-    from selftrain.cli.drawing import plain
+    from selftrain.cli.render import plain
 
     lines = [_kind_line(one) for one in chosen]
     where = "any round" if number is None else f"round {number}"
@@ -137,7 +137,7 @@ def _show_kind(folder: RunFolder, number: int | None, kind: Kind, *, as_json: bo
 
 
 def _kind_line(chapter: Chapter) -> Text:
-    from selftrain.cli.drawing import plain, verdict_line
+    from selftrain.cli.render import plain, verdict_line
 
     outcome = "kept" if chapter.kept else "rolled back"
     return plain(f"round {chapter.round:>2}, {outcome:<11}  ", "dim").append_text(
@@ -146,14 +146,14 @@ def _kind_line(chapter: Chapter) -> Text:
 
 
 def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
-    from selftrain.run.story import select_rounds
+    from selftrain.report.post_history import select_rounds
 
     rounds = select_rounds(folder, None)
     if as_json:
         _print_json(rounds)
         return
-    from selftrain.act.label_error import reviewed_batches, told
-    from selftrain.cli.drawing import console, plain, rounds_table
+    from selftrain.cli.render import console, plain, rounds_table
+    from selftrain.review.label_error import reviewed_batches, told
 
     console().print(rounds_table(rounds))
     line = told(reviewed_batches(folder))
@@ -169,7 +169,7 @@ def _telling(verdicts: list[dict[str, Any]]) -> Mapping[str, Any]:
 
 
 def _hints(run: str, verdicts: list[dict[str, Any]]) -> list[Text]:
-    from selftrain.cli.drawing import plain
+    from selftrain.cli.render import plain
 
     lines = [(f"selftrain show {run} --round 1", "the verdicts of a round, one a line")]
     if verdicts:
@@ -185,7 +185,7 @@ def _hints(run: str, verdicts: list[dict[str, Any]]) -> list[Text]:
 
 def _print_texts(lines: Iterable[Text]) -> None:
     """Long lines are left to the terminal to wrap: what is piped stays one line each."""
-    from selftrain.cli.drawing import console
+    from selftrain.cli.render import console
 
     shown = console()
     for line in lines:

@@ -27,10 +27,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def show_prompts(args: argparse.Namespace) -> int:
     """Prints the prompts."""
+    from selftrain._util.printable import printable
+    from selftrain.config import load_recipe
     from selftrain.errors import RecipeError
-    from selftrain.printable import printable
-    from selftrain.prompt_preview import previews
-    from selftrain.recipe import load_recipe
+    from selftrain.report.prompt_preview import previews
 
     shown = previews(load_recipe(args.recipe, args.overrides), args.post)
     names = [preview.template for preview in shown]

@@ -26,7 +26,7 @@ def write_records(
         SelftrainError, or an error of a leaf's tree: of `rows`; the file is as it was.
         StorageError: The disk is full or refuses.
     """
-    from selftrain import atomic
+    from selftrain.store import atomic
 
     if target == "-":
         _write(sys.stdout, rows)
@@ -47,7 +47,7 @@ def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
     Raises:
         StorageError: The disk is full or refuses.
     """
-    from selftrain import atomic
+    from selftrain.store import atomic
 
     if left_out:
         atomic.write_jsonl(file, left_out)
@@ -67,7 +67,7 @@ def _write(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
 def _tell(left_out: list[dict[str, Any]], beside: Path | None) -> None:
     if not left_out:
         return
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
 
     where = "" if beside is None else f", listed in {beside}"
     print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)

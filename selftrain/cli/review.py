@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selftrain.act.requests import Among, Requested
-    from selftrain.act.review.desk import Desk
-    from selftrain.run.folder import RunFolder
+    from selftrain.review.page.session import Desk
+    from selftrain.review.requests import Among, Requested
+    from selftrain.store.run_dir import RunFolder
 
 DRAWING = ("rule", "floor", "doubled", "order", "among", "seed")
 """Options that say how a sample is drawn; of a review that exists, nothing of it can change."""
@@ -57,9 +57,9 @@ def run_review(args: argparse.Namespace) -> int:
         SelftrainError: No run, nothing to review, a budget that cannot be spent, another run's ledger, a port
             that cannot be had.
     """
-    from selftrain.act.labelling import review_folder
-    from selftrain.act.review.server import Opening, next_command, open_desk, serve
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
+    from selftrain.review.labelling import review_folder
+    from selftrain.review.page.review_server import Opening, next_command, open_desk, serve
     from selftrain.serving.server import quiet_logs
 
     folder = review_folder(args.run)
@@ -94,8 +94,8 @@ def begin(folder: RunFolder, args: argparse.Namespace) -> Requested | None:
         LedgerError: The budget or the drawing is not that of the review that exists.
         RunStateError: No run folder, or a damaged one.
     """
-    from selftrain.act.requests import request_reviews, verdicts_now
     from selftrain.errors import BudgetError
+    from selftrain.review.requests import request_reviews, verdicts_now
 
     if _goes_on(folder, args.budget, [name for name in DRAWING if getattr(args, name) is not None]):
         return None
@@ -125,8 +125,8 @@ def _goes_on(folder: RunFolder, budget: int | None, drawing: list[str]) -> bool:
     Raises:
         LedgerError: Options that would draw another one.
     """
-    from selftrain.act.ledger import LEDGER, ReviewLedger
     from selftrain.errors import LedgerError
+    from selftrain.review.ledger import LEDGER, ReviewLedger
 
     folder.recipe()  # no run folder: said before anything else
     path = folder.path / LEDGER

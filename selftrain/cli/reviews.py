@@ -84,11 +84,11 @@ def run_export(args: argparse.Namespace) -> int:
     Raises:
         ActError, RunStateError, BackboneError: Nothing is written.
     """
-    from selftrain import atomic
-    from selftrain.act.exchange import label_studio
-    from selftrain.act.exchange.table import to_csv
-    from selftrain.act.exchange.tasks import gather_tasks
-    from selftrain.act.labelling import review_folder
+    from selftrain.review.exchange import label_studio
+    from selftrain.review.exchange.csv_table import to_csv
+    from selftrain.review.exchange.exchange_tasks import gather_tasks
+    from selftrain.review.labelling import review_folder
+    from selftrain.store import atomic
 
     found = gather_tasks(
         review_folder(args.run), hide_opinions=args.hide_opinions, everything=args.everything
@@ -117,8 +117,8 @@ def run_import(args: argparse.Namespace) -> int:
     Raises:
         ActError, RunStateError: Nothing is taken.
     """
-    from selftrain.act.exchange.reading import import_reviews
-    from selftrain.act.labelling import review_folder
+    from selftrain.review.exchange.exchange_import import import_reviews
+    from selftrain.review.labelling import review_folder
 
     found = import_reviews(
         review_folder(args.run), args.file, reviewer=args.reviewer, all_or_nothing=args.all_or_nothing
@@ -143,8 +143,8 @@ def run_audit(args: argparse.Namespace) -> int:
     Raises:
         ActError, RunStateError: Nothing is drawn.
     """
-    from selftrain.act.audit import request_audit
-    from selftrain.run.folder import RunFolder
+    from selftrain.review.audit import request_audit
+    from selftrain.store.run_dir import RunFolder
 
     found = request_audit(
         RunFolder(args.run), budget=args.budget, rule=args.rule, floor=args.floor,
@@ -157,6 +157,6 @@ def run_audit(args: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
 
     print(printable(line), flush=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from selftrain.rounds import Round
-    from selftrain.run.folder import RunFolder
+    from selftrain.store.run_dir import RunFolder
 
 QUICKSTART_POSTS = 900
 
@@ -80,10 +80,10 @@ def quickstart_recipe() -> Path:
 
 
 def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
-    from selftrain.printable import printable
+    from selftrain._util.printable import printable
     from selftrain.rounds import cost_lines, trust_lines
-    from selftrain.run.folder import RunFolder
-    from selftrain.start import start
+    from selftrain.run import start
+    from selftrain.store.run_dir import RunFolder
 
     started = start(recipe, out, overrides)
     earlier = len(RunFolder(out).finished_rounds())
@@ -103,7 +103,7 @@ def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
 
 
 def _estimate(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
-    from selftrain.start import start
+    from selftrain.run import start
 
     started = start(recipe, out, overrides)
     for line in started.estimate(progress=sys.stderr.isatty()).lines(started.recipe.vlm.token_cap):
@@ -113,8 +113,8 @@ def _estimate(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
 
 def _close(folder: RunFolder) -> None:
     """The closing table, and where to look next."""
-    from selftrain.cli.drawing import console, summary_table
-    from selftrain.run.summary import missing_reviews, summarise, why_stopped
+    from selftrain.cli.render import console, summary_table
+    from selftrain.report.status import missing_reviews, summarise, why_stopped
 
     rounds = folder.finished_rounds()
     shown = console()

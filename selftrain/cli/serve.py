@@ -48,8 +48,8 @@ def run_serve(args: argparse.Namespace) -> int:
         ServingError: The port or the key cannot be had, or the model's folder holds none.
         SelftrainError, BackboneError: The model cannot be loaded.
     """
-    from selftrain.printable import printable
-    from selftrain.serving.scorer import open_scorer
+    from selftrain._util.printable import printable
+    from selftrain.models.scorer import open_scorer
     from selftrain.serving.server import Batching, compute_threads, quiet_logs, serve
     from selftrain.serving.wire import Limits
 

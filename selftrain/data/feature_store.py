@@ -26,8 +26,8 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from backbones.base import FeatureLayout, FloatArray
-from selftrain.atomic import FULL, sync_folder
 from selftrain.errors import CacheError
+from selftrain.store.atomic import FULL, sync_folder
 
 KEY_BYTES = 32
 # Touching a page of a map makes the kernel map its neighbours too: few rows a map keep that small.

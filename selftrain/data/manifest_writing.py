@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftrain.atomic import replacing
 from selftrain.data.manifest_files import JSON_LINES, JSON_MARK
 from selftrain.data.manifest_rows import COLUMNS, PROCESS_PREFIX
 from selftrain.data.posts import Post
 from selftrain.errors import ManifestError
+from selftrain.store.atomic import replacing
 
 
 def write_manifest(posts: Iterable[Post], path: Path) -> None:

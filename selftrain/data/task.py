@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain.atomic import write_bytes
 from selftrain.errors import TaskError
+from selftrain.store.atomic import write_bytes
 
 ROLES = ("reviewer", "user")
 _FIELDS = ("name", "positive", "policy", "classes", "roles", "questions")

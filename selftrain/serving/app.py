@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from selftrain.errors import DrainingError, QueueFullError, ScoringError
+from selftrain.models.scorer import ScoreFailure
 from selftrain.serving.batching import Batcher, Result, Scores
 from selftrain.serving.measures import CONTENT_TYPE, Measures
-from selftrain.serving.scorer import ScoreFailure
 from selftrain.serving.scratch import Scratch
 from selftrain.serving.wire import Limits, Placed, RequestError, answer, parse, place
 

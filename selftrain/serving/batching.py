@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from selftrain.data.posts import Post
 from selftrain.errors import DrainingError, QueueFullError, ScoringError
-from selftrain.serving.scorer import PostScore, ScoreFailure, Scorer
+from selftrain.models.scorer import PostScore, ScoreFailure, Scorer
 
 Result = PostScore | ScoreFailure
 Scores = Future[list[Result]]

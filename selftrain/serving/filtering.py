@@ -16,8 +16,8 @@ import numpy as np
 
 from selftrain.data.manifest import read_manifest
 from selftrain.errors import ServingError
-from selftrain.serving.journal import Journal, Tally
-from selftrain.serving.scorer import PostScore, ScoreFailure, Scorer, ValidationScores
+from selftrain.models.scorer import PostScore, ScoreFailure, Scorer, ValidationScores
+from selftrain.serving.sink import Journal, Tally
 from selftrain.serving.stream import SourceRow, read_source
 from selftrain.serving.wire import record
 

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
-from selftrain import atomic
+from selftrain.store import atomic
 
 _PREFIX = "selftrain-serve-"
 _LOCK = "in-use"

@@ -16,10 +16,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from selftrain.errors import ServingError
+from selftrain.models.scorer import Scorer
 from selftrain.serving.app import Service, build_app
 from selftrain.serving.batching import Batcher
 from selftrain.serving.measures import Measures
-from selftrain.serving.scorer import Scorer
 from selftrain.serving.scratch import Scratch
 from selftrain.serving.wire import Limits
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from selftrain.errors import ServingError
-from selftrain.metrics import Steps, steps
-from selftrain.serving.scorer import ValidationScores
+from selftrain.models.metrics import Steps, steps
+from selftrain.models.scorer import ValidationScores
 
 LEVEL = 0.95
 HAIR = 1e-6  # a score moves by less when its post is scored in another batch, or was stored in six decimals

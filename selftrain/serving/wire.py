@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.posts import MAX_IMAGES, Post
-from selftrain.serving.scorer import PostScore, ScoreFailure
+from selftrain.models.scorer import PostScore, ScoreFailure
 
 Json = dict[str, Any]
 

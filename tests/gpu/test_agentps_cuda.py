@@ -50,7 +50,7 @@ def test_it_learns_and_a_cpu_reads_what_it_kept(tmp_path, card, checkpointing):
 
 @pytest.mark.parametrize("album", ["images", "video"])
 def test_the_measure_runs_on_a_small_model(card, album):
-    from selftrain.bench import agentps_gpu
+    from runs.bench import agentps_gpu
 
     base, _, _ = llava_onevision(album)
     found = agentps_gpu.throughput(base, card, posts=32, side=28)

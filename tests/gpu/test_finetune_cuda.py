@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from losses import Group, PNULoss
-from selftrain.classifier import TrainingSet
-from selftrain.corpus import Corpus
+from selftrain.data.corpus import Corpus
 from selftrain.data.posts import Post
+from selftrain.models.classifier import TrainingSet
 
 pytestmark = pytest.mark.gpu
 
@@ -69,7 +69,7 @@ def corpus(tmp_path_factory):
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_an_epoch_in_bfloat16_trains_and_its_model_scores_on_the_cpu(mode, make_backbone, corpus, tmp_path):
-    from selftrain.finetune import BackboneTrainer
+    from selftrain.models.finetune import BackboneTrainer
 
     options = {"mode": mode, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "progress": False}
     trainer = BackboneTrainer(make_backbone("cuda"), **options)
@@ -107,7 +107,7 @@ def test_an_epoch_in_bfloat16_trains_and_its_model_scores_on_the_cpu(mode, make_
 
 def test_running_out_of_device_memory_says_what_to_lower(make_backbone, corpus, monkeypatch):
     from selftrain.errors import TrainingError
-    from selftrain.finetune import BackboneTrainer
+    from selftrain.models.finetune import BackboneTrainer
 
     trainer = BackboneTrainer(make_backbone("cuda"), progress=False)
     training = TrainingSet(

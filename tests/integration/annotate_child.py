@@ -12,11 +12,11 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "annotation"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from annotation_helpers import MemoryBackend, command, model, wording
 
-from selftrain import vlm_panel
+from selftrain import build as vlm_panel
 from selftrain.cli import main
 
 home, last = Path(sys.argv[1]), int(sys.argv[2])

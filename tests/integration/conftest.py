@@ -7,7 +7,7 @@ import os
 import pytest
 from browser_helpers import listening
 
-from selftrain.bench.report import FLAGS, chromium
+from runs.bench.report import FLAGS, chromium
 from selftrain.errors import SelftrainError
 
 

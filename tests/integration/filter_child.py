@@ -17,9 +17,9 @@ from pathlib import Path
 import filelock  # noqa: F401 -- once, not in every child
 import tqdm  # noqa: F401
 
+from selftrain.models.scorer import PostScore, ScoreFailure
 from selftrain.serving.filtering import filter_posts
-from selftrain.serving.journal import Journal
-from selftrain.serving.scorer import PostScore, ScoreFailure
+from selftrain.serving.sink import Journal
 
 
 class NumberScorer:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.act.ledger import ReviewLedger
-from selftrain.act.reviews import Entry
+from selftrain.review.items import Entry
+from selftrain.review.ledger import ReviewLedger
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +28,7 @@ REVIEWERS = 20
 CLIENT = """
 import os, random, sys, time
 from pathlib import Path
-from selftrain.act.ledger import ReviewLedger
+from selftrain.review.ledger import ReviewLedger
 from selftrain.errors import DecisionError
 path, who, told = sys.argv[1:]
 ledger, chance = ReviewLedger(Path(path)), random.Random(who)
@@ -122,7 +122,7 @@ def assert_what_was_told_is_kept(ledger, folder):
 
 def test_a_reviewer_killed_between_two_calls_finds_the_post_again(ledger, tmp_path):
     code = (
-        "import os, signal, sys; from selftrain.act.ledger import ReviewLedger;"
+        "import os, signal, sys; from selftrain.review.ledger import ReviewLedger;"
         "post = ReviewLedger(sys.argv[1]).next_post('ann'); print(post.entry.post_id, flush=True);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -141,7 +141,8 @@ def test_a_reviewer_killed_between_two_calls_finds_the_post_again(ledger, tmp_pa
 
 def test_the_same_sample_added_by_two_processes_enters_once(ledger, tmp_path):
     code = (
-        "import sys; from selftrain.act.ledger import ReviewLedger; from selftrain.act.reviews import Entry;"
+        "import sys; from selftrain.review.ledger import ReviewLedger\n"
+        "from selftrain.review.items import Entry;"
         "path = sys.argv[1];"
         "ledger = ReviewLedger.create(path, classes=('rude', 'kind'), budget=50);"
         "ledger.add('a', [Entry(f'p{i}', 'rude', .1, .5) for i in range(100)], [f'p{i}' for i in range(50)])"

@@ -10,9 +10,9 @@ from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
 from browser_helpers import DESKTOP
 from report_helpers import CONTROLS, MARKUP
 
-from selftrain.agentps.report import write_report
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
+from selftrain.report.model_page import write_report
 
 pytestmark = pytest.mark.integration
 

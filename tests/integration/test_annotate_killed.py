@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "annotation"))
-
 from annotation_helpers import make_home
 
 pytestmark = pytest.mark.integration

@@ -27,7 +27,7 @@ from selftrain.errors import (
     SplitError,
     StorageError,
 )
-from selftrain.start import start
+from selftrain.run import start
 
 pytestmark = pytest.mark.integration
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.act.exchange.reading import import_reviews, read_reviews
-from selftrain.act.ledger import LEDGER, ReviewLedger
-from selftrain.act.requests import request_reviews, verdicts_now
 from selftrain.cli import main
-from selftrain.run.folder import RunFolder
+from selftrain.review.exchange.exchange_import import import_reviews, read_reviews
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.requests import request_reviews, verdicts_now
+from selftrain.store.run_dir import RunFolder
 
 pytestmark = pytest.mark.integration
 
@@ -80,8 +80,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from selftrain.act import queue, schema
-from selftrain.act.exchange.reading import import_reviews
-from selftrain.run.folder import RunFolder
+from selftrain.review.exchange.exchange_import import import_reviews
+from selftrain.store.run_dir import RunFolder
 run, file, point = sys.argv[1:]
 left = int(point)
 log = queue.log

@@ -15,12 +15,12 @@ import sys
 import pytest
 from kill_helpers import CHECKOUT, SMALL, launcher
 
-from selftrain.act.audit import request_audit
-from selftrain.act.ledger import LEDGER, ReviewLedger
 from selftrain.cli import main
 from selftrain.data.drawn import draw_posts
-from selftrain.people import waiting_for
-from selftrain.run.folder import RunFolder, read_jsonl
+from selftrain.review.audit import request_audit
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.reviewers import waiting_for
+from selftrain.store.run_dir import RunFolder, read_jsonl
 
 pytestmark = pytest.mark.integration
 
@@ -36,14 +36,14 @@ wait = "WAIT"
 """
 )
 DRAWING = {
-    "before a sample is drawn": ("before", "call:selftrain.act.requests:request_reviews", 1),
+    "before a sample is drawn": ("before", "call:selftrain.review.requests:request_reviews", 1),
     "between the ledger's creation and the sample": (
         "after",
-        "call:selftrain.act.ledger:ReviewLedger.create",
+        "call:selftrain.review.ledger:ReviewLedger.create",
         1,
     ),
-    "within the change that adds the sample": ("after", "call:selftrain.act.queue:check_room", 1),
-    "after a sample is drawn": ("after", "call:selftrain.act.requests:request_reviews", 1),
+    "within the change that adds the sample": ("after", "call:selftrain.review.assign:check_room", 1),
+    "after a sample is drawn": ("after", "call:selftrain.review.requests:request_reviews", 1),
 }
 USING = {
     "before the decisions are written": ("before", "replace:human.jsonl", 1),
@@ -188,7 +188,7 @@ def test_killed_while_it_polls_for_reviews_that_come_meanwhile(launch, truth, wh
     out = tmp_path / "run"
     shutil.copytree(waiting, out, symlinks=True)
     while open_reviews(out) > 1:
-        code, words = launch(out, ("after", "call:selftrain.people:waiting_for", 2), "poll")
+        code, words = launch(out, ("after", "call:selftrain.review.reviewers:waiting_for", 2), "poll")
         assert code == -signal.SIGKILL, words
         assert "posts wait for review" in words
         assert not (out / "rounds" / "0002").exists()
@@ -210,9 +210,9 @@ KILLED_AUDIT = """
 import os, signal, sys
 from pathlib import Path
 from selftrain.act import queue
-from selftrain.act.audit import request_audit
-from selftrain.act.ledger import ReviewLedger
-from selftrain.run.folder import RunFolder
+from selftrain.review.audit import request_audit
+from selftrain.review.ledger import ReviewLedger
+from selftrain.store.run_dir import RunFolder
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "adding":

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from selftrain.recipe import load_recipe
+from selftrain.config import load_recipe
 
 pytestmark = pytest.mark.integration
 
@@ -164,7 +164,7 @@ def test_no_other_recipe_is_there():
 
 
 def test_hateful_memes_trains_all_of_clip_with_the_published_loss():
-    from selftrain.start import build_loss
+    from selftrain.build import build_loss
 
     recipe = load_recipe(CHECKOUT / "runs" / "hateful_memes.toml")
     backbone, loss = recipe.backbone, build_loss(recipe)

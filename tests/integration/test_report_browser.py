@@ -6,16 +6,17 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from browser_helpers import DESKTOP
 from report_helpers import HOSTILE, PLAIN, made, trust
 
-from selftrain.bench.synthetic_run import synthetic_run
-from selftrain.run.compare import compare
-from selftrain.run.folder import RunFolder
-from selftrain.run.report import write_report
-from selftrain.run.report.comparison import write_comparison
+from runs.bench.synthetic_run import synthetic_run
+from selftrain.report import write_report
+from selftrain.report.compare import compare
+from selftrain.report.comparison_page import write_comparison
+from selftrain.store.run_dir import RunFolder
 
 pytestmark = pytest.mark.integration
 
@@ -24,6 +25,7 @@ sync_api = pytest.importorskip(
 )
 expect = sync_api.expect
 
+CHECKOUT = Path(__file__).parents[2]
 VERDICTS, LARGE = 450, 10_000
 PHONE = {"width": 375, "height": 760}
 ROWS = "#list > li"
@@ -112,8 +114,8 @@ def test_ten_thousand_verdicts_keep_document_and_file_small(open_page, tmp_path)
 
 def test_the_bench_prints_what_a_browser_takes(browser):
     # a process of its own: Playwright drives one browser a thread
-    command = [sys.executable, "-m", "selftrain", "bench", "report", "--n", "60"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    command = [sys.executable, "-m", "runs.bench", "report", "--n", "60"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     figures = {line.split()[1]: float(line.split()[3]) for line in done.stdout.splitlines()}
     assert set(figures) == {

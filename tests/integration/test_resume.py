@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from kill_helpers import CHECKOUT, HERE, SMALL, launcher
+from kill_helpers import CHECKOUT, CHILDREN, SMALL, launcher
 
 from selftrain.data.drawn import draw_posts
 
@@ -34,12 +34,12 @@ KILLS = {
     "after round 0's metrics": ("after", "replace:metrics.json", 1),
     "before candidates": ("before", "replace:candidates.jsonl", 1),
     "between candidates and verdicts": ("after", "replace:candidates.jsonl", 2),
-    "while the agents learn": ("after", "call:agents.offline:OfflineAgent.learn", 3),
-    "while the agents judge": ("before", "call:agents.offline:OfflineAgent.judge", 4),
-    "while the agents reconsider": ("after", "call:agents.offline:OfflineAgent.reconsider", 1),
+    "while the agents learn": ("after", "call:agents.offline.offline_agent:OfflineAgent.learn", 3),
+    "while the agents judge": ("before", "call:agents.offline.offline_agent:OfflineAgent.judge", 4),
+    "while the agents reconsider": ("after", "call:agents.offline.offline_agent:OfflineAgent.reconsider", 1),
     "with half of the verdicts written": ("half", "write:verdicts.jsonl", 2),
     "after the verdicts": ("after", "replace:verdicts.jsonl", 1),
-    "while a head is trained": ("before", "call:selftrain.classifier:fit_calibration", 3),
+    "while a head is trained": ("before", "call:selftrain.models.classifier:fit_calibration", 3),
     "between model and metrics": ("after", "replace:model.safetensors", 2),
     "before the metrics take their place": ("before", "replace:metrics.json", 2),
     "between metrics and grown": ("after", "replace:metrics.json", 2),
@@ -110,7 +110,7 @@ def test_the_run_to_repeat_keeps_and_rejects_rounds_and_accepts_posts(whole):
 
 def test_the_same_command_in_another_folder_and_a_fresh_process_gives_the_same_bytes(place, whole, tmp_path):
     result = subprocess.run(
-        [sys.executable, str(HERE / "loop_child.py"), str(place / "recipe.toml"), str(tmp_path / "run")],
+        [sys.executable, str(CHILDREN / "loop_child.py"), str(place / "recipe.toml"), str(tmp_path / "run")],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": "77"},
     )  # fmt: skip

@@ -11,8 +11,8 @@ from browser_helpers import listening
 from report_helpers import HOSTILE
 from review_helpers import Server, labelling_of, review_of
 
-from selftrain.act.ledger import LEDGER, ReviewLedger
-from selftrain.act.reviews import UNSURE
+from selftrain.review.items import UNSURE
+from selftrain.review.ledger import LEDGER, ReviewLedger
 
 pytestmark = pytest.mark.integration
 

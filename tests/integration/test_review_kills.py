@@ -18,7 +18,7 @@ from collections import Counter
 import pytest
 from review_helpers import CHECKOUT, Server, as_json, review_of, run_of
 
-from selftrain.act.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger import LEDGER, ReviewLedger
 
 pytestmark = pytest.mark.integration
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agents.serving.command import serve_command
-from agents.serving.interpreter import Interpreter, find_interpreter
-from agents.serving.process import Ready, serving
-from selftrain.bench.small_models import export_small_vlm, export_smollm2
+from agents.vllm.command import serve_command
+from agents.vllm.interpreter import Interpreter, find_interpreter
+from agents.vllm.process import Ready, serving
+from runs.bench.small_models import export_small_vlm, export_smollm2
 
 ORDER = ("smollm2_server", "small_vlm_server", "alone")
 HERE = Path(__file__).parent

@@ -11,10 +11,10 @@ import asyncio
 import json
 import sys
 
-from agents.chat.base import ChatRequest, Message, Sampling
-from agents.chat.inprocess import InProcessBackend
+from agents.client.base import ChatRequest, Message, Sampling
+from agents.client.inprocess import InProcessBackend
 from agents.errors import RequestRefusedError
-from agents.serving.probe import SCHEMA, drawn_picture
+from agents.vllm.probe import SCHEMA, drawn_picture
 
 POLICY = "Posts that insult others are unacceptable. " * 20  # beyond one block of the prefix cache
 

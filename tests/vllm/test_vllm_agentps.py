@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from runs.bench.agentps_served import pooling_server
 from selftrain.agentps.architecture import Architecture, build
 from selftrain.agentps.examples import Example
 from selftrain.agentps.folder import Loaded
 from selftrain.agentps.merging import merge_into
 from selftrain.agentps.scoring import score
 from selftrain.agentps.served import ServedModel
-from selftrain.bench.agentps_served import pooling_server
 from selftrain.data.importers.hateful_memes import TASK
 from selftrain.errors import ServingError
 

@@ -17,12 +17,12 @@ import urllib.request
 import psutil
 import pytest
 
+from agents.ask.sanitize import neutralise, quoted
 from agents.judgment import State
-from agents.serving.command import free_port, serve_command
-from agents.serving.process import start as launch
-from agents.vlm.fencing import neutralise, quoted
-from selftrain.bench.agents_injections import attempts
-from selftrain.start import start
+from agents.vllm.command import free_port, serve_command
+from agents.vllm.process import start as launch
+from runs.bench.agents_injections import attempts
+from selftrain.run import start
 
 pytestmark = [pytest.mark.integration, pytest.mark.vllm]
 
@@ -178,7 +178,7 @@ asyncio.run(main())
 
 def test_of_two_addresses_one_dies_in_the_middle(home, tmp_path, small_vlm_server, monkeypatch):
     """The second address is another process in front of the same server, killed with calls under way."""
-    from agents.chat.client import ChatClient
+    from agents.client.client import ChatClient
 
     port = small_vlm_server.address.rsplit(":", 1)[1]
     forwarder = subprocess.Popen([sys.executable, "-c", FORWARDER, port], stdout=subprocess.PIPE, text=True)

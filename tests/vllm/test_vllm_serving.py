@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agents.chat.base import ChatRequest, Message, Sampling
-from agents.chat.translate import chat_body, read_completion
+from agents.client.base import ChatRequest, Message, Sampling
+from agents.client.translate import chat_body, read_completion
 from agents.errors import ServingError
-from agents.serving.command import serve_command
-from agents.serving.interpreter import Interpreter
-from agents.serving.probe import SCHEMA, ask, drawn_picture, fetch
-from agents.serving.process import serving
+from agents.vllm.command import serve_command
+from agents.vllm.interpreter import Interpreter
+from agents.vllm.probe import SCHEMA, ask, drawn_picture, fetch
+from agents.vllm.process import serving
 from selftrain.cli import main
 
 pytestmark = pytest.mark.vllm

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selftrain.atomic import write_bytes
 from selftrain.data.task import Task, load_task
 from selftrain.errors import TaskError
+from selftrain.store.atomic import write_bytes
 
 _FOLDER = Path(__file__).parent
 

@@ -8,17 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from selftrain.act.metrics import (
-    abs_score,
-    accuracy,
-    aqg,
-    aqg_curve,
-    aqg_curve_at,
-    chance_abs,
-    gaps,
-)
+from selftrain.act.quality_gap import abs_score, accuracy, aqg, aqg_curve, aqg_curve_at, chance_abs, gaps
 from selftrain.errors import BudgetError
-from selftrain.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1_of_classes
 
 TRUTH = np.array([0, 1, 2, 0])
 MACHINE = np.array([0, 2, 2, 1])  # the second and the last are wrong

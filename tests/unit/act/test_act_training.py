@@ -9,16 +9,10 @@ from torch.nn import functional as F
 
 from backbones.base import FeatureLayout
 from losses import BatchError
-from selftrain.act.training import (
-    ACTSet,
-    fit_temperature,
-    labelled_set,
-    load_classes_model,
-    train_classes,
-)
+from selftrain.act.training import ACTSet, fit_temperature, labelled_set, load_classes_model, train_classes
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.head import HeadSettings, fit_scaling
-from selftrain.metrics import macro_f1_of_classes
+from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.models.metrics import macro_f1_of_classes
 
 CLASSES = ("a", "b", "c")
 LAYOUT = FeatureLayout(6, 0)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from agents.chat.base import ChatRequest, Completion, Identity, Token, Usage
-from agents.criticizer.asking import Criticism
-from agents.criticizer.desk import Desk
-from agents.criticizer.wording import Wording
+from agents.ask.brief import Brief
+from agents.ask.cache import AnswerStore
+from agents.ask.criticizer.asking import Criticism
+from agents.ask.criticizer.desk import Desk
+from agents.ask.criticizer.wording import Wording
+from agents.ask.runner import Inquiry
+from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.trust import wilson
-from agents.vlm.brief import Brief
-from agents.vlm.inquiry import Inquiry
-from agents.vlm.store import AnswerStore
 from selftrain.act.choosing import Choice, advise, choose
 from selftrain.act.scoring import auc_interval, criticizer_score
 from selftrain.cli import main
@@ -206,7 +206,7 @@ def files(tmp_path, monkeypatch):
         '[classes]\nrude = "insults"\nkind = "friendly"\nodd = "else"\n'
     )
     models = {"http://a": Model(*GOOD), "http://b": Model("\x1b[31mfair", 5)}
-    monkeypatch.setattr("selftrain.vlm_panel.build_backend", lambda section: models[section.servers[0]])
+    monkeypatch.setattr("selftrain.build.build_backend", lambda section: models[section.servers[0]])
     command = ["act", "choose", str(tmp_path / "posts.jsonl"), "--task", str(tmp_path / "task.toml")]
     return [*command, "--server", "http://a", "--server", "http://b#fair"], models
 

@@ -15,7 +15,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, dump_task
 from selftrain.errors import DataError, QuarantineError, RecipeError, SplitError, TaskError
-from selftrain.run.folder import RunFolder, read_jsonl
+from selftrain.store.run_dir import RunFolder, read_jsonl
 
 
 @pytest.fixture
@@ -255,8 +255,8 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
     import numpy as np
 
     from selftrain.act.budget import systematic_sample
-    from selftrain.act.ledger import LEDGER, ReviewLedger
-    from selftrain.act.reviews import Entry
+    from selftrain.review.items import Entry
+    from selftrain.review.ledger import LEDGER, ReviewLedger
 
     run = tmp_path / "run"
     shutil.copytree(small_run, run)

@@ -18,13 +18,14 @@ from selftrain.agentps.examples import Example
 from selftrain.agentps.metrics import curve
 from selftrain.agentps.prediction import PICTURES, TEXT, answers_row
 from selftrain.agentps.questions import questionnaire, targets
-from selftrain.agentps.report import cases, gather, write_report
-from selftrain.agentps.report.drawing import precision_at
-from selftrain.agentps.report.training import MOST_POINTS
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
+from selftrain.report.model_page import gather, write_report
+from selftrain.report.model_page import model_cases as cases
+from selftrain.report.model_page.model_curves import MOST_POINTS
+from selftrain.report.model_page.model_render import precision_at
 
 
 def page_of(place):

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from chat_stub import ChatStub, answers, ask, connected, is_silent, refuses, resets, run, waits
 
-from agents.chat import addresses as addresses_module
-from agents.chat.addresses import Address, Addresses
-from agents.chat.limiter import Limiter
+from agents.client import addresses as addresses_module
+from agents.client.addresses import Address, Addresses
+from agents.client.limiter import Limiter
 from agents.errors import CallFailedError, ServerLostError
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -11,9 +11,9 @@ import traceback
 import pytest
 from chat_stub import ChatStub, answers, ask, card, completion, connected, raw, refuses, run, says
 
-from agents.chat.base import ChatRequest, Completion, Message, PromptSize, Sampling, Token, Usage, picture
-from agents.chat.client import ChatClient
-from agents.chat.transport import _retry_after, plain_address
+from agents.client.base import ChatRequest, Completion, Message, PromptSize, Sampling, Token, Usage, picture
+from agents.client.client import ChatClient
+from agents.client.transport import _retry_after, plain_address
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -7,9 +7,9 @@ import os
 import pytest
 from chat_stub import ChatStub, ask, card, connected, refuses, run, waits
 
-from agents.chat.base import Identity
-from agents.chat.client import ChatClient
-from agents.chat.served import fingerprint
+from agents.client.base import Identity
+from agents.client.client import ChatClient
+from agents.client.served import fingerprint
 from agents.errors import ServerLostError, ServerRefusedError
 
 pytestmark = pytest.mark.filterwarnings("error")

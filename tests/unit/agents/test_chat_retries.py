@@ -21,7 +21,7 @@ from chat_stub import (
     waits,
 )
 
-from agents.chat.limiter import Limiter
+from agents.client.limiter import Limiter
 from agents.errors import CallFailedError
 
 pytestmark = pytest.mark.filterwarnings("error")

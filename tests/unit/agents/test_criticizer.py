@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
-from agents.chat.base import Completion, Token, Usage
-from agents.criticizer.asking import Annotation, Annotator, Criticizer, perplexity
-from agents.criticizer.desk import Desk
-from agents.criticizer.strategies import GRADES, PER_CENT, STRATEGIES
-from agents.criticizer.wording import BUILT_IN, PLACEHOLDERS, Wording
+from agents.ask.brief import Brief
+from agents.ask.cache import AnswerStore
+from agents.ask.criticizer.asking import Annotation, Annotator, Criticizer, perplexity
+from agents.ask.criticizer.desk import Desk
+from agents.ask.criticizer.strategies import GRADES, PER_CENT, STRATEGIES
+from agents.ask.criticizer.wording import BUILT_IN, PLACEHOLDERS, Wording
+from agents.ask.runner import Inquiry
+from agents.client.base import Completion, Token, Usage
 from agents.errors import CallFailedError, JudgmentError, PromptError, TokenCapError
-from agents.vlm.brief import Brief
-from agents.vlm.inquiry import Inquiry
-from agents.vlm.store import AnswerStore
 
 CLASSES = {"rude": "insults somebody", "kind": "is friendly", "odd": "everything else, $5 included"}
 BRIEF = Brief("manners", "Rude posts insult.", CLASSES)

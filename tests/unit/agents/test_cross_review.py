@@ -7,7 +7,7 @@ from agents_helpers import Post, Scripted
 
 from agents.errors import LearningError, ReviewError
 from agents.judgment import Candidate
-from agents.review import AgentPanel, review
+from agents.panel import AgentPanel, review
 
 ANSWERS = ["flower", "metal", None, "!"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
-from agents.views.ngrams import MAX_CHARACTERS, CharacterNgrams, WordNgrams, normalise, rows
+from agents.offline.ngrams import MAX_CHARACTERS, CharacterNgrams, WordNgrams, normalise, rows
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=8))
@@ -57,7 +57,7 @@ def test_normalise():
 
 def test_importing_agents_is_light():
     code = (
-        "import sys, agents, agents.judgment, agents.errors, agents.replayed, agents.review;"
+        "import sys, agents, agents.judgment, agents.errors, agents.replayed, agents.panel;"
         "sys.exit(any(m in sys.modules for m in ('numpy', 'sklearn', 'torch', 'selftrain')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

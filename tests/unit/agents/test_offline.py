@@ -8,10 +8,10 @@ from agents_helpers import FLOWERS, METALS, Post, make_posts
 
 from agents.errors import LearningError, NotLearnedError
 from agents.judgment import Accepted, Candidate, Judgment, State
-from agents.offline import OfflineAgent, offline_agents
-from agents.review import AgentPanel
+from agents.offline.image_view import ImageView
+from agents.offline.offline_agent import OfflineAgent, offline_agents
+from agents.panel import AgentPanel
 from agents.trust import trust
-from agents.views.images import ImageView
 
 CLASSES = ("metal", "flower")
 HOSTILE = {

@@ -11,22 +11,16 @@ from PIL import Image
 from question_helpers import answered, ending, offered, wording
 from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
-from agents.chat.base import Completion, Token, Usage
-from agents.errors import (
-    CallFailedError,
-    PromptError,
-    RequestRefusedError,
-    TokenCapError,
-    TooManyFailedError,
-)
+from agents.ask.brief import Brief, unsure_beside
+from agents.ask.cache import AnswerStore
+from agents.ask.questions.asking import Questioner
+from agents.ask.questions.panel import QuestionPanel, ToAsk
+from agents.ask.questions.prompts import BUILT_IN, QuestionPrompts
+from agents.ask.questions.question import Asked
+from agents.ask.runner import Inquiry
+from agents.client.base import Completion, Token, Usage
+from agents.errors import CallFailedError, PromptError, RequestRefusedError, TokenCapError, TooManyFailedError
 from agents.judgment import State
-from agents.questions.asking import Questioner
-from agents.questions.panel import QuestionPanel, ToAsk
-from agents.questions.prompts import BUILT_IN, QuestionPrompts
-from agents.questions.question import Asked
-from agents.vlm.brief import Brief, unsure_beside
-from agents.vlm.inquiry import Inquiry
-from agents.vlm.store import AnswerStore
 
 BRIEF = Brief("copies", "Copied posts are unwanted. $5 fine.", {"copied": "taken over", "own": "made"})
 RELEVANT = Asked("relevant", "Do words and pictures fit?", ("yes", "no"))

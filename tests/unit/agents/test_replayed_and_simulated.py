@@ -8,8 +8,8 @@ from agents_helpers import Post, Scripted
 
 from agents.errors import ReplayError, SimulationError
 from agents.judgment import Candidate, State
+from agents.panel import AgentPanel, review
 from agents.replayed import replayed_agents
-from agents.review import AgentPanel, review
 from agents.simulated import SimulatedAgent, symmetric
 
 ODD_IDS = [

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from serving_fake import handler
 
-from agents.serving.check import check_server
-from agents.serving.probe import Reply, ask, drawn_picture, fetch
+from agents.vllm.check import check_server
+from agents.vllm.probe import Reply, ask, drawn_picture, fetch
 from selftrain.cli import main
 
 

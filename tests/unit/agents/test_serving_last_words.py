@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.serving.last_words import advise, last_words, meaningful
+from agents.vllm.diagnose_log import advise, last_words, meaningful
 
 TRACE = """\
 (APIServer pid=1) INFO 11-22 06:19:58 [api_utils.py:347]  version 0.32.0

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from agents.errors import ServingError
-from agents.serving.command import Command
-from agents.serving.process import Ready, Server, serving, start
-from agents.serving.sockets import check_port, free_port, listens
+from agents.vllm.command import Command
+from agents.vllm.process import Ready, Server, serving, start
+from agents.vllm.sockets import check_port, free_port, listens
 
-FAKE = Path(__file__).with_name("serving_fake.py")
-CHECKOUT = FAKE.parents[3]
+FAKE = Path(__file__).parents[2] / "serving_fake.py"
+CHECKOUT = FAKE.parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -202,14 +202,15 @@ def test_children_of_a_server_that_is_killed_do_not_live_on(tmp_path):
 @pytest.mark.parametrize("killed", ["parent", "guard"])
 def test_nothing_is_left_when_the_parent_or_the_guard_is_killed(tmp_path, killed):
     program = (
-        "import sys, signal; sys.path[:0] = sys.argv[1:3]\n"
+        "import sys, signal; sys.path[:0] = sys.argv[1:4]\n"
         "from pathlib import Path; from test_serving_process import command, serving\n"
-        "with serving(command(Path(sys.argv[3]), sys.argv[4]), grace=0.2) as (server, _):\n"
+        "with serving(command(Path(sys.argv[4]), sys.argv[5]), grace=0.2) as (server, _):\n"
         "    print(server.pid, flush=True); signal.pause()\n"
     )
     # only the guard can kill what ignores SIGTERM, so where it is killed itself SIGTERM must be enough
     behaviour = "stubborn" if killed == "parent" else "good"
-    argv = [sys.executable, "-c", program, str(FAKE.parent), str(CHECKOUT), str(tmp_path), behaviour]
+    argv = [sys.executable, "-c", program, str(Path(__file__).parent), str(FAKE.parent), str(CHECKOUT)]
+    argv += [str(tmp_path), behaviour]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
         try:
             guard = int(parent.stdout.readline())

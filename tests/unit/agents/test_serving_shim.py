@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from agents.torchvision_shim import FOLDER, python_path
+from agents.vllm.torchvision_shim import FOLDER, python_path
 
 TORCH = """
 class _Operators:

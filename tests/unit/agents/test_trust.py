@@ -7,7 +7,7 @@ from agents_helpers import Post, Scripted
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
 from agents.errors import JudgmentError
-from agents.review import AgentPanel
+from agents.panel import AgentPanel
 from agents.trust import ABSTAINED, FAILED, trust, wilson
 
 TRUE = ["flower"] * 6 + ["metal"] * 4

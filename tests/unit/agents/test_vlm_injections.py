@@ -9,11 +9,11 @@ import pytest
 from test_vlm_words import SPECIAL
 from vlm_helpers import BRIEF, PostStub, opener, pictures_of, words
 
+from agents.ask.prompts import Prompts
+from agents.ask.protocols import PROTOCOLS, all_asks
+from agents.ask.vlm_agent import Interviewer
 from agents.judgment import Judgment, State
-from agents.vlm.interview import Interviewer
-from agents.vlm.prompts import Prompts
-from agents.vlm.protocols import PROTOCOLS, all_asks
-from selftrain.bench.agents_injections import attacked, attempts, control
+from runs.bench.agents_injections import attacked, attempts, control
 from selftrain.data.posts import Post
 
 ALL = attempts()

@@ -22,13 +22,7 @@ from vlm_helpers import (
     words,
 )
 
-from agents.errors import (
-    CallFailedError,
-    LearningError,
-    RequestRefusedError,
-    ServerLostError,
-    TokenCapError,
-)
+from agents.errors import CallFailedError, LearningError, RequestRefusedError, ServerLostError, TokenCapError
 from agents.judgment import Candidate, State, Verdict
 from agents.trust import trust
 

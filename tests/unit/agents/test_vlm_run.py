@@ -8,12 +8,12 @@ import zlib
 import pytest
 from vlm_helpers import MemoryBackend
 
-from agents.chat.base import Completion, Token, Usage
+from agents.client.base import Completion, Token, Usage
 from agents.errors import UntrustedError
 from selftrain.cli import main
+from selftrain.config import load_recipe
 from selftrain.errors import RecipeError, RunMismatchError
-from selftrain.recipe import load_recipe
-from selftrain.start import start
+from selftrain.run import start
 
 RECIPE = """
 seed = 1
@@ -73,7 +73,7 @@ def serve(monkeypatch):
     """Puts a backend in memory behind every recipe."""
 
     def put(backend):
-        monkeypatch.setattr("selftrain.vlm_panel.build_backend", lambda section: backend)
+        monkeypatch.setattr("selftrain.build.build_backend", lambda section: backend)
         return backend
 
     return put

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.chat.base import Usage
+from agents.ask.cache import AnswerStore, Note, Paid
+from agents.client.base import Usage
 from agents.errors import StoreError
-from agents.vlm.store import AnswerStore, Note, Paid
 from agents.write_ahead import switch_to_write_ahead
 
 CHECKOUT = Path(__file__).parents[3]
@@ -53,8 +53,8 @@ def test_what_a_run_has_spent_is_told_by_run(tmp_path):
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from agents.chat.base import Usage
-from agents.vlm.store import AnswerStore, Note, Paid
+from agents.client.base import Usage
+from agents.ask.cache import AnswerStore, Note, Paid
 store = AnswerStore(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):
     note, paid = Note("run", "", "", 0, ""), Paid({}, str(i), "stop", Usage(1, 0, 0, 1), 0)

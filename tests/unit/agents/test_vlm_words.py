@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vlm_helpers import BRIEF, CLASSES, raw, said
 
-from agents.chat.base import Token, picture
+from agents.ask import label_calibration as calibration
+from agents.ask.answer_schema import Form, label_shares, loops, read_answer
+from agents.ask.brief import Brief
+from agents.ask.prompts import BUILT_IN, Prompts
+from agents.ask.sanitize import cut, neutralise, quoted
+from agents.client.base import Token, picture
 from agents.errors import PromptError
 from agents.judgment import Judgment, State
-from agents.vlm import calibration
-from agents.vlm.brief import Brief
-from agents.vlm.fencing import cut, neutralise, quoted
-from agents.vlm.forms import Form, label_shares, loops, read_answer
-from agents.vlm.prompts import BUILT_IN, Prompts
 
 SPECIAL = [
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>", "<video>", "</s>", "<s>", "[INST]", "[/INST]",
@@ -138,7 +138,7 @@ def test_a_user_s_file_that_cannot_be_used_is_named(tmp_path, name, text, compla
 
 
 def test_every_built_in_file_is_used():
-    from agents.vlm.prompts import _PLACEHOLDERS
+    from agents.ask.prompts import _PLACEHOLDERS
 
     assert {file.name for file in BUILT_IN.iterdir()} == set(_PLACEHOLDERS)
 

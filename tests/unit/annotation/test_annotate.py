@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from annotation_helpers import MemoryBackend, answered, command, make_home, model, offered, rows, wording
 
-from agents.chat.base import Completion, Usage
+from agents.ask.questions.asking import Given
+from agents.client.base import Completion, Usage
 from agents.errors import ServerLostError, ServerRefusedError
 from agents.judgment import State
-from agents.questions.asking import Given
 from selftrain.annotation.answers import read_given, standing
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
@@ -33,7 +33,7 @@ def serve(monkeypatch):
 
     def put(answer=model):
         backend = MemoryBackend(answer)
-        monkeypatch.setattr("selftrain.vlm_panel.build_backend", lambda section: backend)
+        monkeypatch.setattr("selftrain.build.build_backend", lambda section: backend)
         return backend
 
     return put
@@ -535,7 +535,7 @@ def test_ctrl_c_says_how_to_go_on(home, serve, capsys):
 
     backend = serve()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.questions.panel.QuestionPanel.ask", pressed)
+        patch.setattr("agents.ask.questions.panel.QuestionPanel.ask", pressed)
         assert main(command(home)) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert backend.requests == []

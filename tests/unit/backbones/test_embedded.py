@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import embedded as room
 from backbones import load_backbone
+from backbones import minilm_efficientnet as room
 from backbones.errors import ImageError, UnknownBackboneError, WeightsError
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from selftrain.bench.agentps import PARTS, _cells, paired
-from selftrain.bench.study import Figure, Figures
+from runs.bench.agentps import PARTS, _cells, paired
+from runs.bench.study import Figure, Figures
 
 
 def figure(method: str, seed: int, value: float, n: int = 1000) -> Figure:

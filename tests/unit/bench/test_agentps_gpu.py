@@ -7,12 +7,12 @@ import pytest
 import torch
 from agentps_helpers import accelerating, llava_onevision, picture
 
+from runs.bench import agentps_gpu
+from runs.bench.__main__ import main
 from selftrain.agentps.albums import Frames
 from selftrain.agentps.architecture import Architecture, assemble
 from selftrain.agentps.examples import Example
 from selftrain.agentps.questions import questionnaire
-from selftrain.bench import agentps_gpu
-from selftrain.cli import main
 from selftrain.data.importers import hateful_memes as memes
 
 
@@ -70,6 +70,6 @@ def test_operations_are_those_of_the_products(cpu, tmp_path):
 def test_without_a_gpu_it_is_said_and_nothing_is_made_up(tmp_path, capsys):
     figures = tmp_path / "figures.jsonl"
     given = ["--data", str(tmp_path), "--work", str(tmp_path), "--parts", "gpu", "--json", str(figures)]
-    assert main(["bench", "agentps", *given]) == 0
+    assert main(["agentps", *given]) == 0
     assert "gpu: not measured, torch finds no CUDA device here" in capsys.readouterr().out
     assert not figures.exists()

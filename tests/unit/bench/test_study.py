@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from selftrain.bench.loop_study import gains
-from selftrain.bench.study import Figure, Figures
+from runs.bench import __main__ as bench
+from runs.bench.loop_study import gains
+from runs.bench.study import Figure, Figures
 from selftrain.errors import DataError
 
 
@@ -58,3 +61,31 @@ def test_the_table_gives_mean_and_spread() -> None:
     (line,) = figures.table()
     assert "0.8500 ± 0.0707" in line
     assert "2 seeds" in line
+
+
+def test_an_unknown_study_is_refused_with_the_names_of_all(capsys) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["missing"])
+    assert "'hsol', 'harmeme'" in capsys.readouterr().err
+
+
+def test_a_study_parses_its_own_options(monkeypatch) -> None:
+    study, seen = ModuleType("runs.bench.stand_in"), []
+
+    def add_parser(subparsers):
+        subparsers.add_parser("stand_in").add_argument("--seeds")
+
+    def run(args):
+        seen.append(args.seeds)
+        return 7
+
+    study.add_parser, study.run = add_parser, run
+    monkeypatch.setitem(sys.modules, study.__name__, study)
+    monkeypatch.setitem(bench.STUDIES, "stand_in", "of this test")
+    assert bench.main(["stand_in", "--seeds", "0,1,2"]) == 7
+    assert seen == ["0,1,2"]
+
+
+def test_what_a_study_cannot_do_is_said_without_a_traceback(tmp_path: Path, capsys) -> None:
+    assert bench.main(["hsol", "--data", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

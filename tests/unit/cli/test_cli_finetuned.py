@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from selftrain.build import build_trainer
 from selftrain.cli import main
-from selftrain.finetune import BackboneTrainer, load_finetuned
-from selftrain.recipe import load_recipe
-from selftrain.start import build_trainer
+from selftrain.config import load_recipe
+from selftrain.models.finetune import BackboneTrainer, load_finetuned
 
 RECIPE = (
     '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\nvalidation_share = 0.3\nlabelled = 8\n'

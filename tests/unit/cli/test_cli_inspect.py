@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from selftrain.cli import main
-from selftrain.run.folder import RunFolder
+from selftrain.store.run_dir import RunFolder
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m[bold red]x[/]\r\u202e"
 

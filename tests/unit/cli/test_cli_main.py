@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from selftrain import cli
+from selftrain._util.printable import printable
 from selftrain.cli import data as any_group
-from selftrain.printable import printable
 
 TREES = [
     ("selftrain.errors", "RunStateError"),
@@ -106,33 +106,3 @@ def test_a_reader_that_goes_away_is_no_error(small_run):
     script = f"set -o pipefail; (sleep 0.2; {command}; echo $? >&2) | true"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr.split() == ["141"]
-
-
-def test_a_study_that_is_not_installed_is_a_clear_error(monkeypatch, capsys):
-    from selftrain.cli import bench
-
-    monkeypatch.setitem(bench.STUDIES, "missing", "a study without a module")
-    assert cli.main(["bench", "missing", "--data", "x"]) == 2
-    assert "no module selftrain.bench.missing" in capsys.readouterr().err
-
-
-def test_a_study_parses_its_own_options(monkeypatch):
-    from types import ModuleType
-
-    from selftrain.cli import bench
-
-    study, seen = ModuleType("selftrain.bench.stand_in"), []
-
-    def add_parser(subparsers):
-        subparsers.add_parser("stand_in").add_argument("--seeds")
-
-    def run(args):
-        seen.append(args.seeds)
-        return 7
-
-    study.add_parser, study.run = add_parser, run
-    study.__spec__ = importlib.util.spec_from_loader(study.__name__, loader=None)
-    monkeypatch.setitem(sys.modules, study.__name__, study)
-    monkeypatch.setitem(bench.STUDIES, "stand_in", "of this test")
-    assert cli.main(["bench", "stand_in", "--seeds", "0,1,2"]) == 7
-    assert seen == ["0,1,2"]

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
-from selftrain.classifier import load_head
 from selftrain.cli import main
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import read_manifest
-from selftrain.run.folder import RunFolder
+from selftrain.models.classifier import load_head
+from selftrain.store.run_dir import RunFolder
 
 
 def records(text):

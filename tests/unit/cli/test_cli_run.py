@@ -8,14 +8,14 @@ import pytest
 
 from selftrain.cli import main
 from selftrain.cli.run import quickstart_recipe
+from selftrain.config import load_recipe
+from selftrain.data.preparation import prepare
 from selftrain.errors import RunStateError
-from selftrain.history import replay
 from selftrain.loop import Limits, LoopSettings, why_stop
-from selftrain.prediction import stored_recipe
-from selftrain.preparation import prepare
-from selftrain.recipe import load_recipe
-from selftrain.run.folder import RunFolder
-from selftrain.run.summary import open_posts, standing, summarise, why_stopped
+from selftrain.models.prediction import stored_recipe
+from selftrain.report.status import open_posts, standing, summarise, why_stopped
+from selftrain.rounds import replay
+from selftrain.store.run_dir import RunFolder
 
 
 def figures(number, *, kept, validation, test=None, consistent=0, divergent=0, precision=None):
@@ -125,7 +125,7 @@ def test_a_set_that_means_nothing_is_refused(small_run, tmp_path, capsys):
 
 
 def test_simulated_agents_are_named_in_the_table():
-    from selftrain.cli.drawing import console, summary_table
+    from selftrain.cli.render import console, summary_table
 
     rounds = [figures(0, kept=True, validation=0.5)]
     for simulated in (False, True):

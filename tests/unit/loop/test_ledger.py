@@ -12,9 +12,9 @@ from loop_helpers import HashPanel, make_corpus, rounds_of, run
 from losses.groups import Group
 from selftrain import loop
 from selftrain.errors import RunStateError
-from selftrain.history import grown_rows, replay
-from selftrain.ledger import Ledger, Pseudo, precision
-from selftrain.run.folder import RunFolder
+from selftrain.rounds import grown_rows, replay
+from selftrain.state import Ledger, Pseudo, precision
+from selftrain.store.run_dir import RunFolder
 
 VALUES = {"spam": 1, "ham": 0}
 POOL = np.arange(26, 56)

@@ -5,11 +5,11 @@ import json
 import pytest
 from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, rounds_of, run
 
+from agents.panel import NoPanel
 from losses.groups import Group
 from selftrain import loop
-from selftrain.history import replay
-from selftrain.panels import NoPanel
-from selftrain.run.folder import RunFolder
+from selftrain.rounds import replay
+from selftrain.store.run_dir import RunFolder
 
 UP_DOWN_UP = [8, 12, 10, 15]  # round 1 kept, 2 rolled back, 3 kept
 

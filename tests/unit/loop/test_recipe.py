@@ -7,10 +7,10 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selftrain.build import build_loss, build_settings
+from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
-from selftrain.recipe import load_recipe
-from selftrain.run.folder import RunFolder, without_none
-from selftrain.start import build_loss, build_settings
+from selftrain.store.run_dir import RunFolder, without_none
 
 LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
 

@@ -10,8 +10,8 @@ from serving_helpers import HeldScorer, TextScorer
 
 from selftrain.data.posts import Post
 from selftrain.errors import DrainingError, QueueFullError, ScoringError, ServingError
+from selftrain.models.scorer import ScoreFailure
 from selftrain.serving.batching import Batcher
-from selftrain.serving.scorer import ScoreFailure
 
 WAIT = 30
 

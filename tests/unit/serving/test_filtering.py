@@ -14,9 +14,9 @@ from serving_helpers import TextScorer, validation_of
 
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
-from selftrain.serving import scorer as scorer_module
+from selftrain.models import scorer as scorer_module
 from selftrain.serving.filtering import filter_posts, validation_scores
-from selftrain.serving.journal import Journal
+from selftrain.serving.sink import Journal
 
 
 def records(path):

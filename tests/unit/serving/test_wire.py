@@ -9,7 +9,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from selftrain.serving.scorer import PostScore, ScoreFailure
+from selftrain.models.scorer import PostScore, ScoreFailure
 from selftrain.serving.wire import Limits, RequestError, answer, parse, place
 
 LIMITS = Limits(body=10_000, posts=3, text=20, image=3_000, pixels=10_000)

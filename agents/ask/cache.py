@@ -1,0 +1,159 @@
+"""Every answer that was paid for, in one SQLite file that all runs of a folder share.
+
+An answer lies under its address (`chat.base.address`): whatever could change it changes the address. A row is
+written as soon as its answer arrives and is on the disk before anybody acts on it. Several processes may use
+one file at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agents.client.base import Usage
+from agents.errors import StoreError
+from agents.write_ahead import switch_to_write_ahead
+
+SCHEMA_VERSION = 1
+
+_CREATE = """
+CREATE TABLE IF NOT EXISTS answers (
+    address TEXT PRIMARY KEY,
+    answer TEXT NOT NULL,           -- what was read out of it, JSON
+    text TEXT NOT NULL,             -- as it came
+    finish TEXT NOT NULL,
+    prompt INTEGER NOT NULL, cached INTEGER NOT NULL, image INTEGER NOT NULL, completion INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    run TEXT NOT NULL,              -- who paid
+    post TEXT NOT NULL, role TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS answers_by_run ON answers (run);
+"""
+
+
+class Note(NamedTuple):
+    """For whom an answer was paid; kept beside it, not part of its address.
+
+    Attributes:
+        run: The run that paid: the resolved path of its folder.
+        post: Id of the post.
+        role, step: As in `Judgment`.
+        model: Who answered.
+    """
+
+    run: str
+    post: str
+    role: str
+    step: int
+    model: str
+
+
+class Paid(NamedTuple):
+    """One stored answer.
+
+    Attributes:
+        answer: What was read out of it, as JSON values; opaque to the store.
+        text: As it came from the server.
+        finish: Why it ended.
+        usage: Its tokens.
+        seconds: It took.
+    """
+
+    answer: Mapping[str, Any]
+    text: str
+    finish: str
+    usage: Usage
+    seconds: float
+
+
+class AnswerStore:
+    """The file.
+
+    Raises:
+        StoreError: It cannot be opened, is no store, or was written by a newer version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._explained("opened"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # judgments arrive on the event loop's thread, the store is made on the caller's
+            self._connection = sqlite3.connect(
+                path, timeout=60, isolation_level=None, check_same_thread=False
+            )
+            switch_to_write_ahead(self._connection)
+            # each answer is on the disk before it counts: a power cut loses nothing that was paid for
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._check_version()
+            self._connection.executescript(_CREATE)
+
+    def get(self, address: str) -> Paid | None:
+        """The answer at an address, or None."""
+        with self._explained("read"):
+            row = self._connection.execute(
+                "SELECT answer, text, finish, prompt, cached, image, completion, seconds FROM answers"
+                " WHERE address = ?",
+                (address,),
+            ).fetchone()
+        if row is None:
+            return None
+        return Paid(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
+
+    def put(self, address: str, paid: Paid, note: Note, attempt: int) -> None:
+        """Keep an answer. The first one at an address stays: a second was paid by another process.
+
+        Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.
+        """
+        values = (
+            address, json.dumps(paid.answer), paid.text, paid.finish, *paid.usage,
+            paid.seconds, note.run, note.post, note.role, note.step, attempt, note.model,
+        )  # fmt: skip
+        with self._explained("written"):
+            self._connection.execute(
+                "INSERT OR IGNORE INTO answers (address, answer, text, finish, prompt, cached, image,"
+                " completion, seconds, run, post, role, step, attempt, model)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+
+    def spent(self, run: str) -> Usage:
+        """Tokens that a run has paid for, in all its starts."""
+        with self._explained("read"):
+            row = self._connection.execute(
+                "SELECT COALESCE(SUM(prompt), 0), COALESCE(SUM(cached), 0), COALESCE(SUM(image), 0),"
+                " COALESCE(SUM(completion), 0) FROM answers WHERE run = ?",
+                (run,),
+            ).fetchone()
+        return Usage(*row)
+
+    def close(self) -> None:
+        """Close the file; safe to repeat."""
+        self._connection.close()
+
+    def _check_version(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} is a store of version {version}; this program reads version {SCHEMA_VERSION}: "
+                "use the program that wrote it, or name another file"
+            )
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(
+                f"the answers in {self.path} cannot be {what} ({error}); expected a SQLite file of this"
+                " program on a disk with room: make room, or name another file"
+            ) from error

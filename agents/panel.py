@@ -1,0 +1,197 @@
+"""The cross-review: two agents judge a candidate alone, then, where needed, after seeing each other.
+
+Step 0 does not depend on the classifier, so an agent that is paid by the call is paid once a post. Step 1
+happens only for candidates on which somebody disagrees: the agents with each other, an agent with the
+classifier, or an agent that gave no label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from agents.errors import LearningError, ReviewError
+from agents.judgment import (
+    Accepted,
+    Agent,
+    Candidate,
+    Judgment,
+    LabelledPost,
+    Learner,
+    PostLike,
+    State,
+    Verdict,
+)
+
+
+class Panel(Protocol):
+    """The agents as the loop sees them, whatever the protocol in which they work."""
+
+    @property
+    def simulated(self) -> bool:
+        """True when any answer is drawn from known labels; a run with such a panel says so everywhere."""
+        ...
+
+    def learn(
+        self,
+        labelled: Sequence[LabelledPost],
+        *,
+        accepted: Sequence[Accepted] = (),
+        pool: Sequence[PostLike] = (),
+    ) -> None:
+        """Begin a round: learn anew from the labelled posts and what was accepted so far."""
+        ...
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """One verdict a candidate, in order."""
+        ...
+
+    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+        """Each role's step-0 judgments on posts of known label, out of fold where it learned from them."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What answers and how, in JSON values."""
+        ...
+
+
+class AgentPanel:
+    """Two agents in cross-review.
+
+    Raises:
+        ReviewError: Not two agents, or two of one role.
+    """
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        _check_roles(agents)
+        self._agents = tuple(agents)
+
+    @property
+    def simulated(self) -> bool:
+        return any(agent.simulated for agent in self._agents)
+
+    def learn(
+        self,
+        labelled: Sequence[LabelledPost],
+        *,
+        accepted: Sequence[Accepted] = (),
+        pool: Sequence[PostLike] = (),
+    ) -> None:
+        """Let those agents learn that can.
+
+        Raises:
+            LearningError: Posts from which an agent cannot learn, or an id given twice.
+        """
+        ids = [post.id for post in labelled]
+        if len(set(ids)) != len(ids):
+            raise LearningError(f"{len(ids)} labelled posts with {len(set(ids))} different ids")
+        for agent in self._agents:
+            if isinstance(agent, Learner):
+                agent.learn(labelled, accepted=accepted, pool=pool)
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """One verdict a candidate, in order."""
+        return review(candidates, self._agents)
+
+    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+        """Each role's step-0 judgments on posts of known label."""
+        recalled: dict[str, list[Judgment]] = {}
+        for agent in self._agents:
+            answers = agent.recall(labelled) if isinstance(agent, Learner) else agent.judge(labelled)
+            recalled[agent.role] = _answers(agent, labelled, answers)
+        return recalled
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "protocol": "cross_review",
+            "simulated": self.simulated,
+            "agents": [agent.describe() for agent in self._agents],
+        }
+
+
+def review(candidates: Sequence[Candidate], agents: Sequence[Agent]) -> list[Verdict]:
+    """Verdicts on `candidates`, in their order.
+
+    Raises:
+        ReviewError: Not two agents of two roles, or one that did not answer every candidate once.
+    """
+    _check_roles(agents)
+    reviewer, user = agents
+    posts = [candidate.post for candidate in candidates]
+    alone = {agent.role: _answers(agent, posts, agent.judge(posts)) for agent in agents}
+    asked = [
+        i
+        for i, candidate in enumerate(candidates)
+        if any(alone[agent.role][i].label != candidate.label for agent in agents)
+    ]
+    again: dict[str, dict[int, Judgment]] = {}
+    for agent, other in ((reviewer, user), (user, reviewer)):
+        chosen = [candidates[i] for i in asked]
+        own, words = ([alone[one.role][i] for i in asked] for one in (agent, other))
+        answers = agent.reconsider(chosen, own, words) if chosen else []
+        checked = _answers(agent, [one.post for one in chosen], answers, step=1)
+        again[agent.role] = dict(zip(asked, checked, strict=True))
+    return [
+        Verdict(
+            candidate.post.id,
+            candidate.label,
+            candidate.probability,
+            (
+                *(alone[agent.role][i] for agent in agents),
+                *(again[agent.role][i] for agent in agents if i in again[agent.role]),
+            ),
+        )
+        for i, candidate in enumerate(candidates)
+    ]
+
+
+def _check_roles(agents: Sequence[Agent]) -> None:
+    roles = [agent.role for agent in agents]
+    if len(roles) != 2 or len(set(roles)) != 2:
+        raise ReviewError(f"cross-review takes two agents of two roles, not {roles}")
+
+
+def _answers(
+    agent: Agent, posts: Sequence[PostLike], answers: Sequence[Judgment], *, step: int = 0
+) -> list[Judgment]:
+    """The answers, if they are one a post under the agent's own name; a verdict is built on that."""
+    if len(answers) != len(posts):
+        raise ReviewError(f"{agent.role} gave {len(answers)} judgments on {len(posts)} posts")
+    for post, answer in zip(posts, answers, strict=True):
+        if answer.agent != agent.role or answer.step != step:
+            given = f"{answer.agent!r}, step {answer.step}"
+            raise ReviewError(f"post {post.id!r}: {agent.role!r}, step {step} was asked, {given} answered")
+    return list(answers)
+
+
+class NoPanel:
+    """Takes the classifier's word for it: every candidate is consistent. The ablation without agents."""
+
+    simulated = False
+
+    def learn(
+        self,
+        labelled: Sequence[LabelledPost],
+        *,
+        accepted: Sequence[Accepted] = (),
+        pool: Sequence[PostLike] = (),
+    ) -> None:
+        """Nothing to learn."""
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """The classifier's own label, said once more."""
+        return [
+            Verdict(one.post.id, one.label, one.probability, (_echo(one.label, one.probability),))
+            for one in candidates
+        ]
+
+    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+        """No agent, no judgments."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        return {"protocol": "none", "simulated": False, "agents": []}
+
+
+def _echo(label: str, probability: float) -> Judgment:
+    return Judgment("classifier", 0, State.LABEL, label, probability, "no agent was asked", "classifier")

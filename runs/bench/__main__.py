@@ -1,0 +1,109 @@
+"""The studies, each in a module of this folder with a parser of its own: ``python -m runs.bench STUDY``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from selftrain.errors import SelftrainError
+
+STUDIES = {
+    "hsol": "offensive tweets (Davidson et al. 2017): the loop against labels alone",
+    "harmeme": "harmful memes (Pramanick et al. 2021): text and images",
+    "selection": "memory of choosing from a growing pool",
+    "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",
+    "agentps": "process supervision beside its ablations, on a multimodal language model",
+    "report": "size of a long run's report, and how fast a browser opens it",
+    "act": "what a human budget buys, and whether error estimates cover the truth",
+    "features": "speed of text features beside sentence-transformers",
+}
+FAILED = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one study.
+
+    Args:
+        argv: The study's name and its options; None: those of this process.
+
+    Returns:
+        The study's exit status; 2 after an error that has a message.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m runs.bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Studies:\n" + "\n".join(f"  {name:<10}{text}" for name, text in STUDIES.items()),
+        epilog="`python -m runs.bench STUDY --help` shows the options of a study.",
+    )
+    parser.add_argument("study", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of the study")
+    args = parser.parse_args(argv)
+    try:
+        return run_features(args.options) if args.study == "features" else run_study(args.study, args.options)
+    except SelftrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def run_study(name: str, options: Sequence[str]) -> int:
+    """A study whose module gives `add_parser(subparsers)` and `run(args)`."""
+    module = importlib.import_module(f"runs.bench.{name}")
+    parser = argparse.ArgumentParser(prog="python -m runs.bench")
+    module.add_parser(parser.add_subparsers())
+    return int(module.run(parser.parse_args([name, *options])))
+
+
+def run_features(options: Sequence[str]) -> int:
+    """Texts a second on HSOL's tweets, ours and theirs in turns."""
+    parser = argparse.ArgumentParser(prog="python -m runs.bench features", description=STUDIES["features"])
+    parser.add_argument("--data", type=Path, required=True, help="folder of HSOL's labeled_data.csv")
+    parser.add_argument("--n", type=int, default=2000, help="how many tweets (default: 2000)")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: 3)")
+    parser.add_argument("--json", type=Path, help="append the figures to this file")
+    args = parser.parse_args(options)
+    if args.n < 1 or args.repeats < 1:
+        parser.error(f"--n {args.n} --repeats {args.repeats}: expected at least 1 of each")
+
+    from runs.bench.features import texts_throughput
+    from runs.bench.study import Figure, Figures
+
+    texts = hsol_texts(args.data, args.n)
+    result = texts_throughput(texts, args.repeats)
+    figures = Figures(args.json)
+    figures.add(
+        [
+            Figure("features", "hsol", "ours", args.n, 0, "ratio", result.ratio),
+            Figure("features", "hsol", "ours", args.n, 0, "texts_per_second", result.ours),
+            Figure("features", "hsol", "sentence_transformers", args.n, 0, "texts_per_second", result.theirs),
+        ]
+    )
+    print("\n".join(figures.table()))
+    return 0
+
+
+def hsol_texts(source: Path, count: int) -> list[str]:
+    """The first `count` tweets that hold a word.
+
+    Raises:
+        ManifestError: No labeled_data.csv there, or no tweet in it.
+    """
+    from selftrain.data.importers import hsol
+    from selftrain.data.importers.base import Record
+    from selftrain.errors import ManifestError
+
+    texts: list[str] = []
+    for record in hsol.read(source).records:
+        if isinstance(record, Record) and record.text.strip():
+            texts.append(record.text)
+        if len(texts) == count:
+            break
+    if not texts:
+        raise ManifestError(f"{source} holds no tweet: expected HSOL's labeled_data.csv")
+    return texts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

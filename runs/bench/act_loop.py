@@ -1,0 +1,232 @@
+"""What a human budget buys on HSOL with the loop's own agents: they annotate, their disagreement criticizes.
+
+Two ways to spend B posts, with reviewers simulated by the hidden labels:
+
+    loop      the run itself: divergent posts are reviewed between its rounds and become labels
+    act       after a run without people: all posts that it judged are annotated with what classifier and
+              agents say together, B of them are reviewed, and a head for two classes learns with the ACT loss
+              ("mixed": with cross-entropy on the mixed labels)
+
+All labels, as both would have them: the act head on the true label of every post.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from runs.bench.study import Figure, Figures
+from selftrain.act.budget import Rule, inclusion, systematic_sample
+from selftrain.act.quality_gap import abs_score, accuracy
+from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.store.run_dir import RunFolder
+
+if TYPE_CHECKING:
+    from selftrain.act.training import ACTSet
+    from selftrain.config import Recipe
+    from selftrain.data.preparation import Prepared
+
+STUDY, DATASET = "act-loop", "hsol"
+LABELLED = 100
+BUDGETS = (0, 100, 250, 500, 1000, 2000, 4000)
+LOOP_BUDGETS = (0, 100, 250, 500, 1000)
+RULE: Rule = "exponential"
+FLOOR = 0.1
+
+
+class Judged(NamedTuple):
+    """The posts that a run judged [M].
+
+    Attributes:
+        positions: In the corpus.
+        machine, truth: Class indices, 1 positive.
+        errors: e.
+    """
+
+    positions: npt.NDArray[np.int64]
+    machine: npt.NDArray[np.int64]
+    truth: npt.NDArray[np.int64]
+    errors: npt.NDArray[np.float64]
+
+
+def measure(figures: Figures, data: Path, seeds: Sequence[int]) -> None:
+    """All that `figures` lacks; what was measured is kept as it comes.
+
+    Raises:
+        DataError: HSOL is not below `data`.
+    """
+    from backbones import load_backbone
+    from runs.bench import hsol
+    from runs.bench.loop_study import import_data, recipe_of
+    from selftrain.config import load_recipe
+    from selftrain.data.preparation import prepare
+
+    with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as temporary:
+        home = Path(temporary)
+        paths = import_data(hsol.STUDY, data, home)
+        backbone = load_backbone("embedded")
+        for seed in seeds:
+            overrides = [*paths, f"seed={seed}", f"data.labelled={LABELLED}"]
+            recipe = load_recipe(recipe_of(hsol.STUDY), overrides)
+            prepared = prepare(recipe, backbone, progress=True)
+            for method, budget, values in _seed(figures, recipe, prepared, home / f"seed{seed}", seed):
+                figures.add([Figure(STUDY, DATASET, method, budget, seed, *one) for one in values.items()])
+                told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+                print(f"{method} B={budget} seed={seed}: {told}", flush=True)
+
+
+def _seed(
+    figures: Figures, recipe: Recipe, prepared: Prepared, home: Path, seed: int
+) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """(method, budget, figures) of what is missing."""
+    folder = home / "0"
+    values = run_with_people(recipe, prepared, folder, 0)  # the other parts begin from this run
+    if not figures.has(STUDY, "loop", 0, seed):
+        yield "loop", 0, values
+    for budget in LOOP_BUDGETS[1:]:
+        if not figures.has(STUDY, "loop", budget, seed):
+            yield "loop", budget, run_with_people(recipe, prepared, home / str(budget), budget)
+    judged = judged_posts(RunFolder(folder), prepared)
+    if not figures.has(STUDY, "criticizer", 0, seed):
+        yield "criticizer", 0, _criticizer(judged)
+    for budget in (*BUDGETS, len(judged.positions)):
+        for method, labels in _label_sets(judged, budget, seed):
+            # the last budget is everybody, and counted under one name whatever their number
+            name, shown = ("all labels", 0) if budget == len(judged.positions) else (method, budget)
+            if not figures.has(STUDY, name, shown, seed):
+                yield name, shown, _trained(prepared, judged, labels, seed)
+                if name == "all labels":
+                    return
+
+
+def run_with_people(recipe: Recipe, prepared: Prepared, path: Path, budget: int) -> dict[str, float]:
+    """The loop with reviewers who know the truth; figures of its best model on test."""
+    from selftrain.build import build_loss, build_panel, build_settings, build_trainer
+    from selftrain.loop import self_train
+    from selftrain.review.ledger import LEDGER, ReviewLedger
+    from selftrain.review.reviewers import People, waiting_for
+
+    corpus, folder = prepared.corpus, RunFolder(path)
+    truth = {post.id: int(value) for post, value in zip(corpus.posts, corpus.truth, strict=True)}
+    with folder.locked():
+        classes = {"positive": corpus.positive, "negative": corpus.negative}
+        environment = {"classes": classes, "identity": prepared.identity}
+        folder.begin(recipe.model_dump(mode="json"), environment)
+        asking = max(recipe.rounds.max - 1, 1)  # the rounds before which people are asked
+        while True:
+            people = People(
+                folder, budget=budget, per_round=max(math.ceil(budget / asking), 1), rule=RULE, floor=FLOOR,
+                seed=recipe.seed,
+            )  # fmt: skip
+            rounds = list(
+                self_train(
+                    corpus,
+                    build_trainer(recipe),
+                    build_panel(recipe, prepared.task, corpus, out=path),
+                    loss=build_loss(recipe),
+                    folder=folder,
+                    settings=build_settings(recipe),
+                    people=people,
+                )
+            )
+            waiting = waiting_for(folder)
+            if waiting is None or not waiting.open:
+                break
+            ledger = ReviewLedger(path / LEDGER)
+            while (post := ledger.next_post("simulated")) is not None:
+                label = corpus.class_name(truth[post.entry.post_id])
+                ledger.decide("simulated", post.entry.post_id, label)
+            ledger.close()
+    best = [one for one in rounds if one.kept][-1]
+    assert best.test is not None
+    return {
+        "macro_f1": best.test["macro_f1"],
+        "reviewed": float(0 if waiting is None else waiting.posts),
+        "pseudo_label_precision": float(rounds[-1].figures["pseudo_labels"]["precision"] or 0.0),
+        "rounds": float(len(rounds) - 1),
+    }
+
+
+def judged_posts(folder: RunFolder, prepared: Prepared) -> Judged:
+    """Every post that the run judged, with its machine label and estimated error."""
+    from selftrain.review.disagreement import suspicions
+    from selftrain.review.requests import verdicts_now
+
+    corpus, now = prepared.corpus, verdicts_now(folder)
+    labels = {post_id: said.verdict["classifier_label"] for post_id, said in now.accepted.items()}
+    records = [said.verdict for said in (now.accepted | now.divergent).values()]
+    found = suspicions(records, (corpus.positive, corpus.negative), labels=labels)
+    position_of = {corpus.posts[int(p)].id: int(p) for p in corpus.pool}
+    positions = np.array([position_of[one.post_id] for one in found], dtype=np.int64)
+    machine = np.array([one.label == corpus.positive for one in found], dtype=np.int64)
+    truth = corpus.truth[positions].astype(np.int64)
+    return Judged(positions, machine, truth, np.array([one.error for one in found]))
+
+
+def _criticizer(judged: Judged) -> dict[str, float]:
+    """How well disagreement finds the machine labels that are wrong."""
+    from sklearn.metrics import roc_auc_score
+
+    wrong = judged.machine != judged.truth
+    return {
+        "auc": float(roc_auc_score(wrong, judged.errors)),
+        "abs": abs_score(wrong, judged.errors) or 0.0,
+        "machine_accuracy": float(1.0 - wrong.mean()),
+        "judged": float(len(wrong)),
+    }
+
+
+def _label_sets(judged: Judged, budget: int, seed: int) -> Iterator[tuple[str, ACTSet]]:
+    from selftrain.act.training import ACTSet, labelled_set
+
+    pi = inclusion(judged.errors, budget, rule=RULE, floor=FLOOR, seed=seed)
+    reviewed = np.zeros(len(pi), dtype=bool)
+    reviewed[systematic_sample(pi, seed)] = True
+    mixed = np.where(reviewed, judged.truth, judged.machine)
+    yield "act mixed", labelled_set(mixed)
+    if 0 < budget < len(pi):
+        yield "act", ACTSet(judged.machine, judged.truth, reviewed, pi)
+
+
+def _trained(prepared: Prepared, judged: Judged, labels: ACTSet, seed: int) -> dict[str, float]:
+    """Test figures of a head on the run's labels and the judged posts."""
+    from selftrain.act.training import ACTSet, train_classes
+    from selftrain.models.head import HeadSettings, fit_scaling
+
+    corpus = prepared.corpus
+    assert corpus.table is not None
+    given = corpus.labels[corpus.labelled].astype(np.int64)
+    trusted = (given, given, np.zeros(len(given), dtype=bool), np.ones(len(given)))
+    whole = ACTSet(*(np.concatenate(pair) for pair in zip(trusted, labels, strict=True)))
+    rows = corpus.rows(np.concatenate([corpus.labelled, judged.positions]))
+    model = train_classes(
+        rows, whole, corpus.rows(corpus.validation), corpus.labels[corpus.validation].astype(np.int64),
+        classes=(corpus.negative, corpus.positive), scaling=fit_scaling(rows, corpus.table.layout),
+        settings=HeadSettings(), seed=seed,
+    )  # fmt: skip
+    truth = corpus.labels[corpus.test].astype(np.int64)
+    predicted = model.predict(corpus.rows(corpus.test))
+    return {"macro_f1": macro_f1_of_classes(truth, predicted), "accuracy": accuracy(truth, predicted)}
+
+
+def reaching_lines(figures: Figures) -> Iterator[str]:
+    """The least measured budget whose mean quality is that of all labels, for each way."""
+    from statistics import fmean
+
+    everything = figures.values("all labels", 0, "macro_f1")
+    if not everything:
+        return
+    goal = fmean(everything.values())
+    yield f"{STUDY}: all labels {goal:.4f} macro-F1, mean of {len(everything)} seeds"
+    for method in ("loop", "act", "act mixed"):
+        found = sorted({f.n for f in figures.figures if f.study == STUDY and f.method == method})
+        means = {n: fmean(figures.values(method, n, "macro_f1").values()) for n in found}
+        reached = next((f"{n:,} posts" for n, mean in means.items() if mean >= goal), "no measured budget")
+        told = ", ".join(f"{n}: {mean:.4f}" for n, mean in means.items())
+        yield f"{STUDY}: {method} reaches it with {reached} ({told})"

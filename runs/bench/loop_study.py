@@ -1,0 +1,234 @@
+"""The loop against its baselines and its own parts, on one data set; `hsol` and `harmeme` say which."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from runs.bench.study import Figure, Figures
+from selftrain.config import Recipe, load_recipe
+from selftrain.errors import DataError
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+    from selftrain.data.preparation import Prepared
+    from selftrain.rounds import Round
+
+ABLATION: Mapping[str, tuple[str, ...]] = {
+    "ours": (),
+    "classifier_only": ("agents.kind=none",),
+    "pn_instead_of_pnu": ("loss.form=pn",),
+    # the magnitude of P is the weight of the unlabelled risk here; its sign says PU or NU
+    "p=-0.1": ("loss.balance=-0.1", "loss.lambda_unlabelled=0.1"),
+    "p=0": ("loss.balance=0.0",),
+    "p=0.1": ("loss.balance=0.1", "loss.lambda_unlabelled=0.1"),
+    "p=0.2": ("loss.balance=0.2", "loss.lambda_unlabelled=0.2"),
+    "theta=0.5": ("loss.theta=0.5",),
+    "simulated_agents_95": ("agents.kind=simulated", "agents.accuracy=0.95"),
+    "simulated_agents_90": ("agents.kind=simulated", "agents.accuracy=0.9"),
+}
+"""Method -> what it changes in the recipe. Simulated agents know the truth: a ceiling, not a result."""
+
+
+WHOLE = "whole_run"
+
+
+class LoopStudy(NamedTuple):
+    """One data set.
+
+    Attributes:
+        name: Of the study and of the data set's importer.
+        source: Path below --data that the importer reads.
+        recipe: File name in runs/.
+        where: What to say when the data is not there.
+        sizes: Default numbers of labels.
+    """
+
+    name: str
+    source: str
+    recipe: str
+    where: str
+    sizes: tuple[int, ...]
+
+
+def add_options(parser: argparse.ArgumentParser, study: LoopStudy) -> None:
+    """The options that every loop study has."""
+    parser.add_argument("--data", type=Path, required=True, help=f"folder that holds {study.source}")
+    parser.add_argument("--n", default=",".join(map(str, study.sizes)), help="numbers of labels, by commas")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, by commas")
+    parser.add_argument(
+        "--methods", default="ours", help=f"'ours', 'all', or some of {', '.join(ABLATION)}, by commas"
+    )
+    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
+
+
+def run_study(study: LoopStudy, args: argparse.Namespace) -> int:
+    """Measure what --json does not hold yet, and print the table.
+
+    Raises:
+        DataError: The data is not there; the message says where to get it.
+    """
+    figures = Figures(args.json)
+    methods = list(ABLATION) if args.methods == "all" else args.methods.split(",")
+    if unknown := set(methods) - set(ABLATION):
+        raise DataError(f"no method is called {sorted(unknown)}: expected some of {', '.join(ABLATION)}")
+    sizes, seeds = (tuple(map(int, text.split(","))) for text in (args.n, args.seeds))
+    with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
+        overrides = [*import_data(study, args.data, Path(folder)), *args.set]
+        for n in sizes:
+            for seed in seeds:
+                chosen = [*overrides, f"seed={seed}", f"data.labelled={n}"]
+                _one_seed(study, figures, methods, n=n, seed=seed, overrides=chosen, folder=Path(folder))
+        if not figures.has(study.name, WHOLE, sizes[0], seeds[0]):
+            chosen = [*overrides, f"seed={seeds[0]}", f"data.labelled={sizes[0]}"]
+            figures.add(_whole_run(study, sizes[0], seeds[0], chosen, Path(folder)))
+    print("\n".join(figures.table()))
+    print("\n".join(gains(figures, sizes)))
+    return 0
+
+
+def import_data(study: LoopStudy, data: Path, folder: Path) -> list[str]:
+    from selftrain.data.importers import import_named
+
+    source = data / study.source
+    if not source.exists():
+        raise DataError(f"{source} is not there: {study.where}, and say with --data where it is")
+    imported = import_named(study.name, source, folder / "data")
+    return [f"data.manifest={imported.manifest}", f"data.task={imported.task}"]
+
+
+def _one_seed(
+    study: LoopStudy,
+    figures: Figures,
+    methods: Sequence[str],
+    *,
+    n: int,
+    seed: int,
+    overrides: Sequence[str],
+    folder: Path,
+) -> None:
+    """All that is missing for one number of labels and one seed."""
+    wanted = [m for m in ("baselines", *methods) if not figures.has(study.name, m, n, seed)]
+    if not wanted:
+        return
+    from backbones import load_backbone
+    from selftrain.data.preparation import prepare
+
+    recipe = load_recipe(recipe_of(study), overrides)
+    backbone = load_backbone("embedded")
+    prepared = prepare(recipe, backbone, progress=True)
+
+    def add(method: str, values: Mapping[str, float]) -> None:
+        figures.add([Figure(study.name, study.name, method, n, seed, *item) for item in values.items()])
+        told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"n={n} seed={seed} {method}: {told}", flush=True)
+
+    for method in wanted:
+        if method == "baselines":
+            for name, values in _baselines(prepared):
+                add(name, values)
+            add("baselines", {"done": 1.0})
+        else:
+            changed = load_recipe(recipe_of(study), [*overrides, *ABLATION[method]])
+            add(method, _loop(changed, prepared, backbone, folder / "run"))
+
+
+def recipe_of(study: LoopStudy) -> Path:
+    """The recipe beside the studies."""
+    return Path(__file__).parents[1] / study.recipe
+
+
+def _baselines(prepared: Prepared) -> Iterator[tuple[str, dict[str, float]]]:
+    from runs.bench import baselines
+
+    compared: dict[str, Callable[..., float]] = {
+        "labels_only": baselines.labels_only,
+        "sklearn_self_training": baselines.self_training,
+        "all_labels": baselines.all_labels,
+    }
+    for name, measure in compared.items():
+        for c in baselines.REGULARISATION:
+            yield f"{name} C={c:g}", {"macro_f1": measure(prepared.corpus, c)}
+
+
+def _loop(recipe: Recipe, prepared: Prepared, backbone: Backbone, folder: Path) -> dict[str, float]:
+    """One run on extracted features."""
+    from selftrain.build import build_loss, build_panel, build_settings, build_trainer
+    from selftrain.loop import self_train
+    from selftrain.store.run_dir import RunFolder
+
+    shutil.rmtree(folder, ignore_errors=True)
+    began = time.perf_counter()
+    with RunFolder(folder).locked() as opened:
+        rounds = list(
+            self_train(
+                prepared.corpus,
+                build_trainer(recipe),
+                build_panel(recipe, prepared.task, prepared.corpus, out=folder),
+                loss=build_loss(recipe),
+                folder=opened,
+                settings=build_settings(recipe),
+            )
+        )
+    return _summarise(rounds) | {"seconds": time.perf_counter() - began}
+
+
+def _summarise(rounds: Sequence[Round]) -> dict[str, float]:
+    best = [one for one in rounds if one.kept][-1]
+    assert best.test is not None, "the studies have a test split"
+    assert rounds[0].test is not None
+    sets = {name: _pooled(rounds, name) for name in ("candidates", "consistent")}
+    return {
+        "macro_f1": best.test["macro_f1"],
+        "macro_f1_round_0": rounds[0].test["macro_f1"],
+        "precision_candidates": sets["candidates"],
+        "precision_consistent": sets["consistent"],
+        "grown": float(best.figures["grown"]),
+        "rounds": float(len(rounds) - 1),
+        "rounds_kept": float(sum(one.kept for one in rounds) - 1),
+    }
+
+
+def _pooled(rounds: Sequence[Round], name: str) -> float:
+    """Precision over the rounds' sets together, each weighted by its size; 0 without any post."""
+    sets = [one.figures[name] for one in rounds if one.figures[name]["posts"]]
+    total = sum(int(part["posts"]) for part in sets)
+    right = sum(int(part["posts"]) * float(part["precision"] or 0.0) for part in sets)
+    return right / max(total, 1)
+
+
+def gains(figures: Figures, sizes: Sequence[int]) -> Iterator[str]:
+    """Paired differences in points, over the seeds that both have: mean ± sd."""
+    from statistics import fmean, stdev
+
+    methods = dict.fromkeys(f.method for f in figures.figures if f.metric == "macro_f1")
+    for n in sizes:
+        ours = figures.values("ours", n, "macro_f1")
+        for other in (m for m in methods if m != "ours"):
+            theirs = figures.values(other, n, "macro_f1")
+            pairs = [100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
+            if len(pairs) > 1:
+                yield f"n={n:<6} ours - {other:<28} {fmean(pairs):+.2f} ± {stdev(pairs):.2f} points"
+
+
+def _whole_run(study: LoopStudy, n: int, seed: int, overrides: Sequence[str], folder: Path) -> list[Figure]:
+    """Seconds and peak resident megabytes of one `selftrain run` in a process of its own, features cached."""
+    settings = [part for override in overrides for part in ("--set", override)]
+    recipe, out = str(recipe_of(study)), str(folder / "whole")
+    command = [sys.executable, "-m", "selftrain", "run", recipe, "--out", out]
+    began = time.perf_counter()
+    subprocess.run([*command, *settings], check=True, stdout=subprocess.DEVNULL)
+    values = {
+        "seconds": time.perf_counter() - began,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+    }
+    return [Figure(study.name, study.name, WHOLE, n, seed, *item) for item in values.items()]

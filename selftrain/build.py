@@ -1,0 +1,453 @@
+"""From a recipe to objects: agents and what serves them, trainer, loss, settings, reviewers. Nowhere else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agents.ask.brief import Brief
+from agents.ask.cache import AnswerStore
+from agents.ask.metering import Spending
+from agents.ask.pictures import Opener
+from agents.ask.prompts import Prompts
+from agents.ask.protocols import PROTOCOLS
+from agents.ask.runner import Inquiry
+from agents.ask.vlm_agent import Interviewer
+from agents.ask.vlm_panel import VlmPanel
+from agents.judgment import PostLike
+from agents.panel import NoPanel
+from selftrain.models.pretrained import finetuning_backbone
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from agents.ask.criticizer.desk import Desk
+    from agents.ask.questions.panel import QuestionPanel
+    from agents.client.base import Backend
+    from agents.panel import Panel
+    from losses.pnu import PNULoss
+    from selftrain.annotation.building import Settings
+    from selftrain.config import Recipe, VlmSection
+    from selftrain.data.corpus import Corpus
+    from selftrain.data.posts import Post
+    from selftrain.data.task import Task
+    from selftrain.loop import LoopSettings
+    from selftrain.models.finetune import BackboneTrainer
+    from selftrain.review.criticism import LoopCriticizer
+    from selftrain.review.reviewers import People
+    from selftrain.store.run_dir import RunFolder
+
+logger = logging.getLogger(__name__)
+
+STORE = "judgments.sqlite"
+"""Beside the run folders, so that all runs of a folder share what was paid for."""
+
+
+def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VlmPanel:
+    """The agents of a recipe's `vlm` section; nothing is asked yet.
+
+    Args:
+        recipe: Its `vlm` section says all but the seed.
+        task: Classes and policy.
+        out: The run folder.
+        progress: Whether to show bars.
+
+    Raises:
+        PromptError, StoreError: With what to do.
+    """
+    section = recipe.vlm
+    store = store_beside(out, section.store)
+    return VlmPanel(
+        build_inquiry(section, store, run=str(out.resolve()), progress=progress),
+        build_interviewer(recipe, task),
+        PROTOCOLS[section.protocol],
+        thorough=section.thorough,
+        settings=_told(section),
+    )
+
+
+def store_beside(path: Path, named: Path | None = None) -> AnswerStore:
+    """The answers paid for so far: in the file that is named, else beside `path`.
+
+    Raises:
+        StoreError: With what to do.
+    """
+    return AnswerStore(named or path.resolve().parent / STORE)
+
+
+def build_desk(
+    section: VlmSection, store: AnswerStore, *, run: str, max_pixels: int, progress: bool = False
+) -> Desk:
+    """A model that annotates or criticizes; nothing is asked yet.
+
+    Args:
+        section: Where it is served, how pictures are sent, what it may cost.
+        store: Where answers are kept; not closed by the desk.
+        run: Who pays.
+        max_pixels: Most pixels of an image file.
+        progress: Whether to show bars.
+    """
+    from agents.ask.criticizer.desk import Desk
+
+    inquiry = build_inquiry(section, store, run=run, progress=progress)
+    return Desk(
+        inquiry,
+        opener=opener(max_pixels),
+        image_side=section.image_side,
+        max_images=section.max_images,
+    )
+
+
+def build_inquiry(section: VlmSection, store: AnswerStore, *, run: str, progress: bool) -> Inquiry:
+    """What stands between whoever asks and the servers: many calls at a time, each paid for once.
+
+    Args:
+        section: What answers, how many calls at a time, what they may cost.
+        store: Where answers are kept.
+        run: Who pays.
+        progress: Whether to show bars.
+    """
+    return Inquiry(
+        build_backend(section), store, run=run, attempts=section.attempts, token_cap=section.token_cap,
+        width=section.concurrency * max(1, len(section.servers)), progress=bar if progress else None,
+    )  # fmt: skip
+
+
+def build_interviewer(recipe: Recipe, task: Task) -> Interviewer:
+    """Prompts, forms and pictures of a recipe.
+
+    Raises:
+        PromptError: A prompt file that cannot be used.
+    """
+    section = recipe.vlm
+    prompts = Prompts(brief_of(task), folder=section.prompts, text_chars=section.text_chars)
+    return Interviewer(
+        prompts, PROTOCOLS[section.protocol], opener(recipe.data.max_image_pixels), form=section.form,
+        rationale_chars=section.rationale_chars, image_side=section.image_side,
+        max_images=section.max_images, examples=section.examples, seed=recipe.seed,
+    )  # fmt: skip
+
+
+def opener(max_pixels: int) -> Opener:
+    """Opens image files whose header claims at most `max_pixels`."""
+
+    def opened(path: Path, side: int) -> Image.Image:
+        from backbones.images import open_image
+
+        return open_image(path, max_pixels=max_pixels, target_size=side)
+
+    return opened
+
+
+def build_backend(section: VlmSection) -> Backend:
+    """What answers: servers over HTTP, or an engine in this process."""
+    if section.backend == "in_process":
+        from agents.client.inprocess import InProcessBackend
+
+        return InProcessBackend(section.model, revision=section.revision, images=section.max_images)
+    from agents.client.client import ChatClient
+
+    return ChatClient(
+        section.servers, model=section.model, revision=section.revision,
+        key_variable=section.key_variable, maximum=section.concurrency, timeout=section.timeout,
+        retries=section.retries, patience=section.patience, on_event=_log,
+    )  # fmt: skip
+
+
+def brief_of(task: Task) -> Brief:
+    """What agents are told of a task."""
+    return Brief(task.name, task.policy, {one.name: one.meaning for one in task.classes}, dict(task.roles))
+
+
+def _told(section: VlmSection) -> dict[str, object]:
+    """The settings that a reader of the run wants to know; never the key."""
+    shown = section.model_dump(mode="json", exclude={"key_variable", "store", "token_cap"})
+    return {"vlm": {key: value for key, value in shown.items() if value is not None}}
+
+
+def _log(event: str, figures: Mapping[str, Any]) -> None:
+    """A server that is lost or found is told at once: whoever waits wants to know for what."""
+    if event == "down":
+        logger.warning("a model server is down, calls go elsewhere or wait: %s", figures["reason"])
+    elif event == "up":
+        logger.info("%s answers", figures["address"])
+    else:
+        logger.debug("%s %s", event, dict(figures))
+
+
+def bar(what: str, total: int) -> Callable[[Spending], None]:
+    """A bar over posts that tells calls, stored answers and failures."""
+    from tqdm import tqdm
+
+    shown = tqdm(total=total, desc=what, unit="post")
+
+    def told(spending: Spending) -> None:
+        shown.set_postfix(calls=spending.calls, stored=spending.stored, failed=spending.failed, refresh=False)
+        shown.update()
+        if shown.n >= total:
+            shown.close()
+
+    return told
+
+
+def build_panel(
+    recipe: Recipe, task: Task, corpus: Corpus, *, out: Path | None = None, progress: bool = False
+) -> Panel:
+    """The agents of a recipe.
+
+    Args:
+        recipe: Which agents, with which settings; its seed fixes every draw.
+        task: What vision-language agents are told of.
+        corpus: Gives the image features to agents that look at images, and the truth to simulated ones.
+        out: The run folder; vision-language agents keep their answers beside it.
+        progress: Whether agents that take long show how far they are.
+
+    Raises:
+        AgentError: Agents that cannot be built as asked.
+    """
+    from agents.panel import AgentPanel
+
+    section, seed = recipe.agents, recipe.seed
+    classes = (corpus.positive, corpus.negative)
+    match section.kind:
+        case "vlm":
+            assert out is not None, "vision-language agents are asked for a run"
+            return build_vlm_panel(recipe, task, out, progress=progress)
+        case "none":
+            return NoPanel()
+        case "offline":
+            from agents.offline.offline_agent import offline_agents
+
+            return AgentPanel(offline_agents(classes, image_vectors=_image_vectors(corpus), seed=seed))
+        case "replayed":
+            from agents.replayed import replayed_agents
+
+            assert section.file is not None, "the recipe checks it"
+            return AgentPanel(replayed_agents(section.file))
+        case "simulated":
+            from agents.simulated import SimulatedAgent, symmetric
+
+            truth = {
+                post.id: corpus.class_name(int(value))
+                for post, value in zip(corpus.posts, corpus.truth, strict=True)
+                if value >= 0
+            }
+            confusion = symmetric(classes, section.accuracy)
+            roles = ("reviewer", "user")
+            return AgentPanel(
+                [SimulatedAgent(r, truth, confusion, abstention=section.abstention, seed=seed) for r in roles]
+            )
+
+
+class _ImageVectors:
+    """Posts to the image blocks of their feature rows; zeros where a post has no image."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._position_of = {post.id: position for position, post in enumerate(corpus.posts)}
+
+    def __call__(self, posts: Sequence[PostLike]) -> npt.NDArray[np.float32]:
+        assert self._corpus.table is not None, "features are extracted before the agents look"
+        positions = np.array([self._position_of[post.id] for post in posts], dtype=np.int64)
+        return self._corpus.rows(positions)[:, self._corpus.table.layout.image]
+
+
+def _image_vectors(corpus: Corpus) -> _ImageVectors | None:
+    """None when no post has an image: then the agents look at texts only."""
+    return _ImageVectors(corpus) if any(post.images for post in corpus.posts) else None
+
+
+def build_loss(recipe: Recipe) -> PNULoss:
+    """The PNU loss of a recipe. A setting that the form does not read is left at its default."""
+    from losses.pnu import PNULoss
+
+    section = recipe.loss
+    options: dict[str, Any] = {"form": section.form, "balance": section.balance}
+    if section.form not in ("paper",):
+        options["lambda_soft"] = 1.0 if section.lambda_soft == "count" else section.lambda_soft
+    if section.form in ("article", "nnpu", "pn"):
+        options["lambda_u"] = section.lambda_unlabelled
+    if isinstance(section.theta, float):
+        options["theta"] = section.theta
+    soft = section.soft_positive
+    return PNULoss(**options, soft_positive=soft, soft_negative=1 - soft)
+
+
+def build_settings(recipe: Recipe) -> LoopSettings:
+    """The loop's plain arguments."""
+    from selftrain.loop import Limits, LoopSettings
+
+    return LoopSettings(
+        seed=recipe.seed,
+        k=recipe.selection.k,
+        shares=recipe.selection.shares,
+        again=recipe.selection.again,
+        revise=recipe.selection.revise,
+        start=recipe.rounds.start,
+        theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
+        by_count=recipe.loss.lambda_soft == "count",
+        soft_positive=recipe.loss.soft_positive,
+        limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
+        root=recipe.data.manifest.parent,
+        near_chance=recipe.agents.near_chance or ("stop" if recipe.agents.kind == "vlm" else "go on"),
+    )
+
+
+def build_trainer(recipe: Recipe, *, progress: bool = False) -> Any:  # noqa: ANN401 -- a Trainer of some model
+    """The trainer of `classifier.train`: the head on cached features, or the backbone with it."""
+    section = recipe.classifier
+    if section.train != "head":
+        return _build_backbone_trainer(recipe, progress=progress)
+    from selftrain.models.head import HeadSettings
+    from selftrain.models.trainer import HeadTrainer
+
+    defaults = HeadSettings()
+    return HeadTrainer(
+        HeadSettings(
+            kind=section.head,
+            hidden=section.hidden,
+            dropout=section.dropout,
+            epochs=section.epochs or defaults.epochs,
+            learning_rate=section.learning_rate or defaults.learning_rate,
+            weight_decay=defaults.weight_decay if section.weight_decay is None else section.weight_decay,
+        )
+    )
+
+
+def _build_backbone_trainer(recipe: Recipe, *, progress: bool) -> BackboneTrainer:
+    """What the recipe leaves open stays at the trainer's own defaults, which are not those of a head."""
+    from selftrain.models.finetune import BackboneTrainer
+
+    section = recipe.classifier
+    assert section.train != "head", "that is another trainer"
+    given: dict[str, Any] = {"epochs": section.epochs, "weight_decay": section.weight_decay}
+    return BackboneTrainer(
+        partial(finetuning_backbone, recipe),
+        mode=section.train,
+        head=section.head,
+        hidden=section.hidden,
+        dropout=section.dropout,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        lora_rank=section.lora_rank,
+        lora_alpha=section.lora_alpha,
+        evaluation_batch=recipe.backbone.batch_size,
+        workers=recipe.backbone.workers,
+        progress=progress,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def build_people(
+    recipe: Recipe, folder: RunFolder, task: Task, posts: Iterable[Post], *, progress: bool = False
+) -> People | None:
+    """Who reviews for the loop: by the recipe, or because reviews of the run are there; None: nobody.
+
+    Args:
+        recipe: Its `human` section, and `vlm` where a model criticizes.
+        folder: The run.
+        task: Classes and policy.
+        posts: Of the run; a criticizer is shown those it is asked about.
+        progress: Whether to show bars.
+
+    Raises:
+        PromptError, StoreError: A criticizer cannot be set up.
+    """
+    from selftrain.review.ledger import LEDGER
+    from selftrain.review.reviewers import People
+
+    section = recipe.human
+    if not section.budget and not (folder.path / LEDGER).exists():
+        return None
+    criticizer = None
+    if section.budget and section.source == "criticizer":
+        known = {post.id: post for post in posts}
+        criticizer = build_criticizer(recipe, task, folder, known, progress=progress)
+    return People(
+        folder,
+        criticizer=criticizer,
+        budget=section.budget,
+        per_round=section.per_round,
+        rule=section.rule,
+        floor=section.floor,
+        doubled_share=section.doubled_share,
+        wait=section.wait,
+        seed=recipe.seed,
+        progress=progress,
+    )
+
+
+def build_criticizer(
+    recipe: Recipe, task: Task, folder: RunFolder, posts: Mapping[str, PostLike], *, progress: bool = False
+) -> LoopCriticizer:
+    """The criticizer of a recipe's `human` section; nothing is asked yet.
+
+    Its model is that of the `vlm` section unless `human.servers` names others; how pictures are sent, where
+    answers are kept and the token cap are those of `vlm` in any case.
+
+    Raises:
+        PromptError, StoreError: With what to do.
+    """
+    from agents.ask.criticizer.asking import Criticizer
+    from agents.ask.criticizer.wording import Wording
+    from selftrain.review.criticism import LoopCriticizer
+
+    section = recipe.vlm
+    if recipe.human.servers:
+        section = section.model_copy(
+            update={"servers": recipe.human.servers, "model": recipe.human.model, "backend": "servers"}
+        )
+    out = folder.path.resolve()
+    wording = Wording(brief_of(task), text_chars=section.text_chars)
+    criticizer = Criticizer(
+        wording, recipe.human.strategy, rationale_chars=section.rationale_chars, seed=recipe.seed
+    )
+    store = store_beside(out, section.store)
+    desk = build_desk(
+        section, store, run=str(out), max_pixels=recipe.data.max_image_pixels, progress=progress
+    )
+    return LoopCriticizer(desk, criticizer, posts, folder, store)
+
+
+def build_question_panel(
+    settings: Settings,
+    task: Task,
+    out: Path,
+    *,
+    prompts: Path | None = None,
+    max_failed: float = 0.1,
+    progress: bool = False,
+) -> QuestionPanel:
+    """The agent; nothing is asked yet.
+
+    Args:
+        settings: Of `settings_of`.
+        task: Name, classes and policy.
+        out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
+        prompts: A folder of prompt files that replace the built-in ones.
+        max_failed: The largest share of questions without a usable answer, in [0, 1].
+        progress: Whether to show a bar.
+
+    Raises:
+        PromptError, StoreError: With what to do.
+    """
+    from agents.ask.questions.asking import Questioner
+    from agents.ask.questions.panel import QuestionPanel
+    from agents.ask.questions.prompts import QuestionPrompts
+
+    section = settings.vlm
+    questioner = Questioner(
+        QuestionPrompts(brief_of(task), folder=prompts, text_chars=section.text_chars),
+        opener(settings.max_pixels), form=section.form or "reason_first",
+        rationale_chars=section.rationale_chars, image_side=section.image_side,
+        max_images=section.max_images, seed=settings.seed,
+    )  # fmt: skip
+    store = store_beside(out, section.store)
+    inquiry = build_inquiry(section, store, run=str(out.resolve()), progress=progress)
+    return QuestionPanel(inquiry, questioner, max_failed=max_failed)

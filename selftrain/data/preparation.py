@@ -1,0 +1,197 @@
+"""From a recipe's data and backbone sections to a corpus: read, split, keep apart, extract features."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from selftrain.config import BackboneSection, DataSection, Recipe
+from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
+from selftrain.data.duplicates import Dropped, Embeddings, in_order, separate
+from selftrain.data.features import FeatureTable, extract_features
+from selftrain.data.manifest import ManifestReport, enforce, read_manifest
+from selftrain.data.posts import Post
+from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
+from selftrain.data.task import Task, load_task
+from selftrain.errors import QuarantineError, SplitError
+from selftrain.selection import quotas
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone
+
+Json = dict[str, Any]
+
+
+class Prepared(NamedTuple):
+    """What a run works on.
+
+    Attributes:
+        task: Classes, policy, questions.
+        corpus: Posts by position, with features.
+        quarantine: Everything left out: bad rows, copies across splits, posts that could not be encoded.
+        identity: What must be the same when the run goes on.
+    """
+
+    task: Task
+    corpus: Corpus
+    quarantine: list[Json]
+    identity: Json
+
+
+def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Prepared:
+    """Read, split, separate and encode the posts of a recipe.
+
+    Raises:
+        TaskError, ManifestError, QuarantineError, SplitError, CacheError: With what to do.
+    """
+    task = load_task(recipe.data.task)
+    # PNU knows two classes, and the shares name them: say so before anything is computed
+    quotas(
+        recipe.selection.k, recipe.selection.shares,
+        positive=task.positive, negative=task.negative, positive_share=0.5,
+    )  # fmt: skip
+    posts, quarantine = _read(recipe.data, task)
+    drawn = _split(posts, task, recipe.data, recipe.seed)
+    # before hours of encoding
+    _check_sizes(_draw_labels(drawn, task, recipe.data, recipe.seed), task, recipe)
+
+    def extract(wanted: list[Post]) -> FeatureTable:
+        return extract_features(
+            wanted, backbone, cache_folder(recipe.backbone),
+            batch_size=recipe.backbone.batch_size, workers=recipe.backbone.workers, progress=progress,
+        )  # fmt: skip
+
+    splits, failed = _without_failures(drawn, extract(in_order(drawn)))
+    _enforce_failures(failed, len(in_order(drawn)), recipe.data)
+    splits, dropped = _keep_apart(splits, recipe.data, extract)
+    splits = _draw_labels(splits, task, recipe.data, recipe.seed)
+    _check_sizes(splits, task, recipe)  # again: failures and copies are gone
+    posts_in_order = ordered_posts(splits)
+    corpus = build_corpus(splits, task, extract(list(posts_in_order)))
+    quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
+    quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped]
+    identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
+    return Prepared(task, corpus, quarantine, identity)
+
+
+def cache_folder(section: BackboneSection) -> Path:
+    """Where features are kept: the recipe's folder, else $SELFTRAIN_CACHE, else the user's cache."""
+    if section.cache is not None:
+        return section.cache
+    home = os.environ.get("SELFTRAIN_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "selftrain" / "features"
+
+
+def _read(section: DataSection, task: Task) -> tuple[dict[str, tuple[Post, ...]], list[Json]]:
+    """Posts of each manifest named, and the rows set aside; past the threshold it stops."""
+    posts, quarantine = {}, []
+    for name in ("manifest", "validation", "test", "pool"):
+        path = getattr(section, name)
+        if path is None:
+            continue
+        report = read_manifest(path, task, max_pixels=section.max_image_pixels)
+        enforce(report, section.max_bad_rows, section.max_bad_share)
+        posts[name] = report.posts
+        quarantine += _problem_rows(report)
+    return posts, quarantine
+
+
+def _problem_rows(report: ManifestReport) -> list[Json]:
+    return [
+        {"kind": "row", "file": str(report.path), "line": p.line, "id": p.post_id, "reason": p.reason}
+        for p in report.problems
+    ]
+
+
+def _split(posts: dict[str, tuple[Post, ...]], task: Task, section: DataSection, seed: int) -> Splits:
+    """The splits with every label of train still in use: which of them to hide is drawn last."""
+    manifest = posts["manifest"]
+    if section.split == "column":
+        return split_by_column(manifest, task, seed=seed, allow_empty_pool=True)
+    if "validation" in posts:
+        return split_given(
+            task, manifest, posts["validation"], posts.get("pool", ()), posts.get("test", ()),
+            seed=seed, allow_empty_pool=True,
+        )  # fmt: skip
+    shares = {
+        "train": section.train_share,
+        "validation": section.validation_share,
+        "test": section.test_share,
+    }
+    shares = {name: share for name, share in shares.items() if share > 0}
+    splits = split_by_shares(
+        manifest, task, shares, balance=section.balance, seed=seed, allow_empty_pool=True
+    )
+    return split_given(
+        task, splits.labelled, splits.validation, (*splits.pool, *posts.get("pool", ())),
+        (*splits.test, *posts.get("test", ())), seed=seed, allow_empty_pool=True,
+    )  # fmt: skip
+
+
+def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) -> Splits:
+    """Hide all labels of train but `section.labelled` of them."""
+    return split_given(
+        task, splits.labelled, splits.validation, splits.pool, splits.test,
+        labelled=section.labelled, balanced=section.balanced_labels, seed=seed,
+    )  # fmt: skip
+
+
+def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
+    """Enough labels to train and validate on, and a pool in which the first round finds what it asks for.
+
+    Later rounds may take what is left.
+    """
+    build_corpus(splits, task, None)
+    k, available = recipe.selection.k, len(splits.pool)
+    if recipe.rounds.max and k > available:
+        raise SplitError(
+            f"{k:,} posts requested by selection.k, {available:,} available in the pool: set selection.k to"
+            f" {available:,} at most, or add unlabelled posts"
+        )
+
+
+def _keep_apart(
+    splits: Splits, section: DataSection, extract: Callable[[list[Post]], FeatureTable]
+) -> tuple[Splits, list[Dropped]]:
+    """No copy, near or exact, may stand in two splits."""
+    if section.duplicates == "off":
+        return splits, []
+    table = extract(in_order(splits))
+    embeddings = Embeddings(table.rows, table.layout.text, section.near_duplicate_cosine)
+    return separate(splits, match=section.duplicates, embeddings=embeddings)
+
+
+def _without_failures(splits: Splits, table: FeatureTable) -> tuple[Splits, dict[str, str]]:
+    return (splits.without(table.failed), table.failed) if table.failed else (splits, {})
+
+
+def _enforce_failures(failed: dict[str, str], total: int, section: DataSection) -> None:
+    """Posts whose images could not be decoded count like bad rows."""
+    share = len(failed) / max(total, 1)
+    if len(failed) > section.max_bad_rows or share > section.max_bad_share:
+        listed = "\n".join(f"  id {post_id!r}: {reason}" for post_id, reason in list(failed.items())[:20])
+        raise QuarantineError(
+            f"{len(failed)} of {total} posts ({share:.2%}) could not be encoded; at most"
+            f" {section.max_bad_rows} posts and {section.max_bad_share:.2%} are tolerated:\n{listed}"
+        )
+
+
+def _dropped_row(one: Dropped) -> Json:
+    return {
+        "id": one.post_id,
+        "reason": f"its {one.kind} matches {one.kept_id!r} in {one.kept_split}; it was in {one.split}",
+    }
+
+
+def _digest(corpus: Corpus) -> str:
+    """SHA-256 of who is in which split with which label: what the rounds depend on, features aside."""
+    digest = hashlib.sha256()
+    for name in ("labelled", "validation", "pool", "test"):
+        digest.update(f"\n{name}".encode())
+        for position in getattr(corpus, name):
+            post = corpus.posts[position]
+            digest.update(repr((post.id, post.text, post.label)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""The posts that a run speaks of, found again in its manifests: text, pictures, a label if there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from selftrain.errors import ManifestError
+from selftrain.store.run_dir import RunFolder
+
+if TYPE_CHECKING:
+    from selftrain.data.manifest_files import RawRow
+    from selftrain.data.manifest_rows import Rows
+
+MANIFESTS = ("manifest", "pool", "validation", "test")
+
+
+class FoundPost(NamedTuple):
+    """A post as its manifest has it now.
+
+    Attributes:
+        text: May be empty.
+        images: Absolute paths, inside the manifest's folder.
+        names: The same, relative to the manifest.
+        label: What the manifest says; of a pool post the run did not see it, so it is a truth to measure by.
+        reason: Why the row is not a good one any more (a picture is gone, for instance); its pictures are
+            left out then. Empty for a good row.
+    """
+
+    text: str
+    images: tuple[Path, ...]
+    names: tuple[str, ...]
+    label: str | None
+    reason: str = ""
+
+
+def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]:
+    """The posts by id; what is in no manifest any more is left out. Each manifest is read once.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+    """
+    from selftrain.data.manifest import MAX_PIXELS
+    from selftrain.data.manifest_files import read_rows
+    from selftrain.data.manifest_rows import Rows
+
+    missing, found = {post_id.strip(): post_id for post_id in wanted}, dict[str, FoundPost]()
+    section: dict[str, Any] = folder.recipe()["data"]
+    for path in (Path(section[name]) for name in MANIFESTS if name in section):
+        rows = Rows(path.parent, None, allow_missing_text=True, max_pixels=MAX_PIXELS)
+        try:
+            for raw in read_rows(path):
+                if not missing:
+                    return found
+                post_id = missing.pop(str((raw.fields or {}).get("id")).strip(), None)
+                if post_id is not None:
+                    found[post_id] = _found(rows, raw, path.parent.resolve())
+        except (ManifestError, OSError):
+            continue  # the manifest went: its posts are told without their words
+    return found
+
+
+def _found(rows: Rows, raw: RawRow, root: Path) -> FoundPost:
+    from selftrain.data.manifest_rows import RowError
+
+    try:
+        post = rows.post(raw)
+    except RowError as error:
+        fields = raw.fields or {}
+        label = fields.get("label")
+        text = fields.get("text")
+        return FoundPost(
+            text if isinstance(text, str) else "", (), (), label if isinstance(label, str) else None,
+            error.reason,
+        )  # fmt: skip
+    names = tuple(os.path.relpath(image, root) for image in post.images)
+    return FoundPost(post.text, post.images, names, post.label)

@@ -1,0 +1,1 @@
+"""Classifiers: built, trained, calibrated, measured, kept, applied."""

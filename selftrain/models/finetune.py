@@ -1,0 +1,280 @@
+"""Training the backbone together with the head: all of its weights, or low-rank adapters beside them.
+
+Posts are collated as they are needed; no feature is cached, since the features are what changes.
+
+Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a batch, ``D`` width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backbones.base import Backbone
+from losses.pnu import PNULoss
+from selftrain.data.corpus import Corpus
+from selftrain.errors import RunStateError, TrainingError
+from selftrain.models.calibration import fit_calibration
+from selftrain.models.classifier import TrainingSet, train_head
+from selftrain.models.finetune_descent import DescentSettings, descend
+from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
+from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format
+from selftrain.models.head import FloatArray, HeadSettings, IntArray, fit_scaling
+
+__all__ = ["BackboneTrainer", "FinetunedClassifier", "load_finetuned", "read_format"]
+
+LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
+_CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
+_NAMED = 5  # posts that an error names
+
+
+class BackboneTrainer:
+    """Fits, scores and loads fine-tuned classifiers; one network at a time is in memory.
+
+    The head begins as one trained on the pretrained backbone's features: an untrained head would send random
+    gradients into the backbone, and bend the pretrained features before it has learned anything (Kumar et
+    al. 2022). `probe=False` begins from an untrained head instead.
+
+    Args:
+        make_backbone: Gives a newly built pretrained backbone at each call. Build it with dtype "fp32":
+            `precision` then decides alone, and a model fits the same backbone on every machine.
+        mode: "full" trains every weight, "lora" adapters at `lora_targets()` of the backbone.
+        head: "linear" or "mlp", with `hidden` units and `dropout`.
+        epochs: Passes over the posts, at least 1.
+        batch_size: The most posts in a step, at least one for each group of the training set.
+        learning_rate: Of the backbone; None: 5e-6 for "full" (as published), 1e-4 for "lora".
+        head_learning_rate: Of the head, which reads scaled features and so stands larger steps.
+        weight_decay: AdamW's.
+        lora_rank, lora_alpha: Of the adapters.
+        precision: "auto" multiplies in bfloat16 on a GPU that has it, else in float32. Weights stay float32.
+        gradient_checkpointing: Trade time for memory in the backward pass.
+        evaluation_batch: Images (or texts) encoded at once without gradients.
+        workers: Threads that decode images during evaluation.
+        augment: Let the backbone crop training images at random.
+        probe: See above.
+        progress: Draw a bar with the epoch and the loss.
+    """
+
+    def __init__(
+        self,
+        make_backbone: Callable[[], Backbone],
+        *,
+        mode: Mode = "full",
+        head: str = "linear",
+        hidden: int = 128,
+        dropout: float = 0.3,
+        epochs: int = 10,
+        batch_size: int = 16,
+        learning_rate: float | None = None,
+        head_learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        precision: Precision = "auto",
+        gradient_checkpointing: bool = False,
+        evaluation_batch: int = 64,
+        workers: int = 0,
+        augment: bool = True,
+        probe: bool = True,
+        progress: bool = True,
+    ) -> None:
+        self.make_backbone = make_backbone
+        self.architecture = Architecture(mode, head, hidden, dropout, lora_rank, lora_alpha)
+        self.descent = DescentSettings(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=LEARNING_RATES[mode] if learning_rate is None else learning_rate,
+            head_learning_rate=head_learning_rate,
+            weight_decay=weight_decay,
+            augment=augment,
+            progress=progress,
+        )
+        self.precision = precision
+        self.gradient_checkpointing = gradient_checkpointing
+        self.evaluation_batch = evaluation_batch
+        self.workers = workers
+        self.probe = probe
+        self._network: Network | None = None
+        self._holds: FinetunedClassifier | None = None  # whose weights the network has
+        self._pretrained = ""
+
+    def fit(
+        self,
+        corpus: Corpus,
+        training: TrainingSet,
+        *,
+        loss: PNULoss,
+        seed: int,
+        where: str,
+        start: FinetunedClassifier | None,
+    ) -> FinetunedClassifier:
+        """Train from the pretrained backbone, or on from `start`; keep the best epoch by validation macro-F1.
+
+        The same seed gives the same weights, to the bit on a CPU. The global random state is left as it was.
+
+        Args:
+            corpus: Posts by position; its feature table is not read.
+            training: M posts with groups and soft targets.
+            loss: The PNU loss, computed batch by batch.
+            seed: Of batches, dropout, crops and new weights.
+            where: Said in errors and beside the bar ("round 3").
+            start: A model of the same architecture.
+
+        Raises:
+            NonFiniteLossError: A NaN or infinite loss or logit, with the epoch and the step.
+            TrainingError: Out of memory, a post that cannot be encoded, or settings that do not fit.
+        """
+        if start is not None and start.architecture != self.architecture:
+            raise TrainingError(
+                f"{where} is to go on from a model of {start.architecture}, this trainer's is"
+                f" {self.architecture}: start from the pretrained backbone, or restore the settings"
+            )
+        with _random_state(seed), _memory_advice(where, self._advice()):
+            network = self._build(self.architecture)
+            if start is None:
+                self._begin_head(network, corpus, training, loss=loss, seed=seed, where=where)
+            else:
+                _check_origin(network, start)
+                network.put(start.weights)
+            best, curve = descend(
+                network, corpus, training, loss=loss, seed=seed, settings=self.descent, where=where,
+                validate=lambda: network.classify(self._rows(network, corpus, corpus.validation, where)),
+            )  # fmt: skip
+        self._network = network
+        calibration = fit_calibration(best.raw, corpus.labels[corpus.validation])
+        return FinetunedClassifier(
+            best.weights, self.architecture, network.pretrained, calibration, curve, best.epoch
+        )
+
+    def logits(
+        self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
+    ) -> Iterator[tuple[IntArray, FloatArray]]:
+        """(positions [n], calibrated logits [n]) in chunks, in order; NaN for a post that cannot be encoded.
+
+        Raises:
+            TrainingError: Out of memory.
+            RunStateError: The model does not belong to this backbone.
+        """
+        size = _CHUNK * self.evaluation_batch
+        for first in range(0, len(positions), size):
+            part = positions[first : first + size]
+            with _memory_advice("scoring", self._advice()):
+                # asked again for each chunk: another model may have been scored or fitted in between
+                network = self._ready(model)
+                posts = [corpus.posts[position] for position in part]
+                raw = network.classify(network.encode(posts, self.evaluation_batch, self.workers).rows)
+            yield part, model.calibration(raw)
+
+    def load(self, file: Path) -> FinetunedClassifier:
+        """A model that `save` wrote.
+
+        Raises:
+            RunStateError: Missing, damaged, or trained from another backbone.
+            TrainingError: Out of memory.
+        """
+        model = load_finetuned(file)[0]
+        with _memory_advice(str(file), self._advice()):
+            self._ready(model)
+        return model
+
+    # ---- networks -----------------------------------------------------------------------------------
+
+    def _build(self, architecture: Architecture) -> Network:
+        """A network on a new pretrained backbone; the one held until now is let go first."""
+        self._network = self._holds = None
+        network = Network(self.make_backbone(), architecture, self.precision)
+        if self._pretrained not in ("", network.pretrained):
+            raise TrainingError(
+                f"make_backbone gave fingerprint {network.pretrained[:12]}, before {self._pretrained[:12]}:"
+                " it must build a new pretrained backbone at each call"
+            )
+        self._pretrained = network.pretrained
+        if self.gradient_checkpointing:
+            switch = getattr(network.source, "set_gradient_checkpointing", None)
+            if switch is None:
+                raise TrainingError(f"the backbone {network.source.name} has no gradient checkpointing")
+            switch(True)
+        return network
+
+    def _ready(self, model: FinetunedClassifier) -> Network:
+        """The network with this model's weights in it."""
+        network = self._network
+        if network is not None and self._holds is model:
+            return network
+        with _random_state(0):  # new layers are drawn before the weights overwrite them
+            if network is None or network.architecture != model.architecture:
+                network = self._build(model.architecture)
+            _check_origin(network, model)
+            self._holds = None
+            network.put(model.weights)
+        self._network, self._holds = network, model
+        return network
+
+    def _begin_head(
+        self, network: Network, corpus: Corpus, training: TrainingSet, *, loss: PNULoss, seed: int, where: str
+    ) -> None:
+        """Scale the head to the pretrained features and, with `probe`, train it on them."""
+        posts = np.concatenate([training.positions, corpus.validation])
+        rows = self._rows(network, corpus, posts, where)
+        scaling = fit_scaling(rows, network.source.layout)
+        if not self.probe:
+            network.attach(network.new_head(scaling))
+            return
+        _, kind, hidden, dropout, *_ = self.architecture
+        count = len(training.positions)
+        probe = train_head(
+            rows[:count], training, rows[count:], corpus.labels[corpus.validation], scaling=scaling,
+            loss=loss, settings=HeadSettings(kind, hidden, dropout), seed=seed, where=f"{where}, head alone",
+        )  # fmt: skip
+        network.attach(probe.head)
+
+    def _rows(self, network: Network, corpus: Corpus, positions: IntArray, where: str) -> FloatArray:
+        """Feature rows [n, D] of posts none of which may be missing."""
+        posts = [corpus.posts[position] for position in positions]
+        encoded = network.encode(posts, self.evaluation_batch, self.workers)
+        if encoded.failures:
+            named = "; ".join(f"{posts[f.index].id}: {f.reason}" for f in encoded.failures[:_NAMED])
+            raise TrainingError(
+                f"{where}: {len(encoded.failures)} of {len(posts)} posts to learn from cannot be encoded"
+                f" ({named}). Mend them or take them out of the manifest"
+            )
+        return encoded.rows
+
+    def _advice(self) -> str:
+        switch = "" if self.gradient_checkpointing else " turn on gradient checkpointing,"
+        lora = ' or set classifier.train = "lora"' if self.architecture.mode == "full" else ""
+        return (
+            f"Lower classifier.batch_size (now {self.descent.batch_size}),{switch} lower the evaluation batch"
+            f" (now {self.evaluation_batch}){lora}"
+        )
+
+
+def _check_origin(network: Network, model: FinetunedClassifier) -> None:
+    if model.pretrained != network.pretrained:
+        raise RunStateError(
+            f"the model was trained from a backbone with fingerprint {model.pretrained[:12]}, this one"
+            f" ({network.source.name}) has {network.pretrained[:12]}: use the backbone, weights and precision"
+            " of the recipe that it was trained with"
+        )
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Seed torch everywhere, and restore its states afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _memory_advice(where: str, advice: str) -> Iterator[None]:
+    """Turn a device's exhaustion into an error that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        summary = str(error).partition(". ")[0]
+        raise TrainingError(f"{where}: the device ran out of memory ({summary}). {advice}") from error

@@ -1,0 +1,164 @@
+"""A backbone and a head as one network, trained whole or through low-rank adapters.
+
+Shape legend: ``B`` posts, ``D`` width of a feature row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbones.base import Backbone, Encoded, PostLike
+from selftrain.errors import RunStateError, TrainingError
+from selftrain.models.head import FloatArray, Head, Scaling
+
+Mode = Literal["full", "lora"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Architecture(NamedTuple):
+    """What must be known to build the network that some weights belong to, the backbone aside.
+
+    Attributes:
+        mode: "full": every weight of the backbone is trained; "lora": low-rank adapters beside frozen ones.
+        head: "linear" or "mlp"; `hidden` and `dropout` are those of the mlp.
+        lora_rank, lora_alpha: Of the adapters, whose output is scaled by alpha / rank; unread under "full".
+    """
+
+    mode: Mode = "full"
+    head: str = "linear"
+    hidden: int = 128
+    dropout: float = 0.3
+    lora_rank: int = 16
+    lora_alpha: int = 32
+
+
+class Network(nn.Module):
+    """Backbone and head; ``forward(inputs)`` gives raw logits [B], float32.
+
+    Attributes:
+        source: The backbone whose module is trained: it collates and encodes.
+        pretrained: Its fingerprint before anything was adapted or trained.
+        head: On the backbone's device; None until `attach` or `put`.
+
+    Args:
+        backbone: Freshly built; its module becomes part of this network.
+        architecture: What to train of it.
+        precision: "auto" multiplies in bfloat16 on a GPU that has it, else in float32. Weights stay float32.
+
+    Raises:
+        TrainingError: Adapters are asked for and the backbone names no place for them.
+    """
+
+    def __init__(self, backbone: Backbone, architecture: Architecture, precision: Precision = "auto") -> None:
+        super().__init__()
+        self.source = backbone
+        self.architecture = architecture
+        self.precision = precision
+        self.pretrained = backbone.fingerprint()
+        if architecture.mode == "lora":
+            _adapt(backbone, architecture)
+        else:
+            backbone.module.requires_grad_(True)
+        self.backbone: nn.Module = backbone.module
+        self.head: Head | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def new_head(self, scaling: Scaling) -> Head:
+        """An untrained head of this architecture, on the CPU."""
+        _, kind, hidden, dropout, *_ = self.architecture
+        return Head(scaling, kind, hidden, dropout)
+
+    def attach(self, head: Head) -> None:
+        """Make `head` this network's."""
+        self.head = head.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the backbone runs."""
+        half = self.precision == "bf16"
+        if self.precision == "auto" and self.device.type == "cuda":
+            half = torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The `collate` of B posts to raw logits [B] with gradients."""
+        assert self.head is not None, "a head is attached before the network is used"
+        with self.autocast():
+            rows = self.backbone(inputs)
+        logits: Tensor = self.head(rows.float())  # outside: it is small, and calibrated to the digit
+        return logits
+
+    def encode(self, posts: Sequence[PostLike], batch_size: int, workers: int) -> Encoded:
+        """Feature rows [B, D] without gradients; NaN, and a reason, for posts that cannot be encoded."""
+        with self.autocast():
+            return self.source.encode(posts, batch_size=batch_size, workers=workers)
+
+    @torch.inference_mode()
+    def classify(self, rows: FloatArray) -> FloatArray:
+        """Raw logits [B] of rows [B, D], without dropout."""
+        assert self.head is not None, "a head is attached before the network is used"
+        self.head.eval()
+        logits: FloatArray = self.head(torch.from_numpy(rows).to(self.device)).cpu().numpy()
+        return logits
+
+    def portable(self) -> dict[str, Tensor]:
+        """Copies on the CPU of all that a fitted model consists of, by name.
+
+        Under "full" every weight and buffer, as training moved them; under "lora" adapters and head alone.
+        """
+        return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self._own().items()}
+
+    def put(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over what `portable` gave, head included.
+
+        Raises:
+            RunStateError: Tensors are missing, too many, or of other shapes.
+        """
+        fields = [f"head.{field}" for field in Scaling._fields]
+        missing = [name for name in fields if name not in weights]
+        problem = f"it lacks {', '.join(missing)}" if missing else ""
+        if not missing:
+            # copies: the head owns its buffers, the fitted model keeps its own
+            self.attach(self.new_head(Scaling(*(weights[name].numpy().copy() for name in fields))))
+            wrong = sorted(self._own().keys() ^ weights.keys())
+            problem = f"{len(wrong)} tensors are missing or unknown, {wrong[0]} first" if wrong else ""
+        if not problem:
+            try:
+                self.load_state_dict(dict(weights), strict=False)
+            except RuntimeError as error:
+                problem = str(error)
+        if problem:
+            raise RunStateError(f"the saved weights do not fit {self.source.name}: {problem}")
+
+    def _own(self) -> dict[str, Tensor]:
+        state = self.state_dict(keep_vars=True)
+        if self.architecture.mode == "full":
+            return state
+        return {
+            name: value for name, value in state.items() if value.requires_grad or name.startswith("head.")
+        }
+
+
+def _adapt(backbone: Backbone, architecture: Architecture) -> None:
+    """Put adapters into the backbone's module, in place, and freeze the rest."""
+    targets = getattr(backbone, "lora_targets", None)
+    if targets is None:
+        raise TrainingError(
+            f'the backbone {backbone.name} names no layers for adapters: set classifier.train = "full"'
+        )
+    from backbones.torchvision_compat import ensure_torchvision
+
+    ensure_torchvision()  # peft imports torchvision
+    import peft
+
+    config = peft.LoraConfig(
+        r=architecture.lora_rank, lora_alpha=architecture.lora_alpha, target_modules=targets()
+    )
+    peft.inject_adapter_in_model(config, backbone.module)

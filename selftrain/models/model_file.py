@@ -1,0 +1,72 @@
+"""The file of a trained model: safetensors, with what it is in a header of our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selftrain.errors import RunStateError
+from selftrain.store import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Json = dict[str, Any]
+
+
+def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a model, whole or not at all.
+
+    Args:
+        file: Replaced if it is there.
+        header: JSON; `format` names the kind of model.
+        tensors: On any device.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    from safetensors.torch import save
+
+    ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    atomic.write_bytes(file, save(ready, {"selftrain": json.dumps(dict(header))}))
+
+
+def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor], Json]:
+    """The tensors and the header of a model, its `format` taken out.
+
+    Raises:
+        RunStateError: Missing, damaged, or of none of `formats`.
+    """
+    with opened_model(file) as (opened, header):
+        found = header.pop("format", None)
+        if found not in formats:
+            wanted = " or ".join(map(repr, formats))
+            raise RunStateError(
+                f"{file} has format {found!r}, expected {wanted}: it is no such model of selftrain"
+            )
+        names = list(opened.keys())
+        return {name: opened.get_tensor(name) for name in names}, header
+
+
+@contextmanager
+def opened_model(file: Path) -> Iterator[tuple[Any, Json]]:
+    """The open safetensors file and our part of its header; no tensor is read yet.
+
+    Raises:
+        RunStateError: Missing, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))
+            if not isinstance(header, dict):
+                raise ValueError(f"its header holds a {type(header).__name__}")  # noqa: TRY004, TRY301
+            yield opened, header
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunStateError(
+            f"{file} cannot be read as a model ({error}): the run folder is damaged"
+        ) from error

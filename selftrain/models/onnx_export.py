@@ -1,0 +1,221 @@
+"""A run's best classifier as one ONNX file: towers, rows, head and calibration in one graph.
+
+The file carries what scoring needs beside the graph (classes, tokenizer, preprocessing) as metadata, so that
+`selftrain.models.onnx_scorer` reads posts with it where torch is not installed.
+
+Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images, ``D`` width of a row.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.base import FeatureLayout
+from backbones.devices import Placement
+from selftrain.errors import ServingError
+from selftrain.models.best_model import BestModel, open_best
+from selftrain.models.calibration import Calibration
+from selftrain.models.head import Head
+from selftrain.models.onnx_scorer import FORMAT, METADATA_KEY
+from selftrain.store import atomic
+from selftrain.store.run_dir import RunFolder
+
+if TYPE_CHECKING:
+    from backbones.minilm_efficientnet import EmbeddedBackbone
+
+OUTPUTS = ("logits", "probabilities")
+_INPUTS = ("ids", "mask", "text_rows", "pixels", "image_rows", "size")
+
+
+class Exported(NamedTuple):
+    """What was written: names of the graph's inputs, in order, and whether it is the head alone."""
+
+    inputs: tuple[str, ...]
+    head_only: bool
+
+
+def export_onnx(folder: RunFolder, file: Path, *, head_only: bool = False) -> Exported:
+    """Write the best classifier of a run.
+
+    The whole graph takes what `collate` of the embedded backbone gives: ids and mask [N, L], text_rows [N],
+    pixels [M, 3, H, W], image_rows [M], size []. There has to be one text at least; where no post has one,
+    any token with text_rows -1 belongs to no post. The head alone takes features [B, D]. Both give logits
+    [B], calibrated, of the positive class, and probabilities [B, 2] in the order of the metadata's classes.
+
+    Adapters are merged into the weights that they stand beside.
+
+    Args:
+        folder: A run with a finished round.
+        file: Replaced in one step.
+        head_only: Leave the backbone out.
+
+    Raises:
+        ServingError: The extra `onnx` is missing, or the backbone cannot be exported.
+        RunStateError, RunMismatchError, BackboneError, StorageError: See `open_best` and `store.atomic`.
+    """
+    try:
+        import onnx  # noqa: F401 -- found missing before minutes of work, not after
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ServingError(f"{error.name} is not installed: pip install 'selftrain[onnx]'") from error
+    model = open_best(folder)
+    if head_only and model.network is not None:
+        raise ServingError(
+            f"{folder.path} was fine-tuned: its head reads features that no other backbone gives. Leave out"
+            " --head-only"
+        )
+    graph = _head_graph(model) if head_only else _whole_graph(model)
+    metadata = _metadata(model, head_only=head_only)
+    _write(graph, metadata, file)
+    return Exported(graph.names, head_only)
+
+
+class _Graph(NamedTuple):
+    """What `torch.onnx.export` is given."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    shapes: tuple[dict[int, Any], ...]
+
+
+class _Calibrated(nn.Module):
+    """A head with its calibration: rows [B, D] to logits [B] and probabilities [B, 2]."""
+
+    def __init__(self, head: Head, calibration: Calibration) -> None:
+        super().__init__()
+        self.head = head
+        self.slope, self.offset = calibration
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.slope * self.head(features) + self.offset
+        positive = torch.sigmoid(logits)
+        return logits, torch.stack([positive, 1 - positive], dim=1)
+
+
+class _Whole(nn.Module):
+    """The embedded backbone and a calibrated head.
+
+    Rows are assembled by products with zero-one matrices instead of `backbones.rows.assemble`'s index
+    operations: the same sums, which every runtime can compute, for no texts or images too.
+    """
+
+    def __init__(self, towers: nn.Module, scored: _Calibrated) -> None:
+        super().__init__()
+        self.towers: Any = towers
+        self.scored = scored
+
+    def forward(  # noqa: PLR0917 -- the graph's inputs
+        self, ids: Tensor, mask: Tensor, text_rows: Tensor, pixels: Tensor, image_rows: Tensor, size: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        posts = torch.arange(size.item()).unsqueeze(1)
+        of_text = (posts == text_rows).to(torch.float32)  # [B, N]
+        of_image = (posts == image_rows).to(torch.float32)  # [B, M]
+        text = of_text @ self.towers.embed_text(ids, mask)
+        image = F.normalize(of_image @ self.towers.embed_image(pixels), dim=1)
+        flags = [one.sum(1, keepdim=True).clamp(max=1) for one in (of_text, of_image)]
+        scores: tuple[Tensor, Tensor] = self.scored(torch.cat([text, image, *flags], dim=1))
+        return scores
+
+
+def _head_graph(model: BestModel) -> _Graph:
+    width = model.backbone.layout.width
+    module = _Calibrated(model.head.cpu(), model.calibration)
+    posts = torch.export.Dim("posts")
+    return _Graph(module, ("features",), (torch.zeros(3, width),), ({0: posts},))
+
+
+def _whole_graph(model: BestModel) -> _Graph:
+    from backbones.minilm_efficientnet import MAX_TOKENS
+
+    backbone = _embedded(model)
+    towers, side = backbone.module.cpu(), backbone.reading()["crop"]
+    towers.placement = Placement(torch.device("cpu"), torch.float32)
+    _merge_adapters(towers)
+    module = _Whole(towers, _Calibrated(model.head.cpu(), model.calibration))
+    texts, images = (torch.export.Dim(name) for name in ("texts", "images"))
+    tokens = torch.export.Dim("tokens", max=MAX_TOKENS)
+    # no size of 0 or 1, which the exporter would take for a constant
+    example = (
+        torch.full((3, 7), 100), torch.ones(3, 7, dtype=torch.int64), torch.tensor([0, 1, 2]),
+        torch.zeros(2, 3, side, side), torch.tensor([0, 0]), torch.tensor(4),
+    )  # fmt: skip
+    shapes: tuple[dict[int, Any], ...] = (
+        {0: texts, 1: tokens}, {0: texts, 1: tokens}, {0: texts}, {0: images}, {0: images}, {},
+    )  # fmt: skip
+    return _Graph(module, _INPUTS, example, shapes)
+
+
+def _merge_adapters(module: nn.Module) -> None:
+    """Fold LoRA adapters into the layers that they stand beside, and put those layers back in their place."""
+    adapted = [(name, part) for name, part in module.named_modules() if hasattr(part, "lora_A")]
+    for name, part in adapted:
+        layer: Any = part
+        layer.merge()
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, layer.get_base_layer())
+
+
+def _write(graph: _Graph, metadata: dict[str, Any], file: Path) -> None:
+    import onnx
+
+    graph.module.eval()
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about its own insides
+        program = torch.onnx.export(
+            graph.module, graph.example, input_names=list(graph.names), output_names=list(OUTPUTS),
+            dynamic_shapes=graph.shapes, dynamo=True, verbose=False,
+        )  # fmt: skip
+    assert program is not None, "the dynamo exporter gives a program"
+    proto = program.model_proto
+    proto.metadata_props.append(
+        onnx.StringStringEntryProto(key=METADATA_KEY, value=json.dumps(metadata, ensure_ascii=False))
+    )
+    atomic.write_bytes(file, proto.SerializeToString())
+
+
+# ---- what a file says of itself ---------------------------------------------------------------------
+
+
+def _metadata(model: BestModel, *, head_only: bool) -> dict[str, Any]:
+    common = {
+        "format": FORMAT,
+        "name": model.folder.path.resolve().name,
+        "classes": list(model.classes),
+        "positive": model.classes.positive,
+        "fingerprint": model.fingerprint,
+        "backbone": {"name": model.backbone.name, "fingerprint": model.pretrained},
+        "layout": _layout(model.backbone.layout),
+    }
+    return common if head_only else common | {"reading": _embedded(model).reading()}
+
+
+def _embedded(model: BestModel) -> EmbeddedBackbone:
+    from backbones.minilm_efficientnet import EmbeddedBackbone
+
+    if not isinstance(model.backbone, EmbeddedBackbone):
+        raise ServingError(
+            f"{model.folder.path} uses the backbone {model.backbone.name!r}, which is not exported; expected"
+            " 'embedded'. --head-only writes the head of a run that trained the head alone"
+        )
+    return model.backbone
+
+
+def _layout(layout: FeatureLayout) -> dict[str, Sequence[int]]:
+    """Column ranges of a feature row, ends excluded."""
+    return {
+        "text": (layout.text.start, layout.text.stop),
+        "image": (layout.image.start, layout.image.stop),
+        "has_text": (layout.has_text, layout.has_text + 1),
+        "has_image": (layout.has_image, layout.has_image + 1),
+    }

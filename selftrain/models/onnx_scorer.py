@@ -1,0 +1,150 @@
+"""An exported classifier at work, without torch: numpy, onnxruntime, tokenizers and Pillow.
+
+It is also the example to follow in another language: what has to be known about reading posts is in the
+file's metadata, and the few steps are here.
+
+Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from backbones.errors import ImageError
+from backbones.images import open_image
+from selftrain.data.posts import Post
+from selftrain.errors import ServingError
+from selftrain.models.scorer import UNSEEN, PostScore, ScoreFailure
+
+METADATA_KEY = "selftrain"
+FORMAT = "selftrain-onnx-1"
+
+Pixels = npt.NDArray[np.float32]
+_CHUNK = 32  # posts of one call: their pixels are in memory
+
+
+class OnnxScorer:
+    """The whole classifier out of one file; it scores as the `Scorer` of the run that was exported does.
+
+    Args:
+        file: As `selftrain export` wrote it, not the head alone.
+        threads: Of one call; 0: the runtime's choice.
+
+    Raises:
+        ServingError: No file of that kind, or onnxruntime is not installed.
+    """
+
+    kind = "classifier"
+
+    def __init__(self, file: Path, *, threads: int = 0) -> None:
+        from tokenizers import Tokenizer
+
+        self._session, metadata = _open(file, threads)
+        if "reading" not in metadata:
+            raise ServingError(f"{file} is a head alone and takes no posts: export without --head-only")
+        self.name: str = metadata["name"]
+        self.classes: tuple[str, ...] = tuple(metadata["classes"])
+        self.positive: str = metadata["positive"]
+        self.fingerprint: str = metadata["fingerprint"]
+        self._reading: dict[str, Any] = metadata["reading"]
+        self._tokenizer = Tokenizer.from_str(self._reading["tokenizer"])
+
+    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+        """See `selftrain.models.scorer.Scorer.score`."""
+        results: list[PostScore | ScoreFailure] = []
+        for start in range(0, len(posts), _CHUNK):
+            results += self._score(posts[start : start + _CHUNK])
+        return results
+
+    def validation(self) -> None:
+        """None: the scores of the validation posts stay with the run."""
+
+    def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+        results: dict[int, PostScore | ScoreFailure] = {}
+        readable: dict[int, list[Pixels]] = {}
+        for index, post in enumerate(posts):
+            if post.video is not None:
+                results[index] = ScoreFailure(UNSEEN)
+                continue
+            try:
+                readable[index] = [self._pixels(path) for path in post.images]
+            except ImageError as error:
+                results[index] = ScoreFailure(str(error))
+        if readable:
+            inputs = self._inputs([posts[index].text for index in readable], list(readable.values()))
+            odds = self._session.run(["probabilities"], inputs)[0]
+            for index, row in zip(readable, odds.tolist(), strict=True):
+                best = int(np.argmax(row))
+                by_name = dict(zip(self.classes, row, strict=True))
+                results[index] = PostScore(self.classes[best], row[best], by_name)
+        return [results[index] for index in range(len(posts))]
+
+    def _inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Pixels]]) -> dict[str, Any]:
+        """Texts [B] and pixels of each post's images to the graph's inputs."""
+        rows = [row for row, text in enumerate(texts) if text.strip()]
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch([texts[row] for row in rows])]
+        if not encoded:
+            # the graph wants a text: one of no post
+            rows, encoded = [-1], [[0]]
+        width = max(map(len, encoded))
+        ids = np.zeros((len(encoded), width), np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(encoded):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        flat = [pixels for picture in pictures for pixels in picture]
+        owners = [row for row, picture in enumerate(pictures) for _ in picture]
+        side = self._reading["crop"]
+        return {
+            "ids": ids,
+            "mask": mask,
+            "text_rows": np.array(rows, np.int64),
+            "pixels": np.stack(flat) if flat else np.zeros((0, 3, side, side), np.float32),
+            "image_rows": np.array(owners, np.int64),
+            "size": np.array(len(texts), np.int64),
+        }
+
+    def _pixels(self, path: Path) -> Pixels:
+        """An image file to pixels [3, crop, crop]: short side resized, centre cropped, normalised."""
+        short, side = self._reading["resize"], self._reading["crop"]
+        image = open_image(path, target_size=side)
+        width, height = image.size
+        if width <= height:
+            size = (short, int(short * height / width))
+        else:
+            size = (int(short * width / height), short)
+        image = image.resize(size, Image.Resampling[self._reading["interpolation"].upper()])
+        left, top = round((size[0] - side) / 2), round((size[1] - side) / 2)
+        image = image.crop((left, top, left + side, top + side))
+        values = np.asarray(image, np.float32) / 255
+        mean, std = (np.array(self._reading[name], np.float32) for name in ("mean", "std"))
+        return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
+
+
+def _open(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
+    """The session on the CPU, and our metadata."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ServingError("onnxruntime is not installed: pip install 'selftrain[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors alone
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+    except Exception as error:  # the runtime has a dozen types, none of them documented
+        raise ServingError(f"{file} cannot be read as an ONNX file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ServingError(
+            f"{file} has the format {metadata.get('format')!r}, expected {FORMAT!r}: write it with"
+            " `selftrain export`"
+        )
+    return session, metadata

@@ -1,0 +1,134 @@
+"""What every model can do once it is trained: score posts. The server and the filter know no more of it.
+
+Shape legend: ``V`` validation posts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from selftrain.data.posts import Post
+from selftrain.errors import ServingError
+
+AGENTPS_FILE = "agentps.json"
+RUN_FILE = "recipe.toml"
+UNSEEN = "it has a video, which the loop's classifier does not read: score it with an AgentPS model"
+
+
+class PostScore(NamedTuple):
+    """What a model says of one post.
+
+    Attributes:
+        label: The likeliest class.
+        probability: Of that class.
+        probabilities: Class -> calibrated probability; they sum to 1.
+        process: Question -> answer -> probability; empty for a model that is asked no questions.
+    """
+
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+    process: Mapping[str, Mapping[str, float]] = {}
+
+
+class ScoreFailure(NamedTuple):
+    """Why one post has no score."""
+
+    reason: str
+
+
+class ValidationScores(NamedTuple):
+    """What a model says of the posts that it was validated on; thresholds are chosen on them.
+
+    Attributes:
+        labels: [V] 1 positive, 0 negative.
+        probabilities: [V] of the positive class.
+    """
+
+    labels: npt.NDArray[np.int8]
+    probabilities: npt.NDArray[np.float64]
+
+
+class Scorer(Protocol):
+    """A loaded model. It is used by one thread at a time.
+
+    Attributes:
+        kind: "classifier" (of the loop) or "agentps".
+        name: Of its folder.
+        classes: Names; `PostScore.probabilities` has these keys.
+        positive: The class that is looked for.
+        fingerprint: Hex SHA-256 of everything that can change a score.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def positive(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+        """One result a post, in order. Ids need not differ; any number of posts, in bounded memory."""
+        ...
+
+    def validation(self) -> ValidationScores | None:
+        """The stored scores of the validation posts; None when none were stored."""
+        ...
+
+
+def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
+    """A run's best classifier, a trained AgentPS model, or a classifier that was exported to ONNX.
+
+    Args:
+        path: A run folder, an AgentPS folder, or an ``.onnx`` file.
+        threads: Of one model call in the calling thread; None: the library's choice.
+
+    Raises:
+        ServingError: It is none of these.
+        SelftrainError, BackboneError: It is, and cannot be loaded; see `RunScorer` and `OnnxScorer`.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx" and path.is_file():
+        from selftrain.models.onnx_scorer import OnnxScorer
+
+        return OnnxScorer(path, threads=threads or 0)
+    if (path / AGENTPS_FILE).is_file():
+        from selftrain.agentps.scorer import open_agentps
+
+        _set_threads(threads)
+        return open_agentps(path)
+    if (path / RUN_FILE).is_file():
+        from selftrain.models.run_scorer import RunScorer
+        from selftrain.store.run_dir import RunFolder
+
+        _set_threads(threads)
+        return RunScorer(RunFolder(path))
+    raise ServingError(
+        f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}) as `selftrain run` writes it, an"
+        f" AgentPS model (with {AGENTPS_FILE}), or an .onnx file of `selftrain export`"
+    )
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _what(path: Path) -> str:
+    if not path.exists():
+        return "not there"
+    if not path.is_dir():
+        return "a file"
+    names = sorted(one.name for one in path.iterdir())
+    return f"a folder with {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "empty"

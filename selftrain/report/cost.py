@@ -1,0 +1,143 @@
+"""What vision-language agents would cost, told before anything of a pool is spent on.
+
+Prompts are measured exactly, on a sample of the pool, by the server's own tokenizer. How long answers are and
+how fast they come is taken from a short probe on labelled posts, whose answers the run needs anyway and finds
+in its store. How often agents disagree is not known before they are asked: calls are told as a range.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from agents.judgment import Judgment, PostLike, State
+
+if TYPE_CHECKING:
+    from agents.ask.vlm_panel import VlmPanel
+    from selftrain.config import Recipe
+    from selftrain.data.corpus import Corpus
+
+SAMPLE, PROBE = 16, 8
+"""Pool posts whose prompts are measured; labelled posts that are judged to see the speed."""
+
+
+class Range(NamedTuple):
+    """From nobody disagreeing to everybody being asked again."""
+
+    low: float
+    high: float
+
+
+class Estimate(NamedTuple):
+    """The cost of a whole run.
+
+    Attributes:
+        labelled: Labelled posts, judged once.
+        candidates: Most candidates over all rounds.
+        posts: Most different posts among them.
+        calls: Answers asked of the model.
+        prompt, image, completion: Tokens; `image` is part of `prompt`.
+        seconds: At the speed of the probe; None when the probe found all its answers in the store.
+        probe_calls, probe_seconds: What the probe took.
+    """
+
+    labelled: int
+    candidates: int
+    posts: int
+    calls: Range
+    prompt: Range
+    image: Range
+    completion: Range
+    seconds: Range | None
+    probe_calls: int
+    probe_seconds: float
+
+    def lines(self, cap: int | None = None) -> Iterator[str]:
+        """For people to read."""
+        yield f"labelled       {self.labelled:,} posts, judged once"
+        yield f"candidates     at most {self.candidates:,}, on {self.posts:,} posts"
+        yield f"calls          {_span(self.calls)}"
+        yield f"prompt tokens  {_span(self.prompt)}, of which pictures {_span(self.image)}"
+        yield f"answer tokens  {_span(self.completion)}"
+        if self.seconds is None:
+            yield "time           not known: the probe's answers were all in the store"
+        else:
+            low, high = (_clock(seconds) for seconds in self.seconds)
+            speed = self.probe_calls / self.probe_seconds
+            yield f"time           {low} to {high}, at the probe's {speed:.2g} calls a second"
+        yield "The lower figures hold if all agree at once, the higher if everybody is asked again each time."
+        if cap is not None:
+            least, most = (self.prompt[i] + self.completion[i] for i in (0, 1))
+            verdict = (
+                "is enough" if most <= cap else "may end the run early" if least <= cap else "is too low"
+            )
+            yield f"The token cap of {cap:,} {verdict}."
+
+
+def estimate(recipe: Recipe, corpus: Corpus, panel: VlmPanel) -> Estimate:
+    """Measure and probe; the probe's answers are paid for and kept.
+
+    Raises:
+        AgentError: The server cannot be asked.
+    """
+    labelled = [corpus.posts[i] for i in corpus.labelled]
+    before, began = panel.spending(), time.monotonic()
+    panel.learn(labelled[:PROBE])
+    seconds, paid = time.monotonic() - began, panel.spending().minus(before)
+    answered = paid.calls or 1
+    said = Judgment("reviewer", 0, State.LABEL, corpus.positive, None, _usual_words(recipe), "estimate")
+    sizes = panel.measure(_sample(corpus, recipe.seed), said, corpus.negative)
+
+    candidates = recipe.selection.k * recipe.rounds.max
+    if recipe.rounds.budget is not None:
+        candidates = min(candidates, recipe.rounds.budget)
+    posts = min(candidates, len(corpus.pool))
+    alone = (len(labelled) + posts) * sizes.alone_calls
+    again = candidates * sizes.then_calls
+    written = paid.usage.completion / answered if paid.calls else _longest(recipe)
+    return Estimate(
+        len(labelled),
+        candidates,
+        posts,
+        calls=Range(alone, alone + again),
+        prompt=Range(alone * sizes.alone[0], alone * sizes.alone[0] + again * sizes.then[0]),
+        image=Range(alone * sizes.alone[1], alone * sizes.alone[1] + again * sizes.then[1]),
+        completion=Range(alone * written, (alone + again) * written),
+        seconds=Range(alone * seconds / answered, (alone + again) * seconds / answered)
+        if paid.calls
+        else None,
+        probe_calls=paid.calls,
+        probe_seconds=seconds,
+    )
+
+
+def _sample(corpus: Corpus, seed: int) -> Sequence[PostLike]:
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(corpus.pool, size=min(SAMPLE, len(corpus.pool)), replace=False)
+    return [corpus.posts[i] for i in chosen]
+
+
+def _usual_words(recipe: Recipe) -> str:
+    """A rationale as long as they may be: second prompts are rather told too large than too small."""
+    return "words of a usual length " * (recipe.vlm.rationale_chars // 24)
+
+
+def _longest(recipe: Recipe) -> float:
+    """Tokens of an answer where none was seen: as many characters as allowed, four to a token."""
+    return recipe.vlm.rationale_chars / 4 + 16
+
+
+def _span(value: Range) -> str:
+    low, high = (f"{round(v):,}" for v in value)
+    return low if low == high else f"{low} to {high}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )

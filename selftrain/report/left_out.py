@@ -1,0 +1,39 @@
+"""What was left out of a run or a training, as left_out.html.j2 shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selftrain.store.run_dir import read_jsonl
+
+Json = dict[str, Any]
+
+QUARANTINED = 200
+"""Rows that a page shows."""
+
+
+class Quarantine(NamedTuple):
+    """What was left out: the first rows, how many there are in all, and how many of each kind."""
+
+    rows: Sequence[Json]
+    total: int
+    kinds: Mapping[str, int]
+
+
+def read_quarantine(file: Path) -> Quarantine:
+    """The quarantine of a folder; empty without the file.
+
+    Raises:
+        RunStateError: A line is not JSON.
+    """
+    if not file.exists():
+        return Quarantine([], 0, {})
+    rows = read_jsonl(file)
+    first = list(islice(rows, QUARANTINED))
+    kinds = Counter(str(row.get("kind", "")) for row in first)
+    kinds.update(str(row.get("kind", "")) for row in rows)
+    return Quarantine(first, kinds.total(), dict(kinds.most_common()))

@@ -1,0 +1,138 @@
+"""The whole story of one post, gathered from a run folder; how it is drawn is the command line's matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple
+
+from selftrain.data.run_posts import find_posts
+from selftrain.errors import RunStateError
+from selftrain.store.run_dir import RunFolder
+
+Json = dict[str, Any]
+
+
+class Chapter(NamedTuple):
+    """One round in which a post was a candidate.
+
+    Attributes:
+        round: Its number.
+        kept: Whether the round was kept; a rolled back round's verdicts did not count.
+        verdict: The record of verdicts.jsonl: the classifier's label and every judgment.
+    """
+
+    round: int
+    kept: bool
+    verdict: Json
+
+
+class Story(NamedTuple):
+    """What became of one post.
+
+    Attributes:
+        post_id: Its id.
+        text: None when the run's manifests are not there any more, or changed.
+        images: Paths relative to the manifest.
+        chapters: One a round, oldest first; at least one.
+    """
+
+    post_id: str
+    text: str | None
+    images: tuple[str, ...]
+    chapters: tuple[Chapter, ...]
+
+    def to_json(self) -> Iterator[Json]:
+        """One record a chapter."""
+        for chapter in self.chapters:
+            yield {
+                "id": self.post_id, "text": self.text, "images": list(self.images),
+                "round": chapter.round, "kept": chapter.kept, "verdict": chapter.verdict,
+            }  # fmt: skip
+
+
+def tell(folder: RunFolder, post_id: str, number: int | None = None) -> Story:
+    """The story of a post in all finished rounds, or in one of them.
+
+    Raises:
+        RunStateError: The post was no candidate there, the round is not finished, or this is no run folder.
+    """
+    rounds = select_rounds(folder, number)
+    chapters, seen = [], dict[str, None]()
+    for figures in rounds:
+        for verdict in folder.verdicts(figures["round"]):
+            seen[verdict["post_id"]] = None
+            if verdict["post_id"] == post_id:
+                chapters.append(Chapter(int(figures["round"]), bool(figures["kept"]), verdict))
+    if not chapters:
+        raise RunStateError(_unknown(folder, post_id, number, list(seen)))
+    text, images = find_post(folder, post_id)
+    return Story(post_id, text, images, tuple(chapters))
+
+
+def select_rounds(folder: RunFolder, number: int | None) -> list[Json]:
+    """Figures of all finished rounds, or of one.
+
+    Raises:
+        RunStateError: No run folder, or the round is not finished.
+    """
+    folder.recipe()
+    rounds = folder.finished_rounds()
+    if number is None:
+        return rounds
+    if not 0 <= number < len(rounds):
+        finished = f"rounds 0 to {len(rounds) - 1} are" if rounds else "none is"
+        raise RunStateError(f"{folder.path} has no finished round {number}: {finished}")
+    return [rounds[number]]
+
+
+Kind = Literal["disagreements", "failed", "changed"]
+
+
+def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterator[Chapter]:
+    """The verdicts of one kind, of all finished rounds or of one, in the order of verification.
+
+    Args:
+        folder: The run.
+        number: A round, or None for all.
+        kind: "disagreements": two parties' last words name different classes (an abstention names none);
+            "failed": some call failed; "changed": an agent's last word is not its first.
+
+    Raises:
+        RunStateError: No run folder, or the round is not finished.
+    """
+    for figures in select_rounds(folder, number):
+        for verdict in folder.verdicts(int(figures["round"])):
+            if _is(verdict, kind):
+                yield Chapter(int(figures["round"]), bool(figures["kept"]), verdict)
+
+
+def _is(verdict: Json, kind: Kind) -> bool:
+    if kind == "failed":
+        return any(one["state"] == "failed" for one in verdict["judgments"])
+    first: dict[str, Json] = {}
+    last: dict[str, Json] = {}
+    for one in verdict["judgments"]:
+        first.setdefault(one["agent"], one)
+        last[one["agent"]] = one
+    if kind == "changed":
+        return any(one["label"] != last[agent]["label"] for agent, one in first.items())
+    named = {one["label"] for one in last.values()} - {None}
+    return len(named | {verdict["classifier_label"]}) > 1
+
+
+def find_post(folder: RunFolder, post_id: str) -> tuple[str | None, tuple[str, ...]]:
+    """Text and image paths of a post, from the run's manifests; (None, ()) if they went."""
+    found = find_posts(folder, [post_id]).get(post_id)
+    return (None, ()) if found is None else (found.text, found.names)
+
+
+def _unknown(folder: RunFolder, post_id: str, number: int | None, seen: list[str]) -> str:
+    where = f"{folder.path}" if number is None else f"round {number} of {folder.path}"
+    if not seen:
+        return f"no post was verified in {where} yet, {post_id!r} neither: rounds from 1 on verify candidates"
+    message = f"post {post_id!r} was never a candidate in {where}; {len(seen):,} posts were. "
+    close = get_close_matches(post_id, seen, n=3)
+    if close:
+        message += f"Did you mean {', '.join(map(repr, close))}? "
+    return f"{message}`selftrain show {folder.path} --round N` lists those of a round"

@@ -1,0 +1,186 @@
+"""The page's data, drawn: which charts a report has, and the report as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from selftrain.report.run_page import COST, FinalSplit, Page, RoundRow
+from selftrain.review.label_error import percent
+from selftrain.web import charts
+from selftrain.web.html import render_template
+
+Json = dict[str, Any]
+
+# part of the loss in metrics.json -> what it is
+LOSS_PARTS = {
+    "loss": "total", "pn": "labelled posts", "soft": "agreed posts", "unlabelled": "divergent posts",
+}  # fmt: skip
+COST_NAMES = {
+    "calls": "calls", "stored": "from the store", "failed": "failed", "prompt": "prompt tokens",
+    "cached": "of them cached", "image": "of them images", "completion": "completion tokens",
+    "seconds": "seconds",
+}  # fmt: skip
+
+
+class Charts(NamedTuple):
+    """The SVGs of a report; None where the run has no figures for one.
+
+    Attributes:
+        curve: Validation over the rounds, for wide and narrow pages.
+        consistent, divergent: Sizes by class.
+        training: What each round was trained on.
+        loss_rounds, loss_epochs: (chart, its series), at the end of each round, and in the best one.
+        precision: Of candidates, consistent and divergent sets.
+        agents: Role -> calibration.
+        precision_recall, reliability: The best model.
+        histogram: (chart, split): where its scores lie.
+    """
+
+    curve: tuple[Markup, Markup] | None
+    consistent: Markup | None
+    divergent: Markup | None
+    training: Markup | None
+    loss_rounds: tuple[Markup, Sequence[str]] | None
+    loss_epochs: tuple[Markup, Sequence[str]] | None
+    precision: Markup | None
+    agents: Mapping[str, Markup]
+    precision_recall: Markup | None
+    reliability: Markup | None
+    histogram: tuple[Markup, str] | None
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    values = page._asdict() | {"charts": draw(page), "cost_names": COST_NAMES, "cost_columns": COST}
+    values["error_percent"] = percent
+    scripts = ("page.js", "browser.js") if page.verdicts else ()
+    return render_template("report.html.j2", values, scripts=scripts, folder=Path(__file__).parent)
+
+
+def draw(page: Page) -> Charts:
+    """All charts that the page's figures allow."""
+    rounds = page.rounds
+    verified = [row for row in rounds if row.number]
+    best = None if page.summary is None else rounds[page.summary.best_round]
+    return Charts(
+        curve=_curve(rounds),
+        consistent=_set(verified, "consistent", page),
+        divergent=_set(verified, "divergent", page),
+        training=_training(rounds),
+        loss_rounds=_loss_by_round(rounds),
+        loss_epochs=None if best is None else _loss_by_epoch(best),
+        precision=_precision(verified) if page.truth_known else None,
+        agents={
+            part.role: charts.reliability_chart(
+                [part.measured.reliability],
+                f"agent-{number}",
+                f"How often agent {number} was right, by the probability it gave",
+            )
+            for number, part in enumerate(page.agents.parts, 1)
+            if part.measured is not None and part.measured.reliability is not None
+        },
+        precision_recall=_precision_recall(page.final),
+        reliability=_reliability(page.final),
+        histogram=_histogram(page.final),
+    )
+
+
+def _curve(rounds: Sequence[RoundRow]) -> tuple[Markup, Markup] | None:
+    if not rounds:
+        return None
+    points = [charts.Point(r.number, r.kept, r.score.validation, r.score.test) for r in rounds]
+    return (
+        charts.rounds_curve(points, "curve-wide", charts.WIDE),
+        charts.rounds_curve(points, "curve-narrow", charts.NARROW),
+    )
+
+
+def _set(rounds: Sequence[RoundRow], which: str, page: Page) -> Markup | None:
+    if not rounds:
+        return None
+    classes = (page.task.positive, page.task.negative)
+    parts = [[int(row.figures[which]["by_class"].get(name, 0)) for row in rounds] for name in classes]
+    sums = ", ".join(f"round {row.number} {row.figures[which]['posts']}" for row in rounds[-20:])
+    return charts.stacked_bars(
+        [row.number for row in rounds], parts, [row.kept for row in rounds], which,
+        f"Posts of the {which} set by round, by the classifier's class: {sums}",
+    )  # fmt: skip
+
+
+def _training(rounds: Sequence[RoundRow]) -> Markup | None:
+    known = [row for row in rounds if row.figures.get("training")]
+    if not known:
+        return None
+    groups = (("positive", "negative"), ("agreed_positive", "agreed_negative"), ("divergent",))
+    parts = [
+        [sum(int(row.figures["training"].get(name, 0)) for name in names) for row in known]
+        for names in groups
+    ]
+    return charts.stacked_bars(
+        [row.number for row in known], parts, [row.kept for row in known], "training",
+        "Posts that each round was trained on: labelled, agreed and divergent",
+    )  # fmt: skip
+
+
+def _loss_by_round(rounds: Sequence[RoundRow]) -> tuple[Markup, Sequence[str]] | None:
+    known = [row for row in rounds if row.figures.get("curve")]
+    losses = [row.figures["curve"][-1].get("loss") or {} for row in known]
+    series = _loss_series(losses)
+    if not series:
+        return None
+    what = "Parts of the loss at the end of each round's training"
+    return charts.lines([row.number for row in known], series, "loss-rounds", what), list(series)
+
+
+def _loss_by_epoch(best: RoundRow) -> tuple[Markup, Sequence[str]] | None:
+    curve = best.figures.get("curve") or []
+    series = _loss_series([one.get("loss") or {} for one in curve])
+    if not series or len(curve) < 2:
+        return None
+    what = f"Parts of the loss over the epochs of round {best.number}"
+    across = [float(one["epoch"]) for one in curve]
+    chart = charts.lines(across, series, "loss-epochs", what, marker="")
+    return chart, list(series)
+
+
+def _loss_series(losses: Sequence[Json]) -> dict[str, list[float | None]]:
+    """What it is called -> a value for each, for the parts that occur."""
+    return {
+        called: [one.get(part) for one in losses]
+        for part, called in LOSS_PARTS.items()
+        if any(one.get(part) is not None for one in losses)
+    }
+
+
+def _precision(rounds: Sequence[RoundRow]) -> Markup:
+    series = {
+        name: [row.figures[name]["precision"] for row in rounds]
+        for name in ("candidates", "consistent", "divergent")
+    }
+    what = "Share of right classifier labels by round, among candidates, consistent and divergent posts"
+    return charts.lines([row.number for row in rounds], series, "precision", what, share=True)
+
+
+def _precision_recall(final: Sequence[FinalSplit]) -> Markup | None:
+    curves = [one.precision_recall for one in final if one.precision_recall is not None]
+    what = "Precision by recall of the best model"
+    return charts.precision_recall_chart(curves, "precision-recall", what) if curves else None
+
+
+def _reliability(final: Sequence[FinalSplit]) -> Markup | None:
+    diagrams = [one.reliability for one in final if one.reliability is not None]
+    what = "Share of positive posts by the probability that the best model gave"
+    return charts.reliability_chart(diagrams, "reliability", what) if diagrams else None
+
+
+def _histogram(final: Sequence[FinalSplit]) -> tuple[Markup, str] | None:
+    """Of the test split where there is one: the model was fitted to neither, but chosen on validation."""
+    for split in reversed(final):
+        if split.histogram is not None:
+            what = f"Posts of each class by the probability that the best model gave, {split.name}"
+            return charts.histogram_chart(*split.histogram, "histogram", what), split.name
+    return None

@@ -1,0 +1,260 @@
+"""Everything that the report tells, as plain data out of a run's folder; nothing here draws.
+
+A run that is under way, or was killed, has fewer figures: what is missing is None or empty, and the page
+says so in a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selftrain.errors import RunStateError, TaskError
+from selftrain.models.intervals import Estimate, counts_of, estimates
+from selftrain.report.agent_sections import Agents, gather_agents
+from selftrain.report.left_out import Quarantine, read_quarantine
+from selftrain.report.status import Score, Summary, is_held, missing_reviews, score, summarise, why_stopped
+from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
+from selftrain.review.label_error import ReviewedBatch, reviewed_batches
+from selftrain.store.run_dir import RunFolder
+from selftrain.store.scores import (
+    PrecisionRecall,
+    Reliability,
+    histogram,
+    precision_recall,
+    read_scores,
+    reliability,
+)
+from selftrain.web.pictures import BUDGET
+
+Json = dict[str, Any]
+
+HISTOGRAM = 20
+COST = ("calls", "stored", "failed", "prompt", "cached", "image", "completion", "seconds")
+
+
+class TaskText(NamedTuple):
+    """The task in words; `policy` is None and `meanings` are empty when its file is gone."""
+
+    name: str
+    positive: str
+    negative: str
+    policy: str | None
+    meanings: Mapping[str, str]
+
+
+class RoundRow(NamedTuple):
+    """One finished round.
+
+    Attributes:
+        number: 0 is the labels alone.
+        outcome: "labels alone", "kept" or "rolled back".
+        kept: Round 0 is.
+        score: Macro-F1.
+        figures: The content of metrics.json.
+    """
+
+    number: int
+    outcome: str
+    kept: bool
+    score: Score
+    figures: Json
+
+
+class FinalSplit(NamedTuple):
+    """The best model on one split.
+
+    Attributes:
+        name: "validation" or "test".
+        figures: Its metrics.
+        estimates: Metric -> value and 95 % interval.
+        precision_recall, reliability: None without scores.
+        histogram: Posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of
+            the negative; None without scores.
+    """
+
+    name: str
+    figures: Json
+    estimates: Mapping[str, Estimate]
+    precision_recall: PrecisionRecall | None
+    reliability: Reliability | None
+    histogram: tuple[Sequence[int], Sequence[int]] | None
+
+
+class Cost(NamedTuple):
+    """What the agents' calls came to: (round, figures) and the sum; `COST` names the figures."""
+
+    rounds: Sequence[tuple[int, Json]]
+    total: Json
+
+
+class Page(NamedTuple):
+    """All that the template draws.
+
+    Attributes:
+        name: The folder's.
+        state: One sentence: what comes next, or why nothing does.
+        finished: Whether nothing comes next.
+        last_written: When the last round was finished, in UTC; None without one.
+        summary: None before round 0 is finished, as `final` is empty then.
+        truth_known: Whether some round knows the truth of its candidates.
+        verdicts: None when no round has verified a post.
+        reviews: What people's reviews say of the labels; empty without any.
+    """
+
+    name: str
+    simulated: bool
+    state: str
+    finished: bool
+    last_written: str | None
+    task: TaskText
+    environment: Json
+    summary: Summary | None
+    rounds: Sequence[RoundRow]
+    truth_known: bool
+    agents: Agents
+    cost: Cost | None
+    final: Sequence[FinalSplit]
+    quarantine: Quarantine
+    recipe: Mapping[str, Json]
+    verdicts: Browser | None
+    reviews: Sequence[ReviewedBatch]
+
+
+def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
+    """Everything the page tells.
+
+    Args:
+        folder: A run, in whatever state.
+        picture_budget: Characters of all its pictures together.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+    """
+    recipe = folder.recipe()
+    try:
+        environment, finished = folder.environment(), folder.finished_rounds()
+        rounds = [_row(figures) for figures in finished]
+        summary = summarise(finished) if finished else None
+        task = _task(folder, recipe, environment)
+        state, done = _state(folder, len(finished))
+        return Page(
+            name=folder.path.resolve().name,
+            simulated=bool(environment.get("simulated")) or (summary is not None and summary.simulated),
+            state=state,
+            finished=done,
+            last_written=_last_written(folder, len(finished)),
+            task=task,
+            environment=environment,
+            summary=summary,
+            rounds=rounds,
+            truth_known=any(one["candidates"]["precision"] is not None for one in finished),
+            agents=gather_agents(folder, finished, environment),
+            cost=_cost(finished),
+            final=[] if summary is None else _final(folder, finished[summary.best_round], task),
+            quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
+            recipe=_sections(recipe),
+            verdicts=_verdicts(folder, rounds, task, picture_budget),
+            reviews=reviewed_batches(folder),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RunStateError):
+            raise
+        raise RunStateError(
+            f"{folder.path} has records that are incomplete ({error!r}): the folder is damaged"
+        ) from error
+
+
+def _row(figures: Json) -> RoundRow:
+    number, kept = int(figures["round"]), bool(figures["kept"])
+    outcome = "labels alone" if number == 0 else "kept" if kept else "rolled back"
+    return RoundRow(number, outcome, kept, score(figures), figures)
+
+
+def _state(folder: RunFolder, finished: int) -> tuple[str, bool]:
+    stopped = why_stopped(folder) if finished else None
+    if stopped is not None:
+        return f"Finished: {stopped}.", True
+    missing = missing_reviews(folder) if finished else None
+    if missing is not None:
+        return f"Waiting for people: {missing}.", False
+    if is_held(folder):
+        return f"Under way: round {finished} was being worked on when this page was drawn.", False
+    return f"Stopped before round {finished} was finished: the command that began the run goes on.", False
+
+
+def _last_written(folder: RunFolder, finished: int) -> str | None:
+    if not finished:
+        return None
+    written = (folder.round_path(finished - 1) / "metrics.json").stat().st_mtime
+    return datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _task(folder: RunFolder, recipe: Json, environment: Json) -> TaskText:
+    from selftrain.data.task import load_task
+
+    classes = environment["classes"]
+    name, positive, negative = environment["identity"]["task"], classes["positive"], classes["negative"]
+    try:
+        copied = folder.path / "task.toml"
+        # the run's own copy: the original may have moved, or say something else by now
+        task = load_task(copied if copied.exists() else Path(recipe["data"]["task"]))
+    except (TaskError, KeyError):  # the file went, or was changed: the run's own names are enough
+        return TaskText(name, positive, negative, None, {})
+    return TaskText(
+        name, positive, negative, task.policy, {one.name: one.meaning for one in task.classes}
+    )  # fmt: skip
+
+
+def _cost(finished: Sequence[Json]) -> Cost | None:
+    rounds = [(int(one["round"]), _cost_figures(one["cost"])) for one in finished if one.get("cost")]
+    if not any(cost[name] for _, cost in rounds for name in ("calls", "stored", "failed")):
+        return None  # agents that call nobody
+    return Cost(rounds, {name: sum(cost.get(name) or 0 for _, cost in rounds) for name in COST})
+
+
+def _cost_figures(cost: Json) -> Json:
+    """The figures of `COST`; tokens are written with or without that word."""
+    return {name: cost.get(name, cost.get(f"{name}_tokens")) for name in COST}
+
+
+def _final(folder: RunFolder, best: Json, task: TaskText) -> list[FinalSplit]:
+    path = folder.round_path(int(best["round"]))
+    scores = read_scores(path, positive=task.positive, negative=task.negative) or {}
+    splits = []
+    for name in ("validation", "test"):
+        figures = best.get(name)
+        if not figures:
+            continue
+        one = scores.get(name)
+        splits.append(
+            FinalSplit(
+                name=name,
+                figures=figures,
+                estimates=estimates(counts_of(figures)),
+                precision_recall=None if one is None else precision_recall(one),
+                reliability=None if one is None else reliability(one),
+                histogram=None if one is None else histogram(one, HISTOGRAM),
+            )
+        )
+    return splits
+
+
+def _sections(recipe: Mapping[str, Any]) -> dict[str, Json]:
+    """Section -> its keys; what stands outside of any section comes first, under ""."""
+    outside = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
+    sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    return ({"": outside} if outside else {}) | sections
+
+
+def _verdicts(
+    folder: RunFolder, rounds: Sequence[RoundRow], task: TaskText, budget: int
+) -> Browser | None:  # fmt: skip
+    outcomes = {row.number: row.outcome for row in rounds if row.number}
+    following = len(rounds)
+    if following and (folder.round_path(following) / "verdicts.jsonl").exists():
+        outcomes[following] = UNFINISHED  # written whole before the round's training: worth reading already
+    found = gather_verdicts(folder, outcomes, (task.positive, task.negative), budget=budget)
+    return found if found.shown else None

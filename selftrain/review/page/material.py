@@ -1,0 +1,188 @@
+"""What a reviewer sees of a post: words and pictures, and, once they have answered, what machines said."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selftrain._util.printable import printable, printable_lines
+from selftrain.data.run_posts import FoundPost, find_posts
+from selftrain.errors import TaskError
+from selftrain.review.criticism import FILE, read_criticisms
+from selftrain.review.labelling import annotations_of
+from selftrain.review.requests import verdicts_now
+from selftrain.store.run_dir import RunFolder
+
+Json = dict[str, Any]
+
+SIDE = 1600
+"""Pixels of the longer side of a picture, at most."""
+QUALITY = 85
+
+
+class Policy(NamedTuple):
+    """The task in words.
+
+    Attributes:
+        name: Its name.
+        text: The policy; None when the task file is gone or has changed its classes.
+        meanings: Class name -> one line; empty as well then.
+    """
+
+    name: str
+    text: str | None
+    meanings: Mapping[str, str]
+
+
+class Material:
+    """Posts and verdicts of a run, read when first asked for and kept.
+
+    Args:
+        folder: The run.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._posts: dict[str, FoundPost | None] = {}
+        self._said: dict[str, Json] = {}
+        self._criticisms: dict[str, Json] = {}
+        self._annotations: dict[str, Json] = {}
+        self._rounds = -1
+
+    def load(self, post_ids: Iterable[str]) -> None:
+        """Read what is not known yet; every manifest is read once however many posts are asked for.
+
+        Raises:
+            RunStateError: A damaged folder.
+        """
+        wanted = [post_id for post_id in post_ids if post_id not in self._posts]
+        if not wanted:
+            return
+        found = find_posts(self._folder, wanted)
+        self._posts |= {post_id: found.get(post_id) for post_id in wanted}
+        if (rounds := len(self._folder.finished_rounds())) != self._rounds:
+            now = verdicts_now(self._folder)
+            self._said = {one: said.verdict for one, said in (now.divergent | now.accepted).items()}
+            self._annotations = annotations_of(self._folder)
+            rows = read_criticisms(self._folder.path / FILE)
+            self._criticisms = {str(row["post_id"]): row for row in rows}  # the last batch counts
+            self._rounds = rounds
+
+    def unknown(self, post_ids: Iterable[str]) -> list[str]:
+        """Posts that neither a manifest nor a verdict of the run knows."""
+        asked = list(post_ids)
+        self.load(asked)
+        return [one for one in asked if self._posts[one] is None and one not in self._said]
+
+    def shown(self, post_id: str) -> Json:
+        """The post itself, as the page takes it: text None where the manifest is gone."""
+        self.load([post_id])
+        post = self._posts[post_id]
+        if post is None:
+            return {"text": None, "images": [], "remark": ""}
+        return {
+            "text": printable_lines(post.text),
+            "images": [printable(name) for name in post.names],
+            "remark": printable(_without_paths(post.reason, post)),
+        }
+
+    def opinions(self, post_id: str) -> list[Json]:
+        """What classifier, agents and criticizer said: one record a party, the classifier first.
+
+        Each has `who` and `steps`, oldest first: `state`, `label` (None unless a class was named),
+        `probability` and `words`. Empty where no verdict of the run speaks of the post.
+        """
+        self.load([post_id])
+        verdict = self._said.get(post_id)
+        if verdict is None:
+            return self._labelled(post_id)
+        classifier = _step("label", verdict["classifier_label"], verdict["classifier_probability"], "")
+        criticism = self._criticisms.get(post_id)
+        parties: dict[str, list[Json]] = {}
+        for one in sorted(verdict["judgments"], key=lambda judgment: int(judgment["step"])):
+            step = _step(one["state"], one["label"], one["probability"], one["rationale"])
+            parties.setdefault(one["agent"], []).append(step)
+        return [
+            {"who": "classifier", "steps": [classifier]},
+            *({"who": printable(who), "steps": steps} for who, steps in parties.items()),
+            *([] if criticism is None else [{"who": "criticizer", "steps": [_criticized(criticism)]}]),
+        ]
+
+    def _labelled(self, post_id: str) -> list[Json]:
+        """What annotator and criticizer said of a post that no run has judged."""
+        found = self._annotations.get(post_id)
+        if found is None:
+            return []
+        step = _step("label", found["label"], found["probability"], found["rationale"])
+        parties = [{"who": "annotator", "steps": [step]}]
+        criticism = self._criticisms.get(post_id)
+        if criticism is not None:
+            parties.append({"who": "criticizer", "steps": [_criticized(criticism)]})
+        return parties
+
+    def picture(self, post_id: str, index: int) -> bytes | None:
+        """A picture of a post as WebP, at most `SIDE` pixels wide and high; None: there is no such picture.
+
+        Raises:
+            ImageError: The file cannot be decoded, or may not be.
+        """
+        from backbones.images import open_image
+
+        self.load([post_id])
+        post = self._posts[post_id]
+        if post is None or not 0 <= index < len(post.images):
+            return None
+        image = open_image(post.images[index], target_size=SIDE)
+        image.thumbnail((SIDE, SIDE))
+        written = io.BytesIO()
+        image.save(written, format="WEBP", quality=QUALITY, method=2)  # of the file's other contents, nothing
+        return written.getvalue()
+
+    def without_paths(self, reason: str, post_id: str) -> str:
+        """A reason with the post's files as its manifest names them: where they lie is nobody's business."""
+        post = self._posts.get(post_id)
+        return printable(reason if post is None else _without_paths(reason, post))
+
+
+def policy_of(folder: RunFolder, classes: Iterable[str]) -> Policy:
+    """The task's text from the file that the run's recipe names, if it still describes these classes.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+    """
+    from selftrain.data.task import load_task
+
+    name = str(folder.environment().get("identity", {}).get("task", ""))
+    path = folder.recipe().get("data", {}).get("task")
+    try:
+        task = None if path is None else load_task(Path(path))
+    except TaskError:
+        task = None
+    if task is None or set(task.names) != set(classes):
+        return Policy(name, None, {})
+    return Policy(task.name, task.policy, {one.name: one.meaning for one in task.classes})
+
+
+def _step(state: str, label: str | None, probability: float | None, words: str) -> Json:
+    return {
+        "state": printable(state), "label": label, "probability": probability,
+        "words": printable_lines(words),
+    }  # fmt: skip
+
+
+def _criticized(row: Mapping[str, Any]) -> Json:
+    """A criticizer names no class: it says how likely the machine's is wrong, and why."""
+    doubt = "no estimate" if row["error"] is None else f"{row['error']:.0%} likely wrong"
+    state = f"{row['label']}: {doubt}"
+    return _step(state, None, None, str(row["rationale"] or row["fault"]))
+
+
+def _without_paths(reason: str, post: FoundPost) -> str:
+    for path, name in zip(post.images, post.names, strict=True):
+        reason = reason.replace(str(path), name)
+    return reason

@@ -1,0 +1,164 @@
+"""The HTTP side of the review: a page, pictures, and eight things that a page may ask of the `Desk`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from selftrain.errors import DecisionError, LedgerError, SelftrainError
+from selftrain.review.page.auth import Guard
+from selftrain.review.page.review_page import Page, security_policy
+from selftrain.review.page.session import Desk
+
+Json = dict[str, Any]
+
+BODY = 20_000
+"""Bytes of a request, at most."""
+NAME = 60
+"""Characters of a reviewer's name, at most."""
+DECODERS = 2  # pictures that are decoded at once: a large one takes hundreds of megabytes
+
+_log = logging.getLogger(__name__)
+
+
+class RequestError(Exception):
+    """A request that is no request of the page. Never leaves the server."""
+
+
+STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (RequestError, 422),
+    (DecisionError, 409),  # the page goes on with what is
+    (LedgerError, 503),  # the page keeps the answer and tries again
+    (SelftrainError, 500),
+)
+
+
+def build_app(desk: Desk, page: Page, *, token: str, hosts: Iterable[str] = ()) -> Starlette:
+    """The application.
+
+    Args:
+        desk: Answers.
+        page: Shown at ``/``.
+        token: What an address must carry once.
+        hosts: See `Guard`.
+    """
+    decoding = threading.Semaphore(DECODERS)
+
+    async def index(_: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        return HTMLResponse(
+            page.with_nonce(nonce), headers={"Content-Security-Policy": security_policy(nonce)}
+        )
+
+    async def picture(request: Request) -> Response:
+        place, index = request.path_params["place"], request.path_params["index"]
+        return await run_in_threadpool(_picture, desk, place, index, decoding)
+
+    async def favicon(_: Request) -> Response:
+        return Response(status_code=204)
+
+    # what each request holds beside the reviewer
+    asked: dict[str, tuple[Callable[..., Json], tuple[str, ...]]] = {
+        "begin": (desk.begin, ()),
+        "next": (desk.next, ()),
+        "decide": (desk.decide, ("post", "label")),
+        "skip": (desk.skip, ("post",)),
+        "undo": (desk.undo, ("post",)),
+        "hold": (desk.hold, ("post",)),
+        "leave": (desk.leave, ()),
+        "estimates": (desk.estimates, ()),
+    }
+    changes = [
+        Route(f"/api/{name}", _answering(do, fields), methods=["POST"])
+        for name, (do, fields) in asked.items()
+    ]
+    pages = [
+        Route("/", index),
+        Route("/favicon.ico", favicon),
+        Route("/picture/{place:int}/{index:int}", picture),
+    ]
+    return Starlette(routes=[*pages, *changes], middleware=[Middleware(Guard, token=token, hosts=hosts)])
+
+
+def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
+    """A handler that reads a request, has it done, and says in JSON what came of it."""
+
+    async def handler(request: Request) -> Response:
+        try:
+            given = await _given(request, fields)
+            return JSONResponse(await run_in_threadpool(do, *given))
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except tuple(kind for kind, _ in STATUS) as error:
+            return _error(next(status for kind, status in STATUS if isinstance(error, kind)), error)
+        except Exception as error:
+            _log.exception("a fault of the server's own in %s", request.url.path)
+            return _error(500, f"a fault of the server's own ({type(error).__name__}): see its log")
+
+    return handler
+
+
+def _picture(desk: Desk, place: int, index: int, decoding: threading.Semaphore) -> Response:
+    from backbones.errors import ImageError
+
+    post_id = desk.post_at(place)
+    if post_id is None:
+        return _error(404, f"no post of the review stands at place {place}")
+    try:
+        with decoding:
+            content = desk.material.picture(post_id, index)
+    except ImageError as error:
+        return _error(422, desk.material.without_paths(str(error), post_id))
+    if content is None:
+        return _error(404, f"that post has no picture {index}")
+    return Response(content, media_type="image/webp")
+
+
+async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
+    """The reviewer's name and the other fields, all of them text.
+
+    Raises:
+        RequestError: Another form than expected.
+    """
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > BODY:
+            raise RequestError(f"more than {BODY:,} bytes: expected a reviewer and {', '.join(fields)}")
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("the body is not JSON") from error
+    expected = ("reviewer", *fields)
+    if not isinstance(given, dict) or not all(isinstance(given.get(name), str) for name in expected):
+        raise RequestError(f"expected a JSON object with the texts {', '.join(expected)}")
+    return [checked_name(given["reviewer"]), *(given[name] for name in fields)]
+
+
+def checked_name(name: str) -> str:
+    """A reviewer's name as the ledger keeps it: spaces at the ends and in rows do not make another person.
+
+    Raises:
+        RequestError: None, one that is too long, or one with control characters.
+    """
+    plain = " ".join(unicodedata.normalize("NFC", name).split())
+    if not plain or len(plain) > NAME or not plain.isprintable():
+        raise RequestError(f"a reviewer's name of {len(plain)} characters: expected 1 to {NAME}, all visible")
+    return plain
+
+
+def _error(status: int, message: object) -> Response:
+    # what is quoted from a request may hold anything
+    return JSONResponse({"error": str(message).encode("ascii", "backslashreplace").decode()}, status)

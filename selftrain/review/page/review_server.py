@@ -1,0 +1,203 @@
+"""The process behind the review page: one run, one ledger, as many reviewers as come."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import shlex
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+from urllib.parse import quote
+
+import uvicorn
+from starlette.applications import Starlette
+
+from selftrain.errors import LedgerError, ServingError
+from selftrain.review.labelling import LabelFolder
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.open_ledger import OpenLedger
+from selftrain.review.page.material import Material, policy_of
+from selftrain.review.page.review_app import build_app
+from selftrain.review.page.review_page import draw_page
+from selftrain.review.page.session import Desk
+from selftrain.review.requests import class_names
+from selftrain.serving.server import address, listen
+from selftrain.store import atomic
+from selftrain.store.run_dir import RunFolder
+
+REMEMBERED = ".review.json"
+"""Token and port of the last start, in the run folder, for its owner alone: open pages survive a restart."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,}")
+_SHOWN = 3
+
+
+class Opening(NamedTuple):
+    """Where a server listens and what its address shows.
+
+    Attributes:
+        host: To listen on.
+        port: 0: the one of the last start, if it is free, else any that is.
+        reviewer: Named in the printed address; "": whoever opens it types a name.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    reviewer: str = ""
+
+
+def open_desk(folder: RunFolder, *, show_opinions: bool = False) -> Desk:
+    """The desk of a run that has something to review.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+        LedgerError: No ledger, an empty one, one that cannot be used, or one of another run.
+    """
+    ledger = ReviewLedger(folder.path / LEDGER)
+    try:
+        return Desk(ledger, _own_material(folder, ledger), show_opinions=show_opinions)
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def _own_material(folder: RunFolder, ledger: OpenLedger) -> Material:
+    """What is shown of the ledger's posts, which are this run's."""
+    classes, material = class_names(folder), Material(folder)
+    another = f"{ledger.path} is the ledger of another run"
+    if set(ledger.classes) != set(classes):
+        raise LedgerError(
+            f"{another}: it has the classes {list(ledger.classes)}, {folder.path} has {list(classes)}. Move"
+            " the file away"
+        )
+    drawn = [post_id for batch in ledger.batches() for post_id in ledger.drawn(batch)]
+    unknown = material.unknown(drawn)
+    if unknown:
+        raise LedgerError(
+            f"{another}: {len(unknown):,} of its {len(drawn):,} posts are unknown to {folder.path}, for"
+            f" instance {unknown[:_SHOWN]}. Move the file away"
+        )
+    return material
+
+
+def serve(
+    folder: RunFolder,
+    desk: Desk,
+    opening: Opening,
+    *,
+    tell: Callable[[str], None],
+    opened: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; a second signal does not wait for requests under way.
+
+    Args:
+        folder: The run.
+        desk: Of that run; it stays open.
+        opening: Where.
+        tell: Told, line by line, what a person at the terminal should know.
+        opened: Told the address, once it answers.
+
+    Raises:
+        ServingError: The port cannot be had.
+        StorageError: The run folder cannot be written.
+    """
+    token, port = _remembered(folder)
+    listener = None
+    if not opening.port and port:
+        try:
+            listener = listen(opening.host, port)
+        except ServingError:  # taken meanwhile; any other will do
+            listener = None
+    listener = listener or listen(opening.host, opening.port)
+    try:
+        _remember(folder, token, listener.getsockname()[1])
+        names = () if opening.host in LOOPBACK else (opening.host,)
+        page = draw_page(
+            folder.path.resolve().name,
+            desk.ledger.classes,
+            policy_of(folder, desk.ledger.classes),
+            lease_seconds=desk.ledger.lease_seconds,
+            command=next_command(folder),
+            show_opinions=desk.show_opinions,
+        )
+        app = build_app(desk, page, token=token, hosts=names)
+        where = f"{address(listener)}/?token={token}"
+        if opening.reviewer:
+            where += f"&reviewer={quote(opening.reviewer, safe='')}"
+
+        def started() -> None:
+            for line in _welcome(where, opening):
+                tell(line)
+            opened(where)
+
+        asyncio.run(_Server(app, started).serve([listener]))
+    finally:
+        listener.close()
+
+
+def next_command(folder: RunFolder) -> str:
+    """What gives the reviewed labels to the run: its own recipe holds every setting, overridden ones too."""
+    out = shlex.quote(str(folder.path))
+    if isinstance(folder, LabelFolder):
+        return f"selftrain act labels {out} --out labelled.jsonl"
+    if (folder.path / "quickstart-data").is_dir():
+        return f"selftrain quickstart --out {out}"
+    return f"selftrain run {shlex.quote(str(folder.recipe_path))} --out {out}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens to requests and signals, and ends with status 0 on a signal."""
+
+    def __init__(self, app: Starlette, started: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets=sockets)
+        self._started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets requests under way finish, the second does not; neither is raised again."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _welcome(where: str, opening: Opening) -> Iterable[str]:
+    yield f"open {where}"
+    if opening.host not in LOOPBACK:
+        yield "warning: other machines may reach this address, and what passes is not encrypted"
+    if opening.reviewer:
+        yield "more reviewers open the same address with another name after reviewer="
+    else:
+        yield "each reviewer opens this address and types a name, or has it in the address: ...&reviewer=NAME"
+    yield "Ctrl-C ends; every answer is kept, and the same command goes on at the same address"
+
+
+def _remembered(folder: RunFolder) -> tuple[str, int]:
+    """Token and port of the last start; a new token and 0 where there was none."""
+    try:
+        kept = json.loads((folder.path / REMEMBERED).read_text(encoding="utf-8"))
+        token, port = kept["token"], kept["port"]
+    except (OSError, ValueError, KeyError, TypeError):
+        token, port = None, 0
+    if not (isinstance(token, str) and _TOKEN.fullmatch(token) and isinstance(port, int)):
+        return secrets.token_urlsafe(32), 0
+    return token, port
+
+
+def _remember(folder: RunFolder, token: str, port: int) -> None:
+    path: Path = folder.path / REMEMBERED
+    with atomic.replacing(path) as part:
+        part.touch(mode=0o600)
+        part.write_text(json.dumps({"token": token, "port": port}), encoding="utf-8")

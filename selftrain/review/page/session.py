@@ -1,0 +1,243 @@
+"""What a reviewer's page asks for, answered from the ledger and the run: plain values in, JSON values out.
+
+Requests come in several threads; the ledger is used by one at a time. Every answer is on the disk before the
+page hears that it is, and a request whose answer was lost may be repeated: it changes nothing twice.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+from selftrain._util.printable import printable
+from selftrain.errors import DecisionError, EstimateError
+from selftrain.review.items import Decision, Leased, Progress, Review, agreement_of
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.open_ledger import OpenLedger
+from selftrain.review.page.material import Material
+
+Json = dict[str, Any]
+
+REFRESH_SECONDS = 5.0
+"""Agreement and pace are read anew after so long: they take all decisions together."""
+
+
+class Desk:
+    """One ledger and one run, for all reviewers.
+
+    Args:
+        ledger: Open; the desk alone uses it from now on.
+        material: Of the same run.
+        show_opinions: Tell what machines said before the reviewer has answered.
+        refresh_seconds: See `REFRESH_SECONDS`.
+        clock: Seconds that only grow; tests move it.
+    """
+
+    def __init__(
+        self,
+        ledger: ReviewLedger,
+        material: Material,
+        *,
+        show_opinions: bool = False,
+        refresh_seconds: float = REFRESH_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ledger, self.material, self.show_opinions = ledger, material, show_opinions
+        self._lock = threading.Lock()
+        self._refresh, self._clock = refresh_seconds, clock
+        self._figures: tuple[float, Json] | None = None
+        self._estimating = threading.Lock()
+        self._estimates: tuple[float, list[Json]] | None = None
+        self._places: list[str] = []
+
+    # ---- what a page asks -----------------------------------------------------------------------------
+
+    def begin(self, reviewer: str) -> Json:
+        """For a page that has just opened: its post, and the latest decision, which it could take back.
+
+        Raises:
+            LedgerError: The file cannot be written; as all that follow.
+        """
+        with self._lock:
+            return self._now(reviewer) | {"last": self._latest(reviewer)}
+
+    def next(self, reviewer: str) -> Json:
+        """The post that the reviewer should look at, or why there is none."""
+        with self._lock:
+            return self._now(reviewer)
+
+    def decide(self, reviewer: str, post_id: str, label: str) -> Json:
+        """Save a decision; then what machines said of that post, and the next one.
+
+        Raises:
+            DecisionError: See `ReviewLedger.decide`.
+        """
+        with self._lock:
+            self.ledger.decide(reviewer, post_id, label)
+            said = self._answered(post_id, label)
+            return {"answered": said} | self._now(reviewer)
+
+    def skip(self, reviewer: str, post_id: str) -> Json:
+        """Give a post back; the next one. A skip that was done already is no error.
+
+        Raises:
+            DecisionError: The reviewer has decided on that post.
+        """
+        with self._lock:
+            held = self.ledger.next_post(reviewer)
+            if held is not None and held.entry.post_id == post_id:
+                self.ledger.skip(reviewer, post_id)
+            return self._now(reviewer)
+
+    def undo(self, reviewer: str, post_id: str) -> Json:
+        """Take the decision on a post back, the reviewer's latest; the post again.
+
+        Raises:
+            DecisionError: It is not their latest.
+        """
+        with self._lock:
+            latest = self._latest(reviewer)
+            if latest is not None and latest["id"] == post_id:
+                leased = self.ledger.undo(reviewer)
+            else:  # an answer that was lost: then the post is with them already
+                leased = self.ledger.next_post(reviewer)
+            if leased is None or leased.entry.post_id != post_id:
+                raise DecisionError(
+                    f"the decision on {printable(post_id)!r} is not {reviewer!r}'s latest: another window"
+                    " went on from it; reload the page"
+                )
+            self._figures = None
+            return self._told(leased) | {"last": self._latest(reviewer)}
+
+    def hold(self, reviewer: str, post_id: str) -> Json:
+        """Renew the lease of an open post; `held` is False when it has gone to somebody else."""
+        with self._lock:
+            leased = self.ledger.next_post(reviewer)
+            return {"held": leased is not None and leased.entry.post_id == post_id}
+
+    def estimates(self, _: str) -> Json:
+        """See `estimates`: apart from the answers, none of which waits for it."""
+        with self._estimating:
+            now = self._clock()
+            if self._estimates is None or now - self._estimates[0] >= self._refresh:
+                ledger = ReviewLedger(self.ledger.path)
+                try:
+                    self._estimates = now, estimates(ledger)
+                finally:
+                    ledger.close()
+            return {"estimates": self._estimates[1]}
+
+    def leave(self, reviewer: str) -> Json:
+        """Give back what the reviewer holds."""
+        with self._lock:
+            self.ledger.release(reviewer)
+            return {}
+
+    def post_at(self, place: int) -> str | None:
+        """The post at a place in the order of review; None where there is none."""
+        with self._lock:
+            if place >= len(self._places):  # posts may have entered since
+                self._places = [
+                    post_id for batch in self.ledger.batches() for post_id in self.ledger.drawn(batch)
+                ]
+            return self._places[place] if 0 <= place < len(self._places) else None
+
+    def close(self) -> None:
+        """Close the ledger, once nobody uses it."""
+        with self._lock:
+            self.ledger.close()
+
+    # ---- answers, under the lock ----------------------------------------------------------------------
+
+    def _now(self, reviewer: str) -> Json:
+        return self._told(self.ledger.next_post(reviewer))
+
+    def _told(self, leased: Leased | None) -> Json:
+        progress = self.ledger.progress()
+        told: Json = {"post": None, "progress": _progress(progress), "end": None}
+        if leased is not None:
+            post_id = leased.entry.post_id
+            told["post"] = {"id": post_id, "shown": printable(post_id), "place": leased.place}
+            told["post"] |= self.material.shown(post_id)
+            told["post"]["opinions"] = self.material.opinions(post_id) if self.show_opinions else None
+        else:
+            told["end"] = self._end(progress)
+        return told | {"figures": self._figures_now(progress, fresh=leased is None)}
+
+    def _answered(self, post_id: str, label: str) -> Json:
+        return {
+            "id": post_id, "shown": printable(post_id), "label": label,
+            "opinions": self.material.opinions(post_id),
+        }  # fmt: skip
+
+    def _latest(self, reviewer: str) -> Json | None:
+        """The reviewer's latest decision, as `_answered`."""
+        own = [one for one in _reviews(self.ledger.decisions()) if one.reviewer == reviewer]
+        if not own:
+            return None
+        latest = max(own, key=lambda one: one.decided)
+        return self._answered(latest.post_id, latest.label)
+
+    def _figures_now(self, progress: Progress, *, fresh: bool) -> Json:
+        now = self._clock()
+        if self._figures is None or now - self._figures[0] >= self._refresh or fresh:
+            decisions = self.ledger.decisions()
+            pace = seconds_a_post(_reviews(decisions), self.ledger.lease_seconds)
+            figures = {"agreement": agreement_of(decisions)._asdict(), "seconds": pace}
+            self._figures = now, figures
+        return self._figures[1]
+
+    def _end(self, progress: Progress) -> Json:
+        """Why nothing is handed out: everything is reviewed, or what is left is not for this reviewer."""
+        return {
+            "finished": progress.finished and progress.entered > 0,
+            "second_open": progress.doubled - progress.second,
+        }
+
+
+def estimates(ledger: OpenLedger) -> list[Json]:
+    """The label error of every batch with its 95 % interval, or in words why there is none.
+
+    Raises:
+        LedgerError: The file cannot be read.
+    """
+    from selftrain.review.estimates import label_errors, outcome
+
+    told = []
+    for batch in ledger.batches():
+        one: Json = {"batch": printable(batch), "errors": None, "why": ""}
+        try:
+            one["errors"] = label_errors(outcome(ledger, batch)).to_json()
+        except EstimateError as error:
+            one["why"] = printable(str(error))
+        told.append(one)
+    return told
+
+
+def seconds_a_post(reviews: Iterable[Review], longest: float) -> float | None:
+    """Median of the seconds from one decision of a reviewer to the next; longer than `longest` is a break.
+
+    None before anybody has decided twice.
+    """
+    times: dict[str, list[float]] = {}
+    for review in reviews:
+        times.setdefault(review.reviewer, []).append(review.decided)
+    gaps = [
+        later - earlier
+        for decided in times.values()
+        for earlier, later in pairwise(sorted(decided))
+        if later - earlier <= longest
+    ]
+    return statistics.median(gaps) if gaps else None
+
+
+def _progress(progress: Progress) -> Json:
+    return progress._asdict() | {"left": progress.left}
+
+
+def _reviews(decisions: Iterable[Decision]) -> list[Review]:
+    return [review for one in decisions for review in one.reviews]

@@ -1,0 +1,267 @@
+"""The run folder: written atomically, read back to resume, never half a round.
+
+    runs/NAME/
+    ├── recipe.toml          as resolved
+    ├── environment.json     versions, devices, seed, git, what the posts and the backbone were
+    ├── quarantine.jsonl     rows, duplicates and posts left out, each with its reason
+    ├── trust.json           the agents on posts of known label, before the last round's candidates
+    ├── rounds/0003/         candidates.jsonl, verdicts.jsonl, scores.jsonl, model.safetensors, metrics.json
+    │                        and human.jsonl where people were asked: their labels that the round used
+    ├── best -> rounds/0003  moved in one step; rolling back leaves it where it is
+    ├── report.html          the whole run on one page, see `selftrain.report`
+    ├── tensorboard/         one event file a round; mlflow.json beside it where MLflow is told
+    ├── review.sqlite        what people are asked to review, and what they said, see `review.ledger`
+    └── grown.jsonl          labels, people's labels and accepted pseudo-labels, with their provenance
+
+`metrics.json` is written last: a round without one did not happen and is done again. Everything else that
+resuming needs (`best`, `grown.jsonl`, which posts were seen) follows from the finished rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
+from selftrain.store import atomic
+
+Json = dict[str, Any]
+
+HUMAN = "human.jsonl"
+
+
+class RunFolder:
+    """One run's folder. Reading needs no lock; writing happens inside `locked()`."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    # ---- opening ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[RunFolder]:
+        """Hold the folder for writing.
+
+        Raises:
+            RunBusyError: Another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise atomic.storage_error(self.path, None, error) from error
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:  # an OSError itself: it comes first
+            raise RunBusyError(
+                f"another process works on the run {self.path}: wait for it to end, or give another --out"
+            ) from error
+        except OSError as error:
+            raise atomic.storage_error(self.path / ".lock", None, error) from error
+        try:
+            yield self
+        finally:
+            lock.release()
+
+    def begin(self, recipe: Mapping[str, Any], environment: Json) -> None:
+        """Write the recipe and environment of a new run, or check that this is the same run going on.
+
+        `environment["identity"]` holds what must not change between starts (posts, backbone, code format).
+        `rounds.max`, `rounds.patience` and `rounds.budget` may: a finished run can be asked for more rounds.
+
+        Raises:
+            RunMismatchError: The folder holds a run of another recipe, or of other posts.
+        """
+        import tomli_w
+
+        self.check_recipe(recipe)
+        if self.recipe_path.exists():
+            self._check_same("identity", self.environment().get("identity", {}), environment["identity"])
+        self.clear_temporary()
+        if not self.recipe_path.exists():
+            atomic.write_json(self.path / "environment.json", environment)
+        # last: a folder with a recipe.toml is a run
+        atomic.write_text(self.recipe_path, tomli_w.dumps(without_none(recipe)))
+
+    def check_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Refuse at once, before anything is computed, when the folder holds a run of another recipe.
+
+        Raises:
+            RunMismatchError: With every key that differs.
+        """
+        if self.recipe_path.exists():
+            self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
+
+    def _check_same(self, what: str, found: Json, expected: Json) -> None:
+        differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
+        if differing:
+            lines = [f"  {k}: {found.get(k)!r} in the folder, {expected.get(k)!r} now" for k in differing]
+            raise RunMismatchError(
+                f"{self.path} holds a run of another {what}; nothing was touched:\n"
+                + "\n".join(lines)
+                + "\nGive another --out, or the recipe and data that this run began with"
+            )
+
+    def clear_temporary(self) -> None:
+        """Remove what a killed process left half written."""
+        for leftover in self.path.rglob(atomic.TEMPORARY):
+            leftover.unlink(missing_ok=True)
+
+    # ---- reading ------------------------------------------------------------------------------------
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.toml"
+
+    def recipe(self) -> Json:
+        """The resolved recipe.
+
+        Raises:
+            RunStateError: This is no run folder.
+        """
+        import tomllib
+
+        try:
+            return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunStateError(
+                f"{self.path} is not a run folder: it has no recipe.toml."
+                " `selftrain run RECIPE --out DIR` makes one"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RunStateError(
+                f"{self.recipe_path} cannot be read ({error}): the run folder is damaged"
+            ) from error
+
+    def environment(self) -> Json:
+        """What the run was made with."""
+        return self.read_json(self.path / "environment.json")
+
+    def round_path(self, number: int) -> Path:
+        return self.path / "rounds" / f"{number:04d}"
+
+    def finished_rounds(self) -> list[Json]:
+        """The metrics of every finished round, round 0 (the labels alone) first.
+
+        Raises:
+            RunStateError: A file that is not the metrics of its round.
+        """
+        metrics: list[Json] = []
+        while (file := self.round_path(len(metrics)) / "metrics.json").exists():
+            figures = self.read_json(file)
+            if figures.get("round") != len(metrics) or not isinstance(figures.get("kept"), bool):
+                raise RunStateError(f"{file} is not the record of its round: the run folder is damaged")
+            metrics.append(figures)
+        return metrics
+
+    def best_round(self) -> int:
+        """Number of the last kept round.
+
+        Raises:
+            RunStateError: No round is finished.
+        """
+        kept = [m["round"] for m in self.finished_rounds() if m["kept"]]
+        if not kept:
+            raise RunStateError(f"{self.path} has no finished round yet: start the run again, it goes on")
+        return int(kept[-1])
+
+    def verdicts(self, number: int) -> list[Json]:
+        """The verdicts of a round, in the order of its candidates; empty for round 0."""
+        file = self.round_path(number) / "verdicts.jsonl"
+        return list(read_jsonl(file)) if file.exists() else []
+
+    def human(self, number: int) -> list[Json]:
+        """People's labels that a round was the first to use; empty where it used none."""
+        file = self.round_path(number) / HUMAN
+        return list(read_jsonl(file)) if file.exists() else []
+
+    def read_json(self, file: Path) -> Json:
+        """One JSON object of this folder, or a RunStateError that names the file."""
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunStateError(f"{file} cannot be read ({error}): the run folder is damaged") from error
+        if not isinstance(value, dict):
+            raise RunStateError(
+                f"{file} holds a {type(value).__name__}, expected an object: the folder is damaged"
+            )
+        return value
+
+    # ---- writing ------------------------------------------------------------------------------------
+
+    def open_round(self, number: int) -> Path:
+        """An empty folder for round `number`; what an interrupted attempt left there is removed."""
+        folder = self.round_path(number)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise atomic.storage_error(folder, None, error) from error
+        return folder
+
+    def close_round(self, number: int, metrics: Json) -> None:
+        """Make round `number` final. After this line a kill loses nothing of it."""
+        atomic.write_json(self.round_path(number) / "metrics.json", metrics)
+
+    def publish(self, best: int, grown: Iterable[Json]) -> None:
+        """Move `best` and replace `grown.jsonl`. Safe to repeat: both follow from the finished rounds."""
+        atomic.write_jsonl(self.path / "grown.jsonl", grown)
+        atomic.point(self.path / "best", f"rounds/{best:04d}")
+
+
+MAY_CHANGE = {
+    *(f"rounds.{key}" for key in ("max", "patience", "budget")),
+    # where the model is served, how hard it is asked and what it may cost; not what it is asked
+    *(f"vlm.{key}" for key in ("servers", "key_variable", "concurrency", "timeout", "retries", "patience")),
+    *(f"vlm.{key}" for key in ("token_cap", "store")),
+    "agents.near_chance",
+    # what was drawn stays drawn, and what a round used stands in its folder
+    *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "doubled_share", "wait")),
+    *(f"human.{key}" for key in ("source", "strategy", "servers", "model")),
+}
+"""Keys of a recipe that a run may change on its way."""
+
+
+def _comparable(recipe: Mapping[str, Any]) -> Json:
+    """section.key -> value, without the keys that a run may change on its way."""
+    flat: Json = {}
+    for section, value in without_none(recipe).items():
+        if isinstance(value, dict):
+            flat |= {f"{section}.{key}": item for key, item in value.items()}
+        else:
+            flat[section] = value
+    return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
+
+
+def without_none(table: Mapping[str, Any]) -> Json:
+    """TOML has no null: what is None is left out."""
+    return {
+        key: without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
+
+
+def read_jsonl(file: Path) -> Iterator[Json]:
+    """The objects of a JSON lines file.
+
+    Raises:
+        RunStateError: A line is not JSON, with its number.
+    """
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise RunStateError(
+                        f"{file}, line {number} is not JSON: the run folder is damaged"
+                    ) from error
+    except OSError as error:
+        raise StorageError(f"cannot read {file}: {error.strerror or error}") from error

@@ -1,0 +1,1 @@
+"""The page kit: escaping, charts, pictures and style of every page."""

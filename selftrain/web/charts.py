@@ -1,0 +1,273 @@
+"""The charts of the pages: plain numbers in, SVG out. Words from a run never enter a chart.
+
+Legends stand in the page, beside the chart: they wrap, and whatever a class is called stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from markupsafe import Markup
+
+from selftrain.web.svg import COLOURS, MARK, to_svg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from selftrain.store.scores import PrecisionRecall, Reliability
+
+WIDE, NARROW, SMALL = (1040, 300), (343, 220), (343, 210)
+"""Sizes in CSS pixels at which a chart's letters are as large as intended."""
+
+SERIES = ("first", "second", "third", "fourth")
+_FEW = 14  # rounds up to which every one has a tick
+
+
+class Point(NamedTuple):
+    """One round on the curve; `test` is None without a test split."""
+
+    number: int
+    kept: bool
+    validation: float
+    test: float | None
+
+
+class Interval(NamedTuple):
+    """A value with its interval, all three in the chart's unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+# ---- rounds -----------------------------------------------------------------------------------------
+
+
+def rounds_curve(points: Sequence[Point], name: str, size: tuple[int, int]) -> Markup:
+    """Macro-F1 over rounds: kept ones joined and filled, rolled back ones hollow, hanging by a thread."""
+    with _figure(size) as (figure, axes):
+        _curve(axes, points, "validation", SERIES[0], "o")
+        if all(point.test is not None for point in points):
+            _curve(axes, points, "test", SERIES[1], "s")
+        _rounds_axis(axes, [point.number for point in points])
+        axes.margins(x=0.03, y=0.14)
+        said = ", ".join(
+            f"round {p.number} {p.validation:.3f} {'kept' if p.kept else 'rolled back'}" for p in points[-20:]
+        )
+        what = f"Validation macro-F1 by round: {said}. The table below has all figures."
+        return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
+
+
+def _curve(axes: Axes, points: Sequence[Point], split: str, colour: str, shape: str) -> None:
+    def values(chosen: Sequence[Point]) -> list[float]:
+        return [getattr(point, split) for point in chosen]
+
+    kept = [point for point in points if point.kept]
+    lost = [point for point in points if not point.kept]
+    best: Point | None = None
+    for point in points:
+        if point.kept:
+            best = point
+        elif best is not None:
+            both = (best, point)
+            axes.plot([p.number for p in both], values(both), color=COLOURS[colour], lw=1, ls=":")
+    style: Any = {"color": COLOURS[colour], "marker": shape, "ms": 8 if len(points) <= _FEW else 5}
+    axes.plot([p.number for p in kept], values(kept), lw=2.2, gid=f"{MARK}kept-{split}", **style)
+    axes.plot(
+        [p.number for p in lost], values(lost), lw=0, mfc=COLOURS["paper"], mew=1.8,
+        gid=f"{MARK}lost-{split}", **style,
+    )  # fmt: skip
+
+
+def stacked_bars(
+    rounds: Sequence[int], parts: Sequence[Sequence[int]], kept: Sequence[bool], name: str, what: str
+) -> Markup:
+    """Counts by round, one bar a round, its parts on each other; rolled back rounds are drawn pale.
+
+    Args:
+        rounds: Their numbers.
+        parts: For each part, in the order of `SERIES`, a count a round.
+        kept: Of each round.
+        name: Of the SVG.
+        what: For a screen reader.
+    """
+    with _figure(SMALL) as (figure, axes):
+        floor = [0] * len(rounds)
+        for colour, counts in zip(SERIES, parts, strict=False):
+            for number, count, base, full in zip(rounds, counts, floor, kept, strict=True):
+                if not full:  # no grid shines through a pale bar
+                    axes.bar(number, count, 0.68, base, color=COLOURS["paper"], lw=0)
+                axes.bar(
+                    number, count, 0.68, base, color=COLOURS[colour], alpha=1 if full else 0.38, lw=0,
+                    gid=f"{MARK}bar",
+                )  # fmt: skip
+            floor = [base + count for base, count in zip(floor, counts, strict=True)]
+        _rounds_axis(axes, rounds)
+        axes.set_ylim(0, max([*floor, 1]) * 1.08)
+        axes.yaxis.set_major_locator(_whole())
+        return to_svg(figure, name, what)
+
+
+def lines(
+    across: Sequence[float], series: Mapping[str, Sequence[float | None]], name: str, what: str,
+    *, share: bool = False, marker: str = "o", kept: float | None = None,
+) -> Markup:  # fmt: skip
+    """A line a series, in the order of `SERIES`; None is a gap.
+
+    Args:
+        across: Rounds or epochs.
+        series: Name -> a value for each of `across`.
+        name: Of the SVG.
+        what: For a screen reader.
+        share: Whether the values are shares, whose axis ends at 1.
+        marker: matplotlib's; "" for none.
+        kept: One of `across`, marked by an upright line.
+    """
+    with _figure(SMALL) as (figure, axes):
+        if kept is not None:
+            axes.axvline(kept, color=COLOURS["faint"], lw=1.4, ls="--", gid=f"{MARK}kept")
+        for colour, values in zip(SERIES, series.values(), strict=False):
+            known = [float("nan") if value is None else value for value in values]
+            axes.plot(across, known, color=COLOURS[colour], lw=1.8, marker=marker, ms=5)
+        _rounds_axis(axes, across)
+        if share:
+            low = min((v for values in series.values() for v in values if v is not None), default=0)
+            axes.set_ylim(max(0.0, min(low - 0.05, 0.8)), 1.01)
+        else:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        return to_svg(figure, name, what)
+
+
+# ---- the model --------------------------------------------------------------------------------------
+
+
+def precision_recall_chart(
+    curves: Sequence[PrecisionRecall], name: str, what: str, *, base_rate: float | None = None
+) -> Markup:
+    """Precision over recall, a curve a split; `base_rate`, what choosing blindly reaches, as a level line."""
+    with _figure(SMALL) as (figure, axes):
+        if base_rate is not None:
+            axes.axhline(base_rate, color=COLOURS["faint"], lw=1.4, ls="--", gid=f"{MARK}base-rate")
+        for colour, curve in zip(SERIES, curves, strict=False):
+            axes.plot(curve.recall, curve.precision, color=COLOURS[colour], lw=1.8, drawstyle="steps-post")
+        low = min((min(curve.precision) for curve in curves), default=0)
+        low = low if base_rate is None else min(low, base_rate)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(max(0.0, min(low, 0.5) - 0.05), 1.03)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        return to_svg(figure, name, what)
+
+
+def reliability_chart(diagrams: Sequence[Reliability], name: str, what: str) -> Markup:
+    """Share of positives over predicted probability; on the diagonal a model is as sure as it is right."""
+    with _figure(SMALL) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)
+        for colour, diagram in zip(SERIES, diagrams, strict=False):
+            most = max((one.posts for one in diagram.bins), default=1)
+            across = [one.confidence for one in diagram.bins]
+            up = [one.accuracy for one in diagram.bins]
+            axes.plot(across, up, color=COLOURS[colour], lw=1.4)
+            # a point's area follows its posts: a bin of three says little
+            areas = [14 + 70 * one.posts / most for one in diagram.bins]
+            axes.scatter(across, up, s=areas, color=COLOURS[colour], lw=0)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("probability said")
+        axes.set_ylabel("share that was so")
+        return to_svg(figure, name, what)
+
+
+def histogram_chart(positive: Sequence[int], negative: Sequence[int], name: str, what: str) -> Markup:
+    """Posts by predicted probability: those of the positive class upwards, the others downwards."""
+    with _figure(SMALL) as (figure, axes):
+        width = 1 / len(positive)
+        middles = [(number + 0.5) * width for number in range(len(positive))]
+        axes.bar(middles, positive, width * 0.86, color=COLOURS["first"], lw=0)
+        axes.bar(middles, [-count for count in negative], width * 0.86, color=COLOURS["second"], lw=0)
+        axes.axhline(0, color=COLOURS["faint"], lw=1)
+        most = max(*positive, *negative, 1) * 1.1
+        axes.set_ylim(-most, most)
+        axes.yaxis.set_major_locator(_whole())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("probability said")
+        return to_svg(figure, name, what)
+
+
+def intervals_chart(rows: Sequence[Interval], name: str, what: str) -> Markup:
+    """A dot and its interval a row, the first row at the top."""
+    with _figure((343, 24 * len(rows) + 44)) as (figure, axes):
+        for place, row in enumerate(rows):
+            axes.plot([row.low, row.high], [place, place], color=COLOURS["first"], lw=2, alpha=0.55)
+            axes.plot(row.value, place, color=COLOURS["first"], marker="o", ms=8)
+        axes.set_yticks(range(len(rows)), [str(number) for number in range(1, len(rows) + 1)])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+        return to_svg(figure, name, what)
+
+
+def runs_curve(runs: Sequence[Sequence[Point]], name: str, size: tuple[int, int]) -> Markup:
+    """Validation macro-F1 of the best model so far, a step line a run."""
+    with _figure(size) as (figure, axes):
+        longest = max((run[-1].number for run in runs if run), default=0)
+        for number, run in enumerate(runs):
+            best, scores = 0.0, []
+            for point in run:
+                best = point.validation if point.kept else best
+                scores.append(best)
+            axes.plot(
+                [point.number for point in run], scores, drawstyle="steps-post", lw=2,
+                color=COLOURS[SERIES[number % len(SERIES)]], ls=("-", "--", ":")[number // len(SERIES) % 3],
+                marker="o", ms=4, gid=f"{MARK}run",
+            )  # fmt: skip
+        _rounds_axis(axes, range(longest + 1))
+        axes.margins(x=0.03, y=0.14)
+        what = "Validation macro-F1 of the best model so far, by round, for every run"
+        return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
+
+
+# ---- what all share ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _figure(size: tuple[int, int]) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of `size` pixels with one pair of axes: a light grid, no frame, no more ink than needed."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: Any = {
+        "font.size": 11, "text.parse_math": False, "text.color": COLOURS["faint"],
+        "axes.labelcolor": COLOURS["faint"], "axes.labelsize": 11, "axes.axisbelow": True,
+        "axes.edgecolor": COLOURS["rule"], "axes.linewidth": 1,
+        "axes.unicode_minus": False, "axes.formatter.useoffset": False,
+        "xtick.color": COLOURS["faint"], "ytick.color": COLOURS["faint"],
+        "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "ytick.major.pad": 6,
+        "grid.color": COLOURS["rule"], "grid.linewidth": 1, "figure.constrained_layout.use": True,
+        "figure.constrained_layout.h_pad": 0.03, "figure.constrained_layout.w_pad": 0.03,
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(visible=True, axis="y")
+        yield figure, axes
+
+
+def _rounds_axis(axes: Axes, numbers: Sequence[float]) -> None:
+    if len(numbers) <= _FEW:
+        axes.set_xticks(list(numbers), [f"{number:g}" for number in numbers])
+    else:
+        axes.xaxis.set_major_locator(_whole())
+
+
+def _whole() -> Any:  # noqa: ANN401 -- matplotlib's locator
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=6, integer=True)

@@ -1,0 +1,98 @@
+"""Small pictures for a page that needs no other file: bounded in size and number, equal ones shared."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from selftrain._util.printable import printable
+
+SIDE = 320
+"""Pixels of the longer side, at most."""
+QUALITY = 60
+BUDGET = 8_000_000
+"""Characters of all pictures of a page together."""
+MOST = 2_000
+"""Pictures of a page, at most."""
+_BATCH = 64
+_THREADS = 4
+
+
+class Pictures(NamedTuple):
+    """What a page embeds.
+
+    Attributes:
+        urls: Data URLs, no two equal.
+        place: Path -> index into `urls`; a path that is not there was not embedded.
+        unreadable: Path -> why it could not be decoded.
+        left_out: How many paths found no room.
+    """
+
+    urls: Sequence[str]
+    place: dict[Path, int]
+    unreadable: dict[Path, str]
+    left_out: int
+
+    def shown(self, path: Path, name: str) -> tuple[int, str]:
+        """(its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
+        if path not in self.unreadable:
+            return self.place.get(path, -1), printable(name)
+        # a page is shown to others: where the file lies is no business of theirs
+        reason = self.unreadable[path].removeprefix(f"{path}: ").replace(str(path), name)
+        return -1, printable(f"{name} ({reason})")
+
+
+def embed(paths: Iterable[Path], *, budget: int = BUDGET, most: int = MOST) -> Pictures:
+    """Thumbnails of pictures, the most important path first, until budget or number is used up.
+
+    Args:
+        paths: May repeat; what is read is decoded by the same rules as for training.
+        budget: See `BUDGET`.
+        most: See `MOST`.
+    """
+    urls: list[str] = []
+    known, place, unreadable = dict[str, int](), dict[Path, int](), dict[Path, str]()
+    wanted = list(dict.fromkeys(paths))
+    spent = 0
+    for path, url, reason in _thumbnails(wanted):
+        if url is None:
+            unreadable[path] = reason
+            continue
+        digest = hashlib.sha256(url.encode()).hexdigest()
+        if digest not in known:
+            if spent + len(url) > budget or len(urls) >= most:
+                break
+            known[digest] = len(urls)
+            urls.append(url)
+            spent += len(url)
+        place[path] = known[digest]
+    return Pictures(urls, place, unreadable, len(wanted) - len(place) - len(unreadable))
+
+
+def _thumbnails(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None, str]]:
+    """(path, data URL or None, why not), in order; no more than a batch is decoded ahead."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rest = iter(paths)
+        while batch := list(islice(rest, _BATCH)):
+            for path, (url, reason) in zip(batch, pool.map(_thumbnail, batch), strict=True):
+                yield path, url, reason
+
+
+def _thumbnail(path: Path) -> tuple[str | None, str]:
+    from backbones.errors import ImageError
+    from backbones.images import open_image
+
+    try:
+        image = open_image(path, target_size=SIDE)
+    except ImageError as error:
+        return None, str(error)
+    image.thumbnail((SIDE, SIDE))
+    written = io.BytesIO()
+    image.save(written, format="WEBP", quality=QUALITY, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}", ""

@@ -1,0 +1,140 @@
+"""Fakes for the loop: posts without features, a model whose quality a script decides, a panel of one mind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from agents.judgment import Judgment, State, Verdict
+from losses.pnu import PNULoss
+from selftrain import loop
+from selftrain.data.corpus import UNKNOWN, Corpus
+from selftrain.data.posts import Post
+from selftrain.store import atomic
+from selftrain.store.run_dir import RunFolder
+
+VALIDATION = 20
+
+
+def make_corpus(pool=30, labelled=6, test=0):
+    """Labels alternate; positions count on from labelled over validation and pool to test."""
+    sizes = (labelled, VALIDATION, pool, test)
+    total = sum(sizes)
+    truth = (np.arange(total) % 2).astype(np.int8)
+    names = ("ham", "spam")
+    bounds = np.cumsum((0, *sizes))
+    parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(bounds)]
+    labels = truth.copy()
+    labels[parts[2]] = UNKNOWN
+    posts = [
+        Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else names[truth[i]])
+        for i in range(total)
+    ]
+    return Corpus(posts, None, *parts, labels, truth, "spam", "ham")
+
+
+def chance(*key):
+    """A number in [0, 1) that depends on the key alone."""
+    return int.from_bytes(sha256(repr(key).encode()).digest()[:8], "big") / 2**64
+
+
+@dataclass(frozen=True)
+class ScriptedModel:
+    """Right on so many validation posts; on the pool each round has a mind of its own."""
+
+    right: int
+    number: int
+    curve = ()
+    best_epoch = 1
+
+    def save(self, file, metadata):
+        atomic.write_json(file, {"right": self.right, "number": self.number, **metadata})
+
+
+class ScriptedTrainer:
+    """Round n becomes a model that is right on script[n] of the validation posts."""
+
+    def __init__(self, script, spread=2.0):
+        self.script, self.spread = script, spread
+        self.trainings = {}
+        self.starts = {}
+
+    def fit(self, corpus, training, *, loss, seed, where, start):
+        number = int(where.removeprefix("round "))
+        self.trainings[number], self.starts[number] = training, start
+        return ScriptedModel(self.script[number], number)
+
+    def logits(self, model, corpus, positions):
+        for part in np.array_split(positions, max(1, len(positions) // 7)):
+            sign = np.where(corpus.truth[part] == 1, 1.0, -1.0)
+            noise = np.array([self.spread * (2 * chance(model.number, int(p)) - 1) for p in part])
+            value = sign + noise.reshape(-1)
+            first = int(corpus.validation[0])
+            scored = (part >= first) & (part < first + VALIDATION)
+            value[scored] = np.where(part[scored] - first < model.right, 1, -1) * sign[scored]
+            yield part, value.astype(np.float32)
+
+    def load(self, file):
+        record = json.loads(Path(file).read_text())
+        return ScriptedModel(record["right"], record["number"])
+
+
+class HashPanel:
+    """Two agents of one mind: they agree with the classifier on a share of posts that the id decides."""
+
+    def __init__(self, agreement=0.6, simulated=False):
+        self.agreement, self.simulated = agreement, simulated
+        self.asked = []
+        self.lessons = []
+
+    def learn(self, labelled, *, accepted=(), pool=()):
+        self.lessons.append([(one.post.id, one.label) for one in accepted])
+
+    def verify(self, candidates):
+        self.asked.append([one.post.id for one in candidates])
+        return [self._verdict(one) for one in candidates]
+
+    def _verdict(self, one):
+        agreed = chance("panel", one.post.id, one.label) < self.agreement
+        judgments = tuple(
+            Judgment(role, 0, State.LABEL, one.label, 0.9, "seen", "fake")
+            if agreed
+            else Judgment(role, 0, State.ABSTAIN, None, None, "unsure", "fake")
+            for role in ("reviewer", "user")
+        )
+        return Verdict(one.post.id, one.label, one.probability, judgments)
+
+    def recall(self, labelled):
+        return {}
+
+    def describe(self):
+        return {"protocol": "fake"}
+
+
+def settings(tmp_path, *, rounds=5, patience=9, budget=None, **kwargs):
+    return loop.LoopSettings(k=6, limits=loop.Limits(rounds, patience, budget), root=tmp_path, **kwargs)
+
+
+def run(folder, corpus, script, panel=None, *, trainer=None, **kwargs):
+    """All rounds of a loop in `folder`."""
+    return list(rounds_of(folder, corpus, script, panel, trainer=trainer, **kwargs))
+
+
+def rounds_of(folder, corpus, script, panel=None, *, trainer=None, **kwargs):
+    return loop.self_train(
+        corpus,
+        trainer or ScriptedTrainer(script),
+        panel or HashPanel(),
+        loss=PNULoss(),
+        folder=RunFolder(folder),
+        settings=settings(folder, **kwargs),
+    )
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -1,0 +1,246 @@
+"""A real run as a scorer, and the same classifier out of an ONNX file, with and without torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selftrain.cli import main
+from selftrain.data.manifest import read_manifest
+from selftrain.data.posts import Post
+from selftrain.errors import RunStateError, ServingError
+from selftrain.models.calibration import probabilities
+from selftrain.models.onnx_export import export_onnx
+from selftrain.models.onnx_scorer import OnnxScorer
+from selftrain.models.prediction import Prediction
+from selftrain.models.scorer import ScoreFailure, open_scorer
+from selftrain.store.run_dir import RunFolder
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def scorer(small_run):
+    return open_scorer(small_run)
+
+
+@pytest.fixture(scope="module")
+def manifest(small_run):
+    return small_run.parent / "data" / "manifest.jsonl"
+
+
+@pytest.fixture(scope="module")
+def posts(manifest):
+    return read_manifest(manifest).posts[:40]
+
+
+def positive(results, name="invitation"):
+    return np.array([one.probabilities[name] for one in results])
+
+
+def test_a_run_scores_as_predict_does(small_run, scorer, manifest, posts):
+    told = {row["id"]: row for row in Prediction(RunFolder(small_run), manifest).rows()}
+    results = scorer.score(posts)
+    for post, result in zip(posts, results, strict=True):
+        assert result.label == told[post.id]["label"]
+        assert result.probability == max(result.probabilities.values())
+        assert dict(result.probabilities) == pytest.approx(told[post.id]["probabilities"], abs=5e-6)
+        assert result.process == {}
+    assert (scorer.kind, scorer.name, scorer.positive) == ("classifier", "run", "invitation")
+    assert scorer.classes == ("invitation", "advertisement")
+    assert scorer.score([]) == []
+
+
+def test_its_validation_scores_are_those_of_the_best_round(small_run, scorer):
+    rows = map(json.loads, (small_run / "best" / "scores.jsonl").read_text().splitlines())
+    stored = [(row["label"] == "invitation", row["logit"]) for row in rows if row["split"] == "validation"]
+    labels, odds = scorer.validation()
+    assert labels.tolist() == [label for label, _ in stored]
+    assert odds == pytest.approx(1 / (1 + np.exp(-np.array([logit for _, logit in stored]))), abs=1e-6)
+    # and they are what the model says of those posts
+    metrics = json.loads((small_run / "best" / "metrics.json").read_text())
+    assert len(labels) == metrics["validation"]["posts"]
+
+
+def test_a_post_that_cannot_be_encoded_has_its_reason_and_does_not_move_the_others(scorer, posts, tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG")
+    broken = Post("broken", "words", (tmp_path / "cut.png",))
+    results = scorer.score([posts[0], broken, posts[1]])
+    assert isinstance(results[1], ScoreFailure)
+    assert "cut.png" in results[1].reason
+    assert positive([results[0], results[2]]) == pytest.approx(positive(scorer.score(posts[:2])), abs=1e-6)
+
+
+def test_a_video_is_not_passed_over_in_silence(scorer, posts, tmp_path):
+    results = scorer.score([Post("v", "words", video=tmp_path / "v.mp4"), posts[0]])
+    assert isinstance(results[0], ScoreFailure)
+    assert "video" in results[0].reason
+    assert not isinstance(results[1], ScoreFailure)
+
+
+def test_the_fingerprint_follows_the_weights(small_run, scorer, tmp_path):
+    copied = shutil.copytree(small_run, tmp_path / "run", symlinks=True)
+    assert open_scorer(copied).fingerprint == scorer.fingerprint
+    best = RunFolder(copied).best_round()
+    other = next(n for n in range(3) if n != best)
+    weights = RunFolder(copied).round_path(other) / "model.safetensors"
+    shutil.copy(weights, RunFolder(copied).round_path(best) / "model.safetensors")
+    assert open_scorer(copied).fingerprint != scorer.fingerprint
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "an empty folder", "a folder of something else"])
+def test_what_is_no_model_is_refused_with_what_was_found(what, tmp_path):
+    path = tmp_path / "model"
+    if what == "a file":
+        path.write_text("x")
+    elif what != "nothing":
+        path.mkdir()
+    if what.endswith("else"):
+        (path / "config.json").touch()
+    found = {"nothing": "not there", "a file": "is a file", "an empty folder": "is empty"}
+    with pytest.raises(ServingError, match=found.get(what, "a folder with config.json; expected a run")):
+        open_scorer(path)
+
+
+def test_a_run_without_a_round_is_refused(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run", symlinks=True, ignore=shutil.ignore_patterns("metrics.json"))
+    with pytest.raises(RunStateError, match="no finished round"):
+        open_scorer(tmp_path / "run")
+
+
+# ---- ONNX -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(small_run, tmp_path_factory):
+    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    assert main(["export", str(small_run), "--onnx", str(file)]) == 0
+    return file
+
+
+@pytest.fixture(scope="module")
+def kinds(posts):
+    """Batches of every kind: words, pictures, both, albums, one post and many."""
+    words = [
+        Post(f"w{n}", text) for n, text in enumerate(("short", "a longer text of nine words, which is fine"))
+    ]
+    images = [image for post in posts for image in post.images]
+    pictures = [Post("p", "", (images[0],)), Post("q", " \n", (images[1],))]
+    both = [Post("b", "Flea market on Sunday", (images[2],)), Post("c", "ünïcödé 😀 " * 200, (images[3],))]
+    albums = [Post("a", "An album", tuple(images[:16])), Post("d", "", tuple(images[3:6]))]
+    one_by_one = [[post] for post in (*words, *pictures, *both, *albums)]
+    return [words, pictures, both, albums, [*albums, *words, *pictures, *both], list(posts), *one_by_one]
+
+
+def test_onnx_gives_the_scores_of_the_run_for_every_kind_of_batch(scorer, exported, kinds):
+    onnx = open_scorer(exported)
+    for posts in kinds:
+        expected, found = scorer.score(posts), onnx.score(posts)
+        assert np.abs(positive(expected) - positive(found)).max() < 1e-4, posts
+        assert [one.label for one in expected] == [one.label for one in found]
+    # they tell posts apart, or equal scores would say nothing
+    assert np.ptp(positive(scorer.score(kinds[5]))) > 0.2
+    assert (onnx.fingerprint, onnx.classes, onnx.name) == (scorer.fingerprint, scorer.classes, scorer.name)
+    assert onnx.validation() is None
+
+
+def test_onnx_reports_what_it_cannot_read(exported, posts, tmp_path):
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG")
+    results = OnnxScorer(exported).score([Post("x", "", (tmp_path / "cut.png",)), posts[0]])
+    assert isinstance(results[0], ScoreFailure)
+    assert not isinstance(results[1], ScoreFailure)
+    assert isinstance(OnnxScorer(exported).score([Post("x", "", (tmp_path / "no.png",))])[0], ScoreFailure)
+
+
+def test_pictures_of_odd_shapes_are_cut_as_the_backbone_cuts_them(scorer, exported, tmp_path):
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    shapes = [(1, 1), (223, 97), (97, 223), (640, 361), (225, 224), (1000, 333)]
+    posts = []
+    for number, (width, height) in enumerate(shapes):
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg" if number % 2 else tmp_path / f"{number}.png")
+        file = tmp_path / (f"{number}.jpg" if number % 2 else f"{number}.png")
+        posts.append(Post(str(number), "", (file,)))
+    expected, found = scorer.score(posts), open_scorer(exported).score(posts)
+    assert np.abs(positive(expected) - positive(found)).max() < 1e-4
+
+
+def test_onnx_scores_without_torch(exported, scorer, manifest, posts, tmp_path):
+    program = (
+        "import sys, json\n"
+        "class Refuses:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'timm', 'sklearn', 'scipy'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuses())\n"
+        "from pathlib import Path\n"
+        "from selftrain.data.posts import Post\n"
+        "from selftrain.models.onnx_scorer import OnnxScorer\n"
+        "posts = [Post('x', text, tuple(map(Path, images))) for text, images in json.load(sys.stdin)]\n"
+        "results = OnnxScorer(sys.argv[1]).score(posts)\n"
+        "print(json.dumps([one.probabilities['invitation'] for one in results]))\n"
+    )
+    given = json.dumps([[post.text, list(map(str, post.images))] for post in posts[:10]])
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(exported)], input=given, capture_output=True, text=True,
+        check=True, timeout=120, cwd=tmp_path, env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert json.loads(result.stdout) == pytest.approx(positive(scorer.score(posts[:10])), abs=1e-4)
+
+
+def test_the_head_alone_takes_features(small_run, scorer, posts, tmp_path):
+    import onnxruntime
+
+    export_onnx(RunFolder(small_run), tmp_path / "head.onnx", head_only=True)
+    session = onnxruntime.InferenceSession(tmp_path / "head.onnx")
+    rows = scorer.model.encode(posts).rows
+    for size in (1, 7, len(posts)):
+        logits, odds = session.run(["logits", "probabilities"], {"features": rows[:size]})
+        expected = scorer.model.classify(rows[:size])
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+        np.testing.assert_allclose(odds[:, 0], probabilities(expected), atol=1e-6)
+        np.testing.assert_allclose(odds.sum(1), 1, atol=1e-6)
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["selftrain"])
+    assert metadata["classes"] == list(scorer.classes)
+    assert metadata["fingerprint"] == scorer.fingerprint
+    layout = scorer.model.backbone.layout
+    assert metadata["layout"]["image"] == [layout.image.start, layout.image.stop]
+    with pytest.raises(ServingError, match="head alone"):
+        OnnxScorer(tmp_path / "head.onnx")
+
+
+def test_what_is_no_file_of_ours_is_refused(small_run, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    (tmp_path / "a.onnx").write_bytes(b"nothing")
+    with pytest.raises(ServingError, match="cannot be read as an ONNX file"):
+        open_scorer(tmp_path / "a.onnx")
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "b.onnx")
+    with pytest.raises(ServingError, match="has the format None"):
+        open_scorer(tmp_path / "b.onnx")
+
+
+def test_an_agentps_model_is_not_exported(tmp_path, capsys):
+    (tmp_path / "agentps.json").write_text("{}")
+    assert main(["export", str(tmp_path), "--onnx", str(tmp_path / "m.onnx")]) == 2
+    assert "is an AgentPS model; only a run's classifier is exported" in capsys.readouterr().err
+
+
+def test_an_export_without_the_extra_says_what_to_install(small_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["export", str(small_run), "--onnx", str(tmp_path / "m.onnx")]) == 2
+    assert "pip install 'selftrain[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "m.onnx").exists()

@@ -1,0 +1,212 @@
+"""A pool of three classes labelled by a model, doubted by another, put right by people."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from test_choosing import BRIEF, CLASSES, NAMES, Model
+
+from agents.ask.cache import AnswerStore
+from agents.ask.criticizer.asking import Annotator, Criticizer
+from agents.ask.criticizer.desk import Desk
+from agents.ask.criticizer.wording import Wording
+from agents.ask.runner import Inquiry
+from agents.client.base import Completion, Usage
+from selftrain.cli import main
+from selftrain.data.manifest import read_manifest
+from selftrain.data.task import Task, TaskClass, dump_task, load_task
+from selftrain.errors import BudgetError, RunMismatchError
+from selftrain.review.labelling import (
+    ANNOTATIONS,
+    BATCH,
+    Drawing,
+    LabelFolder,
+    begin,
+    label,
+    mixed_posts,
+    review_folder,
+)
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.page.review_server import next_command, open_desk
+
+POSTS, KNOWN, SLIP, BUDGET = 40, 4, 5, 10
+
+
+def truth_of(post_id):
+    return NAMES[int(post_id[1:]) % 3]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A manifest of which four posts have a label of a person already."""
+    classes = tuple(TaskClass(name, meaning) for name, meaning in CLASSES.items())
+    dump_task(Task("manners", classes, "rude", "Rude posts insult."), tmp_path / "task.toml")
+    rows = [{"id": f"p{i}", "text": f"number {i} is {NAMES[i % 3]}", "place": i} for i in range(POSTS)]
+    for row in rows[:KNOWN]:
+        row["label"] = truth_of(row["id"])
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
+    """`act label` with models in memory."""
+    folder, task = LabelFolder(data / name), load_task(data / "task.toml")
+    posts = [post for post in read_manifest(data / "posts.jsonl", task).posts if post.label is None]
+    chosen = Drawing(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
+    store = AnswerStore(data / "answers.sqlite")
+    models = [annotator or Model("good", SLIP), critic or Model("fair", 3)]
+    desks = [Desk(Inquiry(model, store, run=name), opener=None) for model in models]
+    try:
+        with folder.locked():
+            begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict())
+            return label(
+                folder, posts,
+                annotating=(desks[0], Annotator(Wording(BRIEF), reasoning=False)),
+                criticizing=(desks[1], Criticizer(Wording(BRIEF), "log_probability")),
+                classes=NAMES, drawing=chosen,
+            )  # fmt: skip
+    finally:
+        for desk in desks:
+            desk.close()
+        store.close()
+
+
+def review(data):
+    """Somebody who knows the truth looks at all that was drawn."""
+    ledger, seen = ReviewLedger(data / "labels" / LEDGER), []
+    while (post := ledger.next_post("ann")) is not None:
+        ledger.decide("ann", post.entry.post_id, truth_of(post.entry.post_id))
+        seen.append(post.entry.post_id)
+    ledger.close()
+    return seen
+
+
+WRONG = {f"p{i}" for i in range(KNOWN, POSTS) if i % SLIP == 0}
+
+
+def test_people_see_the_labels_that_the_critic_doubts_and_the_mix_is_right(data):
+    found = labelled(data)
+    assert (found.posts, found.unlabelled, found.missing, found.drawn) == (POSTS - KNOWN, 0, 0, BUDGET)
+    assert found.doubt == pytest.approx((0.9 * len(WRONG) + 0.1 * (36 - len(WRONG))) / 36)
+    seen = review(data)
+    assert len(seen) == BUDGET
+    assert set(seen) >= WRONG  # seven, and three more by lot
+
+    posts, waiting, errors = mixed_posts(LabelFolder(data / "labels"), load_task(data / "task.toml"))
+    assert waiting == 0
+    assert errors is None  # drawn by threshold alone: nothing can be said of the others
+    assert {post.id: post.label for post in posts} == {f"p{i}": NAMES[i % 3] for i in range(POSTS)}
+    sources = {post.id: post.extra.get("provenance", {}).get("source") for post in posts}
+    assert [one for one in sources if sources[one] is None] == ["p0", "p1", "p2", "p3"]
+    assert {one for one in sources if sources[one] == "human"} == set(seen)
+    assert all(post.extra["place"] == int(post.id[1:]) for post in posts)
+
+
+def test_repeated_it_costs_nothing_and_draws_the_same(data):
+    sampled = {"rule": "exponential", "floor": 0.2}
+    first = labelled(data, **sampled)
+    kept = {name: (data / "labels" / name).read_bytes() for name in (ANNOTATIONS, "criticisms.jsonl")}
+    models = Model("good", SLIP), Model("fair", 3)
+    assert labelled(data, *models, **sampled) == first
+    assert not models[0].asked
+    assert not models[1].asked
+    assert kept == {name: (data / "labels" / name).read_bytes() for name in kept}
+    with pytest.raises(RunMismatchError, match=r"labelling\.budget"):
+        labelled(data, **sampled, budget=11)
+
+
+def test_a_sample_with_a_floor_tells_how_wrong_the_machine_is(data, capsys):
+    labelled(data, rule="normalised", floor=0.3, budget=30)
+    command = ["act", "labels", str(data / "labels"), "--out", str(data / "mixed.jsonl")]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "30 posts wait for a review" in said
+    assert "cannot be told" in said
+    seen = review(data)
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"{len(seen)} labels from review, 6 of the machine" in said
+    estimate = float(said.split("wrong machine labels: ")[1].split(" %")[0])
+    assert estimate == pytest.approx(100 * len(WRONG) / 36, abs=12)
+    assert "wrong labels left in the file: " in said
+    again = read_manifest(data / "mixed.jsonl", load_task(data / "task.toml"))
+    assert len(again.posts) == POSTS
+    assert not again.problems
+
+
+def test_the_review_page_and_the_exports_know_a_labelling_of_three_classes(data, capsys):
+    labelled(data)
+    folder = review_folder(data / "labels")
+    assert isinstance(folder, LabelFolder)
+    desk = open_desk(folder)
+    try:
+        assert desk.ledger.classes == tuple(NAMES)
+        drawn = desk.ledger.drawn(BATCH)
+        parties = desk.material.opinions(drawn[0])
+        assert [one["who"] for one in parties] == ["annotator", "criticizer"]
+        assert parties[1]["steps"][0]["state"].endswith("likely wrong")
+        assert desk.material.shown(drawn[0])["text"].startswith("number ")
+    finally:
+        desk.close()
+    assert next_command(folder) == f"selftrain act labels {data / 'labels'} --out labelled.jsonl"
+
+    out = data / "waiting.csv"
+    assert main(["reviews", "export", str(data / "labels"), "--to", "csv", "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.open(encoding="utf-8-sig")))
+    assert len(rows) == BUDGET
+    assert all(row["opinions"].startswith("annotator: ") for row in rows)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"label": truth_of(row["post_id"]), "reviewer": "bob"} for row in rows)
+    capsys.readouterr()
+    assert main(["reviews", "import", str(data / "labels"), str(out)]) == 0
+    assert f"{BUDGET} taken" in capsys.readouterr().out
+
+
+class Unsure(Model):
+    """Cannot tell what every `often`-th post is."""
+
+    often = 1
+
+    async def complete(self, request):
+        asked = "".join(part for part in request.messages[-1].parts if isinstance(part, str))
+        if int(asked.split("number ")[1].split()[0]) % self.often:
+            return await super().complete(request)
+        return Completion('{"label": "unsure"}', "stop", Usage(100, 0, 0, 10), ())
+
+
+def test_posts_without_a_machine_label_are_told_and_stay_without_one(data):
+    annotator = Unsure("shy", SLIP)
+    annotator.often = 3
+    found = labelled(data, annotator)
+    assert (found.posts, found.unlabelled, found.reason) == (24, 12, "the annotator was unsure")
+    posts = mixed_posts(LabelFolder(data / "labels"), load_task(data / "task.toml")).posts
+    assert {post.id for post in posts if post.label is None} == {
+        f"p{i}" for i in range(KNOWN, POSTS) if i % 3 == 0
+    }
+
+
+def test_a_model_that_labels_next_to_nothing_ends_it_before_people_are_asked(data):
+    with pytest.raises(BudgetError, match=r"gave 0 of 36 posts a label; .* the annotator was unsure"):
+        labelled(data, Unsure("blank", SLIP))
+    assert not (data / "labels" / LEDGER).exists()
+
+
+def test_what_cannot_be_doubted_or_drawn_is_told(data):
+    with pytest.raises(BudgetError, match="no estimate for any of 36 labels"):
+        labelled(data, critic=Model("mute", 3, tokens=False))
+    assert not (data / "labels" / LEDGER).exists()
+    with pytest.raises(BudgetError, match="a budget of 37 for 36 labels"):
+        labelled(data, name="other", budget=37)
+
+
+def test_a_manifest_without_a_pool_or_a_folder_without_labels_is_refused(data, capsys):
+    (data / "all.jsonl").write_text('{"id": "a", "text": "x", "label": "rude"}\n')
+    command = ["act", "label", str(data / "all.jsonl"), "--task", str(data / "task.toml"), "--budget", "1"]
+    assert main([*command, "--annotator", "http://127.0.0.1:9", "--out", str(data / "x")]) == 2
+    assert "no unlabelled post" in capsys.readouterr().err
+    assert main(["act", "labels", str(data / "nothing"), "--out", str(data / "y.jsonl")]) == 2
+    assert "labelling.toml" in capsys.readouterr().err
