@@ -1,35 +1,57 @@
-"""Losses of self-training: tensors in, tensors out. Part of the selftrain distribution."""
+"""Losses of self-training: tensors in, tensors out. Part of the selftrain distribution.
 
-from losses.act import (
-    ACTOutput,
-    ACTWeights,
-    act_cross_entropy,
-    act_loss,
-    act_variance,
-    act_weights,
-    equals_mixed_labels,
-)
-from losses.errors import BatchError, EstimateError, LossError, SettingError
-from losses.groups import Group
-from losses.pnu import Form, PNULoss, PNUOutput, PNUWeights
-from losses.prior import estimate_prior
+The names below are imported when they are first asked for: ``import losses`` loads no torch.
+"""
 
-__all__ = [
-    "ACTOutput",
-    "ACTWeights",
-    "BatchError",
-    "EstimateError",
-    "Form",
-    "Group",
-    "LossError",
-    "PNULoss",
-    "PNUOutput",
-    "PNUWeights",
-    "SettingError",
-    "act_cross_entropy",
-    "act_loss",
-    "act_variance",
-    "act_weights",
-    "equals_mixed_labels",
-    "estimate_prior",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from losses.act import ACTOutput as ACTOutput
+    from losses.act import ACTWeights as ACTWeights
+    from losses.act import act_cross_entropy as act_cross_entropy
+    from losses.act import act_loss as act_loss
+    from losses.act import act_variance as act_variance
+    from losses.act import act_weights as act_weights
+    from losses.act import equals_mixed_labels as equals_mixed_labels
+    from losses.errors import BatchError as BatchError
+    from losses.errors import EstimateError as EstimateError
+    from losses.errors import LossError as LossError
+    from losses.errors import SettingError as SettingError
+    from losses.group import Group as Group
+    from losses.pnu import Form as Form
+    from losses.pnu import PNULoss as PNULoss
+    from losses.pnu import PNUOutput as PNUOutput
+    from losses.pnu import PNUWeights as PNUWeights
+    from losses.prior import estimate_prior as estimate_prior
+
+_HOME = {
+    "ACTOutput": "act",
+    "ACTWeights": "act",
+    "BatchError": "errors",
+    "EstimateError": "errors",
+    "Form": "pnu",
+    "Group": "group",
+    "LossError": "errors",
+    "PNULoss": "pnu",
+    "PNUOutput": "pnu",
+    "PNUWeights": "pnu",
+    "SettingError": "errors",
+    "act_cross_entropy": "act",
+    "act_loss": "act",
+    "act_variance": "act",
+    "act_weights": "act",
+    "equals_mixed_labels": "act",
+    "estimate_prior": "prior",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

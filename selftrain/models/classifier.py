@@ -8,35 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from losses.pnu import PNULoss
+from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.head import FloatArray, Head, HeadSettings, IntArray, Progress, Scaling, descend
+from selftrain.models.head import FloatArray, Head, HeadSettings, Progress, Scaling, descend
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
 
 FORMAT = "selftrain-head-1"
 LabelArray = npt.NDArray[np.int8]
-
-
-class TrainingSet(NamedTuple):
-    """What a model learns from, as positions in the corpus.
-
-    Attributes:
-        positions: [M] positions of the posts.
-        groups: [M] `losses.groups.Group` values.
-        targets: [M] soft targets in [0, 1], read for agreed posts.
-    """
-
-    positions: IntArray
-    groups: npt.NDArray[np.int64]
-    targets: FloatArray
 
 
 @dataclass(frozen=True)

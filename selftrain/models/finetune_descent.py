@@ -16,9 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from losses.pnu import PNULoss, PNUOutput
-from selftrain.data.corpus import Corpus
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError
-from selftrain.models.classifier import TrainingSet
 from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import FloatArray, IntArray, LossWatch, Progress

@@ -6,12 +6,12 @@ drawing posts anew is drawing counts anew: one multinomial draw a resample inste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import Scored
 
 Counts = npt.NDArray[np.int64]
@@ -20,8 +20,6 @@ Floats = npt.NDArray[np.float64]
 RESAMPLES, SEED = 4000, 20251113
 LEVEL = 0.95
 METRICS = ("macro_f1", "accuracy", "precision", "recall")
-
-_KEYS = ("true_negative", "false_positive", "false_negative", "true_positive")
 
 
 class Estimate(NamedTuple):
@@ -32,9 +30,10 @@ class Estimate(NamedTuple):
     high: float
 
 
-def counts_of(figures: Mapping[str, Any]) -> Counts:
+def counts_of(one: SplitMetrics) -> Counts:
     """[4] true negatives, false positives, false negatives, true positives of one split's metrics."""
-    return np.array([int(figures[key]) for key in _KEYS], dtype=np.int64)
+    counts = (one.true_negative, one.false_positive, one.false_negative, one.true_positive)
+    return np.array(counts, dtype=np.int64)
 
 
 def estimates(counts: Counts) -> dict[str, Estimate]:

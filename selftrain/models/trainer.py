@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from losses.pnu import PNULoss
-from selftrain.data.corpus import Corpus
-from selftrain.models.classifier import HeadClassifier, TrainingSet, load_head, train_head
+from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.models.classifier import HeadClassifier, load_head, train_head
 from selftrain.models.head import FloatArray, HeadSettings, IntArray, Progress, Scaling, fit_scaling
 
 
