@@ -78,8 +78,10 @@ def test_a_post_is_followed_through_all_rounds_or_one(copied, capsys):
 def test_a_rounds_verdicts_one_a_line(small_run, capsys):
     verdicts = RunFolder(small_run).verdicts(1)
     lines = run(capsys, "show", small_run, "--round", 1).splitlines()
-    assert [line.split()[0] for line in lines] == [one["post_id"] for one in verdicts]
-    assert records(run(capsys, "show", small_run, "--round", 1, "--json")) == verdicts
+    assert [line.split()[0] for line in lines] == [one.post_id for one in verdicts]
+    assert records(run(capsys, "show", small_run, "--round", 1, "--json")) == [
+        one.to_json() for one in verdicts
+    ]
     assert "labels alone" in run(capsys, "show", small_run, "--round", 0)
 
 

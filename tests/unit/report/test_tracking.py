@@ -40,7 +40,7 @@ def folder(tmp_path):
         }
         made.begin(recipe, environment)
         for number, score in enumerate((0.5, 0.625, 0.75)):
-            made.open_round(number)
+            (made.open_round(number) / "verdicts.jsonl").touch()
             made.close_round(number, result(number, score).to_json())
     return made
 
