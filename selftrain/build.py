@@ -172,7 +172,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
     if event == "down":
         logger.warning("a model server is down, calls go elsewhere or wait: %s", figures["reason"])
     elif event == "up":
-        logger.info("%s answers", figures["address"])
+        logger.info("%s answers", figures["endpoint"])
     else:
         logger.debug("%s %s", event, dict(figures))
 

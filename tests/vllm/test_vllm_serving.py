@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from agents.client.base import ChatRequest, Message, Sampling
-from agents.client.translate import chat_body, read_completion
+from agents.client.messages import chat_body, read_completion
 from agents.errors import ServingError
+from agents.vllm.check import SCHEMA, ask, drawn_picture, fetch
 from agents.vllm.command import serve_command
 from agents.vllm.interpreter import Interpreter
-from agents.vllm.probe import SCHEMA, ask, drawn_picture, fetch
 from agents.vllm.process import serving
 from selftrain.cli import main
 
