@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration
 from selftrain.models.head import FloatArray, Head, HeadSettings, IntArray, Progress, Scaling, descend
@@ -93,7 +93,7 @@ def train_head(
     validation_labels: LabelArray,
     *,
     scaling: Scaling,
-    loss: PNULoss,
+    loss: RoundLoss,
     settings: HeadSettings,
     seed: int,
     start: HeadClassifier | None = None,
@@ -110,7 +110,7 @@ def train_head(
         validation_rows: [V, D].
         validation_labels: [V], 1 for the positive class.
         scaling: Of the rows; a head given as `start` keeps its own.
-        loss: The PNU loss.
+        loss: The loss.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
         start: Go on from this head rather than from new weights.

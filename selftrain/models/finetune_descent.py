@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from losses.pnu import PNULoss, PNUOutput
+from losses.base import LossOutput, RoundLoss
 from selftrain.data.corpus import Corpus
 from selftrain.errors import NonFiniteLossError
 from selftrain.models.classifier import TrainingSet
@@ -54,7 +54,7 @@ def descend(
     corpus: Corpus,
     training: TrainingSet,
     *,
-    loss: PNULoss,
+    loss: RoundLoss,
     seed: int,
     settings: DescentSettings,
     where: str,
@@ -115,8 +115,8 @@ def _optimizer(network: Network, settings: DescentSettings) -> torch.optim.AdamW
 
 
 def _judge(
-    network: Network, corpus: Corpus, training: TrainingSet, chosen: IntArray, *, loss: PNULoss, augment: bool
-) -> PNUOutput:
+    network: Network, corpus: Corpus, training: TrainingSet, chosen: IntArray, *, loss: RoundLoss, augment: bool
+) -> LossOutput:
     """The loss of one batch, given as indices into `training`."""
     posts = [corpus.posts[position] for position in training.positions[chosen]]
     logits = network(network.source.collate(posts, train=augment))
