@@ -37,9 +37,9 @@ def gradient(loss, logits, groups, **kwargs):
     [(-1, 0.341617), (-0.1, 1.190005), (0, 1.284270), (0.1, 1.284759), (0.2, 1.285248), (1, 1.289162)],
 )
 def test_convex_form_gives_the_golden_values(balance, expected):
-    assert value(LOGITS, GROUPS.tolist(), form="convex", balance=balance, soft_positive=0.67) == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert value(
+        LOGITS, GROUPS.tolist(), form="convex", balance=balance, soft_positive=0.67
+    ) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("balance", "expected"), [(0.1, 1.267142), (1, 0.358412)])
