@@ -9,7 +9,7 @@ from losses.act import (
     act_weights,
     equals_mixed_labels,
 )
-from losses.errors import BatchError, EstimateError, LossError, SettingError
+from losses.errors import BatchError, LossError, PriorEstimateError, SettingError
 from losses.groups import Group
 from losses.pnu import Form, PNULoss, PNUOutput, PNUWeights
 from losses.prior import estimate_prior
@@ -18,13 +18,13 @@ __all__ = [
     "ACTOutput",
     "ACTWeights",
     "BatchError",
-    "EstimateError",
     "Form",
     "Group",
     "LossError",
     "PNULoss",
     "PNUOutput",
     "PNUWeights",
+    "PriorEstimateError",
     "SettingError",
     "act_cross_entropy",
     "act_loss",
