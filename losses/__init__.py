@@ -9,7 +9,7 @@ from losses.act import (
     equals_mixed_labels,
 )
 from losses.base import LossOutput, RoundLoss
-from losses.errors import BatchError, LossError, PriorError, SettingError
+from losses.errors import BatchError, LossError, PriorEstimateError, SettingError
 from losses.groups import Group
 from losses.pnu import Form, PNULoss, PNUWeights
 from losses.prior import estimate_prior
@@ -24,7 +24,7 @@ __all__ = [
     "LossOutput",
     "PNULoss",
     "PNUWeights",
-    "PriorError",
+    "PriorEstimateError",
     "ProcessOutput",
     "RoundLoss",
     "SettingError",

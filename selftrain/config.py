@@ -54,7 +54,7 @@ class DataSection(Section):
 class BackboneSection(Section):
     """What turns posts into features."""
 
-    name: Literal["embedded", "clip"] = "embedded"
+    name: Literal["minilm_efficientnet", "clip"] = "minilm_efficientnet"
     model: str = "ViT-L-14"
     weights: str = "openai"
     device: str = "auto"

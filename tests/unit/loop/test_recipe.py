@@ -28,7 +28,7 @@ def write(tmp_path):
 
 def test_the_least_recipe_has_defaults_for_all_else(write):
     recipe = load_recipe(write(LEAST))
-    assert (recipe.seed, recipe.backbone.name, recipe.agents.kind) == (0, "embedded", "offline")
+    assert (recipe.seed, recipe.backbone.name, recipe.agents.kind) == (0, "minilm_efficientnet", "offline")
 
 
 def test_paths_are_relative_to_the_recipe_wherever_it_is_read_from(write, tmp_path, monkeypatch):
