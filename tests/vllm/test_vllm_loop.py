@@ -17,7 +17,7 @@ import urllib.request
 import psutil
 import pytest
 
-from agents.ask.sanitize import neutralise, quoted
+from agents.ask.sanitize import quoted, sanitize
 from agents.client.client import ChatClient
 from agents.errors import ServerLostError
 from agents.judgment import State
@@ -45,7 +45,7 @@ epochs = 10
 k = 3
 [agents]
 kind = "vlm"
-near_chance = "go on"
+on_near_chance = "continue"
 [vlm]
 servers = {servers}
 rationale_chars = 40
@@ -141,7 +141,7 @@ def test_hostile_words_become_no_special_token(small_vlm_server):
 
     def counted(text):
         parts = [
-            {"type": "text", "text": quoted(neutralise(text))},
+            {"type": "text", "text": quoted(sanitize(text))},
             {"type": "text", "text": "\nWhich class?"},
         ]
         ids = tokens(address, model, [{"role": "user", "content": parts}])
