@@ -9,35 +9,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from losses.act import ACTOutput as ACTOutput
     from losses.act import ACTWeights as ACTWeights
     from losses.act import act_cross_entropy as act_cross_entropy
     from losses.act import act_loss as act_loss
     from losses.act import act_variance as act_variance
     from losses.act import act_weights as act_weights
     from losses.act import equals_mixed_labels as equals_mixed_labels
+    from losses.base import LossOutput as LossOutput
+    from losses.base import RoundLoss as RoundLoss
     from losses.errors import BatchError as BatchError
-    from losses.errors import EstimateError as EstimateError
     from losses.errors import LossError as LossError
+    from losses.errors import PriorEstimateError as PriorEstimateError
     from losses.errors import SettingError as SettingError
     from losses.group import Group as Group
     from losses.pnu import Form as Form
     from losses.pnu import PNULoss as PNULoss
-    from losses.pnu import PNUOutput as PNUOutput
     from losses.pnu import PNUWeights as PNUWeights
     from losses.prior import estimate_prior as estimate_prior
+    from losses.process import ProcessOutput as ProcessOutput
+    from losses.process import process_loss as process_loss
 
 _HOME = {
-    "ACTOutput": "act",
     "ACTWeights": "act",
     "BatchError": "errors",
-    "EstimateError": "errors",
     "Form": "pnu",
     "Group": "group",
     "LossError": "errors",
+    "LossOutput": "base",
     "PNULoss": "pnu",
-    "PNUOutput": "pnu",
     "PNUWeights": "pnu",
+    "PriorEstimateError": "errors",
+    "ProcessOutput": "process",
+    "RoundLoss": "base",
     "SettingError": "errors",
     "act_cross_entropy": "act",
     "act_loss": "act",
@@ -45,6 +48,7 @@ _HOME = {
     "act_weights": "act",
     "equals_mixed_labels": "act",
     "estimate_prior": "prior",
+    "process_loss": "process",
 }
 __all__ = list(_HOME)
 

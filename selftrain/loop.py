@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from agents.ask.metering import Metered, Spending
+from agents.ask.metering import Metered, UsageTotals
 from agents.judgment import Accepted, Candidate, Verdict
 from agents.panel import Panel
-from agents.trust import NearChance, examine
-from losses.group import Group
-from losses.pnu import PNULoss
+from agents.trust import OnNearChance, check_agents
+from losses.base import RoundLoss
 from losses.prior import estimate_prior
-from selftrain.data.corpus import Corpus, IntArray, TrainingSet
+from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain.data.corpus import Corpus
 from selftrain.models.calibration import probabilities
-from selftrain.models.head import FloatArray
 from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Trainer
 from selftrain.review.reviewers import Reviewers
@@ -31,7 +31,6 @@ from selftrain.rounds import (
     Cost,
     CurvePoint,
     HumanCounts,
-    Json,
     RoundResult,
     SplitMetrics,
     agent_counts,
@@ -59,12 +58,9 @@ class LoopSettings:
     shares: Shares = "equal"
     retract_flipped: bool = True
     start: str = "pretrained"
-    theta: float | None = None  # None: estimated from the divergent set
-    by_count: bool = True  # lambda_soft follows the number of agreed posts, see `loss_of_round`
     root: Path = Path()
-    soft_positive: float = 0.67
     limits: RoundLimits = field(default_factory=RoundLimits)
-    near_chance: NearChance = "go on"
+    on_near_chance: OnNearChance = "continue"
 
 
 def self_train(
@@ -72,7 +68,7 @@ def self_train(
     trainer: Trainer[M],
     panel: Panel,
     *,
-    loss: PNULoss,
+    loss: RoundLoss,
     folder: RunFolder,
     settings: LoopSettings,
     reviewers: Reviewers | None = None,
@@ -83,7 +79,7 @@ def self_train(
         corpus: Posts with features.
         trainer: Fits and scores models.
         panel: Judges candidates.
-        loss: The PNU loss; `loss_of_round` fills in what follows from a round's own posts.
+        loss: The loss; its `for_round` fills in what follows from a round's own posts.
         folder: Opened and locked.
         settings: See `LoopSettings`.
         reviewers: People who review what the agents cannot agree on; None: nobody. The loop ends before the
@@ -104,7 +100,7 @@ def self_train(
     # ---- round 0: the labels alone ------------------------------------------------------------------
     if not finished:
         began, path = time.monotonic(), folder.open_round(0)
-        training = state.training_set(corpus, soft_positive=settings.soft_positive)
+        training = state.training_set(corpus, soft_positive=loss.soft_positive)
         model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
         model.save(path / "model.safetensors", {"round": 0})
         validation, test = measure(trainer, model, corpus, path)
@@ -142,8 +138,8 @@ def self_train(
 
         # ---- trust: the agents on posts of known label, before the pool is spent on -------------------
         paid_before = spending_of(panel)
-        panel.learn(labelled, accepted=as_accepted(corpus, state), pool=pool)
-        trusted = examine(panel, labelled, settings.near_chance)
+        panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
+        trusted = check_agents(panel, labelled, settings.on_near_chance)
         atomic.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review --------------------------------------
@@ -152,14 +148,16 @@ def self_train(
 
         # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
         trial = state.merge(verdicts, flipped)
-        training = trial.training_set(corpus, soft_positive=settings.soft_positive)
+        training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
         # ---- retrain --------------------------------------------------------------------------------
-        theta = settings.theta or prior_of_divergent(trainer, best, corpus, trial)
+        trial_loss = loss.for_round(
+            training.groups, partial(prior_of_divergent, trainer, best, corpus, trial)
+        )
         model = trainer.fit(
             corpus,
             training,
-            loss=loss_of_round(loss, training, theta, by_count=settings.by_count),
+            loss=trial_loss,
             seed=settings.seed + number,
             where=f"round {number}",
             start=best if settings.start == "best" else None,
@@ -175,7 +173,8 @@ def self_train(
             RoundResult(
                 number=number, kept=kept, simulated=panel.simulated, validation=validation, test=test,
                 sets=candidate_sets(corpus, verdicts), flipped=tuple(flipped),
-                agents=agent_counts(corpus, verdicts), training=group_counts(training), theta=theta,
+                agents=agent_counts(corpus, verdicts), training=group_counts(training),
+                theta=trial_loss.theta,
                 best_epoch=model.best_epoch, curve=curve_of(model), human=human, trust=trusted,
                 cost=cost_since(paid_before, panel), grown=grown_posts(corpus, state),
                 pseudo_labels=pseudo_labels(corpus, state), seconds=round(time.monotonic() - began, 3),
@@ -207,12 +206,12 @@ def grown_posts(corpus: Corpus, state: LoopState) -> int:
     return len(corpus.labelled) + len(state.human) + len(state.accepted)
 
 
-def spending_of(panel: Panel) -> Spending:
+def spending_of(panel: Panel) -> UsageTotals:
     """What the panel has cost so far in this process; agents that cost nothing have spent nothing."""
-    return panel.spending() if isinstance(panel, Metered) else Spending()
+    return panel.usage() if isinstance(panel, Metered) else UsageTotals()
 
 
-def cost_since(before: Spending, panel: Panel) -> Cost:
+def cost_since(before: UsageTotals, panel: Panel) -> Cost:
     """What the panel has cost since."""
     return Cost(**spending_of(panel).minus(before).to_json())
 
@@ -245,7 +244,7 @@ def curve_of(model: M) -> tuple[CurvePoint, ...]:
     return tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve)
 
 
-def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> FloatArray:
+def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
     parts = [logits for _, logits in trainer.logits(model, corpus, positions)]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
@@ -266,24 +265,6 @@ def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopStat
         for post_id, positive in given
         if positive != (state.accepted[post_id].verdict.classifier_label == corpus.positive)
     ]
-
-
-AGREED_WEIGHT = 0.5
-"""What an agreed post counts beside a labelled one when lambda_soft is "count"."""
-
-
-def loss_of_round(loss: PNULoss, training: TrainingSet, theta: float, *, by_count: bool) -> PNULoss:
-    """The loss with the prior of this round's divergent set and, `by_count`, with its lambda_soft.
-
-    L_pn and L_soft are means over their groups: at a fixed lambda_soft, 100 labels outweigh 5,000 agreed
-    posts or are drowned by 50. By count, lambda_soft = AGREED_WEIGHT * agreed / labelled.
-    """
-    loss = replace(loss, theta=theta)
-    if not by_count or loss.form == "paper":
-        return loss
-    agreed = int(np.isin(training.groups, (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE)).sum())
-    labelled = int(np.isin(training.groups, (Group.POSITIVE, Group.NEGATIVE)).sum())
-    return replace(loss, lambda_soft=AGREED_WEIGHT * agreed / labelled)
 
 
 def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> float:

@@ -18,12 +18,11 @@ import numpy as np
 from agents.judgment import Judgment, Verdict
 from agents.trust import Trust
 from losses.group import Group
-from selftrain.data.corpus import Corpus, LabelArray, TrainingSet
+from selftrain._util.types import Json, LabelArray
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError
 from selftrain.state import LastVerdict, LoopState
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 # ---- the parts of a round -----------------------------------------------------------------------------
 

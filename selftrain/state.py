@@ -16,7 +16,8 @@ import numpy as np
 
 from agents.judgment import Verdict
 from losses.group import Group
-from selftrain.data.corpus import Corpus, LabelArray, TrainingSet
+from selftrain._util.types import LabelArray
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.store.run_dir import HumanLabel
 
 

@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.errors import SplitError
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from selftrain.data.splits import Splits
     from selftrain.data.task import Task
 
-IntArray = npt.NDArray[np.int64]
-LabelArray = npt.NDArray[np.int8]
 UNKNOWN = -1
 
 
@@ -38,7 +36,7 @@ class TrainingSet(NamedTuple):
 
     positions: IntArray
     groups: IntArray
-    targets: npt.NDArray[np.float32]
+    targets: Float32Array
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Corpus:
         """
         return np.array(sorted(self.position_of[post_id] for post_id in post_ids), dtype=np.int64)
 
-    def rows(self, positions: IntArray) -> npt.NDArray[np.float32]:
+    def rows(self, positions: IntArray) -> Float32Array:
         """Feature rows [n, D] of some positions."""
         assert self.table is not None, "features are extracted before the loop begins"
         return self.table.rows(positions)

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
+from selftrain._util.types import Float32Array, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.head import FloatArray, Head, HeadSettings, Progress, Scaling, descend
+from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
 
 FORMAT = "selftrain-head-1"
-LabelArray = npt.NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class HeadClassifier:
     best_epoch: int = 0
 
     @torch.inference_mode()
-    def logits(self, rows: FloatArray) -> FloatArray:
+    def logits(self, rows: Float32Array) -> Float32Array:
         """Calibrated logits [B] of the positive class for feature rows [B, D]."""
         return self.calibration(self.head(torch.from_numpy(rows)).numpy())
 
@@ -74,13 +73,13 @@ def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
 
 
 def train_head(
-    rows: FloatArray,
+    rows: Float32Array,
     training: TrainingSet,
-    validation_rows: FloatArray,
+    validation_rows: Float32Array,
     validation_labels: LabelArray,
     *,
     scaling: Scaling,
-    loss: PNULoss,
+    loss: RoundLoss,
     settings: HeadSettings,
     seed: int,
     start: HeadClassifier | None = None,
@@ -97,7 +96,7 @@ def train_head(
         validation_rows: [V, D].
         validation_labels: [V], 1 for the positive class.
         scaling: Of the rows; a head given as `start` keeps its own.
-        loss: The PNU loss.
+        loss: The loss.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
         start: Go on from this head rather than from new weights.

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from backbones.base import Backbone
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
@@ -23,7 +24,7 @@ from selftrain.models.classifier import train_head
 from selftrain.models.finetune_descent import DescentSettings, descend
 from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
 from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format
-from selftrain.models.head import FloatArray, HeadSettings, IntArray, fit_scaling
+from selftrain.models.head import HeadSettings, fit_scaling
 
 __all__ = ["BackboneTrainer", "FinetunedClassifier", "load_finetuned", "read_format"]
 
@@ -107,7 +108,7 @@ class BackboneTrainer:
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: PNULoss,
+        loss: RoundLoss,
         seed: int,
         where: str,
         start: FinetunedClassifier | None,
@@ -119,7 +120,7 @@ class BackboneTrainer:
         Args:
             corpus: Posts by position; its feature table is not read.
             training: M posts with groups and soft targets.
-            loss: The PNU loss, computed batch by batch.
+            loss: The loss, computed batch by batch.
             seed: Of batches, dropout, crops and new weights.
             where: Said in errors and beside the bar ("round 3").
             start: A model of the same architecture.
@@ -152,7 +153,7 @@ class BackboneTrainer:
 
     def logits(
         self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
-    ) -> Iterator[tuple[IntArray, FloatArray]]:
+    ) -> Iterator[tuple[IntArray, Float32Array]]:
         """(positions [n], calibrated logits [n]) in chunks, in order; NaN for a post that cannot be encoded.
 
         Raises:
@@ -215,7 +216,14 @@ class BackboneTrainer:
         return network
 
     def _begin_head(
-        self, network: Network, corpus: Corpus, training: TrainingSet, *, loss: PNULoss, seed: int, where: str
+        self,
+        network: Network,
+        corpus: Corpus,
+        training: TrainingSet,
+        *,
+        loss: RoundLoss,
+        seed: int,
+        where: str,
     ) -> None:
         """Scale the head to the pretrained features and, with `probe`, train it on them."""
         posts = np.concatenate([training.positions, corpus.validation])
@@ -232,7 +240,7 @@ class BackboneTrainer:
         )  # fmt: skip
         network.attach(probe.head)
 
-    def _rows(self, network: Network, corpus: Corpus, positions: IntArray, where: str) -> FloatArray:
+    def _rows(self, network: Network, corpus: Corpus, positions: IntArray, where: str) -> Float32Array:
         """Feature rows [n, D] of posts none of which may be missing."""
         posts = [corpus.posts[position] for position in positions]
         encoded = network.encode(posts, self.evaluation_batch, self.workers)

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from losses.pnu import PNULoss, PNUOutput
+from losses.base import LossOutput, RoundLoss
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError
 from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
-from selftrain.models.head import FloatArray, IntArray, LossWatch, Progress
+from selftrain.models.head import LossWatch, Progress
 from selftrain.models.metrics import macro_f1
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises: Adam's first steps know little
@@ -45,7 +46,7 @@ class Best(NamedTuple):
     score: float
     epoch: int
     weights: dict[str, Tensor]
-    raw: FloatArray
+    raw: Float32Array
 
 
 def descend(
@@ -53,11 +54,11 @@ def descend(
     corpus: Corpus,
     training: TrainingSet,
     *,
-    loss: PNULoss,
+    loss: RoundLoss,
     seed: int,
     settings: DescentSettings,
     where: str,
-    validate: Callable[[], FloatArray],
+    validate: Callable[[], Float32Array],
 ) -> tuple[Best, tuple[Progress, ...]]:
     """Train `network` in place; the best epoch by validation macro-F1 (the first of equals), and the curve.
 
@@ -114,8 +115,14 @@ def _optimizer(network: Network, settings: DescentSettings) -> torch.optim.AdamW
 
 
 def _judge(
-    network: Network, corpus: Corpus, training: TrainingSet, chosen: IntArray, *, loss: PNULoss, augment: bool
-) -> PNUOutput:
+    network: Network,
+    corpus: Corpus,
+    training: TrainingSet,
+    chosen: IntArray,
+    *,
+    loss: RoundLoss,
+    augment: bool,
+) -> LossOutput:
     """The loss of one batch, given as indices into `training`."""
     posts = [corpus.posts[position] for position in training.positions[chosen]]
     logits = network(network.source.collate(posts, train=augment))
@@ -133,7 +140,7 @@ def _move(network: Network, loss: Tensor, optimizer: torch.optim.AdamW, schedule
     schedule.step()
 
 
-def _check_finite(raw: FloatArray, where: str, step: int) -> None:
+def _check_finite(raw: Float32Array, where: str, step: int) -> None:
     """A loss can be finite and its gradient not; then the weights are lost, and only the logits tell."""
     broken = int((~np.isfinite(raw)).sum())
     if broken:

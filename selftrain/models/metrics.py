@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
 from selftrain.rounds import SplitMetrics
-
-LabelArray = npt.NDArray[np.int8]
 
 
 class Steps(NamedTuple):
@@ -24,12 +23,12 @@ class Steps(NamedTuple):
         hits: [T] of them, those that are looked for.
     """
 
-    thresholds: npt.NDArray[np.float64]
-    passing: npt.NDArray[np.int64]
-    hits: npt.NDArray[np.int64]
+    thresholds: FloatArray
+    passing: IntArray
+    hits: IntArray
 
 
-def steps(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> Steps:
+def steps(truth: BoolArray, scores: FloatArray) -> Steps:
     """Counts at every distinct score [B]; posts of equal score pass together.
 
     Args:
@@ -64,7 +63,7 @@ def macro_f1(labels: LabelArray, predicted: LabelArray) -> float:
     return (f1[0] + f1[1]) / 2
 
 
-def evaluate(labels: LabelArray, logits: npt.NDArray[np.float32]) -> SplitMetrics:
+def evaluate(labels: LabelArray, logits: Float32Array) -> SplitMetrics:
     """Metrics of calibrated logits [V] against labels [V] (1 positive, 0 negative)."""
     from sklearn.metrics import roc_auc_score
 

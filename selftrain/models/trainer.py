@@ -8,10 +8,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.classifier import HeadClassifier, load_head, train_head
-from selftrain.models.head import FloatArray, HeadSettings, IntArray, Progress, Scaling, fit_scaling
+from selftrain.models.head import HeadSettings, Progress, Scaling, fit_scaling
 
 
 class Model(Protocol):
@@ -39,12 +40,21 @@ class Trainer(Protocol[M]):
     """Fits, scores and loads models of one kind."""
 
     def fit(
-        self, corpus: Corpus, training: TrainingSet, *, loss: PNULoss, seed: int, where: str, start: M | None
+        self,
+        corpus: Corpus,
+        training: TrainingSet,
+        *,
+        loss: RoundLoss,
+        seed: int,
+        where: str,
+        start: M | None,
     ) -> M:
         """A model fitted to `training`, its best epoch by validation macro-F1, calibrated on validation."""
         ...
 
-    def logits(self, model: M, corpus: Corpus, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+    def logits(
+        self, model: M, corpus: Corpus, positions: IntArray
+    ) -> Iterator[tuple[IntArray, Float32Array]]:
         """(positions [n], calibrated logits [n]) in chunks, in the order given."""
         ...
 
@@ -69,7 +79,7 @@ class HeadTrainer:
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: PNULoss,
+        loss: RoundLoss,
         seed: int,
         where: str,
         start: HeadClassifier | None,
@@ -89,7 +99,7 @@ class HeadTrainer:
 
     def logits(
         self, model: HeadClassifier, corpus: Corpus, positions: IntArray
-    ) -> Iterator[tuple[IntArray, FloatArray]]:
+    ) -> Iterator[tuple[IntArray, Float32Array]]:
         for start in range(0, len(positions), self.chunk):
             part = positions[start : start + self.chunk]
             yield part, model.logits(corpus.rows(part))

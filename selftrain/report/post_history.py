@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from agents.judgment import State, Verdict
+from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import RunStateError
 from selftrain.rounds import RoundResult, finished_rounds
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 
 class Chapter(NamedTuple):

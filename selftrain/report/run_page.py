@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.data.task import load_task
 from selftrain.errors import TaskError
 from selftrain.models.intervals import Estimate, counts_of, estimates
@@ -30,8 +31,6 @@ from selftrain.store.scores import (
     reliability,
 )
 from selftrain.web.pictures import BUDGET
-
-Json = dict[str, Any]
 
 HISTOGRAM = 20
 COST = Cost._fields

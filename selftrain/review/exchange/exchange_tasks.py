@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from agents.judgment import Verdict
 from selftrain.errors import ExchangeError
@@ -11,8 +11,6 @@ from selftrain.review.audit import is_audit
 from selftrain.review.labelling import annotations_of
 from selftrain.rounds import replay
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 
 class Opinion(NamedTuple):

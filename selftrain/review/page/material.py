@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain._util.printable import printable, printable_lines
+from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.errors import TaskError
 from selftrain.review.criticism import FILE, read_criticisms
@@ -15,8 +16,6 @@ from selftrain.review.labelling import annotations_of
 from selftrain.rounds import replay
 from selftrain.state import LastVerdict
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 SIDE = 1600
 """Pixels of the longer side of a picture, at most."""
