@@ -161,9 +161,9 @@ def desk_of(server: str, store: ResponseCache, *, run: str, token_cap: int | Non
     Raises:
         ServerRefusedError: An address that is none.
     """
+    from backbones.images import MAX_PIXELS
     from selftrain.build import build_desk
     from selftrain.config import VlmSection
-    from selftrain.data.manifest import MAX_PIXELS
 
     address, _, model = server.partition("#")
     section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)

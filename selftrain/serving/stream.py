@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selftrain._util.types import Json
-from selftrain.data.manifest_files import RawRow, read_json_lines, read_rows
-from selftrain.data.manifest_rows import RowError, Rows
+from selftrain.data.manifest import RawRow, RowError, Rows, read_json_lines, read_rows
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError
 

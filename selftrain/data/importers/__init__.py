@@ -18,7 +18,7 @@ IMPORTERS = {one.name: one for one in (HSOL, SENTIMENT140, HARMEME, HATEFUL_MEME
 
 
 def import_named(name: str, source: Path, out: Path, *, allow_missing_images: bool = False) -> Imported:
-    """Imports the data set called `name`; see `importers.base.import_dataset`.
+    """Import the data set called `name`; see `importers.base.import_dataset`.
 
     Raises:
         ManifestError: No importer of that name, or as `import_dataset`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.manifest import Problem
+from selftrain.data.manifest import read_json_lines as json_rows
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, dump_task
@@ -108,7 +108,7 @@ class _Writing:
 def import_dataset(
     importer: Importer, source: Path, out: Path, *, allow_missing_images: bool = False
 ) -> Imported:
-    """Reads a published data set and writes ``manifest.jsonl``, ``task.toml`` and ``images/`` into `out`.
+    """Read a published data set and write ``manifest.jsonl``, ``task.toml`` and ``images/`` into `out`.
 
     Images are hard-linked where the file system allows it, else copied. The first of two rows with the same
     id stays. Rows left out are reported, never dropped in silence.
@@ -133,9 +133,8 @@ def import_dataset(
     posts = list(_posts(read.records, root, writing))
     if writing.missing and not allow_missing_images:
         raise ManifestError(
-            f"{len(writing.missing):,} images are missing, {writing.missing[0]} first; put them "
-            f"there, or allow "
-            "missing images (--allow-missing-images) to keep the text only"
+            f"{len(writing.missing):,} images are missing, {writing.missing[0]} first; put them there, "
+            "or allow missing images (--allow-missing-images) to keep the text only"
         )
     if not posts:
         raise ManifestError(
@@ -214,28 +213,10 @@ def find_file(source: Path, *names: str) -> Path | None:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
-    """Line number and object of each line, or why a line is none.
-
-    Raises:
-        ManifestError: The file is not UTF-8.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8: {error}; give the file as published") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            yield Problem(
-                number, None, f"{path.name}: not JSON: {error}", "compare the file with the published one"
-            )
-            continue
-        if isinstance(fields, dict):
-            yield number, fields
-        else:
-            yield Problem(
-                number, None, f"{path.name}: no JSON object", "compare the file with the published one"
-            )
+    """Read line number and object of each line, or why a line is none."""
+    with path.open("rb") as file:
+        for row in json_rows(file):
+            if row.fields is None:
+                yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy)
+            else:
+                yield row.line, row.fields
