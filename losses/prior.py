@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from losses.base import SupportsArray
 from losses.errors import PriorEstimateError, SettingError
 
 BOUNDS = (0.05, 0.95)
 """Where an estimate is cut: PU and NU risks with a prior near 0 or 1 stop using one of their sides."""
-
-
-class SupportsArray(Protocol):
-    """A NumPy array, without importing NumPy."""
-
-    def __array__(self) -> object: ...
 
 
 def estimate_prior(

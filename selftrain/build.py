@@ -269,14 +269,13 @@ def build_loss(recipe: Recipe) -> PNULoss:
 
     section = recipe.loss
     options: dict[str, Any] = {"form": section.form, "balance": section.balance}
-    if section.form not in ("paper",):
-        options["lambda_soft"] = 1.0 if section.lambda_soft == "count" else section.lambda_soft
-    if section.form in ("article", "nnpu", "pn"):
+    if section.form != "convex" and section.lambda_soft != "count":
+        options["lambda_soft"] = section.lambda_soft
+    if section.form in ("weighted", "nnpu", "pn"):
         options["lambda_u"] = section.lambda_unlabelled
     if isinstance(section.theta, float):
         options["theta"] = section.theta
-    soft = section.soft_positive
-    return PNULoss(**options, soft_positive=soft, soft_negative=1 - soft)
+    return PNULoss(**options, soft_positive=section.soft_positive)
 
 
 def build_settings(recipe: Recipe) -> LoopSettings:
@@ -290,9 +289,6 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         again=recipe.selection.again,
         revise=recipe.selection.revise,
         start=recipe.rounds.start,
-        theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
-        by_count=recipe.loss.lambda_soft == "count",
-        soft_positive=recipe.loss.soft_positive,
         limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
         root=recipe.data.manifest.parent,
         on_near_chance=recipe.agents.on_near_chance

@@ -81,7 +81,7 @@ class ClassifierSection(Section):
 class LossSection(Section):
     """The PNU loss. `balance` is the article's P (the paper's gamma, Sakai's eta)."""
 
-    form: Literal["article", "paper", "sakai", "nnpu", "pn"] = "article"
+    form: Literal["weighted", "convex", "sakai", "nnpu", "pn"] = "weighted"
     balance: float = Field(0.1, ge=-1, le=1)
     theta: float | Literal["estimate"] = "estimate"
     # "count": an agreed post counts half as much as a labelled one, however many there are of each
