@@ -161,7 +161,6 @@ def desk_of(server: str, store: ResponseCache, *, run: str, token_cap: int | Non
     Raises:
         ServerRefusedError: An address that is none.
     """
-    from backbones.images import MAX_PIXELS
     from selftrain.build import build_desk
     from selftrain.config import VlmSection
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, Json, LabelArray
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
@@ -140,16 +141,14 @@ def precision_recall(scored: Scored) -> PrecisionRecall | None:
 
 def reliability(scored: Scored, bins: int = BINS) -> Reliability:
     """Share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
-    from selftrain.models.calibration import probabilities
-
-    odds = probabilities(scored.logits)
-    place = np.minimum((odds * bins).astype(int), bins - 1)
+    probs = sigmoid(scored.logits)
+    place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
         Bin(
             low=number / bins,
             high=(number + 1) / bins,
             posts=int(inside.sum()),
-            confidence=float(odds[inside].mean()),
+            confidence=float(probs[inside].mean()),
             accuracy=float((scored.labels[inside] == 1).mean()),
         )
         for number in range(bins)
@@ -167,10 +166,8 @@ def expected_calibration_error(bins: Iterable[Bin]) -> float:
 
 def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
     """Posts of the positive class by predicted probability, in `bins` equal intervals; and the others."""
-    from selftrain.models.calibration import probabilities
-
-    odds = probabilities(scored.logits)
+    probs = sigmoid(scored.logits)
     positive, negative = (
-        np.histogram(odds[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
+        np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
     )
     return positive, negative
