@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backbones.images import MAX_PIXELS
 from selftrain.cli.reviews import add_audit
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ class PrecisionRecall(NamedTuple):
     average: float
 
 
-class Bin(NamedTuple):
+class ReliabilityBin(NamedTuple):
     """Posts whose probability lies in [low, high): how many, their mean probability, share of positives."""
 
     low: float
@@ -116,10 +116,10 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-class Reliability(NamedTuple):
+class ReliabilityDiagram(NamedTuple):
     """Bins that hold a post, and the expected calibration error: their mean gap, weighted by posts."""
 
-    bins: Sequence[Bin]
+    bins: Sequence[ReliabilityBin]
     ece: float
 
 
@@ -139,12 +139,12 @@ def precision_recall(scored: Scored) -> PrecisionRecall | None:
     return PrecisionRecall(recall[chosen][::-1].tolist(), precision[chosen][::-1].tolist(), average)
 
 
-def reliability(scored: Scored, bins: int = BINS) -> Reliability:
+def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
     """Share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
     probs = sigmoid(scored.logits)
     place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
-        Bin(
+        ReliabilityBin(
             low=number / bins,
             high=(number + 1) / bins,
             posts=int(inside.sum()),
@@ -154,10 +154,10 @@ def reliability(scored: Scored, bins: int = BINS) -> Reliability:
         for number in range(bins)
         if (inside := place == number).any()
     ]
-    return Reliability(found, expected_calibration_error(found))
+    return ReliabilityDiagram(found, expected_calibration_error(found))
 
 
-def expected_calibration_error(bins: Iterable[Bin]) -> float:
+def expected_calibration_error(bins: Iterable[ReliabilityBin]) -> float:
     """Mean distance between confidence and accuracy, weighted by posts; 0 without a post."""
     listed = list(bins)
     posts = sum(one.posts for one in listed)

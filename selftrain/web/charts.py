@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from selftrain.store.scores import PrecisionRecall, Reliability
+    from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram
 
 WIDE, NARROW, SMALL = (1040, 300), (343, 220), (343, 210)
 """Sizes in CSS pixels at which a chart's letters are as large as intended."""
@@ -164,7 +164,7 @@ def precision_recall_chart(
         return to_svg(figure, name, what)
 
 
-def reliability_chart(diagrams: Sequence[Reliability], name: str, what: str) -> Markup:
+def reliability_chart(diagrams: Sequence[ReliabilityDiagram], name: str, what: str) -> Markup:
     """Share of positives over predicted probability; on the diagonal a model is as sure as it is right."""
     with _figure(SMALL) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)

@@ -76,7 +76,7 @@ class Importer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedDataset:
     """What was written.
 
     Attributes:
@@ -107,7 +107,7 @@ class _Writing:
 
 def import_dataset(
     importer: Importer, source: Path, out: Path, *, allow_missing_images: bool = False
-) -> Imported:
+) -> ImportedDataset:
     """Read a published data set and write ``manifest.jsonl``, ``task.toml`` and ``images/`` into `out`.
 
     Images are hard-linked where the file system allows it, else copied. The first of two rows with the same
@@ -143,7 +143,9 @@ def import_dataset(
     manifest, task = writing.out / "manifest.jsonl", writing.out / "task.toml"
     write_manifest(posts, manifest)
     dump_task(read.task, task)
-    return Imported(manifest, task, len(posts), len(writing.missing), tuple(writing.skipped), read.notes)
+    return ImportedDataset(
+        manifest, task, len(posts), len(writing.missing), tuple(writing.skipped), read.notes
+    )
 
 
 def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -> Iterator[Post]:

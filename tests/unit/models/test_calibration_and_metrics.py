@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics as sk
 
-from selftrain.models import calibration
 from selftrain._util.numeric import sigmoid
+from selftrain.models import calibration
 from selftrain.models.calibration import Calibration, fit_calibration
 from selftrain.models.metrics import evaluate, macro_f1
 
