@@ -24,8 +24,9 @@ from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
 from selftrain.report.model_page import gather, write_report
 from selftrain.report.model_page import model_cases as cases
-from selftrain.report.model_page.model_curves import MOST_POINTS
+from selftrain.report.model_page.model_contents import MOST_POINTS
 from selftrain.report.model_page.model_render import precision_at
+from selftrain.web import table
 
 
 def page_of(place):
@@ -67,7 +68,7 @@ def test_a_record_keeps_the_post_within_bounds(tmp_path):
     assert row["truth"] == {"insult": "no", "target": None, "faces": None, "final": "harmless"}
     broken = answers_row(asked, ScoredPost(one, (), "too large"))
     assert set(broken) == {"id", "reason", "text", "pictures", "picture_count", "truth"}
-    assert max(cases.LENGTHS) < TEXT  # so that the page's own cut, which leaves a mark, comes first
+    assert max(cases.LENGTHS)[0] < TEXT  # so that the page's own cut, which leaves a mark, comes first
 
 
 # ---- figures ----------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_answers_that_nobody_gave_are_not_wrong(tmp_path):
     posts = [replace(one, process={}) for one in drawn_posts(TWO, 30)]
     made(tmp_path, TWO, posts)
     page = gather(tmp_path)
-    listing = json.loads(str(page.cases.listing))
+    listing = json.loads(str(page.cases.table.listing))
     assert listing["truth"][1:] == [[-1] * 30] * 3
     assert [one.posts for one in page.questions] == [30, 0, 0, 0]
     assert Seen(page_of(tmp_path)).words().count("No figures:") == 3
@@ -228,10 +229,10 @@ def test_four_classes_and_no_questions(tmp_path):
 
 def test_the_index_holds_what_the_records_say(trained):
     rows = [row for row in rows_of(trained) if "reason" not in row]
-    found = gather(trained).cases
+    found = gather(trained).cases.table
     listing = json.loads(str(found.listing))
     assert listing["id"] == [row["id"] for row in rows]
-    assert (found.shown, found.posts) == (88, 88)
+    assert (found.shown, found.total) == (88, 88)
     for q, one in enumerate(listing["questions"]):
         for i, row in enumerate(rows):
             odds = row["probabilities"] if q == 0 else row["process"][one["name"]]
@@ -266,8 +267,8 @@ def test_the_first_pictures_of_the_worst_posts_are_embedded_first(tmp_path):
     labels = (None, "offensive", "harmless", "offensive")
     posts = [Post(f"p{n}", "x", tuple(pictures[2 * n : 2 * n + 2]), labels[n]) for n in range(4)]
     made(tmp_path / "m", TWO, posts)
-    urls = [url for chunk in gather(tmp_path / "m").cases.pictures for url in json.loads(str(chunk))]
-    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:5]))).cases
+    urls = [url for chunk in gather(tmp_path / "m").cases.table.pictures for url in json.loads(str(chunk))]
+    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:5]))).cases.table
     believed = json.loads(str(found.listing))["believed"]
     order = sorted((1, 2, 3), key=lambda i: believed[i])
     rows = json.loads(str(found.chunks[0]))
@@ -297,9 +298,9 @@ def test_of_where_a_picture_lies_the_page_tells_its_name_alone_and_videos_are_na
 
 def test_texts_are_cut_with_a_mark_and_harder_when_there_is_little_room(tmp_path, monkeypatch):
     made(tmp_path, TWO, [Post(f"p{n}", "long " * 1000, (), TWO.names[n % 2]) for n in range(4)])
-    assert gather(tmp_path).cases.cut == 1200
-    monkeypatch.setattr(cases, "TEXT_BUDGET", 1000)
-    found = gather(tmp_path).cases
+    assert gather(tmp_path).cases.table.cut == 1200
+    monkeypatch.setattr(table, "TEXT_BUDGET", 1000)
+    found = gather(tmp_path).cases.table
     assert found.cut == 240
     text = json.loads(str(found.chunks[0]))[0][0]
     assert text.endswith(" […]")
@@ -308,8 +309,8 @@ def test_texts_are_cut_with_a_mark_and_harder_when_there_is_little_room(tmp_path
 
 def test_of_more_posts_than_a_page_takes_the_first_are_there(tmp_path, monkeypatch):
     made(tmp_path, TWO, drawn_posts(TWO, 30))
-    monkeypatch.setattr(cases, "MOST_POSTS", 20)
-    monkeypatch.setattr(cases, "CHUNK", 8)
+    monkeypatch.setattr(cases, "MOST_RECORDS", 20)
+    monkeypatch.setattr(table, "CHUNK", 8)
     seen = Seen(page_of(tmp_path))
     assert "The first 20 of 30 posts are here" in seen.words()
     assert [len(json.loads(seen.raw[f"cases-{n}"])) for n in range(3)] == [8, 8, 4]

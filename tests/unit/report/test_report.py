@@ -243,14 +243,14 @@ def test_verdicts_of_a_round_that_was_killed_before_its_end_can_be_read(tmp_path
 def test_manifest_pictures_and_quarantine_that_went(tmp_path):
     folder = made(tmp_path, PLAIN)
     (tmp_path / "plain.png").unlink()
-    browser = report.gather(folder).verdicts
+    browser = report.gather(folder).verdicts.table
     text, images, _, remark = json.loads(str(browser.chunks[0]))[0]
     assert (text, images) == ("plain", [])
     assert "plain.png" in remark
     (tmp_path / "manifest.jsonl").unlink()
     (folder.path / "quarantine.jsonl").unlink()
     page = report.gather(folder)
-    assert json.loads(str(page.verdicts.chunks[0]))[0][0] is None
+    assert json.loads(str(page.verdicts.table.chunks[0]))[0][0] is None
     assert page.verdicts.without_text == 1
     assert "Nothing was left out" in words(report.render(page))
 
