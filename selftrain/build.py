@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from agents.ask.brief import Brief
 from agents.ask.cache import AnswerStore
@@ -22,6 +21,7 @@ from agents.ask.vlm_agent import Interviewer
 from agents.ask.vlm_panel import VlmPanel
 from agents.judgment import PostLike
 from agents.panel import NoPanel
+from selftrain._util.types import Float32Array
 from selftrain.models.pretrained import finetuning_backbone
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class _ImageVectors:
         self._corpus = corpus
         self._position_of = {post.id: position for position, post in enumerate(corpus.posts)}
 
-    def __call__(self, posts: Sequence[PostLike]) -> npt.NDArray[np.float32]:
+    def __call__(self, posts: Sequence[PostLike]) -> Float32Array:
         assert self._corpus.table is not None, "features are extracted before the agents look"
         positions = np.array([self._position_of[post.id] for post in posts], dtype=np.int64)
         return self._corpus.rows(positions)[:, self._corpus.table.layout.image]

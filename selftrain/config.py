@@ -180,7 +180,7 @@ class HumanSection(Section):
     # posts over the whole run that people may be asked about; 0: nobody is asked
     budget: int = Field(0, ge=0)
     per_round: int = Field(50, ge=1)
-    # how an estimated error becomes the chance of being reviewed, see README
+    # how an estimated error becomes the chance of being reviewed, see docs/human-budget.md
     rule: Literal["normalised", "exponential", "threshold"] = "exponential"
     floor: float = Field(0.1, ge=0, le=1)  # the share of the budget that is spread evenly
     # where error estimates come from: what classifier and agents said of a post, and how far apart they are;

@@ -21,15 +21,14 @@ from agents.trust import NearChance, examine
 from losses.groups import Group
 from losses.pnu import PNULoss
 from losses.prior import estimate_prior
-from selftrain.data.corpus import Corpus, IntArray
+from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain.data.corpus import Corpus
 from selftrain.models.calibration import probabilities
 from selftrain.models.classifier import TrainingSet
-from selftrain.models.head import FloatArray
 from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Trainer
 from selftrain.review.reviewers import People
 from selftrain.rounds import (
-    Json,
     Round,
     grown_rows,
     labels_known,
@@ -268,7 +267,7 @@ def measure(trainer: Trainer[M], model: M, corpus: Corpus, path: Path) -> Json:
     return {name: evaluate(one.labels, one.logits) for name, one in scored.items()}
 
 
-def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> FloatArray:
+def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
     parts = [logits for _, logits in trainer.logits(model, corpus, positions)]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain._util.printable import printable
+from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Choice, TableData, cut_text, embed_table, fitting
-
-Json = dict[str, Any]
 
 SNIPPET = 90
 LENGTHS = ((1200, 900), (500, 320), (240, 160), (120, 80))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selftrain._util.types import Json
 from selftrain.errors import BudgetError
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 FILE = "criticisms.jsonl"
 
 

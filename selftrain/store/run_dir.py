@@ -26,10 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 from selftrain.store import atomic
-
-Json = dict[str, Any]
 
 HUMAN = "human.jsonl"
 

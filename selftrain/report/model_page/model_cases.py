@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain._util.printable import printable
+from selftrain._util.types import Json
 from selftrain.agentps.questions import FINAL
 from selftrain.agentps.video import is_video
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Choice, TableData, cut_text, embed_table, fitting
-
-Json = dict[str, Any]
 
 LENGTHS = ((1200,), (500,), (240,), (120,))
 """Characters of a text: the first number that the page has room for."""

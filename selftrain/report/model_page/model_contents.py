@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, Json
 from selftrain.agentps.folder import ABOUT, METRICS, TASK, VALIDATION
 from selftrain.agentps.journal import LOSSES
 from selftrain.agentps.metrics import Curve, Interval, curve
@@ -21,8 +21,6 @@ from selftrain.report.left_out import QUARANTINED, Quarantine
 from selftrain.report.model_page.model_cases import Cases, Column, gather_cases, probs_of, truth_of
 from selftrain.store.run_dir import read_jsonl
 from selftrain.web.pictures import BUDGET
-
-Json = dict[str, Any]
 
 MOST_POINTS = 200
 """Of the losses' chart; of more steps each point is a mean."""
@@ -194,7 +192,7 @@ def _measured(column: Column, about: Json, rows: Sequence[Json]) -> MeasuredQues
 
 def _curve(column: Column, rows: Sequence[Json]) -> Curve:
     known = [row for row in rows if truth_of(row, column) is not None]
-    truth: npt.NDArray[np.bool_] = np.array([truth_of(row, column) == column.looked_for for row in known])
+    truth: BoolArray = np.array([truth_of(row, column) == column.looked_for for row in known])
     scores = np.array([probs_of(row, column)[column.looked_for] for row in known], dtype=np.float64)
     return curve(truth, scores)
 
