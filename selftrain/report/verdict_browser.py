@@ -11,7 +11,7 @@ from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.pictures import BUDGET, Pictures, embed
-from selftrain.web.table import MOST_RECORDS, Choice, TableData, cut_text, embed_table, fitting
+from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 
 SNIPPET = 90
 LENGTHS = ((1200, 900), (500, 320), (240, 160), (120, 80))
@@ -63,18 +63,18 @@ def gather_verdicts(
     index = writer.index(shown, outcomes)
     rounds = [(number, outcomes[number]) for number in dict.fromkeys(number for number, _ in shown)]
     truth_known = any(truth >= 0 for truth in index["truth"])
-    choices = _choices(rounds, index["classes"], index["agents"], truth_known=truth_known)
+    controls = _controls(rounds, index["classes"], index["agents"], truth_known=truth_known)
     return Browser(
-        embed_table("verdicts", choices, index, records, pictures, total=len(found), cut=text),
+        embed_table("verdicts", controls, index, records, pictures, total=len(found), cut=text),
         without_text=len({verdict["post_id"] for _, verdict in shown} - posts.keys()),
         rounds=rounds,
         truth_known=truth_known,
     )
 
 
-def _choices(
+def _controls(
     rounds: Sequence[tuple[int, str]], classes: Sequence[str], agents: Sequence[str], *, truth_known: bool
-) -> list[Choice]:
+) -> list[Control]:
     numbered = [(number, f"{number}, {outcome}") for number, outcome in rounds]
     some_agent = [("", "no matter"), ("any", "any agent"), *enumerate(agents)]
     truths = [("", "no matter"), ("wrong", "classifier wrong"), ("right", "classifier right")]
@@ -83,13 +83,13 @@ def _choices(
         ("high", "surest first"),
     ]  # fmt: skip
     return [
-        Choice("f-round", "Round", [("", "all"), *numbered]),
-        Choice("f-set", "Set", [("", "all"), (1, "consistent"), (0, "divergent")]),
-        Choice("f-class", "Classifier says", [("", "any class"), *enumerate(classes)]),
-        Choice("f-changed", "Changed its mind", some_agent),
-        Choice("f-failed", "Failed", some_agent),
-        *([Choice("f-truth", "Truth", truths)] if truth_known else []),
-        Choice("f-sort", "Sort", orders),
+        Control("f-round", "Round", [("", "all"), *numbered]),
+        Control("f-set", "Set", [("", "all"), (1, "consistent"), (0, "divergent")]),
+        Control("f-class", "Classifier says", [("", "any class"), *enumerate(classes)]),
+        Control("f-changed", "Changed its mind", some_agent),
+        Control("f-failed", "Failed", some_agent),
+        *([Control("f-truth", "Truth", truths)] if truth_known else []),
+        Control("f-sort", "Sort", orders),
     ]
 
 

@@ -23,7 +23,7 @@ MOST_RECORDS = 50_000
 """Records of a page."""
 
 
-class Choice(NamedTuple):
+class Control(NamedTuple):
     """A control that filters or sorts: its element's id, its title, and value and text of each option."""
 
     id: str
@@ -36,7 +36,7 @@ class TableData(NamedTuple):
 
     Attributes:
         name: Of the records' chunks: "verdicts", "cases".
-        choices: The filters, then the sort.
+        controls: The filters, then the sort.
         listing: JSON of the index.
         chunks: JSON of the records, `CHUNK` each; record i lies in chunk i // CHUNK.
         pictures: JSON of data URLs by number; the index says which chunk begins with which.
@@ -46,7 +46,7 @@ class TableData(NamedTuple):
     """
 
     name: str
-    choices: Sequence[Choice]
+    controls: Sequence[Control]
     listing: Markup
     chunks: Sequence[Markup]
     pictures: Sequence[Markup]
@@ -59,7 +59,7 @@ class TableData(NamedTuple):
 
 def embed_table(
     name: str,
-    choices: Sequence[Choice],
+    controls: Sequence[Control],
     index: Mapping[str, object],
     records: Sequence[Sequence[Any]],
     pictures: Pictures,
@@ -75,7 +75,7 @@ def embed_table(
     albums = list(_albums(pictures.urls))
     return TableData(
         name=name,
-        choices=choices,
+        controls=controls,
         listing=as_json({"chunk": CHUNK, **index, "pictures": [first for first, _ in albums]}),
         chunks=[as_json(records[start : start + CHUNK]) for start in range(0, len(records), CHUNK)],
         pictures=[as_json(urls) for _, urls in albums],

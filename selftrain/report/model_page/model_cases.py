@@ -14,7 +14,7 @@ from selftrain._util.types import Json
 from selftrain.agentps.questions import FINAL
 from selftrain.agentps.video import is_video
 from selftrain.web.pictures import BUDGET, Pictures, embed
-from selftrain.web.table import MOST_RECORDS, Choice, TableData, cut_text, embed_table, fitting
+from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 
 LENGTHS = ((1200,), (500,), (240,), (120,))
 """Characters of a text: the first number that the page has room for."""
@@ -66,13 +66,13 @@ def gather_cases(rows: Sequence[Json], columns: Sequence[Column], *, budget: int
     (length,) = fitting(LENGTHS, [len(row.get("text") or "") for row in shown])
     truth_known = any(one >= 0 for one in index["truth"][0])
     table = embed_table(
-        "cases", _choices(columns, truth_known=truth_known), index,
+        "cases", _controls(columns, truth_known=truth_known), index,
         [_record(row, columns, pictures, length) for row in shown], pictures, total=len(rows), cut=length,
     )  # fmt: skip
     return Cases(table, truth_known)
 
 
-def _choices(columns: Sequence[Column], *, truth_known: bool) -> list[Choice]:
+def _controls(columns: Sequence[Column], *, truth_known: bool) -> list[Control]:
     classes = list(enumerate(columns[0].answers))
     outcomes = [
         ("", "no matter"), ("wrong", "wrong"), ("right", "right"), ("unknown", "truth not known"),
@@ -91,11 +91,11 @@ def _choices(columns: Sequence[Column], *, truth_known: bool) -> list[Choice]:
             (f"{place}:up", f"{one.name}, lowest first"),
         ]
     return [
-        *([Choice("f-outcome", "Final answer", outcomes)] if truth_known else []),
-        *([Choice("f-truth", "True class", [("", "any class"), *classes])] if truth_known else []),
-        Choice("f-said", "Model says", [("", "any class"), *classes]),
-        *([Choice("f-question", "Question wrong", asked)] if len(columns) > 1 else []),
-        Choice("f-sort", "Sort", orders),
+        *([Control("f-outcome", "Final answer", outcomes)] if truth_known else []),
+        *([Control("f-truth", "True class", [("", "any class"), *classes])] if truth_known else []),
+        Control("f-said", "Model says", [("", "any class"), *classes]),
+        *([Control("f-question", "Question wrong", asked)] if len(columns) > 1 else []),
+        Control("f-sort", "Sort", orders),
     ]
 
 
