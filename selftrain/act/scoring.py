@@ -26,7 +26,7 @@ class AnnotatorScore(NamedTuple):
             wrong.
         posts: How many there were.
         unlabelled: Of them, those without a label.
-        tokens: Paid for them now; what was stored already cost nothing.
+        tokens: CachedAnswer for them now; what was stored already cost nothing.
     """
 
     model: str

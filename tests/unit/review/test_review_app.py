@@ -11,7 +11,7 @@ import sqlite3
 import threading
 
 import pytest
-from page_helpers import Seen
+from page_helpers import ParsedPage
 from PIL import Image
 from report_helpers import HOSTILE
 from review_helpers import WORDS, review_of, run_of
@@ -163,7 +163,7 @@ def test_every_answer_says_that_it_is_nobody_elses(site):
 
 def test_the_policy_of_the_page_allows_this_script_and_this_style_and_its_own_server(site):
     answer = site.client().get("/")
-    seen, policy = Seen(answer.text), answer.headers["content-security-policy"]
+    seen, policy = ParsedPage(answer.text), answer.headers["content-security-policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
 
     def digest(text):
