@@ -9,12 +9,12 @@ from agents.trust import AgentTrust, Trust
 from selftrain.errors import RunStateError
 from selftrain.rounds import AgentCounts, RoundResult
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import Bin, Reliability
+from selftrain.store.scores import ReliabilityBin, ReliabilityDiagram
 
 TRUST = "trust.json"
 
 
-class Measured(NamedTuple):
+class MeasuredAgent(NamedTuple):
     """One agent on posts of known label.
 
     Attributes:
@@ -27,14 +27,14 @@ class Measured(NamedTuple):
     trust: AgentTrust
     answers: Sequence[str]
     confusion: Sequence[tuple[str, Sequence[int]]]
-    reliability: Reliability | None
+    reliability: ReliabilityDiagram | None
 
 
 class AgentPart(NamedTuple):
     """One agent: on posts of known label, and over the candidates of all rounds; either may be missing."""
 
     role: str
-    measured: Measured | None
+    measured: MeasuredAgent | None
     behaviour: AgentCounts | None
 
 
@@ -95,12 +95,13 @@ def read_trust(folder: RunFolder) -> Trust:
         raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
 
 
-def _measured(one: AgentTrust) -> Measured:
+def _measured(one: AgentTrust) -> MeasuredAgent:
     answers = list(dict.fromkeys(answer for row in one.confusion.values() for answer in row))
     confusion = [(true, [row.get(answer, 0) for answer in answers]) for true, row in one.confusion.items()]
     if one.reliability is None:
-        return Measured(one, answers, confusion, None)
+        return MeasuredAgent(one, answers, confusion, None)
     bins = [
-        Bin(held.low, held.high, held.count, held.confidence, held.accuracy) for held in one.reliability.bins
+        ReliabilityBin(held.low, held.high, held.count, held.confidence, held.accuracy)
+        for held in one.reliability.bins
     ]
-    return Measured(one, answers, confusion, Reliability(bins, one.reliability.ece))
+    return MeasuredAgent(one, answers, confusion, ReliabilityDiagram(bins, one.reliability.ece))

@@ -24,7 +24,7 @@ from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, t
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import (
     PrecisionRecall,
-    Reliability,
+    ReliabilityDiagram,
     histogram,
     precision_recall,
     read_scores,
@@ -62,7 +62,7 @@ class FinalSplit(NamedTuple):
     metrics: SplitMetrics
     estimates: Mapping[str, Estimate]
     precision_recall: PrecisionRecall | None
-    reliability: Reliability | None
+    reliability: ReliabilityDiagram | None
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 
@@ -73,7 +73,7 @@ class Costs(NamedTuple):
     total: Cost
 
 
-class Page(NamedTuple):
+class RunPage(NamedTuple):
     """All that the template draws.
 
     Attributes:
@@ -106,7 +106,7 @@ class Page(NamedTuple):
     reviews: Sequence[ReviewedBatch]
 
 
-def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
+def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
     """Everything the page tells.
 
     Args:
@@ -121,7 +121,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
     summary = summarise(rounds) if rounds else None
     task = _task(folder, recipe)
     state, done = _state(folder, len(rounds))
-    return Page(
+    return RunPage(
         name=folder.path.resolve().name,
         simulated=environment.simulated or (summary is not None and summary.simulated),
         state=state,
@@ -213,4 +213,4 @@ def _verdicts(
     if following and (folder.round_path(following) / "verdicts.jsonl").exists():
         outcomes[following] = UNFINISHED  # written whole before the round's training: worth reading already
     found = gather_verdicts(folder, outcomes, (task.positive, task.negative), budget=budget)
-    return found if found.shown else None
+    return found if found.table.shown else None
