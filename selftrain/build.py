@@ -129,11 +129,7 @@ def opener(max_pixels: int) -> Opener:
 
 
 def build_backend(section: VlmSection) -> Backend:
-    """What answers: servers over HTTP, or an engine in this process."""
-    if section.backend == "in_process":
-        from agents.client.inprocess import InProcessBackend
-
-        return InProcessBackend(section.model, revision=section.revision, images=section.max_images)
+    """Return the client of the servers that a recipe names."""
     from agents.client.client import ChatClient
 
     return ChatClient(
@@ -159,7 +155,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
     if event == "down":
         logger.warning("a model server is down, calls go elsewhere or wait: %s", figures["reason"])
     elif event == "up":
-        logger.info("%s answers", figures["address"])
+        logger.info("%s answers", figures["endpoint"])
     else:
         logger.debug("%s %s", event, dict(figures))
 
@@ -244,14 +240,13 @@ def build_loss(recipe: Recipe) -> PNULoss:
 
     section = recipe.loss
     options: dict[str, Any] = {"form": section.form, "balance": section.balance}
-    if section.form not in ("paper",):
-        options["lambda_soft"] = 1.0 if section.lambda_soft == "count" else section.lambda_soft
-    if section.form in ("article", "nnpu", "pn"):
+    if section.form != "convex" and section.lambda_soft != "count":
+        options["lambda_soft"] = section.lambda_soft
+    if section.form in ("weighted", "nnpu", "pn"):
         options["lambda_u"] = section.lambda_unlabelled
     if isinstance(section.theta, float):
         options["theta"] = section.theta
-    soft = section.soft_positive
-    return PNULoss(**options, soft_positive=soft, soft_negative=1 - soft)
+    return PNULoss(**options, soft_positive=section.soft_positive)
 
 
 def build_settings(recipe: Recipe) -> LoopSettings:
@@ -265,9 +260,6 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         again=recipe.selection.again,
         revise=recipe.selection.revise,
         start=recipe.rounds.start,
-        theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
-        by_count=recipe.loss.lambda_soft == "count",
-        soft_positive=recipe.loss.soft_positive,
         limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
         root=recipe.data.manifest.parent,
         on_near_chance=recipe.agents.on_near_chance
@@ -374,9 +366,7 @@ def build_criticizer(
 
     section = recipe.vlm
     if recipe.human.servers:
-        section = section.model_copy(
-            update={"servers": recipe.human.servers, "model": recipe.human.model, "backend": "servers"}
-        )
+        section = section.model_copy(update={"servers": recipe.human.servers, "model": recipe.human.model})
     out = folder.path.resolve()
     prompts = AnnotationPrompts(brief_of(task), text_chars=section.text_chars)
     criticizer = Criticizer(

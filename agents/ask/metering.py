@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from agents.ask.answers import AnswerSchema, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Note, ResponseCache
 from agents.ask.prepare import PreparedPost
-from agents.client.base import Backend, ChatRequest, Identity, Message, Sampling, Usage, address
+from agents.client.base import Backend, ChatRequest, Identity, Message, Sampling, Usage, cache_key
 from agents.errors import TokenCapError
 
 RETRY_TEMPERATURE = 0.7
@@ -187,7 +187,7 @@ class MeteredClient:
         """
         for attempt in range(self._attempts):
             request = prompt.request(attempt)
-            key = address(request, self.identity)
+            key = cache_key(request, self.identity)
             answer = await self._answer(key, request, prompt, attempt)
             if not answer.fault:
                 return Response(answer, self.source, "", attempt + 1, key[:16])
