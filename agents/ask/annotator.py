@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from agents.ask.answers import AnswerForm, AnswerSchema
-from agents.ask.metering import Prompt, Response
+from agents.ask.answer_schema import AnswerForm, AnswerSchema
+from agents.ask.metering import PostPrompt, Response
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed
 from agents.ask.runner import Runner
@@ -125,7 +125,7 @@ class Annotator:
         async def one(post: PostLike) -> Annotation:
             prepared = await runner.prepare(post)
             messages = self._prompts.messages(f"annotate.{self.name}", self._schema, prepared)
-            prompt = Prompt(
+            prompt = PostPrompt(
                 prepared, messages, self._schema, "annotator", seed=self._seed, top_logprobs=TOP_LOGPROBS
             )
             return _annotation(post.id, await runner.ask(prompt))

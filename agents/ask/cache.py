@@ -1,7 +1,7 @@
 """Every answer that was paid for, in one SQLite file that all runs of a folder share.
 
-An answer lies under its cache key (`agents.client.base.cache_key`): whatever could change it changes the key. A
-row is written as soon as its answer arrives and is on the disk before anybody acts on it. Several processes
+An answer lies under its cache key (`agents.client.base.cache_key`): whatever could change it changes the key.
+A row is written as soon as its answer arrives and is on the disk before anybody acts on it. Several processes
 may use one file at a time.
 """
 

@@ -29,8 +29,8 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from agents.ask.annotator import TOP_LOGPROBS, Annotation, AnnotationPrompts
-from agents.ask.answers import AnswerForm, AnswerSchema, ParsedAnswer
-from agents.ask.metering import Prompt, Response
+from agents.ask.answer_schema import AnswerForm, AnswerSchema, ParsedAnswer
+from agents.ask.metering import PostPrompt, Response
 from agents.ask.runner import Runner
 from agents.errors import JudgmentError
 from agents.judgment import PostLike
@@ -150,7 +150,7 @@ class Criticizer:
                 f"criticize.{self.strategy.name}", self._schema, prepared,
                 label=annotation.label, reasoning=annotation.rationale,
             )  # fmt: skip
-            prompt = Prompt(
+            prompt = PostPrompt(
                 prepared, messages, self._schema, "criticizer", 1,
                 seed=self._seed, top_logprobs=TOP_LOGPROBS,
             )  # fmt: skip

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
-from agents.ask.answers import AnswerForm, AnswerSchema
+from agents.ask.answer_schema import AnswerForm, AnswerSchema
 from agents.ask.label_calibration import LabelCalibration, fit_calibration, held_out, identity
-from agents.ask.metering import Prompt, Response, UsageTotals
+from agents.ask.metering import PostPrompt, Response, UsageTotals
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed
 from agents.ask.protocols import Protocol, Query, QueryPlan, all_queries
@@ -149,14 +149,14 @@ class VLMAgent:
             chosen += [labelled[i] for i in order if labelled[i].label == name][: self._per_class + 1]
         self._examples = tuple([await runner.prepare(post) for post in chosen])
 
-    def prompt(self, post: PreparedPost, query: Query) -> Prompt:
+    def prompt(self, post: PreparedPost, query: Query) -> PostPrompt:
         """Return the prompt that asks `query` about `post`."""
         ending = self._prompts.ending(
             query.template, own=query.own, other=query.other, classifier=query.classifier
         )
         asked = self._prompts.post(post.post.text, post.pictures, ending)
         messages = (self._system, *self._example_turns(post.post.id), asked)
-        return Prompt(post, messages, self.schema, query.role, query.step, seed=self._seed)
+        return PostPrompt(post, messages, self.schema, query.role, query.step, seed=self._seed)
 
     def judgment(self, query: Query, response: Response) -> Judgment:
         """Return the judgment in a response; FAILED with the reason where there is none."""

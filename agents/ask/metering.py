@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from agents.ask.answers import AnswerSchema, ParsedAnswer, parse_answer
+from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Note, ResponseCache
 from agents.ask.prepare import PreparedPost
 from agents.client.base import Backend, ChatRequest, Identity, Message, Sampling, Usage, cache_key
@@ -25,7 +25,7 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PostPrompt:
     """One thing that is asked about one post.
 
     Attributes:
@@ -176,7 +176,7 @@ class MeteredClient:
         self._stopped = False
         self._spent = self._cache.spent(self._run).total
 
-    async def ask(self, prompt: Prompt) -> Response:
+    async def ask(self, prompt: PostPrompt) -> Response:
         """Return the answer to `prompt`, from the cache or from the model.
 
         Raises:
@@ -195,7 +195,7 @@ class MeteredClient:
         fault = f"no usable answer in {self._attempts} attempt(s); the last was {answer.fault}"
         return Response(answer, self.source, fault, self._attempts, key[:16])
 
-    async def _answer(self, key: str, request: ChatRequest, prompt: Prompt, attempt: int) -> ParsedAnswer:
+    async def _answer(self, key: str, request: ChatRequest, prompt: PostPrompt, attempt: int) -> ParsedAnswer:
         """Read or buy one answer; whoever asks the same meanwhile waits for this one."""
         cached = self._cache.get(key)
         if cached is not None:

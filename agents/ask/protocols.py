@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from agents.ask.answers import AnswerForm
+from agents.ask.answer_schema import AnswerForm
 from agents.judgment import Judgment
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
-from agents.ask.answers import AnswerForm, AnswerSchema
-from agents.ask.metering import Prompt, Response, UsageTotals
+from agents.ask.answer_schema import AnswerForm, AnswerSchema
+from agents.ask.metering import PostPrompt, Response, UsageTotals
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed, unsure_beside
 from agents.ask.runner import Runner
@@ -237,12 +237,12 @@ class Questioner:
         offered = question.offered(pictures)
         return AnswerSchema(offered, unsure_beside(offered), self._form, self._rationale_chars)
 
-    def _prompt(self, post: PreparedPost, question: AgentQuestion) -> Prompt:
+    def _prompt(self, post: PreparedPost, question: AgentQuestion) -> PostPrompt:
         schema = self._schema(question, len(post.pictures))
         messages = (self._system, self._prompts.question(post, question, schema))
         top = min(max(len(schema.labels), _FEWEST_LOGPROBS), _MOST_LOGPROBS)
         role = f"question:{question.name}"
-        return Prompt(post, messages, schema, role, seed=self._seed, top_logprobs=top)
+        return PostPrompt(post, messages, schema, role, seed=self._seed, top_logprobs=top)
 
     async def _answer(self, post: PreparedPost, question: AgentQuestion) -> QuestionAnswer:
         if post.fault:  # its pictures are not there to be counted

@@ -17,7 +17,7 @@ from typing import TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from agents.ask.cache import ResponseCache
-from agents.ask.metering import MeteredClient, Prompt, Response, StoppedError, UsageTotals
+from agents.ask.metering import MeteredClient, PostPrompt, Response, StoppedError, UsageTotals
 from agents.ask.prepare import Opener, PreparedPost, prepare_post
 from agents.client.base import Backend, Identity, PromptSize
 from agents.errors import CallFailedError, RequestRefusedError
@@ -150,7 +150,7 @@ class Runner:
         """Return `post` with its pictures as they are sent."""
         return await prepare_post(post, self._opener, side=self._image_side, most=self.max_images)
 
-    async def ask(self, prompt: Prompt) -> Response:
+    async def ask(self, prompt: PostPrompt) -> Response:
         """Return what comes back on `prompt`; FAILED with the reason when nothing usable does.
 
         Raises:
@@ -164,7 +164,7 @@ class Runner:
         except (RequestRefusedError, CallFailedError) as error:
             return Response.failed(str(error), client.source)
 
-    async def ask_together(self, prompts: Sequence[Prompt]) -> list[Response]:
+    async def ask_together(self, prompts: Sequence[PostPrompt]) -> list[Response]:
         """Return what comes back on prompts that do not wait for each other, in their order."""
         found = await asyncio.gather(*(self.ask(prompt) for prompt in prompts), return_exceptions=True)
         # only now, when none is under way any more: what the others brought is kept
@@ -173,7 +173,7 @@ class Runner:
                 raise one
         return [one for one in found if isinstance(one, Response)]
 
-    async def measure(self, prompt: Prompt) -> PromptSize:
+    async def measure(self, prompt: PostPrompt) -> PromptSize:
         """Return the size of a prompt; no answer is asked for."""
         return await self._backend.measure(prompt.request())
 

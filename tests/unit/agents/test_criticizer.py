@@ -10,7 +10,7 @@ from PIL import Image
 from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
 from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
-from agents.ask.answers import perplexity
+from agents.ask.answer_schema import perplexity
 from agents.ask.cache import ResponseCache
 from agents.ask.criticizer import GRADES, PER_CENT, STRATEGIES, Criticizer
 from agents.ask.prompt_files import Brief

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vlm_helpers import BRIEF, CLASSES, raw, said
 
-from agents.ask.answers import AnswerSchema, label_probs, loops, parse_answer
+from agents.ask.answer_schema import AnswerSchema, label_probs, loops, parse_answer
 from agents.ask.judge import JudgePrompts
 from agents.ask.label_calibration import fit_calibration, held_out
 from agents.ask.prompt_files import Brief
