@@ -174,7 +174,7 @@ class MiniLMEfficientNet:
             )
 
     def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> dict[str, Tensor]:
-        """Build `inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
+        """Build `inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M].
 
         Args:
             posts: B posts.

@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from backbones.base import Backbone
 from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
@@ -19,9 +20,6 @@ from selftrain.data.splits import Splits, split_by_column, split_by_shares, spli
 from selftrain.data.task import Task, load_task
 from selftrain.errors import QuarantineError, SplitError
 from selftrain.selection import quotas
-
-if TYPE_CHECKING:
-    from backbones.base import Backbone
 
 
 class PreparedData(NamedTuple):
