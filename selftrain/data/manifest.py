@@ -224,8 +224,8 @@ class RowError(Exception):
 class Rows:
     """Checks rows one by one.
 
-    By hand, not by a pydantic model: nearly every check is about more than a type (the task, the files, the rows
-    before), and each says what would mend the row.
+    By hand, not by a pydantic model: nearly every check is about more than a type (the task, the files, the
+    rows before), and each says what would mend the row.
 
     With `remember` it refuses an id that it has met and opens each image once, at the price of memory for
     every row; a stream that has no end is read without.
