@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from selftrain.data.drawn import draw_posts
-from selftrain.run import start
+from selftrain.runs import start
 
 HERE = Path(__file__).resolve().parent
 
