@@ -22,8 +22,8 @@ import numpy as np
 
 from runs.bench.study import Figure, Figures
 from selftrain._util.types import FloatArray, IntArray
+from selftrain.act.annotation_quality import abs_score, accuracy
 from selftrain.act.budget import Rule, inclusion, systematic_sample
-from selftrain.act.quality_gap import abs_score, accuracy
 from selftrain.models.metrics import macro_f1_of_classes
 from selftrain.store.run_dir import RunFolder
 

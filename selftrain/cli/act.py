@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from agents.ask.cache import AnswerStore
     from agents.ask.criticizer.desk import Desk
     from agents.trust import Interval
-    from selftrain.act.choosing import Choice
-    from selftrain.act.scoring import AnnotatorScore, CriticizerScore
+    from selftrain.act.select_models import AnnotatorScore, CriticizerScore, ModelSelection
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
 
@@ -84,7 +83,7 @@ def run_choose(args: argparse.Namespace) -> int:
         SelftrainError, or an error of the agents' tree: what was paid for is kept.
     """
     from agents.ask.criticizer.wording import Wording
-    from selftrain.act.choosing import MODES, choose
+    from selftrain.act.select_models import MODES, select_models
     from selftrain.build import brief_of
     from selftrain.data.task import load_task
     from selftrain.store import atomic
@@ -92,7 +91,7 @@ def run_choose(args: argparse.Namespace) -> int:
     task = load_task(args.task)
     labelled, unlabelled = read_posts(args.manifest, task, args.labelled, args.seed)
     with _desks(args) as desks:
-        choice = choose(
+        choice = select_models(
             desks,
             labelled,
             Wording(brief_of(task), folder=args.prompts),
@@ -170,7 +169,7 @@ def desk_of(server: str, store: AnswerStore, *, run: str, token_cap: int | None)
     return build_desk(section, store, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
-def _print(choice: Choice) -> None:
+def _print(choice: ModelSelection) -> None:
     from selftrain.cli.render import console, plain
 
     shown = console()
@@ -182,7 +181,7 @@ def _print(choice: Choice) -> None:
         shown.print(plain(line))
 
 
-def recommendation(choice: Choice) -> Iterator[str]:
+def recommendation(choice: ModelSelection) -> Iterator[str]:
     """What to do, in words."""
     annotator, criticizer, budget = choice.annotator, choice.criticizer, choice.budget
     yield f"annotate with {annotator.model} ({annotator.mode})"

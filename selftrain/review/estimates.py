@@ -8,7 +8,7 @@ import numpy as np
 
 from selftrain._util.types import BoolArray, FloatArray
 from selftrain.act.budget import filled
-from selftrain.act.estimate import ErrorEstimate, label_error, label_error_by
+from selftrain.act.error_estimate import ErrorEstimate, label_error, label_error_by
 from selftrain.errors import EstimateError
 from selftrain.review.open_ledger import OpenLedger
 
@@ -93,7 +93,7 @@ class LabelErrors(NamedTuple):
 
 
 def label_errors(found: Outcome) -> LabelErrors:
-    """The estimates of `selftrain.act.estimate` for a batch.
+    """The estimates of `selftrain.act.error_estimate` for a batch.
 
     Raises:
         EstimateError: Nobody has reviewed anything yet, the sample was drawn by threshold alone, or it was

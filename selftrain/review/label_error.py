@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from selftrain.act.estimate import ErrorEstimate
+from selftrain.act.error_estimate import ErrorEstimate
 from selftrain.errors import EstimateError
 from selftrain.review.audit import is_audit
 from selftrain.review.estimates import LabelErrors, label_errors, outcome

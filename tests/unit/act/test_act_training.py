@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from backbones.base import FeatureLayout
 from losses import BatchError
-from selftrain.act.training import ACTSet, fit_temperature, labelled_set, load_classes_model, train_classes
+from selftrain.act.training import ACTSet, fit_temperature, labelled_set, train_classes
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.models.act_model import load_classes_head
 from selftrain.models.head import HeadSettings, fit_scaling
 from selftrain.models.metrics import macro_f1_of_classes
 
@@ -90,7 +91,7 @@ def test_a_few_human_labels_undo_a_systematic_error_of_the_machine():
 def test_a_model_is_saved_and_loaded(tmp_path):
     model = train(labelled_set(TRUTH))
     model.save(tmp_path / "model.safetensors", {"task": "clouds"})
-    loaded, header = load_classes_model(tmp_path / "model.safetensors")
+    loaded, header = load_classes_head(tmp_path / "model.safetensors")
     assert header == {"task": "clouds"}
     assert loaded.classes == CLASSES
     assert np.array_equal(loaded.probabilities(TEST), model.probabilities(TEST))
@@ -101,16 +102,16 @@ def test_files_that_are_no_model_are_refused(tmp_path):
 
     file = tmp_path / "model.safetensors"
     with pytest.raises(RunStateError):
-        load_classes_model(file)
+        load_classes_head(file)
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(RunStateError):
-        load_classes_model(file)
+        load_classes_head(file)
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-head-1"}'})
     with pytest.raises(RunStateError, match="selftrain-head-1"):
-        load_classes_model(file)
+        load_classes_head(file)
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-1"}'})
     with pytest.raises(RunStateError, match="incomplete"):
-        load_classes_model(file)
+        load_classes_head(file)
 
 
 def test_the_temperature_is_the_one_that_was_put_on():

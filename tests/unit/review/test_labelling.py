@@ -6,7 +6,7 @@ import csv
 import json
 
 import pytest
-from test_choosing import BRIEF, CLASSES, NAMES, Model
+from test_select_models import BRIEF, CLASSES, NAMES, Model
 
 from agents.ask.cache import AnswerStore
 from agents.ask.criticizer.asking import Annotator, Criticizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from selftrain.act.estimate import label_error
+from selftrain.act.error_estimate import label_error
 from selftrain.errors import BudgetError, EstimateError
 from selftrain.review.disagreement import suspicions
 from selftrain.review.estimates import label_errors, outcome

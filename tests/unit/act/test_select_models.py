@@ -18,8 +18,7 @@ from agents.ask.criticizer.wording import Wording
 from agents.ask.runner import Inquiry
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.trust import wilson
-from selftrain.act.choosing import Choice, advise, choose
-from selftrain.act.scoring import auc_interval, criticizer_score
+from selftrain.act.select_models import ModelSelection, advise, auc_interval, criticizer_score, select_models
 from selftrain.cli import main
 from selftrain.data.posts import Post
 from selftrain.errors import BudgetError
@@ -75,11 +74,11 @@ class Model:
         self.closed += 1
 
 
-def chosen(tmp_path, *models, posts=POSTS, **options) -> Choice:
+def chosen(tmp_path, *models, posts=POSTS, **options) -> ModelSelection:
     store = AnswerStore(tmp_path / "a.sqlite")
     desks = {m.name: Desk(Inquiry(m, store, run="r"), opener=None) for m in models}
     try:
-        return choose(
+        return select_models(
             desks,
             posts,
             Wording(BRIEF),
