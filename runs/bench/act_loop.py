@@ -70,7 +70,7 @@ def measure(figures: Figures, data: Path, seeds: Sequence[int]) -> None:
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as temporary:
         home = Path(temporary)
         paths = import_data(hsol.STUDY, data, home)
-        backbone = load_backbone("embedded")
+        backbone = load_backbone("minilm_efficientnet")
         for seed in seeds:
             overrides = [*paths, f"seed={seed}", f"data.labelled={LABELLED}"]
             recipe = load_recipe(recipe_of(hsol.STUDY), overrides)

@@ -124,7 +124,7 @@ def _one_seed(
     from selftrain.data.preparation import prepare
 
     recipe = load_recipe(recipe_of(study), overrides)
-    backbone = load_backbone("embedded")
+    backbone = load_backbone("minilm_efficientnet")
     prepared = prepare(recipe, backbone, progress=True)
 
     def add(method: str, values: Mapping[str, float]) -> None:

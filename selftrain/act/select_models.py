@@ -293,9 +293,9 @@ def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None =
 
 
 def _paid(desk: Desk, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
-    before = desk.spending()
+    before = desk.usage()
     found = work()
-    return found, desk.spending().minus(before).usage.total
+    return found, desk.usage().minus(before).usage.total
 
 
 def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: int) -> tuple[str, ...]:

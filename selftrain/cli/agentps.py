@@ -185,7 +185,7 @@ def _device(name: str) -> str:
     Raises:
         SelftrainError: A device that is not there.
     """
-    from backbones.devices import place
+    from backbones.loading import place
     from selftrain.errors import SelftrainError
 
     try:

