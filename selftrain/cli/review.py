@@ -95,13 +95,13 @@ def begin(folder: RunFolder, args: argparse.Namespace) -> Requested | None:
         RunStateError: No run folder, or a damaged one.
     """
     from selftrain.errors import BudgetError
-    from selftrain.review.requests import request_reviews, verdicts_now
+    from selftrain.review.requests import request_reviews, verdicts_among
 
     if _goes_on(folder, args.budget, [name for name in DRAWING if getattr(args, name) is not None]):
         return None
     among: Among = args.among or "divergent"
     if args.budget is None:
-        posts = len(getattr(verdicts_now(folder), among))
+        posts = len(verdicts_among(folder, among))
         raise BudgetError(
             f"{folder.path} has no review yet; {posts:,} {among} posts are there to draw from."
             f" Begin one with `selftrain review {shlex.quote(str(folder.path))} --budget B`"

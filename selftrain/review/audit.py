@@ -7,14 +7,11 @@ can be estimated without bias. It has a budget of its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from selftrain.act.budget import Rule
 from selftrain.errors import BudgetError
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.requests import Requested, request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
-
-if TYPE_CHECKING:
-    from selftrain.act.budget import Rule
-    from selftrain.review.requests import Requested
 
 AUDIT = "audit"
 """Names of batches that audit pseudo-labels begin so."""
@@ -28,7 +25,7 @@ def is_audit(batch: str) -> bool:
 
 def audit_name(folder: RunFolder) -> str:
     """Of an audit of the pseudo-labels that stand now."""
-    return f"{AUDIT} after round {len(folder.finished_rounds()) - 1}"
+    return f"{AUDIT} after round {folder.finished() - 1}"
 
 
 def request_audit(
@@ -56,9 +53,6 @@ def request_audit(
         BudgetError: More than there are pseudo-labels, fewer than 1, threshold without a floor.
         LedgerError: The ledger cannot be read or written.
     """
-    from selftrain.review.ledger import LEDGER, ReviewLedger
-    from selftrain.review.requests import class_names, request_reviews, verdicts_now
-
     if rule == "threshold" and floor == 0.0:
         raise BudgetError(
             "an audit by threshold without a floor: expected every pseudo-label to have a chance of review,"
@@ -68,14 +62,14 @@ def request_audit(
     if path.exists():
         ledger = ReviewLedger(path)
     else:  # the loop, should it ever ask people here, has a budget of its own
-        _check(folder, budget, len(verdicts_now(folder).accepted))
+        _check(folder, budget, len(verdicts_among(folder, "accepted")))
         ledger = ReviewLedger.create(
-            path, classes=class_names(folder), budget=0, doubled_share=doubled_share, seed=seed
+            path, classes=folder.class_names(), budget=0, doubled_share=doubled_share, seed=seed
         )
     try:
         if batch not in ledger.batches():
             asked = {post_id for name in ledger.batches() for post_id in ledger.drawn(name)}
-            _check(folder, budget, sum(one not in asked for one in verdicts_now(folder).accepted))
+            _check(folder, budget, sum(one not in asked for one in verdicts_among(folder, "accepted")))
             ledger.allow(batch, budget)
         base, share, draws = ledger.base_budget, ledger.doubled_share, ledger.seed
     finally:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from agents.ask.cache import ResponseCache
     from agents.ask.criticizer.asking import Annotation, Criticism, Criticizer
     from agents.ask.criticizer.desk import Desk
-    from agents.judgment import PostLike
-    from selftrain.review.disagreement import Suspicion
+    from agents.judgment import PostLike, Verdict
+    from selftrain.review.disagreement import MachineLabel
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +51,13 @@ class LoopCriticizer:
         self._file, self._store = folder.path / FILE, store
 
     def __call__(
-        self, batch: str, verdicts: Sequence[Mapping[str, Any]], suspected: Sequence[Suspicion]
+        self, batch: str, verdicts: Sequence[Verdict], suspected: Sequence[MachineLabel]
     ) -> list[float | None]:
         """An error estimate in [0, 1] for each post, None where the model gave none.
 
         Args:
             batch: What the posts may be drawn for; asked again, it replaces what was said before.
-            verdicts: The last verdict on each post, as verdicts.jsonl has it.
+            verdicts: The last verdict on each post.
             suspected: The label that is criticized, of the same posts in the same order.
 
         Raises:
@@ -95,15 +95,13 @@ class LoopCriticizer:
             self._store.close()
 
 
-def annotation(verdict: Mapping[str, Any], label: str) -> Annotation:
+def annotation(verdict: Verdict, label: str) -> Annotation:
     """The label with the reasons of the agents who gave it, in their last judgments."""
     from agents.ask.criticizer.asking import Annotation
 
-    last = {str(one["agent"]): one for one in sorted(verdict["judgments"], key=lambda one: int(one["step"]))}
-    reasons = [str(one["rationale"]) for one in last.values() if one["label"] == label and one["rationale"]]
-    return Annotation(
-        str(verdict["post_id"]), label, None, " ".join(reasons), None, "", "classifier and agents"
-    )
+    last = [judgments[-1] for judgments in verdict.by_agent().values()]
+    reasons = [judgment.rationale for judgment in last if judgment.label == label and judgment.rationale]
+    return Annotation(verdict.post_id, label, None, " ".join(reasons), None, "", "classifier and agents")
 
 
 def row_of(batch: str, annotated: Annotation, said: Criticism) -> Json:

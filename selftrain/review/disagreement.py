@@ -10,12 +10,13 @@ All of one mind and sure: e near 0. Reviewer and User against each other, or nob
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from agents.judgment import Judgment, Verdict
 from selftrain.errors import BudgetError
 
 
-class Suspicion(NamedTuple):
+class MachineLabel(NamedTuple):
     """A post's machine label and the probability that it is wrong, in [0, 1]."""
 
     post_id: str
@@ -23,51 +24,44 @@ class Suspicion(NamedTuple):
     error: float
 
 
-def suspicions(
-    verdicts: Iterable[Mapping[str, Any]], classes: Sequence[str], *, labels: Mapping[str, str] | None = None
-) -> list[Suspicion]:
-    """What verdict records, as `verdicts.jsonl` holds them, say of their posts.
+def error_estimates(
+    verdicts: Iterable[Verdict], classes: Sequence[str], *, labels: Mapping[str, str] | None = None
+) -> list[MachineLabel]:
+    """How likely the machines' labels of some posts are wrong, by what the verdicts on them say.
 
     A voice that names a class with a probability gives the rest to the others evenly, unless it states what
     each gets; one that names a class without a probability gives it all. An abstention or a failed judgment
     says nothing: every class gets the same. Agents count by their last judgment, the classifier as one voice.
 
     Args:
-        verdicts: Records, one a post.
+        verdicts: One a post.
         classes: The task's class names, two or more.
         labels: Post id -> the label whose error is asked for (a pseudo-label, say); by default the one that
             the voices give together.
 
     Raises:
-        BudgetError: A record that is no verdict, or names an unknown class.
+        BudgetError: A verdict that names an unknown class.
     """
-    return [_suspicion(record, tuple(classes), labels or {}) for record in verdicts]
+    return [_error_estimate(verdict, tuple(classes), labels or {}) for verdict in verdicts]
 
 
-def _suspicion(record: Mapping[str, Any], classes: tuple[str, ...], labels: Mapping[str, str]) -> Suspicion:
-    try:
-        post_id = str(record["post_id"])
-        said = _one(record["classifier_label"], record["classifier_probability"], {}, classes)
-        last: dict[str, Mapping[str, Any]] = {}
-        for judgment in sorted(record["judgments"], key=lambda one: int(one["step"])):
-            last[str(judgment["agent"])] = judgment
-        voices = [said, *(_voice(judgment, classes) for judgment in last.values())]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BudgetError(
-            f"a record that is no verdict ({error!r}): expected a line of verdicts.jsonl"
-        ) from error
+def _error_estimate(verdict: Verdict, classes: tuple[str, ...], labels: Mapping[str, str]) -> MachineLabel:
+    said = _one(verdict.classifier_label, verdict.classifier_probability, {}, classes)
+    voices = [said, *(_voice(judgments[-1], classes) for judgments in verdict.by_agent().values())]
     means = {name: sum(voice[name] for voice in voices) / len(voices) for name in classes}
-    label = labels.get(post_id) or max(classes, key=lambda name: means[name])
+    label = labels.get(verdict.post_id) or max(classes, key=lambda name: means[name])
     if label not in means:
-        raise BudgetError(f"post {post_id!r} bears the label {label!r}: expected one of {list(classes)}")
-    return Suspicion(post_id, label, min(max(1.0 - means[label], 0.0), 1.0))
+        raise BudgetError(
+            f"post {verdict.post_id!r} bears the label {label!r}: expected one of {list(classes)}"
+        )
+    return MachineLabel(verdict.post_id, label, min(max(1.0 - means[label], 0.0), 1.0))
 
 
-def _voice(judgment: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, float]:
-    if judgment["label"] is None:
+def _voice(judgment: Judgment, classes: tuple[str, ...]) -> dict[str, float]:
+    if judgment.label is None:
         return dict.fromkeys(classes, 1.0 / len(classes))
-    stated = judgment["details"].get("probabilities") or {}
-    return _one(judgment["label"], judgment["probability"], stated, classes)
+    stated = judgment.details.get("probabilities") or {}
+    return _one(judgment.label, judgment.probability, stated, classes)
 
 
 def _one(

@@ -15,6 +15,7 @@ from selftrain.errors import EstimateError
 from selftrain.review.audit import is_audit
 from selftrain.review.estimates import LabelErrors, label_errors, outcome
 from selftrain.review.reviewers import opened_ledger
+from selftrain.rounds import finished_rounds
 from selftrain.store.run_dir import RunFolder
 
 
@@ -85,10 +86,10 @@ def reviewed_batches(folder: RunFolder) -> list[ReviewedBatch]:
 def _of_grown(folder: RunFolder, name: str, error: ErrorEstimate) -> ErrorEstimate | None:
     """The estimate spread over all labels of the grown dataset after the round that the audit names."""
     after = re.fullmatch(r".* after round ([0-9]+)", name)
-    rounds = folder.finished_rounds()
+    rounds = finished_rounds(folder)
     if after is None or int(after[1]) >= len(rounds):
         return None
-    grown = int(rounds[int(after[1])]["grown"])
+    grown = rounds[int(after[1])].grown
     share = error.posts / grown
     return error._replace(
         value=error.value * share, low=error.low * share, high=error.high * share, posts=grown

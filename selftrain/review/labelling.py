@@ -240,7 +240,7 @@ def _draw(
     drawing: Drawing,
 ) -> int:
     from selftrain.act.budget import filled
-    from selftrain.review.disagreement import Suspicion
+    from selftrain.review.disagreement import MachineLabel
     from selftrain.review.ledger import LEDGER, ReviewLedger
     from selftrain.review.sampling import entries_of, sample_of
 
@@ -251,7 +251,7 @@ def _draw(
         )
     errors = filled([one.error for one in said])
     suspected = [
-        Suspicion(one.post_id, str(one.label), float(error))
+        MachineLabel(one.post_id, str(one.label), float(error))
         for one, error in zip(annotations, errors, strict=True)
     ]
     entries = entries_of(

@@ -1,7 +1,8 @@
 """From a run to posts that people should look at: a sample of the divergent set goes into the run's ledger.
 
-Which posts are divergent now, and which pseudo-labels stand, follows from the finished rounds. How likely a
-label is wrong is estimated from what classifier and agents said last, see `selftrain.review.disagreement`.
+Which posts are disputed now, and which pseudo-labels stand, follows from the finished rounds, see
+`selftrain.state`. How likely a label is wrong is estimated from what classifier and agents said last, see
+`selftrain.review.disagreement`.
 """
 
 from __future__ import annotations
@@ -9,39 +10,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from selftrain._util.types import Json
-from selftrain.errors import BudgetError, RunStateError
+from agents.judgment import Verdict
+from selftrain.act.budget import Rule, filled
+from selftrain.errors import BudgetError
+from selftrain.review.disagreement import MachineLabel, error_estimates
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.open_ledger import OpenLedger
+from selftrain.review.sampling import Order, entries_of, sample_of
+from selftrain.rounds import replay
+from selftrain.state import LastVerdict
 from selftrain.store.run_dir import RunFolder
 
-if TYPE_CHECKING:
-    from selftrain.act.budget import Rule
-    from selftrain.review.disagreement import Suspicion
-    from selftrain.review.sampling import Order
-
 Among = Literal["divergent", "accepted"]
-Estimator = Callable[[str, Sequence[Mapping[str, Any]], "Sequence[Suspicion]"], "Sequence[float | None]"]
+Estimator = Callable[[str, Sequence[Verdict], Sequence[MachineLabel]], Sequence[float | None]]
 """From a batch's name, the last verdicts on its posts and their labels to how likely each label is wrong."""
-
-
-class Said(NamedTuple):
-    """The last verdict on a post, as verdicts.jsonl has it, and the round that gave it."""
-
-    round: int
-    verdict: Json
-
-
-class Verdicts(NamedTuple):
-    """Where the finished rounds leave the posts that were judged, by id, in the order of their first verdict.
-
-    Attributes:
-        divergent: Found divergent in any round, kept or rolled back, and not accepted since.
-        accepted: Pseudo-labels that stand.
-    """
-
-    divergent: dict[str, Said]
-    accepted: dict[str, Said]
 
 
 class Requested(NamedTuple):
@@ -62,49 +46,15 @@ class Requested(NamedTuple):
     new: bool
 
 
-def verdicts_now(folder: RunFolder) -> Verdicts:
-    """What the last word on every judged post is.
-
-    A rolled back round accepts nothing and returns nothing, but who disagreed in it disagreed.
+def verdicts_among(folder: RunFolder, among: Among) -> dict[str, LastVerdict]:
+    """The last verdict on each disputed post, or on each pseudo-label that stands, by post id.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
     folder.recipe()  # no run folder: said before anything else
-    last, accepted, divergent = dict[str, Said](), set[str](), set[str]()
-    for figures in folder.finished_rounds():
-        kept = bool(figures["kept"])
-        returned = set(figures.get("returned", ())) if kept else set()
-        accepted -= returned
-        divergent |= returned
-        for verdict in folder.verdicts(int(figures["round"])):
-            post_id = str(verdict["post_id"])
-            last[post_id] = Said(int(figures["round"]), verdict)
-            if not verdict["consistent"]:
-                divergent.add(post_id)
-            elif kept:
-                accepted.add(post_id)
-                divergent.discard(post_id)
-    divergent -= accepted
-    return Verdicts(
-        {post_id: said for post_id, said in last.items() if post_id in divergent},
-        {post_id: said for post_id, said in last.items() if post_id in accepted},
-    )
-
-
-def class_names(folder: RunFolder) -> tuple[str, ...]:
-    """The task's classes, the positive one first; those of a labelling in its task's order.
-
-    Raises:
-        RunStateError: The folder does not name them.
-    """
-    folder.recipe()  # no run folder: said before anything else
-    classes = folder.environment().get("classes")
-    if isinstance(classes, dict) and isinstance(classes.get("all"), list):
-        return tuple(map(str, classes["all"]))
-    if not isinstance(classes, dict) or not {"positive", "negative"} <= classes.keys():
-        raise RunStateError(f"{folder.path}/environment.json names no classes: the run folder is damaged")
-    return str(classes["positive"]), str(classes["negative"])
+    state, _ = replay(folder)
+    return state.last_verdicts_on(state.disputed if among == "divergent" else state.accepted.keys())
 
 
 def request_reviews(
@@ -146,17 +96,13 @@ def request_reviews(
             a rule or share that is none, no posts at all.
         LedgerError: The ledger was made with other settings, or cannot be read or written.
     """
-    from selftrain.review.ledger import LEDGER, ReviewLedger
-    from selftrain.review.sampling import entries_of, sample_of
-
     path, own_seed = folder.path / LEDGER, _seed(seed, batch)
-    classes = class_names(folder)
+    classes = folder.class_names()
     known = _known(path) if path.exists() else {}
     if batch not in known:
-        verdicts = verdicts_now(folder)
         earlier = {post_id for drawn in known.values() for post_id in drawn}
-        candidates: dict[str, Said] = getattr(verdicts, among)
-        chosen = {post_id: said for post_id, said in candidates.items() if post_id not in earlier}
+        judged = verdicts_among(folder, among)
+        chosen = {post_id: last for post_id, last in judged.items() if post_id not in earlier}
         count = budget - len(earlier) if sample is None else sample
         _check(folder, len(chosen), count, among, again=bool(earlier))
         labels = _pseudo_labels(chosen) if among == "accepted" else None
@@ -164,7 +110,7 @@ def request_reviews(
     ledger = ReviewLedger.create(path, classes=classes, budget=budget, doubled_share=doubled_share, seed=seed)
     try:
         if batch not in known:
-            parts = [f"round {said.round}" for said in chosen.values()]
+            parts = [f"round {last.round}" for last in chosen.values()]
             entries = entries_of(suspected, parts, count=count, rule=rule, floor=floor, seed=own_seed)
             drawn_ids = sample_of(entries, own_seed, order)
             ledger.add(batch, entries, drawn_ids, likeliest_first=order == "uncertain")
@@ -176,8 +122,6 @@ def request_reviews(
 
 def _known(path: Path) -> dict[str, list[str]]:
     """Batch -> the posts that it sent to review."""
-    from selftrain.review.open_ledger import OpenLedger
-
     ledger = OpenLedger(path)
     try:
         return {batch: ledger.drawn(batch) for batch in ledger.batches()}
@@ -186,27 +130,24 @@ def _known(path: Path) -> dict[str, list[str]]:
 
 
 def _suspected(
-    chosen: Mapping[str, Said],
+    chosen: Mapping[str, LastVerdict],
     classes: Sequence[str],
     labels: Mapping[str, str] | None,
     batch: str,
     estimator: Estimator | None,
-) -> list[Suspicion]:
+) -> list[MachineLabel]:
     """How likely each post's label is wrong: by disagreement, or by the estimator where there is one."""
-    from selftrain.act.budget import filled
-    from selftrain.review.disagreement import suspicions
-
-    verdicts = [said.verdict for said in chosen.values()]
-    suspected = suspicions(verdicts, classes, labels=labels)
+    verdicts = [last.verdict for last in chosen.values()]
+    suspected = error_estimates(verdicts, classes, labels=labels)
     if estimator is None:
         return suspected
     errors = filled(estimator(batch, verdicts, suspected))
     return [one._replace(error=float(error)) for one, error in zip(suspected, errors, strict=True)]
 
 
-def _pseudo_labels(chosen: Mapping[str, Said]) -> dict[str, str]:
+def _pseudo_labels(chosen: Mapping[str, LastVerdict]) -> dict[str, str]:
     """Post id -> the label that classifier and agents agreed on."""
-    return {post_id: str(said.verdict["classifier_label"]) for post_id, said in chosen.items()}
+    return {post_id: last.verdict.classifier_label for post_id, last in chosen.items()}
 
 
 def _check(folder: RunFolder, posts: int, count: int, among: Among, *, again: bool) -> None:

@@ -12,19 +12,18 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from selftrain._util.types import Json
 from selftrain.review.audit import AUDIT
-from selftrain.store.run_dir import RunFolder
-
-if TYPE_CHECKING:
-    from selftrain.review.criticism import LoopCriticizer
-    from selftrain.review.items import Decision, Entry
-    from selftrain.review.ledger import ReviewLedger
+from selftrain.review.criticism import LoopCriticizer
+from selftrain.review.items import Decision, Entry
+from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.requests import request_reviews, verdicts_among
+from selftrain.store.run_dir import HumanLabel, RunFolder
 
 Rule = Literal["normalised", "exponential", "threshold"]
 Wait = Literal["end", "poll"]
@@ -61,8 +60,33 @@ class Waiting(NamedTuple):
         )
 
 
-class People:
-    """The reviewers, as the loop sees them.
+class Reviewers(Protocol):
+    """What the loop needs of the people who review for it."""
+
+    def ready(self, number: int) -> bool:
+        """Ask what is to be asked before round `number` >= 1; False ends the run in good order.
+
+        Called once before every round. The finished rounds lie in the run's folder; a round before which
+        this is False is not begun, and the same run goes on from there when it is started again.
+        """
+        ...
+
+    def answers(self, used: Mapping[str, str]) -> Sequence[HumanLabel]:
+        """Labels of pool posts that no round has used yet.
+
+        Args:
+            used: Post id -> the label that earlier rounds used. A post in it is given again only when its
+                label has changed since.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what was opened; safe to repeat."""
+        ...
+
+
+class HumanReview:
+    """People who review in the run's ledger: on the review page, or by export and import.
 
     Args:
         folder: The run.
@@ -112,8 +136,8 @@ class People:
             return True
         return self._wait == "poll" and self._until_reviewed(waiting)
 
-    def answers(self, used: Mapping[str, str]) -> list[Json]:
-        """Decisions on posts of the run that no round has used: rows of `human.jsonl`, in order of review.
+    def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
+        """Decisions on posts of the run that no round has used, in order of review.
 
         A post on which every reviewer was unsure has none; of a contested one the first label counts.
 
@@ -134,7 +158,7 @@ class People:
                 if entry.post_id in drawn
             }
             return [
-                _row(decision, *entries[decision.post_id])
+                _human_label(decision, decision.label, *entries[decision.post_id])
                 for decision in ledger.decisions()
                 if decision.label is not None and used.get(decision.post_id) != decision.label
             ]
@@ -146,8 +170,6 @@ class People:
 
     def _ask(self, number: int) -> None:
         """Draw the sample that follows round `number`, unless it was drawn or nothing may be spent."""
-        from selftrain.review.requests import request_reviews, verdicts_now
-
         with opened_ledger(self._folder) as ledger:
             drawn = {} if ledger is None else {batch: ledger.drawn(batch) for batch in ledger.batches()}
             if batch_after(number) in drawn:
@@ -159,7 +181,7 @@ class People:
                     ledger.allow(RECIPE, self._budget - base)
         asked = {post_id for posts in drawn.values() for post_id in posts}
         spent = sum(len(posts) for batch, posts in drawn.items() if not batch.startswith(AUDIT))
-        left = sum(post_id not in asked for post_id in verdicts_now(self._folder).divergent)
+        left = sum(post_id not in asked for post_id in verdicts_among(self._folder, "divergent"))
         sample = min(self._per_round, self._budget - spent, left)
         if sample < 1:
             return
@@ -206,8 +228,6 @@ def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
     Raises:
         LedgerError: It cannot be opened.
     """
-    from selftrain.review.ledger import LEDGER, ReviewLedger
-
     path = folder.path / LEDGER
     if not path.exists():
         yield None
@@ -222,14 +242,8 @@ def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
 _OWN = re.compile(r"round [0-9]+")
 
 
-def _row(decision: Decision, batch: str, entry: Entry) -> Json:
-    """A line of human.jsonl."""
-    return {
-        "id": decision.post_id,
-        "label": decision.label,
-        "reviewers": [review.reviewer for review in decision.reviews],
-        "contested": decision.contested,
-        "batch": batch,
-        "inclusion": round(entry.inclusion, 9),
-        "machine_label": entry.machine_label,
-    }
+def _human_label(decision: Decision, label: str, batch: str, entry: Entry) -> HumanLabel:
+    return HumanLabel(
+        decision.post_id, label, tuple(review.reviewer for review in decision.reviews), decision.contested,
+        batch, round(entry.inclusion, 9), entry.machine_label,
+    )  # fmt: skip

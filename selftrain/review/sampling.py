@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 from selftrain.act.budget import Rule, inclusion, systematic_sample
-from selftrain.review.disagreement import Suspicion
+from selftrain.review.disagreement import MachineLabel
 from selftrain.review.items import Entry
 
 Order = Literal["sampled", "uncertain"]
 
 
 def entries_of(
-    suspected: Sequence[Suspicion], parts: Sequence[str], *, count: int, rule: Rule, floor: float, seed: int
+    suspected: Sequence[MachineLabel],
+    parts: Sequence[str],
+    *,
+    count: int,
+    rule: Rule,
+    floor: float,
+    seed: int,
 ) -> list[Entry]:
     """The posts as the ledger takes them: how likely each is wrong, and how likely it is drawn.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from agents.judgment import Verdict
 from selftrain._util.types import Json
 from selftrain.errors import ExchangeError
 from selftrain.review.audit import is_audit
 from selftrain.review.labelling import annotations_of
+from selftrain.rounds import replay
 from selftrain.store.run_dir import RunFolder
 
 
@@ -103,19 +105,17 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
 
 
 def _opinions(folder: RunFolder) -> dict[str, tuple[Opinion, ...]]:
-    from selftrain.review.requests import verdicts_now
-
-    now = verdicts_now(folder)
+    state, _ = replay(folder)
     labelled = {
         post_id: (Opinion("annotator", row["label"], row["probability"], row["rationale"]),)
         for post_id, row in annotations_of(folder).items()
     }
-    return labelled | {post_id: _said(one.verdict) for post_id, one in (now.divergent | now.accepted).items()}
+    return labelled | {post_id: _said(last.verdict) for post_id, last in state.last_verdicts.items()}
 
 
-def _said(verdict: Json) -> tuple[Opinion, ...]:
-    classifier = Opinion("classifier", verdict["classifier_label"], verdict["classifier_probability"], "")
-    last: dict[str, Opinion] = {}
-    for one in sorted(verdict["judgments"], key=lambda judgment: int(judgment["step"])):
-        last[one["agent"]] = Opinion(one["agent"], one["label"], one["probability"], one["rationale"])
-    return (classifier, *last.values())
+def _said(verdict: Verdict) -> tuple[Opinion, ...]:
+    last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
+    return (
+        Opinion("classifier", verdict.classifier_label, verdict.classifier_probability, ""),
+        *(Opinion(role, one.label, one.probability, one.rationale) for role, one in last.items()),
+    )

@@ -13,7 +13,8 @@ from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.errors import TaskError
 from selftrain.review.criticism import FILE, read_criticisms
 from selftrain.review.labelling import annotations_of
-from selftrain.review.requests import verdicts_now
+from selftrain.rounds import replay
+from selftrain.state import LastVerdict
 from selftrain.store.run_dir import RunFolder
 
 SIDE = 1600
@@ -48,7 +49,7 @@ class Material:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._posts: dict[str, FoundPost | None] = {}
-        self._said: dict[str, Json] = {}
+        self._last: Mapping[str, LastVerdict] = {}
         self._criticisms: dict[str, Json] = {}
         self._annotations: dict[str, Json] = {}
         self._rounds = -1
@@ -64,9 +65,8 @@ class Material:
             return
         found = find_posts(self._folder, wanted)
         self._posts |= {post_id: found.get(post_id) for post_id in wanted}
-        if (rounds := len(self._folder.finished_rounds())) != self._rounds:
-            now = verdicts_now(self._folder)
-            self._said = {one: said.verdict for one, said in (now.divergent | now.accepted).items()}
+        if (rounds := self._folder.finished()) != self._rounds:
+            self._last = replay(self._folder)[0].last_verdicts
             self._annotations = annotations_of(self._folder)
             rows = read_criticisms(self._folder.path / FILE)
             self._criticisms = {str(row["post_id"]): row for row in rows}  # the last batch counts
@@ -76,7 +76,7 @@ class Material:
         """Posts that neither a manifest nor a verdict of the run knows."""
         asked = list(post_ids)
         self.load(asked)
-        return [one for one in asked if self._posts[one] is None and one not in self._said]
+        return [one for one in asked if self._posts[one] is None and one not in self._last]
 
     def shown(self, post_id: str) -> Json:
         """The post itself, as the page takes it: text None where the manifest is gone."""
@@ -97,15 +97,16 @@ class Material:
         `probability` and `words`. Empty where no verdict of the run speaks of the post.
         """
         self.load([post_id])
-        verdict = self._said.get(post_id)
-        if verdict is None:
+        last = self._last.get(post_id)
+        if last is None:
             return self._labelled(post_id)
-        classifier = _step("label", verdict["classifier_label"], verdict["classifier_probability"], "")
+        verdict = last.verdict
+        classifier = _step("label", verdict.classifier_label, verdict.classifier_probability, "")
         criticism = self._criticisms.get(post_id)
-        parties: dict[str, list[Json]] = {}
-        for one in sorted(verdict["judgments"], key=lambda judgment: int(judgment["step"])):
-            step = _step(one["state"], one["label"], one["probability"], one["rationale"])
-            parties.setdefault(one["agent"], []).append(step)
+        parties = {
+            role: [_step(str(one.state), one.label, one.probability, one.rationale) for one in judgments]
+            for role, judgments in verdict.by_agent().items()
+        }
         return [
             {"who": "classifier", "steps": [classifier]},
             *({"who": printable(who), "steps": steps} for who, steps in parties.items()),
@@ -156,7 +157,7 @@ def policy_of(folder: RunFolder, classes: Iterable[str]) -> Policy:
     """
     from selftrain.data.task import load_task
 
-    name = str(folder.environment().get("identity", {}).get("task", ""))
+    name = folder.environment().task
     path = folder.recipe().get("data", {}).get("task")
     try:
         task = None if path is None else load_task(Path(path))

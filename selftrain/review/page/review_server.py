@@ -25,7 +25,6 @@ from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import draw_page
 from selftrain.review.page.session import Desk
-from selftrain.review.requests import class_names
 from selftrain.serving.server import address, listen
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
@@ -69,7 +68,7 @@ def open_desk(folder: RunFolder, *, show_opinions: bool = False) -> Desk:
 
 def _own_material(folder: RunFolder, ledger: OpenLedger) -> Material:
     """What is shown of the ledger's posts, which are this run's."""
-    classes, material = class_names(folder), Material(folder)
+    classes, material = folder.class_names(), Material(folder)
     another = f"{ledger.path} is the ledger of another run"
     if set(ledger.classes) != set(classes):
         raise LedgerError(

@@ -21,7 +21,7 @@ from selftrain.review.exchange.exchange_tasks import Opinion, Task, gather_tasks
 from selftrain.review.import_decisions import Outside
 from selftrain.review.items import UNSURE, Entry
 from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_now
+from selftrain.review.requests import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
 CLASSES = ("rude", "kind")
@@ -333,7 +333,7 @@ def test_a_table_is_read_with_the_delimiter_that_the_spreadsheet_wrote(delimiter
 def run(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path / "run", symlinks=True)
     folder = RunFolder(tmp_path / "run")
-    divergent = len(verdicts_now(folder).divergent)
+    divergent = len(verdicts_among(folder, "divergent"))
     assert divergent >= 2
     request_reviews(folder, budget=min(5, divergent), batch="divergent", seed=1)
     return folder

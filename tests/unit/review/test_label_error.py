@@ -13,7 +13,7 @@ from selftrain.review.audit import request_audit
 from selftrain.review.items import UNSURE
 from selftrain.review.label_error import reviewed_batches, told
 from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_now
+from selftrain.review.requests import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 
@@ -84,7 +84,7 @@ def test_a_part_of_them_gives_an_interval_around_the_estimate(run):
 
 
 def test_divergent_posts_and_audits_are_told_apart_and_the_audit_is_told_first(run):
-    divergent = verdicts_now(run).divergent
+    divergent = verdicts_among(run, "divergent")
     request_reviews(run, budget=len(divergent), batch="round 1")
     review(run, wrong_where(run, lambda post_id: True))
     assert "divergent posts' labels" in told(reviewed_batches(run))
