@@ -352,7 +352,7 @@ def build_people(
     Raises:
         PromptError, StoreError: A criticizer cannot be set up.
     """
-    from selftrain.review.ledger import LEDGER
+    from selftrain.review.ledger_reader import LEDGER
     from selftrain.review.reviewers import People
 
     section = recipe.human
@@ -369,7 +369,7 @@ def build_people(
         per_round=section.per_round,
         rule=section.rule,
         floor=section.floor,
-        doubled_share=section.doubled_share,
+        double_annotation_rate=section.double_annotation_rate,
         wait=section.wait,
         seed=recipe.seed,
         progress=progress,

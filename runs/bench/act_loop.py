@@ -109,7 +109,8 @@ def run_with_people(recipe: Recipe, prepared: Prepared, path: Path, budget: int)
     """The loop with reviewers who know the truth; figures of its best model on test."""
     from selftrain.build import build_loss, build_panel, build_settings, build_trainer
     from selftrain.loop import self_train
-    from selftrain.review.ledger import LEDGER, ReviewLedger
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER
     from selftrain.review.reviewers import People, waiting_for
 
     corpus, folder = prepared.corpus, RunFolder(path)
@@ -140,8 +141,8 @@ def run_with_people(recipe: Recipe, prepared: Prepared, path: Path, budget: int)
                 break
             ledger = ReviewLedger(path / LEDGER)
             while (post := ledger.next_post("simulated")) is not None:
-                label = corpus.class_name(truth[post.entry.post_id])
-                ledger.decide("simulated", post.entry.post_id, label)
+                label = corpus.class_name(truth[post.item.post_id])
+                ledger.decide("simulated", post.item.post_id, label)
             ledger.close()
     best = [one for one in rounds if one.kept][-1]
     assert best.test is not None

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from selftrain._util.types import Json
 from selftrain.report.run_page import COST, FinalSplit, Page, RoundRow
-from selftrain.review.label_error import percent
+from selftrain.review.estimates import percent
 from selftrain.web import charts
 from selftrain.web.html import render_template
 

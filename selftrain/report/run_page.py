@@ -18,7 +18,7 @@ from selftrain.report.agent_sections import Agents, gather_agents
 from selftrain.report.left_out import Quarantine, read_quarantine
 from selftrain.report.status import Score, Summary, is_held, missing_reviews, score, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
-from selftrain.review.label_error import ReviewedBatch, reviewed_batches
+from selftrain.review.estimates import ReviewedBatch, reviewed_batches
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import (
     PrecisionRecall,

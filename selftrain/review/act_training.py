@@ -33,9 +33,9 @@ from selftrain.models.best_model import stored_recipe
 from selftrain.models.head import HeadSettings
 from selftrain.models.metrics import macro_f1_of_classes
 from selftrain.models.pretrained import backbone_options
-from selftrain.review.estimates import Outcome, outcome
+from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, review_folder
-from selftrain.review.ledger import LEDGER
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.ledger_reader import LedgerReader
 from selftrain.store.run_dir import RunFolder
 
@@ -217,7 +217,7 @@ def head_settings(section: ClassifierSection) -> HeadSettings:
 
 
 def reviewed_labels(
-    batches: Sequence[Outcome], trusted: TrustedPosts, failed: Mapping[str, str]
+    batches: Sequence[BatchOutcome], trusted: TrustedPosts, failed: Mapping[str, str]
 ) -> ReviewedLabels:
     """Every batch's population with its labels and chances of review, then the labelled posts.
 
@@ -245,7 +245,7 @@ def reviewed_labels(
     return ReviewedLabels(posts, machine, human, np.array(inclusion, dtype=np.float64))
 
 
-def _batches(folder: RunFolder) -> list[Outcome]:
+def _batches(folder: RunFolder) -> list[BatchOutcome]:
     """What people said, batch by batch; those without an answer yet are left out."""
     ledger = LedgerReader(folder.path / LEDGER)
     try:

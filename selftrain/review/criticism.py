@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agents.ask.criticizer.asking import Annotation, Criticism, Criticizer
     from agents.ask.criticizer.desk import Desk
     from agents.judgment import PostLike, Verdict
-    from selftrain.review.disagreement import MachineLabel
+    from selftrain.review.sampling import MachineLabel
 
 logger = logging.getLogger(__name__)
 

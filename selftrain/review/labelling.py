@@ -67,7 +67,7 @@ class Drawing(NamedTuple):
     budget: int
     rule: Rule = "exponential"
     floor: float = 0.1
-    doubled_share: float = 0.0
+    double_annotation_rate: float = 0.0
     seed: int = 0
 
 
@@ -202,10 +202,10 @@ def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
     from selftrain.data.manifest import read_manifest
     from selftrain.errors import EstimateError
     from selftrain.review.estimates import label_errors, outcome
-    from selftrain.review.ledger import LEDGER
-    from selftrain.review.open_ledger import OpenLedger
+    from selftrain.review.ledger_reader import LEDGER
+    from selftrain.review.ledger_reader import LedgerReader
 
-    ledger = OpenLedger(folder.path / LEDGER)
+    ledger = LedgerReader(folder.path / LEDGER)
     try:
         found = outcome(ledger, BATCH)
         waiting = len(ledger.waiting())
@@ -240,9 +240,10 @@ def _draw(
     drawing: Drawing,
 ) -> int:
     from selftrain.act.budget import filled
-    from selftrain.review.disagreement import MachineLabel
-    from selftrain.review.ledger import LEDGER, ReviewLedger
-    from selftrain.review.sampling import entries_of, sample_of
+    from selftrain.review.sampling import MachineLabel
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER
+    from selftrain.review.sampling import review_items, sample_of
 
     if not 1 <= drawing.budget <= len(annotations):
         raise BudgetError(
@@ -254,14 +255,14 @@ def _draw(
         MachineLabel(one.post_id, str(one.label), float(error))
         for one, error in zip(annotations, errors, strict=True)
     ]
-    entries = entries_of(
+    entries = review_items(
         suspected, [""] * len(suspected),
         count=drawing.budget, rule=drawing.rule, floor=drawing.floor, seed=drawing.seed,
     )  # fmt: skip
     order = sample_of(entries, drawing.seed)
     ledger = ReviewLedger.create(
         folder.path / LEDGER, classes=classes, budget=drawing.budget,
-        doubled_share=drawing.doubled_share, seed=drawing.seed,
+        double_annotation_rate=drawing.double_annotation_rate, seed=drawing.seed,
     )  # fmt: skip
     try:
         ledger.add(BATCH, entries, order)

@@ -17,12 +17,14 @@ import json
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger_reader import (
+    LEDGER,
     ALLOWED,
     CREATE,
     FORMAT,
@@ -39,6 +41,7 @@ from selftrain.review.ledger_reader import (
     explained,
     read_settings,
 )
+from selftrain.store.run_dir import RunFolder
 
 LEASE_SECONDS = 900.0
 
@@ -310,6 +313,24 @@ class ReviewLedger(LedgerReader):
 def _check_reviewer(reviewer: str) -> None:
     if not reviewer.strip():
         raise DecisionError("a reviewer without a name: expected one, so that nobody sees a post twice")
+
+
+@contextmanager
+def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
+    """The run's ledger of reviews, or None where it has none.
+
+    Raises:
+        LedgerError: It cannot be opened.
+    """
+    path = folder.path / LEDGER
+    if not path.exists():
+        yield None
+        return
+    ledger = ReviewLedger(path)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
 
 
 # ---- the changes, each inside a transaction ------------------------------------------------------------

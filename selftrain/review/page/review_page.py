@@ -11,14 +11,14 @@ from markupsafe import Markup
 
 from selftrain import web
 from selftrain._util.printable import printable, printable_lines
-from selftrain.review.items import UNSURE
+from selftrain.review.ledger_reader import UNSURE
 from selftrain.review.page.material import Policy
 from selftrain.web.embedding import as_json
 
 _HERE, _WEB = Path(__file__).parent, Path(web.__file__).parent
 
 
-class Page(NamedTuple):
+class ReviewPage(NamedTuple):
     """What a reviewer's browser is given first.
 
     Attributes:
@@ -42,7 +42,7 @@ def draw_page(
     lease_seconds: float,
     command: str,
     show_opinions: bool,
-) -> Page:
+) -> ReviewPage:
     """The page of a run.
 
     Args:
@@ -76,7 +76,7 @@ def draw_page(
         nonce=mark,
         show_opinions=show_opinions,
     )
-    return Page(html, mark)
+    return ReviewPage(html, mark)
 
 
 def security_policy(nonce: str) -> str:

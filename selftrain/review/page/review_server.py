@@ -19,13 +19,14 @@ from starlette.applications import Starlette
 
 from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.open_ledger import OpenLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger_reader import LedgerReader
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import draw_page
-from selftrain.review.page.session import Desk
-from selftrain.serving.server import address, listen
+from selftrain.review.page.session import ReviewSession
+from selftrain.web.listener import address, listen
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
@@ -51,8 +52,8 @@ class Opening(NamedTuple):
     reviewer: str = ""
 
 
-def open_desk(folder: RunFolder, *, show_opinions: bool = False) -> Desk:
-    """The desk of a run that has something to review.
+def open_session(folder: RunFolder, *, show_opinions: bool = False) -> ReviewSession:
+    """The session of a run that has something to review.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -60,13 +61,13 @@ def open_desk(folder: RunFolder, *, show_opinions: bool = False) -> Desk:
     """
     ledger = ReviewLedger(folder.path / LEDGER)
     try:
-        return Desk(ledger, _own_material(folder, ledger), show_opinions=show_opinions)
+        return ReviewSession(ledger, _own_material(folder, ledger), show_opinions=show_opinions)
     except BaseException:
         ledger.close()
         raise
 
 
-def _own_material(folder: RunFolder, ledger: OpenLedger) -> Material:
+def _own_material(folder: RunFolder, ledger: LedgerReader) -> Material:
     """What is shown of the ledger's posts, which are this run's."""
     classes, material = folder.class_names(), Material(folder)
     another = f"{ledger.path} is the ledger of another run"
@@ -87,7 +88,7 @@ def _own_material(folder: RunFolder, ledger: OpenLedger) -> Material:
 
 def serve(
     folder: RunFolder,
-    desk: Desk,
+    session: ReviewSession,
     opening: Opening,
     *,
     tell: Callable[[str], None],
@@ -97,7 +98,7 @@ def serve(
 
     Args:
         folder: The run.
-        desk: Of that run; it stays open.
+        session: Of that run; it stays open.
         opening: Where.
         tell: Told, line by line, what a person at the terminal should know.
         opened: Told the address, once it answers.
@@ -119,13 +120,13 @@ def serve(
         names = () if opening.host in LOOPBACK else (opening.host,)
         page = draw_page(
             folder.path.resolve().name,
-            desk.ledger.classes,
-            policy_of(folder, desk.ledger.classes),
-            lease_seconds=desk.ledger.lease_seconds,
+            session.ledger.classes,
+            policy_of(folder, session.ledger.classes),
+            lease_seconds=session.ledger.lease_seconds,
             command=next_command(folder),
-            show_opinions=desk.show_opinions,
+            show_opinions=session.show_opinions,
         )
-        app = build_app(desk, page, token=token, hosts=names)
+        app = build_app(session, page, token=token, hosts=names)
         where = f"{address(listener)}/?token={token}"
         if opening.reviewer:
             where += f"&reviewer={quote(opening.reviewer, safe='')}"
@@ -144,7 +145,7 @@ def next_command(folder: RunFolder) -> str:
     """What gives the reviewed labels to the run: its own recipe holds every setting, overridden ones too."""
     out = shlex.quote(str(folder.path))
     if isinstance(folder, LabelFolder):
-        return f"selftrain act labels {out} --out labelled.jsonl"
+        return f"selftrain act export {out} --out labelled.jsonl"
     if (folder.path / "quickstart-data").is_dir():
         return f"selftrain quickstart --out {out}"
     return f"selftrain run {shlex.quote(str(folder.recipe_path))} --out {out}"

@@ -28,8 +28,9 @@ from selftrain.review.labelling import (
     mixed_posts,
     review_folder,
 )
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.page.review_server import next_command, open_desk
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.page.review_server import next_command, open_session
 
 POSTS, KNOWN, SLIP, BUDGET = 40, 4, 5, 10
 
@@ -77,8 +78,8 @@ def review(data):
     """Somebody who knows the truth looks at all that was drawn."""
     ledger, seen = ReviewLedger(data / "labels" / LEDGER), []
     while (post := ledger.next_post("ann")) is not None:
-        ledger.decide("ann", post.entry.post_id, truth_of(post.entry.post_id))
-        seen.append(post.entry.post_id)
+        ledger.decide("ann", post.item.post_id, truth_of(post.item.post_id))
+        seen.append(post.item.post_id)
     ledger.close()
     return seen
 
@@ -140,7 +141,7 @@ def test_the_review_page_and_the_exports_know_a_labelling_of_three_classes(data,
     labelled(data)
     folder = review_folder(data / "labels")
     assert isinstance(folder, LabelFolder)
-    desk = open_desk(folder)
+    desk = open_session(folder)
     try:
         assert desk.ledger.classes == tuple(NAMES)
         drawn = desk.ledger.drawn(BATCH)

@@ -25,7 +25,8 @@ from selftrain.cli import act as cli_act
 from selftrain.config import HumanSection, load_recipe
 from selftrain.errors import BudgetError, RecipeError
 from selftrain.review.criticism import FILE, LoopCriticizer
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.page.material import Material
 from selftrain.store.run_dir import RunFolder
 

@@ -15,13 +15,14 @@ from review_helpers import WORDS, review_of, run_of
 from starlette.testclient import TestClient
 
 from selftrain.errors import LedgerError
-from selftrain.review.items import UNSURE, Review
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger_reader import Review, UNSURE
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import draw_page
-from selftrain.review.page.session import Desk, seconds_a_post
-from selftrain.review.requests import request_reviews
+from selftrain.review.page.session import ReviewSession, seconds_a_post
+from selftrain.review.sampling import request_reviews
 
 TOKEN = "t" * 43
 BASE = "http://127.0.0.1:8000"
@@ -43,7 +44,7 @@ class Site:
         self.clock = Clock()
         self.folder = folder
         self.ledger = ReviewLedger(folder.path / LEDGER, clock=self.clock)
-        self.desk = Desk(
+        self.desk = ReviewSession(
             self.ledger, Material(folder), show_opinions=show_opinions, refresh_seconds=0, clock=lambda: 0.0
         )
         page = draw_page(
