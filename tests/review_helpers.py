@@ -14,10 +14,9 @@ from report_helpers import PLAIN, figures, judgment, lines
 
 from selftrain.data.task import Task, TaskClass, dump_task
 from selftrain.review.criticism import FILE as CRITICISMS
-from selftrain.review.ledger_reader import ReviewItem
 from selftrain.review.labelling import ANNOTATIONS, BATCH, LabelFolder, begin
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger_reader import LEDGER, ReviewItem
 from selftrain.review.sampling import request_reviews
 from selftrain.store.run_dir import RunFolder
 

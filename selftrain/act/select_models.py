@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 
-from agents.ask.criticizer.asking import Annotation, Annotator, Criticism, Criticizer
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.wording import Wording
+from agents.ask.criticizer import Criticism, Criticizer
+from agents.ask.runner import Runner
 from agents.judgment import LabelledPost
-from agents.trust import Interval, wilson
+from agents.trust import Proportion, wilson
 from selftrain._util.types import BoolArray, FloatArray
 from selftrain.act.annotation_quality import abs_score
 from selftrain.act.budget import filled
@@ -47,7 +47,7 @@ class AnnotatorScore(NamedTuple):
 
     model: str
     mode: str
-    accuracy: Interval
+    accuracy: Proportion
     posts: int
     unlabelled: int
     tokens: int
@@ -69,7 +69,7 @@ class CriticizerScore(NamedTuple):
 
     model: str
     strategy: str
-    auc: Interval | None
+    auc: Proportion | None
     abs: float | None
     mean_error: float
     missing: int
@@ -86,9 +86,9 @@ class BudgetAdvice(NamedTuple):
         posts: That many of the pool, rounded up; None where its size is not known.
     """
 
-    error: Interval
+    error: Proportion
     buffer: float
-    share: Interval
+    share: Proportion
     posts: tuple[int, int, int] | None
 
 
@@ -124,9 +124,9 @@ class ModelSelection(NamedTuple):
 
 
 def select_models(
-    desks: Mapping[str, Desk],
+    runners: Mapping[str, Runner],
     posts: Sequence[LabelledPost],
-    wording: Wording,
+    prompts: AnnotationPrompts,
     *,
     strategies: Sequence[str],
     modes: Sequence[str] = MODES,
@@ -139,9 +139,9 @@ def select_models(
     """Try the candidates on labelled posts and apply the rule.
 
     Args:
-        desks: Model name -> the model at work; tried in this order, which decides between equals.
+        runners: Model name -> the model at work; tried in this order, which decides between equals.
         posts: Labelled ones, each with a class of the task.
-        wording: The prompts.
+        prompts: Of annotator and criticizer.
         strategies: Ways of criticizing to try, one or more.
         modes: Ways of annotating to try, one or more.
         self_criticism: Whether the annotator's model is tried as criticizer too, for comparison.
@@ -154,9 +154,9 @@ def select_models(
         BudgetError: No model, mode or strategy, too few posts, one without a label, a buffer outside [0, 1].
         AgentError: Nobody can be asked.
     """
-    if not desks or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
+    if not runners or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
         raise BudgetError(
-            f"{len(desks)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
+            f"{len(runners)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
             f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a"
             " buffer in [0, 1]"
         )
@@ -165,10 +165,10 @@ def select_models(
         raise BudgetError(f"{truth.count(None)} of {len(truth)} posts have no label: give labelled ones")
     # --- everybody annotates; of each model its better mode counts
     annotators = [
-        Annotator(wording, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed)
+        Annotator(prompts, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed)
         for mode in modes
     ]
-    tried = _annotated(desks, posts, annotators)
+    tried = _annotated(runners, posts, annotators)
     best, annotations = tried[0]
     # --- the second best model criticizes the best one's labels
     others = [score.model for score, _ in tried if score.model != best.model]
@@ -176,38 +176,38 @@ def select_models(
     if self_criticism and best.model not in critics:
         critics.append(best.model)
     criticizers = [
-        Criticizer(wording, strategy, rationale_chars=rationale_chars, seed=seed) for strategy in strategies
+        Criticizer(prompts, strategy, rationale_chars=rationale_chars, seed=seed) for strategy in strategies
     ]
     wrong = np.array([a.label != label for a, label in zip(annotations, truth, strict=True)])
     scores = [
         score
         for model in critics
         for score in _criticized(
-            desks[model], posts, annotations, criticizers, model=model, wrong=wrong, seed=seed
+            runners[model], posts, annotations, criticizers, model=model, wrong=wrong, seed=seed
         )
     ]
     budget = advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool)
     by_accuracy = tuple(score for score, _ in tried)
     return ModelSelection(
-        best, scores[0], budget, by_accuracy, tuple(scores), _warnings(best, scores[0], len(desks))
+        best, scores[0], budget, by_accuracy, tuple(scores), _warnings(best, scores[0], len(runners))
     )
 
 
 def _annotated(
-    desks: Mapping[str, Desk], posts: Sequence[LabelledPost], annotators: Sequence[Annotator]
+    runners: Mapping[str, Runner], posts: Sequence[LabelledPost], annotators: Sequence[Annotator]
 ) -> list[tuple[AnnotatorScore, list[Annotation]]]:
     """Every model's annotations in every way of asking, the most accurate first."""
     truth = [post.label for post in posts]
     tried = []
-    for model, desk in desks.items():
+    for model, runner in runners.items():
         for annotator in annotators:
-            found, tokens = _paid(desk, partial(desk.annotate, posts, annotator))
+            found, tokens = _paid(runner, partial(annotator.annotate, runner, posts))
             tried.append((annotator_score(model, annotator.name, found, truth, tokens), found))
     return sorted(tried, key=lambda one: -one[0].accuracy.value)
 
 
 def _criticized(
-    desk: Desk,
+    runner: Runner,
     posts: Sequence[LabelledPost],
     annotations: Sequence[Annotation],
     criticizers: Sequence[Criticizer],
@@ -219,7 +219,7 @@ def _criticized(
     """How well one model finds the errors in every way of asking, the best first."""
     scores = []
     for criticizer in criticizers:
-        said, tokens = _paid(desk, partial(desk.criticize, posts, annotations, criticizer))
+        said, tokens = _paid(runner, partial(criticizer.criticize, runner, posts, annotations))
         scores.append(criticizer_score(model, criticizer.strategy.name, said, wrong, tokens, seed=seed))
     return sorted(scores, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
 
@@ -260,7 +260,7 @@ def criticizer_score(
     )  # fmt: skip
 
 
-def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Interval | None:
+def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Proportion | None:
     """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
     value = _auc(wrong, errors)
     if value is None:
@@ -269,7 +269,7 @@ def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Interva
     draws = (rng.integers(0, len(wrong), len(wrong)) for _ in range(RESAMPLES))
     found = [auc for drawn in draws if (auc := _auc(wrong[drawn], errors[drawn])) is not None]
     low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    return Proportion(value, float(low), float(high))
 
 
 def _auc(wrong: BoolArray, errors: FloatArray) -> float | None:
@@ -286,16 +286,16 @@ def _auc(wrong: BoolArray, errors: FloatArray) -> float | None:
 def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> BudgetAdvice:
     """The budget for an annotator that got `wrong` of `total` posts wrong."""
     error = wilson(wrong, total)
-    share = Interval(*(min(value + buffer, 1.0) for value in error))
+    share = Proportion(*(min(value + buffer, 1.0) for value in error))
     # a product such as .28 x 100 may come out a hair above the whole number that it is
     posts = None if pool is None else [math.ceil(round(value * pool, 6)) for value in share]
     return BudgetAdvice(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))
 
 
-def _paid(desk: Desk, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
-    before = desk.usage()
+def _paid(runner: Runner, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
+    before = runner.usage()
     found = work()
-    return found, desk.usage().minus(before).usage.total
+    return found, runner.usage().minus(before).usage.total
 
 
 def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: int) -> tuple[str, ...]:

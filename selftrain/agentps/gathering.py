@@ -229,8 +229,7 @@ def _with_reviews(found: Gathered, run: Path, batch: str, posts: Mapping[str, Po
 def _reviewed(run: Path, batch: str) -> BatchOutcome:
     """A batch of the run's ledger, once every post drawn has its answer."""
     from selftrain.review.estimates import outcome
-    from selftrain.review.ledger_reader import LEDGER
-    from selftrain.review.ledger_reader import LedgerReader
+    from selftrain.review.ledger_reader import LEDGER, LedgerReader
 
     ledger = LedgerReader(run / LEDGER)
     try:

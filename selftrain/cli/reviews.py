@@ -85,8 +85,7 @@ def run_export(args: argparse.Namespace) -> int:
         ActError, RunStateError, BackboneError: Nothing is written.
     """
     from selftrain.review.exchange import label_studio
-    from selftrain.review.exchange.review_export import to_csv
-    from selftrain.review.exchange.review_export import gather_tasks
+    from selftrain.review.exchange.review_export import gather_tasks, to_csv
     from selftrain.review.labelling import review_folder
     from selftrain.store import atomic
 

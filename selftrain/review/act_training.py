@@ -35,8 +35,7 @@ from selftrain.models.metrics import macro_f1_of_classes
 from selftrain.models.pretrained import backbone_options
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, review_folder
-from selftrain.review.ledger_reader import LEDGER
-from selftrain.review.ledger_reader import LedgerReader
+from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.store.run_dir import RunFolder
 
 MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
@@ -197,9 +196,7 @@ def train_on_reviews(
         {split: _quality(task.names, labels, probs) for split, (_, labels, probs) in measured.items()},
     )  # fmt: skip
     record = {"from": str(path.resolve()), "task": task.name, "power": power, "seed": seed, **found.to_json()}
-    saved = model.save(
-        out, backbone={"name": backbone.name, **options}, record=record, measured=measured
-    )
+    saved = model.save(out, backbone={"name": backbone.name, **options}, record=record, measured=measured)
     return found._replace(model=saved)
 
 
@@ -221,8 +218,10 @@ def reviewed_labels(
 ) -> ReviewedLabels:
     """Every batch's population with its labels and chances of review, then the labelled posts.
 
-    Posts that could not be encoded are left out, as are those that no manifest has any more.
+    Posts that could not be encoded are left out, as are those that no manifest has any more, and those that
+    the model is measured on.
     """
+    skipped = {*failed, *(post.id for post in (*trusted.validation, *trusted.test))}
     posts, machine = list[Post](), list[str]()
     human, inclusion = list[str | None](), list[float]()
     for batch in batches:
@@ -231,13 +230,13 @@ def reviewed_labels(
         certain = bool((batch.inclusion == 0).any())
         pi = batch.inclusion if certain else realised(batch.inclusion, batch.reviewed)
         for place, post_id in enumerate(batch.post_ids):
-            if post_id in trusted.by_id and post_id not in failed:
+            if post_id in trusted.by_id and post_id not in skipped:
                 posts.append(trusted.by_id[post_id])
                 machine.append(batch.machine[place])
                 human.append(batch.human[place])
                 inclusion.append(float(pi[place]))
     for post in trusted.labelled:
-        if post.id not in failed:
+        if post.id not in skipped:
             posts.append(post)
             machine.append(str(post.label))
             human.append(str(post.label))
@@ -291,7 +290,7 @@ def _of_run(
         RunMismatchError: The manifests have changed since.
     """
     prepared = prepare(stored_recipe(folder), encoder, progress=progress)
-    folder.check_identity(prepared.identity)
+    _check_identity(folder, prepared.identity)
     corpus = prepared.corpus
 
     def split(positions: IntArray) -> list[Post]:
@@ -306,6 +305,16 @@ def _of_run(
         {post.id: post for post in corpus.posts},
     )
     return prepared.task, trusted
+
+
+def _check_identity(folder: RunFolder, found: Mapping[str, str]) -> None:
+    recorded = folder.environment().identity
+    differing = sorted(name for name in found if recorded.get(name) != found[name])
+    if differing:
+        raise RunMismatchError(
+            f"the {' and '.join(differing)} of {folder.path} are not what they were when it ran: put"
+            " manifests and backbone back, or run it again"
+        )
 
 
 def _read(manifest: Path, task: Task) -> Sequence[Post]:

@@ -13,25 +13,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from agents.ask.annotator import Annotation, Annotator
+
+from agents.ask.criticizer import Criticism, Criticizer
+from agents.ask.runner import Runner
 from selftrain._util.types import Json
-from selftrain.errors import BudgetError, RunStateError
-from selftrain.review.criticism import FILE, row_of
+from selftrain.act.budget import Rule, filled
+from selftrain.data.manifest import read_manifest
+from selftrain.data.posts import Post
+from selftrain.data.task import Task, load_task
+from selftrain.errors import BudgetError, EstimateError, RunStateError
+from selftrain.review.criticism import CRITICISMS, LabelCriticism
+from selftrain.review.estimates import LabelErrors, label_errors, outcome
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, LedgerReader
+from selftrain.review.sampling import MachineLabel, review_items, sample_of
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
-
-if TYPE_CHECKING:
-    from agents.ask.criticizer.asking import Annotation, Annotator, Criticism, Criticizer
-    from agents.ask.criticizer.desk import Desk
-    from selftrain.act.budget import Rule
-    from selftrain.data.posts import Post
-    from selftrain.data.task import Task
-    from selftrain.review.estimates import LabelErrors
 
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
 FEWEST = 0.5
 """The share of posts that must get a machine label: below it, model and posts do not go together."""
+
+
+class LabellingData(NamedTuple):
+    """The files that a labelling is about."""
+
+    manifest: Path
+    task: Path
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LabellingData:
+        """The files of a record."""
+        return cls(Path(record["manifest"]), Path(record["task"]))
 
 
 class LabelFolder(RunFolder):
@@ -49,10 +65,21 @@ class LabelFolder(RunFolder):
         """
         if not self.recipe_path.exists():
             raise RunStateError(
-                f"{self.path} holds no labelling: it has no {RECIPE}. `selftrain act label MANIFEST ... --out"
-                " DIR` makes one"
+                f"{self.path} holds no labelling: it has no {RECIPE}. `selftrain act annotate MANIFEST ..."
+                " --out DIR` makes one"
             )
         return super().recipe()
+
+    def data_files(self) -> LabellingData:
+        """Where the posts and their task are.
+
+        Raises:
+            RunStateError: As `recipe`.
+        """
+        try:
+            return LabellingData.from_json(self.recipe().get("data", {}))
+        except (KeyError, TypeError) as error:
+            raise RunStateError(f"{self.recipe_path} names no data ({error}): it is damaged") from error
 
 
 def review_folder(path: Path | str) -> RunFolder:
@@ -61,7 +88,7 @@ def review_folder(path: Path | str) -> RunFolder:
     return found if found.recipe_path.exists() else RunFolder(path)
 
 
-class Drawing(NamedTuple):
+class SampleSettings(NamedTuple):
     """How posts are drawn for review; see `selftrain.act.budget.inclusion`."""
 
     budget: int
@@ -71,7 +98,7 @@ class Drawing(NamedTuple):
     seed: int = 0
 
 
-class Labelled(NamedTuple):
+class PoolLabels(NamedTuple):
     """What was labelled.
 
     Attributes:
@@ -91,7 +118,7 @@ class Labelled(NamedTuple):
     drawn: int
 
 
-class Mixed(NamedTuple):
+class MixedLabels(NamedTuple):
     """The manifest with the best label that is known of each post.
 
     Attributes:
@@ -106,15 +133,15 @@ class Mixed(NamedTuple):
     errors: LabelErrors | None
 
 
-def label(
+def annotate_pool(
     folder: LabelFolder,
     posts: Sequence[Post],
     *,
-    annotating: tuple[Desk, Annotator],
-    criticizing: tuple[Desk, Criticizer],
+    annotating: tuple[Runner, Annotator],
+    criticizing: tuple[Runner, Criticizer],
     classes: Sequence[str],
-    drawing: Drawing,
-) -> Labelled:
+    drawing: SampleSettings,
+) -> PoolLabels:
     """Annotate and criticize every post, and draw those that people look at.
 
     Safe to repeat: answers are paid for once, and what was drawn stays drawn.
@@ -133,30 +160,32 @@ def label(
         LedgerError, StorageError: The folder cannot be used.
     """
     # --- a label of a machine for every post that it can read
-    annotator = annotating[1]
-    annotations = annotating[0].annotate(posts, annotator)
+    runner, annotator = annotating
+    annotations = annotator.annotate(runner, posts)
     atomic.write_jsonl(folder.path / ANNOTATIONS, (one._asdict() for one in annotations))
     pairs = [(post, one) for post, one in zip(posts, annotations, strict=True) if one.label is not None]
     reason = next((one.fault for one in annotations if one.label is None), "")
     if len(pairs) < FEWEST * len(posts):
         raise BudgetError(
             f"{annotator.name} annotation gave {len(pairs):,} of {len(posts):,} posts a label; of one of the"
-            f" others: {reason}. Try the model with `selftrain act choose` first"
+            f" others: {reason}. Try the model with `selftrain act select-models` first"
         )
     # --- how likely is each wrong?
-    said = criticizing[0].criticize([p for p, _ in pairs], [a for _, a in pairs], criticizing[1])
-    if all(one.error is None for one in said):
+    runner, criticizer = criticizing
+    given = criticizer.criticize(runner, [p for p, _ in pairs], [a for _, a in pairs])
+    if all(one.error is None for one in given):
         raise BudgetError(
-            f"the criticizer gave no estimate for any of {len(said):,} labels; of the first: {said[0].fault}."
-            " Name another --strategy or --criticizer; `selftrain act choose` tests them"
+            f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"
+            f" {given[0].fault}. Name another --strategy or --criticizer; `selftrain act"
+            " select-models` tests them"
         )
-    rows = [row_of(BATCH, annotated, one) for (_, annotated), one in zip(pairs, said, strict=True)]
-    atomic.write_jsonl(folder.path / FILE, rows)
+    rows = [LabelCriticism.of(BATCH, a, one).to_json() for (_, a), one in zip(pairs, given, strict=True)]
+    atomic.write_jsonl(folder.path / CRITICISMS, rows)
     # --- people look at a sample
-    drawn = _draw(folder, [one for _, one in pairs], said, classes, drawing)
-    known = [one.error for one in said if one.error is not None]
-    return Labelled(
-        len(pairs), len(posts) - len(pairs), reason, sum(known) / len(known), len(said) - len(known), drawn
+    drawn = _draw(folder, [one for _, one in pairs], given, classes, drawing)
+    known = [one.error for one in given if one.error is not None]
+    return PoolLabels(
+        len(pairs), len(posts) - len(pairs), reason, sum(known) / len(known), len(given) - len(known), drawn
     )
 
 
@@ -173,7 +202,6 @@ def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str
         TaskError: The task cannot be used.
         StorageError: The disk is full or refuses.
     """
-    from selftrain.data.task import load_task
 
     loaded = load_task(task)
     data = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
@@ -182,28 +210,28 @@ def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str
     folder.begin({"data": data, "labelling": dict(settings)}, environment)
 
 
-def annotations_of(folder: RunFolder) -> dict[str, Json]:
-    """Post id -> its line of annotations.jsonl; empty for a run.
+def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
+    """Post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run.
 
     Raises:
         RunStateError: A damaged file.
     """
     file = folder.path / ANNOTATIONS
-    return {str(row["post_id"]): row for row in read_jsonl(file)} if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        return {one.post_id: one for one in (Annotation(**record) for record in read_jsonl(file))}
+    except TypeError as error:
+        raise RunStateError(f"{file} has a line that is no annotation ({error}): it is damaged") from error
 
 
-def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
+def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
     """What reviewers said of each post, else the machine's label; labels that the manifest had stay.
 
     Raises:
         ManifestError: The manifest cannot be read any more.
         LedgerError, RunStateError: The folder cannot be read.
     """
-    from selftrain.data.manifest import read_manifest
-    from selftrain.errors import EstimateError
-    from selftrain.review.estimates import label_errors, outcome
-    from selftrain.review.ledger_reader import LEDGER
-    from selftrain.review.ledger_reader import LedgerReader
 
     ledger = LedgerReader(folder.path / LEDGER)
     try:
@@ -213,7 +241,7 @@ def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
         ledger.close()
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
     posts = []
-    for post in read_manifest(Path(folder.recipe()["data"]["manifest"]), task).posts:
+    for post in read_manifest(folder.data_files().manifest, task).posts:
         if post.label is None and post.id in places:
             place = places[post.id]
             machine, human = found.machine[place], found.human[place]
@@ -227,45 +255,40 @@ def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
         else:
             posts.append(post)
     try:
-        return Mixed(posts, waiting, label_errors(found))
+        return MixedLabels(posts, waiting, label_errors(found))
     except EstimateError:  # too few answers, or drawn by threshold alone
-        return Mixed(posts, waiting, None)
+        return MixedLabels(posts, waiting, None)
 
 
 def _draw(
     folder: LabelFolder,
     annotations: Sequence[Annotation],
-    said: Sequence[Criticism],
+    criticisms: Sequence[Criticism],
     classes: Sequence[str],
-    drawing: Drawing,
+    drawing: SampleSettings,
 ) -> int:
-    from selftrain.act.budget import filled
-    from selftrain.review.sampling import MachineLabel
-    from selftrain.review.ledger import ReviewLedger
-    from selftrain.review.ledger_reader import LEDGER
-    from selftrain.review.sampling import review_items, sample_of
 
     if not 1 <= drawing.budget <= len(annotations):
         raise BudgetError(
             f"a budget of {drawing.budget:,} for {len(annotations):,} labels: expected a whole number from 1"
             f" to {len(annotations):,}"
         )
-    errors = filled([one.error for one in said])
+    errors = filled([one.error for one in criticisms])
     suspected = [
         MachineLabel(one.post_id, str(one.label), float(error))
         for one, error in zip(annotations, errors, strict=True)
     ]
-    entries = review_items(
+    items = review_items(
         suspected, [""] * len(suspected),
         count=drawing.budget, rule=drawing.rule, floor=drawing.floor, seed=drawing.seed,
     )  # fmt: skip
-    order = sample_of(entries, drawing.seed)
+    order = sample_of(items, drawing.seed)
     ledger = ReviewLedger.create(
         folder.path / LEDGER, classes=classes, budget=drawing.budget,
         double_annotation_rate=drawing.double_annotation_rate, seed=drawing.seed,
     )  # fmt: skip
     try:
-        ledger.add(BATCH, entries, order)
+        ledger.add(BATCH, items, order)
     finally:
         ledger.close()
     return len(order)

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger_reader import (
-    LEDGER,
     ALLOWED,
     CREATE,
     FORMAT,
+    LEDGER,
     LIKELIEST_FIRST,
     SCHEMA_VERSION,
     UNSURE,
@@ -125,12 +125,13 @@ class ReviewLedger(LedgerReader):
             )
         if budget < 0 or not 0.0 <= double_annotation_rate <= 1.0 or not lease_seconds > 0:
             raise BudgetError(
-                f"budget {budget}, double annotation rate {double_annotation_rate}, lease of {lease_seconds} s: expected a"
-                " budget >= 0, a share in [0, 1] and a lease > 0"
+                f"budget {budget}, double annotation rate {double_annotation_rate}, lease of"
+                f" {lease_seconds} s: expected a budget >= 0, a share in [0, 1] and a lease > 0"
             )
         settings = {
             "format": FORMAT, "classes": list(classes), "budget": int(budget),
-            "double_annotation_rate": float(double_annotation_rate), "lease_seconds": float(lease_seconds), "seed": int(seed),
+            "double_annotation_rate": float(double_annotation_rate), "lease_seconds": float(lease_seconds),
+            "seed": int(seed),
         }  # fmt: skip
         path = Path(path)
         with explained(path, "created"):
@@ -261,7 +262,7 @@ class ReviewLedger(LedgerReader):
     def import_decisions(
         self, decisions: Sequence[OutsideDecision], *, all_or_nothing: bool = False, dry: bool = False
     ) -> ImportedDecisions:
-        """Take decisions that were made elsewhere, all in one change: what a page could not have done is refused.
+        """Take decisions that were made elsewhere, all in one change; what a page could not do is refused.
 
         Args:
             decisions: In the order of their file.

@@ -12,18 +12,14 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from selftrain._util.types import Json
-from selftrain.review.sampling import AUDIT
 from selftrain.review.criticism import LoopCriticizer
+from selftrain.review.ledger import opened_ledger
 from selftrain.review.ledger_reader import Decision, ReviewItem
-from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
-from selftrain.review.sampling import request_reviews, verdicts_among
+from selftrain.review.sampling import AUDIT, request_reviews, verdicts_among
 from selftrain.store.run_dir import HumanLabel, RunFolder
 
 Rule = Literal["normalised", "exponential", "threshold"]
@@ -94,7 +90,8 @@ class HumanReview:
         budget: Most posts that the loop may ever send to review; 0: it sends none, and uses what others did.
         per_round: Most of them after one round.
         rule, floor: See `selftrain.act.budget.inclusion`.
-        double_annotation_rate: Share of the posts that two people review; a ledger that is there keeps its own.
+        double_annotation_rate: Share of the posts that two people review; a ledger that is
+            there keeps its own.
         wait: While reviews are missing, "end" the run in good order, or "poll" until they are there.
         seed: Of the draws; a ledger that is there keeps its own.
         progress: Whether polling shows how far the review is.
@@ -175,9 +172,10 @@ class HumanReview:
             drawn = {} if ledger is None else {batch: ledger.drawn(batch) for batch in ledger.batches()}
             if batch_after(number) in drawn:
                 return
-            base, double_annotation_rate, seed = self._budget, self._double_annotation_rate, self._seed
+            base, rate, seed = self._budget, self._double_annotation_rate, self._seed
             if ledger is not None:
-                base, double_annotation_rate, seed = ledger.base_budget, ledger.double_annotation_rate, ledger.seed
+                base, seed = ledger.base_budget, ledger.seed
+                rate = ledger.double_annotation_rate
                 if base + ledger.allowed(RECIPE) < self._budget:
                     ledger.allow(RECIPE, self._budget - base)
         asked = {post_id for posts in drawn.values() for post_id in posts}
@@ -188,7 +186,7 @@ class HumanReview:
             return
         request_reviews(
             self._folder, budget=base, batch=batch_after(number), sample=sample, rule=self._rule,
-            floor=self._floor, double_annotation_rate=double_annotation_rate, seed=seed, estimator=self._criticizer,
+            floor=self._floor, double_annotation_rate=rate, seed=seed, estimator=self._criticizer,
         )  # fmt: skip
 
     def _until_reviewed(self, waiting: Waiting) -> bool:

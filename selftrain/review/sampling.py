@@ -217,7 +217,9 @@ def request_reviews(
         _check(folder, len(chosen), count, among, again=bool(earlier))
         labels = _pseudo_labels(chosen) if among == "accepted" else None
         suspected = _suspected(chosen, classes, labels, batch, estimator)
-    ledger = ReviewLedger.create(path, classes=classes, budget=budget, double_annotation_rate=double_annotation_rate, seed=seed)
+    ledger = ReviewLedger.create(
+        path, classes=classes, budget=budget, double_annotation_rate=double_annotation_rate, seed=seed
+    )
     try:
         if batch not in known:
             parts = [f"round {last.round}" for last in chosen.values()]
@@ -276,7 +278,11 @@ def request_audit(
     else:  # the loop, should it ever ask people here, has a budget of its own
         _check_audit(folder, budget, len(verdicts_among(folder, "accepted")))
         ledger = ReviewLedger.create(
-            path, classes=folder.class_names(), budget=0, double_annotation_rate=double_annotation_rate, seed=seed
+            path,
+            classes=folder.class_names(),
+            budget=0,
+            double_annotation_rate=double_annotation_rate,
+            seed=seed,
         )
     try:
         if batch not in ledger.batches():

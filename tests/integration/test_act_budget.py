@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.review.ledger_reader import ReviewItem
 from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import ReviewItem
 
 pytestmark = pytest.mark.integration
 
@@ -66,7 +66,11 @@ def start(ledger, who, folder):
 @pytest.fixture
 def ledger(tmp_path):
     ledger = ReviewLedger.create(
-        tmp_path / "review.sqlite", classes=CLASSES, budget=POSTS, double_annotation_rate=DOUBLED, lease_seconds=LEASE
+        tmp_path / "review.sqlite",
+        classes=CLASSES,
+        budget=POSTS,
+        double_annotation_rate=DOUBLED,
+        lease_seconds=LEASE,
     )
     entries = [ReviewItem(f"p{i}", CLASSES[i % 2], 0.5, POSTS / POPULATION) for i in range(POPULATION)]
     ledger.add("round 1", entries, [f"p{i}" for i in range(POSTS)])
@@ -145,7 +149,8 @@ def test_the_same_sample_added_by_two_processes_enters_once(ledger, tmp_path):
         "from selftrain.review.items import ReviewItem;"
         "path = sys.argv[1];"
         "ledger = ReviewLedger.create(path, classes=('rude', 'kind'), budget=50);"
-        "ledger.add('a', [ReviewItem(f'p{i}', 'rude', .1, .5) for i in range(100)], [f'p{i}' for i in range(50)])"
+        "items = [ReviewItem(f'p{i}', 'rude', .1, .5) for i in range(100)];"
+        "ledger.add('a', items, [f'p{i}' for i in range(50)])"
     )
     path = tmp_path / "shared.sqlite"
     racing = [subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=CHECKOUT) for _ in range(4)]

@@ -17,10 +17,10 @@ from kill_helpers import CHECKOUT, SMALL, launcher
 
 from selftrain.cli import main
 from selftrain.data.drawn import draw_posts
-from selftrain.review.sampling import request_audit
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.reviewers import waiting_for
+from selftrain.review.sampling import request_audit
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 pytestmark = pytest.mark.integration

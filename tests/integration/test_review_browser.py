@@ -11,9 +11,8 @@ from browser_helpers import listening
 from report_helpers import HOSTILE
 from review_helpers import Server, labelling_of, review_of
 
-from selftrain.review.ledger_reader import UNSURE
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger_reader import LEDGER, UNSURE
 
 pytestmark = pytest.mark.integration
 

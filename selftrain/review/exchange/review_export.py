@@ -126,13 +126,13 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
 def _opinions(folder: RunFolder) -> dict[str, tuple[MachineOpinion, ...]]:
     state, _ = replay(folder)
     labelled = {
-        post_id: (MachineOpinion("annotator", row["label"], row["probability"], row["rationale"]),)
+        post_id: (MachineOpinion("annotator", row.label, row.probability, row.rationale),)
         for post_id, row in annotations_of(folder).items()
     }
-    return labelled | {post_id: _said(last.verdict) for post_id, last in state.last_verdicts.items()}
+    return labelled | {post_id: _opinions_in(last.verdict) for post_id, last in state.last_verdicts.items()}
 
 
-def _said(verdict: Verdict) -> tuple[MachineOpinion, ...]:
+def _opinions_in(verdict: Verdict) -> tuple[MachineOpinion, ...]:
     last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
     return (
         MachineOpinion("classifier", verdict.classifier_label, verdict.classifier_probability, ""),

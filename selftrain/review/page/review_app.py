@@ -1,4 +1,4 @@
-"""The HTTP side of the review: a page, pictures, and eight things that a page may ask of the `ReviewSession`."""
+"""The HTTP side of the review: a page, pictures, and eight requests to the `ReviewSession`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from backbones.errors import ImageError
 from selftrain._util.types import Json
 from selftrain.errors import DecisionError, LedgerError, SelftrainError
 from selftrain.review.page.auth import TokenAuth
@@ -43,7 +44,9 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
-def build_app(session: ReviewSession, page: ReviewPage, *, token: str, hosts: Iterable[str] = ()) -> Starlette:
+def build_app(
+    session: ReviewSession, page: ReviewPage, *, token: str, hosts: Iterable[str] = ()
+) -> Starlette:
     """The application.
 
     Args:
@@ -109,8 +112,6 @@ def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Re
 
 
 def _picture(session: ReviewSession, place: int, index: int, decoding: threading.Semaphore) -> Response:
-    from backbones.errors import ImageError
-
     post_id = session.post_at(place)
     if post_id is None:
         return _error(404, f"no post of the review stands at place {place}")
@@ -153,7 +154,9 @@ def checked_name(name: str) -> str:
     """
     plain = " ".join(unicodedata.normalize("NFC", name).split())
     if not plain or len(plain) > NAME or not plain.isprintable():
-        raise PageRequestError(f"a reviewer's name of {len(plain)} characters: expected 1 to {NAME}, all visible")
+        raise PageRequestError(
+            f"a reviewer's name of {len(plain)} characters: expected 1 to {NAME}, all visible"
+        )
     return plain
 
 

@@ -20,15 +20,14 @@ from starlette.applications import Starlette
 from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
-from selftrain.review.ledger_reader import LedgerReader
+from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import draw_page
 from selftrain.review.page.session import ReviewSession
-from selftrain.web.listener import address, listen
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.listener import address, listen
 
 REMEMBERED = ".review.json"
 """Token and port of the last start, in the run folder, for its owner alone: open pages survive a restart."""

@@ -15,10 +15,16 @@ from itertools import pairwise
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.errors import DecisionError, EstimateError
-from selftrain.review.ledger_reader import Assignment, Decision, Review, ReviewProgress, agreement_of
 from selftrain.review.estimates import label_errors, outcome
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LedgerReader
+from selftrain.review.ledger_reader import (
+    Assignment,
+    Decision,
+    LedgerReader,
+    Review,
+    ReviewProgress,
+    agreement_of,
+)
 from selftrain.review.page.material import Material
 
 REFRESH_SECONDS = 5.0

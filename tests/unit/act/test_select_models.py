@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from agents.ask.annotator import AnnotationPrompts
 from sklearn.metrics import roc_auc_score
 
-from agents.ask.brief import Brief
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer.asking import Criticism
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.wording import Wording
+from agents.ask.criticizer import Criticism
+from agents.ask.prompt_files import Brief
 from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.trust import wilson
@@ -76,17 +75,17 @@ class Model:
 
 def chosen(tmp_path, *models, posts=POSTS, **options) -> ModelSelection:
     store = ResponseCache(tmp_path / "a.sqlite")
-    desks = {m.name: Desk(Runner(m, store, run="r"), opener=None) for m in models}
+    runners = {m.name: Runner(m, store, run="r", opener=None) for m in models}
     try:
         return select_models(
-            desks,
+            runners,
             posts,
-            Wording(BRIEF),
+            AnnotationPrompts(BRIEF),
             **{"strategies": ("log_probability",), "modes": ("plain",)} | options,
         )
     finally:
-        for desk in desks.values():
-            desk.close()
+        for runner in runners.values():
+            runner.close()
         store.close()
 
 

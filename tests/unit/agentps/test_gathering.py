@@ -255,9 +255,8 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
     import numpy as np
 
     from selftrain.act.budget import systematic_sample
-    from selftrain.review.ledger_reader import ReviewItem
     from selftrain.review.ledger import ReviewLedger
-    from selftrain.review.ledger_reader import LEDGER
+    from selftrain.review.ledger_reader import LEDGER, ReviewItem
 
     run = tmp_path / "run"
     shutil.copytree(small_run, run)

@@ -15,14 +15,10 @@ from PIL import Image
 from selftrain.cli import main
 from selftrain.errors import ExchangeError, LedgerError
 from selftrain.review.exchange import label_studio
-from selftrain.review.exchange.review_export import to_csv
-from selftrain.review.exchange.review_import import read_csv
-from selftrain.review.exchange.review_import import import_reviews, read_reviews
-from selftrain.review.exchange.review_export import MachineOpinion, ReviewTask, gather_tasks
-from selftrain.review.ledger import OutsideDecision
-from selftrain.review.ledger_reader import ReviewItem, UNSURE
-from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.exchange.review_export import MachineOpinion, ReviewTask, gather_tasks, to_csv
+from selftrain.review.exchange.review_import import import_reviews, read_csv, read_reviews
+from selftrain.review.ledger import OutsideDecision, ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, UNSURE, ReviewItem
 from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 

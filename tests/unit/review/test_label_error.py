@@ -9,12 +9,10 @@ import pytest
 
 from selftrain.cli import main
 from selftrain.report import gather, render
-from selftrain.review.sampling import request_audit
-from selftrain.review.ledger_reader import UNSURE
 from selftrain.review.estimates import newest_estimate, reviewed_batches
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
-from selftrain.review.sampling import request_reviews, verdicts_among
+from selftrain.review.ledger_reader import LEDGER, UNSURE
+from selftrain.review.sampling import request_audit, request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 

@@ -6,12 +6,11 @@ import csv
 import json
 
 import pytest
+from agents.ask.annotator import AnnotationPrompts, Annotator
 from test_select_models import BRIEF, CLASSES, NAMES, Model
 
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer.asking import Annotator, Criticizer
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.wording import Wording
+from agents.ask.criticizer import Criticizer
 from agents.ask.runner import Runner
 from agents.client.base import Completion, Usage
 from selftrain.cli import main
@@ -21,10 +20,10 @@ from selftrain.errors import BudgetError, RunMismatchError
 from selftrain.review.labelling import (
     ANNOTATIONS,
     BATCH,
-    Drawing,
     LabelFolder,
+    SampleSettings,
+    annotate_pool,
     begin,
-    label,
     mixed_posts,
     review_folder,
 )
@@ -55,22 +54,22 @@ def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
     """`act label` with models in memory."""
     folder, task = LabelFolder(data / name), load_task(data / "task.toml")
     posts = [post for post in read_manifest(data / "posts.jsonl", task).posts if post.label is None]
-    chosen = Drawing(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
+    chosen = SampleSettings(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
     store = ResponseCache(data / "answers.sqlite")
     models = [annotator or Model("good", SLIP), critic or Model("fair", 3)]
-    desks = [Desk(Runner(model, store, run=name), opener=None) for model in models]
+    runners = [Runner(model, store, run=name, opener=None) for model in models]
     try:
         with folder.locked():
             begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict())
-            return label(
+            return annotate_pool(
                 folder, posts,
-                annotating=(desks[0], Annotator(Wording(BRIEF), reasoning=False)),
-                criticizing=(desks[1], Criticizer(Wording(BRIEF), "log_probability")),
+                annotating=(runners[0], Annotator(AnnotationPrompts(BRIEF), reasoning=False)),
+                criticizing=(runners[1], Criticizer(AnnotationPrompts(BRIEF), "log_probability")),
                 classes=NAMES, drawing=chosen,
             )  # fmt: skip
     finally:
-        for desk in desks:
-            desk.close()
+        for runner in runners:
+            runner.close()
         store.close()
 
 

@@ -7,10 +7,10 @@ import pytest
 from agents.judgment import Judgment, State, Verdict
 from selftrain.act.error_estimate import label_error
 from selftrain.errors import BudgetError, EstimateError
-from selftrain.review.sampling import error_estimates
 from selftrain.review.estimates import label_errors, outcome
-from selftrain.review.ledger_reader import ReviewItem, UNSURE
 from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import UNSURE, ReviewItem
+from selftrain.review.sampling import error_estimates
 
 CLASSES = ("rude", "kind")
 
@@ -19,7 +19,8 @@ CLASSES = ("rude", "kind")
 def ledger(tmp_path):
     ledger = ReviewLedger.create(tmp_path / "review.sqlite", classes=CLASSES, budget=8)
     posts = [
-        ReviewItem(f"p{i}", CLASSES[i % 2], None if i == 9 else i / 10, 0.4, f"round {i // 5}") for i in range(10)
+        ReviewItem(f"p{i}", CLASSES[i % 2], None if i == 9 else i / 10, 0.4, f"round {i // 5}")
+        for i in range(10)
     ]
     ledger.add("a", posts, ["p3", "p0", "p8", "p5"])
     ledger.add("b", [ReviewItem("p1", "kind", 0.2, 0.5), ReviewItem("q", "rude", 0.2, 0.5)], ["p1"])

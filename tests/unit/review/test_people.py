@@ -8,17 +8,16 @@ import threading
 import numpy as np
 import pytest
 from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, settings
-
 from losses.group import Group
+
 from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.errors import BudgetError, RunStateError
 from selftrain.report.status import missing_reviews
-from selftrain.review.sampling import audit_name, request_audit
-from selftrain.review.ledger_reader import UNSURE
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.review.reviewers import HumanReview, waiting_for
+from selftrain.review.sampling import audit_name, request_audit
 from selftrain.rounds import replay
 from selftrain.state import RoundLimits
 from selftrain.store import atomic

@@ -15,9 +15,8 @@ from review_helpers import WORDS, review_of, run_of
 from starlette.testclient import TestClient
 
 from selftrain.errors import LedgerError
-from selftrain.review.ledger_reader import Review, UNSURE
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger_reader import LEDGER, UNSURE, Review
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import draw_page

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from selftrain.errors import BudgetError, DecisionError, LedgerError
-from selftrain.review.ledger_reader import ReviewItem, UNSURE, cohen_kappa
 from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import UNSURE, ReviewItem, cohen_kappa
 
 CLASSES = ("rude", "kind", "odd")
 
