@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agents.client.base import Backend
     from agents.panel import Panel
     from losses.pnu import PNULoss
-    from selftrain.annotation.building import Settings
+    from selftrain.annotation.question_plan import AnnotationSettings
     from selftrain.config import Recipe, VlmSection
     from selftrain.data.corpus import Corpus
     from selftrain.data.posts import Post
@@ -407,7 +407,7 @@ def build_criticizer(
 
 
 def build_question_panel(
-    settings: Settings,
+    settings: AnnotationSettings,
     task: Task,
     out: Path,
     *,
