@@ -11,14 +11,17 @@ from agents.ask.questioner import PostQuestions, Questioner
 
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import ModelAnswer, filled, read_given
-from selftrain.annotation.question_plan import AnnotationSettings, PlannedPost, plan_questions, select_questions
+from selftrain.annotation.question_plan import (
+    AnnotationSettings,
+    PlannedPost,
+    plan_questions,
+    select_questions,
+)
 from selftrain.data.manifest import ManifestReport, enforce, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.task import Question, Task, load_task
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import write_json
-
-    from selftrain.annotation.question_plan import AnnotationSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def test_a_reload_gives_the_same_post_and_a_longer_lease(tmp_path):
     first = ledger.next_post("ann")
     clock.now += 50
     again = ledger.next_post("ann")
-    assert again.entry == first.entry
+    assert again.item == first.item
     assert again.expires > first.expires + 49
     assert ledger.progress().held == 1
 
