@@ -22,7 +22,6 @@ from selftrain.serving.batching import Batcher
 from selftrain.serving.measures import Measures
 from selftrain.serving.scratch import Scratch
 from selftrain.serving.wire import Limits
-from selftrain.web.listener import address, listen
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -151,6 +150,39 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ServingError: The address is not this machine's, or the port is taken or not allowed.
+    """
+    if not 0 <= port <= 65535:
+        raise ServingError(f"{host}:{port} cannot be listened on: give a --port of 0 to 65535")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(place)
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        why = error.strerror or error
+        raise ServingError(f"{host}:{port} cannot be listened on ({why}): give another --port") from error
+    listener.setblocking(False)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """``http://HOST:PORT``."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def compute_threads(asked: int | None) -> int:
     """Threads of one model call: as asked, else the cores that this process may really use.
 
@@ -167,3 +199,8 @@ def compute_threads(asked: int | None) -> int:
         pass
     set_by_hand = os.environ.get("OMP_NUM_THREADS", "")
     return int(set_by_hand) if set_by_hand.isdigit() and int(set_by_hand) else cores
+
+
+def quiet_logs() -> None:
+    """Warnings and errors alone, on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
