@@ -31,12 +31,12 @@ from selftrain.errors import RunMismatchError, RunStateError, TrainingError
 from selftrain.models.calibration import probabilities
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling
 from selftrain.models.model_file import read_model, write_model
-from selftrain.models.scorer import UNSEEN, PostScore, ScoreFailure, ValidationScores
+from selftrain.models.scorer import ACT_FILE, UNSEEN, PostScore, ScoreFailure, ValidationScores
 from selftrain.store import atomic
 from selftrain.store.scores import Scored, read_scores, write_scores
 
 FORMAT = "selftrain-classes-1"
-ACT_RECORD, MODEL_FILE = "act.json", "model.safetensors"
+MODEL_FILE = "model.safetensors"
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 _SURE = 1e-7
 
@@ -236,7 +236,7 @@ class ACTModel:
         self.classifier.save(folder / MODEL_FILE, {"positive": self.positive, "backbone": choice._asdict()})
         scored = {split: self._scored(*each) for split, each in (measured or {}).items()}
         write_scores(folder, scored, positive=self.positive, negative=_others(self.positive))
-        atomic.write_json(folder / ACT_RECORD, {"classes": list(self.classes), **(record or {})})
+        atomic.write_json(folder / ACT_FILE, {"classes": list(self.classes), **(record or {})})
         return ACTModel(self.classifier, self.positive, self.backbone, folder, self.batch_size, self.workers)
 
     def _scored(self, ids: Sequence[str], labels: IntArray, probs: Float32Array) -> Scored:

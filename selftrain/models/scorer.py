@@ -14,6 +14,7 @@ from selftrain.data.posts import Post
 from selftrain.errors import ServingError
 
 AGENTPS_FILE = "agentps.json"
+ACT_FILE = "act.json"
 RUN_FILE = "recipe.toml"
 UNSEEN = "it has a video, which the loop's classifier does not read: score it with an AgentPS model"
 
@@ -104,6 +105,11 @@ def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
 
         _set_threads(threads)
         return open_agentps(path)
+    if (path / ACT_FILE).is_file():
+        from selftrain.models.act_model import ACTModel
+
+        _set_threads(threads)
+        return ACTModel.load(path)
     if (path / RUN_FILE).is_file():
         from selftrain.models.run_scorer import RunScorer
         from selftrain.store.run_dir import RunFolder
@@ -111,8 +117,9 @@ def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
         _set_threads(threads)
         return RunScorer(RunFolder(path))
     raise ServingError(
-        f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}) as `selftrain run` writes it, an"
-        f" AgentPS model (with {AGENTPS_FILE}), or an .onnx file of `selftrain export`"
+        f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}) as `selftrain run` writes it, a"
+        f" model of `selftrain act train` (with {ACT_FILE}) or of AgentPS (with {AGENTPS_FILE}), or an .onnx"
+        " file of `selftrain export`"
     )
 
 

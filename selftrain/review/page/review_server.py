@@ -18,7 +18,7 @@ from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
-from selftrain.review.page.review_page import draw_page
+from selftrain.review.page.review_page import render_review
 from selftrain.review.page.session import ReviewSession
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
@@ -112,7 +112,7 @@ def serve(
     try:
         _remember(folder, token, listener.getsockname()[1])
         names = () if opening.host in LOOPBACK else (opening.host,)
-        page = draw_page(
+        page = render_review(
             folder.path.resolve().name,
             session.ledger.classes,
             policy_of(folder, session.ledger.classes),
@@ -133,6 +133,12 @@ def serve(
         asyncio.run(HttpServer(app, started=started).serve([listener]))
     finally:
         listener.close()
+
+
+def train_command(folder: RunFolder) -> str:
+    """What trains a classifier on the reviews, see `selftrain.review.act_training`."""
+    out = str(folder.path)
+    return f"selftrain act train {shlex.quote(out)} --out {shlex.quote(out.rstrip('/') + '-act')}"
 
 
 def next_command(folder: RunFolder) -> str:
