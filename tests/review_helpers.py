@@ -13,7 +13,7 @@ from PIL import Image
 from report_helpers import PLAIN, figures, judgment, lines
 
 from selftrain.data.task import Task, TaskClass, dump_task
-from selftrain.review.criticism import FILE as CRITICISMS
+from selftrain.review.criticism import CRITICISMS
 from selftrain.review.labelling import ANNOTATIONS, BATCH, LabelFolder, begin
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, ReviewItem

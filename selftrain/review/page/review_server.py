@@ -118,6 +118,7 @@ def serve(
             policy_of(folder, session.ledger.classes),
             lease_seconds=session.ledger.lease_seconds,
             command=next_command(folder),
+            train=train_command(folder),
             show_opinions=session.show_opinions,
         )
         app = build_app(session, page, token=token, hosts=names)

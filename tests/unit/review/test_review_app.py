@@ -51,7 +51,8 @@ class Site:
         )
         page = render_review(
             "run", self.ledger.classes, policy_of(folder, self.ledger.classes),
-            lease_seconds=self.ledger.lease_seconds, command="selftrain run x", show_opinions=show_opinions,
+            lease_seconds=self.ledger.lease_seconds, command="selftrain run x",
+            train="selftrain act train x --out x-act", show_opinions=show_opinions,
         )  # fmt: skip
         self.app = build_app(self.desk, page, token=TOKEN, hosts=hosts)
 
