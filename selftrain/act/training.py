@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.base import Backbone, FeatureLayout, PostLike
+from backbones.base import Backbone, PostLike
 from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import NonFiniteLossError, TrainingError
@@ -116,7 +116,7 @@ class ACTTrainer:
         layout = None if self.backbone is None else self.backbone.layout
         classifier = train_classes(
             rows, labels, rows_of(checked, self.backbone, self.batch_size, self.workers), validation_labels,
-            classes=self.classes, scaling=fit_scaling(rows, layout or FeatureLayout(rows.shape[-1], 0)),
+            classes=self.classes, scaling=fit_scaling(rows, layout),
             settings=self.settings, seed=self.seed, power=self.power, where="ACT training",
         )  # fmt: skip
         return ACTModel(

@@ -196,7 +196,7 @@ def test_the_loss_that_is_trained_on_is_the_formula(classes):
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        scaling = fit_scaling(rows, FeatureLayout(4, 0))
+        scaling = fit_scaling(rows, None)
         head = Head(scaling, settings.kind, settings.hidden, 0.0, classes)
     log_probs = torch.log_softmax(head(torch.from_numpy(rows)).reshape(len(rows), -1), 1).detach().numpy()
     at = np.arange(len(rows))
