@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Encoded, FeatureLayout, PostLike
+from backbones.base import EncodablePost, Encoded, FeatureLayout
 from backbones.errors import WeightsError
 from backbones.images import open_image
 from backbones.loading import Placement, check_file, package_folder, place
@@ -153,7 +153,12 @@ class MiniLMEfficientNet:
         )
 
     def encode(
-        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        posts: Sequence[EncodablePost],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Encoded:
         """Rows [B, D]. `batch_size` counts images; texts are batched by tokens, which is what they cost."""
         with inference(self._module):
@@ -168,7 +173,7 @@ class MiniLMEfficientNet:
                 progress=progress,
             )
 
-    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> dict[str, Tensor]:
+    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> dict[str, Tensor]:
         """`inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
 
         Args:

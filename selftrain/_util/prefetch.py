@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 MOST_THREADS = 4
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Generator[Result, None, None]:
     """`map(function, items)` in threads: the same results in the same order, twice `threads` early at most.

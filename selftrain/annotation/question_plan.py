@@ -10,9 +10,9 @@ import numpy as np
 from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner
 
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
+from backbones.images import MAX_PIXELS
 from selftrain.annotation.answers import FINAL, known_answers
 from selftrain.config import VlmSection, load_recipe
-from selftrain.data.manifest import MAX_PIXELS
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 from selftrain.errors import RecipeError, TaskError

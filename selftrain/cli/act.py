@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backbones.images import MAX_PIXELS
 from selftrain.cli.reviews import add_audit
 
 if TYPE_CHECKING:
@@ -162,7 +163,6 @@ def desk_of(server: str, store: ResponseCache, *, run: str, token_cap: int | Non
     """
     from selftrain.build import build_desk
     from selftrain.config import VlmSection
-    from selftrain.data.manifest import MAX_PIXELS
 
     address, _, model = server.partition("#")
     section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)

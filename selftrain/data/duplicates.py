@@ -12,8 +12,17 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from selftrain.data.image_hashes import HASH_DISTANCE, HashIndex
-from selftrain.data.matching import COSINE, Embeddings, Match, Reference, Traits, close_pairs, traits_of
+from selftrain.data.matching import (
+    COSINE,
+    HASH_DISTANCE,
+    Embeddings,
+    HashIndex,
+    Match,
+    Reference,
+    Traits,
+    close_pairs,
+    traits_of,
+)
 from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
 
@@ -67,7 +76,7 @@ def find_duplicates(
     workers: int = 0,
     progress: bool = False,
 ) -> list[DuplicateGroup]:
-    """All groups of copies, one list entry for each kind of sameness.
+    """Find all groups of copies, one list entry for each kind of sameness.
 
     Nearness is chained: a group holds posts each of which is near at least one other. Memory grows with the
     posts and the pairs that match; embeddings are compared chunk by chunk, in a time quadratic in the posts.
@@ -95,7 +104,7 @@ def find_duplicates(
 
 
 def in_order(splits: Splits) -> list[Post]:
-    """The posts to which the positions of `separate`'s embeddings are relative."""
+    """Return the posts to which the positions of `separate`'s embeddings are relative."""
     return [post for name in PRIORITY for post in splits[name]]
 
 
@@ -108,7 +117,7 @@ def separate(
     workers: int = 0,
     progress: bool = False,
 ) -> tuple[Splits, list[Dropped]]:
-    """Drops copies until no two posts that match stand in different splits.
+    """Drop copies until no two posts that match stand in different splits.
 
     The copy in the split of higher priority (test, validation, labelled, pool) stays. Copies within one split
     are left alone. A post is dropped only for a match that stays, so nothing is dropped along a chain.

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from backbones.base import Backbone, FeatureLayout, PostLike
+from backbones.base import Backbone, EncodablePost, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
 from selftrain._util.types import Float32Array, IntArray
@@ -84,7 +84,7 @@ class _Addressed(NamedTuple):
 
 
 def extract_features(
-    posts: Sequence[PostLike],
+    posts: Sequence[EncodablePost],
     backbone: Backbone,
     cache_root: Path,
     *,
@@ -130,7 +130,7 @@ def extract_features(
 
 def _fill(
     store: FeatureStore,
-    posts: Sequence[PostLike],
+    posts: Sequence[EncodablePost],
     addressed: Sequence[_Addressed],
     backbone: Backbone,
     *,
@@ -140,7 +140,7 @@ def _fill(
 ) -> dict[bytes, str]:
     """Compute and store the missing rows; key -> reason of the posts that could not be encoded."""
     known = store.index()  # again, now that the lock is held: another process may have filled it
-    missing: dict[bytes, PostLike] = {}
+    missing: dict[bytes, EncodablePost] = {}
     for post, (key, reason) in zip(posts, addressed, strict=True):
         if not reason and key not in known:
             missing.setdefault(key, post)
@@ -158,7 +158,7 @@ def _fill(
     return refused
 
 
-def _parts(missing: Mapping[bytes, PostLike], batch_size: int) -> Iterator[list[bytes]]:
+def _parts(missing: Mapping[bytes, EncodablePost], batch_size: int) -> Iterator[list[bytes]]:
     """Keys in the order given, so many a write that neither posts nor images are too many."""
     part: list[bytes] = []
     images = 0
@@ -172,14 +172,14 @@ def _parts(missing: Mapping[bytes, PostLike], batch_size: int) -> Iterator[list[
         yield part
 
 
-def _address(posts: Sequence[PostLike], workers: int) -> list[_Addressed]:
+def _address(posts: Sequence[EncodablePost], workers: int) -> list[_Addressed]:
     if workers < 1 or not any(post.images for post in posts):
         return [_address_one(post) for post in posts]
     with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
         return list(pool.map(_address_one, posts))
 
 
-def _address_one(post: PostLike) -> _Addressed:
+def _address_one(post: EncodablePost) -> _Addressed:
     """SHA-256 over the text and the images' contents; the header check spares hashing what is no image."""
     text = post.text.encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(b"%d %d\n" % (len(text), len(post.images)) + text)

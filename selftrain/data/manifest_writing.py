@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.manifest_files import JSON_LINES, JSON_MARK
-from selftrain.data.manifest_rows import COLUMNS, PROCESS_PREFIX
+from selftrain.data.manifest import COLUMNS, JSON_LINES, JSON_MARK, PROCESS_PREFIX
 from selftrain.data.posts import Post
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import replacing
 
 
 def write_manifest(posts: Iterable[Post], path: Path) -> None:
-    """Writes a manifest, whole or not at all; `read_manifest` gives equal posts back.
+    """Write a manifest, whole or not at all; `read_manifest` gives equal posts back.
 
     CSV knows only text: there, extra values come back as text (numbers, lists and tables as JSON), and empty
     ones are absent. In Parquet a None is an absent value.
@@ -39,7 +38,7 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
 
 
 def check_writable(posts: Iterable[Post], path: Path) -> None:
-    """Whether `write_manifest` takes these posts at this path; for those who have much to do before.
+    """Check that `write_manifest` takes these posts at this path; for those who have much to do before.
 
     Raises:
         ManifestError: As `write_manifest`.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from backbones.base import Backbone
 
 
-class Prepared(NamedTuple):
+class PreparedData(NamedTuple):
     """What a run works on.
 
     Attributes:
@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
     identity: Json
 
 
-def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Prepared:
+def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> PreparedData:
     """Read, split, separate and encode the posts of a recipe.
 
     Raises:
@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped]
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return Prepared(task, corpus, quarantine, identity)
+    return PreparedData(task, corpus, quarantine, identity)
 
 
 def cache_folder(section: BackboneSection) -> Path:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from selftrain._util.types import Json
 from selftrain.report.run_page import COST, FinalSplit, RoundRow, RunPage
 from selftrain.review.estimates import percent
-from selftrain.store.scores import Reliability
+from selftrain.store.scores import ReliabilityDiagram
 from selftrain.web import charts
 from selftrain.web.html import render_page
 
@@ -178,7 +178,7 @@ def _reliability(final: Sequence[FinalSplit]) -> Markup | None:
     return charts.reliability_chart(diagrams, "reliability", what) if diagrams else None
 
 
-def _dots(diagram: Reliability) -> list[charts.ReliabilityDot]:
+def _dots(diagram: ReliabilityDiagram) -> list[charts.ReliabilityDot]:
     return [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in diagram.bins]
 
 

@@ -22,7 +22,7 @@ from selftrain.review.estimates import ReviewedBatch, reviewed_batches
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import (
     PrecisionRecall,
-    Reliability,
+    ReliabilityDiagram,
     histogram,
     precision_recall,
     read_scores,
@@ -78,7 +78,7 @@ class FinalSplit(NamedTuple):
     figures: Json
     estimates: Mapping[str, Estimate]
     precision_recall: PrecisionRecall | None
-    reliability: Reliability | None
+    reliability: ReliabilityDiagram | None
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 

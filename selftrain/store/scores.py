@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, Json, LabelArray
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
@@ -105,7 +106,7 @@ class PrecisionRecall(NamedTuple):
     average: float
 
 
-class Bin(NamedTuple):
+class ReliabilityBin(NamedTuple):
     """Posts whose probability lies in [low, high): how many, their mean probability, share of positives."""
 
     low: float
@@ -115,10 +116,10 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-class Reliability(NamedTuple):
+class ReliabilityDiagram(NamedTuple):
     """Bins that hold a post, and the expected calibration error: their mean gap, weighted by posts."""
 
-    bins: Sequence[Bin]
+    bins: Sequence[ReliabilityBin]
     ece: float
 
 
@@ -138,27 +139,25 @@ def precision_recall(scored: Scored) -> PrecisionRecall | None:
     return PrecisionRecall(recall[chosen][::-1].tolist(), precision[chosen][::-1].tolist(), average)
 
 
-def reliability(scored: Scored, bins: int = BINS) -> Reliability:
+def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
     """Share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
-    from selftrain.models.calibration import probabilities
-
-    odds = probabilities(scored.logits)
-    place = np.minimum((odds * bins).astype(int), bins - 1)
+    probs = sigmoid(scored.logits)
+    place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
-        Bin(
+        ReliabilityBin(
             low=number / bins,
             high=(number + 1) / bins,
             posts=int(inside.sum()),
-            confidence=float(odds[inside].mean()),
+            confidence=float(probs[inside].mean()),
             accuracy=float((scored.labels[inside] == 1).mean()),
         )
         for number in range(bins)
         if (inside := place == number).any()
     ]
-    return Reliability(found, expected_calibration_error(found))
+    return ReliabilityDiagram(found, expected_calibration_error(found))
 
 
-def expected_calibration_error(bins: Iterable[Bin]) -> float:
+def expected_calibration_error(bins: Iterable[ReliabilityBin]) -> float:
     """Mean distance between confidence and accuracy, weighted by posts; 0 without a post."""
     listed = list(bins)
     posts = sum(one.posts for one in listed)
@@ -167,10 +166,8 @@ def expected_calibration_error(bins: Iterable[Bin]) -> float:
 
 def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
     """Posts of the positive class by predicted probability, in `bins` equal intervals; and the others."""
-    from selftrain.models.calibration import probabilities
-
-    odds = probabilities(scored.logits)
+    probs = sigmoid(scored.logits)
     positive, negative = (
-        np.histogram(odds[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
+        np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
     )
     return positive, negative

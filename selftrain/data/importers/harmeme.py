@@ -21,15 +21,9 @@ TASK = Task(
     positive="harmful",
     policy=(
         "A meme is harmful when picture and words together attack, ridicule or defame a person, an "
-        ""
-        "organisation, a "
-        "community or society, spread falsehoods that endanger people, or call for harm. Sharp "
-        ""
-        "satire of a person's "
-        "deeds can be harmful too, when it demeans the person. A meme is harmless when it jokes "
-        ""
-        "about everyday life "
-        "or takes a side without demeaning anybody."
+        "organisation, a community or society, spread falsehoods that endanger people, or call for harm. "
+        "Sharp satire of a person's deeds can be harmful too, when it demeans the person. A meme is "
+        "harmless when it jokes about everyday life or takes a side without demeaning anybody."
     ),
     questions=(Question("target", "Whom, if anybody, does the meme aim at?", (*TARGETS, "none")),),
 )

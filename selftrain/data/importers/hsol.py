@@ -19,13 +19,11 @@ TASK = Task(
     ),
     positive="offensive",
     policy=(
-        "A tweet is offensive when it degrades, insults or threatens a person or a group, or when "
-        "it uses slurs or "
-        "vulgar abuse, be it aimed at somebody or not. Jokes and song lines that do so count as "
-        "well. A tweet is "
-        "inoffensive when it does none of this: everyday talk, news, criticism in civil words, or "
-        "an odd word used "
-        "with no insulting sense, such as trash for rubbish or a bird for a bird."
+        "A tweet is offensive when it degrades, insults or threatens a person or a group, or when it uses"
+        " slurs or vulgar abuse, be it aimed at somebody or not. Jokes and song lines that do so count as"
+        " well. A tweet is inoffensive when it does none of this: everyday talk, news, criticism in civil"
+        " words, or an odd word used with no insulting sense, such as trash for rubbish or a bird for a "
+        "bird."
     ),
 )
 _LABELS = {"0": "offensive", "1": "offensive", "2": "inoffensive"}

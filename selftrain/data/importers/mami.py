@@ -20,13 +20,10 @@ TASK = Task(
     ),
     positive="misogynous",
     policy=(
-        "A meme is misogynous when picture and words together express contempt for women: by "
-        "shaming a woman for "
-        "her body or her conduct, by fixed ideas of what women are or should do, by treating women "
-        "as things, or by "
-        "playing down or calling for violence against them. Memes in which women merely appear, and "
-        "jokes on couples "
-        "that spare neither side, are not misogynous."
+        "A meme is misogynous when picture and words together express contempt for women: by shaming a "
+        "woman for her body or her conduct, by fixed ideas of what women are or should do, by treating "
+        "women as things, or by playing down or calling for violence against them. Memes in which women "
+        "merely appear, and jokes on couples that spare neither side, are not misogynous."
     ),
     questions=(
         Question("shaming", "Does the meme shame a woman for her body or her conduct?", ("yes", "no")),

@@ -19,11 +19,10 @@ TASK = Task(
     ),
     positive="positive",
     policy=(
-        "Judge the feeling of the person who writes, not the topic. A tweet is positive when the "
-        "writer shows joy, "
-        "thanks, liking, amusement or hope; it is negative when the writer shows sorrow, anger, "
-        "fear, illness, "
-        "boredom or regret. Where both appear, the feeling that the tweet ends on decides."
+        "Judge the feeling of the person who writes, not the topic. A tweet is positive when the writer "
+        "shows joy, thanks, liking, amusement or hope; it is negative when the writer shows sorrow, "
+        "anger, fear, illness, boredom or regret. Where both appear, the feeling that the tweet ends on "
+        "decides."
     ),
 )
 _FIELDS = ("polarity", "id", "date", "query", "user", "text")

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from selftrain.models.scorer import PostScore, ScoreFailure
-from selftrain.serving.wire import Limits, RequestError, answer, parse, place
+from selftrain.serving.wire import BadRequestError, RequestLimits, answer, parse, place
 
-LIMITS = Limits(body=10_000, posts=3, text=20, image=3_000, pixels=10_000)
+LIMITS = RequestLimits(body=10_000, posts=3, text=20, image=3_000, pixels=10_000)
 
 
 def png(width=8, height=8):
@@ -74,7 +74,7 @@ def test_a_list_and_a_single_post_are_read():
     ],
 )
 def test_what_is_not_a_request_is_refused_with_what_was_found(content, status, words):
-    with pytest.raises(RequestError, match=words) as refused:
+    with pytest.raises(BadRequestError, match=words) as refused:
         parse(content, LIMITS)
     assert refused.value.status == status
 
