@@ -126,7 +126,7 @@ class Run:
             RecipeError: The recipe asks other agents, which cost nothing.
             SelftrainError, AgentError: As `rounds`.
         """
-        from agents.ask.vlm_panel import VLMPanel
+        from agents.ask.judge import VLMPanel
         from selftrain.build import build_panel
         from selftrain.errors import RecipeError
         from selftrain.report.cost import estimate

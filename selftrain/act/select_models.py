@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 
+from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 from agents.ask.criticizer import Criticism, Criticizer
 from agents.ask.runner import Runner
 from agents.judgment import LabelledPost

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from agents.ask.questioner import PostQuestions, Questioner
-
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import ModelAnswer, filled, read_given
 from selftrain.annotation.question_plan import (

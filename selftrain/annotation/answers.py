@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from agents.ask.questioner import QuestionAnswer
-
 from agents.judgment import State
 from agents.records import rounded
 from selftrain.data.posts import Post

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner
 
+from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
 from backbones.images import MAX_PIXELS
 from selftrain.annotation.answers import FINAL, known_answers

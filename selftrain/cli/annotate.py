@@ -60,7 +60,7 @@ def run_annotate(args: argparse.Namespace) -> int:
     """Asks and writes, or tells what it would cost."""
     from selftrain.annotation.annotate import annotate, prepare_annotation
     from selftrain.annotation.question_plan import MAX_FAILED, annotation_settings, estimate_cost
-    from selftrain.build import build_question_panel
+    from selftrain.build import build_questioner
     from selftrain.errors import RecipeError
 
     if args.overrides and args.recipe is None:
@@ -74,19 +74,19 @@ def run_annotate(args: argparse.Namespace) -> int:
         questions=names, direct=args.direct, again=args.again, limit=args.limit,
     )  # fmt: skip
     _print_set_aside(prepared)
-    panel = build_question_panel(
+    questioner = build_questioner(
         settings, prepared.task, args.out, prompts=args.prompts,
         max_failed=MAX_FAILED if args.max_failed is None else args.max_failed,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     try:
         if args.estimate:
-            for line in estimate_cost(prepared.plan, panel, settings.seed).lines(settings.vlm.token_cap):
+            for line in estimate_cost(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
                 print(line)
             return 0
-        _print_annotated(annotate(prepared, panel), prepared)
+        _print_annotated(annotate(prepared, questioner), prepared)
     finally:
-        panel.close()
+        questioner.close()
     return 0
 
 

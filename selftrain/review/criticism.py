@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agents.ask.annotator import Annotation
-
 from agents.ask.criticizer import Criticism, Criticizer
 from agents.ask.runner import Runner
 from agents.judgment import PostLike, Verdict

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.ask.annotator import Annotation, Annotator
-
 from agents.ask.criticizer import Criticism, Criticizer
 from agents.ask.runner import Runner
 from selftrain._util.types import Json

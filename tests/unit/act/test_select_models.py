@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from agents.ask.annotator import AnnotationPrompts
 from sklearn.metrics import roc_auc_score
 
+from agents.ask.annotator import AnnotationPrompts
 from agents.ask.cache import ResponseCache
 from agents.ask.criticizer import Criticism
 from agents.ask.prompt_files import Brief

@@ -10,9 +10,9 @@ from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from agents.ask.questioner import QuestionAnswer
 from annotation_helpers import MemoryBackend, answered, command, make_home, model, offered, rows, wording
 
+from agents.ask.questioner import QuestionAnswer
 from agents.client.base import Completion, Usage
 from agents.errors import ServerLostError, ServerRefusedError
 from agents.judgment import State

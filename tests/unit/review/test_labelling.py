@@ -6,9 +6,9 @@ import csv
 import json
 
 import pytest
-from agents.ask.annotator import AnnotationPrompts, Annotator
 from test_select_models import BRIEF, CLASSES, NAMES, Model
 
+from agents.ask.annotator import AnnotationPrompts, Annotator
 from agents.ask.cache import ResponseCache
 from agents.ask.criticizer import Criticizer
 from agents.ask.runner import Runner

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
-from agents.ask.annotator import AnnotationPrompts
 from loop_helpers import chance, lines, make_corpus
 from test_people import go, review
 
+from agents.ask.annotator import AnnotationPrompts
 from agents.ask.cache import ResponseCache
 from agents.ask.criticizer import STRATEGIES, Criticizer
 from agents.ask.prompt_files import Brief
