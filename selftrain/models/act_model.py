@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from backbones import load_backbone
-from backbones.base import Backbone, PostLike
+from backbones.base import Backbone, EncodablePost
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
@@ -130,7 +130,7 @@ class ACTModel:
 
     # ---- what it gives --------------------------------------------------------------------------------
 
-    def probabilities(self, data: Sequence[PostLike] | Float32Array) -> Float32Array:
+    def probabilities(self, data: Sequence[EncodablePost] | Float32Array) -> Float32Array:
         """Calibrated probabilities [B, K] of posts or of feature rows [B, D].
 
         Raises:
@@ -138,7 +138,7 @@ class ACTModel:
         """
         return self.classifier.probabilities(rows_of(data, self.backbone, self.batch_size, self.workers))
 
-    def predict(self, data: Sequence[PostLike] | Float32Array) -> list[str]:
+    def predict(self, data: Sequence[EncodablePost] | Float32Array) -> list[str]:
         """The likeliest class of each [B]. Raises as `probabilities`."""
         return [self.classes[index] for index in self.probabilities(data).argmax(1)]
 
@@ -287,7 +287,10 @@ _NO_BACKBONE = (
 
 
 def rows_of(
-    data: Sequence[PostLike] | Float32Array, backbone: Backbone | None, batch_size: int = 64, workers: int = 0
+    data: Sequence[EncodablePost] | Float32Array,
+    backbone: Backbone | None,
+    batch_size: int = 64,
+    workers: int = 0,
 ) -> Float32Array:
     """Feature rows [B, D]: as given, or computed from posts.
 

@@ -26,13 +26,13 @@ from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger_reader import (
     ALLOWED,
     CREATE,
-    FORMAT,
     LEDGER,
     LIKELIEST_FIRST,
     SCHEMA_VERSION,
     UNSURE,
     Assignment,
     LedgerReader,
+    LedgerSettings,
     ReviewItem,
     allowances,
     changing,
@@ -128,18 +128,16 @@ class ReviewLedger(LedgerReader):
                 f"budget {budget}, double annotation rate {double_annotation_rate}, lease of"
                 f" {lease_seconds} s: expected a budget >= 0, a share in [0, 1] and a lease > 0"
             )
-        settings = {
-            "format": FORMAT, "classes": list(classes), "budget": int(budget),
-            "double_annotation_rate": float(double_annotation_rate), "lease_seconds": float(lease_seconds),
-            "seed": int(seed),
-        }  # fmt: skip
+        settings = LedgerSettings(
+            tuple(classes), int(budget), float(double_annotation_rate), float(lease_seconds), int(seed)
+        )
         path = Path(path)
         with explained(path, "created"):
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = connect(path)
             try:
                 with changing(connection):
-                    create(connection, path, settings)
+                    create(connection, path, settings.to_json())
             finally:
                 connection.close()
         return cls(path, clock=clock)

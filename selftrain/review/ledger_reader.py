@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.write_ahead import switch_to_write_ahead
+from selftrain._util.types import Json
 from selftrain.errors import LedgerError, SelftrainError
 
 FORMAT = "selftrain-review-1"
@@ -295,6 +296,28 @@ def explained(path: Path, what: str) -> Iterator[None]:
 # ---- reading ------------------------------------------------------------------------------------------
 
 
+class LedgerSettings(NamedTuple):
+    """What a ledger is created with; see `LedgerReader`."""
+
+    classes: tuple[str, ...]
+    budget: int
+    double_annotation_rate: float
+    lease_seconds: float
+    seed: int
+
+    def to_json(self) -> Json:
+        """A record of JSON values."""
+        return {"format": FORMAT, **self._asdict(), "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LedgerSettings:
+        """The settings of a record."""
+        return cls(
+            tuple(record["classes"]), record["budget"], record["double_annotation_rate"],
+            record["lease_seconds"], record["seed"],
+        )  # fmt: skip
+
+
 class LedgerReader:
     """A ledger that is there, to read. Not for several threads at once: open one for each, or lock around it.
 
@@ -321,14 +344,13 @@ class LedgerReader:
         with explained(self.path, "opened"):
             self._connection = connect(self.path)
             check_version(self._connection, self.path)
-            settings = read_settings(self._connection)
-        if settings.get("format") != FORMAT:
-            raise LedgerError(f"{self.path} has format {settings.get('format')!r}; expected {FORMAT!r}")
-        self.classes: tuple[str, ...] = tuple(settings["classes"])
-        self.base_budget: int = settings["budget"]
-        self.double_annotation_rate: float = settings["double_annotation_rate"]
-        self.lease_seconds: float = settings["lease_seconds"]
-        self.seed: int = settings["seed"]
+            record = read_settings(self._connection)
+        if record.get("format") != FORMAT:
+            raise LedgerError(f"{self.path} has format {record.get('format')!r}; expected {FORMAT!r}")
+        settings = LedgerSettings.from_json(record)
+        self.classes, self.base_budget = settings.classes, settings.budget
+        self.double_annotation_rate = settings.double_annotation_rate
+        self.lease_seconds, self.seed = settings.lease_seconds, settings.seed
 
     @property
     def budget(self) -> int:

@@ -120,7 +120,7 @@ def _from_json(file: Path, text: str, reviewer: str) -> ReadReviews:
         try:
             if not isinstance(item, Mapping):
                 raise ItemError(f"is a {type(item).__name__}: expected a task")  # noqa: TRY301 -- as any other
-            found = list(answers(item))
+            found = list(answers_from_json(item))
         except ItemError as fault:
             refused.append(Refusal(line, _post_id(item), str(fault)))
             continue
@@ -188,7 +188,7 @@ class ItemError(ValueError):
     """What is wrong with one item."""
 
 
-def answers(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """(post id, label, reviewer, batch) of every review in one item of an export, JSON or JSON-MIN.
 
     An item without a review gives nothing; what a reviewer skipped (cancelled) is no review.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agents.ask.annotator import Annotation
-
 from backbones.images import open_image
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.types import Json

@@ -60,8 +60,7 @@ def build_app(
         return HTMLResponse(page.html, headers={"Content-Security-Policy": page.security_policy})
 
     async def picture(request: Request) -> Response:
-        place, index = request.path_params["place"], request.path_params["index"]
-        return await run_in_threadpool(_picture, session, place, index, decoding)
+        return await run_in_threadpool(_picture, session, **request.path_params, decoding=decoding)
 
     async def favicon(_: Request) -> Response:
         return Response(status_code=204)
@@ -139,7 +138,8 @@ async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
     expected = ("reviewer", *fields)
     if not isinstance(given, dict) or not all(isinstance(given.get(name), str) for name in expected):
         raise PageRequestError(f"expected a JSON object with the texts {', '.join(expected)}")
-    return [checked_name(given["reviewer"]), *(given[name] for name in fields)]
+    reviewer, *texts = (given[name] for name in expected)
+    return [checked_name(reviewer), *texts]
 
 
 def checked_name(name: str) -> str:

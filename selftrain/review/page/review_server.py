@@ -167,8 +167,8 @@ def _remembered(folder: RunFolder) -> tuple[str, int]:
     """Token and port of the last start; a new token and 0 where there was none."""
     try:
         kept = json.loads((folder.path / REMEMBERED).read_text(encoding="utf-8"))
-        token, port = kept["token"], kept["port"]
-    except (OSError, ValueError, KeyError, TypeError):
+        token, port = kept.get("token"), kept.get("port")
+    except (OSError, ValueError, AttributeError):
         token, port = None, 0
     if not (isinstance(token, str) and _TOKEN.fullmatch(token) and isinstance(port, int)):
         return secrets.token_urlsafe(32), 0

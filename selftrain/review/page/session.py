@@ -68,7 +68,7 @@ class ReviewSession:
             LedgerError: The file cannot be written; as all that follow.
         """
         with self._lock:
-            return self._now(reviewer) | {"last": self._latest(reviewer)}
+            return self._now(reviewer) | {"last": self._last(reviewer)}
 
     def next(self, reviewer: str) -> Json:
         """The post that the reviewer should look at, or why there is none."""
@@ -105,7 +105,7 @@ class ReviewSession:
         """
         with self._lock:
             latest = self._latest(reviewer)
-            if latest is not None and latest["id"] == post_id:
+            if latest is not None and latest.post_id == post_id:
                 assignment = self.ledger.undo(reviewer)
             else:  # an answer that was lost: then the post is with them already
                 assignment = self.ledger.next_post(reviewer)
@@ -115,7 +115,7 @@ class ReviewSession:
                     " went on from it; reload the page"
                 )
             self._figures = None
-            return self._answer(assignment) | {"last": self._latest(reviewer)}
+            return self._answer(assignment) | {"last": self._last(reviewer)}
 
     def hold(self, reviewer: str, post_id: str) -> Json:
         """Renew the lease of an open post; `held` is False when it has gone to somebody else."""
@@ -165,9 +165,11 @@ class ReviewSession:
         answer: Json = {"post": None, "progress": _progress(progress), "end": None}
         if assignment is not None:
             post_id = assignment.item.post_id
-            answer["post"] = {"id": post_id, "shown": printable(post_id), "place": assignment.place}
-            answer["post"] |= self.material.shown(post_id)
-            answer["post"]["opinions"] = self.material.opinions(post_id) if self.show_opinions else None
+            answer["post"] = {
+                "id": post_id, "shown": printable(post_id), "place": assignment.place,
+                **self.material.shown(post_id),
+                "opinions": self.material.opinions(post_id) if self.show_opinions else None,
+            }  # fmt: skip
         else:
             answer["end"] = self._end(progress)
         return answer | {"figures": self._figures_now(progress, fresh=assignment is None)}
@@ -178,13 +180,15 @@ class ReviewSession:
             "opinions": self.material.opinions(post_id),
         }  # fmt: skip
 
-    def _latest(self, reviewer: str) -> Json | None:
-        """The reviewer's latest decision, as `_answered`."""
+    def _latest(self, reviewer: str) -> Review | None:
+        """The reviewer's latest decision."""
         own = [one for one in _reviews(self.ledger.decisions()) if one.reviewer == reviewer]
-        if not own:
-            return None
-        latest = max(own, key=lambda one: one.decided)
-        return self._answered(latest.post_id, latest.label)
+        return max(own, key=lambda one: one.decided, default=None)
+
+    def _last(self, reviewer: str) -> Json | None:
+        """The reviewer's latest decision, as `_answered`."""
+        latest = self._latest(reviewer)
+        return None if latest is None else self._answered(latest.post_id, latest.label)
 
     def _figures_now(self, progress: ReviewProgress, *, fresh: bool) -> Json:
         now = self._clock()
