@@ -153,7 +153,7 @@ class ReviewLedger(LedgerReader):
             BudgetError: Fewer than 0, or fewer in all than are in the ledger already.
             LedgerError: The file cannot be written.
         """
-        with explained(self.path, "written"), changing(self._connection) as connection:
+        with self._change() as connection:
             others = sum(n for name, n in allowances(connection).items() if name != purpose)
             (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
             if posts < 0 or self.base_budget + others + posts < entered:
@@ -185,7 +185,7 @@ class ReviewLedger(LedgerReader):
         check_batch(items, order, self.classes)
         material = json.dumps([[list(item) for item in items], list(order)], separators=(",", ":"))
         digest = hashlib.sha256(material.encode()).hexdigest()
-        with explained(self.path, "written"), changing(self._connection) as connection:
+        with self._change() as connection:
             known = connection.execute("SELECT digest FROM batches WHERE name = ?", (batch,)).fetchone()
             if known is not None and known[0] == digest:
                 return
@@ -226,8 +226,15 @@ class ReviewLedger(LedgerReader):
         _check_reviewer(reviewer)
         now = self._clock()
         expires = now + self.lease_seconds
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            return assign(connection, reviewer, now, expires)
+        with self._change() as connection:
+            slot = held_by(connection, reviewer)
+            if slot is not None:
+                renew = "UPDATE reviews SET expires = ? WHERE post_id = ? AND slot = ?"
+                connection.execute(renew, (expires, *slot))
+            else:
+                give_back(connection, "expires <= ?", now)
+                slot = take_free(connection, reviewer, expires)
+            return None if slot is None else assignment(connection, slot, expires)
 
     def decide(self, reviewer: str, post_id: str, label: str) -> None:
         """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.
@@ -243,8 +250,23 @@ class ReviewLedger(LedgerReader):
         _check_reviewer(reviewer)
         if label not in (*self.classes, UNSURE):
             raise DecisionError(f"label {label!r} for {post_id!r}: expected one of {[*self.classes, UNSURE]}")
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            decide(connection, reviewer, post_id, label, self._clock())
+        with self._change() as connection:
+            row = connection.execute(
+                "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (post_id, reviewer)
+            ).fetchone()
+            if row is None:
+                raise DecisionError(
+                    f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
+                    " else, or it was never handed out; ask for the next post"
+                )
+            if row[0] not in (None, label):
+                raise DecisionError(
+                    f"{reviewer!r} has decided {row[0]!r} on post {post_id!r}, now {label!r}: undo that first"
+                )
+            if row[0] is None:
+                now = self._clock()
+                settle(connection, reviewer, post_id, label, now)
+                log(connection, now, "decide", reviewer, post_id, label=label)
 
     def skip(self, reviewer: str, post_id: str) -> None:
         """Give a post back undecided; others may take it, this reviewer sees it again last. Spends nothing.
@@ -254,8 +276,12 @@ class ReviewLedger(LedgerReader):
             LedgerError: The file cannot be written.
         """
         _check_reviewer(reviewer)
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            skip(connection, reviewer, post_id, self._clock())
+        with self._change() as connection:
+            if not give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
+                raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
+            now = self._clock()
+            connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
+            log(connection, now, "skip", reviewer, post_id)
 
     def import_decisions(
         self, decisions: Sequence[OutsideDecision], *, all_or_nothing: bool = False, dry: bool = False
@@ -271,7 +297,7 @@ class ReviewLedger(LedgerReader):
             LedgerError: The file cannot be written.
         """
         now = self._clock()
-        with explained(self.path, "written"), changing(self._connection) as connection:
+        with self._change() as connection:
             connection.execute("SAVEPOINT decisions")
             imported = import_decisions(connection, decisions, self.classes, now)
             if dry or (imported.refused and all_or_nothing):
@@ -291,8 +317,22 @@ class ReviewLedger(LedgerReader):
         _check_reviewer(reviewer)
         now = self._clock()
         expires = now + self.lease_seconds
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            return take_back(connection, reviewer, now, expires)
+        with self._change() as connection:
+            row = connection.execute(
+                "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
+                " ORDER BY decided DESC, rowid DESC LIMIT 1",
+                (reviewer,),
+            ).fetchone()
+            if row is None:
+                return None
+            slot = ReviewSlot(row[0], row[1])
+            give_back(connection, "reviewer = ?", reviewer)
+            connection.execute(
+                "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
+                (expires, *slot),
+            )
+            log(connection, now, "undo", reviewer, slot.post_id, label=row[2])
+            return assignment(connection, slot, expires)
 
     def release(self, reviewer: str) -> None:
         """Give back what `reviewer` holds undecided, as when they leave; nothing held is no error.
@@ -300,8 +340,14 @@ class ReviewLedger(LedgerReader):
         Raises:
             LedgerError: The file cannot be written.
         """
-        with explained(self.path, "written"), changing(self._connection) as connection:
+        with self._change() as connection:
             give_back(connection, "reviewer = ?", reviewer)
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, on the disk when it ends; SQLite's errors in words."""
+        with explained(self.path, "written"), changing(self._connection) as connection:
+            yield connection
 
     def _doubled(self, batch: str, order: Sequence[str]) -> frozenset[str]:
         """Which posts two people review, drawn by the seed; the same in any process."""
@@ -480,83 +526,22 @@ def take_free(connection: sqlite3.Connection, reviewer: str, expires: float) -> 
     return place
 
 
-def assignment(connection: sqlite3.Connection, place: ReviewSlot, expires: float) -> Assignment:
+def assignment(connection: sqlite3.Connection, slot: ReviewSlot, expires: float) -> Assignment:
     """What a reviewer is handed."""
     *item, batch, number = connection.execute(
         "SELECT post_id, machine_label, error, inclusion, part, batch, place FROM posts"
         " WHERE post_id = ? AND place IS NOT NULL",
-        (place.post_id,),
+        (slot.post_id,),
     ).fetchone()
-    return Assignment(ReviewItem(*item), batch, number, place.slot == 1, expires)
+    return Assignment(ReviewItem(*item), batch, number, slot.slot == 1, expires)
 
 
-def assign(connection: sqlite3.Connection, reviewer: str, now: float, expires: float) -> Assignment | None:
-    """What a reviewer looks at next: what they hold, its lease renewed, or a free post."""
-    place = held_by(connection, reviewer)
-    if place is not None:
-        connection.execute("UPDATE reviews SET expires = ? WHERE post_id = ? AND slot = ?", (expires, *place))
-    else:
-        give_back(connection, "expires <= ?", now)
-        place = take_free(connection, reviewer, expires)
-    return None if place is None else assignment(connection, place, expires)
-
-
-def decide(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:
-    """Keep a decision; the same one again is no error.
-
-    Raises:
-        DecisionError: The post is not this reviewer's, or they decided otherwise.
-    """
-    row = connection.execute(
-        "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (post_id, reviewer)
-    ).fetchone()
-    if row is None:
-        raise DecisionError(
-            f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
-            " else, or it was never handed out; ask for the next post"
-        )
-    if row[0] == label:
-        return
-    if row[0] is not None:
-        raise DecisionError(
-            f"{reviewer!r} has decided {row[0]!r} on post {post_id!r}, now {label!r}: undo that first"
-        )
+def settle(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:
+    """Decide a review that the reviewer holds."""
     connection.execute(
         "UPDATE reviews SET label = ?, decided = ?, expires = NULL WHERE post_id = ? AND reviewer = ?",
         (label, now, post_id, reviewer),
     )
-    log(connection, now, "decide", reviewer, post_id, label=label)
-
-
-def skip(connection: sqlite3.Connection, reviewer: str, post_id: str, now: float) -> None:
-    """Give a post back undecided, to be seen again last.
-
-    Raises:
-        DecisionError: The post is not open with this reviewer.
-    """
-    if not give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
-        raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
-    connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
-    log(connection, now, "skip", reviewer, post_id)
-
-
-def take_back(connection: sqlite3.Connection, reviewer: str, now: float, expires: float) -> Assignment | None:
-    """The reviewer's latest decision undone, its post theirs again; None where there is none."""
-    row = connection.execute(
-        "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
-        " ORDER BY decided DESC, rowid DESC LIMIT 1",
-        (reviewer,),
-    ).fetchone()
-    if row is None:
-        return None
-    place = ReviewSlot(row[0], row[1])
-    give_back(connection, "reviewer = ?", reviewer)
-    connection.execute(
-        "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
-        (expires, *place),
-    )
-    log(connection, now, "undo", reviewer, place.post_id, label=row[2])
-    return assignment(connection, place, expires)
 
 
 def log(
@@ -675,10 +660,7 @@ def _holds(connection: sqlite3.Connection, one: OutsideDecision) -> bool:
 def _decide(connection: sqlite3.Connection, one: OutsideDecision, now: float) -> None:
     """Take the free review of a post, or the one that this reviewer holds, and decide it."""
     if _holds(connection, one):
-        connection.execute(
-            "UPDATE reviews SET label = ?, decided = ?, expires = NULL WHERE post_id = ? AND reviewer = ?",
-            (one.label, now, one.post_id, one.reviewer),
-        )
+        settle(connection, one.reviewer, one.post_id, one.label, now)
     else:
         slots = connection.execute("SELECT slot FROM reviews WHERE post_id = ?", (one.post_id,)).fetchall()
         connection.execute(

@@ -37,14 +37,14 @@ wait = "WAIT"
 """
 )
 DRAWING = {
-    "before a sample is drawn": ("before", "call:selftrain.review.requests:request_reviews", 1),
+    "before a sample is drawn": ("before", "call:selftrain.review.sampling:request_reviews", 1),
     "between the ledger's creation and the sample": (
         "after",
         "call:selftrain.review.ledger:ReviewLedger.create",
         1,
     ),
-    "within the change that adds the sample": ("after", "call:selftrain.review.assign:check_room", 1),
-    "after a sample is drawn": ("after", "call:selftrain.review.requests:request_reviews", 1),
+    "within the change that adds the sample": ("after", "call:selftrain.review.ledger:check_room", 1),
+    "after a sample is drawn": ("after", "call:selftrain.review.sampling:request_reviews", 1),
 }
 USING = {
     "before the decisions are written": ("before", "replace:human.jsonl", 1),
