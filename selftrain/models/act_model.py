@@ -25,10 +25,10 @@ import torch
 
 from backbones import load_backbone
 from backbones.base import Backbone, EncodablePost
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
-from selftrain.models.calibration import probabilities
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.scorer import ACT_FILE, UNSEEN, PostScore, ScoreFailure, ValidationScores
@@ -182,7 +182,7 @@ class ACTModel:
             return None
         stored = read_scores(self.folder, positive=self.positive, negative=_others(self.positive))
         found = (stored or {}).get("validation")
-        return None if found is None else ValidationScores(found.labels, probabilities(found.logits))
+        return None if found is None else ValidationScores(found.labels, sigmoid(found.logits))
 
     def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
         if self.backbone is None:
