@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from selftrain.loop import LoopSettings
     from selftrain.models.finetune import BackboneTrainer
     from selftrain.review.criticism import LoopCriticizer
-    from selftrain.review.reviewers import People
+    from selftrain.review.reviewers import HumanReview
     from selftrain.store.run_dir import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -251,16 +251,21 @@ def build_loss(recipe: Recipe) -> PNULoss:
 
 def build_settings(recipe: Recipe) -> LoopSettings:
     """The loop's plain arguments."""
-    from selftrain.loop import Limits, LoopSettings
+    from selftrain.loop import LoopSettings
+    from selftrain.state import RoundLimits
 
     return LoopSettings(
         seed=recipe.seed,
         k=recipe.selection.k,
         shares=recipe.selection.shares,
-        again=recipe.selection.again,
-        revise=recipe.selection.revise,
+        retract_flipped=recipe.selection.retract_flipped,
         start=recipe.rounds.start,
-        limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
+        limits=RoundLimits(
+            recipe.rounds.max,
+            recipe.rounds.patience,
+            recipe.rounds.budget,
+            recipe.selection.reselect_divergent,
+        ),
         root=recipe.data.manifest.parent,
         on_near_chance=recipe.agents.on_near_chance
         or ("stop" if recipe.agents.kind == "vlm" else "continue"),
@@ -312,9 +317,9 @@ def _build_backbone_trainer(recipe: Recipe, *, progress: bool) -> BackboneTraine
     )
 
 
-def build_people(
+def build_reviewers(
     recipe: Recipe, folder: RunFolder, task: Task, posts: Iterable[Post], *, progress: bool = False
-) -> People | None:
+) -> HumanReview | None:
     """Who reviews for the loop: by the recipe, or because reviews of the run are there; None: nobody.
 
     Args:
@@ -328,7 +333,7 @@ def build_people(
         PromptFileError, StoreError: A criticizer cannot be set up.
     """
     from selftrain.review.ledger_reader import LEDGER
-    from selftrain.review.reviewers import People
+    from selftrain.review.reviewers import HumanReview
 
     section = recipe.human
     if not section.budget and not (folder.path / LEDGER).exists():
@@ -337,7 +342,7 @@ def build_people(
     if section.budget and section.source == "criticizer":
         known = {post.id: post for post in posts}
         criticizer = build_criticizer(recipe, task, folder, known, progress=progress)
-    return People(
+    return HumanReview(
         folder,
         criticizer=criticizer,
         budget=section.budget,

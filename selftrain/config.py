@@ -104,9 +104,9 @@ class SelectionSection(Section):
     k: int = Field(500, ge=1)
     shares: Literal["equal", "natural"] | dict[str, float] = "equal"
     # posts once found divergent may be chosen again: agents that learn may think otherwise by then
-    again: bool = True
+    reselect_divergent: bool = True
     # accepted posts whose label the best classifier no longer gives are unlabelled again
-    revise: bool = True
+    retract_flipped: bool = True
 
 
 class AgentsSection(Section):

@@ -111,7 +111,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
     from selftrain.loop import self_train
     from selftrain.review.ledger import ReviewLedger
     from selftrain.review.ledger_reader import LEDGER
-    from selftrain.review.reviewers import People, waiting_for
+    from selftrain.review.reviewers import HumanReview, waiting_for
 
     corpus, folder = prepared.corpus, RunFolder(path)
     truth = {post.id: int(value) for post, value in zip(corpus.posts, corpus.truth, strict=True)}
@@ -121,7 +121,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
         folder.begin(recipe.model_dump(mode="json"), environment)
         asking = max(recipe.rounds.max - 1, 1)  # the rounds before which people are asked
         while True:
-            people = People(
+            reviewers = HumanReview(
                 folder, budget=budget, per_round=max(math.ceil(budget / asking), 1), rule=RULE, floor=FLOOR,
                 seed=recipe.seed,
             )  # fmt: skip
@@ -133,7 +133,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
                     loss=build_loss(recipe),
                     folder=folder,
                     settings=build_settings(recipe),
-                    people=people,
+                    reviewers=reviewers,
                 )
             )
             waiting = waiting_for(folder)
@@ -147,22 +147,23 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
     best = [one for one in rounds if one.kept][-1]
     assert best.test is not None
     return {
-        "macro_f1": best.test["macro_f1"],
+        "macro_f1": best.test.macro_f1,
         "reviewed": float(0 if waiting is None else waiting.posts),
-        "pseudo_label_precision": float(rounds[-1].figures["pseudo_labels"]["precision"] or 0.0),
+        "pseudo_label_precision": float(rounds[-1].pseudo_labels.precision or 0.0),
         "rounds": float(len(rounds) - 1),
     }
 
 
 def judged_posts(folder: RunFolder, prepared: PreparedData) -> Judged:
     """Every post that the run judged, with its machine label and estimated error."""
-    from selftrain.review.disagreement import suspicions
-    from selftrain.review.requests import verdicts_now
+    from selftrain.review.sampling import error_estimates
+    from selftrain.rounds import replay
 
-    corpus, now = prepared.corpus, verdicts_now(folder)
-    labels = {post_id: said.verdict["classifier_label"] for post_id, said in now.accepted.items()}
-    records = [said.verdict for said in (now.accepted | now.divergent).values()]
-    found = suspicions(records, (corpus.positive, corpus.negative), labels=labels)
+    corpus, (state, _) = prepared.corpus, replay(folder)
+    accepted, disputed = state.last_verdicts_on(state.accepted), state.last_verdicts_on(state.disputed)
+    labels = {post_id: last.verdict.classifier_label for post_id, last in accepted.items()}
+    verdicts = [last.verdict for last in (accepted | disputed).values()]
+    found = error_estimates(verdicts, (corpus.positive, corpus.negative), labels=labels)
     position_of = {corpus.posts[int(p)].id: int(p) for p in corpus.pool}
     positions = np.array([position_of[one.post_id] for one in found], dtype=np.int64)
     machine = np.array([one.label == corpus.positive for one in found], dtype=np.int64)

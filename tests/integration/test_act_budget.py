@@ -146,7 +146,7 @@ def test_a_reviewer_killed_between_two_calls_finds_the_post_again(ledger, tmp_pa
 def test_the_same_sample_added_by_two_processes_enters_once(ledger, tmp_path):
     code = (
         "import sys; from selftrain.review.ledger import ReviewLedger\n"
-        "from selftrain.review.items import ReviewItem;"
+        "from selftrain.review.ledger_reader import ReviewItem;"
         "path = sys.argv[1];"
         "ledger = ReviewLedger.create(path, classes=('rude', 'kind'), budget=50);"
         "items = [ReviewItem(f'p{i}', 'rude', .1, .5) for i in range(100)];"
