@@ -6,7 +6,7 @@ import csv
 import json
 
 import pytest
-from test_select_models import BRIEF, CLASSES, NAMES, Model
+from act_helpers import BRIEF, CLASSES, NAMES, Model
 
 from agents.ask.annotator import AnnotationPrompts, Annotator
 from agents.ask.cache import ResponseCache

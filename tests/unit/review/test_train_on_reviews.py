@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from act_helpers import NAMES
 from test_labelling import data, labelled, review, truth_of  # noqa: F401 -- `data` is a fixture
 
 from selftrain.act.error_estimate import realised
@@ -54,8 +55,6 @@ def test_every_batch_counts_for_its_own_population_and_labelled_posts_for_themse
 
 
 def test_a_labelling_of_three_classes_trains_a_model_that_scores_posts(data, tmp_path):  # noqa: F811
-    from test_select_models import NAMES
-
     labelled(data, **SAMPLED)
     with pytest.raises(TrainingError, match="nobody has labelled a post"):
         train_on_reviews(data / "labels", tmp_path / "model")
