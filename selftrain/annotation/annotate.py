@@ -58,7 +58,7 @@ class Annotated:
     out: Path
     report_file: Path
     report: AnnotationReport
-    spending: Mapping[str, Any]
+    usage: Mapping[str, Any]
 
 
 def prepare_annotation(
@@ -125,14 +125,14 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> Annotated:
         posts.append(filled(one.post, answers))
 
     told = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
-    spending = questioner.usage().to_json()
+    usage = questioner.usage().to_json()
     write_manifest(posts, prepared.out)
-    write_json(prepared.report_file, _record(prepared, questioner, told, spending))
-    return Annotated(prepared.out, prepared.report_file, told, spending)
+    write_json(prepared.report_file, _record(prepared, questioner, told, usage))
+    return Annotated(prepared.out, prepared.report_file, told, usage)
 
 
 def _record(
-    prepared: PreparedAnnotation, questioner: Questioner, told: AnnotationReport, spending: Mapping[str, Any]
+    prepared: PreparedAnnotation, questioner: Questioner, told: AnnotationReport, usage: Mapping[str, Any]
 ) -> dict[str, Any]:
     identity = questioner.reached()
     return {
@@ -144,7 +144,7 @@ def _record(
             "posts": sum(bool(one.asks) for one in prepared.plan),
             "questions": sum(len(one.asks) for one in prepared.plan),
         },
-        "spending": dict(spending),
+        "usage": dict(usage),
         **told.to_json(),
         "set_aside": [problem._asdict() for problem in prepared.manifest.problems],
     }

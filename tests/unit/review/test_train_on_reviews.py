@@ -14,12 +14,12 @@ from selftrain.act.error_estimate import realised
 from selftrain.data.posts import Post
 from selftrain.errors import TrainingError
 from selftrain.models.act_model import ACTModel
-from selftrain.models.scorer import open_scorer
 from selftrain.review.act_training import TrustedPosts, reviewed_labels, train_on_reviews
 from selftrain.review.estimates import BatchOutcome
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.sampling import request_audit
+from selftrain.serving.open_scorer import open_scorer
 from selftrain.store.run_dir import RunFolder
 
 SAMPLED = {"rule": "exponential", "floor": 0.2}
@@ -84,13 +84,13 @@ def test_a_run_trains_on_the_audit_of_its_pseudo_labels(small_run, tmp_path):
     run = RunFolder(shutil.copytree(small_run, tmp_path / "run"))
     with pytest.raises(Exception, match=LEDGER):
         train_on_reviews(run.path, tmp_path / "model")
-    request_audit(run, budget=12)
+    request_audit(run, budget=4)
     ledger = ReviewLedger(run.path / LEDGER)
     while (post := ledger.next_post("ann")) is not None:
         ledger.decide("ann", post.item.post_id, post.item.machine_label)
     ledger.close()
     found = train_on_reviews(run.path, tmp_path / "model")
-    assert found.human > 12  # and the labelled posts
+    assert found.human > 4  # and the labelled posts
     assert found.unbiased
     assert found.quality["validation"].macro_f1 > 0.6
     assert set(open_scorer(tmp_path / "model").classes) == set(run.class_names())
