@@ -84,7 +84,7 @@ def run_export(args: argparse.Namespace) -> int:
     Raises:
         ActError, RunStateError, BackboneError: Nothing is written.
     """
-    from selftrain.review.exchange import label_studio
+    from selftrain.review.exchange import review_export as label_studio
     from selftrain.review.exchange.review_export import gather_tasks, to_csv
     from selftrain.review.labelling import review_folder
     from selftrain.store import atomic

@@ -52,7 +52,7 @@ class TokenAuth:
         if scope.get("type") != "http":
             await self._app(scope, receive, send)
             return
-        headers, query = Headers(scope=scope), QueryParams(scope.get("query_string"))
+        headers, query = Headers(scope=scope), QueryParams(scope.get("query_string") or b"")
         shown = query.get("token", "")
         welcome = self._is_token(shown)
 
