@@ -14,7 +14,7 @@ from PIL import Image
 
 from selftrain.cli import main
 from selftrain.errors import ExchangeError, LedgerError
-from selftrain.review.exchange import label_studio
+from selftrain.review.exchange import review_export
 from selftrain.review.exchange.review_export import MachineOpinion, ReviewTask, gather_tasks, to_csv
 from selftrain.review.exchange.review_import import import_reviews, read_csv, read_reviews
 from selftrain.review.ledger import OutsideDecision, ReviewLedger
@@ -254,16 +254,16 @@ def test_a_file_that_is_none_of_these_is_refused_as_a_whole(tmp_path, text):
 
 def test_the_configuration_names_every_class_and_unsure_as_data():
     tricky = ('a"<b>&', "kind")
-    root = ElementTree.fromstring(label_studio.labelling_config(tricky, pictures=True, opinions=True))
+    root = ElementTree.fromstring(review_export.labelling_config(tricky, pictures=True, opinions=True))
     choices = root.find("Choices")
     assert choices.attrib["toName"] == root.find("Text").attrib["name"] == "text"
     assert [one.attrib["value"] for one in choices] == [*tricky, UNSURE]
     assert root.find("Image").attrib["valueList"] == "$images"
-    plain = ElementTree.fromstring(label_studio.labelling_config(tricky, pictures=False, opinions=False))
+    plain = ElementTree.fromstring(review_export.labelling_config(tricky, pictures=False, opinions=False))
     assert plain.find("Image") is None
     assert len(plain.findall("Text")) == 1
     with pytest.raises(ExchangeError, match="variable"):
-        label_studio.labelling_config(("$text", "kind"), pictures=False, opinions=False)
+        review_export.labelling_config(("$text", "kind"), pictures=False, opinions=False)
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ def task(*opinions, images=(), text="hello"):
 
 def test_tasks_carry_post_batch_predictions_and_pictures(picture):
     said = (MachineOpinion("classifier", "rude", 0.93, ""), MachineOpinion("user", None, None, "cannot tell"))
-    (one,) = label_studio.to_tasks([task(*said, images=[picture])])
+    (one,) = review_export.to_tasks([task(*said, images=[picture])])
     assert one["meta"] == {"post_id": "p0", "batch": "round 1", "place": 0}
     assert one["data"]["opinions"] == "classifier: rude (0.93)\nuser: no label: cannot tell"
     (prediction,) = one["predictions"]  # who has no label predicts nothing
@@ -291,17 +291,17 @@ def test_tasks_carry_post_batch_predictions_and_pictures(picture):
     (url,) = one["data"]["images"]
     image = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/webp;base64,"))))
     assert max(image.size) == 1024
-    (hidden,) = label_studio.to_tasks([task(images=[picture])])
+    (hidden,) = review_export.to_tasks([task(images=[picture])])
     assert hidden["predictions"] == []
     assert "opinions" not in hidden["data"]
 
 
 def test_local_files_are_addressed_below_the_root_and_refused_outside(picture, tmp_path):
-    (one,) = label_studio.to_tasks([task(images=[picture])], pictures="local-files", root=tmp_path)
+    (one,) = review_export.to_tasks([task(images=[picture])], pictures="local-files", root=tmp_path)
     assert one["data"]["images"] == ["/data/local-files/?d=pictures/a%20b.png"]
     for root in (tmp_path / "elsewhere", None):
         with pytest.raises(ExchangeError, match="does not lie below"):
-            list(label_studio.to_tasks([task(images=[picture])], pictures="local-files", root=root))
+            list(review_export.to_tasks([task(images=[picture])], pictures="local-files", root=root))
 
 
 # ---------------------------------------------------------------- tables
