@@ -24,13 +24,8 @@ from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
     from selftrain.data.preparation import PreparedData
-<<<<<<< HEAD
-    from selftrain.report.cost import Estimate
-    from selftrain.rounds import RoundResult
-=======
     from selftrain.report.cost import RunCost
-    from selftrain.rounds import Round
->>>>>>> main
+    from selftrain.rounds import RoundResult
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 

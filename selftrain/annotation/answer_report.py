@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agents.records import rounded
-<<<<<<< HEAD:selftrain/annotation/answer_report.py
 from agents.trust import Proportion, wilson
 from selftrain._util.types import Json
 from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
-=======
-from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
-from selftrain.annotation.figures import Figures, Pair, figures, mean
->>>>>>> main:selftrain/annotation/report.py
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 

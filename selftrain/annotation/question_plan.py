@@ -179,7 +179,7 @@ def _uncountable(images: int, most: int) -> str:
 # ---- what it would cost --------------------------------------------------------------------------------
 
 
-class CostEstimate(NamedTuple):
+class AnnotationCost(NamedTuple):
     """The cost of an annotation, answers that are stored already not taken off.
 
     Attributes:
@@ -222,7 +222,7 @@ class CostEstimate(NamedTuple):
             yield f"The token cap of {cap:,} {'is enough' if enough else 'may end the work early'}."
 
 
-def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int = 0) -> CostEstimate:
+def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int = 0) -> AnnotationCost:
     """Measure the prompts of a sample of posts; no answer is asked for.
 
     Raises:
@@ -233,16 +233,16 @@ def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int
     unasked = sum(len(one.unasked) for one in plan)
     completion = sum(questioner.most_tokens(one) for one in asking)
     if not asking:
-        return CostEstimate(0, 0, unasked, 0.0, 0.0, 0, 0)
+        return AnnotationCost(0, 0, unasked, 0.0, 0.0, 0, 0)
     questioner.identity()  # a server that is none is told as such, not as one that does not measure
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
     try:
         sizes = questioner.measure([asking[i] for i in chosen])
     except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
-        return CostEstimate(len(asking), calls, unasked, None, None, completion, 0, str(error))
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, str(error))
     if not sizes:
         fault = "no picture of the posts that were drawn could be read"
-        return CostEstimate(len(asking), calls, unasked, None, None, completion, 0, fault)
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, fault)
     prompt, image = (sum(size[part] for size in sizes) / len(sizes) * calls for part in (0, 1))
-    return CostEstimate(len(asking), calls, unasked, prompt, image, completion, len(sizes))
+    return AnnotationCost(len(asking), calls, unasked, prompt, image, completion, len(sizes))

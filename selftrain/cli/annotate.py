@@ -58,14 +58,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run_annotate(args: argparse.Namespace) -> int:
     """Asks and writes, or tells what it would cost."""
-<<<<<<< HEAD
     from selftrain.annotation.annotate import annotate, prepare_annotation
     from selftrain.annotation.question_plan import MAX_FAILED, annotation_settings, estimate_cost
-=======
-    from selftrain.annotation.annotate import annotate, prepare
-    from selftrain.annotation.annotation_cost import estimate_cost
-    from selftrain.annotation.building import MAX_FAILED, settings_of
->>>>>>> main
     from selftrain.build import build_questioner
     from selftrain.errors import RecipeError
 
