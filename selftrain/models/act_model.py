@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from backbones import load_backbone
 from backbones.base import Backbone, EncodablePost
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling
@@ -39,6 +40,7 @@ FORMAT = "selftrain-classes-1"
 MODEL_FILE = "model.safetensors"
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 _SURE = 1e-7
+MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,44 @@ _NO_BACKBONE = (
     "this model was trained on feature rows and has no backbone to make them: give rows [B, D], or load it"
     " with the backbone"
 )
+
+
+class ACTPrediction:
+    """Labels for the posts of a manifest by such a model; its labels are not read.
+
+    Args:
+        folder: The model's.
+        manifest: The posts.
+
+    Raises:
+        RunStateError, RunMismatchError, BackboneError: As `ACTModel.load`.
+        ManifestError, QuarantineError: The manifest cannot be read, or too many of its rows are bad.
+
+    Attributes:
+        quarantine: What was left out, each with its reason; complete once `rows` is exhausted.
+    """
+
+    def __init__(self, folder: Path, manifest: Path) -> None:
+        report = read_manifest(manifest)
+        enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
+        self._posts, self._model = report.posts, ACTModel.load(folder)
+        self.quarantine: list[Json] = [
+            {"kind": "row", "line": p.line, "id": p.post_id, "reason": p.reason} for p in report.problems
+        ]
+
+    def rows(self) -> Iterator[Json]:
+        """One record a post, in the manifest's order; posts that cannot be encoded are set aside."""
+        for start in range(0, len(self._posts), _CHUNK):
+            part = self._posts[start : start + _CHUNK]
+            for post, found in zip(part, self._model.score(part), strict=True):
+                if isinstance(found, ScoreFailure):
+                    self.quarantine.append({"kind": "image", "id": post.id, "reason": found.reason})
+                else:
+                    probs = {name: round(value, 6) for name, value in found.probabilities.items()}
+                    yield {
+                        "id": post.id, "label": found.label, "probability": probs[found.label],
+                        "probabilities": probs,
+                    }  # fmt: skip
 
 
 def rows_of(

@@ -28,7 +28,7 @@ from selftrain.data.preparation import cache_folder, prepare
 from selftrain.data.splits import split_by_shares
 from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
-from selftrain.models.act_model import ACTModel
+from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE, ACTModel
 from selftrain.models.best_model import stored_recipe
 from selftrain.models.head import HeadSettings
 from selftrain.models.metrics import macro_f1_of_classes
@@ -38,7 +38,6 @@ from selftrain.review.labelling import LabelFolder, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.store.run_dir import RunFolder
 
-MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
 VALIDATION_SHARE = 0.5
 """Of a labelling's own trusted labels, where no validation manifest is given."""
 
