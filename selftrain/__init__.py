@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from selftrain.data.task import Task as Task
     from selftrain.data.task import load_task as load_task
     from selftrain.errors import SelftrainError as SelftrainError
-    from selftrain.models.scorer import open_scorer as open_scorer
     from selftrain.models.trainer import HeadTrainer as HeadTrainer
     from selftrain.models.trainer import Trainer as Trainer
     from selftrain.review.reviewers import HumanReview as HumanReview
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from selftrain.selection import Selection as Selection
     from selftrain.selection import Selector as Selector
     from selftrain.selection import TopK as TopK
+    from selftrain.serving.open_scorer import open_scorer as open_scorer
     from selftrain.state import LoopState as LoopState
     from selftrain.state import RoundLimits as RoundLimits
 
@@ -83,7 +83,7 @@ _HOME = {
     "load_recipe": "selftrain.config",
     "load_task": "selftrain.data.task",
     "losses": "",
-    "open_scorer": "selftrain.models.scorer",
+    "open_scorer": "selftrain.serving.open_scorer",
     "read_manifest": "selftrain.data.manifest",
     "run": "selftrain.runs",
     "split": "selftrain.data.preparation",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from backbones import load_backbone
 from selftrain._util.plugins import build_own, is_own
-from selftrain.config import Recipe
+from selftrain.config import BackboneSection, Recipe
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
@@ -28,12 +28,12 @@ def build_backbone(recipe: Recipe, **more: Any) -> Backbone:  # noqa: ANN401 -- 
     if is_own(section.name):
         backbone: Backbone = build_own(section.name, section.options, "backbone.name")
         return backbone
-    return load_backbone(section.name, **backbone_options(recipe), **more)
+    return load_backbone(section.name, **backbone_options(section), **more)
 
 
-def backbone_options(recipe: Recipe) -> dict[str, Any]:
-    """Return the keyword arguments of `load_backbone` for a recipe."""
-    options: dict[str, Any] = {"device": recipe.backbone.device}
-    if recipe.backbone.name == "clip":
-        options |= {"model": recipe.backbone.model, "weights": recipe.backbone.weights}
+def backbone_options(section: BackboneSection) -> dict[str, Any]:
+    """Return the keyword arguments of `load_backbone` for a recipe's section."""
+    options: dict[str, Any] = {"device": section.device}
+    if section.name == "clip":
+        options |= {"model": section.model, "weights": section.weights}
     return options

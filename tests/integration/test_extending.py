@@ -1,4 +1,4 @@
-"""Parts of a third party, those of docs/extending.md: through a recipe and through Python, killed and resumed."""
+"""A third party's parts, those of docs/extending.md: through a recipe and through Python, killed, resumed."""
 
 from __future__ import annotations
 
