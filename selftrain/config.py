@@ -23,7 +23,7 @@ def _known(kind: str, built_in: Collection[str], key: str) -> str:
     if kind not in built_in and not is_own(kind):
         names = ", ".join(f'"{name}"' for name in built_in)
         raise ValueError(
-            f'{key} is "{kind}": expected one of {names}, or a "package.module:Class" of your own'
+            f'{key} is {kind!r}: expected one of {names}, or a "package.module:Class" of your own'
         )
     return kind
 

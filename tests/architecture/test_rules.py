@@ -256,7 +256,7 @@ def test_an_import_is_seen_wherever_it_stands(small_house, line):
 
 
 def test_an_import_inside_a_function_is_told_from_one_at_the_top(small_house):
-    (small_house / "selftrain" / "run.py").write_text("import json\ndef f():\n    import re\n")
+    (small_house / "selftrain" / "runs.py").write_text("import json\ndef f():\n    import re\n")
     imports = read_modules(small_house)["selftrain.runs"].imports
     assert [(one.name, one.inside) for one in imports] == [("json", False), ("re", True)]
 
