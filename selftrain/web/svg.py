@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 # name in the style sheet -> the placeholder that matplotlib draws with
 COLOURS = {
     name: f"#0{number:x}0{number:x}0{number:x}"
-    for number, name in enumerate(
-        ("ink", "faint", "rule", "paper", "first", "second", "third", "fourth", "bad", "pale"), 1
-    )
+    for number, name in enumerate(("ink", "faint", "rule", "paper", "first", "second", "third", "fourth"), 1)
 }
 _NAMES = {value: name for name, value in COLOURS.items()}
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
