@@ -92,7 +92,7 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """The folders' names; their paths where two have the same name."""
+    """Return the folders' names, or their paths where two have the same name."""
     short = [folder.path.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder.path) for folder in folders]
 
@@ -129,7 +129,7 @@ def _gain(first: Side, run: Side, split: str) -> Estimate | None:
 
 
 def _differences(recipes: Sequence[Json]) -> list[tuple[str, list[object]]]:
-    """Keys in the order of the recipes; a key that a run does not have is None there."""
+    """List keys in the order of the recipes; a key that a run does not have is None there."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     rows = [(key, [recipe.get(key) for recipe in recipes]) for key in keys]
     return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
@@ -197,7 +197,7 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def _intervals(comparison: Comparison) -> Mapping[str, Markup]:
-    """Split -> macro-F1 of every run with its interval."""
+    """Draw for each split macro-F1 of every run with its interval."""
     return {
         split: charts.intervals_chart(
             [run.estimates[split][MACRO_F1] for run in comparison.runs],

@@ -62,7 +62,7 @@ def render(page: RunPage) -> str:
 
 
 def draw(page: RunPage) -> Charts:
-    """All charts that the page's figures allow."""
+    """Draw all charts that the page's figures allow."""
     rounds = page.rounds
     verified = [row for row in rounds if row.number]
     best = None if page.summary is None else rounds[page.summary.best_round]
@@ -147,7 +147,7 @@ def _loss_by_epoch(best: RoundResult) -> tuple[Markup, Sequence[str]] | None:
 
 
 def _loss_series(losses: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
-    """What it is called -> a value for each, for the parts that occur."""
+    """Return what it is called -> a value for each, for the parts that occur."""
     return {
         called: [one.get(part) for one in losses]
         for part, called in LOSS_PARTS.items()
@@ -179,7 +179,7 @@ def _reliability(final: Sequence[FinalSplit]) -> Markup | None:
 
 
 def _histogram(final: Sequence[FinalSplit]) -> tuple[Markup, str] | None:
-    """Of the test split where there is one: the model was fitted to neither, but chosen on validation."""
+    """Draw the scores of the test split, where there is one: the model was chosen on validation."""
     for split in reversed(final):
         if split.histogram is not None:
             what = f"Posts of each class by the probability that the best model gave, {split.name}"

@@ -285,7 +285,7 @@ def _final(folder: RunFolder, best: RoundResult, task: TaskText) -> list[FinalSp
 
 
 def _sections(recipe: Mapping[str, Any]) -> dict[str, Json]:
-    """Section -> its keys; what stands outside of any section comes first, under ""."""
+    """Return section -> its keys; what stands outside of any section comes first, under ""."""
     outside = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
     sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
     return ({"": outside} if outside else {}) | sections

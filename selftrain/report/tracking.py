@@ -261,7 +261,7 @@ def _new_run(client: Client, folder: RunFolder) -> str:
 
 
 def _name(tag: str) -> str:
-    """A name that MLflow takes; a role may be called anything."""
+    """Return a name that MLflow takes; a role may be called anything."""
     return re.sub(r"[^\w./ -]", "_", tag, flags=re.ASCII)[:250]
 
 
@@ -270,7 +270,7 @@ def _file(folder: RunFolder) -> Path:
 
 
 def _sent(folder: RunFolder, address: str) -> _Sent | None:
-    """What this address got; None for another address than the last time's."""
+    """Read what this address got; None for another address than the last time's."""
     if not _file(folder).exists():
         return None
     sent = _Sent.from_json(folder.read_json(_file(folder)))
@@ -278,7 +278,7 @@ def _sent(folder: RunFolder, address: str) -> _Sent | None:
 
 
 def _fingerprint(address: str) -> str:
-    """Tells addresses apart in a file that others may read: an address can hold a password."""
+    """Tell addresses apart in a file that others may read: an address can hold a password."""
     return hashlib.sha256(address.encode()).hexdigest()[:16]
 
 

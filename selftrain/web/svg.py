@@ -98,5 +98,5 @@ def _styled(element: ElementTree.Element) -> list[str]:
 
 
 def _collapsed(text: str | None) -> str | None:
-    """Line breaks between elements and inside of path data are only weight."""
+    """Drop line breaks between elements and inside of path data: they are only weight."""
     return None if text is None or not text.strip() else text
