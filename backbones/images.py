@@ -82,7 +82,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
 
 @contextmanager
 def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The opened, undecoded image; closed on leaving."""
+    """Give the opened, undecoded image; closed on leaving."""
     image = _open_header(path)
     with image:
         _check_size(path, image.width, image.height, max_pixels)
@@ -124,7 +124,7 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit samples scaled (Pillow would clip them), alpha composited on white."""
+    """Convert any mode to RGB: 16-bit samples scaled (Pillow would clip them), alpha composited on white."""
     from PIL import Image
 
     if image.mode.startswith("I") or image.mode == "F":

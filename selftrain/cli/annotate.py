@@ -131,7 +131,7 @@ def _print_annotated(done: Annotated, prepared: Prepared) -> None:
     from selftrain._util.printable import printable
     from selftrain.cli.render import console
 
-    told, spent = done.report, done.spending
+    told, spent = done.report, done.usage
     shown = console()
     shown.print(_answers_table(told))
     for one in _each(told):

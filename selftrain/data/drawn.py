@@ -83,7 +83,7 @@ def _posts(folder: Path, count: int, chance: random.Random) -> Iterator[Post]:
 
 
 def _plan(chance: random.Random) -> tuple[int, bool, bool, bool]:
-    """How many pictures, whether the words and the pictures are vague, and whether there are no words."""
+    """Decide how many pictures, whether words and pictures are vague, and whether there are no words."""
     kind, doubt = chance.random(), chance.random()
     if kind < _TEXT_ONLY:
         return 0, False, False, False
@@ -215,7 +215,7 @@ def _colour(chance: random.Random, low: int, high: int) -> Colour:
 
 
 def _scenery(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
-    """Hills or a street: a few broad shapes, so that no two pictures look alike from afar."""
+    """Draw hills or a street: a few broad shapes, so that no two pictures look alike from afar."""
     for _ in range(chance.randint(2, 4)):
         x, y, width = chance.randint(-60, 110), chance.randint(20, 110), chance.randint(50, 150)
         box = (x, y, x + width, y + chance.randint(40, 110))
@@ -229,7 +229,7 @@ def _scenery(draw: ImageDraw.ImageDraw, chance: random.Random) -> None:
 
 
 def _clutter(draw: ImageDraw.ImageDraw, chance: random.Random, count: int) -> None:
-    """Shapes that mean nothing and stand in pictures of either class."""
+    """Draw shapes that mean nothing and stand in pictures of either class."""
     for _ in range(count):
         x, y, size = chance.randint(0, SIDE), chance.randint(0, SIDE), chance.randint(3, 14)
         shape = chance.choice((draw.ellipse, draw.rectangle, None))

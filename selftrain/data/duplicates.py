@@ -157,7 +157,7 @@ def separate(
 
 
 def _close(embeddings: Embeddings | None, here: Sequence[int], kept: Sequence[int]) -> dict[int, list[int]]:
-    """Position of `here` -> the positions of `kept` whose embeddings are close."""
+    """Map position of `here` -> the positions of `kept` whose embeddings are close."""
     close: dict[int, list[int]] = defaultdict(list)
     if embeddings is not None:
         for one, other in close_pairs(embeddings, here, kept):
@@ -174,7 +174,7 @@ def _text_groups(posts: Sequence[Post], traits: Sequence[Traits]) -> list[Duplic
 
 
 def _image_groups(posts: Sequence[Post], traits: Sequence[Traits], distance: int) -> list[DuplicateGroup]:
-    """Groups over the files' digests, tied together where their hashes are near."""
+    """Build groups over the files' digests, tied together where their hashes are near."""
     holders: dict[bytes, set[int]] = defaultdict(set)
     digests: dict[int, list[bytes]] = defaultdict(list)
     for position, trait in enumerate(traits):
@@ -204,7 +204,7 @@ def _group(posts: Sequence[Post], members: Iterable[int], kind: str, detail: str
 
 
 def _components(pairs: Iterable[tuple[_Node, _Node]]) -> list[list[_Node]]:
-    """Connected components of the pairs, in the order in which their first members are met."""
+    """Find connected components of the pairs, in the order in which their first members are met."""
     parent: dict[_Node, _Node] = {}
 
     def root(one: _Node) -> _Node:

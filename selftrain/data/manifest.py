@@ -173,7 +173,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _parquet_fields(fields: Mapping[str, Any], encoded: set[str]) -> dict[str, Any]:
-    """Nulls are absent values, and so are NaNs, as pandas writes them; maps come as lists of pairs."""
+    """Drop nulls and NaNs, which are absent values as pandas writes them; maps come as lists of pairs."""
     present = {name: value for name, value in fields.items() if value is not None and value == value}  # noqa: PLR0124
     for name in encoded & present.keys():
         present[name] = json.loads(present[name])
@@ -223,6 +223,9 @@ class RowError(Exception):
 
 class Rows:
     """Checks rows one by one.
+
+    By hand, not by a pydantic model: nearly every check is about more than a type (the task, the files, the
+    rows before), and each says what would mend the row.
 
     With `remember` it refuses an id that it has met and opens each image once, at the price of memory for
     every row; a stream that has no end is read without.
@@ -355,7 +358,7 @@ class Rows:
         return found
 
     def _locate(self, written: str) -> Path:
-        """The real path of an image that lies inside the manifest's folder and has a sound header."""
+        """Return the real path of an image that lies inside the manifest's folder and has a sound header."""
         path = self._inside(written, "image")
         try:
             check_image(path, max_pixels=self._max_pixels)
@@ -366,7 +369,7 @@ class Rows:
         return path
 
     def _video(self, value: object) -> Path | None:
-        """The real path of a video; what it holds is judged when it is sampled."""
+        """Return the real path of a video; what it holds is judged when it is sampled."""
         if value is None or value == "":
             return None
         if not isinstance(value, str):
@@ -377,7 +380,7 @@ class Rows:
         return path
 
     def _inside(self, written: str, what: str) -> Path:
-        """The real path that `written` leads to, if it stays inside the manifest's folder."""
+        """Return the real path that `written` leads to, if it stays inside the manifest's folder."""
         shown = _short(written)
         if _URL.search(written):
             raise RowError(f"{what} {shown} is a URL", "download it and give its path; nothing is fetched")
@@ -405,7 +408,7 @@ def _text(value: object, what: str) -> str:
 
 
 def _image_list(value: object, most: int) -> list[str]:
-    """The paths as written: a list, a JSON list in a text, or a text separated by semicolons."""
+    """Return the paths as written: a list, a JSON list in a text, or a text separated by semicolons."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -440,7 +443,7 @@ def _json(value: str, what: str) -> object:
 
 
 def _count(value: object) -> int | None:
-    """A number of pictures; a CSV cell writes it in digits."""
+    """Read a number of pictures; a CSV cell writes it in digits."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         return int(value[:9])
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -456,7 +459,7 @@ def _counted(question: Question, count: int, images: int) -> str:
 
 
 def _short(value: object) -> str:
-    """`value` as a message can carry it."""
+    """Shorten `value` as a message can carry it."""
     shown = repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 

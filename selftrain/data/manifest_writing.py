@@ -151,7 +151,7 @@ def _write_parquet(rows: Sequence[dict[str, Any]], part: Path) -> None:
 
 
 def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
-    """A column in its own type where one type holds all its values, else as JSON texts, marked as such."""
+    """Build a column in its own type where one holds all its values, else as JSON texts, marked as such."""
     import pyarrow as pa
 
     kinds = {type(value) for value in values if value is not None}
@@ -168,7 +168,7 @@ def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The usual columns first, then the others in the order they are met."""
+    """Order the usual columns first, then the others in the order they are met."""
     met = dict.fromkeys(name for row in rows for name in row)
     return [
         "id",
@@ -179,7 +179,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _json(value: object) -> str:
-    """Dates, decimals and the like, which Parquet may hold, are written as their text."""
+    """Write as JSON: dates, decimals and the like, which Parquet may hold, are written as their text."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError as error:

@@ -50,7 +50,7 @@ _FOLD = _Fold()
 
 
 def normalise_text(text: str) -> str:
-    """Letters, marks and digits of `text`, NFKC and case-folded, words parted by single spaces.
+    """Reduce `text` to letters, marks and digits, NFKC and case-folded, words parted by single spaces.
 
     HTML entities are resolved; links, mentions and the RT of a retweet are left out. May be empty.
     """
@@ -132,7 +132,7 @@ class HashIndex:
                 self._buckets[key].append(one)
 
     def near(self, one: int) -> set[int]:
-        """The hashes indexed that differ from `one` in at most `distance` bits, itself included."""
+        """Return the hashes indexed that differ from `one` in at most `distance` bits, itself included."""
         return {
             other
             for key in self._keys(one)
@@ -192,7 +192,7 @@ def traits_of(posts: Sequence[Post], *, workers: int = 0, progress: bool = False
 def close_pairs(
     embeddings: Embeddings, left: Sequence[int], right: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Positions (l, r), l of `left` and r of `right`, whose texts' cosine reaches the threshold.
+    """Yield positions (l, r), l of `left` and r of `right`, whose texts' cosine reaches the threshold.
 
     Never holds more than two chunks of unit rows and their products.
     """
@@ -238,7 +238,7 @@ class Reference:
         self._index = HashIndex(self._hashes, distance)
 
     def copies(self, here: Iterable[int], match: Match, close: dict[int, list[int]]) -> dict[int, Copy]:
-        """Those of `here` that copy a member, with the member; `close` names members of close embeddings."""
+        """Return those of `here` that copy a member, with the member; `close` names those of close texts."""
         found = {}
         for one in here:
             copy = (
@@ -272,7 +272,7 @@ class Reference:
         return Copy(min(agreeing, key=self._rank.__getitem__), "all") if agreeing else None
 
     def _agree(self, one: int, other: int, same_text: bool) -> bool:
-        """Whether every modality that both have matches."""
+        """Tell whether every modality that both have matches."""
         ours, theirs = self._traits[one], self._traits[other]
         if ours.text and theirs.text and not same_text:
             return False
@@ -286,7 +286,7 @@ class Reference:
 
 
 def _same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
-    """Whether each image of the smaller album matches one of the larger."""
+    """Tell whether each image of the smaller album matches one of the larger."""
     few, many = sorted((ours, theirs), key=len)
     return all(any(_same_picture(one, other, distance) for other in many) for one in few)
 

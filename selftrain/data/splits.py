@@ -66,7 +66,7 @@ class Splits:
             )
 
     def __getitem__(self, name: str) -> tuple[Post, ...]:
-        """The split called "labelled", "validation", "pool" or "test"."""
+        """Return the split called "labelled", "validation", "pool" or "test"."""
         if name not in PRIORITY:
             raise KeyError(name)
         posts: tuple[Post, ...] = getattr(self, name)
@@ -78,7 +78,7 @@ class Splits:
         return ", ".join(f"{len(self[name]):,} {name}" for name in PRIORITY[::-1])
 
     def without(self, ids: Collection[str]) -> Splits:
-        """These splits less some posts.
+        """Return these splits less some posts.
 
         Raises:
             SplitError: What is left is too little.
@@ -133,7 +133,7 @@ def split_by_shares(
     seed: int = 0,
     allow_empty_pool: bool = False,
 ) -> Splits:
-    """One list of posts to splits; posts without label go to the pool.
+    """Split one list of posts; those without label go to the pool.
 
     Args:
         posts: Labelled and unlabelled.
@@ -172,7 +172,7 @@ def split_given(
     seed: int = 0,
     allow_empty_pool: bool = False,
 ) -> Splits:
-    """Splits that somebody else has made. Unlabelled posts of train go to the pool.
+    """Take splits that somebody else has made. Unlabelled posts of train go to the pool.
 
     Args:
         task: Its classes.
@@ -197,7 +197,7 @@ def split_given(
 
 
 def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, list[Post]]:
-    """Posts under the names of `PRIORITY`, as a field of the manifest has them; "train" is "labelled".
+    """Sort posts under the names of `PRIORITY`, as a field of the manifest has them; "train" is "labelled".
 
     Raises:
         SplitError: A post whose field is missing or none of these.
@@ -224,7 +224,7 @@ def split_by_column(
     seed: int = 0,
     allow_empty_pool: bool = False,
 ) -> Splits:
-    """Splits as a field of the manifest names them: labelled or train, validation, pool, test.
+    """Take splits as a field of the manifest names them: labelled or train, validation, pool, test.
 
     Raises:
         SplitError: As `parts_by_column`, or as `split_given`.
@@ -261,7 +261,7 @@ def _parts(
     shares: Mapping[str, float],
     random: np.random.RandomState,
 ) -> tuple[list[Post], list[Post], list[Post]]:
-    """Train, validation and test, each in the posts' order, stratified."""
+    """Draw train, validation and test, each in the posts' order, stratified."""
     train: list[int] = []
     validation: list[int] = []
     test: list[int] = []
@@ -303,7 +303,7 @@ def draw_labelled(
     balanced: bool,
     random: np.random.RandomState,
 ) -> tuple[list[Post], list[Post]]:
-    """The posts that keep their label and the rest, each in the order of `train`."""
+    """Draw the posts that keep their label and the rest, each in the order of `train`."""
     if count is None:
         return list(train), []
     require(train, names, LEAST_PER_CLASS, "train")
@@ -334,7 +334,7 @@ def _even(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Quotas by largest remainder; those left over go to the classes that lost most by rounding down."""
+    """Share out quotas by largest remainder: the rest goes to those that lost most by rounding down."""
     exact = {name: count * size / sum(sizes.values()) for name, size in sizes.items()}
     quotas = {name: int(share) for name, share in exact.items()}
     losers = sorted(sizes, key=lambda name: quotas[name] - exact[name])
@@ -344,7 +344,7 @@ def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def by_class(posts: Sequence[Post], names: tuple[str, ...]) -> dict[str, list[int]]:
-    """Class -> positions of its posts. Raises SplitError on a label of no class."""
+    """Map class -> positions of its posts. Raises SplitError on a label of no class."""
     classes: dict[str, list[int]] = {name: [] for name in names}
     for position, post in enumerate(posts):
         if post.label is None:
@@ -358,7 +358,7 @@ def by_class(posts: Sequence[Post], names: tuple[str, ...]) -> dict[str, list[in
 def cut(
     classes: Mapping[str, list[int]], random: np.random.RandomState, each: int | None = None
 ) -> dict[str, list[int]]:
-    """Every class drawn down to `each` posts, or to the smallest class; positions in ascending order."""
+    """Draw every class down to `each` posts, or to the smallest class; positions in ascending order."""
     sizes = {name: len(members) for name, members in classes.items()}
     least = min(sizes.values()) if each is None else each
     if not 0 < least <= min(sizes.values()):
@@ -374,7 +374,7 @@ def cut(
 
 
 def require(posts: Sequence[Post], names: tuple[str, ...], least: int, where: str) -> None:
-    """Raises SplitError when a class has fewer than `least` of the posts."""
+    """Raise SplitError when a class has fewer than `least` of the posts."""
     counts = Counter(post.label for post in posts)
     found = {name: counts[name] for name in names}
     if min(found.values()) < least:

@@ -91,7 +91,7 @@ class Question:
             )
 
     def answer_for_count(self, count: int, total: int) -> str:
-        """The answer when `count` of `total` pictures show what is asked for.
+        """Return the answer when `count` of `total` pictures show what is asked for.
 
         Raises:
             ValueError: The question does not count, or not 0 <= count <= total with total >= 1.
@@ -180,7 +180,7 @@ class Task:
         return next(name for name in self.names if name != self.positive)
 
     def question(self, name: str) -> Question | None:
-        """The question of that name, or None."""
+        """Return the question of that name, or None."""
         return next((question for question in self.questions if question.name == name), None)
 
 

@@ -64,27 +64,27 @@ class Measures:
         self._ready = gauge("ready", "1 while the server takes posts.")
 
     def watch(self, *, queued: Callable[[], int], ready: Callable[[], bool]) -> None:
-        """Where to read what is not counted but looked at."""
+        """Set where to read what is not counted but looked at."""
         self._queue.set_function(queued)
         self._ready.set_function(lambda: float(ready()))
 
     def request(self, path: str, status: int) -> None:
-        """One answer."""
+        """Count one answer."""
         self._requests.labels(path, str(status)).inc()
 
     def answered(self, seconds: float, scored: int, failed: int) -> None:
-        """One request for scores, answered with them."""
+        """Count one request for scores, answered with them."""
         self._latency.observe(seconds)
         self._posts.inc(scored)
         self._failures.inc(failed)
 
     def batch(self, posts: int, seconds: float) -> None:
-        """See `selftrain.serving.batching.Observer`."""
+        """Count one model call; see `selftrain.serving.batching.Observer`."""
         self._batch_posts.observe(posts)
         self._scoring.observe(seconds)
 
     def text(self) -> bytes:
-        """All of it in Prometheus' text format."""
+        """Write all of it in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
@@ -126,7 +126,7 @@ class Service:
             self.on_idle()
 
     def admits(self, request: Request) -> bool:
-        """Whether the client shows the key, compared in constant time."""
+        """Tell whether the client shows the key, compared in constant time."""
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         # headers come as bytes read as latin-1
         known = hmac.compare_digest(shown.strip().encode("latin-1"), self._key)
@@ -135,7 +135,7 @@ class Service:
     # ---- scoring ------------------------------------------------------------------------------------
 
     async def score(self, request: Request) -> Response:
-        """One request for scores, from its bytes to its answer."""
+        """Answer one request for scores, from its bytes to its answer."""
         if not self.ready:
             why = "the server is about to end" if self.draining else "the model is not loaded yet"
             raise DrainingError(f"{why}: ask again later")
@@ -176,7 +176,7 @@ class Service:
         return place(parse(body, self.limits), folder, self.limits.pixels)
 
     async def _body(self, request: Request, held: _Held) -> bytes:
-        """The body, counted as it arrives: one that is too large is not read to its end."""
+        """Read the body, counted as it arrives: one that is too large is not read to its end."""
         too_large = BadRequestError(
             413, f"the body is larger than {self.limits.body:,} bytes: send fewer posts"
         )
@@ -206,7 +206,7 @@ class _Held:
 
 
 async def _wait(request: Request, scores: Scores) -> list[Result] | None:
-    """The results, or None when the client has gone away: then its posts are taken back."""
+    """Return the results, or None when the client has gone away: then its posts are taken back."""
     results = asyncio.wrap_future(scores)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -228,7 +228,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def build_app(service: Service) -> Starlette:
-    """The application of a service, without the start and the end of its batcher."""
+    """Build the application of a service, without the start and the end of its batcher."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -271,7 +271,7 @@ def build_app(service: Service) -> Starlette:
 
 
 def _counted(service: Service, path: str, handler: Handler, *, open_to_all: bool) -> Handler:
-    """`handler` behind the key, its errors as JSON, its answers counted."""
+    """Put `handler` behind the key, its errors as JSON, its answers counted."""
 
     async def counted(request: Request) -> Response:
         if open_to_all or service.admits(request):

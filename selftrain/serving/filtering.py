@@ -48,7 +48,7 @@ class SourceRow(NamedTuple):
 def read_source(
     source: str, *, skip: int, digest: str, max_pixels: int, text_limit: int
 ) -> Iterator[SourceRow]:
-    """The rows of a manifest, or of JSON lines on standard input, after the first `skip`.
+    """Yield the rows of a manifest, or of JSON lines on standard input, after the first `skip`.
 
     Ids are not compared between rows: that would need memory for all of them. Images are relative to the
     manifest's folder, those of standard input to the working directory, and must lie inside.
@@ -96,7 +96,7 @@ def _judged(raw: RawRow, rows: Rows, text_limit: int, digest: str) -> SourceRow:
 
 
 def _chain(before: str, raw: RawRow) -> str:
-    """A row at a time, so that a later start can follow it without knowing where an earlier one paused."""
+    """Digest row by row, so that a later start can follow wherever an earlier one paused."""
     content = json.dumps([raw.line, raw.fields, raw.reason], default=str)
     return hashlib.sha256(f"{before}\n{content}".encode()).hexdigest()
 
@@ -172,7 +172,7 @@ def _chunks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
 
 
 def _judge(scorer: Scorer, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:
-    """Lines for the sink and for the quarantine, in the rows' order."""
+    """Return lines for the sink and for the quarantine, in the rows' order."""
     scores = iter(scorer.score([row.post for row in rows if row.post is not None]))
     kept: list[str] = []
     failed: list[str] = []
@@ -197,7 +197,7 @@ def _failure(row: SourceRow, reason: str) -> str:
 
 
 def _line(value: Json) -> str | None:
-    """JSON in one line; dates and the like, which Parquet may hold, as their text. None: NaN or infinity."""
+    """Write JSON in one line, dates and the like of Parquet as text; None: NaN or infinity."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:

@@ -128,7 +128,7 @@ class _DrainingServer(HttpServer):
         service.on_idle = self._end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends at once; neither is raised again, so the status is 0."""
+        """Drain on the first signal, end at once on the second; raise neither, so that the status is 0."""
         if self._service.draining:
             logging.getLogger("uvicorn.error").disabled = True  # what is cut off now was meant to be
             self.force_exit = True

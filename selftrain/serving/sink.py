@@ -158,7 +158,7 @@ class FilterSink:
 
 @contextmanager
 def _appending(path: Path) -> Iterator[IO[bytes]]:
-    """Closed without a word when something else went wrong already: a full disk fails the last flush too."""
+    """Open for appending; after another fault close without a word: a full disk fails the last flush too."""
     file = path.open("ab")
     try:
         yield file

@@ -161,7 +161,7 @@ def record(score: PostScore) -> Json:
 
 
 def without_paths(reason: str, post: Post) -> str:
-    """`reason` with the server's own file names as the client knows them: images by their place."""
+    """Rewrite `reason` with the server's own file names as the client knows them: images by their place."""
     for number, path in enumerate(post.images):
         reason = reason.replace(str(path), f"images[{number}]")
     return reason
@@ -221,7 +221,7 @@ def _refusal(error: ValidationError, *, alone: bool) -> BadRequestError:
 
 
 def _where(loc: Sequence[int | str], *, alone: bool) -> str:
-    """A place as a client would write it: ``posts[3].images[0]``."""
+    """Write a place as a client would write it: ``posts[3].images[0]``."""
     parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     return f"the post{parts}" if alone else parts.lstrip(".") or "the body"
 
@@ -250,7 +250,7 @@ def _image(given: str, where: str, most: int) -> bytes:
         if not header.lower().endswith(";base64"):
             raise BadRequestError(422, f"{where} is a data: URI without ;base64; {expected}")
     elif "://" in given[:20]:
-        raise BadRequestError(422, f"{where} is an address, and none is fetched; {expected}")
+        raise BadRequestError(422, f"{where} is a URL, and none is fetched; {expected}")
     if len(encoded) * 3 // 4 > most + 2:  # before anything is decoded
         raise BadRequestError(413, f"{where} has about {len(encoded) * 3 // 4:,} bytes; at most {most:,}")
     try:
@@ -280,7 +280,7 @@ def _distinct(posts: Sequence[GivenPost]) -> None:
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name what a JSON value is, in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}

@@ -65,7 +65,7 @@ def _rows(splits: Mapping[str, Scored], names: Sequence[str]) -> Iterator[Json]:
 
 
 def read_scores(folder: Path, *, positive: str, negative: str) -> dict[str, Scored] | None:
-    """The splits of one round's `scores.jsonl`; None when the round has none.
+    """Read the splits of one round's `scores.jsonl`; None when the round has none.
 
     Raises:
         RunStateError: A line that is not a score, or names another class.
@@ -128,7 +128,7 @@ BINS = 10
 
 
 def precision_recall(scored: Scored) -> PrecisionRecall | None:
-    """The curve, thinned to `MOST_POINTS`; None when one class does not occur."""
+    """Compute the curve, thinned to `MOST_POINTS`; None when one class does not occur."""
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     if len(np.unique(scored.labels)) < 2:
@@ -140,7 +140,7 @@ def precision_recall(scored: Scored) -> PrecisionRecall | None:
 
 
 def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
-    """Share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
+    """Compute the share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
     probs = sigmoid(scored.logits)
     place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
@@ -158,14 +158,14 @@ def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
 
 
 def expected_calibration_error(bins: Iterable[ReliabilityBin]) -> float:
-    """Mean distance between confidence and accuracy, weighted by posts; 0 without a post."""
+    """Return the mean distance between confidence and accuracy, weighted by posts; 0 without a post."""
     listed = list(bins)
     posts = sum(one.posts for one in listed)
     return sum(one.posts * abs(one.confidence - one.accuracy) for one in listed) / max(posts, 1)
 
 
 def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
-    """Posts of the positive class by predicted probability, in `bins` equal intervals; and the others."""
+    """Count positive posts, and the others, by predicted probability in `bins` equal intervals."""
     probs = sigmoid(scored.logits)
     positive, negative = (
         np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)

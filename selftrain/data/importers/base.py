@@ -179,7 +179,7 @@ def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
 
 
 def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
-    """The image's place under ``images/``, keeping its path below the source; None when it is missing."""
+    """Put an image under ``images/``, keeping its path below the source; None when it is missing."""
     real = image.resolve()
     if not real.is_relative_to(root):
         raise Unusable(f"image {image} leads out of {root}")
@@ -204,7 +204,7 @@ def _first(writing: _Writing) -> str:
 
 
 def find_file(source: Path, *names: str) -> Path | None:
-    """The first of `names` in the folder `source` or below; `source` itself when it is such a file."""
+    """Find the first of `names` in the folder `source` or below; `source` itself when it is such a file."""
     if source.is_file():
         return source if not names or source.name in names else None
     for name in names:

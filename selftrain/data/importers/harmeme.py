@@ -32,7 +32,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def read(source: Path) -> Source:
-    """``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, those that are there, images near."""
+    """Read ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, those that are there, images near."""
     files = {name: path for name in _SPLITS if (path := find_file(source, f"{name}.jsonl")) is not None}
     if not files:
         raise ManifestError(
@@ -81,7 +81,7 @@ def _record(
 
 
 def _find_image(beside: Path, folders: list[Path], written: str) -> Path:
-    """Where the image is, or else where it was expected."""
+    """Return where the image is, or else where it was expected."""
     places = [folder / written for folder in (beside, *folders)]
     return next((place for place in places if place.is_file()), places[0])
 

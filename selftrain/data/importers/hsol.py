@@ -31,7 +31,7 @@ _COLUMNS = {"class", "tweet"}
 
 
 def read(source: Path) -> Source:
-    """``labeled_data.csv``, columns: an index without a name, vote counts, class, tweet."""
+    """Read ``labeled_data.csv``, columns: an index without a name, vote counts, class, tweet."""
     path = find_file(source, "labeled_data.csv") or (source if source.is_file() else None)
     if path is None:
         raise ManifestError(f"{source} holds no labeled_data.csv; give its folder or the file itself")

@@ -31,7 +31,7 @@ _NAMES = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.
 
 
 def read(source: Path) -> Source:
-    """The CSV (polarity, id, date, query, user, text; Latin-1), or ``positive.txt`` and ``negative.txt``."""
+    """Read the CSV (its columns: `_FIELDS`; Latin-1), or ``positive.txt`` and ``negative.txt``."""
     files = (
         {label: find_file(source, f"{label}.txt") for label in _LABELS.values()} if source.is_dir() else {}
     )

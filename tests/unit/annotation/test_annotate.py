@@ -371,7 +371,7 @@ def test_the_report_says_how_good_the_answers_are_where_they_are_known(home, ser
     # b lacks two answers
     assert report["complete"] == {"posts": 3, "share": 0.75}
     assert report["model"]["model"] == "model-a"
-    assert report["spending"]["calls"] == 15
+    assert report["usage"]["calls"] == 15
     shown = capsys.readouterr().out
     assert "3 of 4 posts (75.0%) have an answer to all 3 questions" in shown
     assert "process questions, mean" in shown

@@ -148,8 +148,8 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
 @pytest.fixture
 def faked(monkeypatch):
     """Any path is a model of ten validation posts."""
-    odds = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
-    scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], odds)
+    probs = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], probs)
     monkeypatch.setattr(scorer_module, "open_scorer", lambda path: TextScorer(scores))
 
 
