@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None  # type: ignore[assignment]
 
 from selftrain.review.reviewers import waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay
@@ -178,7 +177,7 @@ def is_held(folder: RunFolder) -> bool | None:
 
     A shared lock is asked for and let go at once: it fails exactly when somebody writes.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     try:
         with (folder.path / ".lock").open("rb") as file:
