@@ -24,7 +24,7 @@ from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
     from selftrain.data.preparation import PreparedData
-    from selftrain.report.cost import CostEstimate
+    from selftrain.report.cost import RunCost
     from selftrain.rounds import RoundResult
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
@@ -121,7 +121,7 @@ class Run:
                 if reviewers is not None:
                     reviewers.close()
 
-    def estimate(self, *, progress: bool = False) -> CostEstimate:
+    def estimate(self, *, progress: bool = False) -> RunCost:
         """Estimate what the run's vision-language agents would cost; see `selftrain.report.cost`.
 
         Raises:
