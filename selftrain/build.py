@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from losses.pnu import PNULoss
-    from selftrain.annotation.building import Settings
+    from selftrain.annotation.question_plan import AnnotationSettings
     from selftrain.config import Recipe, VlmSection
     from selftrain.data.corpus import Corpus
     from selftrain.data.posts import Post
@@ -331,7 +331,7 @@ def build_reviewers(
     Raises:
         PromptFileError, StoreError: A criticizer cannot be set up.
     """
-    from selftrain.review.ledger import LEDGER
+    from selftrain.review.ledger_reader import LEDGER
     from selftrain.review.reviewers import HumanReview
 
     section = recipe.human
@@ -348,7 +348,7 @@ def build_reviewers(
         per_round=section.per_round,
         rule=section.rule,
         floor=section.floor,
-        doubled_share=section.doubled_share,
+        double_annotation_rate=section.double_annotation_rate,
         wait=section.wait,
         seed=recipe.seed,
         progress=progress,
@@ -384,7 +384,7 @@ def build_criticizer(
 
 
 def build_questioner(
-    settings: Settings,
+    settings: AnnotationSettings,
     task: Task,
     out: Path,
     *,
@@ -395,7 +395,7 @@ def build_questioner(
     """The agent; nothing is asked yet.
 
     Args:
-        settings: Of `settings_of`.
+        settings: Of `annotation_settings`.
         task: Name, classes and policy.
         out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
         prompts: A folder of prompt files that replace the built-in ones.

@@ -183,7 +183,7 @@ class HumanSection(Section):
     )
     servers: tuple[str, ...] = ()  # of the criticizing model; none: it is that of `vlm`
     model: str = ""  # as it is served there; empty: the only one that is
-    doubled_share: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
+    double_annotation_rate: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
     # while reviews are missing: end in good order, or look for them until they are there
     wait: Literal["end", "poll"] = "end"
 

@@ -153,7 +153,7 @@ class Run:
         from selftrain.data.preparation import prepare
         from selftrain.models.pretrained import backbone_options
 
-        backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
+        backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe.backbone))
         return prepare(self.recipe, backbone, progress=progress)
 
     def _told(self, rounds: Iterator[RoundResult]) -> Iterator[RoundResult]:

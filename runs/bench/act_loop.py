@@ -22,8 +22,8 @@ import numpy as np
 
 from runs.bench.study import Figure, Figures
 from selftrain._util.types import FloatArray, IntArray
+from selftrain.act.annotation_quality import abs_score, accuracy
 from selftrain.act.budget import Rule, inclusion, systematic_sample
-from selftrain.act.quality_gap import abs_score, accuracy
 from selftrain.models.metrics import macro_f1_of_classes
 from selftrain.store.run_dir import RunFolder
 
@@ -109,7 +109,8 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
     """The loop with reviewers who know the truth; figures of its best model on test."""
     from selftrain.build import build_loss, build_panel, build_settings, build_trainer
     from selftrain.loop import self_train
-    from selftrain.review.ledger import LEDGER, ReviewLedger
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER
     from selftrain.review.reviewers import HumanReview, waiting_for
 
     corpus, folder = prepared.corpus, RunFolder(path)
@@ -140,8 +141,8 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
                 break
             ledger = ReviewLedger(path / LEDGER)
             while (post := ledger.next_post("simulated")) is not None:
-                label = corpus.class_name(truth[post.entry.post_id])
-                ledger.decide("simulated", post.entry.post_id, label)
+                label = corpus.class_name(truth[post.item.post_id])
+                ledger.decide("simulated", post.item.post_id, label)
             ledger.close()
     best = [one for one in rounds if one.kept][-1]
     assert best.test is not None
@@ -155,7 +156,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
 
 def judged_posts(folder: RunFolder, prepared: PreparedData) -> Judged:
     """Every post that the run judged, with its machine label and estimated error."""
-    from selftrain.review.disagreement import error_estimates
+    from selftrain.review.sampling import error_estimates
     from selftrain.rounds import replay
 
     corpus, (state, _) = prepared.corpus, replay(folder)

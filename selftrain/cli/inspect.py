@@ -154,10 +154,10 @@ def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
         _print_json(one.to_json() for one in rounds)
         return
     from selftrain.cli.render import console, plain, rounds_table
-    from selftrain.review.label_error import reviewed_batches, told
+    from selftrain.review.estimates import newest_estimate, reviewed_batches
 
     console().print(rounds_table(rounds))
-    line = told(reviewed_batches(folder))
+    line = newest_estimate(reviewed_batches(folder))
     if line is not None:
         _print_texts([plain(""), plain(line)])
     if len(rounds) > 1:

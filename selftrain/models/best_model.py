@@ -106,7 +106,7 @@ def open_best(folder: RunFolder) -> BestModel:
     recipe, classes = stored_recipe(folder), stored_classes(folder)
     file = folder.round_path(folder.best_round()) / "model.safetensors"
     if read_format(file) == "selftrain-head-1":
-        backbone = load_backbone(recipe.backbone.name, **backbone_options(recipe))
+        backbone = load_backbone(recipe.backbone.name, **backbone_options(recipe.backbone))
         pretrained = folder.environment().identity["backbone"]
         _check_same(folder, backbone, pretrained)
         model = load_head(file)[0]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from selftrain.report.run_page import COST, FinalSplit, RunPage
 from selftrain.report.status import score
-from selftrain.review.label_error import percent
+from selftrain.review.estimates import percent
 from selftrain.rounds import CandidateSets, RoundResult, SetCounts
 from selftrain.web import charts
 from selftrain.web.html import render_page

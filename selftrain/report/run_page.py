@@ -19,7 +19,7 @@ from selftrain.models.intervals import Estimate, counts_of, estimates
 from selftrain.report.left_out import Quarantine, read_quarantine
 from selftrain.report.status import Summary, is_held, missing_reviews, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
-from selftrain.review.label_error import ReviewedBatch, reviewed_batches
+from selftrain.review.estimates import ReviewedBatch, reviewed_batches
 from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import (

@@ -12,16 +12,14 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from selftrain.review.audit import AUDIT
 from selftrain.review.criticism import LoopCriticizer
-from selftrain.review.items import Decision, Entry
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_among
+from selftrain.review.ledger import opened_ledger
+from selftrain.review.ledger_reader import Decision, ReviewItem
+from selftrain.review.sampling import AUDIT, request_reviews, verdicts_among
 from selftrain.store.run_dir import HumanLabel, RunFolder
 
 Rule = Literal["normalised", "exponential", "threshold"]
@@ -92,7 +90,8 @@ class HumanReview:
         budget: Most posts that the loop may ever send to review; 0: it sends none, and uses what others did.
         per_round: Most of them after one round.
         rule, floor: See `selftrain.act.budget.inclusion`.
-        doubled_share: Share of the posts that two people review; a ledger that is there keeps its own.
+        double_annotation_rate: Share of the posts that two people review; a ledger that is
+            there keeps its own.
         wait: While reviews are missing, "end" the run in good order, or "poll" until they are there.
         seed: Of the draws; a ledger that is there keeps its own.
         progress: Whether polling shows how far the review is.
@@ -108,7 +107,7 @@ class HumanReview:
         per_round: int = 50,
         rule: Rule = "exponential",
         floor: float = 0.1,
-        doubled_share: float = 0.0,
+        double_annotation_rate: float = 0.0,
         wait: Wait = "end",
         seed: int = 0,
         progress: bool = False,
@@ -117,7 +116,7 @@ class HumanReview:
     ) -> None:
         self._criticizer = criticizer
         self._folder, self._budget, self._per_round = folder, budget, per_round
-        self._rule, self._floor, self._doubled_share = rule, floor, doubled_share
+        self._rule, self._floor, self._double_annotation_rate = rule, floor, double_annotation_rate
         self._wait, self._seed, self._progress, self._poll_seconds = wait, seed, progress, poll_seconds
 
     def ready(self, number: int) -> bool:
@@ -173,9 +172,10 @@ class HumanReview:
             drawn = {} if ledger is None else {batch: ledger.drawn(batch) for batch in ledger.batches()}
             if batch_after(number) in drawn:
                 return
-            base, doubled_share, seed = self._budget, self._doubled_share, self._seed
+            base, rate, seed = self._budget, self._double_annotation_rate, self._seed
             if ledger is not None:
-                base, doubled_share, seed = ledger.base_budget, ledger.doubled_share, ledger.seed
+                base, seed = ledger.base_budget, ledger.seed
+                rate = ledger.double_annotation_rate
                 if base + ledger.allowed(RECIPE) < self._budget:
                     ledger.allow(RECIPE, self._budget - base)
         asked = {post_id for posts in drawn.values() for post_id in posts}
@@ -186,7 +186,7 @@ class HumanReview:
             return
         request_reviews(
             self._folder, budget=base, batch=batch_after(number), sample=sample, rule=self._rule,
-            floor=self._floor, doubled_share=doubled_share, seed=seed, estimator=self._criticizer,
+            floor=self._floor, double_annotation_rate=rate, seed=seed, estimator=self._criticizer,
         )  # fmt: skip
 
     def _until_reviewed(self, waiting: Waiting) -> bool:
@@ -220,28 +220,10 @@ def waiting_for(folder: RunFolder) -> Waiting | None:
     return Waiting(ledger.path, len(posts), sum(one not in decided for one in posts)) if posts else None
 
 
-@contextmanager
-def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
-    """The run's ledger of reviews, or None where it has none.
-
-    Raises:
-        LedgerError: It cannot be opened.
-    """
-    path = folder.path / LEDGER
-    if not path.exists():
-        yield None
-        return
-    ledger = ReviewLedger(path)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
 _OWN = re.compile(r"round [0-9]+")
 
 
-def _human_label(decision: Decision, label: str, batch: str, entry: Entry) -> HumanLabel:
+def _human_label(decision: Decision, label: str, batch: str, entry: ReviewItem) -> HumanLabel:
     return HumanLabel(
         decision.post_id, label, tuple(review.reviewer for review in decision.reviews), decision.contested,
         batch, round(entry.inclusion, 9), entry.machine_label,

@@ -356,7 +356,7 @@ MAY_CHANGE = {
     *(f"vlm.{key}" for key in ("token_cap", "store")),
     "agents.on_near_chance",
     # what was drawn stays drawn, and what a round used stands in its folder
-    *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "doubled_share", "wait")),
+    *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "double_annotation_rate", "wait")),
     *(f"human.{key}" for key in ("source", "strategy", "servers", "model")),
 }
 """Keys of a recipe that a run may change on its way."""

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from selftrain.cli import main
-from selftrain.review.exchange.exchange_import import import_reviews, read_reviews
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_among
+from selftrain.review.exchange.review_import import import_reviews, read_reviews
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
 pytestmark = pytest.mark.integration
@@ -80,7 +81,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from selftrain.act import queue, schema
-from selftrain.review.exchange.exchange_import import import_reviews
+from selftrain.review.exchange.review_import import import_reviews
 from selftrain.store.run_dir import RunFolder
 run, file, point = sys.argv[1:]
 left = int(point)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from agents.ask.annotator import Annotation
+from backbones.images import open_image
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
+from selftrain.data.task import load_task
 from selftrain.errors import TaskError
-from selftrain.review.criticism import FILE, read_criticisms
+from selftrain.review.criticism import CRITICISMS, LabelCriticism, read_criticisms
 from selftrain.review.labelling import annotations_of
 from selftrain.rounds import replay
 from selftrain.state import LastVerdict
@@ -50,8 +53,8 @@ class Material:
         self._folder = folder
         self._posts: dict[str, FoundPost | None] = {}
         self._last: Mapping[str, LastVerdict] = {}
-        self._criticisms: dict[str, Json] = {}
-        self._annotations: dict[str, Json] = {}
+        self._criticisms: dict[str, LabelCriticism] = {}
+        self._annotations: dict[str, Annotation] = {}
         self._rounds = -1
 
     def load(self, post_ids: Iterable[str]) -> None:
@@ -68,8 +71,8 @@ class Material:
         if (rounds := self._folder.finished()) != self._rounds:
             self._last = replay(self._folder)[0].last_verdicts
             self._annotations = annotations_of(self._folder)
-            rows = read_criticisms(self._folder.path / FILE)
-            self._criticisms = {str(row["post_id"]): row for row in rows}  # the last batch counts
+            criticisms = read_criticisms(self._folder.path / CRITICISMS)
+            self._criticisms = {one.post_id: one for one in criticisms}  # the last batch counts
             self._rounds = rounds
 
     def unknown(self, post_ids: Iterable[str]) -> list[str]:
@@ -118,7 +121,7 @@ class Material:
         found = self._annotations.get(post_id)
         if found is None:
             return []
-        step = _step("label", found["label"], found["probability"], found["rationale"])
+        step = _step("label", found.label, found.probability, found.rationale)
         parties = [{"who": "annotator", "steps": [step]}]
         criticism = self._criticisms.get(post_id)
         if criticism is not None:
@@ -131,8 +134,6 @@ class Material:
         Raises:
             ImageError: The file cannot be decoded, or may not be.
         """
-        from backbones.images import open_image
-
         self.load([post_id])
         post = self._posts[post_id]
         if post is None or not 0 <= index < len(post.images):
@@ -155,8 +156,6 @@ def policy_of(folder: RunFolder, classes: Iterable[str]) -> Policy:
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    from selftrain.data.task import load_task
-
     name = folder.environment().task
     path = folder.recipe().get("data", {}).get("task")
     try:
@@ -175,11 +174,11 @@ def _step(state: str, label: str | None, probability: float | None, words: str) 
     }  # fmt: skip
 
 
-def _criticized(row: Mapping[str, Any]) -> Json:
+def _criticized(given: LabelCriticism) -> Json:
     """A criticizer names no class: it says how likely the machine's is wrong, and why."""
-    doubt = "no estimate" if row["error"] is None else f"{row['error']:.0%} likely wrong"
-    state = f"{row['label']}: {doubt}"
-    return _step(state, None, None, str(row["rationale"] or row["fault"]))
+    doubt = "no estimate" if given.error is None else f"{given.error:.0%} likely wrong"
+    state = f"{given.label}: {doubt}"
+    return _step(state, None, None, given.rationale or given.fault)
 
 
 def _without_paths(reason: str, post: FoundPost) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from agents.judgment import Judgment, State, Verdict
-from selftrain.act.estimate import label_error
+from selftrain.act.error_estimate import label_error
 from selftrain.errors import BudgetError, EstimateError
-from selftrain.review.disagreement import error_estimates
 from selftrain.review.estimates import label_errors, outcome
-from selftrain.review.items import UNSURE, Entry
 from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import UNSURE, ReviewItem
+from selftrain.review.sampling import error_estimates
 
 CLASSES = ("rude", "kind")
 
@@ -19,16 +19,17 @@ CLASSES = ("rude", "kind")
 def ledger(tmp_path):
     ledger = ReviewLedger.create(tmp_path / "review.sqlite", classes=CLASSES, budget=8)
     posts = [
-        Entry(f"p{i}", CLASSES[i % 2], None if i == 9 else i / 10, 0.4, f"round {i // 5}") for i in range(10)
+        ReviewItem(f"p{i}", CLASSES[i % 2], None if i == 9 else i / 10, 0.4, f"round {i // 5}")
+        for i in range(10)
     ]
     ledger.add("a", posts, ["p3", "p0", "p8", "p5"])
-    ledger.add("b", [Entry("p1", "kind", 0.2, 0.5), Entry("q", "rude", 0.2, 0.5)], ["p1"])
+    ledger.add("b", [ReviewItem("p1", "kind", 0.2, 0.5), ReviewItem("q", "rude", 0.2, 0.5)], ["p1"])
     return ledger
 
 
 def review(ledger, *labels):
     for label in labels:
-        ledger.decide("ann", ledger.next_post("ann").entry.post_id, label)
+        ledger.decide("ann", ledger.next_post("ann").item.post_id, label)
 
 
 def test_a_batch_becomes_arrays(ledger):
@@ -125,7 +126,7 @@ def test_a_label_asked_for_must_be_a_class():
 
 def test_the_likeliest_errors_alone_are_no_sample(tmp_path):
     ledger = ReviewLedger.create(tmp_path / "review.sqlite", classes=CLASSES, budget=3)
-    posts = [Entry(f"p{i}", "rude", 1 - i / 10, 0.5) for i in range(6)]
+    posts = [ReviewItem(f"p{i}", "rude", 1 - i / 10, 0.5) for i in range(6)]
     ledger.add("a", posts, ["p0", "p2", "p3"], likeliest_first=True)
     review(ledger, "kind", UNSURE)
     with pytest.raises(EstimateError, match=r"1 have a human label, the likeliest errors.*Finish"):

@@ -14,10 +14,10 @@ from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.errors import BudgetError, RunStateError
 from selftrain.report.status import missing_reviews
-from selftrain.review.audit import audit_name, request_audit
-from selftrain.review.items import UNSURE
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.review.reviewers import HumanReview, waiting_for
+from selftrain.review.sampling import audit_name, request_audit
 from selftrain.rounds import replay
 from selftrain.state import RoundLimits
 from selftrain.store import atomic
@@ -56,8 +56,8 @@ def review(folder, who="ann", label=truth_of, most=10**6):
     """One reviewer, until nothing is open."""
     ledger, seen = ReviewLedger(folder / LEDGER), []
     while len(seen) < most and (post := ledger.next_post(who)) is not None:
-        ledger.decide(who, post.entry.post_id, label(post.entry.post_id))
-        seen.append(post.entry.post_id)
+        ledger.decide(who, post.item.post_id, label(post.item.post_id))
+        seen.append(post.item.post_id)
     ledger.close()
     return seen
 
@@ -298,7 +298,7 @@ def test_what_an_audit_finds_wrong_is_put_right_in_the_grown_dataset(tmp_path):
 def test_a_run_that_was_audited_first_may_ask_people_later_within_a_budget_of_its_own(tmp_path):
     to_the_end(tmp_path, budget=0, rounds=2)
     request_audit(RunFolder(tmp_path), budget=2)  # with the seed and the doubled share of its own ledger
-    assert to_the_end(tmp_path, budget=3, doubled_share=0.5, rounds=4)[-1] == 4
+    assert to_the_end(tmp_path, budget=3, double_annotation_rate=0.5, rounds=4)[-1] == 4
     ledger = ReviewLedger(tmp_path / LEDGER)
     assert sum(len(ledger.drawn(b)) for b in ledger.batches() if b.startswith("round")) == 3
     assert (ledger.progress().entered, ledger.progress().budget) == (5, 5)

@@ -9,8 +9,9 @@ import pytest
 from report_helpers import PLAIN, figures, judgment
 
 from selftrain.errors import BudgetError, LedgerError, RunStateError
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_among
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
 SAID = PLAIN | {"agent": "reviewer"}
