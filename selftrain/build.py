@@ -52,7 +52,7 @@ CACHE = "responses.sqlite"
 
 
 def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VLMPanel:
-    """The agents of a recipe's `vlm` section; nothing is asked yet.
+    """Build the agents of a recipe's `vlm` section; nothing is asked yet.
 
     Args:
         recipe: Its `vlm` section says all but the seed.
@@ -72,7 +72,7 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         runner,
         build_vlm_agent(recipe, task),
         always_cross_review=section.always_cross_review,
-        settings=_told(section),
+        settings=_shown_settings(section),
     )
 
 
@@ -119,7 +119,7 @@ def build_vlm_agent(recipe: Recipe, task: Task) -> VLMAgent:
 
 
 def opener(max_pixels: int) -> Opener:
-    """Opens image files whose header claims at most `max_pixels`."""
+    """Return what opens image files whose header claims at most `max_pixels`."""
 
     def opened(path: Path, side: int) -> Image.Image:
         from backbones.images import open_image
@@ -139,12 +139,12 @@ def build_backend(section: VlmSection) -> Backend:
 
 
 def brief_of(task: Task) -> Brief:
-    """What agents are told of a task."""
+    """Return a task as agents read it."""
     return Brief(task.name, task.policy, {one.name: one.meaning for one in task.classes}, dict(task.roles))
 
 
-def _told(section: VlmSection) -> dict[str, object]:
-    """The settings that a reader of the run wants to know; never the key."""
+def _shown_settings(section: VlmSection) -> dict[str, object]:
+    """Return the settings that a reader of the run wants to know; never the key."""
     shown = section.model_dump(mode="json", exclude={"key_variable", "store", "token_cap"})
     return {"vlm": {key: value for key, value in shown.items() if value is not None}}
 
@@ -160,7 +160,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
 
 
 def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
-    """A bar over posts that tells calls, stored answers and failures."""
+    """Show a bar over posts, with calls, stored answers and failures."""
     from tqdm import tqdm
 
     shown = tqdm(total=total, desc=what, unit="post")
@@ -177,7 +177,7 @@ def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
 def build_panel(
     recipe: Recipe, task: Task, corpus: Corpus, *, out: Path | None = None, progress: bool = False
 ) -> Panel:
-    """The agents of a recipe.
+    """Build the agents of a recipe.
 
     Args:
         recipe: Which agents, with which settings; its seed fixes every draw.
@@ -358,7 +358,7 @@ def build_reviewers(
 def build_criticizer(
     recipe: Recipe, task: Task, folder: RunFolder, posts: Mapping[str, PostLike], *, progress: bool = False
 ) -> LoopCriticizer:
-    """The criticizer of a recipe's `human` section; nothing is asked yet.
+    """Build the criticizer of a recipe's `human` section; nothing is asked yet.
 
     Its model is that of the `vlm` section unless `human.servers` names others; how pictures are sent, where
     answers are kept and the token cap are those of `vlm` in any case.
@@ -392,7 +392,7 @@ def build_questioner(
     max_failed: float = 0.1,
     progress: bool = False,
 ) -> Questioner:
-    """The agent; nothing is asked yet.
+    """Build the questioner; nothing is asked yet.
 
     Args:
         settings: Of `annotation_settings`.
