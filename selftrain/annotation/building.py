@@ -1,4 +1,4 @@
-"""From a recipe's `vlm` section, or addresses alone, to an agent that answers questions."""
+"""From a recipe's `vlm` section, or endpoints alone, to an agent that answers questions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def settings_of(
     section = settings.vlm.model_copy(update=changed)
     if not section.servers:
         raise RecipeError(
-            "no server to ask: start one with `selftrain agents serve MODEL` and give its address with"
+            "no server to ask: start one with `selftrain agents serve MODEL` and give its endpoint with"
             " --server, for instance --server http://127.0.0.1:8000, or a recipe whose [vlm] names one"
         )
     return settings._replace(vlm=section)
