@@ -122,7 +122,7 @@ class Run:
                     reviewers.close()
 
     def estimate(self, *, progress: bool = False) -> RunCost:
-        """What the run's vision-language agents would cost; see `selftrain.report.cost`.
+        """Estimate what the run's vision-language agents would cost; see `selftrain.report.cost`.
 
         Raises:
             RecipeError: The recipe asks other agents, which cost nothing.

@@ -184,7 +184,7 @@ def _images(posts: Mapping[str, FoundPost], verdict: Verdict) -> tuple[Path, ...
 
 
 def _lengths(verdicts: Sequence[Verdict], posts: Mapping[str, FoundPost]) -> tuple[int, ...]:
-    """The longest texts and rationales that the page has room for."""
+    """Return the longest texts and rationales that the page has room for."""
     texts = [len(post.text) for v in verdicts if (post := posts.get(v.post_id)) is not None]
     rationales = [len(one.rationale) for v in verdicts for one in v.judgments]
     return fitting(LENGTHS, texts, rationales)
