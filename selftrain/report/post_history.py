@@ -1,4 +1,4 @@
-"""The whole story of one post, gathered from a run folder; how it is drawn is the command line's matter."""
+"""Everything that became of one post in a run; how it is drawn is the command line's matter."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from agents.errors import NearChanceError
 from selftrain.cli import main
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError, RunMismatchError
-from selftrain.run import start
+from selftrain.runs import start
 
 RECIPE = """
 seed = 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from losses import PNULoss
-from selftrain.build import build_loss, build_settings
+from selftrain.build import build_loss, build_selector, build_settings
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
 from selftrain.store.run_dir import RunFolder, without_none
@@ -189,7 +189,7 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
         write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
     )
     settings = build_settings(recipe)
-    assert (settings.k, settings.limits) == (7, (2, 4, None, True))
+    assert (build_selector(recipe).k, settings.limits) == (7, (2, 4, None, True))
     assert build_loss(recipe).theta == expected
     assert settings.root == recipe.data.manifest.parent
 
