@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agents.panel import Panel as Panel
     from backbones.base import Backbone as Backbone
     from losses.base import RoundLoss as RoundLoss
+    from selftrain.act.training import ACTTrainer as ACTTrainer
     from selftrain.config import Recipe as Recipe
     from selftrain.config import load_recipe as load_recipe
     from selftrain.data.drawn import draw_posts as draw_posts
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ACTTrainer": "selftrain.act.training",
     "Agent": "agents.judgment",
     "AgentPanel": "agents.panel",
     "Backbone": "backbones.base",

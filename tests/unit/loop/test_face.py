@@ -6,6 +6,7 @@ import sys
 import selftrain
 
 NAMES = [
+    "ACTTrainer",
     "Agent",
     "AgentPanel",
     "Backbone",
