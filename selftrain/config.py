@@ -183,7 +183,7 @@ class VlmSection(Section):
     max_images: int = Field(16, ge=0, le=16)
     examples: int = Field(2, ge=1)  # of each class, for few_shot
 
-    concurrency: int = Field(64, ge=1)  # calls under way for each address, at most
+    concurrency: int = Field(64, ge=1)  # calls under way for each endpoint, at most
     timeout: float = Field(120, gt=0)  # seconds, of one try
     retries: int = Field(4, ge=0)  # of a call that brought no answer
     patience: float = Field(120, ge=0)  # seconds without any server before the run gives up
@@ -244,8 +244,8 @@ class Recipe(Section):
     def _servers_given(self) -> Recipe:
         if self.agents.kind == "vlm" and not self.vlm.servers:
             raise ValueError(
-                'agents.kind is "vlm" but vlm.servers names no address: start a server with `selftrain agents'
-                " serve MODEL` and write what it prints, for instance"
+                'agents.kind is "vlm" but vlm.servers names no endpoint: start a server with `selftrain'
+                " agents serve MODEL` and write what it prints, for instance"
                 ' vlm.servers = ["http://127.0.0.1:8000"]'
             )
         return self
@@ -255,7 +255,7 @@ class Recipe(Section):
         asked = self.human.budget > 0 and self.human.source == "criticizer"
         if asked and not self.human.servers and not self.vlm.servers:
             raise ValueError(
-                'human.source is "criticizer" but neither human.servers nor vlm.servers names an address:'
+                'human.source is "criticizer" but neither human.servers nor vlm.servers names an endpoint:'
                 " write where the criticizing model is served, for instance"
                 ' human.servers = ["http://127.0.0.1:8001"]'
             )
