@@ -36,9 +36,10 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 quickstart: $(INSTALLED)
 	$(BIN)/selftrain quickstart
 
+# a worker a core, and one thread of torch each: two that fight over the cores are slower than one
 test: lint
 	sh tests/integration/install_chromium.sh
-	$(BIN)/python -m pytest -m "not vllm" -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rs -n auto --dist loadfile
 
 vllm: $(VLLM_INSTALLED)
 
