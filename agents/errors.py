@@ -12,12 +12,12 @@ AgentError
 ├── TokenCapError       the tokens that a run may cost are spent
 ├── NearChanceError      an agent near chance on posts of known label
 ├── TooManyFailedError  more questions without a usable answer than tolerated
-├── ServingError        vLLM could not be started, or ended before it could serve
+├── ServerLaunchError   vLLM could not be started, or ended before it could serve
 └── ChatError
     ├── RequestRefusedError   the server will never answer this request; others may fare better
     ├── CallFailedError       this call brought no answer within its retries
     ├── ServerRefusedError    the server refuses us: key, model, or a version without what is needed
-    └── ServerLostError       no address has answered for longer than we wait
+    └── ServerLostError       no endpoint has answered for longer than we wait
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class TooManyFailedError(AgentError):
     """More questions without a usable answer than tolerated; the message lists the first of them."""
 
 
-class ServingError(AgentError):
-    """vLLM could not be started, or ended before it could serve; the message ends with its last words."""
+class ServerLaunchError(AgentError):
+    """vLLM could not be started, or ended before it could serve; the message ends with what its log says."""
 
 
 class ChatError(AgentError):
@@ -92,4 +92,4 @@ class ServerRefusedError(ChatError):
 
 
 class ServerLostError(ChatError):
-    """No address has answered for longer than we wait."""
+    """No endpoint has answered for longer than we wait."""
