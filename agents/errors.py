@@ -3,14 +3,14 @@
 AgentError
 ├── JudgmentError       a judgment or verdict, or its record, that breaks the contract
 ├── LearningError       posts from which an agent cannot learn: none, or of one class only
-├── NotFittedError     an agent was asked to judge before it learned
+├── NotFittedError      an agent was asked to judge before it was fitted
 ├── ReviewError         an agent that did not answer every candidate once, in order
 ├── ReplayError         a file of judgments that cannot be read
 ├── SimulationError     a confusion matrix, rate or answer key that simulates nothing
 ├── PromptFileError     a prompt file that cannot be filled
-├── StoreError          a store of judgments that cannot be read or written
+├── StoreError          a cache of answers that cannot be read or written
 ├── TokenCapError       the tokens that a run may cost are spent
-├── NearChanceError      an agent near chance on posts of known label
+├── NearChanceError     an agent near chance on posts of known label
 ├── TooManyFailedError  more questions without a usable answer than tolerated
 ├── ServerLaunchError   vLLM could not be started, or ended before it could serve
 └── ChatError
@@ -36,7 +36,7 @@ class LearningError(AgentError, ValueError):
 
 
 class NotFittedError(AgentError, RuntimeError):
-    """An agent was asked to judge before it learned."""
+    """An agent was asked to judge before it was fitted."""
 
 
 class ReviewError(AgentError, RuntimeError):
@@ -56,7 +56,7 @@ class PromptFileError(AgentError, ValueError):
 
 
 class StoreError(AgentError, OSError):
-    """A store of judgments that cannot be read or written."""
+    """A cache of answers that cannot be read or written."""
 
 
 class TokenCapError(AgentError):

@@ -60,8 +60,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def run_annotate(args: argparse.Namespace) -> int:
     """Asks and writes, or tells what it would cost."""
     from selftrain.annotation.annotate import annotate, prepare
+    from selftrain.annotation.annotation_cost import estimate_cost
     from selftrain.annotation.building import MAX_FAILED, settings_of
-    from selftrain.annotation.estimate import estimate
     from selftrain.build import build_questioner
     from selftrain.errors import RecipeError
 
@@ -83,7 +83,7 @@ def run_annotate(args: argparse.Namespace) -> int:
     )  # fmt: skip
     try:
         if args.estimate:
-            for line in estimate(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
+            for line in estimate_cost(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
                 print(line)
             return 0
         _print_annotated(annotate(prepared, questioner), prepared)
@@ -131,7 +131,7 @@ def _print_annotated(done: Annotated, prepared: Prepared) -> None:
     from selftrain._util.printable import printable
     from selftrain.cli.render import console
 
-    told, spent = done.report, done.spending
+    told, spent = done.report, done.usage
     shown = console()
     shown.print(_answers_table(told))
     for one in _each(told):
