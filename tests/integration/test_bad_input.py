@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from loop_child import light_backbone
 
-import backbones
 from selftrain.data import feature_store
 from selftrain.data.drawn import ADVERTISEMENT, draw_posts
 from selftrain.errors import (
@@ -27,6 +26,7 @@ from selftrain.errors import (
     SplitError,
     StorageError,
 )
+from selftrain.models import pretrained
 from selftrain.runs import start
 
 pytestmark = pytest.mark.integration
@@ -54,7 +54,7 @@ max = 2
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A recipe beside its posts; the backbone is one that costs nothing to load."""
-    monkeypatch.setattr(backbones, "load_backbone", light_backbone)
+    monkeypatch.setattr(pretrained, "load_backbone", light_backbone)
     draw_posts(tmp_path, POSTS, seed=2)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     return tmp_path
