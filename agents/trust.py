@@ -21,7 +21,7 @@ Z = 1.959963984540054
 """97.5 % point of the normal distribution: intervals are at 95 %."""
 
 
-class Interval(NamedTuple):
+class Share(NamedTuple):
     """A share and its 95 % Wilson interval, all in [0, 1]."""
 
     value: float
@@ -76,8 +76,8 @@ class AgentTrust:
 
     confusion: Mapping[str, Mapping[str, int]]
     answered: int
-    accuracy: Interval
-    balanced: Interval
+    accuracy: Share
+    balanced: Share
     reliability: Reliability | None = None
 
     @property
@@ -183,23 +183,23 @@ def _answer(judgment: Judgment) -> str:
     return FAILED if judgment.state is State.FAILED else ABSTAINED
 
 
-def wilson(right: int, total: int) -> Interval:
+def wilson(right: int, total: int) -> Share:
     """Share `right` / `total` with its 95 % Wilson interval; [0, 1] around one half when `total` is 0."""
     if total == 0:
-        return Interval(0.5, 0.0, 1.0)
+        return Share(0.5, 0.0, 1.0)
     share, square = right / total, Z * Z
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Share(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _mean(shares: Sequence[Interval]) -> Interval:
+def _mean(shares: Sequence[Share]) -> Share:
     """Mean of independent shares; each side's distances add up in squares (Newcombe's hybrid score)."""
     count = len(shares)
     value = sum(share.value for share in shares) / count
     below = math.sqrt(sum((share.value - share.low) ** 2 for share in shares)) / count
     above = math.sqrt(sum((share.high - share.value) ** 2 for share in shares)) / count
-    return Interval(value, max(0.0, value - below), min(1.0, value + above))
+    return Share(value, max(0.0, value - below), min(1.0, value + above))
 
 
 def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None:

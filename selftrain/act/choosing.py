@@ -18,10 +18,10 @@ from agents.ask.criticizer.asking import Annotation, Annotator, Criticizer
 from agents.ask.criticizer.desk import Desk
 from agents.ask.criticizer.wording import Wording
 from agents.judgment import LabelledPost
-from agents.trust import Interval, wilson
-from selftrain._util.types import BoolArray
+from selftrain._util.types import BoolArray, Interval
 from selftrain.act.scoring import AnnotatorScore, CriticizerScore, annotator_score, criticizer_score
 from selftrain.errors import BudgetError
+from selftrain.models.intervals import wilson
 
 BUFFER = 0.10
 MODES = ("plain", "reasoning")

@@ -8,12 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from agents.ask.criticizer.asking import Annotation, Criticism
-from agents.trust import Interval, wilson
-from selftrain._util.types import BoolArray, FloatArray
+from selftrain._util.types import BoolArray, Interval
 from selftrain.act.budget import filled
 from selftrain.act.quality_gap import abs_score
-
-RESAMPLES = 1000
+from selftrain.models.intervals import auc_interval, wilson
 
 
 class AnnotatorScore(NamedTuple):
@@ -91,26 +89,3 @@ def criticizer_score(
         float(errors.mean()) if len(errors) else 1.0,
         sum(one.error is None for one, kept in zip(criticisms, asked, strict=True) if kept), tokens,
     )  # fmt: skip
-
-
-def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Interval | None:
-    """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
-    value = _auc(wrong, errors)
-    if value is None:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(0, len(wrong), len(wrong)) for _ in range(RESAMPLES))
-    found = [auc for drawn in draws if (auc := _auc(wrong[drawn], errors[drawn])) is not None]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
-
-
-def _auc(wrong: BoolArray, errors: FloatArray) -> float | None:
-    """P(a wrong label's estimate is larger than a right one's), ties counting half."""
-    from scipy.stats import rankdata
-
-    positive, negative = int(wrong.sum()), int((~wrong).sum())
-    if not positive or not negative:
-        return None
-    ranks = float(rankdata(errors)[wrong].sum())
-    return (ranks - positive * (positive + 1) / 2) / (positive * negative)

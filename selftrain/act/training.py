@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.models.calibration import Calibration, fit_calibration, probabilities
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
-from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
 
-FORMAT = "selftrain-classes-1"
+FORMAT = "selftrain-classes-2"
 
 
 class ACTSet(NamedTuple):
@@ -57,7 +56,7 @@ class ClassesModel:
     Attributes:
         head: In evaluation mode, on the CPU.
         classes: Names, in the order of the logits.
-        temperature: Fitted on the validation posts; logits are divided by it.
+        calibration: From the validation posts.
         settings: As it was built.
         curve: Validation macro-F1 and loss parts over the epochs.
         best_epoch: The epoch whose weights these are.
@@ -65,27 +64,27 @@ class ClassesModel:
 
     head: Head
     classes: tuple[str, ...]
-    temperature: float
+    calibration: Calibration
     settings: HeadSettings
     curve: tuple[Progress, ...] = ()
     best_epoch: int = 0
 
     @torch.inference_mode()
     def probabilities(self, rows: Float32Array) -> Float32Array:
-        """Calibrated probabilities [B, K] of feature rows [B, D]."""
-        logits = self.head(torch.from_numpy(rows)) / self.temperature
-        return np.asarray(torch.softmax(logits, dim=1).numpy(), dtype=np.float32)
+        """Return calibrated probabilities [B, K] of feature rows [B, D]."""
+        logits = self.calibration(self.head(torch.from_numpy(rows)).numpy())
+        return np.asarray(probabilities(logits), dtype=np.float32)
 
     def predict(self, rows: Float32Array) -> IntArray:
         """Class indices [B]."""
         return np.asarray(self.probabilities(rows).argmax(1), dtype=np.int64)
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Safetensors, with classes, settings, temperature and `metadata` in the header."""
+        """Safetensors, with classes, settings, calibration and `metadata` in the header."""
         own = {
             "classes": list(self.classes),
             "settings": self.settings._asdict(),
-            "temperature": self.temperature,
+            "calibration": self.calibration._asdict(),
         }
         write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
 
@@ -102,10 +101,10 @@ def load_classes_model(file: Path) -> tuple[ClassesModel, dict[str, Any]]:
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
         head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
         head.load_state_dict(tensors)
-        temperature = float(header.pop("temperature"))
+        calibration = Calibration(**header.pop("calibration"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunStateError(f"{file} is incomplete ({error}): it is damaged") from error
-    return ClassesModel(head.eval(), classes, temperature, settings), header
+    return ClassesModel(head.eval(), classes, calibration, settings), header
 
 
 def train_classes(
@@ -121,7 +120,7 @@ def train_classes(
     power: float = 1.0,
     where: str = "training",
 ) -> ClassesModel:
-    """Train on all rows at once, keep the epoch with the best validation macro-F1, fit a temperature.
+    """Train on all rows at once, keep the epoch with the best validation macro-F1, calibrate.
 
     Args:
         rows: [M, D] feature rows of the training posts.
@@ -153,7 +152,7 @@ def train_classes(
         curve, best = descend(
             head, head.prepare(torch.from_numpy(rows)), prepared,
             loss=lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
-            score=lambda z: macro_f1_of_classes(validation_labels, z.argmax(1).numpy()),
+            score=lambda z: macro_f1(validation_labels, z.argmax(1).numpy()),
             settings=settings, where=where,
         )  # fmt: skip
     head.layers.load_state_dict(best)
@@ -164,26 +163,6 @@ def train_classes(
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower the learning rate"
         )
-    temperature = fit_temperature(logits.double(), torch.from_numpy(validation_labels))
+    calibration = fit_calibration(logits.numpy(), validation_labels)
     chosen = max(curve, key=lambda progress: progress.macro_f1)
-    return ClassesModel(head, tuple(classes), temperature, settings, tuple(curve), chosen.epoch)
-
-
-_TEMPERATURES = (0.05, 20.0)
-_PRIOR_POSTS = 20.0
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """T of softmax(z / T) with the least cross-entropy on [V, K] logits, pulled towards 1, in [.05, 20].
-
-    The pull is that of twenty posts: a handful of validation posts cannot make a model sure of itself.
-    """
-    from scipy.optimize import minimize_scalar
-
-    def objective(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        loss = float(F.cross_entropy(scaled, labels, reduction="sum"))
-        return loss + _PRIOR_POSTS / 8 * log_temperature**2
-
-    low, high = np.log(_TEMPERATURES)
-    return float(np.exp(minimize_scalar(objective, bounds=(low, high), method="bounded").x))
+    return ClassesModel(head, tuple(classes), calibration, settings, tuple(curve), chosen.epoch)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agents.records import rounded
-from agents.trust import Interval, wilson
+from selftrain._util.types import Interval
+from selftrain.models.intervals import wilson
 
 NO_ANSWER = "(none)"
 

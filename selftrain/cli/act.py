@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from agents.ask.cache import ResponseCache
     from agents.ask.criticizer.desk import Desk
-    from agents.trust import Interval
+    from selftrain._util.types import Interval
     from selftrain.act.choosing import Choice
     from selftrain.act.scoring import AnnotatorScore, CriticizerScore
     from selftrain.data.posts import Post

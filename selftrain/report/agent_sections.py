@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from selftrain._util.types import Json
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import Bin, Reliability
+from selftrain.store.scores import ReliabilityBin, ReliabilityDiagram
 
 TRUST = "trust.json"
 COUNTS = (
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
     balanced: Mapping[str, float]
     near_chance: bool
     brier: float | None
-    reliability: Reliability | None
+    reliability: ReliabilityDiagram | None
 
 
 class Behaviour(NamedTuple):
@@ -115,13 +115,13 @@ def _measured(one: Json) -> Measured:
     )
 
 
-def _reliability(calibration: Json) -> Reliability:
+def _reliability(calibration: Json) -> ReliabilityDiagram:
     bins = [
-        Bin(one["low"], one["high"], int(one["count"]), one["confidence"], one["accuracy"])
+        ReliabilityBin(one["low"], one["high"], int(one["count"]), one["confidence"], one["accuracy"])
         for one in calibration["bins"]
         if one["count"]
     ]
-    return Reliability(bins, float(calibration["ece"]))
+    return ReliabilityDiagram(bins, float(calibration["ece"]))
 
 
 def _behaviour(rounds: Sequence[Json], role: str) -> Behaviour:

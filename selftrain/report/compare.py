@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from selftrain._util.types import Json
+from selftrain._util.types import Interval, Json
 from selftrain.errors import RunStateError
-from selftrain.models.intervals import Estimate, counts_of, difference, estimates
+from selftrain.models.intervals import counts_of, difference, estimates
 from selftrain.report.status import Score, Summary, score, summarise
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, read_scores
@@ -36,7 +36,7 @@ class Side(NamedTuple):
     simulated: bool
     rounds: Sequence[tuple[int, bool, Score]]
     summary: Summary
-    estimates: Mapping[str, Mapping[str, Estimate]]
+    estimates: Mapping[str, Mapping[str, Interval]]
     points: Mapping[str, Mapping[str, float | None]]
     scores: Mapping[str, Scored]
     cost: Mapping[str, float] | None
@@ -57,7 +57,7 @@ class Comparison(NamedTuple):
     runs: Sequence[Side]
     recipe: Sequence[tuple[str, Sequence[object]]]
     splits: Sequence[str]
-    gains: Mapping[str, Sequence[Estimate | None]]
+    gains: Mapping[str, Sequence[Interval | None]]
     same_task: bool
     same_posts: bool
 
@@ -123,7 +123,7 @@ def _cost(rounds: Sequence[Json]) -> dict[str, float] | None:
     return total if total["calls"] else None
 
 
-def _gain(first: Side, run: Side, split: str) -> Estimate | None:
+def _gain(first: Side, run: Side, split: str) -> Interval | None:
     if run is first or split not in first.scores or split not in run.scores:
         return None
     return difference(first.scores[split], run.scores[split])

@@ -50,7 +50,7 @@ def _intervals(comparison: Comparison) -> Mapping[str, Markup]:
     """Split -> macro-F1 of every run with its interval."""
     return {
         split: charts.intervals_chart(
-            [charts.Interval(*run.estimates[split]["macro_f1"]) for run in comparison.runs],
+            [run.estimates[split]["macro_f1"] for run in comparison.runs],
             f"intervals-{split}",
             f"Macro-F1 on {split} of each run, with its interval",
         )

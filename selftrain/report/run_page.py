@@ -11,23 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain._util.types import Json
+from selftrain._util.types import Interval, Json
 from selftrain.errors import RunStateError, TaskError
-from selftrain.models.intervals import Estimate, counts_of, estimates
+from selftrain.models.intervals import counts_of, estimates
+from selftrain.models.metrics import histogram, precision_recall, reliability
 from selftrain.report.agent_sections import Agents, gather_agents
 from selftrain.report.left_out import Quarantine, read_quarantine
 from selftrain.report.status import Score, Summary, is_held, missing_reviews, score, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.review.label_error import ReviewedBatch, reviewed_batches
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import (
-    PrecisionRecall,
-    Reliability,
-    histogram,
-    precision_recall,
-    read_scores,
-    reliability,
-)
+from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, read_scores
 from selftrain.web.pictures import BUDGET
 
 HISTOGRAM = 20
@@ -76,9 +70,9 @@ class FinalSplit(NamedTuple):
 
     name: str
     figures: Json
-    estimates: Mapping[str, Estimate]
+    estimates: Mapping[str, Interval]
     precision_recall: PrecisionRecall | None
-    reliability: Reliability | None
+    reliability: ReliabilityDiagram | None
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 

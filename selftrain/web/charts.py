@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from selftrain.store.scores import PrecisionRecall, Reliability
+    from selftrain._util.types import Interval
+    from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram
 
 WIDE, NARROW, SMALL = (1040, 300), (343, 220), (343, 210)
 """Sizes in CSS pixels at which a chart's letters are as large as intended."""
@@ -35,14 +36,6 @@ class Point(NamedTuple):
     kept: bool
     validation: float
     test: float | None
-
-
-class Interval(NamedTuple):
-    """A value with its interval, all three in the chart's unit."""
-
-    value: float
-    low: float
-    high: float
 
 
 # ---- rounds -----------------------------------------------------------------------------------------
@@ -164,7 +157,7 @@ def precision_recall_chart(
         return to_svg(figure, name, what)
 
 
-def reliability_chart(diagrams: Sequence[Reliability], name: str, what: str) -> Markup:
+def reliability_chart(diagrams: Sequence[ReliabilityDiagram], name: str, what: str) -> Markup:
     """Share of positives over predicted probability; on the diagonal a model is as sure as it is right."""
     with _figure(SMALL) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from selftrain.agentps.metrics import PRECISIONS, Curve
+from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve
 from selftrain.report.model_page.model_contents import Measured, Page
 from selftrain.report.model_page.model_curves import Losses, Training
-from selftrain.store.scores import MOST_POINTS, PrecisionRecall
+from selftrain.store.scores import PrecisionRecall
 from selftrain.web import charts
 from selftrain.web.html import render_template
 

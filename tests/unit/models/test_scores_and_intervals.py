@@ -10,7 +10,8 @@ from sklearn.metrics import f1_score
 
 from selftrain.errors import RunStateError
 from selftrain.models.intervals import counts_of, difference, estimates
-from selftrain.store.scores import Scored, precision_recall, read_scores, reliability, write_scores
+from selftrain.models.metrics import precision_recall, reliability
+from selftrain.store.scores import Scored, read_scores, write_scores
 
 NAMES = {"positive": "spam", "negative": "ham"}
 
