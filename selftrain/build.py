@@ -146,11 +146,7 @@ def opener(max_pixels: int) -> Opener:
 
 
 def build_backend(section: VlmSection) -> Backend:
-    """What answers: servers over HTTP, or an engine in this process."""
-    if section.backend == "in_process":
-        from agents.client.inprocess import InProcessBackend
-
-        return InProcessBackend(section.model, revision=section.revision, images=section.max_images)
+    """Return the client of the servers that a recipe names."""
     from agents.client.client import ChatClient
 
     return ChatClient(
@@ -176,7 +172,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
     if event == "down":
         logger.warning("a model server is down, calls go elsewhere or wait: %s", figures["reason"])
     elif event == "up":
-        logger.info("%s answers", figures["address"])
+        logger.info("%s answers", figures["endpoint"])
     else:
         logger.debug("%s %s", event, dict(figures))
 
@@ -397,9 +393,7 @@ def build_criticizer(
 
     section = recipe.vlm
     if recipe.human.servers:
-        section = section.model_copy(
-            update={"servers": recipe.human.servers, "model": recipe.human.model, "backend": "servers"}
-        )
+        section = section.model_copy(update={"servers": recipe.human.servers, "model": recipe.human.model})
     out = folder.path.resolve()
     wording = Wording(brief_of(task), text_chars=section.text_chars)
     criticizer = Criticizer(

@@ -24,7 +24,7 @@ from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
     from selftrain.data.preparation import Prepared
-    from selftrain.report.cost import Estimate
+    from selftrain.report.cost import CostEstimate
     from selftrain.rounds import Round
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
@@ -119,7 +119,7 @@ class Run:
                 if people is not None:
                     people.close()
 
-    def estimate(self, *, progress: bool = False) -> Estimate:
+    def estimate(self, *, progress: bool = False) -> CostEstimate:
         """What the run's vision-language agents would cost; see `selftrain.report.cost`.
 
         Raises:

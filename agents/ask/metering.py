@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from agents.ask.cache import CachedAnswer, Note, ResponseCache
-from agents.client.base import Backend, ChatRequest, Completion, Identity, Usage, address
+from agents.client.base import Backend, ChatRequest, Completion, Identity, Usage, cache_key
 from agents.errors import TokenCapError
 
 RETRY_TEMPERATURE = 0.7
@@ -153,7 +153,7 @@ class MeteredClient:
         note = Note(self._run, post, role, step, self.identity.model)
         for attempt in range(self._attempts):
             tried = _attempt(request, attempt)
-            place = address(tried, self.identity)
+            place = cache_key(tried, self.identity)
             paid = await self._paid(place, tried, read, note, attempt)
             fault = str(paid.answer.get("fault", ""))
             if not fault:

@@ -104,7 +104,7 @@ def ours_pass(address: str, task: Task, posts: Sequence[Post], name: str) -> tup
 
 def bare_pass(address: str, requests: Sequence[ChatRequest], old: str, new: str, concurrency: int) -> float:
     """Answers a second of nothing but the client library and a semaphore, for the same bodies."""
-    from agents.client.translate import chat_body
+    from agents.client.messages import chat_body
 
     bodies = [_renamed(chat_body(request, model_of(address)), old, new) for request in requests]
 

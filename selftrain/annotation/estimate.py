@@ -18,7 +18,7 @@ SAMPLE = 16
 """Posts whose prompts are measured."""
 
 
-class Estimate(NamedTuple):
+class AnnotationEstimate(NamedTuple):
     """The cost of an annotation, answers that are stored already not taken off.
 
     Attributes:
@@ -61,7 +61,7 @@ class Estimate(NamedTuple):
             yield f"The token cap of {cap:,} {'is enough' if enough else 'may end the work early'}."
 
 
-def estimate(plan: Sequence[Planned], panel: QuestionPanel, seed: int = 0) -> Estimate:
+def estimate(plan: Sequence[Planned], panel: QuestionPanel, seed: int = 0) -> AnnotationEstimate:
     """Measure the prompts of a sample of posts; no answer is asked for.
 
     Raises:
@@ -72,16 +72,16 @@ def estimate(plan: Sequence[Planned], panel: QuestionPanel, seed: int = 0) -> Es
     unasked = sum(len(one.unasked) for one in plan)
     completion = sum(panel.most_tokens(one) for one in asking)
     if not asking:
-        return Estimate(0, 0, unasked, 0.0, 0.0, 0, 0)
+        return AnnotationEstimate(0, 0, unasked, 0.0, 0.0, 0, 0)
     panel.identity()  # a server that is none is told as such, not as one that does not measure
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
     try:
         sizes = panel.measure([asking[i] for i in chosen])
     except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
-        return Estimate(len(asking), calls, unasked, None, None, completion, 0, str(error))
+        return AnnotationEstimate(len(asking), calls, unasked, None, None, completion, 0, str(error))
     if not sizes:
         fault = "no picture of the posts that were drawn could be read"
-        return Estimate(len(asking), calls, unasked, None, None, completion, 0, fault)
+        return AnnotationEstimate(len(asking), calls, unasked, None, None, completion, 0, fault)
     prompt, image = (sum(size[part] for size in sizes) / len(sizes) * calls for part in (0, 1))
-    return Estimate(len(asking), calls, unasked, prompt, image, completion, len(sizes))
+    return AnnotationEstimate(len(asking), calls, unasked, prompt, image, completion, len(sizes))

@@ -163,11 +163,11 @@ def run_check(args: argparse.Namespace) -> int:
     Raises:
         ServerRefusedError: An address that is none.
     """
-    from agents.client.transport import plain_address
+    from agents.client.endpoints import plain_endpoint
     from agents.vllm.check import check_server
 
     key, image, failed = os.environ.get(args.key_variable, ""), not args.text_only, False
-    for address in map(plain_address, args.addresses):
+    for address in map(plain_endpoint, args.addresses):
         _say(address)
         for check in check_server(address, model=args.model, key=key, image=image, seconds=args.time_limit):
             _say(f"  {check.what:<8}{'ok' if check.passed else 'FAILED':<8}{check.detail}")

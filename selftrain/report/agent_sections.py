@@ -16,7 +16,7 @@ COUNTS = (
 )  # fmt: skip
 
 
-class Measured(NamedTuple):
+class MeasuredAgent(NamedTuple):
     """One agent on posts of known label.
 
     Attributes:
@@ -55,7 +55,7 @@ class AgentPart(NamedTuple):
     """One agent; either part may be missing."""
 
     role: str
-    measured: Measured | None
+    measured: MeasuredAgent | None
     behaviour: Behaviour | None
 
 
@@ -100,11 +100,11 @@ def gather_agents(folder: RunFolder, rounds: Sequence[Json], environment: Json) 
     )
 
 
-def _measured(one: Json) -> Measured:
+def _measured(one: Json) -> MeasuredAgent:
     confusion: Json = one["confusion"]
     answers = list(dict.fromkeys(answer for row in confusion.values() for answer in row))
     calibration = one.get("calibration")
-    return Measured(
+    return MeasuredAgent(
         answers=answers,
         confusion=[(true, [int(row.get(a, 0)) for a in answers]) for true, row in confusion.items()],
         accuracy=one["accuracy"],

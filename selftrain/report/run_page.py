@@ -83,7 +83,7 @@ class Cost(NamedTuple):
     total: Json
 
 
-class Page(NamedTuple):
+class RunPage(NamedTuple):
     """All that the template draws.
 
     Attributes:
@@ -116,7 +116,7 @@ class Page(NamedTuple):
     reviews: Sequence[ReviewedBatch]
 
 
-def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
+def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
     """Everything the page tells.
 
     Args:
@@ -133,7 +133,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
         summary = summarise(finished) if finished else None
         task = _task(folder, recipe, environment)
         state, done = _state(folder, len(finished))
-        return Page(
+        return RunPage(
             name=folder.path.resolve().name,
             simulated=bool(environment.get("simulated")) or (summary is not None and summary.simulated),
             state=state,
@@ -250,4 +250,4 @@ def _verdicts(
     if following and (folder.round_path(following) / "verdicts.jsonl").exists():
         outcomes[following] = UNFINISHED  # written whole before the round's training: worth reading already
     found = gather_verdicts(folder, outcomes, (task.positive, task.negative), budget=budget)
-    return found if found.shown else None
+    return found if found.table.shown else None

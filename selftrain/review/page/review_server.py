@@ -23,7 +23,7 @@ from selftrain.review.ledger import LEDGER, ReviewLedger
 from selftrain.review.open_ledger import OpenLedger
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
-from selftrain.review.page.review_page import draw_page
+from selftrain.review.page.review_page import render_review
 from selftrain.review.page.session import Desk
 from selftrain.review.requests import class_names
 from selftrain.serving.server import address, listen
@@ -118,7 +118,7 @@ def serve(
     try:
         _remember(folder, token, listener.getsockname()[1])
         names = () if opening.host in LOOPBACK else (opening.host,)
-        page = draw_page(
+        page = render_review(
             folder.path.resolve().name,
             desk.ledger.classes,
             policy_of(folder, desk.ledger.classes),

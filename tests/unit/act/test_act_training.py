@@ -108,7 +108,7 @@ def test_files_that_are_no_model_are_refused(tmp_path):
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-head-1"}'})
     with pytest.raises(RunStateError, match="selftrain-head-1"):
         load_classes_model(file)
-    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-1"}'})
+    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-2"}'})
     with pytest.raises(RunStateError, match="incomplete"):
         load_classes_model(file)
 

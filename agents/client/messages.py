@@ -26,7 +26,7 @@ class BrokenAnswerError(ValueError):
 
 
 def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """The body of a chat completion; pictures are encoded here, so call it when it is sent."""
+    """Return the body of a chat completion; pictures are encoded here, so call it when it is sent."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "model": model,
@@ -44,22 +44,22 @@ def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
 
 
 def tokenize_body(messages: Sequence[Message], model: str) -> dict[str, Any]:
-    """The body that asks vLLM for the tokens of a prompt, the opening of the model's turn included."""
+    """Return the body that asks vLLM for a prompt's tokens, the opening of the model's turn included."""
     return {"model": model, "messages": [_message(message) for message in messages]}
 
 
 def without_pictures(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The same turns, their text alone."""
+    """Return the same turns, their text alone."""
     return tuple(Message(m.role, tuple(p for p in m.parts if isinstance(p, str))) for m in messages)
 
 
 def read_count(raw: bytes) -> int:
-    """The number of tokens in an answer of /tokenize."""
+    """Return the number of tokens in an answer of /tokenize."""
     return _count(_object(raw), "count")
 
 
 def read_completion(raw: bytes, *, logprobs: bool, seconds: float) -> Completion:
-    """The answer in the body of a chat completion.
+    """Read the answer in the body of a chat completion.
 
     Args:
         raw: The body.
@@ -92,7 +92,7 @@ def read_completion(raw: bytes, *, logprobs: bool, seconds: float) -> Completion
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """A turn; one text alone as a plain string, which every chat template accepts."""
+    """Return a turn; one text alone as a plain string, which every chat template accepts."""
     if not message.parts:
         content: str | list[dict[str, Any]] = ""
     elif len(message.parts) == 1 and isinstance(message.parts[0], str):
@@ -119,7 +119,7 @@ def _token(entry: Mapping[str, Any]) -> Token:
 
 
 def _usage(body: Mapping[str, Any]) -> Usage:
-    """Tokens of the call; `cached` and `image` are 0 where the server does not break its count down."""
+    """Read the tokens of a call; `cached` and `image` are 0 where the server does not tell them apart."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         raise ServerRefusedError(
@@ -160,5 +160,5 @@ def _shape(error: Exception) -> str:
 
 
 def _opening(raw: bytes) -> str:
-    """The first words of a body, for a message."""
+    """Return the first words of a body, for a message."""
     return repr(raw[:120].decode("utf-8", "replace")) + ("..." if len(raw) > 120 else "")

@@ -1,15 +1,13 @@
-"""Several addresses and many calls: order, affinity, servers that die and come back, letting go."""
+"""Several endpoints and many calls: order, affinity, servers that die and come back, letting go."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from chat_stub import ChatStub, answers, ask, connected, is_silent, refuses, resets, run, waits
+from chat_stub import ChatStub, answers, ask, connected, is_silent, preferred, refuses, resets, run, waits
 
-from agents.client import addresses as addresses_module
-from agents.client.addresses import Address, Addresses
-from agents.client.limiter import Limiter
+from agents.client.endpoints import Endpoint, Endpoints, Key, rendezvous
 from agents.errors import CallFailedError, ServerLostError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -40,11 +38,10 @@ def test_calls_in_flight_are_bounded():
             tasks = calls(client, 10)
             await stub.arrived(3)
             await stand_still()
-            snapshot = client.snapshot()
-            assert (snapshot.waiting, snapshot.addresses[0].in_flight) == (7, 3)
+            assert (client.endpoints[0].waiting, client.endpoints[0].in_flight) == (7, 3)
             stub.release.set()
             assert await results(tasks) == [f"to {n}" for n in range(10)]
-            assert client.snapshot().addresses[0].in_flight == 0
+            assert client.endpoints[0].in_flight == 0
         assert stub.most == 3
 
     run(scenario())
@@ -60,7 +57,7 @@ def test_waiting_calls_go_in_the_order_in_which_they_came():
     run(scenario())
 
 
-def test_calls_go_to_the_least_busy_address():
+def test_calls_go_to_the_least_busy_endpoint():
     async def scenario():
         first, second = ChatStub(usual=waits), ChatStub(usual=waits)
         async with connected(first, second) as (client, _):
@@ -76,47 +73,66 @@ def test_calls_go_to_the_least_busy_address():
     run(scenario())
 
 
-def test_calls_of_one_affinity_go_to_one_address():
+def test_calls_of_one_affinity_go_to_one_endpoint():
     async def scenario():
         first, second = ChatStub(), ChatStub()
         async with connected(first, second, maximum=2) as (client, _):
-            posts = [str(n % 6) for n in range(60)]
+            posts = [str(n % 24) for n in range(120)]
             tasks = [asyncio.create_task(client.complete(ask(post, affinity=post))) for post in posts]
             assert await results(tasks) == [f"to {post}" for post in posts]
         assert set(texts(first)) & set(texts(second)) == set()
-        assert set(texts(first)) | set(texts(second)) == {str(n) for n in range(6)}
+        assert set(texts(first)) | set(texts(second)) == {str(n) for n in range(24)}
         assert len(set(texts(first))) > 0 < len(set(texts(second)))
 
     run(scenario())
 
 
-def test_a_full_address_holds_only_its_own_calls_up():
+def test_a_full_endpoint_holds_only_its_own_calls_up():
     async def scenario():
-        first, second = ChatStub(usual=waits), ChatStub()
-        async with connected(first, second, maximum=1) as (client, _):
+        full, free = await preferred("post", ChatStub(), ChatStub())
+        full.usual = waits
+        async with connected(full, free, maximum=1) as (client, _):
             held = calls(client, 3, affinity="post")
-            await first.arrived(1)
-            assert await results(calls(client, 5)) == [f"to {n}" for n in range(5)]
-            assert client.snapshot().waiting == 2
-            first.release.set()
+            await full.arrived(1)
+            assert await results(calls(client, 3)) == [f"to {n}" for n in range(3)]
+            assert sum(one.waiting for one in client.endpoints) == 2
+            full.release.set()
             await results(held)
-        assert texts(first) == ["0", "1", "2"]
+        assert texts(full) == ["0", "1", "2"]
 
     run(scenario())
 
 
-def test_an_affinity_moves_when_its_address_is_lost_and_stays():
+def test_an_affinity_moves_while_its_endpoint_is_lost_and_returns_with_it():
     async def scenario():
-        first, second = ChatStub(answers, resets), ChatStub()
+        first, second = await preferred("post", ChatStub(), ChatStub())
+        first.script.extend([answers, resets])
+        second.usual = waits
         async with connected(first, second, maximum=1) as (client, events):
-            assert await results(calls(client, 4, affinity="post")) == [f"to {n}" for n in range(4)]
+            first.health.extend([503] * 3)
+            tasks = calls(client, 4, affinity="post")
+            await second.arrived(1)
             await events.until("up", 3)
+            second.release.set()
+            assert await results(tasks) == [f"to {n}" for n in range(4)]
             await results(calls(client, 2, affinity="post"))
-        assert texts(first) == ["0", "1"]
-        assert sorted(texts(second)[:3]) == ["1", "2", "3"]
-        assert texts(second)[3:] == ["0", "1"]
+        assert texts(first) == ["0", "1", "0", "1"]
+        assert sorted(texts(second)) == ["1", "2", "3"]
 
     run(scenario())
+
+
+def test_only_the_affinities_of_a_lost_endpoint_move():
+    urls = [f"http://127.0.0.1:{port}" for port in (8101, 8102, 8103)]
+
+    def owner(post, left):
+        return max(left, key=lambda url: rendezvous(post, url))
+
+    posts = [f"post {n}" for n in range(300)]
+    before = {post: owner(post, urls) for post in posts}
+    after = {post: owner(post, urls[1:]) for post in posts}
+    assert all(before[post] == after[post] for post in posts if before[post] != urls[0])
+    assert all(70 < sum(one == url for one in before.values()) < 130 for url in urls)
 
 
 def test_a_server_that_is_killed_and_started_again_costs_nothing():
@@ -139,11 +155,13 @@ def test_a_server_that_is_killed_and_started_again_costs_nothing():
     run(scenario())
 
 
-def test_what_is_under_way_at_an_address_that_vanished_moves():
+def test_what_is_under_way_at_an_endpoint_that_vanished_moves():
     """A machine that lost its network resets nothing: the failed probe is what tells."""
 
     async def scenario():
-        vanishing, other = ChatStub(is_silent, is_silent), ChatStub(waits)
+        vanishing, other = await preferred("post", ChatStub(), ChatStub())
+        vanishing.script.extend([is_silent, is_silent])
+        other.script.append(waits)
         async with connected(vanishing, other, retries=0) as (client, events):
             tasks = calls(client, 2, affinity="post")
             await vanishing.arrived(2)
@@ -152,7 +170,7 @@ def test_what_is_under_way_at_an_address_that_vanished_moves():
             await vanishing.stop_listening()
             tasks += calls(client, 1, affinity="post")
             assert await results(tasks) == ["to 0", "to 1", "to 0"]
-            assert [down["address"] for down in events.of("down")] == [vanishing.url]
+            assert [down["endpoint"] for down in events.of("down")] == [vanishing.url]
             other.release.set()
             assert (await steady).text == "to steady"
         assert sorted(texts(other)) == ["0", "0", "1", "steady"]
@@ -160,7 +178,7 @@ def test_what_is_under_way_at_an_address_that_vanished_moves():
     run(scenario())
 
 
-def test_all_addresses_lost_for_longer_than_the_patience():
+def test_all_endpoints_lost_for_longer_than_the_patience():
     async def scenario():
         first, second = ChatStub(usual=waits), ChatStub(usual=waits)
         async with connected(first, second, maximum=1, patience=0.1) as (client, events):
@@ -190,11 +208,11 @@ def test_a_cancelled_call_leaves_its_place_to_the_next():
             await stub.arrived(1)
             waiting.cancel()
             await asyncio.wait([waiting])
-            assert client.snapshot().waiting == 1
+            assert sum(one.waiting for one in client.endpoints) == 1
             flying.cancel()
             assert (await last).text == "to 2"
             assert flying.cancelled()
-            assert client.snapshot().addresses[0].in_flight == 0
+            assert client.endpoints[0].in_flight == 0
 
     run(scenario())
 
@@ -207,7 +225,7 @@ def test_a_call_cancelled_during_its_back_off():
             task.cancel()
             await asyncio.wait([task])
             assert task.cancelled()
-            assert client.snapshot().addresses[0].in_flight == 0
+            assert client.endpoints[0].in_flight == 0
 
     run(scenario())
 
@@ -221,7 +239,7 @@ def test_closing_ends_calls_in_flight_in_line_and_in_back_off():
             tasks += calls(client, 3)
             await stub.arrived(2)
             await client.close()
-            assert client.snapshot().addresses[0].in_flight == 0
+            assert client.endpoints[0].in_flight == 0
             for error in await asyncio.gather(*tasks, return_exceptions=True):
                 assert isinstance(error, CallFailedError)
                 assert "closed before" in str(error)
@@ -247,7 +265,7 @@ def test_closing_while_everything_is_down():
     run(scenario())
 
 
-def test_a_try_of_before_says_nothing_about_an_address_that_came_back():
+def test_a_try_of_before_says_nothing_about_an_endpoint_that_came_back():
     async def scenario():
         async def resets_later(stub, received, writer):
             await stub.release.wait()
@@ -266,102 +284,19 @@ def test_a_try_of_before_says_nothing_about_an_address_that_came_back():
     run(scenario())
 
 
-def address(name, maximum):
-    return Address(name, None, Limiter(maximum))
-
-
-async def two(first, second):
-    both = [address("first", first), address("second", second)]
-    line = Addresses(both, patience=10.0, tell=lambda name, figures: None)
-    for one in both:
-        line.up(one)
-    return line
-
-
 def test_busy_is_relative_to_the_limit():
     async def scenario():
-        line = await two(8, 2)
-        taken = [await line.take(line.ticket(), "") for _ in range(5)]
-        assert [place.address.url for place in taken] == ["first", "second", "first", "first", "first"]
-
-    run(scenario())
-
-
-def test_a_place_given_to_a_call_that_is_cancelled_before_it_wakes():
-    async def scenario():
-        line = await two(1, 1)
-        places = [await line.take(line.ticket(), "") for _ in range(2)]
-        waiting = asyncio.create_task(line.take(line.ticket(), ""))
-        await stand_still()
-        line.give_back(places[0])  # its future has a result now
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        assert waiting.cancelled()
-        assert [state.in_flight for state in line.snapshot().addresses] == [0, 1]
-
-    run(scenario())
-
-
-def test_a_retried_call_keeps_its_place_in_the_order():
-    async def scenario():
-        line = await two(1, 1)
-        first = line.ticket()
-        places = [await line.take(line.ticket(), "") for _ in range(2)]
-        order = []
-
-        async def take(ticket):
-            place = await line.take(ticket, "")
-            order.append(ticket)
-            line.give_back(place)
-
-        tasks = [asyncio.create_task(take(ticket)) for ticket in (line.ticket(), line.ticket(), first)]
-        await stand_still()
-        line.give_back(places[0])
-        await asyncio.gather(*tasks)
-        assert order == [first, 4, 5]
-
-    run(scenario())
-
-
-def test_the_oldest_call_goes_first_whichever_queue_it_stands_in():
-    async def scenario():
-        line = await two(1, 1)
-        places = [await line.take(line.ticket(), "") for _ in range(2)]
-        order, tickets = [], [line.ticket() for _ in range(4)]
-
-        async def take(ticket, avoid):
-            place = await line.take(ticket, "", avoid)
-            order.append(ticket)
-            line.give_back(place)
-
-        # those that avoid the second address stand in the queue of the first, the others in the common one
-        second = places[1].address
-        tasks = [
-            asyncio.create_task(take(tickets[n], avoid))
-            for n, avoid in ((3, second), (2, None), (1, second), (0, None))
-        ]
-        await stand_still()
-        line.give_back(places[0])
-        await asyncio.gather(*tasks)
-        assert order == tickets
-
-    run(scenario())
-
-
-def test_the_longest_unused_affinity_is_forgotten(monkeypatch):
-    monkeypatch.setattr(addresses_module, "REMEMBERED", 2)
-
-    async def scenario():
-        line = await two(8, 8)
-
-        async def where(affinity, *held):
-            place = await line.take(line.ticket(), affinity)
-            line.give_back(place)
-            return place.address.url
-
-        assert [await where(name) for name in ("a", "b", "a", "c")] == ["first"] * 4  # forgets b
-        held = await line.take(line.ticket(), "")
-        assert held.address.url == "first"
-        assert [await where(name) for name in ("a", "c", "b")] == ["first", "first", "second"]
+        key = Key("NO_SUCH_VARIABLE")
+        both = [Endpoint("http://127.0.0.1:1", key, 8, 1.0), Endpoint("http://127.0.0.1:2", key, 2, 1.0)]
+        endpoints = Endpoints(both, patience=10.0, on_event=lambda name, figures: None)
+        for one in both:
+            endpoints.mark_up(one)
+        taken = []
+        for number in range(5):
+            taken.append(await endpoints.choose(""))
+            taken[-1].stays.add(number)
+        assert [both.index(one) for one in taken] == [0, 1, 0, 0, 0]
+        for one in both:
+            await one.close()
 
     run(scenario())
