@@ -21,7 +21,7 @@ import numpy.typing as npt
 FeatureArray = npt.NDArray[np.float32]
 
 
-class PostLike(Protocol):
+class EncodablePost(Protocol):
     """The few attributes of a post that a backbone reads."""
 
     @property
@@ -99,7 +99,12 @@ class Backbone(Protocol):
         ...
 
     def encode(
-        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        posts: Sequence[EncodablePost],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Encoded:
         """Encode posts without gradients.
 
@@ -123,7 +128,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> Any:  # noqa: ANN401
+    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> Any:  # noqa: ANN401
         """Turn posts into the `inputs` of `module`: a dict of tensors, movable to a device.
 
         Args:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Encoded, FeatureLayout, PostLike
+from backbones.base import EncodablePost, Encoded, FeatureLayout
 from backbones.errors import WeightsError
 from backbones.images import open_image
 from backbones.loading import Placement, place
@@ -64,19 +64,19 @@ class CLIPModule(nn.Module):
         return self
 
     def embed_text(self, ids: Tensor) -> Tensor:
-        """Token ids [N, C] to unit embeddings [N, T]."""
+        """Embed token ids [N, C] to unit embeddings [N, T]."""
         with self.placement.autocast():
             embedded = self.model.encode_text(ids)
         return F.normalize(embedded.float(), dim=1)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """Pixels [M, 3, H, W] to unit embeddings [M, I]."""
+        """Embed pixels [M, 3, H, W] to unit embeddings [M, I]."""
         with self.placement.autocast():
             embedded = self.model.encode_image(pixels)
         return F.normalize(embedded.float(), dim=1)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The `collate` of B posts to rows [B, D]."""
+        """Turn the `collate` of B posts to rows [B, D]."""
         given = on_device(inputs, self.placement.device)
         text = given["pixels"].new_zeros(0, self.widths[0])
         image = given["pixels"].new_zeros(0, self.widths[1])
@@ -137,7 +137,7 @@ class CLIP:
         return self._module
 
     def fingerprint(self) -> str:
-        """Hex SHA-256; where the weights came from does not matter, what they are does."""
+        """Return the hex SHA-256; where the weights came from does not matter, what they are does."""
         probes = torch.cat([self._tokenizer([text]) for text in _PROBES]).numpy()
         return fingerprint(
             {
@@ -152,9 +152,14 @@ class CLIP:
         )
 
     def encode(
-        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        posts: Sequence[EncodablePost],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Encoded:
-        """Rows [B, D]; `batch_size` counts images, and texts."""
+        """Return rows [B, D]; `batch_size` counts images, and texts."""
 
         def embed_texts(distinct: Sequence[str]) -> Tensor:
             device = self._placement.device
@@ -174,8 +179,8 @@ class CLIP:
                 progress=progress,
             )
 
-    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> dict[str, Tensor]:
-        """`inputs` of `module`: ids [N, C], text_rows [N], pixels [M, 3, H, W], image_rows [M], size [].
+    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> dict[str, Tensor]:
+        """Build `inputs` of `module`: ids [N, C], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
 
         Args:
             posts: B posts.
@@ -191,7 +196,7 @@ class CLIP:
         return {"ids": ids, "text_rows": text_rows(posts), "size": torch.tensor(len(posts)), **images}
 
     def lora_targets(self) -> list[str]:
-        """For ``peft.LoraConfig(target_modules=...)``: the linear layers that are really called.
+        """Return names for ``peft.LoraConfig(target_modules=...)``: the linear layers that are really called.
 
         ``nn.MultiheadAttention`` hands its weights to a function and never calls its ``out_proj``, so an
         adapter there would be ignored; those layers are left out, the feed-forward ones remain.
@@ -213,7 +218,7 @@ class CLIP:
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def _measure(self) -> FeatureLayout:
-        """The widths that the towers really give, seen on one empty text and one black image."""
+        """Measure the widths that the towers really give, seen on one empty text and one black image."""
         device = self._placement.device
         with inference(self._module):
             text = self._module.embed_text(self._tokenizer([""]).to(device))
@@ -230,7 +235,7 @@ class CLIP:
 
 
 def load_model(model: str, weights: str | Path, like: str | None) -> nn.Module:
-    """The model with its weights, on the CPU in float32.
+    """Load the model with its weights, on the CPU in float32.
 
     Raises:
         WeightsError: see `CLIP`.
@@ -254,7 +259,7 @@ def load_model(model: str, weights: str | Path, like: str | None) -> nn.Module:
 
 
 def _load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
-    """The model's tokenizer: texts, N of them, to ids [N, C].
+    """Load the model's tokenizer: texts, N of them, to ids [N, C].
 
     Raises:
         WeightsError: the tokenizer is not on this machine and cannot be fetched.
@@ -270,7 +275,7 @@ def _load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
 
 
 def _architecture(model: str, weights: str | Path, like: str | None) -> dict[str, Any]:
-    """What the weights do not say: heads, activation, pooling. JSON values only."""
+    """Return what the weights do not say: heads, activation, pooling. JSON values only."""
     schema, identifier = parse_model_name(model)
     if schema == "local-dir":
         config: dict[str, Any] = json.loads((Path(identifier) / "open_clip_config.json").read_text("utf-8"))
@@ -282,12 +287,12 @@ def _architecture(model: str, weights: str | Path, like: str | None) -> dict[str
 
 
 def _preprocessing_of(model: nn.Module) -> dict[str, Any]:
-    """The preprocessing that belongs to the loaded weights."""
+    """Return the preprocessing that belongs to the loaded weights."""
     return dict(open_clip.get_model_preprocess_cfg(model))
 
 
 def _transform_of(preprocessing: dict[str, Any], *, train: bool) -> Callable[[Image.Image], Tensor]:
-    """An RGB image to pixels [3, H, W]."""
+    """Build the transform of an RGB image to pixels [3, H, W]."""
     transform: Callable[[Image.Image], Tensor] = image_transform_v2(
         PreprocessCfg(**preprocessing), is_train=train
     )
@@ -295,7 +300,7 @@ def _transform_of(preprocessing: dict[str, Any], *, train: bool) -> Callable[[Im
 
 
 def _check_choice(model: str, weights: str | Path, like: str | None) -> dict[str, Any]:
-    """The configuration of the tag that the weights bear or resemble; {} when there is none."""
+    """Return the configuration of the tag that the weights bear or resemble; {} when there is none."""
     if open_clip.get_model_config(model) is None:
         raise WeightsError(
             f"open_clip has no model {model!r}; python -c 'import open_clip; open_clip.list_models()'"

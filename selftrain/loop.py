@@ -21,9 +21,9 @@ from agents.panel import Panel
 from agents.trust import OnNearChance, check_agents
 from losses.base import RoundLoss
 from losses.prior import estimate_prior
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.corpus import Corpus
-from selftrain.models.calibration import probabilities
 from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Trainer
 from selftrain.review.reviewers import People
@@ -284,12 +284,12 @@ def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Le
     if not len(divergent):
         return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
     training_prior = float((corpus.labels[corpus.validation] == 1).mean())
-    return estimate_prior(probabilities(_logits(trainer, model, corpus, divergent)), training_prior)
+    return estimate_prior(sigmoid(_logits(trainer, model, corpus, divergent)), training_prior)
 
 
 def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
     """The chosen posts as the agents see them: with the classifier's label and its probability."""
-    odds = probabilities(np.abs(chosen.logits))
+    odds = sigmoid(np.abs(chosen.logits))
     return [
         Candidate(corpus.posts[position], corpus.class_name(int(logit > 0)), float(probability))
         for position, logit, probability in zip(chosen.positions, chosen.logits, odds, strict=True)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.ask.criticizer.asking import Annotation, Criticism
+from agents.ask.annotator import Annotation
+from agents.ask.criticizer import Criticism
 from selftrain._util.types import BoolArray, Interval
 from selftrain.act.budget import filled
 from selftrain.act.quality_gap import abs_score

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from backbones.images import MAX_PIXELS
 from selftrain.config import VlmSection, load_recipe
-from selftrain.data.manifest import MAX_PIXELS
 from selftrain.errors import RecipeError
 
 MAX_FAILED = 0.1

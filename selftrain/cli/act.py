@@ -10,13 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backbones.images import MAX_PIXELS
 from selftrain.cli.reviews import add_audit
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from agents.ask.cache import ResponseCache
-    from agents.ask.criticizer.desk import Desk
+    from agents.ask.runner import Runner
     from selftrain._util.types import Interval
     from selftrain.act.choosing import Choice
     from selftrain.act.scoring import AnnotatorScore, CriticizerScore
@@ -83,7 +84,7 @@ def run_choose(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError, or an error of the agents' tree: what was paid for is kept.
     """
-    from agents.ask.criticizer.wording import Wording
+    from agents.ask.annotator import AnnotationPrompts
     from selftrain.act.choosing import MODES, choose
     from selftrain.build import brief_of
     from selftrain.data.task import load_task
@@ -91,11 +92,11 @@ def run_choose(args: argparse.Namespace) -> int:
 
     task = load_task(args.task)
     labelled, unlabelled = read_posts(args.manifest, task, args.labelled, args.seed)
-    with _desks(args) as desks:
+    with _runners(args) as runners:
         choice = choose(
-            desks,
+            runners,
             labelled,
-            Wording(brief_of(task), folder=args.prompts),
+            AnnotationPrompts(brief_of(task), folder=args.prompts),
             strategies=tuple(dict.fromkeys(args.strategies or STRATEGIES)),
             modes=MODES if args.annotate == "both" else (args.annotate,),
             self_criticism=args.self_criticism,
@@ -138,36 +139,35 @@ def read_posts(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[
 
 
 @contextmanager
-def _desks(args: argparse.Namespace) -> Iterator[dict[str, Desk]]:
-    """Model name -> a desk on its server; two of one name are told apart by their addresses."""
-    from selftrain.build import store_beside
+def _runners(args: argparse.Namespace) -> Iterator[dict[str, Runner]]:
+    """Model name -> a runner on its server; two of one name are told apart by their addresses."""
+    from selftrain.build import cache_beside
 
-    store = store_beside(args.manifest, args.store)
+    cache = cache_beside(args.manifest, args.store)
     with ExitStack() as stack:
-        stack.callback(store.close)
-        desks: dict[str, Desk] = {}
+        stack.callback(cache.close)
+        runners: dict[str, Runner] = {}
         for server in dict.fromkeys(args.servers):
             run = f"act choose {args.manifest.resolve()}"
-            desk = desk_of(server, store, run=run, token_cap=args.token_cap)
-            stack.callback(desk.close)
-            name = desk.identity().model
-            desks[name if name not in desks else f"{name} at {server}"] = desk
-        yield desks
+            runner = runner_of(server, cache, run=run, token_cap=args.token_cap)
+            stack.callback(runner.close)
+            name = runner.identity().model
+            runners[name if name not in runners else f"{name} at {server}"] = runner
+        yield runners
 
 
-def desk_of(server: str, store: ResponseCache, *, run: str, token_cap: int | None) -> Desk:
+def runner_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | None) -> Runner:
     """A model at ADDRESS[#MODEL] at work.
 
     Raises:
         ServerRefusedError: An address that is none.
     """
-    from selftrain.build import build_desk
+    from selftrain.build import build_runner
     from selftrain.config import VlmSection
-    from selftrain.data.manifest import MAX_PIXELS
 
     address, _, model = server.partition("#")
     section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)
-    return build_desk(section, store, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
+    return build_runner(section, cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
 def _print(choice: Choice) -> None:

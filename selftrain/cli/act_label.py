@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selftrain.cli.act import KEY_VARIABLE, MAX_BAD_ROWS, MAX_BAD_SHARE, STRATEGIES, desk_of
+from selftrain.cli.act import KEY_VARIABLE, MAX_BAD_ROWS, MAX_BAD_SHARE, STRATEGIES, runner_of
 
 if TYPE_CHECKING:
     from selftrain.data.posts import Post
@@ -63,33 +63,33 @@ def run_label(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError, or an error of the agents' tree: what was paid for is kept.
     """
-    from agents.ask.criticizer.asking import Annotator, Criticizer
-    from agents.ask.criticizer.wording import Wording
-    from selftrain.build import brief_of, store_beside
+    from agents.ask.annotator import AnnotationPrompts, Annotator
+    from agents.ask.criticizer import Criticizer
+    from selftrain.build import brief_of, cache_beside
     from selftrain.data.task import load_task
     from selftrain.review.labelling import Drawing, LabelFolder, begin, label
 
     task = load_task(args.task)
     posts = _unlabelled(args.manifest, task)
     folder = LabelFolder(args.out)
-    wording = Wording(brief_of(task))
+    prompts = AnnotationPrompts(brief_of(task))
     with folder.locked(), ExitStack() as stack:
         begin(folder, args.manifest, args.task, _settings(args))
-        store = store_beside(args.manifest, args.store)
-        stack.callback(store.close)
+        cache = cache_beside(args.manifest, args.store)
+        stack.callback(cache.close)
         run = f"act label {args.out.resolve()}"
-        annotating = desk_of(args.annotator, store, run=run, token_cap=args.token_cap)
+        annotating = runner_of(args.annotator, cache, run=run, token_cap=args.token_cap)
         stack.callback(annotating.close)
         criticizing = annotating
         if args.criticizer is not None and args.criticizer != args.annotator:
-            criticizing = desk_of(args.criticizer, store, run=run, token_cap=args.token_cap)
+            criticizing = runner_of(args.criticizer, cache, run=run, token_cap=args.token_cap)
             stack.callback(criticizing.close)
         found = label(
             folder, posts,
             annotating=(
-                annotating, Annotator(wording, reasoning=args.annotate == "reasoning", seed=args.seed)
+                annotating, Annotator(prompts, reasoning=args.annotate == "reasoning", seed=args.seed)
             ),
-            criticizing=(criticizing, Criticizer(wording, args.strategy, seed=args.seed)),
+            criticizing=(criticizing, Criticizer(prompts, args.strategy, seed=args.seed)),
             classes=task.names,
             drawing=Drawing(args.budget, args.rule, args.floor, args.doubled, args.seed),
         )  # fmt: skip

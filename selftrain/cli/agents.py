@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-    from agents.vllm.process import Ready, Server
+    from agents.vllm.launch import Ready, Server
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 COMMANDS = {
@@ -130,11 +130,11 @@ def run_serve(args: argparse.Namespace, extra: Sequence[str]) -> int:
     """Serve until asked to end.
 
     Raises:
-        ServingError: It cannot be started, or ended by itself.
+        ServerLaunchError: It cannot be started, or ended by itself.
     """
     from agents.vllm.command import serve_command
     from agents.vllm.interpreter import find_interpreter
-    from agents.vllm.process import serving
+    from agents.vllm.launch import serving
 
     command = serve_command(
         find_interpreter(args.python), args.model, name=args.name, host=args.host, port=args.port,
@@ -148,7 +148,7 @@ def run_serve(args: argparse.Namespace, extra: Sequence[str]) -> int:
         _say(f"note: whoever reaches {args.host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():
         try:
-            with serving(command, log=args.log, seconds=args.time_limit, told=_say) as (server, ready):
+            with serving(command, log=args.log, seconds=args.time_limit, report=_say) as (server, ready):
                 _say(_ready_line(ready))
                 _say(_recipe_lines(server, ready))
                 server.wait()
@@ -177,7 +177,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 def _ready_line(ready: Ready) -> str:
     return (
-        f"ready: {ready.address} model {ready.model} ({ready.server}), context {ready.context},"
+        f"ready: {ready.endpoint} model {ready.model} ({ready.server}), context {ready.context},"
         f" images {ready.images}"
     )
 
@@ -185,7 +185,7 @@ def _ready_line(ready: Ready) -> str:
 def _recipe_lines(server: Server, ready: Ready) -> str:
     """The lines of a recipe that use the server."""
     command = server.command
-    lines = ["", "[agents]", 'kind = "vlm"', "", "[vlm]", f"servers = [{json.dumps(ready.address)}]"]
+    lines = ["", "[agents]", 'kind = "vlm"', "", "[vlm]", f"servers = [{json.dumps(ready.endpoint)}]"]
     if len(command.models) > 1:
         lines.append(f"model = {json.dumps(ready.model)}  # or {', '.join(command.models[1:])}")
     if command.api_key and not os.environ.get(KEY_VARIABLE):
@@ -194,13 +194,13 @@ def _recipe_lines(server: Server, ready: Ready) -> str:
 
 
 def _adapters(given: Sequence[str]) -> dict[str, str]:
-    from agents.errors import ServingError
+    from agents.errors import ServerLaunchError
 
     adapters: dict[str, str] = {}
     for one in given:
         name, equals, folder = one.partition("=")
         if not (name and equals and folder) or name in adapters:
-            raise ServingError(f"--adapter {one}: expected NAME=FOLDER, each name once")
+            raise ServerLaunchError(f"--adapter {one}: expected NAME=FOLDER, each name once")
         adapters[name] = folder
     return adapters
 

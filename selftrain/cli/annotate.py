@@ -62,7 +62,7 @@ def run_annotate(args: argparse.Namespace) -> int:
     from selftrain.annotation.annotate import annotate, prepare
     from selftrain.annotation.building import MAX_FAILED, settings_of
     from selftrain.annotation.estimate import estimate
-    from selftrain.build import build_question_panel
+    from selftrain.build import build_questioner
     from selftrain.errors import RecipeError
 
     if args.overrides and args.recipe is None:
@@ -76,19 +76,19 @@ def run_annotate(args: argparse.Namespace) -> int:
         questions=names, direct=args.direct, again=args.again, limit=args.limit,
     )  # fmt: skip
     _print_set_aside(prepared)
-    panel = build_question_panel(
+    questioner = build_questioner(
         settings, prepared.task, args.out, prompts=args.prompts,
         max_failed=MAX_FAILED if args.max_failed is None else args.max_failed,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     try:
         if args.estimate:
-            for line in estimate(prepared.plan, panel, settings.seed).lines(settings.vlm.token_cap):
+            for line in estimate(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
                 print(line)
             return 0
-        _print_annotated(annotate(prepared, panel), prepared)
+        _print_annotated(annotate(prepared, questioner), prepared)
     finally:
-        panel.close()
+        questioner.close()
     return 0
 
 
@@ -131,7 +131,7 @@ def _print_annotated(done: Annotated, prepared: Prepared) -> None:
     from selftrain._util.printable import printable
     from selftrain.cli.render import console
 
-    told, spent = done.report, done.spending
+    told, spent = done.report, done.usage
     shown = console()
     shown.print(_answers_table(told))
     for one in _each(told):

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selftrain.serving.filtering import Measured
-    from selftrain.serving.thresholds import OperatingPoint
+    from selftrain.serving.thresholds import MeasuredPosts, OperatingPoint
 
 
 def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,8 +51,8 @@ def run_filter(args: argparse.Namespace) -> int:
     """
     from selftrain._util.printable import printable
     from selftrain.models.scorer import open_scorer
-    from selftrain.serving.filtering import filter_posts, validation_scores
-    from selftrain.serving.thresholds import lowest_threshold
+    from selftrain.serving.filtering import filter_posts
+    from selftrain.serving.thresholds import lowest_threshold, validation_scores
 
     scorer = open_scorer(args.model)
     measured = validation_scores(scorer, args.validation)
@@ -70,7 +69,7 @@ def run_filter(args: argparse.Namespace) -> int:
     return 0
 
 
-def _threshold_lines(point: OperatingPoint, measured: Measured, positive: str) -> list[str]:
+def _threshold_lines(point: OperatingPoint, measured: MeasuredPosts, positive: str) -> list[str]:
     lines = [
         f"posts pass from probability {point.threshold:.6f} of {positive!r} on",
         f"on {point.posts} validation posts, {point.positives} of them positive (95 % intervals):"

@@ -28,11 +28,16 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 def show_prompts(args: argparse.Namespace) -> int:
     """Prints the prompts."""
     from selftrain._util.printable import printable
+    from selftrain.build import build_vlm_agent, opener
     from selftrain.config import load_recipe
+    from selftrain.data.task import load_task
     from selftrain.errors import RecipeError
     from selftrain.report.prompt_preview import previews
 
-    shown = previews(load_recipe(args.recipe, args.overrides), args.post)
+    recipe = load_recipe(args.recipe, args.overrides)
+    task = load_task(recipe.data.task)
+    opening = opener(recipe.data.max_image_pixels)
+    shown = previews(recipe, task, build_vlm_agent(recipe, task), opening, args.post)
     names = [preview.template for preview in shown]
     if args.only is not None:
         shown = [preview for preview in shown if preview.template == args.only]

@@ -60,7 +60,7 @@ def run_review(args: argparse.Namespace) -> int:
     from selftrain._util.printable import printable
     from selftrain.review.labelling import review_folder
     from selftrain.review.page.review_server import Opening, next_command, open_desk, serve
-    from selftrain.serving.server import quiet_logs
+    from selftrain.web.http_server import quiet_logs
 
     folder = review_folder(args.run)
     begun = begin(folder, args)

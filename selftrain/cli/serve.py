@@ -50,8 +50,9 @@ def run_serve(args: argparse.Namespace) -> int:
     """
     from selftrain._util.printable import printable
     from selftrain.models.scorer import open_scorer
-    from selftrain.serving.server import Batching, compute_threads, quiet_logs, serve
-    from selftrain.serving.wire import Limits
+    from selftrain.serving.server import Batching, compute_threads, serve
+    from selftrain.serving.wire import RequestLimits
+    from selftrain.web.http_server import quiet_logs
 
     key = _key(args.key_variable)
     quiet_logs()
@@ -63,7 +64,7 @@ def run_serve(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         batching=Batching(args.max_batch, args.max_wait_ms / 1000, args.max_queue),
-        limits=Limits(
+        limits=RequestLimits(
             int(args.max_body_mb * 1e6),
             args.max_posts,
             args.max_text,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, FloatArray
 
 # Strength of the pull towards (slope 1, offset 0), in posts: with a handful of validation posts the
@@ -89,9 +90,6 @@ def _fit_slope(z: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> float:
 
 def probabilities(logits: npt.NDArray[np.floating[Any]]) -> FloatArray:
     """Return the probability of the positive class [B] for logits [B], of every class [B, K] for [B, K]."""
-    wide = logits.astype(np.float64)
-    if wide.ndim == 1:
-        return np.asarray(0.5 * (1 + np.tanh(0.5 * wide)))  # the sigmoid, without overflow
     from scipy.special import softmax
 
-    return np.asarray(softmax(wide, axis=1))
+    return sigmoid(logits) if logits.ndim == 1 else np.asarray(softmax(logits.astype(np.float64), axis=1))

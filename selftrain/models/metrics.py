@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
-from selftrain.models.calibration import probabilities
 from selftrain.store.scores import PrecisionRecall, ReliabilityBin, ReliabilityDiagram, Scored
 
 PRECISIONS = (0.60, 0.65, 0.70, 0.75, 0.80)
@@ -67,7 +67,7 @@ def evaluate(labels: LabelArray, logits: Float32Array) -> dict[str, float | int]
         "accuracy": (tp + tn) / max(len(labels), 1),
         "precision": tp / max(tp + fp, 1),
         "recall": tp / max(tp + fn, 1),
-        "brier": float(np.mean((probabilities(logits) - labels) ** 2)) if len(labels) else 0.0,
+        "brier": float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
         "true_positive": tp,
         "false_positive": fp,
         "false_negative": fn,
@@ -170,7 +170,7 @@ def precision_recall(scored: Scored) -> PrecisionRecall | None:
 
 def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
     """Return the share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
-    probs = probabilities(scored.logits)
+    probs = sigmoid(scored.logits)
     place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
         ReliabilityBin(
@@ -189,7 +189,7 @@ def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
 
 def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
     """Count the posts of the positive class by probability, in `bins` equal intervals, and the others."""
-    probs = probabilities(scored.logits)
+    probs = sigmoid(scored.logits)
     positive, negative = (
         np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
     )

@@ -64,7 +64,7 @@ def _rows(splits: Mapping[str, Scored], names: Sequence[str]) -> Iterator[Json]:
 
 
 def read_scores(folder: Path, *, positive: str, negative: str) -> dict[str, Scored] | None:
-    """The splits of one round's `scores.jsonl`; None when the round has none.
+    """Read the splits of one round's `scores.jsonl`; None when the round has none.
 
     Raises:
         RunStateError: A line that is not a score, or names another class.

@@ -87,7 +87,7 @@ def test_cross_review_shows_own_words_the_other_s_and_the_classifier_s_label(pan
         assert "says: rude" in text
 
 
-def test_a_verdict_that_is_settled_saves_the_other_call_unless_thorough(panels):
+def test_a_verdict_that_is_settled_saves_the_other_call_unless_all_are_asked(panels):
     stubborn = lambda r: said("rude" if role_of(r) == "reviewer" else "kind")  # noqa: E731
     backend = MemoryBackend(stubborn)
     (verdict,) = panels(backend).verify(candidates("rude"))
@@ -98,7 +98,7 @@ def test_a_verdict_that_is_settled_saves_the_other_call_unless_thorough(panels):
     assert [(j.agent, j.step) for j in verdict.judgments][2:] == [("reviewer", 1), ("user", 1)]
 
 
-def test_two_abstentions_have_nothing_to_exchange_unless_thorough(panels):
+def test_two_abstentions_have_nothing_to_exchange_unless_all_are_asked(panels):
     backend = MemoryBackend(lambda r: said("unsure"))
     (verdict,) = panels(backend).verify(candidates("rude"))
     assert not verdict.consistent
@@ -201,7 +201,7 @@ def test_pictures_are_scaled_down_and_their_number_is_limited(panels, tmp_path):
         Image.new("RGB", (900, 300), (i, 0, 0)).save(tmp_path / f"{i}.png")
     post = PostStub("album", "", tuple(tmp_path / f"{i}.png" for i in range(20)))
     backend = MemoryBackend(lambda r: said("kind"))
-    panels(backend, interview={"image_side": 90, "max_images": 16}).verify([Candidate(post, "kind", 0.9)])
+    panels(backend, image_side=90, max_images=16).verify([Candidate(post, "kind", 0.9)])
     sent = pictures_of(backend.requests[0])
     assert len(sent) == 16
     import io

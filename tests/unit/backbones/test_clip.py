@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import backbones
 from backbones import load_backbone
 from backbones.errors import WeightsError
 
@@ -50,6 +51,15 @@ def test_a_fresh_process_gives_identical_rows_and_fingerprint(tiny_clip, backbon
     assert done.stdout.split()[-1] == backbone.fingerprint()
     rows = backbone.encode([post("a", "two words", (image,)), post("b", "", (image,))]).rows
     np.testing.assert_array_equal(np.load(tiny_clip / "rows.npy"), rows)
+
+
+def test_python_builds_what_a_recipe_names(tiny_clip, backbone):
+    built = backbones.CLIP("tiny-clip", tiny_clip / "weights.safetensors", device="cpu")
+    assert built.fingerprint() == backbone.fingerprint()
+    assert type(built) is type(backbone)
+    assert backbones.__all__ == sorted(backbones.__all__)
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = backbones.no_such
 
 
 def test_the_container_of_the_weights_does_not_matter_their_values_do(tiny_clip, backbone, tmp_path):

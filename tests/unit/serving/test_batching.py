@@ -66,8 +66,8 @@ def test_one_post_is_scored_before_the_model_counts_as_loaded(make):
 def test_results_come_in_the_order_of_the_posts_whatever_the_batches(make):
     scorer, seen = TextScorer(), Observer()
     batcher = make(scorer, observer=seen)
-    odds = [n / 100 for n in range(11)]
-    assert texts(batcher.submit(posts_of(*map(str, odds))).result(WAIT)) == odds
+    probs = [n / 100 for n in range(11)]
+    assert texts(batcher.submit(posts_of(*map(str, probs))).result(WAIT)) == probs
     batcher.close()
     assert seen.batches == [4, 4, 3]
 

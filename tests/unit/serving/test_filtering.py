@@ -15,8 +15,9 @@ from serving_helpers import TextScorer, validation_of
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
 from selftrain.models import scorer as scorer_module
-from selftrain.serving.filtering import filter_posts, validation_scores
-from selftrain.serving.sink import Journal
+from selftrain.serving.filtering import filter_posts
+from selftrain.serving.sink import FilterSink
+from selftrain.serving.thresholds import validation_scores
 
 
 def records(path):
@@ -118,7 +119,7 @@ def test_a_source_that_is_not_there_leaves_a_sink_that_can_be_begun(tmp_path):
 
 
 def test_two_filters_do_not_write_one_sink(tmp_path):
-    with Journal(tmp_path / "sink.jsonl", {}).opened(), pytest.raises(RunBusyError):
+    with FilterSink(tmp_path / "sink.jsonl", {}).opened(), pytest.raises(RunBusyError):
         run(write_rows(tmp_path / "in.jsonl", [{"id": "a", "text": "0.9"}]), tmp_path / "sink.jsonl")
 
 
@@ -147,8 +148,8 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
 @pytest.fixture
 def faked(monkeypatch):
     """Any path is a model of ten validation posts."""
-    odds = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
-    scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], odds)
+    probs = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], probs)
     monkeypatch.setattr(scorer_module, "open_scorer", lambda path: TextScorer(scores))
 
 
