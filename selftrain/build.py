@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from losses.pnu import PNULoss
-    from selftrain.annotation.building import Settings
+    from selftrain.annotation.question_plan import AnnotationSettings
     from selftrain.config import Recipe, VlmSection
     from selftrain.data.corpus import Corpus
     from selftrain.data.posts import Post
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from selftrain.loop import LoopSettings
     from selftrain.models.finetune import BackboneTrainer
     from selftrain.review.criticism import LoopCriticizer
-    from selftrain.review.reviewers import People
+    from selftrain.review.reviewers import HumanReview
     from selftrain.store.run_dir import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -250,16 +250,21 @@ def build_loss(recipe: Recipe) -> PNULoss:
 
 def build_settings(recipe: Recipe) -> LoopSettings:
     """The loop's plain arguments."""
-    from selftrain.loop import Limits, LoopSettings
+    from selftrain.loop import LoopSettings
+    from selftrain.state import RoundLimits
 
     return LoopSettings(
         seed=recipe.seed,
         k=recipe.selection.k,
         shares=recipe.selection.shares,
-        again=recipe.selection.again,
-        revise=recipe.selection.revise,
+        retract_flipped=recipe.selection.retract_flipped,
         start=recipe.rounds.start,
-        limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
+        limits=RoundLimits(
+            recipe.rounds.max,
+            recipe.rounds.patience,
+            recipe.rounds.budget,
+            recipe.selection.reselect_divergent,
+        ),
         root=recipe.data.manifest.parent,
         on_near_chance=recipe.agents.on_near_chance
         or ("stop" if recipe.agents.kind == "vlm" else "continue"),
@@ -311,9 +316,9 @@ def _build_backbone_trainer(recipe: Recipe, *, progress: bool) -> BackboneTraine
     )
 
 
-def build_people(
+def build_reviewers(
     recipe: Recipe, folder: RunFolder, task: Task, posts: Iterable[Post], *, progress: bool = False
-) -> People | None:
+) -> HumanReview | None:
     """Who reviews for the loop: by the recipe, or because reviews of the run are there; None: nobody.
 
     Args:
@@ -326,8 +331,8 @@ def build_people(
     Raises:
         PromptFileError, StoreError: A criticizer cannot be set up.
     """
-    from selftrain.review.ledger import LEDGER
-    from selftrain.review.reviewers import People
+    from selftrain.review.ledger_reader import LEDGER
+    from selftrain.review.reviewers import HumanReview
 
     section = recipe.human
     if not section.budget and not (folder.path / LEDGER).exists():
@@ -336,14 +341,14 @@ def build_people(
     if section.budget and section.source == "criticizer":
         known = {post.id: post for post in posts}
         criticizer = build_criticizer(recipe, task, folder, known, progress=progress)
-    return People(
+    return HumanReview(
         folder,
         criticizer=criticizer,
         budget=section.budget,
         per_round=section.per_round,
         rule=section.rule,
         floor=section.floor,
-        doubled_share=section.doubled_share,
+        double_annotation_rate=section.double_annotation_rate,
         wait=section.wait,
         seed=recipe.seed,
         progress=progress,
@@ -379,7 +384,7 @@ def build_criticizer(
 
 
 def build_questioner(
-    settings: Settings,
+    settings: AnnotationSettings,
     task: Task,
     out: Path,
     *,
@@ -390,7 +395,7 @@ def build_questioner(
     """The agent; nothing is asked yet.
 
     Args:
-        settings: Of `settings_of`.
+        settings: Of `annotation_settings`.
         task: Name, classes and policy.
         out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
         prompts: A folder of prompt files that replace the built-in ones.

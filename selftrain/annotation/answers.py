@@ -31,7 +31,7 @@ UNSURE = "the model cannot tell"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ModelAnswer:
     """A model's answer to one question about one post.
 
     Attributes:
@@ -57,7 +57,7 @@ class Answer:
         return {key: value for key, value in record.items() if value is not None or key == "probability"}
 
 
-def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> Answer | str:
+def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> ModelAnswer | str:
     """The answer in what came back, or why there is none.
 
     Args:
@@ -69,7 +69,7 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
         return UNSURE if given.state is State.ABSTAIN else given.fault
     if question is None or question.counting is None:
         probability = None if given.probs is None else given.probs[given.answer]
-        return Answer(given.answer, probability, given.rationale, given.source, given.cache_key)
+        return ModelAnswer(given.answer, probability, given.rationale, given.source, given.cache_key)
     count = int(given.answer)
     answer = question.answer_for_count(count, pictures)
     probability = None
@@ -77,10 +77,10 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
         # every count that makes the same answer speaks for it
         alike = [n for n in given.probs if question.answer_for_count(int(n), pictures) == answer]
         probability = min(sum(given.probs[n] for n in alike), 1.0)
-    return Answer(answer, probability, given.rationale, given.source, given.cache_key, count, pictures)
+    return ModelAnswer(answer, probability, given.rationale, given.source, given.cache_key, count, pictures)
 
 
-class Standing(NamedTuple):
+class KnownAnswers(NamedTuple):
     """What a post says of its questions before anything is asked.
 
     Attributes:
@@ -92,7 +92,7 @@ class Standing(NamedTuple):
     model: Mapping[str, Mapping[str, Any]]
 
 
-def standing(post: Post) -> Standing:
+def known_answers(post: Post) -> KnownAnswers:
     """Persons' answers and models' answers of a post, told apart by what is recorded beside them.
 
     Raises:
@@ -112,7 +112,7 @@ def standing(post: Post) -> Standing:
     # a grown dataset says where its labels come from: pseudo-labels are nobody's word
     if post.label is not None and table(post, "provenance").get("source", "label") in PEOPLE:
         known[FINAL] = post.label
-    return Standing(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
+    return KnownAnswers(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
 
 
 def table(post: Post, name: str) -> Mapping[str, Any]:
@@ -138,14 +138,14 @@ def table(post: Post, name: str) -> Mapping[str, Any]:
     return {key: entry for key, entry in value.items() if entry is not None}
 
 
-def filled(post: Post, answers: Mapping[str, Answer | str]) -> Post:
+def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
     """The post with what was answered; persons' answers and earlier ones that got no new one stay.
 
     Args:
         post: As it was read.
         answers: Question -> the answer, or why there is none.
     """
-    known = standing(post).known
+    known = known_answers(post).known
     process = dict(post.process)
     tables = {name: dict(table(post, name)) for name in (PROVENANCE, MODEL, MISSING, DIRECT)}
     for name, answer in answers.items():

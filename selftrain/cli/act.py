@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from agents.ask.cache import ResponseCache
     from agents.ask.runner import Runner
     from selftrain._util.types import Interval
-    from selftrain.act.choosing import Choice
-    from selftrain.act.scoring import AnnotatorScore, CriticizerScore
+    from selftrain.act.select_models import AnnotatorScore, CriticizerScore, ModelSelection
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
 
@@ -85,7 +84,7 @@ def run_choose(args: argparse.Namespace) -> int:
         SelftrainError, or an error of the agents' tree: what was paid for is kept.
     """
     from agents.ask.annotator import AnnotationPrompts
-    from selftrain.act.choosing import MODES, choose
+    from selftrain.act.select_models import MODES, select_models
     from selftrain.build import brief_of
     from selftrain.data.task import load_task
     from selftrain.store import atomic
@@ -93,7 +92,7 @@ def run_choose(args: argparse.Namespace) -> int:
     task = load_task(args.task)
     labelled, unlabelled = read_posts(args.manifest, task, args.labelled, args.seed)
     with _runners(args) as runners:
-        choice = choose(
+        choice = select_models(
             runners,
             labelled,
             AnnotationPrompts(brief_of(task), folder=args.prompts),
@@ -170,7 +169,7 @@ def runner_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | N
     return build_runner(section, cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
-def _print(choice: Choice) -> None:
+def _print(choice: ModelSelection) -> None:
     from selftrain.cli.render import console, plain
 
     shown = console()
@@ -182,7 +181,7 @@ def _print(choice: Choice) -> None:
         shown.print(plain(line))
 
 
-def recommendation(choice: Choice) -> Iterator[str]:
+def recommendation(choice: ModelSelection) -> Iterator[str]:
     """What to do, in words."""
     annotator, criticizer, budget = choice.annotator, choice.criticizer, choice.budget
     yield f"annotate with {annotator.model} ({annotator.mode})"

@@ -13,7 +13,7 @@ from selftrain.cli.act import KEY_VARIABLE, MAX_BAD_ROWS, MAX_BAD_SHARE, STRATEG
 if TYPE_CHECKING:
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
-    from selftrain.review.labelling import LabelFolder, Labelled
+    from selftrain.review.labelling import LabelFolder, PoolLabels
 
 
 def add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,7 +67,7 @@ def run_label(args: argparse.Namespace) -> int:
     from agents.ask.criticizer import Criticizer
     from selftrain.build import brief_of, cache_beside
     from selftrain.data.task import load_task
-    from selftrain.review.labelling import Drawing, LabelFolder, begin, label
+    from selftrain.review.labelling import LabelFolder, SampleSettings, annotate_pool, begin
 
     task = load_task(args.task)
     posts = _unlabelled(args.manifest, task)
@@ -84,14 +84,14 @@ def run_label(args: argparse.Namespace) -> int:
         if args.criticizer is not None and args.criticizer != args.annotator:
             criticizing = runner_of(args.criticizer, cache, run=run, token_cap=args.token_cap)
             stack.callback(criticizing.close)
-        found = label(
+        found = annotate_pool(
             folder, posts,
             annotating=(
                 annotating, Annotator(prompts, reasoning=args.annotate == "reasoning", seed=args.seed)
             ),
             criticizing=(criticizing, Criticizer(prompts, args.strategy, seed=args.seed)),
             classes=task.names,
-            drawing=Drawing(args.budget, args.rule, args.floor, args.doubled, args.seed),
+            drawing=SampleSettings(args.budget, args.rule, args.floor, args.doubled, args.seed),
         )  # fmt: skip
     _tell(folder, found)
     return 0
@@ -143,7 +143,7 @@ def _settings(args: argparse.Namespace) -> dict[str, object]:
     return {name: getattr(args, name) for name in names}
 
 
-def _tell(folder: LabelFolder, found: Labelled) -> None:
+def _tell(folder: LabelFolder, found: PoolLabels) -> None:
     from selftrain._util.printable import printable
 
     print(f"{found.posts:,} posts labelled in {folder.path}")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selftrain.annotation.annotate import Annotated, Prepared
-    from selftrain.annotation.figures import Mean
-    from selftrain.annotation.report import QuestionReport, Report
+    from selftrain.annotation.annotate import Annotated, PreparedAnnotation
+    from selftrain.annotation.answer_report import AnnotationReport, MeanMetrics, QuestionReport
 
 _REASONS = 3
 
@@ -59,19 +58,18 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run_annotate(args: argparse.Namespace) -> int:
     """Asks and writes, or tells what it would cost."""
-    from selftrain.annotation.annotate import annotate, prepare
-    from selftrain.annotation.building import MAX_FAILED, settings_of
-    from selftrain.annotation.estimate import estimate
+    from selftrain.annotation.annotate import annotate, prepare_annotation
+    from selftrain.annotation.question_plan import MAX_FAILED, annotation_settings, estimate_cost
     from selftrain.build import build_questioner
     from selftrain.errors import RecipeError
 
     if args.overrides and args.recipe is None:
         raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
-    settings = settings_of(args.recipe, args.servers, args.token_cap, args.overrides)
+    settings = annotation_settings(args.recipe, args.servers, args.token_cap, args.overrides)
     names = (
         None if args.questions is None else [one.strip() for one in args.questions.split(",") if one.strip()]
     )
-    prepared = prepare(
+    prepared = prepare_annotation(
         args.manifest, args.task, args.out, settings,
         questions=names, direct=args.direct, again=args.again, limit=args.limit,
     )  # fmt: skip
@@ -83,7 +81,7 @@ def run_annotate(args: argparse.Namespace) -> int:
     )  # fmt: skip
     try:
         if args.estimate:
-            for line in estimate(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
+            for line in estimate_cost(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
                 print(line)
             return 0
         _print_annotated(annotate(prepared, questioner), prepared)
@@ -116,7 +114,7 @@ def run_tasks(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_set_aside(prepared: Prepared) -> None:
+def _print_set_aside(prepared: PreparedAnnotation) -> None:
     """Rows that will not be in the manifest that is written: to be known before it is paid for."""
     from selftrain._util.printable import printable
     from selftrain.data.manifest import describe
@@ -127,7 +125,7 @@ def _print_set_aside(prepared: Prepared) -> None:
             print(printable(line))
 
 
-def _print_annotated(done: Annotated, prepared: Prepared) -> None:
+def _print_annotated(done: Annotated, prepared: PreparedAnnotation) -> None:
     from selftrain._util.printable import printable
     from selftrain.cli.render import console
 
@@ -151,7 +149,7 @@ def _print_annotated(done: Annotated, prepared: Prepared) -> None:
     print(printable(f"written: {done.out} and {done.report_file}"))
 
 
-def _answers_table(told: Report) -> object:
+def _answers_table(told: AnnotationReport) -> object:
     from rich.table import Table
 
     from selftrain.cli.render import plain
@@ -168,11 +166,11 @@ def _answers_table(told: Report) -> object:
     return table
 
 
-def _known_table(told: Report) -> object:
+def _known_table(told: AnnotationReport) -> object:
     """Process questions against the final one asked directly, where persons' answers are known."""
     from rich.table import Table
 
-    from selftrain.annotation.figures import mean
+    from selftrain.annotation.answer_report import mean_metrics
     from selftrain.cli.render import plain
 
     table = Table(title="where the answer is known", title_justify="left", show_edge=False, pad_edge=False)
@@ -183,7 +181,7 @@ def _known_table(told: Report) -> object:
     for one in process:
         table.add_row(plain(one.name), *_known_cells(one))
     if len(process) > 1:
-        averaged = mean([one.known for one in process if one.known is not None])
+        averaged = mean_metrics([one.known for one in process if one.known is not None])
         assert averaged is not None
         table.add_section()
         table.add_row("process questions, mean", *_mean_cells(averaged))
@@ -206,7 +204,7 @@ def _known_cells(one: QuestionReport) -> Sequence[str]:
     )  # fmt: skip
 
 
-def _mean_cells(averaged: Mean) -> Sequence[str]:
+def _mean_cells(averaged: MeanMetrics) -> Sequence[str]:
     from selftrain.cli.render import number
 
     return (
@@ -215,7 +213,7 @@ def _mean_cells(averaged: Mean) -> Sequence[str]:
     )  # fmt: skip
 
 
-def _each(told: Report) -> list[QuestionReport]:
+def _each(told: AnnotationReport) -> list[QuestionReport]:
     return [*told.questions, *([told.final] if told.final is not None else [])]
 
 

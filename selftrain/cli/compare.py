@@ -94,8 +94,8 @@ def final_table(comparison: Comparison) -> Table:
     table.add_row("labels, grown to", *(f"{one.labelled:,}, {one.grown:,}" for one in sums))
     table.add_row("pseudo-label precision", *(number(one.pseudo_label_precision) for one in sums))
     table.add_row("candidates", *(f"{one.candidates:,}" for one in sums))
-    table.add_row("agent calls", *(f"{run.cost['calls']:,}" if run.cost else "-" for run in runs))
-    table.add_row("tokens", *(f"{run.cost['tokens']:,}" if run.cost else "-" for run in runs))
+    table.add_row("agent calls", *(f"{run.cost.calls:,}" if run.cost else "-" for run in runs))
+    table.add_row("tokens", *(f"{run.cost.tokens:,}" if run.cost else "-" for run in runs))
     table.add_row("seconds in rounds", *(f"{one.seconds:.0f}" for one in sums))
     return table
 

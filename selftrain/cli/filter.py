@@ -50,8 +50,8 @@ def run_filter(args: argparse.Namespace) -> int:
         SelftrainError, BackboneError: See `selftrain.serving.filtering.filter_posts`.
     """
     from selftrain._util.printable import printable
-    from selftrain.models.scorer import open_scorer
     from selftrain.serving.filtering import filter_posts
+    from selftrain.serving.open_scorer import open_scorer
     from selftrain.serving.thresholds import lowest_threshold, validation_scores
 
     scorer = open_scorer(args.model)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from agents.judgment import Verdict
     from selftrain.report.post_history import Chapter, Kind
     from selftrain.store.run_dir import RunFolder
 
@@ -48,16 +49,16 @@ def run_status(args: argparse.Namespace) -> int:
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    from selftrain.report.status import standing
+    from selftrain.report import status
     from selftrain.store.run_dir import RunFolder
 
-    state = standing(RunFolder(args.run))
+    state = status.run_status(RunFolder(args.run))
     if args.json:
-        _print_json([state._asdict()])
+        _print_json([state.to_json()])
         return 0
-    from selftrain.cli.render import plain, standing_lines
+    from selftrain.cli.render import plain, status_lines
 
-    _print_texts(plain(f"{name:<16}  {value}") for name, value in standing_lines(state))
+    _print_texts(plain(f"{name:<16}  {value}") for name, value in status_lines(state))
     return 0
 
 
@@ -97,15 +98,15 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def _show_post(folder: RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:
-    from selftrain.report.post_history import tell
+    from selftrain.report import post_history
 
-    story = tell(folder, post_id, number)
+    post = post_history.load(folder, post_id, number)
     if as_json:
-        _print_json(story.to_json())
+        _print_json(post.to_json())
         return
-    from selftrain.cli.render import story_lines
+    from selftrain.cli.render import post_lines
 
-    _print_texts(story_lines(story))
+    _print_texts(post_lines(post))
 
 
 def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
@@ -114,7 +115,7 @@ def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
     select_rounds(folder, number)
     verdicts = folder.verdicts(number)
     if as_json:
-        _print_json(verdicts)
+        _print_json(verdict.to_json() for verdict in verdicts)
         return
     from selftrain.cli.render import plain, verdict_line
 
@@ -127,7 +128,7 @@ def _show_kind(folder: RunFolder, number: int | None, kind: Kind, *, as_json: bo
 
     chosen = chosen_verdicts(folder, number, kind)
     if as_json:
-        _print_json({"round": one.round, "kept": one.kept, **one.verdict} for one in chosen)
+        _print_json({"round": one.round, "kept": one.kept, **one.verdict.to_json()} for one in chosen)
         return
     from selftrain.cli.render import plain
 
@@ -150,30 +151,30 @@ def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
 
     rounds = select_rounds(folder, None)
     if as_json:
-        _print_json(rounds)
+        _print_json(one.to_json() for one in rounds)
         return
     from selftrain.cli.render import console, plain, rounds_table
-    from selftrain.review.label_error import reviewed_batches, told
+    from selftrain.review.estimates import newest_estimate, reviewed_batches
 
     console().print(rounds_table(rounds))
-    line = told(reviewed_batches(folder))
+    line = newest_estimate(reviewed_batches(folder))
     if line is not None:
         _print_texts([plain(""), plain(line)])
     if len(rounds) > 1:
         _print_texts(_hints(shlex.quote(str(folder.path)), folder.verdicts(1)))
 
 
-def _telling(verdicts: list[dict[str, Any]]) -> Mapping[str, Any]:
+def _telling(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict most worth reading first: one that took a second judgment, else any."""
-    return max(verdicts, key=lambda verdict: len(verdict["judgments"]))
+    return max(verdicts, key=lambda verdict: len(verdict.judgments))
 
 
-def _hints(run: str, verdicts: list[dict[str, Any]]) -> list[Text]:
+def _hints(run: str, verdicts: Sequence[Verdict]) -> list[Text]:
     from selftrain.cli.render import plain
 
     lines = [(f"selftrain show {run} --round 1", "the verdicts of a round, one a line")]
     if verdicts:
-        post = shlex.quote(_telling(verdicts)["post_id"])
+        post = shlex.quote(_telling(verdicts).post_id)
         lines.append((f"selftrain show {run} --post {post}", "everything said about one post"))
     lines.append(
         (f"selftrain show {run} --disagreements", "where classifier and agents name different classes")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selftrain.review.page.session import Desk
-    from selftrain.review.requests import Among, Requested
+    from selftrain.review.page.session import ReviewSession
+    from selftrain.review.sampling import Among, Requested
     from selftrain.store.run_dir import RunFolder
 
 DRAWING = ("rule", "floor", "doubled", "order", "among", "seed")
@@ -59,7 +59,7 @@ def run_review(args: argparse.Namespace) -> int:
     """
     from selftrain._util.printable import printable
     from selftrain.review.labelling import review_folder
-    from selftrain.review.page.review_server import Opening, next_command, open_desk, serve
+    from selftrain.review.page.review_server import Opening, next_command, open_session, serve
     from selftrain.web.http_server import quiet_logs
 
     folder = review_folder(args.run)
@@ -69,7 +69,7 @@ def run_review(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(printable(line), flush=True)
 
-    desk = open_desk(folder, show_opinions=args.show_opinions)
+    desk = open_session(folder, show_opinions=args.show_opinions)
     if begun is not None:
         tell(f"drawn {len(begun.drawn):,} of {begun.posts:,} posts into {begun.ledger}")
     tell(standing(desk))
@@ -95,13 +95,13 @@ def begin(folder: RunFolder, args: argparse.Namespace) -> Requested | None:
         RunStateError: No run folder, or a damaged one.
     """
     from selftrain.errors import BudgetError
-    from selftrain.review.requests import request_reviews, verdicts_now
+    from selftrain.review.sampling import request_reviews, verdicts_among
 
     if _goes_on(folder, args.budget, [name for name in DRAWING if getattr(args, name) is not None]):
         return None
     among: Among = args.among or "divergent"
     if args.budget is None:
-        posts = len(getattr(verdicts_now(folder), among))
+        posts = len(verdicts_among(folder, among))
         raise BudgetError(
             f"{folder.path} has no review yet; {posts:,} {among} posts are there to draw from."
             f" Begin one with `selftrain review {shlex.quote(str(folder.path))} --budget B`"
@@ -112,7 +112,7 @@ def begin(folder: RunFolder, args: argparse.Namespace) -> Requested | None:
         batch=among,
         rule=args.rule or "exponential",
         floor=0.1 if args.floor is None else args.floor,
-        doubled_share=0.1 if args.doubled is None else args.doubled,
+        double_annotation_rate=0.1 if args.doubled is None else args.doubled,
         seed=args.seed or 0,
         among=among,
         order=args.order or "sampled",
@@ -126,7 +126,8 @@ def _goes_on(folder: RunFolder, budget: int | None, drawing: list[str]) -> bool:
         LedgerError: Options that would draw another one.
     """
     from selftrain.errors import LedgerError
-    from selftrain.review.ledger import LEDGER, ReviewLedger
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER
 
     folder.recipe()  # no run folder: said before anything else
     path = folder.path / LEDGER
@@ -152,7 +153,7 @@ def _goes_on(folder: RunFolder, budget: int | None, drawing: list[str]) -> bool:
     return True
 
 
-def standing(desk: Desk) -> str:
+def standing(desk: ReviewSession) -> str:
     """How far the review is, in a line."""
     progress = desk.ledger.progress()
     second = f", {progress.second:,} of {progress.doubled:,} second reviews" if progress.doubled else ""

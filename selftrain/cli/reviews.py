@@ -84,9 +84,8 @@ def run_export(args: argparse.Namespace) -> int:
     Raises:
         ActError, RunStateError, BackboneError: Nothing is written.
     """
-    from selftrain.review.exchange import label_studio
-    from selftrain.review.exchange.csv_table import to_csv
-    from selftrain.review.exchange.exchange_tasks import gather_tasks
+    from selftrain.review.exchange import review_export as label_studio
+    from selftrain.review.exchange.review_export import gather_tasks, to_csv
     from selftrain.review.labelling import review_folder
     from selftrain.store import atomic
 
@@ -117,7 +116,7 @@ def run_import(args: argparse.Namespace) -> int:
     Raises:
         ActError, RunStateError: Nothing is taken.
     """
-    from selftrain.review.exchange.exchange_import import import_reviews
+    from selftrain.review.exchange.review_import import import_reviews
     from selftrain.review.labelling import review_folder
 
     found = import_reviews(
@@ -143,12 +142,12 @@ def run_audit(args: argparse.Namespace) -> int:
     Raises:
         ActError, RunStateError: Nothing is drawn.
     """
-    from selftrain.review.audit import request_audit
+    from selftrain.review.sampling import request_audit
     from selftrain.store.run_dir import RunFolder
 
     found = request_audit(
         RunFolder(args.run), budget=args.budget, rule=args.rule, floor=args.floor,
-        doubled_share=args.doubled, seed=args.seed,
+        double_annotation_rate=args.doubled, seed=args.seed,
     )  # fmt: skip
     drawn = "drawn" if found.new else "were drawn before"
     _say(f"{len(found.drawn):,} of {found.posts:,} pseudo-labels {drawn}: {found.batch!r} in {found.ledger}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from selftrain.rounds import Round
+    from selftrain.rounds import RoundResult
     from selftrain.store.run_dir import RunFolder
 
 QUICKSTART_POSTS = 900
@@ -86,9 +86,9 @@ def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
     from selftrain.store.run_dir import RunFolder
 
     started = start(recipe, out, overrides)
-    earlier = len(RunFolder(out).finished_rounds())
+    earlier = RunFolder(out).finished()
     print(printable(f"{'going on with' if earlier else 'starting'} the run {out}"), flush=True)
-    before: Round | None = None
+    before: RoundResult | None = None
     for finished in started.rounds(progress=sys.stderr.isatty()):
         mark = "  (finished earlier)" if finished.number < earlier else ""
         print(f"{finished}{mark}", flush=True)
@@ -97,7 +97,7 @@ def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
         before = finished
     if started.stopped:
         print(f"\n{printable(f'stopped: {started.stopped}')}", flush=True)
-    if started.folder.finished_rounds():
+    if started.folder.finished():
         _close(started.folder)
     return 0
 
@@ -115,8 +115,9 @@ def _close(folder: RunFolder) -> None:
     """The closing table, and where to look next."""
     from selftrain.cli.render import console, summary_table
     from selftrain.report.status import missing_reviews, summarise, why_stopped
+    from selftrain.rounds import finished_rounds
 
-    rounds = folder.finished_rounds()
+    rounds = finished_rounds(folder)
     shown = console()
     shown.print()
     waiting = "posts wait for review" if missing_reviews(folder) else None  # where was told above

@@ -49,7 +49,7 @@ def run_serve(args: argparse.Namespace) -> int:
         SelftrainError, BackboneError: The model cannot be loaded.
     """
     from selftrain._util.printable import printable
-    from selftrain.models.scorer import open_scorer
+    from selftrain.serving.open_scorer import open_scorer
     from selftrain.serving.server import Batching, compute_threads, serve
     from selftrain.serving.wire import RequestLimits
     from selftrain.web.http_server import quiet_logs

@@ -8,13 +8,13 @@ Shape legend: ``B`` posts, ``R`` resamples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from selftrain._util.types import BoolArray, FloatArray, IntArray, Interval
 from selftrain.models.metrics import auc, threshold_metrics
+from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import Scored
 
 LEVEL = 0.95
@@ -22,7 +22,6 @@ _TAIL = (1 - LEVEL) / 2
 
 RESAMPLES, SEED = 4000, 20251113
 METRICS = ("macro_f1", "accuracy", "precision", "recall")
-_KEYS = ("true_negative", "false_positive", "false_negative", "true_positive")
 
 # ---- shares -------------------------------------------------------------------------------------------
 
@@ -90,9 +89,10 @@ def threshold_intervals(truth: BoolArray, scores: FloatArray, resamples: int = 1
 # ---- confusion counts ---------------------------------------------------------------------------------
 
 
-def counts_of(figures: Mapping[str, Any]) -> IntArray:
-    """[4] true negatives, false positives, false negatives, true positives of one split's metrics."""
-    return np.array([int(figures[key]) for key in _KEYS], dtype=np.int64)
+def counts_of(one: SplitMetrics) -> IntArray:
+    """Return [4] true negatives, false positives, false negatives, true positives of one split."""
+    counts = (one.true_negative, one.false_positive, one.false_negative, one.true_positive)
+    return np.array(counts, dtype=np.int64)
 
 
 def estimates(counts: IntArray) -> dict[str, Interval]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
+from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import PrecisionRecall, ReliabilityBin, ReliabilityDiagram, Scored
 
 PRECISIONS = (0.60, 0.65, 0.70, 0.75, 0.80)
@@ -50,31 +51,25 @@ def accuracy_and_f1(truth: IntArray, predicted: IntArray) -> dict[str, float]:
     }
 
 
-def evaluate(labels: LabelArray, logits: Float32Array) -> dict[str, float | int]:
-    """Return metrics of calibrated logits [B] against labels [B] (1 positive, 0 negative).
-
-    Returns:
-        posts, macro_f1, accuracy, precision and recall of the positive class, auc, brier (mean squared error
-        of the probability) and the confusion counts. `auc` is left out when only one class occurs.
-    """
+def evaluate(labels: LabelArray, logits: Float32Array) -> SplitMetrics:
+    """Return metrics of calibrated logits [B] against labels [B] (1 positive, 0 negative)."""
     from sklearn.metrics import confusion_matrix
 
     predicted = (logits > 0).astype(np.int8)
     tn, fp, fn, tp = confusion_matrix(labels, predicted, labels=[0, 1]).ravel().tolist()
-    result: dict[str, float | int] = {
-        "posts": len(labels),
-        "macro_f1": macro_f1(labels, predicted, (0, 1)),
-        "accuracy": (tp + tn) / max(len(labels), 1),
-        "precision": tp / max(tp + fp, 1),
-        "recall": tp / max(tp + fn, 1),
-        "brier": float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
-        "true_positive": tp,
-        "false_positive": fp,
-        "false_negative": fn,
-        "true_negative": tn,
-    }
-    ranking = auc(labels == 1, logits)
-    return result if ranking is None else result | {"auc": ranking}
+    return SplitMetrics(
+        posts=len(labels),
+        macro_f1=macro_f1(labels, predicted, (0, 1)),
+        accuracy=(tp + tn) / max(len(labels), 1),
+        precision=tp / max(tp + fp, 1),
+        recall=tp / max(tp + fn, 1),
+        brier=float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
+        true_positive=tp,
+        false_positive=fp,
+        false_negative=fn,
+        true_negative=tn,
+        auc=auc(labels == 1, logits),
+    )
 
 
 # ---- labels against scores ----------------------------------------------------------------------------

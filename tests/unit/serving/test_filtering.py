@@ -14,7 +14,7 @@ from serving_helpers import TextScorer, validation_of
 
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
-from selftrain.models import scorer as scorer_module
+from selftrain.serving import open_scorer as scorer_module
 from selftrain.serving.filtering import filter_posts
 from selftrain.serving.sink import FilterSink
 from selftrain.serving.thresholds import validation_scores
