@@ -27,13 +27,16 @@ from agents.offline.offline_agent import offline_agents
 from agents.panel import AgentPanel, NoPanel, Panel
 from agents.replayed import replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
+from losses.base import RoundLoss
+from losses.pnu import PNULoss
+from selftrain._util.plugins import build_own, is_own
 from selftrain._util.types import Float32Array
 from selftrain.models.pretrained import finetuning_backbone
+from selftrain.selection import Selector, TopK
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from losses.pnu import PNULoss
     from selftrain.annotation.question_plan import AnnotationSettings
     from selftrain.config import Recipe, VlmSection
     from selftrain.data.corpus import Corpus
@@ -52,7 +55,7 @@ CACHE = "responses.sqlite"
 
 
 def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VLMPanel:
-    """The agents of a recipe's `vlm` section; nothing is asked yet.
+    """Build the agents of a recipe's `vlm` section; nothing is asked yet.
 
     Args:
         recipe: Its `vlm` section says all but the seed.
@@ -72,7 +75,7 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         runner,
         build_vlm_agent(recipe, task),
         always_cross_review=section.always_cross_review,
-        settings=_told(section),
+        settings=_shown_settings(section),
     )
 
 
@@ -119,7 +122,7 @@ def build_vlm_agent(recipe: Recipe, task: Task) -> VLMAgent:
 
 
 def opener(max_pixels: int) -> Opener:
-    """Opens image files whose header claims at most `max_pixels`."""
+    """Return what opens image files whose header claims at most `max_pixels`."""
 
     def opened(path: Path, side: int) -> Image.Image:
         from backbones.images import open_image
@@ -139,12 +142,12 @@ def build_backend(section: VlmSection) -> Backend:
 
 
 def brief_of(task: Task) -> Brief:
-    """What agents are told of a task."""
+    """Return a task as agents read it."""
     return Brief(task.name, task.policy, {one.name: one.meaning for one in task.classes}, dict(task.roles))
 
 
-def _told(section: VlmSection) -> dict[str, object]:
-    """The settings that a reader of the run wants to know; never the key."""
+def _shown_settings(section: VlmSection) -> dict[str, object]:
+    """Return the settings that a reader of the run wants to know; never the key."""
     shown = section.model_dump(mode="json", exclude={"key_variable", "store", "token_cap"})
     return {"vlm": {key: value for key, value in shown.items() if value is not None}}
 
@@ -160,7 +163,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
 
 
 def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
-    """A bar over posts that tells calls, stored answers and failures."""
+    """Show a bar over posts, with calls, stored answers and failures."""
     from tqdm import tqdm
 
     shown = tqdm(total=total, desc=what, unit="post")
@@ -177,7 +180,7 @@ def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
 def build_panel(
     recipe: Recipe, task: Task, corpus: Corpus, *, out: Path | None = None, progress: bool = False
 ) -> Panel:
-    """The agents of a recipe.
+    """Build the agents of a recipe.
 
     Args:
         recipe: Which agents, with which settings; its seed fixes every draw.
@@ -190,6 +193,9 @@ def build_panel(
         AgentError: Agents that cannot be built as asked.
     """
     section, seed = recipe.agents, recipe.seed
+    if is_own(section.kind):
+        panel: Panel = build_own(section.kind, section.options, "agents.kind")
+        return panel
     classes = (corpus.positive, corpus.negative)
     match section.kind:
         case "vlm":
@@ -213,6 +219,7 @@ def build_panel(
             return AgentPanel(
                 [SimulatedAgent(r, truth, confusion, abstention=section.abstention, seed=seed) for r in roles]
             )
+    raise AssertionError(f"the recipe checks agents.kind, found {section.kind!r}")
 
 
 class _ImageVectors:
@@ -233,11 +240,21 @@ def _image_vectors(corpus: Corpus) -> _ImageVectors | None:
     return _ImageVectors(corpus) if any(post.images for post in corpus.posts) else None
 
 
-def build_loss(recipe: Recipe) -> PNULoss:
-    """The PNU loss of a recipe. A setting that the form does not read is left at its default."""
-    from losses.pnu import PNULoss
+def build_selector(recipe: Recipe) -> Selector:
+    """Build what chooses the candidates."""
+    section = recipe.selection
+    if is_own(section.kind):
+        selector: Selector = build_own(section.kind, section.options, "selection.kind")
+        return selector
+    return TopK(section.k, section.shares)
 
+
+def build_loss(recipe: Recipe) -> RoundLoss:
+    """Build the loss of a recipe. A setting that the form does not read is left at its default."""
     section = recipe.loss
+    if is_own(section.kind):
+        loss: RoundLoss = build_own(section.kind, section.options, "loss.kind")
+        return loss
     options: dict[str, Any] = {"form": section.form, "balance": section.balance}
     if section.form != "convex" and section.lambda_soft != "count":
         options["lambda_soft"] = section.lambda_soft
@@ -255,8 +272,6 @@ def build_settings(recipe: Recipe) -> LoopSettings:
 
     return LoopSettings(
         seed=recipe.seed,
-        k=recipe.selection.k,
-        shares=recipe.selection.shares,
         retract_flipped=recipe.selection.retract_flipped,
         start=recipe.rounds.start,
         limits=RoundLimits(
@@ -274,6 +289,8 @@ def build_settings(recipe: Recipe) -> LoopSettings:
 def build_trainer(recipe: Recipe, *, progress: bool = False) -> Any:  # noqa: ANN401 -- a Trainer of some model
     """The trainer of `classifier.train`: the head on cached features, or the backbone with it."""
     section = recipe.classifier
+    if is_own(section.kind):
+        return build_own(section.kind, section.options, "classifier.kind")
     if section.train != "head":
         return _build_backbone_trainer(recipe, progress=progress)
     from selftrain.models.head import HeadSettings
@@ -358,7 +375,7 @@ def build_reviewers(
 def build_criticizer(
     recipe: Recipe, task: Task, folder: RunFolder, posts: Mapping[str, PostLike], *, progress: bool = False
 ) -> LoopCriticizer:
-    """The criticizer of a recipe's `human` section; nothing is asked yet.
+    """Build the criticizer of a recipe's `human` section; nothing is asked yet.
 
     Its model is that of the `vlm` section unless `human.servers` names others; how pictures are sent, where
     answers are kept and the token cap are those of `vlm` in any case.
@@ -392,7 +409,7 @@ def build_questioner(
     max_failed: float = 0.1,
     progress: bool = False,
 ) -> Questioner:
-    """The agent; nothing is asked yet.
+    """Build the questioner; nothing is asked yet.
 
     Args:
         settings: Of `annotation_settings`.

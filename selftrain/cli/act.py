@@ -33,11 +33,12 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     """Adds `act` and its commands."""
     parser = subparsers.add_parser("act", help="a small human budget, spent where labels are likely wrong")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    from selftrain.cli.act_label import add_label, add_labels
+    from selftrain.cli.act_label import add_label, add_labels, add_train
 
     add_choose(commands)
     add_label(commands)
     add_labels(commands)
+    add_train(commands)
     add_audit(commands)
 
 

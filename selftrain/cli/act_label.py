@@ -57,6 +57,38 @@ def add_labels(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(handler=run_labels)
 
 
+def add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `act train`."""
+    parser = commands.add_parser(
+        "train",
+        help="train a classifier on the reviews of a labelling or a run, with the ACT loss",
+        description="Learns from the machine's label of every post and from people's labels of those that"
+        " they reviewed; what the machine gets wrong is corrected for, as long as every post had a chance of"
+        " review. Two classes or more. predict, serve and filter open the model.",
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="a labelling's or a run's folder, with reviews")
+    add("--out", type=Path, required=True, metavar="MODEL", help="the model's folder")
+    add("--validation", type=Path, metavar="MANIFEST", help="labelled posts that choose the epoch")
+    add("--test", type=Path, metavar="MANIFEST", help="labelled posts to measure on")
+    add("--recipe", type=Path, metavar="RECIPE", help="take the backbone and classifier sections of it")
+    add("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
+    add("--power", type=float, default=1.0, help="lambda of the loss (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of split, weights and dropout (default: %(default)s)")
+    parser.set_defaults(handler=run_train)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train as the arguments say."""
+    from selftrain.cli.act_train import train
+
+    train(
+        args.folder, args.out, validation=args.validation, test=args.test, recipe=args.recipe,
+        overrides=args.overrides, power=args.power, seed=args.seed,
+    )  # fmt: skip
+    return 0
+
+
 def run_label(args: argparse.Namespace) -> int:
     """Labels, criticizes and draws; says what is doubtful and what comes next.
 

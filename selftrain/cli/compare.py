@@ -36,7 +36,7 @@ def run_compare(args: argparse.Namespace) -> int:
 
     comparison = compare([RunFolder(path) for path in (args.first, *args.others)])
     if args.html is not None:
-        from selftrain.report.comparison_page import write_comparison
+        from selftrain.report.compare import write_comparison
 
         write_comparison(comparison, args.html)
     if args.json:

@@ -23,9 +23,8 @@ def run_predict(args: argparse.Namespace) -> int:
         SelftrainError, or an error of a leaf's tree: `--out` is as it was.
     """
     from selftrain.cli.records import write_records
-    from selftrain.models.prediction import Prediction
-    from selftrain.store.run_dir import RunFolder
+    from selftrain.serving.open_scorer import open_prediction
 
-    prediction = Prediction(RunFolder(args.run), args.manifest, progress=sys.stderr.isatty())
+    prediction = open_prediction(args.run, args.manifest, progress=sys.stderr.isatty())
     write_records(args.out, prediction.rows(), prediction.quarantine, "labelled")
     return 0

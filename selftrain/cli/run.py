@@ -82,7 +82,7 @@ def quickstart_recipe() -> Path:
 def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
     from selftrain._util.printable import printable
     from selftrain.rounds import cost_lines, trust_lines
-    from selftrain.run import start
+    from selftrain.runs import start
     from selftrain.store.run_dir import RunFolder
 
     started = start(recipe, out, overrides)
@@ -103,7 +103,7 @@ def _go(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
 
 
 def _estimate(recipe: Path, out: Path, overrides: Sequence[str]) -> int:
-    from selftrain.run import start
+    from selftrain.runs import start
 
     started = start(recipe, out, overrides)
     for line in started.estimate(progress=sys.stderr.isatty()).lines(started.recipe.vlm.token_cap):

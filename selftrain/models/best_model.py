@@ -23,7 +23,7 @@ from selftrain.models.classifier import load_head
 from selftrain.models.finetune_network import Network
 from selftrain.models.finetuned import load_finetuned, read_format
 from selftrain.models.head import Head
-from selftrain.models.pretrained import backbone_options, finetuning_backbone
+from selftrain.models.pretrained import build_backbone, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
@@ -101,12 +101,11 @@ def open_best(folder: RunFolder) -> BestModel:
         RunMismatchError: This machine's backbone is not the one that the run was trained with.
         BackboneError: The backbone's weights are missing or damaged.
     """
-    from backbones import load_backbone
 
     recipe, classes = stored_recipe(folder), stored_classes(folder)
     file = folder.round_path(folder.best_round()) / "model.safetensors"
     if read_format(file) == "selftrain-head-1":
-        backbone = load_backbone(recipe.backbone.name, **backbone_options(recipe.backbone))
+        backbone = build_backbone(recipe)
         pretrained = folder.environment().identity["backbone"]
         _check_same(folder, backbone, pretrained)
         model = load_head(file)[0]

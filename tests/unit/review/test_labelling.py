@@ -150,7 +150,7 @@ def test_the_review_page_and_the_exports_know_a_labelling_of_three_classes(data,
         assert desk.material.shown(drawn[0])["text"].startswith("number ")
     finally:
         desk.close()
-    assert next_command(folder) == f"selftrain act labels {data / 'labels'} --out labelled.jsonl"
+    assert next_command(folder) == f"selftrain act export {data / 'labels'} --out labelled.jsonl"
 
     out = data / "waiting.csv"
     assert main(["reviews", "export", str(data / "labels"), "--to", "csv", "--out", str(out)]) == 0
