@@ -110,8 +110,8 @@ def made(place, task, posts, *, epochs=0, steps=0, seed=0, unread=(), skill=1.1,
         else ScoredPost(example(post, asked), drawn_answers(asked, post, generator, skill))
         for post in posts
     ]  # fmt: skip
-    few = functools.partial(evaluation.intervals, resamples=resamples)
-    with mock.patch.object(evaluation, "intervals", few):
+    few = functools.partial(evaluation.threshold_intervals, resamples=resamples)
+    with mock.patch.object(evaluation, "threshold_intervals", few):
         figures = evaluation.full(asked, scored)
     metrics = {"model": "abc123" * 10, "questions": figures}
     if epochs:

@@ -23,7 +23,7 @@ from selftrain.act.annotation_quality import abs_score, accuracy, aqg_curve, cha
 from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.errors import DataError
 from selftrain.models.head import HeadSettings
-from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1
 
 if TYPE_CHECKING:
     from selftrain.act.training import ACTSet
@@ -212,7 +212,7 @@ def _trained(
     )  # fmt: skip
     predicted = model.predict(tweets.test_rows)
     return {
-        "macro_f1": macro_f1_of_classes(tweets.test_labels, predicted),
+        "macro_f1": macro_f1(tweets.test_labels, predicted),
         "accuracy": accuracy(tweets.test_labels, predicted),
     }
 

@@ -24,7 +24,7 @@ from runs.bench.study import Figure, Figures
 from selftrain._util.types import FloatArray, IntArray
 from selftrain.act.annotation_quality import abs_score, accuracy
 from selftrain.act.budget import Rule, inclusion, systematic_sample
-from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1
 from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _trained(prepared: PreparedData, judged: Judged, labels: ACTSet, seed: int) 
     )  # fmt: skip
     truth = corpus.labels[corpus.test].astype(np.int64)
     predicted = model.predict(corpus.rows(corpus.test))
-    return {"macro_f1": macro_f1_of_classes(truth, predicted), "accuracy": accuracy(truth, predicted)}
+    return {"macro_f1": macro_f1(truth, predicted), "accuracy": accuracy(truth, predicted)}
 
 
 def reaching_lines(figures: Figures) -> Iterator[str]:

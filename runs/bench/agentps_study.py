@@ -17,7 +17,6 @@ from selftrain.agentps.albums import Frames
 from selftrain.agentps.architecture import Architecture, build
 from selftrain.agentps.evaluation import Answered, answered, quick
 from selftrain.agentps.examples import examples
-from selftrain.agentps.metrics import curve, figures, intervals
 from selftrain.agentps.scoring import score
 from selftrain.agentps.training import WEIGHTS, Schedule, train
 from selftrain.agentps.weights import load_weights
@@ -26,6 +25,8 @@ from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, TaskClass
+from selftrain.models.intervals import threshold_intervals
+from selftrain.models.metrics import curve, threshold_metrics
 
 # as published but for the rank: 128 of 576 dimensions would be a fifth of the model
 RANK, ALPHA = 16, 32
@@ -159,13 +160,15 @@ def _cell(
     load_weights(built.model, folder / WEIGHTS)
     *process, final = answered(built.asked, scored(examples(test, built.asked)))
     tuned = _best_threshold(answered(built.asked, scored(chosen))[-1])
-    result = figures(final.found, final.scores)
-    result["f1_tuned"] = figures(final.found, (final.scores >= tuned).astype(np.float64))["f1"]
+    result = threshold_metrics(final.found, final.scores)
+    result["f1_tuned"] = threshold_metrics(final.found, (final.scores >= tuned).astype(np.float64))["f1"]
     result["best_epoch"] = float(outcome.best + 1)
     if process:
-        result["process_auc"] = float(np.mean([figures(one.found, one.scores)["auc"] for one in process]))
+        result["process_auc"] = float(
+            np.mean([threshold_metrics(one.found, one.scores)["auc"] for one in process])
+        )
     if wide:
-        for metric, value in intervals(final.found, final.scores).items():
+        for metric, value in threshold_intervals(final.found, final.scores).items():
             if metric in ("auc", "macro_f1"):
                 result |= {f"{metric}_low": value.low, f"{metric}_high": value.high}
     shutil.rmtree(folder)

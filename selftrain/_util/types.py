@@ -5,7 +5,7 @@ The leaves (`agents`, `losses`, `backbones`) import nothing of selftrain and nam
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,3 +26,14 @@ LabelArray = npt.NDArray[np.int8]
 """One label a post: the class index, or -1 where there is none."""
 
 BoolArray = npt.NDArray[np.bool_]
+
+
+class Interval(NamedTuple):
+    """A figure and the ends of its 95 % interval, all in the figure's unit."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"

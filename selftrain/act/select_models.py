@@ -18,15 +18,14 @@ from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 from agents.ask.criticizer import Criticism, Criticizer
 from agents.ask.runner import Runner
 from agents.judgment import LabelledPost
-from agents.trust import Proportion, wilson
-from selftrain._util.types import BoolArray, FloatArray
+from selftrain._util.types import BoolArray, Interval
 from selftrain.act.annotation_quality import abs_score
 from selftrain.act.budget import filled
 from selftrain.errors import BudgetError
+from selftrain.models.intervals import auc_interval, wilson
 
 BUFFER = 0.10
 MODES = ("plain", "reasoning")
-RESAMPLES = 1000
 _FEW = 30
 
 Found = TypeVar("Found")
@@ -47,7 +46,7 @@ class AnnotatorScore(NamedTuple):
 
     model: str
     mode: str
-    accuracy: Proportion
+    accuracy: Interval
     posts: int
     unlabelled: int
     tokens: int
@@ -69,7 +68,7 @@ class CriticizerScore(NamedTuple):
 
     model: str
     strategy: str
-    auc: Proportion | None
+    auc: Interval | None
     abs: float | None
     mean_error: float
     missing: int
@@ -86,9 +85,9 @@ class BudgetAdvice(NamedTuple):
         posts: That many of the pool, rounded up; None where its size is not known.
     """
 
-    error: Proportion
+    error: Interval
     buffer: float
-    share: Proportion
+    share: Interval
     posts: tuple[int, int, int] | None
 
 
@@ -260,33 +259,10 @@ def criticizer_score(
     )  # fmt: skip
 
 
-def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Proportion | None:
-    """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
-    value = _auc(wrong, errors)
-    if value is None:
-        return None
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(0, len(wrong), len(wrong)) for _ in range(RESAMPLES))
-    found = [auc for drawn in draws if (auc := _auc(wrong[drawn], errors[drawn])) is not None]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Proportion(value, float(low), float(high))
-
-
-def _auc(wrong: BoolArray, errors: FloatArray) -> float | None:
-    """P(a wrong label's estimate is larger than a right one's), ties counting half."""
-    from scipy.stats import rankdata
-
-    positive, negative = int(wrong.sum()), int((~wrong).sum())
-    if not positive or not negative:
-        return None
-    ranks = float(rankdata(errors)[wrong].sum())
-    return (ranks - positive * (positive + 1) / 2) / (positive * negative)
-
-
 def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> BudgetAdvice:
     """The budget for an annotator that got `wrong` of `total` posts wrong."""
     error = wilson(wrong, total)
-    share = Proportion(*(min(value + buffer, 1.0) for value in error))
+    share = Interval(*(min(value + buffer, 1.0) for value in error))
     # a product such as .28 x 100 may come out a hair above the whole number that it is
     posts = None if pool is None else [math.ceil(round(value * pool, 6)) for value in share]
     return BudgetAdvice(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))

@@ -14,16 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from backbones.base import Backbone, Encodable
 from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import NonFiniteLossError, TrainingError
 from selftrain.models.act_model import ACTModel, ClassesHead, rows_of
+from selftrain.models.calibration import fit_calibration
 from selftrain.models.head import Head, HeadSettings, Scaling, descend, fit_scaling
-from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1
 
 
 class ACTTrainer:
@@ -165,7 +164,7 @@ def train_classes(
     power: float = 1.0,
     where: str = "training",
 ) -> ClassesHead:
-    """Train on all rows at once, keep the epoch with the best validation macro-F1, fit a temperature.
+    """Train on all rows at once, keep the epoch with the best validation macro-F1, calibrate.
 
     Args:
         rows: [M, D] feature rows of the training posts.
@@ -197,7 +196,7 @@ def train_classes(
         curve, best = descend(
             head, head.prepare(torch.from_numpy(rows)), prepared,
             loss=lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
-            score=lambda z: macro_f1_of_classes(validation_labels, z.argmax(1).numpy()),
+            score=lambda z: macro_f1(validation_labels, z.argmax(1).numpy()),
             settings=settings, where=where,
         )  # fmt: skip
     head.layers.load_state_dict(best)
@@ -208,26 +207,6 @@ def train_classes(
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower the learning rate"
         )
-    temperature = fit_temperature(logits.double(), torch.from_numpy(validation_labels))
+    calibration = fit_calibration(logits.numpy(), validation_labels)
     chosen = max(curve, key=lambda progress: progress.macro_f1)
-    return ClassesHead(head, tuple(classes), temperature, settings, tuple(curve), chosen.epoch)
-
-
-_TEMPERATURES = (0.05, 20.0)
-_PRIOR_POSTS = 20.0
-
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """T of softmax(z / T) with the least cross-entropy on [V, K] logits, pulled towards 1, in [.05, 20].
-
-    The pull is that of twenty posts: a handful of validation posts cannot make a model sure of itself.
-    """
-    from scipy.optimize import minimize_scalar
-
-    def objective(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        loss = float(F.cross_entropy(scaled, labels, reduction="sum"))
-        return loss + _PRIOR_POSTS / 8 * log_temperature**2
-
-    low, high = np.log(_TEMPERATURES)
-    return float(np.exp(minimize_scalar(objective, bounds=(low, high), method="bounded").x))
+    return ClassesHead(head, tuple(classes), calibration, settings, tuple(curve), chosen.epoch)

@@ -9,10 +9,11 @@ import numpy as np
 
 from selftrain._util.types import BoolArray, FloatArray, IntArray, Json
 from selftrain.agentps.examples import answer_of
-from selftrain.agentps.metrics import figures, intervals, multiclass
 from selftrain.agentps.questions import FINAL, Asked, Questionnaire
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.errors import DataError
+from selftrain.models.intervals import threshold_intervals
+from selftrain.models.metrics import accuracy_and_f1, threshold_metrics
 
 
 class Answered(NamedTuple):
@@ -90,7 +91,7 @@ def full(asked: Questionnaire, scored: Sequence[ScoredPost]) -> dict[str, Json]:
         }
         if one.found.any() and not one.found.all():
             about["figures"] = {
-                name: value._asdict() for name, value in intervals(one.found, one.scores).items()
+                name: value._asdict() for name, value in threshold_intervals(one.found, one.scores).items()
             }
         else:
             about["note"] = "only one answer occurs among these posts: nothing to tell apart"
@@ -107,9 +108,9 @@ def _final(final: Answered) -> dict[str, float]:
             f" {final.asked.answers[final.looked_for]!r}: expected some of it and some of another class;"
             " add labelled posts to validate on"
         )
-    found = figures(final.found, final.scores)
+    found = threshold_metrics(final.found, final.scores)
     return found if len(final.asked.answers) == 2 else found | _many(final)
 
 
 def _many(one: Answered) -> dict[str, float]:
-    return multiclass(one.truth, one.odds.argmax(1))
+    return accuracy_and_f1(one.truth, one.odds.argmax(1))

@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from selftrain._util.toml_sections import Section, read_table
 from selftrain.agentps.architecture import Architecture
-from selftrain.agentps.metrics import PRECISIONS
 from selftrain.agentps.training import Schedule
 from selftrain.errors import RecipeError
+from selftrain.models.metrics import PRECISIONS
 
 METRICS = (
     "f1", "macro_f1", "auc", "precision_at_recall_50",

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agents.records import rounded
-from agents.trust import Proportion, wilson
-from selftrain._util.types import Json
+from selftrain._util.types import Interval, Json
 from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
+from selftrain.models.intervals import wilson
 
 NO_ANSWER = "(none)"
 _REASONS = 20
@@ -42,7 +42,7 @@ class AnswerMetrics:
 
     posts: int
     answered: int
-    accuracy: Proportion
+    accuracy: Interval
     macro_f1: float
     balanced_accuracy: float
     majority: float

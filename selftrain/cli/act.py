@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from agents.ask.cache import ResponseCache
     from agents.ask.runner import Runner
-    from agents.trust import Proportion
+    from selftrain._util.types import Interval
     from selftrain.act.select_models import AnnotatorScore, CriticizerScore, ModelSelection
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
@@ -233,5 +233,5 @@ def _row(table: Table, *cells: str) -> None:
     table.add_row(*map(plain, cells))
 
 
-def _per_cent(share: Proportion) -> str:
+def _per_cent(share: Interval) -> str:
     return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selftrain.models.intervals import Estimate
+    from selftrain._util.types import Interval
     from selftrain.report.compare import Comparison
 
 
@@ -141,9 +141,9 @@ def _table(comparison: Comparison) -> Table:
     return table
 
 
-def _interval(one: Estimate) -> str:
+def _interval(one: Interval) -> str:
     return f"{one.value:.3f} [{one.low:.3f} {one.high:.3f}]"
 
 
-def _gain(one: Estimate | None) -> str:
+def _gain(one: Interval | None) -> str:
     return "-" if one is None else f"{one.value:+.3f} [{one.low:+.3f} {one.high:+.3f}]"

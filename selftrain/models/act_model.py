@@ -1,7 +1,7 @@
 """A classifier of K classes in a folder of its own: what ACT training makes, and predict, serve, filter open.
 
 MODEL/
-├── model.safetensors   the head; its header names classes, backbone and temperature
+├── model.safetensors   the head; its header names classes, backbone and calibration
 ├── act.json            what it learned from, and how good it is on posts of known label
 └── scores.jsonl        the scores of those posts, for thresholds
 
@@ -30,13 +30,14 @@ from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
+from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.scorer import ACT_FILE, UNSEEN, PostScore, ScoreFailure, ValidationScores
 from selftrain.store import atomic
 from selftrain.store.scores import Scored, read_scores, write_scores
 
-FORMAT = "selftrain-classes-1"
+FORMAT = "selftrain-classes-2"
 MODEL_FILE = "model.safetensors"
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 _SURE = 1e-7
@@ -50,7 +51,7 @@ class ClassesHead:
     Attributes:
         head: In evaluation mode, on the CPU.
         classes: Names, in the order of the logits.
-        temperature: Fitted on the validation posts; logits are divided by it.
+        calibration: From the validation posts.
         settings: As it was built.
         curve: Validation macro-F1 and loss parts over the epochs.
         best_epoch: The epoch whose weights these are.
@@ -58,7 +59,7 @@ class ClassesHead:
 
     head: Head
     classes: tuple[str, ...]
-    temperature: float
+    calibration: Calibration
     settings: HeadSettings
     curve: tuple[Progress, ...] = ()
     best_epoch: int = 0
@@ -66,19 +67,19 @@ class ClassesHead:
     @torch.inference_mode()
     def probabilities(self, rows: Float32Array) -> Float32Array:
         """Calibrated probabilities [B, K] of feature rows [B, D]."""
-        logits = self.head(torch.from_numpy(rows)) / self.temperature
-        return np.asarray(torch.softmax(logits, dim=1).numpy(), dtype=np.float32)
+        logits = self.calibration(self.head(torch.from_numpy(rows)).numpy())
+        return np.asarray(probabilities(logits), dtype=np.float32)
 
     def predict(self, rows: Float32Array) -> IntArray:
         """Class indices [B]."""
         return np.asarray(self.probabilities(rows).argmax(1), dtype=np.int64)
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Safetensors, with classes, settings, temperature and `metadata` in the header."""
+        """Safetensors, with classes, settings, calibration and `metadata` in the header."""
         own = {
             "classes": list(self.classes),
             "settings": self.settings._asdict(),
-            "temperature": self.temperature,
+            "calibration": self.calibration._asdict(),
         }
         write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
 
@@ -95,10 +96,10 @@ def load_classes_head(file: Path) -> tuple[ClassesHead, Json]:
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
         head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
         head.load_state_dict(tensors)
-        temperature = float(header.pop("temperature"))
+        calibration = Calibration(**header.pop("calibration"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunStateError(f"{file} is incomplete ({error}): it is damaged") from error
-    return ClassesHead(head.eval(), classes, temperature, settings), header
+    return ClassesHead(head.eval(), classes, calibration, settings), header
 
 
 class BackboneChoice(NamedTuple):
@@ -156,12 +157,12 @@ class ACTModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of weights, temperature, backbone and class names."""
+        """Hex SHA-256 of weights, calibration, backbone and class names."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.classifier.head.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
         backbone = "" if self.backbone is None else self.backbone.fingerprint()
-        parts = [list(self.classes), self.positive, self.classifier.temperature, backbone]
+        parts = [list(self.classes), self.positive, self.classifier.calibration, backbone]
         digest.update(json.dumps(parts).encode())
         return digest.hexdigest()
 

@@ -1,12 +1,17 @@
-"""Logits to probabilities: a slope and an offset fitted on the validation posts."""
+"""Logits to probabilities: a slope and an offset fitted on the validation posts, for two classes or more.
+
+Shape legend: ``B`` posts, ``V`` validation posts, ``K`` classes.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from selftrain._util.types import Float32Array, FloatArray, LabelArray
+from selftrain._util.numeric import sigmoid
+from selftrain._util.types import Float32Array, FloatArray
 
 # Strength of the pull towards (slope 1, offset 0), in posts: with a handful of validation posts the
 # calibration stays near the raw logits, with hundreds the data decide.
@@ -14,7 +19,11 @@ PRIOR_POSTS = 20.0
 
 
 class Calibration(NamedTuple):
-    """Calibrated logit = slope * logit + offset (Platt 1999)."""
+    """Calibrated logit = slope * logit + offset (Platt 1999).
+
+    Of K logits a post, slope is 1 / temperature (Guo et al. 2017), and the offset is 0: one that all K share
+    changes no probability.
+    """
 
     slope: float = 1.0
     offset: float = 0.0
@@ -23,26 +32,31 @@ class Calibration(NamedTuple):
         return np.asarray(self.slope * logits + self.offset, dtype=np.float32)
 
 
-def fit_calibration(logits: Float32Array, labels: LabelArray) -> Calibration:
-    """Slope and offset that minimise the cross-entropy of the labels, pulled towards (1, 0).
+def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
+    """Return the calibration that minimises the cross-entropy of the labels, pulled towards (1, 0).
 
     The slope stays positive (its logarithm is what is fitted), so that the order of posts never changes.
 
     Args:
-        logits: [V] raw logits of the validation posts.
-        labels: [V] 1 for the positive class, 0 for the negative; both must occur.
+        logits: [V] raw logits of the positive class, or [V, K] one a class.
+        labels: [V] 1 for the positive class and 0 for the negative, both of which must occur; of K classes
+            their indices.
 
     Raises:
         ValueError: One class only, or no posts.
     """
-    from scipy.optimize import minimize
-
+    if logits.ndim == 2:
+        return Calibration(_fit_slope(logits.astype(np.float64), labels))
     if len(np.unique(labels)) < 2:
         raise ValueError(f"{len(labels)} validation posts of one class: calibration needs both")
-    z = logits.astype(np.float64)
+    return _fit_both(logits.astype(np.float64), np.where(labels == 1, 1.0, -1.0))
+
+
+def _fit_both(z: FloatArray, sign: FloatArray) -> Calibration:
+    from scipy.optimize import minimize
+
     # a scale of its own keeps the optimiser well conditioned whatever the size of the logits
     unit = max(float(np.abs(z).mean()), 1e-6)
-    sign = np.where(labels == 1, 1.0, -1.0)
 
     def objective(theta: FloatArray) -> tuple[float, FloatArray]:
         slope = np.exp(theta[0])
@@ -56,3 +70,26 @@ def fit_calibration(logits: Float32Array, labels: LabelArray) -> Calibration:
 
     found = minimize(objective, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (None, None)])
     return Calibration(float(np.exp(found.x[0])), float(found.x[1] * unit))
+
+
+_LOG_SLOPES = (-3.0, 3.0)  # between a twentieth and twenty times the raw logits
+
+
+def _fit_slope(z: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> float:
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    places = np.arange(len(z)), labels
+
+    def objective(log_slope: float) -> float:
+        loss = -float(log_softmax(np.exp(log_slope) * z, axis=1)[places].sum())
+        return loss + PRIOR_POSTS / 8 * log_slope**2
+
+    return float(np.exp(minimize_scalar(objective, bounds=_LOG_SLOPES, method="bounded").x))
+
+
+def probabilities(logits: npt.NDArray[np.floating[Any]]) -> FloatArray:
+    """Return the probability of the positive class [B] for logits [B], of every class [B, K] for [B, K]."""
+    from scipy.special import softmax
+
+    return sigmoid(logits) if logits.ndim == 1 else np.asarray(softmax(logits.astype(np.float64), axis=1))

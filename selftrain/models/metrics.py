@@ -1,10 +1,11 @@
-"""How good a classifier is, from logits and labels.
+"""How good a model is, from labels and scores; scikit-learn computes what it offers.
 
-Evaluators return plain numbers by name; scikit-learn computes what it offers.
+Shape legend: ``B`` posts, ``T`` thresholds that tell posts apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,76 +14,178 @@ import numpy.typing as npt
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
 from selftrain.rounds import SplitMetrics
+from selftrain.store.scores import PrecisionRecall, ReliabilityBin, ReliabilityDiagram, Scored
+
+PRECISIONS = (0.60, 0.65, 0.70, 0.75, 0.80)
+"""The precisions at which AgentPS (arXiv 2412.15251) gives recall."""
+RECALL = 0.50
+"""The recall at which it gives precision."""
+
+# ---- labels against labels ----------------------------------------------------------------------------
 
 
-class Steps(NamedTuple):
-    """What each threshold that tells posts apart lets pass, from the highest down.
+def macro_f1(
+    truth: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: Sequence[Any] | None = None
+) -> float:
+    """Return the mean F1 of the classes, in [0, 1]; 0 without posts.
 
-    Attributes:
-        thresholds: [T] distinct scores, falling; a post passes when its score is at least this.
-        passing: [T] posts that pass, rising.
-        hits: [T] of them, those that are looked for.
-    """
-
-    thresholds: FloatArray
-    passing: IntArray
-    hits: IntArray
-
-
-def steps(truth: BoolArray, scores: FloatArray) -> Steps:
-    """Counts at every distinct score [B]; posts of equal score pass together.
+    Written out, since training asks for it hundreds of times a second and scikit-learn takes 2 ms.
 
     Args:
-        truth: [B] whether the post is looked for.
-        scores: [B].
+        truth, predicted: [B] labels of any kind.
+        classes: Those that count, also where they do not occur (F1 0); None: those that occur in either.
     """
-    order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
-    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last post of each tie
-    return Steps(falling[last], last + 1, np.cumsum(truth[order], dtype=np.int64)[last])
-
-
-def macro_f1_of_classes(truth: npt.NDArray[Any], predicted: npt.NDArray[Any]) -> float:
-    """Mean F1 over the classes that occur in either [B]; 1 when both agree everywhere, 0 without posts."""
     scores = []
-    for value in np.union1d(truth, predicted):
+    for value in np.union1d(truth, predicted) if classes is None else classes:
         hits = int(((truth == value) & (predicted == value)).sum())
-        scores.append(2 * hits / (int((truth == value).sum()) + int((predicted == value).sum())))
+        seen = int((truth == value).sum()) + int((predicted == value).sum())
+        scores.append(2 * hits / seen if seen else 0.0)
     return float(np.mean(scores)) if scores else 0.0
 
 
-def macro_f1(labels: LabelArray, predicted: LabelArray) -> float:
-    """Mean of the two classes' F1, in [0, 1]; a class that is neither there nor predicted counts as 0.
-
-    Written out because training asks for it hundreds of times a second.
-    """
-    f1 = []
-    for value in (0, 1):
-        hits = int(((labels == value) & (predicted == value)).sum())
-        seen = int((labels == value).sum()) + int((predicted == value).sum())
-        f1.append(2 * hits / seen if seen else 0.0)
-    return (f1[0] + f1[1]) / 2
+def accuracy_and_f1(truth: IntArray, predicted: IntArray) -> dict[str, float]:
+    """Return macro_f1 and accuracy of class indices [B]; classes that occur in neither do not count."""
+    return {
+        "macro_f1": macro_f1(truth, predicted),
+        "accuracy": float(np.mean(truth == predicted)) if len(truth) else 0.0,
+    }
 
 
 def evaluate(labels: LabelArray, logits: Float32Array) -> SplitMetrics:
-    """Metrics of calibrated logits [V] against labels [V] (1 positive, 0 negative)."""
-    from sklearn.metrics import roc_auc_score
+    """Return metrics of calibrated logits [B] against labels [B] (1 positive, 0 negative)."""
+    from sklearn.metrics import confusion_matrix
 
     predicted = (logits > 0).astype(np.int8)
-    true_positive = int(((labels == 1) & (predicted == 1)).sum())
-    false_positive = int(((labels == 0) & (predicted == 1)).sum())
-    false_negative = int(((labels == 1) & (predicted == 0)).sum())
-    true_negative = len(labels) - true_positive - false_positive - false_negative
+    tn, fp, fn, tp = confusion_matrix(labels, predicted, labels=[0, 1]).ravel().tolist()
     return SplitMetrics(
         posts=len(labels),
-        macro_f1=macro_f1(labels, predicted),
-        accuracy=(true_positive + true_negative) / max(len(labels), 1),
-        precision=true_positive / max(true_positive + false_positive, 1),
-        recall=true_positive / max(true_positive + false_negative, 1),
+        macro_f1=macro_f1(labels, predicted, (0, 1)),
+        accuracy=(tp + tn) / max(len(labels), 1),
+        precision=tp / max(tp + fp, 1),
+        recall=tp / max(tp + fn, 1),
         brier=float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
-        true_positive=true_positive,
-        false_positive=false_positive,
-        false_negative=false_negative,
-        true_negative=true_negative,
-        auc=float(roc_auc_score(labels, logits)) if len(np.unique(labels)) == 2 else None,
+        true_positive=tp,
+        false_positive=fp,
+        false_negative=fn,
+        true_negative=tn,
+        auc=auc(labels == 1, logits),
     )
+
+
+# ---- labels against scores ----------------------------------------------------------------------------
+
+
+def auc(truth: BoolArray, scores: npt.NDArray[Any]) -> float | None:
+    """Return the area under the ROC curve of scores [B], in [0, 1]; None where only one kind occurs."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, scores)) if truth.any() and not truth.all() else None
+
+
+class Curve(NamedTuple):
+    """Precision and recall at every threshold that tells posts apart, from the highest down.
+
+    Attributes:
+        thresholds: [T] a post is chosen when its score is at least this.
+        precision, recall: [T] in [0, 1].
+    """
+
+    thresholds: FloatArray
+    precision: FloatArray
+    recall: FloatArray
+
+
+def curve(truth: BoolArray, scores: FloatArray) -> Curve:
+    """Return the precision-recall curve; posts of equal score are chosen together.
+
+    Args:
+        truth: [B] whether the answer looked for is the true one; at least one is.
+        scores: [B] its probability.
+
+    Raises:
+        ValueError: Nothing to find.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    if not truth.any():
+        raise ValueError("none of the posts has the answer looked for: recall is undefined")
+    precision, recall, thresholds = precision_recall_curve(truth, scores)
+    # the last of its points stands for choosing nothing, and has no threshold
+    return Curve(thresholds[::-1], precision[-2::-1], recall[-2::-1])
+
+
+def threshold_metrics(truth: BoolArray, scores: FloatArray) -> dict[str, float]:
+    """Return AgentPS's metrics of one question with two answers, at threshold .5 where one is needed.
+
+    Args:
+        truth: [B] whether the answer looked for is the true one; both must occur.
+        scores: [B] its probability, in [0, 1].
+
+    Returns:
+        f1, macro_f1, auc, recall_at_precision_60 ... _80 (0 where no threshold reaches it) and
+        precision_at_recall_50.
+
+    Raises:
+        ValueError: Only one of the two answers occurs.
+    """
+    ranking = auc(truth, scores)
+    shape = curve(truth, scores)
+    if ranking is None:
+        raise ValueError("all of the posts have the answer looked for: AUC is undefined")
+    chosen = scores > 0.5
+    result = {
+        "f1": macro_f1(truth, chosen, (True,)),
+        "macro_f1": macro_f1(truth, chosen, (False, True)),
+        "auc": ranking,
+    }
+    for precision in PRECISIONS:
+        reached = shape.recall[shape.precision >= precision]
+        result[f"recall_at_precision_{round(precision * 100)}"] = float(reached.max(initial=0.0))
+    result["precision_at_recall_50"] = float(shape.precision[shape.recall >= RECALL].max())
+    return result
+
+
+# ---- what a report draws ------------------------------------------------------------------------------
+
+MOST_POINTS = 250
+BINS = 10
+
+
+def precision_recall(scored: Scored) -> PrecisionRecall | None:
+    """Return the curve, thinned to `MOST_POINTS`; None when one class does not occur."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    if len(np.unique(scored.labels)) < 2:
+        return None
+    precision, recall, _ = precision_recall_curve(scored.labels, scored.logits)
+    chosen = np.unique(np.linspace(0, len(recall) - 1, min(MOST_POINTS, len(recall))).round().astype(int))
+    average = float(average_precision_score(scored.labels, scored.logits))
+    return PrecisionRecall(recall[chosen][::-1].tolist(), precision[chosen][::-1].tolist(), average)
+
+
+def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
+    """Return the share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
+    probs = sigmoid(scored.logits)
+    place = np.minimum((probs * bins).astype(int), bins - 1)
+    found = [
+        ReliabilityBin(
+            low=number / bins,
+            high=(number + 1) / bins,
+            posts=int(inside.sum()),
+            confidence=float(probs[inside].mean()),
+            accuracy=float((scored.labels[inside] == 1).mean()),
+        )
+        for number in range(bins)
+        if (inside := place == number).any()
+    ]
+    gaps = sum(one.posts * abs(one.confidence - one.accuracy) for one in found)
+    return ReliabilityDiagram(found, gaps / max(len(probs), 1))
+
+
+def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
+    """Count the posts of the positive class by probability, in `bins` equal intervals, and the others."""
+    probs = sigmoid(scored.logits)
+    positive, negative = (
+        np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
+    )
+    return positive, negative

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from selftrain._util.toml_sections import flatten
-from selftrain._util.types import Json
-from selftrain.models.intervals import METRICS, Estimate, counts_of, difference, estimates
+from selftrain._util.types import Interval, Json
+from selftrain.models.intervals import METRICS, counts_of, difference, estimates
 from selftrain.report.status import Score, Summary, score, summarise
 from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store import atomic
@@ -47,7 +47,7 @@ class Side(NamedTuple):
     simulated: bool
     rounds: Sequence[tuple[int, bool, Score]]
     summary: Summary
-    estimates: Mapping[str, Mapping[str, Estimate]]
+    estimates: Mapping[str, Mapping[str, Interval]]
     points: Mapping[str, Mapping[str, float | None]]
     scores: Mapping[str, Scored]
     cost: Cost | None
@@ -68,7 +68,7 @@ class Comparison(NamedTuple):
     runs: Sequence[Side]
     recipe: Sequence[tuple[str, Sequence[object]]]
     splits: Sequence[str]
-    gains: Mapping[str, Sequence[Estimate | None]]
+    gains: Mapping[str, Sequence[Interval | None]]
     same_task: bool
     same_posts: bool
 
@@ -122,7 +122,7 @@ def _splits(one: RoundResult) -> dict[str, SplitMetrics]:
     return {"validation": one.validation} | ({"test": one.test} if one.test else {})
 
 
-def _gain(first: Side, run: Side, split: str) -> Estimate | None:
+def _gain(first: Side, run: Side, split: str) -> Interval | None:
     if run is first or split not in first.scores or split not in run.scores:
         return None
     return difference(first.scores[split], run.scores[split])

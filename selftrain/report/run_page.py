@@ -12,24 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.trust import AgentTrust, Trust
-from selftrain._util.types import Json
+from selftrain._util.types import Interval, Json
 from selftrain.data.task import load_task
 from selftrain.errors import RunStateError, TaskError
-from selftrain.models.intervals import Estimate, counts_of, estimates
+from selftrain.models.intervals import counts_of, estimates
+from selftrain.models.metrics import histogram, precision_recall, reliability
 from selftrain.report.left_out import Quarantine, read_quarantine
 from selftrain.report.status import Summary, is_held, missing_reviews, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.review.estimates import ReviewedBatch, reviewed_batches
 from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import (
-    PrecisionRecall,
-    ReliabilityDiagram,
-    histogram,
-    precision_recall,
-    read_scores,
-    reliability,
-)
+from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, read_scores
 from selftrain.web.pictures import BUDGET
 
 HISTOGRAM = 20
@@ -61,7 +55,7 @@ class FinalSplit(NamedTuple):
 
     name: str
     metrics: SplitMetrics
-    estimates: Mapping[str, Estimate]
+    estimates: Mapping[str, Interval]
     precision_recall: PrecisionRecall | None
     reliability: ReliabilityDiagram | None
     histogram: tuple[Sequence[int], Sequence[int]] | None

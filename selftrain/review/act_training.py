@@ -31,7 +31,7 @@ from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE, ACTModel
 from selftrain.models.best_model import stored_recipe
 from selftrain.models.head import HeadSettings
-from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1
 from selftrain.models.pretrained import backbone_options
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, review_folder
@@ -374,6 +374,6 @@ def _quality(classes: Sequence[str], labels: IntArray, probs: Float32Array) -> S
     right = wilson(int((predicted == labels).sum()), len(labels))
     each = f1_score(labels, predicted, labels=range(len(classes)), average=None, zero_division=0.0)
     return SplitQuality(
-        len(labels), macro_f1_of_classes(labels, predicted), *right,
+        len(labels), macro_f1(labels, predicted), *right,
         {name: round(float(value), 6) for name, value in zip(classes, each, strict=True)},
     )  # fmt: skip

@@ -10,24 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.types import Interval
 from selftrain.data.manifest import read_manifest
 from selftrain.errors import ServingError
-from selftrain.models.metrics import Steps, steps
+from selftrain.models.intervals import clopper_pearson
+from selftrain.models.metrics import Curve, curve
 from selftrain.models.scorer import PostScore, Scorer, ValidationScores
 
-LEVEL = 0.95
 HAIR = 1e-6  # a score moves by less when its post is scored in another batch, or was stored in six decimals
-
-
-class Share(NamedTuple):
-    """A share and its 95 % interval (Clopper and Pearson 1934)."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 class OperatingPoint(NamedTuple):
@@ -35,15 +25,15 @@ class OperatingPoint(NamedTuple):
 
     Attributes:
         threshold: A post passes when its positive probability is at least this.
-        precision: Share of positives among the posts that pass.
-        recall: Share of the positives that pass.
+        precision: Interval of positives among the posts that pass.
+        recall: Interval of the positives that pass.
         posts: V.
         positives: Posts of the positive class among them.
     """
 
     threshold: float
-    precision: Share
-    recall: Share
+    precision: Interval
+    recall: Interval
     posts: int
     positives: int
 
@@ -105,48 +95,35 @@ def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoi
     Raises:
         ServingError: No threshold reaches it (the best precision is named), or no post is positive.
     """
-    curve = _steps(scores)
-    reached = curve.hits / curve.passing >= precision
-    if not reached.any():
+    labels, probs = scores
+    truth = labels == 1
+    if not truth.any():
+        raise ServingError(
+            f"none of the {len(labels)} validation posts is positive: no precision can be measured on them."
+            " Give others with --validation"
+        )
+    shape = curve(truth, probs)
+    reached = np.flatnonzero(shape.precision >= precision)
+    if not len(reached):
         # of equally precise thresholds the one with the highest recall
-        shares = curve.hits / curve.passing
-        best = _point(scores, curve, int(np.flatnonzero(shares == shares.max())[-1]))
+        best = _point(scores, shape, int(np.flatnonzero(shape.precision == shape.precision.max())[-1]))
         raise ServingError(
             f"no threshold reaches the precision {precision:g} on the {best.posts} validation posts: the best"
             f" is {best.precision.value:.3f} at recall {best.recall.value:.3f} (threshold"
             f" {best.threshold:.6f}). Ask for less, or train on more labels"
         )
-    return _point(scores, curve, int(np.flatnonzero(reached)[-1]))
+    return _point(scores, shape, int(reached[-1]))
 
 
-def share(part: int, whole: int) -> Share:
-    """Return `part` of `whole` with the exact binomial interval."""
-    from scipy.special import betaincinv  # scipy.stats, which has this interval too, takes seconds to import
-
-    tail = (1 - LEVEL) / 2
-    low = float(betaincinv(part, whole - part + 1, tail)) if part else 0.0
-    high = float(betaincinv(part + 1, whole - part, 1 - tail)) if part < whole else 1.0
-    return Share(part / whole, low, high)
-
-
-def _steps(scores: ValidationScores) -> Steps:
-    labels, probs = scores
-    if not (labels == 1).any():
-        raise ServingError(
-            f"none of the {len(labels)} validation posts is positive: no precision can be measured on them."
-            " Give others with --validation"
-        )
-    return steps(labels == 1, probs)
-
-
-def _point(scores: ValidationScores, curve: Steps, at: int) -> OperatingPoint:
-    hits, positives = int(curve.hits[at]), int((scores.labels == 1).sum())
-    last = float(curve.thresholds[at])
-    next_lower = float(curve.thresholds[at + 1]) if at + 1 < len(curve.thresholds) else 0.0
+def _point(scores: ValidationScores, shape: Curve, at: int) -> OperatingPoint:
+    last = float(shape.thresholds[at])
+    next_lower = float(shape.thresholds[at + 1]) if at + 1 < len(shape.thresholds) else 0.0
+    truth, passing = scores.labels == 1, scores.probabilities >= last
+    hits = int((truth & passing).sum())
     return OperatingPoint(
         max(last - HAIR, (last + next_lower) / 2),
-        share(hits, int(curve.passing[at])),
-        share(hits, positives),
-        len(scores.labels),
-        positives,
+        clopper_pearson(hits, int(passing.sum())),
+        clopper_pearson(hits, int(truth.sum())),
+        len(truth),
+        int(truth.sum()),
     )

@@ -7,13 +7,12 @@ reliability diagram, and intervals.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, Json, LabelArray
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
@@ -95,7 +94,7 @@ def _order(split: str) -> int:
     return _SPLITS.index(split) if split in _SPLITS else len(_SPLITS)
 
 
-# ---- what follows from scores -----------------------------------------------------------------------
+# ---- what follows from scores: `selftrain.models.metrics` computes it ----------------------------------
 
 
 class PrecisionRecall(NamedTuple):
@@ -121,53 +120,3 @@ class ReliabilityDiagram(NamedTuple):
 
     bins: Sequence[ReliabilityBin]
     ece: float
-
-
-MOST_POINTS = 250
-BINS = 10
-
-
-def precision_recall(scored: Scored) -> PrecisionRecall | None:
-    """Compute the curve, thinned to `MOST_POINTS`; None when one class does not occur."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve
-
-    if len(np.unique(scored.labels)) < 2:
-        return None
-    precision, recall, _ = precision_recall_curve(scored.labels, scored.logits)
-    chosen = np.unique(np.linspace(0, len(recall) - 1, min(MOST_POINTS, len(recall))).round().astype(int))
-    average = float(average_precision_score(scored.labels, scored.logits))
-    return PrecisionRecall(recall[chosen][::-1].tolist(), precision[chosen][::-1].tolist(), average)
-
-
-def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
-    """Compute the share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
-    probs = sigmoid(scored.logits)
-    place = np.minimum((probs * bins).astype(int), bins - 1)
-    found = [
-        ReliabilityBin(
-            low=number / bins,
-            high=(number + 1) / bins,
-            posts=int(inside.sum()),
-            confidence=float(probs[inside].mean()),
-            accuracy=float((scored.labels[inside] == 1).mean()),
-        )
-        for number in range(bins)
-        if (inside := place == number).any()
-    ]
-    return ReliabilityDiagram(found, expected_calibration_error(found))
-
-
-def expected_calibration_error(bins: Iterable[ReliabilityBin]) -> float:
-    """Return the mean distance between confidence and accuracy, weighted by posts; 0 without a post."""
-    listed = list(bins)
-    posts = sum(one.posts for one in listed)
-    return sum(one.posts * abs(one.confidence - one.accuracy) for one in listed) / max(posts, 1)
-
-
-def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
-    """Count positive posts, and the others, by predicted probability in `bins` equal intervals."""
-    probs = sigmoid(scored.logits)
-    positive, negative = (
-        np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
-    )
-    return positive, negative

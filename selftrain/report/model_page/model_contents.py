@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from selftrain._util.types import BoolArray, Json
+from selftrain._util.types import BoolArray, Interval, Json
 from selftrain.agentps.folder import ABOUT, METRICS, TASK, VALIDATION
 from selftrain.agentps.journal import LOSSES
-from selftrain.agentps.metrics import Curve, Interval, curve
 from selftrain.agentps.questions import FINAL, questionnaire
 from selftrain.data.task import Task, load_task
 from selftrain.errors import ModelError, RunStateError, SelftrainError
+from selftrain.models.metrics import Curve, curve
 from selftrain.report.left_out import QUARANTINED, Quarantine
 from selftrain.report.model_page.model_cases import Cases, Column, gather_cases, probs_of, truth_of
 from selftrain.store.run_dir import read_jsonl

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from selftrain.agentps.metrics import PRECISIONS, Curve
+from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve
 from selftrain.report.model_page.model_contents import Losses, MeasuredQuestion, ModelPage, Training
-from selftrain.store.scores import MOST_POINTS
 from selftrain.web import charts
 from selftrain.web.html import render_page
 

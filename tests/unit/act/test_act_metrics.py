@@ -18,7 +18,7 @@ from selftrain.act.annotation_quality import (
     gaps,
 )
 from selftrain.errors import BudgetError
-from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1
 
 TRUTH = np.array([0, 1, 2, 0])
 MACHINE = np.array([0, 2, 2, 1])  # the second and the last are wrong
@@ -29,8 +29,8 @@ def test_aqg_is_what_reviewing_the_most_suspicious_adds():
     errors = [0.1, 0.9, 0.5, 0.3]
     assert aqg_curve(WRONG, errors) == pytest.approx([0, 0.25, 0.25, 0.5, 0.5])
     assert [aqg(TRUTH, MACHINE, errors, b) for b in range(5)] == pytest.approx([0, 0.25, 0.25, 0.5, 0.5])
-    f1 = aqg_curve_at(TRUTH, MACHINE, errors, [0, 4], quality=macro_f1_of_classes)
-    assert f1 == pytest.approx([0, 1 - macro_f1_of_classes(TRUTH, MACHINE)])
+    f1 = aqg_curve_at(TRUTH, MACHINE, errors, [0, 4], quality=macro_f1)
+    assert f1 == pytest.approx([0, 1 - macro_f1(TRUTH, MACHINE)])
 
 
 def test_equal_estimates_bring_the_mean_of_all_orders():
@@ -69,7 +69,7 @@ def test_curves_rise_to_all_errors_and_abs_stays_in_range(wrong, seed, grades):
 def test_macro_f1_is_scikit_learns(classes, n, seed):
     rng = np.random.default_rng(seed)
     truth, labels = rng.integers(0, classes, n), rng.integers(0, classes, n)
-    assert macro_f1_of_classes(truth, labels) == pytest.approx(f1_score(truth, labels, average="macro"))
+    assert macro_f1(truth, labels) == pytest.approx(f1_score(truth, labels, average="macro"))
 
 
 def test_gaps_and_accuracy():

@@ -9,16 +9,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from backbones.base import Encoded, EncodeFailure, FeatureLayout
 from losses import BatchError
-from selftrain.act.training import ACTSet, ACTTrainer, fit_temperature, labelled_set, train_classes
+from selftrain.act.training import ACTSet, ACTTrainer, labelled_set, train_classes
 from selftrain.data.posts import Post
 from selftrain.errors import NonFiniteLossError, RunMismatchError, RunStateError, TrainingError
 from selftrain.models.act_model import ACTModel, load_classes_head
+from selftrain.models.calibration import fit_calibration
 from selftrain.models.head import Head, HeadSettings, fit_scaling
-from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.metrics import macro_f1
 
 CLASSES = ("a", "b", "c")
 LAYOUT = FeatureLayout(6, 0)
@@ -50,7 +50,7 @@ def train(labels, **changed):
 
 
 def score(model):
-    return macro_f1_of_classes(TEST_TRUTH, model.predict(TEST))
+    return macro_f1(TEST_TRUTH, model.predict(TEST))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -114,7 +114,7 @@ def test_files_that_are_no_model_are_refused(tmp_path):
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-head-1"}'})
     with pytest.raises(RunStateError, match="selftrain-head-1"):
         load_classes_head(file)
-    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-1"}'})
+    save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-2"}'})
     with pytest.raises(RunStateError, match="incomplete"):
         load_classes_head(file)
 
@@ -123,11 +123,12 @@ def test_the_temperature_is_the_one_that_was_put_on():
     generator = torch.Generator().manual_seed(0)
     true = torch.randn(4000, 3, generator=generator, dtype=torch.float64) * 2
     labels = torch.multinomial(torch.softmax(true, 1), 1, generator=generator).squeeze(1)
-    assert fit_temperature(true * 3, labels) == pytest.approx(3, rel=0.08)
-    assert fit_temperature(true / 3, labels) == pytest.approx(1 / 3, rel=0.08)
-    before = F.cross_entropy(true[:4] * 3, labels[:4])
-    assert float(before) >= 0
-    assert abs(np.log(fit_temperature(true[:4] * 3, labels[:4]))) < np.log(3)  # four posts change little
+    logits, truth = true.numpy(), labels.numpy()
+    assert 1 / fit_calibration(logits * 3, truth).slope == pytest.approx(3, rel=0.08)
+    assert 1 / fit_calibration(logits / 3, truth).slope == pytest.approx(1 / 3, rel=0.08)
+    few = fit_calibration(logits[:4] * 3, truth[:4])
+    assert abs(np.log(few.slope)) < np.log(3)  # four posts change little
+    assert few.offset == 0
 
 
 def test_what_cannot_be_trained_on_is_refused():

@@ -15,13 +15,13 @@ from page_helpers import ParsedPage
 from report_helpers import CONTROLS, MARKUP, TEMPLATE
 
 from selftrain.agentps.examples import Example
-from selftrain.agentps.metrics import curve
 from selftrain.agentps.prediction import PICTURES, TEXT, answers_row
 from selftrain.agentps.questions import questionnaire, targets
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
+from selftrain.models.metrics import curve
 from selftrain.report.model_page import gather, write_report
 from selftrain.report.model_page import model_cases as cases
 from selftrain.report.model_page.model_contents import MOST_POINTS

@@ -10,8 +10,9 @@ from sklearn.metrics import f1_score
 
 from selftrain.errors import RunStateError
 from selftrain.models.intervals import counts_of, difference, estimates
+from selftrain.models.metrics import precision_recall, reliability
 from selftrain.rounds import SplitMetrics
-from selftrain.store.scores import Scored, precision_recall, read_scores, reliability, write_scores
+from selftrain.store.scores import Scored, read_scores, write_scores
 
 NAMES = {"positive": "spam", "negative": "ham"}
 

@@ -11,7 +11,8 @@ from serving_helpers import validation_of
 from sklearn.metrics import precision_recall_curve
 
 from selftrain.errors import ServingError
-from selftrain.serving.thresholds import lowest_threshold, share
+from selftrain.models.intervals import clopper_pearson
+from selftrain.serving.thresholds import lowest_threshold
 
 # few distinct values, so that ties are the rule
 SCORED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=40)
@@ -78,7 +79,7 @@ def test_without_positives_nothing_can_be_measured():
 
 @pytest.mark.parametrize(("part", "whole"), [(0, 5), (5, 5), (1, 1), (7, 20), (199, 200)])
 def test_the_interval_is_where_the_binomial_tails_hold_2_5_percent(part, whole):
-    value, low, high = share(part, whole)
+    value, low, high = clopper_pearson(part, whole)
     assert value == part / whole
     assert low <= value <= high
     # at the lower end so many hits or more have probability 2.5 %, at the upper end so few or less

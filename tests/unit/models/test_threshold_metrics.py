@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
-from selftrain.agentps.metrics import curve, figures, intervals, multiclass
+from selftrain.models.intervals import threshold_intervals
+from selftrain.models.metrics import accuracy_and_f1, curve, threshold_metrics
 
 
 def case(seed, count=60, ties=8):
@@ -32,7 +33,7 @@ def test_the_curve_is_scikit_learns(seed, ties):
 @given(st.integers(0, 5000))
 def test_figures_by_definition(seed):
     truth, scores = case(seed)
-    found = figures(truth, scores)
+    found = threshold_metrics(truth, scores)
     assert found["f1"] == pytest.approx(f1_score(truth, scores > 0.5, zero_division=0))
     assert found["macro_f1"] == pytest.approx(f1_score(truth, scores > 0.5, average="macro", zero_division=0))
     assert found["auc"] == pytest.approx(roc_auc_score(truth, scores))
@@ -48,7 +49,7 @@ def test_figures_by_definition(seed):
 
 def test_a_worked_example():
     truth = np.array([1, 1, 0, 1, 0], bool)
-    found = figures(truth, np.array([0.9, 0.8, 0.7, 0.6, 0.1]))
+    found = threshold_metrics(truth, np.array([0.9, 0.8, 0.7, 0.6, 0.1]))
     assert found["recall_at_precision_80"] == pytest.approx(2 / 3)  # the two at the top
     assert found["recall_at_precision_75"] == 1.0  # three of four
     assert found["precision_at_recall_50"] == 1.0
@@ -61,23 +62,23 @@ def test_intervals_cover_and_shrink():
     for count in (60, 960):
         truth = generator.random(count) < 0.4
         scores = np.clip(0.3 * truth + generator.random(count) * 0.7, 0, 1)
-        found = intervals(truth, scores, 200)
+        found = threshold_intervals(truth, scores, 200)
         assert all(one.low <= one.value <= one.high or one.high - one.low < 0.5 for one in found.values())
         widths.append(found["auc"].high - found["auc"].low)
     assert widths[1] < 0.4 * widths[0]
-    assert intervals(*case(1), 50) == intervals(*case(1), 50)
+    assert threshold_intervals(*case(1), 50) == threshold_intervals(*case(1), 50)
 
 
 @pytest.mark.parametrize("truth", [[True, True], [False, False]])
 def test_one_answer_alone_is_refused(truth):
     with pytest.raises(ValueError, match=r"posts have the answer looked for|none of the posts has"):
-        figures(np.array(truth), np.array([0.1, 0.9]))
+        threshold_metrics(np.array(truth), np.array([0.1, 0.9]))
 
 
 @given(st.integers(0, 5000))
 def test_many_answers(seed):
     generator = np.random.default_rng(seed)
     truth, predicted = generator.integers(0, 4, 30), generator.integers(0, 4, 30)
-    found = multiclass(truth, predicted)
+    found = accuracy_and_f1(truth, predicted)
     assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     assert found["accuracy"] == pytest.approx((truth == predicted).mean())
