@@ -171,7 +171,7 @@ def desk_of(server: str, store: AnswerStore, *, run: str, token_cap: int | None)
 
 
 def _print(choice: Choice) -> None:
-    from selftrain.cli.render import console, plain
+    from selftrain.cli.printing import console, plain
 
     shown = console()
     shown.print(plain("annotators, on labelled posts [95 % interval]", "dim"))
@@ -228,7 +228,7 @@ def _table(*columns: str) -> Table:
 
 
 def _row(table: Table, *cells: str) -> None:
-    from selftrain.cli.render import plain
+    from selftrain.cli.printing import plain
 
     table.add_row(*map(plain, cells))
 

@@ -95,7 +95,7 @@ def run_predict(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError, BackboneError: `--out` is as it was.
     """
-    from selftrain.cli.records import write_records
+    from selftrain.cli.printing import write_records
 
     quarantine: list[dict[str, Any]] = []
     write_records(args.out, _rows(args, quarantine), quarantine, "scored")
@@ -114,7 +114,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from selftrain.agentps.gathering import of_split, read_posts
     from selftrain.agentps.prediction import answers_row, predict
     from selftrain.agentps.recipe import DataSection
-    from selftrain.cli.records import keep_left_out
+    from selftrain.cli.printing import keep_left_out
     from selftrain.data.task import dump_task
     from selftrain.report.model_page import write_report
     from selftrain.store import atomic
@@ -198,7 +198,7 @@ def _print_figures(file: Path) -> None:
     """One row a question."""
     from rich.table import Table
 
-    from selftrain.cli.render import console
+    from selftrain.cli.printing import console
 
     questions = json.loads(file.read_text(encoding="utf-8"))["questions"]
     table = Table(title="figures with 95 % intervals")

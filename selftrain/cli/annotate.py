@@ -51,10 +51,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         help="change one value of the recipe; may be given several times",
     )  # fmt: skip
     parser.set_defaults(handler=run_annotate)
-    tasks = subparsers.add_parser("tasks", help="list the tasks that come with questions, or write one")
-    tasks.add_argument("name", nargs="?", metavar="NAME", help="one of them")
-    tasks.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print it)")
-    tasks.set_defaults(handler=run_tasks)
 
 
 def run_annotate(args: argparse.Namespace) -> int:
@@ -92,30 +88,6 @@ def run_annotate(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_tasks(args: argparse.Namespace) -> int:
-    """Lists the templates, prints one, or writes one."""
-    from selftrain.data.templates import load_template, template_file, template_names, write_template
-    from selftrain.errors import TaskError
-
-    if args.name is None:
-        if args.out is not None:
-            raise TaskError(f"--out says where to write, but not which task: name one of {template_names()}")
-        for name in template_names():
-            task = load_template(name)
-            print(f"{name}: {' or '.join(task.names)}")
-            for question in task.questions:
-                rule = "" if question.counting is None else f" (counted: {question.counting})"
-                print(f"  {question.name}: {' / '.join(question.answers)}{rule}")
-    elif args.out is None:
-        print(template_file(args.name).read_text(encoding="utf-8"), end="")
-    else:
-        task = write_template(args.name, args.out)
-        print(
-            f"{args.out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like"
-        )
-    return 0
-
-
 def _print_set_aside(prepared: Prepared) -> None:
     """Rows that will not be in the manifest that is written: to be known before it is paid for."""
     from selftrain._util.printable import printable
@@ -129,7 +101,7 @@ def _print_set_aside(prepared: Prepared) -> None:
 
 def _print_annotated(done: Annotated, prepared: Prepared) -> None:
     from selftrain._util.printable import printable
-    from selftrain.cli.render import console
+    from selftrain.cli.printing import console
 
     told, spent = done.report, done.spending
     shown = console()
@@ -154,7 +126,7 @@ def _print_annotated(done: Annotated, prepared: Prepared) -> None:
 def _answers_table(told: Report) -> object:
     from rich.table import Table
 
-    from selftrain.cli.render import plain
+    from selftrain.cli.printing import plain
 
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("question")
@@ -173,7 +145,7 @@ def _known_table(told: Report) -> object:
     from rich.table import Table
 
     from selftrain.annotation.figures import mean
-    from selftrain.cli.render import plain
+    from selftrain.cli.printing import plain
 
     table = Table(title="where the answer is known", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("question")
@@ -194,7 +166,7 @@ def _known_table(told: Report) -> object:
 
 
 def _known_cells(one: QuestionReport) -> Sequence[str]:
-    from selftrain.cli.render import number
+    from selftrain.cli.printing import number
 
     known = one.known
     assert known is not None
@@ -207,7 +179,7 @@ def _known_cells(one: QuestionReport) -> Sequence[str]:
 
 
 def _mean_cells(averaged: Mean) -> Sequence[str]:
-    from selftrain.cli.render import number
+    from selftrain.cli.printing import number
 
     return (
         "", f"{averaged.missing:.1%}", number(averaged.accuracy), "", "", number(averaged.macro_f1),

@@ -22,7 +22,7 @@ def run_predict(args: argparse.Namespace) -> int:
     Raises:
         SelftrainError, or an error of a leaf's tree: `--out` is as it was.
     """
-    from selftrain.cli.records import write_records
+    from selftrain.cli.printing import write_records
     from selftrain.models.prediction import Prediction
     from selftrain.store.run_dir import RunFolder
 

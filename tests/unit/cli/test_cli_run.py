@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from selftrain.cli import main
-from selftrain.cli.run import quickstart_recipe
+from selftrain.cli.runs import quickstart_recipe
 from selftrain.config import load_recipe
 from selftrain.data.preparation import prepare
 from selftrain.errors import RunStateError
