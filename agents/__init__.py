@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from agents.errors import AgentError as AgentError
     from agents.errors import JudgmentError as JudgmentError
     from agents.errors import LearningError as LearningError
-    from agents.errors import NotLearnedError as NotLearnedError
+    from agents.errors import NotFittedError as NotFittedError
     from agents.errors import ReplayError as ReplayError
     from agents.errors import ReviewError as ReviewError
     from agents.errors import SimulationError as SimulationError
@@ -40,7 +40,7 @@ _HOME = {
     "AgentError": "errors",
     "JudgmentError": "errors",
     "LearningError": "errors",
-    "NotLearnedError": "errors",
+    "NotFittedError": "errors",
     "ReplayError": "errors",
     "ReviewError": "errors",
     "SimulationError": "errors",

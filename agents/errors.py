@@ -3,14 +3,14 @@
 AgentError
 ├── JudgmentError       a judgment or verdict, or its record, that breaks the contract
 ├── LearningError       posts from which an agent cannot learn: none, or of one class only
-├── NotLearnedError     an agent was asked to judge before it learned
+├── NotFittedError     an agent was asked to judge before it learned
 ├── ReviewError         an agent that did not answer every candidate once, in order
 ├── ReplayError         a file of judgments that cannot be read
 ├── SimulationError     a confusion matrix, rate or answer key that simulates nothing
 ├── PromptError         a prompt template that cannot be filled
 ├── StoreError          a store of judgments that cannot be read or written
 ├── TokenCapError       the tokens that a run may cost are spent
-├── UntrustedError      an agent near chance on posts of known label
+├── NearChanceError      an agent near chance on posts of known label
 ├── TooManyFailedError  more questions without a usable answer than tolerated
 ├── ServingError        vLLM could not be started, or ended before it could serve
 └── ChatError
@@ -35,7 +35,7 @@ class LearningError(AgentError, ValueError):
     """Posts from which an agent cannot learn; the message carries the counts."""
 
 
-class NotLearnedError(AgentError, RuntimeError):
+class NotFittedError(AgentError, RuntimeError):
     """An agent was asked to judge before it learned."""
 
 
@@ -63,7 +63,7 @@ class TokenCapError(AgentError):
     """The tokens that a run may cost are spent; what was paid for is kept."""
 
 
-class UntrustedError(AgentError):
+class NearChanceError(AgentError):
     """An agent near chance on posts of known label; the message carries its figures."""
 
 

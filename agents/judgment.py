@@ -244,7 +244,7 @@ class Agent(Protocol):
 class Learner(Protocol):
     """An agent that learns from the posts of this run, again in each round."""
 
-    def learn(
+    def fit(
         self,
         labelled: Sequence[LabelledPost],
         *,
@@ -254,7 +254,7 @@ class Learner(Protocol):
         """Forget what was learned and learn anew; `pool` posts are seen without labels."""
         ...
 
-    def recall(self, labelled: Sequence[LabelledPost]) -> Sequence[Judgment]:
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> Sequence[Judgment]:
         """Judge posts of known label as if none of them had been learned from (out of fold)."""
         ...
 

@@ -32,7 +32,7 @@ class Panel(Protocol):
         """True when any answer is drawn from known labels; a run with such a panel says so everywhere."""
         ...
 
-    def learn(
+    def fit(
         self,
         labelled: Sequence[LabelledPost],
         *,
@@ -46,7 +46,7 @@ class Panel(Protocol):
         """One verdict a candidate, in order."""
         ...
 
-    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
         """Each role's step-0 judgments on posts of known label, out of fold where it learned from them."""
         ...
 
@@ -70,7 +70,7 @@ class AgentPanel:
     def simulated(self) -> bool:
         return any(agent.simulated for agent in self._agents)
 
-    def learn(
+    def fit(
         self,
         labelled: Sequence[LabelledPost],
         *,
@@ -87,17 +87,19 @@ class AgentPanel:
             raise LearningError(f"{len(ids)} labelled posts with {len(set(ids))} different ids")
         for agent in self._agents:
             if isinstance(agent, Learner):
-                agent.learn(labelled, accepted=accepted, pool=pool)
+                agent.fit(labelled, accepted=accepted, pool=pool)
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
         """One verdict a candidate, in order."""
         return review(candidates, self._agents)
 
-    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
         """Each role's step-0 judgments on posts of known label."""
         recalled: dict[str, list[Judgment]] = {}
         for agent in self._agents:
-            answers = agent.recall(labelled) if isinstance(agent, Learner) else agent.judge(labelled)
+            answers = (
+                agent.predict_out_of_fold(labelled) if isinstance(agent, Learner) else agent.judge(labelled)
+            )
             recalled[agent.role] = _answers(agent, labelled, answers)
         return recalled
 
@@ -169,7 +171,7 @@ class NoPanel:
 
     simulated = False
 
-    def learn(
+    def fit(
         self,
         labelled: Sequence[LabelledPost],
         *,
@@ -185,7 +187,7 @@ class NoPanel:
             for one in candidates
         ]
 
-    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
         """No agent, no judgments."""
         return {}
 

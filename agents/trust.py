@@ -1,6 +1,7 @@
 """How far agents can be trusted: their answers on posts of known label.
 
-An agent that learned from these posts is judged out of fold (`Panel.recall`), never on what it has seen.
+An agent that learned from these posts is judged out of fold (`Panel.predict_out_of_fold`), never on what it
+has seen.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
-from agents.errors import JudgmentError, UntrustedError
+from agents.errors import JudgmentError, NearChanceError
 from agents.judgment import Judgment, LabelledPost, State
 from agents.panel import Panel
 from agents.records import rounded
@@ -126,7 +127,7 @@ def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> Trust:
     if not truth or None in truth:
         raise JudgmentError(f"{len(truth)} posts, {truth.count(None)} of them without a label")
     known = [str(label) for label in truth]
-    answers = panel.recall(labelled)
+    answers = panel.predict_out_of_fold(labelled)
     return Trust(
         agents={role: _agent(known, given) for role, given in answers.items()},
         kappa={(a, b): kappa(answers[a], answers[b]) for a, b in combinations(answers, 2)},
@@ -216,24 +217,26 @@ def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None
     return None if chance == 1 else (agree - chance) / (1 - chance)
 
 
-NearChance = Literal["stop", "go on"]
+OnNearChance = Literal["stop", "continue"]
 
 
-def examine(panel: Panel, labelled: Sequence[LabelledPost], near_chance: NearChance) -> dict[str, Any]:
+def check_agents(
+    panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance
+) -> dict[str, Any]:
     """The agents' figures on the labelled posts, as JSON values; see `Trust.to_json`.
 
     Args:
         panel: Has learned from `labelled` already.
         labelled: Posts of known label.
-        near_chance: What to do about an agent that may be guessing.
+        on_near_chance: What to do about an agent that may be guessing.
 
     Raises:
-        UntrustedError: An agent is near chance and the recipe does not say "go on".
+        NearChanceError: An agent is near chance and the recipe does not say "continue".
     """
     figures = trust(panel, labelled)
     guessing = [role for role, agent in figures.agents.items() if agent.near_chance]
-    if guessing and near_chance == "stop":
-        raise UntrustedError(_advice(figures, guessing, len(labelled)))
+    if guessing and on_near_chance == "stop":
+        raise NearChanceError(_advice(figures, guessing, len(labelled)))
     return figures.to_json()
 
 
@@ -251,5 +254,5 @@ def _advice(figures: Trust, guessing: Sequence[str], posts: int) -> str:
         "near chance on posts of known label:\n" + "\n".join(lines) + "\nTheir word is worth nothing here,"
         " so nothing of the pool was judged. Try a stronger model, say more in the task's policy, look at a"
         " prompt with `selftrain prompts RECIPE --post ID`, or label more posts if the interval is merely"
-        ' wide. To go on all the same: agents.near_chance = "go on"'
+        ' wide. To go on all the same: agents.on_near_chance = "continue"'
     )

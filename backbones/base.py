@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float32]
+FeatureArray = npt.NDArray[np.float32]
 
 
 class PostLike(Protocol):
@@ -70,7 +70,7 @@ class EncodeFailure(NamedTuple):
 class Encoded(NamedTuple):
     """Feature rows [B, D] in the order of the posts; rows of failed posts are NaN."""
 
-    rows: FloatArray
+    rows: FeatureArray
     failures: tuple[EncodeFailure, ...]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from backbones.base import Encoded, EncodeFailure, FeatureLayout, FloatArray, PostLike
+from backbones.base import Encoded, EncodeFailure, FeatureArray, FeatureLayout, PostLike
 from backbones.decoding import decode_stream
 from backbones.errors import ImageError
 
@@ -101,7 +101,7 @@ def encode_posts(
     with_image = torch.tensor([bool(post.images) for post in posts], dtype=torch.bool)
     rows = join(text_block, image_sum, with_text, with_image)
     rows[list(failures)] = torch.nan
-    array: FloatArray = rows.numpy()
+    array: FeatureArray = rows.numpy()
     return Encoded(array, tuple(EncodeFailure(i, failures[i]) for i in sorted(failures)))
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from agents.ask.brief import Brief
-from agents.ask.cache import AnswerStore
-from agents.ask.metering import Spending
+from agents.ask.cache import ResponseCache
+from agents.ask.metering import UsageTotals
 from agents.ask.pictures import Opener
 from agents.ask.prompts import Prompts
 from agents.ask.protocols import PROTOCOLS
-from agents.ask.runner import Inquiry
-from agents.ask.vlm_agent import Interviewer
-from agents.ask.vlm_panel import VlmPanel
+from agents.ask.runner import Runner
+from agents.ask.vlm_agent import VLMAgent
+from agents.ask.vlm_panel import VLMPanel
 from agents.judgment import PostLike
 from agents.panel import NoPanel
+from selftrain._util.types import Float32Array
 from selftrain.models.pretrained import finetuning_backbone
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STORE = "judgments.sqlite"
+STORE = "responses.sqlite"
 """Beside the run folders, so that all runs of a folder share what was paid for."""
 
 
-def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VlmPanel:
+def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VLMPanel:
     """The agents of a recipe's `vlm` section; nothing is asked yet.
 
     Args:
@@ -63,26 +63,26 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
     """
     section = recipe.vlm
     store = store_beside(out, section.store)
-    return VlmPanel(
-        build_inquiry(section, store, run=str(out.resolve()), progress=progress),
-        build_interviewer(recipe, task),
+    return VLMPanel(
+        build_runner(section, store, run=str(out.resolve()), progress=progress),
+        build_vlm_agent(recipe, task),
         PROTOCOLS[section.protocol],
-        thorough=section.thorough,
+        always_cross_review=section.always_cross_review,
         settings=_told(section),
     )
 
 
-def store_beside(path: Path, named: Path | None = None) -> AnswerStore:
+def store_beside(path: Path, named: Path | None = None) -> ResponseCache:
     """The answers paid for so far: in the file that is named, else beside `path`.
 
     Raises:
         StoreError: With what to do.
     """
-    return AnswerStore(named or path.resolve().parent / STORE)
+    return ResponseCache(named or path.resolve().parent / STORE)
 
 
 def build_desk(
-    section: VlmSection, store: AnswerStore, *, run: str, max_pixels: int, progress: bool = False
+    section: VlmSection, store: ResponseCache, *, run: str, max_pixels: int, progress: bool = False
 ) -> Desk:
     """A model that annotates or criticizes; nothing is asked yet.
 
@@ -95,16 +95,16 @@ def build_desk(
     """
     from agents.ask.criticizer.desk import Desk
 
-    inquiry = build_inquiry(section, store, run=run, progress=progress)
+    runner = build_runner(section, store, run=run, progress=progress)
     return Desk(
-        inquiry,
+        runner,
         opener=opener(max_pixels),
         image_side=section.image_side,
         max_images=section.max_images,
     )
 
 
-def build_inquiry(section: VlmSection, store: AnswerStore, *, run: str, progress: bool) -> Inquiry:
+def build_runner(section: VlmSection, store: ResponseCache, *, run: str, progress: bool) -> Runner:
     """What stands between whoever asks and the servers: many calls at a time, each paid for once.
 
     Args:
@@ -113,13 +113,13 @@ def build_inquiry(section: VlmSection, store: AnswerStore, *, run: str, progress
         run: Who pays.
         progress: Whether to show bars.
     """
-    return Inquiry(
+    return Runner(
         build_backend(section), store, run=run, attempts=section.attempts, token_cap=section.token_cap,
         width=section.concurrency * max(1, len(section.servers)), progress=bar if progress else None,
     )  # fmt: skip
 
 
-def build_interviewer(recipe: Recipe, task: Task) -> Interviewer:
+def build_vlm_agent(recipe: Recipe, task: Task) -> VLMAgent:
     """Prompts, forms and pictures of a recipe.
 
     Raises:
@@ -127,7 +127,7 @@ def build_interviewer(recipe: Recipe, task: Task) -> Interviewer:
     """
     section = recipe.vlm
     prompts = Prompts(brief_of(task), folder=section.prompts, text_chars=section.text_chars)
-    return Interviewer(
+    return VLMAgent(
         prompts, PROTOCOLS[section.protocol], opener(recipe.data.max_image_pixels), form=section.form,
         rationale_chars=section.rationale_chars, image_side=section.image_side,
         max_images=section.max_images, examples=section.examples, seed=recipe.seed,
@@ -181,13 +181,13 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
         logger.debug("%s %s", event, dict(figures))
 
 
-def bar(what: str, total: int) -> Callable[[Spending], None]:
+def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
     """A bar over posts that tells calls, stored answers and failures."""
     from tqdm import tqdm
 
     shown = tqdm(total=total, desc=what, unit="post")
 
-    def told(spending: Spending) -> None:
+    def told(spending: UsageTotals) -> None:
         shown.set_postfix(calls=spending.calls, stored=spending.stored, failed=spending.failed, refresh=False)
         shown.update()
         if shown.n >= total:
@@ -252,7 +252,7 @@ class _ImageVectors:
         self._corpus = corpus
         self._position_of = {post.id: position for position, post in enumerate(corpus.posts)}
 
-    def __call__(self, posts: Sequence[PostLike]) -> npt.NDArray[np.float32]:
+    def __call__(self, posts: Sequence[PostLike]) -> Float32Array:
         assert self._corpus.table is not None, "features are extracted before the agents look"
         positions = np.array([self._position_of[post.id] for post in posts], dtype=np.int64)
         return self._corpus.rows(positions)[:, self._corpus.table.layout.image]
@@ -295,7 +295,8 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         soft_positive=recipe.loss.soft_positive,
         limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
         root=recipe.data.manifest.parent,
-        near_chance=recipe.agents.near_chance or ("stop" if recipe.agents.kind == "vlm" else "go on"),
+        on_near_chance=recipe.agents.on_near_chance
+        or ("stop" if recipe.agents.kind == "vlm" else "continue"),
     )
 
 
@@ -449,5 +450,5 @@ def build_question_panel(
         max_images=section.max_images, seed=settings.seed,
     )  # fmt: skip
     store = store_beside(out, section.store)
-    inquiry = build_inquiry(section, store, run=str(out.resolve()), progress=progress)
-    return QuestionPanel(inquiry, questioner, max_failed=max_failed)
+    runner = build_runner(section, store, run=str(out.resolve()), progress=progress)
+    return QuestionPanel(runner, questioner, max_failed=max_failed)

@@ -118,7 +118,7 @@ class AgentsSection(Section):
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
     # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
     # cost nothing and learn again each round, only unless this is said
-    near_chance: Literal["stop", "go on"] | None = None
+    on_near_chance: Literal["stop", "continue"] | None = None
 
     @model_validator(mode="after")
     def _file_given(self) -> AgentsSection:
@@ -139,7 +139,7 @@ class VlmSection(Section):
 
     protocol: Literal["cross_review", "sequential", "zero_shot", "few_shot", "cot"] = "cross_review"
     # ask everybody again in a cross-review, even where the verdict is settled
-    thorough: bool = False
+    always_cross_review: bool = False
     prompts: Path | None = None  # a folder of prompt files that replace the built-in ones
     form: Literal["reason_first", "label_first", "label_only", "cot"] | None = None
     rationale_chars: int = Field(240, ge=20, le=4000)
@@ -154,7 +154,7 @@ class VlmSection(Section):
     patience: float = Field(120, ge=0)  # seconds without any server before the run gives up
     attempts: int = Field(3, ge=1)  # answers to one question, when they cannot be used
     token_cap: int | None = Field(None, ge=1)  # prompt and answer tokens of the whole run
-    # one SQLite file for all runs of a folder; default: judgments.sqlite beside the run folder
+    # one SQLite file for all runs of a folder; default: responses.sqlite beside the run folder
     store: Path | None = None
 
     @model_validator(mode="after")
@@ -180,7 +180,7 @@ class HumanSection(Section):
     # posts over the whole run that people may be asked about; 0: nobody is asked
     budget: int = Field(0, ge=0)
     per_round: int = Field(50, ge=1)
-    # how an estimated error becomes the chance of being reviewed, see README
+    # how an estimated error becomes the chance of being reviewed, see docs/human-budget.md
     rule: Literal["normalised", "exponential", "threshold"] = "exponential"
     floor: float = Field(0.1, ge=0, le=1)  # the share of the budget that is spread evenly
     # where error estimates come from: what classifier and agents said of a post, and how far apart they are;

@@ -14,22 +14,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.ask.metering import Metered, Spending
+from agents.ask.metering import Metered, UsageTotals
 from agents.judgment import Accepted, Candidate
 from agents.panel import Panel
-from agents.trust import NearChance, examine
+from agents.trust import OnNearChance, check_agents
 from losses.groups import Group
 from losses.pnu import PNULoss
 from losses.prior import estimate_prior
-from selftrain.data.corpus import Corpus, IntArray
+from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain.data.corpus import Corpus
 from selftrain.models.calibration import probabilities
 from selftrain.models.classifier import TrainingSet
-from selftrain.models.head import FloatArray
 from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Trainer
 from selftrain.review.reviewers import People
 from selftrain.rounds import (
-    Json,
     Round,
     grown_rows,
     labels_known,
@@ -80,7 +79,7 @@ class LoopSettings:
     root: Path = Path()
     soft_positive: float = 0.67
     limits: Limits = field(default_factory=Limits)
-    near_chance: NearChance = "go on"
+    on_near_chance: OnNearChance = "continue"
 
 
 def self_train(
@@ -154,8 +153,8 @@ def self_train(
 
         # ---- trust: the agents on posts of known label, before the pool is spent on -------------------
         paid_before = spending_of(panel)
-        panel.learn(labelled, accepted=as_accepted(corpus, ledger), pool=pool)
-        trusted = examine(panel, labelled, settings.near_chance)
+        panel.fit(labelled, accepted=as_accepted(corpus, ledger), pool=pool)
+        trusted = check_agents(panel, labelled, settings.on_near_chance)
         atomic.write_json(folder.path / "trust.json", trusted)
 
         # ---- verify: the agents judge alone, then cross-review --------------------------------------
@@ -243,9 +242,9 @@ def publish(folder: RunFolder, corpus: Corpus, ledger: Ledger, root: Path) -> No
     folder.publish(ledger.best_round, grown_rows(corpus, ledger, root))
 
 
-def spending_of(panel: Panel) -> Spending:
+def spending_of(panel: Panel) -> UsageTotals:
     """What the panel has cost so far in this process; agents that cost nothing have spent nothing."""
-    return panel.spending() if isinstance(panel, Metered) else Spending()
+    return panel.usage() if isinstance(panel, Metered) else UsageTotals()
 
 
 def measure(trainer: Trainer[M], model: M, corpus: Corpus, path: Path) -> Json:
@@ -268,7 +267,7 @@ def measure(trainer: Trainer[M], model: M, corpus: Corpus, path: Path) -> Json:
     return {name: evaluate(one.labels, one.logits) for name, one in scored.items()}
 
 
-def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> FloatArray:
+def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
     parts = [logits for _, logits in trainer.logits(model, corpus, positions)]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 

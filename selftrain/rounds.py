@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from losses.groups import Group
-from selftrain.data.corpus import Corpus, LabelArray
+from selftrain._util.types import Json, LabelArray
+from selftrain.data.corpus import Corpus
 from selftrain.errors import RunStateError
 from selftrain.models.classifier import TrainingSet
 from selftrain.models.trainer import Model
 from selftrain.state import Human, Ledger, Pseudo, precision
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class Run:
             RecipeError: The recipe asks other agents, which cost nothing.
             SelftrainError, AgentError: As `rounds`.
         """
-        from agents.ask.vlm_panel import VlmPanel
+        from agents.ask.vlm_panel import VLMPanel
         from selftrain.build import build_panel
         from selftrain.errors import RecipeError
         from selftrain.report.cost import estimate
@@ -139,7 +139,7 @@ class Run:
             update={"vlm": self.recipe.vlm.model_copy(update={"token_cap": None})}
         )
         panel = build_panel(uncapped, prepared.task, prepared.corpus, out=self.folder.path, progress=progress)
-        assert isinstance(panel, VlmPanel)
+        assert isinstance(panel, VLMPanel)
         try:
             return estimate(self.recipe, prepared.corpus, panel)
         finally:

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import SplitError
 
-IntArray = npt.NDArray[np.int64]
-LogitArray = npt.NDArray[np.float32]
 Shares = Literal["equal", "natural"] | Mapping[str, float]
 
 
@@ -27,7 +25,7 @@ class Selection(NamedTuple):
     """
 
     positions: IntArray
-    logits: LogitArray
+    logits: Float32Array
 
 
 class _Best:
@@ -38,7 +36,7 @@ class _Best:
         self.positions = np.empty(0, np.int64)
         self.logits = np.empty(0, np.float32)
 
-    def offer(self, positions: IntArray, logits: LogitArray) -> None:
+    def offer(self, positions: IntArray, logits: Float32Array) -> None:
         positions = np.concatenate([self.positions, positions])
         logits = np.concatenate([self.logits, logits])
         order = np.lexsort((positions, -np.abs(logits)))[: self.quota]
@@ -77,7 +75,7 @@ def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_sha
 
 
 def select(
-    chunks: Iterable[tuple[IntArray, LogitArray]],
+    chunks: Iterable[tuple[IntArray, Float32Array]],
     k: int,
     shares: Shares = "equal",
     *,

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from losses.groups import Group
-from selftrain.data.corpus import Corpus, IntArray
+from selftrain._util.types import IntArray, LabelArray
+from selftrain.data.corpus import Corpus
 from selftrain.models.classifier import TrainingSet
 
 
@@ -161,7 +161,7 @@ class Ledger:
         return TrainingSet(positions, groups, targets)
 
 
-def precision(positions: Iterable[int], values: Iterable[int], truth: npt.NDArray[np.int8]) -> float | None:
+def precision(positions: Iterable[int], values: Iterable[int], truth: LabelArray) -> float | None:
     """Share of right values among the posts whose truth is known; None where none is."""
     pairs = [(truth[p], v) for p, v in zip(positions, values, strict=True) if truth[p] >= 0]
     return sum(int(t == v) for t, v in pairs) / len(pairs) if pairs else None

@@ -92,7 +92,7 @@ class HashPanel:
         self.asked = []
         self.lessons = []
 
-    def learn(self, labelled, *, accepted=(), pool=()):
+    def fit(self, labelled, *, accepted=(), pool=()):
         self.lessons.append([(one.post.id, one.label) for one in accepted])
 
     def verify(self, candidates):
@@ -109,7 +109,7 @@ class HashPanel:
         )
         return Verdict(one.post.id, one.label, one.probability, judgments)
 
-    def recall(self, labelled):
+    def predict_out_of_fold(self, labelled):
         return {}
 
     def describe(self):

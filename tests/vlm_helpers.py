@@ -12,12 +12,12 @@ from pathlib import Path
 from PIL import Image
 
 from agents.ask.brief import Brief
-from agents.ask.cache import AnswerStore
+from agents.ask.cache import ResponseCache
 from agents.ask.prompts import Prompts
 from agents.ask.protocols import PROTOCOLS
-from agents.ask.runner import Inquiry
-from agents.ask.vlm_agent import Interviewer
-from agents.ask.vlm_panel import VlmPanel
+from agents.ask.runner import Runner
+from agents.ask.vlm_agent import VLMAgent
+from agents.ask.vlm_panel import VLMPanel
 from agents.client.base import ChatRequest, Completion, Identity, Picture, PromptSize, Token, Usage
 
 CLASSES = {"rude": "insults somebody", "kind": "everything else"}
@@ -117,14 +117,14 @@ def make_panel(
     run: str = "run-1",
     brief: Brief = BRIEF,
     interview: Mapping | None = None,
-    thorough: bool = False,
+    always_cross_review: bool = False,
     settings: Mapping | None = None,
     **options,
-) -> VlmPanel:
+) -> VLMPanel:
     chosen = PROTOCOLS[protocol]
-    interviewer = Interviewer(Prompts(brief), chosen, opener, **(interview or {}))
-    inquiry = Inquiry(backend, AnswerStore(folder / "answers.sqlite"), run=run, **options)
-    return VlmPanel(inquiry, interviewer, chosen, thorough=thorough, settings=settings)
+    agent = VLMAgent(Prompts(brief), chosen, opener, **(interview or {}))
+    runner = Runner(backend, ResponseCache(folder / "answers.sqlite"), run=run, **options)
+    return VLMPanel(runner, agent, chosen, always_cross_review=always_cross_review, settings=settings)
 
 
 def labelled_posts(n: int = 8) -> list[PostStub]:

@@ -107,7 +107,7 @@ def read_answer(completion: Completion, form: Form) -> Answer:
     if fault:
         return _failed(fault)
     label, rationale = record["label"], _marked(record.get("rationale", "").strip(), form)
-    shares = label_shares(completion.tokens, form)
+    shares = label_probs(completion.tokens, form)
     if label == form.unsure:
         return Answer(State.ABSTAIN, None, rationale, shares)
     return Answer(State.LABEL, label, rationale, shares)
@@ -152,7 +152,7 @@ def loops(text: str) -> bool:
     return len(data) >= _LOOP_LENGTH and len(zlib.compress(data, 9)) < _LOOP_SHARE * len(data)
 
 
-def label_shares(tokens: Sequence[Token], form: Form) -> dict[str, float] | None:
+def label_probs(tokens: Sequence[Token], form: Form) -> dict[str, float] | None:
     """Class name -> share, from the tokens that spell the label; None when they tell nothing.
 
     What falls to `unsure` is left out and the rest scaled up to 1.

@@ -54,7 +54,7 @@ class Note(NamedTuple):
     model: str
 
 
-class Paid(NamedTuple):
+class CachedAnswer(NamedTuple):
     """One stored answer.
 
     Attributes:
@@ -72,7 +72,7 @@ class Paid(NamedTuple):
     seconds: float
 
 
-class AnswerStore:
+class ResponseCache:
     """The file.
 
     Raises:
@@ -93,7 +93,7 @@ class AnswerStore:
             self._check_version()
             self._connection.executescript(_CREATE)
 
-    def get(self, address: str) -> Paid | None:
+    def get(self, address: str) -> CachedAnswer | None:
         """The answer at an address, or None."""
         with self._explained("read"):
             row = self._connection.execute(
@@ -103,9 +103,9 @@ class AnswerStore:
             ).fetchone()
         if row is None:
             return None
-        return Paid(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
+        return CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
 
-    def put(self, address: str, paid: Paid, note: Note, attempt: int) -> None:
+    def put(self, address: str, paid: CachedAnswer, note: Note, attempt: int) -> None:
         """Keep an answer. The first one at an address stays: a second was paid by another process.
 
         Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
 # a share below this says no more than this one: what is not among the likeliest tokens is not impossible
 _LEAST = 1e-4
@@ -61,7 +61,7 @@ def fit(shares: Sequence[Mapping[str, float]], truth: Sequence[str], classes: Se
     logs = _logs(shares, classes)
     targets = np.array([list(classes).index(label) for label in truth])
 
-    def loss(parameters: FloatArray) -> float:
+    def loss(parameters: Floats) -> float:
         scores = math.exp(parameters[0]) * logs + parameters[1:]
         scores = scores - scores.max(axis=1, keepdims=True)
         chosen = scores[np.arange(len(targets)), targets]
@@ -90,7 +90,7 @@ def held_out(
     return [None if one is None else fits[fold_of[i]].apply(one) for i, one in enumerate(shares)]
 
 
-def _logs(shares: Sequence[Mapping[str, float]], classes: Sequence[str]) -> FloatArray:
+def _logs(shares: Sequence[Mapping[str, float]], classes: Sequence[str]) -> Floats:
     """Log shares [n, K]."""
     values = np.array([[one[name] for name in classes] for one in shares], dtype=np.float64)
     return np.log(np.maximum(values, _LEAST))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from agents.ask.cache import AnswerStore, Note, Paid
+from agents.ask.cache import CachedAnswer, Note, ResponseCache
 from agents.client.base import Backend, ChatRequest, Completion, Identity, Usage, address
 from agents.errors import TokenCapError
 
@@ -19,7 +19,7 @@ RETRY_TEMPERATURE = 0.7
 """Of attempts after the first: at 0 the model would write the same unusable answer again."""
 
 
-class Spending(NamedTuple):
+class UsageTotals(NamedTuple):
     """What was asked of a model, and what it cost.
 
     Attributes:
@@ -36,10 +36,10 @@ class Spending(NamedTuple):
     usage: Usage = Usage()
     seconds: float = 0.0
 
-    def minus(self, earlier: Spending) -> Spending:
+    def minus(self, earlier: UsageTotals) -> UsageTotals:
         """What came since `earlier`."""
         used = Usage(*(a - b for a, b in zip(self.usage, earlier.usage, strict=True)))
-        return Spending(
+        return UsageTotals(
             self.calls - earlier.calls, self.stored - earlier.stored, self.failed - earlier.failed, used,
             self.seconds - earlier.seconds,
         )  # fmt: skip
@@ -59,7 +59,7 @@ class Spending(NamedTuple):
 class Metered(Protocol):
     """A panel whose answers cost something."""
 
-    def spending(self) -> Spending:
+    def usage(self) -> UsageTotals:
         """What this process has asked and paid so far."""
         ...
 
@@ -83,10 +83,10 @@ class Reply(NamedTuple):
     fault: str
     attempts: int
     address: str
-    paid: Paid
+    paid: CachedAnswer
 
 
-class Payer:
+class MeteredClient:
     """Asks questions of one model for one run.
 
     Args:
@@ -102,7 +102,7 @@ class Payer:
         self,
         backend: Backend,
         identity: Identity,
-        store: AnswerStore,
+        store: ResponseCache,
         *,
         run: str,
         attempts: int = 3,
@@ -117,9 +117,9 @@ class Payer:
         self._spent = store.spent(run).total
         self._expected = 0  # tokens of calls under way, at most
         self._dearest = 0  # largest prompt so far
-        self._under_way: dict[str, asyncio.Future[Paid]] = {}
+        self._under_way: dict[str, asyncio.Future[CachedAnswer]] = {}
         self._closed = False
-        self.spending = Spending()
+        self.spending = UsageTotals()
 
     def stop(self) -> None:
         """Buy nothing more; what is under way may still arrive and is kept."""
@@ -169,14 +169,14 @@ class Payer:
         read: Callable[[Completion], tuple[Mapping[str, Any], str]],
         note: Note,
         attempt: int,
-    ) -> Paid:
+    ) -> CachedAnswer:
         stored = self._store.get(place)
         if stored is not None:
             self.spending = self.spending._replace(stored=self.spending.stored + 1)
             return stored
         if place in self._under_way:  # the same post twice: the second waits for the first's answer
             return await asyncio.shield(self._under_way[place])
-        future: asyncio.Future[Paid] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[CachedAnswer] = asyncio.get_running_loop().create_future()
         self._under_way[place] = future
         try:
             paid = await self._buy(request, read)
@@ -192,7 +192,7 @@ class Payer:
 
     async def _buy(
         self, request: ChatRequest, read: Callable[[Completion], tuple[Mapping[str, Any], str]]
-    ) -> Paid:
+    ) -> CachedAnswer:
         if self._closed:
             raise asyncio.CancelledError
         reserved = self._reserve(request)
@@ -209,7 +209,9 @@ class Payer:
             seconds=self.spending.seconds + completion.seconds,
         )
         answer, fault = read(completion)
-        return Paid({**answer, "fault": fault}, completion.text, completion.finish, usage, completion.seconds)
+        return CachedAnswer(
+            {**answer, "fault": fault}, completion.text, completion.finish, usage, completion.seconds
+        )
 
     def _reserve(self, request: ChatRequest) -> int:
         """Tokens that a call may cost, held back until it is known; a prompt may be as dear as any so far."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from agents.ask.brief import Brief
-from agents.ask.sanitize import cut, neutralise, quoted
+from agents.ask.sanitize import cut, quoted, sanitize
 from agents.ask.templates import Templates
 from agents.client.base import Message, Picture
 
@@ -19,7 +19,7 @@ class PromptFiles:
         brief: Policy, classes, roles.
         folder: Files that replace the built-in ones of the same name; None for none.
         text_chars: Most characters of a post's text, and of another model's words.
-        special: Strings that the tokenizer treats as single tokens, see `fencing.neutralise`.
+        special: Strings that the tokenizer treats as single tokens, see `fencing.sanitize`.
 
     Raises:
         PromptError: A file of no known name, a placeholder that is unknown, or one that is missing.
@@ -59,7 +59,7 @@ class PromptFiles:
 
     def _quoted(self, said: str) -> str:
         """What another model said, cut and quoted line by line."""
-        shown = cut(neutralise(said, self._special), self._text_chars).text
+        shown = cut(sanitize(said, self._special), self._text_chars).text
         return quoted(shown) if shown.strip() else ""
 
     def _told_of(self, text: str, pictures: int) -> dict[str, str]:
@@ -70,7 +70,7 @@ class PromptFiles:
             pictures: How many are sent with it.
         """
         seen = {0: "no picture", 1: "one picture"}.get(pictures, f"{pictures} pictures")
-        shown = cut(neutralise(text, self._special), self._text_chars)
+        shown = cut(sanitize(text, self._special), self._text_chars)
         if not shown.text.strip():
             return {"contents": f"no words and {seen}", "words": ""}
         words = quoted(shown.text)

@@ -64,22 +64,22 @@ def _each_alone() -> Asking:
     yield (Ask("reviewer", 0, "reviewer.first"), Ask("user", 0, "user.first"))
 
 
-def _cross_review(first: Sequence[Judgment], classifier: str, thorough: bool) -> Asking:
+def _cross_review(first: Sequence[Judgment], classifier: str, always_cross_review: bool) -> Asking:
     """Where anybody disagrees, both decide again, each seeing the other's first words.
 
-    Two calls are saved unless `thorough`. Whoever disagreed with the classifier is asked first: if that agent
-    stays, the candidate is divergent whatever the other would say. And where neither gave a label, there is
-    no argument to exchange: shown nothing but the classifier's label, they would at best repeat it.
+    Two calls are saved unless `always_cross_review`. Whoever disagreed with the classifier is asked first: if
+    that agent stays, the candidate is divergent whatever the other would say. And where neither gave a label,
+    there is no argument to exchange: shown nothing but the classifier's label, they would at best repeat it.
     """
     if all(judgment.label == classifier for judgment in first):
         return
-    if not thorough and all(judgment.label is None for judgment in first):
+    if not always_cross_review and all(judgment.label is None for judgment in first):
         return
     asks = [
         Ask(own.agent, 1, f"{own.agent}.again", own, other, classifier)
         for own, other in zip(first, reversed(first), strict=True)
     ]
-    if thorough:
+    if always_cross_review:
         yield tuple(asks)
         return
     for ask in sorted(asks, key=lambda one: one.own is not None and one.own.label == classifier):
@@ -100,7 +100,7 @@ def _judge_alone(template: str) -> Callable[[], Asking]:
     return alone
 
 
-def _nothing_more(first: Sequence[Judgment], classifier: str, thorough: bool) -> Asking:
+def _nothing_more(first: Sequence[Judgment], classifier: str, always_cross_review: bool) -> Asking:
     return
     yield  # a generator that ends at once
 

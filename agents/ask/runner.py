@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from agents.ask.cache import AnswerStore
-from agents.ask.metering import Payer, Spending
+from agents.ask.cache import ResponseCache
+from agents.ask.metering import MeteredClient, UsageTotals
 from agents.ask.side_by_side import SideBySide
 from agents.ask.threads import LoopThread
 from agents.client.base import Backend, Identity
 
-Progress = Callable[[str, int], Callable[[Spending], None]]
+Progress = Callable[[str, int], Callable[[UsageTotals], None]]
 """From what is done and how many there are to a function that is told after each."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Inquiry:
+class Runner:
     """What stands between those who ask and whatever answers.
 
     Args:
@@ -38,7 +38,7 @@ class Inquiry:
     def __init__(
         self,
         backend: Backend,
-        store: AnswerStore,
+        store: ResponseCache,
         *,
         run: str,
         width: int = 64,
@@ -54,7 +54,7 @@ class Inquiry:
         self._cap = token_cap
         self._progress = progress
         self._thread = LoopThread()
-        self._payer: Payer | None = None
+        self._payer: MeteredClient | None = None
         self._reached = False
 
     def work(
@@ -81,7 +81,7 @@ class Inquiry:
 
         def on_done(_: object) -> None:
             if told is not None:
-                told(self.spending())
+                told(self.usage())
 
         def stop() -> None:
             if self._payer is not None:
@@ -97,12 +97,12 @@ class Inquiry:
 
         return self._thread.run(run(), on_interrupt=side_by_side.stop)
 
-    async def payer(self) -> Payer:
+    async def payer(self) -> MeteredClient:
         """Whoever pays for questions; the model is reached if it was not before. On the event loop only."""
         if self._payer is None:
             self._reached = True  # also if it fails: what was begun is to be closed
             identity = await self.backend.open()
-            self._payer = Payer(
+            self._payer = MeteredClient(
                 self.backend,
                 identity,
                 self.store,
@@ -120,9 +120,9 @@ class Inquiry:
         """The model that answers, if it was reached."""
         return self._payer.identity if self._payer is not None else None
 
-    def spending(self) -> Spending:
+    def usage(self) -> UsageTotals:
         """What this process has asked and paid so far."""
-        return self._payer.spending if self._payer is not None else Spending()
+        return self._payer.spending if self._payer is not None else UsageTotals()
 
     def close(self) -> None:
         """Let go of the server; safe to repeat. The store is its owner's: several may share it."""

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 QUOTE = "> "
-"""Begins every line of material; after `neutralise` no line can contain a ``>`` of its own."""
+"""Begins every line of material; after `sanitize` no line can contain a ``>`` of its own."""
 
 # < and > and their full-width and small forms, which a normalising tokenizer would turn into them
 _ANGLES = {ord(c): "\u2039" for c in "<\uff1c\ufe64"} | {ord(c): "\u203a" for c in ">\uff1e\ufe65"}
@@ -38,7 +38,7 @@ class Cut(NamedTuple):
         return len(self.text) < self.total
 
 
-def neutralise(text: str, special: Collection[str] = ()) -> str:
+def sanitize(text: str, special: Collection[str] = ()) -> str:
     """`text` without anything that a tokenizer or a reader could take for more than text.
 
     Args:

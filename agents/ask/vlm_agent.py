@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from agents.ask.answer_schema import Form, FormName, read_answer
 from agents.ask.label_calibration import Calibration, identity
-from agents.ask.metering import Payer, Reply
+from agents.ask.metering import MeteredClient, Reply
 from agents.ask.pictures import Opener, encode
 from agents.ask.prompts import ROLES, Prompts
 from agents.ask.protocols import Ask, Protocol
@@ -24,7 +24,7 @@ _TOP_LOGPROBS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PreparedPost:
     """A post made ready to be asked about, once for all questions.
 
     Attributes:
@@ -40,7 +40,7 @@ class Seen:
     fault: str = ""
 
 
-class Interviewer:
+class VLMAgent:
     """Asks about posts and reads the answers.
 
     Args:
@@ -81,7 +81,7 @@ class Interviewer:
         self._seed = seed
         named = [role for role in protocol.roles if role in ROLES]
         self._system = prompts.system(self.form, named)
-        self._drawn: tuple[Seen, ...] = ()
+        self._drawn: tuple[PreparedPost, ...] = ()
 
     async def draw_examples(self, labelled: Sequence[LabelledPost]) -> None:
         """Choose the posts that are shown as examples; a protocol without examples chooses none."""
@@ -94,12 +94,12 @@ class Interviewer:
             chosen += [labelled[i] for i in order if labelled[i].label == name][: self._per_class + 1]
         self._drawn = tuple([await self._seen(post) for post in chosen])
 
-    async def look_at(self, post: PostLike) -> Seen:
+    async def prepare_post(self, post: PostLike) -> PreparedPost:
         """`post` with its pictures and, where the protocol has them, examples."""
         seen = await self._seen(post)
-        return Seen(seen.post, seen.pictures, tuple(self._example_turns(post)), seen.fault)
+        return PreparedPost(seen.post, seen.pictures, tuple(self._example_turns(post)), seen.fault)
 
-    def request(self, seen: Seen, ask: Ask) -> ChatRequest:
+    def request(self, seen: PreparedPost, ask: Ask) -> ChatRequest:
         """The call that asks."""
         ending = self._prompts.ending(ask.template, own=ask.own, other=ask.other, classifier=ask.classifier)
         question = self._prompts.post(seen.post.text, seen.pictures, ending)
@@ -107,7 +107,7 @@ class Interviewer:
         messages = (self._system, *seen.examples, question)
         return ChatRequest(messages, self.form.schema(), sampling, affinity=seen.post.id)
 
-    async def judge(self, seen: Seen, ask: Ask, payer: Payer) -> Judgment:
+    async def judge(self, seen: PreparedPost, ask: Ask, payer: MeteredClient) -> Judgment:
         """The judgment that `ask` brings; FAILED with the reason when it brings none.
 
         Raises:
@@ -143,8 +143,8 @@ class Interviewer:
             probability = None if label is None else corrected[label]
         return Judgment(ask.role, ask.step, state, label, probability, answer["rationale"], source, details)
 
-    async def _seen(self, post: PostLike) -> Seen:
-        return await look_at(post, self._opener, self._image_side, self._max_images)
+    async def _seen(self, post: PostLike) -> PreparedPost:
+        return await prepare_post(post, self._opener, self._image_side, self._max_images)
 
     def _example_turns(self, post: PostLike) -> list[Message]:
         turns: list[Message] = []
@@ -159,18 +159,18 @@ class Interviewer:
         return turns
 
 
-async def look_at(post: PostLike, opener: Opener, side: int, most: int) -> Seen:
+async def prepare_post(post: PostLike, opener: Opener, side: int, most: int) -> PreparedPost:
     """`post` with its first `most` pictures, the longest side of each at most `side` pixels."""
     paths = tuple(post.images)[:most]
     try:
         # decoding takes long enough to hold up every other call
         pictures = [await asyncio.to_thread(encode, path, opener, side) for path in paths]
     except Exception as error:  # decoders raise a dozen types; the reason becomes the judgment's
-        return Seen(post, fault=f"A picture of this post could not be read: {error}")
-    return Seen(post, tuple(pictures))
+        return PreparedPost(post, fault=f"A picture of this post could not be read: {error}")
+    return PreparedPost(post, tuple(pictures))
 
 
-def source_of(payer: Payer) -> str:
+def source_of(payer: MeteredClient) -> str:
     """What answers, as judgments name it: the model and its revision."""
     revision = f"@{payer.identity.revision[:12]}" if payer.identity.revision else ""
     return f"vlm:{payer.identity.model}{revision}"

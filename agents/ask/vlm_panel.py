@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from agents.ask import label_calibration as calibration
-from agents.ask.metering import Spending
+from agents.ask.metering import UsageTotals
 from agents.ask.protocols import Ask, Asking, Protocol, all_asks
-from agents.ask.runner import Inquiry
-from agents.ask.vlm_agent import Interviewer, Seen
+from agents.ask.runner import Runner
+from agents.ask.vlm_agent import PreparedPost, VLMAgent
 from agents.client.base import Identity, PromptSize
 from agents.errors import LearningError
 from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, Verdict
@@ -33,14 +33,14 @@ class PromptSizes(NamedTuple):
     then: tuple[float, float]
 
 
-class VlmPanel:
+class VLMPanel:
     """Agents behind a backend; implements `Panel`.
 
     Args:
-        inquiry: What answers, where answers are kept, and what they may cost; closed here, its store too.
+        runner: What answers, where answers are kept, and what they may cost; closed here, its store too.
         interviewer: Prompts, pictures, forms.
         protocol: Who is asked what.
-        thorough: Ask everybody again even where the verdict is settled.
+        always_cross_review: Ask everybody again even where the verdict is settled.
         settings: What `describe` says besides.
     """
 
@@ -48,23 +48,23 @@ class VlmPanel:
 
     def __init__(
         self,
-        inquiry: Inquiry,
-        interviewer: Interviewer,
+        runner: Runner,
+        interviewer: VLMAgent,
         protocol: Protocol,
         *,
-        thorough: bool = False,
+        always_cross_review: bool = False,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self._inquiry = inquiry
-        self._interviewer = interviewer
+        self._runner = runner
+        self._agent = interviewer
         self._protocol = protocol
-        self._thorough = thorough
+        self._always_cross_review = always_cross_review
         self._settings = dict(settings or {})
         self._alone: dict[str, tuple[Judgment, ...]] = {}  # judgments of labelled posts, by post id
 
     # ---- as the loop sees it --------------------------------------------------------------------------
 
-    def learn(
+    def fit(
         self,
         labelled: Sequence[LabelledPost],
         *,
@@ -84,15 +84,15 @@ class VlmPanel:
             return
 
         async def draw_examples() -> None:
-            await self._interviewer.draw_examples(labelled)
+            await self._agent.draw_examples(labelled)
 
-        judged = self._inquiry.work("labelled posts", labelled, self._judge_alone, first=draw_examples)
+        judged = self._runner.work("labelled posts", labelled, self._judge_alone, first=draw_examples)
         self._alone = dict(zip(ids, judged, strict=True))
         truth = [str(post.label) for post in labelled]
         for role in self._protocol.roles:
             known = [(s, t) for s, t in zip(self._shares(role, ids), truth, strict=True) if s is not None]
-            self._interviewer.calibrations[role] = calibration.fit(
-                [shares for shares, _ in known], [label for _, label in known], self._interviewer.form.classes
+            self._agent.calibrations[role] = calibration.fit(
+                [shares for shares, _ in known], [label for _, label in known], self._agent.form.classes
             )
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
@@ -105,15 +105,15 @@ class VlmPanel:
             KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
                 is raised.
         """
-        return self._inquiry.work("candidates", candidates, self._verdict)
+        return self._runner.work("candidates", candidates, self._verdict)
 
-    def recall(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
         """Each role's judgments on the labelled posts, calibrated on the others of them."""
-        self.learn(labelled)
+        self.fit(labelled)
         ids, truth = [post.id for post in labelled], [str(post.label) for post in labelled]
         recalled: dict[str, list[Judgment]] = {}
         for place, role in enumerate(self._protocol.roles):
-            corrected = calibration.held_out(self._shares(role, ids), truth, self._interviewer.form.classes)
+            corrected = calibration.held_out(self._shares(role, ids), truth, self._agent.form.classes)
             recalled[role] = [
                 _recalibrated(self._alone[post_id][place], probabilities)
                 for post_id, probabilities in zip(ids, corrected, strict=True)
@@ -122,7 +122,7 @@ class VlmPanel:
 
     def describe(self) -> dict[str, Any]:
         """Protocol and settings; the model too once it was reached."""
-        identity = self._inquiry.reached()
+        identity = self._runner.reached()
         model = {"model": identity._asdict()} if identity is not None else {}
         return {
             "protocol": self._protocol.name,
@@ -132,13 +132,13 @@ class VlmPanel:
             **model,
         }
 
-    def spending(self) -> Spending:
+    def usage(self) -> UsageTotals:
         """What this process has asked and paid so far."""
-        return self._inquiry.spending()
+        return self._runner.usage()
 
     def identity(self) -> Identity:
         """The model that answers; it is reached if it was not before."""
-        return self._inquiry.identity()
+        return self._runner.identity()
 
     def measure(self, posts: Sequence[PostLike], said: Judgment, classifier: str) -> PromptSizes:
         """Mean prompt sizes of the calls on `posts`; no answer is asked for.
@@ -151,31 +151,31 @@ class VlmPanel:
         parts = all_asks(self._protocol, said, classifier)
 
         async def sizes(post: PostLike) -> list[list[PromptSize]]:
-            seen = await self._interviewer.look_at(post)
+            seen = await self._agent.prepare_post(post)
             return [
-                [await self._inquiry.backend.measure(self._interviewer.request(seen, ask)) for ask in asks]
+                [await self._runner.backend.measure(self._agent.request(seen, ask)) for ask in asks]
                 for asks in parts
                 if not seen.fault
             ]
 
-        measured = self._inquiry.work("prompt sizes", posts, sizes)
+        measured = self._runner.work("prompt sizes", posts, sizes)
         alone, then = ([size for one in measured if one for size in one[part]] for part in (0, 1))
         return PromptSizes(len(parts[0]), _mean(alone), len(parts[1]), _mean(then))
 
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
-        self._inquiry.close()
-        self._inquiry.store.close()
+        self._runner.close()
+        self._runner.store.close()
 
     # ---- on the event loop ----------------------------------------------------------------------------
 
     async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
-        return tuple(await self._asked(self._protocol.alone(), await self._interviewer.look_at(post)))
+        return tuple(await self._asked(self._protocol.alone(), await self._agent.prepare_post(post)))
 
     async def _verdict(self, candidate: Candidate) -> Verdict:
-        seen = await self._interviewer.look_at(candidate.post)
+        seen = await self._agent.prepare_post(candidate.post)
         first = await self._asked(self._protocol.alone(), seen)
-        then = await self._asked(self._protocol.then(first, candidate.label, self._thorough), seen)
+        then = await self._asked(self._protocol.then(first, candidate.label, self._always_cross_review), seen)
         # a verdict lists a step's judgments in the order of the roles, whoever was asked first
         again = sorted(then, key=lambda judgment: self._protocol.roles.index(judgment.agent))
         return Verdict(
@@ -186,7 +186,7 @@ class VlmPanel:
             self._protocol.deciders,
         )
 
-    async def _asked(self, asking: Asking, seen: Seen) -> list[Judgment]:
+    async def _asked(self, asking: Asking, seen: PreparedPost) -> list[Judgment]:
         """All judgments of a protocol's part, in the order of its questions."""
         judgments: list[Judgment] = []
         try:
@@ -198,11 +198,11 @@ class VlmPanel:
         except StopIteration:
             return judgments
 
-    async def _together(self, asks: Sequence[Ask], seen: Seen) -> list[Judgment]:
+    async def _together(self, asks: Sequence[Ask], seen: PreparedPost) -> list[Judgment]:
         """Answers to questions that do not wait for each other."""
-        payer = await self._inquiry.payer()
+        payer = await self._runner.payer()
         answers = await asyncio.gather(
-            *(self._interviewer.judge(seen, ask, payer) for ask in asks), return_exceptions=True
+            *(self._agent.judge(seen, ask, payer) for ask in asks), return_exceptions=True
         )
         # only now, when none is under way any more: what the others brought is kept
         errors = [answer for answer in answers if isinstance(answer, BaseException)]

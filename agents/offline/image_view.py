@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from agents.errors import LearningError, NotLearnedError
+from agents.errors import LearningError, NotFittedError
 from agents.judgment import PostLike
 from agents.offline.calibrate import Calibrator
 from agents.offline.view import Floats, Lesson, Neighbour, Opinion
@@ -42,7 +42,7 @@ class ImageView:
         self._learned = False
         self._calibrator: Calibrator | None = None
 
-    def learn(self, lesson: Lesson) -> Floats:
+    def fit(self, lesson: Lesson) -> Floats:
         """Learn, and give the calibrated evidence [L, K] on the labelled posts, each left out in turn."""
         vectors = self._vectors(lesson.posts)
         seen = np.flatnonzero(vectors.any(axis=1))
@@ -65,7 +65,7 @@ class ImageView:
         """Evidence on posts that were not learned from.
 
         Raises:
-            NotLearnedError: Before `learn`.
+            NotFittedError: Before `learn`.
         """
         return self._opinion(posts)
 
@@ -75,7 +75,7 @@ class ImageView:
 
     def _opinion(self, posts: Sequence[PostLike], *, near: bool = False) -> Opinion:
         if not self._learned:
-            raise NotLearnedError(f"the view of {self.name} has not learned yet")
+            raise NotFittedError(f"the view of {self.name} has not learned yet")
         neighbours: list[list[Neighbour]] = [[] for _ in posts]
         evidence = np.zeros((len(posts), self._classes))
         if self._calibrator is None:

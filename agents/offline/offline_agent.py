@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agents.errors import LearningError, NotLearnedError
+from agents.errors import LearningError, NotFittedError
 from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State
 from agents.offline.image_view import ImageVectors, ImageView
 from agents.offline.ngrams import CharacterNgrams, WordNgrams
@@ -74,7 +74,7 @@ class OfflineAgent:
         self._prior: Floats | None = None
         self._recalled: dict[str, Floats] = {}
 
-    def learn(
+    def fit(
         self,
         labelled: Sequence[LabelledPost],
         *,
@@ -100,7 +100,7 @@ class OfflineAgent:
             pool=pool,
             folds=_folds(labels, FOLDS if len(accepted) < LARGE else FOLDS_LARGE, self._seed),
         )
-        evidence = sum((view.learn(lesson) for view in self._views), np.zeros((len(labels), len(counts))))
+        evidence = sum((view.fit(lesson) for view in self._views), np.zeros((len(labels), len(counts))))
         self._recalled = {post.id: row for post, row in zip(labelled, evidence, strict=True)}
         prior = np.log(counts / counts.sum())
         self._prior = self._prior_share * (prior - prior.mean())
@@ -109,7 +109,7 @@ class OfflineAgent:
         """Step 0: each post alone.
 
         Raises:
-            NotLearnedError: Before `learn`.
+            NotFittedError: Before `learn`.
         """
         self._learned_prior()
         if not posts:
@@ -123,7 +123,7 @@ class OfflineAgent:
             for i in range(len(posts))
         ]
 
-    def recall(self, labelled: Sequence[LabelledPost]) -> list[Judgment]:
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> list[Judgment]:
         """Step 0 on posts of known label; those learned from are judged out of fold, without details."""
         prior = self._learned_prior()
         new = [post for post in labelled if post.id not in self._recalled]
@@ -181,7 +181,7 @@ class OfflineAgent:
 
     def _learned_prior(self) -> Floats:
         if self._prior is None:
-            raise NotLearnedError(f"{self.role} has not learned yet")
+            raise NotFittedError(f"{self.role} has not learned yet")
         return self._prior
 
     def _sum(self, opinions: Sequence[Opinion]) -> tuple[Floats, npt.NDArray[np.bool_]]:

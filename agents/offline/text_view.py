@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from agents.errors import NotLearnedError
+from agents.errors import NotFittedError
 from agents.judgment import PostLike
 from agents.offline.calibrate import Calibrator
 from agents.offline.linear import fit_weights
@@ -42,7 +42,7 @@ class TextView:
         self._row_of: dict[str, int] = {}
         self._weights: Floats | None = None
 
-    def learn(self, lesson: Lesson) -> Floats:
+    def fit(self, lesson: Lesson) -> Floats:
         """Learn, and give the calibrated evidence [L, K] on the labelled posts, out of fold."""
         if self._corpus is None:
             self._read([*lesson.posts, *lesson.pool], min_count=2 if lesson.pool else 1)
@@ -65,7 +65,7 @@ class TextView:
         """Evidence on posts that were not learned from.
 
         Raises:
-            NotLearnedError: Before `learn`.
+            NotFittedError: Before `learn`.
         """
         return self._opinion(self._rows(posts))
 
@@ -80,7 +80,7 @@ class TextView:
 
     def _opinion(self, matrix: Sparse) -> Opinion:
         if self._weights is None:
-            raise NotLearnedError(f"the view of {self.name} has not learned yet")
+            raise NotFittedError(f"the view of {self.name} has not learned yet")
         # an n-gram that no labelled or pool post taught is no knowledge
         known = matrix.getnnz(axis=1) > 0
         evidence = self._calibrator.evidence(matrix @ self._weights + self._bias)
@@ -116,7 +116,7 @@ class TextView:
     def _words(self, found: Occurrences, count: int, labels: npt.NDArray[np.int64]) -> list[list[Word]]:
         """What each word adds to the margin of the label judged over the best other class, in shares."""
         if self._weights is None:
-            raise NotLearnedError(f"the view of {self.name} has not learned yet")
+            raise NotFittedError(f"the view of {self.name} has not learned yet")
         weights = self._weights[found.feature]  # [M, K]
         own = labels[found.text]
         mine = np.take_along_axis(weights, own[:, None], axis=1)[:, 0]

@@ -73,7 +73,7 @@ class View(Protocol):
     @property
     def name(self) -> str: ...
 
-    def learn(self, lesson: Lesson) -> Floats:
+    def fit(self, lesson: Lesson) -> Floats:
         """Learn, and give the calibrated evidence [L, K] on the labelled posts, out of fold."""
         ...
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from runs.bench import act_coverage, act_loop, act_reviewers
 from runs.bench.act_tables import gap_lines, mean_lines, order_lines
 from runs.bench.study import Figure, Figures
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.quality_gap import abs_score, accuracy, aqg_curve, chance_abs
 from selftrain.act.simulation import annotated, annotated_like, criticized
@@ -28,8 +28,6 @@ from selftrain.models.metrics import macro_f1_of_classes
 if TYPE_CHECKING:
     from selftrain.act.training import ACTSet
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 ACCURACIES = {"emotion": 0.82, "irony": 0.66}
 """Published accuracy of the annotator on each data set."""
@@ -69,9 +67,9 @@ class Tweets(NamedTuple):
     """
 
     texts: tuple[str, ...]
-    rows: FloatArray
+    rows: Float32Array
     labels: IntArray
-    test_rows: FloatArray
+    test_rows: Float32Array
     test_labels: IntArray
     classes: tuple[str, ...]
     layout: Any
@@ -191,9 +189,7 @@ def measure(
                     yield from scored(f"{method} mixed", labelled_set(np.where(reviewed, truth, machine)))
 
 
-def _criticizer(
-    wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64], budget: int
-) -> dict[str, float]:
+def _criticizer(wrong: BoolArray, errors: FloatArray, budget: int) -> dict[str, float]:
     return {
         "aqg": float(aqg_curve(wrong, errors)[budget]),
         "abs": abs_score(wrong, errors) or 0.0,
@@ -221,7 +217,7 @@ def _trained(
     }
 
 
-def bag_of_words(texts: Sequence[str], labels: IntArray, seed: int) -> npt.NDArray[np.float64]:
+def bag_of_words(texts: Sequence[str], labels: IntArray, seed: int) -> FloatArray:
     """Log-probabilities [N, K] of a naive Bayes model of words, each post scored by one that never saw it."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.model_selection import StratifiedKFold, cross_val_predict

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from runs.bench.study import Figure, Figures
+from selftrain._util.types import FloatArray, IntArray
 from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.quality_gap import abs_score, accuracy
 from selftrain.models.metrics import macro_f1_of_classes
@@ -49,10 +49,10 @@ class Judged(NamedTuple):
         errors: e.
     """
 
-    positions: npt.NDArray[np.int64]
-    machine: npt.NDArray[np.int64]
-    truth: npt.NDArray[np.int64]
-    errors: npt.NDArray[np.float64]
+    positions: IntArray
+    machine: IntArray
+    truth: IntArray
+    errors: FloatArray
 
 
 def measure(figures: Figures, data: Path, seeds: Sequence[int]) -> None:

@@ -19,16 +19,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from runs.bench.study import Figure, Figures
 from runs.bench.synthetic_run import synthetic_run
+from selftrain._util.types import Json
 from selftrain.errors import SelftrainError
 from selftrain.review.ledger import LEDGER, ReviewLedger
 from selftrain.review.requests import request_reviews
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 POSTS, REVIEWERS, KILLS, DOUBLED = 10_000, 20, 5, 0.1
 _DIVERGENT = 0.15

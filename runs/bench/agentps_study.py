@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import FloatArray
 from selftrain.agentps.albums import Frames
 from selftrain.agentps.architecture import Architecture, build
 from selftrain.agentps.evaluation import Answered, answered, quick
@@ -175,7 +175,5 @@ def _cell(
 def _best_threshold(one: Answered) -> float:
     """The threshold of the largest F1."""
     shape = curve(one.found, one.scores)
-    f1: npt.NDArray[np.float64] = (
-        2 * shape.precision * shape.recall / (shape.precision + shape.recall + 1e-12)
-    )
+    f1: FloatArray = 2 * shape.precision * shape.recall / (shape.precision + shape.recall + 1e-12)
     return float(shape.thresholds[int(f1.argmax())])

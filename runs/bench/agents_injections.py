@@ -93,7 +93,7 @@ def flips(address: str, data: Path, seed: int, per_attempt: int = 2) -> dict[str
         root = Path(folder)
         panel, _ = recorded_panel(address, task, root, "injections", "zero_shot")
         # recall judges posts of known label alone; their labels here are only the form of the question
-        base = panel.recall(posts)["judge"]
+        base = panel.predict_out_of_fold(posts)["judge"]
         pairs = [
             (post, one, tried[i % len(tried)]) for i, (post, one) in enumerate(zip(posts, base, strict=True))
         ]
@@ -104,7 +104,9 @@ def flips(address: str, data: Path, seed: int, per_attempt: int = 2) -> dict[str
         given = list(zip(pairs, targets, strict=True))
         hostile = [attacked(p, a, t, root / "hostile" / str(i)) for i, ((p, _, a), t) in enumerate(given)]
         harmless = [control(p, a, root / "control" / str(i)) for i, ((p, _, a), _) in enumerate(given)]
-        said, neutral = (panel.recall(_labelled(side, pairs))["judge"] for side in (hostile, harmless))
+        said, neutral = (
+            panel.predict_out_of_fold(_labelled(side, pairs))["judge"] for side in (hostile, harmless)
+        )
         panel.close()
     places = [attempt.where for _, _, attempt in pairs]
     return {

@@ -50,12 +50,12 @@ class _Answering:
 def measure(size: int) -> float:
     """Megabytes by which the peak rises above what the queue itself takes."""
     from agents.ask.brief import Brief
-    from agents.ask.cache import AnswerStore
+    from agents.ask.cache import ResponseCache
     from agents.ask.prompts import Prompts
     from agents.ask.protocols import PROTOCOLS
-    from agents.ask.runner import Inquiry
-    from agents.ask.vlm_agent import Interviewer
-    from agents.ask.vlm_panel import VlmPanel
+    from agents.ask.runner import Runner
+    from agents.ask.vlm_agent import VLMAgent
+    from agents.ask.vlm_panel import VLMPanel
     from agents.errors import TokenCapError
     from agents.judgment import Candidate
     from backbones.images import open_image
@@ -65,10 +65,10 @@ def measure(size: int) -> float:
     queue = [Candidate(Post(f"p{i}", f"post number {i} says nothing"), "kind", 0.9) for i in range(size)]
     protocol = PROTOCOLS["cross_review"]
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
-        store = AnswerStore(Path(folder) / "answers.sqlite")
-        panel = VlmPanel(
-            Inquiry(_Answering(), store, run="memory", token_cap=ANSWERED * _TOKENS),
-            Interviewer(Prompts(brief), protocol, lambda p, s: open_image(p, target_size=s)),
+        store = ResponseCache(Path(folder) / "answers.sqlite")
+        panel = VLMPanel(
+            Runner(_Answering(), store, run="memory", token_cap=ANSWERED * _TOKENS),
+            VLMAgent(Prompts(brief), protocol, lambda p, s: open_image(p, target_size=s)),
             protocol,
         )
         before = _peak()

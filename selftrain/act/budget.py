@@ -22,10 +22,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.types import FloatArray, IntArray
 from selftrain.errors import BudgetError
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 Rule = Literal["normalised", "exponential", "threshold"]
 
 STEEPNESS = 10.0

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from agents.ask.criticizer.asking import Annotation, Annotator, Criticizer
 from agents.ask.criticizer.desk import Desk
 from agents.ask.criticizer.wording import Wording
 from agents.judgment import LabelledPost
 from agents.trust import Interval, wilson
+from selftrain._util.types import BoolArray
 from selftrain.act.scoring import AnnotatorScore, CriticizerScore, annotator_score, criticizer_score
 from selftrain.errors import BudgetError
 
@@ -165,7 +165,7 @@ def _criticized(
     criticizers: Sequence[Criticizer],
     *,
     model: str,
-    wrong: npt.NDArray[np.bool_],
+    wrong: BoolArray,
     seed: int,
 ) -> list[CriticizerScore]:
     """How well one model finds the errors in every way of asking, the best first."""
@@ -186,9 +186,9 @@ def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None =
 
 
 def _paid(desk: Desk, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
-    before = desk.spending()
+    before = desk.usage()
     found = work()
-    return found, desk.spending().minus(before).usage.total
+    return found, desk.usage().minus(before).usage.total
 
 
 def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: int) -> tuple[str, ...]:

@@ -29,11 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, FloatArray
 from selftrain.act.budget import checked
 from selftrain.errors import EstimateError
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 Z = 1.959963984540054
 _LEAST = 1e-3  # estimates nearer to 0 or 1 say no more than this one: criticizers like to be sure

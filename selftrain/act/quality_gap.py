@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.types import FloatArray
 from selftrain.act.budget import checked
 from selftrain.errors import BudgetError
 
-FloatArray = npt.NDArray[np.float64]
 Labels = npt.NDArray[Any]
 Quality = Callable[[Labels, Labels], float]
 """From the true labels [N] and those at hand [N] to a figure, better when larger."""

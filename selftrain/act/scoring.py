@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from agents.ask.criticizer.asking import Annotation, Criticism
 from agents.trust import Interval, wilson
+from selftrain._util.types import BoolArray, FloatArray
 from selftrain.act.budget import filled
 from selftrain.act.quality_gap import abs_score
 
@@ -26,7 +26,7 @@ class AnnotatorScore(NamedTuple):
             wrong.
         posts: How many there were.
         unlabelled: Of them, those without a label.
-        tokens: Paid for them now; what was stored already cost nothing.
+        tokens: CachedAnswer for them now; what was stored already cost nothing.
     """
 
     model: str
@@ -73,7 +73,7 @@ def criticizer_score(
     model: str,
     strategy: str,
     criticisms: Sequence[Criticism],
-    wrong: npt.NDArray[np.bool_],
+    wrong: BoolArray,
     tokens: int,
     *,
     seed: int = 0,
@@ -93,9 +93,7 @@ def criticizer_score(
     )  # fmt: skip
 
 
-def auc_interval(
-    wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64], seed: int = 0
-) -> Interval | None:
+def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Interval | None:
     """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
     value = _auc(wrong, errors)
     if value is None:
@@ -107,7 +105,7 @@ def auc_interval(
     return Interval(value, float(low), float(high))
 
 
-def _auc(wrong: npt.NDArray[np.bool_], errors: npt.NDArray[np.float64]) -> float | None:
+def _auc(wrong: BoolArray, errors: FloatArray) -> float | None:
     """P(a wrong label's estimate is larger than a right one's), ties counting half."""
     from scipy.stats import rankdata
 

@@ -11,15 +11,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, FloatArray, IntArray
 from selftrain.act.budget import Rule, inclusion, systematic_sample
 from selftrain.act.estimate import ErrorEstimate, label_error
 from selftrain.errors import BudgetError
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int64]
 
 
 class SimulatedReview(NamedTuple):

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from losses.act import act_cross_entropy
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
 from selftrain.models.metrics import macro_f1_of_classes
 from selftrain.models.model_file import read_model, write_model
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 FORMAT = "selftrain-classes-1"
 
 
@@ -42,8 +40,8 @@ class ACTSet(NamedTuple):
 
     machine: IntArray
     human: IntArray
-    reviewed: npt.NDArray[np.bool_]
-    inclusion: npt.NDArray[np.float64]
+    reviewed: BoolArray
+    inclusion: FloatArray
 
 
 def labelled_set(labels: IntArray) -> ACTSet:
@@ -73,12 +71,12 @@ class ClassesModel:
     best_epoch: int = 0
 
     @torch.inference_mode()
-    def probabilities(self, rows: FloatArray) -> FloatArray:
+    def probabilities(self, rows: Float32Array) -> Float32Array:
         """Calibrated probabilities [B, K] of feature rows [B, D]."""
         logits = self.head(torch.from_numpy(rows)) / self.temperature
         return np.asarray(torch.softmax(logits, dim=1).numpy(), dtype=np.float32)
 
-    def predict(self, rows: FloatArray) -> IntArray:
+    def predict(self, rows: Float32Array) -> IntArray:
         """Class indices [B]."""
         return np.asarray(self.probabilities(rows).argmax(1), dtype=np.int64)
 
@@ -111,9 +109,9 @@ def load_classes_model(file: Path) -> tuple[ClassesModel, dict[str, Any]]:
 
 
 def train_classes(
-    rows: FloatArray,
+    rows: Float32Array,
     labels: ACTSet,
-    validation_rows: FloatArray,
+    validation_rows: Float32Array,
     validation_labels: IntArray,
     *,
     classes: Sequence[str],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -11,12 +11,11 @@ from backbones.mllm import load_mllm
 from backbones.mllm.adapters import adapt
 from backbones.mllm.answering import AnsweringModel, Variant
 from backbones.mllm.base import Mllm, Padding
+from selftrain._util.types import Json
 from selftrain.agentps.albums import Frames
 from selftrain.agentps.prompts import Collator
 from selftrain.agentps.questions import Questionnaire, questionnaire
 from selftrain.data.task import Task
-
-Json = dict[str, Any]
 
 
 class Architecture(NamedTuple):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, FloatArray, IntArray, Json
 from selftrain.agentps.examples import answer_of
 from selftrain.agentps.metrics import figures, intervals, multiclass
 from selftrain.agentps.questions import FINAL, Asked, Questionnaire
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.errors import DataError
-
-Json = dict[str, Any]
 
 
 class Answered(NamedTuple):
@@ -31,17 +29,17 @@ class Answered(NamedTuple):
     asked: Asked
     looked_for: int
     ids: tuple[str, ...]
-    truth: npt.NDArray[np.int64]
-    odds: npt.NDArray[np.float64]
+    truth: IntArray
+    odds: FloatArray
 
     @property
-    def found(self) -> npt.NDArray[np.bool_]:
+    def found(self) -> BoolArray:
         """[B] whether the answer looked for is the true one."""
-        found: npt.NDArray[np.bool_] = self.truth == self.looked_for
+        found: BoolArray = self.truth == self.looked_for
         return found
 
     @property
-    def scores(self) -> npt.NDArray[np.float64]:
+    def scores(self) -> FloatArray:
         """[B] the probability of the answer looked for."""
         return self.odds[:, self.looked_for]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selftrain.agentps import evaluation, folder
 from selftrain.agentps.architecture import Built, build
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from backbones.mllm.answering import AnsweringModel
-
-Json = dict[str, Any]
 
 
 def fit(recipe: AgentPSRecipe, out: Path, *, progress: bool = True) -> Loaded:

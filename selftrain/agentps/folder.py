@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.agentps.architecture import Architecture, Built, build, from_json
 from selftrain.agentps.questions import Questionnaire
 from selftrain.agentps.weights import load_weights
@@ -26,7 +27,6 @@ from selftrain.data.task import Task, dump_task, load_task
 from selftrain.errors import ModelError
 from selftrain.store import atomic
 
-Json = dict[str, Any]
 ABOUT, TASK, WEIGHTS, VALIDATION, METRICS = (
     "agentps.json", "task.toml", "model.safetensors", "validation.jsonl", "metrics.json",
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from selftrain._util.types import Json
 from selftrain.agentps.questions import Target, hard_target
 from selftrain.agentps.recipe import DataSection
 from selftrain.data.manifest import enforce, read_manifest
@@ -22,8 +23,6 @@ from selftrain.store.run_dir import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
     from selftrain.review.estimates import Outcome
-
-Json = dict[str, Any]
 
 
 class Gathered(NamedTuple):

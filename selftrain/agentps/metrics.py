@@ -8,12 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, FloatArray, IntArray
 from selftrain.models.metrics import macro_f1_of_classes, steps
-
-Floats = npt.NDArray[np.float64]
-Truths = npt.NDArray[np.bool_]
 
 PRECISIONS = (0.60, 0.65, 0.70, 0.75, 0.80)
 RECALL = 0.50
@@ -30,9 +27,9 @@ class Curve(NamedTuple):
         precision, recall: [T] in [0, 1].
     """
 
-    thresholds: Floats
-    precision: Floats
-    recall: Floats
+    thresholds: FloatArray
+    precision: FloatArray
+    recall: FloatArray
 
 
 class Interval(NamedTuple):
@@ -43,7 +40,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def curve(truth: Truths, scores: Floats) -> Curve:
+def curve(truth: BoolArray, scores: FloatArray) -> Curve:
     """The precision-recall curve; posts of equal score are chosen together.
 
     Args:
@@ -59,7 +56,7 @@ def curve(truth: Truths, scores: Floats) -> Curve:
     return Curve(found.thresholds, found.hits / found.passing, found.hits / found.hits[-1])
 
 
-def figures(truth: Truths, scores: Floats) -> dict[str, float]:
+def figures(truth: BoolArray, scores: FloatArray) -> dict[str, float]:
     """Every figure of one question with two answers, at threshold .5 where one is needed.
 
     Args:
@@ -94,7 +91,7 @@ def figures(truth: Truths, scores: Floats) -> dict[str, float]:
     return result
 
 
-def intervals(truth: Truths, scores: Floats, resamples: int = RESAMPLES) -> dict[str, Interval]:
+def intervals(truth: BoolArray, scores: FloatArray, resamples: int = RESAMPLES) -> dict[str, Interval]:
     """`figures` with percentile intervals; posts are drawn anew within each answer, so that both occur.
 
     Raises:
@@ -115,7 +112,7 @@ def intervals(truth: Truths, scores: Floats, resamples: int = RESAMPLES) -> dict
     }
 
 
-def multiclass(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> dict[str, float]:
+def multiclass(truth: IntArray, predicted: IntArray) -> dict[str, float]:
     """Macro-F1 and accuracy of a question with any number of answers.
 
     Args:
@@ -127,7 +124,7 @@ def multiclass(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -
     }
 
 
-def _f1(truth: Truths, chosen: Truths) -> float:
+def _f1(truth: BoolArray, chosen: BoolArray) -> float:
     hits = int((truth & chosen).sum())
     total = int(truth.sum()) + int(chosen.sum())
     return 2 * hits / total if total else 0.0

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
+from selftrain._util.types import Json
 from selftrain.agentps.examples import answer_of, example
 from selftrain.agentps.folder import Loaded
 from selftrain.agentps.questions import Questionnaire
 from selftrain.agentps.scoring import ScoredPost, score
 from selftrain.data.posts import Post
 
-Json = dict[str, Any]
 DECIMALS = 6
 TEXT, PICTURES = 2_000, 16
 """Characters and pictures that a record of answers keeps of its post."""

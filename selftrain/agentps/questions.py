@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from backbones.mllm.answering import Variant
 from backbones.mllm.base import Wording
+from selftrain._util.types import Float32Array
 from selftrain.data.task import Task
 from selftrain.errors import TaskError
 
 FINAL = "final"
-Target = npt.NDArray[np.float32]
+Target = Float32Array
 
 
 class Asked(NamedTuple):

@@ -10,18 +10,18 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from backbones.mllm.answering import AnsweringModel
 from backbones.mllm.base import Inputs, to_device
 from selftrain._util.prefetch import ahead, threads_for
+from selftrain._util.types import Float32Array
 from selftrain.agentps.examples import Example
 from selftrain.agentps.prompts import Collator, Unread
 from selftrain.errors import TrainingError
 
 _Readable = tuple[Inputs | None, list[int], list[Unread]]
-Probabilities = npt.NDArray[np.float32]
+Probabilities = Float32Array
 _SORTED_BATCHES = 16
 
 

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+from selftrain._util.types import IntArray
 
 # posts of so many steps are sorted by length together: batches waste little, and an epoch stays well shuffled
 _SORTED_STEPS = 8

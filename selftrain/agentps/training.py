@@ -19,10 +19,11 @@ from torch import Tensor
 from backbones.mllm.base import Inputs, to_device
 from losses.process import process_loss
 from selftrain._util.prefetch import ahead, threads_for
+from selftrain._util.types import IntArray, Json
 from selftrain.agentps.examples import Example
 from selftrain.agentps.journal import Journal
 from selftrain.agentps.prompts import Collator, stack_targets
-from selftrain.agentps.steps import IntArray, Order, Step
+from selftrain.agentps.steps import Order, Step
 from selftrain.agentps.weights import Progress, load_progress, save_progress, save_weights, trained
 from selftrain.errors import NonFiniteLossError, TrainingError
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from backbones.mllm.answering import AnsweringModel
 
-Json = dict[str, Any]
 PROGRESS, WEIGHTS = "training.safetensors", "model.safetensors"
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from backbones.mllm.adapters import trained_names
+from selftrain._util.types import Json
 from selftrain.errors import ModelError
 from selftrain.store import atomic
 
-Json = dict[str, Any]
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

@@ -52,7 +52,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """What was written, and what it cost: see `Spending`."""
+    """What was written, and what it cost: see `UsageTotals`."""
 
     out: Path
     report_file: Path
@@ -124,7 +124,7 @@ def annotate(prepared: Prepared, panel: QuestionPanel) -> Annotated:
         posts.append(filled(one.post, answers))
 
     told = report(posts, prepared.task, prepared.questions, prepared.direct)
-    spending = panel.spending().to_json()
+    spending = panel.usage().to_json()
     write_manifest(posts, prepared.out)
     write_json(prepared.report_file, _record(prepared, panel, told, spending))
     return Annotated(prepared.out, prepared.report_file, told, spending)

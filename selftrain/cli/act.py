@@ -15,7 +15,7 @@ from selftrain.cli.reviews import add_audit
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agents.ask.cache import AnswerStore
+    from agents.ask.cache import ResponseCache
     from agents.ask.criticizer.desk import Desk
     from agents.trust import Interval
     from selftrain.act.choosing import Choice
@@ -70,7 +70,7 @@ def add_choose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--pool", type=int, metavar="N", help="posts that the budget is for (default: the unlabelled ones)")
     add("--buffer", type=float, default=0.1, metavar="SHARE", help="on top of the errors (default: 0.1)")
     add("--token-cap", type=int, metavar="N", help="most tokens that all of this may cost")
-    add("--store", type=Path, metavar="FILE", help="kept answers (default: judgments.sqlite beside MANIFEST)")
+    add("--store", type=Path, metavar="FILE", help="kept answers (default: responses.sqlite beside MANIFEST)")
     add("--prompts", type=Path, metavar="FOLDER", help="prompt files that replace the built-in ones")
     add("--seed", type=int, default=0, help="chooses the labelled posts (default: 0)")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured; - for standard output")
@@ -155,7 +155,7 @@ def _desks(args: argparse.Namespace) -> Iterator[dict[str, Desk]]:
         yield desks
 
 
-def desk_of(server: str, store: AnswerStore, *, run: str, token_cap: int | None) -> Desk:
+def desk_of(server: str, store: ResponseCache, *, run: str, token_cap: int | None) -> Desk:
     """A model at ADDRESS[#MODEL] at work.
 
     Raises:

@@ -39,7 +39,7 @@ def add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     add("--doubled", type=float, default=0.1, metavar="SHARE", help="reviewed by two (default: %(default)s)")
     add("--seed", type=int, default=0, help="of answers and draw (default: %(default)s)")
     add("--token-cap", type=int, metavar="N", help="most tokens that all of this may cost")
-    add("--store", type=Path, metavar="FILE", help="kept answers (default: judgments.sqlite beside MANIFEST)")
+    add("--store", type=Path, metavar="FILE", help="kept answers (default: responses.sqlite beside MANIFEST)")
     add("--out", type=Path, required=True, metavar="DIR", help="the labelling's folder")
     parser.set_defaults(handler=run_label)
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.errors import SplitError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from selftrain.data.splits import Splits
     from selftrain.data.task import Task
 
-IntArray = npt.NDArray[np.int64]
-LabelArray = npt.NDArray[np.int8]
 UNKNOWN = -1
 
 
@@ -54,7 +52,7 @@ class Corpus:
         """1 -> the positive class's name, 0 -> the negative's."""
         return self.positive if value == 1 else self.negative
 
-    def rows(self, positions: IntArray) -> npt.NDArray[np.float32]:
+    def rows(self, positions: IntArray) -> Float32Array:
         """Feature rows [n, D] of some positions."""
         assert self.table is not None, "features are extracted before the loop begins"
         return self.table.rows(positions)

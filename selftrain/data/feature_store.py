@@ -22,10 +22,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from backbones.base import FeatureLayout, FloatArray
+from backbones.base import FeatureLayout
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import CacheError
 from selftrain.store.atomic import FULL, sync_folder
 
@@ -77,7 +77,7 @@ class FeatureStore:
             )
         return {data[i * KEY_BYTES : (i + 1) * KEY_BYTES]: i for i in range(count)}
 
-    def read(self, numbers: npt.NDArray[np.int64]) -> FloatArray:
+    def read(self, numbers: IntArray) -> Float32Array:
         """Rows [n, D] by number; a number of -1 gives NaN. Nothing stays mapped afterwards.
 
         Raises:
@@ -112,7 +112,7 @@ class FeatureStore:
         finally:
             lock.release()
 
-    def append(self, keys: Sequence[bytes], rows: FloatArray) -> None:
+    def append(self, keys: Sequence[bytes], rows: Float32Array) -> None:
         """Add rows [n, D]; call it within `writing`.
 
         Raises:

@@ -18,16 +18,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from backbones.base import Backbone, FeatureLayout, FloatArray, PostLike
+from backbones.base import Backbone, FeatureLayout, PostLike
 from backbones.errors import ImageError
 from backbones.images import check_image
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.feature_store import FeatureStore
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
 _IMAGES_PER_WRITE = 4
 _POSTS_PER_WRITE = 32
-
-IntArray = npt.NDArray[np.int64]
 
 
 class FeatureTable:
@@ -49,7 +48,7 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def rows(self, positions: npt.ArrayLike) -> FloatArray:
+    def rows(self, positions: npt.ArrayLike) -> Float32Array:
         """Rows [n, D] at `positions`, in that order; repeats are allowed.
 
         Raises:
@@ -65,7 +64,7 @@ class FeatureTable:
 
     def chunks(
         self, size: int, positions: npt.ArrayLike | None = None
-    ) -> Iterator[tuple[IntArray, FloatArray]]:
+    ) -> Iterator[tuple[IntArray, Float32Array]]:
         """(positions [n], rows [n, D]), n at most `size`, in order; all posts when `positions` is None."""
         if size < 1:
             raise ValueError(f"chunks of {size} rows; expected at least 1")

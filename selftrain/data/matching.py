@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import Float32Array
 from selftrain.data.image_hashes import HashIndex, ImageHash, hash_images
 from selftrain.data.normalise import normalise_text
 from selftrain.data.posts import Post
 
-FloatArray = npt.NDArray[np.float32]
 Match = Literal["any", "all"]
 COSINE = 0.97
 _CHUNK = 4096
@@ -30,7 +29,7 @@ class Embeddings(NamedTuple):
         threshold: The least cosine of two close texts, in (0, 1].
     """
 
-    rows: Callable[[Sequence[int]], FloatArray]
+    rows: Callable[[Sequence[int]], Float32Array]
     text: slice
     threshold: float = COSINE
 
@@ -77,10 +76,10 @@ def close_pairs(
                 yield ours[a], theirs[b]
 
 
-def _unit(embeddings: Embeddings, positions: Sequence[int]) -> FloatArray:
+def _unit(embeddings: Embeddings, positions: Sequence[int]) -> Float32Array:
     block = np.nan_to_num(np.asarray(embeddings.rows(positions), dtype=np.float32)[:, embeddings.text])
     norms = np.linalg.norm(block, axis=1, keepdims=True)
-    unit: FloatArray = np.divide(block, norms, out=np.zeros_like(block), where=norms > 0)
+    unit: Float32Array = np.divide(block, norms, out=np.zeros_like(block), where=norms > 0)
     return unit
 
 

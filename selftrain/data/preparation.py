@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
 from selftrain.data.duplicates import Dropped, Embeddings, in_order, separate
@@ -21,8 +22,6 @@ from selftrain.selection import quotas
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
-
-Json = dict[str, Any]
 
 
 class Prepared(NamedTuple):

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from selftrain._util.types import Float32Array
 from selftrain.config import Recipe
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.classifier import load_head
 from selftrain.models.finetune_network import Network
 from selftrain.models.finetuned import load_finetuned, read_format
-from selftrain.models.head import FloatArray, Head
+from selftrain.models.head import Head
 from selftrain.models.pretrained import backbone_options, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
 
@@ -86,7 +87,7 @@ class BestModel:
             ) from error
 
     @torch.inference_mode()
-    def classify(self, rows: FloatArray) -> FloatArray:
+    def classify(self, rows: Float32Array) -> Float32Array:
         """Calibrated logits [B] of the positive class for feature rows [B, D]."""
         device = self.head.mean.device
         return self.calibration(self.head(torch.from_numpy(rows).to(device)).cpu().numpy())

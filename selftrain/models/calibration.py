@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from selftrain._util.types import Float32Array, FloatArray, LabelArray
 
 # Strength of the pull towards (slope 1, offset 0), in posts: with a handful of validation posts the
 # calibration stays near the raw logits, with hundreds the data decide.
@@ -18,11 +19,11 @@ class Calibration(NamedTuple):
     slope: float = 1.0
     offset: float = 0.0
 
-    def __call__(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def __call__(self, logits: Float32Array) -> Float32Array:
         return np.asarray(self.slope * logits + self.offset, dtype=np.float32)
 
 
-def fit_calibration(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int8]) -> Calibration:
+def fit_calibration(logits: Float32Array, labels: LabelArray) -> Calibration:
     """Slope and offset that minimise the cross-entropy of the labels, pulled towards (1, 0).
 
     The slope stays positive (its logarithm is what is fitted), so that the order of posts never changes.
@@ -43,7 +44,7 @@ def fit_calibration(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int8
     unit = max(float(np.abs(z).mean()), 1e-6)
     sign = np.where(labels == 1, 1.0, -1.0)
 
-    def objective(theta: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    def objective(theta: FloatArray) -> tuple[float, FloatArray]:
         slope = np.exp(theta[0])
         margin = sign * (slope * z + theta[1] * unit)
         value = np.logaddexp(0, -margin).sum()
@@ -57,6 +58,6 @@ def fit_calibration(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int8
     return Calibration(float(np.exp(found.x[0])), float(found.x[1] * unit))
 
 
-def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def probabilities(logits: Float32Array) -> FloatArray:
     """Sigmoid without overflow."""
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from losses.pnu import PNULoss
+from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.head import FloatArray, Head, HeadSettings, IntArray, Progress, Scaling, descend
+from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
 
 FORMAT = "selftrain-head-1"
-LabelArray = npt.NDArray[np.int8]
 
 
 class TrainingSet(NamedTuple):
@@ -35,8 +34,8 @@ class TrainingSet(NamedTuple):
     """
 
     positions: IntArray
-    groups: npt.NDArray[np.int64]
-    targets: FloatArray
+    groups: IntArray
+    targets: Float32Array
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class HeadClassifier:
     best_epoch: int = 0
 
     @torch.inference_mode()
-    def logits(self, rows: FloatArray) -> FloatArray:
+    def logits(self, rows: Float32Array) -> Float32Array:
         """Calibrated logits [B] of the positive class for feature rows [B, D]."""
         return self.calibration(self.head(torch.from_numpy(rows)).numpy())
 
@@ -87,9 +86,9 @@ def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
 
 
 def train_head(
-    rows: FloatArray,
+    rows: Float32Array,
     training: TrainingSet,
-    validation_rows: FloatArray,
+    validation_rows: Float32Array,
     validation_labels: LabelArray,
     *,
     scaling: Scaling,

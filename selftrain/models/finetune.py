@@ -16,6 +16,7 @@ import torch
 
 from backbones.base import Backbone
 from losses.pnu import PNULoss
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
@@ -23,7 +24,7 @@ from selftrain.models.classifier import TrainingSet, train_head
 from selftrain.models.finetune_descent import DescentSettings, descend
 from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
 from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format
-from selftrain.models.head import FloatArray, HeadSettings, IntArray, fit_scaling
+from selftrain.models.head import HeadSettings, fit_scaling
 
 __all__ = ["BackboneTrainer", "FinetunedClassifier", "load_finetuned", "read_format"]
 
@@ -152,7 +153,7 @@ class BackboneTrainer:
 
     def logits(
         self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
-    ) -> Iterator[tuple[IntArray, FloatArray]]:
+    ) -> Iterator[tuple[IntArray, Float32Array]]:
         """(positions [n], calibrated logits [n]) in chunks, in order; NaN for a post that cannot be encoded.
 
         Raises:
@@ -232,7 +233,7 @@ class BackboneTrainer:
         )  # fmt: skip
         network.attach(probe.head)
 
-    def _rows(self, network: Network, corpus: Corpus, positions: IntArray, where: str) -> FloatArray:
+    def _rows(self, network: Network, corpus: Corpus, positions: IntArray, where: str) -> Float32Array:
         """Feature rows [n, D] of posts none of which may be missing."""
         posts = [corpus.posts[position] for position in positions]
         encoded = network.encode(posts, self.evaluation_batch, self.workers)

@@ -16,12 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from losses.pnu import PNULoss, PNUOutput
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus
 from selftrain.errors import NonFiniteLossError
 from selftrain.models.classifier import TrainingSet
 from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
-from selftrain.models.head import FloatArray, IntArray, LossWatch, Progress
+from selftrain.models.head import LossWatch, Progress
 from selftrain.models.metrics import macro_f1
 
 WARM_UP = 0.1  # share of the steps over which the learning rate rises: Adam's first steps know little
@@ -46,7 +47,7 @@ class Best(NamedTuple):
     score: float
     epoch: int
     weights: dict[str, Tensor]
-    raw: FloatArray
+    raw: Float32Array
 
 
 def descend(
@@ -58,7 +59,7 @@ def descend(
     seed: int,
     settings: DescentSettings,
     where: str,
-    validate: Callable[[], FloatArray],
+    validate: Callable[[], Float32Array],
 ) -> tuple[Best, tuple[Progress, ...]]:
     """Train `network` in place; the best epoch by validation macro-F1 (the first of equals), and the curve.
 
@@ -134,7 +135,7 @@ def _move(network: Network, loss: Tensor, optimizer: torch.optim.AdamW, schedule
     schedule.step()
 
 
-def _check_finite(raw: FloatArray, where: str, step: int) -> None:
+def _check_finite(raw: Float32Array, where: str, step: int) -> None:
     """A loss can be finite and its gradient not; then the weights are lost, and only the logits tell."""
     broken = int((~np.isfinite(raw)).sum())
     if broken:

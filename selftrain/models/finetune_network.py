@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from backbones.base import Backbone, Encoded, PostLike
+from selftrain._util.types import Float32Array
 from selftrain.errors import RunStateError, TrainingError
-from selftrain.models.head import FloatArray, Head, Scaling
+from selftrain.models.head import Head, Scaling
 
 Mode = Literal["full", "lora"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -101,11 +102,11 @@ class Network(nn.Module):
             return self.source.encode(posts, batch_size=batch_size, workers=workers)
 
     @torch.inference_mode()
-    def classify(self, rows: FloatArray) -> FloatArray:
+    def classify(self, rows: Float32Array) -> Float32Array:
         """Raw logits [B] of rows [B, D], without dropout."""
         assert self.head is not None, "a head is attached before the network is used"
         self.head.eval()
-        logits: FloatArray = self.head(torch.from_numpy(rows).to(self.device)).cpu().numpy()
+        logits: Float32Array = self.head(torch.from_numpy(rows).to(self.device)).cpu().numpy()
         return logits
 
     def portable(self) -> dict[str, Tensor]:

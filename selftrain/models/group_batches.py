@@ -6,11 +6,9 @@ Shape legend: ``M`` training posts, ``G`` groups that are not empty.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import IntArray
 from selftrain.errors import TrainingError
-
-IntArray = npt.NDArray[np.int64]
 
 
 class GroupBatches:
@@ -33,7 +31,7 @@ class GroupBatches:
         TrainingError: No posts, or a batch too small to hold one of each group.
     """
 
-    def __init__(self, groups: npt.NDArray[np.int64], batch_size: int, seed: int) -> None:
+    def __init__(self, groups: IntArray, batch_size: int, seed: int) -> None:
         self._members = [np.flatnonzero(groups == group).astype(np.int64) for group in np.unique(groups)]
         self._seed = seed
         if not self._members:

@@ -10,15 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from backbones.base import FeatureLayout
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import NonFiniteLossError, TrainingError
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 
 class HeadSettings(NamedTuple):
@@ -51,8 +48,8 @@ class Scaling(NamedTuple):
     """
 
     columns: IntArray
-    mean: FloatArray
-    scale: FloatArray
+    mean: Float32Array
+    scale: Float32Array
 
 
 class Head(nn.Module):
@@ -99,7 +96,7 @@ class Head(nn.Module):
 BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a step of the optimiser goes
 
 
-def fit_scaling(rows: FloatArray, layout: FeatureLayout) -> Scaling:
+def fit_scaling(rows: Float32Array, layout: FeatureLayout) -> Scaling:
     """Constants of feature rows [N, D]; no label is looked at, so the pool's rows serve best.
 
     Raises:

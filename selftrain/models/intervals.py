@@ -10,12 +10,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import FloatArray, IntArray
 from selftrain.store.scores import Scored
-
-Counts = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 RESAMPLES, SEED = 4000, 20251113
 LEVEL = 0.95
@@ -32,12 +29,12 @@ class Estimate(NamedTuple):
     high: float
 
 
-def counts_of(figures: Mapping[str, Any]) -> Counts:
+def counts_of(figures: Mapping[str, Any]) -> IntArray:
     """[4] true negatives, false positives, false negatives, true positives of one split's metrics."""
     return np.array([int(figures[key]) for key in _KEYS], dtype=np.int64)
 
 
-def estimates(counts: Counts) -> dict[str, Estimate]:
+def estimates(counts: IntArray) -> dict[str, Estimate]:
     """Every metric of `METRICS` with its interval.
 
     Args:
@@ -70,7 +67,7 @@ def difference(first: Scored, second: Scored) -> Estimate | None:
     return _estimate(value, metrics(other)["macro_f1"] - metrics(one)["macro_f1"])
 
 
-def metrics(counts: Counts) -> dict[str, Floats]:
+def metrics(counts: IntArray) -> dict[str, FloatArray]:
     """Metric -> [R], from confusion counts [R, 4]. A share of nothing is 0, as in `metrics`."""
     tn, fp, fn, tp = counts.T.astype(np.float64)
     positive = _share(2 * tp, 2 * tp + fp + fn)
@@ -83,13 +80,13 @@ def metrics(counts: Counts) -> dict[str, Floats]:
     }
 
 
-def _marginals(joint: Counts) -> tuple[Counts, Counts]:
+def _marginals(joint: IntArray) -> tuple[IntArray, IntArray]:
     """[R, 8] joint outcomes to the confusion counts [R, 4] of the first and of the second."""
     cube = joint.reshape(-1, 2, 2, 2)
     return cube.sum(axis=3).reshape(-1, 4), cube.sum(axis=2).reshape(-1, 4)
 
 
-def _resampled(counts: Counts) -> Counts:
+def _resampled(counts: IntArray) -> IntArray:
     total = int(counts.sum())
     if total < 1:
         raise ValueError("no post: an interval needs at least one")
@@ -97,10 +94,10 @@ def _resampled(counts: Counts) -> Counts:
     return np.random.default_rng(SEED).multinomial(total, counts / total, size=RESAMPLES)
 
 
-def _share(part: Floats, whole: Floats) -> Floats:
+def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def _estimate(value: float, drawn: Floats) -> Estimate:
+def _estimate(value: float, drawn: FloatArray) -> Estimate:
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))

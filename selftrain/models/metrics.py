@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-LabelArray = npt.NDArray[np.int8]
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
 
 
 class Steps(NamedTuple):
@@ -22,12 +22,12 @@ class Steps(NamedTuple):
         hits: [T] of them, those that are looked for.
     """
 
-    thresholds: npt.NDArray[np.float64]
-    passing: npt.NDArray[np.int64]
-    hits: npt.NDArray[np.int64]
+    thresholds: FloatArray
+    passing: IntArray
+    hits: IntArray
 
 
-def steps(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> Steps:
+def steps(truth: BoolArray, scores: FloatArray) -> Steps:
     """Counts at every distinct score [B]; posts of equal score pass together.
 
     Args:
@@ -62,7 +62,7 @@ def macro_f1(labels: LabelArray, predicted: LabelArray) -> float:
     return (f1[0] + f1[1]) / 2
 
 
-def evaluate(labels: LabelArray, logits: npt.NDArray[np.float32]) -> dict[str, float | int]:
+def evaluate(labels: LabelArray, logits: Float32Array) -> dict[str, float | int]:
     """Metrics of calibrated logits [V] against labels [V] (1 positive, 0 negative).
 
     Returns:

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selftrain._util.types import Json
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Json = dict[str, Any]
 
 
 def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from backbones.errors import ImageError
 from backbones.images import open_image
+from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 from selftrain.errors import ServingError
 from selftrain.models.scorer import UNSEEN, PostScore, ScoreFailure
@@ -26,7 +26,7 @@ from selftrain.models.scorer import UNSEEN, PostScore, ScoreFailure
 METADATA_KEY = "selftrain"
 FORMAT = "selftrain-onnx-1"
 
-Pixels = npt.NDArray[np.float32]
+Pixels = Float32Array
 _CHUNK = 32  # posts of one call: their pixels are in memory
 
 

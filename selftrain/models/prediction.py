@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.config import DataSection
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import enforce, read_manifest
@@ -16,10 +17,8 @@ from selftrain.data.preparation import cache_folder
 from selftrain.errors import QuarantineError
 from selftrain.models.best_model import BestModel, open_best, stored_classes, stored_recipe
 from selftrain.models.calibration import probabilities
-from selftrain.models.head import FloatArray, IntArray
 from selftrain.store.run_dir import RunFolder
 
-Json = dict[str, Any]
 _CHUNK = 4096
 _ENCODED = 512  # posts whose features are computed between two steps of the bar
 _LISTED = 20
@@ -35,7 +34,7 @@ class Scores(NamedTuple):
     """
 
     posts: tuple[Post, ...]
-    chunks: Iterator[tuple[IntArray, FloatArray]]
+    chunks: Iterator[tuple[IntArray, Float32Array]]
     failed: dict[str, str]
 
 
@@ -118,7 +117,7 @@ def _computed(model: BestModel, posts: tuple[Post, ...], *, progress: bool) -> S
 
 def _encoded(
     model: BestModel, posts: tuple[Post, ...], failed: dict[str, str], *, progress: bool
-) -> Iterator[tuple[IntArray, FloatArray]]:
+) -> Iterator[tuple[IntArray, Float32Array]]:
     """The chunks of `Scores`; posts that cannot be encoded are added to `failed` as they are met."""
     from tqdm import tqdm
 

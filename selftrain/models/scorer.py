@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from selftrain._util.types import FloatArray, LabelArray
 from selftrain.data.posts import Post
 from selftrain.errors import ServingError
 
@@ -50,8 +48,8 @@ class ValidationScores(NamedTuple):
         probabilities: [V] of the positive class.
     """
 
-    labels: npt.NDArray[np.int8]
-    probabilities: npt.NDArray[np.float64]
+    labels: LabelArray
+    probabilities: FloatArray
 
 
 class Scorer(Protocol):

@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from losses.pnu import PNULoss
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus
 from selftrain.models.classifier import HeadClassifier, TrainingSet, load_head, train_head
-from selftrain.models.head import FloatArray, HeadSettings, IntArray, Progress, Scaling, fit_scaling
+from selftrain.models.head import HeadSettings, Progress, Scaling, fit_scaling
 
 
 class Model(Protocol):
@@ -44,7 +45,9 @@ class Trainer(Protocol[M]):
         """A model fitted to `training`, its best epoch by validation macro-F1, calibrated on validation."""
         ...
 
-    def logits(self, model: M, corpus: Corpus, positions: IntArray) -> Iterator[tuple[IntArray, FloatArray]]:
+    def logits(
+        self, model: M, corpus: Corpus, positions: IntArray
+    ) -> Iterator[tuple[IntArray, Float32Array]]:
         """(positions [n], calibrated logits [n]) in chunks, in the order given."""
         ...
 
@@ -89,7 +92,7 @@ class HeadTrainer:
 
     def logits(
         self, model: HeadClassifier, corpus: Corpus, positions: IntArray
-    ) -> Iterator[tuple[IntArray, FloatArray]]:
+    ) -> Iterator[tuple[IntArray, Float32Array]]:
         for start in range(0, len(positions), self.chunk):
             part = positions[start : start + self.chunk]
             yield part, model.logits(corpus.rows(part))

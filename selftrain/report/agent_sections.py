@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Bin, Reliability
-
-Json = dict[str, Any]
 
 TRUST = "trust.json"
 COUNTS = (

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.errors import RunStateError
 from selftrain.models.intervals import Estimate, counts_of, difference, estimates
 from selftrain.report.status import Score, Summary, score, summarise
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, read_scores
-
-Json = dict[str, Any]
 
 SPLITS = ("validation", "test")
 

@@ -16,7 +16,7 @@ import numpy as np
 from agents.judgment import Judgment, PostLike, State
 
 if TYPE_CHECKING:
-    from agents.ask.vlm_panel import VlmPanel
+    from agents.ask.vlm_panel import VLMPanel
     from selftrain.config import Recipe
     from selftrain.data.corpus import Corpus
 
@@ -77,16 +77,16 @@ class Estimate(NamedTuple):
             yield f"The token cap of {cap:,} {verdict}."
 
 
-def estimate(recipe: Recipe, corpus: Corpus, panel: VlmPanel) -> Estimate:
+def estimate(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> Estimate:
     """Measure and probe; the probe's answers are paid for and kept.
 
     Raises:
         AgentError: The server cannot be asked.
     """
     labelled = [corpus.posts[i] for i in corpus.labelled]
-    before, began = panel.spending(), time.monotonic()
-    panel.learn(labelled[:PROBE])
-    seconds, paid = time.monotonic() - began, panel.spending().minus(before)
+    before, began = panel.usage(), time.monotonic()
+    panel.fit(labelled[:PROBE])
+    seconds, paid = time.monotonic() - began, panel.usage().minus(before)
     answered = paid.calls or 1
     said = Judgment("reviewer", 0, State.LABEL, corpus.positive, None, _usual_words(recipe), "estimate")
     sizes = panel.measure(_sample(corpus, recipe.seed), said, corpus.negative)

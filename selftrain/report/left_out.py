@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.store.run_dir import read_jsonl
-
-Json = dict[str, Any]
 
 QUARANTINED = 200
 """Rows that a page shows."""

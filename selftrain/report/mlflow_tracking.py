@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from selftrain._util.types import Json
 from selftrain.errors import StorageError
 from selftrain.report.scalars import scalars
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
-Json = dict[str, Any]
 Client = Any  # an MlflowClient, whose package is optional
 
 ADDRESS = "MLFLOW_TRACKING_URI"

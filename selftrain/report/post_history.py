@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import RunStateError
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 
 class Chapter(NamedTuple):

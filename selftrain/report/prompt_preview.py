@@ -50,10 +50,10 @@ def previews(recipe: Recipe, post_id: str | None = None) -> list[Preview]:
     import asyncio
 
     from agents.ask.protocols import PROTOCOLS, all_asks
-    from selftrain.build import build_interviewer
+    from selftrain.build import build_vlm_agent
 
     task = load_task(recipe.data.task)
-    interviewer = build_interviewer(recipe, task)
+    agent = build_vlm_agent(recipe, task)
     post = _find(recipe, task, post_id)
     said = Judgment(
         "reviewer",
@@ -65,10 +65,10 @@ def previews(recipe: Recipe, post_id: str | None = None) -> list[Preview]:
         "preview",
     )
     alone, then = all_asks(PROTOCOLS[recipe.vlm.protocol], said, task.negative)
-    seen = asyncio.run(interviewer.look_at(post))
+    seen = asyncio.run(agent.prepare_post(post))
     if seen.fault:
         raise ManifestError(f"post {post.id!r} cannot be shown: {seen.fault}")
-    return [Preview(ask.template, interviewer.request(seen, ask)) for ask in (*alone, *then)]
+    return [Preview(ask.template, agent.request(seen, ask)) for ask in (*alone, *then)]
 
 
 def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:

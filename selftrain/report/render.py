@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup
 
+from selftrain._util.types import Json
 from selftrain.report.run_page import COST, FinalSplit, Page, RoundRow
 from selftrain.review.label_error import percent
 from selftrain.web import charts
 from selftrain.web.html import render_template
-
-Json = dict[str, Any]
 
 # part of the loss in metrics.json -> what it is
 LOSS_PARTS = {

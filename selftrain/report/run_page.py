@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.errors import RunStateError, TaskError
 from selftrain.models.intervals import Estimate, counts_of, estimates
 from selftrain.report.agent_sections import Agents, gather_agents
@@ -28,8 +29,6 @@ from selftrain.store.scores import (
     reliability,
 )
 from selftrain.web.pictures import BUDGET
-
-Json = dict[str, Any]
 
 HISTOGRAM = 20
 COST = ("calls", "stored", "failed", "prompt", "cached", "image", "completion", "seconds")

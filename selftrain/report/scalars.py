@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Json = dict[str, Any]
+from selftrain._util.types import Json
 
 _ROUND = ("kept", "theta", "grown", "seconds")
 

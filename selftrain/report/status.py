@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 
 class Score(NamedTuple):

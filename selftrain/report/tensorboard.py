@@ -12,12 +12,10 @@ import io
 import os
 import time
 from pathlib import Path
-from typing import Any
 
+from selftrain._util.types import Json
 from selftrain.report.scalars import scalars
 from selftrain.store import atomic
-
-Json = dict[str, Any]
 
 
 def write_round(folder: Path, figures: Json) -> None:

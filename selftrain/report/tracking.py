@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from selftrain._util.types import Json
 from selftrain.report import mlflow_tracking, tensorboard
 from selftrain.report.status import why_stopped
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 
 def tell(folder: RunFolder, figures: Json, *, fresh: bool) -> None:

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from selftrain._util.printable import printable
+from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.embedding import CHUNK, PICTURE_CHUNK, TEXT_BUDGET, as_json, cut, picture_chunks
 from selftrain.web.pictures import BUDGET, Pictures, embed
-
-Json = dict[str, Any]
 
 MOST_VERDICTS = 50_000
 """Verdicts of a page; of a longer run the newest rounds."""

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selftrain._util.types import Json
 from selftrain.errors import BudgetError
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
-    from agents.ask.cache import AnswerStore
+    from agents.ask.cache import ResponseCache
     from agents.ask.criticizer.asking import Annotation, Criticism, Criticizer
     from agents.ask.criticizer.desk import Desk
     from agents.judgment import PostLike
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
 FILE = "criticisms.jsonl"
 
 
@@ -45,7 +45,7 @@ class LoopCriticizer:
         criticizer: Criticizer,
         posts: Mapping[str, PostLike],
         folder: RunFolder,
-        store: AnswerStore | None = None,
+        store: ResponseCache | None = None,
     ) -> None:
         self._desk, self._criticizer, self._posts = desk, criticizer, posts
         self._file, self._store = folder.path / FILE, store
@@ -69,9 +69,9 @@ class LoopCriticizer:
             annotation(verdict, one.label) for verdict, one in zip(verdicts, suspected, strict=True)
         ]
         posts = [self._posts[one.post_id] for one in suspected]
-        before = self._desk.spending()
+        before = self._desk.usage()
         said = self._desk.criticize(posts, annotations, self._criticizer)
-        paid = self._desk.spending().minus(before)
+        paid = self._desk.usage().minus(before)
         logger.info(
             "%d labels criticized (%s): %d calls, %d answers stored, %d tokens, %d posts without an estimate",
             len(said), self._criticizer.strategy.name, paid.calls, paid.stored, paid.usage.total,

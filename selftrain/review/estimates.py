@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, FloatArray
 from selftrain.act.budget import filled
 from selftrain.act.estimate import ErrorEstimate, label_error, label_error_by
 from selftrain.errors import EstimateError
 from selftrain.review.open_ledger import OpenLedger
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 class Outcome(NamedTuple):

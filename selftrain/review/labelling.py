@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.errors import BudgetError, RunStateError
 from selftrain.review.criticism import FILE, row_of
 from selftrain.store import atomic
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from selftrain.data.task import Task
     from selftrain.review.estimates import LabelErrors
 
-Json = dict[str, Any]
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
 FEWEST = 0.5
 """The share of posts that must get a machine label: below it, model and posts do not go together."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.errors import BudgetError, RunStateError
 from selftrain.store.run_dir import RunFolder
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from selftrain.review.disagreement import Suspicion
     from selftrain.review.sampling import Order
 
-Json = dict[str, Any]
 Among = Literal["divergent", "accepted"]
 Estimator = Callable[[str, Sequence[Mapping[str, Any]], "Sequence[Suspicion]"], "Sequence[float | None]"]
 """From a batch's name, the last verdicts on its posts and their labels to how likely each label is wrong."""

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.review.audit import AUDIT
 from selftrain.store.run_dir import RunFolder
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from selftrain.review.items import Decision, Entry
     from selftrain.review.ledger import ReviewLedger
 
-Json = dict[str, Any]
 Rule = Literal["normalised", "exponential", "threshold"]
 Wait = Literal["end", "poll"]
 

@@ -10,18 +10,17 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.types import Json
 from selftrain.data.manifest import read_manifest
 from selftrain.errors import ServingError
 from selftrain.models.scorer import PostScore, ScoreFailure, Scorer, ValidationScores
 from selftrain.serving.sink import Journal, Tally
 from selftrain.serving.stream import SourceRow, read_source
 from selftrain.serving.wire import record
-
-Json = dict[str, Any]
 
 FIELD = "selftrain"  # what is added to a post that passes; one of an earlier filter is replaced
 COMMIT_SECONDS = 2.0  # the most work that a kill can cost, beside the chunk under way

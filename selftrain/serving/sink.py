@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, NamedTuple, Self
 
+from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError
 from selftrain.store import atomic
 
-Json = dict[str, Any]
 _FORMAT = "selftrain-filter-1"
 
 

@@ -7,14 +7,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.data.manifest_files import RawRow, read_json_lines, read_rows
 from selftrain.data.manifest_rows import RowError, Rows
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError
 
-Json = dict[str, Any]
 STDIN = "-"
 
 

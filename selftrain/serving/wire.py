@@ -11,12 +11,11 @@ import binascii
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.models.scorer import PostScore, ScoreFailure
-
-Json = dict[str, Any]
 
 _POST_FIELDS = ("id", "text", "images")
 _DECIMALS = 6  # as `selftrain predict` writes them

@@ -26,10 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 from selftrain.store import atomic
-
-Json = dict[str, Any]
 
 HUMAN = "human.jsonl"
 
@@ -220,7 +219,7 @@ MAY_CHANGE = {
     # where the model is served, how hard it is asked and what it may cost; not what it is asked
     *(f"vlm.{key}" for key in ("servers", "key_variable", "concurrency", "timeout", "retries", "patience")),
     *(f"vlm.{key}" for key in ("token_cap", "store")),
-    "agents.near_chance",
+    "agents.on_near_chance",
     # what was drawn stays drawn, and what a round used stands in its folder
     *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "doubled_share", "wait")),
     *(f"human.{key}" for key in ("source", "strategy", "servers", "model")),

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import Float32Array, Json, LabelArray
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
 from selftrain.store.run_dir import read_jsonl
-
-Json = dict[str, Any]
 
 FILE = "scores.jsonl"
 DECIMALS = 6
@@ -35,8 +33,8 @@ class Scored(NamedTuple):
     """
 
     ids: Sequence[str]
-    labels: npt.NDArray[np.int8]
-    logits: npt.NDArray[np.float32]
+    labels: LabelArray
+    logits: Float32Array
 
 
 def write_scores(folder: Path, splits: Mapping[str, Scored], *, positive: str, negative: str) -> None:

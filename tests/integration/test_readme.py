@@ -1,4 +1,4 @@
-"""The README keeps its word: its shell and Python blocks run in order, its links and recipes are there.
+"""README and guides keep their word: shell and Python blocks run in order, links and recipes are there.
 
 ``make`` would install everything anew, so each of its blocks is held against the Makefile, and what it does
 beyond installing is run with the environment of this test.
@@ -21,7 +21,7 @@ from selftrain.config import load_recipe
 pytestmark = pytest.mark.integration
 
 CHECKOUT = Path(__file__).parents[2]
-README = CHECKOUT / "README.md"
+GUIDES = ("README.md", *(f"docs/{f.name}" for f in sorted((CHECKOUT / "docs").glob("*.md"))))
 RECIPES = ("harmeme.toml", "hateful_memes.toml", "hsol.toml", "quickstart.toml")
 SHOWN = {"text", "toml", "json"}  # fences that are not run
 # target -> what it must run, by the Makefile
@@ -32,18 +32,19 @@ TARGETS = {
 
 
 class Block(NamedTuple):
-    """One fenced block: its tag, its text, and the line of its fence."""
+    """One fenced block: the guide it stands in, its tag, its text, and the line of its fence."""
 
+    guide: str
     language: str
     code: str
     line: int
 
 
-def blocks() -> list[Block]:
-    """All fenced blocks, in order."""
-    text = README.read_text(encoding="utf-8")
+def blocks(guide: str = "README.md") -> list[Block]:
+    """All fenced blocks of a guide, in order."""
+    text = (CHECKOUT / guide).read_text(encoding="utf-8")
     return [
-        Block(found[1], found[2], text.count("\n", 0, found.start()) + 1)
+        Block(guide, found[1], found[2], text.count("\n", 0, found.start()) + 1)
         for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     ]
 
@@ -64,7 +65,7 @@ def run_block(block: Block, folder: Path) -> str:
         cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     said = f"{done.stdout}\n{done.stderr}"
-    assert done.returncode == 0, f"README.md:{block.line} gave {done.returncode}\n{block.code}\n{said}"
+    assert done.returncode == 0, f"{block.guide}:{block.line} gave {done.returncode}\n{block.code}\n{said}"
     return done.stdout
 
 
@@ -86,40 +87,56 @@ def without_make(block: Block) -> Block | None:
     return block._replace(code="selftrain quickstart") if target == "quickstart" else None
 
 
-@pytest.fixture(scope="module")
-def followed(tmp_path_factory):
-    """A fresh folder in which every block was run, and what each printed, by its line."""
-    folder = tmp_path_factory.mktemp("readme")
+def follow(guide: str, folder: Path) -> dict[int, str]:
+    """Run every block of a guide in a fresh folder, in order; what each printed, by its line."""
     # the README calls the environment that make leaves by this name
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     said = {}
-    for block in blocks():
+    for block in blocks(guide):
         runs = block if block.language in ("bash", "python") else None
         if runs is not None and runs.code.startswith("make "):
             runs = without_make(runs)
         if runs is not None:
             said[block.line] = run_block(runs, folder)
-    return folder, said
+    return said
 
 
-def test_every_block_says_whether_it_is_run():
-    tags = {block.language for block in blocks()}
-    assert tags <= SHOWN | {"bash", "python"}, tags
-    assert {"bash", "python"} <= tags
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A fresh folder in which every block of the README was run, and what each printed, by its line."""
+    folder = tmp_path_factory.mktemp("readme")
+    return folder, follow("README.md", folder)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_block_says_whether_it_is_run(guide):
+    assert {block.language for block in blocks(guide)} <= SHOWN | {"bash", "python"}
+
+
+def test_the_readme_fits_on_a_few_screens_and_its_blocks_are_run():
+    assert len((CHECKOUT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+    assert {"bash", "python"} <= {block.language for block in blocks()}
 
 
 def test_the_blocks_run_in_order_and_leave_what_the_text_says(followed):
-    folder, _ = followed
-    for name in ("quickstart", "mine"):
-        run = folder / "runs" / name
-        for file in ("recipe.toml", "environment.json", "quarantine.jsonl", "grown.jsonl"):
-            assert (run / file).is_file(), file
-        assert (run / "best").resolve().parent == (run / "rounds").resolve()
+    run = followed[0] / "runs" / "quickstart"
+    for file in ("recipe.toml", "environment.json", "quarantine.jsonl", "grown.jsonl"):
+        assert (run / file).is_file(), file
+    assert (run / "best").resolve().parent == (run / "rounds").resolve()
+
+
+def test_the_first_steps_lead_to_predictions(tmp_path):
+    follow("docs/first-steps.md", tmp_path)
     for file in ("candidates.jsonl", "verdicts.jsonl", "model.safetensors", "metrics.json"):
-        assert (folder / "runs" / "mine" / "rounds" / "0001" / file).is_file(), file
-    predicted = [json.loads(line) for line in (folder / "predicted.jsonl").read_text().splitlines()]
+        assert (tmp_path / "runs" / "mine" / "rounds" / "0001" / file).is_file(), file
+    predicted = [json.loads(line) for line in (tmp_path / "predicted.jsonl").read_text().splitlines()]
     assert [(row["id"], row["label"]) for row in predicted] == [("n1", "spam"), ("n2", "fine")]
+
+
+def test_every_other_guide_that_has_blocks_to_run_is_followed_somewhere():
+    running = {g for g in GUIDES if any(block.language in ("bash", "python") for block in blocks(g))}
+    assert running == {"README.md", "docs/first-steps.md"}
 
 
 def test_the_excerpt_is_what_the_quickstart_prints(followed):
@@ -141,14 +158,14 @@ def shape(line: str) -> str:
 def test_a_finished_run_is_told_again_from_python(followed):
     _, said = followed
     (block,) = (block for block in blocks() if block.language == "python")
-    assert len(said[block.line].splitlines()) == 3  # round 0 and the two of the recipe
+    assert len(said[block.line].splitlines()) == 6  # round 0 and the five of the recipe
 
 
-def test_links_and_pictures_are_in_the_checkout():
-    links = re.findall(r"\]\(([^)#\s]+)\)", README.read_text(encoding="utf-8"))
-    assert "docs/loop.svg" in links
-    for link in links:
-        assert "://" in link or (CHECKOUT / link).exists(), link
+@pytest.mark.parametrize("guide", GUIDES)
+def test_links_and_pictures_are_in_the_checkout(guide):
+    place = CHECKOUT / guide
+    for link in re.findall(r"\]\(([^)#\s]+)\)", place.read_text(encoding="utf-8")):
+        assert "://" in link or (place.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -34,7 +34,7 @@ KILLS = {
     "after round 0's metrics": ("after", "replace:metrics.json", 1),
     "before candidates": ("before", "replace:candidates.jsonl", 1),
     "between candidates and verdicts": ("after", "replace:candidates.jsonl", 2),
-    "while the agents learn": ("after", "call:agents.offline.offline_agent:OfflineAgent.learn", 3),
+    "while the agents learn": ("after", "call:agents.offline.offline_agent:OfflineAgent.fit", 3),
     "while the agents judge": ("before", "call:agents.offline.offline_agent:OfflineAgent.judge", 4),
     "while the agents reconsider": ("after", "call:agents.offline.offline_agent:OfflineAgent.reconsider", 1),
     "with half of the verdicts written": ("half", "write:verdicts.jsonl", 2),

@@ -17,7 +17,7 @@ import urllib.request
 import psutil
 import pytest
 
-from agents.ask.sanitize import neutralise, quoted
+from agents.ask.sanitize import quoted, sanitize
 from agents.judgment import State
 from agents.vllm.command import free_port, serve_command
 from agents.vllm.process import start as launch
@@ -43,7 +43,7 @@ epochs = 10
 k = 3
 [agents]
 kind = "vlm"
-near_chance = "go on"
+on_near_chance = "continue"
 [vlm]
 servers = {servers}
 rationale_chars = 40
@@ -139,7 +139,7 @@ def test_hostile_words_become_no_special_token(small_vlm_server):
 
     def counted(text):
         parts = [
-            {"type": "text", "text": quoted(neutralise(text))},
+            {"type": "text", "text": quoted(sanitize(text))},
             {"type": "text", "text": "\nWhich class?"},
         ]
         ids = tokens(address, model, [{"role": "user", "content": parts}])

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agents.ask.criticizer.asking import Annotation, Annotator, Criticism, Criticizer
-from agents.ask.metering import Spending
+from agents.ask.metering import UsageTotals
 from agents.ask.pictures import Opener
-from agents.ask.runner import Inquiry
-from agents.ask.vlm_agent import Seen, look_at, source_of
+from agents.ask.runner import Runner
+from agents.ask.vlm_agent import PreparedPost, prepare_post, source_of
 from agents.client.base import Identity
 from agents.errors import CallFailedError, JudgmentError, RequestRefusedError
 from agents.judgment import PostLike
@@ -21,7 +21,7 @@ class Desk:
     """A model that annotates and criticizes.
 
     Args:
-        inquiry: What answers, where answers are kept, and what they may cost; closed here, but for its store,
+        runner: What answers, where answers are kept, and what they may cost; closed here, but for its store,
             which several desks may share.
         opener: Opens image files.
         image_side: Longest side of a picture, in pixels.
@@ -29,10 +29,10 @@ class Desk:
     """
 
     def __init__(
-        self, inquiry: Inquiry, *, opener: Opener, image_side: int = 768, max_images: int = 16
+        self, runner: Runner, *, opener: Opener, image_side: int = 768, max_images: int = 16
     ) -> None:
         self._opener, self._image_side, self._max_images = opener, image_side, max_images
-        self._inquiry = inquiry
+        self._runner = runner
 
     def annotate(self, posts: Sequence[PostLike], annotator: Annotator) -> list[Annotation]:
         """One annotation a post, in order; a post without a label says why.
@@ -43,7 +43,7 @@ class Desk:
         """
 
         async def one(post: PostLike) -> Annotation:
-            payer, seen = await self._inquiry.payer(), await self._look_at(post)
+            payer, seen = await self._runner.payer(), await self._look_at(post)
             if seen.fault:
                 return annotator.failed(post.id, seen.fault, source_of(payer))
             try:
@@ -55,7 +55,7 @@ class Desk:
                 return annotator.failed(post.id, str(error), source_of(payer))
             return annotator.annotation(post.id, reply, source_of(payer))
 
-        return self._inquiry.work("annotations", posts, one)
+        return self._runner.work("annotations", posts, one)
 
     def criticize(
         self, posts: Sequence[PostLike], annotations: Sequence[Annotation], criticizer: Criticizer
@@ -73,7 +73,7 @@ class Desk:
 
         async def one(pair: tuple[PostLike, Annotation]) -> Criticism:
             post, annotation = pair
-            payer = await self._inquiry.payer()
+            payer = await self._runner.payer()
             if annotation.label is None:
                 return criticizer.failed(post.id, f"not annotated: {annotation.fault}", source_of(payer))
             seen = await self._look_at(post)
@@ -89,19 +89,19 @@ class Desk:
             return criticizer.criticism(post.id, reply, source_of(payer))
 
         pairs = list(zip(posts, annotations, strict=True))
-        return self._inquiry.work(f"criticisms, {criticizer.strategy.name}", pairs, one)
+        return self._runner.work(f"criticisms, {criticizer.strategy.name}", pairs, one)
 
     def identity(self) -> Identity:
         """The model that answers; it is reached if it was not before."""
-        return self._inquiry.identity()
+        return self._runner.identity()
 
-    def spending(self) -> Spending:
+    def usage(self) -> UsageTotals:
         """What this desk has asked and paid so far."""
-        return self._inquiry.spending()
+        return self._runner.usage()
 
     def close(self) -> None:
         """Let go of the server; safe to repeat."""
-        self._inquiry.close()
+        self._runner.close()
 
-    async def _look_at(self, post: PostLike) -> Seen:
-        return await look_at(post, self._opener, self._image_side, self._max_images)
+    async def _look_at(self, post: PostLike) -> PreparedPost:
+        return await prepare_post(post, self._opener, self._image_side, self._max_images)

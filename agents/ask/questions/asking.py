@@ -8,11 +8,11 @@ from typing import Any
 
 from agents.ask.answer_schema import Form, FormName, read_answer
 from agents.ask.brief import unsure_beside
-from agents.ask.metering import Payer, Reply
+from agents.ask.metering import MeteredClient, Reply
 from agents.ask.pictures import Opener
 from agents.ask.questions.prompts import QuestionPrompts
 from agents.ask.questions.question import Asked
-from agents.ask.vlm_agent import Seen, look_at, source_of
+from agents.ask.vlm_agent import PreparedPost, prepare_post, source_of
 from agents.client.base import ChatRequest, Completion, Sampling
 from agents.errors import CallFailedError, RequestRefusedError
 from agents.judgment import PostLike, State
@@ -82,9 +82,9 @@ class Questioner:
         self._seed = seed
         self._system = prompts.system(form)
 
-    async def look_at(self, post: PostLike) -> Seen:
+    async def prepare_post(self, post: PostLike) -> PreparedPost:
         """`post` with its pictures, made ready once for all questions."""
-        return await look_at(post, self._opener, self._image_side, self._max_images)
+        return await prepare_post(post, self._opener, self._image_side, self._max_images)
 
     def form(self, asked: Asked, pictures: int) -> Form:
         """The form of an answer to `asked`, of a post of which `pictures` are seen."""
@@ -95,7 +95,7 @@ class Questioner:
         """Most tokens of one answer to `asked` about `post`."""
         return self.form(asked, min(len(post.images), self._max_images)).max_tokens
 
-    def request(self, seen: Seen, asked: Asked) -> ChatRequest:
+    def request(self, seen: PreparedPost, asked: Asked) -> ChatRequest:
         """The call that asks."""
         form = self.form(asked, len(seen.pictures))
         question = self._prompts.question(seen.post.text, seen.pictures, asked, form)
@@ -103,7 +103,7 @@ class Questioner:
         sampling = Sampling(form.max_tokens, seed=self._seed, top_logprobs=top)
         return ChatRequest((self._system, question), form.schema(), sampling, affinity=seen.post.id)
 
-    async def ask(self, seen: Seen, asked: Asked, payer: Payer) -> Given:
+    async def ask(self, seen: PreparedPost, asked: Asked, payer: MeteredClient) -> Given:
         """What comes back; FAILED with the reason when nothing usable does.
 
         Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from agents.ask.metering import Spending
+from agents.ask.metering import UsageTotals
 from agents.ask.questions.asking import Given, Questioner
 from agents.ask.questions.question import Asked
-from agents.ask.runner import Inquiry
+from agents.ask.runner import Runner
 from agents.client.base import Identity, PromptSize
 from agents.errors import TooManyFailedError
 from agents.judgment import PostLike, State
@@ -29,13 +29,13 @@ class QuestionPanel:
     """An agent behind a backend that answers questions about posts.
 
     Args:
-        inquiry: What answers, where answers are kept, and what they may cost; closed here, its store too.
+        runner: What answers, where answers are kept, and what they may cost; closed here, its store too.
         questioner: Prompts, pictures, forms.
         max_failed: The largest share of questions without a usable answer, in [0, 1].
     """
 
-    def __init__(self, inquiry: Inquiry, questioner: Questioner, *, max_failed: float = 1.0) -> None:
-        self._inquiry = inquiry
+    def __init__(self, runner: Runner, questioner: Questioner, *, max_failed: float = 1.0) -> None:
+        self._runner = runner
         self._questioner = questioner
         self._max_failed = max_failed
 
@@ -54,8 +54,8 @@ class QuestionPanel:
         tally = _Tally(self._max_failed)
 
         async def one(item: ToAsk) -> tuple[Given, ...]:
-            payer = await self._inquiry.payer()
-            seen = await self._questioner.look_at(item.post)
+            payer = await self._runner.payer()
+            seen = await self._questioner.prepare_post(item.post)
             given = []
             # one after the other: the first call computes the prefix that the others read from the cache
             for asked in item.questions:
@@ -64,7 +64,7 @@ class QuestionPanel:
                 tally.check(_FEWEST)
             return tuple(given)
 
-        answers = self._inquiry.work("posts", posts, one)
+        answers = self._runner.work("posts", posts, one)
         tally.check(1)
         return answers
 
@@ -76,13 +76,13 @@ class QuestionPanel:
         """
 
         async def sizes(item: ToAsk) -> list[PromptSize]:
-            seen = await self._questioner.look_at(item.post)
+            seen = await self._questioner.prepare_post(item.post)
             if seen.fault:
                 return []
-            measure = self._inquiry.backend.measure
+            measure = self._runner.backend.measure
             return [await measure(self._questioner.request(seen, asked)) for asked in item.questions]
 
-        return [size for one in self._inquiry.work("prompt sizes", posts, sizes) for size in one]
+        return [size for one in self._runner.work("prompt sizes", posts, sizes) for size in one]
 
     def most_tokens(self, item: ToAsk) -> int:
         """Most tokens of the answers about one post, each asked for once."""
@@ -90,20 +90,20 @@ class QuestionPanel:
 
     def identity(self) -> Identity:
         """The model that answers; it is reached if it was not before."""
-        return self._inquiry.identity()
+        return self._runner.identity()
 
     def reached(self) -> Identity | None:
         """The model that answers, if it was reached."""
-        return self._inquiry.reached()
+        return self._runner.reached()
 
-    def spending(self) -> Spending:
+    def usage(self) -> UsageTotals:
         """What this process has asked and paid so far."""
-        return self._inquiry.spending()
+        return self._runner.usage()
 
     def close(self) -> None:
         """Let go of the server and the store; safe to repeat."""
-        self._inquiry.close()
-        self._inquiry.store.close()
+        self._runner.close()
+        self._runner.store.close()
 
 
 class _Tally:

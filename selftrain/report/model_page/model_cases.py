@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from selftrain._util.printable import printable
+from selftrain._util.types import Json
 from selftrain.agentps.questions import FINAL
 from selftrain.agentps.video import is_video
 from selftrain.web.embedding import CHUNK, TEXT_BUDGET, as_json, cut, picture_chunks
 from selftrain.web.pictures import BUDGET, Pictures, embed
-
-Json = dict[str, Any]
 
 MOST_POSTS = 50_000
 """Posts of a page; of more the first."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from selftrain._util.types import BoolArray, Json
 from selftrain.agentps.folder import ABOUT, METRICS, TASK, VALIDATION
 from selftrain.agentps.metrics import Curve, Interval, curve
 from selftrain.agentps.questions import FINAL, questionnaire
@@ -19,8 +19,6 @@ from selftrain.report.model_page.model_cases import Cases, Column, gather_cases,
 from selftrain.report.model_page.model_curves import Training, gather_training
 from selftrain.report.model_page.model_files import read_lines, read_object
 from selftrain.web.pictures import BUDGET
-
-Json = dict[str, Any]
 
 
 class Measured(NamedTuple):
@@ -142,7 +140,7 @@ def _measured(column: Column, about: Json, rows: Sequence[Json]) -> Measured:
 
 def _curve(column: Column, rows: Sequence[Json]) -> Curve:
     known = [row for row in rows if truth_of(row, column) is not None]
-    truth: npt.NDArray[np.bool_] = np.array([truth_of(row, column) == column.looked_for for row in known])
+    truth: BoolArray = np.array([truth_of(row, column) == column.looked_for for row in known])
     scores = np.array([odds_of(row, column)[column.looked_for] for row in known], dtype=np.float64)
     return curve(truth, scores)
 

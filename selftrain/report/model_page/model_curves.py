@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.agentps.journal import LOSSES
 from selftrain.report.model_page.model_files import read_lines
-
-Json = dict[str, Any]
 
 MOST_POINTS = 200
 """Of the losses' chart; of more steps each point is a mean."""

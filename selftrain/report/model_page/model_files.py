@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from selftrain._util.types import Json
 from selftrain.errors import ModelError, RunStateError
 from selftrain.store.run_dir import read_jsonl
-
-Json = dict[str, Any]
 
 
 def read_object(file: Path) -> Json:

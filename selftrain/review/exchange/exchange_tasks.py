@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.errors import ExchangeError
 from selftrain.review.audit import is_audit
 from selftrain.review.labelling import annotations_of
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 
 class Opinion(NamedTuple):

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from urllib.parse import quote
 from xml.etree import ElementTree
 
+from selftrain._util.types import Json
 from selftrain.errors import ExchangeError
 from selftrain.review.exchange.exchange_tasks import Opinion, Task
 from selftrain.review.items import UNSURE
 
-Json = dict[str, Any]
 Pictures = Literal["data-uri", "local-files"]
 
 CONTROL, TEXT = "label", "text"

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain._util.printable import printable, printable_lines
+from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.errors import TaskError
 from selftrain.review.criticism import FILE, read_criticisms
 from selftrain.review.labelling import annotations_of
 from selftrain.review.requests import verdicts_now
 from selftrain.store.run_dir import RunFolder
-
-Json = dict[str, Any]
 
 SIDE = 1600
 """Pixels of the longer side of a picture, at most."""

@@ -8,7 +8,6 @@ import secrets
 import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -17,12 +16,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from selftrain._util.types import Json
 from selftrain.errors import DecisionError, LedgerError, SelftrainError
 from selftrain.review.page.auth import Guard
 from selftrain.review.page.review_page import Page, security_policy
 from selftrain.review.page.session import Desk
-
-Json = dict[str, Any]
 
 BODY = 20_000
 """Bytes of a request, at most."""

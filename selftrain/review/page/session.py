@@ -11,16 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any
 
 from selftrain._util.printable import printable
+from selftrain._util.types import Json
 from selftrain.errors import DecisionError, EstimateError
 from selftrain.review.items import Decision, Leased, Progress, Review, agreement_of
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.open_ledger import OpenLedger
 from selftrain.review.page.material import Material
-
-Json = dict[str, Any]
 
 REFRESH_SECONDS = 5.0
 """Agreement and pace are read anew after so long: they take all decisions together."""

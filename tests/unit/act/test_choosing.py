@@ -11,11 +11,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from agents.ask.brief import Brief
-from agents.ask.cache import AnswerStore
+from agents.ask.cache import ResponseCache
 from agents.ask.criticizer.asking import Criticism
 from agents.ask.criticizer.desk import Desk
 from agents.ask.criticizer.wording import Wording
-from agents.ask.runner import Inquiry
+from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.trust import wilson
 from selftrain.act.choosing import Choice, advise, choose
@@ -76,8 +76,8 @@ class Model:
 
 
 def chosen(tmp_path, *models, posts=POSTS, **options) -> Choice:
-    store = AnswerStore(tmp_path / "a.sqlite")
-    desks = {m.name: Desk(Inquiry(m, store, run="r"), opener=None) for m in models}
+    store = ResponseCache(tmp_path / "a.sqlite")
+    desks = {m.name: Desk(Runner(m, store, run="r"), opener=None) for m in models}
     try:
         return choose(
             desks,
@@ -221,7 +221,7 @@ def test_the_command_prints_what_to_do(files, tmp_path, capsys):
     assert ": 100 posts [" in printed
     assert "\x1b[31m" not in printed
     assert json.loads((tmp_path / "out.json").read_text())["budget"]["posts"][0] == 100
-    assert (tmp_path / "judgments.sqlite").exists()
+    assert (tmp_path / "responses.sqlite").exists()
     calls = sum(len(model.asked) for model in models.values())
     assert main([*command, "--strategy", "log_probability"]) == 0
     assert sum(len(model.asked) for model in models.values()) == calls  # paid for once

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
-from page_helpers import Seen
+from page_helpers import PreparedPost
 from report_helpers import CONTROLS, MARKUP, TEMPLATE
 
 from selftrain.agentps.examples import Example
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(trained):
-    return Seen(page_of(trained))
+    return PreparedPost(page_of(trained))
 
 
 # ---- records ----------------------------------------------------------------------------------------
@@ -165,14 +165,14 @@ def test_losses_are_thinned_to_means_and_every_epoch_is_told(trained, seen):
 
 def test_an_evaluation_tells_whose_figures_it_has_and_draws_no_training(tmp_path):
     made(tmp_path, TWO, drawn_posts(TWO, 30))
-    told = Seen(page_of(tmp_path)).words()
+    told = PreparedPost(page_of(tmp_path)).words()
     assert "by the model abc123abc123" in told
     assert "Loss by step" not in told
 
 
 def test_a_training_without_its_losses_says_so(tmp_path):
     made(tmp_path, TWO, drawn_posts(TWO, 30), epochs=2)
-    told = Seen(page_of(tmp_path)).words()
+    told = PreparedPost(page_of(tmp_path)).words()
     assert "The losses are not there (losses.jsonl)" in told
     assert "Final question by epoch" in told
 
@@ -186,7 +186,7 @@ def test_a_question_with_one_answer_alone_has_a_note_and_no_curve(tmp_path):
         for one in drawn_posts(TWO, 40)
     ]
     made(tmp_path, TWO, posts)
-    seen = Seen(page_of(tmp_path))
+    seen = PreparedPost(page_of(tmp_path))
     assert "No figures: only one answer occurs among these posts" in seen.words()
     assert sum(tag == "svg" for tag, _ in seen.tags) == 3
 
@@ -198,20 +198,20 @@ def test_answers_that_nobody_gave_are_not_wrong(tmp_path):
     listing = json.loads(str(page.cases.listing))
     assert listing["truth"][1:] == [[-1] * 30] * 3
     assert [one.posts for one in page.questions] == [30, 0, 0, 0]
-    assert Seen(page_of(tmp_path)).words().count("No figures:") == 3
+    assert PreparedPost(page_of(tmp_path)).words().count("No figures:") == 3
 
 
 def test_posts_without_a_class_have_a_table_without_truth(tmp_path):
     posts = [replace(one, label=None) for one in drawn_posts(TWO, 30)]
     made(tmp_path, TWO, posts)
-    seen = Seen(page_of(tmp_path))
+    seen = PreparedPost(page_of(tmp_path))
     assert json.loads(seen.raw["listing"])["believed"] == [-1] * 30
     assert {a["id"] for _, a in seen.tags if "id" in a} & {"f-outcome", "f-truth"} == set()
 
 
 def test_four_classes_and_no_questions(tmp_path):
     made(tmp_path, FOUR, drawn_posts(FOUR, 60), epochs=3, steps=30)
-    seen = Seen(page_of(tmp_path))
+    seen = PreparedPost(page_of(tmp_path))
     assert "Which is it: sexual, violent, hateful, none?" in seen.words()
     assert "over all 4 answers" in seen.words()
     listing, post = json.loads(seen.raw["listing"]), json.loads(seen.raw["cases-0"])[0]
@@ -251,7 +251,7 @@ def test_why_a_post_could_not_be_read_is_told_without_its_folder(tmp_path):
     rows[3]["reason"] = f"{posts[3].images[0]}: not an image"
     (tmp_path / "m" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = page_of(tmp_path / "m")
-    assert f"{posts[3].id} a.png: not an image" in Seen(page).words()
+    assert f"{posts[3].id} a.png: not an image" in PreparedPost(page).words()
     assert "private" not in page
 
 
@@ -288,7 +288,7 @@ def test_of_where_a_picture_lies_the_page_tells_its_name_alone_and_videos_are_na
     made(tmp_path / "m", TWO, posts)
     page = page_of(tmp_path / "m")
     assert "secret-folder" not in page
-    first, second = json.loads(Seen(page).raw["cases-0"])
+    first, second = json.loads(PreparedPost(page).raw["cases-0"])
     assert first[1][0] == [0, "0.png"]
     assert first[1][1][0] == -1
     assert first[1][1][1].startswith("gone.png (no such file")
@@ -310,7 +310,7 @@ def test_of_more_posts_than_a_page_takes_the_first_are_there(tmp_path, monkeypat
     made(tmp_path, TWO, drawn_posts(TWO, 30))
     monkeypatch.setattr(cases, "MOST_POSTS", 20)
     monkeypatch.setattr(cases, "CHUNK", 8)
-    seen = Seen(page_of(tmp_path))
+    seen = PreparedPost(page_of(tmp_path))
     assert "The first 20 of 30 posts are here" in seen.words()
     assert [len(json.loads(seen.raw[f"cases-{n}"])) for n in range(3)] == [8, 8, 4]
     assert json.loads(seen.raw["listing"])["chunk"] == 8
@@ -321,7 +321,7 @@ def test_records_of_a_process_that_began_before_texts_were_kept_can_be_drawn(tmp
     gone = ("text", "pictures", "picture_count")
     bare = [{key: value for key, value in row.items() if key not in gone} for row in rows_of(tmp_path)]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
-    assert json.loads(Seen(page_of(tmp_path)).raw["cases-0"])[0][:3] == [None, [], 0]
+    assert json.loads(PreparedPost(page_of(tmp_path)).raw["cases-0"])[0][:3] == [None, [], 0]
 
 
 # ---- what comes from outside ------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def hostile(place, bad):
 
 def test_hostile_strings_are_shown_and_change_nothing_of_the_page(tmp_path):
     page = hostile(tmp_path / "bad", lambda word: word + BAD)
-    seen, plain = Seen(page), Seen(hostile(tmp_path / "good", lambda word: word))
+    seen, plain = PreparedPost(page), PreparedPost(hostile(tmp_path / "good", lambda word: word))
     assert [tag for tag, _ in seen.tags] == [tag for tag, _ in plain.tags]
     assert [set(attributes) for _, attributes in seen.tags] == [set(a) for _, a in plain.tags]
     assert (seen.raw["style"], seen.raw["script"]) == (plain.raw["style"], plain.raw["script"])

@@ -10,12 +10,12 @@ from PIL import Image
 from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
 from agents.ask.brief import Brief
-from agents.ask.cache import AnswerStore
+from agents.ask.cache import ResponseCache
 from agents.ask.criticizer.asking import Annotation, Annotator, Criticizer, perplexity
 from agents.ask.criticizer.desk import Desk
 from agents.ask.criticizer.strategies import GRADES, PER_CENT, STRATEGIES
 from agents.ask.criticizer.wording import BUILT_IN, PLACEHOLDERS, Wording
-from agents.ask.runner import Inquiry
+from agents.ask.runner import Runner
 from agents.client.base import Completion, Token, Usage
 from agents.errors import CallFailedError, JudgmentError, PromptError, TokenCapError
 
@@ -44,8 +44,8 @@ def answered(label, shares=None, rationale=None, logprob=-0.5):
 
 def desk(folder, answer, **options):
     backend = MemoryBackend(answer)
-    inquiry = Inquiry(backend, AnswerStore(folder / "a.sqlite"), run="r", **options)
-    return Desk(inquiry, opener=opener), backend
+    runner = Runner(backend, ResponseCache(folder / "a.sqlite"), run="r", **options)
+    return Desk(runner, opener=opener), backend
 
 
 def criticize(folder, strategy, answer, annotation=ANNOTATED, post=POST):
@@ -252,7 +252,7 @@ def test_an_answer_is_paid_for_once(tmp_path):
     for expected in (5, 0):
         seat, backend = desk(tmp_path, lambda _: answered("probably right"))
         seat.criticize(posts, annotations, Criticizer(Wording(BRIEF), "graded"))
-        assert seat.spending().calls == len(backend.requests) == expected
+        assert seat.usage().calls == len(backend.requests) == expected
         seat.close()
     # another label, or other reasons that are shown, are another question
     seat, backend = desk(tmp_path, lambda _: answered("probably right"))
@@ -268,7 +268,7 @@ def test_the_cap_on_tokens_holds(tmp_path):
     with pytest.raises(TokenCapError):
         seat.annotate(posts, Annotator(Wording(BRIEF), reasoning=False))
     assert 0 < len(backend.requests) <= 5
-    assert seat.spending().usage.total <= 700
+    assert seat.usage().usage.total <= 700
 
 
 def test_estimates_in_steps_cover_the_range():

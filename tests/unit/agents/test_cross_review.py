@@ -90,4 +90,4 @@ def test_a_panel_with_one_simulated_agent_is_simulated():
 def test_an_id_given_twice_is_refused():
     panel = AgentPanel([Scripted("reviewer", {}), Scripted("user", {})])
     with pytest.raises(LearningError, match="2 labelled posts with 1 different ids"):
-        panel.learn([Post("a", label="flower"), Post("a", label="metal")])
+        panel.fit([Post("a", label="flower"), Post("a", label="metal")])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from agents_helpers import FLOWERS, METALS, Post, make_posts
 
-from agents.errors import LearningError, NotLearnedError
+from agents.errors import LearningError, NotFittedError
 from agents.judgment import Accepted, Candidate, Judgment, State
 from agents.offline.image_view import ImageView
 from agents.offline.offline_agent import OfflineAgent, offline_agents
@@ -36,7 +36,7 @@ def posts():
 @pytest.fixture(scope="module")
 def panel(posts):
     panel = AgentPanel(offline_agents(CLASSES))
-    panel.learn(posts[0], pool=posts[1])
+    panel.fit(posts[0], pool=posts[1])
     return panel
 
 
@@ -61,10 +61,10 @@ def test_same_seed_same_bytes_whatever_was_learned_before(posts):
     lines = []
     for detour in (False, True):
         panel = AgentPanel(offline_agents(CLASSES, seed=7))
-        panel.learn(posts[0], pool=posts[1])
+        panel.fit(posts[0], pool=posts[1])
         if detour:
-            panel.learn(posts[0], accepted=[Accepted(p, str(p.label)) for p in posts[1][:50]], pool=posts[1])
-            panel.learn(posts[0], pool=posts[1])
+            panel.fit(posts[0], accepted=[Accepted(p, str(p.label)) for p in posts[1][:50]], pool=posts[1])
+            panel.fit(posts[0], pool=posts[1])
         verdicts = panel.verify(candidates(posts[1][:50], {3, 4}))
         lines.append([json.dumps(verdict.to_json()) for verdict in verdicts])
     assert lines[0] == lines[1]
@@ -90,7 +90,7 @@ def test_hostile_texts_are_judged_or_abstained_from(panel, name):
 def test_hostile_texts_can_be_learned_from(posts):
     odd = [Post(f"odd {name}", text, label="flower") for name, text in HOSTILE.items()]
     panel = AgentPanel(offline_agents(CLASSES))
-    panel.learn([*posts[0], *odd], pool=posts[1])
+    panel.fit([*posts[0], *odd], pool=posts[1])
     assert sum(verdict.consistent for verdict in panel.verify(candidates(posts[1][:40]))) > 30
 
 
@@ -109,21 +109,21 @@ def test_one_class_is_refused_with_figures(posts):
     flowers = [post for post in posts[0] if post.label == "flower"]
     for agent in offline_agents(CLASSES):
         with pytest.raises(LearningError, match=r"'metal': 0, 'flower': 30"):
-            agent.learn(flowers)
+            agent.fit(flowers)
         with pytest.raises(LearningError, match=r"'metal': 0, 'flower': 0"):
-            agent.learn([])
+            agent.fit([])
 
 
 @pytest.mark.parametrize("label", ["weed", None])
 def test_a_label_that_is_no_class_is_refused(posts, label):
     with pytest.raises(LearningError, match=str(label)):
-        offline_agents(CLASSES)[0].learn([*posts[0], Post("odd", "rose", label=label)])
+        offline_agents(CLASSES)[0].fit([*posts[0], Post("odd", "rose", label=label)])
 
 
 @pytest.mark.parametrize("change", [{"target": 0.0}, {"target": 1.1}, {"weight": 0.0}])
 def test_an_accepted_post_without_weight_is_refused(posts, change):
     with pytest.raises(LearningError, match="'odd'"):
-        offline_agents(CLASSES)[0].learn(posts[0], accepted=[Accepted(Post("odd"), "metal", **change)])
+        offline_agents(CLASSES)[0].fit(posts[0], accepted=[Accepted(Post("odd"), "metal", **change)])
 
 
 @pytest.mark.parametrize("classes", [["one"], ["same", "same"]])
@@ -134,10 +134,10 @@ def test_two_different_classes_are_needed(classes):
 
 def test_judging_before_learning_is_refused(posts):
     for agent in offline_agents(CLASSES):
-        with pytest.raises(NotLearnedError):
+        with pytest.raises(NotFittedError):
             agent.judge(posts[1])
-        with pytest.raises(NotLearnedError):
-            agent.recall(posts[0])
+        with pytest.raises(NotFittedError):
+            agent.predict_out_of_fold(posts[0])
 
 
 def test_accepted_posts_teach_and_their_target_and_weight_count(posts):
@@ -146,7 +146,7 @@ def test_accepted_posts_teach_and_their_target_and_weight_count(posts):
     odds = {}
     for name, change in {"full": {}, "soft": {"target": 0.67}, "light": {"weight": 0.1}}.items():
         agent = offline_agents(CLASSES)[0]
-        agent.learn(posts[0], accepted=[Accepted(p, "metal", **change) for p in new], pool=posts[1] + asked)
+        agent.fit(posts[0], accepted=[Accepted(p, "metal", **change) for p in new], pool=posts[1] + asked)
         found = agent.judge(asked)[0].details["log_odds"]
         odds[name] = found["metal"] - found["flower"]
     assert odds["full"] > odds["soft"] > 0
@@ -169,7 +169,7 @@ def test_rationale_names_words_and_posts_that_are_there(panel, posts):
 
 def test_reconsidering_says_what_moved_it(posts):
     agent = offline_agents(CLASSES, margin=0.0, weight_other=1.0, weight_classifier=1.0)[0]
-    agent.learn(posts[0], pool=posts[1])
+    agent.fit(posts[0], pool=posts[1])
     post = Post("x", "rose iron")
     (own,) = agent.judge([post])
     against = "metal" if own.label == "flower" else "flower"
@@ -179,7 +179,7 @@ def test_reconsidering_says_what_moved_it(posts):
     assert moved.label == against
     assert moved.rationale.startswith(f"Changes from {own.label} to {against}")
     agent = offline_agents(CLASSES, margin=0.0, weight_other=0.0, weight_classifier=0.0)[0]
-    agent.learn(posts[0], pool=posts[1])
+    agent.fit(posts[0], pool=posts[1])
     (stayed,) = agent.reconsider(strong, [own], [other])
     assert stayed.label == own.label
     assert stayed.rationale.startswith(f"Stays with {own.label}")
@@ -189,7 +189,7 @@ def test_a_margin_turns_doubt_into_abstention(posts):
     states = []
     for margin in (0.0, 50.0):
         agent = offline_agents(CLASSES, margin=margin)[1]
-        agent.learn(posts[0], pool=posts[1])
+        agent.fit(posts[0], pool=posts[1])
         states.append({judgment.state for judgment in agent.judge(posts[1][:20])})
     assert states == [{State.LABEL}, {State.ABSTAIN}]
 
@@ -199,7 +199,7 @@ def test_the_prior_of_the_labelled_posts_counts_as_much_as_asked(posts):
     odds = []
     for prior in (0.0, 1.0):
         agent = offline_agents(CLASSES, prior=prior)[0]
-        agent.learn(few, pool=posts[1])
+        agent.fit(few, pool=posts[1])
         found = agent.judge(posts[1][:1])[0].details["log_odds"]
         odds.append(found["flower"] - found["metal"])
     assert odds[1] - odds[0] == pytest.approx(np.log(30 / 10))
@@ -209,9 +209,9 @@ def test_trust_is_out_of_fold(posts):
     random = np.random.default_rng(0)
     noise = [Post(p.id, p.text, label=str(random.choice(CLASSES))) for p in posts[0]]
     panel = AgentPanel(offline_agents(CLASSES))
-    panel.learn(noise)
+    panel.fit(noise)
     assert all(one.near_chance for one in trust(panel, noise).agents.values())
-    panel.learn(posts[0])
+    panel.fit(posts[0])
     assert all(one.balanced.value > 0.9 for one in trust(panel, posts[0]).agents.values())
 
 
@@ -224,7 +224,7 @@ def test_three_classes():
         for name, vocabulary in words.items()
     ]
     panel = AgentPanel(offline_agents(tuple(words)))
-    panel.learn(posts[:60], pool=posts[60:])
+    panel.fit(posts[:60], pool=posts[60:])
     verdicts = panel.verify([Candidate(post, str(post.label), 0.8) for post in posts[60:]])
     assert np.mean([verdict.consistent for verdict in verdicts]) > 0.9
     wrong = panel.verify([Candidate(post, "sea", 0.8) for post in posts[60:] if post.label != "sea"])
@@ -244,7 +244,7 @@ def image_vectors(posts):
 def test_a_post_is_judged_by_the_view_that_it_has(posts):
     pictures = [Post(f"i{i}", "", (), CLASSES[i % 2]) for i in range(40)]
     panel = AgentPanel(offline_agents(CLASSES, image_vectors=image_vectors))
-    panel.learn([*posts[0], *pictures[:20]], pool=posts[1])
+    panel.fit([*posts[0], *pictures[:20]], pool=posts[1])
     asked = [*pictures[20:], Post("none text only", "rose tulip lily", label="flower")]
     for agent in panel._agents:
         assert [judgment.label for judgment in agent.judge(asked)] == [post.label for post in asked]
@@ -262,15 +262,15 @@ def test_image_evidence_is_left_out(measure):
     posts = [Post(i, label=CLASSES[int(random.integers(2))]) for i in table]
     view = ImageView(lambda asked: np.array([table[p.id] for p in asked], np.float32), measure)
     agent = OfflineAgent("user", [view], CLASSES)
-    agent.learn(posts)
-    said = agent.recall(posts)
+    agent.fit(posts)
+    said = agent.predict_out_of_fold(posts)
     assert np.mean([j.label == p.label for j, p in zip(said, posts, strict=True)]) < 0.7
 
 
 def test_too_few_images_say_nothing_instead_of_something(posts):
     labelled = [Post(f"none {p.id}", p.text, (), p.label) for p in posts[0]] + [Post("i1", "", (), "flower")]
     agent = offline_agents(CLASSES, image_vectors=image_vectors)[0]
-    agent.learn(labelled, pool=posts[1])
+    agent.fit(labelled, pool=posts[1])
     (judgment,) = agent.judge([Post("i2", "", (), "flower")])
     assert judgment.state is State.ABSTAIN
 
@@ -278,4 +278,4 @@ def test_too_few_images_say_nothing_instead_of_something(posts):
 def test_image_vectors_of_the_wrong_shape_are_refused(posts):
     agent = offline_agents(CLASSES, image_vectors=lambda asked: np.zeros((1, 8), np.float32))[0]
     with pytest.raises(LearningError, match=r"\(1, 8\) for 60 posts"):
-        agent.learn(posts[0])
+        agent.fit(posts[0])

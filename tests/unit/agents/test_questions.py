@@ -12,12 +12,12 @@ from question_helpers import answered, ending, offered, wording
 from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
 from agents.ask.brief import Brief, unsure_beside
-from agents.ask.cache import AnswerStore
+from agents.ask.cache import ResponseCache
 from agents.ask.questions.asking import Questioner
 from agents.ask.questions.panel import QuestionPanel, ToAsk
 from agents.ask.questions.prompts import BUILT_IN, QuestionPrompts
 from agents.ask.questions.question import Asked
-from agents.ask.runner import Inquiry
+from agents.ask.runner import Runner
 from agents.client.base import Completion, Token, Usage
 from agents.errors import CallFailedError, PromptError, RequestRefusedError, TokenCapError, TooManyFailedError
 from agents.judgment import State
@@ -42,8 +42,8 @@ def pictures(tmp_path):
 
 def make_panel(backend, folder, *, prompts=None, questioner=None, max_failed=1.0, **options):
     asking = Questioner(QuestionPrompts(BRIEF, folder=prompts), opener, **(questioner or {}))
-    inquiry = Inquiry(backend, AnswerStore(folder / "answers.sqlite"), run="run-1", **options)
-    return QuestionPanel(inquiry, asking, max_failed=max_failed)
+    runner = Runner(backend, ResponseCache(folder / "answers.sqlite"), run="run-1", **options)
+    return QuestionPanel(runner, asking, max_failed=max_failed)
 
 
 def ask(answer, folder, post, *questions, **options):

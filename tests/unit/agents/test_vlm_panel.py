@@ -56,7 +56,7 @@ def test_agreement_takes_two_calls_and_is_consistent(panels):
 
 def test_everything_but_the_ending_is_shared_by_all_calls_on_a_post(panels):
     backend = MemoryBackend(lambda r: said("rude" if role_of(r) == "reviewer" else "kind"))
-    panels(backend, thorough=True).verify(candidates("rude"))
+    panels(backend, always_cross_review=True).verify(candidates("rude"))
     assert len(backend.requests) == 4
     beginnings = {(r.messages[:-1], r.messages[-1].parts[:-1]) for r in backend.requests}
     assert len(beginnings) == 1
@@ -94,7 +94,7 @@ def test_a_verdict_that_is_settled_saves_the_other_call_unless_thorough(panels):
     assert not verdict.consistent
     assert [(j.agent, j.step) for j in verdict.judgments] == [("reviewer", 0), ("user", 0), ("user", 1)]
     backend = MemoryBackend(stubborn, identity=IDENTITY._replace(model="model-b"))
-    (verdict,) = panels(backend, thorough=True).verify(candidates("rude"))
+    (verdict,) = panels(backend, always_cross_review=True).verify(candidates("rude"))
     assert [(j.agent, j.step) for j in verdict.judgments][2:] == [("reviewer", 1), ("user", 1)]
 
 
@@ -103,7 +103,7 @@ def test_two_abstentions_have_nothing_to_exchange_unless_thorough(panels):
     (verdict,) = panels(backend).verify(candidates("rude"))
     assert not verdict.consistent
     assert len(verdict.judgments) == len(backend.requests) == 2
-    (verdict,) = panels(backend, thorough=True).verify(candidates("rude"))
+    (verdict,) = panels(backend, always_cross_review=True).verify(candidates("rude"))
     assert len(verdict.judgments) == len(backend.requests) == 4
 
 
@@ -134,7 +134,7 @@ def test_few_shot_shows_labelled_posts_but_never_the_post_itself(panels):
 
     backend = MemoryBackend(answer)
     panel = panels(backend, "few_shot", interview={"examples": 2})
-    panel.learn(labelled_posts())
+    panel.fit(labelled_posts())
     panel.verify(candidates("rude"))
     for request in backend.requests:
         turns = [m.role for m in request.messages]
@@ -152,15 +152,15 @@ def test_few_shot_shows_labelled_posts_but_never_the_post_itself(panels):
 def test_the_same_question_is_never_paid_twice(panels, tmp_path):
     first = MemoryBackend(lambda r: said("rude" if role_of(r) == "reviewer" else "kind"))
     panel = panels(first)
-    panel.learn(labelled_posts())
+    panel.fit(labelled_posts())
     before = [v.to_json() for v in panel.verify(candidates("rude", "kind"))]
     panel.close()
     again = MemoryBackend(lambda r: pytest.fail("this was paid for"))
     panel = panels(again, run="another run of the folder")
-    panel.learn(labelled_posts())
+    panel.fit(labelled_posts())
     assert [v.to_json() for v in panel.verify(candidates("rude", "kind"))] == before
     assert again.requests == []
-    assert panel.spending().stored == 2 * 8 + 6
+    assert panel.usage().stored == 2 * 8 + 6
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ def test_an_unusable_answer_is_failed_after_the_attempts_and_never_a_label(panel
     assert not verdict.consistent
     assert [r.sampling.temperature for r in backend.requests] == [0.0, 0.7, 0.7]
     assert len({r.sampling.seed for r in backend.requests}) == 3
-    assert panel.spending().failed == 1
-    assert panel.spending().usage.completion == 3 * completion.usage.completion
+    assert panel.usage().failed == 1
+    assert panel.usage().usage.completion == 3 * completion.usage.completion
     # and this too was paid for
     panel.verify(candidates("rude"))
     assert len(backend.requests) == 3
@@ -258,7 +258,7 @@ def test_a_later_attempt_that_can_be_used_counts(panels):
     (verdict,) = panel.verify(candidates("rude"))
     assert verdict.consistent
     assert verdict.judgments[0].details["attempts"] == 2
-    assert panel.spending().failed == 0
+    assert panel.usage().failed == 0
 
 
 @pytest.mark.parametrize(
@@ -342,8 +342,8 @@ def test_labelled_posts_calibrate_the_probabilities(panels):
 
     panel = panels(MemoryBackend(answer), "cot")
     posts = labelled_posts(80)
-    panel.learn(posts)
-    recalled = panel.recall(posts)["judge"]
+    panel.fit(posts)
+    recalled = panel.predict_out_of_fold(posts)["judge"]
     mean = sum(j.probability for j in recalled) / len(recalled)
     assert abs(mean - 0.75) < 0.05
     figures = trust(panel, posts).agents["judge"]
@@ -356,7 +356,7 @@ def test_recall_is_calibrated_without_the_post_itself(panels):
     """One wrong answer among many right ones: in sample its own fit would spread the doubt over all."""
     posts = labelled_posts(20)
     panel = panels(MemoryBackend(by_first_word), "cot")
-    recalled = panel.recall(posts)["judge"]
+    recalled = panel.predict_out_of_fold(posts)["judge"]
     verdicts = panel.verify([Candidate(posts[0], "rude", 0.9)])
     assert recalled[0].probability != verdicts[0].judgments[0].probability
 
@@ -364,7 +364,7 @@ def test_recall_is_calibrated_without_the_post_itself(panels):
 @pytest.mark.parametrize("posts", [[], [PostStub("a", "x", label="rude")] * 2])
 def test_labelled_posts_must_be_some_and_different(panels, posts):
     with pytest.raises(LearningError):
-        panels(MemoryBackend(by_first_word)).learn(posts)
+        panels(MemoryBackend(by_first_word)).fit(posts)
 
 
 def test_ids_never_enter_a_prompt(panels):

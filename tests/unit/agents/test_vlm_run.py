@@ -9,7 +9,7 @@ import pytest
 from vlm_helpers import MemoryBackend
 
 from agents.client.base import Completion, Token, Usage
-from agents.errors import UntrustedError
+from agents.errors import NearChanceError
 from selftrain.cli import main
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError, RunMismatchError
@@ -98,7 +98,7 @@ def test_a_run_asks_learns_and_tells_what_it_cost(home, serve, tmp_path, capsys)
     assert set(trust["agents"]) == {"reviewer", "user"}
     assert trust["kappa"]["reviewer/user"] == 1.0
     assert "reviewer on the labelled posts: balanced accuracy" in shown
-    assert (tmp_path / "judgments.sqlite").exists()
+    assert (tmp_path / "responses.sqlite").exists()
 
 
 def test_the_same_command_again_asks_nothing_and_another_run_of_the_folder_nothing_twice(
@@ -120,10 +120,10 @@ def test_the_same_command_again_asks_nothing_and_another_run_of_the_folder_nothi
 
 def test_an_agent_near_chance_stops_the_run_before_the_pool(home, serve, tmp_path):
     backend = serve(MemoryBackend(Judge(home, 0.5)))
-    with pytest.raises(UntrustedError, match=r"near chance(.|\n)*go on"):
+    with pytest.raises(NearChanceError, match=r"near chance(.|\n)*continue"):
         list(start(home / "recipe.toml", tmp_path / "a").rounds())
     assert len(backend.requests) == 40  # the labelled posts, twice
-    rounds = list(start(home / "recipe.toml", tmp_path / "a", ['agents.near_chance="go on"']).rounds())
+    rounds = list(start(home / "recipe.toml", tmp_path / "a", ['agents.on_near_chance="continue"']).rounds())
     assert len(rounds) == 3
     assert len({request.affinity for request in backend.requests}) > 20
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.ask.cache import AnswerStore, Note, Paid
+from agents.ask.cache import CachedAnswer, Note, ResponseCache
 from agents.client.base import Usage
 from agents.errors import StoreError
 from agents.write_ahead import switch_to_write_ahead
@@ -21,28 +21,28 @@ NOTE = Note("run", "post", "reviewer", 0, "model")
 
 
 def paid(text="text", prompt=10):
-    return Paid({"label": "x", "fault": ""}, text, "stop", Usage(prompt, 4, 2, 3), 0.5)
+    return CachedAnswer({"label": "x", "fault": ""}, text, "stop", Usage(prompt, 4, 2, 3), 0.5)
 
 
 def test_what_is_put_is_got_back(tmp_path):
-    store = AnswerStore(tmp_path / "deep" / "answers.sqlite")
+    store = ResponseCache(tmp_path / "deep" / "answers.sqlite")
     assert store.get("a") is None
     store.put("a", paid("\u2028 \U0001f600 '; DROP TABLE answers"), NOTE, 0)
     store.close()
-    assert AnswerStore(tmp_path / "deep" / "answers.sqlite").get("a") == paid(
+    assert ResponseCache(tmp_path / "deep" / "answers.sqlite").get("a") == paid(
         "\u2028 \U0001f600 '; DROP TABLE answers"
     )
 
 
 def test_the_first_answer_at_an_address_stays(tmp_path):
-    store = AnswerStore(tmp_path / "a.sqlite")
+    store = ResponseCache(tmp_path / "a.sqlite")
     store.put("a", paid("first"), NOTE, 0)
     store.put("a", paid("second"), NOTE, 0)
     assert store.get("a").text == "first"
 
 
 def test_what_a_run_has_spent_is_told_by_run(tmp_path):
-    store = AnswerStore(tmp_path / "a.sqlite")
+    store = ResponseCache(tmp_path / "a.sqlite")
     assert store.spent("run") == Usage()
     for place in "abc":
         store.put(place, paid(prompt=100), NOTE, 0)
@@ -54,10 +54,10 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 from agents.client.base import Usage
-from agents.ask.cache import AnswerStore, Note, Paid
-store = AnswerStore(Path(sys.argv[1]))
+from agents.ask.cache import ResponseCache, Note, CachedAnswer
+store = ResponseCache(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):
-    note, paid = Note("run", "", "", 0, ""), Paid({}, str(i), "stop", Usage(1, 0, 0, 1), 0)
+    note, paid = Note("run", "", "", 0, ""), CachedAnswer({}, str(i), "stop", Usage(1, 0, 0, 1), 0)
     store.put(f"{sys.argv[3]}{i}", paid, note, 0)
     print(i, flush=True)
 if sys.argv[4] == "kill":
@@ -76,7 +76,7 @@ def test_a_process_killed_after_an_answer_has_kept_it(tmp_path):
     child = writer(tmp_path / "a.sqlite", 20, "k", "kill")
     told, _ = child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL
-    store = AnswerStore(tmp_path / "a.sqlite")
+    store = ResponseCache(tmp_path / "a.sqlite")
     assert len(told.split()) == 20
     assert [store.get(f"k{i}").text for i in range(20)] == told.split()
 
@@ -84,27 +84,27 @@ def test_a_process_killed_after_an_answer_has_kept_it(tmp_path):
 def test_several_processes_share_a_store(tmp_path):
     children = [writer(tmp_path / "a.sqlite", 30, name, "end") for name in "xyz"]
     assert [child.communicate(timeout=60)[0].split()[-1] for child in children] == ["29"] * 3
-    assert AnswerStore(tmp_path / "a.sqlite").spent("run") == Usage(90, 0, 0, 90)
+    assert ResponseCache(tmp_path / "a.sqlite").spent("run") == Usage(90, 0, 0, 90)
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path):
     (tmp_path / "a.sqlite").write_text("not a database at all " * 100)
     with pytest.raises(StoreError, match=r"a\.sqlite"):
-        AnswerStore(tmp_path / "a.sqlite")
+        ResponseCache(tmp_path / "a.sqlite")
     assert (tmp_path / "a.sqlite").read_text().startswith("not a database")
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):
-    AnswerStore(tmp_path / "a.sqlite").close()
+    ResponseCache(tmp_path / "a.sqlite").close()
     with sqlite3.connect(tmp_path / "a.sqlite") as connection:
         connection.execute("PRAGMA user_version = 7")
     with pytest.raises(StoreError, match="version 7"):
-        AnswerStore(tmp_path / "a.sqlite")
+        ResponseCache(tmp_path / "a.sqlite")
 
 
 def test_a_folder_in_the_way_is_refused(tmp_path):
     with pytest.raises(StoreError):
-        AnswerStore(tmp_path)
+        ResponseCache(tmp_path)
 
 
 class Switching:

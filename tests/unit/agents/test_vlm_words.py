@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from vlm_helpers import BRIEF, CLASSES, raw, said
 
 from agents.ask import label_calibration as calibration
-from agents.ask.answer_schema import Form, label_shares, loops, read_answer
+from agents.ask.answer_schema import Form, label_probs, loops, read_answer
 from agents.ask.brief import Brief
 from agents.ask.prompts import BUILT_IN, Prompts
-from agents.ask.sanitize import cut, neutralise, quoted
+from agents.ask.sanitize import cut, quoted, sanitize
 from agents.client.base import Token, picture
 from agents.errors import PromptError
 from agents.judgment import Judgment, State
@@ -31,28 +31,28 @@ FORM = Form(tuple(CLASSES), "unsure")
 @pytest.mark.parametrize("special", SPECIAL)
 def test_special_strings_do_not_survive(special):
     for text in (special, f"a{special}b", special.replace("<", "\uff1c").replace(">", "\uff1e"), special * 3):
-        assert special not in unicodedata.normalize("NFKC", neutralise(text))
+        assert special not in unicodedata.normalize("NFKC", sanitize(text))
 
 
 @settings(deadline=None)
 @given(st.text() | st.lists(st.sampled_from([*SPECIAL, "\n", "\u2028", "> ", "x"])).map("".join))
 def test_no_text_leaves_its_fence(text):
-    fenced = quoted(neutralise(text, SPECIAL))
+    fenced = quoted(sanitize(text, SPECIAL))
     assert all(line.startswith("> ") and ">" not in line[2:] for line in fenced.splitlines())
     assert not any(special in fenced for special in SPECIAL)
     # nothing unseen is left, joiners of scripts and emoji apart
     unseen = [c for c in fenced if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") and c not in "\n\t"]
     assert set(unseen) <= {"\u200c", "\u200d"}
-    assert neutralise(neutralise(text)) == neutralise(text)
+    assert sanitize(sanitize(text)) == sanitize(text)
 
 
 def test_special_strings_of_a_tokenizer_of_its_own_are_broken_too():
-    assert "Human::" not in neutralise("x Human:: y", ["Human::"])
+    assert "Human::" not in sanitize("x Human:: y", ["Human::"])
 
 
 def test_ordinary_text_stays_readable():
     text = "I <3 you\n\tmore than 2 > 1 \U0001f469\u200d\U0001f680 caf\u00e9 \u0627\u0644\u0633 [1] [ok?]"
-    assert neutralise(text).replace("\u2039", "<").replace("\u203a", ">") == text
+    assert sanitize(text).replace("\u2039", "<").replace("\u203a", ">") == text
 
 
 @settings(deadline=None)
@@ -162,7 +162,7 @@ def token(text, *alternatives):
 
 
 def test_label_shares_of_whole_tokens():
-    assert label_shares(said("rude", 0.8).tokens, FORM) == pytest.approx({"rude": 0.8, "kind": 0.2})
+    assert label_probs(said("rude", 0.8).tokens, FORM) == pytest.approx({"rude": 0.8, "kind": 0.2})
 
 
 def test_label_shares_where_names_begin_alike_and_unsure_is_left_out():
@@ -175,7 +175,7 @@ def test_label_shares_where_names_begin_alike_and_unsure_is_left_out():
     ]
     # "h" may become either: half of its tenth each; of "ha"'s six tenths a quarter turns to "none"
     none, much = 0.05 + 0.6 * 0.25, 0.05 + 0.6 * 0.75
-    assert label_shares(tokens, form) == pytest.approx(
+    assert label_probs(tokens, form) == pytest.approx(
         {"harm none": none / (none + much), "harm much": much / (none + much)}
     )
 
@@ -186,7 +186,7 @@ def test_label_shares_ignore_what_no_name_can_begin_with():
         token("ru", ("ru", math.log(0.3)), ("ki", math.log(0.1)), ("xx", math.log(0.6))),
         token('de"', ('de"', 0.0)),
     ]
-    assert label_shares(tokens, FORM) == pytest.approx({"rude": 0.75, "kind": 0.25})
+    assert label_probs(tokens, FORM) == pytest.approx({"rude": 0.75, "kind": 0.25})
 
 
 def test_a_key_quoted_in_the_rationale_is_not_the_label():
@@ -197,12 +197,12 @@ def test_a_key_quoted_in_the_rationale_is_not_the_label():
         token('"rude', ('"rude', math.log(0.9)), ('"kind', math.log(0.1))),
         token('"' + tail, ('"' + tail, 0.0)),
     ]
-    assert label_shares(tokens, FORM) == pytest.approx({"rude": 0.9, "kind": 0.1})
+    assert label_probs(tokens, FORM) == pytest.approx({"rude": 0.9, "kind": 0.1})
 
 
 @pytest.mark.parametrize("tokens", [(), (token("nothing", ("nothing", 0.0)),)])
 def test_no_label_no_shares(tokens):
-    assert label_shares(tokens, FORM) is None
+    assert label_probs(tokens, FORM) is None
 
 
 @settings(deadline=None)
@@ -213,7 +213,7 @@ def test_shares_add_up_to_one(logprobs):
         token('"label":"', ('"label":"', 0.0)),
         Token(chosen, logprobs[chosen], tuple(logprobs.items())),
     ]
-    shares = label_shares(tokens, FORM)
+    shares = label_probs(tokens, FORM)
     assert shares is None or sum(shares.values()) == pytest.approx(1.0)
 
 

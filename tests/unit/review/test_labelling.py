@@ -8,11 +8,11 @@ import json
 import pytest
 from test_choosing import BRIEF, CLASSES, NAMES, Model
 
-from agents.ask.cache import AnswerStore
+from agents.ask.cache import ResponseCache
 from agents.ask.criticizer.asking import Annotator, Criticizer
 from agents.ask.criticizer.desk import Desk
 from agents.ask.criticizer.wording import Wording
-from agents.ask.runner import Inquiry
+from agents.ask.runner import Runner
 from agents.client.base import Completion, Usage
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
@@ -55,9 +55,9 @@ def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
     folder, task = LabelFolder(data / name), load_task(data / "task.toml")
     posts = [post for post in read_manifest(data / "posts.jsonl", task).posts if post.label is None]
     chosen = Drawing(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
-    store = AnswerStore(data / "answers.sqlite")
+    store = ResponseCache(data / "answers.sqlite")
     models = [annotator or Model("good", SLIP), critic or Model("fair", 3)]
-    desks = [Desk(Inquiry(model, store, run=name), opener=None) for model in models]
+    desks = [Desk(Runner(model, store, run=name), opener=None) for model in models]
     try:
         with folder.locked():
             begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict())

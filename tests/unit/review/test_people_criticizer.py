@@ -12,12 +12,12 @@ from loop_helpers import chance, lines, make_corpus
 from test_people import go, review
 
 from agents.ask.brief import Brief
-from agents.ask.cache import AnswerStore
+from agents.ask.cache import ResponseCache
 from agents.ask.criticizer.asking import Criticizer
 from agents.ask.criticizer.desk import Desk
 from agents.ask.criticizer.strategies import STRATEGIES
 from agents.ask.criticizer.wording import Wording
-from agents.ask.runner import Inquiry
+from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.errors import TokenCapError
 from selftrain.build import build_criticizer
@@ -65,8 +65,8 @@ class Doubter:
 
 
 def criticizer_of(folder, model, *, cap=None):
-    store = AnswerStore(folder.parent / "answers.sqlite")
-    desk = Desk(Inquiry(model, store, run=str(folder), token_cap=cap), opener=None)
+    store = ResponseCache(folder.parent / "answers.sqlite")
+    desk = Desk(Runner(model, store, run=str(folder), token_cap=cap), opener=None)
     posts = {post.id: post for post in make_corpus(pool=60).posts}
     way = Criticizer(Wording(BRIEF), "log_probability")
     return LoopCriticizer(desk, way, posts, RunFolder(folder), store)
