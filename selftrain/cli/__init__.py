@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,7 +12,7 @@ from typer.main import get_command
 from selftrain import __version__
 from selftrain._util.printable import printable_lines
 from selftrain.cli.commands import CommandLine
-from selftrain.cli.guard import FAILED, guarded, quiet
+from selftrain.cli.guard import FAILED, quiet
 
 app = typer.Typer(
     cls=CommandLine,
@@ -36,31 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         that make no command, 130 after Ctrl-C, 141 when whoever read the output went away.
     """
     quiet()
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in OLD:
-        return guarded(lambda: _parse_old(words))
     try:
         # not standalone: that would draw boxes around errors, and end the process
         status: int = get_command(app).main(argv, prog_name="selftrain", standalone_mode=False)
     except typer.TyperException as error:
         _print_usage(error)
         return FAILED
-    return status
-
-
-OLD = {
-    **dict.fromkeys(("predict",), "predict"), "serve": "serve", "filter": "filter", "export": "export",
-    "agentps": "agentps", "annotate": "annotate", "agents": "agents", "prompts": "prompts",
-    "review": "review", "reviews": "reviews", "act": "act",
-}  # fmt: skip
-
-
-def _parse_old(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="selftrain")
-    module = importlib.import_module(f"selftrain.cli.{OLD[words[0]]}")
-    module.add_parsers(parser.add_subparsers(required=True))
-    args = parser.parse_args(words)
-    status: int = args.handler(args)
     return status
 
 

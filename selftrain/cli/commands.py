@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typer._click import Command, Context
 
 
-class Entry(NamedTuple):
+class Word(NamedTuple):
     """A word that may follow ``selftrain``.
 
     Attributes:
@@ -42,34 +42,34 @@ class Entry(NamedTuple):
 RUNS, MODELS, DATA = "Runs", "Models", "Data, agents and people"
 
 ENTRIES = (
-    Entry("quickstart", "runs", RUNS, "Make a first run, on posts that it draws itself."),
-    Entry("run", "runs", RUNS, "Run a recipe; a run that was interrupted goes on."),
-    Entry("status", "results", RUNS, "Say where a run stands, and what would happen next."),
-    Entry("show", "results", RUNS, "Show the rounds of a run, or everything said about one post."),
-    Entry("report", "results", RUNS, "Render a run's report.html anew."),
-    Entry("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final figures."),
-    Entry("predict", "models", MODELS, "Label other posts with a run's best model."),
-    Entry("serve", "models", MODELS, "Answer over HTTP with a trained model."),
-    Entry("filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision."),
-    Entry("export", "models", MODELS, "Write a run's best classifier as an ONNX file."),
-    Entry(
+    Word("quickstart", "runs", RUNS, "Make a first run, on posts that it draws itself."),
+    Word("run", "runs", RUNS, "Run a recipe; a run that was interrupted goes on."),
+    Word("status", "results", RUNS, "Say where a run stands, and what would happen next."),
+    Word("show", "results", RUNS, "Show the rounds of a run, or everything said about one post."),
+    Word("report", "results", RUNS, "Render a run's report.html anew."),
+    Word("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final figures."),
+    Word("predict", "models", MODELS, "Label other posts with a run's best model."),
+    Word("serve", "models", MODELS, "Answer over HTTP with a trained model."),
+    Word("filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision."),
+    Word("export", "models", MODELS, "Write a run's best classifier as an ONNX file."),
+    Word(
         "agentps", "agentps", MODELS, "Fine-tune a multimodal language model on the grown data (AgentPS).",
         ("train", "predict", "evaluate"),
     ),
-    Entry(
+    Word(
         "data", "data", DATA, "Check manifests, import published data sets, begin with a task.",
         ("check", "import", "tasks"),
     ),
-    Entry("annotate", "annotate", DATA, "Ask a model a task's questions about every post (process labels)."),
-    Entry(
+    Word("annotate", "annotate", DATA, "Ask a model a task's questions about every post (process labels)."),
+    Word(
         "agents", "agents", DATA, "Start or check the vLLM servers of the agents, show their prompts.",
         ("serve", "check", "prompts"),
     ),
-    Entry(
+    Word(
         "review", "review", DATA, "Have people review posts: on a page, or in a tool of yours.",
         ("serve", "export", "import", "audit"),
     ),
-    Entry(
+    Word(
         "act", "act", DATA, "Label a pool by models, and have people put right what is likely wrong.",
         ("select-models", "annotate", "export"),
     ),
@@ -98,8 +98,8 @@ class CommandLine(TyperGroup):
         if found is not None:
             return found.name, load(found), args[1:]
         if not ctx.resilient_parsing:  # completion asks what there is, and is told nothing
-            every = [f"{entry.name} {command}" for entry in ENTRIES for command in entry.commands]
-            _refuse(ctx, args[0], [*self.list_commands(ctx), *every])
+            inner = [f"{entry.name} {command}" for entry in ENTRIES for command in entry.commands]
+            _refuse(ctx, args[0], self.list_commands(ctx), inner)
         return None, None, args[1:]
 
     def invoke(self, ctx: Context) -> int:
@@ -118,8 +118,7 @@ class Noun(TyperGroup):
         """
         found = self.get_command(ctx, args[0])
         if found is None and not ctx.resilient_parsing:
-            noun = ctx.info_name
-            _refuse(ctx, f"{noun} {args[0]}", [f"{noun} {name}" for name in self.list_commands(ctx)])
+            _refuse(ctx, args[0], self.list_commands(ctx), before=f"{ctx.info_name} ")
         return args[0] if found else None, found, args[1:]
 
 
@@ -128,17 +127,20 @@ def noun(help: str) -> typer.Typer:  # noqa: A002 - typer's own name for it
     return typer.Typer(cls=Noun, help=help, no_args_is_help=True, add_completion=False)
 
 
-def load(entry: Entry) -> Command:
+def load(entry: Word) -> Command:
     """Import the module of an entry and return its command, or all its commands where it is a noun."""
     group = get_group(importlib.import_module(f"selftrain.cli.{entry.module}").app)
     return group if entry.commands else group.commands[entry.name]
 
 
-def _entry(name: str) -> Entry | None:
+def _entry(name: str) -> Word | None:
     return next((entry for entry in ENTRIES if entry.name == name), None)
 
 
-def _refuse(ctx: Context, words: str, known: Sequence[str]) -> NoReturn:
-    near = difflib.get_close_matches(words, known, n=1, cutoff=0.6)
-    hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(n.split()[-1] for n in known)}"
-    ctx.fail(f"no command {words!r}: {hint}")
+def _refuse(
+    ctx: Context, word: str, names: Sequence[str], inner: Sequence[str] = (), before: str = ""
+) -> NoReturn:
+    """Say what is there instead of `word`: the nearest command, deeper ones among them, or all of them."""
+    near = difflib.get_close_matches(before + word, [*(before + name for name in names), *inner], n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(names)}"
+    ctx.fail(f"no command {before + word!r}: {hint}")

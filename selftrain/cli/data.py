@@ -56,8 +56,8 @@ def check(
 
 @app.command(
     "import",
-    help="Make a manifest and a task of a published data set.\n\nYou fetch the files yourself, under their"
-    " own terms.",
+    help="Make a manifest and a task of a published data set.\n\n"
+    "You fetch the files yourself, under their own terms.",
     epilog="Example: selftrain data import hsol labeled_data.csv --out data/hsol",
 )
 def import_published(

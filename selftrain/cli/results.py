@@ -132,7 +132,7 @@ def compare(
     first: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run folder; the others are held against it.")
     ],
-    others: Annotated[list[Path], typer.Argument(metavar="RUN...", help="More run folders.")],
+    others: Annotated[list[Path], typer.Argument(metavar="RUN", help="More run folders.")],
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page as well.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -27,8 +27,9 @@ QUICKSTART_POSTS = 900
 
 @app.command(
     "run",
-    help="Run a recipe; a run that was interrupted goes on.\n\nKilled at any moment, the same command"
-    " goes on: no answer is paid for twice, no finished round is lost.",
+    help="Run a recipe; a run that was interrupted goes on.\n\n"
+    "Killed at any moment, the same command goes on: no answer is paid for twice, no finished round is"
+    " lost.",
     epilog="Example: selftrain run recipe.toml --out runs/mine --set rounds.max=5",
 )
 def run_recipe(

@@ -49,8 +49,8 @@ class LabelFolder(RunFolder):
         """
         if not self.recipe_path.exists():
             raise RunStateError(
-                f"{self.path} holds no labelling: it has no {RECIPE}. `selftrain act label MANIFEST ... --out"
-                " DIR` makes one"
+                f"{self.path} holds no labelling: it has no {RECIPE}. `selftrain act annotate MANIFEST ..."
+                " --out DIR` makes one"
             )
         return super().recipe()
 
@@ -141,14 +141,14 @@ def label(
     if len(pairs) < FEWEST * len(posts):
         raise BudgetError(
             f"{annotator.name} annotation gave {len(pairs):,} of {len(posts):,} posts a label; of one of the"
-            f" others: {reason}. Try the model with `selftrain act choose` first"
+            f" others: {reason}. Try the model with `selftrain act select-models` first"
         )
     # --- how likely is each wrong?
     said = criticizing[0].criticize([p for p, _ in pairs], [a for _, a in pairs], criticizing[1])
     if all(one.error is None for one in said):
         raise BudgetError(
             f"the criticizer gave no estimate for any of {len(said):,} labels; of the first: {said[0].fault}."
-            " Name another --strategy or --criticizer; `selftrain act choose` tests them"
+            " Name another --strategy or --criticizer; `selftrain act select-models` tests them"
         )
     rows = [row_of(BATCH, annotated, one) for (_, annotated), one in zip(pairs, said, strict=True)]
     atomic.write_jsonl(folder.path / FILE, rows)

@@ -57,7 +57,7 @@ def read_csv(text: str) -> Iterator[Row]:
     found = [name for name in reader.fieldnames or [] if name]
     if not {"post_id", "label"} <= set(found):
         raise ExchangeError(
-            f"the table has the columns {found}: expected post_id and label among them, as `selftrain reviews"
+            f"the table has the columns {found}: expected post_id and label among them, as `selftrain review"
             " export --to csv` writes them"
         )
     try:

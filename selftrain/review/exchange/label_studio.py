@@ -128,7 +128,7 @@ def answers(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     """
     data = item.get("data") if "annotations" in item or "completions" in item else item
     if not isinstance(data, Mapping) or not isinstance(data.get("post_id"), str):
-        raise ItemError("has no data.post_id: expected a task that `selftrain reviews export` wrote")
+        raise ItemError("has no data.post_id: expected a task that `selftrain review export` wrote")
     post_id, batch = data["post_id"], str(data.get("batch") or "")
     if data is item:
         if CONTROL in item:

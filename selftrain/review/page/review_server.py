@@ -145,7 +145,7 @@ def next_command(folder: RunFolder) -> str:
     """What gives the reviewed labels to the run: its own recipe holds every setting, overridden ones too."""
     out = shlex.quote(str(folder.path))
     if isinstance(folder, LabelFolder):
-        return f"selftrain act labels {out} --out labelled.jsonl"
+        return f"selftrain act export {out} --out labelled.jsonl"
     if (folder.path / "quickstart-data").is_dir():
         return f"selftrain quickstart --out {out}"
     return f"selftrain run {shlex.quote(str(folder.recipe_path))} --out {out}"

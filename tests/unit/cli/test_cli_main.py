@@ -85,7 +85,7 @@ def test_an_unknown_command_or_none_is_a_usage_error(capsys):
     assert "--out" in told
     assert "\u256d" not in told  # boxes are for terminals
     assert [line for line in told.splitlines() if line.startswith("error: ")] == [
-        "error: no command 'fly': did you mean `filter`?",
+        f"error: no command 'fly': there are {', '.join(entry.name for entry in ENTRIES)}",
         "error: no command 'data fly': there are check, import, tasks",
         "error: No such option: --fly",
         "error: Missing option '--out'.",
