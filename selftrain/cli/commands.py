@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typer._click import Command, Context
 
 
-class Word(NamedTuple):
+class Listed(NamedTuple):
     """A word that may follow ``selftrain``.
 
     Attributes:
@@ -42,34 +42,34 @@ class Word(NamedTuple):
 RUNS, MODELS, DATA = "Runs", "Models", "Data, agents and people"
 
 ENTRIES = (
-    Word("quickstart", "runs", RUNS, "Make a first run, on posts that it draws itself."),
-    Word("run", "runs", RUNS, "Run a recipe; a run that was interrupted goes on."),
-    Word("status", "results", RUNS, "Say where a run stands, and what would happen next."),
-    Word("show", "results", RUNS, "Show the rounds of a run, or everything said about one post."),
-    Word("report", "results", RUNS, "Render a run's report.html anew."),
-    Word("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final figures."),
-    Word("predict", "models", MODELS, "Label other posts with a run's best model."),
-    Word("serve", "models", MODELS, "Answer over HTTP with a trained model."),
-    Word("filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision."),
-    Word("export", "models", MODELS, "Write a run's best classifier as an ONNX file."),
-    Word(
+    Listed("quickstart", "runs", RUNS, "Make a first run, on posts that it draws itself."),
+    Listed("run", "runs", RUNS, "Run a recipe; a run that was interrupted goes on."),
+    Listed("status", "results", RUNS, "Say where a run stands, and what would happen next."),
+    Listed("show", "results", RUNS, "Show the rounds of a run, or everything said about one post."),
+    Listed("report", "results", RUNS, "Render a run's report.html anew."),
+    Listed("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final figures."),
+    Listed("predict", "models", MODELS, "Label other posts with a run's best model."),
+    Listed("serve", "models", MODELS, "Answer over HTTP with a trained model."),
+    Listed("filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision."),
+    Listed("export", "models", MODELS, "Write a run's best classifier as an ONNX file."),
+    Listed(
         "agentps", "agentps", MODELS, "Fine-tune a multimodal language model on the grown data (AgentPS).",
         ("train", "predict", "evaluate"),
     ),
-    Word(
+    Listed(
         "data", "data", DATA, "Check manifests, import published data sets, begin with a task.",
         ("check", "import", "tasks"),
     ),
-    Word("annotate", "annotate", DATA, "Ask a model a task's questions about every post (process labels)."),
-    Word(
+    Listed("annotate", "annotate", DATA, "Ask a model a task's questions about every post (process labels)."),
+    Listed(
         "agents", "agents", DATA, "Start or check the vLLM servers of the agents, show their prompts.",
         ("serve", "check", "prompts"),
     ),
-    Word(
+    Listed(
         "review", "review", DATA, "Have people review posts: on a page, or in a tool of yours.",
         ("serve", "export", "import", "audit"),
     ),
-    Word(
+    Listed(
         "act", "act", DATA, "Label a pool by models, and have people put right what is likely wrong.",
         ("select-models", "annotate", "export"),
     ),
@@ -127,13 +127,13 @@ def noun(help: str) -> typer.Typer:  # noqa: A002 - typer's own name for it
     return typer.Typer(cls=Noun, help=help, no_args_is_help=True, add_completion=False)
 
 
-def load(entry: Word) -> Command:
+def load(entry: Listed) -> Command:
     """Import the module of an entry and return its command, or all its commands where it is a noun."""
     group = get_group(importlib.import_module(f"selftrain.cli.{entry.module}").app)
     return group if entry.commands else group.commands[entry.name]
 
 
-def _entry(name: str) -> Word | None:
+def _entry(name: str) -> Listed | None:
     return next((entry for entry in ENTRIES if entry.name == name), None)
 
 
