@@ -7,7 +7,7 @@ AgentError
 ├── ReviewError         an agent that did not answer every candidate once, in order
 ├── ReplayError         a file of judgments that cannot be read
 ├── SimulationError     a confusion matrix, rate or answer key that simulates nothing
-├── PromptError         a prompt template that cannot be filled
+├── PromptFileError     a prompt file that cannot be filled
 ├── StoreError          a store of judgments that cannot be read or written
 ├── TokenCapError       the tokens that a run may cost are spent
 ├── NearChanceError      an agent near chance on posts of known label
@@ -51,8 +51,8 @@ class SimulationError(AgentError, ValueError):
     """A confusion matrix, rate or answer key that simulates nothing."""
 
 
-class PromptError(AgentError, ValueError):
-    """A prompt template that cannot be filled; the message names the file and the placeholder."""
+class PromptFileError(AgentError, ValueError):
+    """A prompt file that cannot be filled; the message names the file and the placeholder."""
 
 
 class StoreError(AgentError, OSError):

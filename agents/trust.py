@@ -12,17 +12,16 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from agents.errors import JudgmentError, NearChanceError
 from agents.judgment import Judgment, LabelledPost, State
 from agents.panel import Panel
 from agents.records import rounded
 
-Z = 1.959963984540054
-"""97.5 % point of the normal distribution: intervals are at 95 %."""
 
-
-class Interval(NamedTuple):
-    """A share and its 95 % Wilson interval, all in [0, 1]."""
+class Proportion(NamedTuple):
+    """A proportion and its 95 % Wilson interval, all in [0, 1]."""
 
     value: float
     low: float
@@ -30,7 +29,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class TrustBin:
     """Judgments whose stated probability lies in (low, high]: how sure they were, and how often right."""
 
     low: float
@@ -41,7 +40,7 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Reliability:
+class AgentReliability:
     """Whether the probability that an agent gives its label is how often that label is right.
 
     Attributes:
@@ -53,10 +52,10 @@ class Reliability:
 
     brier: float
     ece: float
-    bins: tuple[Bin, ...]
+    bins: tuple[TrustBin, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         return {"brier": self.brier, "ece": self.ece, "bins": [asdict(one) for one in self.bins]}
 
 
@@ -76,9 +75,9 @@ class AgentTrust:
 
     confusion: Mapping[str, Mapping[str, int]]
     answered: int
-    accuracy: Interval
-    balanced: Interval
-    reliability: Reliability | None = None
+    accuracy: Proportion
+    balanced: Proportion
+    reliability: AgentReliability | None = None
 
     @property
     def near_chance(self) -> bool:
@@ -95,7 +94,7 @@ class Trust:
     simulated: bool
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values; pairs are written "reviewer/user"."""
+        """Return a record of JSON values; pairs are written "reviewer/user"."""
         record = {
             "simulated": self.simulated,
             "agents": {
@@ -118,7 +117,7 @@ ABSTAINED, FAILED = "(abstain)", "(failed)"
 
 
 def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> Trust:
-    """Figures on `labelled`, every one of which has a label.
+    """Return figures on `labelled`, every one of which has a label.
 
     Raises:
         JudgmentError: No post, or a post without a label.
@@ -142,39 +141,15 @@ def _agent(truth: Sequence[str], answers: Sequence[Judgment]) -> AgentTrust:
     confusion = {t: dict.fromkeys(columns, 0) for t in classes}
     for true, answer in zip(truth, given, strict=True):
         confusion[true][answer] += 1
-    totals = {
-        t: sum(n for a, n in row.items() if a not in (ABSTAINED, FAILED)) for t, row in confusion.items()
-    }
-    shares = [wilson(confusion[t][t], totals[t]) for t in classes]
+    totals = {t: sum(row.values()) - row[ABSTAINED] - row[FAILED] for t, row in confusion.items()}
     right = sum(confusion[t][t] for t in classes)
     return AgentTrust(
-        confusion, sum(totals.values()), wilson(right, sum(totals.values())), _mean(shares),
+        confusion,
+        sum(totals.values()),
+        wilson(right, sum(totals.values())),
+        _mean([wilson(confusion[t][t], totals[t]) for t in classes]),
         reliability(truth, answers),
-    )  # fmt: skip
-
-
-def reliability(truth: Sequence[str], answers: Sequence[Judgment], bins: int = 10) -> Reliability | None:
-    """Calibration of the stated probabilities; None when none is stated."""
-    stated = [
-        (answer.probability, answer.label == true)
-        for true, answer in zip(truth, answers, strict=True)
-        if answer.probability is not None
-    ]
-    if not stated:
-        return None
-    held: dict[int, list[tuple[float, bool]]] = {}
-    for probability, right in stated:
-        held.setdefault(max(0, math.ceil(probability * bins) - 1), []).append((probability, right))
-    rows = tuple(
-        Bin(
-            place / bins, (place + 1) / bins, len(inside), sum(p for p, _ in inside) / len(inside),
-            sum(right for _, right in inside) / len(inside),
-        )
-        for place, inside in sorted(held.items())
-    )  # fmt: skip
-    brier = sum((p - right) ** 2 for p, right in stated) / len(stated)
-    ece = sum(row.count * abs(row.confidence - row.accuracy) for row in rows) / len(stated)
-    return Reliability(brier, ece, rows)
+    )
 
 
 def _answer(judgment: Judgment) -> str:
@@ -183,38 +158,60 @@ def _answer(judgment: Judgment) -> str:
     return FAILED if judgment.state is State.FAILED else ABSTAINED
 
 
-def wilson(right: int, total: int) -> Interval:
-    """Share `right` / `total` with its 95 % Wilson interval; [0, 1] around one half when `total` is 0."""
+def reliability(truth: Sequence[str], answers: Sequence[Judgment], bins: int = 10) -> AgentReliability | None:
+    """Return the calibration of the stated probabilities; None when none is stated."""
+    stated = [
+        (answer.probability, answer.label == true)
+        for true, answer in zip(truth, answers, strict=True)
+        if answer.probability is not None
+    ]
+    if not stated:
+        return None
+    probs, right = np.array(stated, np.float64).T
+    # bins are open below and closed above, but for the first, which holds 0 too
+    places = np.maximum(np.ceil(probs * bins).astype(int) - 1, 0)
+    rows = tuple(
+        TrustBin(
+            int(place) / bins, (int(place) + 1) / bins, int((places == place).sum()),
+            float(probs[places == place].mean()), float(right[places == place].mean()),
+        )
+        for place in np.unique(places)
+    )  # fmt: skip
+    ece = sum(row.count * abs(row.confidence - row.accuracy) for row in rows) / len(stated)
+    return AgentReliability(float(np.mean((probs - right) ** 2)), ece, rows)
+
+
+def wilson(right: int, total: int) -> Proportion:
+    """Return `right` / `total` with its 95 % Wilson interval; [0, 1] around one half when `total` is 0."""
+    from scipy.stats import binomtest
+
     if total == 0:
-        return Interval(0.5, 0.0, 1.0)
-    share, square = right / total, Z * Z
-    centre = (share + square / (2 * total)) / (1 + square / total)
-    half = Z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+        return Proportion(0.5, 0.0, 1.0)
+    interval = binomtest(right, total).proportion_ci(method="wilson")
+    return Proportion(right / total, float(interval.low), float(interval.high))
 
 
-def _mean(shares: Sequence[Interval]) -> Interval:
-    """Mean of independent shares; each side's distances add up in squares (Newcombe's hybrid score)."""
-    count = len(shares)
-    value = sum(share.value for share in shares) / count
-    below = math.sqrt(sum((share.value - share.low) ** 2 for share in shares)) / count
-    above = math.sqrt(sum((share.high - share.value) ** 2 for share in shares)) / count
-    return Interval(value, max(0.0, value - below), min(1.0, value + above))
+def _mean(parts: Sequence[Proportion]) -> Proportion:
+    """Return the mean of independent proportions; each side's distances add up in squares.
+
+    Source: Newcombe's hybrid score interval (Statistics in Medicine 1998).
+    """
+    count = len(parts)
+    value = sum(part.value for part in parts) / count
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / count
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / count
+    return Proportion(value, max(0.0, value - below), min(1.0, value + above))
 
 
 def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None:
-    """Cohen's kappa over posts that both labelled; None below two such posts or without any variation."""
+    """Return Cohen's kappa over posts that both labelled; None below two such posts or without variation."""
+    from sklearn.metrics import cohen_kappa_score
+
     both = zip(first, second, strict=True)
     pairs = [(a.label, b.label) for a, b in both if a.label is not None and b.label is not None]
-    if len(pairs) < 2:
+    if len(pairs) < 2 or len({label for pair in pairs for label in pair}) < 2:
         return None
-    labels = {label for pair in pairs for label in pair}
-    agree = sum(a == b for a, b in pairs) / len(pairs)
-    chance = (
-        sum(sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) for label in labels)
-        / len(pairs) ** 2
-    )
-    return None if chance == 1 else (agree - chance) / (1 - chance)
+    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
 OnNearChance = Literal["stop", "continue"]
@@ -223,15 +220,15 @@ OnNearChance = Literal["stop", "continue"]
 def check_agents(
     panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance
 ) -> dict[str, Any]:
-    """The agents' figures on the labelled posts, as JSON values; see `Trust.to_json`.
+    """Return the agents' figures on the labelled posts, as JSON values; see `Trust.to_json`.
 
     Args:
-        panel: Has learned from `labelled` already.
+        panel: Fitted on `labelled` already.
         labelled: Posts of known label.
         on_near_chance: What to do about an agent that may be guessing.
 
     Raises:
-        NearChanceError: An agent is near chance and the recipe does not say "continue".
+        NearChanceError: An agent is near chance and `on_near_chance` is "stop".
     """
     figures = trust(panel, labelled)
     guessing = [role for role, agent in figures.agents.items() if agent.near_chance]

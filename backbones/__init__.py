@@ -1,33 +1,61 @@
-"""Backbones: posts in, feature rows out. Part of the selftrain distribution."""
+"""Backbones: posts in, feature rows out. Part of the selftrain distribution.
+
+Each name is loaded when it is first used: torch and the model libraries come with `CLIP` and
+`MiniLMEfficientNet`, not with this package.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from backbones.base import Backbone
 from backbones.errors import UnknownBackboneError
 
-NAMES = ("embedded", "clip")
+if TYPE_CHECKING:
+    from backbones.base import Backbone, Encoded, EncodeFailure, FeatureLayout
+    from backbones.clip import CLIP
+    from backbones.minilm_efficientnet import MiniLMEfficientNet
+
+__all__ = [  # noqa: RUF022 -- in the order of `sorted`
+    "Backbone",
+    "CLIP",
+    "EncodeFailure",
+    "Encoded",
+    "FeatureLayout",
+    "MiniLMEfficientNet",
+    "UnknownBackboneError",
+    "load_backbone",
+]
+
+BACKBONES = {"minilm_efficientnet": "MiniLMEfficientNet", "clip": "CLIP"}
+"""Name in a recipe -> class."""
+
+_MODULES = {
+    "CLIP": "backbones.clip",
+    "MiniLMEfficientNet": "backbones.minilm_efficientnet",
+    **dict.fromkeys(("Backbone", "EncodeFailure", "Encoded", "FeatureLayout"), "backbones.base"),
+}
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:  # noqa: ANN401 -- each backbone types its own
-    """Build a backbone; torch and the model libraries are imported only here.
+    """Build a backbone by the name that recipes use.
 
     Args:
-        name: "embedded" (no download) or "clip" (any open_clip model).
-        options: Keyword arguments of `EmbeddedBackbone` or `ClipBackbone`: device, dtype, and for clip
-            model, weights, like.
+        name: "minilm_efficientnet" (no download) or "clip" (any open_clip model).
+        options: Keyword arguments of `MiniLMEfficientNet` or `CLIP`: device, dtype, and for clip model,
+            weights, like.
 
     Raises:
         UnknownBackboneError: another name.
         WeightsError: the weights are missing, damaged, or of another architecture.
     """
-    if name == "embedded":
-        from backbones.minilm_efficientnet import EmbeddedBackbone
+    if name not in BACKBONES:
+        raise UnknownBackboneError(f"no backbone is called {name!r}; expected one of {', '.join(BACKBONES)}")
+    backbone: Backbone = __getattr__(BACKBONES[name])(**options)
+    return backbone
 
-        return EmbeddedBackbone(**options)
-    if name == "clip":
-        from backbones.clip import ClipBackbone
 
-        return ClipBackbone(**options)
-    raise UnknownBackboneError(f"no backbone is called {name!r}; expected one of {', '.join(NAMES)}")
+def __getattr__(name: str) -> Any:  # noqa: ANN401 -- a class of the table
+    if name not in _MODULES:
+        raise AttributeError(f"module 'backbones' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

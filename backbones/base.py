@@ -21,7 +21,7 @@ import numpy.typing as npt
 FeatureArray = npt.NDArray[np.float32]
 
 
-class PostLike(Protocol):
+class EncodablePost(Protocol):
     """The few attributes of a post that a backbone reads."""
 
     @property
@@ -75,26 +75,67 @@ class Encoded(NamedTuple):
 
 
 class Backbone(Protocol):
-    """Posts to features; `module` and `collate` are the differentiable way to the same rows."""
+    """Posts to feature rows; what a third party implements to bring an encoder of its own.
+
+    The head alone is trained on the rows of `encode`. Fine-tuning goes through `module` and `collate`, which
+    must give the same rows, with gradients; a backbone that is never fine-tuned may raise
+    `NotImplementedError` there. For adapters (``classifier.train = "lora"``) a backbone also offers
+    ``lora_targets() -> list[str]``, and to save memory ``set_gradient_checkpointing(enabled)``.
+
+    Attributes:
+        name: Short, for messages and progress bars.
+        layout: Widths T and I of the two blocks; the same for every post.
+    """
 
     name: str
     layout: FeatureLayout
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of everything that can change a row: weights, preprocessing, tokenizer, limits."""
+        """Return the hex SHA-256 of everything that can change a row.
+
+        Weights, preprocessing, tokenizer, limits and precision belong to it: rows are cached under it, and a
+        classifier is only ever given rows of the fingerprint that it was trained on.
+        """
         ...
 
     def encode(
-        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        posts: Sequence[EncodablePost],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Encoded:
-        """Feature rows of `posts`, without gradients. An unreadable image is reported, never raised."""
+        """Encode posts without gradients.
+
+        Args:
+            posts: B of them; B may be 0.
+            batch_size: Images that go through the tower at once, >= 1.
+            workers: Threads that decode images; 0 decodes in the calling one.
+            progress: Draw a bar.
+
+        Returns:
+            Rows [B, D] float32 on the CPU, in the order given. An image that cannot be read is reported as a
+            failure of its post and its row is NaN; nothing is raised for it.
+        """
         ...
 
     @property
     def module(self) -> Any:  # noqa: ANN401 -- torch is not imported here
-        """The ``torch.nn.Module`` whose ``forward(inputs)`` gives rows [B, D] with gradients."""
+        """The ``torch.nn.Module`` whose ``forward(inputs)`` gives rows [B, D] with gradients.
+
+        `encode` uses the same object, so that it follows whatever training does.
+        """
         ...
 
-    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> Any:  # noqa: ANN401
-        """Posts to the `inputs` of `module` (a dict of tensors and index lists, movable to a device)."""
+    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> Any:  # noqa: ANN401
+        """Turn posts into the `inputs` of `module`: a dict of tensors, movable to a device.
+
+        Args:
+            posts: B of them.
+            train: Augment images at random (torch's seed decides).
+
+        Raises:
+            backbones.errors.ImageError: An image cannot be read; the message names the post.
+        """
         ...

@@ -4,7 +4,7 @@ BackboneError
 ├── UnknownBackboneError   a name that no backbone has
 ├── WeightsError           weights that are missing, damaged, unsafe, or of another architecture
 ├── ImageError             an image that may not, or cannot, be opened
-├── PromptError            a prompt that does not fit its budget, or lost an answer token
+├── PromptFitError         a prompt that does not fit its budget, or lost an answer token
 └── TorchvisionError       a torchvision that does not load beside this torch
 """
 
@@ -27,7 +27,7 @@ class ImageError(BackboneError, ValueError):
     """An image that may not be opened (too large, another format) or cannot be (damaged, absent)."""
 
 
-class PromptError(BackboneError, ValueError):
+class PromptFitError(BackboneError, ValueError):
     """A prompt whose words leave no room for a post, or that lost an answer token."""
 
 

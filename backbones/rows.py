@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from backbones.base import Encoded, EncodeFailure, FeatureArray, FeatureLayout, PostLike
-from backbones.decoding import decode_stream
+from backbones.base import EncodablePost, Encoded, EncodeFailure, FeatureArray, FeatureLayout
 from backbones.errors import ImageError
+from backbones.images import prefetch_images
 
 ROW_FORMAT = "rows-1"  # part of every fingerprint: a change in the arithmetic below must change it
 
 Transform = Callable[[Path], Tensor]
+_State = tuple[tuple[str, int, int], ...]
 
 
-def has_text(post: PostLike) -> bool:
-    """A text of nothing but white space is no text."""
+def has_text(post: EncodablePost) -> bool:
+    """Tell whether a post has a text; one of nothing but white space is none."""
     return bool(post.text.strip())
 
 
 def assemble(text: Tensor, text_rows: Tensor, image: Tensor, image_rows: Tensor, size: int) -> Tensor:
-    """Unit embeddings to feature rows.
+    """Assemble unit embeddings to feature rows.
 
     Args:
         text: Unit text embeddings [N, T].
@@ -50,7 +51,7 @@ def assemble(text: Tensor, text_rows: Tensor, image: Tensor, image_rows: Tensor,
 
 
 def join(text_block: Tensor, image_sum: Tensor, with_text: Tensor, with_image: Tensor) -> Tensor:
-    """Blocks [B, T], [B, I] and flags [B] to rows [B, D]; the scaled sum of an album is its scaled mean."""
+    """Join blocks [B, T], [B, I] and flags [B] to rows [B, D]; an album's scaled sum is its scaled mean."""
     flags = torch.stack([with_text, with_image], dim=1).to(text_block)
     return torch.cat([text_block, F.normalize(image_sum, dim=1), flags], dim=1)
 
@@ -60,7 +61,7 @@ def _flags(rows: Tensor, size: int) -> Tensor:
 
 
 def encode_posts(
-    posts: Sequence[PostLike],
+    posts: Sequence[EncodablePost],
     layout: FeatureLayout,
     *,
     embed_texts: Callable[[Sequence[str]], Tensor],
@@ -70,7 +71,7 @@ def encode_posts(
     workers: int,
     progress: bool,
 ) -> Encoded:
-    """Feature rows without gradients; equal texts are encoded once, images stream through in batches.
+    """Compute feature rows without gradients; equal texts are encoded once, images stream through in batches.
 
     Args:
         posts: The posts, B of them.
@@ -106,7 +107,7 @@ def encode_posts(
 
 
 def _sum_images(
-    posts: Sequence[PostLike],
+    posts: Sequence[EncodablePost],
     layout: FeatureLayout,
     *,
     embed_images: Callable[[Tensor], Tensor],
@@ -115,7 +116,7 @@ def _sum_images(
     workers: int,
     progress: bool,
 ) -> tuple[Tensor, dict[int, str]]:
-    """Sums of unit image embeddings [B, I], and the reason for each post with an unreadable image."""
+    """Return sums of unit image embeddings [B, I], and the reason for each post with an unreadable image."""
     owners = [index for index, post in enumerate(posts) for _ in post.images]
     paths = [path for post in posts for path in post.images]
     image_sum = torch.zeros(len(posts), layout.image_width)
@@ -129,7 +130,7 @@ def _sum_images(
             batch.clear()
             rows.clear()
 
-    stream = decode_stream(paths, transform, workers)
+    stream = prefetch_images(paths, transform, workers)
     bar = tqdm(stream, total=len(paths), disable=not progress, desc="images")
     for owner, decoded in zip(owners, bar, strict=True):
         if isinstance(decoded, ImageError):
@@ -144,9 +145,9 @@ def _sum_images(
 
 
 def collate_images(
-    posts: Sequence[PostLike], transform: Transform, size: tuple[int, int]
+    posts: Sequence[EncodablePost], transform: Transform, size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Pixels [M, 3, H, W] of all images of `posts`, and the post that each belongs to [M].
+    """Return pixels [M, 3, H, W] of all images of `posts`, and the post that each belongs to [M].
 
     Raises:
         ImageError: an image cannot be read; the message names the post.
@@ -164,19 +165,19 @@ def collate_images(
     return {"pixels": stacked, "image_rows": torch.tensor(rows, dtype=torch.long)}
 
 
-def text_rows(posts: Sequence[PostLike]) -> Tensor:
-    """Positions [N] of the posts that have a text."""
+def text_rows(posts: Sequence[EncodablePost]) -> Tensor:
+    """Return the positions [N] of the posts that have a text."""
     return torch.tensor([index for index, post in enumerate(posts) if has_text(post)], dtype=torch.long)
 
 
 def on_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The same inputs on `device`."""
+    """Return the same inputs on `device`."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
 
 
 @contextmanager
 def inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the module's own mode comes back afterwards."""
+    """Hold a module in evaluation mode without gradients; its own mode comes back afterwards."""
     training = module.training
     module.eval()
     try:
@@ -194,6 +195,35 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of what can change a row, the row format included."""
+    """Return the hex SHA-256 of what can change a row, the row format included."""
     text = json.dumps({"format": ROW_FORMAT, **parts}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ModuleDigest:
+    """SHA-256 of a module's tensors, names included; recomputed only when a tensor has changed.
+
+    The live tensors are hashed, not the file: a module that was trained, or got adapters, is another
+    backbone, and its rows must not be mixed with the old ones in a cache.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._state: _State = ()
+        self._digest = ""
+
+    def hexdigest(self) -> str:
+        tensors = self._module.state_dict(keep_vars=True)
+        state = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items())
+        if state != self._state:
+            self._digest, self._state = _digest(tensors), state
+        return self._digest
+
+
+def _digest(tensors: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

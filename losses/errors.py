@@ -1,9 +1,9 @@
 """Every error that the losses themselves raise.
 
 LossError
-├── SettingError    a setting outside its range, or a form that does not exist
-├── BatchError      tensors that do not fit together, or hold what a loss cannot use
-└── EstimateError   a quantity that cannot be estimated from what was given
+├── SettingError         a setting outside its range, or a form that does not exist
+├── BatchError           tensors that do not fit together, or hold what a loss cannot use
+└── PriorEstimateError   a quantity that cannot be estimated from what was given
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ class BatchError(LossError, ValueError):
     """Tensors that do not fit together, or hold what a loss cannot use."""
 
 
-class EstimateError(LossError, ValueError):
+class PriorEstimateError(LossError, ValueError):
     """A quantity that cannot be estimated from what was given."""

@@ -7,19 +7,21 @@ positive, an NU risk if it is negative, and absent if it is 0 or if D is empty.
 ========  =======================  ==============  =================================  ====================
 form      w_pn, w_soft, w_u        prior in L_pn   L_u                                balance
 ========  =======================  ==============  =================================  ====================
-article   1, l_soft, l_u           labelled_prior  non-negative, P or N and D         sign alone
-paper     1-|b|, 1-|b|, |b|        1/2             leaky, with AP or AN among P or N  b, in [-1, 1]
+weighted  1, l_soft, l_u           labelled_prior  non-negative, P or N and D         sign alone
+convex    1-|b|, 1-|b|, |b|        1/2             leaky, with AP or AN among P or N  b, in [-1, 1]
 sakai     1-|b|, l_soft, |b|       theta           unbiased, P or N and D             b, in [-1, 1]
 nnpu      0, l_soft, l_u           --              non-negative, P or N and D         sign alone, not 0
 upu       0, l_soft, l_u           --              unbiased, P or N and D             sign alone, not 0
 pn        1, l_soft, 0             labelled_prior  none                               not read
 ========  =======================  ==============  =================================  ====================
 
-(l_soft, l_u, b: `lambda_soft`, `lambda_u`, `balance`.) Published forms other than the paper's know no agreed
-posts; with lambda_soft = 0 they are exactly what was published.
+(l_soft, l_u, b: `lambda_soft`, `lambda_u`, `balance`.) "weighted" weighs its three parts one by one, "convex"
+mixes them by one number. Published forms other than "convex" know no agreed posts; with lambda_soft = 0 they
+are exactly what was published.
 
-Sources: "Multi-Agent VLMs Guided Self-Training with PNU Loss" (arXiv 2511.13759): article and paper; Sakai,
-du Plessis, Niu, Sugiyama (ICML 2017); Kiryo, Niu, du Plessis, Sugiyama (NeurIPS 2017).
+Sources: "Multi-Agent VLMs Guided Self-Training with PNU Loss" (arXiv 2511.13759): "convex" is its loss as
+written, "weighted" the generalised one; Sakai, du Plessis, Niu, Sugiyama (ICML 2017); Kiryo, Niu, du Plessis,
+Sugiyama (NeurIPS 2017).
 
 Shape legend: ``B`` posts.
 """
@@ -27,11 +29,14 @@ Shape legend: ``B`` posts.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
+from losses.base import LossOutput, SupportsArray
 from losses.errors import SettingError
 from losses.groups import SURROGATES, Group, GroupedBatch, group_batch
 from losses.unlabelled import (
@@ -44,7 +49,11 @@ from losses.unlabelled import (
     uncorrected,
 )
 
-Form = Literal["article", "paper", "sakai", "nnpu", "upu", "pn"]
+LAMBDA_U = 0.1
+AGREED_WEIGHT = 0.5
+"""What an agreed post counts beside a labelled one where lambda_soft is left open."""
+
+Form = Literal["weighted", "convex", "sakai", "nnpu", "upu", "pn"]
 
 
 class PNUWeights(NamedTuple):
@@ -55,40 +64,28 @@ class PNUWeights(NamedTuple):
     unlabelled: float
 
 
-class PNUOutput(NamedTuple):
-    """A loss [] with its graph, and every part of the formula by name, detached scalars [].
-
-    parts: "positive" mean_P l+, "negative" mean_N l-, "soft_positive" mean_AP BCE(z, t), "soft_negative"
-    mean_AN BCE(z, t), "pn" L_pn, "soft" L_soft, "unlabelled" L_u, "bracket" of L_u before correction,
-    "clipped" 1 where that was corrected, else 0. All keys are always there; loss = weights . (pn, soft,
-    unlabelled).
-    """
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PNULoss:
-    """A PNU loss: called with logits and groups, it gives the loss and its parts.
+    """A PNU loss, a `losses.base.RoundLoss`: called with logits and groups, it gives the loss and its parts.
 
     A mean over an empty group is 0. What is half precision is computed in float32, also under autocast.
-    Under "article" the magnitude of `balance` scales nothing: the formula has lambda_u for that, and the
+    Under "weighted" the magnitude of `balance` scales nothing: the formula has lambda_u for that, and the
     sign says which labelled class D is learned with. To weigh L_u by |balance|, set lambda_u to it.
 
     Attributes:
         form: One of the table in the module's docstring.
         balance: P of the article, gamma of the paper, eta of Sakai, in [-1, 1]. Published ranges: -.1 to
-            .2 (article), best 0 to .1 (paper).
-        theta: Share of positives in D, in (0, 1): D is a selected set, so rather estimated
-            (`estimate_prior`) than the population's. NU risks use 1 - theta, but for the paper's, which
-            writes theta in both and sets it to .5.
-        labelled_prior: Weight of the positives in L_pn ("article", "pn") and in L_soft (all forms but the
-            paper's), in (0, 1); .5 balances the classes.
-        lambda_soft: Weight of L_soft, >= 0; the paper's form fixes it, so there it must stay 1.
-        lambda_u: Weight of L_u, >= 0; the paper's and Sakai's forms fix it, so there it must stay 1.
-        soft_positive: Target of agreed positives where none are given, in [0, 1].
-        soft_negative: Target of agreed negatives where none are given, in [0, 1].
+            .2 ("weighted"), best 0 to .1 ("convex").
+        theta: Share of positives in D, in (0, 1). None: `for_round` fills in an estimate, since D is a
+            selected set and not the population; until then .5. NU risks use 1 - theta, but for the convex
+            form's, which writes theta in both (published: .5).
+        labelled_prior: Weight of the positives in L_pn ("weighted", "pn") and in L_soft (all forms but
+            "convex"), in (0, 1); .5 balances the classes.
+        lambda_soft: Weight of L_soft, >= 0. None: `for_round` sets it by the number of agreed posts; until
+            then 1. The convex form fixes it, so there it must stay None.
+        lambda_u: Weight of L_u, >= 0; "convex" and "sakai" fix it, so there it must stay at its default.
+        soft_positive: Target of agreed positives where none are given, in [0, 1]; agreed negatives get
+            1 - soft_positive (published: .67).
         surrogate: "logistic" or "sigmoid", for every l+ and l- of the formula.
         beta: Of the non-negative risk: how far below 0 the bracket may go, >= 0.
         gamma: Of the non-negative risk: length of the step back when clipped, in [0, 1]. (Not the
@@ -98,14 +95,13 @@ class PNULoss:
         SettingError: A setting outside its range, or one that the form does not let be chosen.
     """
 
-    form: Form = "article"
+    form: Form = "weighted"
     balance: float = 0.1
-    theta: float = 0.5
+    theta: float | None = None
     labelled_prior: float = 0.5
-    lambda_soft: float = 1.0
-    lambda_u: float = 1.0
-    soft_positive: float = 0.67
-    soft_negative: float = 0.33
+    lambda_soft: float | None = None
+    lambda_u: float = LAMBDA_U
+    soft_positive: float = 0.8
     surrogate: Literal["logistic", "sigmoid"] = "logistic"
     beta: float = 0.0
     gamma: float = 1.0
@@ -114,36 +110,60 @@ class PNULoss:
         _choice("form", self.form, get_args(Form))
         _choice("surrogate", self.surrogate, tuple(SURROGATES))
         _between("balance", self.balance, -1.0, 1.0)
-        _between("theta", self.theta, 0.0, 1.0, open_ends=True)
+        _between("theta", self._theta, 0.0, 1.0, open_ends=True)
         _between("labelled_prior", self.labelled_prior, 0.0, 1.0, open_ends=True)
-        _between("lambda_soft", self.lambda_soft, 0.0, math.inf)
+        _between("lambda_soft", self._lambda_soft, 0.0, math.inf)
         _between("lambda_u", self.lambda_u, 0.0, math.inf)
         _between("soft_positive", self.soft_positive, 0.0, 1.0)
-        _between("soft_negative", self.soft_negative, 0.0, 1.0)
         _between("beta", self.beta, 0.0, math.inf)
         _between("gamma", self.gamma, 0.0, 1.0)
         self._check_form()
+
+    @property
+    def soft_negative(self) -> float:
+        """Target of agreed negatives where none are given."""
+        return 1 - self.soft_positive
 
     @property
     def weights(self) -> PNUWeights:
         """(w_pn, w_soft, w_u) as the form and the balance set them."""
         size = abs(self.balance)
         match self.form:
-            case "article":
-                return PNUWeights(1.0, self.lambda_soft, self.lambda_u if size else 0.0)
-            case "paper":
+            case "weighted":
+                return PNUWeights(1.0, self._lambda_soft, self.lambda_u if size else 0.0)
+            case "convex":
                 return PNUWeights(1.0 - size, 1.0 - size, size)
             case "sakai":
-                return PNUWeights(1.0 - size, self.lambda_soft, size)
+                return PNUWeights(1.0 - size, self._lambda_soft, size)
             case "nnpu" | "upu":
-                return PNUWeights(0.0, self.lambda_soft, self.lambda_u)
+                return PNUWeights(0.0, self._lambda_soft, self.lambda_u)
             case "pn":
-                return PNUWeights(1.0, self.lambda_soft, 0.0)
+                return PNUWeights(1.0, self._lambda_soft, 0.0)
+
+    def for_round(self, groups: SupportsArray, prior: Callable[[], float]) -> PNULoss:
+        """Return this loss with what was left open set by the posts of a round; see `RoundLoss`.
+
+        L_pn and L_soft are means over their groups: at a fixed lambda_soft, 100 labels outweigh 5,000 agreed
+        posts or are drowned by 50. Left open, lambda_soft = AGREED_WEIGHT * agreed / labelled, so that one
+        agreed post counts AGREED_WEIGHT times as much as a labelled one, however many there are of each.
+        """
+        filled = self if self.theta is not None else replace(self, theta=prior())
+        if self.lambda_soft is not None or self.form == "convex":
+            return filled
+        counts = torch.bincount(torch.as_tensor(groups), minlength=len(Group)).tolist()
+        agreed = counts[Group.AGREED_POSITIVE] + counts[Group.AGREED_NEGATIVE]
+        labelled = counts[Group.POSITIVE] + counts[Group.NEGATIVE]
+        return replace(filled, lambda_soft=AGREED_WEIGHT * agreed / labelled)
 
     def __call__(
         self, logits: Tensor, groups: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
-    ) -> PNUOutput:
-        """The loss of a batch.
+    ) -> LossOutput:
+        """Return the loss of a batch, and every part of the formula by name.
+
+        The parts are "positive" mean_P l+, "negative" mean_N l-, "soft_positive" mean_AP BCE(z, t),
+        "soft_negative" mean_AN BCE(z, t), "pn" L_pn, "soft" L_soft, "unlabelled" L_u, "bracket" of L_u
+        before correction, "clipped" 1 where that was corrected, else 0. All keys are always there;
+        loss = weights . (pn, soft, unlabelled).
 
         Args:
             logits: z [B], the classifier's logits, any floating type.
@@ -166,7 +186,7 @@ class PNULoss:
             "clipped": unlabelled.clipped,
         }
         weight = self.weights
-        return PNUOutput(
+        return LossOutput(
             loss=weight.pn * parts["pn"]
             + weight.soft * parts["soft"]
             + weight.unlabelled * parts["unlabelled"],
@@ -190,13 +210,21 @@ class PNULoss:
         }
 
     @property
+    def _theta(self) -> float:
+        return 0.5 if self.theta is None else self.theta
+
+    @property
+    def _lambda_soft(self) -> float:
+        return 1.0 if self.lambda_soft is None else self.lambda_soft
+
+    @property
     def _class_weights(self) -> tuple[float, float]:
         """Weight of the positives in L_pn and in L_soft."""
         match self.form:
-            case "paper":
+            case "convex":
                 return 0.5, 0.5
             case "sakai":
-                return self.theta, self.labelled_prior
+                return self._theta, self.labelled_prior
             case _:
                 return self.labelled_prior, self.labelled_prior
 
@@ -206,12 +234,12 @@ class PNULoss:
             zero = batch.plus.detach().new_zeros(())
             return UnlabelledRisk(zero, zero, zero)
         positive = self.balance > 0
-        if self.form == "paper":
-            return one_sided_risk(labelled_and_agreed_means(batch, positive=positive), self.theta, leaky)
+        if self.form == "convex":
+            return one_sided_risk(labelled_and_agreed_means(batch, positive=positive), self._theta, leaky)
         unbiased = self.form in {"sakai", "upu"}
         return one_sided_risk(
             labelled_means(batch, positive=positive),
-            self.theta if positive else 1.0 - self.theta,
+            self._theta if positive else 1.0 - self._theta,
             uncorrected if unbiased else non_negative(self.beta, self.gamma),
         )
 
@@ -222,12 +250,12 @@ class PNULoss:
                 f"balance is 0 under form {self.form!r}: expected > 0 for the PU risk or < 0 for the NU "
                 "risk; use form 'pn' to leave D out"
             )
-        fixed = {"paper": ("lambda_soft", "lambda_u"), "sakai": ("lambda_u",)}.get(self.form, ())
+        fixed = {"convex": ("lambda_soft", "lambda_u"), "sakai": ("lambda_u",)}.get(self.form, ())
         for name in fixed:
-            if getattr(self, name) != 1.0:
+            if getattr(self, name) != {"lambda_soft": None, "lambda_u": LAMBDA_U}[name]:
                 raise SettingError(
                     f"{name} is {getattr(self, name)} under form {self.form!r}, which takes that weight from "
-                    f"the balance: expected 1; leave it out, or use form 'article'"
+                    f"the balance: leave it out, or use form 'weighted'"
                 )
 
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from losses.errors import EstimateError, SettingError
+from losses.base import SupportsArray
+from losses.errors import PriorEstimateError, SettingError
 
 BOUNDS = (0.05, 0.95)
 """Where an estimate is cut: PU and NU risks with a prior near 0 or 1 stop using one of their sides."""
-
-
-class SupportsArray(Protocol):
-    """A NumPy array, without importing NumPy."""
-
-    def __array__(self) -> object: ...
 
 
 def estimate_prior(
@@ -53,7 +47,7 @@ def estimate_prior(
 
     Raises:
         SettingError: A training prior outside (0, 1).
-        EstimateError: No probabilities, or one outside [0, 1].
+        PriorEstimateError: No probabilities, or one outside [0, 1].
     """
     if not 0.0 < training_prior < 1.0:
         raise SettingError(f"training_prior is {training_prior}: expected a number strictly between 0 and 1")
@@ -74,11 +68,13 @@ def estimate_prior(
 
 def _check(probabilities: Tensor) -> None:
     if probabilities.numel() == 0:
-        raise EstimateError("0 probabilities: expected at least one; without divergent posts use balance 0")
+        raise PriorEstimateError(
+            "0 probabilities: expected at least one; without divergent posts use balance 0"
+        )
     fits = (probabilities >= 0) & (probabilities <= 1)
     if not bool(fits.all()):
         found = float(probabilities[~fits][0])
-        raise EstimateError(
+        raise PriorEstimateError(
             f"{int((~fits).sum())} of {probabilities.numel()} probabilities lie outside [0, 1], the first is "
             f"{found}: expected calibrated probabilities, not logits"
         )

@@ -10,27 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agents.ask.brief import Brief
+from agents.ask.annotator import AnnotationPrompts
 from agents.ask.cache import ResponseCache
+from agents.ask.criticizer import Criticizer
+from agents.ask.judge import JudgePrompts, VLMAgent, VLMPanel
 from agents.ask.metering import UsageTotals
-from agents.ask.pictures import Opener
-from agents.ask.prompts import Prompts
+from agents.ask.prepare import Opener
+from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS
+from agents.ask.questioner import Questioner, QuestionPrompts
 from agents.ask.runner import Runner
-from agents.ask.vlm_agent import VLMAgent
-from agents.ask.vlm_panel import VLMPanel
 from agents.judgment import PostLike
-from agents.panel import NoPanel
+from agents.offline.offline_agent import offline_agents
+from agents.panel import AgentPanel, NoPanel, Panel
+from agents.replayed import replayed_agents
+from agents.simulated import SimulatedAgent, symmetric
 from selftrain._util.types import Float32Array
 from selftrain.models.pretrained import finetuning_backbone
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from agents.ask.criticizer.desk import Desk
-    from agents.ask.questions.panel import QuestionPanel
     from agents.client.base import Backend
-    from agents.panel import Panel
     from losses.pnu import PNULoss
     from selftrain.annotation.building import Settings
     from selftrain.config import Recipe, VlmSection
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STORE = "responses.sqlite"
+CACHE = "responses.sqlite"
 """Beside the run folders, so that all runs of a folder share what was paid for."""
 
 
@@ -59,78 +60,60 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         progress: Whether to show bars.
 
     Raises:
-        PromptError, StoreError: With what to do.
+        PromptFileError, StoreError: With what to do.
     """
     section = recipe.vlm
-    store = store_beside(out, section.store)
+    runner = build_runner(
+        section, cache_beside(out, section.store), run=str(out.resolve()),
+        max_pixels=recipe.data.max_image_pixels, progress=progress,
+    )  # fmt: skip
     return VLMPanel(
-        build_runner(section, store, run=str(out.resolve()), progress=progress),
+        runner,
         build_vlm_agent(recipe, task),
-        PROTOCOLS[section.protocol],
         always_cross_review=section.always_cross_review,
         settings=_told(section),
     )
 
 
-def store_beside(path: Path, named: Path | None = None) -> ResponseCache:
-    """The answers paid for so far: in the file that is named, else beside `path`.
+def cache_beside(path: Path, named: Path | None = None) -> ResponseCache:
+    """Open the answers paid for so far: in the file that is named, else beside `path`.
 
     Raises:
         StoreError: With what to do.
     """
-    return ResponseCache(named or path.resolve().parent / STORE)
+    return ResponseCache(named or path.resolve().parent / CACHE)
 
 
-def build_desk(
-    section: VlmSection, store: ResponseCache, *, run: str, max_pixels: int, progress: bool = False
-) -> Desk:
-    """A model that annotates or criticizes; nothing is asked yet.
+def build_runner(
+    section: VlmSection, cache: ResponseCache, *, run: str, max_pixels: int, progress: bool = False
+) -> Runner:
+    """Build what asks a model about many posts; nothing is asked yet.
 
     Args:
-        section: Where it is served, how pictures are sent, what it may cost.
-        store: Where answers are kept; not closed by the desk.
+        section: Where it is served, how pictures are sent, how many calls at a time, what they may cost.
+        cache: Where answers are kept; not closed by the runner.
         run: Who pays.
         max_pixels: Most pixels of an image file.
         progress: Whether to show bars.
     """
-    from agents.ask.criticizer.desk import Desk
-
-    runner = build_runner(section, store, run=run, progress=progress)
-    return Desk(
-        runner,
-        opener=opener(max_pixels),
-        image_side=section.image_side,
-        max_images=section.max_images,
-    )
-
-
-def build_runner(section: VlmSection, store: ResponseCache, *, run: str, progress: bool) -> Runner:
-    """What stands between whoever asks and the servers: many calls at a time, each paid for once.
-
-    Args:
-        section: What answers, how many calls at a time, what they may cost.
-        store: Where answers are kept.
-        run: Who pays.
-        progress: Whether to show bars.
-    """
     return Runner(
-        build_backend(section), store, run=run, attempts=section.attempts, token_cap=section.token_cap,
-        width=section.concurrency * max(1, len(section.servers)), progress=bar if progress else None,
+        build_backend(section), cache, run=run, opener=opener(max_pixels), image_side=section.image_side,
+        max_images=section.max_images, width=section.concurrency * max(1, len(section.servers)),
+        attempts=section.attempts, token_cap=section.token_cap, progress=bar if progress else None,
     )  # fmt: skip
 
 
 def build_vlm_agent(recipe: Recipe, task: Task) -> VLMAgent:
-    """Prompts, forms and pictures of a recipe.
+    """Build prompts and answer schema of a recipe.
 
     Raises:
-        PromptError: A prompt file that cannot be used.
+        PromptFileError: A prompt file that cannot be used.
     """
     section = recipe.vlm
-    prompts = Prompts(brief_of(task), folder=section.prompts, text_chars=section.text_chars)
+    prompts = JudgePrompts(brief_of(task), folder=section.prompts, text_chars=section.text_chars)
     return VLMAgent(
-        prompts, PROTOCOLS[section.protocol], opener(recipe.data.max_image_pixels), form=section.form,
-        rationale_chars=section.rationale_chars, image_side=section.image_side,
-        max_images=section.max_images, examples=section.examples, seed=recipe.seed,
+        prompts, PROTOCOLS[section.protocol], form=section.form, rationale_chars=section.rationale_chars,
+        examples=section.examples, seed=recipe.seed,
     )  # fmt: skip
 
 
@@ -146,11 +129,7 @@ def opener(max_pixels: int) -> Opener:
 
 
 def build_backend(section: VlmSection) -> Backend:
-    """What answers: servers over HTTP, or an engine in this process."""
-    if section.backend == "in_process":
-        from agents.client.inprocess import InProcessBackend
-
-        return InProcessBackend(section.model, revision=section.revision, images=section.max_images)
+    """Return the client of the servers that a recipe names."""
     from agents.client.client import ChatClient
 
     return ChatClient(
@@ -176,7 +155,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
     if event == "down":
         logger.warning("a model server is down, calls go elsewhere or wait: %s", figures["reason"])
     elif event == "up":
-        logger.info("%s answers", figures["address"])
+        logger.info("%s answers", figures["endpoint"])
     else:
         logger.debug("%s %s", event, dict(figures))
 
@@ -187,8 +166,8 @@ def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
 
     shown = tqdm(total=total, desc=what, unit="post")
 
-    def told(spending: UsageTotals) -> None:
-        shown.set_postfix(calls=spending.calls, stored=spending.stored, failed=spending.failed, refresh=False)
+    def told(usage: UsageTotals) -> None:
+        shown.set_postfix(calls=usage.calls, stored=usage.stored, failed=usage.failed, refresh=False)
         shown.update()
         if shown.n >= total:
             shown.close()
@@ -211,8 +190,6 @@ def build_panel(
     Raises:
         AgentError: Agents that cannot be built as asked.
     """
-    from agents.panel import AgentPanel
-
     section, seed = recipe.agents, recipe.seed
     classes = (corpus.positive, corpus.negative)
     match section.kind:
@@ -222,17 +199,11 @@ def build_panel(
         case "none":
             return NoPanel()
         case "offline":
-            from agents.offline.offline_agent import offline_agents
-
             return AgentPanel(offline_agents(classes, image_vectors=_image_vectors(corpus), seed=seed))
         case "replayed":
-            from agents.replayed import replayed_agents
-
             assert section.file is not None, "the recipe checks it"
             return AgentPanel(replayed_agents(section.file))
         case "simulated":
-            from agents.simulated import SimulatedAgent, symmetric
-
             truth = {
                 post.id: corpus.class_name(int(value))
                 for post, value in zip(corpus.posts, corpus.truth, strict=True)
@@ -269,14 +240,13 @@ def build_loss(recipe: Recipe) -> PNULoss:
 
     section = recipe.loss
     options: dict[str, Any] = {"form": section.form, "balance": section.balance}
-    if section.form not in ("paper",):
-        options["lambda_soft"] = 1.0 if section.lambda_soft == "count" else section.lambda_soft
-    if section.form in ("article", "nnpu", "pn"):
+    if section.form != "convex" and section.lambda_soft != "count":
+        options["lambda_soft"] = section.lambda_soft
+    if section.form in ("weighted", "nnpu", "pn"):
         options["lambda_u"] = section.lambda_unlabelled
     if isinstance(section.theta, float):
         options["theta"] = section.theta
-    soft = section.soft_positive
-    return PNULoss(**options, soft_positive=soft, soft_negative=1 - soft)
+    return PNULoss(**options, soft_positive=section.soft_positive)
 
 
 def build_settings(recipe: Recipe) -> LoopSettings:
@@ -290,9 +260,6 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         again=recipe.selection.again,
         revise=recipe.selection.revise,
         start=recipe.rounds.start,
-        theta=recipe.loss.theta if isinstance(recipe.loss.theta, float) else None,
-        by_count=recipe.loss.lambda_soft == "count",
-        soft_positive=recipe.loss.soft_positive,
         limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
         root=recipe.data.manifest.parent,
         on_near_chance=recipe.agents.on_near_chance
@@ -358,7 +325,7 @@ def build_people(
         progress: Whether to show bars.
 
     Raises:
-        PromptError, StoreError: A criticizer cannot be set up.
+        PromptFileError, StoreError: A criticizer cannot be set up.
     """
     from selftrain.review.ledger import LEDGER
     from selftrain.review.reviewers import People
@@ -393,30 +360,26 @@ def build_criticizer(
     answers are kept and the token cap are those of `vlm` in any case.
 
     Raises:
-        PromptError, StoreError: With what to do.
+        PromptFileError, StoreError: With what to do.
     """
-    from agents.ask.criticizer.asking import Criticizer
-    from agents.ask.criticizer.wording import Wording
     from selftrain.review.criticism import LoopCriticizer
 
     section = recipe.vlm
     if recipe.human.servers:
-        section = section.model_copy(
-            update={"servers": recipe.human.servers, "model": recipe.human.model, "backend": "servers"}
-        )
+        section = section.model_copy(update={"servers": recipe.human.servers, "model": recipe.human.model})
     out = folder.path.resolve()
-    wording = Wording(brief_of(task), text_chars=section.text_chars)
+    prompts = AnnotationPrompts(brief_of(task), text_chars=section.text_chars)
     criticizer = Criticizer(
-        wording, recipe.human.strategy, rationale_chars=section.rationale_chars, seed=recipe.seed
+        prompts, recipe.human.strategy, rationale_chars=section.rationale_chars, seed=recipe.seed
     )
-    store = store_beside(out, section.store)
-    desk = build_desk(
-        section, store, run=str(out), max_pixels=recipe.data.max_image_pixels, progress=progress
-    )
-    return LoopCriticizer(desk, criticizer, posts, folder, store)
+    runner = build_runner(
+        section, cache_beside(out, section.store), run=str(out),
+        max_pixels=recipe.data.max_image_pixels, progress=progress,
+    )  # fmt: skip
+    return LoopCriticizer(runner, criticizer, posts, folder)
 
 
-def build_question_panel(
+def build_questioner(
     settings: Settings,
     task: Task,
     out: Path,
@@ -424,7 +387,7 @@ def build_question_panel(
     prompts: Path | None = None,
     max_failed: float = 0.1,
     progress: bool = False,
-) -> QuestionPanel:
+) -> Questioner:
     """The agent; nothing is asked yet.
 
     Args:
@@ -436,19 +399,18 @@ def build_question_panel(
         progress: Whether to show a bar.
 
     Raises:
-        PromptError, StoreError: With what to do.
+        PromptFileError, StoreError: With what to do.
     """
-    from agents.ask.questions.asking import Questioner
-    from agents.ask.questions.panel import QuestionPanel
-    from agents.ask.questions.prompts import QuestionPrompts
-
     section = settings.vlm
-    questioner = Questioner(
-        QuestionPrompts(brief_of(task), folder=prompts, text_chars=section.text_chars),
-        opener(settings.max_pixels), form=section.form or "reason_first",
-        rationale_chars=section.rationale_chars, image_side=section.image_side,
-        max_images=section.max_images, seed=settings.seed,
+    runner = build_runner(
+        section, cache_beside(out, section.store), run=str(out.resolve()),
+        max_pixels=settings.max_pixels, progress=progress,
     )  # fmt: skip
-    store = store_beside(out, section.store)
-    runner = build_runner(section, store, run=str(out.resolve()), progress=progress)
-    return QuestionPanel(runner, questioner, max_failed=max_failed)
+    return Questioner(
+        runner,
+        QuestionPrompts(brief_of(task), folder=prompts, text_chars=section.text_chars),
+        form=section.form or "reason_first",
+        rationale_chars=section.rationale_chars,
+        seed=settings.seed,
+        max_failed=max_failed,
+    )

@@ -54,7 +54,7 @@ class DataSection(Section):
 class BackboneSection(Section):
     """What turns posts into features."""
 
-    name: Literal["embedded", "clip"] = "embedded"
+    name: Literal["minilm_efficientnet", "clip"] = "minilm_efficientnet"
     model: str = "ViT-L-14"
     weights: str = "openai"
     device: str = "auto"
@@ -81,7 +81,7 @@ class ClassifierSection(Section):
 class LossSection(Section):
     """The PNU loss. `balance` is the article's P (the paper's gamma, Sakai's eta)."""
 
-    form: Literal["article", "paper", "sakai", "nnpu", "pn"] = "article"
+    form: Literal["weighted", "convex", "sakai", "nnpu", "pn"] = "weighted"
     balance: float = Field(0.1, ge=-1, le=1)
     theta: float | Literal["estimate"] = "estimate"
     # "count": an agreed post counts half as much as a labelled one, however many there are of each
@@ -130,9 +130,7 @@ class AgentsSection(Section):
 class VlmSection(Section):
     """Vision-language agents: where they are served, what they are asked, what they may cost."""
 
-    # addresses of vLLM servers that serve the same model; or "in_process", with the name of a model
-    servers: tuple[str, ...] = ()
-    backend: Literal["servers", "in_process"] = "servers"
+    servers: tuple[str, ...] = ()  # endpoints of vLLM servers that serve the same model
     model: str = ""  # as it is served; empty: the only one that is
     revision: str = ""  # of the weights, where the server's model comes from a hub
     key_variable: str = "SELFTRAIN_API_KEY"  # the environment variable that holds the servers' key
@@ -156,12 +154,6 @@ class VlmSection(Section):
     token_cap: int | None = Field(None, ge=1)  # prompt and answer tokens of the whole run
     # one SQLite file for all runs of a folder; default: responses.sqlite beside the run folder
     store: Path | None = None
-
-    @model_validator(mode="after")
-    def _model_named(self) -> VlmSection:
-        if self.backend == "in_process" and not self.model:
-            raise ValueError('backend is "in_process" but model names none to load')
-        return self
 
 
 class RoundsSection(Section):
@@ -213,7 +205,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _servers_given(self) -> Recipe:
-        if self.agents.kind == "vlm" and self.vlm.backend == "servers" and not self.vlm.servers:
+        if self.agents.kind == "vlm" and not self.vlm.servers:
             raise ValueError(
                 'agents.kind is "vlm" but vlm.servers names no address: start a server with `selftrain agents'
                 " serve MODEL` and write what it prints, for instance"
@@ -224,7 +216,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _criticizer_given(self) -> Recipe:
         asked = self.human.budget > 0 and self.human.source == "criticizer"
-        if asked and not self.human.servers and (self.vlm.backend != "servers" or not self.vlm.servers):
+        if asked and not self.human.servers and not self.vlm.servers:
             raise ValueError(
                 'human.source is "criticizer" but neither human.servers nor vlm.servers names an address:'
                 " write where the criticizing model is served, for instance"

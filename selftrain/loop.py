@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,11 @@ from agents.ask.metering import Metered, UsageTotals
 from agents.judgment import Accepted, Candidate
 from agents.panel import Panel
 from agents.trust import OnNearChance, check_agents
-from losses.groups import Group
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
 from losses.prior import estimate_prior
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.corpus import Corpus
-from selftrain.models.calibration import probabilities
-from selftrain.models.classifier import TrainingSet
 from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Trainer
 from selftrain.review.reviewers import People
@@ -74,10 +73,7 @@ class LoopSettings:
     again: bool = True
     revise: bool = True
     start: str = "pretrained"
-    theta: float | None = None  # None: estimated from the divergent set
-    by_count: bool = True  # lambda_soft follows the number of agreed posts, see `loss_of_round`
     root: Path = Path()
-    soft_positive: float = 0.67
     limits: Limits = field(default_factory=Limits)
     on_near_chance: OnNearChance = "continue"
 
@@ -87,7 +83,7 @@ def self_train(
     trainer: Trainer[M],
     panel: Panel,
     *,
-    loss: PNULoss,
+    loss: RoundLoss,
     folder: RunFolder,
     settings: LoopSettings,
     people: People | None = None,
@@ -98,7 +94,7 @@ def self_train(
         corpus: Posts with features.
         trainer: Fits and scores models.
         panel: Judges candidates.
-        loss: The PNU loss; `loss_of_round` fills in what follows from a round's own posts.
+        loss: The loss; its `for_round` fills in what follows from a round's own posts.
         folder: Opened and locked.
         settings: See `LoopSettings`.
         people: Who reviews what the agents cannot agree on; None: nobody. The loop ends before the round for
@@ -118,7 +114,7 @@ def self_train(
     # ---- round 0: the labels alone ------------------------------------------------------------------
     if not finished:
         began, path = time.monotonic(), folder.open_round(0)
-        training = ledger.training_set(corpus, soft_positive=settings.soft_positive)
+        training = ledger.training_set(corpus, soft_positive=loss.soft_positive)
         model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
         model.save(path / "model.safetensors", {"round": 0})
         figures = measure(trainer, model, corpus, path) | verdict_figures(corpus, [], [], [])
@@ -165,14 +161,16 @@ def self_train(
         positions = chosen.positions.tolist()
         values = {corpus.positive: 1, corpus.negative: 0}
         trial = ledger.merge(zip(positions, records, strict=True), values, returned)
-        training = trial.training_set(corpus, soft_positive=settings.soft_positive)
+        training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
         # ---- retrain --------------------------------------------------------------------------------
-        theta = settings.theta or prior_of_divergent(trainer, best, corpus, trial)
+        trial_loss = loss.for_round(
+            training.groups, partial(prior_of_divergent, trainer, best, corpus, trial)
+        )
         model = trainer.fit(
             corpus,
             training,
-            loss=loss_of_round(loss, training, theta, by_count=settings.by_count),
+            loss=trial_loss,
             seed=settings.seed + number,
             where=f"round {number}",
             start=best if settings.start == "best" else None,
@@ -183,7 +181,7 @@ def self_train(
         figures = measure(trainer, model, corpus, path) | verdict_figures(
             corpus, positions, records, returned
         )
-        figures |= model_figures(model, training, theta)
+        figures |= model_figures(model, training, trial_loss.theta)
         figures |= human_figures(people, ledger, number)
         figures |= {"trust": trusted, "cost": spending_of(panel).minus(paid_before).to_json()}
         score = figures["validation"]["macro_f1"]
@@ -280,36 +278,18 @@ def turned_against(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger
     return [int(p) for p in accepted[(logits > 0) != (values == 1)]]
 
 
-AGREED_WEIGHT = 0.5
-"""What an agreed post counts beside a labelled one when lambda_soft is "count"."""
-
-
-def loss_of_round(loss: PNULoss, training: TrainingSet, theta: float, *, by_count: bool) -> PNULoss:
-    """The loss with the prior of this round's divergent set and, `by_count`, with its lambda_soft.
-
-    L_pn and L_soft are means over their groups: at a fixed lambda_soft, 100 labels outweigh 5,000 agreed
-    posts or are drowned by 50. By count, lambda_soft = AGREED_WEIGHT * agreed / labelled.
-    """
-    loss = replace(loss, theta=theta)
-    if not by_count or loss.form == "paper":
-        return loss
-    agreed = int(np.isin(training.groups, (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE)).sum())
-    labelled = int(np.isin(training.groups, (Group.POSITIVE, Group.NEGATIVE)).sum())
-    return replace(loss, lambda_soft=AGREED_WEIGHT * agreed / labelled)
-
-
 def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger) -> float:
     """Share of positives among the divergent posts: they are a selected set, so it is estimated."""
     divergent = np.array(sorted(ledger.divergent), dtype=np.int64)
     if not len(divergent):
         return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
     training_prior = float((corpus.labels[corpus.validation] == 1).mean())
-    return estimate_prior(probabilities(_logits(trainer, model, corpus, divergent)), training_prior)
+    return estimate_prior(sigmoid(_logits(trainer, model, corpus, divergent)), training_prior)
 
 
 def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
     """The chosen posts as the agents see them: with the classifier's label and its probability."""
-    odds = probabilities(np.abs(chosen.logits))
+    odds = sigmoid(np.abs(chosen.logits))
     return [
         Candidate(corpus.posts[position], corpus.class_name(int(logit > 0)), float(probability))
         for position, logit, probability in zip(chosen.positions, chosen.logits, odds, strict=True)

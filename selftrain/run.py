@@ -23,7 +23,7 @@ from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
-    from selftrain.data.preparation import Prepared
+    from selftrain.data.preparation import PreparedData
     from selftrain.report.cost import Estimate
     from selftrain.rounds import Round
 
@@ -126,7 +126,7 @@ class Run:
             RecipeError: The recipe asks other agents, which cost nothing.
             SelftrainError, AgentError: As `rounds`.
         """
-        from agents.ask.vlm_panel import VLMPanel
+        from agents.ask.judge import VLMPanel
         from selftrain.build import build_panel
         from selftrain.errors import RecipeError
         from selftrain.report.cost import estimate
@@ -145,7 +145,7 @@ class Run:
         finally:
             panel.close()
 
-    def _prepared(self, *, progress: bool) -> Prepared:
+    def _prepared(self, *, progress: bool) -> PreparedData:
         """The posts of the recipe with their features, on a newly loaded backbone."""
         from backbones import load_backbone
         from selftrain.data.preparation import prepare

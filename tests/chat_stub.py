@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from agents.client.base import ChatRequest, Message, Sampling
 from agents.client.client import ChatClient
+from agents.client.endpoints import rendezvous
 
 REASONS = {200: "OK", 307: "Temporary Redirect", 404: "Not Found", 429: "Too Many Requests"}
 
@@ -108,7 +109,7 @@ async def answers(stub, received, writer):
 
 
 class ChatStub:
-    """One address.
+    """One server.
 
     Attributes:
         script: What happens to the next POSTs, one behaviour each; then `usual`.
@@ -249,6 +250,13 @@ def ask(text="hello", *parts, affinity="", schema=None, top_logprobs=0):
     """A request of one user turn."""
     sampling = Sampling(8, top_logprobs=top_logprobs)
     return ChatRequest((Message("user", (text, *parts)),), schema, sampling, affinity)
+
+
+async def preferred(affinity, *stubs):
+    """The stubs, started, with the one first that takes the calls of `affinity`."""
+    for stub in stubs:
+        await stub.start()
+    return sorted(stubs, key=lambda stub: rendezvous(affinity, stub.url), reverse=True)
 
 
 @asynccontextmanager

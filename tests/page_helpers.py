@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 
-class PreparedPost(HTMLParser):
+class ParsedPage(HTMLParser):
     """Every tag with its attributes, the raw contents of scripts and styles by id, and the text."""
 
     def __init__(self, text):

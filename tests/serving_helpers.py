@@ -30,11 +30,11 @@ class TextScorer:
         if post.text == "fail" or any(not path.exists() for path in post.images):
             return ScoreFailure(f"cannot read {post.images[0] if post.images else 'it'}")
         try:
-            odds = float(post.text)
+            prob = float(post.text)
         except ValueError:
-            odds = 0.5
-        label = "yes" if odds > 0.5 else "no"
-        both = {"yes": odds, "no": 1 - odds}
+            prob = 0.5
+        label = "yes" if prob > 0.5 else "no"
+        both = {"yes": prob, "no": 1 - prob}
         return PostScore(label, both[label], both, {"many": {"a": 0.25, "b": 0.75}})
 
     def validation(self):
@@ -56,5 +56,5 @@ class HeldScorer(TextScorer):
         return super().score(posts)
 
 
-def validation_of(labels, odds):
-    return ValidationScores(np.array(labels, np.int8), np.array(odds, np.float64))
+def validation_of(labels, probs):
+    return ValidationScores(np.array(labels, np.int8), np.array(probs, np.float64))

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from agents.ask.brief import Brief
 from agents.ask.cache import ResponseCache
-from agents.ask.prompts import Prompts
+from agents.ask.judge import JudgePrompts, VLMAgent, VLMPanel
+from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS
 from agents.ask.runner import Runner
-from agents.ask.vlm_agent import VLMAgent
-from agents.ask.vlm_panel import VLMPanel
 from agents.client.base import ChatRequest, Completion, Identity, Picture, PromptSize, Token, Usage
 
 CLASSES = {"rude": "insults somebody", "kind": "everything else"}
@@ -122,9 +120,10 @@ def make_panel(
     **options,
 ) -> VLMPanel:
     chosen = PROTOCOLS[protocol]
-    agent = VLMAgent(Prompts(brief), chosen, opener, **(interview or {}))
-    runner = Runner(backend, ResponseCache(folder / "answers.sqlite"), run=run, **options)
-    return VLMPanel(runner, agent, chosen, always_cross_review=always_cross_review, settings=settings)
+    agent = VLMAgent(JudgePrompts(brief), chosen, **(interview or {}))
+    cache = ResponseCache(folder / "answers.sqlite")
+    runner = Runner(backend, cache, run=run, opener=opener, **options)
+    return VLMPanel(runner, agent, always_cross_review=always_cross_review, settings=settings)
 
 
 def labelled_posts(n: int = 8) -> list[PostStub]:

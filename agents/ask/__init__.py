@@ -1,1 +1,1 @@
-"""Vision-language agents: what they are asked, how their answers are read, and who pays for them."""
+"""One way to ask a model about many posts, and what judges, annotator, criticizer and questioner ask."""

@@ -1,8 +1,8 @@
 """Every answer that was paid for, in one SQLite file that all runs of a folder share.
 
-An answer lies under its address (`chat.base.address`): whatever could change it changes the address. A row is
-written as soon as its answer arrives and is on the disk before anybody acts on it. Several processes may use
-one file at a time.
+An answer lies under its cache key (`agents.client.base.cache_key`): whatever could change it changes the key.
+A row is written as soon as its answer arrives and is on the disk before anybody acts on it. Several processes
+may use one file at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS answers (
-    address TEXT PRIMARY KEY,
+    address TEXT PRIMARY KEY,       -- the cache key
     answer TEXT NOT NULL,           -- what was read out of it, JSON
     text TEXT NOT NULL,             -- as it came
     finish TEXT NOT NULL,
@@ -38,7 +38,7 @@ CREATE INDEX IF NOT EXISTS answers_by_run ON answers (run);
 
 
 class Note(NamedTuple):
-    """For whom an answer was paid; kept beside it, not part of its address.
+    """For whom an answer was paid; kept beside it, not part of its cache key.
 
     Attributes:
         run: The run that paid: the resolved path of its folder.
@@ -58,7 +58,7 @@ class CachedAnswer(NamedTuple):
     """One stored answer.
 
     Attributes:
-        answer: What was read out of it, as JSON values; opaque to the store.
+        answer: What was read out of it, as JSON values; opaque to the cache.
         text: As it came from the server.
         finish: Why it ended.
         usage: Its tokens.
@@ -73,10 +73,10 @@ class CachedAnswer(NamedTuple):
 
 
 class ResponseCache:
-    """The file.
+    """The file, opened.
 
     Raises:
-        StoreError: It cannot be opened, is no store, or was written by a newer version.
+        StoreError: It cannot be opened, is no cache, or was written by a newer version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,26 +93,26 @@ class ResponseCache:
             self._check_version()
             self._connection.executescript(_CREATE)
 
-    def get(self, address: str) -> CachedAnswer | None:
-        """The answer at an address, or None."""
+    def get(self, key: str) -> CachedAnswer | None:
+        """Return the answer under a cache key, or None."""
         with self._explained("read"):
             row = self._connection.execute(
                 "SELECT answer, text, finish, prompt, cached, image, completion, seconds FROM answers"
                 " WHERE address = ?",
-                (address,),
+                (key,),
             ).fetchone()
         if row is None:
             return None
         return CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
 
-    def put(self, address: str, paid: CachedAnswer, note: Note, attempt: int) -> None:
-        """Keep an answer. The first one at an address stays: a second was paid by another process.
+    def put(self, key: str, cached: CachedAnswer, note: Note, attempt: int) -> None:
+        """Keep an answer. The first one under a key stays: a second was paid by another process.
 
         Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.
         """
         values = (
-            address, json.dumps(paid.answer), paid.text, paid.finish, *paid.usage,
-            paid.seconds, note.run, note.post, note.role, note.step, attempt, note.model,
+            key, json.dumps(cached.answer), cached.text, cached.finish, *cached.usage,
+            cached.seconds, note.run, note.post, note.role, note.step, attempt, note.model,
         )  # fmt: skip
         with self._explained("written"):
             self._connection.execute(
@@ -123,7 +123,7 @@ class ResponseCache:
             )
 
     def spent(self, run: str) -> Usage:
-        """Tokens that a run has paid for, in all its starts."""
+        """Return the tokens that a run has paid for, in all its starts."""
         with self._explained("read"):
             row = self._connection.execute(
                 "SELECT COALESCE(SUM(prompt), 0), COALESCE(SUM(cached), 0), COALESCE(SUM(image), 0),"
@@ -142,7 +142,7 @@ class ResponseCache:
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             raise StoreError(
-                f"{self.path} is a store of version {version}; this program reads version {SCHEMA_VERSION}: "
+                f"{self.path} is a cache of version {version}; this program reads version {SCHEMA_VERSION}: "
                 "use the program that wrote it, or name another file"
             )
 

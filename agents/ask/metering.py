@@ -1,22 +1,85 @@
-"""Asking at a price: the store first, then the model, within a cap; an answer is paid for once.
+"""Asking at a price: the cache first, then the model, within a cap; an answer is paid for once.
 
-An answer that cannot be used is asked for again, each time with a draw of its own, so every attempt has an
-address of its own and none is paid twice either.
+An answer that cannot be used is asked for again, each time with a draw of its own, so every attempt has a
+cache key of its own and none is paid twice either.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Note, ResponseCache
-from agents.client.base import Backend, ChatRequest, Completion, Identity, Usage, address
+from agents.ask.prepare import PreparedPost
+from agents.client.base import Backend, ChatRequest, Identity, Message, Sampling, Usage, cache_key
 from agents.errors import TokenCapError
 
 RETRY_TEMPERATURE = 0.7
 """Of attempts after the first: at 0 the model would write the same unusable answer again."""
+
+
+class StoppedError(Exception):
+    """Nothing is bought any more: the work is ending, and this call was not begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostPrompt:
+    """One thing that is asked about one post.
+
+    Attributes:
+        post: The post.
+        messages: The whole conversation, the post's pictures included.
+        schema: Of the answer.
+        role: Who is asked: "reviewer", "annotator", "question:NAME".
+        step: As in `Judgment`.
+        seed: Of the model's draws where an answer has to be asked for again.
+        top_logprobs: How many alternatives come back with each token, 0-20.
+    """
+
+    post: PreparedPost
+    messages: tuple[Message, ...]
+    schema: AnswerSchema
+    role: str
+    step: int = 0
+    seed: int = 0
+    top_logprobs: int = 8
+
+    def request(self, attempt: int = 0) -> ChatRequest:
+        """The call that asks; a later attempt is drawn instead of likeliest, by a seed of its own."""
+        sampling = Sampling(
+            self.schema.max_tokens,
+            temperature=RETRY_TEMPERATURE if attempt else 0.0,
+            seed=self.seed + attempt,
+            top_logprobs=self.top_logprobs,
+        )
+        # all calls on a post go to one server, which holds what they share in its prefix cache
+        return ChatRequest(self.messages, self.schema.to_json(), sampling, affinity=self.post.post.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came back on a prompt.
+
+    Attributes:
+        answer: The usable answer, or one that is FAILED.
+        source: What answered, as judgments name it: "vlm:MODEL@REVISION".
+        fault: Why there is no usable answer; empty if there is one.
+        attempts: Answers asked for; 0: none came.
+        cache_key: Of the answer that counts, its first 16 hex digits; empty when none came.
+    """
+
+    answer: ParsedAnswer
+    source: str
+    fault: str = ""
+    attempts: int = 0
+    cache_key: str = ""
+
+    @classmethod
+    def failed(cls, fault: str, source: str) -> Response:
+        """Return the response where no answer came."""
+        return cls(ParsedAnswer.failed(fault), source, fault)
 
 
 class UsageTotals(NamedTuple):
@@ -25,7 +88,7 @@ class UsageTotals(NamedTuple):
     Attributes:
         calls: Answers that the model gave, unusable ones included.
         stored: Answers that were there already and cost nothing.
-        failed: Questions without a usable answer after all attempts.
+        failed: Prompts without a usable answer after all attempts.
         usage: Tokens of the calls.
         seconds: Sum over the calls, which run side by side.
     """
@@ -45,7 +108,7 @@ class UsageTotals(NamedTuple):
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Flat JSON values."""
+        """Return flat JSON values."""
         return {
             "calls": self.calls,
             "stored": self.stored,
@@ -60,41 +123,23 @@ class Metered(Protocol):
     """A panel whose answers cost something."""
 
     def usage(self) -> UsageTotals:
-        """What this process has asked and paid so far."""
+        """Return what this process has asked and paid so far."""
         ...
 
     def close(self) -> None:
-        """Let go of whatever answers."""
+        """Let go of whatever answers; safe to repeat."""
         ...
 
 
-class Reply(NamedTuple):
-    """The usable answer to a question, or the last unusable one.
-
-    Attributes:
-        answer: What the reader made of it.
-        fault: Why it cannot be used; empty if it can.
-        attempts: How many were made, 1 or more.
-        address: Of the attempt that counts.
-        paid: The stored answer.
-    """
-
-    answer: Mapping[str, Any]
-    fault: str
-    attempts: int
-    address: str
-    paid: CachedAnswer
-
-
 class MeteredClient:
-    """Asks questions of one model for one run.
+    """A model that answers for one run, each prompt paid for once. Lives on one event loop.
 
     Args:
         backend: Opened.
         identity: Who answers.
-        store: Where answers are kept.
+        cache: Where answers are kept.
         run: Who pays.
-        attempts: Most answers to one question, 1 or more.
+        attempts: Most answers to one prompt, 1 or more.
         token_cap: Most tokens that the run may cost in all its starts; None: any number.
     """
 
@@ -102,7 +147,7 @@ class MeteredClient:
         self,
         backend: Backend,
         identity: Identity,
-        store: ResponseCache,
+        cache: ResponseCache,
         *,
         run: str,
         attempts: int = 3,
@@ -110,91 +155,73 @@ class MeteredClient:
     ) -> None:
         self._backend = backend
         self.identity = identity
-        self._store = store
+        self.source = f"vlm:{identity.model}" + (f"@{identity.revision[:12]}" if identity.revision else "")
+        self._cache = cache
         self._run = run
         self._attempts = attempts
         self._cap = token_cap
-        self._spent = store.spent(run).total
+        self._spent = cache.spent(run).total
         self._expected = 0  # tokens of calls under way, at most
         self._dearest = 0  # largest prompt so far
-        self._under_way: dict[str, asyncio.Future[CachedAnswer]] = {}
-        self._closed = False
-        self.spending = UsageTotals()
+        self._under_way: dict[str, asyncio.Future[ParsedAnswer]] = {}
+        self._stopped = False
+        self.totals = UsageTotals()
 
     def stop(self) -> None:
         """Buy nothing more; what is under way may still arrive and is kept."""
-        self._closed = True
+        self._stopped = True
 
     def resume(self) -> None:
         """Buy again; others may have paid for the same run meanwhile."""
-        self._closed = False
-        self._spent = self._store.spent(self._run).total
+        self._stopped = False
+        self._spent = self._cache.spent(self._run).total
 
-    async def ask(
-        self,
-        request: ChatRequest,
-        read: Callable[[Completion], tuple[Mapping[str, Any], str]],
-        *,
-        post: str,
-        role: str,
-        step: int,
-    ) -> Reply:
-        """The answer to `request`, from the store or from the model.
-
-        Args:
-            request: The first attempt.
-            read: From a completion to JSON values and what is wrong with it (empty: nothing).
-            post, role, step: Noted in the store.
+    async def ask(self, prompt: PostPrompt) -> Response:
+        """Return the answer to `prompt`, from the cache or from the model.
 
         Raises:
             TokenCapError: Asking would cost more than the cap leaves.
             ChatError: No answer came; nothing was paid.
+            StoreError: The answer cannot be kept.
+            StoppedError: The work is ending.
         """
-        note = Note(self._run, post, role, step, self.identity.model)
         for attempt in range(self._attempts):
-            tried = _attempt(request, attempt)
-            place = address(tried, self.identity)
-            paid = await self._paid(place, tried, read, note, attempt)
-            fault = str(paid.answer.get("fault", ""))
-            if not fault:
-                break
-        else:
-            self.spending = self.spending._replace(failed=self.spending.failed + 1)
-        return Reply(paid.answer, fault, attempt + 1, place, paid)
+            request = prompt.request(attempt)
+            key = cache_key(request, self.identity)
+            answer = await self._answer(key, request, prompt, attempt)
+            if not answer.fault:
+                return Response(answer, self.source, "", attempt + 1, key[:16])
+        self.totals = self.totals._replace(failed=self.totals.failed + 1)
+        fault = f"no usable answer in {self._attempts} attempt(s); the last was {answer.fault}"
+        return Response(answer, self.source, fault, self._attempts, key[:16])
 
-    async def _paid(
-        self,
-        place: str,
-        request: ChatRequest,
-        read: Callable[[Completion], tuple[Mapping[str, Any], str]],
-        note: Note,
-        attempt: int,
-    ) -> CachedAnswer:
-        stored = self._store.get(place)
-        if stored is not None:
-            self.spending = self.spending._replace(stored=self.spending.stored + 1)
-            return stored
-        if place in self._under_way:  # the same post twice: the second waits for the first's answer
-            return await asyncio.shield(self._under_way[place])
-        future: asyncio.Future[CachedAnswer] = asyncio.get_running_loop().create_future()
-        self._under_way[place] = future
+    async def _answer(self, key: str, request: ChatRequest, prompt: PostPrompt, attempt: int) -> ParsedAnswer:
+        """Read or buy one answer; whoever asks the same meanwhile waits for this one."""
+        cached = self._cache.get(key)
+        if cached is not None:
+            self.totals = self.totals._replace(stored=self.totals.stored + 1)
+            return ParsedAnswer.from_json(cached.answer)
+        if key in self._under_way:
+            return await asyncio.shield(self._under_way[key])
+        future: asyncio.Future[ParsedAnswer] = asyncio.get_running_loop().create_future()
+        self._under_way[key] = future
         try:
-            paid = await self._buy(request, read)
-            self._store.put(place, paid, note, attempt)
-            future.set_result(paid)
+            cached = await self._buy(request, prompt.schema)
+            note = Note(self._run, prompt.post.post.id, prompt.role, prompt.step, self.identity.model)
+            self._cache.put(key, cached, note, attempt)
+            answer = ParsedAnswer.from_json(cached.answer)
+            future.set_result(answer)
         except BaseException as error:
-            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            future.set_exception(error if isinstance(error, Exception) else StoppedError())
             future.exception()  # whoever waits gets it; if nobody does, it is no news
             raise
         finally:
-            del self._under_way[place]
-        return paid
+            del self._under_way[key]
+        return answer
 
-    async def _buy(
-        self, request: ChatRequest, read: Callable[[Completion], tuple[Mapping[str, Any], str]]
-    ) -> CachedAnswer:
-        if self._closed:
-            raise asyncio.CancelledError
+    async def _buy(self, request: ChatRequest, schema: AnswerSchema) -> CachedAnswer:
+        if self._stopped:
+            raise StoppedError
         reserved = self._reserve(request)
         try:
             completion = await self._backend.complete(request)
@@ -203,18 +230,16 @@ class MeteredClient:
         usage = completion.usage
         self._spent += usage.total
         self._dearest = max(self._dearest, usage.prompt)
-        self.spending = self.spending._replace(
-            calls=self.spending.calls + 1,
-            usage=self.spending.usage.plus(usage),
-            seconds=self.spending.seconds + completion.seconds,
+        self.totals = self.totals._replace(
+            calls=self.totals.calls + 1,
+            usage=self.totals.usage.plus(usage),
+            seconds=self.totals.seconds + completion.seconds,
         )
-        answer, fault = read(completion)
-        return CachedAnswer(
-            {**answer, "fault": fault}, completion.text, completion.finish, usage, completion.seconds
-        )
+        answer = parse_answer(completion, schema).to_json()
+        return CachedAnswer(answer, completion.text, completion.finish, usage, completion.seconds)
 
     def _reserve(self, request: ChatRequest) -> int:
-        """Tokens that a call may cost, held back until it is known; a prompt may be as dear as any so far."""
+        """Hold back the tokens that a call may cost; its prompt may be as dear as any so far."""
         if self._cap is None:
             return 0
         held = self._dearest + request.sampling.max_tokens
@@ -226,11 +251,3 @@ class MeteredClient:
             )
         self._expected += held
         return held
-
-
-def _attempt(request: ChatRequest, attempt: int) -> ChatRequest:
-    """The request of a later attempt: drawn instead of likeliest, by a seed of its own."""
-    if not attempt:
-        return request
-    sampling = request.sampling._replace(temperature=RETRY_TEMPERATURE, seed=request.sampling.seed + attempt)
-    return replace(request, sampling=sampling)

@@ -1,10 +1,10 @@
 """Who is asked what, in which order: the ways in which agents can verify a candidate.
 
-A protocol asks nothing itself. It is a generator: it yields the questions that can be asked together, is sent
-the judgments in their order, and goes on from there. Whoever runs it decides where the answers come from.
+A protocol asks nothing itself. Its plans are generators: one yields the queries that can be asked together,
+is sent the judgments in their order, and goes on from there. Whoever runs it decides where answers come from.
 
-`alone` is what does not depend on the classifier: it is asked once a post, of labelled posts too. `then` goes
-on from those judgments once there is a classifier's label.
+The first round does not depend on the classifier: it is asked once a post, of labelled posts too. The cross-
+review goes on from its judgments once there is a classifier's label.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
+from agents.ask.answer_schema import AnswerForm
 from agents.judgment import Judgment
 
 
-class Ask(NamedTuple):
+class Query(NamedTuple):
     """One question to one agent.
 
     Attributes:
@@ -35,7 +36,7 @@ class Ask(NamedTuple):
     classifier: str | None = None
 
 
-Asking: TypeAlias = Generator[tuple[Ask, ...], Sequence[Judgment], None]
+QueryPlan: TypeAlias = Generator[tuple[Query, ...], Sequence[Judgment], None]
 
 
 class Protocol(NamedTuple):
@@ -45,89 +46,92 @@ class Protocol(NamedTuple):
         name: As recipes write it.
         roles: Who judges, in the order in which verdicts list them.
         deciders: The roles whose last judgments must name the classifier's label.
-        form: Which form its answers have unless the user chooses one.
-        alone: Asks about a post; the label of no classifier is known.
-        then: Goes on from the judgments of `alone` with the classifier's label.
+        form: Of its answers, unless the user chooses one.
+        first_round: Asks about a post; the label of no classifier is known.
+        cross_review: Goes on from the judgments of the first round with the classifier's label; the flag
+            asks everybody again even where the verdict is settled.
         examples: The prompt file under which labelled posts are shown first; empty: none are shown.
     """
 
     name: str
     roles: tuple[str, ...]
     deciders: tuple[str, ...]
-    form: str
-    alone: Callable[[], Asking]
-    then: Callable[[Sequence[Judgment], str, bool], Asking]
+    form: AnswerForm
+    first_round: Callable[[], QueryPlan]
+    cross_review: Callable[[Sequence[Judgment], str, bool], QueryPlan]
     examples: str = ""
 
 
-def _each_alone() -> Asking:
-    yield (Ask("reviewer", 0, "reviewer.first"), Ask("user", 0, "user.first"))
+def _each_alone() -> QueryPlan:
+    yield (Query("reviewer", 0, "reviewer.first"), Query("user", 0, "user.first"))
 
 
-def _cross_review(first: Sequence[Judgment], classifier: str, always_cross_review: bool) -> Asking:
+def _both_again(first: Sequence[Judgment], classifier: str, always: bool) -> QueryPlan:
     """Where anybody disagrees, both decide again, each seeing the other's first words.
 
-    Two calls are saved unless `always_cross_review`. Whoever disagreed with the classifier is asked first: if
-    that agent stays, the candidate is divergent whatever the other would say. And where neither gave a label,
-    there is no argument to exchange: shown nothing but the classifier's label, they would at best repeat it.
+    Two calls are saved unless `always`. Whoever disagreed with the classifier is asked first: if that agent
+    stays, the candidate is divergent whatever the other would say. And where neither gave a label, there is
+    no argument to exchange: shown nothing but the classifier's label, they would at best repeat it.
     """
     if all(judgment.label == classifier for judgment in first):
         return
-    if not always_cross_review and all(judgment.label is None for judgment in first):
+    if not always and all(judgment.label is None for judgment in first):
         return
-    asks = [
-        Ask(own.agent, 1, f"{own.agent}.again", own, other, classifier)
+    queries = [
+        Query(own.agent, 1, f"{own.agent}.again", own, other, classifier)
         for own, other in zip(first, reversed(first), strict=True)
     ]
-    if always_cross_review:
-        yield tuple(asks)
+    if always:
+        yield tuple(queries)
         return
-    for ask in sorted(asks, key=lambda one: one.own is not None and one.own.label == classifier):
-        (again,) = yield (ask,)
+    for query in sorted(queries, key=lambda one: one.own is not None and one.own.label == classifier):
+        (again,) = yield (query,)
         if again.label != classifier:
             return
 
 
-def _reviewed_in_turn() -> Asking:
-    (reviewer,) = yield (Ask("reviewer", 0, "reviewer.first"),)
-    yield (Ask("user", 0, "user.sequential", other=reviewer),)
+def _in_turn() -> QueryPlan:
+    (reviewer,) = yield (Query("reviewer", 0, "reviewer.first"),)
+    yield (Query("user", 0, "user.sequential", other=reviewer),)
 
 
-def _judge_alone(template: str) -> Callable[[], Asking]:
-    def alone() -> Asking:
-        yield (Ask("judge", 0, template),)
+def _one_judge(template: str) -> Callable[[], QueryPlan]:
+    def first_round() -> QueryPlan:
+        yield (Query("judge", 0, template),)
 
-    return alone
+    return first_round
 
 
-def _nothing_more(first: Sequence[Judgment], classifier: str, always_cross_review: bool) -> Asking:
+def _nothing_more(first: Sequence[Judgment], classifier: str, always: bool) -> QueryPlan:
     return
     yield  # a generator that ends at once
 
 
-def all_asks(protocol: Protocol, said: Judgment, classifier: str) -> tuple[tuple[Ask, ...], tuple[Ask, ...]]:
-    """Every question that `alone` and `then` can ask, with stand-ins for what agents say.
+def all_queries(
+    protocol: Protocol, said: Judgment, classifier: str
+) -> tuple[tuple[Query, ...], tuple[Query, ...]]:
+    """Return every query that the first round and the cross-review can ask, with stand-ins for judgments.
 
     Args:
         protocol: Whose.
         said: The stand-in for every judgment, of another label than `classifier`.
         classifier: The classifier's label.
     """
-    alone, judgments = _driven(protocol.alone(), said)
-    then, _ = _driven(protocol.then(judgments, classifier, True), said)
-    return alone, then
+    first, judgments = _driven(protocol.first_round(), said)
+    then, _ = _driven(protocol.cross_review(judgments, classifier, True), said)
+    return first, then
 
 
-def _driven(asking: Asking, said: Judgment) -> tuple[tuple[Ask, ...], list[Judgment]]:
-    asked: list[Ask] = []
+def _driven(plan: QueryPlan, said: Judgment) -> tuple[tuple[Query, ...], list[Judgment]]:
+    asked: list[Query] = []
     judgments: list[Judgment] = []
     try:
-        asks = next(asking)
+        queries = next(plan)
         while True:
-            answers = [replace(said, agent=ask.role, step=ask.step) for ask in asks]
-            asked += asks
+            answers = [replace(said, agent=query.role, step=query.step) for query in queries]
+            asked += queries
             judgments += answers
-            asks = asking.send(answers)
+            queries = plan.send(answers)
     except StopIteration:
         return tuple(asked), judgments
 
@@ -137,19 +141,14 @@ _BOTH, _ONE = ("reviewer", "user"), ("judge",)
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol("cross_review", _BOTH, _BOTH, "reason_first", _each_alone, _cross_review),
+        Protocol("cross_review", _BOTH, _BOTH, "reason_first", _each_alone, _both_again),
         # the User has read the Reviewer's words and has the last one
-        Protocol("sequential", _BOTH, ("user",), "reason_first", _reviewed_in_turn, _nothing_more),
-        Protocol("zero_shot", _ONE, _ONE, "label_first", _judge_alone("judge.zero_shot"), _nothing_more),
+        Protocol("sequential", _BOTH, ("user",), "reason_first", _in_turn, _nothing_more),
+        Protocol("zero_shot", _ONE, _ONE, "label_first", _one_judge("judge.zero_shot"), _nothing_more),
         Protocol(
-            "few_shot",
-            _ONE,
-            _ONE,
-            "label_only",
-            _judge_alone("judge.few_shot"),
-            _nothing_more,
+            "few_shot", _ONE, _ONE, "label_only", _one_judge("judge.few_shot"), _nothing_more,
             examples="judge.few_shot",
         ),
-        Protocol("cot", _ONE, _ONE, "cot", _judge_alone("judge.cot"), _nothing_more),
+        Protocol("cot", _ONE, _ONE, "cot", _one_judge("judge.cot"), _nothing_more),
     )
-}
+}  # fmt: skip

@@ -1,75 +1,95 @@
-"""Work on many posts side by side, with calls that are paid for, on an event loop of its own.
+"""One way to ask a model about many posts: side by side, cached, metered, ended in good order.
 
-Posts go through each from its first question to its last, so that all calls on a post follow each other
-closely: its policy, words and pictures are computed once by the server and then read from its prefix cache.
+Whoever asks (the judges of `judge`, annotator, criticizer, questioner) gives `Runner.map` the work on one
+post: prepare it, make prompts of it, `ask` them, read the responses. A post goes from its first prompt to its
+last, so that all calls on it follow each other closely: its policy, words and pictures are computed once by
+the server and then read from its prefix cache.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack
 from typing import TypeVar
 
-from agents.ask.cache import ResponseCache
-from agents.ask.metering import MeteredClient, UsageTotals
-from agents.ask.side_by_side import SideBySide
-from agents.ask.threads import LoopThread
-from agents.client.base import Backend, Identity
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-Progress = Callable[[str, int], Callable[[UsageTotals], None]]
-"""From what is done and how many there are to a function that is told after each."""
+from agents.ask.cache import ResponseCache
+from agents.ask.metering import MeteredClient, PostPrompt, Response, StoppedError, UsageTotals
+from agents.ask.prepare import Opener, PreparedPost, prepare_post
+from agents.client.base import Backend, Identity, PromptSize
+from agents.errors import CallFailedError, RequestRefusedError
+from agents.judgment import PostLike
+
+ShowProgress = Callable[[str, int], Callable[[UsageTotals], None]]
+"""From what is done and how many there are to a function that is called after each."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Runner:
-    """What stands between those who ask and whatever answers.
+    """A model at work on many posts, used from code that knows nothing of event loops.
+
+    The loop runs in a thread of its own: a notebook has a running loop already, and a signal reaches the main
+    thread only, so that Ctrl-C finds it waiting, free to let the calls under way come home.
 
     Args:
-        backend: What answers; opened at the first question, closed by `close`.
-        store: Where answers are kept; closed by whoever closes it: several inquiries may share one.
-        run: Who pays, see `store.Note`.
+        backend: What answers; opened at the first prompt, closed by `close`.
+        cache: Where answers are kept; closed by whoever opened it: several runners may share one.
+        run: Who pays: the resolved path of a run's folder.
+        opener: Opens image files.
+        image_side: Longest side of a picture, in pixels.
+        max_images: Most pictures of a post that are sent, in order.
         width: Posts under way at a time.
-        attempts: Most answers to one question.
-        token_cap: Most tokens of the run; None: any number.
-        progress: Told of the work, or None.
+        attempts: Most answers to one prompt, 1 or more.
+        token_cap: Most tokens of the run in all its starts; None: any number.
+        progress: Shows how far the work is, or None.
     """
 
     def __init__(
         self,
         backend: Backend,
-        store: ResponseCache,
+        cache: ResponseCache,
         *,
         run: str,
+        opener: Opener,
+        image_side: int = 768,
+        max_images: int = 16,
         width: int = 64,
         attempts: int = 3,
         token_cap: int | None = None,
-        progress: Progress | None = None,
+        progress: ShowProgress | None = None,
     ) -> None:
-        self.backend = backend
-        self.store = store
-        self._run = run
+        self.cache = cache
+        self.max_images = max_images
+        self._backend = backend
+        self._opener, self._image_side = opener, image_side
+        self._run, self._attempts, self._cap = run, attempts, token_cap
         self._width = width
-        self._attempts = attempts
-        self._cap = token_cap
         self._progress = progress
-        self._thread = LoopThread()
-        self._payer: MeteredClient | None = None
-        self._reached = False
+        self._client: MeteredClient | None = None
+        self._begun = False
+        self._portal: BlockingPortal | None = None
+        self._stack = ExitStack()
 
-    def work(
+    # ---- from the caller's thread ---------------------------------------------------------------------
+
+    def map(
         self,
         what: str,
         items: Sequence[Item],
-        one: Callable[[Item], Awaitable[Result]],
+        work: Callable[[Item], Awaitable[Result]],
         first: Callable[[], Awaitable[None]] | None = None,
     ) -> list[Result]:
-        """`one` of each item, side by side, in the order of the items.
+        """Return `work` of each item, done side by side, in the order of the items.
 
         Args:
             what: Is worked on, for a bar.
             items: Posts, or whatever stands for them.
-            one: The work on one item; asks `payer`.
+            work: On one item; runs on the loop and may `prepare`, `ask` and `measure`.
             first: Comes before all of them.
 
         Raises:
@@ -77,56 +97,148 @@ class Runner:
             KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
                 is raised.
         """
-        told = self._progress(what, len(items)) if self._progress is not None else None
-
-        def on_done(_: object) -> None:
-            if told is not None:
-                told(self.usage())
+        show = self._progress(what, len(items)) if self._progress is not None else None
+        stopped = asyncio.Event()
 
         def stop() -> None:
-            if self._payer is not None:
-                self._payer.stop()
-
-        side_by_side = SideBySide(self._width, stop)
+            stopped.set()
+            if self._client is not None:
+                self._client.stop()
 
         async def run() -> list[Result]:
-            (await self.payer()).resume()
+            (await self.client()).resume()
             if first is not None:
                 await first()
-            return await side_by_side.run(items, one, on_done)
+            return await self._side_by_side(items, work, stopped, stop, show)
 
-        return self._thread.run(run(), on_interrupt=side_by_side.stop)
-
-    async def payer(self) -> MeteredClient:
-        """Whoever pays for questions; the model is reached if it was not before. On the event loop only."""
-        if self._payer is None:
-            self._reached = True  # also if it fails: what was begun is to be closed
-            identity = await self.backend.open()
-            self._payer = MeteredClient(
-                self.backend,
-                identity,
-                self.store,
-                run=self._run,
-                attempts=self._attempts,
-                token_cap=self._cap,
-            )
-        return self._payer
+        return self._call(run, on_interrupt=stop)
 
     def identity(self) -> Identity:
-        """The model that answers; it is reached if it was not before."""
-        return self._thread.run(self.payer()).identity
+        """Return the model that answers; it is reached if it was not before."""
+        return self._call(self.client).identity
 
     def reached(self) -> Identity | None:
-        """The model that answers, if it was reached."""
-        return self._payer.identity if self._payer is not None else None
+        """Return the model that answers, if it was reached."""
+        return self._client.identity if self._client is not None else None
 
     def usage(self) -> UsageTotals:
-        """What this process has asked and paid so far."""
-        return self._payer.spending if self._payer is not None else UsageTotals()
+        """Return what this process has asked and paid so far."""
+        return self._client.totals if self._client is not None else UsageTotals()
 
     def close(self) -> None:
-        """Let go of the server; safe to repeat. The store is its owner's: several may share it."""
-        if self._reached:
-            self._reached = False
-            self._thread.run(self.backend.close())
-        self._thread.close()
+        """Let go of the server; safe to repeat."""
+        if self._begun:
+            self._begun = False
+            self._call(self._backend.close)
+        self._stack.close()
+        self._portal = None
+
+    # ---- on the event loop ----------------------------------------------------------------------------
+
+    async def client(self) -> MeteredClient:
+        """Return whoever pays for answers; the model is reached if it was not before."""
+        if self._client is None:
+            self._begun = True  # also if it fails: what was begun is to be closed
+            identity = await self._backend.open()
+            self._client = MeteredClient(
+                self._backend, identity, self.cache,
+                run=self._run, attempts=self._attempts, token_cap=self._cap,
+            )  # fmt: skip
+        return self._client
+
+    async def prepare(self, post: PostLike) -> PreparedPost:
+        """Return `post` with its pictures as they are sent."""
+        return await prepare_post(post, self._opener, side=self._image_side, most=self.max_images)
+
+    async def ask(self, prompt: PostPrompt) -> Response:
+        """Return what comes back on `prompt`; FAILED with the reason when nothing usable does.
+
+        Raises:
+            TokenCapError, ServerRefusedError, ServerLostError, StoreError: Nobody can be asked any more.
+        """
+        client = await self.client()
+        if prompt.post.fault:
+            return Response.failed(prompt.post.fault, client.source)
+        try:
+            return await client.ask(prompt)
+        except (RequestRefusedError, CallFailedError) as error:
+            return Response.failed(str(error), client.source)
+
+    async def ask_together(self, prompts: Sequence[PostPrompt]) -> list[Response]:
+        """Return what comes back on prompts that do not wait for each other, in their order."""
+        found = await asyncio.gather(*(self.ask(prompt) for prompt in prompts), return_exceptions=True)
+        # only now, when none is under way any more: what the others brought is kept
+        for one in found:
+            if isinstance(one, BaseException):
+                raise one
+        return [one for one in found if isinstance(one, Response)]
+
+    async def measure(self, prompt: PostPrompt) -> PromptSize:
+        """Return the size of a prompt; no answer is asked for."""
+        return await self._backend.measure(prompt.request())
+
+    async def _side_by_side(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Item], Awaitable[Result]],
+        stopped: asyncio.Event,
+        stop: Callable[[], None],
+        show: Callable[[UsageTotals], None] | None,
+    ) -> list[Result]:
+        """Work on so many items at a time; after the first error, or `stop`, none is taken up any more.
+
+        Items are taken up as places become free, so that what one needs (its pictures) exists only while it
+        is worked on. Those under way come to their end first: what they wait for is paid for.
+        """
+        results: dict[int, Result] = {}
+        errors: list[Exception] = []
+        waiting = iter(range(len(items)))
+
+        async def worker() -> None:
+            # one thread, no await between: each index goes to one worker
+            while not stopped.is_set() and (index := next(waiting, None)) is not None:
+                try:
+                    results[index] = await work(items[index])
+                except StoppedError:
+                    return  # what it would have bought is not bought any more
+                except Exception as error:
+                    errors.append(error)
+                    stop()
+                    return
+                if show is not None:
+                    show(self.usage())
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._width, len(items))):
+                group.create_task(worker())
+        if errors:
+            raise errors[0]
+        if len(results) < len(items):
+            raise StoppedError
+        return [results[index] for index in range(len(items))]
+
+    def _call(
+        self, work: Callable[[], Awaitable[Result]], on_interrupt: Callable[[], None] | None = None
+    ) -> Result:
+        """Run `work` on the loop and return its result.
+
+        At the first Ctrl-C `on_interrupt` is called there, for `work` to come to an end by itself; a second
+        one cancels it. Without `on_interrupt`, the first does.
+        """
+        if self._portal is None:
+            self._portal = self._stack.enter_context(start_blocking_portal(name="agents"))
+        future = self._portal.start_task_soon(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if on_interrupt is None:
+                future.cancel()
+                raise
+            self._portal.start_task_soon(on_interrupt)
+            try:
+                future.exception()  # wait; what it ended with does not matter any more
+            except KeyboardInterrupt:
+                future.cancel()
+            except CancelledError:
+                pass
+            raise

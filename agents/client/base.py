@@ -1,7 +1,7 @@
 """What is asked of a model and what comes back, whatever serves it.
 
 A request is made of plain values, so that it can be shown, hashed and sent anywhere. Pictures stand in it as
-bytes with their SHA-256: whoever addresses a request (`address`) sees the hash, whoever sends it the bytes.
+bytes with their SHA-256: the cache (`cache_key`) sees the hash, the server the bytes.
 """
 
 from __future__ import annotations
@@ -182,11 +182,10 @@ class Backend(Protocol):
         ...
 
 
-def address(request: ChatRequest, identity: Identity) -> str:
-    """Where the answer to `request` is kept: SHA-256, in hex, of the request and of who answers it.
+def cache_key(request: ChatRequest, identity: Identity) -> str:
+    """Return the key of an answer: SHA-256, in hex, of the request and of who answers it.
 
-    A change of model, adapter, revision, prompt, picture, sampling, schema or server version is another
-    address.
+    A change of model, adapter, revision, prompt, picture, sampling, schema or server version is another key.
     """
     material = {"request": request.to_json(), "identity": identity._asdict()}
     text = json.dumps(material, sort_keys=True, ensure_ascii=True, separators=(",", ":"))

@@ -1,1 +1,1 @@
-"""What an offline agent looks at: words, character n-grams, image neighbours."""
+"""Agents that need no download: they learn from the labelled posts."""

@@ -13,7 +13,7 @@ cross-review too: an echo would not be a second look.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,8 @@ import numpy.typing as npt
 
 from agents.errors import LearningError, NotFittedError
 from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State
-from agents.offline.image_view import ImageVectors, ImageView
-from agents.offline.ngrams import CharacterNgrams, WordNgrams
-from agents.offline.text_view import TextView
-from agents.offline.view import Floats, Lesson, Opinion, View
-from agents.rationale import first_words, second_words
+from agents.offline.text_model import CharacterNgrams, Floats, WordNgrams
+from agents.offline.views import Finding, ImageVectors, ImageView, Lesson, TextView, View
 
 FOLDS, FOLDS_LARGE, LARGE = 5, 3, 1_000
 """From `LARGE` accepted posts on, leaving a third of the labelled ones out costs little: fewer folds do."""
@@ -111,21 +108,21 @@ class OfflineAgent:
         Raises:
             NotFittedError: Before `learn`.
         """
-        self._learned_prior()
+        self._fitted_prior()
         if not posts:
             return []
-        opinions = [view.look(posts) for view in self._views]
-        odds, known = self._sum(opinions)
-        best = odds.argmax(axis=1)
-        opinions = [view.explain(posts, best) for view in self._views]
+        findings = [view.look(posts) for view in self._views]
+        log_odds, known = self._sum(findings)
+        best = log_odds.argmax(axis=1)
+        findings = [view.explain(posts, best) for view in self._views]
         return [
-            self._first(odds[i], bool(known[i]), [(o, i) for o in opinions if o.known[i]])
+            self._first(log_odds[i], bool(known[i]), [(o, i) for o in findings if o.known[i]])
             for i in range(len(posts))
         ]
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> list[Judgment]:
         """Step 0 on posts of known label; those learned from are judged out of fold, without details."""
-        prior = self._learned_prior()
+        prior = self._fitted_prior()
         new = [post for post in labelled if post.id not in self._recalled]
         fresh = dict(zip((post.id for post in new), self.judge(new), strict=True))
         return [
@@ -179,30 +176,30 @@ class OfflineAgent:
 
     # ---- judging -----------------------------------------------------------------------------------------
 
-    def _learned_prior(self) -> Floats:
+    def _fitted_prior(self) -> Floats:
         if self._prior is None:
-            raise NotFittedError(f"{self.role} has not learned yet")
+            raise NotFittedError(f"{self.role} is not fitted yet")
         return self._prior
 
-    def _sum(self, opinions: Sequence[Opinion]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    def _sum(self, findings: Sequence[Finding]) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Log-odds [B, K], centred over classes, and whether any view knows the post."""
-        evidence = sum((opinion.evidence for opinion in opinions[1:]), opinions[0].evidence)
-        known = np.any([opinion.known for opinion in opinions], axis=0)
-        return evidence + self._learned_prior(), known
+        evidence = sum((finding.evidence for finding in findings[1:]), findings[0].evidence)
+        known = np.any([finding.known for finding in findings], axis=0)
+        return evidence + self._fitted_prior(), known
 
-    def _first(self, odds: Floats, known: bool, opinions: Sequence[tuple[Opinion, int]]) -> Judgment:
+    def _first(self, log_odds: Floats, known: bool, findings: Sequence[tuple[Finding, int]]) -> Judgment:
         details: dict[str, Any] = {
-            "log_odds": self._named(odds),
+            "log_odds": self._named(log_odds),
             "known": known,
-            "words": [word._asdict() for o, i in opinions for word in (o.words[i] if o.words else [])],
+            "words": [word._asdict() for o, i in findings for word in (o.words[i] if o.words else [])],
             "nearest": [
                 {**near._asdict(), "label": self._classes[near.label]}
-                for o, i in opinions
+                for o, i in findings
                 for near in o.neighbours[i]
             ],
         }
-        label, probability = self._decide(odds) if known else (None, None)
-        words = first_words(label, probability, details)
+        label, probability = self._decide(log_odds) if known else (None, None)
+        words = _first_words(label, probability, details)
         return self._judgment(0, label, probability, words, details)
 
     def _second(self, candidate: Candidate, own: Judgment, other: Judgment) -> Judgment:
@@ -210,13 +207,13 @@ class OfflineAgent:
         if own.state is State.FAILED or mine is None or not own.details.get("known", False):
             reason = "Stays without an opinion: its views know nothing of this post."
             return self._judgment(1, None, None, reason, dict(own.details))
-        odds = np.array([float(mine[name]) for name in self._classes])
+        log_odds = np.array([float(mine[name]) for name in self._classes])
         shares = {
-            "own": odds,
-            other.agent: self._weight_other * self._odds(other.label, other.probability),
-            "classifier": self._weight_classifier * self._odds(candidate.label, candidate.probability),
+            "own": log_odds,
+            other.agent: self._weight_other * self._log_odds_of(other.label, other.probability),
+            "classifier": self._weight_classifier * self._log_odds_of(candidate.label, candidate.probability),
         }
-        label, probability = self._decide(sum(shares.values(), np.zeros(len(odds))))
+        label, probability = self._decide(sum(shares.values(), np.zeros(len(log_odds))))
         details = {
             "log_odds": {
                 name: float(sum(s[k] for s in shares.values())) for k, name in enumerate(self._classes)
@@ -227,29 +224,29 @@ class OfflineAgent:
                 who: dict(zip(self._classes, map(float, s), strict=True)) for who, s in shares.items()
             },
         }
-        words = second_words(label, probability, candidate, own, other)
+        words = _second_words(label, probability, candidate, own, other)
         return self._judgment(1, label, probability, words, details)
 
-    def _named(self, odds: Floats) -> dict[str, float]:
-        return dict(zip(self._classes, map(float, odds), strict=True))
+    def _named(self, log_odds: Floats) -> dict[str, float]:
+        return dict(zip(self._classes, map(float, log_odds), strict=True))
 
-    def _odds(self, label: str | None, probability: float | None) -> Floats:
+    def _log_odds_of(self, label: str | None, probability: float | None) -> Floats:
         """Centred log-odds [K] of someone else's answer; zeros when they did not give one."""
-        odds = np.zeros(len(self._classes))
+        log_odds = np.zeros(len(self._classes))
         if label in self._classes and probability is not None:
             certain = float(np.clip(probability, 1 - CERTAIN, CERTAIN))
-            odds[:] = np.log((1 - certain) / (len(odds) - 1))
-            odds[self._classes.index(label)] = np.log(certain)
-        centred: Floats = odds - odds.mean()
+            log_odds[:] = np.log((1 - certain) / (len(log_odds) - 1))
+            log_odds[self._classes.index(label)] = np.log(certain)
+        centred: Floats = log_odds - log_odds.mean()
         return centred
 
-    def _decide(self, odds: Floats) -> tuple[str | None, float | None]:
+    def _decide(self, log_odds: Floats) -> tuple[str | None, float | None]:
         """The best class and its probability, or nothing when the second is within the margin."""
-        best, second = np.argsort(-odds, kind="stable")[:2]
-        if odds[best] - odds[second] <= self._margin:
+        best, second = np.argsort(-log_odds, kind="stable")[:2]
+        if log_odds[best] - log_odds[second] <= self._margin:
             return None, None
-        likely = np.exp(odds - odds.max())
-        return self._classes[int(best)], float(likely[best] / likely.sum())
+        mass = np.exp(log_odds - log_odds.max())
+        return self._classes[int(best)], float(mass[best] / mass.sum())
 
     def _judgment(
         self, step: int, label: str | None, probability: float | None, words: str, details: dict[str, Any]
@@ -296,3 +293,49 @@ def offline_agents(
         OfflineAgent("reviewer", reviewer, classes, seed=seed, **shared, **weights),
         OfflineAgent("user", user, classes, seed=seed, **shared, **weights),
     )
+
+
+# ---- rationales: the evidence, as a sentence or two that a person can read -----------------------------
+
+
+def _first_words(label: str | None, probability: float | None, details: Mapping[str, Any]) -> str:
+    """Return the rationale of a first judgment; `details` holds words and nearest posts."""
+    if not details["known"]:
+        return "No opinion: its views know nothing of this post."
+    if label is None or probability is None:
+        opening = "Undecided: the evidence lies within the margin"
+    else:
+        opening = f"{label} ({probability:.2f})"
+    parts = [_direction(details["words"], 1, "for it"), _direction(details["words"], -1, "against")]
+    told = ", ".join(part for part in parts if part)
+    near = _neighbours(details["nearest"])
+    return opening + (f": {told}" if told else "") + (f". Nearest labelled posts: {near}." if near else ".")
+
+
+def _second_words(
+    label: str | None, probability: float | None, candidate: Candidate, own: Judgment, other: Judgment
+) -> str:
+    """Return the rationale of a judgment after the others were seen."""
+    seen = f"the classifier says {candidate.label} ({candidate.probability:.2f}), {_stance(other)}"
+    before = own.label or "no label"
+    if label is None or probability is None:
+        return f"Undecided after {before}: {seen}, and together they lie within the margin."
+    if label == own.label:
+        return f"Stays with {label} ({probability:.2f}): {seen}; its own evidence holds."
+    return f"Changes from {before} to {label} ({probability:.2f}): {seen}, which outweighs its own evidence."
+
+
+def _stance(judgment: Judgment) -> str:
+    if judgment.label is None:
+        return f"{judgment.agent} gives no label"
+    certain = "" if judgment.probability is None else f" ({judgment.probability:.2f})"
+    return f"{judgment.agent} says {judgment.label}{certain}"
+
+
+def _direction(words: list[dict[str, Any]], sign: int, how: str) -> str:
+    told = [f"'{word['word']}'" for word in words if word["weight"] * sign > 0]
+    return f"{' and '.join(told)} {'speaks' if len(told) == 1 else 'speak'} {how}" if told else ""
+
+
+def _neighbours(posts: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{post['id']} ({post['label']}, {post['similarity']:.2f})" for post in posts)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import json
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from agents.client.served import Served, read_served
-from agents.client.translate import BrokenAnswerError
+import numpy as np
+from PIL import Image
+
+from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, picture
+from agents.client.endpoints import is_loopback, server_words
+from agents.client.messages import BrokenAnswerError, chat_body, read_completion
+from agents.client.probe import Served, read_served
 from agents.errors import ServerRefusedError
-from agents.vllm.probe import Trial, ask, fetch
+
+LABELS = ("acceptable", "unacceptable")
+SCHEMA = {
+    "type": "object",
+    "properties": {"label": {"enum": list(LABELS)}, "sure": {"enum": ["yes", "no"]}},
+    "required": ["label", "sure"],
+    "additionalProperties": False,
+}
+"""Two keys: between them a server that allows white space shows it."""
+
+_SIDE = 64  # pixels; some models refuse pictures that are smaller than their patches
 
 
 class Check(NamedTuple):
@@ -25,41 +43,135 @@ class Check(NamedTuple):
     detail: str
 
 
+class HttpReply(NamedTuple):
+    """An answer over HTTP; status 0: there was none, and `body` says why."""
+
+    status: int
+    body: bytes
+
+    @property
+    def words(self) -> str:
+        """The body for a message: the server's own words where it is an error in JSON."""
+        text = server_words(self.body.decode("utf-8", "replace").strip())
+        text = text if len(text) <= 300 else text[:297] + "..."
+        return text if self.status == 0 else f"HTTP {self.status}, {text}"
+
+
+class Trial(NamedTuple):
+    """How a server took the question.
+
+    Attributes:
+        completion: Its answer; None: it did not answer as agents need it.
+        fault: Then why.
+        status: The HTTP status behind it; 0: nothing came.
+        compact: Whether its JSON stood without white space between keys.
+        detailed: Whether it counted cached and image tokens apart.
+    """
+
+    completion: Completion | None
+    fault: str = ""
+    status: int = 200
+    compact: bool = True
+    detailed: bool = True
+
+
 def check_server(
-    address: str, *, model: str = "", key: str = "", image: bool = True, seconds: float = 120.0
+    endpoint: str, *, model: str = "", key: str = "", image: bool = True, seconds: float = 120.0
 ) -> Iterator[Check]:
     """Look at a server step by step; the first failure is the last step.
 
     Args:
-        address: ``http://127.0.0.1:8000``, without /v1.
+        endpoint: ``http://127.0.0.1:8000``, without /v1.
         model: The name that must be served; empty: the only one that is.
         key: What the server wants to be shown; empty: nothing.
         image: Whether to ask about a picture, or about a text.
         seconds: The time that its answer may take; the first constrained one takes longest.
     """
-    health = fetch(f"{address}/health", key)
+    health = fetch(f"{endpoint}/health", key)
     if health.status == 0 or health.status >= 500:
-        yield Check("alive", False, f"{health.words}: is a server running at this address, and well?")
+        yield Check("alive", False, f"{health.words}: is a server running at this endpoint, and well?")
         return
     path = "" if health.status == 200 else f"; it has no /health (HTTP {health.status})"
     yield Check("alive", True, f"it answers{path}")
-    served = _served(address, model, key)
-    if isinstance(served, Check):
-        yield served
+    try:
+        served = fetch_served(endpoint, model, key)
+    except ServerRefusedError as error:
+        yield Check("model", False, str(error))
         return
     yield Check("model", True, str(served))
-    yield _judge(ask(address, served.model, key, image=image, seconds=seconds), image=image)
+    yield _judge(ask(endpoint, served.model, key, image=image, seconds=seconds), image=image)
 
 
-def _served(address: str, model: str, key: str) -> Served | Check:
-    models, version = fetch(f"{address}/v1/models", key), fetch(f"{address}/version", key)
+def fetch(url: str, key: str = "", body: object = None, seconds: float = 10.0) -> HttpReply:
+    """GET, or POST a JSON body; follows no redirect, which would send the key to a server nobody named."""
+    import httpx2
+
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    # a proxy named in the environment cannot reach this machine's own servers
+    with httpx2.Client(trust_env=not is_loopback(url), timeout=seconds, headers=headers) as client:
+        try:
+            reply = client.get(url) if body is None else client.post(url, json=body)
+        except httpx2.HTTPError as error:
+            return HttpReply(0, (str(error) or type(error).__name__).encode())
+    return HttpReply(reply.status_code, reply.content)
+
+
+def fetch_served(endpoint: str, model: str, key: str) -> Served:
+    """Return what a server serves as `model`; as its only one where that is empty.
+
+    Raises:
+        ServerRefusedError: It does not, or does not say what it serves.
+    """
+    models, version = fetch(f"{endpoint}/v1/models", key), fetch(f"{endpoint}/version", key)
     if models.status != 200:
         advice = ": set the key in the environment" if models.status in {401, 403} else ""
-        return Check("model", False, f"/v1/models: {models.words}{advice}")
+        raise ServerRefusedError(f"/v1/models: {models.words}{advice}")
     try:
-        return read_served(address, models.body, version.body if version.status == 200 else None, model)
-    except (ServerRefusedError, BrokenAnswerError) as error:
-        return Check("model", False, str(error))
+        return read_served(endpoint, models.body, version.body if version.status == 200 else None, model)
+    except BrokenAnswerError as error:
+        raise ServerRefusedError(str(error)) from error
+
+
+def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> Trial:
+    """Ask one question whose answer is constrained to two labels, about a small drawn picture or a text."""
+    body, began = chat_body(question(image=image), model), time.monotonic()
+    reply = fetch(f"{endpoint}/v1/chat/completions", key, body, seconds)
+    if reply.status != 200:
+        return Trial(None, reply.words, reply.status)
+    try:
+        completion = read_completion(reply.body, logprobs=True, seconds=time.monotonic() - began)
+        answer = json.loads(completion.text)
+    except (BrokenAnswerError, ServerRefusedError) as error:
+        return Trial(None, str(error))
+    except ValueError:
+        return Trial(None, f"the answer is not constrained to JSON: {completion.text[:100]!r}")
+    if not isinstance(answer, dict) or answer.get("label") not in LABELS or completion.finish != "stop":
+        return Trial(
+            None,
+            f"the answer breaks its schema: {completion.text[:100]!r}, ended by {completion.finish!r};"
+            f" expected a label of {', '.join(LABELS)}",
+        )
+    return Trial(
+        completion,
+        compact=not any(mark.isspace() for mark in completion.text),
+        detailed=json.loads(reply.body)["usage"].get("prompt_tokens_details") is not None,
+    )
+
+
+def question(*, image: bool) -> ChatRequest:
+    """Return what is asked to see whether a server can serve."""
+    shown: tuple[Part, ...] = (drawn_picture(),) if image else ("A cat sits on a chair.",)
+    text = "Is this post acceptable? Answer in JSON with a label, and whether you are sure."
+    return ChatRequest((Message("user", (*shown, text)),), SCHEMA, Sampling(max_tokens=64))
+
+
+def drawn_picture(seed: int = 0) -> Picture:
+    """Draw a small PNG of coloured bands; another for each seed 0-255."""
+    y, x = np.indices((_SIDE, _SIDE))
+    bands = np.stack([x * 4, y * 4, x + y + seed], axis=-1) % 256
+    file = io.BytesIO()
+    Image.fromarray(bands.astype(np.uint8)).save(file, "PNG")
+    return picture(file.getvalue(), "image/png")
 
 
 def _judge(trial: Trial, *, image: bool) -> Check:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from agents.client.served import read_served
-from agents.client.translate import BrokenAnswerError
 from agents.errors import ServerRefusedError, ServingError
+from agents.vllm.check import ask, fetch, fetch_served
 from agents.vllm.command import KEY_VARIABLE, Command
 from agents.vllm.diagnose_log import last_words
-from agents.vllm.probe import ask, fetch
 from agents.vllm.served_models import MOST_IMAGES
 from agents.vllm.sockets import check_port, listens
 from agents.vllm.supervisor import STRAGGLERS, descendants
@@ -142,11 +140,10 @@ class Server:
         raise AssertionError("the last try is one of text")
 
     def _served(self) -> _Served:
-        address, key = self.command.address, self.command.api_key
-        models, version = fetch(f"{address}/v1/models", key), fetch(f"{address}/version", key)
+        command = self.command
         try:
-            served = read_served(address, models.body, version.body, self.command.models[0])
-        except (ServerRefusedError, BrokenAnswerError) as error:
+            served = fetch_served(command.address, command.models[0], command.api_key)
+        except ServerRefusedError as error:
             raise ServingError(f"the server does not say what it serves: {error}") from error
         return _Served(served.model, served.server, served.context)
 

@@ -47,7 +47,7 @@ def load_reader(
 
     Raises:
         WeightsError: There is no tokenizer or processor.
-        PromptError: The words leave no room for a post.
+        PromptFitError: The words leave no room for a post.
     """
     from backbones.errors import WeightsError
     from backbones.torchvision_compat import ensure_torchvision

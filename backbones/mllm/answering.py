@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import PromptError
+from backbones.errors import PromptFitError
 
 Variant = Literal["vanilla", "multitask", "agentps"]
 VARIANTS: tuple[str, ...] = get_args(Variant)
@@ -85,7 +85,7 @@ class AnsweringModel(nn.Module):
         """Logits [B, K] of the process questions, in their order, and of the final one; float32.
 
         Raises:
-            PromptError: A prompt with another number of answer tokens than questions.
+            PromptFitError: A prompt with another number of answer tokens than questions.
         """
         output: Any = self.language(**inputs, use_cache=False)
         states: Tensor = output.last_hidden_state
@@ -115,13 +115,13 @@ def answer_positions(ids: Tensor, mask: Tensor, answer_id: int, questions: int) 
     the text would be off by the tokens of every image before it.
 
     Raises:
-        PromptError: A row with another number of them.
+        PromptFitError: A row with another number of them.
     """
     found = (ids == answer_id) & mask.bool()
     counts = found.sum(1)
     if bool((counts != questions).any()):
         row = int((counts != questions).nonzero()[0])
-        raise PromptError(
+        raise PromptFitError(
             f"prompt {row} of the batch holds {int(counts[row])} answer tokens for {questions} questions:"
             " the prompt was cut, or a text was taken for an answer token"
         )

@@ -55,7 +55,7 @@ class Reader(Protocol):
         """`input_ids` and `attention_mask` [B, L], and what the model takes for images.
 
         Raises:
-            PromptError: A prompt whose answer tokens are not those of its questions.
+            PromptFitError: A prompt whose answer tokens are not those of its questions.
         """
         ...
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from backbones.loading import quiet_loading
 from backbones.minilm_efficientnet import IMAGE_SHA256, image_tower
 from backbones.mllm.answer_token import add_answer_token
 from backbones.mllm.answering import answer_positions
 from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
 from backbones.mllm.words import Words
-from backbones.quiet import quiet_loading
 from backbones.rows import freeze_batch_norm
 from backbones.smollm2 import SHA256, load_smollm2
 

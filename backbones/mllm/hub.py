@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from backbones.errors import PromptError, WeightsError
+from backbones.errors import PromptFitError, WeightsError
+from backbones.loading import quiet_loading
 from backbones.mllm.answer_token import add_answer_token
 from backbones.mllm.answering import answer_positions
 from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
 from backbones.mllm.words import Words
-from backbones.quiet import quiet_loading
 from backbones.torchvision_compat import ensure_torchvision
 
 Album = Literal["images", "video"]
@@ -95,7 +95,7 @@ class HubReader:
         try:
             text = self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         except (ValueError, AttributeError) as error:
-            raise PromptError(
+            raise PromptFitError(
                 f"the model's processor cannot lay out a chat ({error}): expected one with a chat template"
             ) from error
         return str(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backbones.errors import PromptError
+from backbones.errors import PromptFitError
 from backbones.mllm.answer_token import ANSWER_TOKEN, defuse, special_strings
 from backbones.mllm.base import Wording
 
@@ -22,7 +22,7 @@ class Words:
         around: How many tokens the chat's marks take.
 
     Raises:
-        PromptError: The words alone leave no token for a text.
+        PromptFitError: The words alone leave no token for a text.
 
     Attributes:
         budget: Tokens of text that fit.
@@ -36,7 +36,7 @@ class Words:
         self.fixed = self.count(self._around("")) + around + _SEAMS
         self.budget = max_tokens - self.fixed
         if self.budget < 1:
-            raise PromptError(
+            raise PromptFitError(
                 f"the prompt's own words take {self.fixed} tokens of {max_tokens} and leave none for the"
                 " post: raise max_tokens, shorten the questions, or leave the policy out"
             )

@@ -242,7 +242,7 @@ def split_of(labels: IntArray, seed: int) -> Split:
 
 
 def read_tweets(data: Path | None, name: str, cache: Path | None) -> Tweets:
-    """A TweetEval data set with the features of the embedded backbone.
+    """A TweetEval data set with the features of the default backbone.
 
     Raises:
         DataError: The files are not there, or texts and labels differ in number.
@@ -262,7 +262,7 @@ def read_tweets(data: Path | None, name: str, cache: Path | None) -> Tweets:
     texts, labels = zip(*(_file(folder, part) for part in ("train", "val")), strict=True)
     posts = [Post(f"{part}-{i}", text) for part, some in enumerate(texts) for i, text in enumerate(some)]
     table = extract_features(
-        posts, load_backbone("embedded"), cache_folder(BackboneSection(cache=cache)), progress=True
+        posts, load_backbone("minilm_efficientnet"), cache_folder(BackboneSection(cache=cache)), progress=True
     )
     rows = table.rows(np.arange(len(posts)))
     lines = (folder / "mapping.txt").read_text(encoding="utf-8").splitlines()

@@ -30,7 +30,7 @@ from selftrain.store.run_dir import RunFolder
 if TYPE_CHECKING:
     from selftrain.act.training import ACTSet
     from selftrain.config import Recipe
-    from selftrain.data.preparation import Prepared
+    from selftrain.data.preparation import PreparedData
 
 STUDY, DATASET = "act-loop", "hsol"
 LABELLED = 100
@@ -70,7 +70,7 @@ def measure(figures: Figures, data: Path, seeds: Sequence[int]) -> None:
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as temporary:
         home = Path(temporary)
         paths = import_data(hsol.STUDY, data, home)
-        backbone = load_backbone("embedded")
+        backbone = load_backbone("minilm_efficientnet")
         for seed in seeds:
             overrides = [*paths, f"seed={seed}", f"data.labelled={LABELLED}"]
             recipe = load_recipe(recipe_of(hsol.STUDY), overrides)
@@ -82,7 +82,7 @@ def measure(figures: Figures, data: Path, seeds: Sequence[int]) -> None:
 
 
 def _seed(
-    figures: Figures, recipe: Recipe, prepared: Prepared, home: Path, seed: int
+    figures: Figures, recipe: Recipe, prepared: PreparedData, home: Path, seed: int
 ) -> Iterator[tuple[str, int, dict[str, float]]]:
     """(method, budget, figures) of what is missing."""
     folder = home / "0"
@@ -105,7 +105,7 @@ def _seed(
                     return
 
 
-def run_with_people(recipe: Recipe, prepared: Prepared, path: Path, budget: int) -> dict[str, float]:
+def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: int) -> dict[str, float]:
     """The loop with reviewers who know the truth; figures of its best model on test."""
     from selftrain.build import build_loss, build_panel, build_settings, build_trainer
     from selftrain.loop import self_train
@@ -153,7 +153,7 @@ def run_with_people(recipe: Recipe, prepared: Prepared, path: Path, budget: int)
     }
 
 
-def judged_posts(folder: RunFolder, prepared: Prepared) -> Judged:
+def judged_posts(folder: RunFolder, prepared: PreparedData) -> Judged:
     """Every post that the run judged, with its machine label and estimated error."""
     from selftrain.review.disagreement import suspicions
     from selftrain.review.requests import verdicts_now
@@ -194,7 +194,7 @@ def _label_sets(judged: Judged, budget: int, seed: int) -> Iterator[tuple[str, A
         yield "act", ACTSet(judged.machine, judged.truth, reviewed, pi)
 
 
-def _trained(prepared: Prepared, judged: Judged, labels: ACTSet, seed: int) -> dict[str, float]:
+def _trained(prepared: PreparedData, judged: Judged, labels: ACTSet, seed: int) -> dict[str, float]:
     """Test figures of a head on the run's labels and the judged posts."""
     from selftrain.act.training import ACTSet, train_classes
     from selftrain.models.head import HeadSettings, fit_scaling

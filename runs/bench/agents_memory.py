@@ -49,13 +49,11 @@ class _Answering:
 
 def measure(size: int) -> float:
     """Megabytes by which the peak rises above what the queue itself takes."""
-    from agents.ask.brief import Brief
     from agents.ask.cache import ResponseCache
-    from agents.ask.prompts import Prompts
+    from agents.ask.judge import JudgePrompts, VLMAgent, VLMPanel
+    from agents.ask.prompt_files import Brief
     from agents.ask.protocols import PROTOCOLS
     from agents.ask.runner import Runner
-    from agents.ask.vlm_agent import VLMAgent
-    from agents.ask.vlm_panel import VLMPanel
     from agents.errors import TokenCapError
     from agents.judgment import Candidate
     from backbones.images import open_image
@@ -63,14 +61,15 @@ def measure(size: int) -> float:
 
     brief = Brief("memory", "Rude posts insult somebody.", {"rude": "an insult", "kind": "all else"})
     queue = [Candidate(Post(f"p{i}", f"post number {i} says nothing"), "kind", 0.9) for i in range(size)]
-    protocol = PROTOCOLS["cross_review"]
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         store = ResponseCache(Path(folder) / "answers.sqlite")
         panel = VLMPanel(
-            Runner(_Answering(), store, run="memory", token_cap=ANSWERED * _TOKENS),
-            VLMAgent(Prompts(brief), protocol, lambda p, s: open_image(p, target_size=s)),
-            protocol,
-        )
+            Runner(
+                _Answering(), store, run="memory", token_cap=ANSWERED * _TOKENS,
+                opener=lambda path, side: open_image(path, target_size=side),
+            ),
+            VLMAgent(JudgePrompts(brief), PROTOCOLS["cross_review"]),
+        )  # fmt: skip
         before = _peak()
         with suppress(TokenCapError):  # meant: the queue is longer than what may be answered
             panel.verify(queue)

@@ -17,7 +17,7 @@ from runs.bench.agents_data import drawn_posts
 from selftrain.data.posts import Post
 
 if TYPE_CHECKING:
-    from agents.ask.vlm_panel import VLMPanel
+    from agents.ask.judge import VLMPanel
     from agents.client.base import Backend
     from selftrain.data.task import Task
 
@@ -104,7 +104,7 @@ def ours_pass(address: str, task: Task, posts: Sequence[Post], name: str) -> tup
 
 def bare_pass(address: str, requests: Sequence[ChatRequest], old: str, new: str, concurrency: int) -> float:
     """Answers a second of nothing but the client library and a semaphore, for the same bodies."""
-    from agents.client.translate import chat_body
+    from agents.client.messages import chat_body
 
     bodies = [_renamed(chat_body(request, model_of(address)), old, new) for request in requests]
 
@@ -203,24 +203,21 @@ def recorded_panel(
     from dataclasses import replace
 
     from agents.ask.cache import ResponseCache
-    from agents.ask.prompts import Prompts
+    from agents.ask.judge import JudgePrompts, VLMAgent, VLMPanel
     from agents.ask.protocols import PROTOCOLS
     from agents.ask.runner import Runner
-    from agents.ask.vlm_agent import VLMAgent
-    from agents.ask.vlm_panel import VLMPanel
     from agents.client.client import ChatClient
     from backbones.images import open_image
     from selftrain.build import brief_of
 
-    chosen = PROTOCOLS[protocol]
     brief = replace(brief_of(task), task=f"{task.name} ({name})")
-    agent = VLMAgent(
-        Prompts(brief), chosen, lambda path, side: open_image(path, target_size=side),
-        rationale_chars=_RATIONALE, image_side=336,
-    )  # fmt: skip
+    agent = VLMAgent(JudgePrompts(brief), PROTOCOLS[protocol], rationale_chars=_RATIONALE)
     recording = Recording(ChatClient([address], timeout=600.0))
-    runner = Runner(recording, ResponseCache(folder / "answers.sqlite"), run=name, attempts=1)
-    return VLMPanel(runner, agent, chosen), recording
+    runner = Runner(
+        recording, ResponseCache(folder / "answers.sqlite"), run=name, attempts=1, image_side=336,
+        opener=lambda path, side: open_image(path, target_size=side),
+    )  # fmt: skip
+    return VLMPanel(runner, agent), recording
 
 
 def guessed(task: Task, posts: Sequence[Post], seed: int) -> list[Candidate]:

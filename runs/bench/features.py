@@ -26,7 +26,7 @@ class Throughput(NamedTuple):
 
 
 def texts_throughput(texts: Sequence[str], repeats: int = 3) -> Throughput:
-    """Compare the `embedded` backbone with ``SentenceTransformer.encode`` on the same texts.
+    """Compare the default backbone with ``SentenceTransformer.encode`` on the same texts.
 
     The two take turns, and each repeat gives one ratio, so a machine that is busy with other work slows
     both alike. Both run once on a few texts before the clock starts.
@@ -62,7 +62,7 @@ _Encode = Callable[[Sequence[str]], Float32Array]
 def _our_encode() -> _Encode:
     from backbones import load_backbone
 
-    backbone = load_backbone("embedded")
+    backbone = load_backbone("minilm_efficientnet")
 
     def encode(texts: Sequence[str]) -> Float32Array:
         posts = [Post(id=str(index), text=text) for index, text in enumerate(texts)]

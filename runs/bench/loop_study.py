@@ -19,7 +19,7 @@ from selftrain.errors import DataError
 
 if TYPE_CHECKING:
     from backbones.base import Backbone
-    from selftrain.data.preparation import Prepared
+    from selftrain.data.preparation import PreparedData
     from selftrain.rounds import Round
 
 ABLATION: Mapping[str, tuple[str, ...]] = {
@@ -124,7 +124,7 @@ def _one_seed(
     from selftrain.data.preparation import prepare
 
     recipe = load_recipe(recipe_of(study), overrides)
-    backbone = load_backbone("embedded")
+    backbone = load_backbone("minilm_efficientnet")
     prepared = prepare(recipe, backbone, progress=True)
 
     def add(method: str, values: Mapping[str, float]) -> None:
@@ -147,7 +147,7 @@ def recipe_of(study: LoopStudy) -> Path:
     return Path(__file__).parents[1] / study.recipe
 
 
-def _baselines(prepared: Prepared) -> Iterator[tuple[str, dict[str, float]]]:
+def _baselines(prepared: PreparedData) -> Iterator[tuple[str, dict[str, float]]]:
     from runs.bench import baselines
 
     compared: dict[str, Callable[..., float]] = {
@@ -160,7 +160,7 @@ def _baselines(prepared: Prepared) -> Iterator[tuple[str, dict[str, float]]]:
             yield f"{name} C={c:g}", {"macro_f1": measure(prepared.corpus, c)}
 
 
-def _loop(recipe: Recipe, prepared: Prepared, backbone: Backbone, folder: Path) -> dict[str, float]:
+def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Path) -> dict[str, float]:
     """One run on extracted features."""
     from selftrain.build import build_loss, build_panel, build_settings, build_trainer
     from selftrain.loop import self_train

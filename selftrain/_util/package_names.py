@@ -50,7 +50,7 @@ def check_names(packages: Iterable[str] = PACKAGES) -> None:
 
 
 def _locate(name: str) -> str | None:
-    """The file, or folder without ``__init__.py``, that ``import name`` would take; None: nothing would."""
+    """Return the file, or folder without ``__init__.py``, that ``import name`` would take, if any."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # already imported, and without a spec: a stand-in of some test or tool
@@ -86,7 +86,7 @@ def _overwritten(name: str, file: Path) -> str:
 
 
 def _owners(name: str, found: str) -> list[str]:
-    """Names and versions of the other distributions that list the file; slow, so for messages alone."""
+    """List names and versions of the other distributions that list the file; slow, so for messages alone."""
     from importlib import metadata
 
     owners: dict[str, None] = {}

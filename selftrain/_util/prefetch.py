@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 MOST_THREADS = 4
 
 
-def ahead(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Generator[Result, None, None]:
-    """`map(function, items)` in threads: the same results in the same order, twice `threads` early at most.
+    """Yield `map(function, items)`, computed in threads: in the same order, twice `threads` early at most.
 
     Args:
         function: Called in several threads at once.
@@ -44,5 +44,5 @@ def ahead(
 
 
 def threads_for(device: str) -> int:
-    """How many threads read for a kind of device: a CPU computes with all its cores."""
+    """Return how many threads read for a kind of device: a CPU computes with all its cores."""
     return 0 if device == "cpu" else min(MOST_THREADS, os.cpu_count() or 1)

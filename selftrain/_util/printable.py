@@ -11,7 +11,7 @@ _JOINERS = frozenset("\u200c\u200d")  # hold emoji and some scripts together, an
 
 
 def printable(text: str) -> str:
-    """`text` with every character that could steer a terminal, or hide, written as an escape.
+    """Write every character of `text` that could steer a terminal, or hide, as an escape.
 
     Posts, ids and rationales are data: one that holds an escape sequence is shown, never obeyed.
     """
@@ -29,5 +29,5 @@ def _escape(mark: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """`printable`, line by line: what a person broke into lines stays so."""
+    """Apply `printable`, line by line: what a person broke into lines stays so."""
     return "\n".join(map(printable, text.split("\n")))

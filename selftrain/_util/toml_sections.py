@@ -23,7 +23,7 @@ class Section(BaseModel):
 def read_table(
     kind: type[Read], path: Path | None, overrides: Sequence[str], paths: Collection[tuple[str, str]]
 ) -> Read:
-    """A TOML file as a checked table.
+    """Read a TOML file as a checked table.
 
     Args:
         kind: What it describes.

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from agents.ask.criticizer.asking import Annotation, Annotator, Criticizer
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.wording import Wording
+from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
+from agents.ask.criticizer import Criticizer
+from agents.ask.runner import Runner
 from agents.judgment import LabelledPost
-from agents.trust import Interval, wilson
+from agents.trust import Proportion, wilson
 from selftrain._util.types import BoolArray
 from selftrain.act.scoring import AnnotatorScore, CriticizerScore, annotator_score, criticizer_score
 from selftrain.errors import BudgetError
@@ -40,9 +40,9 @@ class Budget(NamedTuple):
         posts: That many of the pool, rounded up; None where its size is not known.
     """
 
-    error: Interval
+    error: Proportion
     buffer: float
-    share: Interval
+    share: Proportion
     posts: tuple[int, int, int] | None
 
 
@@ -78,9 +78,9 @@ class Choice(NamedTuple):
 
 
 def choose(
-    desks: Mapping[str, Desk],
+    runners: Mapping[str, Runner],
     posts: Sequence[LabelledPost],
-    wording: Wording,
+    prompts: AnnotationPrompts,
     *,
     strategies: Sequence[str],
     modes: Sequence[str] = MODES,
@@ -93,9 +93,9 @@ def choose(
     """Try the candidates on labelled posts and apply the rule.
 
     Args:
-        desks: Model name -> the model at work; tried in this order, which decides between equals.
+        runners: Model name -> the model at work; tried in this order, which decides between equals.
         posts: Labelled ones, each with a class of the task.
-        wording: The prompts.
+        prompts: Of annotator and criticizer.
         strategies: Ways of criticizing to try, one or more.
         modes: Ways of annotating to try, one or more.
         self_criticism: Whether the annotator's model is tried as criticizer too, for comparison.
@@ -108,9 +108,9 @@ def choose(
         BudgetError: No model, mode or strategy, too few posts, one without a label, a buffer outside [0, 1].
         AgentError: Nobody can be asked.
     """
-    if not desks or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
+    if not runners or not strategies or not modes or len(posts) < 2 or not 0.0 <= buffer <= 1.0:
         raise BudgetError(
-            f"{len(desks)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
+            f"{len(runners)} models, {len(strategies)} strategies, {len(modes)} ways of annotating,"
             f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a"
             " buffer in [0, 1]"
         )
@@ -119,10 +119,10 @@ def choose(
         raise BudgetError(f"{truth.count(None)} of {len(truth)} posts have no label: give labelled ones")
     # --- everybody annotates; of each model its better mode counts
     annotators = [
-        Annotator(wording, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed)
+        Annotator(prompts, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed)
         for mode in modes
     ]
-    tried = _annotated(desks, posts, annotators)
+    tried = _annotated(runners, posts, annotators)
     best, annotations = tried[0]
     # --- the second best model criticizes the best one's labels
     others = [score.model for score, _ in tried if score.model != best.model]
@@ -130,36 +130,38 @@ def choose(
     if self_criticism and best.model not in critics:
         critics.append(best.model)
     criticizers = [
-        Criticizer(wording, strategy, rationale_chars=rationale_chars, seed=seed) for strategy in strategies
+        Criticizer(prompts, strategy, rationale_chars=rationale_chars, seed=seed) for strategy in strategies
     ]
     wrong = np.array([a.label != label for a, label in zip(annotations, truth, strict=True)])
     scores = [
         score
         for model in critics
         for score in _criticized(
-            desks[model], posts, annotations, criticizers, model=model, wrong=wrong, seed=seed
+            runners[model], posts, annotations, criticizers, model=model, wrong=wrong, seed=seed
         )
     ]
     budget = advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool)
     by_accuracy = tuple(score for score, _ in tried)
-    return Choice(best, scores[0], budget, by_accuracy, tuple(scores), _warnings(best, scores[0], len(desks)))
+    return Choice(
+        best, scores[0], budget, by_accuracy, tuple(scores), _warnings(best, scores[0], len(runners))
+    )
 
 
 def _annotated(
-    desks: Mapping[str, Desk], posts: Sequence[LabelledPost], annotators: Sequence[Annotator]
+    runners: Mapping[str, Runner], posts: Sequence[LabelledPost], annotators: Sequence[Annotator]
 ) -> list[tuple[AnnotatorScore, list[Annotation]]]:
     """Every model's annotations in every way of asking, the most accurate first."""
     truth = [post.label for post in posts]
     tried = []
-    for model, desk in desks.items():
+    for model, runner in runners.items():
         for annotator in annotators:
-            found, tokens = _paid(desk, partial(desk.annotate, posts, annotator))
+            found, tokens = _paid(runner, partial(annotator.annotate, runner, posts))
             tried.append((annotator_score(model, annotator.name, found, truth, tokens), found))
     return sorted(tried, key=lambda one: -one[0].accuracy.value)
 
 
 def _criticized(
-    desk: Desk,
+    runner: Runner,
     posts: Sequence[LabelledPost],
     annotations: Sequence[Annotation],
     criticizers: Sequence[Criticizer],
@@ -171,7 +173,7 @@ def _criticized(
     """How well one model finds the errors in every way of asking, the best first."""
     scores = []
     for criticizer in criticizers:
-        said, tokens = _paid(desk, partial(desk.criticize, posts, annotations, criticizer))
+        said, tokens = _paid(runner, partial(criticizer.criticize, runner, posts, annotations))
         scores.append(criticizer_score(model, criticizer.strategy.name, said, wrong, tokens, seed=seed))
     return sorted(scores, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
 
@@ -179,16 +181,16 @@ def _criticized(
 def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> Budget:
     """The budget for an annotator that got `wrong` of `total` posts wrong."""
     error = wilson(wrong, total)
-    share = Interval(*(min(value + buffer, 1.0) for value in error))
+    share = Proportion(*(min(value + buffer, 1.0) for value in error))
     # a product such as .28 x 100 may come out a hair above the whole number that it is
     posts = None if pool is None else [math.ceil(round(value * pool, 6)) for value in share]
     return Budget(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))
 
 
-def _paid(desk: Desk, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
-    before = desk.usage()
+def _paid(runner: Runner, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
+    before = runner.usage()
     found = work()
-    return found, desk.usage().minus(before).usage.total
+    return found, runner.usage().minus(before).usage.total
 
 
 def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: int) -> tuple[str, ...]:

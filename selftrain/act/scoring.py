@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.ask.criticizer.asking import Annotation, Criticism
-from agents.trust import Interval, wilson
+from agents.ask.annotator import Annotation
+from agents.ask.criticizer import Criticism
+from agents.trust import Proportion, wilson
 from selftrain._util.types import BoolArray, FloatArray
 from selftrain.act.budget import filled
 from selftrain.act.quality_gap import abs_score
@@ -31,7 +32,7 @@ class AnnotatorScore(NamedTuple):
 
     model: str
     mode: str
-    accuracy: Interval
+    accuracy: Proportion
     posts: int
     unlabelled: int
     tokens: int
@@ -53,7 +54,7 @@ class CriticizerScore(NamedTuple):
 
     model: str
     strategy: str
-    auc: Interval | None
+    auc: Proportion | None
     abs: float | None
     mean_error: float
     missing: int
@@ -93,7 +94,7 @@ def criticizer_score(
     )  # fmt: skip
 
 
-def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Interval | None:
+def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Proportion | None:
     """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
     value = _auc(wrong, errors)
     if value is None:
@@ -102,7 +103,7 @@ def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Interva
     draws = (rng.integers(0, len(wrong), len(wrong)) for _ in range(RESAMPLES))
     found = [auc for drawn in draws if (auc := _auc(wrong[drawn], errors[drawn])) is not None]
     low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    return Proportion(value, float(low), float(high))
 
 
 def _auc(wrong: BoolArray, errors: FloatArray) -> float | None:

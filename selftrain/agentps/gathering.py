@@ -12,9 +12,7 @@ import numpy as np
 from selftrain._util.types import Json
 from selftrain.agentps.questions import Target, hard_target
 from selftrain.agentps.recipe import DataSection
-from selftrain.data.manifest import enforce, read_manifest
-from selftrain.data.manifest_files import read_rows
-from selftrain.data.manifest_rows import RowError, Rows
+from selftrain.data.manifest import RowError, Rows, enforce, read_manifest, read_rows
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column
 from selftrain.data.task import Task, load_task

@@ -71,6 +71,6 @@ def open_agentps(path: Path) -> AgentPSScorer:
     Raises:
         ModelError, BackboneError: It cannot be loaded.
     """
-    from backbones.devices import place
+    from backbones.loading import place
 
     return AgentPSScorer(load(path), str(place().device))

@@ -14,7 +14,7 @@ import torch
 
 from backbones.mllm.answering import AnsweringModel
 from backbones.mllm.base import Inputs, to_device
-from selftrain._util.prefetch import ahead, threads_for
+from selftrain._util.prefetch import prefetch, threads_for
 from selftrain._util.types import Float32Array
 from selftrain.agentps.examples import Example
 from selftrain.agentps.prompts import Collator, Unread
@@ -71,7 +71,7 @@ def score(
 
     found: dict[int, ScoredPost] = {}
     batches = _batches(collator, iter(posts), batch_size)
-    for batch, readable in ahead(read, batches, threads_for(kind)):
+    for batch, readable in prefetch(read, batches, threads_for(kind)):
         scored = _score_batch(model, batch.posts, readable, device, precise=precise)
         found |= zip(batch.places, scored, strict=True)
         if batch.last:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from backbones.mllm.answering import AnswerHeads, answer_positions
 from backbones.mllm.base import Prompt, Reader
-from selftrain._util.prefetch import ahead
+from selftrain._util.prefetch import prefetch
 from selftrain.agentps.architecture import Architecture, from_json
 from selftrain.agentps.examples import Example
 from selftrain.agentps.merging import HEADS, MERGED
@@ -80,7 +80,7 @@ class ServedModel:
         """
         stream = iter(posts)
         batches = iter(lambda: list(islice(stream, self._batch)), [])
-        for batch in ahead(self._score_batch, batches, self._requests):
+        for batch in prefetch(self._score_batch, batches, self._requests):
             yield from batch
 
     def _score_batch(self, posts: Sequence[Example]) -> list[ScoredPost]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backbones.mllm.base import Inputs, to_device
 from losses.process import process_loss
-from selftrain._util.prefetch import ahead, threads_for
+from selftrain._util.prefetch import prefetch, threads_for
 from selftrain._util.types import IntArray, Json
 from selftrain.agentps.examples import Example
 from selftrain.agentps.journal import Journal
@@ -177,7 +177,7 @@ class _Descent:
         parts = (places for step in steps for places in self._parts(step))
         threads = threads_for(self._accelerator.device.type)
         # closed also where a step fails: no thread reads on
-        with closing(ahead(self._read, parts, threads)) as inputs:
+        with closing(prefetch(self._read, parts, threads)) as inputs:
             for step in steps:
                 yield step, self._take(step, inputs)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.ask.questions.panel import ToAsk
+from agents.ask.questioner import PostQuestions
 from selftrain.annotation.answers import Answer, filled, read_given
 from selftrain.annotation.plan import Planned, choose, plan
 from selftrain.annotation.report import Report, report
@@ -18,7 +18,7 @@ from selftrain.errors import ManifestError
 from selftrain.store.atomic import write_json
 
 if TYPE_CHECKING:
-    from agents.ask.questions.panel import QuestionPanel
+    from agents.ask.questioner import Questioner
     from selftrain.annotation.building import Settings
 
 
@@ -101,18 +101,18 @@ def prepare(
     return Prepared(task, read_task, chosen, direct, found, tuple(planned), out)
 
 
-def annotate(prepared: Prepared, panel: QuestionPanel) -> Annotated:
+def annotate(prepared: Prepared, questioner: Questioner) -> Annotated:
     """Ask everything that is planned, then write the manifest and the report.
 
     Nothing is written before the last answer is there; killed before, the same call finds what was paid for
     in the store.
 
     Raises:
-        AgentError: As `QuestionPanel.ask`.
+        AgentError: As `Questioner.ask`.
         StorageError: The disk refuses.
     """
     asking = [one for one in prepared.plan if one.asks]
-    came = panel.ask([ToAsk(one.post, one.asks) for one in asking])
+    came = questioner.ask([PostQuestions(one.post, one.asks) for one in asking])
     given = {one.post.id: each for one, each in zip(asking, came, strict=True)}
     questions = {question.name: question for question in prepared.questions}
 
@@ -124,16 +124,16 @@ def annotate(prepared: Prepared, panel: QuestionPanel) -> Annotated:
         posts.append(filled(one.post, answers))
 
     told = report(posts, prepared.task, prepared.questions, prepared.direct)
-    spending = panel.usage().to_json()
+    spending = questioner.usage().to_json()
     write_manifest(posts, prepared.out)
-    write_json(prepared.report_file, _record(prepared, panel, told, spending))
+    write_json(prepared.report_file, _record(prepared, questioner, told, spending))
     return Annotated(prepared.out, prepared.report_file, told, spending)
 
 
 def _record(
-    prepared: Prepared, panel: QuestionPanel, told: Report, spending: Mapping[str, Any]
+    prepared: Prepared, questioner: Questioner, told: Report, spending: Mapping[str, Any]
 ) -> dict[str, Any]:
-    identity = panel.reached()
+    identity = questioner.reached()
     return {
         "manifest": str(prepared.manifest.path),
         "task": str(prepared.task_file),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from agents.ask.questions.asking import Given
+from agents.ask.questioner import QuestionAnswer
 from agents.judgment import State
 from agents.records import rounded
 from selftrain.data.posts import Post
@@ -39,7 +39,7 @@ class Answer:
         probability: The model's, not calibrated, in [0, 1]; None where it gave no log-probabilities.
         rationale: In its words.
         source: Model and revision.
-        address: Of the stored answer, 16 hex digits.
+        cache_key: Of the stored answer, 16 hex digits.
         count, pictures: Of a counting question: how many of how many pictures; None of others.
     """
 
@@ -47,7 +47,7 @@ class Answer:
     probability: float | None
     rationale: str
     source: str
-    address: str
+    cache_key: str
     count: int | None = None
     pictures: int | None = None
 
@@ -57,7 +57,7 @@ class Answer:
         return {key: value for key, value in record.items() if value is not None or key == "probability"}
 
 
-def read_given(given: Given, question: Question | None, pictures: int) -> Answer | str:
+def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> Answer | str:
     """The answer in what came back, or why there is none.
 
     Args:
@@ -68,16 +68,16 @@ def read_given(given: Given, question: Question | None, pictures: int) -> Answer
     if given.answer is None:
         return UNSURE if given.state is State.ABSTAIN else given.fault
     if question is None or question.counting is None:
-        probability = None if given.shares is None else given.shares[given.answer]
-        return Answer(given.answer, probability, given.rationale, given.source, given.address)
+        probability = None if given.probs is None else given.probs[given.answer]
+        return Answer(given.answer, probability, given.rationale, given.source, given.cache_key)
     count = int(given.answer)
     answer = question.answer_for_count(count, pictures)
     probability = None
-    if given.shares is not None:
+    if given.probs is not None:
         # every count that makes the same answer speaks for it
-        alike = [n for n in given.shares if question.answer_for_count(int(n), pictures) == answer]
-        probability = min(sum(given.shares[n] for n in alike), 1.0)
-    return Answer(answer, probability, given.rationale, given.source, given.address, count, pictures)
+        alike = [n for n in given.probs if question.answer_for_count(int(n), pictures) == answer]
+        probability = min(sum(given.probs[n] for n in alike), 1.0)
+    return Answer(answer, probability, given.rationale, given.source, given.cache_key, count, pictures)
 
 
 class Standing(NamedTuple):

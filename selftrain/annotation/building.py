@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from backbones.images import MAX_PIXELS
 from selftrain.config import VlmSection, load_recipe
-from selftrain.data.manifest import MAX_PIXELS
 from selftrain.errors import RecipeError
 
 MAX_FAILED = 0.1
@@ -50,11 +50,11 @@ def settings_of(
         settings = Settings(read.vlm, read.seed, data.max_bad_rows, data.max_bad_share, data.max_image_pixels)
     changed: dict[str, object] = {}
     if servers:
-        changed |= {"servers": tuple(servers), "backend": "servers"}
+        changed |= {"servers": tuple(servers)}
     if token_cap is not None:
         changed["token_cap"] = token_cap
     section = settings.vlm.model_copy(update=changed)
-    if section.backend == "servers" and not section.servers:
+    if not section.servers:
         raise RecipeError(
             "no server to ask: start one with `selftrain agents serve MODEL` and give its address with"
             " --server, for instance --server http://127.0.0.1:8000, or a recipe whose [vlm] names one"

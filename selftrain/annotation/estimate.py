@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from agents.ask.questions.panel import ToAsk
+from agents.ask.questioner import PostQuestions
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
 from selftrain.annotation.plan import Planned
 
 if TYPE_CHECKING:
-    from agents.ask.questions.panel import QuestionPanel
+    from agents.ask.questioner import Questioner
 
 SAMPLE = 16
 """Posts whose prompts are measured."""
@@ -61,23 +61,23 @@ class Estimate(NamedTuple):
             yield f"The token cap of {cap:,} {'is enough' if enough else 'may end the work early'}."
 
 
-def estimate(plan: Sequence[Planned], panel: QuestionPanel, seed: int = 0) -> Estimate:
+def estimate(plan: Sequence[Planned], questioner: Questioner, seed: int = 0) -> Estimate:
     """Measure the prompts of a sample of posts; no answer is asked for.
 
     Raises:
         AgentError: The server cannot be reached, or refuses us.
     """
-    asking = [ToAsk(one.post, one.asks) for one in plan if one.asks]
+    asking = [PostQuestions(one.post, one.asks) for one in plan if one.asks]
     calls = sum(len(one.questions) for one in asking)
     unasked = sum(len(one.unasked) for one in plan)
-    completion = sum(panel.most_tokens(one) for one in asking)
+    completion = sum(questioner.most_tokens(one) for one in asking)
     if not asking:
         return Estimate(0, 0, unasked, 0.0, 0.0, 0, 0)
-    panel.identity()  # a server that is none is told as such, not as one that does not measure
+    questioner.identity()  # a server that is none is told as such, not as one that does not measure
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
     try:
-        sizes = panel.measure([asking[i] for i in chosen])
+        sizes = questioner.measure([asking[i] for i in chosen])
     except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
         return Estimate(len(asking), calls, unasked, None, None, completion, 0, str(error))
     if not sizes:

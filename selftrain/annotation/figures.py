@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from agents.records import rounded
-from agents.trust import Interval, wilson
+from agents.trust import Proportion, wilson
 
 NO_ANSWER = "(none)"
 
@@ -37,7 +37,7 @@ class Figures:
 
     posts: int
     answered: int
-    accuracy: Interval
+    accuracy: Proportion
     macro_f1: float
     balanced_accuracy: float
     majority: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from agents.ask.questions.question import Asked
+from agents.ask.questioner import AgentQuestion
 from selftrain.annotation.answers import FINAL, standing
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
@@ -22,7 +22,7 @@ class Planned(NamedTuple):
     """
 
     post: Post
-    asks: tuple[Asked, ...] = ()
+    asks: tuple[AgentQuestion, ...] = ()
     unasked: Mapping[str, str] = {}
 
 
@@ -79,17 +79,18 @@ def plan(
         ManifestError: A post with a field of ours that holds something else.
     """
     asked = [
-        Asked(q.name, q.wording, q.answers, "choice" if q.counting is None else "count") for q in questions
+        AgentQuestion(q.name, q.wording, q.answers, "choice" if q.counting is None else "count")
+        for q in questions
     ]
     if direct:
-        asked.append(Asked(FINAL, "", task.names, "final"))
+        asked.append(AgentQuestion(FINAL, "", task.names, "final"))
     return [
         _planned(post, asked, again, max_images) if limit is None or place < limit else Planned(post)
         for place, post in enumerate(posts)
     ]
 
 
-def _planned(post: Post, asked: Sequence[Asked], again: bool, max_images: int) -> Planned:
+def _planned(post: Post, asked: Sequence[AgentQuestion], again: bool, max_images: int) -> Planned:
     earlier = {} if again else standing(post).model
     asks, unasked = [], {}
     for one in asked:

@@ -12,22 +12,22 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
+from agents.ask.annotator import AnnotationPrompts, Annotator
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer.asking import Annotator, Criticizer
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.strategies import STRATEGIES
-from agents.ask.criticizer.wording import Wording
-from agents.trust import Interval
+from agents.ask.criticizer import STRATEGIES, Criticizer
+from agents.ask.runner import Runner
+from agents.trust import Proportion
+from backbones.images import MAX_PIXELS
 from selftrain.act.budget import Rule
 from selftrain.act.choosing import MODES, Choice, choose
 from selftrain.act.estimate import ErrorEstimate
 from selftrain.act.scoring import AnnotatorScore, CriticizerScore
-from selftrain.build import brief_of, build_desk, store_beside
+from selftrain.build import brief_of, build_runner, cache_beside
 from selftrain.cli.commands import noun
 from selftrain.cli.options import KEY_VARIABLE, Manifest
 from selftrain.cli.printing import console, plain, print_json, quoted, say
 from selftrain.config import VlmSection
-from selftrain.data.manifest import MAX_PIXELS, enforce, read_manifest
+from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
@@ -137,11 +137,11 @@ def select_models(
     """
     loaded = load_task(task)
     posts, unlabelled = read_labelled(manifest, loaded, labelled, seed)
-    with _desks(servers, manifest, store, token_cap) as desks:
+    with _runners(servers, manifest, store, token_cap) as runners:
         choice = choose(
-            desks,
+            runners,
             posts,
-            Wording(brief_of(loaded), folder=prompts),
+            AnnotationPrompts(brief_of(loaded), folder=prompts),
             strategies=tuple(dict.fromkeys(strategies or STRATEGIES)),
             modes=MODES if annotate == "both" else (annotate,),
             self_criticism=self_criticism,
@@ -182,24 +182,24 @@ def _read_posts(manifest: Path, task: Task) -> list[Post]:
 
 
 @contextmanager
-def _desks(
+def _runners(
     servers: Sequence[str], manifest: Path, store: Path | None, token_cap: int | None
-) -> Iterator[dict[str, Desk]]:
-    """Yield model name -> a desk on its server; two of one name are told apart by their addresses."""
-    cache = store_beside(manifest, store)
+) -> Iterator[dict[str, Runner]]:
+    """Yield model name -> a runner on its server; two of one name are told apart by their addresses."""
+    cache = cache_beside(manifest, store)
     with ExitStack() as stack:
         stack.callback(cache.close)
-        desks: dict[str, Desk] = {}
+        runners: dict[str, Runner] = {}
         for server in dict.fromkeys(servers):
             run = f"act select-models {manifest.resolve()}"
-            desk = _desk_of(server, cache, run=run, token_cap=token_cap)
-            stack.callback(desk.close)
-            name = desk.identity().model
-            desks[name if name not in desks else f"{name} at {server}"] = desk
-        yield desks
+            runner = _runner_of(server, cache, run=run, token_cap=token_cap)
+            stack.callback(runner.close)
+            name = runner.identity().model
+            runners[name if name not in runners else f"{name} at {server}"] = runner
+        yield runners
 
 
-def _desk_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | None) -> Desk:
+def _runner_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | None) -> Runner:
     """Return the model at URL#MODEL at work.
 
     Raises:
@@ -207,7 +207,7 @@ def _desk_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | No
     """
     address, _, model = server.partition("#")
     section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)
-    return build_desk(section, cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
+    return build_runner(section, cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
 def _print_choice(choice: Choice) -> None:
@@ -265,7 +265,7 @@ def _row(table: Table, *cells: str) -> None:
     table.add_row(*map(plain, cells))
 
 
-def _per_cent(share: Interval | ErrorEstimate) -> str:
+def _per_cent(share: Proportion | ErrorEstimate) -> str:
     return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
 
 
@@ -335,22 +335,22 @@ def annotate(
     posts = [post for post in _read_posts(manifest, loaded) if post.label is None]
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
-    folder, wording = LabelFolder(out), Wording(brief_of(loaded))
+    folder, prompts = LabelFolder(out), AnnotationPrompts(brief_of(loaded))
     with folder.locked(), ExitStack() as stack:
         begin(folder, manifest, task, settings)
-        cache = store_beside(manifest, store)
+        cache = cache_beside(manifest, store)
         stack.callback(cache.close)
         run = f"act annotate {out.resolve()}"
-        annotating = criticizing = _desk_of(annotator, cache, run=run, token_cap=token_cap)
+        annotating = criticizing = _runner_of(annotator, cache, run=run, token_cap=token_cap)
         stack.callback(annotating.close)
         if criticizer not in (None, annotator):
-            criticizing = _desk_of(criticizer, cache, run=run, token_cap=token_cap)
+            criticizing = _runner_of(criticizer, cache, run=run, token_cap=token_cap)
             stack.callback(criticizing.close)
         found = label(
             folder,
             posts,
-            annotating=(annotating, Annotator(wording, reasoning=mode == "reasoning", seed=seed)),
-            criticizing=(criticizing, Criticizer(wording, strategy, seed=seed)),
+            annotating=(annotating, Annotator(prompts, reasoning=mode == "reasoning", seed=seed)),
+            criticizing=(criticizing, Criticizer(prompts, strategy, seed=seed)),
             classes=loaded.names,
             drawing=Drawing(budget, rule, floor, doubled, seed),
         )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from backbones.devices import place
+from backbones.loading import place
 from selftrain.agentps import evaluation, folder
 from selftrain.agentps.examples import example
 from selftrain.agentps.fitting import fit

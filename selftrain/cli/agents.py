@@ -13,17 +13,19 @@ from typing import Annotated
 
 import typer
 
-from agents.client.transport import plain_address
+from agents.client.endpoints import plain_endpoint
 from agents.errors import ServingError
 from agents.vllm.check import check_server
 from agents.vllm.command import Device, serve_command
 from agents.vllm.interpreter import find_interpreter
 from agents.vllm.process import Ready, Server, serving
 from selftrain._util.printable import printable
+from selftrain.build import build_vlm_agent, opener
 from selftrain.cli.commands import noun
 from selftrain.cli.options import KEY_VARIABLE, Overrides, Recipe
 from selftrain.cli.printing import say
 from selftrain.config import load_recipe
+from selftrain.data.task import load_task
 from selftrain.errors import RecipeError
 from selftrain.report.prompt_preview import previews
 
@@ -188,7 +190,7 @@ def check(
         ServerRefusedError: An address that is none.
     """
     key, failed = os.environ.get(key_variable, ""), False
-    for address in map(plain_address, servers):
+    for address in map(plain_endpoint, servers):
         say(address)
         for found in check_server(address, model=model, key=key, image=not text_only, seconds=time_limit):
             say(f"  {found.what:<8}{'ok' if found.passed else 'FAILED':<8}{found.detail}")
@@ -202,7 +204,7 @@ def check(
     epilog="Example: selftrain agents prompts recipe.toml --post 17 --only reviewer.first",
 )
 def prompts(
-    recipe: Recipe,
+    recipe_file: Recipe,
     overrides: Overrides,
     post: Annotated[
         str | None, typer.Option(metavar="ID", help="Id of a post; by default the manifest's first.")
@@ -220,7 +222,10 @@ def prompts(
         RecipeError: No recipe of such agents, or no such prompt.
         ManifestError: No such post.
     """
-    shown = previews(load_recipe(recipe, overrides), post)
+    recipe = load_recipe(recipe_file, overrides)
+    task = load_task(recipe.data.task)
+    opening = opener(recipe.data.max_image_pixels)
+    shown = previews(recipe, task, build_vlm_agent(recipe, task), opening, post)
     names = [preview.template for preview in shown]
     if only is not None and only not in names:
         raise RecipeError(f"no prompt is named {only!r}; this protocol has {names}: choose one of them")

@@ -18,7 +18,7 @@ from selftrain.annotation.building import MAX_FAILED, settings_of
 from selftrain.annotation.estimate import estimate as estimate_cost
 from selftrain.annotation.figures import Mean, mean
 from selftrain.annotation.report import QuestionReport, Report
-from selftrain.build import build_question_panel
+from selftrain.build import build_questioner
 from selftrain.cli.options import Manifest, Overrides
 from selftrain.cli.printing import console, number, plain
 from selftrain.data.manifest import describe
@@ -140,17 +140,17 @@ def annotate(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit
     )
     _print_set_aside(prepared)
-    panel = build_question_panel(
+    questioner = build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
     )
     try:
         if estimate:
-            for line in estimate_cost(prepared.plan, panel, settings.seed).lines(settings.vlm.token_cap):
+            for line in estimate_cost(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
                 print(line)
             return
-        _print_annotated(annotate_posts(prepared, panel), prepared)
+        _print_annotated(annotate_posts(prepared, questioner), prepared)
     finally:
-        panel.close()
+        questioner.close()
 
 
 def _print_set_aside(prepared: Prepared) -> None:

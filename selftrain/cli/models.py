@@ -15,12 +15,13 @@ from selftrain.errors import ServingError
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.prediction import Prediction
 from selftrain.models.scorer import AGENTPS_FILE, open_scorer
-from selftrain.serving.filtering import Measured, filter_posts, validation_scores
-from selftrain.serving.server import Batching, compute_threads, quiet_logs
+from selftrain.serving.filtering import filter_posts
+from selftrain.serving.server import Batching, compute_threads
 from selftrain.serving.server import serve as serve_scorer
-from selftrain.serving.thresholds import OperatingPoint, lowest_threshold
-from selftrain.serving.wire import Limits
+from selftrain.serving.thresholds import MeasuredPosts, OperatingPoint, lowest_threshold, validation_scores
+from selftrain.serving.wire import RequestLimits
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.http_server import quiet_logs
 
 app = typer.Typer()
 
@@ -112,7 +113,9 @@ def serve(
         lambda: open_scorer(model, threads=count),
         host=host, port=port, key=key, tell=say,
         batching=Batching(max_batch, max_wait_ms / 1000, max_queue),
-        limits=Limits(int(max_body_mb * 1e6), max_posts, max_text, int(max_image_mb * 1e6), max_pixels),
+        limits=RequestLimits(
+            int(max_body_mb * 1e6), max_posts, max_text, int(max_image_mb * 1e6), max_pixels
+        ),
     )  # fmt: skip
     if not ended:
         sys.stderr.flush()
@@ -193,7 +196,7 @@ def filter_stream(
         say(f"failures are listed in {sink}.quarantine.jsonl")
 
 
-def _threshold_lines(point: OperatingPoint, measured: Measured, positive: str) -> list[str]:
+def _threshold_lines(point: OperatingPoint, measured: MeasuredPosts, positive: str) -> list[str]:
     lines = [
         f"posts pass from probability {point.threshold:.6f} of {positive!r} on",
         f"on {point.posts} validation posts, {point.positives} of them positive (95 % intervals):"

@@ -30,9 +30,9 @@ from selftrain.review.page.review_server import serve as serve_page
 from selftrain.review.page.session import Desk
 from selftrain.review.requests import Among, Requested, request_reviews, verdicts_now
 from selftrain.review.sampling import Order
-from selftrain.serving.server import quiet_logs
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.http_server import quiet_logs
 
 app = noun("Have people review posts: on a page, or in a tool of yours.")
 

@@ -1,0 +1,1 @@
+"""Posts from files to a corpus: manifests, tasks, splits, duplicates, features."""

@@ -49,11 +49,11 @@ class Corpus:
     negative: str
 
     def class_name(self, value: int) -> str:
-        """1 -> the positive class's name, 0 -> the negative's."""
+        """Return the class name: 1 -> the positive class's name, 0 -> the negative's."""
         return self.positive if value == 1 else self.negative
 
     def rows(self, positions: IntArray) -> Float32Array:
-        """Feature rows [n, D] of some positions."""
+        """Return feature rows [n, D] of some positions."""
         assert self.table is not None, "features are extracted before the loop begins"
         return self.table.rows(positions)
 
@@ -89,7 +89,7 @@ def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corp
 
 
 def ordered_posts(splits: Splits) -> tuple[Post, ...]:
-    """The one order of posts: labelled, validation, pool, test."""
+    """Return the posts in the one order: labelled, validation, pool, test."""
     return (*splits.labelled, *splits.validation, *splits.pool, *splits.test)
 
 

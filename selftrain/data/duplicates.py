@@ -12,8 +12,17 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from selftrain.data.image_hashes import HASH_DISTANCE, HashIndex
-from selftrain.data.matching import COSINE, Embeddings, Match, Reference, Traits, close_pairs, traits_of
+from selftrain.data.matching import (
+    COSINE,
+    HASH_DISTANCE,
+    Embeddings,
+    HashIndex,
+    Match,
+    Reference,
+    Traits,
+    close_pairs,
+    traits_of,
+)
 from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
 
@@ -67,7 +76,7 @@ def find_duplicates(
     workers: int = 0,
     progress: bool = False,
 ) -> list[DuplicateGroup]:
-    """All groups of copies, one list entry for each kind of sameness.
+    """Find all groups of copies, one list entry for each kind of sameness.
 
     Nearness is chained: a group holds posts each of which is near at least one other. Memory grows with the
     posts and the pairs that match; embeddings are compared chunk by chunk, in a time quadratic in the posts.
@@ -95,7 +104,7 @@ def find_duplicates(
 
 
 def in_order(splits: Splits) -> list[Post]:
-    """The posts to which the positions of `separate`'s embeddings are relative."""
+    """Return the posts to which the positions of `separate`'s embeddings are relative."""
     return [post for name in PRIORITY for post in splits[name]]
 
 
@@ -108,7 +117,7 @@ def separate(
     workers: int = 0,
     progress: bool = False,
 ) -> tuple[Splits, list[Dropped]]:
-    """Drops copies until no two posts that match stand in different splits.
+    """Drop copies until no two posts that match stand in different splits.
 
     The copy in the split of higher priority (test, validation, labelled, pool) stays. Copies within one split
     are left alone. A post is dropped only for a match that stays, so nothing is dropped along a chain.
@@ -148,7 +157,7 @@ def separate(
 
 
 def _close(embeddings: Embeddings | None, here: Sequence[int], kept: Sequence[int]) -> dict[int, list[int]]:
-    """Position of `here` -> the positions of `kept` whose embeddings are close."""
+    """Map position of `here` -> the positions of `kept` whose embeddings are close."""
     close: dict[int, list[int]] = defaultdict(list)
     if embeddings is not None:
         for one, other in close_pairs(embeddings, here, kept):
@@ -165,7 +174,7 @@ def _text_groups(posts: Sequence[Post], traits: Sequence[Traits]) -> list[Duplic
 
 
 def _image_groups(posts: Sequence[Post], traits: Sequence[Traits], distance: int) -> list[DuplicateGroup]:
-    """Groups over the files' digests, tied together where their hashes are near."""
+    """Build groups over the files' digests, tied together where their hashes are near."""
     holders: dict[bytes, set[int]] = defaultdict(set)
     digests: dict[int, list[bytes]] = defaultdict(list)
     for position, trait in enumerate(traits):
@@ -195,7 +204,7 @@ def _group(posts: Sequence[Post], members: Iterable[int], kind: str, detail: str
 
 
 def _components(pairs: Iterable[tuple[_Node, _Node]]) -> list[list[_Node]]:
-    """Connected components of the pairs, in the order in which their first members are met."""
+    """Find connected components of the pairs, in the order in which their first members are met."""
     parent: dict[_Node, _Node] = {}
 
     def root(one: _Node) -> _Node:

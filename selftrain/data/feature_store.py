@@ -9,6 +9,9 @@ A store is a folder of three files::
 Rows are written and synced before their keys, so a row counts from the moment its key is complete. Whatever
 lies beyond (a write that was cut short) is ignored by readers, and truncated by the next writer. Readers
 need no lock; writers hold one.
+
+Why not a database: a run reads thousands of rows by number at each epoch, and the file is mapped for that; as
+blobs of SQLite or a column of Parquet they would be copied and parsed each time, and Parquet cannot grow.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class FeatureStore:
             self._open()
 
     def index(self) -> dict[bytes, int]:
-        """Key -> row number, for every row that counts."""
+        """Map key -> row number, for every row that counts."""
         with _explained(self.folder, 0):
             data = self._keys.read_bytes()
             stored = self._rows.stat().st_size // self._row_bytes
@@ -78,7 +81,7 @@ class FeatureStore:
         return {data[i * KEY_BYTES : (i + 1) * KEY_BYTES]: i for i in range(count)}
 
     def read(self, numbers: IntArray) -> Float32Array:
-        """Rows [n, D] by number; a number of -1 gives NaN. Nothing stays mapped afterwards.
+        """Read rows [n, D] by number; a number of -1 gives NaN. Nothing stays mapped afterwards.
 
         Raises:
             CacheError: the rows are no longer there.
@@ -134,7 +137,7 @@ class FeatureStore:
         return self._keys.stat().st_size // KEY_BYTES
 
     def _truncate(self, count: int) -> None:
-        """Keys first: a kill in between must not leave keys without rows."""
+        """Cut the files, keys first: a kill in between must not leave keys without rows."""
         os.truncate(self._keys, count * KEY_BYTES)
         if self._rows.stat().st_size > count * self._row_bytes:
             os.truncate(self._rows, count * self._row_bytes)

@@ -1,6 +1,6 @@
 """The feature cache: each post's row is computed once per backbone, and shared by all runs.
 
-A row is addressed by what was encoded, not by what it was called: the backbone's fingerprint, the text, and
+A row is cache_keys by what was encoded, not by what it was called: the backbone's fingerprint, the text, and
 the bytes of the images. Renaming a file or an id is a hit; changing one pixel is a miss.
 
 Shape legend: ``N`` posts given, ``n`` positions asked for, ``D`` width of a row.
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from backbones.base import Backbone, FeatureLayout, PostLike
+from backbones.base import Backbone, EncodablePost, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
 from selftrain._util.types import Float32Array, IntArray
@@ -49,7 +49,7 @@ class FeatureTable:
         return len(self._numbers)
 
     def rows(self, positions: npt.ArrayLike) -> Float32Array:
-        """Rows [n, D] at `positions`, in that order; repeats are allowed.
+        """Return rows [n, D] at `positions`, in that order; repeats are allowed.
 
         Raises:
             IndexError: a position outside [0, N).
@@ -65,7 +65,7 @@ class FeatureTable:
     def chunks(
         self, size: int, positions: npt.ArrayLike | None = None
     ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """(positions [n], rows [n, D]), n at most `size`, in order; all posts when `positions` is None."""
+        """Yield (positions [n], rows [n, D]), n <= `size`, in order; all posts when `positions` is None."""
         if size < 1:
             raise ValueError(f"chunks of {size} rows; expected at least 1")
         wanted = (
@@ -76,15 +76,15 @@ class FeatureTable:
             yield part, self.rows(part)
 
 
-class _Addressed(NamedTuple):
-    """A post's key, or why it has none."""
+class _CacheKey(NamedTuple):
+    """Where a post's row is found in the cache, or why it has none."""
 
-    key: bytes
+    digest: bytes
     reason: str
 
 
 def extract_features(
-    posts: Sequence[PostLike],
+    posts: Sequence[EncodablePost],
     backbone: Backbone,
     cache_root: Path,
     *,
@@ -92,7 +92,7 @@ def extract_features(
     workers: int = 0,
     progress: bool = False,
 ) -> FeatureTable:
-    """Rows of `posts`, computed where the cache has none.
+    """Return rows of `posts`, computed where the cache has none.
 
     Rows are stored as they are computed, so a killed extraction goes on where it was. Two processes may fill
     one cache: the second waits, then computes only what is still missing. A post with an unreadable image
@@ -111,27 +111,29 @@ def extract_features(
     """
     fingerprint = backbone.fingerprint()
     store = FeatureStore(Path(cache_root) / fingerprint[:16], fingerprint, backbone.layout)
-    # --- address every post
-    addressed = _address(posts, workers)
-    failed = {post.id: a.reason for post, a in zip(posts, addressed, strict=True) if a.reason}
+    # --- find the key of every post
+    cache_keys = _cache_keys(posts, workers)
+    failed = {post.id: a.reason for post, a in zip(posts, cache_keys, strict=True) if a.reason}
     # --- compute what is missing
     known = store.index()
-    if any(a.key not in known for a in addressed if not a.reason):
+    if any(a.digest not in known for a in cache_keys if not a.reason):
         with store.writing():
             refused = _fill(
-                store, posts, addressed, backbone, batch_size=batch_size, workers=workers, progress=progress
+                store, posts, cache_keys, backbone, batch_size=batch_size, workers=workers, progress=progress
             )
-        failed |= {p.id: refused[a.key] for p, a in zip(posts, addressed, strict=True) if a.key in refused}
+        failed |= {
+            p.id: refused[a.digest] for p, a in zip(posts, cache_keys, strict=True) if a.digest in refused
+        }
         known = store.index()
     # --- point at the rows
-    numbers = np.array([known.get(a.key, -1) for a in addressed], dtype=np.int64)
+    numbers = np.array([known.get(a.digest, -1) for a in cache_keys], dtype=np.int64)
     return FeatureTable(store, numbers, failed)
 
 
 def _fill(
     store: FeatureStore,
-    posts: Sequence[PostLike],
-    addressed: Sequence[_Addressed],
+    posts: Sequence[EncodablePost],
+    cache_keys: Sequence[_CacheKey],
     backbone: Backbone,
     *,
     batch_size: int,
@@ -140,8 +142,8 @@ def _fill(
 ) -> dict[bytes, str]:
     """Compute and store the missing rows; key -> reason of the posts that could not be encoded."""
     known = store.index()  # again, now that the lock is held: another process may have filled it
-    missing: dict[bytes, PostLike] = {}
-    for post, (key, reason) in zip(posts, addressed, strict=True):
+    missing: dict[bytes, EncodablePost] = {}
+    for post, (key, reason) in zip(posts, cache_keys, strict=True):
         if not reason and key not in known:
             missing.setdefault(key, post)
     refused: dict[bytes, str] = {}
@@ -158,8 +160,8 @@ def _fill(
     return refused
 
 
-def _parts(missing: Mapping[bytes, PostLike], batch_size: int) -> Iterator[list[bytes]]:
-    """Keys in the order given, so many a write that neither posts nor images are too many."""
+def _parts(missing: Mapping[bytes, EncodablePost], batch_size: int) -> Iterator[list[bytes]]:
+    """Yield keys in the order given, so many a write that neither posts nor images are too many."""
     part: list[bytes] = []
     images = 0
     for key, post in missing.items():
@@ -172,15 +174,15 @@ def _parts(missing: Mapping[bytes, PostLike], batch_size: int) -> Iterator[list[
         yield part
 
 
-def _address(posts: Sequence[PostLike], workers: int) -> list[_Addressed]:
+def _cache_keys(posts: Sequence[EncodablePost], workers: int) -> list[_CacheKey]:
     if workers < 1 or not any(post.images for post in posts):
-        return [_address_one(post) for post in posts]
+        return [_cache_key(post) for post in posts]
     with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
-        return list(pool.map(_address_one, posts))
+        return list(pool.map(_cache_key, posts))
 
 
-def _address_one(post: PostLike) -> _Addressed:
-    """SHA-256 over the text and the images' contents; the header check spares hashing what is no image."""
+def _cache_key(post: EncodablePost) -> _CacheKey:
+    """Compute the SHA-256 over text and image contents; the header check spares hashing what is no image."""
     text = post.text.encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(b"%d %d\n" % (len(text), len(post.images)) + text)
     for path in post.images:
@@ -189,7 +191,7 @@ def _address_one(post: PostLike) -> _Addressed:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except ImageError as error:
-            return _Addressed(b"", str(error))
+            return _CacheKey(b"", str(error))
         except OSError as error:
-            return _Addressed(b"", f"{path}: {error.strerror}; check that the file can be read")
-    return _Addressed(digest.digest(), "")
+            return _CacheKey(b"", f"{path}: {error.strerror}; check that the file can be read")
+    return _CacheKey(digest.digest(), "")

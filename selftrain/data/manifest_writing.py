@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.manifest_files import JSON_LINES, JSON_MARK
-from selftrain.data.manifest_rows import COLUMNS, PROCESS_PREFIX
+from selftrain.data.manifest import COLUMNS, JSON_LINES, JSON_MARK, PROCESS_PREFIX
 from selftrain.data.posts import Post
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import replacing
 
 
 def write_manifest(posts: Iterable[Post], path: Path) -> None:
-    """Writes a manifest, whole or not at all; `read_manifest` gives equal posts back.
+    """Write a manifest, whole or not at all; `read_manifest` gives equal posts back.
 
     CSV knows only text: there, extra values come back as text (numbers, lists and tables as JSON), and empty
     ones are absent. In Parquet a None is an absent value.
@@ -39,7 +38,7 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
 
 
 def check_writable(posts: Iterable[Post], path: Path) -> None:
-    """Whether `write_manifest` takes these posts at this path; for those who have much to do before.
+    """Check that `write_manifest` takes these posts at this path; for those who have much to do before.
 
     Raises:
         ManifestError: As `write_manifest`.
@@ -152,7 +151,7 @@ def _write_parquet(rows: Sequence[dict[str, Any]], part: Path) -> None:
 
 
 def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
-    """A column in its own type where one type holds all its values, else as JSON texts, marked as such."""
+    """Build a column in its own type where one holds all its values, else as JSON texts, marked as such."""
     import pyarrow as pa
 
     kinds = {type(value) for value in values if value is not None}
@@ -169,7 +168,7 @@ def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The usual columns first, then the others in the order they are met."""
+    """Order the usual columns first, then the others in the order they are met."""
     met = dict.fromkeys(name for row in rows for name in row)
     return [
         "id",
@@ -180,7 +179,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _json(value: object) -> str:
-    """Dates, decimals and the like, which Parquet may hold, are written as their text."""
+    """Write as JSON: dates, decimals and the like, which Parquet may hold, are written as their text."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError as error:

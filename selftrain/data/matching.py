@@ -1,18 +1,149 @@
-"""Whether two posts are copies of each other, looked up without comparing every pair."""
+"""What posts are compared by, and whether two are copies of each other, without comparing every pair.
+
+Texts are folded first, so that a copy is recognised in spite of case, punctuation, links and mentions; images
+are compared by their bytes and by a perceptual hash.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import html
+import logging
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from backbones.errors import ImageError
+from backbones.images import open_image
 from selftrain._util.types import Float32Array
-from selftrain.data.image_hashes import HashIndex, ImageHash, hash_images
-from selftrain.data.normalise import normalise_text
 from selftrain.data.posts import Post
+
+_NOISE = re.compile(r"(?:https?://|www\.)\S+|(?<!\w)@\w+|(?<!\w)rt(?=\s*@)", re.IGNORECASE)
+
+
+class _Fold(dict[int, str | None]):
+    """Code point -> what stands for it; filled as characters are met, so that `str.translate` stays fast."""
+
+    def __missing__(self, code: int) -> str | None:
+        character = chr(code)
+        category = unicodedata.category(character)
+        folded: str | None
+        if category == "Cf":
+            folded = None  # invisible: joiners, direction marks, a stray BOM
+        elif category[0] in "LMN":
+            folded = character  # marks too: without them words of Indic scripts would run together
+        else:
+            folded = " "
+        self[code] = folded
+        return folded
+
+
+_FOLD = _Fold()
+
+
+def normalise_text(text: str) -> str:
+    """Reduce `text` to letters, marks and digits, NFKC and case-folded, words parted by single spaces.
+
+    HTML entities are resolved; links, mentions and the RT of a retweet are left out. May be empty.
+    """
+    plain = _NOISE.sub(" ", unicodedata.normalize("NFKC", html.unescape(text)))
+    return " ".join(unicodedata.normalize("NFKC", plain.casefold()).translate(_FOLD).split())
+
+
+HASH_BITS = 64
+HASH_DISTANCE = 4
+# grey levels, of 255, between the darkest and the lightest spot, below which a hash would be noise
+_FLAT = 8
+_LOG = logging.getLogger(__name__)
+
+
+class ImageHash(NamedTuple):
+    """Attributes:
+    digest: SHA-256 of the file.
+    perceptual: 64-bit hash by discrete cosine transform, or None for an image of one flat colour.
+    """
+
+    digest: bytes
+    perceptual: int | None
+
+
+def hash_images(paths: Iterable[Path], *, workers: int = 0, progress: bool = False) -> dict[Path, ImageHash]:
+    """Hash every readable image; those of unreadable ones are missing, and a warning counts them."""
+    from tqdm import tqdm
+
+    ordered = sorted(set(paths))
+    shown = {"total": len(ordered), "desc": "hashing images", "unit": "image", "disable": not progress}
+    if workers > 0:
+        with ThreadPoolExecutor(workers) as pool:
+            hashes = list(tqdm(pool.map(_hash, ordered), **shown))
+    else:
+        hashes = list(tqdm(map(_hash, ordered), **shown))
+    found = {path: one for path, one in zip(ordered, hashes, strict=True) if one is not None}
+    if len(found) < len(ordered):
+        first = next(path for path in ordered if path not in found)
+        _LOG.warning(
+            "%d of %d images cannot be read and match nothing, %s first",
+            len(ordered) - len(found),
+            len(ordered),
+            first,
+        )
+    return found
+
+
+def _hash(path: Path) -> ImageHash | None:
+    import imagehash
+
+    try:
+        # a JPEG is decoded at a fraction of its size, which is more than the hash looks at
+        grey = open_image(path, target_size=128).convert("L")
+        content = path.read_bytes()
+    except (ImageError, OSError):
+        return None
+    levels = [level for level, count in enumerate(grey.histogram()) if count]
+    flat = levels[-1] - levels[0] < _FLAT
+    perceptual = None if flat else int(str(imagehash.phash(grey)), 16)
+    return ImageHash(hashlib.sha256(content).digest(), perceptual)
+
+
+class HashIndex:
+    """Finds the 64-bit hashes within a Hamming distance of another.
+
+    Two hashes that differ in at most d bits agree in at least one of d + 1 bands: only those that share a
+    band with the hash looked up are compared (the pigeonhole principle).
+    """
+
+    def __init__(self, hashes: Iterable[int], distance: int) -> None:
+        if not 0 <= distance <= 16:
+            raise ValueError(f"distance {distance}: expected 0 to 16 of {HASH_BITS} bits")
+        self._distance = distance
+        edges = [HASH_BITS * band // (distance + 1) for band in range(distance + 2)]
+        self._bands = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
+        self._buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for one in set(hashes):
+            for key in self._keys(one):
+                self._buckets[key].append(one)
+
+    def near(self, one: int) -> set[int]:
+        """Return the hashes indexed that differ from `one` in at most `distance` bits, itself included."""
+        return {
+            other
+            for key in self._keys(one)
+            for other in self._buckets.get(key, ())
+            if (one ^ other).bit_count() <= self._distance
+        }
+
+    def _keys(self, one: int) -> Iterator[tuple[int, int]]:
+        for band, (low, mask) in enumerate(self._bands):
+            yield band, (one >> low) & mask
+
 
 Match = Literal["any", "all"]
 COSINE = 0.97
@@ -50,7 +181,7 @@ class Copy(NamedTuple):
 
 
 def traits_of(posts: Sequence[Post], *, workers: int = 0, progress: bool = False) -> list[Traits]:
-    """The traits of each post; an image that several posts use is hashed once."""
+    """Compute the traits of each post; an image that several posts use is hashed once."""
     hashes = hash_images({path for post in posts for path in post.images}, workers=workers, progress=progress)
     return [
         Traits(normalise_text(post.text), tuple(hashes[path] for path in post.images if path in hashes))
@@ -61,7 +192,7 @@ def traits_of(posts: Sequence[Post], *, workers: int = 0, progress: bool = False
 def close_pairs(
     embeddings: Embeddings, left: Sequence[int], right: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Positions (l, r), l of `left` and r of `right`, whose texts' cosine reaches the threshold.
+    """Yield positions (l, r), l of `left` and r of `right`, whose texts' cosine reaches the threshold.
 
     Never holds more than two chunks of unit rows and their products.
     """
@@ -107,7 +238,7 @@ class Reference:
         self._index = HashIndex(self._hashes, distance)
 
     def copies(self, here: Iterable[int], match: Match, close: dict[int, list[int]]) -> dict[int, Copy]:
-        """Those of `here` that copy a member, with the member; `close` names members of close embeddings."""
+        """Return those of `here` that copy a member, with the member; `close` names those of close texts."""
         found = {}
         for one in here:
             copy = (
@@ -141,7 +272,7 @@ class Reference:
         return Copy(min(agreeing, key=self._rank.__getitem__), "all") if agreeing else None
 
     def _agree(self, one: int, other: int, same_text: bool) -> bool:
-        """Whether every modality that both have matches."""
+        """Tell whether every modality that both have matches."""
         ours, theirs = self._traits[one], self._traits[other]
         if ours.text and theirs.text and not same_text:
             return False
@@ -155,7 +286,7 @@ class Reference:
 
 
 def _same_pictures(ours: Sequence[ImageHash], theirs: Sequence[ImageHash], distance: int) -> bool:
-    """Whether each image of the smaller album matches one of the larger."""
+    """Tell whether each image of the smaller album matches one of the larger."""
     few, many = sorted((ours, theirs), key=len)
     return all(any(_same_picture(one, other, distance) for other in many) for one in few)
 

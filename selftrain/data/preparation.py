@@ -6,8 +6,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from backbones.base import Backbone
 from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
@@ -20,11 +21,8 @@ from selftrain.data.task import Task, load_task
 from selftrain.errors import QuarantineError, SplitError
 from selftrain.selection import quotas
 
-if TYPE_CHECKING:
-    from backbones.base import Backbone
 
-
-class Prepared(NamedTuple):
+class PreparedData(NamedTuple):
     """What a run works on.
 
     Attributes:
@@ -40,7 +38,7 @@ class Prepared(NamedTuple):
     identity: Json
 
 
-def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Prepared:
+def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> PreparedData:
     """Read, split, separate and encode the posts of a recipe.
 
     Raises:
@@ -73,11 +71,11 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped]
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return Prepared(task, corpus, quarantine, identity)
+    return PreparedData(task, corpus, quarantine, identity)
 
 
 def cache_folder(section: BackboneSection) -> Path:
-    """Where features are kept: the recipe's folder, else $SELFTRAIN_CACHE, else the user's cache."""
+    """Return where features are kept: the recipe's folder, else $SELFTRAIN_CACHE, else the user's cache."""
     if section.cache is not None:
         return section.cache
     home = os.environ.get("SELFTRAIN_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -85,7 +83,7 @@ def cache_folder(section: BackboneSection) -> Path:
 
 
 def _read(section: DataSection, task: Task) -> tuple[dict[str, tuple[Post, ...]], list[Json]]:
-    """Posts of each manifest named, and the rows set aside; past the threshold it stops."""
+    """Read posts of each manifest named, and the rows set aside; past the threshold it stops."""
     posts, quarantine = {}, []
     for name in ("manifest", "validation", "test", "pool"):
         path = getattr(section, name)
@@ -106,7 +104,7 @@ def _problem_rows(report: ManifestReport) -> list[Json]:
 
 
 def _split(posts: dict[str, tuple[Post, ...]], task: Task, section: DataSection, seed: int) -> Splits:
-    """The splits with every label of train still in use: which of them to hide is drawn last."""
+    """Build the splits with every label of train still in use: which of them to hide is drawn last."""
     manifest = posts["manifest"]
     if section.split == "column":
         return split_by_column(manifest, task, seed=seed, allow_empty_pool=True)
@@ -139,7 +137,7 @@ def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) ->
 
 
 def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
-    """Enough labels to train and validate on, and a pool in which the first round finds what it asks for.
+    """Require enough labels to train and validate on, and a pool large enough for the first round.
 
     Later rounds may take what is left.
     """
@@ -155,7 +153,7 @@ def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
 def _keep_apart(
     splits: Splits, section: DataSection, extract: Callable[[list[Post]], FeatureTable]
 ) -> tuple[Splits, list[Dropped]]:
-    """No copy, near or exact, may stand in two splits."""
+    """Drop copies: no copy, near or exact, may stand in two splits."""
     if section.duplicates == "off":
         return splits, []
     table = extract(in_order(splits))
@@ -168,7 +166,7 @@ def _without_failures(splits: Splits, table: FeatureTable) -> tuple[Splits, dict
 
 
 def _enforce_failures(failed: dict[str, str], total: int, section: DataSection) -> None:
-    """Posts whose images could not be decoded count like bad rows."""
+    """Count posts whose images could not be decoded like bad rows."""
     share = len(failed) / max(total, 1)
     if len(failed) > section.max_bad_rows or share > section.max_bad_share:
         listed = "\n".join(f"  id {post_id!r}: {reason}" for post_id, reason in list(failed.items())[:20])
@@ -186,7 +184,7 @@ def _dropped_row(one: Dropped) -> Json:
 
 
 def _digest(corpus: Corpus) -> str:
-    """SHA-256 of who is in which split with which label: what the rounds depend on, features aside."""
+    """Return the SHA-256 of who is in which split with which label: the rounds depend on it."""
     digest = hashlib.sha256()
     for name in ("labelled", "validation", "pool", "test"):
         digest.update(f"\n{name}".encode())

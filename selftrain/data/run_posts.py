@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from backbones.images import MAX_PIXELS
+from selftrain.data.manifest import RawRow, RowError, Rows, read_rows
 from selftrain.errors import ManifestError
 from selftrain.store.run_dir import RunFolder
-
-if TYPE_CHECKING:
-    from selftrain.data.manifest_files import RawRow
-    from selftrain.data.manifest_rows import Rows
 
 MANIFESTS = ("manifest", "pool", "validation", "test")
 
@@ -37,14 +35,11 @@ class FoundPost(NamedTuple):
 
 
 def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]:
-    """The posts by id; what is in no manifest any more is left out. Each manifest is read once.
+    """Find posts by id; what is in no manifest any more is left out. Each manifest is read once.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    from selftrain.data.manifest import MAX_PIXELS
-    from selftrain.data.manifest_files import read_rows
-    from selftrain.data.manifest_rows import Rows
 
     missing, found = {post_id.strip(): post_id for post_id in wanted}, dict[str, FoundPost]()
     section: dict[str, Any] = folder.recipe()["data"]
@@ -63,7 +58,6 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
 
 
 def _found(rows: Rows, raw: RawRow, root: Path) -> FoundPost:
-    from selftrain.data.manifest_rows import RowError
 
     try:
         post = rows.post(raw)

@@ -7,12 +7,12 @@ task's, so the same posts, arguments and seed give the same splits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from selftrain.data.draws import LEAST_PER_CLASS, by_class, cut, draw_labelled, require
 from selftrain.data.posts import Post
 from selftrain.data.task import Task
 from selftrain.errors import SplitError
@@ -66,7 +66,7 @@ class Splits:
             )
 
     def __getitem__(self, name: str) -> tuple[Post, ...]:
-        """The split called "labelled", "validation", "pool" or "test"."""
+        """Return the split called "labelled", "validation", "pool" or "test"."""
         if name not in PRIORITY:
             raise KeyError(name)
         posts: tuple[Post, ...] = getattr(self, name)
@@ -78,7 +78,7 @@ class Splits:
         return ", ".join(f"{len(self[name]):,} {name}" for name in PRIORITY[::-1])
 
     def without(self, ids: Collection[str]) -> Splits:
-        """These splits less some posts.
+        """Return these splits less some posts.
 
         Raises:
             SplitError: What is left is too little.
@@ -133,7 +133,7 @@ def split_by_shares(
     seed: int = 0,
     allow_empty_pool: bool = False,
 ) -> Splits:
-    """One list of posts to splits; posts without label go to the pool.
+    """Split one list of posts; those without label go to the pool.
 
     Args:
         posts: Labelled and unlabelled.
@@ -172,7 +172,7 @@ def split_given(
     seed: int = 0,
     allow_empty_pool: bool = False,
 ) -> Splits:
-    """Splits that somebody else has made. Unlabelled posts of train go to the pool.
+    """Take splits that somebody else has made. Unlabelled posts of train go to the pool.
 
     Args:
         task: Its classes.
@@ -197,7 +197,7 @@ def split_given(
 
 
 def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, list[Post]]:
-    """Posts under the names of `PRIORITY`, as a field of the manifest has them; "train" is "labelled".
+    """Sort posts under the names of `PRIORITY`, as a field of the manifest has them; "train" is "labelled".
 
     Raises:
         SplitError: A post whose field is missing or none of these.
@@ -224,7 +224,7 @@ def split_by_column(
     seed: int = 0,
     allow_empty_pool: bool = False,
 ) -> Splits:
-    """Splits as a field of the manifest names them: labelled or train, validation, pool, test.
+    """Take splits as a field of the manifest names them: labelled or train, validation, pool, test.
 
     Raises:
         SplitError: As `parts_by_column`, or as `split_given`.
@@ -261,7 +261,7 @@ def _parts(
     shares: Mapping[str, float],
     random: np.random.RandomState,
 ) -> tuple[list[Post], list[Post], list[Post]]:
-    """Train, validation and test, each in the posts' order, stratified."""
+    """Draw train, validation and test, each in the posts' order, stratified."""
     train: list[int] = []
     validation: list[int] = []
     test: list[int] = []
@@ -291,3 +291,93 @@ def _assemble(
     return Splits(
         task.names, tuple(labelled), tuple(validation), hidden, tuple(test), truth, allow_empty_pool
     )
+
+
+LEAST_PER_CLASS = 2
+
+
+def draw_labelled(
+    train: Sequence[Post],
+    names: tuple[str, ...],
+    count: int | None,
+    balanced: bool,
+    random: np.random.RandomState,
+) -> tuple[list[Post], list[Post]]:
+    """Draw the posts that keep their label and the rest, each in the order of `train`."""
+    if count is None:
+        return list(train), []
+    require(train, names, LEAST_PER_CLASS, "train")
+    if not 0 < count <= len(train):
+        raise SplitError(f"{count:,} labelled posts asked for; expected 1 to {len(train):,}, all of train")
+    classes = by_class(train, names)
+    sizes = {name: len(members) for name, members in classes.items()}
+    quotas = _even(count, sizes) if balanced else _proportional(count, sizes)
+    kept: set[int] = set()
+    for name, members in classes.items():
+        kept.update(int(one) for one in random.choice(members, quotas[name], replace=False))
+    chosen = [post for position, post in enumerate(train) if position in kept]
+    return chosen, [post for position, post in enumerate(train) if position not in kept]
+
+
+def _even(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    if count % len(sizes):
+        raise SplitError(
+            f"{count} labelled posts cannot be shared evenly by {len(sizes)} classes: ask for a multiple"
+        )
+    each = count // len(sizes)
+    small = {name: size for name, size in sizes.items() if size < each}
+    if small:
+        raise SplitError(
+            f"{each:,} labelled posts of each class asked for, train has only {small}: ask for fewer"
+        )
+    return dict.fromkeys(sizes, each)
+
+
+def _proportional(count: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Share out quotas by largest remainder: the rest goes to those that lost most by rounding down."""
+    exact = {name: count * size / sum(sizes.values()) for name, size in sizes.items()}
+    quotas = {name: int(share) for name, share in exact.items()}
+    losers = sorted(sizes, key=lambda name: quotas[name] - exact[name])
+    for name in losers[: count - sum(quotas.values())]:
+        quotas[name] += 1
+    return quotas
+
+
+def by_class(posts: Sequence[Post], names: tuple[str, ...]) -> dict[str, list[int]]:
+    """Map class -> positions of its posts. Raises SplitError on a label of no class."""
+    classes: dict[str, list[int]] = {name: [] for name in names}
+    for position, post in enumerate(posts):
+        if post.label is None:
+            continue
+        if post.label not in classes:
+            raise SplitError(f"post {post.id!r} has the label {post.label!r}; expected one of {list(names)}")
+        classes[post.label].append(position)
+    return classes
+
+
+def cut(
+    classes: Mapping[str, list[int]], random: np.random.RandomState, each: int | None = None
+) -> dict[str, list[int]]:
+    """Draw every class down to `each` posts, or to the smallest class; positions in ascending order."""
+    sizes = {name: len(members) for name, members in classes.items()}
+    least = min(sizes.values()) if each is None else each
+    if not 0 < least <= min(sizes.values()):
+        raise SplitError(
+            f"{least:,} posts of each class asked for, there are {sizes}: ask for fewer, or label more"
+        )
+    return {
+        name: members
+        if len(members) == least
+        else sorted(random.choice(members, least, replace=False).tolist())
+        for name, members in classes.items()
+    }
+
+
+def require(posts: Sequence[Post], names: tuple[str, ...], least: int, where: str) -> None:
+    """Raise SplitError when a class has fewer than `least` of the posts."""
+    counts = Counter(post.label for post in posts)
+    found = {name: counts[name] for name in names}
+    if min(found.values()) < least:
+        raise SplitError(
+            f"{where} has {found}; expected at least {least} of each class: label more or change the shares"
+        )

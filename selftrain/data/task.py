@@ -24,16 +24,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from selftrain._util.types import Json
 from selftrain.errors import TaskError
 from selftrain.store.atomic import write_bytes
 
 ROLES = ("reviewer", "user")
-_FIELDS = ("name", "positive", "policy", "classes", "roles", "questions")
-_QUESTION_FIELDS = ("name", "wording", "answers", "counting")
 
 
 class TaskClass(NamedTuple):
@@ -65,10 +67,10 @@ class Question:
 
     def __post_init__(self) -> None:
         where = f"question {self.name!r}"
-        _text(self.name, "the name of a question")
-        _text(self.wording, f"the wording of {where}")
+        _require_text(self.name, "the name of a question")
+        _require_text(self.wording, f"the wording of {where}")
         for answer in self.answers:
-            _text(answer, f"an answer to {where}")
+            _require_text(answer, f"an answer to {where}")
         if len(self.answers) < 2 or len(set(self.answers)) < len(self.answers):
             raise TaskError(
                 f"{where} has the answers {list(self.answers)}; expected two or more different ones: "
@@ -79,19 +81,17 @@ class Question:
         share = isinstance(self.counting, int | float) and not isinstance(self.counting, bool)
         if self.counting not in ("any", "most") and not (share and 0.0 < float(self.counting) <= 1.0):
             raise TaskError(
-                f'{where} has the counting rule {self.counting!r}; expected "any", "most" or a '
-                f"share in (0, 1]: "
-                "correct it or leave it out"
+                f'{where} has the counting rule {self.counting!r}; expected "any", "most" or a share in '
+                "(0, 1]: correct it or leave it out"
             )
         if len(self.answers) != 2:
             raise TaskError(
-                f"{where} counts but has {len(self.answers)} answers; expected 2, the first for a "
-                f"rule that is met: "
-                "list two, or leave the counting rule out"
+                f"{where} counts but has {len(self.answers)} answers; expected 2, the first for a rule "
+                "that is met: list two, or leave the counting rule out"
             )
 
     def answer_for_count(self, count: int, total: int) -> str:
-        """The answer when `count` of `total` pictures show what is asked for.
+        """Return the answer when `count` of `total` pictures show what is asked for.
 
         Raises:
             ValueError: The question does not count, or not 0 <= count <= total with total >= 1.
@@ -135,11 +135,11 @@ class Task:
     questions: tuple[Question, ...] = ()
 
     def __post_init__(self) -> None:
-        _text(self.name, "`name`")
-        _text(self.policy, "`policy`")
+        _require_text(self.name, "`name`")
+        _require_text(self.policy, "`policy`")
         for one in self.classes:
-            _text(one.name, "the name of a class")
-            _text(one.meaning, f"the meaning of class {one.name!r}")
+            _require_text(one.name, "the name of a class")
+            _require_text(one.meaning, f"the meaning of class {one.name!r}")
         names = self.names
         if len(names) < 2 or len(set(names)) < len(names):
             raise TaskError(
@@ -151,9 +151,11 @@ class Task:
                 f"`positive` is {self.positive!r}; expected one of {list(names)}: name the class "
                 f"that is looked for"
             )
-        _known(self.roles, ROLES, "[roles]")
+        strange = [role for role in self.roles if role not in ROLES]
+        if strange:
+            raise TaskError(f"[roles] has {strange}; expected only {list(ROLES)}: correct or remove them")
         for role, description in self.roles.items():
-            _text(description, f"the description of role {role!r}")
+            _require_text(description, f"the description of role {role!r}")
         asked = [question.name for question in self.questions]
         if len(set(asked)) < len(asked):
             raise TaskError(f"the questions are named {asked}; expected every name once: rename one")
@@ -172,19 +174,18 @@ class Task:
         """
         if len(self.classes) != 2:
             raise TaskError(
-                f"task {self.name!r} has {len(self.classes)} classes {list(self.names)}; expected "
-                f"2: only then is "
-                "there one negative class"
+                f"task {self.name!r} has {len(self.classes)} classes {list(self.names)}; expected 2: "
+                "only then is there one negative class"
             )
         return next(name for name in self.names if name != self.positive)
 
     def question(self, name: str) -> Question | None:
-        """The question of that name, or None."""
+        """Return the question of that name, or None."""
         return next((question for question in self.questions if question.name == name), None)
 
 
 def load_task(path: Path) -> Task:
-    """The task in a TOML file.
+    """Read the task in a TOML file.
 
     Raises:
         TaskError: The file is missing, is no TOML, or does not describe a task.
@@ -199,91 +200,102 @@ def load_task(path: Path) -> Task:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TaskError(f"{path} is not TOML in UTF-8: {error}; correct it there") from error
     try:
-        return _parse(document)
+        return _TaskFile.model_validate(document).to_task()
+    except ValidationError as error:
+        raise TaskError(f"{path}: {_faults(error)}") from error
     except TaskError as error:
         raise TaskError(f"{path}: {error}") from error
 
 
 def dump_task(task: Task, path: Path) -> None:
-    """Writes the task as TOML, atomically; `load_task` gives an equal one back.
+    """Write the task as TOML, atomically; `load_task` gives an equal one back.
 
     Raises:
         OSError: The disk refuses.
     """
-    lines = [f"{key} = {_toml(getattr(task, key))}" for key in ("name", "positive", "policy")]
-    lines += ["", "[classes]", *(f"{_toml(one.name)} = {_toml(one.meaning)}" for one in task.classes)]
-    if task.roles:
-        lines += ["", "[roles]", *(f"{_toml(role)} = {_toml(text)}" for role, text in task.roles.items())]
-    for question in task.questions:
-        lines += [
-            "",
-            "[[questions]]",
-            f"name = {_toml(question.name)}",
-            f"wording = {_toml(question.wording)}",
-        ]
-        lines.append(f"answers = [{', '.join(map(_toml, question.answers))}]")
-        if question.counting is not None:
-            lines.append(f"counting = {_toml(question.counting)}")
-    write_bytes(Path(path), ("\n".join(lines) + "\n").encode())
+    document: Json = {
+        "name": task.name,
+        "positive": task.positive,
+        "policy": task.policy,
+        "classes": {one.name: one.meaning for one in task.classes},
+        "roles": dict(task.roles),
+        "questions": [
+            {key: value for key, value in asdict(one).items() if value is not None} for one in task.questions
+        ],
+    }
+    written = tomli_w.dumps({key: value for key, value in document.items() if value})
+    write_bytes(Path(path), written.encode())
 
 
-def _parse(document: Mapping[str, Any]) -> Task:
-    _known(document, _FIELDS, "the task")
-    classes = _table(document, "classes")
-    questions = document.get("questions", [])
-    if not isinstance(questions, list) or not all(isinstance(one, dict) for one in questions):
-        raise TaskError("`questions` is no list of tables; expected one [[questions]] block a question")
-    return Task(
-        name=_text(document.get("name"), "`name`"),
-        classes=tuple(
-            TaskClass(name, _text(text, f"the meaning of class {name!r}")) for name, text in classes.items()
-        ),
-        positive=_text(document.get("positive"), "`positive`"),
-        policy=_text(document.get("policy"), "`policy`"),
-        roles={role: _text(text, f"role {role!r}") for role, text in _table(document, "roles").items()},
-        questions=tuple(map(_question, questions)),
-    )
+# ---- the file -----------------------------------------------------------------------------------------
 
 
-def _question(block: Mapping[str, Any]) -> Question:
-    _known(block, _QUESTION_FIELDS, "a question")
-    answers = block.get("answers")
-    if not isinstance(answers, list):
-        raise TaskError(f"`answers` of a question is {answers!r}; expected a list of two or more texts")
-    return Question(
-        name=_text(block.get("name"), "the name of a question"),
-        wording=_text(block.get("wording"), f"the wording of question {block.get('name')!r}"),
-        answers=tuple(answers),
-        counting=block.get("counting"),
-    )
+class _Table(BaseModel):
+    """A table of the file. An unknown field is an error: a typing slip must not go unread."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
-def _table(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    table = document.get(key, {})
-    if not isinstance(table, dict):
-        raise TaskError(f"`{key}` is {table!r}; expected a table: write [{key}] and one NAME = TEXT a line")
-    return table
+class _QuestionTable(_Table):
+    name: str
+    wording: str
+    answers: list[str]
+    counting: str | float | None = None
 
 
-def _text(value: object, what: str) -> str:
-    """`value`, if it is a text with something in it."""
-    if not isinstance(value, str) or not value.strip():
-        found = "missing" if value is None else f"{value!r}"
-        raise TaskError(f"{what} is {found}; expected a text that is not empty: write it")
-    return value
+class _TaskFile(_Table):
+    """The form of the file; what its values mean together is checked by `Task` and `Question`."""
 
+    name: str
+    positive: str
+    policy: str
+    classes: dict[str, str] = {}
+    roles: dict[str, str] = {}
+    questions: list[_QuestionTable] = []
 
-def _known(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    """A field that nobody reads is a misspelling more often than not."""
-    unknown = [key for key in table if key not in known]
-    if unknown:
-        raise TaskError(
-            f"{where} has the unknown fields {unknown}; expected only {list(known)}: correct or remove them"
+    def to_task(self) -> Task:
+        return Task(
+            self.name,
+            tuple(TaskClass(name, meaning) for name, meaning in self.classes.items()),
+            self.positive,
+            self.policy,
+            self.roles,
+            tuple(Question(q.name, q.wording, tuple(q.answers), q.counting) for q in self.questions),
         )
 
 
-def _toml(value: str | float) -> str:
-    """A TOML basic string, or a number. JSON's escapes are TOML's, but for DEL, which TOML forbids bare."""
-    import json
+def _faults(error: ValidationError) -> str:
+    """Say what is wrong with a file's form, in its own words and one fault after the other."""
+    faults = error.errors(include_url=False)
+    unknown = [str(one["loc"][-1]) for one in faults if one["type"] == "extra_forbidden"]
+    if unknown:
+        known = [*_TaskFile.model_fields, *(f"questions.{name}" for name in _QuestionTable.model_fields)]
+        return f"the task has the unknown fields {unknown}; expected only {known}: correct or remove them"
+    return "; ".join(_fault(one["loc"], one["type"], one["input"]) for one in faults)
 
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+def _fault(loc: tuple[int | str, ...], kind: str, found: object) -> str:
+    what = "the meaning of class" if loc[0] == "classes" else "the description of role"
+    match loc:
+        case ("classes" | "roles", name):
+            place = f"{what} {name!r}"
+        case ("questions", int(number), *rest):
+            place = f"`{rest[0]}` of question {number + 1}" if rest else f"question {number + 1}"
+        case _:
+            place = f"`{loc[0]}`"
+    expected = {
+        "dict_type": f"a table: write [{loc[0]}] and one NAME = TEXT a line",
+        "list_type": "a list: one [[questions]] block a question, two or more texts as its answers",
+        "model_type": "a table: one [[questions]] block a question",
+        "model_attributes_type": "a table: one [[questions]] block a question",
+    }
+    shown = "missing" if kind == "missing" else repr(found)
+    return f"{place} is {shown}; expected {expected.get(kind, 'a text that is not empty: write it')}"
+
+
+# ---- checks -------------------------------------------------------------------------------------------
+
+
+def _require_text(value: str, what: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise TaskError(f"{what} is {value!r}; expected a text that is not empty: write it")

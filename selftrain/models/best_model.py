@@ -27,7 +27,7 @@ from selftrain.models.pretrained import backbone_options, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
-    from backbones.base import Backbone, Encoded, PostLike
+    from backbones.base import Backbone, EncodablePost, Encoded
 
 
 class Classes(NamedTuple):
@@ -70,7 +70,7 @@ class BestModel:
         parts = {"weights": weights, "backbone": self.pretrained, "classes": list(self.classes)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def encode(self, posts: Sequence[PostLike]) -> Encoded:
+    def encode(self, posts: Sequence[EncodablePost]) -> Encoded:
         """Feature rows [B, D], computed and not cached; NaN, and a reason, for posts that cannot be encoded.
 
         Raises:

@@ -56,8 +56,3 @@ def fit_calibration(logits: Float32Array, labels: LabelArray) -> Calibration:
 
     found = minimize(objective, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-6, 6), (None, None)])
     return Calibration(float(np.exp(found.x[0])), float(found.x[1] * unit))
-
-
-def probabilities(logits: Float32Array) -> FloatArray:
-    """Sigmoid without overflow."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))

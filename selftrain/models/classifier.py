@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration
@@ -92,7 +92,7 @@ def train_head(
     validation_labels: LabelArray,
     *,
     scaling: Scaling,
-    loss: PNULoss,
+    loss: RoundLoss,
     settings: HeadSettings,
     seed: int,
     start: HeadClassifier | None = None,
@@ -109,7 +109,7 @@ def train_head(
         validation_rows: [V, D].
         validation_labels: [V], 1 for the positive class.
         scaling: Of the rows; a head given as `start` keeps its own.
-        loss: The PNU loss.
+        loss: The loss.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
         start: Go on from this head rather than from new weights.

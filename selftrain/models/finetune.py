@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from backbones.base import Backbone
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus
 from selftrain.errors import RunStateError, TrainingError
@@ -108,7 +108,7 @@ class BackboneTrainer:
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: PNULoss,
+        loss: RoundLoss,
         seed: int,
         where: str,
         start: FinetunedClassifier | None,
@@ -120,7 +120,7 @@ class BackboneTrainer:
         Args:
             corpus: Posts by position; its feature table is not read.
             training: M posts with groups and soft targets.
-            loss: The PNU loss, computed batch by batch.
+            loss: The loss, computed batch by batch.
             seed: Of batches, dropout, crops and new weights.
             where: Said in errors and beside the bar ("round 3").
             start: A model of the same architecture.
@@ -216,7 +216,14 @@ class BackboneTrainer:
         return network
 
     def _begin_head(
-        self, network: Network, corpus: Corpus, training: TrainingSet, *, loss: PNULoss, seed: int, where: str
+        self,
+        network: Network,
+        corpus: Corpus,
+        training: TrainingSet,
+        *,
+        loss: RoundLoss,
+        seed: int,
+        where: str,
     ) -> None:
         """Scale the head to the pretrained features and, with `probe`, train it on them."""
         posts = np.concatenate([training.positions, corpus.validation])

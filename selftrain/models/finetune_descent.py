@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from losses.pnu import PNULoss, PNUOutput
+from losses.base import LossOutput, RoundLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus
 from selftrain.errors import NonFiniteLossError
@@ -55,7 +55,7 @@ def descend(
     corpus: Corpus,
     training: TrainingSet,
     *,
-    loss: PNULoss,
+    loss: RoundLoss,
     seed: int,
     settings: DescentSettings,
     where: str,
@@ -116,8 +116,14 @@ def _optimizer(network: Network, settings: DescentSettings) -> torch.optim.AdamW
 
 
 def _judge(
-    network: Network, corpus: Corpus, training: TrainingSet, chosen: IntArray, *, loss: PNULoss, augment: bool
-) -> PNUOutput:
+    network: Network,
+    corpus: Corpus,
+    training: TrainingSet,
+    chosen: IntArray,
+    *,
+    loss: RoundLoss,
+    augment: bool,
+) -> LossOutput:
     """The loss of one batch, given as indices into `training`."""
     posts = [corpus.posts[position] for position in training.positions[chosen]]
     logits = network(network.source.collate(posts, train=augment))

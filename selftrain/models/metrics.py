@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
 
 
@@ -71,8 +72,6 @@ def evaluate(labels: LabelArray, logits: Float32Array) -> dict[str, float | int]
     """
     from sklearn.metrics import roc_auc_score
 
-    from selftrain.models.calibration import probabilities
-
     predicted = (logits > 0).astype(np.int8)
     true_positive = int(((labels == 1) & (predicted == 1)).sum())
     false_positive = int(((labels == 0) & (predicted == 1)).sum())
@@ -84,7 +83,7 @@ def evaluate(labels: LabelArray, logits: Float32Array) -> dict[str, float | int]
         "accuracy": (true_positive + true_negative) / max(len(labels), 1),
         "precision": true_positive / max(true_positive + false_positive, 1),
         "recall": true_positive / max(true_positive + false_negative, 1),
-        "brier": float(np.mean((probabilities(logits) - labels) ** 2)) if len(labels) else 0.0,
+        "brier": float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
         "true_positive": true_positive,
         "false_positive": false_positive,
         "false_negative": false_negative,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import FeatureLayout
-from backbones.devices import Placement
+from backbones.loading import Placement
 from selftrain.errors import ServingError
 from selftrain.models.best_model import BestModel, open_best
 from selftrain.models.calibration import Calibration
@@ -31,7 +31,7 @@ from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
-    from backbones.minilm_efficientnet import EmbeddedBackbone
+    from backbones.minilm_efficientnet import MiniLMEfficientNet
 
 OUTPUTS = ("logits", "probabilities")
 _INPUTS = ("ids", "mask", "text_rows", "pixels", "image_rows", "size")
@@ -47,7 +47,7 @@ class Exported(NamedTuple):
 def export_onnx(folder: RunFolder, file: Path, *, head_only: bool = False) -> Exported:
     """Write the best classifier of a run.
 
-    The whole graph takes what `collate` of the embedded backbone gives: ids and mask [N, L], text_rows [N],
+    The whole graph takes what `collate` of `MiniLMEfficientNet` gives: ids and mask [N, L], text_rows [N],
     pixels [M, 3, H, W], image_rows [M], size []. There has to be one text at least; where no post has one,
     any token with text_rows -1 belongs to no post. The head alone takes features [B, D]. Both give logits
     [B], calibrated, of the positive class, and probabilities [B, 2] in the order of the metadata's classes.
@@ -104,7 +104,7 @@ class _Calibrated(nn.Module):
 
 
 class _Whole(nn.Module):
-    """The embedded backbone and a calibrated head.
+    """`MiniLMEfficientNet` and a calibrated head.
 
     Rows are assembled by products with zero-one matrices instead of `backbones.rows.assemble`'s index
     operations: the same sums, which every runtime can compute, for no texts or images too.
@@ -138,7 +138,7 @@ def _head_graph(model: BestModel) -> _Graph:
 def _whole_graph(model: BestModel) -> _Graph:
     from backbones.minilm_efficientnet import MAX_TOKENS
 
-    backbone = _embedded(model)
+    backbone = _minilm_efficientnet(model)
     towers, side = backbone.module.cpu(), backbone.reading()["crop"]
     towers.placement = Placement(torch.device("cpu"), torch.float32)
     _merge_adapters(towers)
@@ -197,16 +197,16 @@ def _metadata(model: BestModel, *, head_only: bool) -> dict[str, Any]:
         "backbone": {"name": model.backbone.name, "fingerprint": model.pretrained},
         "layout": _layout(model.backbone.layout),
     }
-    return common if head_only else common | {"reading": _embedded(model).reading()}
+    return common if head_only else common | {"reading": _minilm_efficientnet(model).reading()}
 
 
-def _embedded(model: BestModel) -> EmbeddedBackbone:
-    from backbones.minilm_efficientnet import EmbeddedBackbone
+def _minilm_efficientnet(model: BestModel) -> MiniLMEfficientNet:
+    from backbones.minilm_efficientnet import MiniLMEfficientNet
 
-    if not isinstance(model.backbone, EmbeddedBackbone):
+    if not isinstance(model.backbone, MiniLMEfficientNet):
         raise ServingError(
             f"{model.folder.path} uses the backbone {model.backbone.name!r}, which is not exported; expected"
-            " 'embedded'. --head-only writes the head of a run that trained the head alone"
+            " 'minilm_efficientnet'. --head-only writes the head of a run that trained the head alone"
         )
     return model.backbone
 

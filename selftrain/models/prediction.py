@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.config import DataSection
 from selftrain.data.features import extract_features
@@ -16,7 +17,6 @@ from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
 from selftrain.errors import QuarantineError
 from selftrain.models.best_model import BestModel, open_best, stored_classes, stored_recipe
-from selftrain.models.calibration import probabilities
 from selftrain.store.run_dir import RunFolder
 
 _CHUNK = 4096
@@ -79,7 +79,7 @@ class Prediction:
             QuarantineError: More posts could not be encoded than the run's recipe tolerates.
         """
         for positions, logits in self._scores.chunks:
-            odds = probabilities(logits)
+            odds = sigmoid(logits)
             for position, logit, positive in zip(positions, logits, odds, strict=True):
                 post = self._scores.posts[position]
                 if np.isfinite(logit):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from selftrain._util.numeric import sigmoid
 from selftrain.data.posts import Post
 from selftrain.models.best_model import open_best
-from selftrain.models.calibration import probabilities
 from selftrain.models.scorer import UNSEEN, PostScore, ScoreFailure, ValidationScores
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import read_scores
@@ -46,7 +46,7 @@ class RunScorer:
         """The best round's; None for a run that is older than the file they are in."""
         names = self.model.classes._asdict()
         stored = (read_scores(self.model.file.parent, **names) or {}).get("validation")
-        return None if stored is None else ValidationScores(stored.labels, probabilities(stored.logits))
+        return None if stored is None else ValidationScores(stored.labels, sigmoid(stored.logits))
 
     def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
         encoded = self.model.encode(posts)
@@ -56,7 +56,7 @@ class RunScorer:
         reasons |= {index: UNSEEN for index, post in enumerate(posts) if post.video is not None}
         return [
             ScoreFailure(reasons[index]) if index in reasons else self._post_score(float(logit), float(odds))
-            for index, (logit, odds) in enumerate(zip(logits, probabilities(logits), strict=True))
+            for index, (logit, odds) in enumerate(zip(logits, sigmoid(logits), strict=True))
         ]
 
     def _post_score(self, logit: float, odds: float) -> PostScore:

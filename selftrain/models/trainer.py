@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from losses.pnu import PNULoss
+from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus
 from selftrain.models.classifier import HeadClassifier, TrainingSet, load_head, train_head
@@ -40,7 +40,14 @@ class Trainer(Protocol[M]):
     """Fits, scores and loads models of one kind."""
 
     def fit(
-        self, corpus: Corpus, training: TrainingSet, *, loss: PNULoss, seed: int, where: str, start: M | None
+        self,
+        corpus: Corpus,
+        training: TrainingSet,
+        *,
+        loss: RoundLoss,
+        seed: int,
+        where: str,
+        start: M | None,
     ) -> M:
         """A model fitted to `training`, its best epoch by validation macro-F1, calibrated on validation."""
         ...
@@ -72,7 +79,7 @@ class HeadTrainer:
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: PNULoss,
+        loss: RoundLoss,
         seed: int,
         where: str,
         start: HeadClassifier | None,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from selftrain._util.types import Json
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import Bin, Reliability
+from selftrain.store.scores import ReliabilityBin, ReliabilityDiagram
 
 TRUST = "trust.json"
 COUNTS = (
@@ -16,7 +16,7 @@ COUNTS = (
 )  # fmt: skip
 
 
-class Measured(NamedTuple):
+class MeasuredAgent(NamedTuple):
     """One agent on posts of known label.
 
     Attributes:
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
     balanced: Mapping[str, float]
     near_chance: bool
     brier: float | None
-    reliability: Reliability | None
+    reliability: ReliabilityDiagram | None
 
 
 class Behaviour(NamedTuple):
@@ -55,7 +55,7 @@ class AgentPart(NamedTuple):
     """One agent; either part may be missing."""
 
     role: str
-    measured: Measured | None
+    measured: MeasuredAgent | None
     behaviour: Behaviour | None
 
 
@@ -100,11 +100,11 @@ def gather_agents(folder: RunFolder, rounds: Sequence[Json], environment: Json) 
     )
 
 
-def _measured(one: Json) -> Measured:
+def _measured(one: Json) -> MeasuredAgent:
     confusion: Json = one["confusion"]
     answers = list(dict.fromkeys(answer for row in confusion.values() for answer in row))
     calibration = one.get("calibration")
-    return Measured(
+    return MeasuredAgent(
         answers=answers,
         confusion=[(true, [int(row.get(a, 0)) for a in answers]) for true, row in confusion.items()],
         accuracy=one["accuracy"],
@@ -115,13 +115,13 @@ def _measured(one: Json) -> Measured:
     )
 
 
-def _reliability(calibration: Json) -> Reliability:
+def _reliability(calibration: Json) -> ReliabilityDiagram:
     bins = [
-        Bin(one["low"], one["high"], int(one["count"]), one["confidence"], one["accuracy"])
+        ReliabilityBin(one["low"], one["high"], int(one["count"]), one["confidence"], one["accuracy"])
         for one in calibration["bins"]
         if one["count"]
     ]
-    return Reliability(bins, float(calibration["ece"]))
+    return ReliabilityDiagram(bins, float(calibration["ece"]))
 
 
 def _behaviour(rounds: Sequence[Json], role: str) -> Behaviour:

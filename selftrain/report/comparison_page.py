@@ -11,7 +11,7 @@ from selftrain.models.intervals import METRICS
 from selftrain.report.compare import Comparison
 from selftrain.store import atomic
 from selftrain.web import charts
-from selftrain.web.html import render_template
+from selftrain.web.html import render_page
 
 METRIC_NAMES = {
     "macro_f1": "macro-F1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
@@ -30,7 +30,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 def render_comparison(comparison: Comparison) -> str:
     """The page as HTML; it needs no script."""
     runs = [
-        [charts.Point(number, kept, found.validation, found.test) for number, kept, found in run.rounds]
+        [charts.RoundPoint(number, kept, found.validation, found.test) for number, kept, found in run.rounds]
         for run in comparison.runs
     ]
     longest = max(len(points) for points in runs)
@@ -43,14 +43,14 @@ def render_comparison(comparison: Comparison) -> str:
         "metrics": [(name, METRIC_NAMES[name]) for name in METRICS],
         "longest": longest,
     }
-    return render_template("comparison.html.j2", values, folder=Path(__file__).parent)
+    return render_page("comparison.html.j2", values, folder=Path(__file__).parent).html
 
 
 def _intervals(comparison: Comparison) -> Mapping[str, Markup]:
     """Split -> macro-F1 of every run with its interval."""
     return {
         split: charts.intervals_chart(
-            [charts.Interval(*run.estimates[split]["macro_f1"]) for run in comparison.runs],
+            [run.estimates[split]["macro_f1"] for run in comparison.runs],
             f"intervals-{split}",
             f"Macro-F1 on {split} of each run, with its interval",
         )

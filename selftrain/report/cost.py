@@ -16,7 +16,7 @@ import numpy as np
 from agents.judgment import Judgment, PostLike, State
 
 if TYPE_CHECKING:
-    from agents.ask.vlm_panel import VLMPanel
+    from agents.ask.judge import VLMPanel
     from selftrain.config import Recipe
     from selftrain.data.corpus import Corpus
 
@@ -95,16 +95,16 @@ def estimate(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> Estimate:
     if recipe.rounds.budget is not None:
         candidates = min(candidates, recipe.rounds.budget)
     posts = min(candidates, len(corpus.pool))
-    alone = (len(labelled) + posts) * sizes.alone_calls
-    again = candidates * sizes.then_calls
+    alone = (len(labelled) + posts) * sizes.first_calls
+    again = candidates * sizes.review_calls
     written = paid.usage.completion / answered if paid.calls else _longest(recipe)
     return Estimate(
         len(labelled),
         candidates,
         posts,
         calls=Range(alone, alone + again),
-        prompt=Range(alone * sizes.alone[0], alone * sizes.alone[0] + again * sizes.then[0]),
-        image=Range(alone * sizes.alone[1], alone * sizes.alone[1] + again * sizes.then[1]),
+        prompt=Range(alone * sizes.first[0], alone * sizes.first[0] + again * sizes.review[0]),
+        image=Range(alone * sizes.first[1], alone * sizes.first[1] + again * sizes.review[1]),
         completion=Range(alone * written, (alone + again) * written),
         seconds=Range(alone * seconds / answered, (alone + again) * seconds / answered)
         if paid.calls

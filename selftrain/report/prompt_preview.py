@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from agents.client.base import Picture
+from agents.ask.judge import VLMAgent
+from agents.ask.prepare import Opener, prepare_post
+from agents.ask.protocols import all_queries
+from agents.client.base import ChatRequest, Picture
 from agents.judgment import Judgment, PostLike, State
 from selftrain.config import Recipe
 from selftrain.data.manifest import read_manifest
-from selftrain.data.task import Task, load_task
+from selftrain.data.task import Task
 from selftrain.errors import ManifestError
-
-if TYPE_CHECKING:
-    from agents.client.base import ChatRequest
 
 
 class Preview(NamedTuple):
@@ -34,27 +35,25 @@ class Preview(NamedTuple):
                     yield from part.split("\n")
 
 
-def previews(recipe: Recipe, post_id: str | None = None) -> list[Preview]:
-    """Every prompt that the recipe's protocol can send about one post, in their order.
+def previews(
+    recipe: Recipe, task: Task, agent: VLMAgent, opener: Opener, post_id: str | None = None
+) -> list[Preview]:
+    """Return every prompt that the recipe's protocol can send about one post, in their order.
 
     Stand-ins take the place of what other agents and the classifier will have said, and labelled examples
     are left out: they are drawn when a run begins.
 
     Args:
-        recipe: Names manifest, task and protocol.
+        recipe: Names the manifest; says how pictures are sent.
+        task: Of the recipe.
+        agent: Built of the recipe.
+        opener: Opens image files.
         post_id: Of the manifest, or of the pool's own; None: the first post.
 
     Raises:
-        TaskError, ManifestError, PromptError: What cannot be read, or no post of that id.
+        ManifestError: The manifest or a picture cannot be read, or no post has that id.
     """
-    import asyncio
-
-    from agents.ask.protocols import PROTOCOLS, all_asks
-    from selftrain.build import build_vlm_agent
-
-    task = load_task(recipe.data.task)
-    agent = build_vlm_agent(recipe, task)
-    post = _find(recipe, task, post_id)
+    post, section = _find(recipe, task, post_id), recipe.vlm
     said = Judgment(
         "reviewer",
         0,
@@ -64,11 +63,11 @@ def previews(recipe: Recipe, post_id: str | None = None) -> list[Preview]:
         "(here stands the rationale of this agent)",
         "preview",
     )
-    alone, then = all_asks(PROTOCOLS[recipe.vlm.protocol], said, task.negative)
-    seen = asyncio.run(agent.prepare_post(post))
-    if seen.fault:
-        raise ManifestError(f"post {post.id!r} cannot be shown: {seen.fault}")
-    return [Preview(ask.template, agent.request(seen, ask)) for ask in (*alone, *then)]
+    first, review = all_queries(agent.protocol, said, task.negative)
+    prepared = asyncio.run(prepare_post(post, opener, side=section.image_side, most=section.max_images))
+    if prepared.fault:
+        raise ManifestError(f"post {post.id!r} cannot be shown: {prepared.fault}")
+    return [Preview(one.template, agent.prompt(prepared, one).request()) for one in (*first, *review)]
 
 
 def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from selftrain._util.types import Json
-from selftrain.report.run_page import COST, FinalSplit, Page, RoundRow
+from selftrain.report.run_page import COST, FinalSplit, RoundRow, RunPage
 from selftrain.review.label_error import percent
+from selftrain.store.scores import ReliabilityDiagram
 from selftrain.web import charts
-from selftrain.web.html import render_template
+from selftrain.web.html import render_page
 
 # part of the loss in metrics.json -> what it is
 LOSS_PARTS = {
@@ -52,15 +53,15 @@ class Charts(NamedTuple):
     histogram: tuple[Markup, str] | None
 
 
-def render(page: Page) -> str:
-    """The page as HTML."""
+def render(page: RunPage) -> str:
+    """Return the page as HTML."""
     values = page._asdict() | {"charts": draw(page), "cost_names": COST_NAMES, "cost_columns": COST}
     values["error_percent"] = percent
-    scripts = ("page.js", "browser.js") if page.verdicts else ()
-    return render_template("report.html.j2", values, scripts=scripts, folder=Path(__file__).parent)
+    scripts = ("page.js", "table.js", "verdicts.js") if page.verdicts else ()
+    return render_page("report.html.j2", values, folder=Path(__file__).parent, scripts=scripts).html
 
 
-def draw(page: Page) -> Charts:
+def draw(page: RunPage) -> Charts:
     """All charts that the page's figures allow."""
     rounds = page.rounds
     verified = [row for row in rounds if row.number]
@@ -75,7 +76,7 @@ def draw(page: Page) -> Charts:
         precision=_precision(verified) if page.truth_known else None,
         agents={
             part.role: charts.reliability_chart(
-                [part.measured.reliability],
+                [_dots(part.measured.reliability)],
                 f"agent-{number}",
                 f"How often agent {number} was right, by the probability it gave",
             )
@@ -91,14 +92,14 @@ def draw(page: Page) -> Charts:
 def _curve(rounds: Sequence[RoundRow]) -> tuple[Markup, Markup] | None:
     if not rounds:
         return None
-    points = [charts.Point(r.number, r.kept, r.score.validation, r.score.test) for r in rounds]
+    points = [charts.RoundPoint(r.number, r.kept, r.score.validation, r.score.test) for r in rounds]
     return (
         charts.rounds_curve(points, "curve-wide", charts.WIDE),
         charts.rounds_curve(points, "curve-narrow", charts.NARROW),
     )
 
 
-def _set(rounds: Sequence[RoundRow], which: str, page: Page) -> Markup | None:
+def _set(rounds: Sequence[RoundRow], which: str, page: RunPage) -> Markup | None:
     if not rounds:
         return None
     classes = (page.task.positive, page.task.negative)
@@ -165,15 +166,20 @@ def _precision(rounds: Sequence[RoundRow]) -> Markup:
 
 
 def _precision_recall(final: Sequence[FinalSplit]) -> Markup | None:
-    curves = [one.precision_recall for one in final if one.precision_recall is not None]
+    found = [one.precision_recall for one in final if one.precision_recall is not None]
+    curves = [(one.recall, one.precision) for one in found]
     what = "Precision by recall of the best model"
     return charts.precision_recall_chart(curves, "precision-recall", what) if curves else None
 
 
 def _reliability(final: Sequence[FinalSplit]) -> Markup | None:
-    diagrams = [one.reliability for one in final if one.reliability is not None]
+    diagrams = [_dots(one.reliability) for one in final if one.reliability is not None]
     what = "Share of positive posts by the probability that the best model gave"
     return charts.reliability_chart(diagrams, "reliability", what) if diagrams else None
+
+
+def _dots(diagram: ReliabilityDiagram) -> list[charts.ReliabilityDot]:
+    return [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in diagram.bins]
 
 
 def _histogram(final: Sequence[FinalSplit]) -> tuple[Markup, str] | None:

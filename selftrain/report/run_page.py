@@ -22,7 +22,7 @@ from selftrain.review.label_error import ReviewedBatch, reviewed_batches
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import (
     PrecisionRecall,
-    Reliability,
+    ReliabilityDiagram,
     histogram,
     precision_recall,
     read_scores,
@@ -78,7 +78,7 @@ class FinalSplit(NamedTuple):
     figures: Json
     estimates: Mapping[str, Estimate]
     precision_recall: PrecisionRecall | None
-    reliability: Reliability | None
+    reliability: ReliabilityDiagram | None
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 
@@ -89,7 +89,7 @@ class Cost(NamedTuple):
     total: Json
 
 
-class Page(NamedTuple):
+class RunPage(NamedTuple):
     """All that the template draws.
 
     Attributes:
@@ -122,7 +122,7 @@ class Page(NamedTuple):
     reviews: Sequence[ReviewedBatch]
 
 
-def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
+def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
     """Everything the page tells.
 
     Args:
@@ -139,7 +139,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> Page:
         summary = summarise(finished) if finished else None
         task = _task(folder, recipe, environment)
         state, done = _state(folder, len(finished))
-        return Page(
+        return RunPage(
             name=folder.path.resolve().name,
             simulated=bool(environment.get("simulated")) or (summary is not None and summary.simulated),
             state=state,
@@ -256,4 +256,4 @@ def _verdicts(
     if following and (folder.round_path(following) / "verdicts.jsonl").exists():
         outcomes[following] = UNFINISHED  # written whole before the round's training: worth reading already
     found = gather_verdicts(folder, outcomes, (task.positive, task.negative), budget=budget)
-    return found if found.shown else None
+    return found if found.table.shown else None

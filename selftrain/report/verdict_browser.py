@@ -1,9 +1,4 @@
-"""The verdicts of a run as the page's browser reads them: an index of all, and what was said in chunks.
-
-The index holds what filters, sorting and the list need, in columns. Texts, rationales and pictures lie in
-chunks that the page parses when somebody looks. Strings come from posts and agents: what could steer or hide
-is made visible here, and the page shows them as text, never as markup.
-"""
+"""The verdicts of a run as the page's browser reads them: an index of all, and what was said in chunks."""
 
 from __future__ import annotations
 
@@ -11,51 +6,32 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.store.run_dir import RunFolder
-from selftrain.web.embedding import CHUNK, PICTURE_CHUNK, TEXT_BUDGET, as_json, cut, picture_chunks
 from selftrain.web.pictures import BUDGET, Pictures, embed
+from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 
-MOST_VERDICTS = 50_000
-"""Verdicts of a page; of a longer run the newest rounds."""
 SNIPPET = 90
 LENGTHS = ((1200, 900), (500, 320), (240, 160), (120, 80))
-"""Characters of a text and of a rationale: the first pair that keeps the page within `TEXT_BUDGET`."""
+"""Characters of a text and of a rationale: the first pair that the page has room for."""
 UNFINISHED = "unfinished"
 
 
 class Browser(NamedTuple):
-    """The browser's data.
+    """The browser of verdicts.
 
     Attributes:
-        listing: JSON of the index.
-        chunks: JSON of the verdicts, `CHUNK` each; verdict i lies in chunk i // CHUNK.
-        pictures: JSON of data URLs by number; the index says which chunk begins with which.
-        shown, verdicts: How many verdicts are in the page, and in the run.
-        embedded, left_out: Pictures in the page, and those that found no room.
-        cut: Characters to which texts were cut.
+        table: Its data.
         without_text: Posts whose manifest is gone.
         rounds: Number and outcome of each round that has verdicts, newest first.
-        classes, agents: Names, in the order the index counts them.
         truth_known: Whether the true class of any shown post is known.
     """
 
-    listing: Markup
-    chunks: Sequence[Markup]
-    pictures: Sequence[Markup]
-    shown: int
-    verdicts: int
-    embedded: int
-    left_out: int
-    cut: int
+    table: TableData
     without_text: int
     rounds: Sequence[tuple[int, str]]
-    classes: Sequence[str]
-    agents: Sequence[str]
     truth_known: bool
 
 
@@ -73,63 +49,77 @@ def gather_verdicts(
     Raises:
         RunStateError: A damaged folder.
     """
-    records = [
+    found = [
         (number, verdict)
         for number in sorted(outcomes, reverse=True)
         for verdict in sorted(folder.verdicts(number), key=lambda one: bool(one["consistent"]))
     ]
-    shown = records[:MOST_VERDICTS]
+    shown = found[:MOST_RECORDS]
     posts = find_posts(folder, {verdict["post_id"] for _, verdict in shown})
-    pictures = embed(
-        (path for _, verdict in shown for path in _images(posts, verdict)), budget=budget
-    )  # fmt: skip
-    lengths = _lengths([verdict for _, verdict in shown], posts)
-    writer = _Writer(classes, posts, pictures, lengths)
-    rows = [writer.row(verdict) for _, verdict in shown]
+    pictures = embed((path for _, verdict in shown for path in _images(posts, verdict)), budget=budget)
+    text, rationale = _lengths([verdict for _, verdict in shown], posts)
+    writer = _Writer(classes, posts, pictures, text, rationale)
+    records = [writer.record(verdict) for _, verdict in shown]
     index = writer.index(shown, outcomes)
-    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-    albums = list(picture_chunks(pictures.urls, PICTURE_CHUNK))
-    index["pictures"] = [start for start, _ in albums]
+    rounds = [(number, outcomes[number]) for number in dict.fromkeys(number for number, _ in shown)]
+    truth_known = any(truth >= 0 for truth in index["truth"])
+    controls = _controls(rounds, index["classes"], index["agents"], truth_known=truth_known)
     return Browser(
-        listing=as_json(index),
-        chunks=[as_json(chunk) for chunk in chunks],
-        pictures=[as_json(urls) for _, urls in albums],
-        shown=len(shown),
-        verdicts=len(records),
-        embedded=len(pictures.urls),
-        left_out=pictures.left_out,
-        cut=lengths[0],
+        embed_table("verdicts", controls, index, records, pictures, total=len(found), cut=text),
         without_text=len({verdict["post_id"] for _, verdict in shown} - posts.keys()),
-        rounds=[(number, outcomes[number]) for number in dict.fromkeys(number for number, _ in shown)],
-        classes=index["classes"],
-        agents=index["agents"],
-        truth_known=any(truth >= 0 for truth in index["truth"]),
+        rounds=rounds,
+        truth_known=truth_known,
     )
 
 
+def _controls(
+    rounds: Sequence[tuple[int, str]], classes: Sequence[str], agents: Sequence[str], *, truth_known: bool
+) -> list[Control]:
+    numbered = [(number, f"{number}, {outcome}") for number, outcome in rounds]
+    some_agent = [("", "no matter"), ("any", "any agent"), *enumerate(agents)]
+    truths = [("", "no matter"), ("wrong", "classifier wrong"), ("right", "classifier right")]
+    orders = [
+        ("newest", "newest round first"), ("oldest", "oldest round first"), ("low", "least sure first"),
+        ("high", "surest first"),
+    ]  # fmt: skip
+    return [
+        Control("f-round", "Round", [("", "all"), *numbered]),
+        Control("f-set", "Set", [("", "all"), (1, "consistent"), (0, "divergent")]),
+        Control("f-class", "Classifier says", [("", "any class"), *enumerate(classes)]),
+        Control("f-changed", "Changed its mind", some_agent),
+        Control("f-failed", "Failed", some_agent),
+        *([Control("f-truth", "Truth", truths)] if truth_known else []),
+        Control("f-sort", "Sort", orders),
+    ]
+
+
 class _Writer:
-    """Verdicts to rows and columns; names of classes and agents become numbers as they turn up."""
+    """Verdicts to records and columns; names of classes and agents become numbers as they turn up."""
 
     def __init__(
         self,
         classes: Sequence[str],
         posts: Mapping[str, FoundPost],
         pictures: Pictures,
-        lengths: tuple[int, int],
+        text: int,
+        rationale: int,
     ) -> None:
         self._classes = {name: number for number, name in enumerate(classes)}
         self._agents: dict[str, int] = {}
         self._posts, self._pictures = posts, pictures
-        self._text, self._rationale = lengths
+        self._text, self._rationale = text, rationale
 
-    def row(self, verdict: Json) -> list[Any]:
-        """[text or None, [[picture number or -1, name]], [[agent, step, state, class or -1, probability,
-        rationale]], remark]."""
+    def record(self, verdict: Json) -> list[Any]:
+        """Return what the page tells of a verdict.
+
+        It is [text or None, [[picture number or -1, name]], judgments, remark], and a judgment [agent, step,
+        state, class or -1, probability, rationale].
+        """
         post = self._posts.get(verdict["post_id"])
         said = [
             [
                 self._agent(one["agent"]), one["step"], printable(one["state"]), self._class(one["label"]),
-                one["probability"], cut(one["rationale"], self._rationale),
+                one["probability"], cut_text(one["rationale"], self._rationale),
             ]
             for one in verdict["judgments"]
         ]  # fmt: skip
@@ -138,15 +128,14 @@ class _Writer:
         images = [
             self._pictures.shown(path, name) for path, name in zip(post.images, post.names, strict=True)
         ]
-        return [cut(post.text, self._text), images, said, printable(post.reason)]
+        return [cut_text(post.text, self._text), images, said, printable(post.reason)]
 
     def index(self, shown: Sequence[tuple[int, Json]], outcomes: Mapping[int, str]) -> Json:
-        """Columns, one entry a verdict, and the names that they count."""
+        """Return columns, one entry a verdict, and the names that they count."""
         verdicts = [verdict for _, verdict in shown]
         truths = [self._truth(verdict["post_id"]) for verdict in verdicts]
         labels = [self._class(verdict["classifier_label"]) for verdict in verdicts]
         return {
-            "chunk": CHUNK,
             "rounds": {str(number): outcome for number, outcome in outcomes.items()},
             "round": [number for number, _ in shown],
             "id": [printable(verdict["post_id"]) for verdict in verdicts],
@@ -167,7 +156,7 @@ class _Writer:
 
     def _snippet(self, post_id: str) -> str:
         post = self._posts.get(post_id)
-        return "" if post is None else cut(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET)
+        return "" if post is None else cut_text(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET)
 
     def _flags(self, verdict: Json, which: Callable[[Sequence[Json]], bool]) -> int:
         """Bit i: agent number i did so."""
@@ -196,12 +185,8 @@ def _images(posts: Mapping[str, FoundPost], verdict: Json) -> tuple[Path, ...]:
     return () if post is None else post.images
 
 
-def _lengths(verdicts: Sequence[Json], posts: Mapping[str, FoundPost]) -> tuple[int, int]:
+def _lengths(verdicts: Sequence[Json], posts: Mapping[str, FoundPost]) -> tuple[int, ...]:
     """The longest texts and rationales that the page has room for."""
     texts = [len(post.text) for v in verdicts if (post := posts.get(v["post_id"])) is not None]
     rationales = [len(one["rationale"]) for v in verdicts for one in v["judgments"]]
-    for text, rationale in LENGTHS:
-        total = sum(min(n, text) for n in texts) + sum(min(n, rationale) for n in rationales)
-        if total <= TEXT_BUDGET:
-            return text, rationale
-    return LENGTHS[-1]
+    return fitting(LENGTHS, texts, rationales)

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.ask.annotator import Annotation
 from selftrain._util.types import Json
 from selftrain.errors import BudgetError
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
-    from agents.ask.cache import ResponseCache
-    from agents.ask.criticizer.asking import Annotation, Criticism, Criticizer
-    from agents.ask.criticizer.desk import Desk
+    from agents.ask.criticizer import Criticism, Criticizer
+    from agents.ask.runner import Runner
     from agents.judgment import PostLike
     from selftrain.review.disagreement import Suspicion
 
@@ -32,23 +32,21 @@ class LoopCriticizer:
     """A model that criticizes what classifier and agents say together.
 
     Args:
-        desk: The model at work; closed here.
+        runner: The model at work; closed here, its cache too.
         criticizer: The way of asking.
         posts: Post id -> the post, of the whole pool.
         folder: The run.
-        store: Where answers are kept; closed here.
     """
 
     def __init__(
         self,
-        desk: Desk,
+        runner: Runner,
         criticizer: Criticizer,
         posts: Mapping[str, PostLike],
         folder: RunFolder,
-        store: ResponseCache | None = None,
     ) -> None:
-        self._desk, self._criticizer, self._posts = desk, criticizer, posts
-        self._file, self._store = folder.path / FILE, store
+        self._runner, self._criticizer, self._posts = runner, criticizer, posts
+        self._file = folder.path / FILE
 
     def __call__(
         self, batch: str, verdicts: Sequence[Mapping[str, Any]], suspected: Sequence[Suspicion]
@@ -69,9 +67,9 @@ class LoopCriticizer:
             annotation(verdict, one.label) for verdict, one in zip(verdicts, suspected, strict=True)
         ]
         posts = [self._posts[one.post_id] for one in suspected]
-        before = self._desk.usage()
-        said = self._desk.criticize(posts, annotations, self._criticizer)
-        paid = self._desk.usage().minus(before)
+        before = self._runner.usage()
+        said = self._criticizer.criticize(self._runner, posts, annotations)
+        paid = self._runner.usage().minus(before)
         logger.info(
             "%d labels criticized (%s): %d calls, %d answers stored, %d tokens, %d posts without an estimate",
             len(said), self._criticizer.strategy.name, paid.calls, paid.stored, paid.usage.total,
@@ -89,16 +87,13 @@ class LoopCriticizer:
         return [one.error for one in said]
 
     def close(self) -> None:
-        """Let go of the server and of the store; safe to repeat."""
-        self._desk.close()
-        if self._store is not None:
-            self._store.close()
+        """Let go of the server and of the cache; safe to repeat."""
+        self._runner.close()
+        self._runner.cache.close()
 
 
 def annotation(verdict: Mapping[str, Any], label: str) -> Annotation:
     """The label with the reasons of the agents who gave it, in their last judgments."""
-    from agents.ask.criticizer.asking import Annotation
-
     last = {str(one["agent"]): one for one in sorted(verdict["judgments"], key=lambda one: int(one["step"]))}
     reasons = [str(one["rationale"]) for one in last.values() if one["label"] == label and one["rationale"]]
     return Annotation(

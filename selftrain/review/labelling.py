@@ -22,8 +22,9 @@ from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
-    from agents.ask.criticizer.asking import Annotation, Annotator, Criticism, Criticizer
-    from agents.ask.criticizer.desk import Desk
+    from agents.ask.annotator import Annotation, Annotator
+    from agents.ask.criticizer import Criticism, Criticizer
+    from agents.ask.runner import Runner
     from selftrain.act.budget import Rule
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
@@ -110,8 +111,8 @@ def label(
     folder: LabelFolder,
     posts: Sequence[Post],
     *,
-    annotating: tuple[Desk, Annotator],
-    criticizing: tuple[Desk, Criticizer],
+    annotating: tuple[Runner, Annotator],
+    criticizing: tuple[Runner, Criticizer],
     classes: Sequence[str],
     drawing: Drawing,
 ) -> Labelled:
@@ -133,8 +134,8 @@ def label(
         LedgerError, StorageError: The folder cannot be used.
     """
     # --- a label of a machine for every post that it can read
-    annotator = annotating[1]
-    annotations = annotating[0].annotate(posts, annotator)
+    runner, annotator = annotating
+    annotations = annotator.annotate(runner, posts)
     atomic.write_jsonl(folder.path / ANNOTATIONS, (one._asdict() for one in annotations))
     pairs = [(post, one) for post, one in zip(posts, annotations, strict=True) if one.label is not None]
     reason = next((one.fault for one in annotations if one.label is None), "")
@@ -144,7 +145,8 @@ def label(
             f" others: {reason}. Try the model with `selftrain act select-models` first"
         )
     # --- how likely is each wrong?
-    said = criticizing[0].criticize([p for p, _ in pairs], [a for _, a in pairs], criticizing[1])
+    runner, criticizer = criticizing
+    said = criticizer.criticize(runner, [p for p, _ in pairs], [a for _, a in pairs])
     if all(one.error is None for one in said):
         raise BudgetError(
             f"the criticizer gave no estimate for any of {len(said):,} labels; of the first: {said[0].fault}."

@@ -1,4 +1,4 @@
-"""The HTTP side: five routes around one `Batcher`."""
+"""The HTTP side: five routes around one `Batcher`, and the figures that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -20,9 +21,8 @@ from starlette.routing import Route
 from selftrain.errors import DrainingError, QueueFullError, ScoringError
 from selftrain.models.scorer import ScoreFailure
 from selftrain.serving.batching import Batcher, Result, Scores
-from selftrain.serving.measures import CONTENT_TYPE, Measures
 from selftrain.serving.scratch import Scratch
-from selftrain.serving.wire import Limits, Placed, RequestError, answer, parse, place
+from selftrain.serving.wire import BadRequestError, Placed, RequestLimits, answer, parse, place
 
 BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
 BODIES = 16  # so many bodies of the largest size may be under way at once, in memory and in files
@@ -30,9 +30,62 @@ RETRY = {"Retry-After": "1"}
 STATUS: dict[type[Exception], int] = {QueueFullError: 429, DrainingError: 503, ScoringError: 500}
 CLIENT_GONE = 499  # nobody reads it; it is counted
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_POSTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 _log = logging.getLogger(__name__)
+
+
+class Measures:
+    """One server's counters, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def histogram(what: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"selftrain_{what}", text, buckets=buckets, registry=self.registry)
+
+        def counter(what: str, text: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(f"selftrain_{what}", text, labels, registry=self.registry)
+
+        def gauge(what: str, text: str) -> Gauge:
+            return Gauge(f"selftrain_{what}", text, registry=self.registry)
+
+        self._requests = counter("requests", "Requests answered.", ("path", "status"))
+        self._latency = histogram("request_seconds", "From a request for scores to its answer.", _SECONDS)
+        self._posts = counter("posts", "Posts scored.")
+        self._failures = counter("failures", "Posts that could not be scored.")
+        self._batch_posts = histogram("batch_posts", "Posts of a model call.", _POSTS)
+        self._scoring = histogram("scoring_seconds", "Duration of a model call.", _SECONDS)
+        self._queue = gauge("queue_posts", "Posts that wait.")
+        self._ready = gauge("ready", "1 while the server takes posts.")
+
+    def watch(self, *, queued: Callable[[], int], ready: Callable[[], bool]) -> None:
+        """Set where to read what is not counted but looked at."""
+        self._queue.set_function(queued)
+        self._ready.set_function(lambda: float(ready()))
+
+    def request(self, path: str, status: int) -> None:
+        """Count one answer."""
+        self._requests.labels(path, str(status)).inc()
+
+    def answered(self, seconds: float, scored: int, failed: int) -> None:
+        """Count one request for scores, answered with them."""
+        self._latency.observe(seconds)
+        self._posts.inc(scored)
+        self._failures.inc(failed)
+
+    def batch(self, posts: int, seconds: float) -> None:
+        """Count one model call; see `selftrain.serving.batching.Observer`."""
+        self._batch_posts.observe(posts)
+        self._scoring.observe(seconds)
+
+    def text(self) -> bytes:
+        """Write all of it in Prometheus' text format."""
+        return generate_latest(self.registry)
 
 
 class Service:
@@ -51,7 +104,7 @@ class Service:
     """
 
     def __init__(
-        self, batcher: Batcher, scratch: Scratch, measures: Measures, *, limits: Limits, key: str = ""
+        self, batcher: Batcher, scratch: Scratch, measures: Measures, *, limits: RequestLimits, key: str = ""
     ) -> None:
         self.batcher, self.scratch, self.measures, self.limits = batcher, scratch, measures, limits
         self.draining = False
@@ -73,7 +126,7 @@ class Service:
             self.on_idle()
 
     def admits(self, request: Request) -> bool:
-        """Whether the client shows the key, compared in constant time."""
+        """Tell whether the client shows the key, compared in constant time."""
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         # headers come as bytes read as latin-1
         known = hmac.compare_digest(shown.strip().encode("latin-1"), self._key)
@@ -82,7 +135,7 @@ class Service:
     # ---- scoring ------------------------------------------------------------------------------------
 
     async def score(self, request: Request) -> Response:
-        """One request for scores, from its bytes to its answer."""
+        """Answer one request for scores, from its bytes to its answer."""
         if not self.ready:
             why = "the server is about to end" if self.draining else "the model is not loaded yet"
             raise DrainingError(f"{why}: ask again later")
@@ -123,8 +176,10 @@ class Service:
         return place(parse(body, self.limits), folder, self.limits.pixels)
 
     async def _body(self, request: Request, held: _Held) -> bytes:
-        """The body, counted as it arrives: one that is too large is not read to its end."""
-        too_large = RequestError(413, f"the body is larger than {self.limits.body:,} bytes: send fewer posts")
+        """Read the body, counted as it arrives: one that is too large is not read to its end."""
+        too_large = BadRequestError(
+            413, f"the body is larger than {self.limits.body:,} bytes: send fewer posts"
+        )
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared[:20]) > self.limits.body:
             raise too_large
@@ -140,7 +195,7 @@ class Service:
                         raise QueueFullError("requests under way fill the memory set aside for them: wait")
                     parts.append(part)
         except TimeoutError as error:
-            raise RequestError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds") from error
+            raise BadRequestError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds") from error
         return b"".join(parts)
 
 
@@ -151,7 +206,7 @@ class _Held:
 
 
 async def _wait(request: Request, scores: Scores) -> list[Result] | None:
-    """The results, or None when the client has gone away: then its posts are taken back."""
+    """Return the results, or None when the client has gone away: then its posts are taken back."""
     results = asyncio.wrap_future(scores)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
@@ -173,7 +228,7 @@ async def _disconnected(request: Request) -> None:
 
 
 def build_app(service: Service) -> Starlette:
-    """The application of a service, without the start and the end of its batcher."""
+    """Build the application of a service, without the start and the end of its batcher."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -193,7 +248,7 @@ def build_app(service: Service) -> Starlette:
         return JSONResponse({field: getattr(scorer, field) for field in fields})
 
     def route(path: str, handler: Handler, method: str, *, open_to_all: bool = False) -> Route:
-        wrapped = _told(service, path, handler, open_to_all=open_to_all)
+        wrapped = _counted(service, path, handler, open_to_all=open_to_all)
         return Route(path, wrapped, methods=[method])
 
     async def unknown(request: Request, error: Exception) -> Response:
@@ -215,25 +270,25 @@ def build_app(service: Service) -> Starlette:
     )
 
 
-def _told(service: Service, path: str, handler: Handler, *, open_to_all: bool) -> Handler:
-    """`handler` behind the key, its errors as JSON, its answers counted."""
+def _counted(service: Service, path: str, handler: Handler, *, open_to_all: bool) -> Handler:
+    """Put `handler` behind the key, its errors as JSON, its answers counted."""
 
-    async def told(request: Request) -> Response:
+    async def counted(request: Request) -> Response:
         if open_to_all or service.admits(request):
-            response = await _guarded(handler, request)
+            response = await _answered(handler, request)
         else:
             message = "no key, or a wrong one; expected the header Authorization: Bearer KEY"
             response = _error(401, message, {"WWW-Authenticate": "Bearer"})
         service.measures.request(path, response.status_code)
         return response
 
-    return told
+    return counted
 
 
-async def _guarded(handler: Handler, request: Request) -> Response:
+async def _answered(handler: Handler, request: Request) -> Response:
     try:
         return await handler(request)
-    except RequestError as error:
+    except BadRequestError as error:
         # what was not read would be taken for the next request
         return _error(error.status, str(error), {"Connection": "close"} if error.status in (408, 413) else {})
     except (QueueFullError, DrainingError, ScoringError) as error:

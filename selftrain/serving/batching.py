@@ -29,7 +29,7 @@ class Observer(Protocol):
     """Who is told of every model call."""
 
     def batch(self, posts: int, seconds: float) -> None:
-        """A batch of so many posts took so long, whether it went well or not."""
+        """Note that a batch of so many posts took so long, whether it went well or not."""
         ...
 
 
@@ -105,7 +105,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, posts: Sequence[Post], release: Callable[[], None] = lambda: None) -> Scores:
-        """A request's posts, at least one; cancelling what is returned takes those back that still wait.
+        """Queue a request's posts, at least one; cancelling the result takes back those that still wait.
 
         Args:
             posts: Of one request.
@@ -158,7 +158,7 @@ class Batcher:
             self._score(scorer, batch)
 
     def _abandon(self, error: Exception) -> None:
-        """Nobody will ever score what waits."""
+        """Fail what waits: nobody will ever score it."""
         with self._changed:
             self._closing = True
             jobs = list(self._jobs)
@@ -166,7 +166,7 @@ class Batcher:
             self._fail(job, ScoringError(f"the model could not be loaded: {error}"))
 
     def _next_batch(self) -> list[_Taken]:
-        """Waits for posts, and a little for more of them; empty when closed and nothing waits."""
+        """Wait for posts, and a little for more of them; empty when closed and nothing waits."""
         with self._changed:
             while not (self._closing or self._due()):
                 oldest = min((job.arrived for job in self._jobs), default=None)
@@ -174,14 +174,14 @@ class Batcher:
             return self._take()
 
     def _due(self) -> bool:
-        """Whether a batch is full, or its first post has waited long enough; the lock is held."""
+        """Tell whether a batch is full, or its first post has waited long enough; the lock is held."""
         if not self._jobs:
             return False
         oldest = min(job.arrived for job in self._jobs)
         return self._queued >= self._max_batch or time.monotonic() - oldest >= self._max_wait
 
     def _take(self) -> list[_Taken]:
-        """One post of each request in turn; the lock is held."""
+        """Take one post of each request in turn; the lock is held."""
         batch: list[_Taken] = []
         while self._jobs and len(batch) < self._max_batch:
             job = self._jobs.popleft()
@@ -240,7 +240,7 @@ class Batcher:
 
 
 def _settle(scores: Scores, settle: Callable[[], None]) -> None:
-    """A request whose client went away at this very moment wants no answer any more."""
+    """Settle a request, unless its client went away at this very moment and wants no answer any more."""
     try:
         settle()
     except InvalidStateError:

@@ -5,66 +5,105 @@ The papers' platform in small: a model of a chosen precision in front of whoever
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from selftrain._util.types import Json
-from selftrain.data.manifest import read_manifest
-from selftrain.errors import ServingError
-from selftrain.models.scorer import PostScore, ScoreFailure, Scorer, ValidationScores
-from selftrain.serving.sink import Journal, Tally
-from selftrain.serving.stream import SourceRow, read_source
+from selftrain.data.manifest import RawRow, RowError, Rows, read_json_lines, read_rows
+from selftrain.data.posts import Post
+from selftrain.errors import RunMismatchError
+from selftrain.models.scorer import ScoreFailure, Scorer
+from selftrain.serving.sink import FilterSink, Tally
 from selftrain.serving.wire import record
+
+STDIN = "-"
+
+
+class SourceRow(NamedTuple):
+    """One row of a source.
+
+    Attributes:
+        line: 1-based line (Parquet: row).
+        fields: As the source has them; None for a row that could not be read.
+        post: None for a bad row.
+        post_id: As far as it could be read.
+        reason: Why the row is bad, else empty.
+        digest: Over this row and all before it: two sources with the same digest began with the same rows.
+    """
+
+    line: int
+    fields: Json | None
+    post: Post | None
+    post_id: str | None
+    reason: str
+    digest: str
+
+
+def read_source(
+    source: str, *, skip: int, digest: str, max_pixels: int, text_limit: int
+) -> Iterator[SourceRow]:
+    """Yield the rows of a manifest, or of JSON lines on standard input, after the first `skip`.
+
+    Ids are not compared between rows: that would need memory for all of them. Images are relative to the
+    manifest's folder, those of standard input to the working directory, and must lie inside.
+
+    Args:
+        source: A path, or "-".
+        skip: Rows that were read at an earlier start; they are read again, and not judged.
+        digest: Of those rows.
+        max_pixels: The largest width x height that an image's header may claim.
+        text_limit: Characters; a longer text makes a bad row.
+
+    Raises:
+        ManifestError: The source cannot be read.
+        RunMismatchError: It does not begin with those rows.
+    """
+    folder = Path() if source == STDIN else Path(source).parent
+    rows = Rows(folder, None, allow_missing_text=True, max_pixels=max_pixels, remember=False)
+    raws = read_json_lines(sys.stdin.buffer) if source == STDIN else read_rows(Path(source))
+    chained, met = "", 0
+    for met, raw in enumerate(raws, 1):
+        chained = _chain(chained, raw)
+        if met > skip:
+            yield _judged(raw, rows, text_limit, chained)
+        elif met == skip and chained != digest:
+            raise RunMismatchError(
+                f"{source} does not begin with the {skip:,} rows that were read before; nothing was touched."
+                " Give the source that this sink was begun with, or another --sink"
+            )
+    if met < skip:
+        raise RunMismatchError(
+            f"{source} has {met:,} rows, {skip:,} were read before: it was cut, or is another source. Restore"
+            " it, or give another --sink"
+        )
+
+
+def _judged(raw: RawRow, rows: Rows, text_limit: int, digest: str) -> SourceRow:
+    try:
+        post = rows.post(raw)
+    except RowError as error:
+        return SourceRow(raw.line, raw.fields, None, error.post_id, f"{error.reason}; {error.remedy}", digest)
+    if len(post.text) > text_limit:
+        reason = f"the text has {len(post.text):,} characters, at most {text_limit:,}; raise --text-limit"
+        return SourceRow(raw.line, raw.fields, None, post.id, reason, digest)
+    return SourceRow(raw.line, raw.fields, post, post.id, "", digest)
+
+
+def _chain(before: str, raw: RawRow) -> str:
+    """Digest row by row, so that a later start can follow wherever an earlier one paused."""
+    content = json.dumps([raw.line, raw.fields, raw.reason], default=str)
+    return hashlib.sha256(f"{before}\n{content}".encode()).hexdigest()
+
 
 FIELD = "selftrain"  # what is added to a post that passes; one of an earlier filter is replaced
 COMMIT_SECONDS = 2.0  # the most work that a kill can cost, beside the chunk under way
 _CHUNK = 64
-
-
-class Measured(NamedTuple):
-    """Scores of labelled posts, and how many of them have none."""
-
-    scores: ValidationScores
-    left_out: int
-
-
-def validation_scores(scorer: Scorer, manifest: Path | None) -> Measured:
-    """The posts to choose a threshold on: those of `manifest`, else the ones that the model stored.
-
-    Raises:
-        ServingError: None were stored, or no row of `manifest` has a label and a score.
-        ManifestError: `manifest` cannot be read.
-    """
-    if manifest is None:
-        stored = scorer.validation()
-        if stored is None:
-            raise ServingError(
-                f"{scorer.name} has no scores of its validation posts: give labelled posts with --validation"
-            )
-        return Measured(stored, 0)
-    report = read_manifest(manifest)
-    posts = [post for post in report.posts if post.label is not None]
-    unknown = sorted({str(post.label) for post in posts} - set(scorer.classes))
-    if unknown:
-        raise ServingError(
-            f"{manifest} has the label {unknown[0]!r}; expected one of {sorted(scorer.classes)}: correct it"
-        )
-    scored = [
-        (post.label == scorer.positive, result.probabilities[scorer.positive])
-        for post, result in zip(posts, scorer.score(posts), strict=True)
-        if isinstance(result, PostScore)
-    ]
-    if not scored:
-        raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label")
-    labels, odds = zip(*scored, strict=True)
-    scores = ValidationScores(np.array(labels, np.int8), np.array(odds, np.float64))
-    return Measured(scores, len(report.problems) + len(posts) - len(scored))
 
 
 def filter_posts(
@@ -90,7 +129,7 @@ def filter_posts(
         sink: JSON lines: the row as the source has it, with the score in `FIELD`. What failed goes to
             ``SINK.quarantine.jsonl`` with its reason.
         threshold: In [0, 1].
-        text_limit, max_pixels: See `selftrain.serving.stream.read_source`.
+        text_limit, max_pixels: See `read_source`.
         commit_seconds: At least so long between two commits.
         progress: Draw a bar over the rows.
 
@@ -99,13 +138,13 @@ def filter_posts(
 
     Raises:
         RunMismatchError: The sink was begun with another model, threshold, text limit or source.
-        RunBusyError, RunStateError, StorageError, ManifestError: See `Journal` and `read_source`.
+        RunBusyError, RunStateError, StorageError, ManifestError: See `FilterSink` and `read_source`.
     """
     from tqdm import tqdm
 
     identity = {"model": scorer.fingerprint, "threshold": threshold, "text_limit": text_limit}
-    with Journal(sink, identity).opened() as journal:
-        tally = journal.tally
+    with FilterSink(sink, identity).opened() as opened:
+        tally = opened.tally
         rows = read_source(
             source, skip=tally.rows, digest=tally.source, max_pixels=max_pixels, text_limit=text_limit
         )
@@ -113,15 +152,15 @@ def filter_posts(
         committed = time.monotonic()
         for part in _chunks(rows):
             kept, failed = _judge(scorer, part, threshold)
-            journal.write(kept, failed)
+            opened.write(kept, failed)
             tally = Tally(
                 tally.rows + len(part), tally.kept + len(kept), tally.failed + len(failed), part[-1].digest
             )
             if time.monotonic() - committed >= commit_seconds:
-                journal.commit(tally)
+                opened.commit(tally)
                 committed = time.monotonic()
             bar.update(len(part))
-        journal.commit(tally)
+        opened.commit(tally)
         bar.close()
     return tally
 
@@ -133,7 +172,7 @@ def _chunks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
 
 
 def _judge(scorer: Scorer, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:
-    """Lines for the sink and for the quarantine, in the rows' order."""
+    """Return lines for the sink and for the quarantine, in the rows' order."""
     scores = iter(scorer.score([row.post for row in rows if row.post is not None]))
     kept: list[str] = []
     failed: list[str] = []
@@ -158,7 +197,7 @@ def _failure(row: SourceRow, reason: str) -> str:
 
 
 def _line(value: Json) -> str | None:
-    """JSON in one line; dates and the like, which Parquet may hold, as their text. None: NaN or infinity."""
+    """Write JSON in one line, dates and the like of Parquet as text; None: NaN or infinity."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:

@@ -39,7 +39,7 @@ class Scratch:
         self._numbers = count()
 
     def folder(self) -> Path:
-        """A new empty folder for one request."""
+        """Make a new empty folder for one request."""
         folder = self.path / f"{next(self._numbers)}"
         folder.mkdir()
         return folder
@@ -61,7 +61,7 @@ def _hold(folder: Path) -> IO[bytes]:
 
 
 def _remove_leftovers(root: Path) -> None:
-    """Folders of servers that are gone; a folder without a lock file is just being made."""
+    """Remove folders of servers that are gone; a folder without a lock file is just being made."""
     for folder in root.glob(f"{_PREFIX}*"):
         try:
             with (folder / _LOCK).open("rb") as lock:

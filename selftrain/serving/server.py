@@ -12,16 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-import uvicorn
 from starlette.applications import Starlette
 
 from selftrain.errors import ServingError
 from selftrain.models.scorer import Scorer
-from selftrain.serving.app import Service, build_app
+from selftrain.serving.app import Measures, Service, build_app
 from selftrain.serving.batching import Batcher
-from selftrain.serving.measures import Measures
 from selftrain.serving.scratch import Scratch
-from selftrain.serving.wire import Limits
+from selftrain.serving.wire import RequestLimits
+from selftrain.web.http_server import HttpServer, endpoint_of, listen
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -40,7 +39,7 @@ def serve(
     host: str,
     port: int,
     batching: Batching,
-    limits: Limits,
+    limits: RequestLimits,
     key: str = "",
     tell: Callable[[str], None] = print,
 ) -> bool:
@@ -81,7 +80,7 @@ async def _serve(
     listener: socket.socket,
     scratch: Scratch,
     batching: Batching,
-    limits: Limits,
+    limits: RequestLimits,
     *,
     key: str,
     tell: Callable[[str], None],
@@ -99,8 +98,8 @@ async def _serve(
 
     batcher = Batcher(load, **batching._asdict(), observer=measures, on_loaded=loaded)
     service = Service(batcher, scratch, measures, limits=limits, key=key)
-    server = _Server(_application(service, batcher), service, tell)
-    tell(f"listening on {address(listener)}, loading the model")
+    server = _DrainingServer(_application(service, batcher), service, tell)
+    tell(f"listening on {endpoint_of(listener)}, loading the model")
     await server.serve([listener])
     if batcher.failure is not None:
         raise batcher.failure
@@ -119,21 +118,17 @@ def _application(service: Service, batcher: Batcher) -> Starlette:
     return app
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, which ends only after the last answer is given; until then the port says "draining"."""
+class _DrainingServer(HttpServer):
+    """A server that ends only after the last answer is given; until then the port says "draining"."""
 
     def __init__(self, app: Starlette, service: Service, tell: Callable[[str], None]) -> None:
-        config = uvicorn.Config(
-            app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=5,
-        )  # fmt: skip
-        super().__init__(config)
+        super().__init__(app, lifespan=True)
         self._service, self._tell = service, tell
         self._loop = asyncio.get_running_loop()
         service.on_idle = self._end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends at once; neither is raised again, so the status is 0."""
+        """Drain on the first signal, end at once on the second; raise neither, so that the status is 0."""
         if self._service.draining:
             logging.getLogger("uvicorn.error").disabled = True  # what is cut off now was meant to be
             self.force_exit = True
@@ -150,41 +145,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ServingError: The address is not this machine's, or the port is taken or not allowed.
-    """
-    if not 0 <= port <= 65535:
-        raise ServingError(f"{host}:{port} cannot be listened on: give a --port of 0 to 65535")
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(place)
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        why = error.strerror or error
-        raise ServingError(f"{host}:{port} cannot be listened on ({why}): give another --port") from error
-    listener.setblocking(False)
-    return listener
-
-
-def address(listener: socket.socket) -> str:
-    """``http://HOST:PORT``."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def compute_threads(asked: int | None) -> int:
-    """Threads of one model call: as asked, else the cores that this process may really use.
+    """Return the threads of one model call: as asked, else the cores that this process may really use.
 
     A container's share of a machine is a quota, which libraries do not see: they would start a thread for
     every core and be throttled.
@@ -199,8 +161,3 @@ def compute_threads(asked: int | None) -> int:
         pass
     set_by_hand = os.environ.get("OMP_NUM_THREADS", "")
     return int(set_by_hand) if set_by_hand.isdigit() and int(set_by_hand) else cores
-
-
-def quiet_logs() -> None:
-    """Warnings and errors alone, on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

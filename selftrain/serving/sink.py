@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
+from filelock import FileLock, Timeout
+
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError
 from selftrain.store import atomic
@@ -27,7 +29,7 @@ class Tally(NamedTuple):
         rows: Of the source, good and bad.
         kept: Written to the sink.
         failed: Written to the quarantine.
-        source: Digest over the rows read, see `selftrain.serving.stream`.
+        source: Digest over the rows read, see `selftrain.serving.filtering.SourceRow`.
     """
 
     rows: int = 0
@@ -36,7 +38,7 @@ class Tally(NamedTuple):
     source: str = ""
 
 
-class Journal:
+class FilterSink:
     """The sink, its quarantine and its progress file, open for writing; use it in a `with` statement.
 
     Args:
@@ -64,8 +66,6 @@ class Journal:
     @contextmanager
     def opened(self) -> Iterator[Self]:
         """Hold the files, cut to what was recorded."""
-        from filelock import FileLock, Timeout
-
         try:
             self.sink.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.sink.with_name(f".{self.sink.name}.lock"))
@@ -158,7 +158,7 @@ class Journal:
 
 @contextmanager
 def _appending(path: Path) -> Iterator[IO[bytes]]:
-    """Closed without a word when something else went wrong already: a full disk fails the last flush too."""
+    """Open for appending; after another fault close without a word: a full disk fails the last flush too."""
     file = path.open("ab")
     try:
         yield file

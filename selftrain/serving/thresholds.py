@@ -5,13 +5,15 @@ Shape legend: ``V`` posts, ``T`` distinct probabilities among them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from selftrain.data.manifest import read_manifest
 from selftrain.errors import ServingError
 from selftrain.models.metrics import Steps, steps
-from selftrain.models.scorer import ValidationScores
+from selftrain.models.scorer import PostScore, Scorer, ValidationScores
 
 LEVEL = 0.95
 HAIR = 1e-6  # a score moves by less when its post is scored in another batch, or was stored in six decimals
@@ -46,8 +48,48 @@ class OperatingPoint(NamedTuple):
     positives: int
 
 
+class MeasuredPosts(NamedTuple):
+    """Scores of labelled posts, and how many of them have none."""
+
+    scores: ValidationScores
+    left_out: int
+
+
+def validation_scores(scorer: Scorer, manifest: Path | None) -> MeasuredPosts:
+    """Score the posts to choose a threshold on: those of `manifest`, else the ones that the model stored.
+
+    Raises:
+        ServingError: None were stored, or no row of `manifest` has a label and a score.
+        ManifestError: `manifest` cannot be read.
+    """
+    if manifest is None:
+        stored = scorer.validation()
+        if stored is None:
+            raise ServingError(
+                f"{scorer.name} has no scores of its validation posts: give labelled posts with --validation"
+            )
+        return MeasuredPosts(stored, 0)
+    report = read_manifest(manifest)
+    posts = [post for post in report.posts if post.label is not None]
+    unknown = sorted({str(post.label) for post in posts} - set(scorer.classes))
+    if unknown:
+        raise ServingError(
+            f"{manifest} has the label {unknown[0]!r}; expected one of {sorted(scorer.classes)}: correct it"
+        )
+    scored = [
+        (post.label == scorer.positive, result.probabilities[scorer.positive])
+        for post, result in zip(posts, scorer.score(posts), strict=True)
+        if isinstance(result, PostScore)
+    ]
+    if not scored:
+        raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label")
+    labels, probs = zip(*scored, strict=True)
+    scores = ValidationScores(np.array(labels, np.int8), np.array(probs, np.float64))
+    return MeasuredPosts(scores, len(report.problems) + len(posts) - len(scored))
+
+
 def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoint:
-    """The lowest threshold whose precision is at least the asked one: no other one reaches its recall.
+    """Find the lowest threshold whose precision is at least the asked one: no other one reaches its recall.
 
     Posts of equal probability pass together or not at all. The threshold lies a hair below the last one that
     passes, or half way to the next if that is nearer: a post that is scored anew, in another batch or on
@@ -78,8 +120,8 @@ def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoi
 
 
 def share(part: int, whole: int) -> Share:
-    """`part` of `whole` with the exact binomial interval."""
-    from scipy.special import betaincinv  # scipy.stats takes seconds to import
+    """Return `part` of `whole` with the exact binomial interval."""
+    from scipy.special import betaincinv  # scipy.stats, which has this interval too, takes seconds to import
 
     tail = (1 - LEVEL) / 2
     low = float(betaincinv(part, whole - part + 1, tail)) if part else 0.0
@@ -88,13 +130,13 @@ def share(part: int, whole: int) -> Share:
 
 
 def _steps(scores: ValidationScores) -> Steps:
-    labels, odds = scores
+    labels, probs = scores
     if not (labels == 1).any():
         raise ServingError(
             f"none of the {len(labels)} validation posts is positive: no precision can be measured on them."
             " Give others with --validation"
         )
-    return steps(labels == 1, odds)
+    return steps(labels == 1, probs)
 
 
 def _point(scores: ValidationScores, curve: Steps, at: int) -> OperatingPoint:

@@ -1,7 +1,7 @@
 """The JSON of a request to posts, and results to the JSON of the answer. Everything a client sends is data.
 
 What is wrong with the request as a whole (its form, its limits) refuses all of it; what is wrong with one
-picture is said of that post, and the others are scored. No address is ever fetched: pictures travel as bytes.
+picture is said of that post, and the others are scored. No URL is ever fetched: pictures travel as bytes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from backbones.errors import ImageError
+from backbones.images import check_image
 from selftrain._util.types import Json
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.models.scorer import PostScore, ScoreFailure
 
-_POST_FIELDS = ("id", "text", "images")
 _DECIMALS = 6  # as `selftrain predict` writes them
 _SHOWN = 60
 
 
-class Limits(NamedTuple):
+class RequestLimits(NamedTuple):
     """What one request may hold.
 
     Attributes:
@@ -40,7 +43,7 @@ class Limits(NamedTuple):
     pixels: int = 50_000_000
 
 
-class RequestError(Exception):
+class BadRequestError(Exception):
     """A request that is refused. Never leaves the server.
 
     Attributes:
@@ -75,42 +78,40 @@ class Placed(NamedTuple):
     reasons: dict[int, str]
 
 
-def parse(body: bytes, limits: Limits) -> list[GivenPost]:
-    """The posts of a request: ``{"posts": [...]}``, or one post by itself.
+def parse(body: bytes, limits: RequestLimits) -> list[GivenPost]:
+    """Read the posts of a request: ``{"posts": [...]}``, or one post by itself.
 
     Raises:
-        RequestError: See there.
+        BadRequestError: See there.
     """
     try:
         given = json.loads(body.decode())
     except UnicodeDecodeError as error:
-        raise RequestError(
+        raise BadRequestError(
             400, f"the body is not UTF-8 (byte {error.start}); expected JSON in UTF-8"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from error
+        raise BadRequestError(400, f"the body is not JSON: {error}") from error
     if not isinstance(given, dict):
-        raise RequestError(422, f'the body is {_kind(given)}; expected an object with "posts", or a post')
-    if "posts" not in given:
-        return [_post(given, "the post", limits)]
-    _known(given, ("posts",), "the body")
-    posts = given["posts"]
-    if not isinstance(posts, list) or not posts:
-        raise RequestError(422, f"posts is {_kind(posts)}; expected a list of at least one post")
-    if len(posts) > limits.posts:
-        raise RequestError(
-            413, f"{len(posts)} posts; at most {limits.posts} in one request: send several requests"
+        raise BadRequestError(422, f'the body is {_kind(given)}; expected an object with "posts", or a post')
+    alone = "posts" not in given
+    listed = given.get("posts")
+    if isinstance(listed, list) and len(listed) > limits.posts:  # before any of them is looked at
+        raise BadRequestError(
+            413, f"{len(listed)} posts; at most {limits.posts} in one request: send several requests"
         )
-    parsed = [_post(one, f"posts[{number}]", limits) for number, one in enumerate(posts)]
+    try:
+        posts = [_Post.model_validate(given)] if alone else _Body.model_validate(given).posts
+    except ValidationError as error:
+        raise _refusal(error, alone=alone) from error
+    places = ["the post"] if alone else [f"posts[{number}]" for number in range(len(posts))]
+    parsed = [_read(one, place, limits) for one, place in zip(posts, places, strict=True)]
     _distinct(parsed)
     return parsed
 
 
 def place(given: Iterable[GivenPost], folder: Path, max_pixels: int) -> Placed:
-    """Writes the images into `folder`, and judges them by their headers; nothing is decoded here."""
-    from backbones.errors import ImageError
-    from backbones.images import check_image
-
+    """Write the images into `folder`, and judge them by their headers; nothing is decoded here."""
     ids: list[str] = []
     posts: dict[int, Post] = {}
     reasons: dict[int, str] = {}
@@ -133,7 +134,7 @@ def place(given: Iterable[GivenPost], folder: Path, max_pixels: int) -> Placed:
 
 
 def answer(name: str, placed: Placed, results: Sequence[PostScore | ScoreFailure]) -> Json:
-    """The answer to a request; `results` are those of `placed.posts`, in order."""
+    """Build the answer to a request; `results` are those of `placed.posts`, in order."""
     reasons, scored = dict(placed.reasons), {}
     for (number, post), result in zip(placed.posts.items(), results, strict=True):
         if isinstance(result, ScoreFailure):
@@ -150,109 +151,136 @@ def answer(name: str, placed: Placed, results: Sequence[PostScore | ScoreFailure
 
 
 def record(score: PostScore) -> Json:
-    """A score as JSON carries it."""
+    """Return a score as JSON carries it."""
     return {
         "label": score.label,
         "probability": round(score.probability, _DECIMALS),
         "probabilities": _rounded(score.probabilities),
-        "process": {question: _rounded(odds) for question, odds in score.process.items()},
+        "process": {question: _rounded(probs) for question, probs in score.process.items()},
     }
 
 
 def without_paths(reason: str, post: Post) -> str:
-    """`reason` with the server's own file names as the client knows them: images by their place."""
+    """Rewrite `reason` with the server's own file names as the client knows them: images by their place."""
     for number, path in enumerate(post.images):
         reason = reason.replace(str(path), f"images[{number}]")
     return reason
 
 
-def _rounded(odds: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, _DECIMALS) for name, value in odds.items()}
+def _rounded(probs: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, _DECIMALS) for name, value in probs.items()}
 
 
-# ---- one post ---------------------------------------------------------------------------------------
+# ---- the form of a request ----------------------------------------------------------------------------
 
 
-def _post(given: object, where: str, limits: Limits) -> GivenPost:
-    if not isinstance(given, dict):
-        raise RequestError(422, f"{where} is {_kind(given)}; expected an object with {_listed(_POST_FIELDS)}")
-    _known(given, _POST_FIELDS, where)
-    post_id = _text(given.get("id"), f"{where}.id", 1000)
-    if not post_id:
-        raise RequestError(422, f"{where}.id is empty or absent; expected a text, to find its score by")
-    text = _text(given.get("text", ""), f"{where}.text", limits.text)
-    images = given.get("images", [])
-    if not isinstance(images, list):
-        raise RequestError(422, f"{where}.images is {_kind(images)}; expected a list of base64 texts")
-    if len(images) > MAX_IMAGES:
-        raise RequestError(422, f"{where}.images has {len(images)}; at most {MAX_IMAGES}")
-    if not text.strip() and not images:
+class _Form(BaseModel):
+    """An unknown field is refused: a typing slip would be an answer about something else."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Post(_Form):
+    id: str | None = None
+    text: str | None = None
+    images: list[str] = []
+
+
+class _Body(_Form):
+    posts: list[_Post] = Field(min_length=1)
+
+
+_FILE = 'the file\'s bytes in base64, or "data:image/...;base64,..."'
+_FIELDS = ", ".join(_Post.model_fields)
+
+
+def _refusal(error: ValidationError, *, alone: bool) -> BadRequestError:
+    """Say of the first fault where it is, what was found there and what was expected."""
+    fault = error.errors(include_url=False)[0]
+    loc, found = fault["loc"], fault["input"]
+    if fault["type"] == "extra_forbidden":
+        parent = _where(loc[:-1], alone=alone)
+        expected = _FIELDS if alone or len(loc) > 1 else "posts"
+        shown = str(loc[-1])[:_SHOWN]
+        return BadRequestError(422, f"{parent} has the unknown field {shown!r}; expected {expected}")
+    where = _where(loc, alone=alone)
+    if fault["type"] == "string_unicode":  # the name of a field; texts are looked at later
+        return BadRequestError(422, f"{where} has an unknown field that is no text; expected {_FIELDS}")
+    match loc:
+        case ("posts",):
+            expected = "a list of at least one post"
+        case (*_, "images"):
+            expected = "a list of base64 texts"
+        case (*_, "images", int()):
+            expected = _FILE
+        case (*_, str()):
+            expected = "a text"
+        case _:
+            expected = f"an object with {_FIELDS}"
+    return BadRequestError(422, f"{where} is {_kind(found)}; expected {expected}")
+
+
+def _where(loc: Sequence[int | str], *, alone: bool) -> str:
+    """Write a place as a client would write it: ``posts[3].images[0]``."""
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return f"the post{parts}" if alone else parts.lstrip(".") or "the body"
+
+
+# ---- what a post of good form holds ---------------------------------------------------------------------
+
+
+def _read(given: _Post, where: str, limits: RequestLimits) -> GivenPost:
+    if not given.id:
+        raise BadRequestError(422, f"{where}.id is empty or absent; expected a text, to find its score by")
+    post_id = _text(given.id, f"{where}.id", 1000)
+    text = _text(given.text or "", f"{where}.text", limits.text)
+    if len(given.images) > MAX_IMAGES:
+        raise BadRequestError(422, f"{where}.images has {len(given.images)}; at most {MAX_IMAGES}")
+    if not text.strip() and not given.images:
         return GivenPost(post_id, text, (), "neither text nor image: give the post one of them, or both")
-    files = tuple(_image(one, f"{where}.images[{n}]", limits.image) for n, one in enumerate(images))
+    files = tuple(_image(one, f"{where}.images[{n}]", limits.image) for n, one in enumerate(given.images))
     return GivenPost(post_id, text, files)
 
 
-def _image(given: object, where: str, most: int) -> bytes:
-    expected = 'expected the file\'s bytes in base64, or "data:image/...;base64,..."'
-    if not isinstance(given, str):
-        raise RequestError(422, f"{where} is {_kind(given)}; {expected}")
+def _image(given: str, where: str, most: int) -> bytes:
+    expected = f"expected {_FILE}"
     encoded = given
     if given[:5].lower() == "data:":
         header, _, encoded = given.partition(",")
         if not header.lower().endswith(";base64"):
-            raise RequestError(422, f"{where} is a data: URI without ;base64; {expected}")
+            raise BadRequestError(422, f"{where} is a data: URI without ;base64; {expected}")
     elif "://" in given[:20]:
-        raise RequestError(422, f"{where} is an address, and none is fetched; {expected}")
+        raise BadRequestError(422, f"{where} is a URL, and none is fetched; {expected}")
     if len(encoded) * 3 // 4 > most + 2:  # before anything is decoded
-        raise RequestError(413, f"{where} has about {len(encoded) * 3 // 4:,} bytes; at most {most:,}")
+        raise BadRequestError(413, f"{where} has about {len(encoded) * 3 // 4:,} bytes; at most {most:,}")
     try:
         content = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(422, f"{where} is not base64 ({error}); {expected}") from error
+        raise BadRequestError(422, f"{where} is not base64 ({error}); {expected}") from error
     if not content:
-        raise RequestError(422, f"{where} is empty; {expected}")
+        raise BadRequestError(422, f"{where} is empty; {expected}")
     return content
 
 
-def _text(given: object, where: str, most: int) -> str:
-    if given is None:
-        return ""
-    if not isinstance(given, str):
-        raise RequestError(422, f"{where} is {_kind(given)}; expected a text")
+def _text(given: str, where: str, most: int) -> str:
     if len(given) > most:
-        raise RequestError(413, f"{where} has {len(given):,} characters; at most {most:,}")
-    if "\0" in given or (not given.isascii() and _torn(given)):
-        raise RequestError(422, f"{where} holds a NUL or half a surrogate pair; expected Unicode text")
+        raise BadRequestError(413, f"{where} has {len(given):,} characters; at most {most:,}")
+    # an escaped half of a surrogate pair is legal JSON, but no text
+    if "\0" in given or (not given.isascii() and any("\ud800" <= mark <= "\udfff" for mark in given)):
+        raise BadRequestError(422, f"{where} holds a NUL or half a surrogate pair; expected Unicode text")
     return given
-
-
-def _torn(text: str) -> bool:
-    """An escaped half of a surrogate pair is legal JSON, but no text."""
-    return any("\ud800" <= mark <= "\udfff" for mark in text)
-
-
-def _known(given: Mapping[str, object], fields: Sequence[str], where: str) -> None:
-    unknown = sorted(given.keys() - set(fields))
-    if unknown:
-        raise RequestError(
-            422, f"{where} has the unknown field {unknown[0][:_SHOWN]!r}; expected {_listed(fields)}"
-        )
 
 
 def _distinct(posts: Sequence[GivenPost]) -> None:
     met: set[str] = set()
     for post in posts:
         if post.id in met:
-            raise RequestError(422, f"id {post.id[:_SHOWN]!r} stands twice; expected every id once")
+            raise BadRequestError(422, f"id {post.id[:_SHOWN]!r} stands twice; expected every id once")
         met.add(post.id)
 
 
-def _listed(fields: Sequence[str]) -> str:
-    return ", ".join(fields)
-
-
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Name what a JSON value is, in words."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}

@@ -22,7 +22,7 @@ TEMPORARY = ".*.tmp"  # what a killed process may leave behind; safe to remove w
 
 @contextmanager
 def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it takes the place of `path`, else it is removed.
+    """Give a temporary path beside `path`; on success it takes the place of `path`, else it is removed.
 
     The folder is made if need be, and flushed after the move: a kill, a power cut or a full disk leaves the
     old file or the new one.
@@ -59,17 +59,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
+    """Replace `path` with UTF-8 text."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """One indented JSON object. NaN and infinity are refused: they are not JSON."""
+    """Replace `path` with one indented JSON object. NaN and infinity are refused: they are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line, keys in the order given."""
+    """Replace `path` with one JSON object a line, keys in the order given."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
@@ -91,7 +91,7 @@ def point(link: Path, target: str) -> None:
 
 
 def storage_error(path: Path, size: int | None, error: OSError) -> StorageError:
-    """The error to raise when `path` could not be written."""
+    """Return the error to raise when `path` could not be written."""
     if error.errno in FULL:
         needed = "" if size is None else f" ({size:,} bytes)"
         return StorageError(
@@ -102,7 +102,7 @@ def storage_error(path: Path, size: int | None, error: OSError) -> StorageError:
 
 
 def _beside(path: Path) -> Path:
-    """A new name in the folder of `path`; opened in the ordinary way, so that the umask applies."""
+    """Return a new name in the folder of `path`; opened in the ordinary way, so that the umask applies."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, Json, LabelArray
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
@@ -64,7 +65,7 @@ def _rows(splits: Mapping[str, Scored], names: Sequence[str]) -> Iterator[Json]:
 
 
 def read_scores(folder: Path, *, positive: str, negative: str) -> dict[str, Scored] | None:
-    """The splits of one round's `scores.jsonl`; None when the round has none.
+    """Read the splits of one round's `scores.jsonl`; None when the round has none.
 
     Raises:
         RunStateError: A line that is not a score, or names another class.
@@ -105,7 +106,7 @@ class PrecisionRecall(NamedTuple):
     average: float
 
 
-class Bin(NamedTuple):
+class ReliabilityBin(NamedTuple):
     """Posts whose probability lies in [low, high): how many, their mean probability, share of positives."""
 
     low: float
@@ -115,10 +116,10 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-class Reliability(NamedTuple):
+class ReliabilityDiagram(NamedTuple):
     """Bins that hold a post, and the expected calibration error: their mean gap, weighted by posts."""
 
-    bins: Sequence[Bin]
+    bins: Sequence[ReliabilityBin]
     ece: float
 
 
@@ -127,7 +128,7 @@ BINS = 10
 
 
 def precision_recall(scored: Scored) -> PrecisionRecall | None:
-    """The curve, thinned to `MOST_POINTS`; None when one class does not occur."""
+    """Compute the curve, thinned to `MOST_POINTS`; None when one class does not occur."""
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     if len(np.unique(scored.labels)) < 2:
@@ -138,39 +139,35 @@ def precision_recall(scored: Scored) -> PrecisionRecall | None:
     return PrecisionRecall(recall[chosen][::-1].tolist(), precision[chosen][::-1].tolist(), average)
 
 
-def reliability(scored: Scored, bins: int = BINS) -> Reliability:
-    """Share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
-    from selftrain.models.calibration import probabilities
-
-    odds = probabilities(scored.logits)
-    place = np.minimum((odds * bins).astype(int), bins - 1)
+def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
+    """Compute the share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
+    probs = sigmoid(scored.logits)
+    place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
-        Bin(
+        ReliabilityBin(
             low=number / bins,
             high=(number + 1) / bins,
             posts=int(inside.sum()),
-            confidence=float(odds[inside].mean()),
+            confidence=float(probs[inside].mean()),
             accuracy=float((scored.labels[inside] == 1).mean()),
         )
         for number in range(bins)
         if (inside := place == number).any()
     ]
-    return Reliability(found, expected_calibration_error(found))
+    return ReliabilityDiagram(found, expected_calibration_error(found))
 
 
-def expected_calibration_error(bins: Iterable[Bin]) -> float:
-    """Mean distance between confidence and accuracy, weighted by posts; 0 without a post."""
+def expected_calibration_error(bins: Iterable[ReliabilityBin]) -> float:
+    """Return the mean distance between confidence and accuracy, weighted by posts; 0 without a post."""
     listed = list(bins)
     posts = sum(one.posts for one in listed)
     return sum(one.posts * abs(one.confidence - one.accuracy) for one in listed) / max(posts, 1)
 
 
 def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
-    """Posts of the positive class by predicted probability, in `bins` equal intervals; and the others."""
-    from selftrain.models.calibration import probabilities
-
-    odds = probabilities(scored.logits)
+    """Count positive posts, and the others, by predicted probability in `bins` equal intervals."""
+    probs = sigmoid(scored.logits)
     positive, negative = (
-        np.histogram(odds[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
+        np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
     )
     return positive, negative

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from selftrain.store.scores import PrecisionRecall, Reliability
-
 WIDE, NARROW, SMALL = (1040, 300), (343, 220), (343, 210)
 """Sizes in CSS pixels at which a chart's letters are as large as intended."""
 
@@ -28,7 +26,7 @@ SERIES = ("first", "second", "third", "fourth")
 _FEW = 14  # rounds up to which every one has a tick
 
 
-class Point(NamedTuple):
+class RoundPoint(NamedTuple):
     """One round on the curve; `test` is None without a test split."""
 
     number: int
@@ -37,19 +35,19 @@ class Point(NamedTuple):
     test: float | None
 
 
-class Interval(NamedTuple):
-    """A value with its interval, all three in the chart's unit."""
+class ReliabilityDot(NamedTuple):
+    """Posts of about the same predicted probability: its mean, how often it was so, how many they are."""
 
-    value: float
-    low: float
-    high: float
+    probability: float
+    share: float
+    posts: int
 
 
 # ---- rounds -----------------------------------------------------------------------------------------
 
 
-def rounds_curve(points: Sequence[Point], name: str, size: tuple[int, int]) -> Markup:
-    """Macro-F1 over rounds: kept ones joined and filled, rolled back ones hollow, hanging by a thread."""
+def rounds_curve(points: Sequence[RoundPoint], name: str, size: tuple[int, int]) -> Markup:
+    """Draw macro-F1 over rounds: kept ones filled and joined, rolled back ones hollow, hung on a thread."""
     with _figure(size) as (figure, axes):
         _curve(axes, points, "validation", SERIES[0], "o")
         if all(point.test is not None for point in points):
@@ -63,13 +61,13 @@ def rounds_curve(points: Sequence[Point], name: str, size: tuple[int, int]) -> M
         return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
 
 
-def _curve(axes: Axes, points: Sequence[Point], split: str, colour: str, shape: str) -> None:
-    def values(chosen: Sequence[Point]) -> list[float]:
+def _curve(axes: Axes, points: Sequence[RoundPoint], split: str, colour: str, shape: str) -> None:
+    def values(chosen: Sequence[RoundPoint]) -> list[float]:
         return [getattr(point, split) for point in chosen]
 
     kept = [point for point in points if point.kept]
     lost = [point for point in points if not point.kept]
-    best: Point | None = None
+    best: RoundPoint | None = None
     for point in points:
         if point.kept:
             best = point
@@ -87,7 +85,7 @@ def _curve(axes: Axes, points: Sequence[Point], split: str, colour: str, shape: 
 def stacked_bars(
     rounds: Sequence[int], parts: Sequence[Sequence[int]], kept: Sequence[bool], name: str, what: str
 ) -> Markup:
-    """Counts by round, one bar a round, its parts on each other; rolled back rounds are drawn pale.
+    """Draw counts by round, one bar a round, its parts on each other; rolled back rounds are drawn pale.
 
     Args:
         rounds: Their numbers.
@@ -117,7 +115,7 @@ def lines(
     across: Sequence[float], series: Mapping[str, Sequence[float | None]], name: str, what: str,
     *, share: bool = False, marker: str = "o", kept: float | None = None,
 ) -> Markup:  # fmt: skip
-    """A line a series, in the order of `SERIES`; None is a gap.
+    """Draw a line a series, in the order of `SERIES`; None is a gap.
 
     Args:
         across: Rounds or epochs.
@@ -147,44 +145,56 @@ def lines(
 
 
 def precision_recall_chart(
-    curves: Sequence[PrecisionRecall], name: str, what: str, *, base_rate: float | None = None
+    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
+    name: str,
+    what: str,
+    *,
+    base_rate: float | None = None,
 ) -> Markup:
-    """Precision over recall, a curve a split; `base_rate`, what choosing blindly reaches, as a level line."""
+    """Draw precision over recall.
+
+    Args:
+        curves: Recall, rising, and precision of each curve, in the order of `SERIES`.
+        name: Of the SVG.
+        what: For a screen reader.
+        base_rate: What choosing blindly reaches, drawn as a level line.
+    """
     with _figure(SMALL) as (figure, axes):
         if base_rate is not None:
             axes.axhline(base_rate, color=COLOURS["faint"], lw=1.4, ls="--", gid=f"{MARK}base-rate")
-        for colour, curve in zip(SERIES, curves, strict=False):
-            axes.plot(curve.recall, curve.precision, color=COLOURS[colour], lw=1.8, drawstyle="steps-post")
-        low = min((min(curve.precision) for curve in curves), default=0)
+        for colour, (recall, precision) in zip(SERIES, curves, strict=False):
+            axes.plot(recall, precision, color=COLOURS[colour], lw=1.8, drawstyle="steps-post")
+        low = min((min(precision) for _, precision in curves), default=0)
         low = low if base_rate is None else min(low, base_rate)
-        axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(max(0.0, min(low, 0.5) - 0.05), 1.03)
-        axes.set_xlabel("recall")
-        axes.set_ylabel("precision")
+        _share_axis(axes, "recall", "precision")
         return to_svg(figure, name, what)
 
 
-def reliability_chart(diagrams: Sequence[Reliability], name: str, what: str) -> Markup:
-    """Share of positives over predicted probability; on the diagonal a model is as sure as it is right."""
+def reliability_chart(diagrams: Sequence[Sequence[ReliabilityDot]], name: str, what: str) -> Markup:
+    """Draw the share of positives over predicted probability: on the diagonal both are equal.
+
+    Args:
+        diagrams: The bins of each model, in the order of `SERIES`.
+        name: Of the SVG.
+        what: For a screen reader.
+    """
     with _figure(SMALL) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)
-        for colour, diagram in zip(SERIES, diagrams, strict=False):
-            most = max((one.posts for one in diagram.bins), default=1)
-            across = [one.confidence for one in diagram.bins]
-            up = [one.accuracy for one in diagram.bins]
+        for colour, dots in zip(SERIES, diagrams, strict=False):
+            most = max((dot.posts for dot in dots), default=1)
+            across, up = [dot.probability for dot in dots], [dot.share for dot in dots]
             axes.plot(across, up, color=COLOURS[colour], lw=1.4)
-            # a point's area follows its posts: a bin of three says little
-            areas = [14 + 70 * one.posts / most for one in diagram.bins]
+            # a dot's area follows its posts: a bin of three says little
+            areas = [14 + 70 * dot.posts / most for dot in dots]
             axes.scatter(across, up, s=areas, color=COLOURS[colour], lw=0)
-        axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel("probability said")
-        axes.set_ylabel("share that was so")
+        _share_axis(axes, "probability said", "share that was so")
         return to_svg(figure, name, what)
 
 
 def histogram_chart(positive: Sequence[int], negative: Sequence[int], name: str, what: str) -> Markup:
-    """Posts by predicted probability: those of the positive class upwards, the others downwards."""
+    """Draw posts by predicted probability: those of the positive class upwards, the others downwards."""
     with _figure(SMALL) as (figure, axes):
         width = 1 / len(positive)
         middles = [(number + 0.5) * width for number in range(len(positive))]
@@ -195,17 +205,16 @@ def histogram_chart(positive: Sequence[int], negative: Sequence[int], name: str,
         axes.set_ylim(-most, most)
         axes.yaxis.set_major_locator(_whole())
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("probability said")
+        _share_axis(axes, "probability said")
         return to_svg(figure, name, what)
 
 
-def intervals_chart(rows: Sequence[Interval], name: str, what: str) -> Markup:
-    """A dot and its interval a row, the first row at the top."""
+def intervals_chart(rows: Sequence[tuple[float, float, float]], name: str, what: str) -> Markup:
+    """Draw a dot and its interval a row, the first row at the top; a row is value, low and high."""
     with _figure((343, 24 * len(rows) + 44)) as (figure, axes):
-        for place, row in enumerate(rows):
-            axes.plot([row.low, row.high], [place, place], color=COLOURS["first"], lw=2, alpha=0.55)
-            axes.plot(row.value, place, color=COLOURS["first"], marker="o", ms=8)
+        for place, (value, low, high) in enumerate(rows):
+            axes.plot([low, high], [place, place], color=COLOURS["first"], lw=2, alpha=0.55)
+            axes.plot(value, place, color=COLOURS["first"], marker="o", ms=8)
         axes.set_yticks(range(len(rows)), [str(number) for number in range(1, len(rows) + 1)])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=True, axis="x")
@@ -213,8 +222,8 @@ def intervals_chart(rows: Sequence[Interval], name: str, what: str) -> Markup:
         return to_svg(figure, name, what)
 
 
-def runs_curve(runs: Sequence[Sequence[Point]], name: str, size: tuple[int, int]) -> Markup:
-    """Validation macro-F1 of the best model so far, a step line a run."""
+def runs_curve(runs: Sequence[Sequence[RoundPoint]], name: str, size: tuple[int, int]) -> Markup:
+    """Draw validation macro-F1 of the best model so far, a step line a run."""
     with _figure(size) as (figure, axes):
         longest = max((run[-1].number for run in runs if run), default=0)
         for number, run in enumerate(runs):
@@ -265,6 +274,12 @@ def _rounds_axis(axes: Axes, numbers: Sequence[float]) -> None:
         axes.set_xticks(list(numbers), [f"{number:g}" for number in numbers])
     else:
         axes.xaxis.set_major_locator(_whole())
+
+
+def _share_axis(axes: Axes, across: str, up: str = "") -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
 
 
 def _whole() -> Any:  # noqa: ANN401 -- matplotlib's locator

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -16,23 +17,32 @@ from selftrain.web.charts import SERIES
 _HERE = Path(__file__).parent
 
 
-def render_template(
-    name: str,
+class RenderedPage(NamedTuple):
+    """A page, and the content security policy that belongs to it; a page that is a file holds its own."""
+
+    html: str
+    security_policy: str
+
+
+def render_page(
+    template: str,
     values: Mapping[str, Any],
     *,
+    folder: Path,
     scripts: Sequence[str] = (),
     styles: Sequence[str] = (),
-    folder: Path,
-) -> str:
-    """A template as a page that asks for nothing and runs nothing but `scripts`.
+    served: bool = False,
+) -> RenderedPage:
+    """Render a template as a page that runs nothing but `scripts`.
 
     Args:
-        name: The template, which extends base.html.j2.
+        template: Its file's name; it extends base.html.j2.
         values: What it draws. Strings are escaped, and their control characters shown as escapes; only
             `Markup`, which this package makes from its own charts and files, goes in as it is.
+        folder: Where the page's package keeps its files; what is not there is taken from here.
         scripts: Names of JavaScript files, which become one script in this order; none: the page has none.
         styles: Names of style sheets that follow page.css.
-        folder: Where the page's package keeps its files; what is not there is taken from here.
+        served: Whether a server of ours answers the page's requests; else it asks for nothing at all.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -47,25 +57,48 @@ def render_template(
     environment.filters |= {
         "figure": _figure, "count": _count, "signed": _signed, "percent": _percent, "series": _series,
     }  # fmt: skip
-    style, code = _own(("page.css", *styles), folder), _own(scripts, folder)
-    page = {"style": style, "script": code, "security_policy": security_policy(style, code)}
-    return environment.get_template(name).render({**values, **page})
+    style, script = _read(("page.css", *styles), folder), _read(scripts, folder)
+    policy = security_policy(style, script, served=served)
+    page = {"style": style, "script": script, "security_policy": None if served else policy}
+    return RenderedPage(environment.get_template(template).render({**values, **page}), policy)
 
 
-def security_policy(style: str, script: str) -> str:
-    """Nothing from anywhere: this style sheet, this script, and pictures that the page itself holds."""
+def security_policy(style: str, script: str, *, served: bool = False) -> str:
+    """Return the policy that allows this style sheet, this script, and no other.
+
+    Args:
+        style: The page's only style sheet.
+        script: Its only script; "" allows none.
+        served: Allow pictures and answers of the page's own server, and no frame around it (a rule that
+            only a header may give); else the only pictures are those that the page itself holds.
+    """
     allowed = f"'sha256-{_sha256(script)}'" if script else "'none'"
+    sources = (
+        "img-src 'self'; connect-src 'self'; frame-ancestors 'none'" if served else "img-src data:"
+    )  # fmt: skip
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'sha256-{_sha256(style)}'; img-src data:;"
+        f"default-src 'none'; script-src {allowed}; style-src 'sha256-{_sha256(style)}'; {sources};"
         " base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
+
+
+def as_json(value: object) -> Markup:
+    """Return JSON for a script element: ASCII, and nothing in it ends the element or steers a reader.
+
+    Raises:
+        ValueError: A number that is not finite.
+    """
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)
 
 
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _own(names: Sequence[str], folder: Path) -> Markup:
+def _read(names: Sequence[str], folder: Path) -> Markup:
     files = (folder / name if (folder / name).exists() else _HERE / name for name in names)
     return Markup("").join(Markup(file.read_text(encoding="utf-8")) for file in files)
 

@@ -37,6 +37,21 @@ const shared = (() => {
     made.setAttribute("aria-hidden", "true");
     return made;
   };
+  const postText = (text, className, missing) => { // null: nobody knows it any more
+    const made = make("p", text ? className : className + " none", text === null ? `(${missing})` : text || "(no text)");
+    made.dir = "auto";
+    return made;
+  };
+  const parties = (all) => { // [name, elements]: what was said at the same step stands at the same height
+    const rows = 1 + Math.max(0, ...all.map(([, steps]) => steps.length));
+    return all.map(([name, steps]) => {
+      const made = make("section", "party"), title = make("h4");
+      title.append(isolated(name));
+      made.append(title, ...steps);
+      made.style.gridRow = "span " + rows;
+      return made;
+    });
+  };
   const label = (name, place) => isolated(name, "label class-" + Math.min(place, 2));
 
   // ---- pictures: veiled until somebody asks ----
@@ -61,6 +76,11 @@ const shared = (() => {
     made.title = name;
     return made;
   };
+  const pictureRow = (images, starts, most = images.length) => {
+    const made = make("div", "pictures"), all = byId("pictures").checked;
+    made.append(...images.slice(0, most).map((one, k) => picture(starts, one, k, images, all)));
+    return made;
+  };
   const unveilAll = (inside, yes) => {
     for (const one of inside.querySelectorAll("button.picture")) unveil(one, yes);
   };
@@ -72,5 +92,7 @@ const shared = (() => {
       waiting = setTimeout(then, 120);
     });
   };
-  return { byId, data, make, isolated, figure, number, meter, label, picture, unveilAll, searched };
+  return {
+    byId, data, make, isolated, figure, number, meter, label, postText, parties, pictureRow, unveilAll, searched,
+  };
 })();

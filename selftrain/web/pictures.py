@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from backbones.errors import ImageError
+from backbones.images import open_image
 from selftrain._util.printable import printable
 
 SIDE = 320
@@ -40,7 +42,7 @@ class Pictures(NamedTuple):
     left_out: int
 
     def shown(self, path: Path, name: str) -> tuple[int, str]:
-        """(its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
+        """Return (its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
         if path not in self.unreadable:
             return self.place.get(path, -1), printable(name)
         # a page is shown to others: where the file lies is no business of theirs
@@ -49,7 +51,7 @@ class Pictures(NamedTuple):
 
 
 def embed(paths: Iterable[Path], *, budget: int = BUDGET, most: int = MOST) -> Pictures:
-    """Thumbnails of pictures, the most important path first, until budget or number is used up.
+    """Make thumbnails of pictures, the most important path first, until budget or number is used up.
 
     Args:
         paths: May repeat; what is read is decoded by the same rules as for training.
@@ -85,9 +87,6 @@ def _thumbnails(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None, str]]
 
 
 def _thumbnail(path: Path) -> tuple[str | None, str]:
-    from backbones.errors import ImageError
-    from backbones.images import open_image
-
     try:
         image = open_image(path, target_size=SIDE)
     except ImageError as error:

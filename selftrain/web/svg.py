@@ -33,7 +33,7 @@ MARK = "mark-"
 
 
 def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Markup:
-    """The figure as an SVG element.
+    """Return the figure as an SVG element.
 
     Args:
         figure: Drawn with the colours of `COLOURS` alone.
@@ -60,7 +60,7 @@ def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Ma
 
 
 def _tidy(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
-    """In place: no metadata, no style, ids that are unique in the page, links without xlink."""
+    """Clean in place: no metadata, no style, ids that are unique in the page, links without xlink."""
     for child in list(element):
         if child.tag in (f"{_SVG}metadata", f"{_SVG}style") or (
             child.tag == f"{_SVG}defs" and child.find(f"{_SVG}style") is not None and len(child) == 1

@@ -47,6 +47,8 @@ HEAVY = frozenset(
             "vllm",
             "ray",
             "openai",
+            "aiohttp",
+            "httpx2",
             "mlflow",
             "tensorboard",
             "google",

@@ -19,7 +19,7 @@ def value_and_gradient(loss, device, logits, *others):
 
 @pytest.mark.parametrize("surrogate", ["logistic", "sigmoid"])
 @pytest.mark.parametrize("balance", [-0.3, 0.3])
-@pytest.mark.parametrize("form", ["article", "paper", "sakai", "nnpu", "upu", "pn"])
+@pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu", "upu", "pn"])
 def test_pnu_losses_on_cuda_agree_with_the_cpu(form, balance, surrogate):
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(4096, generator=generator) * 4
@@ -40,7 +40,7 @@ def test_half_precision_under_cuda_autocast_is_widened():
     logits = torch.tensor([1e4, -1e4, 3.0, -3.0], device="cuda", dtype=torch.bfloat16, requires_grad=True)
     groups = torch.tensor([0, 1, 4, 4], device="cuda")
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        loss = PNULoss(form="article")(logits, groups).loss
+        loss = PNULoss(form="weighted")(logits, groups).loss
     loss.backward()
     assert loss.dtype == torch.float32
     assert torch.isfinite(logits.grad).all()

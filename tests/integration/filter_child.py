@@ -19,7 +19,7 @@ import tqdm  # noqa: F401
 
 from selftrain.models.scorer import PostScore, ScoreFailure
 from selftrain.serving.filtering import filter_posts
-from selftrain.serving.sink import Journal
+from selftrain.serving.sink import FilterSink
 
 
 class NumberScorer:
@@ -70,7 +70,7 @@ class Trap:
         """Before and after every flush to the disk, replacement and cut; and with a line half written."""
         self.around(os, "fsync")
         self.around(Path, "replace")
-        write = Journal.write
+        write = FilterSink.write
 
         def torn(journal, kept, failed):
             write(journal, kept, failed)
@@ -87,7 +87,7 @@ class Trap:
             lines = kept if file is journal._kept else failed
             return ("".join(f"{line}\n" for line in lines).encode() or b"\0" * 7)[-7:]
 
-        Journal.write = torn
+        FilterSink.write = torn
 
 
 def run(request):

@@ -187,5 +187,5 @@ def test_hateful_memes_trains_all_of_clip_with_the_published_loss():
     backbone, loss = recipe.backbone, build_loss(recipe)
     assert (backbone.name, backbone.model, backbone.weights) == ("clip", "ViT-L-14", "openai")
     assert recipe.classifier.train == "full"
-    assert (loss.form, loss.balance, loss.theta) == ("paper", 0.1, 0.5)
+    assert (loss.form, loss.balance, loss.theta) == ("convex", 0.1, 0.5)
     assert (loss.soft_positive, loss.soft_negative) == pytest.approx((0.67, 0.33))

@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from agents.ask.sanitize import quoted, sanitize
+from agents.client.client import ChatClient
+from agents.errors import ServerLostError
 from agents.judgment import State
 from agents.vllm.command import free_port, serve_command
 from agents.vllm.process import start as launch
@@ -178,15 +180,13 @@ asyncio.run(main())
 
 def test_of_two_addresses_one_dies_in_the_middle(home, tmp_path, small_vlm_server, monkeypatch):
     """The second address is another process in front of the same server, killed with calls under way."""
-    from agents.client.client import ChatClient
-
     port = small_vlm_server.address.rsplit(":", 1)[1]
     forwarder = subprocess.Popen([sys.executable, "-c", FORWARDER, port], stdout=subprocess.PIPE, text=True)
     second = f"http://127.0.0.1:{forwarder.stdout.readline().strip()}"
     killed, complete = threading.Event(), ChatClient.complete
 
     async def complete_and_kill(self, request):
-        busy = {state.address: state.in_flight for state in self.snapshot().addresses}
+        busy = {endpoint.url: endpoint.in_flight for endpoint in self.endpoints}
         if busy.get(second, 0) >= 2 and not killed.is_set():
             killed.set()
             forwarder.kill()
@@ -264,8 +264,6 @@ def test_a_server_that_is_killed_and_started_again_is_survived(home, tmp_path, r
 
 
 def test_no_server_at_all_is_told_with_what_to_do(home, tmp_path):
-    from agents.errors import ServerLostError
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening: every connection is refused
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from agents.client.base import ChatRequest, Message, Sampling
-from agents.client.translate import chat_body, read_completion
+from agents.client.messages import chat_body, read_completion
 from agents.errors import ServingError
+from agents.vllm.check import SCHEMA, ask, drawn_picture, fetch
 from agents.vllm.command import serve_command
 from agents.vllm.interpreter import Interpreter
-from agents.vllm.probe import SCHEMA, ask, drawn_picture, fetch
 from agents.vllm.process import serving
 from selftrain.cli import main
 
@@ -221,36 +221,3 @@ def test_when_the_api_server_is_killed_nothing_is_left(interpreter, small_vlm, g
         with pytest.raises(ServingError, match="ended by itself with exit status 137"):
             server.wait()
         assert all(gone(pid) for pid in pids)
-
-
-@pytest.mark.usefixtures("alone")
-def test_a_model_in_the_process_itself(interpreter, small_vlm, tmp_path):
-    child = Path(__file__).with_name("inprocess_child.py")
-    done = subprocess.run(
-        [str(interpreter.python), str(child), str(small_vlm)],
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
-    assert found, done.stderr[-3000:]
-    report = json.loads(found[0].removeprefix("REPORT "))
-
-    assert report["identity"]["server"] == f"vllm {interpreter.version}"
-    assert report["identity"]["context"] == 2048
-    assert len(report["identity"]["revision"]) == 64
-    for one, size, images in zip(report["answers"], report["sizes"], (0, 1, 2, 0, 1, 3), strict=True):
-        answered = json.loads(one["text"])
-        assert answered["label"] in SCHEMA["properties"]["label"]["enum"]
-        assert one["text"] == json.dumps(answered, separators=(",", ":"))
-        assert one["finish"] == "stop"
-        assert len(one["tokens"]) == one["usage"]["completion"]
-        assert "".join(text for text, _, _ in one["tokens"][:-1]) == one["text"]
-        assert all(len(alternatives) >= 1 for _, _, alternatives in one["tokens"])
-        assert size == {"prompt": one["usage"]["prompt"], "image": one["usage"]["image"]}
-        assert (size["image"] > 64 * images) if images else size["image"] == 0
-    refused, why = report["refused"]
-    assert refused
-    assert "maximum context length is 2048" in why
-    assert report["again"]["text"] == report["answers"][1]["text"]
-    assert report["again"]["usage"]["cached"] >= 128
-    assert report["ticks"] > 100  # the event loop went on

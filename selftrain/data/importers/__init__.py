@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selftrain.data.importers.base import Imported, Importer, import_dataset
+from selftrain.data.importers.base import ImportedDataset, Importer, import_dataset
 from selftrain.data.importers.harmeme import HARMEME
 from selftrain.data.importers.hateful_memes import HATEFUL_MEMES
 from selftrain.data.importers.hsol import HSOL
@@ -12,13 +12,15 @@ from selftrain.data.importers.mami import MAMI
 from selftrain.data.importers.sentiment140 import SENTIMENT140
 from selftrain.errors import ManifestError
 
-__all__ = ["IMPORTERS", "Imported", "Importer", "import_named"]
+__all__ = ["IMPORTERS", "ImportedDataset", "Importer", "import_named"]
 
 IMPORTERS = {one.name: one for one in (HSOL, SENTIMENT140, HARMEME, HATEFUL_MEMES, MAMI)}
 
 
-def import_named(name: str, source: Path, out: Path, *, allow_missing_images: bool = False) -> Imported:
-    """Imports the data set called `name`; see `importers.base.import_dataset`.
+def import_named(
+    name: str, source: Path, out: Path, *, allow_missing_images: bool = False
+) -> ImportedDataset:
+    """Import the data set called `name`; see `importers.base.import_dataset`.
 
     Raises:
         ManifestError: No importer of that name, or as `import_dataset`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.manifest import Problem
+from selftrain.data.manifest import read_json_lines as json_rows
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, dump_task
@@ -76,7 +76,7 @@ class Importer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedDataset:
     """What was written.
 
     Attributes:
@@ -107,8 +107,8 @@ class _Writing:
 
 def import_dataset(
     importer: Importer, source: Path, out: Path, *, allow_missing_images: bool = False
-) -> Imported:
-    """Reads a published data set and writes ``manifest.jsonl``, ``task.toml`` and ``images/`` into `out`.
+) -> ImportedDataset:
+    """Read a published data set and write ``manifest.jsonl``, ``task.toml`` and ``images/`` into `out`.
 
     Images are hard-linked where the file system allows it, else copied. The first of two rows with the same
     id stays. Rows left out are reported, never dropped in silence.
@@ -133,9 +133,8 @@ def import_dataset(
     posts = list(_posts(read.records, root, writing))
     if writing.missing and not allow_missing_images:
         raise ManifestError(
-            f"{len(writing.missing):,} images are missing, {writing.missing[0]} first; put them "
-            f"there, or allow "
-            "missing images (--allow-missing-images) to keep the text only"
+            f"{len(writing.missing):,} images are missing, {writing.missing[0]} first; put them there, "
+            "or allow missing images (--allow-missing-images) to keep the text only"
         )
     if not posts:
         raise ManifestError(
@@ -144,7 +143,9 @@ def import_dataset(
     manifest, task = writing.out / "manifest.jsonl", writing.out / "task.toml"
     write_manifest(posts, manifest)
     dump_task(read.task, task)
-    return Imported(manifest, task, len(posts), len(writing.missing), tuple(writing.skipped), read.notes)
+    return ImportedDataset(
+        manifest, task, len(posts), len(writing.missing), tuple(writing.skipped), read.notes
+    )
 
 
 def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -> Iterator[Post]:
@@ -178,7 +179,7 @@ def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
 
 
 def _placed(image: Path, root: Path, writing: _Writing) -> Path | None:
-    """The image's place under ``images/``, keeping its path below the source; None when it is missing."""
+    """Put an image under ``images/``, keeping its path below the source; None when it is missing."""
     real = image.resolve()
     if not real.is_relative_to(root):
         raise Unusable(f"image {image} leads out of {root}")
@@ -203,7 +204,7 @@ def _first(writing: _Writing) -> str:
 
 
 def find_file(source: Path, *names: str) -> Path | None:
-    """The first of `names` in the folder `source` or below; `source` itself when it is such a file."""
+    """Find the first of `names` in the folder `source` or below; `source` itself when it is such a file."""
     if source.is_file():
         return source if not names or source.name in names else None
     for name in names:
@@ -214,28 +215,10 @@ def find_file(source: Path, *names: str) -> Path | None:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
-    """Line number and object of each line, or why a line is none.
-
-    Raises:
-        ManifestError: The file is not UTF-8.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path} is not UTF-8: {error}; give the file as published") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            yield Problem(
-                number, None, f"{path.name}: not JSON: {error}", "compare the file with the published one"
-            )
-            continue
-        if isinstance(fields, dict):
-            yield number, fields
-        else:
-            yield Problem(
-                number, None, f"{path.name}: no JSON object", "compare the file with the published one"
-            )
+    """Read line number and object of each line, or why a line is none."""
+    with path.open("rb") as file:
+        for row in json_rows(file):
+            if row.fields is None:
+                yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy)
+            else:
+                yield row.line, row.fields

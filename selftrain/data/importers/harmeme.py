@@ -21,15 +21,9 @@ TASK = Task(
     positive="harmful",
     policy=(
         "A meme is harmful when picture and words together attack, ridicule or defame a person, an "
-        ""
-        "organisation, a "
-        "community or society, spread falsehoods that endanger people, or call for harm. Sharp "
-        ""
-        "satire of a person's "
-        "deeds can be harmful too, when it demeans the person. A meme is harmless when it jokes "
-        ""
-        "about everyday life "
-        "or takes a side without demeaning anybody."
+        "organisation, a community or society, spread falsehoods that endanger people, or call for harm. "
+        "Sharp satire of a person's deeds can be harmful too, when it demeans the person. A meme is "
+        "harmless when it jokes about everyday life or takes a side without demeaning anybody."
     ),
     questions=(Question("target", "Whom, if anybody, does the meme aim at?", (*TARGETS, "none")),),
 )
@@ -38,7 +32,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def read(source: Path) -> Source:
-    """``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, those that are there, images near."""
+    """Read ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``, those that are there, images near."""
     files = {name: path for name in _SPLITS if (path := find_file(source, f"{name}.jsonl")) is not None}
     if not files:
         raise ManifestError(
@@ -87,7 +81,7 @@ def _record(
 
 
 def _find_image(beside: Path, folders: list[Path], written: str) -> Path:
-    """Where the image is, or else where it was expected."""
+    """Return where the image is, or else where it was expected."""
     places = [folder / written for folder in (beside, *folders)]
     return next((place for place in places if place.is_file()), places[0])
 

@@ -23,7 +23,7 @@ _FILES = ("train", "dev", "dev_seen", "dev_unseen", "test", "test_seen", "test_u
 
 
 def read(source: Path) -> Source:
-    """The JSON lines of either release (``train``, ``dev*``, ``test*``), those that are there."""
+    """Read the JSON lines of either release (``train``, ``dev*``, ``test*``), those that are there."""
     found = {name: find_file(source, f"{name}.jsonl", f"{name}.json") for name in _FILES}
     files = {name: path for name, path in found.items() if path is not None}
     if not files:
@@ -38,7 +38,7 @@ def read(source: Path) -> Source:
 
 
 def _splits(files: dict[str, Path]) -> dict[str, str]:
-    """Published file -> split. Where no labelled test file came along, the development posts are the test."""
+    """Map published file -> split; without a labelled test file the development posts are the test."""
     tested = any(_labelled(path) for name, path in files.items() if name.startswith("test"))
     splits = {}
     for name, path in files.items():
@@ -78,7 +78,7 @@ def _record(path: Path, name: str, split: str, row: tuple[int, dict[str, Any]]) 
 
 
 def _label(fields: dict[str, Any]) -> str | None:
-    """The class, None where there is no label, or what stands there instead of one."""
+    """Return the class, None where there is no label, or what stands there instead of one."""
     found = fields.get("gold_hate", fields.get("label"))
     if isinstance(found, list):
         found = found[0] if len(found) == 1 else str(found)

@@ -19,13 +19,11 @@ TASK = Task(
     ),
     positive="offensive",
     policy=(
-        "A tweet is offensive when it degrades, insults or threatens a person or a group, or when "
-        "it uses slurs or "
-        "vulgar abuse, be it aimed at somebody or not. Jokes and song lines that do so count as "
-        "well. A tweet is "
-        "inoffensive when it does none of this: everyday talk, news, criticism in civil words, or "
-        "an odd word used "
-        "with no insulting sense, such as trash for rubbish or a bird for a bird."
+        "A tweet is offensive when it degrades, insults or threatens a person or a group, or when it uses"
+        " slurs or vulgar abuse, be it aimed at somebody or not. Jokes and song lines that do so count as"
+        " well. A tweet is inoffensive when it does none of this: everyday talk, news, criticism in civil"
+        " words, or an odd word used with no insulting sense, such as trash for rubbish or a bird for a "
+        "bird."
     ),
 )
 _LABELS = {"0": "offensive", "1": "offensive", "2": "inoffensive"}
@@ -33,7 +31,7 @@ _COLUMNS = {"class", "tweet"}
 
 
 def read(source: Path) -> Source:
-    """``labeled_data.csv``, columns: an index without a name, vote counts, class, tweet."""
+    """Read ``labeled_data.csv``, columns: an index without a name, vote counts, class, tweet."""
     path = find_file(source, "labeled_data.csv") or (source if source.is_file() else None)
     if path is None:
         raise ManifestError(f"{source} holds no labeled_data.csv; give its folder or the file itself")

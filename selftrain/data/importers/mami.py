@@ -20,13 +20,10 @@ TASK = Task(
     ),
     positive="misogynous",
     policy=(
-        "A meme is misogynous when picture and words together express contempt for women: by "
-        "shaming a woman for "
-        "her body or her conduct, by fixed ideas of what women are or should do, by treating women "
-        "as things, or by "
-        "playing down or calling for violence against them. Memes in which women merely appear, and "
-        "jokes on couples "
-        "that spare neither side, are not misogynous."
+        "A meme is misogynous when picture and words together express contempt for women: by shaming a "
+        "woman for her body or her conduct, by fixed ideas of what women are or should do, by treating "
+        "women as things, or by playing down or calling for violence against them. Memes in which women "
+        "merely appear, and jokes on couples that spare neither side, are not misogynous."
     ),
     questions=(
         Question("shaming", "Does the meme shame a woman for her body or her conduct?", ("yes", "no")),
@@ -41,7 +38,7 @@ _ANSWERS = {"1": "yes", "0": "no"}
 
 
 def read(source: Path) -> Source:
-    """Tab-separated files with a ``file_name`` column, images beside them; test labels without a header."""
+    """Read tab-separated files with a ``file_name`` column, images beside; test labels have no header."""
     found = [source] if source.is_file() else sorted([*source.rglob("*.csv"), *source.rglob("*.tsv")])
     tables = [path for path in found if _header(path)[:1] == ["file_name"]]
     if not tables:
@@ -65,7 +62,7 @@ def _split(path: Path) -> str:
 
 
 def _test_labels(source: Path) -> dict[str, list[str]]:
-    """File name -> misogynous and the four kinds, from the files of test labels, which have no header."""
+    """Map file name -> misogynous and the four kinds, from the files of test labels, which have no header."""
     labels = {}
     for path in sorted(source.rglob("*abels*.txt")):
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -19,11 +19,10 @@ TASK = Task(
     ),
     positive="positive",
     policy=(
-        "Judge the feeling of the person who writes, not the topic. A tweet is positive when the "
-        "writer shows joy, "
-        "thanks, liking, amusement or hope; it is negative when the writer shows sorrow, anger, "
-        "fear, illness, "
-        "boredom or regret. Where both appear, the feeling that the tweet ends on decides."
+        "Judge the feeling of the person who writes, not the topic. A tweet is positive when the writer "
+        "shows joy, thanks, liking, amusement or hope; it is negative when the writer shows sorrow, "
+        "anger, fear, illness, boredom or regret. Where both appear, the feeling that the tweet ends on "
+        "decides."
     ),
 )
 _FIELDS = ("polarity", "id", "date", "query", "user", "text")
@@ -32,7 +31,7 @@ _NAMES = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.
 
 
 def read(source: Path) -> Source:
-    """The CSV (polarity, id, date, query, user, text; Latin-1), or ``positive.txt`` and ``negative.txt``."""
+    """Read the CSV (its columns: `_FIELDS`; Latin-1), or ``positive.txt`` and ``negative.txt``."""
     files = (
         {label: find_file(source, f"{label}.txt") for label in _LABELS.values()} if source.is_dir() else {}
     )

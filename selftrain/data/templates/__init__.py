@@ -12,12 +12,12 @@ _FOLDER = Path(__file__).parent
 
 
 def template_names() -> tuple[str, ...]:
-    """Their names, in order."""
+    """Return the names of all templates, in order."""
     return tuple(sorted(file.stem for file in _FOLDER.glob("*.toml")))
 
 
 def template_file(name: str) -> Path:
-    """The file of a template, with its comments.
+    """Return the file of a template, with its comments.
 
     Raises:
         TaskError: There is none of that name.
@@ -28,7 +28,7 @@ def template_file(name: str) -> Path:
 
 
 def load_template(name: str) -> Task:
-    """The task of a template.
+    """Load the task of a template.
 
     Raises:
         TaskError: There is none of that name.

@@ -1,7 +1,7 @@
 """One page of a model: its figures, its curves, its training, and every post that it was measured on.
 
-It is built as the page of a run is (`selftrain.report`), from the same parts and under the same policy:
-`gathering` reads the folder, `cases` prepares the case table, `drawing` draws; cases.js is the page's script.
+It is built as the page of a run is (`selftrain.report`): `model_contents` reads the folder, `model_cases`
+lays out the case table, `model_render` draws; cases.js is the page's own script.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The posts of an evaluation as the page's case table reads them: an index of all, and the posts in chunks.
 
-The index holds what filters and sorting need, in columns, the final question first. Texts, pictures and the
-probabilities of questions with more than two answers lie in chunks that the page parses when somebody looks.
+In the index each column of answers holds one list a question, the final question's first.
 """
 
 from __future__ import annotations
@@ -10,19 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.agentps.questions import FINAL
 from selftrain.agentps.video import is_video
-from selftrain.web.embedding import CHUNK, TEXT_BUDGET, as_json, cut, picture_chunks
 from selftrain.web.pictures import BUDGET, Pictures, embed
+from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 
-MOST_POSTS = 50_000
-"""Posts of a page; of more the first."""
-LENGTHS = (1200, 500, 240, 120)
-"""Characters of a text: the first number that keeps the page within `TEXT_BUDGET`."""
+LENGTHS = ((1200,), (500,), (240,), (120,))
+"""Characters of a text: the first number that the page has room for."""
 
 
 class Column(NamedTuple):
@@ -35,43 +30,26 @@ class Column(NamedTuple):
 
 
 class Cases(NamedTuple):
-    """The case table's data.
+    """The case table, and whether the class of any shown post is known."""
 
-    Attributes:
-        listing: JSON of the index.
-        chunks: JSON of the posts, `CHUNK` each; post i lies in chunk i // CHUNK.
-        pictures: JSON of data URLs by number; the index says which chunk begins with which.
-        shown, posts: How many posts are in the page, and in all.
-        embedded, left_out: Pictures in the page, and those that found no room.
-        cut: Characters to which texts were cut.
-        truth_known: Whether the class of any shown post is known.
-    """
-
-    listing: Markup
-    chunks: Sequence[Markup]
-    pictures: Sequence[Markup]
-    shown: int
-    posts: int
-    embedded: int
-    left_out: int
-    cut: int
+    table: TableData
     truth_known: bool
 
 
-def odds_of(row: Json, column: Column) -> Mapping[str, float]:
-    """Answer -> probability, as validation.jsonl has it of one post."""
+def probs_of(row: Json, column: Column) -> Mapping[str, float]:
+    """Return answer -> probability, as validation.jsonl has it of one post."""
     found: Mapping[str, float] = row["probabilities"] if column.name == FINAL else row["process"][column.name]
     return found
 
 
 def truth_of(row: Json, column: Column) -> str | None:
-    """The true answer, or None where nobody answered."""
+    """Return the true answer, or None where nobody answered."""
     answer: str | None = row["truth"][column.name]
     return answer
 
 
 def gather_cases(rows: Sequence[Json], columns: Sequence[Column], *, budget: int = BUDGET) -> Cases:
-    """The posts in their order.
+    """Lay out the posts in their order.
 
     Args:
         rows: Lines of validation.jsonl that have probabilities.
@@ -82,23 +60,43 @@ def gather_cases(rows: Sequence[Json], columns: Sequence[Column], *, budget: int
     Raises:
         KeyError, ValueError: A line lacks a question, or has an answer that the question does not.
     """
-    shown = rows[:MOST_POSTS]
+    shown = rows[:MOST_RECORDS]
     index = _index(shown, columns)
     pictures = embed(_by_need(shown, index["believed"]), budget=budget)
-    length = _length(shown)
-    posts = [_post(row, columns, pictures, length) for row in shown]
-    albums = list(picture_chunks(pictures.urls))
-    return Cases(
-        listing=as_json(index | {"pictures": [start for start, _ in albums]}),
-        chunks=[as_json(posts[start : start + CHUNK]) for start in range(0, len(posts), CHUNK)],
-        pictures=[as_json(urls) for _, urls in albums],
-        shown=len(shown),
-        posts=len(rows),
-        embedded=len(pictures.urls),
-        left_out=pictures.left_out,
-        cut=length,
-        truth_known=any(one >= 0 for one in index["truth"][0]),
-    )
+    (length,) = fitting(LENGTHS, [len(row.get("text") or "") for row in shown])
+    truth_known = any(one >= 0 for one in index["truth"][0])
+    table = embed_table(
+        "cases", _controls(columns, truth_known=truth_known), index,
+        [_record(row, columns, pictures, length) for row in shown], pictures, total=len(rows), cut=length,
+    )  # fmt: skip
+    return Cases(table, truth_known)
+
+
+def _controls(columns: Sequence[Column], *, truth_known: bool) -> list[Control]:
+    classes = list(enumerate(columns[0].answers))
+    outcomes = [
+        ("", "no matter"), ("wrong", "wrong"), ("right", "right"), ("unknown", "truth not known"),
+    ]  # fmt: skip
+    asked = [("", "no matter"), ("any", "any process question")]
+    asked += [(str(place), one.name) for place, one in enumerate(columns[1:], 1)]
+    by_truth = [("truth:up", "by true class, forwards"), ("truth:down", "by true class, backwards")]
+    orders = [
+        *([("wrong:up", "most wrong first")] if truth_known else []),
+        ("file:up", "as in the file"), ("id:up", "by id, forwards"), ("id:down", "by id, backwards"),
+        *(by_truth if truth_known else []),
+    ]  # fmt: skip
+    for place, one in enumerate(columns):
+        orders += [
+            (f"{place}:down", f"{one.name}, highest first"),
+            (f"{place}:up", f"{one.name}, lowest first"),
+        ]
+    return [
+        *([Control("f-outcome", "Final answer", outcomes)] if truth_known else []),
+        *([Control("f-truth", "True class", [("", "any class"), *classes])] if truth_known else []),
+        Control("f-said", "Model says", [("", "any class"), *classes]),
+        *([Control("f-question", "Question wrong", asked)] if len(columns) > 1 else []),
+        Control("f-sort", "Sort", orders),
+    ]
 
 
 def _index(rows: Sequence[Json], columns: Sequence[Column]) -> Json:
@@ -107,7 +105,6 @@ def _index(rows: Sequence[Json], columns: Sequence[Column]) -> Json:
     `believed` is the probability of the true class, -1 where that is not known.
     """
     index: Json = {
-        "chunk": CHUNK,
         "id": [printable(str(row["id"])) for row in rows],
         "questions": [
             {
@@ -120,34 +117,34 @@ def _index(rows: Sequence[Json], columns: Sequence[Column]) -> Json:
         "truth": [], "said": [], "score": [],
     }  # fmt: skip
     for one in columns:
-        truths, odds = [truth_of(row, one) for row in rows], [odds_of(row, one) for row in rows]
+        truths, probs = [truth_of(row, one) for row in rows], [probs_of(row, one) for row in rows]
         index["truth"].append([-1 if truth is None else one.answers.index(truth) for truth in truths])
-        index["said"].append([_likeliest(each, one.answers) for each in odds])
-        index["score"].append([float(each[one.looked_for]) for each in odds])
+        index["said"].append([_likeliest(each, one.answers) for each in probs])
+        index["score"].append([float(each[one.looked_for]) for each in probs])
     final = columns[0]
     index["believed"] = [
-        -1 if (truth := truth_of(row, final)) is None else float(odds_of(row, final)[truth]) for row in rows
+        -1 if (truth := truth_of(row, final)) is None else float(probs_of(row, final)[truth]) for row in rows
     ]
     return index
 
 
-def _likeliest(odds: Mapping[str, float], answers: Sequence[str]) -> int:
-    return max(range(len(answers)), key=lambda k: odds[answers[k]])
+def _likeliest(probs: Mapping[str, float], answers: Sequence[str]) -> int:
+    return max(range(len(answers)), key=lambda k: probs[answers[k]])
 
 
-def _post(row: Json, columns: Sequence[Column], pictures: Pictures, length: int) -> list[Any]:
-    """[text or None, [[picture number or -1, name]], pictures in all, a list of probabilities a question]."""
+def _record(row: Json, columns: Sequence[Column], pictures: Pictures, length: int) -> list[Any]:
+    """Return [text or None, [[picture number or -1, name]], pictures in all, probabilities a question]."""
     paths = _paths(row)
-    odds = [
-        [float(odds_of(row, one)[answer]) for answer in one.answers] if len(one.answers) > 2 else None
+    probs = [
+        [float(probs_of(row, one)[answer]) for answer in one.answers] if len(one.answers) > 2 else None
         for one in columns
     ]
     text = row.get("text")
     return [
-        None if text is None else cut(text, length),
+        None if text is None else cut_text(text, length),
         [_picture(path, pictures) for path in paths],
         int(row.get("picture_count", len(paths))),
-        odds,
+        probs,
     ]
 
 
@@ -165,10 +162,3 @@ def _by_need(rows: Sequence[Json], believed: Sequence[float]) -> Iterator[Path]:
 
 def _paths(row: Json) -> list[Path]:
     return [Path(path) for path in row.get("pictures", ())]
-
-
-def _length(rows: Sequence[Json]) -> int:
-    """The longest texts that the page has room for."""
-    lengths = [len(row.get("text") or "") for row in rows]
-    fitting = (most for most in LENGTHS if sum(min(n, most) for n in lengths) <= TEXT_BUDGET)
-    return next(fitting, LENGTHS[-1])

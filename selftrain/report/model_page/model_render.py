@@ -10,11 +10,10 @@ import numpy as np
 from markupsafe import Markup
 
 from selftrain.agentps.metrics import PRECISIONS, Curve
-from selftrain.report.model_page.model_contents import Measured, Page
-from selftrain.report.model_page.model_curves import Losses, Training
-from selftrain.store.scores import MOST_POINTS, PrecisionRecall
+from selftrain.report.model_page.model_contents import Losses, MeasuredQuestion, ModelPage, Training
+from selftrain.store.scores import MOST_POINTS
 from selftrain.web import charts
-from selftrain.web.html import render_template
+from selftrain.web.html import render_page
 
 RECALLS = tuple(step / 10 for step in range(1, 11))
 """Where the table beside the curves tells precision."""
@@ -31,7 +30,7 @@ _PROCESS = "/macro_f1"
 class CurvePart(NamedTuple):
     """One question's curve: its chart, its average precision, and precision at each of `RECALLS`."""
 
-    question: Measured
+    question: MeasuredQuestion
     chart: Markup
     average: float
     precision: Sequence[float]
@@ -45,9 +44,11 @@ class TrainingCharts(NamedTuple):
     process: tuple[Markup, Sequence[str]] | None
 
 
-def render(page: Page) -> str:
-    """The page as HTML."""
+def render(page: ModelPage) -> str:
+    """Return the page as HTML."""
     values = page._asdict() | {
+        "cases": page.cases.table,
+        "truth_known": page.cases.truth_known,
         "curves": [
             _curve_part(number, one, one.curve)
             for number, one in enumerate(page.questions)
@@ -62,24 +63,21 @@ def render(page: Page) -> str:
         "process_metric": _PROCESS,
         "quarantine": page.unread,
     }
-    folder = Path(__file__).parent
-    return render_template(
-        "model.html.j2", values, scripts=("page.js", "cases.js"), styles=("cases.css",), folder=folder
-    )
+    scripts = ("page.js", "table.js", "cases.js")
+    return render_page("model.html.j2", values, folder=Path(__file__).parent, scripts=scripts).html
 
 
 # ---- precision and recall ---------------------------------------------------------------------------
 
 
-def _curve_part(number: int, question: Measured, curve: Curve) -> CurvePart:
+def _curve_part(number: int, question: MeasuredQuestion, curve: Curve) -> CurvePart:
     average = float(np.diff(curve.recall, prepend=0.0) @ curve.precision)
     places = np.linspace(0, len(curve.recall) - 1, min(MOST_POINTS, len(curve.recall))).round().astype(int)
     chosen = np.unique(places)
     # from recall 0 on, the most confident posts decide
-    drawn = PrecisionRecall(
+    drawn = (
         [0.0, *curve.recall[chosen].tolist()],
         [float(curve.precision[0]), *curve.precision[chosen].tolist()],
-        average,
     )
     what = (
         f"Precision by recall of question {number + 1}: average precision {average:.3f},"
@@ -90,7 +88,7 @@ def _curve_part(number: int, question: Measured, curve: Curve) -> CurvePart:
 
 
 def precision_at(curve: Curve, recalls: Sequence[float]) -> list[float]:
-    """The best precision of any threshold whose recall is at least each of `recalls`, all at most 1."""
+    """Return the best precision of any threshold with at least each recall, all of which are at most 1."""
     # a recall of 0.3 is 3 of 10 posts, whatever the last bit of the quotient is
     return [float(curve.precision[curve.recall >= least - 1e-9].max()) for least in recalls]
 

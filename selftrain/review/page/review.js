@@ -1,7 +1,7 @@
 // The review page. It shows one post, sends one answer, and shows the next post only when the server has said
 // that the answer is on its disk; an answer that could not be saved stays on the screen and is sent again.
 (() => {
-  const { byId, data, make, isolated, figure, number, meter } = shared;
+  const { byId, data, make, isolated, figure, number, meter, parties } = shared;
   const settings = data("settings");
   const RETRIES = [1, 2, 4, 8, 15]; // seconds
   const POLL = 5, TIMEOUT = 20;
@@ -180,7 +180,7 @@
     byId("remark").hidden = !post.remark;
     for (const one of document.querySelectorAll(".chosen, .before")) one.classList.remove("chosen", "before");
     byId("before").hidden = !(post.opinions && post.opinions.length);
-    tellParties("before-parties", post.opinions || [], null);
+    showParties("before-parties", post.opinions || [], null);
     album.open();
   };
 
@@ -208,16 +208,9 @@
     } else if (step.probability !== null) made.append(meter(step.probability));
     return made;
   };
-  const party = (opinion, label) => {
-    const made = make("section", "party " + compared(opinion, label)), title = make("h4");
-    title.append(isolated(opinion.who));
-    made.append(title, ...opinion.steps.map((one, k) => stepOf(one, opinion.steps[k - 1])));
-    return made;
-  };
-  const tellParties = (where, opinions, label) => { // what was said at the same step stands at the same height
-    const all = opinions.map((one) => party(one, label));
-    const rows = Math.max(0, ...all.map((one) => one.children.length));
-    for (const one of all) one.style.gridRow = "span " + rows;
+  const showParties = (where, opinions, label) => {
+    const all = parties(opinions.map(({ who, steps }) => [who, steps.map((one, k) => stepOf(one, steps[k - 1]))]));
+    all.forEach((one, k) => one.classList.add(...[compared(opinions[k], label)].filter(Boolean)));
     byId(where).replaceChildren(...all);
   };
   const mark = (opinion, label) => {
@@ -237,7 +230,7 @@
     else line.append(isolated(last.shown, "snippet path"));
     byId("previous-marks").replaceChildren(...last.opinions.map((one) => mark(one, last.label)));
     byId("why").hidden = !last.opinions.length;
-    tellParties("previous-parties", last.opinions, last.label);
+    showParties("previous-parties", last.opinions, last.label);
   };
 
   // ---- pictures: veiled until somebody asks ----

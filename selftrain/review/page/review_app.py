@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,8 +18,8 @@ from starlette.routing import Route
 from selftrain._util.types import Json
 from selftrain.errors import DecisionError, LedgerError, SelftrainError
 from selftrain.review.page.auth import Guard
-from selftrain.review.page.review_page import Page, security_policy
 from selftrain.review.page.session import Desk
+from selftrain.web.html import RenderedPage
 
 BODY = 20_000
 """Bytes of a request, at most."""
@@ -43,7 +42,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
-def build_app(desk: Desk, page: Page, *, token: str, hosts: Iterable[str] = ()) -> Starlette:
+def build_app(desk: Desk, page: RenderedPage, *, token: str, hosts: Iterable[str] = ()) -> Starlette:
     """The application.
 
     Args:
@@ -55,10 +54,7 @@ def build_app(desk: Desk, page: Page, *, token: str, hosts: Iterable[str] = ()) 
     decoding = threading.Semaphore(DECODERS)
 
     async def index(_: Request) -> Response:
-        nonce = secrets.token_urlsafe(16)
-        return HTMLResponse(
-            page.with_nonce(nonce), headers={"Content-Security-Policy": security_policy(nonce)}
-        )
+        return HTMLResponse(page.html, headers={"Content-Security-Policy": page.security_policy})
 
     async def picture(request: Request) -> Response:
         place, index = request.path_params["place"], request.path_params["index"]

@@ -1,40 +1,17 @@
-"""The one page of the review, drawn once: what changes comes later, as JSON."""
+"""The one page of the review, rendered once: what changes comes later, as JSON."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from markupsafe import Markup
-
-from selftrain import web
-from selftrain._util.printable import printable, printable_lines
+from selftrain._util.printable import printable
 from selftrain.review.items import UNSURE
 from selftrain.review.page.material import Policy
-from selftrain.web.embedding import as_json
-
-_HERE, _WEB = Path(__file__).parent, Path(web.__file__).parent
+from selftrain.web.html import RenderedPage, as_json, render_page
 
 
-class Page(NamedTuple):
-    """What a reviewer's browser is given first.
-
-    Attributes:
-        html: With `mark` where the nonce of one answer belongs.
-        mark: Drawn at random, so that no text of the task holds it.
-    """
-
-    html: str
-    mark: str
-
-    def with_nonce(self, nonce: str) -> str:
-        """The page for one answer, whose security policy names this nonce."""
-        return self.html.replace(self.mark, nonce)
-
-
-def draw_page(
+def render_review(
     name: str,
     classes: Sequence[str],
     policy: Policy,
@@ -42,8 +19,8 @@ def draw_page(
     lease_seconds: float,
     command: str,
     show_opinions: bool,
-) -> Page:
-    """The page of a run.
+) -> RenderedPage:
+    """Return the page of a run.
 
     Args:
         name: The run's, as the heading has it.
@@ -53,44 +30,20 @@ def draw_page(
         command: What to run once everything is reviewed.
         show_opinions: Whether machines are heard before the reviewer.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, finalize=_shown,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     settings = {
         "classes": [{"name": one, "shown": printable(one)} for one in classes],
         "unsure": UNSURE, "lease": lease_seconds, "opinions": show_opinions,
         "command": printable(command),
     }  # fmt: skip
-    mark = secrets.token_hex(16)
-    html = environment.get_template("review.html.j2").render(
-        name=name,
-        task=policy.name,
-        policy=policy.text,
-        classes=[(one, policy.meanings.get(one, "")) for one in classes],
-        settings=as_json(settings),
-        style=_own(_WEB / "page.css", _HERE / "review.css"),
-        script=_own(_WEB / "page.js", _HERE / "review.js"),
-        nonce=mark,
-        show_opinions=show_opinions,
-    )
-    return Page(html, mark)
-
-
-def security_policy(nonce: str) -> str:
-    """This style sheet, this script, this server; nothing else, and no frame around it."""
-    return (
-        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self';"
-        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
-        " require-trusted-types-for 'script'; trusted-types 'none'"
-    )
-
-
-def _own(*files: Path) -> Markup:
-    return Markup("\n").join(Markup(file.read_text(encoding="utf-8")) for file in files)
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, Markup) else printable_lines(str(value))
+    values = {
+        "name": name,
+        "task": policy.name,
+        "policy": policy.text,
+        "classes": [(one, "", policy.meanings.get(one, "")) for one in classes],
+        "settings": as_json(settings),
+        "show_opinions": show_opinions,
+    }
+    return render_page(
+        "review.html.j2", values, folder=Path(__file__).parent,
+        scripts=("page.js", "review.js"), styles=("review.css",), served=True,
+    )  # fmt: skip

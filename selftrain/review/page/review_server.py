@@ -7,15 +7,10 @@ import json
 import re
 import secrets
 import shlex
-import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 from urllib.parse import quote
-
-import uvicorn
-from starlette.applications import Starlette
 
 from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder
@@ -23,12 +18,12 @@ from selftrain.review.ledger import LEDGER, ReviewLedger
 from selftrain.review.open_ledger import OpenLedger
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
-from selftrain.review.page.review_page import draw_page
+from selftrain.review.page.review_page import render_review
 from selftrain.review.page.session import Desk
 from selftrain.review.requests import class_names
-from selftrain.serving.server import address, listen
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.http_server import HttpServer, endpoint_of, listen
 
 REMEMBERED = ".review.json"
 """Token and port of the last start, in the run folder, for its owner alone: open pages survive a restart."""
@@ -118,7 +113,7 @@ def serve(
     try:
         _remember(folder, token, listener.getsockname()[1])
         names = () if opening.host in LOOPBACK else (opening.host,)
-        page = draw_page(
+        page = render_review(
             folder.path.resolve().name,
             desk.ledger.classes,
             policy_of(folder, desk.ledger.classes),
@@ -127,7 +122,7 @@ def serve(
             show_opinions=desk.show_opinions,
         )
         app = build_app(desk, page, token=token, hosts=names)
-        where = f"{address(listener)}/?token={token}"
+        where = f"{endpoint_of(listener)}/?token={token}"
         if opening.reviewer:
             where += f"&reviewer={quote(opening.reviewer, safe='')}"
 
@@ -136,7 +131,7 @@ def serve(
                 tell(line)
             opened(where)
 
-        asyncio.run(_Server(app, started).serve([listener]))
+        asyncio.run(HttpServer(app, started=started).serve([listener]))
     finally:
         listener.close()
 
@@ -149,28 +144,6 @@ def next_command(folder: RunFolder) -> str:
     if (folder.path / "quickstart-data").is_dir():
         return f"selftrain quickstart --out {out}"
     return f"selftrain run {shlex.quote(str(folder.recipe_path))} --out {out}"
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that says when it listens to requests and signals, and ends with status 0 on a signal."""
-
-    def __init__(self, app: Starlette, started: Callable[[], None]) -> None:
-        config = uvicorn.Config(
-            app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=5,
-        )  # fmt: skip
-        super().__init__(config)
-        self._started = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer, and say so."""
-        await super().startup(sockets=sockets)
-        self._started()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets requests under way finish, the second does not; neither is raised again."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
 
 
 def _welcome(where: str, opening: Opening) -> Iterable[str]:

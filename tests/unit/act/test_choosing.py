@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from agents.ask.brief import Brief
+from agents.ask.annotator import AnnotationPrompts
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer.asking import Criticism
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.wording import Wording
+from agents.ask.criticizer import Criticism
+from agents.ask.prompt_files import Brief
 from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.trust import wilson
@@ -77,17 +76,17 @@ class Model:
 
 def chosen(tmp_path, *models, posts=POSTS, **options) -> Choice:
     store = ResponseCache(tmp_path / "a.sqlite")
-    desks = {m.name: Desk(Runner(m, store, run="r"), opener=None) for m in models}
+    runners = {m.name: Runner(m, store, run="r", opener=None) for m in models}
     try:
         return choose(
-            desks,
+            runners,
             posts,
-            Wording(BRIEF),
+            AnnotationPrompts(BRIEF),
             **{"strategies": ("log_probability",), "modes": ("plain",)} | options,
         )
     finally:
-        for desk in desks.values():
-            desk.close()
+        for runner in runners.values():
+            runner.close()
         store.close()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from agentps_helpers import SPARE_ROWS, llava_onevision, picture, qwen25_vl, tiny_embedded
 
-from backbones.errors import PromptError
+from backbones.errors import PromptFitError
 from backbones.mllm.adapters import adapt, merge, trained_names
 from backbones.mllm.answer_token import ANSWER_TOKEN, defuse
 from backbones.mllm.answering import AnsweringModel, answer_positions, last_positions
@@ -218,13 +218,13 @@ def test_texts_are_cut_to_what_the_prompt_leaves(family):
     long = reader.read([Prompt("word " * 5000)])["attention_mask"].sum()
     assert 90 <= int(long) <= 96
     assert int(reader.read([Prompt("word")])["attention_mask"].sum()) < 96 - reader.text_budget + 8
-    with pytest.raises(PromptError, match=r"take \d+ tokens of 20"):
+    with pytest.raises(PromptFitError, match=r"take \d+ tokens of 20"):
         mllm.reader(WORDING, "left", 20)
 
 
 def test_a_prompt_that_lost_an_answer_token_is_refused():
     ids = torch.tensor([[7, 1, 7, 2], [7, 1, 1, 2]])
-    with pytest.raises(PromptError, match="prompt 1 of the batch holds 1 answer tokens for 2"):
+    with pytest.raises(PromptFitError, match="prompt 1 of the batch holds 1 answer tokens for 2"):
         answer_positions(ids, torch.ones_like(ids), 7, 2)
 
 

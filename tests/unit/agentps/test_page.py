@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
-from page_helpers import PreparedPost
+from page_helpers import ParsedPage
 from report_helpers import CONTROLS, MARKUP, TEMPLATE
 
 from selftrain.agentps.examples import Example
@@ -24,8 +24,9 @@ from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
 from selftrain.report.model_page import gather, write_report
 from selftrain.report.model_page import model_cases as cases
-from selftrain.report.model_page.model_curves import MOST_POINTS
+from selftrain.report.model_page.model_contents import MOST_POINTS
 from selftrain.report.model_page.model_render import precision_at
+from selftrain.web import table
 
 
 def page_of(place):
@@ -49,7 +50,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seen(trained):
-    return PreparedPost(page_of(trained))
+    return ParsedPage(page_of(trained))
 
 
 # ---- records ----------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ def test_a_record_keeps_the_post_within_bounds(tmp_path):
     assert row["truth"] == {"insult": "no", "target": None, "faces": None, "final": "harmless"}
     broken = answers_row(asked, ScoredPost(one, (), "too large"))
     assert set(broken) == {"id", "reason", "text", "pictures", "picture_count", "truth"}
-    assert max(cases.LENGTHS) < TEXT  # so that the page's own cut, which leaves a mark, comes first
+    assert max(cases.LENGTHS)[0] < TEXT  # so that the page's own cut, which leaves a mark, comes first
 
 
 # ---- figures ----------------------------------------------------------------------------------------
@@ -165,14 +166,14 @@ def test_losses_are_thinned_to_means_and_every_epoch_is_told(trained, seen):
 
 def test_an_evaluation_tells_whose_figures_it_has_and_draws_no_training(tmp_path):
     made(tmp_path, TWO, drawn_posts(TWO, 30))
-    told = PreparedPost(page_of(tmp_path)).words()
+    told = ParsedPage(page_of(tmp_path)).words()
     assert "by the model abc123abc123" in told
     assert "Loss by step" not in told
 
 
 def test_a_training_without_its_losses_says_so(tmp_path):
     made(tmp_path, TWO, drawn_posts(TWO, 30), epochs=2)
-    told = PreparedPost(page_of(tmp_path)).words()
+    told = ParsedPage(page_of(tmp_path)).words()
     assert "The losses are not there (losses.jsonl)" in told
     assert "Final question by epoch" in told
 
@@ -186,7 +187,7 @@ def test_a_question_with_one_answer_alone_has_a_note_and_no_curve(tmp_path):
         for one in drawn_posts(TWO, 40)
     ]
     made(tmp_path, TWO, posts)
-    seen = PreparedPost(page_of(tmp_path))
+    seen = ParsedPage(page_of(tmp_path))
     assert "No figures: only one answer occurs among these posts" in seen.words()
     assert sum(tag == "svg" for tag, _ in seen.tags) == 3
 
@@ -195,23 +196,23 @@ def test_answers_that_nobody_gave_are_not_wrong(tmp_path):
     posts = [replace(one, process={}) for one in drawn_posts(TWO, 30)]
     made(tmp_path, TWO, posts)
     page = gather(tmp_path)
-    listing = json.loads(str(page.cases.listing))
+    listing = json.loads(str(page.cases.table.listing))
     assert listing["truth"][1:] == [[-1] * 30] * 3
     assert [one.posts for one in page.questions] == [30, 0, 0, 0]
-    assert PreparedPost(page_of(tmp_path)).words().count("No figures:") == 3
+    assert ParsedPage(page_of(tmp_path)).words().count("No figures:") == 3
 
 
 def test_posts_without_a_class_have_a_table_without_truth(tmp_path):
     posts = [replace(one, label=None) for one in drawn_posts(TWO, 30)]
     made(tmp_path, TWO, posts)
-    seen = PreparedPost(page_of(tmp_path))
+    seen = ParsedPage(page_of(tmp_path))
     assert json.loads(seen.raw["listing"])["believed"] == [-1] * 30
     assert {a["id"] for _, a in seen.tags if "id" in a} & {"f-outcome", "f-truth"} == set()
 
 
 def test_four_classes_and_no_questions(tmp_path):
     made(tmp_path, FOUR, drawn_posts(FOUR, 60), epochs=3, steps=30)
-    seen = PreparedPost(page_of(tmp_path))
+    seen = ParsedPage(page_of(tmp_path))
     assert "Which is it: sexual, violent, hateful, none?" in seen.words()
     assert "over all 4 answers" in seen.words()
     listing, post = json.loads(seen.raw["listing"]), json.loads(seen.raw["cases-0"])[0]
@@ -228,10 +229,10 @@ def test_four_classes_and_no_questions(tmp_path):
 
 def test_the_index_holds_what_the_records_say(trained):
     rows = [row for row in rows_of(trained) if "reason" not in row]
-    found = gather(trained).cases
+    found = gather(trained).cases.table
     listing = json.loads(str(found.listing))
     assert listing["id"] == [row["id"] for row in rows]
-    assert (found.shown, found.posts) == (88, 88)
+    assert (found.shown, found.total) == (88, 88)
     for q, one in enumerate(listing["questions"]):
         for i, row in enumerate(rows):
             odds = row["probabilities"] if q == 0 else row["process"][one["name"]]
@@ -251,7 +252,7 @@ def test_why_a_post_could_not_be_read_is_told_without_its_folder(tmp_path):
     rows[3]["reason"] = f"{posts[3].images[0]}: not an image"
     (tmp_path / "m" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = page_of(tmp_path / "m")
-    assert f"{posts[3].id} a.png: not an image" in PreparedPost(page).words()
+    assert f"{posts[3].id} a.png: not an image" in ParsedPage(page).words()
     assert "private" not in page
 
 
@@ -266,8 +267,8 @@ def test_the_first_pictures_of_the_worst_posts_are_embedded_first(tmp_path):
     labels = (None, "offensive", "harmless", "offensive")
     posts = [Post(f"p{n}", "x", tuple(pictures[2 * n : 2 * n + 2]), labels[n]) for n in range(4)]
     made(tmp_path / "m", TWO, posts)
-    urls = [url for chunk in gather(tmp_path / "m").cases.pictures for url in json.loads(str(chunk))]
-    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:5]))).cases
+    urls = [url for chunk in gather(tmp_path / "m").cases.table.pictures for url in json.loads(str(chunk))]
+    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:5]))).cases.table
     believed = json.loads(str(found.listing))["believed"]
     order = sorted((1, 2, 3), key=lambda i: believed[i])
     rows = json.loads(str(found.chunks[0]))
@@ -288,7 +289,7 @@ def test_of_where_a_picture_lies_the_page_tells_its_name_alone_and_videos_are_na
     made(tmp_path / "m", TWO, posts)
     page = page_of(tmp_path / "m")
     assert "secret-folder" not in page
-    first, second = json.loads(PreparedPost(page).raw["cases-0"])
+    first, second = json.loads(ParsedPage(page).raw["cases-0"])
     assert first[1][0] == [0, "0.png"]
     assert first[1][1][0] == -1
     assert first[1][1][1].startswith("gone.png (no such file")
@@ -297,9 +298,9 @@ def test_of_where_a_picture_lies_the_page_tells_its_name_alone_and_videos_are_na
 
 def test_texts_are_cut_with_a_mark_and_harder_when_there_is_little_room(tmp_path, monkeypatch):
     made(tmp_path, TWO, [Post(f"p{n}", "long " * 1000, (), TWO.names[n % 2]) for n in range(4)])
-    assert gather(tmp_path).cases.cut == 1200
-    monkeypatch.setattr(cases, "TEXT_BUDGET", 1000)
-    found = gather(tmp_path).cases
+    assert gather(tmp_path).cases.table.cut == 1200
+    monkeypatch.setattr(table, "TEXT_BUDGET", 1000)
+    found = gather(tmp_path).cases.table
     assert found.cut == 240
     text = json.loads(str(found.chunks[0]))[0][0]
     assert text.endswith(" […]")
@@ -308,9 +309,9 @@ def test_texts_are_cut_with_a_mark_and_harder_when_there_is_little_room(tmp_path
 
 def test_of_more_posts_than_a_page_takes_the_first_are_there(tmp_path, monkeypatch):
     made(tmp_path, TWO, drawn_posts(TWO, 30))
-    monkeypatch.setattr(cases, "MOST_POSTS", 20)
-    monkeypatch.setattr(cases, "CHUNK", 8)
-    seen = PreparedPost(page_of(tmp_path))
+    monkeypatch.setattr(cases, "MOST_RECORDS", 20)
+    monkeypatch.setattr(table, "CHUNK", 8)
+    seen = ParsedPage(page_of(tmp_path))
     assert "The first 20 of 30 posts are here" in seen.words()
     assert [len(json.loads(seen.raw[f"cases-{n}"])) for n in range(3)] == [8, 8, 4]
     assert json.loads(seen.raw["listing"])["chunk"] == 8
@@ -321,7 +322,7 @@ def test_records_of_a_process_that_began_before_texts_were_kept_can_be_drawn(tmp
     gone = ("text", "pictures", "picture_count")
     bare = [{key: value for key, value in row.items() if key not in gone} for row in rows_of(tmp_path)]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
-    assert json.loads(PreparedPost(page_of(tmp_path)).raw["cases-0"])[0][:3] == [None, [], 0]
+    assert json.loads(ParsedPage(page_of(tmp_path)).raw["cases-0"])[0][:3] == [None, [], 0]
 
 
 # ---- what comes from outside ------------------------------------------------------------------------
@@ -349,7 +350,7 @@ def hostile(place, bad):
 
 def test_hostile_strings_are_shown_and_change_nothing_of_the_page(tmp_path):
     page = hostile(tmp_path / "bad", lambda word: word + BAD)
-    seen, plain = PreparedPost(page), PreparedPost(hostile(tmp_path / "good", lambda word: word))
+    seen, plain = ParsedPage(page), ParsedPage(hostile(tmp_path / "good", lambda word: word))
     assert [tag for tag, _ in seen.tags] == [tag for tag, _ in plain.tags]
     assert [set(attributes) for _, attributes in seen.tags] == [set(a) for _, a in plain.tags]
     assert (seen.raw["style"], seen.raw["script"]) == (plain.raw["style"], plain.raw["script"])

@@ -13,7 +13,7 @@ from chat_stub import ChatStub, answers, ask, card, completion, connected, raw, 
 
 from agents.client.base import ChatRequest, Completion, Message, PromptSize, Sampling, Token, Usage, picture
 from agents.client.client import ChatClient
-from agents.client.transport import _retry_after, plain_address
+from agents.client.endpoints import plain_endpoint, retry_after
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -187,7 +187,7 @@ def test_a_redirect_is_not_followed():
         other = await ChatStub().start()
         stub = ChatStub(says(b"", 307, location=f"{other.url}/v1/chat/completions"))
         async with connected(stub) as (client, _):
-            with pytest.raises(ServerRefusedError, match="give the final address"):
+            with pytest.raises(ServerRefusedError, match="give the final URL"):
                 await client.complete(ask())
         await other.stop()
         assert other.received == []
@@ -252,7 +252,14 @@ def test_the_key_is_sent_and_never_shown(behave, monkeypatch, caplog):
         async with connected(stub, key_variable="MY_KEY", retries=1) as (client, events):
             with pytest.raises((RequestRefusedError, ServerRefusedError, CallFailedError)) as info:
                 await client.complete(ask())
-            shown.extend([repr(client), repr(vars(client)), repr(client.snapshot()), repr(events)])
+            shown.extend(
+                [
+                    repr(client),
+                    repr(vars(client)),
+                    repr(client.endpoints),
+                    repr(events),
+                ]
+            )
             error = info.value
             while error is not None:
                 shown.extend([*traceback.format_exception(error), repr(error), repr(vars(error))])
@@ -319,8 +326,8 @@ def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(monkeypatch):
         ("http://[::1]:80/", "http://[::1]:80"),
     ],
 )
-def test_addresses(given, used):
-    assert plain_address(given) == used
+def test_endpoints(given, used):
+    assert plain_endpoint(given) == used
 
 
 @pytest.mark.parametrize(
@@ -335,12 +342,12 @@ def test_addresses(given, used):
         ["http://a:1", "http://a:1/v1"],
     ],
 )
-def test_addresses_that_are_none(given):
+def test_endpoints_that_are_none(given):
     with pytest.raises(ServerRefusedError, match="expected"):
         ChatClient(given)
 
 
-def test_an_address_with_a_password_is_refused_without_showing_it():
+def test_an_endpoint_with_a_password_is_refused_without_showing_it():
     with pytest.raises(ServerRefusedError, match="environment variable") as info:
         ChatClient([f"http://me:{SECRET}@host:80"])
     assert SECRET not in str(info.value)
@@ -351,7 +358,7 @@ def test_a_client_that_is_not_open():
         client = ChatClient(["http://127.0.0.1:1"])
         with pytest.raises(RuntimeError, match="opened before"):
             await client.complete(ask())
-        assert client.snapshot().addresses == ()
+        assert client.endpoints == ()
         await client.close()
         with pytest.raises(RuntimeError, match="opened once"):
             await client.open()
@@ -377,12 +384,12 @@ def test_a_hook_that_fails_fails_nothing_else(caplog):
 
 
 def test_retry_after_as_a_number_or_a_date():
-    assert _retry_after(None) is None
-    assert _retry_after("2.5") == 2.5
-    assert _retry_after("-1") == 0
-    assert _retry_after("Sun, 06 Nov 1994 08:49:37 GMT") == 0
-    assert _retry_after("Fri, 06 Nov 2099 08:49:37 GMT") > 1e9
-    assert _retry_after("soon") is None
+    assert retry_after(None) is None
+    assert retry_after("2.5") == 2.5
+    assert retry_after("-1") == 0
+    assert retry_after("Sun, 06 Nov 1994 08:49:37 GMT") == 0
+    assert retry_after("Fri, 06 Nov 2099 08:49:37 GMT") > 1e9
+    assert retry_after("soon") is None
 
 
 def test_the_stub_tells_pictures_from_text():

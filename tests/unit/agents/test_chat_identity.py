@@ -1,4 +1,4 @@
-"""Which model answers: read at the start, agreed between addresses, checked when one comes back."""
+"""Which model answers: read at the start, agreed between endpoints, checked when one comes back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from chat_stub import ChatStub, ask, card, connected, refuses, run, waits
 
 from agents.client.base import Identity
 from agents.client.client import ChatClient
-from agents.client.served import fingerprint
+from agents.client.probe import fingerprint
 from agents.errors import ServerLostError, ServerRefusedError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -75,7 +75,7 @@ def test_a_server_without_a_version():
         (ChatStub(version="1.3"), "vllm 1.3"),
     ],
 )
-def test_addresses_that_disagree(other, shown):
+def test_endpoints_that_disagree(other, shown):
     with pytest.raises(ServerRefusedError, match="serve different models") as info:
         identity_of(ChatStub(), other)
     assert shown in str(info.value)
@@ -100,53 +100,53 @@ def test_nobody_answers_at_the_start():
         message = str(info.value)
         assert f"for 0.05 s ({stub.url}: Connection refused)" in message
         assert "is kept" in message
-        assert client.snapshot().addresses[0].up is False
+        assert client.endpoints[0].up is False
 
     run(scenario())
 
 
-def test_an_address_that_is_down_at_the_start_joins_later():
+def test_an_endpoint_that_is_down_at_the_start_joins_later():
     async def scenario():
         late = await ChatStub(usual=waits).start()
         await late.stop()
         first = ChatStub(usual=waits)
         async with connected(first, late, maximum=1) as (client, events):
-            assert [state.up for state in client.snapshot().addresses] == [True, False]
-            assert events.of("down")[0]["address"] == late.url
+            assert [state.up for state in client.endpoints] == [True, False]
+            assert events.of("down")[0]["endpoint"] == late.url
             await late.start()
             await events.until("up", 2)
-            assert [state.up for state in client.snapshot().addresses] == [True, True]
+            assert [state.up for state in client.endpoints] == [True, True]
 
     run(scenario())
 
 
-def test_an_address_that_comes_back_with_another_model_is_left_out(caplog):
+def test_an_endpoint_that_comes_back_with_another_model_is_left_out(caplog):
     async def scenario():
         steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
         async with connected(changing, steady) as (client, events):
             changing.cards = [card(root="/models/else")]
             assert (await client.complete(ask())).text == "to hello"  # the 500 sent it on
             await changing.asked("/v1/models", changing.gets["/v1/models"] + 3)
-            state = client.snapshot().addresses[0]
+            state = client.endpoints[0]
             assert not state.up
             assert "/models/else" in state.reason
             assert "/models/tiny" in state.reason
             changing.cards = [card()]
             await events.until("up", 3)
-            assert client.snapshot().addresses[0].up
+            assert client.endpoints[0].up
 
     run(scenario())
     assert [record.levelname for record in caplog.records if "left out" in record.message] == ["WARNING"]
 
 
-def test_an_address_that_comes_back_without_the_model_is_left_out(caplog):
+def test_an_endpoint_that_comes_back_without_the_model_is_left_out(caplog):
     async def scenario():
         steady, changing = ChatStub(), ChatStub(refuses(500), cards=[card()])
         async with connected(changing, steady, model="tiny") as (client, _):
             changing.cards = [card("huge")]
             assert (await client.complete(ask())).text == "to hello"
             await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
-            assert "it serves: huge" in client.snapshot().addresses[0].reason
+            assert "it serves: huge" in client.endpoints[0].reason
 
     run(scenario())
     assert caplog.text.count("left out") == 1
@@ -191,7 +191,7 @@ def test_the_fingerprint_reads_the_configuration_and_nothing_else(weights):
     assert fingerprint(str(weights)) != before
 
 
-def test_an_address_that_comes_back_with_other_weights_is_left_out(weights, caplog):
+def test_an_endpoint_that_comes_back_with_other_weights_is_left_out(weights, caplog):
     async def scenario():
         cards = [card(root=str(weights))]
         steady, changing = ChatStub(cards=cards), ChatStub(refuses(500), cards=cards)
@@ -199,7 +199,7 @@ def test_an_address_that_comes_back_with_other_weights_is_left_out(weights, capl
             (weights / "model.safetensors").write_bytes(b"other")
             assert (await client.complete(ask())).text == "to hello"
             await changing.asked("/v1/models", changing.gets["/v1/models"] + 2)
-            assert f"the files in {weights} had changed" in client.snapshot().addresses[0].reason
+            assert f"the files in {weights} had changed" in client.endpoints[0].reason
             assert len(events.of("up")) == 2
 
     run(scenario())

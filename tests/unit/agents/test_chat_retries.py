@@ -1,4 +1,4 @@
-"""What failures cost: retries, the limit of an address, or nothing."""
+"""What failures cost: retries, the limit of an endpoint, or nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from chat_stub import (
     completion,
     connected,
     is_silent,
+    preferred,
     raw,
     refuses,
     resets,
@@ -21,7 +22,7 @@ from chat_stub import (
     waits,
 )
 
-from agents.client.limiter import Limiter
+from agents.client.endpoints import Limiter
 from agents.errors import CallFailedError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -65,7 +66,7 @@ def test_a_limit_below_one():
 
 
 @pytest.mark.parametrize("status", [408, 429, 503])
-def test_an_overloaded_address_gets_half_and_the_call_is_repeated(status):
+def test_an_overloaded_endpoint_gets_half_and_the_call_is_repeated(status):
     async def scenario():
         stub = ChatStub(refuses(status, "slow down"))
         async with connected(stub, maximum=8) as (client, events):
@@ -152,7 +153,7 @@ def test_calls_that_always_take_too_long():
         async with connected(ChatStub(usual=is_silent), timeout=0.1, retries=1) as (client, _):
             with pytest.raises(CallFailedError, match=r"no answer in 2 tries; .*no answer within 0.1 s"):
                 await client.complete(ask())
-            assert client.snapshot().addresses[0].in_flight == 0
+            assert client.endpoints[0].in_flight == 0
 
     run(scenario())
 
@@ -174,12 +175,12 @@ def test_a_failed_connection_sends_the_call_on_without_a_retry(behave):
         async with connected(bad, good, retries=0) as (client, events):
             call = asyncio.create_task(client.complete(ask()))
             await good.arrived(1)
-            assert events.of("down")[0]["address"] == bad.url
+            assert events.of("down")[0]["endpoint"] == bad.url
             await events.until("up", 3)  # the probe found it well; two came up at the start
             good.release.set()
             assert (await call).text == "to hello"
             assert events.of("retry") == []
-            assert [state.limit for state in client.snapshot().addresses] == [64, 64]
+            assert [one.limiter.limit for one in client.endpoints] == [64, 64]
 
     run(scenario())
 
@@ -193,15 +194,16 @@ def test_a_call_that_fails_every_server_ends():
             with pytest.raises(CallFailedError, match=r"no answer in 3 tries; .*HTTP 500: boom"):
                 await client.complete(ask())
             assert len(events.of("retry")) == 2
-        # each address once for nothing, then the first of three tries and two retries
+        # each endpoint once for nothing, then the first of three tries and two retries
         assert len(first.received) + len(second.received) == 5
 
     run(scenario())
 
 
-def test_a_retry_goes_to_another_address():
+def test_a_retry_goes_to_another_endpoint():
     async def scenario():
-        busy, idle = ChatStub(usual=refuses(503)), ChatStub()
+        busy, idle = await preferred("post", ChatStub(), ChatStub())
+        busy.usual = refuses(503)
         async with connected(busy, idle, retries=1) as (client, _):
             assert (await client.complete(ask(affinity="post"))).text == "to hello"
         assert (len(busy.received), len(idle.received)) == (1, 1)

@@ -9,15 +9,14 @@ import pytest
 from PIL import Image
 from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
-from agents.ask.brief import Brief
+from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
+from agents.ask.answer_schema import perplexity
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer.asking import Annotation, Annotator, Criticizer, perplexity
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.strategies import GRADES, PER_CENT, STRATEGIES
-from agents.ask.criticizer.wording import BUILT_IN, PLACEHOLDERS, Wording
+from agents.ask.criticizer import GRADES, PER_CENT, STRATEGIES, Criticizer
+from agents.ask.prompt_files import Brief
 from agents.ask.runner import Runner
 from agents.client.base import Completion, Token, Usage
-from agents.errors import CallFailedError, JudgmentError, PromptError, TokenCapError
+from agents.errors import CallFailedError, JudgmentError, PromptFileError, TokenCapError
 
 CLASSES = {"rude": "insults somebody", "kind": "is friendly", "odd": "everything else, $5 included"}
 BRIEF = Brief("manners", "Rude posts insult.", CLASSES)
@@ -42,16 +41,15 @@ def answered(label, shares=None, rationale=None, logprob=-0.5):
     return Completion(text, "stop", Usage(100, 0, 0, 20), (*tokens, Token(tail, 0.0, ())))
 
 
-def desk(folder, answer, **options):
+def running(folder, answer, **options):
     backend = MemoryBackend(answer)
-    runner = Runner(backend, ResponseCache(folder / "a.sqlite"), run="r", **options)
-    return Desk(runner, opener=opener), backend
+    return Runner(backend, ResponseCache(folder / "a.sqlite"), run="r", opener=opener, **options), backend
 
 
 def criticize(folder, strategy, answer, annotation=ANNOTATED, post=POST):
-    seat, backend = desk(folder, answer)
-    (found,) = seat.criticize([post], [annotation], Criticizer(Wording(BRIEF), strategy))
-    seat.close()
+    runner, backend = running(folder, answer)
+    (found,) = Criticizer(AnnotationPrompts(BRIEF), strategy).criticize(runner, [post], [annotation])
+    runner.close()
     return found, backend
 
 
@@ -61,10 +59,10 @@ def criticize(folder, strategy, answer, annotation=ANNOTATED, post=POST):
 @pytest.mark.parametrize("reasoning", [False, True])
 def test_an_annotation_is_a_label_its_share_and_reasons(tmp_path, reasoning):
     rationale = "calls names" if reasoning else None
-    seat, backend = desk(
+    runner, backend = running(
         tmp_path, lambda _: answered("rude", {"rude": 0.6, "kind": 0.2, "odd": 0.2}, rationale)
     )
-    (found,) = seat.annotate([POST], Annotator(Wording(BRIEF), reasoning=reasoning))
+    (found,) = Annotator(AnnotationPrompts(BRIEF), reasoning=reasoning).annotate(runner, [POST])
     assert (found.post_id, found.label, found.fault) == ("p1", "rude", "")
     assert found.probability == pytest.approx(0.6)
     assert found.rationale == (rationale or "")
@@ -73,16 +71,18 @@ def test_an_annotation_is_a_label_its_share_and_reasons(tmp_path, reasoning):
     schema = backend.requests[0].schema
     assert list(schema["properties"]) == (["rationale", "label"] if reasoning else ["label"])
     assert schema["properties"]["label"] == {"enum": ["rude", "kind", "odd", "unsure"]}
-    seat.close()
+    runner.close()
     assert backend.closed == 1
 
 
 def test_unsure_and_unusable_answers_are_no_labels(tmp_path):
-    seat, _ = desk(tmp_path, lambda _: answered("unsure"))
-    (unsure,) = seat.annotate([POST], Annotator(Wording(BRIEF), reasoning=False))
+    runner, _ = running(tmp_path, lambda _: answered("unsure"))
+    (unsure,) = Annotator(AnnotationPrompts(BRIEF), reasoning=False).annotate(runner, [POST])
     assert (unsure.label, unsure.fault) == (None, "the annotator was unsure")
-    seat, backend = desk(tmp_path, lambda _: raw("no JSON"))
-    (failed,) = seat.annotate([PostStub("p2", "other")], Annotator(Wording(BRIEF), reasoning=False))
+    runner, backend = running(tmp_path, lambda _: raw("no JSON"))
+    (failed,) = Annotator(AnnotationPrompts(BRIEF), reasoning=False).annotate(
+        runner, [PostStub("p2", "other")]
+    )
     assert failed.label is None
     assert "3 attempt(s)" in failed.fault
     assert len(backend.requests) == 3
@@ -94,8 +94,10 @@ def test_a_failed_call_costs_one_post(tmp_path):
             raise CallFailedError("no answer in 5 tries")
         return answered("rude")
 
-    seat, _ = desk(tmp_path, answer)
-    found = seat.annotate([POST, PostStub("p2", "other")], Annotator(Wording(BRIEF), reasoning=False))
+    runner, _ = running(tmp_path, answer)
+    found = Annotator(AnnotationPrompts(BRIEF), reasoning=False).annotate(
+        runner, [POST, PostStub("p2", "other")]
+    )
     assert [one.label for one in found] == ["rude", None]
     assert found[1].fault == "no answer in 5 tries"
 
@@ -154,10 +156,10 @@ def test_what_was_not_annotated_is_not_asked_about(tmp_path):
 
 
 def test_annotations_of_other_posts_are_refused(tmp_path):
-    seat, _ = desk(tmp_path, lambda _: answered("10"))
+    runner, _ = running(tmp_path, lambda _: answered("10"))
     for others in ([], [ANNOTATED._replace(post_id="p2")], [ANNOTATED, ANNOTATED]):
         with pytest.raises(JudgmentError):
-            seat.criticize([POST], others, Criticizer(Wording(BRIEF), "plain"))
+            Criticizer(AnnotationPrompts(BRIEF), "plain").criticize(runner, [POST], others)
 
 
 def test_perplexity_is_that_of_the_reasons_alone():
@@ -192,13 +194,13 @@ def test_prompts_say_what_is_asked_and_fence_what_strangers_wrote(tmp_path, stra
 
 
 def test_all_calls_on_a_post_begin_alike(tmp_path):
-    seat, backend = desk(
+    runner, backend = running(
         tmp_path, lambda r: answered("rude", None, "r") if "Which class" in words(r) else raw("x")
     )
-    wording = Wording(BRIEF)
-    annotations = seat.annotate([POST], Annotator(wording))
+    prompts = AnnotationPrompts(BRIEF)
+    annotations = Annotator(prompts).annotate(runner, [POST])
     for strategy in STRATEGIES:
-        seat.criticize([POST], annotations, Criticizer(wording, strategy))
+        Criticizer(prompts, strategy).criticize(runner, [POST], annotations)
     assert len({words(request, 0) for request in backend.requests}) == 1
     assert len({request.messages[1].parts[0] for request in backend.requests}) == 1
     assert len({request.messages[1].parts[-1] for request in backend.requests}) == 1 + len(STRATEGIES)
@@ -208,8 +210,8 @@ def test_pictures_travel_with_the_post_and_a_broken_one_is_said(tmp_path):
     Image.new("RGB", (40, 20), "red").save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"broken")
     good, bad = PostStub("g", "", (tmp_path / "a.png",)), PostStub("b", "x", (tmp_path / "b.png",))
-    seat, backend = desk(tmp_path, lambda _: answered("odd"))
-    found = seat.annotate([good, bad], Annotator(Wording(BRIEF), reasoning=False))
+    runner, backend = running(tmp_path, lambda _: answered("odd"))
+    found = Annotator(AnnotationPrompts(BRIEF), reasoning=False).annotate(runner, [good, bad])
     assert [one.label for one in found] == ["odd", None]
     assert "could not be read" in found[1].fault
     assert [len(pictures_of(request)) for request in backend.requests] == [1]
@@ -219,8 +221,8 @@ def test_own_prompt_files_replace_the_built_in_ones(tmp_path):
     folder = tmp_path / "prompts"
     folder.mkdir()
     (folder / "criticize.plain.txt").write_text("Is $label wrong? $options, $unsure. It costs $$1.")
-    seat, backend = desk(tmp_path, lambda _: answered("10"))
-    seat.criticize([POST], [ANNOTATED], Criticizer(Wording(BRIEF, folder=folder), "plain"))
+    runner, backend = running(tmp_path, lambda _: answered("10"))
+    Criticizer(AnnotationPrompts(BRIEF, folder=folder), "plain").criticize(runner, [POST], [ANNOTATED])
     assert words(backend.requests[0]).rstrip().endswith("It costs $1.")
 
 
@@ -235,12 +237,12 @@ def test_own_prompt_files_replace_the_built_in_ones(tmp_path):
 )
 def test_prompt_files_that_cannot_be_filled_are_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(PromptError):
-        Wording(BRIEF, folder=tmp_path)
+    with pytest.raises(PromptFileError):
+        AnnotationPrompts(BRIEF, folder=tmp_path)
 
 
 def test_every_built_in_file_is_known():
-    assert {file.name for file in BUILT_IN.iterdir()} == set(PLACEHOLDERS)
+    assert {file.name for file in AnnotationPrompts.built_in.iterdir()} == set(AnnotationPrompts.placeholders)
 
 
 # ---------------------------------------------------------------- paying
@@ -250,25 +252,25 @@ def test_an_answer_is_paid_for_once(tmp_path):
     posts = [PostStub(f"p{i}", f"words {i}") for i in range(5)]
     annotations = [ANNOTATED._replace(post_id=post.id) for post in posts]
     for expected in (5, 0):
-        seat, backend = desk(tmp_path, lambda _: answered("probably right"))
-        seat.criticize(posts, annotations, Criticizer(Wording(BRIEF), "graded"))
-        assert seat.usage().calls == len(backend.requests) == expected
-        seat.close()
+        runner, backend = running(tmp_path, lambda _: answered("probably right"))
+        Criticizer(AnnotationPrompts(BRIEF), "graded").criticize(runner, posts, annotations)
+        assert runner.usage().calls == len(backend.requests) == expected
+        runner.close()
     # another label, or other reasons that are shown, are another question
-    seat, backend = desk(tmp_path, lambda _: answered("probably right"))
-    seat.criticize(
-        posts[:1], [ANNOTATED._replace(post_id="p0", label="odd")], Criticizer(Wording(BRIEF), "graded")
+    runner, backend = running(tmp_path, lambda _: answered("probably right"))
+    Criticizer(AnnotationPrompts(BRIEF), "graded").criticize(
+        runner, posts[:1], [ANNOTATED._replace(post_id="p0", label="odd")]
     )
     assert len(backend.requests) == 1
 
 
 def test_the_cap_on_tokens_holds(tmp_path):
     posts = [PostStub(f"p{i}", f"words {i}") for i in range(20)]
-    seat, backend = desk(tmp_path, lambda _: answered("rude"), token_cap=700, width=1)
+    runner, backend = running(tmp_path, lambda _: answered("rude"), token_cap=700, width=1)
     with pytest.raises(TokenCapError):
-        seat.annotate(posts, Annotator(Wording(BRIEF), reasoning=False))
+        Annotator(AnnotationPrompts(BRIEF), reasoning=False).annotate(runner, posts)
     assert 0 < len(backend.requests) <= 5
-    assert seat.usage().usage.total <= 700
+    assert runner.usage().usage.total <= 700
 
 
 def test_estimates_in_steps_cover_the_range():
@@ -279,6 +281,6 @@ def test_estimates_in_steps_cover_the_range():
         assert values == sorted(values)
 
 
-def test_the_desk_says_who_answers(tmp_path):
-    seat, _ = desk(tmp_path, lambda _: answered("rude"))
-    assert seat.identity() == IDENTITY
+def test_the_runner_says_who_answers(tmp_path):
+    runner, _ = running(tmp_path, lambda _: answered("rude"))
+    assert runner.identity() == IDENTITY

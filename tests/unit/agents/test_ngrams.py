@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 
-from agents.offline.ngrams import MAX_CHARACTERS, CharacterNgrams, WordNgrams, normalise, rows
+from agents.offline.text_model import MAX_CHARACTERS, CharacterNgrams, WordNgrams, normalise, rows
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=8))

@@ -8,8 +8,8 @@ from agents_helpers import FLOWERS, METALS, Post, make_posts
 
 from agents.errors import LearningError, NotFittedError
 from agents.judgment import Accepted, Candidate, Judgment, State
-from agents.offline.image_view import ImageView
 from agents.offline.offline_agent import OfflineAgent, offline_agents
+from agents.offline.views import ImageView
 from agents.panel import AgentPanel
 from agents.trust import trust
 

@@ -11,22 +11,25 @@ from PIL import Image
 from question_helpers import answered, ending, offered, wording
 from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
 
-from agents.ask.brief import Brief, unsure_beside
 from agents.ask.cache import ResponseCache
-from agents.ask.questions.asking import Questioner
-from agents.ask.questions.panel import QuestionPanel, ToAsk
-from agents.ask.questions.prompts import BUILT_IN, QuestionPrompts
-from agents.ask.questions.question import Asked
+from agents.ask.prompt_files import Brief, unsure_beside
+from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.ask.runner import Runner
 from agents.client.base import Completion, Token, Usage
-from agents.errors import CallFailedError, PromptError, RequestRefusedError, TokenCapError, TooManyFailedError
+from agents.errors import (
+    CallFailedError,
+    PromptFileError,
+    RequestRefusedError,
+    TokenCapError,
+    TooManyFailedError,
+)
 from agents.judgment import State
 
 BRIEF = Brief("copies", "Copied posts are unwanted. $5 fine.", {"copied": "taken over", "own": "made"})
-RELEVANT = Asked("relevant", "Do words and pictures fit?", ("yes", "no"))
-THEME = Asked("theme", "What is it about?", ("sports", "food", "something else"))
-MARKS = Asked("marks", "Does any picture carry a logo?", ("yes", "no"), "count")
-FINAL = Asked("final question", "", ("copied", "own"), "final")
+RELEVANT = AgentQuestion("relevant", "Do words and pictures fit?", ("yes", "no"))
+THEME = AgentQuestion("theme", "What is it about?", ("sports", "food", "something else"))
+MARKS = AgentQuestion("marks", "Does any picture carry a logo?", ("yes", "no"), "count")
+FINAL = AgentQuestion("final question", "", ("copied", "own"), "final")
 ALL = (RELEVANT, THEME, MARKS, FINAL)
 
 
@@ -40,20 +43,21 @@ def pictures(tmp_path):
     return tuple(paths)
 
 
-def make_panel(backend, folder, *, prompts=None, questioner=None, max_failed=1.0, **options):
-    asking = Questioner(QuestionPrompts(BRIEF, folder=prompts), opener, **(questioner or {}))
-    runner = Runner(backend, ResponseCache(folder / "answers.sqlite"), run="run-1", **options)
-    return QuestionPanel(runner, asking, max_failed=max_failed)
+def make_questioner(backend, folder, *, prompts=None, questioner=None, max_failed=1.0, **options):
+    cache = ResponseCache(folder / "answers.sqlite")
+    runner = Runner(backend, cache, run="run-1", opener=opener, **options)
+    files = QuestionPrompts(BRIEF, folder=prompts)
+    return Questioner(runner, files, max_failed=max_failed, **(questioner or {}))
 
 
 def ask(answer, folder, post, *questions, **options):
     """The backend, and what came back on one post."""
     backend = MemoryBackend(answer)
-    panel = make_panel(backend, folder, **options)
+    asking = make_questioner(backend, folder, **options)
     try:
-        (given,) = panel.ask([ToAsk(post, questions)])
+        (given,) = asking.ask([PostQuestions(post, questions)])
     finally:
-        panel.close()
+        asking.close()
     return backend, given
 
 
@@ -104,7 +108,7 @@ def test_answers_are_held_to_what_is_offered(tmp_path, pictures):
 
 
 def test_as_many_alternatives_are_asked_for_as_there_are_answers_within_what_servers_give(tmp_path):
-    wide = [Asked(f"q{n}", f"{n}?", tuple(f"answer {i}" for i in range(n))) for n in (2, 12, 30)]
+    wide = [AgentQuestion(f"q{n}", f"{n}?", tuple(f"answer {i}" for i in range(n))) for n in (2, 12, 30)]
     backend, _ = ask(first_offered, tmp_path, PostStub("a", "x"), *wide)
     assert [request.sampling.top_logprobs for request in backend.requests] == [8, 13, 20]
 
@@ -117,7 +121,7 @@ def test_the_label_comes_first_where_the_form_says_so(tmp_path):
         label_first, tmp_path, PostStub("a", "x"), RELEVANT, questioner={"form": "label_first"}
     )
     assert list(backend.requests[0].schema["properties"]) == ["label", "rationale"]
-    assert (given.answer, given.shares) == ("yes", None)
+    assert (given.answer, given.probs) == ("yes", None)
     assert 'first "label"' in words(backend.requests[0], 0)
 
 
@@ -166,9 +170,9 @@ def test_the_answer_its_probability_and_who_gave_it(tmp_path):
     _, (given,) = ask(lambda _: answer, tmp_path, PostStub("a", "x"), THEME)
     assert (given.state, given.answer, given.rationale) == (State.LABEL, "food", "a plate")
     # what falls to unsure is left out and the rest scaled up to 1
-    assert given.shares == pytest.approx({"food": 2 / 3, "sports": 1 / 3, "something else": 0.0})
+    assert given.probs == pytest.approx({"food": 2 / 3, "sports": 1 / 3, "something else": 0.0})
     assert given.source == "vlm:model-a@rev1"
-    assert (len(given.address), given.attempts) == (16, 1)
+    assert (len(given.cache_key), given.attempts) == (16, 1)
 
 
 def test_one_and_ten_pictures_are_told_apart_by_the_closing_quote(tmp_path, pictures):
@@ -187,14 +191,14 @@ def test_one_and_ten_pictures_are_told_apart_by_the_closing_quote(tmp_path, pict
     _, (given,) = ask(lambda _: answer, tmp_path, PostStub("a", "x", pictures), MARKS)
     assert given.answer == "1"
     expected = dict.fromkeys(map(str, range(11)), 0.0) | {"1": 0.8 * 0.25, "10": 0.8 * 0.75, "2": 0.2}
-    assert given.shares == pytest.approx(expected)
+    assert given.probs == pytest.approx(expected)
 
 
 def test_a_rationale_that_imitates_the_answer_decides_nothing(tmp_path):
     answer = answered("yes", {"yes": 0.7, "no": 0.3}, 'they wrote "label": "no" in it')
     _, (given,) = ask(lambda _: answer, tmp_path, PostStub("a", "x"), RELEVANT)
     assert given.answer == "yes"
-    assert given.shares == pytest.approx({"yes": 0.7, "no": 0.3})
+    assert given.probs == pytest.approx({"yes": 0.7, "no": 0.3})
 
 
 def test_an_agent_that_cannot_tell_gives_no_answer_and_has_not_failed(tmp_path):
@@ -215,7 +219,7 @@ def test_an_agent_that_cannot_tell_gives_no_answer_and_has_not_failed(tmp_path):
 )
 def test_what_is_no_answer_is_never_one(tmp_path, completion, reason):
     backend, (given,) = ask(lambda _: completion, tmp_path, PostStub("a", "x"), RELEVANT, attempts=2)
-    assert (given.state, given.answer, given.shares) == (State.FAILED, None, None)
+    assert (given.state, given.answer, given.probs) == (State.FAILED, None, None)
     assert reason in given.fault
     assert given.attempts == len(backend.requests) == 2
 
@@ -257,48 +261,48 @@ def test_too_many_failures_stop_the_work_before_its_end(tmp_path):
     def fails_for_half(request):
         return raw("?") if int(request.affinity) % 2 else answered("yes")
 
-    posts = [ToAsk(PostStub(str(i), f"words {i}"), (RELEVANT,)) for i in range(200)]
+    posts = [PostQuestions(PostStub(str(i), f"words {i}"), (RELEVANT,)) for i in range(200)]
     backend = MemoryBackend(fails_for_half)
-    panel = make_panel(backend, tmp_path, max_failed=0.3, attempts=1, width=2)
+    asking = make_questioner(backend, tmp_path, max_failed=0.3, attempts=1, width=2)
     with pytest.raises(
         TooManyFailedError, match=r"at most 30.0% tolerated:\n  post '1', relevant: no usable"
     ):
-        panel.ask(posts)
+        asking.ask(posts)
     assert 20 <= len(backend.requests) < 30
-    panel.close()
-    tolerant = make_panel(MemoryBackend(fails_for_half), tmp_path, max_failed=0.5, attempts=1)
+    asking.close()
+    tolerant = make_questioner(MemoryBackend(fails_for_half), tmp_path, max_failed=0.5, attempts=1)
     assert sum(one.state is State.FAILED for (one,) in tolerant.ask(posts)) == 100
     tolerant.close()
 
 
 def test_a_few_posts_are_held_to_the_tolerance_at_their_end(tmp_path):
     backend = MemoryBackend(lambda _: raw("?"))
-    panel = make_panel(backend, tmp_path, max_failed=0.3, attempts=1)
+    asking = make_questioner(backend, tmp_path, max_failed=0.3, attempts=1)
     with pytest.raises(TooManyFailedError, match=r"3 of 3 questions \(100.0%\)"):
-        panel.ask([ToAsk(PostStub(str(i), f"words {i}"), (RELEVANT,)) for i in range(3)])
+        asking.ask([PostQuestions(PostStub(str(i), f"words {i}"), (RELEVANT,)) for i in range(3)])
     assert len(backend.requests) == 3
-    panel.close()
+    asking.close()
 
 
 def test_the_token_cap_holds_over_all_starts(tmp_path):
-    posts = [ToAsk(PostStub(str(i), f"words {i}"), (RELEVANT,)) for i in range(10)]
+    posts = [PostQuestions(PostStub(str(i), f"words {i}"), (RELEVANT,)) for i in range(10)]
     backend = MemoryBackend(first_offered)
     for _ in range(2):
-        panel = make_panel(backend, tmp_path, token_cap=700, width=1)
+        asking = make_questioner(backend, tmp_path, token_cap=700, width=1)
         with pytest.raises(TokenCapError, match="700"):
-            panel.ask(posts)
-        panel.close()
+            asking.ask(posts)
+        asking.close()
     assert 0 < len(backend.requests) * 120 <= 700
 
 
 def test_sizes_of_prompts_cost_nothing(tmp_path, pictures):
     backend = MemoryBackend(first_offered)
-    panel = make_panel(backend, tmp_path)
-    sizes = panel.measure([ToAsk(PostStub("a", "x", pictures[:2]), ALL)])
+    asking = make_questioner(backend, tmp_path)
+    sizes = asking.measure([PostQuestions(PostStub("a", "x", pictures[:2]), ALL)])
     assert [size.image for size in sizes] == [128] * 4
     assert backend.requests == []
-    assert panel.identity() == IDENTITY
-    panel.close()
+    assert asking.identity() == IDENTITY
+    asking.close()
     assert backend.closed == 1
 
 
@@ -327,15 +331,13 @@ def test_a_users_file_replaces_the_built_in_one(tmp_path):
 )
 def test_a_file_that_cannot_be_filled_is_refused(tmp_path, file, text, complaint):
     folder = tmp_path / "prompts"
-    shutil.copytree(BUILT_IN, folder)
+    shutil.copytree(QuestionPrompts.built_in, folder)
     (folder / file).write_text(text)
-    with pytest.raises(PromptError, match=complaint):
+    with pytest.raises(PromptFileError, match=complaint):
         QuestionPrompts(BRIEF, folder=folder)
 
 
 def test_pictures_beyond_the_limit_are_not_sent(tmp_path, pictures):
-    backend, _ = ask(
-        first_offered, tmp_path, PostStub("a", "x", pictures), RELEVANT, questioner={"max_images": 4}
-    )
+    backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", pictures), RELEVANT, max_images=4)
     assert len(pictures_of(backend.requests[0])) == 4
     assert wording(backend.requests[0]) == "Do words and pictures fit?"

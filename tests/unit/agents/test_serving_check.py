@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 from serving_fake import handler
 
-from agents.vllm.check import check_server
-from agents.vllm.probe import Reply, ask, drawn_picture, fetch
+from agents.vllm.check import HttpReply, ask, check_server, drawn_picture, fetch
 from selftrain.cli import main
 
 
@@ -130,12 +129,12 @@ def test_a_proxy_is_not_asked_for_our_own_servers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (Reply(400, json.dumps({"error": {"message": "too long"}}).encode()), "HTTP 400, too long"),
-        (Reply(401, b'{"error": "Unauthorized"}'), "HTTP 401, Unauthorized"),
-        (Reply(404, b"Not \xff Found"), "HTTP 404, Not \N{REPLACEMENT CHARACTER} Found"),
-        (Reply(500, b"[1]"), "HTTP 500, [1]"),
-        (Reply(0, b"refused"), "refused"),
-        (Reply(500, b"x" * 400), "HTTP 500, " + "x" * 297 + "..."),
+        (HttpReply(400, json.dumps({"error": {"message": "too long"}}).encode()), "HTTP 400, too long"),
+        (HttpReply(401, b'{"error": "Unauthorized"}'), "HTTP 401, Unauthorized"),
+        (HttpReply(404, b"Not \xff Found"), "HTTP 404, Not \N{REPLACEMENT CHARACTER} Found"),
+        (HttpReply(500, b"[1]"), "HTTP 500, [1]"),
+        (HttpReply(0, b"refused"), "refused"),
+        (HttpReply(500, b"x" * 400), "HTTP 500, " + "x" * 297 + "..."),
     ],
 )
 def test_the_servers_own_words(reply, words):

@@ -9,9 +9,9 @@ import pytest
 from test_vlm_words import SPECIAL
 from vlm_helpers import BRIEF, PostStub, opener, pictures_of, words
 
-from agents.ask.prompts import Prompts
-from agents.ask.protocols import PROTOCOLS, all_asks
-from agents.ask.vlm_agent import VLMAgent
+from agents.ask.judge import JudgePrompts, VLMAgent
+from agents.ask.prepare import prepare_post
+from agents.ask.protocols import PROTOCOLS, all_queries
 from agents.judgment import Judgment, State
 from runs.bench.agents_injections import attacked, attempts, control
 from selftrain.data.posts import Post
@@ -23,12 +23,12 @@ CLEAN = PostStub("p1", "an ordinary post")
 def requests(post, said="it quotes a song"):
     """All requests of a cross-review about `post`, in which agents say `said`."""
     protocol = PROTOCOLS["cross_review"]
-    agent = VLMAgent(Prompts(BRIEF), protocol, opener)
-    seen = asyncio.run(agent.prepare_post(post))
+    agent = VLMAgent(JudgePrompts(BRIEF), protocol)
+    seen = asyncio.run(prepare_post(post, opener, side=768, most=16))
     assert not seen.fault
     stand_in = Judgment("reviewer", 0, State.LABEL, "rude", None, said, "test")
-    alone, then = all_asks(protocol, stand_in, "kind")
-    return [agent.request(seen, ask) for ask in (*alone, *then)]
+    first, review = all_queries(protocol, stand_in, "kind")
+    return [agent.prompt(seen, query).request() for query in (*first, *review)]
 
 
 def test_there_are_forty_attempts_and_more_with_names_of_their_own():

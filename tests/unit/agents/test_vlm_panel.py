@@ -201,7 +201,7 @@ def test_pictures_are_scaled_down_and_their_number_is_limited(panels, tmp_path):
         Image.new("RGB", (900, 300), (i, 0, 0)).save(tmp_path / f"{i}.png")
     post = PostStub("album", "", tuple(tmp_path / f"{i}.png" for i in range(20)))
     backend = MemoryBackend(lambda r: said("kind"))
-    panels(backend, interview={"image_side": 90, "max_images": 16}).verify([Candidate(post, "kind", 0.9)])
+    panels(backend, image_side=90, max_images=16).verify([Candidate(post, "kind", 0.9)])
     sent = pictures_of(backend.requests[0])
     assert len(sent) == 16
     import io

@@ -214,7 +214,6 @@ def test_prompts_are_shown_as_they_are_sent(home, capsys):
     ("override", "complaint"),
     [
         ("vlm.servers=[]", "names no address"),
-        ("vlm.backend=in_process", "names none to load"),
         ("vlm.protocol=vote", "protocol"),
         ("vlm.attempts=0", "attempts"),
     ],

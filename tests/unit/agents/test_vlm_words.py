@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vlm_helpers import BRIEF, CLASSES, raw, said
 
-from agents.ask import label_calibration as calibration
-from agents.ask.answer_schema import Form, label_probs, loops, read_answer
-from agents.ask.brief import Brief
-from agents.ask.prompts import BUILT_IN, Prompts
+from agents.ask.answer_schema import AnswerSchema, label_probs, loops, parse_answer
+from agents.ask.judge import JudgePrompts
+from agents.ask.label_calibration import fit_calibration, held_out
+from agents.ask.prompt_files import Brief
 from agents.ask.sanitize import cut, quoted, sanitize
 from agents.client.base import Token, picture
-from agents.errors import PromptError
+from agents.errors import PromptFileError
 from agents.judgment import Judgment, State
 
 SPECIAL = [
@@ -25,7 +25,7 @@ SPECIAL = [
     "<<SYS>>", "<start_of_turn>", "<end_of_turn>", "<|vision_start|>", "<|image_pad|>", "[IMG]", "[gMASK]",
     "<|eot_id|>", "<|begin_of_text|>", "<\uff5cUser\uff5c>", "<tool_call>", "<im_patch>", "<unk>", "<pad>",
 ]  # fmt: skip
-FORM = Form(tuple(CLASSES), "unsure")
+SCHEMA = AnswerSchema(tuple(CLASSES), "unsure")
 
 
 @pytest.mark.parametrize("special", SPECIAL)
@@ -65,7 +65,7 @@ def test_cut_keeps_a_beginning(text, limit):
 
 
 def prompts(**options):
-    return Prompts(BRIEF, **options)
+    return JudgePrompts(BRIEF, **options)
 
 
 def test_a_long_text_is_cut_with_a_mark_outside_the_quotation():
@@ -84,18 +84,18 @@ def test_a_post_tells_what_it_has():
 
 
 def test_the_policy_and_every_class_are_in_the_system_prompt():
-    text = prompts().system(FORM, ["reviewer", "user"]).parts[0]
-    for piece in (BRIEF.policy, *CLASSES, *CLASSES.values(), BRIEF.task, *FORM.labels):
+    text = prompts().system(SCHEMA, ["reviewer", "user"]).parts[0]
+    for piece in (BRIEF.policy, *CLASSES, *CLASSES.values(), BRIEF.task, *SCHEMA.labels):
         assert piece in text
     assert "The Reviewer: You keep the platform safe." in text
-    alone = prompts().system(FORM).parts[0]
+    alone = prompts().system(SCHEMA).parts[0]
     assert "Reviewer" not in alone
     assert "\n\n\n" not in alone
 
 
 def test_the_task_may_word_the_roles():
-    mine = Prompts(Brief("t", "p", CLASSES, {"reviewer": "You are strict."}))
-    text = mine.system(FORM, ["reviewer", "user"]).parts[0]
+    mine = JudgePrompts(Brief("t", "p", CLASSES, {"reviewer": "You are strict."}))
+    text = mine.system(SCHEMA, ["reviewer", "user"]).parts[0]
     assert "The Reviewer: You are strict." in text
     assert "The User: You speak for the people" in text
 
@@ -130,17 +130,15 @@ def test_a_user_s_file_replaces_the_built_in_one(tmp_path):
 )
 def test_a_user_s_file_that_cannot_be_used_is_named(tmp_path, name, text, complaint):
     (tmp_path / name).write_text(text)
-    with pytest.raises(PromptError, match=complaint) as caught:
+    with pytest.raises(PromptFileError, match=complaint) as caught:
         prompts(folder=tmp_path)
     assert name in str(caught.value)
-    with pytest.raises(PromptError, match="absent"):
+    with pytest.raises(PromptFileError, match="absent"):
         prompts(folder=tmp_path / "absent")
 
 
 def test_every_built_in_file_is_used():
-    from agents.ask.prompts import _PLACEHOLDERS
-
-    assert {file.name for file in BUILT_IN.iterdir()} == set(_PLACEHOLDERS)
+    assert {file.name for file in JudgePrompts.built_in.iterdir()} == set(JudgePrompts.placeholders)
 
 
 def test_the_unsure_answer_never_meets_a_class():
@@ -149,12 +147,12 @@ def test_the_unsure_answer_never_meets_a_class():
 
 @pytest.mark.parametrize("name", ["reason_first", "label_first", "label_only", "cot"])
 def test_schema_order_is_the_order_of_writing(name):
-    form = Form(tuple(CLASSES), "unsure", name, 100)
-    schema = form.schema()
+    asked = AnswerSchema(tuple(CLASSES), "unsure", name, 100)
+    schema = asked.to_json()
     order = {"label_first": ["label", "rationale"], "label_only": ["label"]}.get(name, ["rationale", "label"])
     assert list(schema["properties"]) == schema["required"] == order
     assert schema["properties"]["label"]["enum"] == ["rude", "kind", "unsure"]
-    assert form.limit == {"label_only": 0, "cot": 300}.get(name, 100)
+    assert asked.limit == {"label_only": 0, "cot": 300}.get(name, 100)
 
 
 def token(text, *alternatives):
@@ -162,11 +160,11 @@ def token(text, *alternatives):
 
 
 def test_label_shares_of_whole_tokens():
-    assert label_probs(said("rude", 0.8).tokens, FORM) == pytest.approx({"rude": 0.8, "kind": 0.2})
+    assert label_probs(said("rude", 0.8).tokens, SCHEMA) == pytest.approx({"rude": 0.8, "kind": 0.2})
 
 
 def test_label_shares_where_names_begin_alike_and_unsure_is_left_out():
-    form = Form(("harm none", "harm much"), "unsure")
+    schema = AnswerSchema(("harm none", "harm much"), "unsure")
     tokens = [
         token('{"label": "', ('{"label": "', 0.0)),
         token("ha", ("ha", math.log(0.6)), ("h", math.log(0.1)), ("un", math.log(0.3))),
@@ -175,7 +173,7 @@ def test_label_shares_where_names_begin_alike_and_unsure_is_left_out():
     ]
     # "h" may become either: half of its tenth each; of "ha"'s six tenths a quarter turns to "none"
     none, much = 0.05 + 0.6 * 0.25, 0.05 + 0.6 * 0.75
-    assert label_probs(tokens, form) == pytest.approx(
+    assert label_probs(tokens, schema) == pytest.approx(
         {"harm none": none / (none + much), "harm much": much / (none + much)}
     )
 
@@ -186,7 +184,7 @@ def test_label_shares_ignore_what_no_name_can_begin_with():
         token("ru", ("ru", math.log(0.3)), ("ki", math.log(0.1)), ("xx", math.log(0.6))),
         token('de"', ('de"', 0.0)),
     ]
-    assert label_probs(tokens, FORM) == pytest.approx({"rude": 0.75, "kind": 0.25})
+    assert label_probs(tokens, SCHEMA) == pytest.approx({"rude": 0.75, "kind": 0.25})
 
 
 def test_a_key_quoted_in_the_rationale_is_not_the_label():
@@ -197,12 +195,12 @@ def test_a_key_quoted_in_the_rationale_is_not_the_label():
         token('"rude', ('"rude', math.log(0.9)), ('"kind', math.log(0.1))),
         token('"' + tail, ('"' + tail, 0.0)),
     ]
-    assert label_probs(tokens, FORM) == pytest.approx({"rude": 0.9, "kind": 0.1})
+    assert label_probs(tokens, SCHEMA) == pytest.approx({"rude": 0.9, "kind": 0.1})
 
 
 @pytest.mark.parametrize("tokens", [(), (token("nothing", ("nothing", 0.0)),)])
 def test_no_label_no_shares(tokens):
-    assert label_probs(tokens, FORM) is None
+    assert label_probs(tokens, SCHEMA) is None
 
 
 @settings(deadline=None)
@@ -213,19 +211,19 @@ def test_shares_add_up_to_one(logprobs):
         token('"label":"', ('"label":"', 0.0)),
         Token(chosen, logprobs[chosen], tuple(logprobs.items())),
     ]
-    shares = label_probs(tokens, FORM)
+    shares = label_probs(tokens, SCHEMA)
     assert shares is None or sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_an_answer_is_read():
-    answer = read_answer(said("rude", rationale=" an insult "), FORM)
+    answer = parse_answer(said("rude", rationale=" an insult "), SCHEMA)
     assert (answer.state, answer.label, answer.rationale) == (State.LABEL, "rude", "an insult")
-    assert read_answer(raw('{"rationale":"x","label":"unsure"}'), FORM).state is State.ABSTAIN
+    assert parse_answer(raw('{"rationale":"x","label":"unsure"}'), SCHEMA).state is State.ABSTAIN
 
 
 def test_a_rationale_at_its_limit_is_marked():
-    form = Form(tuple(CLASSES), "unsure", rationale_chars=20)
-    assert read_answer(said("rude", rationale="abcdefghij klmnopqrs"), form).rationale.endswith("s\u2026")
+    schema = AnswerSchema(tuple(CLASSES), "unsure", rationale_chars=20)
+    assert parse_answer(said("rude", rationale="abcdefghij klmnopqrs"), schema).rationale.endswith("s\u2026")
 
 
 @pytest.mark.parametrize(
@@ -250,20 +248,20 @@ def test_prose_is_no_loop(text):
 
 
 def test_calibration_without_posts_changes_nothing():
-    fitted = calibration.fit([], [], ["rude", "kind"])
+    fitted = fit_calibration([], [], ["rude", "kind"])
     assert fitted.apply({"rude": 0.9, "kind": 0.1}) == pytest.approx({"rude": 0.9, "kind": 0.1})
 
 
 def test_calibration_mends_sureness_and_leaning():
     """Always .95 rude; half of the posts are."""
     shares = [{"rude": 0.95, "kind": 0.05}] * 100
-    fitted = calibration.fit(shares, ["rude", "kind"] * 50, ["rude", "kind"])
+    fitted = fit_calibration(shares, ["rude", "kind"] * 50, ["rude", "kind"])
     assert fitted.apply(shares[0])["rude"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_calibration_never_turns_an_order_round():
     shares = [{"rude": p, "kind": 1 - p} for p in (0.1, 0.3, 0.6, 0.9)] * 20
-    fitted = calibration.fit(shares, (["rude"] * 2 + ["kind"] * 2) * 20, ["rude", "kind"])
+    fitted = fit_calibration(shares, (["rude"] * 2 + ["kind"] * 2) * 20, ["rude", "kind"])
     corrected = [fitted.apply(one)["rude"] for one in shares[:4]]
     assert corrected == sorted(corrected)
 
@@ -275,16 +273,16 @@ def test_calibration_never_turns_an_order_round():
 def test_calibrated_probabilities_add_up(pairs):
     classes = ["a", "b", "c"]
     shares = [{"a": p, "b": (1 - p) / 2, "c": (1 - p) / 2} for p, _ in pairs]
-    fitted = calibration.fit(shares, [label for _, label in pairs], classes)
+    fitted = fit_calibration(shares, [label for _, label in pairs], classes)
     for one in shares:
         assert sum(fitted.apply(one).values()) == pytest.approx(1.0)
 
 
 def test_held_out_probabilities_come_from_the_other_folds():
     shares = [{"a": 0.9, "b": 0.1}] * 10
-    given = calibration.held_out([*shares, None], ["a"] * 5 + ["b"] * 6, ["a", "b"], folds=2)
+    given = held_out([*shares, None], ["a"] * 5 + ["b"] * 6, ["a", "b"], folds=2)
     assert given[-1] is None
-    even = calibration.fit([shares[0]] * 5, ["a", "a", "b", "b", "b"], ["a", "b"])
-    odd = calibration.fit([shares[0]] * 5, ["a", "a", "a", "b", "b"], ["a", "b"])
+    even = fit_calibration([shares[0]] * 5, ["a", "a", "b", "b", "b"], ["a", "b"])
+    odd = fit_calibration([shares[0]] * 5, ["a", "a", "a", "b", "b"], ["a", "b"])
     assert given[1] == odd.apply(shares[0])
     assert given[0] == even.apply(shares[0])

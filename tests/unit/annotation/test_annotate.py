@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from annotation_helpers import MemoryBackend, answered, command, make_home, model, offered, rows, wording
 
-from agents.ask.questions.asking import Given
+from agents.ask.questioner import QuestionAnswer
 from agents.client.base import Completion, Usage
 from agents.errors import ServerLostError, ServerRefusedError
 from agents.judgment import State
@@ -82,7 +82,7 @@ def test_every_kind_of_question_is_asked_and_written(home, serve, capsys):
 def test_a_counts_probability_is_that_of_all_counts_with_its_answer(home):
     question = Question("q", "w", ("yes", "no"), "most")
     shares = {"0": 0.1, "1": 0.2, "2": 0.3, "3": 0.25, "4": 0.15}
-    given = Given("q", State.LABEL, "3", shares, "r", "", "s")
+    given = QuestionAnswer("q", State.LABEL, "3", shares, "r", "", "s")
     answer = read_given(given, question, 4)
     assert (answer.answer, answer.count) == ("yes", 3)
     assert answer.probability == pytest.approx(0.4)
@@ -99,7 +99,7 @@ def test_counting_rules_at_their_edges(rule):
             met = {"any": share > 0, "most": share > Fraction(1, 2)}.get(rule)
             if met is None:
                 met = share >= Fraction(rule)
-            given = Given("q", State.LABEL, str(count), None, "", "", "s")
+            given = QuestionAnswer("q", State.LABEL, str(count), None, "", "", "s")
             answer = read_given(given, question, total)
             assert answer.answer == ("yes" if met else "no"), (rule, count, total)
             assert answer.probability is None
@@ -535,7 +535,7 @@ def test_ctrl_c_says_how_to_go_on(home, serve, capsys):
 
     backend = serve()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.ask.questions.panel.QuestionPanel.ask", pressed)
+        patch.setattr("agents.ask.questioner.Questioner.ask", pressed)
         assert main(command(home)) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert backend.requests == []

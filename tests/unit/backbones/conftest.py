@@ -48,7 +48,7 @@ def picture(tmp_path) -> Callable[[str], Path]:
 def embedded():
     from backbones import load_backbone
 
-    return load_backbone("embedded", device="cpu")
+    return load_backbone("minilm_efficientnet", device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import backbones
 from backbones import load_backbone
 from backbones.errors import WeightsError
 
@@ -50,6 +51,15 @@ def test_a_fresh_process_gives_identical_rows_and_fingerprint(tiny_clip, backbon
     assert done.stdout.split()[-1] == backbone.fingerprint()
     rows = backbone.encode([post("a", "two words", (image,)), post("b", "", (image,))]).rows
     np.testing.assert_array_equal(np.load(tiny_clip / "rows.npy"), rows)
+
+
+def test_python_builds_what_a_recipe_names(tiny_clip, backbone):
+    built = backbones.CLIP("tiny-clip", tiny_clip / "weights.safetensors", device="cpu")
+    assert built.fingerprint() == backbone.fingerprint()
+    assert type(built) is type(backbone)
+    assert backbones.__all__ == sorted(backbones.__all__)
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = backbones.no_such
 
 
 def test_the_container_of_the_weights_does_not_matter_their_values_do(tiny_clip, backbone, tmp_path):
@@ -110,13 +120,13 @@ def test_lora_targets_receive_gradient_and_change_the_rows(backbone, post, pictu
 
 def test_a_tag_brings_its_own_activation(monkeypatch):
     """OpenAI's weights were trained with QuickGELU, which the name ViT-L-14 does not say."""
-    from backbones import clip_loading
+    from backbones import clip
 
     asked = {}
-    monkeypatch.setattr(clip_loading.open_clip, "create_model", lambda name, **options: asked.update(options))
-    clip_loading.load_model("ViT-L-14", "openai", None)
+    monkeypatch.setattr(clip.open_clip, "create_model", lambda name, **options: asked.update(options))
+    clip.load_model("ViT-L-14", "openai", None)
     assert asked["force_quick_gelu"] is True
-    clip_loading.load_model("ViT-L-14", "laion2b_s32b_b82k", None)
+    clip.load_model("ViT-L-14", "laion2b_s32b_b82k", None)
     assert asked["force_quick_gelu"] is False
     assert asked["force_preprocess_cfg"]["mean"] == (0.5, 0.5, 0.5)
 

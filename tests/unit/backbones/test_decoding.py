@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from backbones.decoding import decode_stream
 from backbones.errors import ImageError
+from backbones.images import prefetch_images
 
 PATHS = [Path(str(i)) for i in range(40)]
 
@@ -18,7 +18,7 @@ def test_order_is_kept_and_errors_are_yielded(workers):
             raise ImageError("seven")
         return int(path.name)
 
-    found = list(decode_stream(PATHS, decode, workers))
+    found = list(prefetch_images(PATHS, decode, workers))
     assert [value for value in found if not isinstance(value, ImageError)] == [i for i in range(40) if i != 7]
     assert str(found[7]) == "seven"
 
@@ -32,7 +32,7 @@ def test_no_more_than_twice_the_workers_are_decoded_and_not_taken():
             started += 1
             worst = max(worst, started - taken)
 
-    for _ in decode_stream(PATHS, decode, 2):
+    for _ in prefetch_images(PATHS, decode, 2):
         with lock:
             taken += 1
     assert started == 40
@@ -41,4 +41,4 @@ def test_no_more_than_twice_the_workers_are_decoded_and_not_taken():
 
 def test_another_error_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
-        list(decode_stream(PATHS, lambda path: 1 / 0, 2))
+        list(prefetch_images(PATHS, lambda path: 1 / 0, 2))

@@ -59,7 +59,7 @@ def test_a_summary_without_truth_or_test_or_rounds():
 def corpus(small_run):
     from backbones import load_backbone
 
-    return prepare(stored_recipe(RunFolder(small_run)), load_backbone("embedded")).corpus
+    return prepare(stored_recipe(RunFolder(small_run)), load_backbone("minilm_efficientnet")).corpus
 
 
 @pytest.mark.parametrize(("most", "patience"), [(2, 3), (3, 1), (5, 5), (1, 1)])

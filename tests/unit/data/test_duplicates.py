@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from selftrain.data.duplicates import Embeddings, find_duplicates, in_order, separate
-from selftrain.data.image_hashes import HashIndex
-from selftrain.data.normalise import normalise_text
+from selftrain.data.matching import HashIndex, normalise_text
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits
 

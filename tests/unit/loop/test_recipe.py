@@ -7,6 +7,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from losses import PNULoss
 from selftrain.build import build_loss, build_settings
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
@@ -27,7 +28,7 @@ def write(tmp_path):
 
 def test_the_least_recipe_has_defaults_for_all_else(write):
     recipe = load_recipe(write(LEAST))
-    assert (recipe.seed, recipe.backbone.name, recipe.agents.kind) == (0, "embedded", "offline")
+    assert (recipe.seed, recipe.backbone.name, recipe.agents.kind) == (0, "minilm_efficientnet", "offline")
 
 
 def test_paths_are_relative_to_the_recipe_wherever_it_is_read_from(write, tmp_path, monkeypatch):
@@ -171,10 +172,14 @@ def test_a_dumped_recipe_reads_back_equal(tmp_path_factory, **drawn):
     assert load_recipe(second) == recipe
 
 
-@pytest.mark.parametrize("form", ["article", "paper", "sakai", "nnpu", "pn"])
+@pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu", "pn"])
 def test_every_form_of_the_loss_is_built_from_its_defaults(write, form):
     loss = build_loss(load_recipe(write(LEAST + f'[loss]\nform = "{form}"\nsoft_positive = 0.75\n')))
     assert (loss.form, loss.soft_positive, loss.soft_negative) == (form, 0.75, 0.25)
+
+
+def test_the_loss_of_an_empty_recipe_is_that_of_python(write):
+    assert build_loss(load_recipe(write(LEAST))) == PNULoss()
 
 
 @pytest.mark.parametrize(("theta", "expected"), [('"estimate"', None), ("0.25", 0.25)])
@@ -183,7 +188,8 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
         write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
     )
     settings = build_settings(recipe)
-    assert (settings.theta, settings.k, settings.limits) == (expected, 7, (2, 4, None))
+    assert (settings.k, settings.limits) == (7, (2, 4, None))
+    assert build_loss(recipe).theta == expected
     assert settings.root == recipe.data.manifest.parent
 
 

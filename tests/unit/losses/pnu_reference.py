@@ -53,7 +53,7 @@ def reference_loss(rows, *, form, balance, theta, labelled_prior=0.5, lambda_sof
     agreed_negative = group_mean(rows, 3, soft)
     any_divergent = any(row[1] == 4 and row[3] > 0 for row in rows)
 
-    if form == "paper":
+    if form == "convex":
         r_plus = 0.5 * (positive + agreed_positive)
         r_minus = 0.5 * (negative + agreed_negative)
         if balance >= 0:
@@ -80,7 +80,7 @@ def reference_loss(rows, *, form, balance, theta, labelled_prior=0.5, lambda_sof
     corrected = own + max(bracket, -beta) if any_divergent else 0.0
     plain = labelled_prior * positive + (1 - labelled_prior) * negative
 
-    if form == "article":
+    if form == "weighted":
         return plain + soft_part + (lambda_u * corrected if balance != 0 else 0.0)
     if form == "pn":
         return plain + soft_part

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pnu_reference import reference_loss
 
 from losses import Group, PNULoss
+from losses.pnu import LAMBDA_U
 
-FORMS = ("article", "paper", "sakai", "nnpu", "upu", "pn")
+FORMS = ("weighted", "convex", "sakai", "nnpu", "upu", "pn")
 P, N, AP, AN, D = Group
 GROUPS = torch.tensor([P, P, N, N, AP, AN, D, D])
 LOGITS = [1.2, -0.3, 0.8, -1.1, 0.4, -0.6, 0.1, 2.0]
@@ -35,14 +36,16 @@ def gradient(loss, logits, groups, **kwargs):
     ("balance", "expected"),
     [(-1, 0.341617), (-0.1, 1.190005), (0, 1.284270), (0.1, 1.284759), (0.2, 1.285248), (1, 1.289162)],
 )
-def test_paper_form_gives_the_golden_values(balance, expected):
-    assert value(LOGITS, GROUPS.tolist(), form="paper", balance=balance) == pytest.approx(expected, abs=1e-6)
+def test_convex_form_gives_the_golden_values(balance, expected):
+    assert value(
+        LOGITS, GROUPS.tolist(), form="convex", balance=balance, soft_positive=0.67
+    ) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("balance", "expected"), [(0.1, 1.267142), (1, 0.358412)])
-def test_paper_form_gives_the_golden_values_when_clipped(balance, expected):
+def test_convex_form_gives_the_golden_values_when_clipped(balance, expected):
     logits = torch.tensor([4, 3, 0.8, -1.1, 4, -0.6, -5, -6])
-    output = PNULoss(form="paper", balance=balance)(logits, GROUPS)
+    output = PNULoss(form="convex", balance=balance, soft_positive=0.67)(logits, GROUPS)
     assert float(output.loss) == pytest.approx(expected, abs=1e-6)
     assert output.parts["clipped"] == 1
     assert output.parts["bracket"] < 0
@@ -69,31 +72,31 @@ def test_sakai_form_gives_the_golden_values(balance, expected):
     ],
 )
 def test_kiryo_forms_give_the_golden_values(form, surrogate, expected):
-    found = value([4.0, 3, -5, -6], [P, P, D, D], form=form, surrogate=surrogate, theta=0.4)
+    found = value([4.0, 3, -5, -6], [P, P, D, D], form=form, surrogate=surrogate, theta=0.4, lambda_u=1.0)
     assert found == pytest.approx(expected, abs=1e-6)
 
 
-def test_paper_pn_part_is_twice_sakais_where_the_agreed_posts_repeat_the_labelled_ones():
+def test_convex_pn_part_is_twice_sakais_where_the_agreed_posts_repeat_the_labelled_ones():
     """The agreed posts carry hard targets here, so that R+ is mean_P l+ and not half of it."""
     logits = [1.2, -0.3, 0.8, -1.1] * 2
     groups = [P, P, N, N, AP, AP, AN, AN]
-    paper = value(logits, groups, form="paper", balance=0, soft_positive=1.0, soft_negative=0.0)
+    convex = value(logits, groups, form="convex", balance=0, soft_positive=1.0)
     sakai = value(logits, groups, form="sakai", balance=0, lambda_soft=0.0)
-    assert paper == pytest.approx(2 * sakai, rel=1e-12)
+    assert convex == pytest.approx(2 * sakai, rel=1e-12)
 
 
-def test_article_and_paper_agree_at_balance_zero():
-    article = value(LOGITS, GROUPS.tolist(), form="article", balance=0)
-    paper = value(LOGITS, GROUPS.tolist(), form="paper", balance=0)
-    assert article == pytest.approx(paper, rel=1e-12)
+def test_weighted_and_convex_agree_at_balance_zero():
+    weighted = value(LOGITS, GROUPS.tolist(), form="weighted", balance=0)
+    convex = value(LOGITS, GROUPS.tolist(), form="convex", balance=0)
+    assert weighted == pytest.approx(convex, rel=1e-12)
 
 
-def test_article_reads_the_sign_of_the_balance_alone():
+def test_weighted_reads_the_sign_of_the_balance_alone():
     small, large, mirrored = (
-        value(LOGITS, GROUPS.tolist(), form="article", balance=b, lambda_u=0.3, theta=0.4)
+        value(LOGITS, GROUPS.tolist(), form="weighted", balance=b, lambda_u=0.3, theta=0.4)
         for b in (0.01, 0.2, -0.1)
     )
-    without = value(LOGITS, GROUPS.tolist(), form="article", balance=0, lambda_u=0.3, theta=0.4)
+    without = value(LOGITS, GROUPS.tolist(), form="weighted", balance=0, lambda_u=0.3, theta=0.4)
     assert small == large
     assert len({small, mirrored, without}) == 3
 
@@ -121,8 +124,8 @@ def batches(draw):
         "balance": draw(signed),
         "theta": draw(st.floats(0.05, 0.95)),
         "labelled_prior": draw(st.floats(0.1, 0.9)),
-        "lambda_soft": 1.0 if form == "paper" else draw(st.floats(0, 2)),
-        "lambda_u": 1.0 if form in {"paper", "sakai"} else draw(st.floats(0, 2)),
+        "lambda_soft": None if form == "convex" else draw(st.floats(0, 2)),
+        "lambda_u": LAMBDA_U if form in {"convex", "sakai"} else draw(st.floats(0, 2)),
         "surrogate": draw(st.sampled_from(["logistic", "sigmoid"])),
         "beta": draw(st.sampled_from([0.0, 0.1])),
     }
@@ -158,8 +161,8 @@ def test_gradient_is_that_of_the_value_where_nothing_is_clipped(form, balance, s
     assert torch.autograd.gradcheck(lambda logits: loss(logits, GROUPS).loss, (z,))
 
 
-def test_gradient_of_the_clipped_paper_form_is_that_of_its_value():
-    loss = PNULoss(form="paper", balance=0.7)
+def test_gradient_of_the_clipped_convex_form_is_that_of_its_value():
+    loss = PNULoss(form="convex", balance=0.7)
     z = torch.tensor([4, 3, 0.8, -1.1, 4, -0.6, -5, -6], dtype=torch.float64, requires_grad=True)
     assert loss(z, GROUPS).parts["clipped"] == 1
     assert torch.autograd.gradcheck(lambda logits: loss(logits, GROUPS).loss, (z,))
@@ -171,7 +174,7 @@ def test_gradient_of_the_clipped_paper_form_is_that_of_its_value():
 def test_clipped_nnpu_reports_one_thing_and_descends_another(surrogate, gamma, beta):
     """Worked out by hand: value theta E_P l+ - beta, gradient of -gamma (E_U l- - theta E_P l-)."""
     theta, logits, groups = 0.4, [4.0, 3.0, -5.0, -6.0], [P, P, D, D]
-    loss = PNULoss(form="nnpu", theta=theta, surrogate=surrogate, beta=beta, gamma=gamma)
+    loss = PNULoss(form="nnpu", lambda_u=1.0, theta=theta, surrogate=surrogate, beta=beta, gamma=gamma)
 
     def function(x):
         return 1 / (1 + math.exp(-x))
@@ -193,8 +196,8 @@ def test_clipped_nnpu_reports_one_thing_and_descends_another(surrogate, gamma, b
 
 def test_a_bracket_between_zero_and_minus_beta_is_left_alone():
     logits, groups = [4.0, 3.0, -5.0, -6.0], [P, P, D, D]
-    free = PNULoss(form="nnpu", theta=0.4, beta=10.0)
-    unbiased = PNULoss(form="upu", theta=0.4)
+    free = PNULoss(form="nnpu", lambda_u=1.0, theta=0.4, beta=10.0)
+    unbiased = PNULoss(form="upu", lambda_u=1.0, theta=0.4)
     z = torch.tensor(logits, dtype=torch.float64)
     assert free(z, torch.tensor(groups)).parts["clipped"] == 0
     assert torch.equal(gradient(free, logits, groups), gradient(unbiased, logits, groups))

@@ -9,7 +9,7 @@ import torch
 
 from losses import BatchError, Group, LossError, PNULoss, SettingError
 
-FORMS = ("article", "paper", "sakai", "nnpu", "upu", "pn")
+FORMS = ("weighted", "convex", "sakai", "nnpu", "upu", "pn")
 P, N, AP, AN, D = Group
 GROUPS = torch.tensor([P, P, N, N, AP, AN, D, D])
 LOGITS = [1.2, -0.3, 0.8, -1.1, 0.4, -0.6, 0.1, 2.0]
@@ -57,16 +57,17 @@ def test_only_ratios_of_weights_count_even_at_the_end_of_the_number_range():
 
 def test_a_target_of_a_post_that_is_not_agreed_is_not_read():
     z = torch.tensor(LOGITS)
-    targets = torch.tensor([math.nan, 7, -1, math.inf, 0.67, 0.33, math.nan, 9])
-    assert torch.equal(PNULoss()(z, GROUPS, targets).loss, PNULoss()(z, GROUPS).loss)
+    targets = torch.tensor([math.nan, 7, -1, math.inf, 0.75, 0.25, math.nan, 9])
+    loss = PNULoss(soft_positive=0.75)
+    assert torch.equal(loss(z, GROUPS, targets).loss, loss(z, GROUPS).loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_half_precision_is_widened_and_under_autocast_too(dtype):
     logits = torch.tensor(LOGITS).to(dtype)
-    wide = PNULoss(form="paper")(logits.double(), GROUPS).loss
+    wide = PNULoss(form="convex")(logits.double(), GROUPS).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = PNULoss(form="paper")(logits, GROUPS).loss
+        found = PNULoss(form="convex")(logits, GROUPS).loss
     assert found.dtype == torch.float32
     assert float(found) == pytest.approx(float(wide), rel=1e-5)
 
@@ -87,17 +88,17 @@ def test_an_empty_batch_is_zero_and_can_be_descended(form):
         ({"theta": 1.0}, r"theta is 1.0"),
         ({"theta": math.nan}, r"theta is nan"),
         ({"balance": 1.2}, r"balance is 1.2: expected one in \[-1, 1\]"),
-        ({"form": "puu"}, r"form is 'puu': expected one of article, paper"),
+        ({"form": "puu"}, r"form is 'puu': expected one of weighted, convex"),
         ({"surrogate": "hinge"}, r"surrogate is 'hinge'"),
         ({"lambda_u": -1.0}, r"lambda_u is -1.0: expected a finite number >= 0"),
         ({"lambda_soft": math.inf}, r"lambda_soft is inf"),
         ({"labelled_prior": 0.0}, r"labelled_prior is 0.0"),
         ({"soft_positive": 1.1}, r"soft_positive is 1.1"),
-        ({"soft_negative": -0.1}, r"soft_negative is -0.1"),
+        ({"soft_positive": -0.1}, r"soft_positive is -0.1"),
         ({"beta": -0.1}, r"beta is -0.1"),
         ({"gamma": 2.0}, r"gamma is 2.0"),
         ({"form": "nnpu", "balance": 0.0}, r"balance is 0 under form 'nnpu'"),
-        ({"form": "paper", "lambda_soft": 0.5}, r"lambda_soft is 0.5 under form 'paper'"),
+        ({"form": "convex", "lambda_soft": 0.5}, r"lambda_soft is 0.5 under form 'convex'"),
         ({"form": "sakai", "lambda_u": 0.5}, r"lambda_u is 0.5 under form 'sakai'"),
     ],
 )
@@ -129,3 +130,28 @@ def test_bad_batches_are_refused(arguments, message):
         PNULoss()(**{"logits": torch.tensor(LOGITS), "groups": GROUPS, **arguments})
     assert isinstance(caught.value, LossError)
     assert isinstance(caught.value, ValueError)
+
+
+# ---------------------------------------------------------------- what a round sets
+
+
+def test_a_round_sets_what_was_left_open_and_nothing_else():
+    asked = []
+
+    def prior():
+        asked.append(True)
+        return 0.3
+
+    groups = GROUPS.numpy()
+    opened = PNULoss().for_round(groups, prior)
+    assert (opened.theta, opened.lambda_soft) == (0.3, 0.5 * 2 / 4)
+    assert len(asked) == 1
+    fixed = PNULoss(theta=0.4, lambda_soft=2.0)
+    assert fixed.for_round(groups, prior) == fixed
+    assert len(asked) == 1, "a prior that nobody wants is not estimated: it costs a pass over the posts"
+    assert PNULoss(form="convex").for_round(groups, prior).lambda_soft is None
+
+
+def test_before_a_round_the_open_settings_are_one_half_and_one():
+    z = torch.tensor(LOGITS)
+    assert torch.equal(PNULoss()(z, GROUPS).loss, PNULoss(theta=0.5, lambda_soft=1.0)(z, GROUPS).loss)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from losses import EstimateError, SettingError, estimate_prior
+from losses import PriorEstimateError, SettingError, estimate_prior
 
 
 def simulated(share, training_prior, *, size=20_000, distance=1.5, seed=0):
@@ -69,5 +69,5 @@ def test_a_training_prior_out_of_range_is_refused(training_prior):
     ],
 )
 def test_probabilities_that_are_none_are_refused(probabilities, message):
-    with pytest.raises(EstimateError, match=message):
+    with pytest.raises(PriorEstimateError, match=message):
         estimate_prior(probabilities, 0.5)

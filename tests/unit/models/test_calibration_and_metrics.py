@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics as sk
 
+from selftrain._util.numeric import sigmoid
 from selftrain.models import calibration
-from selftrain.models.calibration import Calibration, fit_calibration, probabilities
+from selftrain.models.calibration import Calibration, fit_calibration
 from selftrain.models.metrics import evaluate, macro_f1
 
 
@@ -16,7 +17,7 @@ from selftrain.models.metrics import evaluate, macro_f1
 def test_a_known_slope_and_offset_are_recovered_on_many_posts(slope, offset, size):
     random = np.random.default_rng(3)
     logits = (size * random.normal(size=40_000)).astype(np.float32)
-    labels = (random.random(40_000) < probabilities(slope * logits + np.float32(offset))).astype(np.int8)
+    labels = (random.random(40_000) < sigmoid(slope * logits + np.float32(offset))).astype(np.int8)
     found = fit_calibration(logits, labels)
     assert found.slope == pytest.approx(slope, rel=0.05)
     assert found.offset == pytest.approx(offset, abs=0.05)
@@ -36,7 +37,7 @@ def test_it_minimises_what_it_says(count):
     """No slope and offset nearby give less than the ones found."""
     random = np.random.default_rng(0)
     logits = random.normal(size=count).astype(np.float32)
-    labels = (random.random(count) < probabilities(2 * logits + 1)).astype(np.int8)
+    labels = (random.random(count) < sigmoid(2 * logits + 1)).astype(np.int8)
     found = fit_calibration(logits, labels)
 
     def cost(slope, offset):
@@ -70,7 +71,7 @@ def test_one_class_alone_is_refused(labels):
 
 def test_probabilities_do_not_overflow():
     with np.errstate(all="raise"):
-        found = probabilities(np.array([-1e30, -1, 0, 1, 1e30], np.float32))
+        found = sigmoid(np.array([-1e30, -1, 0, 1, 1e30], np.float32))
     np.testing.assert_allclose(found, [0, 1 / (1 + np.e), 0.5, np.e / (1 + np.e), 1], atol=1e-7)
 
 

@@ -60,7 +60,7 @@ def fit(rows=None, labels=None, **kwargs):
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-@pytest.mark.parametrize("form", ["article", "paper", "sakai", "nnpu"])
+@pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu"])
 def test_a_head_separates_two_clouds_with_every_loss(kind, form):
     loss = PNULoss(form=form, balance=0.1)
     head = fit(loss=loss, settings=SETTINGS._replace(kind=kind, hidden=16))

@@ -14,7 +14,7 @@ from selftrain.models.classifier import TrainingSet, train_head
 from selftrain.models.finetune import BackboneTrainer, load_finetuned, read_format
 from selftrain.models.head import HeadSettings, fit_scaling
 
-LOSS = PNULoss(form="paper", balance=0.1)
+LOSS = PNULoss(form="convex", balance=0.1)
 MODES = pytest.mark.parametrize("mode", ["full", "lora"])
 
 

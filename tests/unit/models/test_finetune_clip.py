@@ -103,7 +103,7 @@ def fit(trainer, corpus, **options):
     training = TrainingSet(
         np.concatenate([corpus.labelled, corpus.pool[:3]]), groups, np.full(15, 0.5, np.float32)
     )
-    loss = PNULoss(form="article", lambda_u=0.1)
+    loss = PNULoss(form="weighted", lambda_u=0.1)
     return trainer.fit(corpus, training, loss=loss, seed=0, where="round 1", start=None, **options)
 
 

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 import pytest
-from page_helpers import PreparedPost
+from page_helpers import ParsedPage
 from report_helpers import HOSTILE, PLAIN, figures, lines, made, trust, verdict
 
 from selftrain import report
@@ -28,7 +28,7 @@ def page_of(folder):
 
 
 def words(text):
-    return " ".join(PreparedPost(text).text.split())
+    return " ".join(ParsedPage(text).text.split())
 
 
 # ---- what comes from outside ------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def test_hostile_strings_are_shown_and_change_nothing_of_the_page(tmp_path):
         return folder
 
     page = page_of(full(tmp_path / "bad", HOSTILE))
-    seen, plain = PreparedPost(page), PreparedPost(page_of(full(tmp_path / "good", PLAIN)))
+    seen, plain = ParsedPage(page), ParsedPage(page_of(full(tmp_path / "good", PLAIN)))
     assert [tag for tag, _ in seen.tags] == [tag for tag, _ in plain.tags]
     assert [set(attributes) for _, attributes in seen.tags] == [set(a) for _, a in plain.tags]
     assert (seen.raw["style"], seen.raw["script"]) == (plain.raw["style"], plain.raw["script"])
@@ -55,7 +55,7 @@ def test_hostile_strings_are_shown_and_change_nothing_of_the_page(tmp_path):
 
 
 def test_the_json_in_the_page_ends_no_element_and_gives_the_strings_back(tmp_path):
-    seen = PreparedPost(page_of(made(tmp_path, HOSTILE)))
+    seen = ParsedPage(page_of(made(tmp_path, HOSTILE)))
     data = {key: raw for key, raw in seen.raw.items() if key not in ("script", "style")}
     assert set(data) == {"listing", "verdicts-0", "pictures-0"}
     for raw in data.values():
@@ -73,7 +73,7 @@ def test_the_json_in_the_page_ends_no_element_and_gives_the_strings_back(tmp_pat
 
 
 def test_the_policy_of_the_page_allows_this_script_and_this_style_and_nothing_else(tmp_path):
-    seen = PreparedPost(page_of(made(tmp_path, PLAIN)))
+    seen = ParsedPage(page_of(made(tmp_path, PLAIN)))
     (policy,) = [a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
 
@@ -98,7 +98,7 @@ def test_no_two_elements_share_an_id(tmp_path):
     folder = made(tmp_path, PLAIN)
     scored(folder, 1)
     (folder.path / "trust.json").write_text(json.dumps(trust(PLAIN)))
-    names = [attributes["id"] for _, attributes in PreparedPost(page_of(folder)).tags if "id" in attributes]
+    names = [attributes["id"] for _, attributes in ParsedPage(page_of(folder)).tags if "id" in attributes]
     assert len(names) > 40
     assert len(set(names)) == len(names)
 
@@ -116,7 +116,7 @@ def test_kept_and_rolled_back_rounds_are_told_apart_in_the_curve_and_in_words(tm
     assert (marks("kept-validation"), marks("lost-validation")) == (2, 1)
     assert (marks("kept-test"), marks("lost-test")) == (2, 1)
     assert "round 1 0.625 kept, round 2 0.600 rolled back" in page
-    rows = [attributes["class"] for attributes in PreparedPost(page).all("tr") if "class" in attributes]
+    rows = [attributes["class"] for attributes in ParsedPage(page).all("tr") if "class" in attributes]
     assert rows[:3] == ["", "best", "lost"]
 
 
@@ -243,14 +243,14 @@ def test_verdicts_of_a_round_that_was_killed_before_its_end_can_be_read(tmp_path
 def test_manifest_pictures_and_quarantine_that_went(tmp_path):
     folder = made(tmp_path, PLAIN)
     (tmp_path / "plain.png").unlink()
-    browser = report.gather(folder).verdicts
+    browser = report.gather(folder).verdicts.table
     text, images, _, remark = json.loads(str(browser.chunks[0]))[0]
     assert (text, images) == ("plain", [])
     assert "plain.png" in remark
     (tmp_path / "manifest.jsonl").unlink()
     (folder.path / "quarantine.jsonl").unlink()
     page = report.gather(folder)
-    assert json.loads(str(page.verdicts.chunks[0]))[0][0] is None
+    assert json.loads(str(page.verdicts.table.chunks[0]))[0][0] is None
     assert page.verdicts.without_text == 1
     assert "Nothing was left out" in words(report.render(page))
 

@@ -16,8 +16,8 @@ from report_helpers import PLAIN, lines, made, verdict
 
 from selftrain import report
 from selftrain.report import verdict_browser as browser
-from selftrain.web import charts
-from selftrain.web.html import render_template, security_policy
+from selftrain.web import charts, table
+from selftrain.web.html import as_json, render_page, security_policy
 from selftrain.web.pictures import SIDE, embed
 from selftrain.web.svg import COLOURS, to_svg
 
@@ -68,7 +68,7 @@ def test_the_same_figures_give_the_same_bytes_and_a_foreign_colour_is_refused():
 
 @pytest.mark.parametrize("rounds", [1, 2, 60])
 def test_runs_of_any_length_can_be_drawn(rounds):
-    points = [charts.Point(n, n % 3 == 0, 0.5 + n / 200, None) for n in range(rounds)]
+    points = [charts.RoundPoint(n, n % 3 == 0, 0.5 + n / 200, None) for n in range(rounds)]
     svg = str(charts.rounds_curve(points, "curve", charts.WIDE))
     texts = ElementTree.fromstring(svg).findall(".//{http://www.w3.org/2000/svg}text")
     assert 2 <= len(texts) <= 25  # axes that can be read, however many rounds there are
@@ -139,7 +139,7 @@ def gathered(folder):
 
 def test_the_index_counts_what_the_verdicts_say(tmp_path):
     found = gathered(made(tmp_path, PLAIN))
-    listing = json.loads(str(found.listing))
+    listing = json.loads(str(found.table.listing))
     assert listing["round"] == [2, 1]  # newest first
     assert listing["agents"] == ["agent", "other agent"]
     assert listing["changed"] == [0b01, 0b01]
@@ -147,28 +147,28 @@ def test_the_index_counts_what_the_verdicts_say(tmp_path):
     assert listing["label"] == [0, 0]
     assert listing["truth"] == [1, 1]  # the manifest's label
     assert found.truth_known
-    assert (found.shown, found.verdicts, found.embedded) == (2, 2, 1)
+    assert (found.table.shown, found.table.total, found.table.embedded) == (2, 2, 1)
 
 
 def test_divergent_verdicts_come_before_consistent_ones(tmp_path):
     folder = made(tmp_path, PLAIN)
     agreed = verdict(PLAIN, "agreed") | {"consistent": True}
     lines(folder.round_path(2) / "verdicts.jsonl", [agreed, verdict(PLAIN, "plain")])
-    listing = json.loads(str(gathered(folder).listing))
+    listing = json.loads(str(gathered(folder).table.listing))
     assert listing["id"] == ["plain", "agreed", "plain"]
     assert listing["consistent"] == [0, 1, 0]
 
 
 def test_of_more_verdicts_than_a_page_takes_the_newest_are_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(browser, "MOST_VERDICTS", 1)
+    monkeypatch.setattr(browser, "MOST_RECORDS", 1)
     found = gathered(made(tmp_path, PLAIN))
-    assert (found.shown, found.verdicts) == (1, 2)
+    assert (found.table.shown, found.table.total) == (1, 2)
     assert found.rounds == [(2, "rolled back")]
 
 
 def test_chunks_hold_a_fixed_number_and_pictures_are_found_by_their_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(browser, "CHUNK", 2)
-    monkeypatch.setattr(browser, "PICTURE_CHUNK", 1)
+    monkeypatch.setattr(table, "CHUNK", 2)
+    monkeypatch.setattr(table, "PICTURE_CHUNK", 1)
     folder = made(tmp_path, PLAIN)
     rows, verdicts = [], []
     for number in range(5):
@@ -178,18 +178,18 @@ def test_chunks_hold_a_fixed_number_and_pictures_are_found_by_their_first(tmp_pa
     lines(tmp_path / "manifest.jsonl", rows)
     lines(folder.round_path(2) / "verdicts.jsonl", verdicts)
     found = browser.gather_verdicts(folder, {2: "kept"}, ("positive", "negative"))
-    assert [len(json.loads(str(chunk))) for chunk in found.chunks] == [2, 2, 1]
-    assert json.loads(str(found.listing))["pictures"] == [0, 1, 2, 3, 4]
+    assert [len(json.loads(str(chunk))) for chunk in found.table.chunks] == [2, 2, 1]
+    assert json.loads(str(found.table.listing))["pictures"] == [0, 1, 2, 3, 4]
     assert not found.truth_known
 
 
 def test_texts_are_cut_harder_when_all_together_would_be_too_long(tmp_path, monkeypatch):
     folder = made(tmp_path, PLAIN | {"text": "long " * 400, "rationale": "why " * 400})
-    assert gathered(folder).cut == 1200
-    monkeypatch.setattr(browser, "TEXT_BUDGET", 2000)
+    assert gathered(folder).table.cut == 1200
+    monkeypatch.setattr(table, "TEXT_BUDGET", 2000)
     found = gathered(folder)
-    assert found.cut == 240
-    text, _, said, _ = json.loads(str(found.chunks[0]))[0]
+    assert found.table.cut == 240
+    text, _, said, _ = json.loads(str(found.table.chunks[0]))[0]
     assert text.endswith(" […]")
     assert len(text) <= 240 + 4
     assert len(said[0][5]) <= 160 + 4
@@ -197,8 +197,8 @@ def test_texts_are_cut_harder_when_all_together_would_be_too_long(tmp_path, monk
 
 def test_json_for_a_page_refuses_what_is_not_json():
     with pytest.raises(ValueError, match="JSON"):
-        browser.as_json(float("nan"))
-    assert browser.as_json(["</script>&", "\u2028"]) == '["\\u003c/script\\u003e\\u0026","\\u2028"]'
+        as_json(float("nan"))
+    assert as_json(["</script>&", "\u2028"]) == '["\\u003c/script\\u003e\\u0026","\\u2028"]'
 
 
 # ---- templates --------------------------------------------------------------------------------------
@@ -213,4 +213,4 @@ def test_a_value_that_a_template_forgets_to_give_is_an_error():
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError):
-        render_template("comparison.html.j2", {"runs": []}, folder=Path(report.__file__).parent)
+        render_page("comparison.html.j2", {"runs": []}, folder=Path(report.__file__).parent)

@@ -8,10 +8,9 @@ import json
 import pytest
 from test_choosing import BRIEF, CLASSES, NAMES, Model
 
+from agents.ask.annotator import AnnotationPrompts, Annotator
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer.asking import Annotator, Criticizer
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.wording import Wording
+from agents.ask.criticizer import Criticizer
 from agents.ask.runner import Runner
 from agents.client.base import Completion, Usage
 from selftrain.cli import main
@@ -57,19 +56,19 @@ def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
     chosen = Drawing(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
     store = ResponseCache(data / "answers.sqlite")
     models = [annotator or Model("good", SLIP), critic or Model("fair", 3)]
-    desks = [Desk(Runner(model, store, run=name), opener=None) for model in models]
+    runners = [Runner(model, store, run=name, opener=None) for model in models]
     try:
         with folder.locked():
             begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict())
             return label(
                 folder, posts,
-                annotating=(desks[0], Annotator(Wording(BRIEF), reasoning=False)),
-                criticizing=(desks[1], Criticizer(Wording(BRIEF), "log_probability")),
+                annotating=(runners[0], Annotator(AnnotationPrompts(BRIEF), reasoning=False)),
+                criticizing=(runners[1], Criticizer(AnnotationPrompts(BRIEF), "log_probability")),
                 classes=NAMES, drawing=chosen,
             )  # fmt: skip
     finally:
-        for desk in desks:
-            desk.close()
+        for runner in runners:
+            runner.close()
         store.close()
 
 

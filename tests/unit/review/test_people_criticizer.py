@@ -11,12 +11,10 @@ import pytest
 from loop_helpers import chance, lines, make_corpus
 from test_people import go, review
 
-from agents.ask.brief import Brief
+from agents.ask.annotator import AnnotationPrompts
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer.asking import Criticizer
-from agents.ask.criticizer.desk import Desk
-from agents.ask.criticizer.strategies import STRATEGIES
-from agents.ask.criticizer.wording import Wording
+from agents.ask.criticizer import STRATEGIES, Criticizer
+from agents.ask.prompt_files import Brief
 from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.errors import TokenCapError
@@ -65,10 +63,10 @@ class Doubter:
 
 def criticizer_of(folder, model, *, cap=None):
     store = ResponseCache(folder.parent / "answers.sqlite")
-    desk = Desk(Runner(model, store, run=str(folder), token_cap=cap), opener=None)
+    runner = Runner(model, store, run=str(folder), opener=None, token_cap=cap)
     posts = {post.id: post for post in make_corpus(pool=60).posts}
-    way = Criticizer(Wording(BRIEF), "log_probability")
-    return LoopCriticizer(desk, way, posts, RunFolder(folder), store)
+    way = Criticizer(AnnotationPrompts(BRIEF), "log_probability")
+    return LoopCriticizer(runner, way, posts, RunFolder(folder))
 
 
 def run_with(folder, model, **options):

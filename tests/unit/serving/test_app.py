@@ -12,11 +12,10 @@ from serving_helpers import HeldScorer, TextScorer
 from starlette.testclient import TestClient
 
 from selftrain.serving import app as app_module
-from selftrain.serving.app import Service, build_app
+from selftrain.serving.app import Measures, Service, build_app
 from selftrain.serving.batching import Batcher
-from selftrain.serving.measures import Measures
 from selftrain.serving.scratch import Scratch
-from selftrain.serving.wire import Limits
+from selftrain.serving.wire import RequestLimits
 
 WAIT = 30
 
@@ -57,7 +56,7 @@ def make(tmp_path):
     made = []
 
     def build(scorer=None, *, limits=None, key="", load=True):
-        made.append(Served(tmp_path, scorer or TextScorer(), limits or Limits(), key, load))
+        made.append(Served(tmp_path, scorer or TextScorer(), limits or RequestLimits(), key, load))
         return made[-1]
 
     yield build
@@ -174,7 +173,7 @@ def test_a_full_queue_is_429_and_a_fault_500_with_the_server_alive(make):
 
 
 def test_a_body_is_refused_by_its_length_or_as_it_streams(make):
-    served = make(limits=Limits(body=1000))
+    served = make(limits=RequestLimits(body=1000))
     declared = served.client.post("/score", content=b"x" * 1001)
     assert declared.status_code == 413
     streamed = served.client.post("/score", content=(b"x" * 100 for _ in range(11)))
@@ -186,7 +185,7 @@ def test_a_body_is_refused_by_its_length_or_as_it_streams(make):
 
 def test_bytes_under_way_have_a_common_limit_and_are_given_back(make, monkeypatch):
     monkeypatch.setattr(app_module, "BODIES", 0.5)
-    served = make(limits=Limits(body=1000))
+    served = make(limits=RequestLimits(body=1000))
     assert served.client.post("/score", content=b"x" * 600).status_code == 429
     assert served.client.post("/score", json={"id": "a", "text": "0.1"}).status_code == 200
     assert served.client.post("/score", json={"id": "a", "text": "0.1"}).status_code == 200

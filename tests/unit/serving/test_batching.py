@@ -16,7 +16,7 @@ from selftrain.serving.batching import Batcher
 WAIT = 30
 
 
-class PreparedPost:
+class Observer:
     """An observer."""
 
     def __init__(self):
@@ -38,7 +38,7 @@ def make():
 
     def build(scorer, **options):
         loaded = threading.Event()
-        settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 100, "observer": PreparedPost()} | options
+        settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 100, "observer": Observer()} | options
         batcher = Batcher(lambda: scorer, on_loaded=loaded.set, **settings)
         batcher.start()
         assert loaded.wait(WAIT)
@@ -64,10 +64,10 @@ def test_one_post_is_scored_before_the_model_counts_as_loaded(make):
 
 
 def test_results_come_in_the_order_of_the_posts_whatever_the_batches(make):
-    scorer, seen = TextScorer(), PreparedPost()
+    scorer, seen = TextScorer(), Observer()
     batcher = make(scorer, observer=seen)
-    odds = [n / 100 for n in range(11)]
-    assert texts(batcher.submit(posts_of(*map(str, odds))).result(WAIT)) == odds
+    probs = [n / 100 for n in range(11)]
+    assert texts(batcher.submit(posts_of(*map(str, probs))).result(WAIT)) == probs
     batcher.close()
     assert seen.batches == [4, 4, 3]
 
@@ -131,7 +131,7 @@ def test_a_full_queue_refuses_and_says_how_full(make):
 
 
 def test_a_fault_fails_the_requests_of_its_batch_and_no_others(make, caplog):
-    scorer, seen = HeldScorer(), PreparedPost()
+    scorer, seen = HeldScorer(), Observer()
     batcher = make(scorer, max_batch=2, observer=seen)
     batcher.submit(posts_of("0.1"))
     assert scorer.entered.acquire(timeout=WAIT)
@@ -222,9 +222,7 @@ def test_a_model_that_cannot_be_loaded_or_scores_nothing_is_told(first):
             return super().score([Post("x", first) for _ in posts])
 
     loaded = threading.Event()
-    batcher = Batcher(
-        Broken, max_batch=1, max_wait=0, max_queue=1, observer=PreparedPost(), on_loaded=loaded.set
-    )
+    batcher = Batcher(Broken, max_batch=1, max_wait=0, max_queue=1, observer=Observer(), on_loaded=loaded.set)
     early = batcher.submit(posts_of("0.1"))
     batcher.start()
     assert loaded.wait(WAIT)

@@ -13,10 +13,11 @@ from PIL import Image
 from serving_helpers import TextScorer, validation_of
 
 from selftrain.cli import main
+from selftrain.cli import models as model_commands
 from selftrain.errors import ManifestError, RunBusyError, ServingError
-from selftrain.models import scorer as scorer_module
-from selftrain.serving.filtering import filter_posts, validation_scores
-from selftrain.serving.sink import Journal
+from selftrain.serving.filtering import filter_posts
+from selftrain.serving.sink import FilterSink
+from selftrain.serving.thresholds import validation_scores
 
 
 def records(path):
@@ -118,7 +119,7 @@ def test_a_source_that_is_not_there_leaves_a_sink_that_can_be_begun(tmp_path):
 
 
 def test_two_filters_do_not_write_one_sink(tmp_path):
-    with Journal(tmp_path / "sink.jsonl", {}).opened(), pytest.raises(RunBusyError):
+    with FilterSink(tmp_path / "sink.jsonl", {}).opened(), pytest.raises(RunBusyError):
         run(write_rows(tmp_path / "in.jsonl", [{"id": "a", "text": "0.9"}]), tmp_path / "sink.jsonl")
 
 
@@ -147,9 +148,9 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
 @pytest.fixture
 def faked(monkeypatch):
     """Any path is a model of ten validation posts."""
-    odds = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
-    scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], odds)
-    monkeypatch.setattr(scorer_module, "open_scorer", lambda path: TextScorer(scores))
+    probs = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], probs)
+    monkeypatch.setattr(model_commands, "open_scorer", lambda path: TextScorer(scores))
 
 
 def test_the_command_says_what_the_threshold_does_and_what_came_of_it(faked, tmp_path, capsys):
@@ -177,7 +178,7 @@ def test_the_command_says_what_the_threshold_does_and_what_came_of_it(faked, tmp
 
 def test_a_precision_out_of_reach_writes_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
-        scorer_module, "open_scorer", lambda path: TextScorer(validation_of([1, 0], [0.5, 0.5]))
+        model_commands, "open_scorer", lambda path: TextScorer(validation_of([1, 0], [0.5, 0.5]))
     )
     source = write_rows(tmp_path / "in.jsonl", [{"id": "a", "text": "0.75"}])
     command = ["filter", "m", "--source", str(source), "--sink", str(tmp_path / "s"), "--precision", ".9"]

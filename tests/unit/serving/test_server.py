@@ -1,15 +1,12 @@
-"""What is decided before a server starts: threads, the socket, the key."""
+"""What is decided before a server starts: threads, the key."""
 
 from __future__ import annotations
-
-import socket
 
 import pytest
 
 from selftrain.cli import main
-from selftrain.errors import ServingError
 from selftrain.serving import server
-from selftrain.serving.server import address, compute_threads, listen
+from selftrain.serving.server import compute_threads
 
 
 @pytest.mark.parametrize(
@@ -31,22 +28,6 @@ def test_a_model_gets_the_cores_that_the_process_may_use(monkeypatch, tmp_path, 
     if quota is not None:
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
     assert compute_threads(asked) == threads
-
-
-def test_a_free_port_is_found_and_a_taken_one_named():
-    with listen("127.0.0.1", 0) as first:
-        port = first.getsockname()[1]
-        assert address(first) == f"http://127.0.0.1:{port}"
-        with pytest.raises(ServingError, match=f"127.0.0.1:{port} cannot be listened on .*another --port"):
-            listen("127.0.0.1", port)
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
-            pass
-
-
-@pytest.mark.parametrize("port", [65536, -1])
-def test_a_port_that_is_none_is_an_error_with_words(port):
-    with pytest.raises(ServingError, match="cannot be listened on"):
-        listen("127.0.0.1", port)
 
 
 def test_an_unset_key_is_refused_before_anything_else(monkeypatch, capsys):

@@ -17,11 +17,11 @@ from selftrain.serving.thresholds import lowest_threshold, share
 SCORED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=40)
 
 
-def naive(labels, odds, precision):
+def naive(labels, probs, precision):
     """Every value that occurs, as a threshold: (threshold, precision, recall) of the highest recall."""
     found = None
-    for threshold in sorted(set(odds), reverse=True):
-        passing = [label for label, value in zip(labels, odds, strict=True) if value >= threshold]
+    for threshold in sorted(set(probs), reverse=True):
+        passing = [label for label, value in zip(labels, probs, strict=True) if value >= threshold]
         reached = sum(passing) / len(passing)
         if reached >= precision:
             found = (threshold, reached, sum(passing) / sum(labels))
@@ -31,9 +31,9 @@ def naive(labels, odds, precision):
 @settings(deadline=None)  # a loaded machine is no fault
 @given(SCORED, st.sampled_from([0.1, 0.5, 2 / 3, 0.7, 0.8, 1.0]))
 def test_the_threshold_is_that_of_a_search_and_of_scikit_learn(scored, precision):
-    labels, odds = [one[0] for one in scored], [one[1] / 7 for one in scored]
-    scores = validation_of(labels, odds)
-    expected = naive(labels, odds, precision) if any(labels) else None
+    labels, probs = [one[0] for one in scored], [one[1] / 7 for one in scored]
+    scores = validation_of(labels, probs)
+    expected = naive(labels, probs, precision) if any(labels) else None
     if expected is None:
         with pytest.raises(ServingError):
             lowest_threshold(scores, precision)
@@ -41,10 +41,10 @@ def test_the_threshold_is_that_of_a_search_and_of_scikit_learn(scored, precision
     point = lowest_threshold(scores, precision)
     assert (point.precision.value, point.recall.value) == pytest.approx(expected[1:])
     assert (point.posts, point.positives) == (len(labels), sum(labels))
-    precisions, recalls, thresholds = precision_recall_curve(labels, odds)
+    precisions, recalls, thresholds = precision_recall_curve(labels, probs)
     reached = np.flatnonzero(precisions[:-1] >= precision)
     lowest = thresholds[reached].min()
-    next_lower = max((one for one in odds if one < lowest), default=0)
+    next_lower = max((one for one in probs if one < lowest), default=0)
     assert point.threshold == pytest.approx(max(lowest - 1e-6, (lowest + next_lower) / 2), abs=1e-12)
     assert point.recall.value == pytest.approx(recalls[:-1][reached].max())
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from selftrain.models.scorer import PostScore, ScoreFailure
-from selftrain.serving.wire import Limits, RequestError, answer, parse, place
+from selftrain.serving.wire import BadRequestError, RequestLimits, answer, parse, place
 
-LIMITS = Limits(body=10_000, posts=3, text=20, image=3_000, pixels=10_000)
+LIMITS = RequestLimits(body=10_000, posts=3, text=20, image=3_000, pixels=10_000)
 
 
 def png(width=8, height=8):
@@ -64,8 +64,8 @@ def test_a_list_and_a_single_post_are_read():
         (body(post(images="x")), 422, "images is a text; expected a list"),
         (body(post(images=["eA=="] * 17)), 422, "has 17; at most 16"),
         (body(post(images=[1])), 422, r"images\[0\] is a number"),
-        (body(post(images=["https://example.org/x.png"])), 422, "is an address, and none is fetched"),
-        (body(post(images=["file:///etc/passwd"])), 422, "is an address, and none is fetched"),
+        (body(post(images=["https://example.org/x.png"])), 422, "is a URL, and none is fetched"),
+        (body(post(images=["file:///etc/passwd"])), 422, "is a URL, and none is fetched"),
         (body(post(images=["data:image/png,abc"])), 422, "without ;base64"),
         (body(post(images=["%%%"])), 422, "not base64"),
         (body(post(images=["eA"])), 422, "not base64"),
@@ -74,7 +74,7 @@ def test_a_list_and_a_single_post_are_read():
     ],
 )
 def test_what_is_not_a_request_is_refused_with_what_was_found(content, status, words):
-    with pytest.raises(RequestError, match=words) as refused:
+    with pytest.raises(BadRequestError, match=words) as refused:
         parse(content, LIMITS)
     assert refused.value.status == status
 

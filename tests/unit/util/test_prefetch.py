@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from selftrain._util.prefetch import MOST_THREADS, ahead, threads_for
+from selftrain._util.prefetch import MOST_THREADS, prefetch, threads_for
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -16,8 +16,8 @@ def test_the_results_are_those_of_map_in_their_order(threads):
         time.sleep(0.002 * (number % 2 == 0))
         return number * number
 
-    assert list(ahead(slow_when_even, iter(range(40)), threads)) == [n * n for n in range(40)]
-    assert list(ahead(slow_when_even, [], threads)) == []
+    assert list(prefetch(slow_when_even, iter(range(40)), threads)) == [n * n for n in range(40)]
+    assert list(prefetch(slow_when_even, [], threads)) == []
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -29,7 +29,7 @@ def test_it_runs_no_further_ahead_than_twice_its_threads(threads):
             drawn.append(number)
             yield number
 
-    results = ahead(lambda number: number, items(), threads)
+    results = prefetch(lambda number: number, items(), threads)
     assert not drawn, "nothing is read before it is asked for"
     for asked in range(1, 20):
         next(results)
@@ -39,14 +39,14 @@ def test_it_runs_no_further_ahead_than_twice_its_threads(threads):
 
 def test_without_threads_nothing_is_read_ahead():
     drawn = []
-    results = ahead(drawn.append, iter(range(9)), 0)
+    results = prefetch(drawn.append, iter(range(9)), 0)
     next(results)
     assert drawn == [0]
 
 
 def test_threads_work_at_the_same_time():
     meeting = threading.Barrier(2, timeout=20)
-    assert len(list(ahead(lambda _: meeting.wait(), range(4), 2))) == 4
+    assert len(list(prefetch(lambda _: meeting.wait(), range(4), 2))) == 4
 
 
 def test_a_fault_comes_in_its_turn_and_ends_it():
@@ -58,7 +58,7 @@ def test_a_fault_comes_in_its_turn_and_ends_it():
             raise ValueError("the third")
         return number
 
-    results = ahead(third_is_bad, range(1000), 2)
+    results = prefetch(third_is_bad, range(1000), 2)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="the third"):
         next(results)
@@ -75,7 +75,7 @@ def test_closed_early_it_begins_nothing_more():
             gate.wait(20)
         return number
 
-    results = ahead(wait, range(1000), 2)
+    results = prefetch(wait, range(1000), 2)
     assert next(results) == 0
     gate.set()
     results.close()

@@ -1,0 +1,399 @@
+"""Reviewer and User, or a judge alone: vision-language agents that verify candidates.
+
+`VLMAgent` words what a protocol asks and reads judgments out of the responses; `VLMPanel` runs the protocol
+on many candidates and implements `agents.panel.Panel`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+from agents.ask.answer_schema import AnswerForm, AnswerSchema
+from agents.ask.label_calibration import LabelCalibration, fit_calibration, held_out, identity
+from agents.ask.metering import PostPrompt, Response, UsageTotals
+from agents.ask.prepare import PreparedPost
+from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed
+from agents.ask.protocols import Protocol, Query, QueryPlan, all_queries
+from agents.ask.runner import Runner
+from agents.client.base import Identity, Message, PromptSize
+from agents.errors import LearningError
+from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
+
+ROLES = ("reviewer", "user")
+"""Roles that are described; a judge alone has none."""
+
+_FORM = {"labels", "unsure"}
+
+
+class JudgePrompts(PromptFiles):
+    """The prompt files of Reviewer, User and a judge alone; see `PromptFiles`."""
+
+    built_in = BUILT_IN / "judge"
+    placeholders: ClassVar[dict[str, set[str]]] = {
+        "system.txt": {"task", "policy", "classes", "roles", "form"},
+        "post.txt": {"contents", "words"},
+        "form.reason_first.txt": _FORM,
+        "form.label_first.txt": _FORM,
+        "form.label_only.txt": _FORM,
+        "form.cot.txt": _FORM,
+        "reviewer.role.txt": set(),
+        "user.role.txt": set(),
+        "reviewer.first.txt": set(),
+        "user.first.txt": set(),
+        "reviewer.again.txt": {"own", "other", "classifier"},
+        "user.again.txt": {"own", "other", "classifier"},
+        "user.sequential.txt": {"other"},
+        "judge.zero_shot.txt": set(),
+        "judge.few_shot.txt": set(),
+        "judge.cot.txt": set(),
+    }
+    required: ClassVar[set[str]] = {"form", "own", "other", "words", "policy", "classes", "labels"}
+
+    def system(self, schema: AnswerSchema, roles: Sequence[str] = ()) -> Message:
+        """Return the task, its policy and classes, the roles and the form of an answer.
+
+        Args:
+            schema: Of the answers.
+            roles: The agents that take part; each reads of the others too. A judge alone has no role.
+        """
+        told = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
+        form = self.fill(f"form.{schema.form}.txt", labels=listed(schema.labels), unsure=schema.unsure)
+        words = self.task_words(roles="\n\n".join(told), form=form)
+        return Message("system", (re.sub(r"\n{3,}", "\n\n", words),))  # where there are no roles
+
+    def ending(
+        self,
+        template: str,
+        *,
+        own: Judgment | None = None,
+        other: Judgment | None = None,
+        classifier: str | None = None,
+    ) -> str:
+        """Return the last part of a prompt: who is asked, and what.
+
+        Args:
+            template: "reviewer.first" and so on: a file's name without its ending.
+            own, other: Earlier judgments that the template shows.
+            classifier: The classifier's label.
+        """
+        return self.fill(
+            f"{template}.txt",
+            own=self._words_of(own),
+            other=self._words_of(other),
+            classifier=classifier or "",
+        )
+
+    def _role(self, role: str) -> str:
+        given = self.brief.roles.get(role)
+        return given.strip() if given else self.fill(f"{role}.role.txt")
+
+    def _words_of(self, judgment: Judgment | None) -> str:
+        if judgment is None:
+            return ""
+        if judgment.state is State.FAILED:
+            return "no answer that could be read"
+        label = judgment.label if judgment.label is not None else self.brief.unsure
+        said = self.quote(judgment.rationale)
+        return f'"{label}"' + (f"\n{said}" if said else "")
+
+
+class VLMAgent:
+    """What a vision-language model is asked about a post, and the judgment that its answer is.
+
+    Args:
+        prompts: The files, filled for the task.
+        protocol: Who is asked what; whether labelled posts are shown first; the usual form of an answer.
+        form: Overrides the protocol's.
+        rationale_chars: Most characters of a rationale.
+        examples: Labelled posts of each class that a protocol with examples shows.
+        seed: Of the draw of examples and of the model's own.
+
+    Attributes:
+        calibrations: Role -> the correction of its probabilities; empty before a panel is fitted.
+    """
+
+    def __init__(
+        self,
+        prompts: JudgePrompts,
+        protocol: Protocol,
+        *,
+        form: AnswerForm | None = None,
+        rationale_chars: int = 240,
+        examples: int = 2,
+        seed: int = 0,
+    ) -> None:
+        brief = prompts.brief
+        self.protocol = protocol
+        self.schema = AnswerSchema(brief.names, brief.unsure, form or protocol.form, rationale_chars)
+        self.calibrations: dict[str, LabelCalibration] = {}
+        self._prompts = prompts
+        self._per_class = examples if protocol.examples else 0
+        self._seed = seed
+        # a judge alone has no role to describe
+        self._system = prompts.system(self.schema, [role for role in protocol.roles if role in ROLES])
+        self._examples: tuple[PreparedPost, ...] = ()
+
+    async def draw_examples(self, labelled: Sequence[LabelledPost], runner: Runner) -> None:
+        """Choose the posts that are shown as examples; a protocol without examples chooses none."""
+        if not self._per_class:
+            return
+        order = random.Random(self._seed).sample(range(len(labelled)), len(labelled))
+        chosen: list[LabelledPost] = []
+        for name in self.schema.classes:
+            # one more than shown: a labelled post that is asked about is not its own example
+            chosen += [labelled[i] for i in order if labelled[i].label == name][: self._per_class + 1]
+        self._examples = tuple([await runner.prepare(post) for post in chosen])
+
+    def prompt(self, post: PreparedPost, query: Query) -> PostPrompt:
+        """Return the prompt that asks `query` about `post`."""
+        ending = self._prompts.ending(
+            query.template, own=query.own, other=query.other, classifier=query.classifier
+        )
+        asked = self._prompts.post(post.post.text, post.pictures, ending)
+        messages = (self._system, *self._example_turns(post.post.id), asked)
+        return PostPrompt(post, messages, self.schema, query.role, query.step, seed=self._seed)
+
+    def judgment(self, query: Query, response: Response) -> Judgment:
+        """Return the judgment in a response; FAILED with the reason where there is none."""
+        answer, role = response.answer, query.role
+        details: dict[str, Any] = {}
+        if response.attempts:
+            details = {"cache_key": response.cache_key, "attempts": response.attempts}
+        if response.fault:
+            return Judgment(
+                role, query.step, State.FAILED, None, None, response.fault, response.source, details
+            )
+        probability = None
+        if answer.probabilities is not None:
+            calibration = self.calibrations.get(role, identity(self.schema.classes))
+            corrected = calibration.apply(answer.probabilities)
+            details |= {"uncalibrated": answer.probabilities, "probabilities": corrected}
+            probability = None if answer.label is None else corrected[answer.label]
+        return Judgment(
+            role, query.step, answer.state, answer.label, probability, answer.rationale, response.source,
+            details,
+        )  # fmt: skip
+
+    def _example_turns(self, post_id: str) -> list[Message]:
+        """Return labelled posts with their answers, as turns of a conversation that went before."""
+        turns: list[Message] = []
+        for name in self.schema.classes:
+            fitting = [
+                one
+                for one in self._examples
+                if getattr(one.post, "label", None) == name and one.post.id != post_id
+            ]
+            for one in fitting[: self._per_class]:
+                ending = self._prompts.ending(self.protocol.examples)
+                turns.append(self._prompts.post(one.post.text, one.pictures, ending))
+                turns.append(Message("assistant", (json.dumps({"label": name}, ensure_ascii=False),)))
+        return turns
+
+
+class PromptSizes(NamedTuple):
+    """Calls on one candidate and their mean prompts.
+
+    Attributes:
+        first_calls: Of the first round, before the classifier's label counts.
+        first: Mean tokens of such a prompt, and of the pictures in it.
+        review_calls: At most this many more in the cross-review.
+        review: Mean tokens of those, and of the pictures in them.
+    """
+
+    first_calls: int
+    first: tuple[float, float]
+    review_calls: int
+    review: tuple[float, float]
+
+
+class VLMPanel:
+    """Agents behind a model server; implements `Panel`.
+
+    Args:
+        runner: What answers, and where answers are kept; closed here, its cache too.
+        agent: What is asked, by which protocol.
+        always_cross_review: Ask everybody again even where the verdict is settled.
+        settings: What `describe` says besides.
+    """
+
+    simulated = False
+
+    def __init__(
+        self,
+        runner: Runner,
+        agent: VLMAgent,
+        *,
+        always_cross_review: bool = False,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self._runner = runner
+        self._agent = agent
+        self._protocol = agent.protocol
+        self._always_cross_review = always_cross_review
+        self._settings = dict(settings or {})
+        self._first: dict[str, tuple[Judgment, ...]] = {}  # first judgments of labelled posts, by post id
+
+    # ---- as the loop sees it --------------------------------------------------------------------------
+
+    def fit(
+        self,
+        labelled: Sequence[LabelledPost],
+        *,
+        accepted: Sequence[Accepted] = (),
+        pool: Sequence[PostLike] = (),
+    ) -> None:
+        """Judge the labelled posts and calibrate on them; accepted ones teach these agents nothing.
+
+        Raises:
+            LearningError: No labelled post, or an id given twice.
+            AgentError: As `verify`.
+        """
+        ids = [post.id for post in labelled]
+        if not ids or len(set(ids)) < len(ids):
+            raise LearningError(f"{len(ids)} labelled posts with {len(set(ids))} different ids")
+        if set(ids) == self._first.keys():
+            return
+
+        async def draw_examples() -> None:
+            await self._agent.draw_examples(labelled, self._runner)
+
+        judged = self._runner.map("labelled posts", labelled, self._judge_alone, first=draw_examples)
+        self._first = dict(zip(ids, judged, strict=True))
+        truth = [str(post.label) for post in labelled]
+        for role in self._protocol.roles:
+            known = [(p, t) for p, t in zip(self._raw_probs(role, ids), truth, strict=True) if p is not None]
+            self._agent.calibrations[role] = fit_calibration(
+                [probs for probs, _ in known], [label for _, label in known], self._agent.schema.classes
+            )
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """Return one verdict a candidate, in order.
+
+        Raises:
+            TokenCapError: The tokens are spent.
+            ServerLostError, ServerRefusedError: Nobody answers.
+            StoreError: The answers cannot be kept.
+            KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
+                is raised.
+        """
+        return self._runner.map("candidates", candidates, self._verdict)
+
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+        """Return each role's judgments on the labelled posts, calibrated on the others of them."""
+        self.fit(labelled)
+        ids, truth = [post.id for post in labelled], [str(post.label) for post in labelled]
+        judgments: dict[str, list[Judgment]] = {}
+        for place, role in enumerate(self._protocol.roles):
+            corrected = held_out(self._raw_probs(role, ids), truth, self._agent.schema.classes)
+            judgments[role] = [
+                _recalibrated(self._first[post_id][place], probs)
+                for post_id, probs in zip(ids, corrected, strict=True)
+            ]
+        return judgments
+
+    def describe(self) -> dict[str, Any]:
+        """Return protocol and settings; the model too once it was reached."""
+        identity = self._runner.reached()
+        model = {"model": identity._asdict()} if identity is not None else {}
+        return {
+            "protocol": self._protocol.name,
+            "simulated": False,
+            "agents": [{"role": role, "source": "vlm"} for role in self._protocol.roles],
+            **self._settings,
+            **model,
+        }
+
+    def usage(self) -> UsageTotals:
+        """Return what this process has asked and paid so far."""
+        return self._runner.usage()
+
+    def identity(self) -> Identity:
+        """Return the model that answers; it is reached if it was not before."""
+        return self._runner.identity()
+
+    def measure(self, posts: Sequence[PostLike], said: Judgment, classifier: str) -> PromptSizes:
+        """Return mean prompt sizes of the calls on `posts`; no answer is asked for.
+
+        Args:
+            posts: A sample, one or more.
+            said: A judgment of usual length, of another label than `classifier`.
+            classifier: The label that prompts of the second step show.
+        """
+        parts = all_queries(self._protocol, said, classifier)
+
+        async def sizes(post: PostLike) -> list[list[PromptSize]]:
+            prepared = await self._runner.prepare(post)
+            return [
+                [await self._runner.measure(self._agent.prompt(prepared, query)) for query in queries]
+                for queries in parts
+                if not prepared.fault
+            ]
+
+        measured = self._runner.map("prompt sizes", posts, sizes)
+        first, review = ([size for one in measured if one for size in one[part]] for part in (0, 1))
+        return PromptSizes(len(parts[0]), _mean(first), len(parts[1]), _mean(review))
+
+    def close(self) -> None:
+        """Let go of the server and the cache; safe to repeat."""
+        self._runner.close()
+        self._runner.cache.close()
+
+    # ---- on the event loop ----------------------------------------------------------------------------
+
+    async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
+        prepared = await self._runner.prepare(post)
+        return tuple(await self._carried_out(self._protocol.first_round(), prepared))
+
+    async def _verdict(self, candidate: Candidate) -> Verdict:
+        prepared = await self._runner.prepare(candidate.post)
+        first = await self._carried_out(self._protocol.first_round(), prepared)
+        plan = self._protocol.cross_review(first, candidate.label, self._always_cross_review)
+        # a verdict lists a step's judgments in the order of the roles, whoever was asked first
+        again = sorted(
+            await self._carried_out(plan, prepared), key=lambda one: self._protocol.roles.index(one.agent)
+        )
+        return Verdict(
+            candidate.post.id,
+            candidate.label,
+            candidate.probability,
+            (*first, *again),
+            self._protocol.deciders,
+        )
+
+    async def _carried_out(self, plan: QueryPlan, post: PreparedPost) -> list[Judgment]:
+        """Return all judgments of a plan, in the order of its queries."""
+        judgments: list[Judgment] = []
+        try:
+            queries = next(plan)
+            while True:
+                prompts = [self._agent.prompt(post, query) for query in queries]
+                responses = await self._runner.ask_together(prompts)
+                answers = [self._agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
+                judgments += answers
+                queries = plan.send(answers)
+        except StopIteration:
+            return judgments
+
+    def _raw_probs(self, role: str, ids: Sequence[str]) -> list[dict[str, float] | None]:
+        """Return a role's uncalibrated probabilities on labelled posts, None where it gave none."""
+        place = self._protocol.roles.index(role)
+        return [self._first[post_id][place].details.get("uncalibrated") for post_id in ids]
+
+
+def _mean(sizes: Sequence[PromptSize]) -> tuple[float, float]:
+    """Return mean tokens of prompts, and of the pictures in them; (0, 0) of none."""
+    count = max(len(sizes), 1)
+    return sum(size.prompt for size in sizes) / count, sum(size.image for size in sizes) / count
+
+
+def _recalibrated(judgment: Judgment, probs: dict[str, float] | None) -> Judgment:
+    """Return the judgment with other probabilities."""
+    if probs is None:
+        return judgment
+    probability = None if judgment.label is None else probs[judgment.label]
+    return replace(judgment, probability=probability, details={**judgment.details, "probabilities": probs})

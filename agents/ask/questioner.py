@@ -1,0 +1,283 @@
+"""Questions about posts: what is asked, what comes back, each answer paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
+
+from agents.ask.answer_schema import AnswerForm, AnswerSchema
+from agents.ask.metering import PostPrompt, Response, UsageTotals
+from agents.ask.prepare import PreparedPost
+from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed, unsure_beside
+from agents.ask.runner import Runner
+from agents.client.base import Identity, Message, PromptSize
+from agents.errors import TooManyFailedError
+from agents.judgment import PostLike, State
+
+QuestionKind: TypeAlias = Literal["choice", "count", "final"]
+
+# as many alternatives of a token as there are answers, within what servers give
+_FEWEST_LOGPROBS, _MOST_LOGPROBS = 8, 20
+# of so few questions a share of failures says little
+_FEWEST = 20
+_LISTED = 5
+
+_OFFER = {"wording", "labels", "unsure"}
+
+
+@dataclass(frozen=True, slots=True)
+class AgentQuestion:
+    """One question as an agent reads it.
+
+    Attributes:
+        name: Under which its answers are kept.
+        wording: As the agent reads it; of a "final" question the prompt file says it.
+        answers: Two or more. Of a "count" they are not offered: a number of pictures is.
+        kind: "choice" (one of the answers), "count" (how many pictures show it), or "final" (the classes of
+            the task, asked directly).
+    """
+
+    name: str
+    wording: str
+    answers: tuple[str, ...]
+    kind: QuestionKind = "choice"
+
+    def offered(self, pictures: int) -> tuple[str, ...]:
+        """Return what can be answered about a post of which `pictures` are seen.
+
+        Numbers are offered as texts: their closing quote is what tells 1 from 10 in the log-probabilities.
+
+        Raises:
+            ValueError: Nothing to count.
+        """
+        if self.kind != "count":
+            return self.answers
+        if pictures < 1:
+            raise ValueError(f"question {self.name!r} counts pictures and the post has none")
+        return tuple(str(count) for count in range(pictures + 1))
+
+
+class PostQuestions(NamedTuple):
+    """A post, and the questions that are asked about it."""
+
+    post: PostLike
+    questions: tuple[AgentQuestion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionAnswer:
+    """What came back on a question.
+
+    Attributes:
+        question: Its name.
+        state: LABEL: answered; ABSTAIN: the agent cannot tell; FAILED: no usable answer.
+        answer: One of those offered, a count in digits; None unless state is LABEL.
+        probs: Offered answer -> probability, adding up to 1, not calibrated; None when no log-probabilities
+            came back.
+        rationale: As written. Data, never instructions: nothing parses it.
+        fault: Why there is no usable answer; empty unless state is FAILED.
+        source: What answered: the model and its revision.
+        cache_key: Of the stored answer, its first 16 hex digits; empty when none came.
+        attempts: How many answers were asked for.
+    """
+
+    question: str
+    state: State
+    answer: str | None
+    probs: Mapping[str, float] | None
+    rationale: str
+    fault: str
+    source: str
+    cache_key: str = ""
+    attempts: int = 0
+
+    @classmethod
+    def of(cls, question: AgentQuestion, response: Response) -> QuestionAnswer:
+        """Return the answer in a response; FAILED with the reason where there is none."""
+        answer, fault = response.answer, response.fault
+        kept = (response.source, response.cache_key, response.attempts)
+        if fault:
+            return cls(question.name, State.FAILED, None, None, "", fault, *kept)
+        return cls(
+            question.name, answer.state, answer.label, answer.probabilities, answer.rationale, "", *kept
+        )
+
+
+class QuestionPrompts(PromptFiles):
+    """The prompt files of a task's questions; see `PromptFiles`."""
+
+    built_in = BUILT_IN / "questions"
+    placeholders: ClassVar[dict[str, set[str]]] = {
+        "system.txt": {"task", "policy", "classes", "form"},
+        "post.txt": {"contents", "words"},
+        "form.reason_first.txt": set(),
+        "form.label_first.txt": set(),
+        "form.label_only.txt": set(),
+        "form.cot.txt": set(),
+        "question.choice.txt": _OFFER,
+        "question.count.txt": _OFFER,
+        "question.final.txt": {"labels", "unsure"},
+    }
+    required: ClassVar[set[str]] = {"form", "words", "wording", "labels"}
+
+    def system(self, form: AnswerForm) -> Message:
+        """Return the task, its policy and classes, and the form of an answer."""
+        return Message("system", (self.task_words(form=self.fill(f"form.{form}.txt")),))
+
+    def question(self, post: PreparedPost, question: AgentQuestion, schema: AnswerSchema) -> Message:
+        """Return one post, its pictures, and at the end what is asked about it."""
+        ending = self.fill(
+            f"question.{question.kind}.txt",
+            wording=question.wording.strip(),
+            labels=listed(schema.labels),
+            unsure=schema.unsure,
+        )
+        return self.post(post.post.text, post.pictures, ending)
+
+
+class Questioner:
+    """A model that answers questions about posts.
+
+    Args:
+        runner: What answers, and where answers are kept; closed here, its cache too.
+        prompts: The files, filled for the task.
+        form: Of every answer, see `AnswerSchema`.
+        rationale_chars: Most characters of a rationale.
+        seed: Of the model's draws.
+        max_failed: The largest share of questions without a usable answer, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        prompts: QuestionPrompts,
+        *,
+        form: AnswerForm = "reason_first",
+        rationale_chars: int = 240,
+        seed: int = 0,
+        max_failed: float = 1.0,
+    ) -> None:
+        self._runner = runner
+        self._prompts = prompts
+        self._form: AnswerForm = form
+        self._rationale_chars = rationale_chars
+        self._seed = seed
+        self._max_failed = max_failed
+        self._system = prompts.system(form)
+
+    def ask(self, posts: Sequence[PostQuestions]) -> list[tuple[QuestionAnswer, ...]]:
+        """Return what comes back on each post, in its questions' order.
+
+        Raises:
+            TooManyFailedError: More questions without a usable answer than tolerated; raised as soon as it
+                is clear, not after the last post.
+            TokenCapError: The tokens are spent.
+            ServerLostError, ServerRefusedError: Nobody answers.
+            StoreError: The answers cannot be kept.
+            KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
+                is raised.
+        """
+        failures = _Failures(self._max_failed)
+
+        async def one(item: PostQuestions) -> tuple[QuestionAnswer, ...]:
+            prepared = await self._runner.prepare(item.post)
+            answers = []
+            # one after the other: the first call computes the prefix that the others read from the cache
+            for question in item.questions:
+                answer = await self._answer(prepared, question)
+                answers.append(answer)
+                failures.count(item.post.id, answer)
+                failures.check(_FEWEST)
+            return tuple(answers)
+
+        answers = self._runner.map("posts", posts, one)
+        failures.check(1)
+        return answers
+
+    def measure(self, posts: Sequence[PostQuestions]) -> list[PromptSize]:
+        """Return the size of every prompt about `posts`; no answer is asked for.
+
+        Raises:
+            ChatError: The server cannot be asked, or does not measure.
+        """
+
+        async def sizes(item: PostQuestions) -> list[PromptSize]:
+            prepared = await self._runner.prepare(item.post)
+            if prepared.fault:
+                return []
+            return [await self._runner.measure(self._prompt(prepared, one)) for one in item.questions]
+
+        return [size for one in self._runner.map("prompt sizes", posts, sizes) for size in one]
+
+    def most_tokens(self, item: PostQuestions) -> int:
+        """Return the most tokens of the answers about one post, each asked for once."""
+        pictures = min(len(item.post.images), self._runner.max_images)
+        return sum(self._schema(question, pictures).max_tokens for question in item.questions)
+
+    def identity(self) -> Identity:
+        """Return the model that answers; it is reached if it was not before."""
+        return self._runner.identity()
+
+    def reached(self) -> Identity | None:
+        """Return the model that answers, if it was reached."""
+        return self._runner.reached()
+
+    def usage(self) -> UsageTotals:
+        """Return what this process has asked and paid so far."""
+        return self._runner.usage()
+
+    def close(self) -> None:
+        """Let go of the server and the cache; safe to repeat."""
+        self._runner.close()
+        self._runner.cache.close()
+
+    def _schema(self, question: AgentQuestion, pictures: int) -> AnswerSchema:
+        """Return the schema of an answer about a post of which `pictures` are seen."""
+        offered = question.offered(pictures)
+        return AnswerSchema(offered, unsure_beside(offered), self._form, self._rationale_chars)
+
+    def _prompt(self, post: PreparedPost, question: AgentQuestion) -> PostPrompt:
+        schema = self._schema(question, len(post.pictures))
+        messages = (self._system, self._prompts.question(post, question, schema))
+        top = min(max(len(schema.labels), _FEWEST_LOGPROBS), _MOST_LOGPROBS)
+        role = f"question:{question.name}"
+        return PostPrompt(post, messages, schema, role, seed=self._seed, top_logprobs=top)
+
+    async def _answer(self, post: PreparedPost, question: AgentQuestion) -> QuestionAnswer:
+        if post.fault:  # its pictures are not there to be counted
+            response = Response.failed(post.fault, (await self._runner.client()).source)
+        else:
+            response = await self._runner.ask(self._prompt(post, question))
+        return QuestionAnswer.of(question, response)
+
+
+class _Failures:
+    """Counts questions, and those without a usable answer."""
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._asked = 0
+        self._failed: list[tuple[str, QuestionAnswer]] = []
+
+    def count(self, post_id: str, answer: QuestionAnswer) -> None:
+        self._asked += 1
+        if answer.state is State.FAILED:
+            self._failed.append((post_id, answer))
+
+    def check(self, fewest: int) -> None:
+        """Stop where more failed than tolerated, of `fewest` questions or more."""
+        if self._asked < fewest or len(self._failed) <= self._most * self._asked:
+            return
+        lines = [
+            f"  post {post_id!r}, {one.question}: {one.fault}" for post_id, one in self._failed[:_LISTED]
+        ]
+        if more := len(self._failed) - len(lines):
+            lines.append(f"  and {more:,} more")
+        raise TooManyFailedError(
+            f"{len(self._failed):,} of {self._asked:,} questions ({len(self._failed) / self._asked:.1%}) have"
+            f" no usable answer, at most {self._most:.1%} tolerated:\n"
+            + "\n".join(lines)
+            + "\nTry a stronger model, a longer rationale if answers are cut off, or fewer or smaller"
+            " pictures if the server refuses them; or tolerate more. What was paid for is kept."
+        )

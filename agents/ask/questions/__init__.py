@@ -1,1 +1,0 @@
-"""Ancillary questions about a post, each asked on its own: prompts, the form of an answer, its reading."""

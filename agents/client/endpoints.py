@@ -1,0 +1,445 @@
+"""The servers that a chat client may call: their connections, how busy they are, and which of them are up.
+
+An exchange with a server ends in bytes or in a `Failure`. Failures are values, not exceptions, because the
+client library's exceptions carry the request's headers and the server's words: whoever raises later has no
+such exception in its context, and no key in any traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from urllib.parse import SplitResult, urlsplit
+
+import anyio
+
+from agents.errors import ServerLostError, ServerRefusedError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+CONNECT_SECONDS = 10.0
+IDLE_SECONDS = 2.0
+"""Unused connections are dropped before the server drops them (vLLM: after 5 s): sent into a connection that
+is just being closed, a request fails and its endpoint looks dead."""
+SPARE_CONNECTIONS = 4  # for probes, beside the calls
+LONGEST_REASON = 600
+
+Kind: TypeAlias = Literal["busy", "late", "broken", "lost", "request", "us"]
+"""busy: 429, 503; late: no answer in time; broken: an answer that cannot be read; lost: no connection, or
+5xx; request: the server refuses this request; us: it refuses every one of ours."""
+
+OnEvent: TypeAlias = Callable[[str, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an exchange brought no answer.
+
+    Attributes:
+        kind: What follows from it, see `Kind`.
+        reason: In words, with the server's own where there are any; without the key.
+        status: Of the HTTP answer; 0 without one.
+        wait: Seconds that the server asks us to wait (Retry-After); None: it does not say.
+    """
+
+    kind: Kind
+    reason: str
+    status: int = 0
+    wait: float | None = None
+
+
+class Key:
+    """The API key in an environment variable, and its removal from whatever is shown.
+
+    Args:
+        variable: Name of the environment variable; unset or empty: servers get "EMPTY", as vLLM's own
+            examples send where no key is asked for.
+
+    Raises:
+        ServerRefusedError: The variable holds what no HTTP header can carry.
+    """
+
+    def __init__(self, variable: str) -> None:
+        self.variable = variable
+        self._value = os.environ.get(variable, "").strip()
+        if not all("!" <= character <= "~" for character in self._value):
+            raise ServerRefusedError(
+                f"the key in the environment variable {variable} holds blanks or characters outside ASCII; "
+                "no HTTP header can carry it: set it again, on one line and without quotes"
+            )
+
+    def __repr__(self) -> str:
+        return f"Key({self.variable!r})"
+
+    @property
+    def given(self) -> bool:
+        """Whether the variable is set."""
+        return bool(self._value)
+
+    def reveal(self) -> str:
+        """Return the key, for the header alone."""
+        return self._value or "EMPTY"
+
+    def clean(self, text: str) -> str:
+        """Return `text` on one line, without the key and cut to a length that can be read."""
+        if self._value:
+            for shown in (self._value, json.dumps(self._value)[1:-1]):
+                text = text.replace(shown, f"[{self.variable}]")
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
+
+
+class Limiter:
+    """A limit on calls in flight that halves when the server is overloaded and grows back with successes.
+
+    A full round of successes (as many as the limit) adds one. Calls that were sent before the last cut say
+    nothing new when they fail too: a round of 64 refusals halves the limit once, not down to one.
+
+    Args:
+        maximum: Where the limit starts and what it never passes, >= 1.
+    """
+
+    def __init__(self, maximum: int) -> None:
+        if maximum < 1:
+            raise ValueError(f"a limit of {maximum} calls in flight: expected 1 or more")
+        self.tokens = anyio.CapacityLimiter(maximum)
+        self._maximum, self._limit, self._last_cut = maximum, float(maximum), float("-inf")
+
+    @property
+    def limit(self) -> int:
+        """Most calls in flight now."""
+        return int(self._limit)
+
+    def succeeded(self) -> bool:
+        """Grow, and return whether `limit` changed."""
+        return self._set(min(float(self._maximum), self._limit + 1.0 / self._limit))
+
+    def overloaded(self, sent: float, now: float) -> bool:
+        """Halve unless the call was sent before the last cut, and return whether `limit` changed.
+
+        Args:
+            sent: When the call that met the overload was sent, in seconds of some clock.
+            now: On the same clock.
+        """
+        if sent < self._last_cut:
+            return False
+        self._last_cut = now
+        return self._set(max(1.0, self._limit / 2.0))
+
+    def _set(self, limit: float) -> bool:
+        before, self._limit = self.limit, limit
+        if self.limit != before:
+            self.tokens.total_tokens = self.limit
+        return self.limit != before
+
+
+@dataclass(eq=False, slots=True)
+class Stay:
+    """One call at one endpoint: first in line there, then in flight. Cancelling `scope` ends it."""
+
+    scope: anyio.CancelScope
+    in_flight: bool = False
+
+
+class Endpoint:
+    """One server.
+
+    Args:
+        url: As `plain_endpoint` gives it.
+        key: Sent with every request.
+        maximum: Most calls in flight, >= 1.
+        timeout: Seconds without a byte after which an exchange is given up.
+
+    Attributes:
+        up: Whether calls may be sent there.
+        reason: Why not, in words that begin with the URL.
+        since: When that changed last, on the event loop's clock.
+        times_up: How often it came up: tells a failure of before from one of now.
+        stays: Calls in line and in flight there.
+    """
+
+    def __init__(self, url: str, key: Key, maximum: int, timeout: float) -> None:
+        self.url, self.limiter = url, Limiter(maximum)
+        self.up, self.reason, self.times_up = False, "", 0
+        self.since = _now()
+        self.stays: set[Stay] = set()
+        self._key, self._timeout = key, timeout
+        self._client = _open_client(url, key, maximum, timeout)
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"
+
+    @property
+    def load(self) -> float:
+        """Calls in line and in flight as a share of the limit."""
+        return len(self.stays) / self.limiter.limit
+
+    @property
+    def in_flight(self) -> int:
+        """Calls in flight."""
+        return sum(stay.in_flight for stay in self.stays)
+
+    @property
+    def waiting(self) -> int:
+        """Calls in line."""
+        return len(self.stays) - self.in_flight
+
+    async def get(self, path: str) -> bytes | Failure:
+        """Return the body at `path`, or how the exchange failed."""
+        return await self._exchange("get", path, {})
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> bytes | Failure:
+        """Return the body of the answer to `body`, or how the exchange failed."""
+        return await self._exchange("post", path, {"body": body})
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def _exchange(self, method: str, path: str, arguments: Mapping[str, Any]) -> bytes | Failure:
+        import aiohttp
+        import httpx2
+        import openai
+
+        # Answers are taken raw: with 20 alternatives a token, the library's pydantic models make a call of 24
+        # tokens cost 9 ms of the processor instead of 3.
+        send = getattr(self._client, method)
+        try:
+            response = await send(self.url + path, cast_to=httpx2.Response, **arguments)
+        except openai.APIStatusError as error:
+            failure = self._refused(error, path)
+        # what is no HTTP comes through the library as aiohttp's own error
+        except (openai.APIConnectionError, aiohttp.ClientError) as error:
+            failure = self._unanswered(error)
+        else:
+            return bytes(response.content)
+        return failure
+
+    def _refused(self, error: APIStatusError, path: str) -> Failure:
+        status, response = error.status_code, error.response
+        kind, advice = _meaning(status)
+        if status in (401, 403):
+            advice = (
+                f"the key in {self._key.variable} is not accepted: set it to the server's own"
+                if self._key.given
+                else f"the server asks for a key: set the environment variable {self._key.variable}"
+            )
+        said = self._key.clean(server_words(response.text)) or response.reason_phrase
+        reason = f"{self.url}{path}: HTTP {status}: {said}" + (f" ({advice})" if advice else "")
+        return Failure(kind, reason, status, retry_after(response.headers.get("retry-after")))
+
+    def _unanswered(self, error: Exception) -> Failure:
+        import httpx2
+
+        # the transport calls a refused connection a timeout too: only this one is that of an answer
+        if isinstance(error.__cause__, httpx2.ReadTimeout):
+            return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
+        return Failure("lost", self._key.clean(f"{self.url}: {_innermost_words(error)}"))
+
+
+class Endpoints:
+    """All servers of a client; at first all are down, and `mark_up` brings them in.
+
+    Args:
+        endpoints: At least one.
+        patience: Seconds without any endpoint up after which calls fail.
+        on_event: Receives "down" and "up".
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], *, patience: float, on_event: OnEvent) -> None:
+        self.all = tuple(endpoints)
+        self._patience, self._on_event = patience, on_event
+        self._any_up = asyncio.Event()
+        self._none_up_since = 0.0
+
+    async def choose(self, affinity: str, avoid: Endpoint | None = None) -> Endpoint:
+        """Return the endpoint for a call; waits while none is up.
+
+        Args:
+            affinity: Calls of one affinity go to the same endpoint while it is up, so that they find their
+                common beginning in its cache; "": to the least busy.
+            avoid: An endpoint that just failed this call: passed over if another is up.
+
+        Raises:
+            ServerLostError: None was up for longer than the patience.
+        """
+        while True:
+            up = [endpoint for endpoint in self.all if endpoint.up]
+            if others := [endpoint for endpoint in up if endpoint is not avoid] or up:
+                if affinity:
+                    return max(others, key=lambda endpoint: rendezvous(affinity, endpoint.url))
+                return min(others, key=lambda endpoint: endpoint.load)
+            left = self._none_up_since + self._patience - _now()
+            if left <= 0:
+                raise self.lost()
+            with anyio.move_on_after(left):
+                await self._any_up.wait()
+
+    def mark_up(self, endpoint: Endpoint) -> None:
+        """Send calls to `endpoint`, which answers."""
+        now = _now()
+        self._on_event("up", {"endpoint": endpoint.url, "seconds": now - endpoint.since})
+        endpoint.up, endpoint.reason, endpoint.since = True, "", now
+        endpoint.times_up += 1
+        self._any_up.set()
+
+    def mark_down(self, endpoint: Endpoint, reason: str) -> None:
+        """Send no calls to `endpoint`, which does not answer; those in line there go elsewhere."""
+        was_up, endpoint.up, endpoint.reason = endpoint.up, False, reason
+        if not was_up:
+            return
+        endpoint.since = _now()
+        if not any(other.up for other in self.all):
+            self._any_up.clear()
+            self._none_up_since = endpoint.since
+        for stay in endpoint.stays:
+            if not stay.in_flight:
+                stay.scope.cancel()
+        self._on_event("down", {"endpoint": endpoint.url, "reason": reason})
+
+    def lost(self) -> ServerLostError:
+        """Return the error of calls that waited in vain."""
+        listed = "; ".join(endpoint.reason or endpoint.url for endpoint in self.all)
+        return ServerLostError(
+            f"no model server has answered for {self._patience:g} s ({listed}). What was paid for is kept: "
+            "start the server again and give the same command, it goes on where it stopped"
+        )
+
+
+def rendezvous(affinity: str, url: str) -> bytes:
+    """Return the weight of an endpoint for an affinity; the highest one takes its calls.
+
+    Nothing is remembered, and when an endpoint is lost only its own affinities move (rendezvous hashing,
+    Thaler & Ravishankar 1998).
+    """
+    return hashlib.sha256(f"{affinity}\0{url}".encode()).digest()
+
+
+def plain_endpoint(text: str) -> str:
+    """Return a URL as it is used and shown: scheme, host, port, path, without a final /v1.
+
+    Raises:
+        ServerRefusedError: It is no http(s) URL, or one with a user, a query or a fragment.
+    """
+    if set("@?#") & set(text):
+        # not shown: it may hold a password
+        raise ServerRefusedError(
+            "a server's URL holds a user, a query or a fragment: expected http://host:port; a key belongs "
+            "into the environment variable"
+        )
+    parts = _split(text.strip())
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or len(text.split()) > 1:
+        raise ServerRefusedError(f"the endpoint {text!r}: expected http://host:port or https://host:port")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether a URL names this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def server_words(text: str) -> str:
+    """Return the message in an error body, whose usual forms are tried in turn; else the whole body."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return text
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(inner, dict):
+        inner = inner.get("message") or inner.get("detail") or inner
+    return inner if isinstance(inner, str) else json.dumps(inner)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Return seconds, from a number or a date; None: absent or neither."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenAI:
+    """Return a client for one endpoint that neither retries nor follows anybody elsewhere.
+
+    aiohttp below it carries many calls at once with much less work than httpx does.
+    """
+    import httpx2
+    import openai
+
+    local = is_loopback(url)
+    client = openai.AsyncOpenAI(
+        api_key=key.reveal(),
+        base_url=url + "/v1",
+        max_retries=0,  # a retry may go to another endpoint, which this client does not know
+        timeout=openai.Timeout(timeout, connect=CONNECT_SECONDS),
+        http_client=openai.DefaultAioHttpClient(
+            limits=httpx2.Limits(max_connections=maximum + SPARE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
+            follow_redirects=False,  # it would send posts to a server that nobody named
+            # a proxy named in the environment cannot reach this machine's own servers
+            trust_env=not local,
+            # loading the certificates takes 0.1 s, and nothing but plain HTTP goes to these endpoints
+            verify=not (local and url.startswith("http:")),
+        ),
+    )
+    # openai takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID; they are no business of another server
+    client.organization = client.project = None
+    return client
+
+
+def _split(text: str) -> SplitResult | None:
+    """Return the parts of a URL; None: it has a port or a bracket that is none."""
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
+
+
+def _meaning(status: int) -> tuple[Kind, str]:
+    """Return what follows from an HTTP status that is no success, and what to do where that helps."""
+    if status in (408, 425, 429, 503):
+        return "busy", ""
+    if status >= 500:
+        return "lost", ""
+    if status in (401, 402, 403, 407):
+        return "us", ""
+    if status in (404, 405):
+        return "us", "is this the endpoint of an OpenAI-compatible server, and does it still serve the model?"
+    if status < 400:
+        return "us", "it sends us elsewhere: give the final URL"
+    return "request", ""
+
+
+def _innermost_words(error: BaseException) -> str:
+    """Return the words of the first cause: the library's own say only "Connection error."."""
+    words, link = str(error), error.__cause__
+    while link is not None:
+        known = isinstance(link, OSError) and link.errno
+        # asyncio's own text, "Connect call failed", hides that the connection was refused
+        words = os.strerror(known) if known else str(link) or type(link).__name__
+        link = link.__cause__ or link.__context__
+    return words
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

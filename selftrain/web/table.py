@@ -1,0 +1,119 @@
+"""What table.js reads out of a page: an index of all records, the records in chunks, and their pictures.
+
+The index holds in columns what filters, sorting and the list need; the script parses a chunk when somebody
+looks. Whoever makes the records makes visible what could steer or hide; the script shows strings as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from selftrain._util.printable import printable_lines
+from selftrain.web.html import as_json
+from selftrain.web.pictures import Pictures
+
+CHUNK, PICTURE_CHUNK = 200, 400_000
+"""Records, and characters of pictures, that are parsed at once."""
+TEXT_BUDGET = 24_000_000
+"""Characters of all texts of a page together."""
+MOST_RECORDS = 50_000
+"""Records of a page."""
+
+
+class Control(NamedTuple):
+    """A control that filters or sorts: its element's id, its title, and value and text of each option."""
+
+    id: str
+    title: str
+    options: Sequence[tuple[object, str]]
+
+
+class TableData(NamedTuple):
+    """The table of a page.
+
+    Attributes:
+        name: Of the records' chunks: "verdicts", "cases".
+        controls: The filters, then the sort.
+        listing: JSON of the index.
+        chunks: JSON of the records, `CHUNK` each; record i lies in chunk i // CHUNK.
+        pictures: JSON of data URLs by number; the index says which chunk begins with which.
+        shown, total: How many records are in the page, and in all.
+        embedded, left_out: Pictures in the page, and those that found no room.
+        cut: Characters to which texts were cut.
+    """
+
+    name: str
+    controls: Sequence[Control]
+    listing: Markup
+    chunks: Sequence[Markup]
+    pictures: Sequence[Markup]
+    shown: int
+    total: int
+    embedded: int
+    left_out: int
+    cut: int
+
+
+def embed_table(
+    name: str,
+    controls: Sequence[Control],
+    index: Mapping[str, object],
+    records: Sequence[Sequence[Any]],
+    pictures: Pictures,
+    *,
+    total: int,
+    cut: int,
+) -> TableData:
+    """Return index, records and pictures as JSON; see `TableData`.
+
+    Raises:
+        ValueError: A number that is not finite.
+    """
+    albums = list(_albums(pictures.urls))
+    return TableData(
+        name=name,
+        controls=controls,
+        listing=as_json({"chunk": CHUNK, **index, "pictures": [first for first, _ in albums]}),
+        chunks=[as_json(records[start : start + CHUNK]) for start in range(0, len(records), CHUNK)],
+        pictures=[as_json(urls) for _, urls in albums],
+        shown=len(records),
+        total=total,
+        embedded=len(pictures.urls),
+        left_out=pictures.left_out,
+        cut=cut,
+    )
+
+
+def _albums(urls: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """(number of the first, data URLs), about `PICTURE_CHUNK` characters each."""
+    start, album, held = 0, list[str](), 0
+    for number, url in enumerate(urls):
+        if album and held + len(url) > PICTURE_CHUNK:
+            yield start, album
+            start, album, held = number, [], 0
+        album.append(url)
+        held += len(url)
+    if album:
+        yield start, album
+
+
+def cut_text(text: str, most: int) -> str:
+    """Return at most `most` characters, a mark where more would follow, and no control that is not seen."""
+    return printable_lines(text if len(text) <= most else f"{text[:most].rstrip()} […]")
+
+
+def fitting(choices: Sequence[tuple[int, ...]], *lengths: Sequence[int]) -> tuple[int, ...]:
+    """Return the first choice that keeps all texts within `TEXT_BUDGET`, or the last.
+
+    Args:
+        choices: For each kind of text a length to cut it to, longest first.
+        lengths: Of all texts, one sequence a kind.
+    """
+    for choice in choices:
+        sizes = (min(n, most) for most, kind in zip(choice, lengths, strict=True) for n in kind)
+        if sum(sizes) <= TEXT_BUDGET:
+            return choice
+    return choices[-1]
