@@ -9,9 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agents.ask.cache import ResponseCache as ResponseCache
+    from agents.ask.judge import JudgePrompts as JudgePrompts
+    from agents.ask.judge import VLMAgent as VLMAgent
+    from agents.ask.judge import VLMPanel as VLMPanel
+    from agents.ask.prompt_files import Brief as Brief
+    from agents.ask.runner import Runner as Runner
     from agents.errors import AgentError as AgentError
     from agents.errors import JudgmentError as JudgmentError
     from agents.errors import LearningError as LearningError
+    from agents.errors import NearChanceError as NearChanceError
     from agents.errors import NotFittedError as NotFittedError
     from agents.errors import ReplayError as ReplayError
     from agents.errors import ReviewError as ReviewError
@@ -28,42 +35,84 @@ if TYPE_CHECKING:
     from agents.offline.offline_agent import OfflineAgent as OfflineAgent
     from agents.offline.offline_agent import offline_agents as offline_agents
     from agents.panel import AgentPanel as AgentPanel
+    from agents.panel import NoPanel as NoPanel
     from agents.panel import Panel as Panel
     from agents.replayed import ReplayedAgent as ReplayedAgent
     from agents.replayed import replayed_agents as replayed_agents
     from agents.simulated import SimulatedAgent as SimulatedAgent
     from agents.simulated import symmetric as symmetric
     from agents.trust import Trust as Trust
-
-# the functions `review` and `trust` live in modules of the same names: `from agents.trust import trust`
+# the function `trust` lives in a module of the same name: `from agents.trust import trust`
 _HOME = {
-    "AgentError": "errors",
-    "JudgmentError": "errors",
-    "LearningError": "errors",
-    "NotFittedError": "errors",
-    "ReplayError": "errors",
-    "ReviewError": "errors",
-    "SimulationError": "errors",
     "Accepted": "judgment",
     "Agent": "judgment",
+    "AgentError": "errors",
+    "AgentPanel": "panel",
+    "Brief": "ask.prompt_files",
     "Candidate": "judgment",
+    "JudgePrompts": "ask.judge",
     "Judgment": "judgment",
+    "JudgmentError": "errors",
     "LabelledPost": "judgment",
     "Learner": "judgment",
-    "PostLike": "judgment",
-    "State": "judgment",
-    "Verdict": "judgment",
+    "LearningError": "errors",
+    "NearChanceError": "errors",
+    "NoPanel": "panel",
+    "NotFittedError": "errors",
     "OfflineAgent": "offline.offline_agent",
-    "offline_agents": "offline.offline_agent",
-    "ReplayedAgent": "replayed",
-    "replayed_agents": "replayed",
-    "AgentPanel": "panel",
     "Panel": "panel",
+    "PostLike": "judgment",
+    "ReplayError": "errors",
+    "ReplayedAgent": "replayed",
+    "ResponseCache": "ask.cache",
+    "ReviewError": "errors",
+    "Runner": "ask.runner",
     "SimulatedAgent": "simulated",
-    "symmetric": "simulated",
+    "SimulationError": "errors",
+    "State": "judgment",
     "Trust": "trust",
+    "VLMAgent": "ask.judge",
+    "VLMPanel": "ask.judge",
+    "Verdict": "judgment",
+    "offline_agents": "offline.offline_agent",
+    "replayed_agents": "replayed",
+    "symmetric": "simulated",
 }
-__all__ = list(_HOME)
+__all__ = [
+    "Accepted",
+    "Agent",
+    "AgentError",
+    "AgentPanel",
+    "Brief",
+    "Candidate",
+    "JudgePrompts",
+    "Judgment",
+    "JudgmentError",
+    "LabelledPost",
+    "Learner",
+    "LearningError",
+    "NearChanceError",
+    "NoPanel",
+    "NotFittedError",
+    "OfflineAgent",
+    "Panel",
+    "PostLike",
+    "ReplayError",
+    "ReplayedAgent",
+    "ResponseCache",
+    "ReviewError",
+    "Runner",
+    "SimulatedAgent",
+    "SimulationError",
+    "State",
+    "Trust",
+    "VLMAgent",
+    "VLMPanel",
+    "Verdict",
+    "offline_agents",
+    "replayed_agents",
+    "symmetric",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -3,21 +3,21 @@
 AgentError
 ├── JudgmentError       a judgment or verdict, or its record, that breaks the contract
 ├── LearningError       posts from which an agent cannot learn: none, or of one class only
-├── NotFittedError     an agent was asked to judge before it learned
+├── NotFittedError      an agent was asked to judge before it was fitted
 ├── ReviewError         an agent that did not answer every candidate once, in order
 ├── ReplayError         a file of judgments that cannot be read
 ├── SimulationError     a confusion matrix, rate or answer key that simulates nothing
 ├── PromptFileError     a prompt file that cannot be filled
-├── StoreError          a store of judgments that cannot be read or written
+├── StoreError          a cache of answers that cannot be read or written
 ├── TokenCapError       the tokens that a run may cost are spent
-├── NearChanceError      an agent near chance on posts of known label
+├── NearChanceError     an agent near chance on posts of known label
 ├── TooManyFailedError  more questions without a usable answer than tolerated
-├── ServingError        vLLM could not be started, or ended before it could serve
+├── ServerLaunchError   vLLM could not be started, or ended before it could serve
 └── ChatError
     ├── RequestRefusedError   the server will never answer this request; others may fare better
     ├── CallFailedError       this call brought no answer within its retries
     ├── ServerRefusedError    the server refuses us: key, model, or a version without what is needed
-    └── ServerLostError       no address has answered for longer than we wait
+    └── ServerLostError       no endpoint has answered for longer than we wait
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LearningError(AgentError, ValueError):
 
 
 class NotFittedError(AgentError, RuntimeError):
-    """An agent was asked to judge before it learned."""
+    """An agent was asked to judge before it was fitted."""
 
 
 class ReviewError(AgentError, RuntimeError):
@@ -56,7 +56,7 @@ class PromptFileError(AgentError, ValueError):
 
 
 class StoreError(AgentError, OSError):
-    """A store of judgments that cannot be read or written."""
+    """A cache of answers that cannot be read or written."""
 
 
 class TokenCapError(AgentError):
@@ -71,8 +71,8 @@ class TooManyFailedError(AgentError):
     """More questions without a usable answer than tolerated; the message lists the first of them."""
 
 
-class ServingError(AgentError):
-    """vLLM could not be started, or ended before it could serve; the message ends with its last words."""
+class ServerLaunchError(AgentError):
+    """vLLM could not be started, or ended before it could serve; the message ends with what its log says."""
 
 
 class ChatError(AgentError):
@@ -92,4 +92,4 @@ class ServerRefusedError(ChatError):
 
 
 class ServerLostError(ChatError):
-    """No address has answered for longer than we wait."""
+    """No endpoint has answered for longer than we wait."""

@@ -210,33 +210,48 @@ class Accepted:
 
 
 class Agent(Protocol):
-    """One role. Batches in, one judgment a candidate out, in the same order.
+    """One role. Batches in, one judgment a post out, in the same order.
 
-    An agent that answers over a network runs its calls concurrently inside; batches stay the interface.
+    An agent that answers over a network runs its calls concurrently inside; batches stay the interface. A
+    call that fails for one post is a FAILED judgment, not an error. `agents.panel.AgentPanel` puts two agents
+    of different roles into cross-review; one that learns implements `Learner` too.
     """
 
     @property
     def role(self) -> str:
-        """The name under which it judges: "reviewer", "user"."""
+        """The name under which it judges: "reviewer", "user"; every judgment of its carries it."""
         ...
 
     @property
     def simulated(self) -> bool:
-        """True when the answers are drawn from the labels instead of from the posts."""
+        """Whether the answers are drawn from the labels instead of from the posts."""
         ...
 
     def judge(self, posts: Sequence[PostLike]) -> Sequence[Judgment]:
-        """Step 0: each post alone; the classifier's label is not seen."""
+        """Return a judgment of step 0 on each of B posts; the classifier's label is not seen.
+
+        Raises:
+            AgentError: Nobody can be asked any more.
+        """
         ...
 
     def reconsider(
         self, candidates: Sequence[Candidate], own: Sequence[Judgment], other: Sequence[Judgment]
     ) -> Sequence[Judgment]:
-        """Step 1: again, with the classifier's label, its own first words and the other agent's."""
+        """Return a judgment of step 1 on each of B candidates, made after seeing the others.
+
+        Args:
+            candidates: With the classifier's label and its calibrated probability in [0, 1].
+            own: This agent's judgments of step 0, B of them.
+            other: The other agent's.
+
+        Raises:
+            AgentError: Nobody can be asked any more.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What answers and how, in JSON values, for the run's environment file."""
+        """Return what answers and how, in JSON values, for the run's environment file."""
         ...
 
 
@@ -251,11 +266,19 @@ class Learner(Protocol):
         accepted: Sequence[Accepted] = (),
         pool: Sequence[PostLike] = (),
     ) -> None:
-        """Forget what was learned and learn anew; `pool` posts are seen without labels."""
+        """Forget what was learned and learn anew; `pool` posts are seen without labels.
+
+        Raises:
+            LearningError: Posts from which nothing can be learned; the message carries the counts.
+        """
         ...
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> Sequence[Judgment]:
-        """Judge posts of known label as if none of them had been learned from (out of fold)."""
+        """Return step-0 judgments on B posts of known label, as if none of them had been learned from.
+
+        Raises:
+            NotFittedError: Before `fit`.
+        """
         ...
 
 

@@ -1,8 +1,9 @@
-"""The cross-review: two agents judge a candidate alone, then, where needed, after seeing each other.
+"""The agents as the loop sees them, and the cross-review of two agents of one's own.
 
-Step 0 does not depend on the classifier, so an agent that is paid by the call is paid once a post. Step 1
-happens only for candidates on which somebody disagrees: the agents with each other, an agent with the
-classifier, or an agent that gave no label.
+The two judge a candidate alone, then, where needed, after seeing each other. Step 0 does not depend on the
+classifier, so an agent that is paid by the call is paid once a post. Step 1 happens only for candidates on
+which somebody disagrees: the agents with each other, an agent with the classifier, or an agent that gave no
+label.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ from agents.judgment import (
 
 
 class Panel(Protocol):
-    """The agents as the loop sees them, whatever the protocol in which they work."""
+    """Whoever verifies candidates for the loop: everything that it needs of agents, and nothing else.
+
+    Each round calls `fit`, then `predict_out_of_fold` on the labelled posts, then `verify`, from one thread.
+    A panel whose answers cost something has `usage` and `close` besides (`agents.ask.metering.Metered`), and
+    is closed when the run ends. Any `AgentError` ends the run with its message: what a panel has paid for it
+    should have kept by then, because the same command goes on from the last finished round and asks again.
+    """
 
     @property
     def simulated(self) -> bool:
-        """True when any answer is drawn from known labels; a run with such a panel says so everywhere."""
+        """Whether any answer is drawn from known labels; a run with such a panel says so everywhere."""
         ...
 
     def fit(
@@ -39,24 +46,51 @@ class Panel(Protocol):
         accepted: Sequence[Accepted] = (),
         pool: Sequence[PostLike] = (),
     ) -> None:
-        """Begin a round: learn anew from the labelled posts and what was accepted so far."""
+        """Begin a round: forget what was learned, and learn anew. A panel that cannot learn does nothing.
+
+        Args:
+            labelled: Posts of known label, labels of people among them; one a post id.
+            accepted: Pool posts pseudo-labelled so far, with their weight beside a labelled one.
+            pool: Posts without label, to be seen but not answered.
+
+        Raises:
+            LearningError: Posts from which nothing can be learned; the message carries the counts.
+            AgentError: Nobody can be asked.
+        """
         ...
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
-        """One verdict a candidate, in order."""
+        """Return one verdict a candidate, in their order; B in, B out.
+
+        A call that fails for one post is a FAILED judgment in its verdict, not an error. The same candidates
+        after the same `fit` must get the same verdicts: a run that was killed is replayed by them.
+
+        Raises:
+            AgentError: Nobody can be asked any more.
+        """
         ...
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
-        """Each role's step-0 judgments on posts of known label, out of fold where it learned from them."""
+        """Return role -> its step-0 judgments on posts of known label, in their order.
+
+        A role that learned from these posts, or was calibrated on them, judges each as if it had not: figures
+        of trust are made of this. Probabilities are in [0, 1]. No roles: {}.
+
+        Raises:
+            AgentError: Nobody can be asked, or `fit` was not called before.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What answers and how, in JSON values."""
+        """Return what answers and how, in JSON values, for the run's environment file.
+
+        Expected are "protocol", "simulated" and "agents", a list of objects with "role" and "source".
+        """
         ...
 
 
 class AgentPanel:
-    """Two agents in cross-review.
+    """Two agents in cross-review; implements `Panel`.
 
     Raises:
         ReviewError: Not two agents, or two of one role.
@@ -77,7 +111,7 @@ class AgentPanel:
         accepted: Sequence[Accepted] = (),
         pool: Sequence[PostLike] = (),
     ) -> None:
-        """Let those agents learn that can.
+        """Fit those agents that can learn.
 
         Raises:
             LearningError: Posts from which an agent cannot learn, or an id given twice.
@@ -90,11 +124,11 @@ class AgentPanel:
                 agent.fit(labelled, accepted=accepted, pool=pool)
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
-        """One verdict a candidate, in order."""
+        """Return one verdict a candidate, in order."""
         return review(candidates, self._agents)
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
-        """Each role's step-0 judgments on posts of known label."""
+        """Return each role's step-0 judgments on posts of known label."""
         recalled: dict[str, list[Judgment]] = {}
         for agent in self._agents:
             answers = (
@@ -112,7 +146,7 @@ class AgentPanel:
 
 
 def review(candidates: Sequence[Candidate], agents: Sequence[Agent]) -> list[Verdict]:
-    """Verdicts on `candidates`, in their order.
+    """Return verdicts on `candidates`, in their order.
 
     Raises:
         ReviewError: Not two agents of two roles, or one that did not answer every candidate once.
@@ -156,7 +190,7 @@ def _check_roles(agents: Sequence[Agent]) -> None:
 def _answers(
     agent: Agent, posts: Sequence[PostLike], answers: Sequence[Judgment], *, step: int = 0
 ) -> list[Judgment]:
-    """The answers, if they are one a post under the agent's own name; a verdict is built on that."""
+    """Return the answers, if they are one a post under the agent's own name; verdicts are built on that."""
     if len(answers) != len(posts):
         raise ReviewError(f"{agent.role} gave {len(answers)} judgments on {len(posts)} posts")
     for post, answer in zip(posts, answers, strict=True):
@@ -167,7 +201,7 @@ def _answers(
 
 
 class NoPanel:
-    """Takes the classifier's word for it: every candidate is consistent. The ablation without agents."""
+    """No agents: every candidate is consistent with the classifier. The ablation; implements `Panel`."""
 
     simulated = False
 
@@ -178,17 +212,17 @@ class NoPanel:
         accepted: Sequence[Accepted] = (),
         pool: Sequence[PostLike] = (),
     ) -> None:
-        """Nothing to learn."""
+        """Learn nothing."""
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
-        """The classifier's own label, said once more."""
+        """Return verdicts that repeat the classifier's own label."""
         return [
             Verdict(one.post.id, one.label, one.probability, (_echo(one.label, one.probability),))
             for one in candidates
         ]
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
-        """No agent, no judgments."""
+        """Return nothing: there is no agent."""
         return {}
 
     def describe(self) -> dict[str, Any]:

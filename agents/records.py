@@ -13,7 +13,7 @@ DECIMALS = 6
 
 
 def checked(record: Mapping[str, Any], types: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The fields of `record`, exactly those of `types` and each of its type; a bool is not a number."""
+    """Return the fields of `record`, exactly those of `types`, each of its type; a bool is no number."""
     if not isinstance(record, Mapping):
         raise JudgmentError(f"a {what} is a JSON object, not {type(record).__name__}")
     if set(record) != set(types):
@@ -26,7 +26,7 @@ def checked(record: Mapping[str, Any], types: Mapping[str, Any], what: str) -> d
 
 
 def rounded(value: object) -> object:
-    """`value` as JSON values with floats rounded to `DECIMALS` places, tuples as lists, keys as strings.
+    """Return `value` as JSON values: floats rounded to `DECIMALS` places, tuples as lists, keys as texts.
 
     Raises:
         JudgmentError: A value that JSON does not have (NaN and infinity included).

@@ -34,17 +34,17 @@ class ReplayedAgent:
         return any(judgment.source.startswith("simulated") for judgment in self._judgments.values())
 
     def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
-        """What was said of each post alone."""
+        """Return what was said of each post alone."""
         return [self._replay(post.id, 0) for post in posts]
 
     def reconsider(
         self, candidates: Sequence[Candidate], own: Sequence[Judgment], other: Sequence[Judgment]
     ) -> list[Judgment]:
-        """What was said after the cross-review."""
+        """Return what was said after the cross-review."""
         return [self._replay(candidate.post.id, 1) for candidate in candidates]
 
     def describe(self) -> dict[str, Any]:
-        """Where the judgments come from, and how many there are."""
+        """Return where the judgments come from, and how many there are."""
         return {
             "role": self.role,
             "source": self.source,
@@ -61,7 +61,7 @@ class ReplayedAgent:
 
 
 def replayed_agents(path: Path) -> tuple[ReplayedAgent, ...]:
-    """One agent a role in the file, in the order in which the roles first appear.
+    """Read one agent a role in the file, in the order in which the roles first appear.
 
     Raises:
         ReplayError: A file that cannot be read, a line that is no record (the message names it), or no line.
@@ -86,7 +86,7 @@ def replayed_agents(path: Path) -> tuple[ReplayedAgent, ...]:
 
 
 def _read(record: object) -> tuple[str, tuple[Judgment, ...]]:
-    """Post id and judgments of a verdict's record, or of a judgment's that carries a ``post_id``."""
+    """Return post id and judgments of a verdict's record, or of a judgment's that carries a ``post_id``."""
     if not isinstance(record, dict):
         raise JudgmentError(f"a record is a JSON object, not {type(record).__name__}")
     if "judgments" in record:

@@ -62,17 +62,17 @@ class SimulatedAgent:
         self._abstention, self._failure, self._shared, self._seed = abstention, failure, shared, seed
 
     def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
-        """Step 0: a draw for each post."""
+        """Return a draw for each post."""
         return [self._draw(post.id, 0) for post in posts]
 
     def reconsider(
         self, candidates: Sequence[Candidate], own: Sequence[Judgment], other: Sequence[Judgment]
     ) -> list[Judgment]:
-        """Step 1: the same draw again; the matrix describes what the agent says in the end."""
+        """Return the same draws again: the matrix describes what the agent answers in the end."""
         return [self._draw(candidate.post.id, 1) for candidate in candidates]
 
     def describe(self) -> dict[str, Any]:
-        """The parameters, in JSON values."""
+        """Return the parameters, in JSON values."""
         return {
             "role": self.role,
             "source": SOURCE,
@@ -105,12 +105,12 @@ class SimulatedAgent:
         return self._judgment(step, State.LABEL, label, self._posterior(label), words)
 
     def _posterior(self, label: str) -> float:
-        """Probability of `label` given that the agent says it, classes being equally frequent."""
-        says = {true: row.get(label, 0.0) for true, row in self._confusion.items()}
-        return says.get(label, 0.0) / sum(says.values())
+        """Return the probability of `label` given that the agent answers it, classes equally frequent."""
+        column = {true: row.get(label, 0.0) for true, row in self._confusion.items()}
+        return column.get(label, 0.0) / sum(column.values())
 
     def _uniform(self, *key: str) -> float:
-        """A number in [0, 1) that depends on the seed and the key alone."""
+        """Return a number in [0, 1) that depends on the seed and the key alone."""
         material = "\0".join((str(self._seed), *key)).encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.sha256(material).digest()[:7], "big") / 2**56
 
@@ -121,7 +121,7 @@ class SimulatedAgent:
 
 
 def symmetric(classes: Sequence[str], accuracy: float) -> dict[str, dict[str, float]]:
-    """Confusion matrix of an agent right with probability `accuracy`, its errors spread evenly.
+    """Return the confusion matrix of an agent right with probability `accuracy`, its errors spread evenly.
 
     Raises:
         SimulationError: Fewer than two classes, or `accuracy` outside [0, 1].

@@ -10,7 +10,7 @@ PATIENCE = 60.0
 
 
 def switch_to_write_ahead(connection: sqlite3.Connection) -> None:
-    """Puts a file into WAL mode.
+    """Put a file into WAL mode.
 
     While one process switches a new file, SQLite tells the others at once that it is locked, whatever timeout
     they opened it with: so they are asked to wait here.

@@ -20,6 +20,8 @@ from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS
 from agents.ask.questioner import Questioner, QuestionPrompts
 from agents.ask.runner import Runner
+from agents.client.base import Backend
+from agents.client.client import ChatClient
 from agents.judgment import PostLike
 from agents.offline.offline_agent import offline_agents
 from agents.panel import AgentPanel, NoPanel, Panel
@@ -31,7 +33,6 @@ from selftrain.models.pretrained import finetuning_backbone
 if TYPE_CHECKING:
     from PIL import Image
 
-    from agents.client.base import Backend
     from losses.pnu import PNULoss
     from selftrain.annotation.building import Settings
     from selftrain.config import Recipe, VlmSection
@@ -130,8 +131,6 @@ def opener(max_pixels: int) -> Opener:
 
 def build_backend(section: VlmSection) -> Backend:
     """Return the client of the servers that a recipe names."""
-    from agents.client.client import ChatClient
-
     return ChatClient(
         section.servers, model=section.model, revision=section.revision,
         key_variable=section.key_variable, maximum=section.concurrency, timeout=section.timeout,

@@ -24,7 +24,7 @@ from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
     from selftrain.data.preparation import PreparedData
-    from selftrain.report.cost import Estimate
+    from selftrain.report.cost import RunCost
     from selftrain.rounds import Round
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
@@ -119,7 +119,7 @@ class Run:
                 if people is not None:
                     people.close()
 
-    def estimate(self, *, progress: bool = False) -> Estimate:
+    def estimate(self, *, progress: bool = False) -> RunCost:
         """What the run's vision-language agents would cost; see `selftrain.report.cost`.
 
         Raises:
@@ -129,7 +129,7 @@ class Run:
         from agents.ask.judge import VLMPanel
         from selftrain.build import build_panel
         from selftrain.errors import RecipeError
-        from selftrain.report.cost import estimate
+        from selftrain.report.cost import estimate_cost
 
         if self.recipe.agents.kind != "vlm":
             raise RecipeError(f'agents.kind is "{self.recipe.agents.kind}": these agents cost nothing to ask')
@@ -141,7 +141,7 @@ class Run:
         panel = build_panel(uncapped, prepared.task, prepared.corpus, out=self.folder.path, progress=progress)
         assert isinstance(panel, VLMPanel)
         try:
-            return estimate(self.recipe, prepared.corpus, panel)
+            return estimate_cost(self.recipe, prepared.corpus, panel)
         finally:
             panel.close()
 

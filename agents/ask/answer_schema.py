@@ -54,7 +54,7 @@ class AnswerSchema:
 
     @property
     def max_tokens(self) -> int:
-        """Enough for the longest rationale in a script of a token a character or two, and the label."""
+        """Tokens enough for the longest rationale, at two characters a token, and for the label."""
         return 60 + self.limit // 2
 
     def to_json(self) -> dict[str, Any]:

@@ -45,7 +45,6 @@ class Strategy(NamedTuple):
         name: Its prompt file is ``criticize.NAME.txt``.
         form: Whether reasons are written first.
         options: Answer -> the probability of an error that it stands for.
-        sees_reasoning: Whether the prompt shows the annotator's reasons.
         reading: What the estimate is read from: the answer (by its log-probabilities if there are any), its
             log-probabilities alone, or the perplexity of the reasons.
     """
@@ -53,7 +52,6 @@ class Strategy(NamedTuple):
     name: str
     form: AnswerForm
     options: Mapping[str, float]
-    sees_reasoning: bool = False
     reading: Reading = "answer"
 
 
@@ -73,7 +71,7 @@ STRATEGIES = {
         Strategy("plain", "label_only", PER_CENT),
         Strategy("reasoning", "reason_first", PER_CENT),
         Strategy("graded", "label_only", GRADES),
-        Strategy("devils_advocate", "reason_first", GRADES, sees_reasoning=True),
+        Strategy("devils_advocate", "reason_first", GRADES),
         Strategy("log_probability", "label_only", WRONG, reading="log_probability"),
         Strategy("perplexity", "reason_first", WRONG, reading="perplexity"),
     )

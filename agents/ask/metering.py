@@ -47,7 +47,7 @@ class PostPrompt:
     top_logprobs: int = 8
 
     def request(self, attempt: int = 0) -> ChatRequest:
-        """The call that asks; a later attempt is drawn instead of likeliest, by a seed of its own."""
+        """Return the call that asks; a later attempt is drawn instead of likeliest, by a seed of its own."""
         sampling = Sampling(
             self.schema.max_tokens,
             temperature=RETRY_TEMPERATURE if attempt else 0.0,
@@ -100,7 +100,7 @@ class UsageTotals(NamedTuple):
     seconds: float = 0.0
 
     def minus(self, earlier: UsageTotals) -> UsageTotals:
-        """What came since `earlier`."""
+        """Return what came since `earlier`."""
         used = Usage(*(a - b for a, b in zip(self.usage, earlier.usage, strict=True)))
         return UsageTotals(
             self.calls - earlier.calls, self.stored - earlier.stored, self.failed - earlier.failed, used,

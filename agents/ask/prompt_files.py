@@ -66,7 +66,6 @@ class PromptFiles:
         brief: Policy, classes, roles.
         folder: Files that replace the built-in ones of the same name; None for none.
         text_chars: Most characters of a post's text, and of another model's words.
-        special: Strings that the tokenizer treats as single tokens, see `sanitize`.
 
     Raises:
         PromptFileError: A file of no known name, a placeholder that is unknown, or one that is missing.
@@ -87,11 +86,9 @@ class PromptFiles:
         *,
         folder: Path | None = None,
         text_chars: int = 4000,
-        special: Collection[str] = (),
     ) -> None:
         self.brief = brief
         self._text_chars = text_chars
-        self._special = tuple(special)
         if folder is not None:
             _check_names(folder, self.placeholders)
         self._templates = {}
@@ -115,7 +112,7 @@ class PromptFiles:
 
     def quote(self, said: str) -> str:
         """Return what another model said, cut and quoted line by line."""
-        shown = cut(sanitize(said, self._special), self._text_chars).text
+        shown = cut(sanitize(said), self._text_chars).text
         return quoted(shown) if shown.strip() else ""
 
     def post(self, text: str, pictures: Sequence[Picture], ending: str) -> Message:
@@ -125,7 +122,7 @@ class PromptFiles:
         in the last line of the quotation.
         """
         seen = {0: "no picture", 1: "one picture"}.get(len(pictures), f"{len(pictures)} pictures")
-        shown = cut(sanitize(text, self._special), self._text_chars)
+        shown = cut(sanitize(text), self._text_chars)
         if not shown.text.strip():
             told = self.fill("post.txt", contents=f"no words and {seen}", words="")
         else:

@@ -67,7 +67,7 @@ def _each_alone() -> QueryPlan:
 
 
 def _both_again(first: Sequence[Judgment], classifier: str, always: bool) -> QueryPlan:
-    """Where anybody disagrees, both decide again, each seeing the other's first words.
+    """Ask both again where anybody disagrees, each seeing the other's first words.
 
     Two calls are saved unless `always`. Whoever disagreed with the classifier is asked first: if that agent
     stays, the candidate is divergent whatever the other would say. And where neither gave a label, there is

@@ -39,7 +39,7 @@ class Cut(NamedTuple):
 
 
 def sanitize(text: str, special: Collection[str] = ()) -> str:
-    """`text` without anything that a tokenizer or a reader could take for more than text.
+    """Return `text` without anything that a tokenizer or a reader could take for more than text.
 
     Args:
         text: What somebody wrote.
@@ -56,7 +56,7 @@ def sanitize(text: str, special: Collection[str] = ()) -> str:
 
 
 def cut(text: str, limit: int) -> Cut:
-    """The first `limit` characters, at a word's end where one is near."""
+    """Return the first `limit` characters, cut at a word's end where one is near."""
     if len(text) <= limit:
         return Cut(text, len(text))
     head = text[:limit]
@@ -65,5 +65,5 @@ def cut(text: str, limit: int) -> Cut:
 
 
 def quoted(text: str) -> str:
-    """Neutralised text, every line behind the mark."""
+    """Return sanitized text, every line behind the mark."""
     return "\n".join(QUOTE + line for line in text.split("\n"))

@@ -103,7 +103,7 @@ class OfflineAgent:
         self._prior = self._prior_share * (prior - prior.mean())
 
     def judge(self, posts: Sequence[PostLike]) -> list[Judgment]:
-        """Step 0: each post alone.
+        """Return a judgment of step 0 on each post.
 
         Raises:
             NotFittedError: Before `learn`.
@@ -121,7 +121,7 @@ class OfflineAgent:
         ]
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> list[Judgment]:
-        """Step 0 on posts of known label; those learned from are judged out of fold, without details."""
+        """Return judgments of step 0; posts learned from are judged out of fold, without details."""
         prior = self._fitted_prior()
         new = [post for post in labelled if post.id not in self._recalled]
         fresh = dict(zip((post.id for post in new), self.judge(new), strict=True))
@@ -135,14 +135,14 @@ class OfflineAgent:
     def reconsider(
         self, candidates: Sequence[Candidate], own: Sequence[Judgment], other: Sequence[Judgment]
     ) -> list[Judgment]:
-        """Step 1: own log-odds, and a share of the other's and the classifier's.
+        """Return a judgment of step 1: own log-odds, and a share of the other's and the classifier's.
 
         The shares are below 1 because all three learned from the same labels: their evidence overlaps.
         """
         return [self._second(*case) for case in zip(candidates, own, other, strict=True)]
 
     def describe(self) -> dict[str, Any]:
-        """Views and parameters, in JSON values."""
+        """Return views and parameters, in JSON values."""
         return {
             "role": self.role,
             "source": self.source,
@@ -163,7 +163,7 @@ class OfflineAgent:
         return np.array([self._classes.index(str(label)) for label in labels], np.int64)
 
     def _soft(self, accepted: Sequence[Accepted]) -> Floats:
-        """Weights [B, K] of the classes of pseudo-labelled posts."""
+        """Return weights [B, K] of the classes of pseudo-labelled posts."""
         classes = len(self._classes)
         rows = np.zeros((len(accepted), classes))
         index = self._indices([one.label for one in accepted])
@@ -182,7 +182,7 @@ class OfflineAgent:
         return self._prior
 
     def _sum(self, findings: Sequence[Finding]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Log-odds [B, K], centred over classes, and whether any view knows the post."""
+        """Return log-odds [B, K], centred over classes, and whether any view knows the post."""
         evidence = sum((finding.evidence for finding in findings[1:]), findings[0].evidence)
         known = np.any([finding.known for finding in findings], axis=0)
         return evidence + self._fitted_prior(), known
@@ -231,7 +231,7 @@ class OfflineAgent:
         return dict(zip(self._classes, map(float, log_odds), strict=True))
 
     def _log_odds_of(self, label: str | None, probability: float | None) -> Floats:
-        """Centred log-odds [K] of someone else's answer; zeros when they did not give one."""
+        """Return centred log-odds [K] of someone else's answer; zeros when they did not give one."""
         log_odds = np.zeros(len(self._classes))
         if label in self._classes and probability is not None:
             certain = float(np.clip(probability, 1 - CERTAIN, CERTAIN))
@@ -241,7 +241,7 @@ class OfflineAgent:
         return centred
 
     def _decide(self, log_odds: Floats) -> tuple[str | None, float | None]:
-        """The best class and its probability, or nothing when the second is within the margin."""
+        """Return the best class and its probability, or nothing when the second is within the margin."""
         best, second = np.argsort(-log_odds, kind="stable")[:2]
         if log_odds[best] - log_odds[second] <= self._margin:
             return None, None
@@ -256,7 +256,7 @@ class OfflineAgent:
 
 
 def _folds(labels: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Fold of each labelled post, classes spread evenly; a class always stays in two folds or more."""
+    """Draw the fold of each labelled post, classes spread evenly: each stays in two folds or more."""
     random = np.random.default_rng(seed)
     folds = np.empty(len(labels), np.int64)
     for k in np.unique(labels):
@@ -275,7 +275,7 @@ def offline_agents(
     weight_classifier: float = WEIGHT_CLASSIFIER,
     seed: int = 0,
 ) -> tuple[OfflineAgent, OfflineAgent]:
-    """Reviewer and User.
+    """Build Reviewer and User.
 
     Args:
         classes: Class names, in any fixed order.

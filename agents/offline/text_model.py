@@ -47,7 +47,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd and well mixed: 2^64 divided 
 
 
 def normalise(text: str) -> str:
-    """Lower case, entities resolved, links, mentions, "rt" and control characters out, runs cut to two."""
+    """Return `text` in lower case, without links, mentions and control characters, runs cut to two."""
     text = html.unescape(html.unescape(text[:MAX_CHARACTERS])).lower().replace("\u2019", "'")
     text = _REPEATED.sub(r"\1\1", _NOISE.sub(" ", text))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -82,12 +82,12 @@ class Ngrams(Protocol):
         ...
 
     def find(self, texts: Sequence[str]) -> Occurrences:
-        """Occurrences of the vocabulary in normalised `texts`."""
+        """Return the occurrences of the vocabulary in normalised `texts`."""
         ...
 
 
 def rows(found: Occurrences, count: int, width: int) -> Sparse:
-    """Binary CSR matrix [B = count, F = width] of what was found: 1 where the n-gram occurs."""
+    """Return a binary CSR matrix [B = count, F = width] of what was found: 1 where the n-gram occurs."""
     matrix = sp.csr_matrix(
         (np.ones(len(found.text), np.float32), (found.text, found.feature)), shape=(count, width)
     )
@@ -169,7 +169,7 @@ class CharacterNgrams:
         return Occurrences(text[known], column[known].astype(np.int64), word[known], words, word_text)
 
     def _windows(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], ...]:
-        """Hashes [M], their texts [M], their words [M], and the text of each word."""
+        """Return hashes [M], their texts [M], their words [M], and the text of each word."""
         joined = "".join(f"\0 {text} " for text in texts) + "\0"
         codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
         edge, space = codes == 0, codes == ord(" ")
@@ -200,7 +200,7 @@ class CharacterNgrams:
 def _inside_word(
     space: npt.NDArray[np.bool_], edge: npt.NDArray[np.bool_], offset: int, count: int
 ) -> npt.NDArray[np.bool_]:
-    """True where the character at `offset` of a window lies within a word."""
+    """Return True where the character at `offset` of a window lies within a word."""
     return ~(space[offset : offset + count] | edge[offset : offset + count])
 
 
@@ -231,12 +231,12 @@ def fit_weights(
 
 
 def _spread(scores: Floats) -> float:
-    """Mean distance of a post's best class score from the mean of its scores; never zero."""
+    """Return the mean distance of a post's best class score from the mean of its scores; never zero."""
     return float(max((scores.max(axis=1) - scores.mean(axis=1)).mean(), 1e-9))
 
 
 def _nb_svm(rows: Sparse, targets: Floats) -> tuple[Floats, Floats]:
-    """One against the rest: logistic regression on features scaled by their naive Bayes log-ratio."""
+    """Fit one against the rest: logistic regression on features scaled by their naive Bayes log-ratio."""
     used = np.flatnonzero(np.asarray(rows.sum(axis=0)).ravel())  # other columns cannot get a weight
     compact, width, classes = rows[:, used], rows.shape[1], targets.shape[1]
     total = targets.sum(axis=1)
@@ -249,7 +249,7 @@ def _nb_svm(rows: Sparse, targets: Floats) -> tuple[Floats, Floats]:
 
 
 def _log_ratio(rows: Sparse, positive: Floats, negative: Floats, width: int) -> Floats:
-    """log P(feature | class) - log P(feature | rest), smoothed over all `width` features."""
+    """Return log P(feature | class) - log P(feature | rest), smoothed over all `width` features."""
     p, q = rows.T @ positive + SMOOTHING_RATIO, rows.T @ negative + SMOOTHING_RATIO
     spare = SMOOTHING_RATIO * (width - rows.shape[1])
     result: Floats = np.log(p / (p.sum() + spare)) - np.log(q / (q.sum() + spare))
@@ -257,7 +257,7 @@ def _log_ratio(rows: Sparse, positive: Floats, negative: Floats, width: int) -> 
 
 
 def _logistic(rows: Sparse, positive: Floats, total: Floats) -> tuple[Floats, float]:
-    """Balanced logistic regression on soft targets: a post stands once for each class it may have."""
+    """Fit balanced logistic regression on soft targets: a post stands once for each class it may have."""
     from sklearn.linear_model import LogisticRegression
 
     yes, no = np.flatnonzero(positive > 0), np.flatnonzero(total - positive > 0)
@@ -271,7 +271,7 @@ def _logistic(rows: Sparse, positive: Floats, total: Floats) -> tuple[Floats, fl
 
 
 def _naive_bayes_em(labelled: Sparse, targets: Floats, unlabelled: Sparse, temper: float) -> Floats:
-    """Log-likelihoods [F, K] of multinomial naive Bayes, centred over classes, after a few rounds of EM.
+    """Return centred log-likelihoods [F, K] of multinomial naive Bayes after a few rounds of EM.
 
     Class priors are held equal: left free, EM drifts towards one class when topics, not classes, split
     the pool.

@@ -98,11 +98,11 @@ class View(Protocol):
         ...
 
     def look(self, posts: Sequence[PostLike]) -> Finding:
-        """Evidence on posts that were not learned from, without words and neighbours."""
+        """Return evidence on posts that were not learned from, without words and neighbours."""
         ...
 
     def explain(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64]) -> Finding:
-        """The same with words (for the class index of each post) and neighbours."""
+        """Return the same with words (for the class index of each post) and neighbours."""
         ...
 
 
@@ -129,7 +129,7 @@ class Calibrator:
         return (scores[:, 1:] - scores[:, :1]) / self._scale
 
     def evidence(self, scores: Floats) -> Floats:
-        """Log-likelihoods [B, K] centred over classes: 0 where the scores say nothing either way."""
+        """Return log-likelihoods [B, K] centred over classes: 0 where the scores say nothing either way."""
         logits = self._model.decision_function(self._features(scores))
         if logits.ndim == 1:
             logits = np.stack([-logits / 2, logits / 2], axis=1)
@@ -175,7 +175,7 @@ class TextView:
         return evidence
 
     def look(self, posts: Sequence[PostLike]) -> Finding:
-        """Evidence on posts that were not learned from.
+        """Return evidence on posts that were not learned from.
 
         Raises:
             NotFittedError: Before `learn`.
@@ -183,7 +183,7 @@ class TextView:
         return self._find(self._rows(posts))
 
     def explain(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64]) -> Finding:
-        """The same with the telling words for `labels` [B] and the nearest labelled posts."""
+        """Return the same with the telling words for `labels` [B] and the nearest labelled posts."""
         found = self._ngrams.find([normalise(post.text) for post in posts])
         matrix = rows(found, len(posts), self._ngrams.width)
         finding = self._find(matrix)
@@ -215,7 +215,7 @@ class TextView:
         return rows(self._ngrams.find(texts), len(texts), self._ngrams.width)
 
     def _out_of_fold(self, lesson: Lesson, learned: Sparse, pool: Sparse) -> Floats:
-        """Scores [L, K] of each labelled post by a model that did not learn from it."""
+        """Return scores [L, K] of each labelled post by a model that did not learn from it."""
         scores = np.zeros((len(lesson.labels), lesson.targets.shape[1]))
         step = max(1, pool.shape[0] // _POOL_IN_FOLDS)
         sample = pool[::step]
@@ -227,7 +227,7 @@ class TextView:
         return scores
 
     def _words(self, found: Occurrences, count: int, labels: npt.NDArray[np.int64]) -> list[list[Word]]:
-        """What each word adds to the margin of the label judged over the best other class, in shares."""
+        """Return what each word adds to the margin of the label judged over the others, in shares."""
         if self._weights is None:
             raise NotFittedError(f"the view of {self.name} is not fitted yet")
         weights = self._weights[found.feature]  # [M, K]
@@ -256,7 +256,7 @@ class TextView:
 
 
 def _rarity(*matrices: Sparse) -> Floats:
-    """Inverse document frequency [F] over all rows together."""
+    """Return the inverse document frequency [F] over all rows together."""
     count = sum(matrix.shape[0] for matrix in matrices)
     seen = sum(np.asarray(matrix.sum(axis=0)).ravel() for matrix in matrices)
     rarity: Floats = np.log((count + 1) / (seen + 1)) + 1
@@ -264,7 +264,7 @@ def _rarity(*matrices: Sparse) -> Floats:
 
 
 def _unit(matrix: Sparse, rarity: Floats) -> Sparse:
-    """TF-IDF rows of unit length; an empty row stays empty."""
+    """Return TF-IDF rows of unit length; an empty row stays empty."""
     scaled = matrix.multiply(rarity).tocsr()
     length = np.sqrt(np.asarray(scaled.multiply(scaled).sum(axis=1)).ravel())
     return scaled.multiply(1 / np.maximum(length, 1e-12)[:, None]).tocsr()
@@ -309,7 +309,7 @@ class ImageView:
         return evidence
 
     def look(self, posts: Sequence[PostLike]) -> Finding:
-        """Evidence on posts that were not learned from.
+        """Return evidence on posts that were not learned from.
 
         Raises:
             NotFittedError: Before `learn`.
@@ -317,7 +317,7 @@ class ImageView:
         return self._find(posts)
 
     def explain(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64]) -> Finding:
-        """The same with the nearest labelled images; an image has no telling words."""
+        """Return the same with the nearest labelled images; an image has no telling words."""
         return self._find(posts, near=True)
 
     def _find(self, posts: Sequence[PostLike], *, near: bool = False) -> Finding:
@@ -354,7 +354,7 @@ class ImageView:
         return unit
 
     def _scores(self, queries: Floats, *, leave_out: bool = False) -> Floats:
-        """Class scores [B, K]; with `leave_out`, query i is the known image i and does not see itself."""
+        """Return class scores [B, K]; with `leave_out`, query i is the known image i, unseen by itself."""
         totals = self._targets.sum(axis=0)
         if self._measure == "centroid":
             scores: Floats = queries @ (self._known.T @ self._targets)

@@ -10,25 +10,27 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from agents.errors import ServingError
+from agents.errors import ServerLaunchError
 from agents.vllm.interpreter import Interpreter
-from agents.vllm.processor import cpu_dtype, thread_binding
-from agents.vllm.served_models import MOST_IMAGES, adapter_rank, model_folder, takes_images
-from agents.vllm.sockets import free_port
 from agents.vllm.torchvision_shim import python_path
 
-__all__ = ["KEY_VARIABLE", "Command", "Device", "free_port", "serve_command"]
-
 Device = Literal["auto", "cpu", "gpu"]
+
+MOST_IMAGES = 16
+"""Images of one prompt that we ask servers to take."""
 
 CPU_BLOCK = 32
 """Tokens that the prefix cache shares at a time. On the CPU vLLM takes 128, and what prompts share beyond a
 multiple of that is computed anew for each: of prompts of some 500 tokens a good part."""
+
+FEW_CORES = 4
+"""Up to so many, the core that vLLM keeps free for its other processes is missed more than it helps."""
 
 THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -40,6 +42,18 @@ _OURS = (
     "--model", "--served-model-name", "--host", "--port", "--uds", "--api-key", "--limit-mm-per-prompt",
     "--structured-outputs-config", "--enable-lora", "--lora-modules",
 )  # fmt: skip
+# parts of the names under which architectures configure their eyes
+_SIGHT = ("vision", "visual", "image", "img_processor", "mm_")
+_BFLOAT16 = {
+    "avx512_bf16",
+    "amx_bf16",
+    "bf16",
+}  # processors that multiply it themselves say so in one of these
+_CPUINFO = Path("/proc/cpuinfo")
+_MODEL_EXPECTED = (
+    "Name a folder as save_pretrained writes it (config.json, weights as safetensors, tokenizer), or a model"
+    " of the Hugging Face hub as ORGANISATION/NAME"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +81,7 @@ class Command:
     api_key: str = field(default="", repr=False)
 
     @property
-    def address(self) -> str:
+    def endpoint(self) -> str:
         """Where to reach it from this machine: ``http://127.0.0.1:8000``."""
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
         host = everywhere.get(self.host, self.host)
@@ -96,7 +110,7 @@ def serve_command(
     extra: Sequence[str] = (),
     environ: Mapping[str, str] = os.environ,
 ) -> Command:
-    """How to serve a model.
+    """Return how to serve a model.
 
     Args:
         interpreter: The Python that has vLLM.
@@ -120,7 +134,7 @@ def serve_command(
         environ: The environment that the server inherits.
 
     Raises:
-        ServingError: A value out of range, no such model, or a device that this vLLM cannot serve on.
+        ServerLaunchError: A value out of range, no such model, or a device that this vLLM cannot serve on.
     """
     model, adapters = str(model), dict(adapters or {})
     _check_numbers(
@@ -131,46 +145,176 @@ def serve_command(
     )  # fmt: skip
     _check_host(host, allow_remote)
     _check_extra(extra)
-    on_cpu = _on_cpu(device, interpreter)
+    _check_device(device, interpreter)
+    on_cpu = interpreter.on_cpu
     folder = model_folder(model)
     if images is None and folder is not None:
         images = MOST_IMAGES if takes_images(folder) else 0
     name = name or Path(model).name
     port = port or free_port(host)
-    limits = {"image": MOST_IMAGES if images is None else images, "video": 0, "audio": 0}
-    argv = [
-        str(interpreter.python), "-m", "vllm.entrypoints.openai.api_server",
-        "--model", model if folder is None else str(folder), "--served-model-name", name,
-        "--host", host, "--port", str(port),
-        "--dtype", cpu_dtype() if on_cpu and dtype == "auto" else dtype,
+    flags: dict[str, object] = {
+        "model": folder or model,
+        "served-model-name": name,
+        "host": host,
+        "port": port,
+        "dtype": cpu_dtype() if on_cpu and dtype == "auto" else dtype,
         # a text-only model ignores it
-        "--limit-mm-per-prompt", json.dumps(limits),
-        "--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-tokenizer-info-endpoint",
+        "limit-mm-per-prompt": {"image": MOST_IMAGES if images is None else images, "video": 0, "audio": 0},
+        "enable-prefix-caching": True,
+        "enable-prompt-tokens-details": True,
+        "enable-tokenizer-info-endpoint": True,
         # vLLM takes the second only with a backend that is named
-        "--structured-outputs-config", json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}),
+        "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
         # what a request does not say is neutral, not what generation_config.json recommends
-        "--generation-config", "vllm",
-        *_device_flags(on_cpu, tensor_parallel, data_parallel, gpu_memory),
-        *_option("--max-model-len", max_model_len), *_option("--max-num-seqs", max_num_seqs),
-        *_adapter_flags(adapters), *extra,
-    ]  # fmt: skip
+        "generation-config": "vllm",
+        "enforce-eager": on_cpu or None,
+        "block-size": CPU_BLOCK if on_cpu else None,
+        "gpu-memory-utilization": None if on_cpu else gpu_memory,
+        "tensor-parallel-size": tensor_parallel if tensor_parallel > 1 else None,
+        "data-parallel-size": data_parallel if data_parallel > 1 else None,
+        "max-model-len": max_model_len,
+        "max-num-seqs": max_num_seqs,
+        **_adapter_flags(adapters),
+    }
     return Command(
-        argv=tuple(argv),
-        environment=_environment(interpreter, environ, on_cpu, kv_cache_gib, offline=folder is not None),
+        # the `vllm` command looks for a package of its own name, which the CPU build has not
+        argv=(
+            str(interpreter.python), "-m", "vllm.entrypoints.openai.api_server", *_written(flags), *extra,
+        ),
+        environment=_environment(interpreter, environ, kv_cache_gib, offline=folder is not None),
         host=host,
         port=port,
         models=(name, *adapters),
         images=images,
         server=f"vllm {interpreter.version}",
         api_key=api_key or environ.get(KEY_VARIABLE, ""),
-    )
+    )  # fmt: skip
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port of `host` on which nobody listens now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as bound:
+        bound.bind((host, 0))
+        return int(bound.getsockname()[1])
+
+
+def model_folder(model: str) -> Path | None:
+    """Return the folder that `model` names; None for a name on a hub, which only the server looks up.
+
+    Raises:
+        ServerLaunchError: `model` is a path, and there is no model.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ServerLaunchError(f"{path} is no model: expected a config.json in it. {_MODEL_EXPECTED}")
+        return path
+    if model.startswith(("/", "./", "../", "~")):
+        raise ServerLaunchError(f"there is no model folder {path}. {_MODEL_EXPECTED}")
+    return None
+
+
+def takes_images(folder: Path) -> bool:
+    """Return whether a model's configuration speaks of images.
+
+    Raises:
+        ServerLaunchError: The configuration cannot be read.
+    """
+    config = _read_json(folder / "config.json")
+    return any(part in key for key in config for part in _SIGHT)
+
+
+def adapter_rank(folder: Path) -> int:
+    """Return the rank of a LoRA adapter.
+
+    Raises:
+        ServerLaunchError: `folder` holds none.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise ServerLaunchError(
+            f"{folder} is no adapter: expected a folder as peft writes it, with adapter_config.json"
+        )
+    rank = _read_json(file).get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise ServerLaunchError(f"{file} states the rank r as {rank!r}: expected a number above 0")
+    return rank
+
+
+def cpu_dtype(cpuinfo: Path = _CPUINFO) -> str:
+    """Return the faster dtype: without instructions for bfloat16 every product is emulated.
+
+    Measured with SmolLM2 on two cores without them, 32 calls at once: bfloat16 on one core .55 calls a
+    second, float32 on one core 1.75, float32 on both 2.7. Where it cannot be told, float32.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "float32"
+    words = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    return "bfloat16" if _BFLOAT16 & words else "float32"
+
+
+def thread_binding() -> str | None:
+    """Return the cores for vLLM's threads, "0,1": all there are if they are few; None: vLLM's own choice."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ",".join(map(str, cores)) if len(cores) <= FEW_CORES else None
+
+
+def _written(flags: Mapping[str, object]) -> list[str]:
+    """Return flags as arguments: None is left out, True has no value, a mapping is JSON, a list several."""
+    argv: list[str] = []
+    for flag, value in flags.items():
+        if value is None:
+            continue
+        argv.append(f"--{flag}")
+        if isinstance(value, list):
+            argv.extend(map(str, value))
+        elif value is not True:
+            argv.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return argv
+
+
+def _adapter_flags(adapters: Mapping[str, str | Path]) -> dict[str, object]:
+    if not adapters:
+        return {}
+    rank = max(adapter_rank(Path(folder)) for folder in adapters.values())
+    if rank > _RANKS[-1]:
+        raise ServerLaunchError(f"an adapter has rank {rank}: vLLM serves up to {_RANKS[-1]}")
+    return {
+        "enable-lora": True,
+        "max-loras": len(adapters),
+        "max-lora-rank": min(r for r in _RANKS if r >= rank),
+        "lora-modules": [f"{name}={Path(folder).absolute()}" for name, folder in adapters.items()],
+    }
+
+
+def _environment(
+    interpreter: Interpreter, environ: Mapping[str, str], kv_cache_gib: int, *, offline: bool
+) -> dict[str, str]:
+    """Return what is set beside the inherited variables."""
+    chosen = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_COLOR": "1",  # its output goes into a file
+    }
+    if offline:  # a folder is whole: nothing is asked of the hub
+        chosen["HF_HUB_OFFLINE"] = environ.get("HF_HUB_OFFLINE", "1")
+    if interpreter.on_cpu:
+        chosen["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
+        if binding := environ.get(THREADS_VARIABLE) or thread_binding():
+            chosen[THREADS_VARIABLE] = binding
+    if not interpreter.accelerator:
+        chosen["PYTHONPATH"] = python_path(environ.get("PYTHONPATH"))
+    return chosen
 
 
 def _check_numbers(**ranges: tuple[float | None, float, float | None]) -> None:
     for name, (value, least, most) in ranges.items():
         if value is not None and (value < least or (most is not None and value > most)):
             expected = f"at least {least}" if most is None else f"{least} to {most}"
-            raise ServingError(f"{name} is {value}: expected {expected}")
+            raise ServerLaunchError(f"{name} is {value}: expected {expected}")
 
 
 def _check_host(host: str, allow_remote: bool) -> None:
@@ -179,7 +323,7 @@ def _check_host(host: str, allow_remote: bool) -> None:
     except ValueError:
         is_own = False
     if not is_own and not allow_remote:
-        raise ServingError(
+        raise ServerLaunchError(
             f"the host is {host}: expected an address of this machine alone, such as 127.0.0.1. To let other"
             " machines in, say so (--allow-remote), and set a key"
         )
@@ -189,72 +333,28 @@ def _check_extra(extra: Sequence[str]) -> None:
     for flag in extra:
         plain = flag.partition("=")[0].replace("_", "-")
         if plain in _OURS:
-            raise ServingError(
+            raise ServerLaunchError(
                 f"the flag {plain} is among those added for vLLM: it is set from an argument of its own"
             )
 
 
-def _on_cpu(device: Device, interpreter: Interpreter) -> bool:
-    built_for = "the CPU" if interpreter.on_cpu else "GPUs"
+def _check_device(device: Device, interpreter: Interpreter) -> None:
     if device not in {"auto", "cpu", "gpu"}:
-        raise ServingError(f"the device is {device!r}: expected auto, cpu or gpu")
+        raise ServerLaunchError(f"the device is {device!r}: expected auto, cpu or gpu")
     if device != "auto" and (device == "cpu") != interpreter.on_cpu:
         distribution = "vllm-cpu" if device == "cpu" else "vllm"
-        raise ServingError(
+        raise ServerLaunchError(
             f"the device is {device}, but {interpreter.distribution} {interpreter.version} of"
-            f" {interpreter.python} is built for {built_for}. Install the other: make vllm"
-            f" VLLM={distribution}"
+            f" {interpreter.python} is built for {'the CPU' if interpreter.on_cpu else 'GPUs'}. Install the"
+            f" other: make vllm VLLM={distribution}"
         )
-    return interpreter.on_cpu
 
 
-def _device_flags(
-    on_cpu: bool, tensor_parallel: int, data_parallel: int, gpu_memory: float | None
-) -> list[str]:
-    flags = (
-        ["--enforce-eager", "--block-size", str(CPU_BLOCK)]
-        if on_cpu
-        else _option("--gpu-memory-utilization", gpu_memory)
-    )
-    if tensor_parallel > 1:
-        flags += _option("--tensor-parallel-size", tensor_parallel)
-    if data_parallel > 1:
-        flags += _option("--data-parallel-size", data_parallel)
-    return flags
-
-
-def _adapter_flags(adapters: Mapping[str, str | Path]) -> list[str]:
-    if not adapters:
-        return []
-    rank = max(adapter_rank(Path(folder)) for folder in adapters.values())
-    if rank > _RANKS[-1]:
-        raise ServingError(f"an adapter has rank {rank}: vLLM serves up to {_RANKS[-1]}")
-    served = [f"{name}={Path(folder).absolute()}" for name, folder in adapters.items()]
-    slots = ["--max-loras", str(len(adapters)), "--max-lora-rank", str(min(r for r in _RANKS if r >= rank))]
-    return ["--enable-lora", *slots, "--lora-modules", *served]
-
-
-def _option(flag: str, value: float | None) -> list[str]:
-    return [] if value is None else [flag, str(value)]
-
-
-def _environment(
-    interpreter: Interpreter, environ: Mapping[str, str], on_cpu: bool, kv_cache_gib: int, *, offline: bool
-) -> dict[str, str]:
-    """What is set beside the inherited variables."""
-    chosen = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_COLOR": "1",  # its output goes into a file
-    }
-    if offline:  # a folder is whole: nothing is asked of the hub
-        chosen["HF_HUB_OFFLINE"] = environ.get("HF_HUB_OFFLINE", "1")
-    if on_cpu:
-        chosen["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache_gib)
-        binding = environ.get(THREADS_VARIABLE) or thread_binding()
-        if binding:
-            chosen[THREADS_VARIABLE] = binding
-    if not interpreter.accelerator:
-        chosen["PYTHONPATH"] = python_path(environ.get("PYTHONPATH"))
-    return chosen
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ServerLaunchError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ServerLaunchError(f"{file} holds {type(found).__name__}: expected a JSON object")
+    return found

@@ -13,9 +13,9 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PREFIX = re.compile(
     r"^\(\S+ pid=\d+\) ?|^(?:ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?"
 )
-# OSError: ...; pydantic_core._pydantic_core.ValidationError: ...; api_server.py: error: ...; guard: ...
+# OSError: ...; pydantic_core._pydantic_core.ValidationError: ...; api_server.py: error: ...; supervisor: ...
 _FAULT = re.compile(
-    r"^(?:[\w.]*(?:Error|Exception|Exit|Interrupt|Failure)\b(?:: |$)|\S+: error: |guard: |Killed\b)"
+    r"^(?:[\w.]*(?:Error|Exception|Exit|Interrupt|Failure)\b(?:: |$)|\S+: error: |supervisor: |Killed\b)"
 )
 # the words of a process that only repeats that another one failed
 _ECHOES = ("root cause", "Engine core initialization failed", "WorkerProc initialization failed")
@@ -65,8 +65,8 @@ _ADVICE: tuple[tuple[str, str], ...] = (
 )
 
 
-def last_words(log: Path, start: int, status: int | None) -> str:
-    """The last meaningful lines of a log, and advice if their fault is a known one.
+def diagnose_log(log: Path, start: int, status: int | None) -> str:
+    """Return the last meaningful lines of a log, and advice if their fault is a known one.
 
     Args:
         log: The server's output.
@@ -80,11 +80,11 @@ def last_words(log: Path, start: int, status: int | None) -> str:
     ended = "" if status is None else f"exit status {status}"
     advice = advise("\n".join([*lines, ended]))
     said = "\n".join(f"  {line}" for line in lines) if lines else "  (its log is empty)"
-    return f"its last words, of {log}:\n{said}" + (f"\nadvice: {advice}" if advice else "")
+    return f"its log says, in {log}:\n{said}" + (f"\nadvice: {advice}" if advice else "")
 
 
 def read_tail(log: Path, start: int) -> str:
-    """The end of a log as text; bytes that are none are replaced."""
+    """Read the end of a log as text; bytes that are none are replaced."""
     with log.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(start, size - _TAIL))
@@ -92,7 +92,7 @@ def read_tail(log: Path, start: int) -> str:
 
 
 def meaningful(text: str) -> list[str]:
-    """The faults that a log names, each once; without any, its last lines."""
+    """Return the faults that a log names, each once; without any, its last lines."""
     # a progress bar rewrites its line: its last state counts
     lines = [_plain(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
     faults = [_with_rest(lines, at) for at, line in enumerate(lines) if _FAULT.match(line)]
@@ -102,7 +102,7 @@ def meaningful(text: str) -> list[str]:
 
 
 def advise(text: str) -> str:
-    """What to do about a fault; empty when it is not a known one."""
+    """Return what to do about a fault; empty when it is not a known one."""
     for pattern, advice in _ADVICE:
         if re.search(pattern, text, re.IGNORECASE):
             return advice
@@ -117,7 +117,7 @@ def _plain(line: str) -> str:
 
 
 def _with_rest(lines: Sequence[str], at: int) -> str:
-    """A fault with its second line where the first only announces it, as pydantic's does."""
+    """Return a fault with its second line where the first only announces it, as pydantic's does."""
     following = lines[at + 1].strip() if at + 1 < len(lines) else ""
     return f"{lines[at]}: {following}" if following and "validation error" in lines[at] else lines[at]
 

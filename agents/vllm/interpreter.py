@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.errors import ServingError
+from agents.errors import ServerLaunchError
 
 VARIABLE = "SELFTRAIN_VLLM_PYTHON"
 FOLDER = ".venv-vllm"
@@ -71,7 +71,7 @@ class Interpreter(NamedTuple):
 def find_interpreter(
     python: Path | None = None, environ: Mapping[str, str] = os.environ, folder: Path | None = None
 ) -> Interpreter:
-    """The Python of the server's environment.
+    """Return the Python of the server's environment.
 
     Looked for in this order: `python`, SELFTRAIN_VLLM_PYTHON, ``.venv-vllm`` beside the checkout, then in the
     working folder, then the Python that runs this, if it has vLLM. One that is named must work: no other
@@ -83,7 +83,7 @@ def find_interpreter(
         folder: The working folder; None: that of this process.
 
     Raises:
-        ServingError: None is found, or the one that was named does not run or has no vLLM.
+        ServerLaunchError: None is found, or the one that was named does not run or has no vLLM.
     """
     if python is not None:
         return inspect_interpreter(python)
@@ -96,18 +96,20 @@ def find_interpreter(
     if importlib.util.find_spec("vllm") is not None:
         return inspect_interpreter(Path(sys.executable))
     looked = ", ".join(str(place) for place in tried)
-    raise ServingError(f"no Python with vLLM: neither {looked} nor {sys.executable} has it. {HOW_TO_MAKE}")
+    raise ServerLaunchError(
+        f"no Python with vLLM: neither {looked} nor {sys.executable} has it. {HOW_TO_MAKE}"
+    )
 
 
 def inspect_interpreter(python: Path, named_by: str = "") -> Interpreter:
-    """What vLLM a Python has.
+    """Return what vLLM a Python has.
 
     Args:
         python: The executable; kept as it is, for a link in an environment means that environment.
         named_by: Where its name comes from, for the message.
 
     Raises:
-        ServingError: It does not run, or has no vLLM.
+        ServerLaunchError: It does not run, or has no vLLM.
     """
     source = f" (from {named_by})" if named_by else ""
     # -I: neither our PYTHONPATH nor the working folder has a say in what is installed there
@@ -116,15 +118,17 @@ def inspect_interpreter(python: Path, named_by: str = "") -> Interpreter:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ServingError(f"{python}{source} does not run as a Python: {error}. {HOW_TO_MAKE}") from error
+        raise ServerLaunchError(
+            f"{python}{source} does not run as a Python: {error}. {HOW_TO_MAKE}"
+        ) from error
     found = _answer(done.stdout)
     if done.returncode != 0 or found is None:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise ServingError(
+        raise ServerLaunchError(
             f"{python}{source} does not run as a Python: exit status {done.returncode}, {last}. {HOW_TO_MAKE}"
         )
     if found["vllm"] is None:
-        raise ServingError(f"{python}{source} has no vLLM installed. {HOW_TO_MAKE}")
+        raise ServerLaunchError(f"{python}{source} has no vLLM installed. {HOW_TO_MAKE}")
     distribution, version = found["vllm"]
     executable = Path(where).absolute()
     return Interpreter(executable, distribution, version, found["torch"] or "", found["accelerator"] or "")
@@ -137,7 +141,7 @@ def _places(folder: Path) -> Iterator[Path]:
 
 
 def _answer(text: str) -> dict[str, Any] | None:
-    """The last line as JSON: a sitecustomize of that environment may have printed before."""
+    """Return the last line as JSON: a sitecustomize of that environment may have printed before."""
     lines = text.strip().splitlines()
     try:
         found = json.loads(lines[-1]) if lines else None

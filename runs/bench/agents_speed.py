@@ -170,7 +170,7 @@ def _seconds_of_generate(model: Path, requests: Sequence[ChatRequest], tokens: i
     """Mean seconds of one generation of `tokens` tokens, the first, which warms up, apart."""
     import torch
 
-    from agents.vllm.processor import cpu_dtype
+    from agents.vllm.command import cpu_dtype
     from backbones.torchvision_compat import ensure_torchvision
 
     ensure_torchvision()

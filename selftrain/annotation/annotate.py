@@ -57,7 +57,7 @@ class Annotated:
     out: Path
     report_file: Path
     report: Report
-    spending: Mapping[str, Any]
+    usage: Mapping[str, Any]
 
 
 def prepare(
@@ -124,14 +124,14 @@ def annotate(prepared: Prepared, questioner: Questioner) -> Annotated:
         posts.append(filled(one.post, answers))
 
     told = report(posts, prepared.task, prepared.questions, prepared.direct)
-    spending = questioner.usage().to_json()
+    usage = questioner.usage().to_json()
     write_manifest(posts, prepared.out)
-    write_json(prepared.report_file, _record(prepared, questioner, told, spending))
-    return Annotated(prepared.out, prepared.report_file, told, spending)
+    write_json(prepared.report_file, _record(prepared, questioner, told, usage))
+    return Annotated(prepared.out, prepared.report_file, told, usage)
 
 
 def _record(
-    prepared: Prepared, questioner: Questioner, told: Report, spending: Mapping[str, Any]
+    prepared: Prepared, questioner: Questioner, told: Report, usage: Mapping[str, Any]
 ) -> dict[str, Any]:
     identity = questioner.reached()
     return {
@@ -143,7 +143,7 @@ def _record(
             "posts": sum(bool(one.asks) for one in prepared.plan),
             "questions": sum(len(one.asks) for one in prepared.plan),
         },
-        "spending": dict(spending),
+        "usage": dict(usage),
         **told.to_json(),
         "set_aside": [problem._asdict() for problem in prepared.manifest.problems],
     }

@@ -80,7 +80,7 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
     return Answer(answer, probability, given.rationale, given.source, given.cache_key, count, pictures)
 
 
-class Standing(NamedTuple):
+class KnownAnswers(NamedTuple):
     """What a post says of its questions before anything is asked.
 
     Attributes:
@@ -92,7 +92,7 @@ class Standing(NamedTuple):
     model: Mapping[str, Mapping[str, Any]]
 
 
-def standing(post: Post) -> Standing:
+def known_answers(post: Post) -> KnownAnswers:
     """Persons' answers and models' answers of a post, told apart by what is recorded beside them.
 
     Raises:
@@ -112,7 +112,7 @@ def standing(post: Post) -> Standing:
     # a grown dataset says where its labels come from: pseudo-labels are nobody's word
     if post.label is not None and table(post, "provenance").get("source", "label") in PEOPLE:
         known[FINAL] = post.label
-    return Standing(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
+    return KnownAnswers(known, {name: entry for name, entry in model.items() if isinstance(entry, dict)})
 
 
 def table(post: Post, name: str) -> Mapping[str, Any]:
@@ -145,7 +145,7 @@ def filled(post: Post, answers: Mapping[str, Answer | str]) -> Post:
         post: As it was read.
         answers: Question -> the answer, or why there is none.
     """
-    known = standing(post).known
+    known = known_answers(post).known
     process = dict(post.process)
     tables = {name: dict(table(post, name)) for name in (PROVENANCE, MODEL, MISSING, DIRECT)}
     for name, answer in answers.items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agents.ask.questioner import AgentQuestion
-from selftrain.annotation.answers import FINAL, standing
+from selftrain.annotation.answers import FINAL, known_answers
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 from selftrain.errors import TaskError
@@ -91,7 +91,7 @@ def plan(
 
 
 def _planned(post: Post, asked: Sequence[AgentQuestion], again: bool, max_images: int) -> Planned:
-    earlier = {} if again else standing(post).model
+    earlier = {} if again else known_answers(post).model
     asks, unasked = [], {}
     for one in asked:
         # an answer that the task no longer offers is none

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.records import rounded
-from selftrain.annotation.answers import FINAL, MISSING, standing, table
+from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
 from selftrain.annotation.figures import Figures, Pair, figures, mean
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
@@ -98,7 +98,7 @@ def report(posts: Sequence[Post], task: Task, questions: Sequence[Question], dir
         questions: Those asked.
         direct: Whether the final question was asked too.
     """
-    said = [standing(post) for post in posts]
+    said = [known_answers(post) for post in posts]
     lacking = [table(post, MISSING) for post in posts]
 
     def one(name: str, wording: str, counting: str | float | None, answers: Sequence[str]) -> QuestionReport:

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 from agents.client.endpoints import plain_endpoint
-from agents.errors import ServingError
+from agents.errors import ServerLaunchError
 from agents.vllm.check import check_server
 from agents.vllm.command import Device, serve_command
 from agents.vllm.interpreter import find_interpreter
-from agents.vllm.process import Ready, Server, serving
+from agents.vllm.launch import Ready, Server, serving
 from selftrain._util.printable import printable
 from selftrain.build import build_vlm_agent, opener
 from selftrain.cli.commands import noun
@@ -139,7 +139,7 @@ def serve(
     """Serve until asked to end.
 
     Raises:
-        ServingError: It cannot be started, or ended by itself.
+        ServerLaunchError: It cannot be started, or ended by itself.
     """
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
@@ -154,7 +154,7 @@ def serve(
         say(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():
         try:
-            with serving(command, log=log, seconds=time_limit, told=say) as (server, ready):
+            with serving(command, log=log, seconds=time_limit, report=say) as (server, ready):
                 say(_ready_line(ready))
                 say(_recipe_lines(server, ready))
                 server.wait()
@@ -243,7 +243,7 @@ def prompts(
 
 def _ready_line(ready: Ready) -> str:
     return (
-        f"ready: {ready.address} model {ready.model} ({ready.server}), context {ready.context},"
+        f"ready: {ready.endpoint} model {ready.model} ({ready.server}), context {ready.context},"
         f" images {ready.images}"
     )
 
@@ -251,7 +251,7 @@ def _ready_line(ready: Ready) -> str:
 def _recipe_lines(server: Server, ready: Ready) -> str:
     """Return the lines of a recipe that use the server."""
     command = server.command
-    lines = ["", "[agents]", 'kind = "vlm"', "", "[vlm]", f"servers = [{json.dumps(ready.address)}]"]
+    lines = ["", "[agents]", 'kind = "vlm"', "", "[vlm]", f"servers = [{json.dumps(ready.endpoint)}]"]
     if len(command.models) > 1:
         lines.append(f"model = {json.dumps(ready.model)}  # or {', '.join(command.models[1:])}")
     if command.api_key and not os.environ.get(KEY_VARIABLE):
@@ -264,7 +264,7 @@ def _adapters(given: Sequence[str]) -> dict[str, str]:
     for one in given:
         name, equals, folder = one.partition("=")
         if not (name and equals and folder) or name in adapters:
-            raise ServingError(f"--adapter {one}: expected NAME=FOLDER, each name once")
+            raise ServerLaunchError(f"--adapter {one}: expected NAME=FOLDER, each name once")
         adapters[name] = folder
     return adapters
 

@@ -14,8 +14,8 @@ from selftrain._util.printable import printable
 from selftrain.annotation.annotate import Annotated as Written
 from selftrain.annotation.annotate import Prepared, prepare
 from selftrain.annotation.annotate import annotate as annotate_posts
+from selftrain.annotation.annotation_cost import estimate_cost
 from selftrain.annotation.building import MAX_FAILED, settings_of
-from selftrain.annotation.estimate import estimate as estimate_cost
 from selftrain.annotation.figures import Mean, mean
 from selftrain.annotation.report import QuestionReport, Report
 from selftrain.build import build_questioner
@@ -162,7 +162,7 @@ def _print_set_aside(prepared: Prepared) -> None:
 
 
 def _print_annotated(done: Written, prepared: Prepared) -> None:
-    told, spent = done.report, done.spending
+    told, spent = done.report, done.usage
     shown = console()
     shown.print(_answers_table(told))
     for one in _each(told):

@@ -31,7 +31,7 @@ class Range(NamedTuple):
     high: float
 
 
-class Estimate(NamedTuple):
+class RunCost(NamedTuple):
     """The cost of a whole run.
 
     Attributes:
@@ -77,7 +77,7 @@ class Estimate(NamedTuple):
             yield f"The token cap of {cap:,} {verdict}."
 
 
-def estimate(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> Estimate:
+def estimate_cost(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> RunCost:
     """Measure and probe; the probe's answers are paid for and kept.
 
     Raises:
@@ -98,7 +98,7 @@ def estimate(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> Estimate:
     alone = (len(labelled) + posts) * sizes.first_calls
     again = candidates * sizes.review_calls
     written = paid.usage.completion / answered if paid.calls else _longest(recipe)
-    return Estimate(
+    return RunCost(
         len(labelled),
         candidates,
         posts,

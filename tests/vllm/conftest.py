@@ -17,7 +17,7 @@ import pytest
 
 from agents.vllm.command import serve_command
 from agents.vllm.interpreter import Interpreter, find_interpreter
-from agents.vllm.process import Ready, serving
+from agents.vllm.launch import Ready, serving
 from runs.bench.small_models import export_small_vlm, export_smollm2
 
 ORDER = ("smollm2_server", "small_vlm_server", "alone")
@@ -77,7 +77,7 @@ class OneServer:
             self.end()
             command = serve_command(self.interpreter, model, max_model_len=4096)
             log = self.logs / f"{model.name}.log"
-            _, self.ready = self.stack.enter_context(serving(command, log=log, told=print))
+            _, self.ready = self.stack.enter_context(serving(command, log=log, report=print))
             self.model = model
         return self.ready
 

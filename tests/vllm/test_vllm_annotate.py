@@ -52,7 +52,7 @@ def test_every_kind_of_question_is_answered_and_paid_for_once(tmp_path, small_vl
     rows = [json.loads(line) for line in (tmp_path / "annotated.jsonl").read_text().splitlines()]
     report = json.loads((tmp_path / "annotated.jsonl.report.json").read_text())
     assert len(rows) == 12
-    assert report["spending"]["image"] > 0
+    assert report["usage"]["image"] > 0
     for row in rows:
         images, missing = len(row.get("images", [])), row.get("process_missing", {})
         assert set(row.get("process", {})) | set(missing) >= {"fits", "theme", "bright"}
@@ -69,5 +69,5 @@ def test_every_kind_of_question_is_answered_and_paid_for_once(tmp_path, small_vl
     first = (tmp_path / "annotated.jsonl").read_bytes()
     assert main(command) == 0
     again = json.loads((tmp_path / "annotated.jsonl.report.json").read_text())
-    assert again["spending"]["calls"] == 0
+    assert again["usage"]["calls"] == 0
     assert (tmp_path / "annotated.jsonl").read_bytes() == first

@@ -22,7 +22,7 @@ from agents.client.client import ChatClient
 from agents.errors import ServerLostError
 from agents.judgment import State
 from agents.vllm.command import free_port, serve_command
-from agents.vllm.process import start as launch
+from agents.vllm.launch import start as launch
 from runs.bench.agents_injections import attempts
 from selftrain.run import start
 
@@ -102,7 +102,7 @@ def special_ids(address):
 
 
 def test_a_whole_round_with_pictures_and_the_same_command_again(home, tmp_path, small_vlm_server):
-    address = small_vlm_server.address
+    address = small_vlm_server.endpoint
     before = answered(address)
     first, last = start(recipe(home, address), tmp_path / "a").rounds()
     paid = answered(address) - before
@@ -135,7 +135,7 @@ def test_a_whole_round_with_pictures_and_the_same_command_again(home, tmp_path, 
 
 
 def test_hostile_words_become_no_special_token(small_vlm_server):
-    address, model = small_vlm_server.address, small_vlm_server.model
+    address, model = small_vlm_server.endpoint, small_vlm_server.model
     special = special_ids(address)
     assert "<image>" in special.values()
 
@@ -180,7 +180,7 @@ asyncio.run(main())
 
 def test_of_two_addresses_one_dies_in_the_middle(home, tmp_path, small_vlm_server, monkeypatch):
     """The second address is another process in front of the same server, killed with calls under way."""
-    port = small_vlm_server.address.rsplit(":", 1)[1]
+    port = small_vlm_server.endpoint.rsplit(":", 1)[1]
     forwarder = subprocess.Popen([sys.executable, "-c", FORWARDER, port], stdout=subprocess.PIPE, text=True)
     second = f"http://127.0.0.1:{forwarder.stdout.readline().strip()}"
     killed, complete = threading.Event(), ChatClient.complete
@@ -193,7 +193,7 @@ def test_of_two_addresses_one_dies_in_the_middle(home, tmp_path, small_vlm_serve
         return await complete(self, request)
 
     monkeypatch.setattr(ChatClient, "complete", complete_and_kill)
-    file = recipe(home, second, small_vlm_server.address, name="two.toml")
+    file = recipe(home, second, small_vlm_server.endpoint, name="two.toml")
     overrides = ["vlm.rationale_chars=41"]  # other prompts than the other tests': nothing is in the store
     try:
         rounds = list(start(file, tmp_path / "a", overrides).rounds())
@@ -212,7 +212,7 @@ class Restartable:
 
     def __init__(self, interpreter, model, log):
         self.command = serve_command(interpreter, model, port=free_port(), max_model_len=4096)
-        self.address, self.log = self.command.address, log
+        self.address, self.log = self.command.endpoint, log
         self.begin()
 
     def begin(self):
@@ -241,7 +241,7 @@ def restartable_server(alone, interpreter, small_vlm, tmp_path):
 
 def test_a_server_that_is_killed_and_started_again_is_survived(home, tmp_path, restartable_server):
     """The server is killed with calls under way; the run waits, finds it again and ends as it would have."""
-    file = recipe(home, restartable_server.address, name="restart.toml")
+    file = recipe(home, restartable_server.endpoint, name="restart.toml")
     killed = threading.Event()
 
     def kill_and_restart():

@@ -14,11 +14,11 @@ import pytest
 
 from agents.client.base import ChatRequest, Message, Sampling
 from agents.client.messages import chat_body, read_completion
-from agents.errors import ServingError
+from agents.errors import ServerLaunchError
 from agents.vllm.check import SCHEMA, ask, drawn_picture, fetch
 from agents.vllm.command import serve_command
 from agents.vllm.interpreter import Interpreter
-from agents.vllm.process import serving
+from agents.vllm.launch import serving
 from selftrain.cli import main
 
 pytestmark = pytest.mark.vllm
@@ -28,7 +28,7 @@ LONG = "A post is unacceptable when it insults somebody. " * 15  # more than a b
 
 
 def answer(ready, request, key=""):
-    reply = fetch(f"{ready.address}/v1/chat/completions", key, chat_body(request, ready.model), seconds=120)
+    reply = fetch(f"{ready.endpoint}/v1/chat/completions", key, chat_body(request, ready.model), seconds=120)
     assert reply.status == 200, reply.words
     return read_completion(reply.body, logprobs=request.sampling.top_logprobs > 0, seconds=0)
 
@@ -48,7 +48,7 @@ def test_a_vision_language_model_is_ready_with_images(small_vlm_server, interpre
 
 def test_a_seventeenth_image_is_refused(small_vlm_server):
     body = chat_body(about(*map(drawn_picture, range(17)), "Which?"), small_vlm_server.model)
-    reply = fetch(f"{small_vlm_server.address}/v1/chat/completions", body=body, seconds=120)
+    reply = fetch(f"{small_vlm_server.endpoint}/v1/chat/completions", body=body, seconds=120)
     assert reply.status == 400
     assert "At most 16 image" in reply.words
 
@@ -92,14 +92,14 @@ def test_constrained_answers_hold_no_white_space_between_keys(smollm2_server, se
 
 
 def test_the_tokenizer_is_described(smollm2_server):
-    told = fetch(f"{smollm2_server.address}/tokenizer_info")
+    told = fetch(f"{smollm2_server.endpoint}/tokenizer_info")
     assert told.status == 200
     assert json.loads(told.body)["tokenizer_class"]
 
 
 def test_check_tells_what_a_server_can(smollm2_server, capsys):
-    assert main(["agents", "check", smollm2_server.address, "--text-only"]) == 0
-    assert main(["agents", "check", smollm2_server.address]) == 1
+    assert main(["agents", "check", smollm2_server.endpoint, "--text-only"]) == 0
+    assert main(["agents", "check", smollm2_server.endpoint]) == 1
     shown = capsys.readouterr().out
     assert "answer  FAILED" in shown
     assert "smollm2 is not a multimodal model" in shown
@@ -107,12 +107,12 @@ def test_check_tells_what_a_server_can(smollm2_server, capsys):
 
 
 def test_check_asks_about_an_image(small_vlm_server, capsys):
-    assert main(["agents", "check", small_vlm_server.address, "--model", "small-vlm"]) == 0
+    assert main(["agents", "check", small_vlm_server.endpoint, "--model", "small-vlm"]) == 0
     assert "of them of images" in capsys.readouterr().out
 
 
 def test_a_port_that_is_taken(smollm2_server, smollm2, capsys):
-    port = smollm2_server.address.rpartition(":")[2]
+    port = smollm2_server.endpoint.rpartition(":")[2]
     assert main(["agents", "serve", str(smollm2), "--port", port]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
 
@@ -127,7 +127,7 @@ def test_a_missing_folder_is_told_before_anything_starts(interpreter, tmp_path, 
 
 def test_what_vllm_itself_refuses_is_told_in_its_words(interpreter, smollm2, tmp_path):
     command = serve_command(interpreter, smollm2, max_model_len=100_000)
-    with pytest.raises(ServingError) as caught, serving(command, log=tmp_path / "log"):
+    with pytest.raises(ServerLaunchError) as caught, serving(command, log=tmp_path / "log"):
         pytest.fail("it cannot be ready")
     assert "max_model_len (100000) is greater than the derived max_model_len" in str(caught.value)
     assert "advice: ask for fewer tokens" in str(caught.value)
@@ -214,10 +214,10 @@ def test_when_the_command_is_killed_nothing_is_left(smollm2, gone):
 def test_when_the_api_server_is_killed_nothing_is_left(interpreter, small_vlm, gone):
     """Left to itself vLLM's engine would live on, and hold its memory."""
     command = serve_command(interpreter, small_vlm, max_model_len=1024, images=1)
-    with serving(command, told=print) as (server, _):
+    with serving(command, report=print) as (server, _):
         pids = tree(server.pid)
         (api_server,) = psutil.Process(server.pid).children()
         api_server.kill()
-        with pytest.raises(ServingError, match="ended by itself with exit status 137"):
+        with pytest.raises(ServerLaunchError, match="ended by itself with exit status 137"):
             server.wait()
         assert all(gone(pid) for pid in pids)

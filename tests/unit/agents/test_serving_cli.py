@@ -11,9 +11,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_serving_process import gone, notes, pids
+from test_serving_launch import gone, notes, pids
 
-from agents.vllm.sockets import free_port
+from agents.vllm.command import free_port
 from selftrain.cli import main
 from selftrain.config import VlmSection
 
@@ -116,7 +116,7 @@ def test_a_server_that_ends_by_itself_is_an_error(model, python, tmp_path):
         os.kill(pids(tmp_path)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors.startswith("error: the server ended by itself with exit status 137; its last words")
+    assert errors.startswith("error: the server ended by itself with exit status 137; its log says")
     assert log.exists()
 
 

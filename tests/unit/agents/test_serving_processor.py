@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from agents.vllm.processor import FEW_CORES, cpu_dtype, thread_binding
+from agents.vllm.command import FEW_CORES, cpu_dtype, thread_binding
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_cross_review_shows_own_words_the_other_s_and_the_classifier_s_label(pan
         assert "says: rude" in text
 
 
-def test_a_verdict_that_is_settled_saves_the_other_call_unless_thorough(panels):
+def test_a_verdict_that_is_settled_saves_the_other_call_unless_all_are_asked(panels):
     stubborn = lambda r: said("rude" if role_of(r) == "reviewer" else "kind")  # noqa: E731
     backend = MemoryBackend(stubborn)
     (verdict,) = panels(backend).verify(candidates("rude"))
@@ -98,7 +98,7 @@ def test_a_verdict_that_is_settled_saves_the_other_call_unless_thorough(panels):
     assert [(j.agent, j.step) for j in verdict.judgments][2:] == [("reviewer", 1), ("user", 1)]
 
 
-def test_two_abstentions_have_nothing_to_exchange_unless_thorough(panels):
+def test_two_abstentions_have_nothing_to_exchange_unless_all_are_asked(panels):
     backend = MemoryBackend(lambda r: said("unsure"))
     (verdict,) = panels(backend).verify(candidates("rude"))
     assert not verdict.consistent

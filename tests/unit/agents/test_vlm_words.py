@@ -159,11 +159,11 @@ def token(text, *alternatives):
     return Token(text, dict(alternatives)[text], tuple(alternatives))
 
 
-def test_label_shares_of_whole_tokens():
+def test_label_probs_of_whole_tokens():
     assert label_probs(said("rude", 0.8).tokens, SCHEMA) == pytest.approx({"rude": 0.8, "kind": 0.2})
 
 
-def test_label_shares_where_names_begin_alike_and_unsure_is_left_out():
+def test_label_probs_where_names_begin_alike_and_unsure_is_left_out():
     schema = AnswerSchema(("harm none", "harm much"), "unsure")
     tokens = [
         token('{"label": "', ('{"label": "', 0.0)),
@@ -178,7 +178,7 @@ def test_label_shares_where_names_begin_alike_and_unsure_is_left_out():
     )
 
 
-def test_label_shares_ignore_what_no_name_can_begin_with():
+def test_label_probs_ignore_what_no_name_can_begin_with():
     tokens = [
         token('"label":"', ('"label":"', 0.0)),
         token("ru", ("ru", math.log(0.3)), ("ki", math.log(0.1)), ("xx", math.log(0.6))),
@@ -199,13 +199,13 @@ def test_a_key_quoted_in_the_rationale_is_not_the_label():
 
 
 @pytest.mark.parametrize("tokens", [(), (token("nothing", ("nothing", 0.0)),)])
-def test_no_label_no_shares(tokens):
+def test_no_label_no_probs(tokens):
     assert label_probs(tokens, SCHEMA) is None
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["rude", "kind", "unsure", "ru", "k"]), st.floats(-8, 0), min_size=1))
-def test_shares_add_up_to_one(logprobs):
+def test_probs_add_up_to_one(logprobs):
     chosen = max(logprobs, key=logprobs.get)
     tokens = [
         token('"label":"', ('"label":"', 0.0)),

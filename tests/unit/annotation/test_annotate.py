@@ -16,7 +16,7 @@ from agents.ask.questioner import QuestionAnswer
 from agents.client.base import Completion, Usage
 from agents.errors import ServerLostError, ServerRefusedError
 from agents.judgment import State
-from selftrain.annotation.answers import read_given, standing
+from selftrain.annotation.answers import known_answers, read_given
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
 from selftrain.data.task import Question, load_task
@@ -191,7 +191,7 @@ def test_an_answer_that_a_person_has_corrected_is_a_persons(home, serve):
     written["a"]["process"]["theme"] = "food"
     (home / "mended.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written.values()))
     report = read_manifest(home / "mended.jsonl", load_task(home / "task.toml"))
-    said = standing(report.posts[0])
+    said = known_answers(report.posts[0])
     assert (said.known, set(said.model)) == ({"theme": "food"}, {"relevant", "marks"})
 
 
@@ -204,7 +204,7 @@ def test_pseudo_labels_are_nobodys_word(home):
     ]
     (home / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     posts = read_manifest(home / "grown.jsonl").posts
-    assert [bool(standing(post).known) for post in posts] == [False, True, True, True]
+    assert [bool(known_answers(post).known) for post in posts] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("after", [0, 4, 9])
@@ -330,7 +330,7 @@ def test_what_is_written_reads_back_and_can_be_annotated_further(home, serve, su
     task = load_task(home / "task.toml")
     read, expected = (read_manifest(home / name, task) for name in (f"one.{suffix}", "one-as.jsonl"))
     assert read.problems == ()
-    assert [standing(post) for post in read.posts] == [standing(post) for post in expected.posts]
+    assert [known_answers(post) for post in read.posts] == [known_answers(post) for post in expected.posts]
     assert [(p.id, p.text, p.images, p.label, p.process) for p in read.posts] == [
         (p.id, p.text, p.images, p.label, p.process) for p in expected.posts
     ]
@@ -339,7 +339,7 @@ def test_what_is_written_reads_back_and_can_be_annotated_further(home, serve, su
     assert asked(backend) == [(post, "is") for post in "abcd"]
     assert main(command(home, "--direct", out="whole.jsonl")) == 0
     read, expected = (read_manifest(home / name, task) for name in (f"two.{suffix}", "whole.jsonl"))
-    assert [standing(post) for post in read.posts] == [standing(post) for post in expected.posts]
+    assert [known_answers(post) for post in read.posts] == [known_answers(post) for post in expected.posts]
     assert [dict(post.process) for post in read.posts] == [dict(post.process) for post in expected.posts]
 
 
@@ -371,7 +371,7 @@ def test_the_report_says_how_good_the_answers_are_where_they_are_known(home, ser
     # b lacks two answers
     assert report["complete"] == {"posts": 3, "share": 0.75}
     assert report["model"]["model"] == "model-a"
-    assert report["spending"]["calls"] == 15
+    assert report["usage"]["calls"] == 15
     shown = capsys.readouterr().out
     assert "3 of 4 posts (75.0%) have an answer to all 3 questions" in shown
     assert "process questions, mean" in shown

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.errors import ServingError
-from agents.vllm.command import Command
-from agents.vllm.process import Ready, Server, serving, start
-from agents.vllm.sockets import check_port, free_port, listens
+from agents.errors import ServerLaunchError
+from agents.vllm.command import Command, free_port
+from agents.vllm.launch import Ready, Server, check_port, listens, serving, start
 
 FAKE = Path(__file__).parents[2] / "serving_fake.py"
 CHECKOUT = FAKE.parents[1]
@@ -58,8 +57,8 @@ def gone(pid, seconds=30.0):
 
 def test_it_is_ready_once_it_has_answered_about_an_image(tmp_path):
     told, log = [], tmp_path / "log"
-    with serving(command(tmp_path, "good", images=4), log=log, told=told.append) as (server, ready):
-        assert ready == Ready(server.command.address, "fake", "vllm 0.32.0", 4096, 4)
+    with serving(command(tmp_path, "good", images=4), log=log, report=told.append) as (server, ready):
+        assert ready == Ready(server.command.endpoint, "fake", "vllm 0.32.0", 4096, 4)
         assert server.status is None
         process = pids(tmp_path)[0]
         os.kill(process, 0)
@@ -84,7 +83,9 @@ def test_how_many_images_are_found_out_or_stated(tmp_path, behaviour, images, ex
 
 def test_a_server_that_must_take_images_and_does_not_is_an_error(tmp_path):
     with (
-        pytest.raises(ServingError, match=r"2 images a prompt.*HTTP 400, fake is not a multimodal model"),
+        pytest.raises(
+            ServerLaunchError, match=r"2 images a prompt.*HTTP 400, fake is not a multimodal model"
+        ),
         serving(command(tmp_path, "text only", images=2)),
     ):
         pytest.fail("it is not ready")
@@ -93,7 +94,7 @@ def test_a_server_that_must_take_images_and_does_not_is_an_error(tmp_path):
 
 def test_a_server_that_does_not_keep_to_the_schema_is_an_error(tmp_path):
     with (
-        pytest.raises(ServingError, match=r"not constrained to JSON: 'I think so\.'"),
+        pytest.raises(ServerLaunchError, match=r"not constrained to JSON: 'I think so\.'"),
         serving(command(tmp_path, "free")),
     ):
         pytest.fail("it is not ready")
@@ -108,10 +109,10 @@ def test_the_key_travels_in_the_environment_and_is_shown(tmp_path):
     assert notes(tmp_path)[0]["key"] == "a-secret"
 
 
-def test_an_early_death_ends_with_the_last_words_of_this_server_and_advice(tmp_path):
+def test_an_early_death_ends_with_the_log_of_this_server_and_advice(tmp_path):
     log = tmp_path / "log"
     log.write_text("OSError: of an earlier server\n")
-    with pytest.raises(ServingError) as caught, serving(command(tmp_path, "dies"), log=log):
+    with pytest.raises(ServerLaunchError) as caught, serving(command(tmp_path, "dies"), log=log):
         pytest.fail("it is not ready")
     message = str(caught.value)
     assert "ended before it could serve with exit status 3" in message
@@ -125,14 +126,14 @@ def test_a_temporary_log_stays_only_where_something_went_wrong(tmp_path):
     with serving(command(tmp_path, "good")) as (server, _):
         assert server.log.exists()
     assert not server.log.exists()
-    with pytest.raises(ServingError), serving(command(tmp_path, "dies")):
+    with pytest.raises(ServerLaunchError), serving(command(tmp_path, "dies")):
         pytest.fail("it is not ready")
     assert len(list(tmp_path.glob("selftrain-vllm-*.log"))) == 1
 
 
 def test_an_end_at_the_first_question_is_told_as_an_end(tmp_path):
     with (
-        pytest.raises(ServingError, match="ended before it could serve with exit status 7"),
+        pytest.raises(ServerLaunchError, match="ended before it could serve with exit status 7"),
         serving(command(tmp_path, "breaks")),
     ):
         pytest.fail("it is not ready")
@@ -144,7 +145,9 @@ def test_waiting_has_an_end(tmp_path):
     try:
         while not log.read_text().strip():  # it has begun to think
             assert server.status is None
-        with pytest.raises(ServingError, match=r"not answer /health within 0.01 s; its last.*\n  thinking"):
+        with pytest.raises(
+            ServerLaunchError, match=r"not answer /health within 0.01 s; its log.*\n  thinking"
+        ):
             server.wait_until_ready(0.01)
         assert server.status is None
     finally:
@@ -156,7 +159,7 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(tmp_path):
     with serving(command(tmp_path, "good")) as (server, _):
         port = server.command.port
         with pytest.raises(
-            ServingError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+            ServerLaunchError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"
         ):
             start(command(tmp_path, "good", port=port), tmp_path / "log")
     check_port("127.0.0.1", port)
@@ -169,7 +172,7 @@ def test_another_server_that_answers_at_our_address_is_not_taken_for_ours(tmp_pa
         ours = start(command(tmp_path / "other", "deaf"), tmp_path / "log")
         try:
             answering = Server(other.command, ours.log, ours._process, 0, 1.0)
-            with pytest.raises(ServingError, match="another server answers at http://127"):
+            with pytest.raises(ServerLaunchError, match="another server answers at http://127"):
                 answering.wait_until_ready(10)
         finally:
             ours.stop()
@@ -177,9 +180,11 @@ def test_another_server_that_answers_at_our_address_is_not_taken_for_ours(tmp_pa
 
 def test_who_listens(tmp_path):
     with serving(command(tmp_path, "good")) as (server, _):
-        assert listens(pids(tmp_path), server.command.port) is True
-        assert listens([os.getpid()], server.command.port) is False
-    assert listens(pids(tmp_path), server.command.port) is None
+        assert listens(server.pid, server.command.port) is True
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as another:
+            assert listens(another.pid, server.command.port) is False
+            another.stdin.close()
+    assert listens(server.pid, server.command.port) is None
 
 
 def test_what_ignores_sigterm_is_killed_with_its_children(tmp_path):
@@ -188,34 +193,34 @@ def test_what_ignores_sigterm_is_killed_with_its_children(tmp_path):
         assert len(pids(tmp_path)) == 2
     assert server.status == 128 + signal.SIGKILL
     assert all(gone(pid) for pid in pids(tmp_path))
-    assert "guard: still there 0.2 s after SIGTERM" in log.read_text()
+    assert "supervisor: still there 0.2 s after SIGTERM" in log.read_text()
 
 
 def test_children_of_a_server_that_is_killed_do_not_live_on(tmp_path):
     with serving(command(tmp_path, "stubborn"), grace=0.2) as (server, _):
         os.kill(pids(tmp_path)[0], signal.SIGKILL)
-        with pytest.raises(ServingError, match="ended by itself with exit status 137"):
+        with pytest.raises(ServerLaunchError, match="ended by itself with exit status 137"):
             server.wait()
         assert all(gone(pid) for pid in pids(tmp_path))
 
 
-@pytest.mark.parametrize("killed", ["parent", "guard"])
-def test_nothing_is_left_when_the_parent_or_the_guard_is_killed(tmp_path, killed):
+@pytest.mark.parametrize("killed", ["parent", "supervisor"])
+def test_nothing_is_left_when_the_parent_or_the_supervisor_is_killed(tmp_path, killed):
     program = (
         "import sys, signal; sys.path[:0] = sys.argv[1:4]\n"
-        "from pathlib import Path; from test_serving_process import command, serving\n"
+        "from pathlib import Path; from test_serving_launch import command, serving\n"
         "with serving(command(Path(sys.argv[4]), sys.argv[5]), grace=0.2) as (server, _):\n"
         "    print(server.pid, flush=True); signal.pause()\n"
     )
-    # only the guard can kill what ignores SIGTERM, so where it is killed itself SIGTERM must be enough
+    # only the supervisor can kill what ignores SIGTERM, so where it is killed itself SIGTERM must be enough
     behaviour = "stubborn" if killed == "parent" else "good"
     argv = [sys.executable, "-c", program, str(Path(__file__).parent), str(FAKE.parent), str(CHECKOUT)]
     argv += [str(tmp_path), behaviour]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as parent:
         try:
-            guard = int(parent.stdout.readline())
-            os.kill(parent.pid if killed == "parent" else guard, signal.SIGKILL)
-            assert all(gone(pid) for pid in [*pids(tmp_path), guard])
+            supervisor = int(parent.stdout.readline())
+            os.kill(parent.pid if killed == "parent" else supervisor, signal.SIGKILL)
+            assert all(gone(pid) for pid in [*pids(tmp_path), supervisor])
         finally:
             parent.kill()
 
@@ -225,7 +230,9 @@ def test_a_program_that_cannot_be_started_is_told(tmp_path):
     port = free_port()
     nothing = Command((str(missing),), {}, "127.0.0.1", port, ("fake",), None, "vllm 0.32.0")
     with (
-        pytest.raises(ServingError, match=rf"exit status 127.*\n  guard: {missing} cannot be started"),
+        pytest.raises(
+            ServerLaunchError, match=rf"exit status 127.*\n  supervisor: {missing} cannot be started"
+        ),
         serving(nothing),
     ):
         pytest.fail("it is not ready")

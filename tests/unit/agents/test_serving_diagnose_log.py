@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.vllm.diagnose_log import advise, last_words, meaningful
+from agents.vllm.diagnose_log import advise, diagnose_log, meaningful
 
 TRACE = """\
 (APIServer pid=1) INFO 11-22 06:19:58 [api_utils.py:347]  version 0.32.0
@@ -45,8 +45,8 @@ Traceback (most recent call last):
 def test_a_fault_is_found_and_advised_upon(tmp_path, fault, advice):
     log = tmp_path / "log"
     log.write_text(TRACE + fault + "\n")
-    said, _, advised = last_words(log, 0, 1).partition("\nadvice: ")
-    assert said == f"its last words, of {log}:\n  {fault}"
+    said, _, advised = diagnose_log(log, 0, 1).partition("\nadvice: ")
+    assert said == f"its log says, in {log}:\n  {fault}"
     assert advice in advised
     assert bool(advice) == bool(advised)
 
@@ -92,18 +92,18 @@ def test_only_what_this_server_wrote_is_read(tmp_path):
     log = tmp_path / "log"
     log.write_text("ValueError: earlier\n")
     start = log.stat().st_size
-    assert "its log is empty" in last_words(log, start, None)
+    assert "its log is empty" in diagnose_log(log, start, None)
     log.write_bytes(log.read_bytes() + b"KeyError: \xff now\n")
-    assert "  KeyError: \N{REPLACEMENT CHARACTER} now" in last_words(log, start, None)
-    assert "earlier" not in last_words(log, start, None)
+    assert "  KeyError: \N{REPLACEMENT CHARACTER} now" in diagnose_log(log, start, None)
+    assert "earlier" not in diagnose_log(log, start, None)
 
 
 def test_a_log_that_was_taken_away_hides_no_error(tmp_path):
-    assert "(its log cannot be read: No such file or directory)" in last_words(tmp_path / "log", 0, 1)
+    assert "(its log cannot be read: No such file or directory)" in diagnose_log(tmp_path / "log", 0, 1)
 
 
 def test_a_process_that_was_killed_without_a_word_was_short_of_memory(tmp_path):
     log = tmp_path / "log"
     log.write_text("Loading weights\n")
-    assert "advice: memory is short" in last_words(log, 0, 137)
-    assert "advice" not in last_words(log, 0, 1)
+    assert "advice: memory is short" in diagnose_log(log, 0, 137)
+    assert "advice" not in diagnose_log(log, 0, 1)

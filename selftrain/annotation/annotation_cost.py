@@ -1,4 +1,4 @@
-"""What an annotation would cost, told before anything is spent."""
+"""What an annotation would cost, estimated before anything is spent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLE = 16
 """Posts whose prompts are measured."""
 
 
-class Estimate(NamedTuple):
+class AnnotationCost(NamedTuple):
     """The cost of an annotation, answers that are stored already not taken off.
 
     Attributes:
@@ -61,7 +61,7 @@ class Estimate(NamedTuple):
             yield f"The token cap of {cap:,} {'is enough' if enough else 'may end the work early'}."
 
 
-def estimate(plan: Sequence[Planned], questioner: Questioner, seed: int = 0) -> Estimate:
+def estimate_cost(plan: Sequence[Planned], questioner: Questioner, seed: int = 0) -> AnnotationCost:
     """Measure the prompts of a sample of posts; no answer is asked for.
 
     Raises:
@@ -72,16 +72,16 @@ def estimate(plan: Sequence[Planned], questioner: Questioner, seed: int = 0) -> 
     unasked = sum(len(one.unasked) for one in plan)
     completion = sum(questioner.most_tokens(one) for one in asking)
     if not asking:
-        return Estimate(0, 0, unasked, 0.0, 0.0, 0, 0)
+        return AnnotationCost(0, 0, unasked, 0.0, 0.0, 0, 0)
     questioner.identity()  # a server that is none is told as such, not as one that does not measure
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
     try:
         sizes = questioner.measure([asking[i] for i in chosen])
     except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
-        return Estimate(len(asking), calls, unasked, None, None, completion, 0, str(error))
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, str(error))
     if not sizes:
         fault = "no picture of the posts that were drawn could be read"
-        return Estimate(len(asking), calls, unasked, None, None, completion, 0, fault)
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, fault)
     prompt, image = (sum(size[part] for size in sizes) / len(sizes) * calls for part in (0, 1))
-    return Estimate(len(asking), calls, unasked, prompt, image, completion, len(sizes))
+    return AnnotationCost(len(asking), calls, unasked, prompt, image, completion, len(sizes))

@@ -1,0 +1,260 @@
+"""A vLLM server as a process: started, waited for until it can serve, ended with all that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from agents.errors import ServerLaunchError, ServerRefusedError
+from agents.vllm.check import ask, fetch, fetch_served
+from agents.vllm.command import KEY_VARIABLE, MOST_IMAGES, Command
+from agents.vllm.diagnose_log import diagnose_log
+from agents.vllm.supervisor import STRAGGLERS
+
+Report = Callable[[str], None]
+
+_SUPERVISOR = Path(__file__).resolve().with_name("supervisor.py")
+_PAUSE = 0.25  # seconds between two looks at a server that starts
+
+
+class Ready(NamedTuple):
+    """A server that can serve.
+
+    Attributes:
+        endpoint: Where: ``http://127.0.0.1:8000``.
+        model: The name to ask for.
+        server: The server and its version: ``vllm 0.32.0``.
+        context: Most tokens of prompt and answer together.
+        images: Most images of one prompt.
+    """
+
+    endpoint: str
+    model: str
+    server: str
+    context: int
+    images: int
+
+
+class Server:
+    """A running server. `start` makes one.
+
+    Attributes:
+        command: How it was started.
+        log: The file of its output.
+    """
+
+    def __init__(
+        self, command: Command, log: Path, process: subprocess.Popen[bytes], log_start: int, grace: float
+    ) -> None:
+        self.command, self.log = command, log
+        self._process, self._log_start, self._grace = process, log_start, grace
+
+    @property
+    def pid(self) -> int:
+        """The process of the supervisor, below which everything else runs."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """The server's exit status; None while it runs."""
+        return self._process.poll()
+
+    def wait_until_ready(self, seconds: float, report: Report = lambda _: None) -> Ready:
+        """Wait until it has given one answer as agents need it.
+
+        Args:
+            seconds: How long to wait at most.
+            report: Receives every stage.
+
+        Raises:
+            ServerLaunchError: It ended, cannot do what agents need, or the time is over.
+        """
+        began = time.monotonic()
+        deadline = began + seconds
+        endpoint, key = self.command.endpoint, self.command.api_key
+        while fetch(f"{endpoint}/health", key, seconds=2.0).status != 200:
+            self._check_alive(deadline, "answer /health", seconds)
+            time.sleep(_PAUSE)
+        # two servers that start at the same time can both bind a port before either listens there
+        if listens(self.pid, self.command.port) is False:
+            raise ServerLaunchError(
+                f"another server answers at {endpoint}: it began to listen while ours was starting. Choose"
+                " another port (0: any that is free)"
+            )
+        report(f"it answers after {time.monotonic() - began:.0f} s; trying one constrained answer")
+        images = self._try_answers(deadline, seconds, report)
+        try:
+            served = fetch_served(endpoint, self.command.models[0], key)
+        except ServerRefusedError as error:
+            raise ServerLaunchError(f"the server does not say what it serves: {error}") from error
+        report(f"it can serve after {time.monotonic() - began:.0f} s")
+        return Ready(endpoint, served.model, served.server, served.context, images)
+
+    def wait(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            ServerLaunchError: Always, for nobody asked it to end; with what its log says.
+        """
+        self._process.wait()
+        raise self._lost("the server ended by itself")
+
+    def stop(self) -> None:
+        """End it and everything that it started; what does not end by itself in time is killed.
+
+        May be called again. The supervisor goes on with it even if this process dies meanwhile.
+        """
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(self._grace + STRAGGLERS + 10.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its last deed is to take the server with it
+            self._process.wait()
+
+    def _try_answers(self, deadline: float, seconds: float, report: Report) -> int:
+        """Return most images of one prompt, once an answer has come."""
+        command, wanted = self.command, self.command.images
+        for image in (False,) if wanted == 0 else (True,) if wanted else (True, False):
+            left = max(1.0, deadline - time.monotonic())
+            trial = ask(command.endpoint, command.models[0], command.api_key, image=image, seconds=left)
+            if trial.completion is not None:
+                return MOST_IMAGES if image and wanted is None else wanted or 0
+            if trial.status == 0:  # the connection broke: is it about to end?
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STRAGGLERS + 2.0)
+            self._check_alive(deadline, "give one constrained answer", seconds)
+            if image and wanted is None and trial.status == 400:
+                report(f"it takes no images ({trial.fault}); trying a text")
+                continue
+            about = (
+                f"an image ({wanted or MOST_IMAGES} images a prompt were asked for)" if image else "a text"
+            )
+            raise ServerLaunchError(
+                f"the server does not answer about {about} as agents need it: {trial.fault}"
+            )
+        raise AssertionError("the last try is one of text")
+
+    def _check_alive(self, deadline: float, what: str, seconds: float) -> None:
+        if self.status is not None:
+            raise self._lost("vLLM ended before it could serve")
+        if time.monotonic() > deadline:
+            raise self._lost(f"vLLM did not {what} within {seconds:g} s")
+
+    def _lost(self, what: str) -> ServerLaunchError:
+        status = self.status
+        ended = "" if status is None else f" with exit status {status}"
+        return ServerLaunchError(f"{what}{ended}; {diagnose_log(self.log, self._log_start, status)}")
+
+
+def start(command: Command, log: Path, grace: float = 20.0) -> Server:
+    """Start a server, with a supervisor that ends it when this process does.
+
+    Args:
+        command: From `serve_command`.
+        log: Its output is added to this file.
+        grace: Seconds between SIGTERM and SIGKILL at its end.
+
+    Raises:
+        ServerLaunchError: Somebody else listens there.
+        OSError: The log cannot be written.
+    """
+    check_port(command.host, command.port)
+    environment = os.environ | dict(command.environment)
+    if command.api_key:
+        environment[KEY_VARIABLE] = command.api_key
+    with log.open("ab") as output:
+        begins = output.seek(0, 2)
+        process = subprocess.Popen(
+            # -I: what vLLM's PYTHONPATH repairs is none of the supervisor's business
+            [sys.executable, "-I", str(_SUPERVISOR), str(grace), *command.argv],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            # Ctrl-C at the terminal is ours to answer; the supervisor notices when we close its pipe
+            start_new_session=True,
+        )
+    return Server(command, log, process, begins, grace)
+
+
+@contextlib.contextmanager
+def serving(
+    command: Command,
+    *,
+    log: Path | None = None,
+    seconds: float = 900.0,
+    grace: float = 20.0,
+    report: Report = lambda _: None,
+) -> Iterator[tuple[Server, Ready]]:
+    """Run a server that can serve, for as long as the block runs.
+
+    Args:
+        command: From `serve_command`.
+        log: The file of its output; None: a temporary one, which stays only where something went wrong.
+        seconds: How long to wait for it at most.
+        grace: Seconds between SIGTERM and SIGKILL at its end.
+        report: Receives every stage.
+
+    Raises:
+        ServerLaunchError: It could not be started, or ended before it could serve.
+    """
+    file, wanted = log, log is not None
+    if file is None:
+        handle, name = tempfile.mkstemp(prefix="selftrain-vllm-", suffix=".log")
+        os.close(handle)
+        file = Path(name)
+    server = start(command, file, grace)
+    try:
+        report(f"{command.server} starts as process {server.pid}, its output in {file}")
+        yield server, server.wait_until_ready(seconds, report)
+    except Exception:
+        wanted = True
+        raise
+    finally:
+        server.stop()
+        if not wanted:
+            file.unlink(missing_ok=True)
+
+
+def check_port(host: str, port: int) -> None:
+    """See that a server could listen there.
+
+    Raises:
+        ServerLaunchError: Somebody else does, or the address is not one of this machine.
+    """
+    try:
+        # reuse, as the server does: a port is free although an earlier server's connections still fade away
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as bound:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind((host, port))
+    except OSError as error:
+        raise ServerLaunchError(
+            f"cannot listen on {host} port {port}: {error.strerror}. Choose another port (0: any that is"
+            " free), or stop what listens there"
+        ) from error
+
+
+def listens(pid: int, port: int) -> bool | None:
+    """Return whether a process or one below it listens at `port`; None where the system does not say."""
+    listening = False
+    try:
+        process = psutil.Process(pid)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # a helper of the server's that has done its part
+                found = one.net_connections("tcp")
+                listening |= any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in found)
+    except psutil.Error:
+        return None
+    return listening
