@@ -134,13 +134,19 @@ class Verdict:
     judgments: tuple[Judgment, ...]
     deciders: tuple[str, ...] = ()
 
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Roles in the order of their first judgment."""
+        return tuple(dict.fromkeys(j.agent for j in self.judgments))
+
+    def by_agent(self) -> dict[str, tuple[Judgment, ...]]:
+        """Role -> its judgments, the earliest first."""
+        steps = sorted(self.judgments, key=lambda judgment: judgment.step)
+        return {agent: tuple(j for j in steps if j.agent == agent) for agent in self.agents}
+
     def last(self, agent: str) -> Judgment | None:
         """The agent's latest judgment, or None if it made none."""
         return max((j for j in self.judgments if j.agent == agent), key=lambda j: j.step, default=None)
-
-    @property
-    def agents(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(j.agent for j in self.judgments))
 
     @property
     def consistent(self) -> bool:

@@ -58,6 +58,11 @@ class AgentReliability:
         """Return a record of JSON values."""
         return {"brier": self.brier, "ece": self.ece, "bins": [asdict(one) for one in self.bins]}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> AgentReliability:
+        """The reliability of a record that `to_json` made."""
+        return cls(record["brier"], record["ece"], tuple(TrustBin(**one) for one in record["bins"]))
+
 
 @dataclass(frozen=True, slots=True)
 class AgentTrust:
@@ -87,14 +92,17 @@ class AgentTrust:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """All agents, and Cohen's kappa of each pair over the posts that both labelled (None: fewer than two)."""
+    """All agents, and Cohen's kappa of each pair, "reviewer/user", over the posts that both labelled.
+
+    A kappa is None where fewer than two posts were labelled by both, or where nothing varied.
+    """
 
     agents: Mapping[str, AgentTrust]
-    kappa: Mapping[tuple[str, str], float | None]
+    kappa: Mapping[str, float | None]
     simulated: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Return a record of JSON values; pairs are written "reviewer/user"."""
+        """Return a record of JSON values."""
         record = {
             "simulated": self.simulated,
             "agents": {
@@ -108,9 +116,26 @@ class Trust:
                 }
                 for role, one in self.agents.items()
             },
-            "kappa": {"/".join(pair): value for pair, value in self.kappa.items()},
+            "kappa": self.kappa,
         }
         return {key: rounded(value) for key, value in record.items()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Trust:
+        """The figures of a record that `to_json` made.
+
+        Raises:
+            KeyError, TypeError: The record is incomplete.
+        """
+        agents = {
+            role: AgentTrust(
+                one["confusion"], one["answered"], Proportion(**one["accuracy"]),
+                Proportion(**one["balanced_accuracy"]),
+                AgentReliability.from_json(one["calibration"]) if one["calibration"] else None,
+            )
+            for role, one in record["agents"].items()
+        }  # fmt: skip
+        return cls(agents, record["kappa"], record["simulated"])
 
 
 ABSTAINED, FAILED = "(abstain)", "(failed)"
@@ -129,7 +154,7 @@ def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> Trust:
     answers = panel.predict_out_of_fold(labelled)
     return Trust(
         agents={role: _agent(known, given) for role, given in answers.items()},
-        kappa={(a, b): kappa(answers[a], answers[b]) for a, b in combinations(answers, 2)},
+        kappa={f"{a}/{b}": kappa(answers[a], answers[b]) for a, b in combinations(answers, 2)},
         simulated=panel.simulated,
     )
 
@@ -217,10 +242,8 @@ def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None
 OnNearChance = Literal["stop", "continue"]
 
 
-def check_agents(
-    panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance
-) -> dict[str, Any]:
-    """Return the agents' figures on the labelled posts, as JSON values; see `Trust.to_json`.
+def check_agents(panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance) -> Trust:
+    """Return the agents' figures on the labelled posts.
 
     Args:
         panel: Fitted on `labelled` already.
@@ -234,7 +257,7 @@ def check_agents(
     guessing = [role for role, agent in figures.agents.items() if agent.near_chance]
     if guessing and on_near_chance == "stop":
         raise NearChanceError(_advice(figures, guessing, len(labelled)))
-    return figures.to_json()
+    return figures
 
 
 def _advice(figures: Trust, guessing: Sequence[str], posts: int) -> str:

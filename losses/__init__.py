@@ -1,38 +1,61 @@
-"""Losses of self-training: tensors in, tensors out. Part of the selftrain distribution."""
+"""Losses of self-training: tensors in, tensors out. Part of the selftrain distribution.
 
-from losses.act import (
-    ACTWeights,
-    act_cross_entropy,
-    act_loss,
-    act_variance,
-    act_weights,
-    equals_mixed_labels,
-)
-from losses.base import LossOutput, RoundLoss
-from losses.errors import BatchError, LossError, PriorEstimateError, SettingError
-from losses.groups import Group
-from losses.pnu import Form, PNULoss, PNUWeights
-from losses.prior import estimate_prior
-from losses.process import ProcessOutput, process_loss
+The names below are imported when they are first asked for: ``import losses`` loads no torch.
+"""
 
-__all__ = [
-    "ACTWeights",
-    "BatchError",
-    "Form",
-    "Group",
-    "LossError",
-    "LossOutput",
-    "PNULoss",
-    "PNUWeights",
-    "PriorEstimateError",
-    "ProcessOutput",
-    "RoundLoss",
-    "SettingError",
-    "act_cross_entropy",
-    "act_loss",
-    "act_variance",
-    "act_weights",
-    "equals_mixed_labels",
-    "estimate_prior",
-    "process_loss",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from losses.act import ACTWeights as ACTWeights
+    from losses.act import act_cross_entropy as act_cross_entropy
+    from losses.act import act_loss as act_loss
+    from losses.act import act_variance as act_variance
+    from losses.act import act_weights as act_weights
+    from losses.act import equals_mixed_labels as equals_mixed_labels
+    from losses.base import LossOutput as LossOutput
+    from losses.base import RoundLoss as RoundLoss
+    from losses.errors import BatchError as BatchError
+    from losses.errors import LossError as LossError
+    from losses.errors import PriorEstimateError as PriorEstimateError
+    from losses.errors import SettingError as SettingError
+    from losses.group import Group as Group
+    from losses.pnu import Form as Form
+    from losses.pnu import PNULoss as PNULoss
+    from losses.pnu import PNUWeights as PNUWeights
+    from losses.prior import estimate_prior as estimate_prior
+    from losses.process import ProcessOutput as ProcessOutput
+    from losses.process import process_loss as process_loss
+
+_HOME = {
+    "ACTWeights": "act",
+    "BatchError": "errors",
+    "Form": "pnu",
+    "Group": "group",
+    "LossError": "errors",
+    "LossOutput": "base",
+    "PNULoss": "pnu",
+    "PNUWeights": "pnu",
+    "PriorEstimateError": "errors",
+    "ProcessOutput": "process",
+    "RoundLoss": "base",
+    "SettingError": "errors",
+    "act_cross_entropy": "act",
+    "act_loss": "act",
+    "act_variance": "act",
+    "act_weights": "act",
+    "equals_mixed_labels": "act",
+    "estimate_prior": "prior",
+    "process_loss": "process",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

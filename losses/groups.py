@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Protocol
 
 import torch
@@ -15,16 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from losses.errors import BatchError
-
-
-class Group(IntEnum):
-    """What is known of a post; the values of the `groups` tensor."""
-
-    POSITIVE = 0
-    NEGATIVE = 1
-    AGREED_POSITIVE = 2
-    AGREED_NEGATIVE = 3
-    DIVERGENT = 4
+from losses.group import Group
 
 
 class Surrogate(Protocol):

@@ -38,7 +38,8 @@ from torch import Tensor
 
 from losses.base import LossOutput, SupportsArray
 from losses.errors import SettingError
-from losses.groups import SURROGATES, Group, GroupedBatch, group_batch
+from losses.group import Group
+from losses.groups import SURROGATES, GroupedBatch, group_batch
 from losses.unlabelled import (
     UnlabelledRisk,
     labelled_and_agreed_means,

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from losses.groups import Group, GroupedBatch
+from losses.group import Group
+from losses.groups import GroupedBatch
 
 
 class OneSided(NamedTuple):

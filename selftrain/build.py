@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from losses.pnu import PNULoss
-    from selftrain.annotation.building import Settings
+    from selftrain.annotation.question_plan import AnnotationSettings
     from selftrain.config import Recipe, VlmSection
     from selftrain.data.corpus import Corpus
     from selftrain.data.posts import Post
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from selftrain.loop import LoopSettings
     from selftrain.models.finetune import BackboneTrainer
     from selftrain.review.criticism import LoopCriticizer
-    from selftrain.review.reviewers import People
+    from selftrain.review.reviewers import HumanReview
     from selftrain.store.run_dir import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ CACHE = "responses.sqlite"
 
 
 def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = False) -> VLMPanel:
-    """The agents of a recipe's `vlm` section; nothing is asked yet.
+    """Build the agents of a recipe's `vlm` section; nothing is asked yet.
 
     Args:
         recipe: Its `vlm` section says all but the seed.
@@ -72,7 +72,7 @@ def build_vlm_panel(recipe: Recipe, task: Task, out: Path, *, progress: bool = F
         runner,
         build_vlm_agent(recipe, task),
         always_cross_review=section.always_cross_review,
-        settings=_told(section),
+        settings=_shown_settings(section),
     )
 
 
@@ -119,7 +119,7 @@ def build_vlm_agent(recipe: Recipe, task: Task) -> VLMAgent:
 
 
 def opener(max_pixels: int) -> Opener:
-    """Opens image files whose header claims at most `max_pixels`."""
+    """Return what opens image files whose header claims at most `max_pixels`."""
 
     def opened(path: Path, side: int) -> Image.Image:
         from backbones.images import open_image
@@ -139,12 +139,12 @@ def build_backend(section: VlmSection) -> Backend:
 
 
 def brief_of(task: Task) -> Brief:
-    """What agents are told of a task."""
+    """Return a task as agents read it."""
     return Brief(task.name, task.policy, {one.name: one.meaning for one in task.classes}, dict(task.roles))
 
 
-def _told(section: VlmSection) -> dict[str, object]:
-    """The settings that a reader of the run wants to know; never the key."""
+def _shown_settings(section: VlmSection) -> dict[str, object]:
+    """Return the settings that a reader of the run wants to know; never the key."""
     shown = section.model_dump(mode="json", exclude={"key_variable", "store", "token_cap"})
     return {"vlm": {key: value for key, value in shown.items() if value is not None}}
 
@@ -160,7 +160,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
 
 
 def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
-    """A bar over posts that tells calls, stored answers and failures."""
+    """Show a bar over posts, with calls, stored answers and failures."""
     from tqdm import tqdm
 
     shown = tqdm(total=total, desc=what, unit="post")
@@ -177,7 +177,7 @@ def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
 def build_panel(
     recipe: Recipe, task: Task, corpus: Corpus, *, out: Path | None = None, progress: bool = False
 ) -> Panel:
-    """The agents of a recipe.
+    """Build the agents of a recipe.
 
     Args:
         recipe: Which agents, with which settings; its seed fixes every draw.
@@ -250,16 +250,21 @@ def build_loss(recipe: Recipe) -> PNULoss:
 
 def build_settings(recipe: Recipe) -> LoopSettings:
     """The loop's plain arguments."""
-    from selftrain.loop import Limits, LoopSettings
+    from selftrain.loop import LoopSettings
+    from selftrain.state import RoundLimits
 
     return LoopSettings(
         seed=recipe.seed,
         k=recipe.selection.k,
         shares=recipe.selection.shares,
-        again=recipe.selection.again,
-        revise=recipe.selection.revise,
+        retract_flipped=recipe.selection.retract_flipped,
         start=recipe.rounds.start,
-        limits=Limits(recipe.rounds.max, recipe.rounds.patience, recipe.rounds.budget),
+        limits=RoundLimits(
+            recipe.rounds.max,
+            recipe.rounds.patience,
+            recipe.rounds.budget,
+            recipe.selection.reselect_divergent,
+        ),
         root=recipe.data.manifest.parent,
         on_near_chance=recipe.agents.on_near_chance
         or ("stop" if recipe.agents.kind == "vlm" else "continue"),
@@ -311,9 +316,9 @@ def _build_backbone_trainer(recipe: Recipe, *, progress: bool) -> BackboneTraine
     )
 
 
-def build_people(
+def build_reviewers(
     recipe: Recipe, folder: RunFolder, task: Task, posts: Iterable[Post], *, progress: bool = False
-) -> People | None:
+) -> HumanReview | None:
     """Who reviews for the loop: by the recipe, or because reviews of the run are there; None: nobody.
 
     Args:
@@ -326,8 +331,8 @@ def build_people(
     Raises:
         PromptFileError, StoreError: A criticizer cannot be set up.
     """
-    from selftrain.review.ledger import LEDGER
-    from selftrain.review.reviewers import People
+    from selftrain.review.ledger_reader import LEDGER
+    from selftrain.review.reviewers import HumanReview
 
     section = recipe.human
     if not section.budget and not (folder.path / LEDGER).exists():
@@ -336,14 +341,14 @@ def build_people(
     if section.budget and section.source == "criticizer":
         known = {post.id: post for post in posts}
         criticizer = build_criticizer(recipe, task, folder, known, progress=progress)
-    return People(
+    return HumanReview(
         folder,
         criticizer=criticizer,
         budget=section.budget,
         per_round=section.per_round,
         rule=section.rule,
         floor=section.floor,
-        doubled_share=section.doubled_share,
+        double_annotation_rate=section.double_annotation_rate,
         wait=section.wait,
         seed=recipe.seed,
         progress=progress,
@@ -353,7 +358,7 @@ def build_people(
 def build_criticizer(
     recipe: Recipe, task: Task, folder: RunFolder, posts: Mapping[str, PostLike], *, progress: bool = False
 ) -> LoopCriticizer:
-    """The criticizer of a recipe's `human` section; nothing is asked yet.
+    """Build the criticizer of a recipe's `human` section; nothing is asked yet.
 
     Its model is that of the `vlm` section unless `human.servers` names others; how pictures are sent, where
     answers are kept and the token cap are those of `vlm` in any case.
@@ -379,7 +384,7 @@ def build_criticizer(
 
 
 def build_questioner(
-    settings: Settings,
+    settings: AnnotationSettings,
     task: Task,
     out: Path,
     *,
@@ -387,10 +392,10 @@ def build_questioner(
     max_failed: float = 0.1,
     progress: bool = False,
 ) -> Questioner:
-    """The agent; nothing is asked yet.
+    """Build the questioner; nothing is asked yet.
 
     Args:
-        settings: Of `settings_of`.
+        settings: Of `annotation_settings`.
         task: Name, classes and policy.
         out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
         prompts: A folder of prompt files that replace the built-in ones.

@@ -104,9 +104,9 @@ class SelectionSection(Section):
     k: int = Field(500, ge=1)
     shares: Literal["equal", "natural"] | dict[str, float] = "equal"
     # posts once found divergent may be chosen again: agents that learn may think otherwise by then
-    again: bool = True
+    reselect_divergent: bool = True
     # accepted posts whose label the best classifier no longer gives are unlabelled again
-    revise: bool = True
+    retract_flipped: bool = True
 
 
 class AgentsSection(Section):
@@ -183,7 +183,7 @@ class HumanSection(Section):
     )
     servers: tuple[str, ...] = ()  # of the criticizing model; none: it is that of `vlm`
     model: str = ""  # as it is served there; empty: the only one that is
-    doubled_share: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
+    double_annotation_rate: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
     # while reviews are missing: end in good order, or look for them until they are there
     wait: Literal["end", "poll"] = "end"
 

@@ -1,7 +1,8 @@
 """The loop: select, verify, merge, retrain, validate, keep or roll back; as often as the limits allow.
 
-`self_train` is the whole story; what it calls stands beside it in `stages`, `selection`, `ledger`, `trainer`
-and `run.folder`. It is a generator: each finished round is yielded, and whoever stops asking stops the loop.
+`self_train` is the whole story; what it decides stands in `state`, what it measures in `rounds`, what it
+chooses in `selection`. It is a generator: each finished round is yielded, and whoever stops asking stops the
+loop.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from agents.ask.metering import Metered, UsageTotals
-from agents.judgment import Accepted, Candidate
+from agents.judgment import Accepted, Candidate, Verdict
 from agents.panel import Panel
 from agents.trust import OnNearChance, check_agents
 from losses.base import RoundLoss
@@ -26,41 +26,27 @@ from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.corpus import Corpus
 from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Trainer
-from selftrain.review.reviewers import People
+from selftrain.review.reviewers import Reviewers
 from selftrain.rounds import (
-    Round,
+    Cost,
+    CurvePoint,
+    HumanCounts,
+    RoundResult,
+    SplitMetrics,
+    agent_counts,
+    candidate_sets,
+    check_pool,
+    group_counts,
     grown_rows,
     labels_known,
-    model_figures,
-    placed,
-    pool_positions,
-    pseudo_label_figures,
+    pseudo_labels,
     replay,
-    verdict_figures,
 )
 from selftrain.selection import Selection, Shares, select
-from selftrain.state import Ledger
+from selftrain.state import LoopState, RoundLimits
 from selftrain.store import atomic
 from selftrain.store.run_dir import HUMAN, RunFolder
 from selftrain.store.scores import Scored, write_scores
-
-
-class Limits(NamedTuple):
-    """When the loop ends.
-
-    Attributes:
-        rounds: Most rounds after round 0.
-        patience: Rounds rolled back in a row after which it gives up.
-        budget: Most candidates verified in all rounds together; None for any number.
-    """
-
-    rounds: int = 10
-    patience: int = 3
-    budget: int | None = None
-
-    def within_budget(self, k: int, judged: int) -> int:
-        """`k`, or what the budget leaves of it after `judged` candidates."""
-        return k if self.budget is None else min(k, self.budget - judged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +56,10 @@ class LoopSettings:
     seed: int = 0
     k: int = 500
     shares: Shares = "equal"
-    again: bool = True
-    revise: bool = True
+    retract_flipped: bool = True
     start: str = "pretrained"
     root: Path = Path()
-    limits: Limits = field(default_factory=Limits)
+    limits: RoundLimits = field(default_factory=RoundLimits)
     on_near_chance: OnNearChance = "continue"
 
 
@@ -86,8 +71,8 @@ def self_train(
     loss: RoundLoss,
     folder: RunFolder,
     settings: LoopSettings,
-    people: People | None = None,
-) -> Iterator[Round]:
+    reviewers: Reviewers | None = None,
+) -> Iterator[RoundResult]:
     """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
 
     Args:
@@ -97,70 +82,72 @@ def self_train(
         loss: The loss; its `for_round` fills in what follows from a round's own posts.
         folder: Opened and locked.
         settings: See `LoopSettings`.
-        people: Who reviews what the agents cannot agree on; None: nobody. The loop ends before the round for
-            which their decisions are missing, see `People.ready`.
+        reviewers: People who review what the agents cannot agree on; None: nobody. The loop ends before the
+            round for which their decisions are missing, see `Reviewers.ready`.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
     """
     # ---- where we stand -----------------------------------------------------------------------------
-    ledger, finished = replay(folder, corpus)
+    state, finished = replay(folder)
+    check_pool(corpus, state, folder)
     labelled = [corpus.posts[i] for i in corpus.labelled]
     pool = [corpus.posts[i] for i in corpus.pool]
     if finished:
-        publish(folder, corpus, ledger, settings.root)
+        publish(folder, corpus, state, settings.root)
     yield from finished
 
     # ---- round 0: the labels alone ------------------------------------------------------------------
     if not finished:
         began, path = time.monotonic(), folder.open_round(0)
-        training = ledger.training_set(corpus, soft_positive=loss.soft_positive)
+        training = state.training_set(corpus, soft_positive=loss.soft_positive)
         model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
         model.save(path / "model.safetensors", {"round": 0})
-        figures = measure(trainer, model, corpus, path) | verdict_figures(corpus, [], [], [])
-        figures |= model_figures(model, training, None)
-        ledger = ledger.keep(ledger, figures["validation"]["macro_f1"])
+        validation, test = measure(trainer, model, corpus, path)
+        state = state.keep(state, validation.macro_f1)
         yield close_round(
-            folder, corpus, ledger, number=0, figures=figures, simulated=panel.simulated, began=began,
-            root=settings.root,
+            folder, corpus, state, settings.root,
+            RoundResult(
+                number=0, kept=True, simulated=panel.simulated, validation=validation, test=test,
+                sets=candidate_sets(corpus, []), flipped=(), agents={}, training=group_counts(training),
+                theta=None, best_epoch=model.best_epoch, curve=curve_of(model), human=None, trust=None,
+                cost=None, grown=grown_posts(corpus, state), pseudo_labels=pseudo_labels(corpus, state),
+                seconds=round(time.monotonic() - began, 3),
+            ),
         )  # fmt: skip
 
-    judged = sum(int(one.figures["candidates"]["posts"]) for one in finished)
-    while why_stop(ledger, corpus, settings, judged) is None:
-        number, began = ledger.next_round, time.monotonic()
+    while state.why_stop(settings.limits, len(corpus.pool)) is None:
+        number, began = state.next_round, time.monotonic()
 
         # ---- people: labels for posts that the rounds before left divergent ----------------------------
-        if people is not None and not people.ready(number):
+        if reviewers is not None and not reviewers.ready(number):
             return
         path = folder.open_round(number)
-        ledger = hear(people, folder, corpus, ledger, path)
-        best = trainer.load(folder.round_path(ledger.best_round) / "model.safetensors")
+        state = apply_human_labels(reviewers, folder, corpus, state, path)
+        best = trainer.load(folder.round_path(state.best_round) / "model.safetensors")
 
-        # ---- select: the most confident open posts; accepted ones it has turned against go back ------
-        returned = turned_against(trainer, best, corpus, ledger) if settings.revise else []
+        # ---- select: the most confident open posts; accepted ones whose label flipped go back ----------
+        flipped = flipped_posts(trainer, best, corpus, state) if settings.retract_flipped else []
         chosen = select(
-            trainer.logits(best, corpus, ledger.open_positions(corpus.pool, again=settings.again)),
-            settings.limits.within_budget(settings.k, judged), settings.shares,
+            trainer.logits(best, corpus, open_positions(state, corpus, settings.limits)),
+            state.within_budget(settings.k, settings.limits), settings.shares,
             positive=corpus.positive, negative=corpus.negative,
         )  # fmt: skip
         candidates = as_candidates(corpus, chosen)
-        judged += len(candidates)
         atomic.write_jsonl(path / "candidates.jsonl", (candidate_row(one) for one in candidates))
 
         # ---- trust: the agents on posts of known label, before the pool is spent on -------------------
         paid_before = spending_of(panel)
-        panel.fit(labelled, accepted=as_accepted(corpus, ledger), pool=pool)
+        panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
         trusted = check_agents(panel, labelled, settings.on_near_chance)
-        atomic.write_json(folder.path / "trust.json", trusted)
+        atomic.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review --------------------------------------
-        records = [verdict.to_json() for verdict in panel.verify(candidates)]
-        atomic.write_jsonl(path / "verdicts.jsonl", records)
+        verdicts = as_recorded(panel.verify(candidates))
+        atomic.write_jsonl(path / "verdicts.jsonl", (verdict.to_json() for verdict in verdicts))
 
         # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
-        positions = chosen.positions.tolist()
-        values = {corpus.positive: 1, corpus.negative: 0}
-        trial = ledger.merge(zip(positions, records, strict=True), values, returned)
+        trial = state.merge(verdicts, flipped)
         training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
         # ---- retrain --------------------------------------------------------------------------------
@@ -178,66 +165,45 @@ def self_train(
         model.save(path / "model.safetensors", {"round": number})
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
-        figures = measure(trainer, model, corpus, path) | verdict_figures(
-            corpus, positions, records, returned
-        )
-        figures |= model_figures(model, training, trial_loss.theta)
-        figures |= human_figures(people, ledger, number)
-        figures |= {"trust": trusted, "cost": spending_of(panel).minus(paid_before).to_json()}
-        score = figures["validation"]["macro_f1"]
-        ledger = ledger.keep(trial, score) if score > ledger.best_score else ledger.roll_back(positions)
+        validation, test = measure(trainer, model, corpus, path)
+        kept, human = validation.macro_f1 > state.best_score, human_counts(reviewers, state, number)
+        state = state.keep(trial, validation.macro_f1) if kept else state.roll_back(verdicts)
         yield close_round(
-            folder, corpus, ledger, number=number, figures=figures, simulated=panel.simulated, began=began,
-            root=settings.root,
+            folder, corpus, state, settings.root,
+            RoundResult(
+                number=number, kept=kept, simulated=panel.simulated, validation=validation, test=test,
+                sets=candidate_sets(corpus, verdicts), flipped=tuple(flipped),
+                agents=agent_counts(corpus, verdicts), training=group_counts(training),
+                theta=trial_loss.theta,
+                best_epoch=model.best_epoch, curve=curve_of(model), human=human, trust=trusted,
+                cost=cost_since(paid_before, panel), grown=grown_posts(corpus, state),
+                pseudo_labels=pseudo_labels(corpus, state), seconds=round(time.monotonic() - began, 3),
+            ),
         )  # fmt: skip
 
-    # ---- what people said since the last round belongs into the grown dataset too --------------------
-    if people is not None:
-        publish(folder, corpus, hear(people, folder, corpus, ledger), settings.root)
-
-
-def why_stop(ledger: Ledger, corpus: Corpus, settings: LoopSettings, judged: int = 0) -> str | None:
-    """Why there is no further round after `judged` candidates, or None."""
-    if ledger.next_round > settings.limits.rounds:
-        return f"all {settings.limits.rounds} rounds are done"
-    if ledger.rejections >= settings.limits.patience:
-        return f"{ledger.rejections} rounds in a row brought no improvement"
-    if settings.limits.budget is not None and judged >= settings.limits.budget:
-        return f"the budget of {settings.limits.budget} candidates is spent"
-    if not len(ledger.open_positions(corpus.pool, again=settings.again)):
-        return "no pool post is left to choose from"
-    return None
+    # ---- what people decided since the last round belongs into the grown dataset too ------------------
+    if reviewers is not None:
+        publish(folder, corpus, apply_human_labels(reviewers, folder, corpus, state), settings.root)
 
 
 def close_round(
-    folder: RunFolder,
-    corpus: Corpus,
-    ledger: Ledger,
-    *,
-    number: int,
-    figures: Json,
-    simulated: bool,
-    began: float,
-    root: Path,
-) -> Round:
-    """Make the round final, then move `best` and rewrite the grown dataset."""
-    figures = {
-        "round": number,
-        "kept": ledger.best_round == number,
-        "simulated": simulated,
-        **figures,
-        "grown": len(corpus.labelled) + len(ledger.human) + len(ledger.accepted),
-        "pseudo_labels": pseudo_label_figures(corpus, ledger),
-        "seconds": round(time.monotonic() - began, 3),
-    }
-    folder.close_round(number, figures)
-    publish(folder, corpus, ledger, root)
-    return Round(figures)
+    folder: RunFolder, corpus: Corpus, state: LoopState, root: Path, result: RoundResult
+) -> RoundResult:
+    """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded."""
+    record = result.to_json()
+    folder.close_round(result.number, record)
+    publish(folder, corpus, state, root)
+    return RoundResult.from_json(record)
 
 
-def publish(folder: RunFolder, corpus: Corpus, ledger: Ledger, root: Path) -> None:
+def publish(folder: RunFolder, corpus: Corpus, state: LoopState, root: Path) -> None:
     """Bring `best` and `grown.jsonl` in line with the finished rounds."""
-    folder.publish(ledger.best_round, grown_rows(corpus, ledger, root))
+    folder.publish(state.best_round, grown_rows(corpus, state, root))
+
+
+def grown_posts(corpus: Corpus, state: LoopState) -> int:
+    """Posts of the grown dataset."""
+    return len(corpus.labelled) + len(state.human) + len(state.accepted)
 
 
 def spending_of(panel: Panel) -> UsageTotals:
@@ -245,7 +211,14 @@ def spending_of(panel: Panel) -> UsageTotals:
     return panel.usage() if isinstance(panel, Metered) else UsageTotals()
 
 
-def measure(trainer: Trainer[M], model: M, corpus: Corpus, path: Path) -> Json:
+def cost_since(before: UsageTotals, panel: Panel) -> Cost:
+    """What the panel has cost since."""
+    return Cost(**spending_of(panel).minus(before).to_json())
+
+
+def measure(
+    trainer: Trainer[M], model: M, corpus: Corpus, path: Path
+) -> tuple[SplitMetrics, SplitMetrics | None]:
     """Metrics on the validation split and, where its labels are known, on the test split.
 
     The scores that they come from are kept in the round's folder `path`: curves and intervals need them.
@@ -262,7 +235,13 @@ def measure(trainer: Trainer[M], model: M, corpus: Corpus, path: Path) -> Json:
         for name, positions in splits.items()
     }
     write_scores(path, scored, positive=corpus.positive, negative=corpus.negative)
-    return {name: evaluate(one.labels, one.logits) for name, one in scored.items()}
+    validation, *test = (evaluate(one.labels, one.logits) for one in scored.values())
+    return validation, test[0] if test else None
+
+
+def curve_of(model: M) -> tuple[CurvePoint, ...]:
+    """How the model's training went."""
+    return tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve)
 
 
 def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
@@ -270,17 +249,27 @@ def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) 
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
-def turned_against(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger) -> list[int]:
-    """Accepted positions whose pseudo-label the model no longer gives: they are consistent no more."""
-    accepted = np.array(sorted(ledger.accepted), dtype=np.int64)
-    values = np.array([ledger.accepted[int(p)].value for p in accepted], dtype=np.int8)
+def open_positions(state: LoopState, corpus: Corpus, limits: RoundLimits) -> IntArray:
+    """Pool posts that may be chosen now."""
+    closed = corpus.positions_of(state.closed(limits))
+    return corpus.pool[~np.isin(corpus.pool, closed)]
+
+
+def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> list[str]:
+    """Accepted posts whose pseudo-label the model no longer gives: they are consistent no more."""
+    accepted = corpus.positions_of(state.accepted)
     logits = _logits(trainer, model, corpus, accepted)
-    return [int(p) for p in accepted[(logits > 0) != (values == 1)]]
+    given = zip((corpus.posts[int(p)].id for p in accepted), logits > 0, strict=True)
+    return [
+        post_id
+        for post_id, positive in given
+        if positive != (state.accepted[post_id].verdict.classifier_label == corpus.positive)
+    ]
 
 
-def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Ledger) -> float:
+def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> float:
     """Share of positives among the divergent posts: they are a selected set, so it is estimated."""
-    divergent = np.array(sorted(ledger.divergent), dtype=np.int64)
+    divergent = corpus.positions_of(state.divergent)
     if not len(divergent):
         return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
     training_prior = float((corpus.labels[corpus.validation] == 1).mean())
@@ -289,10 +278,10 @@ def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, ledger: Le
 
 def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
     """The chosen posts as the agents see them: with the classifier's label and its probability."""
-    odds = sigmoid(np.abs(chosen.logits))
+    probs = sigmoid(np.abs(chosen.logits))
     return [
         Candidate(corpus.posts[position], corpus.class_name(int(logit > 0)), float(probability))
-        for position, logit, probability in zip(chosen.positions, chosen.logits, odds, strict=True)
+        for position, logit, probability in zip(chosen.positions, chosen.logits, probs, strict=True)
     ]
 
 
@@ -301,53 +290,60 @@ def candidate_row(candidate: Candidate) -> Json:
     return {"id": candidate.post.id, "label": candidate.label, "probability": round(candidate.probability, 6)}
 
 
-def as_accepted(corpus: Corpus, ledger: Ledger) -> Sequence[Accepted]:
+def as_recorded(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts as a resumed run reads them, numbers rounded: what is recorded is what counts."""
+    return [Verdict.from_json(verdict.to_json()) for verdict in verdicts]
+
+
+def as_accepted(corpus: Corpus, state: LoopState) -> Sequence[Accepted]:
     """The pool posts that the agents may learn from, pseudo-labels first.
 
     People's labels count as much as labels do, but agents are neither calibrated nor measured on them: these
     are posts on which they could not agree.
     """
-    learned = [
-        Accepted(corpus.posts[position], corpus.class_name(pseudo.value))
-        for position, pseudo in sorted(ledger.accepted.items())
-    ]
-    return learned + [
-        Accepted(corpus.posts[position], corpus.class_name(human.value), weight=1.0)
-        for position, human in sorted(ledger.human.items())
+    pseudo = [corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)]
+    human = [corpus.posts[int(position)] for position in corpus.positions_of(state.human)]
+    return [
+        *(Accepted(post, state.accepted[post.id].verdict.classifier_label) for post in pseudo),
+        *(Accepted(post, state.human[post.id].given.label, weight=1.0) for post in human),
     ]
 
 
-def hear(
-    people: People | None, folder: RunFolder, corpus: Corpus, ledger: Ledger, path: Path | None = None
-) -> Ledger:
-    """The ledger with the decisions that no round has used yet; the same one where there are none.
+def apply_human_labels(
+    reviewers: Reviewers | None,
+    folder: RunFolder,
+    corpus: Corpus,
+    state: LoopState,
+    path: Path | None = None,
+) -> LoopState:
+    """The state with the decisions that no round has used yet; the same one where there are none.
 
     Args:
-        people: Who decides; None: nobody.
+        reviewers: Who decides; None: nobody.
         folder: The run.
         corpus: Its posts.
-        ledger: After the rounds so far.
+        state: After the rounds so far.
         path: The open folder of the round that uses them, where they are written; None: no round does.
 
     Raises:
         LedgerError: The reviews cannot be read.
         RunStateError: A decision on a post that is not in the pool.
     """
-    if people is None:
-        return ledger
-    used = {corpus.posts[p].id: corpus.class_name(human.value) for p, human in ledger.human.items()}
-    said = people.answers(used)
-    if not said:
-        return ledger
-    decisions = placed(said, pool_positions(corpus), folder)
+    if reviewers is None:
+        return state
+    labels = reviewers.answers({post_id: used.given.label for post_id, used in state.human.items()})
+    if not labels:
+        return state
+    changed = state.apply_human_labels(labels)
+    check_pool(corpus, changed, folder)
     if path is not None:
-        atomic.write_jsonl(path / HUMAN, said)
-    return ledger.decided(decisions, {corpus.positive: 1, corpus.negative: 0})
+        atomic.write_jsonl(path / HUMAN, (label.to_json() for label in labels))
+    return changed
 
 
-def human_figures(people: People | None, ledger: Ledger, number: int) -> dict[str, Any]:
-    """People's labels in round `number`: all, and those that it was the first to use."""
-    if people is None:
-        return {}
-    new = sum(human.round == number for human in ledger.human.values())
-    return {"human": {"posts": len(ledger.human), "new": new}}
+def human_counts(reviewers: Reviewers | None, state: LoopState, number: int) -> HumanCounts | None:
+    """People's labels in round `number`; None where nobody is asked."""
+    if reviewers is None:
+        return None
+    new = sum(used.round == number for used in state.human.values())
+    return HumanCounts(len(state.human), new)

@@ -1,4 +1,8 @@
-"""One finished round: its figures, as written to metrics.json and shown to the user."""
+"""A finished round as a typed value, the replay of finished rounds, and the grown dataset.
+
+`RoundResult` is what the loop yields, what metrics.json holds, and what report, status and comparison read.
+Nothing here needs features or torch: a run is read in the time that its files take.
+"""
 
 from __future__ import annotations
 
@@ -7,197 +11,393 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from losses.groups import Group
+from agents.judgment import Judgment, Verdict
+from agents.trust import Trust
+from losses.group import Group
 from selftrain._util.types import Json, LabelArray
-from selftrain.data.corpus import Corpus
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError
-from selftrain.models.classifier import TrainingSet
-from selftrain.models.trainer import Model
-from selftrain.state import Human, Ledger, Pseudo, precision
+from selftrain.state import LastVerdict, LoopState
 from selftrain.store.run_dir import RunFolder
 
+# ---- the parts of a round -----------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Round:
-    """A finished round.
+
+class SplitMetrics(NamedTuple):
+    """How good the round's model is on one split.
 
     Attributes:
-        figures: The content of metrics.json.
+        posts: Of the split.
+        macro_f1, accuracy: In [0, 1].
+        precision, recall: Of the positive class, in [0, 1].
+        brier: Mean squared error of the probability.
+        true_positive, false_positive, false_negative, true_negative: Posts.
+        auc: Area under the ROC curve; None when only one class occurs.
     """
 
-    figures: Json
+    posts: int
+    macro_f1: float
+    accuracy: float
+    precision: float
+    recall: float
+    brier: float
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+    auc: float | None = None
+
+
+class SetCounts(NamedTuple):
+    """The candidates of a round, or its consistent or divergent ones.
+
+    Attributes:
+        posts: How many.
+        by_class: Class name -> posts that the classifier gives it.
+        precision: Share of right classifier labels where truth is known; None where it is not.
+    """
+
+    posts: int
+    by_class: Mapping[str, int]
+    precision: float | None
+
+
+class CandidateSets(NamedTuple):
+    """What became of a round's candidates."""
+
+    candidates: SetCounts
+    consistent: SetCounts
+    divergent: SetCounts
+
+
+class AgentCounts(NamedTuple):
+    """One agent over a round's candidates: states of its last judgments, changes of mind, how often right.
+
+    Attributes:
+        label, abstain, failed: Posts by the state of the last judgment.
+        reconsidered: Posts judged a second time.
+        changed_mind: Posts whose last label is not the first; where the truth is known,
+            `changed_for_better` and `changed_for_worse` of them.
+        truth_known: Posts with a last label whose truth is known; `right` of them got the right one.
+    """
+
+    label: int = 0
+    abstain: int = 0
+    failed: int = 0
+    reconsidered: int = 0
+    changed_mind: int = 0
+    changed_for_better: int = 0
+    changed_for_worse: int = 0
+    truth_known: int = 0
+    right: int = 0
+
+
+class GroupCounts(NamedTuple):
+    """Posts that the round's model learned from, by their group."""
+
+    positive: int
+    negative: int
+    agreed_positive: int
+    agreed_negative: int
+    divergent: int
+
+
+class CurvePoint(NamedTuple):
+    """An epoch: validation macro-F1, and the loss with its parts by name."""
+
+    epoch: int
+    macro_f1: float
+    loss: Mapping[str, float]
+
+
+class PseudoLabels(NamedTuple):
+    """The pseudo-labels of the grown dataset; `precision` is None where no truth is known."""
+
+    posts: int
+    truth_known: int
+    precision: float | None
+
+
+class HumanCounts(NamedTuple):
+    """Labels of people: all in use, and those that the round was the first to use."""
+
+    posts: int
+    new: int
+
+
+class Cost(NamedTuple):
+    """What the agents of a round asked of models.
+
+    Attributes:
+        calls: Answers that a model gave, unusable ones included.
+        stored: Answers that were there already and cost nothing.
+        failed: Questions without a usable answer.
+        prompt, cached, image, completion: Tokens; the second and third are parts of the first.
+        seconds: Sum over the calls, which run side by side.
+    """
+
+    calls: int = 0
+    stored: int = 0
+    failed: int = 0
+    prompt: int = 0
+    cached: int = 0
+    image: int = 0
+    completion: int = 0
+    seconds: float = 0.0
 
     @property
-    def number(self) -> int:
-        """0 is the labels alone."""
-        return int(self.figures["round"])
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self.prompt + self.completion
 
-    @property
-    def kept(self) -> bool:
-        """False when the round was rolled back."""
-        return bool(self.figures["kept"])
+    def plus(self, other: Cost) -> Cost:
+        """Both together."""
+        return Cost(
+            self.calls + other.calls, self.stored + other.stored, self.failed + other.failed,
+            self.prompt + other.prompt, self.cached + other.cached, self.image + other.image,
+            self.completion + other.completion, self.seconds + other.seconds,
+        )  # fmt: skip
 
-    @property
-    def validation(self) -> Json:
-        """Metrics on the validation split, see `metrics.evaluate`."""
-        return dict(self.figures["validation"])
 
-    @property
-    def test(self) -> Json | None:
-        """Metrics on the test split, or None without one."""
-        test = self.figures.get("test")
-        return dict(test) if test else None
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """A finished round: the content of metrics.json.
+
+    Attributes:
+        number: 0 is the labels alone.
+        kept: False when the round was rolled back.
+        simulated: Whether the agents' answers were drawn from known labels.
+        validation, test: Metrics of the round's model; `test` is None without labels there.
+        sets: What became of the candidates.
+        flipped: Accepted posts whose label the best classifier no longer gave: unlabelled again.
+        agents: Role -> what it did.
+        training: Whom the model learned from.
+        theta: Prior of the divergent posts in the loss; None in round 0.
+        best_epoch: The epoch whose weights the model has.
+        curve: Its training.
+        human: None where nobody is asked.
+        trust: The agents on posts of known label; None in round 0.
+        cost: None in round 0.
+        grown: Posts of the grown dataset after the round.
+        pseudo_labels: Those in it that classifier and agents gave.
+        seconds: Time spent.
+    """
+
+    number: int
+    kept: bool
+    simulated: bool
+    validation: SplitMetrics
+    test: SplitMetrics | None
+    sets: CandidateSets
+    flipped: tuple[str, ...]
+    agents: Mapping[str, AgentCounts]
+    training: GroupCounts
+    theta: float | None
+    best_epoch: int
+    curve: tuple[CurvePoint, ...]
+    human: HumanCounts | None
+    trust: Trust | None
+    cost: Cost | None
+    grown: int
+    pseudo_labels: PseudoLabels
+    seconds: float
 
     @property
     def consistent(self) -> int:
-        """Candidates that the classifier and both agents agree on."""
-        return int(self.figures["consistent"]["posts"])
+        """Candidates that the classifier and the agents agree on."""
+        return self.sets.consistent.posts
 
     @property
     def divergent(self) -> int:
         """Candidates without agreement."""
-        return int(self.figures["divergent"]["posts"])
+        return self.sets.divergent.posts
 
     @property
     def pseudo_label_precision(self) -> float | None:
         """Precision of the round's consistent set, or None where truth is not known."""
-        value = self.figures["consistent"]["precision"]
-        return None if value is None else float(value)
+        return self.sets.consistent.precision
+
+    @property
+    def outcome(self) -> str:
+        """In words."""
+        return "labels alone" if self.number == 0 else "kept" if self.kept else "rolled back"
+
+    def to_json(self) -> Json:
+        """A record of JSON values."""
+        splits = {"validation": self.validation} | ({"test": self.test} if self.test else {})
+        return {
+            "round": self.number,
+            "kept": self.kept,
+            "simulated": self.simulated,
+            **{name: _without_none(split._asdict()) for name, split in splits.items()},
+            **{name: counts._asdict() for name, counts in self.sets._asdict().items()},
+            "flipped": list(self.flipped),
+            "agents": {role: counts._asdict() for role, counts in self.agents.items()},
+            "training": self.training._asdict(),
+            "theta": self.theta,
+            "best_epoch": self.best_epoch,
+            "curve": [point._asdict() for point in self.curve],
+            **({"human": self.human._asdict()} if self.human else {}),
+            **({"trust": self.trust.to_json()} if self.trust else {}),
+            **({"cost": self.cost._asdict()} if self.cost else {}),
+            "grown": self.grown,
+            "pseudo_labels": self.pseudo_labels._asdict(),
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RoundResult:
+        """The round of a record.
+
+        Raises:
+            KeyError, TypeError, AttributeError: The record is incomplete, or holds what is not known here.
+        """
+        sets = [SetCounts(**record[name]) for name in CandidateSets._fields]
+        return cls(
+            number=record["round"],
+            kept=record["kept"],
+            simulated=record["simulated"],
+            validation=SplitMetrics(**record["validation"]),
+            test=SplitMetrics(**record["test"]) if "test" in record else None,
+            sets=CandidateSets(*sets),
+            flipped=tuple(record["flipped"]),
+            agents={role: AgentCounts(**counts) for role, counts in record["agents"].items()},
+            training=GroupCounts(**record["training"]),
+            theta=record["theta"],
+            best_epoch=record["best_epoch"],
+            curve=tuple(CurvePoint(**point) for point in record["curve"]),
+            human=HumanCounts(**record["human"]) if "human" in record else None,
+            trust=Trust.from_json(record["trust"]) if "trust" in record else None,
+            cost=Cost(**record["cost"]) if "cost" in record else None,
+            grown=record["grown"],
+            pseudo_labels=PseudoLabels(**record["pseudo_labels"]),
+            seconds=record["seconds"],
+        )
 
     def __str__(self) -> str:
-        parts = [f"round {self.number:>2}", f"validation macro-F1 {self.validation['macro_f1']:.3f}"]
+        parts = [f"round {self.number:>2}", f"validation macro-F1 {self.validation.macro_f1:.3f}"]
         if self.test:
-            parts.append(f"test {self.test['macro_f1']:.3f}")
+            parts.append(f"test {self.test.macro_f1:.3f}")
         if self.number:
             parts.append(f"consistent {self.consistent}, divergent {self.divergent}")
             if self.pseudo_label_precision is not None:
                 parts.append(f"precision {self.pseudo_label_precision:.3f}")
         parts.append("kept" if self.kept else "rolled back")
-        if self.figures["simulated"]:
+        if self.simulated:
             parts.append("SIMULATED agents")
         return " | ".join(parts)
 
 
-def trust_lines(finished: Round, before: Round | None) -> Iterator[str]:
+def _without_none(record: Mapping[str, Any]) -> Json:
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def trust_lines(finished: RoundResult, before: RoundResult | None) -> Iterator[str]:
     """How good the agents are on posts of known label; nothing where the round before said the same."""
-    trusted = finished.figures.get("trust")
-    if not trusted or (before is not None and before.figures.get("trust") == trusted):
+    if not finished.trust or (before is not None and before.trust == finished.trust):
         return
-    for role, agent in trusted["agents"].items():
-        value, low, high = (agent["balanced_accuracy"][name] for name in ("value", "low", "high"))
-        chance = ", MAY BE GUESSING" if agent["near_chance"] else ""
+    for role, agent in finished.trust.agents.items():
+        value, low, high = agent.balanced
+        chance = ", MAY BE GUESSING" if agent.near_chance else ""
         yield (
             f"{role} on the labelled posts: balanced accuracy {value:.2f} ({low:.2f} to {high:.2f}),"
-            f" {agent['answered']} answered{chance}"
+            f" {agent.answered} answered{chance}"
         )
-    for pair, kappa in trusted["kappa"].items():
+    for pair, kappa in finished.trust.kappa.items():
         yield f"agreement of {pair} beyond chance (kappa): {'none' if kappa is None else f'{kappa:.2f}'}"
 
 
-def cost_lines(finished: Round) -> Iterator[str]:
+def cost_lines(finished: RoundResult) -> Iterator[str]:
     """What a round cost, and what came of the cross-review; nothing for agents that cost nothing."""
-    cost = finished.figures.get("cost")
-    if not cost or not (cost["calls"] or cost["stored"]):
+    cost = finished.cost
+    if not cost or not (cost.calls or cost.stored):
         return
-    cached = f" ({cost['cached'] / cost['prompt']:.0%} cached)" if cost["prompt"] else ""
+    cached = f" ({cost.cached / cost.prompt:.0%} cached)" if cost.prompt else ""
     yield (
-        f"{cost['calls']:,} calls and {cost['stored']:,} answers from the store; tokens: {cost['prompt']:,}"
-        f" read{cached}, {cost['completion']:,} written; {cost['failed']} without a usable answer"
+        f"{cost.calls:,} calls and {cost.stored:,} answers from the store; tokens: {cost.prompt:,}"
+        f" read{cached}, {cost.completion:,} written; {cost.failed} without a usable answer"
     )
-    for role, agent in finished.figures["agents"].items():
-        better, worse = agent["changed_for_better"], agent["changed_for_worse"]
-        known = f", {better} for the better and {worse} for the worse" if agent["truth_known"] else ""
-        yield f"{role} changed its mind {agent['changed_mind']} times in {agent['reconsidered']}{known}"
+    for role, agent in finished.agents.items():
+        better, worse = agent.changed_for_better, agent.changed_for_worse
+        known = f", {better} for the better and {worse} for the worse" if agent.truth_known else ""
+        yield f"{role} changed its mind {agent.changed_mind} times in {agent.reconsidered}{known}"
 
 
-def model_figures(model: Model, training: TrainingSet, theta: float | None) -> Json:
-    """What was trained on, and how the training went."""
-    counts = Counter(training.groups.tolist())
-    return {
-        "training": {group.name.lower(): counts[int(group)] for group in Group},
-        "theta": theta,
-        "best_epoch": model.best_epoch,
-        "curve": [{"epoch": p.epoch, "macro_f1": p.macro_f1, "loss": p.parts} for p in model.curve],
-    }
+# ---- counting what a round did ------------------------------------------------------------------------
 
 
-def verdict_figures(
-    corpus: Corpus, positions: Sequence[int], records: Sequence[Mapping[str, Any]], returned: Sequence[int]
-) -> Json:
-    """Counts and, where truth is known, precision of candidates, consistent and divergent sets."""
-    values = {corpus.positive: 1, corpus.negative: 0}
-    labels = [values[record["classifier_label"]] for record in records]
-    agreed = [bool(record["consistent"]) for record in records]
-    return {
-        "candidates": _set_figures(corpus, positions, labels),
-        "consistent": _set_figures(
-            corpus,
-            [p for p, yes in zip(positions, agreed, strict=True) if yes],
-            [v for v, yes in zip(labels, agreed, strict=True) if yes],
-        ),
-        "divergent": _set_figures(
-            corpus,
-            [p for p, yes in zip(positions, agreed, strict=True) if not yes],
-            [v for v, yes in zip(labels, agreed, strict=True) if not yes],
-        ),
-        "returned": [corpus.posts[p].id for p in returned],
-        "agents": _agent_figures(corpus, positions, records),
-    }
+def precision(corpus: Corpus, labels: Iterable[tuple[str, str]]) -> float | None:
+    """Share of right labels among the posts whose truth is known; None where none is.
 
-
-def pseudo_label_figures(corpus: Corpus, ledger: Ledger) -> Json:
-    """The pseudo-labels of grown.jsonl: how many, and the share of right ones where truth is known."""
-    positions = sorted(ledger.accepted)
-    values = [ledger.accepted[position].value for position in positions]
-    known = sum(int(corpus.truth[position] >= 0) for position in positions)
-    share = precision(positions, values, corpus.truth)
-    return {"posts": len(positions), "truth_known": known, "precision": share}
-
-
-def _set_figures(corpus: Corpus, positions: Sequence[int], labels: Sequence[int]) -> Json:
-    counts = Counter(labels)
-    return {
-        "posts": len(positions),
-        "by_class": {corpus.positive: counts[1], corpus.negative: counts[0]},
-        "precision": precision(positions, labels, corpus.truth),
-    }
-
-
-def _agent_figures(corpus: Corpus, positions: Sequence[int], records: Sequence[Mapping[str, Any]]) -> Json:
-    """For each role: states of its last judgments, changes of mind and which way, how often it was right.
-
-    Which way and how often right are told of posts whose truth is known.
+    Args:
+        corpus: Knows the truth of some posts.
+        labels: (post id, class name).
     """
-    values = {corpus.positive: 1, corpus.negative: 0}
-    figures: dict[str, Counter[str]] = {}
-    for position, record in zip(positions, records, strict=True):
-        steps: dict[str, list[Mapping[str, Any]]] = {}
-        for judgment in record["judgments"]:
-            steps.setdefault(judgment["agent"], []).append(judgment)
-        for role, judgments in steps.items():
-            count = figures.setdefault(role, Counter())
-            first, last = judgments[0], judgments[-1]
-            count[last["state"]] += 1
-            count["reconsidered"] += len(judgments) > 1
-            count["changed_mind"] += first["label"] != last["label"]
-            truth = int(corpus.truth[position])
-            if truth >= 0 and last["label"] is not None:
-                count["truth_known"] += 1
-                count["right"] += values.get(last["label"]) == truth
-            if truth >= 0 and first["label"] != last["label"]:
-                # no label is not right either: an agent that finds the right one has changed for the better
-                was, now = (values.get(one["label"]) == truth for one in (first, last))
-                count["changed_for_better"] += now and not was
-                count["changed_for_worse"] += was and not now
-    names = (
-        "label", "abstain", "failed", "reconsidered", "changed_mind", "changed_for_better",
-        "changed_for_worse", "truth_known", "right",
-    )  # fmt: skip
-    return {role: {name: count[name] for name in names} for role, count in figures.items()}
+    truths = ((_truth(corpus, post_id), label) for post_id, label in labels)
+    right = [truth == label for truth, label in truths if truth is not None]
+    return sum(right) / len(right) if right else None
+
+
+def _truth(corpus: Corpus, post_id: str) -> str | None:
+    value = int(corpus.truth[corpus.position_of[post_id]])
+    return corpus.class_name(value) if value >= 0 else None
+
+
+def candidate_sets(corpus: Corpus, verdicts: Sequence[Verdict]) -> CandidateSets:
+    """Counts and, where truth is known, precision of candidates, consistent and divergent ones."""
+    consistent = [verdict for verdict in verdicts if verdict.consistent]
+    divergent = [verdict for verdict in verdicts if not verdict.consistent]
+    return CandidateSets(*(_set_counts(corpus, some) for some in (verdicts, consistent, divergent)))
+
+
+def _set_counts(corpus: Corpus, verdicts: Sequence[Verdict]) -> SetCounts:
+    counts = Counter(verdict.classifier_label for verdict in verdicts)
+    return SetCounts(
+        len(verdicts),
+        {name: counts[name] for name in (corpus.positive, corpus.negative)},
+        precision(corpus, [(verdict.post_id, verdict.classifier_label) for verdict in verdicts]),
+    )
+
+
+def agent_counts(corpus: Corpus, verdicts: Iterable[Verdict]) -> dict[str, AgentCounts]:
+    """Role -> what the agent did over a round's candidates."""
+    counts: dict[str, Counter[str]] = {}
+    for verdict in verdicts:
+        truth = _truth(corpus, verdict.post_id)
+        for role, judgments in verdict.by_agent().items():
+            counts.setdefault(role, Counter()).update(_behaviour(judgments, truth))
+    return {role: AgentCounts(**count) for role, count in counts.items()}
+
+
+def _behaviour(judgments: Sequence[Judgment], truth: str | None) -> dict[str, int]:
+    """What one agent's judgments on one post add to its counts."""
+    first, last = judgments[0], judgments[-1]
+    changed = first.label != last.label
+    counts = {str(last.state): 1, "reconsidered": int(len(judgments) > 1), "changed_mind": int(changed)}
+    if truth is not None and last.label is not None:
+        counts |= {"truth_known": 1, "right": int(last.label == truth)}
+    if truth is not None and changed:
+        # no label is not right either: an agent that finds the right one has changed for the better
+        was, now = first.label == truth, last.label == truth
+        counts |= {"changed_for_better": int(now and not was), "changed_for_worse": int(was and not now)}
+    return counts
+
+
+def group_counts(training: TrainingSet) -> GroupCounts:
+    """How many posts of each group a model learned from."""
+    counts = Counter(training.groups.tolist())
+    return GroupCounts(*(counts[int(group)] for group in Group))
+
+
+def pseudo_labels(corpus: Corpus, state: LoopState) -> PseudoLabels:
+    """The pseudo-labels of grown.jsonl: how many, and the share of right ones where truth is known."""
+    labels = [(post_id, last.verdict.classifier_label) for post_id, last in state.accepted.items()]
+    known = sum(_truth(corpus, post_id) is not None for post_id, _ in labels)
+    return PseudoLabels(len(labels), known, precision(corpus, labels))
 
 
 def labels_known(labels: LabelArray) -> bool:
@@ -205,116 +405,118 @@ def labels_known(labels: LabelArray) -> bool:
     return bool(len(labels)) and bool(np.all(labels >= 0))
 
 
-def replay(folder: RunFolder, corpus: Corpus) -> tuple[Ledger, list[Round]]:
-    """The ledger after the finished rounds of `folder`, and those rounds.
+def total_cost(rounds: Iterable[RoundResult]) -> Cost:
+    """What all rounds cost together."""
+    total = Cost()
+    for one in rounds:
+        total = total if one.cost is None else total.plus(one.cost)
+    return total
+
+
+# ---- reading what is finished -------------------------------------------------------------------------
+
+
+def finished_rounds(folder: RunFolder) -> list[RoundResult]:
+    """Every finished round, round 0 (the labels alone) first.
 
     Raises:
-        RunStateError: A record that is damaged, or that names a post that the pool does not have.
+        RunStateError: A damaged folder.
     """
-    try:
-        return _replay(folder, corpus)
-    except (KeyError, TypeError) as error:
-        raise RunStateError(
-            f"{folder.path} has a round whose metrics.json or verdicts.jsonl is incomplete ({error!r}): the"
-            " folder is damaged"
-        ) from error
+    rounds = []
+    for number, record in enumerate(folder.round_records()):
+        try:
+            rounds.append(RoundResult.from_json(record))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunStateError(
+                f"{folder.round_path(number) / 'metrics.json'} is incomplete ({error!r}): the run folder is"
+                " damaged"
+            ) from error
+    return rounds
 
 
-def _replay(folder: RunFolder, corpus: Corpus) -> tuple[Ledger, list[Round]]:
-    position_of = pool_positions(corpus)
-    values = {corpus.positive: 1, corpus.negative: 0}
-    ledger, rounds = Ledger(), []
-    for figures in folder.finished_rounds():
-        if figures["round"] and not (folder.round_path(figures["round"]) / "verdicts.jsonl").exists():
-            raise RunStateError(f"{folder.round_path(figures['round'])} has no verdicts.jsonl: it is damaged")
-        score = float(figures["validation"]["macro_f1"])
-        decisions = folder.human(figures["round"])
-        ledger = ledger.decided(placed(decisions, position_of, folder), values)
-        verdicts = [
-            (_position(v["post_id"], position_of, folder), v) for v in folder.verdicts(figures["round"])
-        ]
-        if figures["kept"]:
-            returned = [_position(i, position_of, folder) for i in figures.get("returned", [])]
-            ledger = ledger.keep(ledger.merge(verdicts, values, returned), score)
+def replay(folder: RunFolder) -> tuple[LoopState, list[RoundResult]]:
+    """The state after the finished rounds of `folder`, and those rounds.
+
+    Raises:
+        RunStateError: A damaged folder.
+    """
+    state, rounds = LoopState(), finished_rounds(folder)
+    for one in rounds:
+        path = folder.round_path(one.number)
+        if one.number and not (path / "verdicts.jsonl").exists():
+            raise RunStateError(f"{path} has no verdicts.jsonl: the run folder is damaged")
+        state = state.apply_human_labels(folder.human_labels(one.number))
+        verdicts = folder.verdicts(one.number)
+        if one.kept:
+            state = state.keep(state.merge(verdicts, one.flipped), one.validation.macro_f1)
         else:
-            ledger = ledger.roll_back(position for position, _ in verdicts)
-        rounds.append(Round(figures))
-    return ledger, rounds
+            state = state.roll_back(verdicts)
+    return state, rounds
 
 
-def pool_positions(corpus: Corpus) -> dict[str, int]:
-    """Post id -> position, of the pool."""
-    return {corpus.posts[int(p)].id: int(p) for p in corpus.pool}
-
-
-def placed(
-    decisions: Iterable[Mapping[str, Any]], position_of: Mapping[str, int], folder: RunFolder
-) -> list[tuple[int, Mapping[str, Any]]]:
-    """Rows of human.jsonl with the positions of their posts.
+def check_pool(corpus: Corpus, state: LoopState, folder: RunFolder) -> None:
+    """Make sure that what was judged or labelled by people is in the pool.
 
     Raises:
-        RunStateError: A post that the pool does not have.
+        RunStateError: With a post that is not.
     """
-    return [(_position(row["id"], position_of, folder, "decision"), row) for row in decisions]
+    pool = {corpus.posts[int(position)].id for position in corpus.pool}
+    for post_id in (*state.last_verdicts, *state.divergent, *state.human):
+        if post_id not in pool:
+            what = "decision" if post_id in state.human else "verdict"
+            raise RunStateError(
+                f"{folder.path} has a {what} on {post_id!r}, which is not in the pool: the folder is damaged,"
+                " or the posts are not those that the run began with"
+            )
 
 
-def _position(post_id: str, position_of: Mapping[str, int], folder: RunFolder, what: str = "verdict") -> int:
-    if post_id not in position_of:
-        raise RunStateError(
-            f"{folder.path} has a {what} on {post_id!r}, which is not in the pool: the folder is damaged, or"
-            " the posts are not those that the run began with"
-        )
-    return position_of[post_id]
+# ---- the grown dataset --------------------------------------------------------------------------------
 
 
-def grown_rows(corpus: Corpus, ledger: Ledger, root: Path) -> Iterator[dict[str, Any]]:
+def grown_rows(corpus: Corpus, state: LoopState, root: Path) -> Iterator[Json]:
     """The grown dataset: labelled posts, then people's labels and accepted posts by round, with provenance.
 
     Args:
         corpus: The posts.
-        ledger: What was accepted.
+        state: What was accepted.
         root: Image paths are written relative to this folder.
     """
+
+    def by_round(item: tuple[str, Any]) -> tuple[int, int]:
+        return item[1].round, corpus.position_of[item[0]]
+
     for position in corpus.labelled:
-        row = _post_row(corpus, int(position), root)
-        yield row | {"label": corpus.posts[position].label, "provenance": {"source": "label"}}
-    for position, human in sorted(ledger.human.items(), key=lambda item: (item[1].round, item[0])):
-        row = _post_row(corpus, position, root)
-        yield row | {"label": corpus.class_name(human.value), "provenance": _given(human)}
-    for position, pseudo in sorted(ledger.accepted.items(), key=lambda item: (item[1].round, item[0])):
-        row = _post_row(corpus, position, root)
-        yield row | {"label": corpus.class_name(pseudo.value), "provenance": _provenance(pseudo)}
+        post = corpus.posts[position]
+        yield _post_row(corpus, post.id, root) | {"label": post.label, "provenance": {"source": "label"}}
+    for post_id, used in sorted(state.human.items(), key=by_round):
+        provenance = {"source": "human", "round": used.round, **used.given.provenance()}
+        yield _post_row(corpus, post_id, root) | {"label": used.given.label, "provenance": provenance}
+    for post_id, last in sorted(state.accepted.items(), key=by_round):
+        label = last.verdict.classifier_label
+        yield _post_row(corpus, post_id, root) | {"label": label, "provenance": _provenance(last)}
 
 
-def _post_row(corpus: Corpus, position: int, root: Path) -> dict[str, Any]:
-    post = corpus.posts[position]
+def _post_row(corpus: Corpus, post_id: str, root: Path) -> Json:
+    post = corpus.posts[corpus.position_of[post_id]]
     images = [os.path.relpath(image, root) for image in post.images]
-    row: dict[str, Any] = {"id": post.id, "text": post.text, "images": images}
+    row: Json = {"id": post.id, "text": post.text, "images": images}
     if post.process:
         row["process"] = dict(post.process)
     return row
 
 
-def _given(human: Human) -> dict[str, Any]:
-    names = ("reviewers", "contested", "batch", "inclusion", "machine_label")
-    return {"source": "human", "round": human.round, **{name: human.record[name] for name in names}}
-
-
-def _provenance(pseudo: Pseudo) -> dict[str, Any]:
-    verdict = pseudo.verdict
-    last = {judgment["agent"]: judgment for judgment in verdict["judgments"]}
+def _provenance(accepted: LastVerdict) -> Json:
+    verdict = accepted.verdict
+    last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
+    agreed = (role for role, judgment in last.items() if judgment.label == verdict.classifier_label)
     return {
         "source": "pseudo-label",
-        "round": pseudo.round,
-        "classifier_probability": verdict["classifier_probability"],
+        "round": accepted.round,
+        "classifier_probability": verdict.classifier_probability,
         "agents": {
-            role: {"probability": j["probability"], "step": j["step"], "source": j["source"]}
-            for role, j in last.items()
+            role: {"probability": one.probability, "step": one.step, "source": one.source}
+            for role, one in last.items()
         },
         # without agents the one judgment is the classifier's own: it is named once
-        "agreed": list(
-            dict.fromkeys(
-                ["classifier", *(r for r, j in last.items() if j["label"] == verdict["classifier_label"])]
-            )
-        ),
+        "agreed": list(dict.fromkeys(["classifier", *agreed])),
     }

@@ -25,7 +25,7 @@ from selftrain.store.run_dir import RunFolder
 if TYPE_CHECKING:
     from selftrain.data.preparation import PreparedData
     from selftrain.report.cost import RunCost
-    from selftrain.rounds import Round
+    from selftrain.rounds import RoundResult
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -63,7 +63,7 @@ class Run:
         self.name = name
         self.stopped = ""
 
-    def rounds(self, *, progress: bool = False) -> Iterator[Round]:
+    def rounds(self, *, progress: bool = False) -> Iterator[RoundResult]:
         """Go on with the run and yield every round, those finished earlier first.
 
         The folder is locked until the iterator is exhausted or closed.
@@ -75,7 +75,7 @@ class Run:
 
         from agents.ask.metering import Metered
         from agents.errors import TokenCapError
-        from selftrain.build import build_loss, build_panel, build_people, build_settings, build_trainer
+        from selftrain.build import build_loss, build_panel, build_reviewers, build_settings, build_trainer
         from selftrain.data.task import dump_task
         from selftrain.loop import self_train
 
@@ -97,7 +97,9 @@ class Run:
             self.folder.begin(self.recipe.model_dump(mode="json"), environment)
             atomic.write_jsonl(self.folder.path / "quarantine.jsonl", prepared.quarantine)
             dump_task(prepared.task, self.folder.path / "task.toml")
-            people = build_people(self.recipe, self.folder, prepared.task, corpus.posts, progress=progress)
+            reviewers = build_reviewers(
+                self.recipe, self.folder, prepared.task, corpus.posts, progress=progress
+            )
             rounds = self_train(
                 corpus,
                 build_trainer(self.recipe, progress=progress),
@@ -105,7 +107,7 @@ class Run:
                 loss=build_loss(self.recipe),
                 folder=self.folder,
                 settings=build_settings(self.recipe),
-                people=people,
+                reviewers=reviewers,
             )
             try:
                 yield from self._told(rounds)
@@ -116,8 +118,8 @@ class Run:
             finally:
                 if isinstance(panel, Metered):
                     panel.close()
-                if people is not None:
-                    people.close()
+                if reviewers is not None:
+                    reviewers.close()
 
     def estimate(self, *, progress: bool = False) -> RunCost:
         """What the run's vision-language agents would cost; see `selftrain.report.cost`.
@@ -151,10 +153,10 @@ class Run:
         from selftrain.data.preparation import prepare
         from selftrain.models.pretrained import backbone_options
 
-        backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe))
+        backbone = load_backbone(self.recipe.backbone.name, **backbone_options(self.recipe.backbone))
         return prepare(self.recipe, backbone, progress=progress)
 
-    def _told(self, rounds: Iterator[Round]) -> Iterator[Round]:
+    def _told(self, rounds: Iterator[RoundResult]) -> Iterator[RoundResult]:
         """`rounds`, each told to TensorBoard and MLflow before it is passed on; the report follows anyhow.
 
         A round that an earlier start finished is told only if that start was killed before it could be.
@@ -162,11 +164,11 @@ class Run:
         from selftrain import report
         from selftrain.report import tracking
 
-        earlier, any_round = len(self.folder.finished_rounds()), False
+        earlier, any_round = self.folder.finished(), False
         try:
             for finished in rounds:
                 any_round = True
-                tracking.tell(self.folder, finished.figures, fresh=finished.number >= earlier)
+                tracking.log_round(self.folder, finished, fresh=finished.number >= earlier)
                 yield finished
         finally:
             if any_round:

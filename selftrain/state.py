@@ -1,41 +1,64 @@
-"""What the rounds so far have settled: who is accepted, who is divergent, who waits.
+"""What the rounds so far have settled, on post ids: the only copy of the loop's rules.
 
-The ledger is never saved: it is replayed from the finished rounds of the run folder, so a killed run and one
-that was never killed stand at the same point.
+Who is accepted, divergent, deferred or labelled by people, who may be chosen next, and why a run stops. The
+state is never saved: it is replayed from the finished rounds of a run's folder (`selftrain.rounds.replay`),
+by the loop as by whoever reads a run, so that a killed run and one that never was stand at the same point.
+Nothing here needs features or torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from losses.groups import Group
-from selftrain._util.types import IntArray, LabelArray
-from selftrain.data.corpus import Corpus
-from selftrain.models.classifier import TrainingSet
+from agents.judgment import Verdict
+from losses.group import Group
+from selftrain._util.types import LabelArray
+from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.store.run_dir import HumanLabel
 
 
-class Pseudo(NamedTuple):
-    """A pseudo-label: its value (1 positive), the round it was accepted in, and its verdict as recorded."""
+class LastVerdict(NamedTuple):
+    """A verdict and the round that gave it."""
 
-    value: int
     round: int
-    verdict: Mapping[str, Any]
+    verdict: Verdict
 
 
-class Human(NamedTuple):
-    """A label that people gave: its value (1 positive), the first round to use it, its row of human.jsonl."""
+class UsedLabel(NamedTuple):
+    """A label that people gave, and the first round that used it."""
 
-    value: int
     round: int
-    record: Mapping[str, Any]
+    given: HumanLabel
+
+
+class RoundLimits(NamedTuple):
+    """When the loop ends.
+
+    Attributes:
+        rounds: Most rounds after round 0.
+        patience: Rounds rolled back in a row after which it gives up.
+        budget: Most candidates verified in all rounds together; None for any number.
+        reselect_divergent: Whether posts once found divergent may be chosen again.
+    """
+
+    rounds: int = 10
+    patience: int = 3
+    budget: int | None = None
+    reselect_divergent: bool = True
+
+    @classmethod
+    def from_json(cls, recipe: Mapping[str, Any]) -> RoundLimits:
+        """The limits of a resolved recipe, as recipe.toml has it."""
+        rounds, selection = recipe["rounds"], recipe["selection"]
+        return cls(rounds["max"], rounds["patience"], rounds.get("budget"), selection["reselect_divergent"])
 
 
 @dataclass(frozen=True)
-class Ledger:
+class LoopState:
     """The state of the loop between two rounds; every change gives a new one.
 
     Attributes:
@@ -43,90 +66,129 @@ class Ledger:
         best_round: The last kept round, -1 before round 0.
         best_score: Its validation macro-F1.
         rejections: Rounds rolled back in a row.
-        accepted: Position -> pseudo-label.
-        divergent: Positions judged and not agreed on; unlabelled in the loss.
-        set_aside: Positions judged in rounds that were rolled back since the last kept one.
-        human: Position -> label that people gave: a label like any other from then on, rolled back or not.
+        judged: Candidates of all rounds, kept or rolled back.
+        accepted: Post id -> the verdict that made its label a pseudo-label.
+        divergent: Judged in kept rounds and not agreed on; unlabelled in the loss.
+        deferred: Judged in rounds that were rolled back since the last kept one; they wait for a better
+            model.
+        human: Post id -> label that people gave: a label like any other from then on, rolled back or not.
+        disputed: Found divergent in any round, kept or rolled back, and neither accepted nor labelled by
+            people since: these are what people are asked about.
+        last_verdicts: Post id -> its last verdict, in the order of the first ones.
     """
 
     next_round: int = 0
     best_round: int = -1
     best_score: float = -1.0
     rejections: int = 0
-    accepted: Mapping[int, Pseudo] = field(default_factory=dict)
-    divergent: frozenset[int] = frozenset()
-    set_aside: frozenset[int] = frozenset()
-    human: Mapping[int, Human] = field(default_factory=dict)
+    judged: int = 0
+    accepted: Mapping[str, LastVerdict] = field(default_factory=dict)
+    divergent: frozenset[str] = frozenset()
+    deferred: frozenset[str] = frozenset()
+    human: Mapping[str, UsedLabel] = field(default_factory=dict)
+    disputed: frozenset[str] = frozenset()
+    last_verdicts: Mapping[str, LastVerdict] = field(default_factory=dict)
 
-    def open_positions(self, pool: IntArray, *, again: bool) -> IntArray:
-        """Pool posts that may be chosen now.
+    # ---- who may be chosen, and whether anybody should be ---------------------------------------------
 
-        Args:
-            pool: Positions of the pool.
-            again: Whether posts once found divergent may be chosen again.
+    def closed(self, limits: RoundLimits) -> frozenset[str]:
+        """Pool posts that may not be chosen now."""
+        closed = self.accepted.keys() | self.human.keys() | self.deferred
+        return frozenset(closed if limits.reselect_divergent else closed | self.divergent)
+
+    def why_stop(self, limits: RoundLimits, pool: int) -> str | None:
+        """Why no further round follows within the limits and a pool of so many posts, or None."""
+        if self.next_round > limits.rounds:
+            return f"all {limits.rounds} rounds are done"
+        if self.rejections >= limits.patience:
+            return f"{self.rejections} rounds in a row brought no improvement"
+        if limits.budget is not None and self.judged >= limits.budget:
+            return f"the budget of {limits.budget} candidates is spent"
+        if len(self.closed(limits)) >= pool:
+            return "no pool post is left to choose from"
+        return None
+
+    def within_budget(self, k: int, limits: RoundLimits) -> int:
+        """`k`, or what the budget has left of it."""
+        return k if limits.budget is None else min(k, limits.budget - self.judged)
+
+    def last_verdicts_on(self, post_ids: Collection[str]) -> dict[str, LastVerdict]:
+        """The last verdicts on some posts, in the order of the first ones."""
+        return {post_id: last for post_id, last in self.last_verdicts.items() if post_id in post_ids}
+
+    # ---- what a round changes -------------------------------------------------------------------------
+
+    def apply_human_labels(self, labels: Iterable[HumanLabel]) -> LoopState:
+        """The state once people's labels are used, from the coming round on.
+
+        What classifier and agents said of these posts is moot.
         """
-        closed = self.accepted.keys() | self.human.keys() | self.set_aside
-        closed |= frozenset() if again else self.divergent
-        return pool[~np.isin(pool, np.fromiter(closed, np.int64, len(closed)))]
-
-    def decided(self, records: Iterable[tuple[int, Mapping[str, Any]]], values: Mapping[str, int]) -> Ledger:
-        """The ledger once people's decisions are known; what classifier and agents said of the posts is moot.
-
-        Args:
-            records: (position, row of human.jsonl), used from the coming round on.
-            values: Class name -> 1 or 0.
-        """
-        human = {position: Human(values[r["label"]], self.next_round, r) for position, r in records}
+        human = {one.post_id: UsedLabel(self.next_round, one) for one in labels}
         return replace(
             self,
             human={**self.human, **human},
-            accepted={p: pseudo for p, pseudo in self.accepted.items() if p not in human},
+            accepted={post_id: last for post_id, last in self.accepted.items() if post_id not in human},
             divergent=self.divergent - human.keys(),
+            disputed=self.disputed - human.keys(),
         )
 
-    def merge(
-        self,
-        verdicts: Iterable[tuple[int, Mapping[str, Any]]],
-        values: Mapping[str, int],
-        returned: Sequence[int],
-    ) -> Ledger:
-        """The ledger as it would be if the coming round were kept.
+    def merge(self, verdicts: Sequence[Verdict], flipped: Collection[str]) -> LoopState:
+        """The state as it would be if the coming round were kept; `keep` makes it so.
 
         Args:
-            verdicts: (position, verdict record) of the round's candidates.
-            values: Class name -> 1 or 0.
-            returned: Accepted positions that the classifier no longer agrees with; unlabelled again.
+            verdicts: On the round's candidates.
+            flipped: Accepted posts whose label the classifier no longer gives; unlabelled again.
         """
-        accepted = {p: pseudo for p, pseudo in self.accepted.items() if p not in set(returned)}
-        divergent = set(self.divergent) | set(returned)
-        for position, verdict in verdicts:
-            if verdict["consistent"]:
-                value = values[verdict["classifier_label"]]
-                accepted[position] = Pseudo(value, self.next_round, verdict)
-                divergent.discard(position)
+        lost = frozenset(flipped)
+        accepted = {post_id: last for post_id, last in self.accepted.items() if post_id not in lost}
+        divergent, disputed = {*self.divergent, *lost}, {*self.disputed, *lost}
+        for verdict in verdicts:
+            if verdict.consistent:
+                accepted[verdict.post_id] = LastVerdict(self.next_round, verdict)
+                divergent.discard(verdict.post_id)
+                disputed.discard(verdict.post_id)
             else:
-                divergent.add(position)
-        return replace(self, accepted=accepted, divergent=frozenset(divergent))
+                divergent.add(verdict.post_id)
+                disputed.add(verdict.post_id)
+        return replace(
+            self._after_verdicts(verdicts),
+            accepted=accepted,
+            divergent=frozenset(divergent),
+            disputed=frozenset(disputed),
+        )
 
-    def keep(self, trial: Ledger, score: float) -> Ledger:
-        """The round counted: `trial` becomes the truth, and what was set aside may be chosen again."""
+    def keep(self, trial: LoopState, score: float) -> LoopState:
+        """The round counted: `trial` becomes the truth, and what was deferred may be chosen again."""
         return replace(
             trial,
             next_round=self.next_round + 1,
             best_round=self.next_round,
             best_score=score,
             rejections=0,
-            set_aside=frozenset(),
+            deferred=frozenset(),
         )
 
-    def roll_back(self, candidates: Iterable[int]) -> Ledger:
-        """The round did not count: pseudo-labels are discarded, candidates wait for a better model."""
+    def roll_back(self, verdicts: Sequence[Verdict]) -> LoopState:
+        """The round did not count: no label came of it, and its candidates wait for a better model.
+
+        Who disagreed in it disagreed nevertheless: people may be asked about these posts.
+        """
+        disagreed = {verdict.post_id for verdict in verdicts if not verdict.consistent}
         return replace(
-            self,
+            self._after_verdicts(verdicts),
             next_round=self.next_round + 1,
             rejections=self.rejections + 1,
-            set_aside=self.set_aside | frozenset(candidates),
+            deferred=self.deferred | {verdict.post_id for verdict in verdicts},
+            disputed=self.disputed | (disagreed - self.accepted.keys()),
         )
+
+    def _after_verdicts(self, verdicts: Sequence[Verdict]) -> LoopState:
+        given = {one.post_id: LastVerdict(self.next_round, one) for one in verdicts}
+        return replace(
+            self, judged=self.judged + len(verdicts), last_verdicts={**self.last_verdicts, **given}
+        )
+
+    # ---- what a model learns from ---------------------------------------------------------------------
 
     def training_set(self, corpus: Corpus, *, soft_positive: float) -> TrainingSet:
         """Labelled, agreed and divergent posts with their groups, in the order of their positions.
@@ -134,14 +196,15 @@ class Ledger:
         Posts that people labelled follow the labelled ones, and are in their groups.
 
         Args:
-            corpus: Gives the labelled posts.
+            corpus: Gives the labelled posts, and every post's position.
             soft_positive: Target of agreed positives; agreed negatives get 1 minus it.
         """
-        agreed = np.array(sorted(self.accepted), dtype=np.int64)
-        divergent = np.array(sorted(self.divergent), dtype=np.int64)
-        values = np.array([self.accepted[int(p)].value for p in agreed], dtype=np.int8)
-        human = np.array(sorted(self.human), dtype=np.int64)
-        given = np.array([self.human[int(p)].value for p in human], dtype=np.int8)
+        human = corpus.positions_of(self.human)
+        agreed, divergent = corpus.positions_of(self.accepted), corpus.positions_of(self.divergent)
+        given = _values(corpus, human, {i: used.given.label for i, used in self.human.items()})
+        values = _values(
+            corpus, agreed, {i: last.verdict.classifier_label for i, last in self.accepted.items()}
+        )
         labels = np.concatenate([corpus.labels[corpus.labelled], given])
         groups = np.concatenate(
             [
@@ -161,7 +224,7 @@ class Ledger:
         return TrainingSet(positions, groups, targets)
 
 
-def precision(positions: Iterable[int], values: Iterable[int], truth: LabelArray) -> float | None:
-    """Share of right values among the posts whose truth is known; None where none is."""
-    pairs = [(truth[p], v) for p, v in zip(positions, values, strict=True) if truth[p] >= 0]
-    return sum(int(t == v) for t, v in pairs) / len(pairs) if pairs else None
+def _values(corpus: Corpus, positions: Iterable[int], labels: Mapping[str, str]) -> LabelArray:
+    """[n] 1 where a post's label is the positive class, else 0."""
+    named = [labels[corpus.posts[int(position)].id] for position in positions]
+    return np.array([label == corpus.positive for label in named], dtype=np.int8)

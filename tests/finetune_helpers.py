@@ -10,9 +10,8 @@ from torch import nn
 
 from backbones.base import Encoded, EncodeFailure, FeatureLayout
 from losses import Group
-from selftrain.data.corpus import Corpus
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.data.posts import Post
-from selftrain.models.classifier import TrainingSet
 
 VOCABULARY = ["rose", "lily", "iron", "zinc", "the", "old", "new", "near"]
 WIDTH = 6

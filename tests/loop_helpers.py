@@ -15,6 +15,7 @@ from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.data.corpus import UNKNOWN, Corpus
 from selftrain.data.posts import Post
+from selftrain.state import RoundLimits
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
@@ -116,8 +117,9 @@ class HashPanel:
         return {"protocol": "fake"}
 
 
-def settings(tmp_path, *, rounds=5, patience=9, budget=None, **kwargs):
-    return loop.LoopSettings(k=6, limits=loop.Limits(rounds, patience, budget), root=tmp_path, **kwargs)
+def settings(tmp_path, *, rounds=5, patience=9, budget=None, reselect_divergent=True, **kwargs):
+    limits = RoundLimits(rounds, patience, budget, reselect_divergent)
+    return loop.LoopSettings(k=6, limits=limits, root=tmp_path, **kwargs)
 
 
 def run(folder, corpus, script, panel=None, *, trainer=None, **kwargs):

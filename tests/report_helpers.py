@@ -6,6 +6,7 @@ import json
 
 from PIL import Image
 
+from selftrain.rounds import AgentCounts
 from selftrain.store.run_dir import RunFolder
 
 # what each place of a run may hold at its worst; a file's name can have no slash
@@ -48,16 +49,18 @@ def split(macro_f1):
 
 
 def figures(number, said, *, kept, macro_f1, simulated=False, **more):
-    states = {"label": 3 * number, "abstain": number, "failed": 0, "reconsidered": 2, "changed_mind": 1}
+    counts = AgentCounts(3 * number, number, 0, reconsidered=2, changed_mind=1, truth_known=4, right=3)
     return {
         "round": number, "kept": kept, "simulated": simulated, "seconds": 1.25, "grown": 10 + number,
         "validation": split(macro_f1), "test": split(macro_f1 - 0.1),
         "candidates": chosen(4 * number, said, 0.5 if number else None),
         "consistent": chosen(3 * number, said, 0.75 if number else None),
         "divergent": chosen(number, said, 0.25 if number else None), "theta": 0.4 if number else None,
-        "agents": {said["agent"]: states | {"truth_known": 4, "right": 3}} if number else {},
+        "agents": {said["agent"]: counts._asdict()} if number else {},
         "training": {"positive": 5, "negative": 5, "agreed_positive": number, "agreed_negative": 2 * number,
                      "divergent": number},
+        "flipped": [], "best_epoch": 2,
+        "pseudo_labels": {"posts": number, "truth_known": number, "precision": 0.75 if number else None},
         "curve": [{"epoch": 1, "macro_f1": 0.1, "loss": {"loss": 9.0, "pn": 9.0}},
                   {"epoch": 2, "macro_f1": 0.2, "loss": {"loss": 0.7, "pn": 0.5, "soft": 0.25}}],
         **more,
@@ -81,7 +84,7 @@ def verdict(said, post_id):
     ]  # fmt: skip
     return {
         "post_id": post_id, "classifier_label": said["positive"], "classifier_probability": 0.875,
-        "consistent": False, "judgments": judgments,
+        "consistent": False, "judgments": judgments, "deciders": [],
     }  # fmt: skip
 
 
@@ -111,7 +114,8 @@ def made(
     lines(place / "manifest.jsonl", [row])
     folder = RunFolder(place / said["folder"])
     recipe = {
-        "seed": 0, "data": {"manifest": str(place / "manifest.jsonl")}, "selection": {"again": True},
+        "seed": 0, "data": {"manifest": str(place / "manifest.jsonl")},
+        "selection": {"reselect_divergent": True},
         "rounds": {"max": max(len(scores) - 1, 0), "patience": 3}, "note": {"text": said["text"]},
     }  # fmt: skip
     environment = {

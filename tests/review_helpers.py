@@ -13,11 +13,11 @@ from PIL import Image
 from report_helpers import PLAIN, figures, judgment, lines
 
 from selftrain.data.task import Task, TaskClass, dump_task
-from selftrain.review.criticism import FILE as CRITICISMS
-from selftrain.review.items import Entry
+from selftrain.review.criticism import CRITICISMS
 from selftrain.review.labelling import ANNOTATIONS, BATCH, LabelFolder, begin
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, ReviewItem
+from selftrain.review.sampling import request_reviews
 from selftrain.store.run_dir import RunFolder
 
 CHECKOUT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def verdict(said, post_id):
     ]  # fmt: skip
     return {
         "post_id": post_id, "classifier_label": said["positive"], "classifier_probability": 0.875,
-        "consistent": False, "judgments": judgments,
+        "consistent": False, "judgments": judgments, "deciders": [],
     }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def review_of(place, posts=12, *, budget=None, doubled=0.0, **options):
     folder = run_of(place, posts, **options)
     count = len(folder.verdicts(1))
     request_reviews(
-        folder, budget=budget or count, batch="divergent", rule="normalised", doubled_share=doubled
+        folder, budget=budget or count, batch="divergent", rule="normalised", double_annotation_rate=doubled
     )
     return folder
 
@@ -93,7 +93,7 @@ def labelling_of(place, classes, posts=2):
     doubt |= {"rationale": "", "fault": "", "source": "c"}
     lines(folder.path / CRITICISMS, [{"post_id": one, **doubt} for one in ids])
     ledger = ReviewLedger.create(folder.path / LEDGER, classes=classes, budget=posts)
-    ledger.add(BATCH, [Entry(one, classes[0], 0.4, 1.0) for one in ids], ids)
+    ledger.add(BATCH, [ReviewItem(one, classes[0], 0.4, 1.0) for one in ids], ids)
     ledger.close()
     return folder
 

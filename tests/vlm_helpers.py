@@ -114,13 +114,13 @@ def make_panel(
     *,
     run: str = "run-1",
     brief: Brief = BRIEF,
-    interview: Mapping | None = None,
+    asking: Mapping | None = None,
     always_cross_review: bool = False,
     settings: Mapping | None = None,
     **options,
 ) -> VLMPanel:
     chosen = PROTOCOLS[protocol]
-    agent = VLMAgent(JudgePrompts(brief), chosen, **(interview or {}))
+    agent = VLMAgent(JudgePrompts(brief), chosen, **(asking or {}))
     cache = ResponseCache(folder / "answers.sqlite")
     runner = Runner(backend, cache, run=run, opener=opener, **options)
     return VLMPanel(runner, agent, always_cross_review=always_cross_review, settings=settings)

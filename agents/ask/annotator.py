@@ -55,13 +55,13 @@ class AnnotationPrompts(PromptFiles):
             label: The annotator's class, where the prompt shows it.
             reasoning: The annotator's reasons, where the prompt shows them; shown with the class.
         """
-        said = self.quote(reasoning)
+        quoted = self.quote(reasoning)
         ending = self.fill(
             f"{template}.txt",
             options=listed(schema.classes),
             unsure=schema.unsure,
             label=label,
-            reasoning=f'"{label}"\n{said}' if said else f'"{label}" (no reasons were given)',
+            reasoning=f'"{label}"\n{quoted}' if quoted else f'"{label}" (no reasons were given)',
         )
         system = Message("system", (self.task_words(),))
         return system, self.post(post.post.text, post.pictures, ending)

@@ -61,9 +61,9 @@ class JudgePrompts(PromptFiles):
             schema: Of the answers.
             roles: The agents that take part; each reads of the others too. A judge alone has no role.
         """
-        told = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
+        described = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
         form = self.fill(f"form.{schema.form}.txt", labels=listed(schema.labels), unsure=schema.unsure)
-        words = self.task_words(roles="\n\n".join(told), form=form)
+        words = self.task_words(roles="\n\n".join(described), form=form)
         return Message("system", (re.sub(r"\n{3,}", "\n\n", words),))  # where there are no roles
 
     def ending(
@@ -98,8 +98,8 @@ class JudgePrompts(PromptFiles):
         if judgment.state is State.FAILED:
             return "no answer that could be read"
         label = judgment.label if judgment.label is not None else self.brief.unsure
-        said = self.quote(judgment.rationale)
-        return f'"{label}"' + (f"\n{said}" if said else "")
+        rationale = self.quote(judgment.rationale)
+        return f'"{label}"' + (f"\n{rationale}" if rationale else "")
 
 
 class VLMAgent:
@@ -316,15 +316,15 @@ class VLMPanel:
         """Return the model that answers; it is reached if it was not before."""
         return self._runner.identity()
 
-    def measure(self, posts: Sequence[PostLike], said: Judgment, classifier: str) -> PromptSizes:
+    def measure(self, posts: Sequence[PostLike], stand_in: Judgment, classifier: str) -> PromptSizes:
         """Return mean prompt sizes of the calls on `posts`; no answer is asked for.
 
         Args:
             posts: A sample, one or more.
-            said: A judgment of usual length, of another label than `classifier`.
+            stand_in: A judgment of usual length, of another label than `classifier`.
             classifier: The label that prompts of the second step show.
         """
-        parts = all_queries(self._protocol, said, classifier)
+        parts = all_queries(self._protocol, stand_in, classifier)
 
         async def sizes(post: PostLike) -> list[list[PromptSize]]:
             prepared = await self._runner.prepare(post)

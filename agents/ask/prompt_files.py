@@ -110,9 +110,9 @@ class PromptFiles:
             "system.txt", task=brief.task, policy=brief.policy.strip(), classes=brief.listing, **values
         )
 
-    def quote(self, said: str) -> str:
+    def quote(self, words: str) -> str:
         """Return what another model said, cut and quoted line by line."""
-        shown = cut(sanitize(said), self._text_chars).text
+        shown = cut(sanitize(words), self._text_chars).text
         return quoted(shown) if shown.strip() else ""
 
     def post(self, text: str, pictures: Sequence[Picture], ending: str) -> Message:
@@ -124,13 +124,13 @@ class PromptFiles:
         seen = {0: "no picture", 1: "one picture"}.get(len(pictures), f"{len(pictures)} pictures")
         shown = cut(sanitize(text), self._text_chars)
         if not shown.text.strip():
-            told = self.fill("post.txt", contents=f"no words and {seen}", words="")
+            about = self.fill("post.txt", contents=f"no words and {seen}", words="")
         else:
             words = quoted(shown.text)
             if shown.shortened:
                 words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
-            told = self.fill("post.txt", contents=f"words and {seen}", words=words)
-        return Message("user", (told + "\n", *pictures, "\n" + ending))
+            about = self.fill("post.txt", contents=f"words and {seen}", words=words)
+        return Message("user", (about + "\n", *pictures, "\n" + ending))
 
 
 def listed(answers: Sequence[str]) -> str:

@@ -108,27 +108,27 @@ def _nothing_more(first: Sequence[Judgment], classifier: str, always: bool) -> Q
 
 
 def all_queries(
-    protocol: Protocol, said: Judgment, classifier: str
+    protocol: Protocol, stand_in: Judgment, classifier: str
 ) -> tuple[tuple[Query, ...], tuple[Query, ...]]:
     """Return every query that the first round and the cross-review can ask, with stand-ins for judgments.
 
     Args:
         protocol: Whose.
-        said: The stand-in for every judgment, of another label than `classifier`.
+        stand_in: Taken for every judgment, of another label than `classifier`.
         classifier: The classifier's label.
     """
-    first, judgments = _driven(protocol.first_round(), said)
-    then, _ = _driven(protocol.cross_review(judgments, classifier, True), said)
+    first, judgments = _driven(protocol.first_round(), stand_in)
+    then, _ = _driven(protocol.cross_review(judgments, classifier, True), stand_in)
     return first, then
 
 
-def _driven(plan: QueryPlan, said: Judgment) -> tuple[tuple[Query, ...], list[Judgment]]:
+def _driven(plan: QueryPlan, stand_in: Judgment) -> tuple[tuple[Query, ...], list[Judgment]]:
     asked: list[Query] = []
     judgments: list[Judgment] = []
     try:
         queries = next(plan)
         while True:
-            answers = [replace(said, agent=query.role, step=query.step) for query in queries]
+            answers = [replace(stand_in, agent=query.role, step=query.step) for query in queries]
             asked += queries
             judgments += answers
             queries = plan.send(answers)

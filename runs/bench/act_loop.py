@@ -22,8 +22,8 @@ import numpy as np
 
 from runs.bench.study import Figure, Figures
 from selftrain._util.types import FloatArray, IntArray
+from selftrain.act.annotation_quality import abs_score, accuracy
 from selftrain.act.budget import Rule, inclusion, systematic_sample
-from selftrain.act.quality_gap import abs_score, accuracy
 from selftrain.models.metrics import macro_f1_of_classes
 from selftrain.store.run_dir import RunFolder
 
@@ -109,8 +109,9 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
     """The loop with reviewers who know the truth; figures of its best model on test."""
     from selftrain.build import build_loss, build_panel, build_settings, build_trainer
     from selftrain.loop import self_train
-    from selftrain.review.ledger import LEDGER, ReviewLedger
-    from selftrain.review.reviewers import People, waiting_for
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER
+    from selftrain.review.reviewers import HumanReview, waiting_for
 
     corpus, folder = prepared.corpus, RunFolder(path)
     truth = {post.id: int(value) for post, value in zip(corpus.posts, corpus.truth, strict=True)}
@@ -120,7 +121,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
         folder.begin(recipe.model_dump(mode="json"), environment)
         asking = max(recipe.rounds.max - 1, 1)  # the rounds before which people are asked
         while True:
-            people = People(
+            reviewers = HumanReview(
                 folder, budget=budget, per_round=max(math.ceil(budget / asking), 1), rule=RULE, floor=FLOOR,
                 seed=recipe.seed,
             )  # fmt: skip
@@ -132,7 +133,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
                     loss=build_loss(recipe),
                     folder=folder,
                     settings=build_settings(recipe),
-                    people=people,
+                    reviewers=reviewers,
                 )
             )
             waiting = waiting_for(folder)
@@ -140,28 +141,29 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
                 break
             ledger = ReviewLedger(path / LEDGER)
             while (post := ledger.next_post("simulated")) is not None:
-                label = corpus.class_name(truth[post.entry.post_id])
-                ledger.decide("simulated", post.entry.post_id, label)
+                label = corpus.class_name(truth[post.item.post_id])
+                ledger.decide("simulated", post.item.post_id, label)
             ledger.close()
     best = [one for one in rounds if one.kept][-1]
     assert best.test is not None
     return {
-        "macro_f1": best.test["macro_f1"],
+        "macro_f1": best.test.macro_f1,
         "reviewed": float(0 if waiting is None else waiting.posts),
-        "pseudo_label_precision": float(rounds[-1].figures["pseudo_labels"]["precision"] or 0.0),
+        "pseudo_label_precision": float(rounds[-1].pseudo_labels.precision or 0.0),
         "rounds": float(len(rounds) - 1),
     }
 
 
 def judged_posts(folder: RunFolder, prepared: PreparedData) -> Judged:
     """Every post that the run judged, with its machine label and estimated error."""
-    from selftrain.review.disagreement import suspicions
-    from selftrain.review.requests import verdicts_now
+    from selftrain.review.sampling import error_estimates
+    from selftrain.rounds import replay
 
-    corpus, now = prepared.corpus, verdicts_now(folder)
-    labels = {post_id: said.verdict["classifier_label"] for post_id, said in now.accepted.items()}
-    records = [said.verdict for said in (now.accepted | now.divergent).values()]
-    found = suspicions(records, (corpus.positive, corpus.negative), labels=labels)
+    corpus, (state, _) = prepared.corpus, replay(folder)
+    accepted, disputed = state.last_verdicts_on(state.accepted), state.last_verdicts_on(state.disputed)
+    labels = {post_id: last.verdict.classifier_label for post_id, last in accepted.items()}
+    verdicts = [last.verdict for last in (accepted | disputed).values()]
+    found = error_estimates(verdicts, (corpus.positive, corpus.negative), labels=labels)
     position_of = {corpus.posts[int(p)].id: int(p) for p in corpus.pool}
     positions = np.array([position_of[one.post_id] for one in found], dtype=np.int64)
     machine = np.array([one.label == corpus.positive for one in found], dtype=np.int64)

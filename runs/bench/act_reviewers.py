@@ -24,8 +24,9 @@ from runs.bench.study import Figure, Figures
 from runs.bench.synthetic_run import synthetic_run
 from selftrain._util.types import Json
 from selftrain.errors import SelftrainError
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.sampling import request_reviews
 from selftrain.store.run_dir import RunFolder
 
 POSTS, REVIEWERS, KILLS, DOUBLED = 10_000, 20, 5, 0.1
@@ -117,7 +118,7 @@ def measure(figures: Figures, posts: int = POSTS, reviewers: int = REVIEWERS, ki
         return
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as place:
         folder = synthetic_run(Path(place), round(posts / _DIVERGENT), rounds=2, pictures=0)
-        request_reviews(folder, budget=posts, batch="divergent", doubled_share=DOUBLED)
+        request_reviews(folder, budget=posts, batch="divergent", double_annotation_rate=DOUBLED)
         values = dict(_reviewed(folder, reviewers, kills))
     figures.add([Figure("act", "review page", method, posts, 0, *item) for item in values.items()])
 

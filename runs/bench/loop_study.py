@@ -20,7 +20,7 @@ from selftrain.errors import DataError
 if TYPE_CHECKING:
     from backbones.base import Backbone
     from selftrain.data.preparation import PreparedData
-    from selftrain.rounds import Round
+    from selftrain.rounds import RoundResult, SetCounts
 
 ABLATION: Mapping[str, tuple[str, ...]] = {
     "ours": (),
@@ -182,28 +182,25 @@ def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Pa
     return _summarise(rounds) | {"seconds": time.perf_counter() - began}
 
 
-def _summarise(rounds: Sequence[Round]) -> dict[str, float]:
+def _summarise(rounds: Sequence[RoundResult]) -> dict[str, float]:
     best = [one for one in rounds if one.kept][-1]
     assert best.test is not None, "the studies have a test split"
     assert rounds[0].test is not None
-    sets = {name: _pooled(rounds, name) for name in ("candidates", "consistent")}
     return {
-        "macro_f1": best.test["macro_f1"],
-        "macro_f1_round_0": rounds[0].test["macro_f1"],
-        "precision_candidates": sets["candidates"],
-        "precision_consistent": sets["consistent"],
-        "grown": float(best.figures["grown"]),
+        "macro_f1": best.test.macro_f1,
+        "macro_f1_round_0": rounds[0].test.macro_f1,
+        "precision_candidates": _pooled([one.sets.candidates for one in rounds]),
+        "precision_consistent": _pooled([one.sets.consistent for one in rounds]),
+        "grown": float(best.grown),
         "rounds": float(len(rounds) - 1),
         "rounds_kept": float(sum(one.kept for one in rounds) - 1),
     }
 
 
-def _pooled(rounds: Sequence[Round], name: str) -> float:
+def _pooled(sets: Sequence[SetCounts]) -> float:
     """Precision over the rounds' sets together, each weighted by its size; 0 without any post."""
-    sets = [one.figures[name] for one in rounds if one.figures[name]["posts"]]
-    total = sum(int(part["posts"]) for part in sets)
-    right = sum(int(part["posts"]) * float(part["precision"] or 0.0) for part in sets)
-    return right / max(total, 1)
+    right = sum(one.posts * (one.precision or 0.0) for one in sets)
+    return right / max(sum(one.posts for one in sets), 1)
 
 
 def gains(figures: Figures, sizes: Sequence[int]) -> Iterator[str]:

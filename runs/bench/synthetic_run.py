@@ -14,7 +14,15 @@ from selftrain.data.corpus import Corpus
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, TaskClass, dump_task
 from selftrain.models.metrics import evaluate
-from selftrain.rounds import verdict_figures
+from selftrain.rounds import (
+    Cost,
+    CurvePoint,
+    GroupCounts,
+    PseudoLabels,
+    RoundResult,
+    agent_counts,
+    candidate_sets,
+)
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, write_scores
@@ -110,7 +118,7 @@ def _recipe(place: Path, rounds: int) -> Json:
     return {
         "seed": 0,
         "data": {"manifest": str(place / "manifest.jsonl"), "task": str(place / "task.toml")},
-        "selection": {"k": 0, "again": False},
+        "selection": {"k": 0, "reselect_divergent": False},
         "rounds": {"max": rounds, "patience": rounds + 1},
     }
 
@@ -130,32 +138,38 @@ def _round(
 ) -> None:  # fmt: skip
     path = folder.open_round(number)
     positions = np.array_split(corpus.pool, rounds)[number - 1].tolist() if number else []
-    records = [_verdict(corpus, position, random).to_json() for position in positions]
+    verdicts = [_verdict(corpus, position, random) for position in positions]
     if number:
-        atomic.write_jsonl(path / "verdicts.jsonl", records)
+        atomic.write_jsonl(path / "verdicts.jsonl", (verdict.to_json() for verdict in verdicts))
     sharpness = 0.8 + 0.1 * number
     scored = {
         name: _scored(corpus, getattr(corpus, name), sharpness, random) for name in ("validation", "test")
     }
     write_scores(path, scored, positive=corpus.positive, negative=corpus.negative)
-    figures: Json = {"round": number, "kept": number % 2 == 0, "simulated": True}
-    figures |= {name: evaluate(one.labels, one.logits) for name, one in scored.items()}
-    figures |= verdict_figures(corpus, positions, records, [])
-    figures |= {"theta": None, "best_epoch": 2, "curve": _curve(), "cost": _cost(len(positions))}
-    figures |= {"grown": LABELLED + figures["consistent"]["posts"], "seconds": 1.5}
-    folder.close_round(number, figures)
+    sets = candidate_sets(corpus, verdicts)
+    result = RoundResult(
+        number=number, kept=number % 2 == 0, simulated=True,
+        validation=evaluate(scored["validation"].labels, scored["validation"].logits),
+        test=evaluate(scored["test"].labels, scored["test"].logits),
+        sets=sets, flipped=(), agents=agent_counts(corpus, verdicts),
+        training=GroupCounts(LABELLED // 2, LABELLED // 2, 0, sets.consistent.posts, sets.divergent.posts),
+        theta=None, best_epoch=2, curve=_curve(), human=None, trust=None, cost=_cost(len(positions)),
+        grown=LABELLED + sets.consistent.posts,
+        pseudo_labels=PseudoLabels(sets.consistent.posts, 0, sets.consistent.precision), seconds=1.5,
+    )  # fmt: skip
+    folder.close_round(number, result.to_json())
 
 
-def _curve() -> list[Json]:
+def _curve() -> tuple[CurvePoint, ...]:
     losses = ({"loss": 1.0 / epoch, "pn": 0.7 / epoch, "soft": 0.2, "unlabelled": 0.1} for epoch in (1, 2, 3))
-    return [{"epoch": epoch, "macro_f1": 0.5, "loss": loss} for epoch, loss in enumerate(losses, 1)]
+    return tuple(CurvePoint(epoch, 0.5, loss) for epoch, loss in enumerate(losses, 1))
 
 
-def _cost(posts: int) -> Json:
-    return {
-        "calls": 3 * posts, "stored": 0, "failed": posts // 50, "prompt": 900 * posts, "cached": 500 * posts,
-        "image": 200 * posts, "completion": 60 * posts, "seconds": 0.02 * posts,
-    }  # fmt: skip
+def _cost(posts: int) -> Cost:
+    return Cost(
+        calls=3 * posts, failed=posts // 50, prompt=900 * posts, cached=500 * posts, image=200 * posts,
+        completion=60 * posts, seconds=0.02 * posts,
+    )  # fmt: skip
 
 
 def _scored(

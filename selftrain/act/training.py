@@ -1,31 +1,133 @@
-"""A head for K classes, trained on feature rows with the ACT loss, calibrated, saved and loaded.
+"""Training with the ACT loss: machine labels for all posts, human labels for a reviewed sample, K classes.
 
-It reads rows as the loop's head does (`models.classifier`) and is kept beside it: that one has one logit
-and learns from divergent posts, this one has K and learns from machine and human labels.
+`ACTTrainer` is the door: posts or feature rows with class names in, a model out. `train_classes` is what it
+calls, on rows and class indices.
 
 Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a feature row, ``K`` classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbones.base import Backbone, EncodablePost
 from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
-from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
+from selftrain.errors import NonFiniteLossError, TrainingError
+from selftrain.models.act_model import ACTModel, ClassesHead, rows_of
+from selftrain.models.head import Head, HeadSettings, Scaling, descend, fit_scaling
 from selftrain.models.metrics import macro_f1_of_classes
-from selftrain.models.model_file import read_model, write_model
 
-FORMAT = "selftrain-classes-1"
+
+class ACTTrainer:
+    """Trains a classifier of K classes on machine labels and a few human ones, with the ACT loss.
+
+    The loss is that of a fully human-labelled set in the mean, however wrong the machine's labels are, where
+    every post had a chance of review; see `losses.act`.
+
+    Args:
+        classes: K names, two or more.
+        backbone: Turns posts into feature rows; None: rows are given.
+        positive: The class that is looked for, by thresholds; None: the first.
+        settings: Of the head and its training.
+        power: lambda of the loss, >= 0; 1 is the published one, 0 uses the human labels alone.
+        seed: Of the initial weights and of dropout.
+        batch_size, workers: Handed to the backbone.
+
+    Raises:
+        TrainingError: Fewer than two classes, one of them twice, or a positive one that is none of them.
+
+    Example::
+
+        trainer = ACTTrainer(("rude", "kind"), backbone=backbone)
+        model = trainer.fit(posts, machine, human, inclusion, validation=(checked, labels))
+        model.predict(more_posts)
+        model.save(Path("model"))
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        backbone: Backbone | None = None,
+        positive: str | None = None,
+        settings: HeadSettings | None = None,
+        power: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+        workers: int = 0,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.positive = self.classes[0] if positive is None and classes else str(positive)
+        if len(set(self.classes)) < max(2, len(self.classes)) or self.positive not in self.classes:
+            raise TrainingError(
+                f"classes {list(classes)}, positive {positive!r}: expected two or more different names, and"
+                " one of them"
+            )
+        self.backbone, self.settings = backbone, settings or HeadSettings()
+        self.power, self.seed, self.batch_size, self.workers = power, seed, batch_size, workers
+
+    def fit(
+        self,
+        data: Sequence[EncodablePost] | Float32Array,
+        machine: Sequence[str],
+        human: Sequence[str | None],
+        inclusion: npt.ArrayLike,
+        *,
+        validation: tuple[Sequence[EncodablePost] | Float32Array, Sequence[str]],
+    ) -> ACTModel:
+        """Train, keep the epoch with the best macro-F1 on the validation posts, calibrate on them.
+
+        Args:
+            data: M posts, or feature rows [M, D].
+            machine: [M] the machine's labels. Of a post that nobody but people labelled: theirs.
+            human: [M] people's labels, None where nobody looked or could tell.
+            inclusion: pi [M], the probability with which each post was sent to review, in (0, 1] where
+                somebody looked; 1 for posts that were labelled by people without a draw.
+            validation: Posts or rows [V] of trusted labels, and those.
+
+        Raises:
+            TrainingError: No post to train or validate on, a label that is no class, rows or labels of
+                different lengths, posts without a backbone or that cannot be encoded.
+            BatchError: A probability outside [0, 1], or 0 where somebody looked.
+            NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
+        """
+        pi = np.asarray(inclusion, dtype=np.float64).reshape(-1)
+        checked, truth = validation
+        lengths = [len(data), len(machine), len(human), len(pi)]
+        if len(set(lengths)) > 1 or len(checked) != len(truth):
+            raise TrainingError(
+                f"{lengths[0]} posts, {lengths[1]} machine labels, {lengths[2]} human labels (or None),"
+                f" {lengths[3]} probabilities; {len(checked)} validation posts, {len(truth)} labels: expected"
+                " as many of each"
+            )
+        reviewed = np.array([label is not None for label in human], dtype=bool)
+        given = [one if one is not None else other for one, other in zip(human, machine, strict=True)]
+        labels = ACTSet(self._indices(machine), self._indices(given), reviewed, pi)
+        validation_labels = self._indices(truth)
+        rows = rows_of(data, self.backbone, self.batch_size, self.workers)
+        layout = None if self.backbone is None else self.backbone.layout
+        classifier = train_classes(
+            rows, labels, rows_of(checked, self.backbone, self.batch_size, self.workers), validation_labels,
+            classes=self.classes, scaling=fit_scaling(rows, layout),
+            settings=self.settings, seed=self.seed, power=self.power, where="ACT training",
+        )  # fmt: skip
+        return ACTModel(
+            classifier, self.positive, self.backbone, batch_size=self.batch_size, workers=self.workers
+        )
+
+    def _indices(self, labels: Sequence[str]) -> IntArray:
+        unknown = sorted({str(label) for label in labels} - set(self.classes))
+        if unknown:
+            raise TrainingError(f"the label {unknown[0]!r} is no class: expected one of {list(self.classes)}")
+        return np.array([self.classes.index(label) for label in labels], dtype=np.int64)
 
 
 class ACTSet(NamedTuple):
@@ -50,64 +152,6 @@ def labelled_set(labels: IntArray) -> ACTSet:
     return ACTSet(labels, labels, nobody, np.ones(len(labels)))
 
 
-@dataclass(frozen=True)
-class ClassesModel:
-    """A trained head for K classes.
-
-    Attributes:
-        head: In evaluation mode, on the CPU.
-        classes: Names, in the order of the logits.
-        temperature: Fitted on the validation posts; logits are divided by it.
-        settings: As it was built.
-        curve: Validation macro-F1 and loss parts over the epochs.
-        best_epoch: The epoch whose weights these are.
-    """
-
-    head: Head
-    classes: tuple[str, ...]
-    temperature: float
-    settings: HeadSettings
-    curve: tuple[Progress, ...] = ()
-    best_epoch: int = 0
-
-    @torch.inference_mode()
-    def probabilities(self, rows: Float32Array) -> Float32Array:
-        """Calibrated probabilities [B, K] of feature rows [B, D]."""
-        logits = self.head(torch.from_numpy(rows)) / self.temperature
-        return np.asarray(torch.softmax(logits, dim=1).numpy(), dtype=np.float32)
-
-    def predict(self, rows: Float32Array) -> IntArray:
-        """Class indices [B]."""
-        return np.asarray(self.probabilities(rows).argmax(1), dtype=np.int64)
-
-    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Safetensors, with classes, settings, temperature and `metadata` in the header."""
-        own = {
-            "classes": list(self.classes),
-            "settings": self.settings._asdict(),
-            "temperature": self.temperature,
-        }
-        write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
-
-
-def load_classes_model(file: Path) -> tuple[ClassesModel, dict[str, Any]]:
-    """A saved model and the metadata that it was saved with.
-
-    Raises:
-        RunStateError: Missing, damaged, or not a model of this format.
-    """
-    tensors, header = read_model(file, [FORMAT])
-    try:
-        settings, classes = HeadSettings(**header.pop("settings")), tuple(header.pop("classes"))
-        scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
-        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
-        head.load_state_dict(tensors)
-        temperature = float(header.pop("temperature"))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunStateError(f"{file} is incomplete ({error}): it is damaged") from error
-    return ClassesModel(head.eval(), classes, temperature, settings), header
-
-
 def train_classes(
     rows: Float32Array,
     labels: ACTSet,
@@ -120,7 +164,7 @@ def train_classes(
     seed: int,
     power: float = 1.0,
     where: str = "training",
-) -> ClassesModel:
+) -> ClassesHead:
     """Train on all rows at once, keep the epoch with the best validation macro-F1, fit a temperature.
 
     Args:
@@ -166,7 +210,7 @@ def train_classes(
         )
     temperature = fit_temperature(logits.double(), torch.from_numpy(validation_labels))
     chosen = max(curve, key=lambda progress: progress.macro_f1)
-    return ClassesModel(head, tuple(classes), temperature, settings, tuple(curve), chosen.epoch)
+    return ClassesHead(head, tuple(classes), temperature, settings, tuple(curve), chosen.epoch)
 
 
 _TEMPERATURES = (0.05, 20.0)

@@ -20,7 +20,7 @@ from selftrain.errors import DataError, QuarantineError, RecipeError, SplitError
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
-    from selftrain.review.estimates import Outcome
+    from selftrain.review.estimates import BatchOutcome
 
 
 class Gathered(NamedTuple):
@@ -224,13 +224,12 @@ def _with_reviews(found: Gathered, run: Path, batch: str, posts: Mapping[str, Po
     return found._replace(train=kept + added, finals=finals)
 
 
-def _reviewed(run: Path, batch: str) -> Outcome:
+def _reviewed(run: Path, batch: str) -> BatchOutcome:
     """A batch of the run's ledger, once every post drawn has its answer."""
     from selftrain.review.estimates import outcome
-    from selftrain.review.ledger import LEDGER
-    from selftrain.review.open_ledger import OpenLedger
+    from selftrain.review.ledger_reader import LEDGER, LedgerReader
 
-    ledger = OpenLedger(run / LEDGER)
+    ledger = LedgerReader(run / LEDGER)
     try:
         if batch not in ledger.batches():
             raise RecipeError(f"data.reviews is {batch!r}; expected one of {ledger.batches()}")

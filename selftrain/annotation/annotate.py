@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from agents.ask.questioner import PostQuestions
-from selftrain.annotation.answers import Answer, filled, read_given
-from selftrain.annotation.plan import Planned, choose, plan
-from selftrain.annotation.report import Report, report
+from agents.ask.questioner import PostQuestions, Questioner
+from selftrain.annotation.answer_report import AnnotationReport, annotation_report
+from selftrain.annotation.answers import ModelAnswer, filled, read_given
+from selftrain.annotation.question_plan import (
+    AnnotationSettings,
+    PlannedPost,
+    plan_questions,
+    select_questions,
+)
 from selftrain.data.manifest import ManifestReport, enforce, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.task import Question, Task, load_task
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import write_json
 
-if TYPE_CHECKING:
-    from agents.ask.questioner import Questioner
-    from selftrain.annotation.building import Settings
-
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedAnnotation:
     """Everything that can be known, and refused, before a model is asked.
 
     Attributes:
@@ -41,7 +42,7 @@ class Prepared:
     questions: tuple[Question, ...]
     direct: bool
     manifest: ManifestReport
-    plan: tuple[Planned, ...]
+    plan: tuple[PlannedPost, ...]
     out: Path
 
     @property
@@ -56,21 +57,21 @@ class Annotated:
 
     out: Path
     report_file: Path
-    report: Report
+    report: AnnotationReport
     usage: Mapping[str, Any]
 
 
-def prepare(
+def prepare_annotation(
     manifest: Path,
     task: Path,
     out: Path,
-    settings: Settings,
+    settings: AnnotationSettings,
     *,
     questions: Sequence[str] | None = None,
     direct: bool = False,
     again: bool = False,
     limit: int | None = None,
-) -> Prepared:
+) -> PreparedAnnotation:
     """Read and check everything; nothing is asked and nothing written.
 
     Args:
@@ -87,21 +88,21 @@ def prepare(
         TaskError, ManifestError, QuarantineError: What cannot be used, and what to do.
     """
     read_task = load_task(task)
-    chosen = choose(read_task, questions)
+    chosen = select_questions(read_task, questions)
     for given, what in ((manifest, "the manifest that is read"), (task, "the task")):
         if out.resolve() == given.resolve() or (out.exists() and given.exists() and out.samefile(given)):
             raise ManifestError(f"{out} is {what}; expected another file to write to: name one")
     found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels)
     enforce(found, settings.max_bad_rows, settings.max_bad_share)
     check_writable(found.posts, out)
-    planned = plan(
+    planned = plan_questions(
         found.posts, read_task, chosen,
         direct=direct, again=again, limit=limit, max_images=settings.vlm.max_images,
     )  # fmt: skip
-    return Prepared(task, read_task, chosen, direct, found, tuple(planned), out)
+    return PreparedAnnotation(task, read_task, chosen, direct, found, tuple(planned), out)
 
 
-def annotate(prepared: Prepared, questioner: Questioner) -> Annotated:
+def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> Annotated:
     """Ask everything that is planned, then write the manifest and the report.
 
     Nothing is written before the last answer is there; killed before, the same call finds what was paid for
@@ -118,12 +119,12 @@ def annotate(prepared: Prepared, questioner: Questioner) -> Annotated:
 
     posts = []
     for one in prepared.plan:
-        answers: dict[str, Answer | str] = dict(one.unasked)
+        answers: dict[str, ModelAnswer | str] = dict(one.unasked)
         for each in given.get(one.post.id, ()):
             answers[each.question] = read_given(each, questions.get(each.question), len(one.post.images))
         posts.append(filled(one.post, answers))
 
-    told = report(posts, prepared.task, prepared.questions, prepared.direct)
+    told = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
     usage = questioner.usage().to_json()
     write_manifest(posts, prepared.out)
     write_json(prepared.report_file, _record(prepared, questioner, told, usage))
@@ -131,7 +132,7 @@ def annotate(prepared: Prepared, questioner: Questioner) -> Annotated:
 
 
 def _record(
-    prepared: Prepared, questioner: Questioner, told: Report, usage: Mapping[str, Any]
+    prepared: PreparedAnnotation, questioner: Questioner, told: AnnotationReport, usage: Mapping[str, Any]
 ) -> dict[str, Any]:
     identity = questioner.reached()
     return {

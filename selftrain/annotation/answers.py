@@ -31,7 +31,7 @@ UNSURE = "the model cannot tell"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ModelAnswer:
     """A model's answer to one question about one post.
 
     Attributes:
@@ -57,7 +57,7 @@ class Answer:
         return {key: value for key, value in record.items() if value is not None or key == "probability"}
 
 
-def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> Answer | str:
+def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> ModelAnswer | str:
     """The answer in what came back, or why there is none.
 
     Args:
@@ -69,7 +69,7 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
         return UNSURE if given.state is State.ABSTAIN else given.fault
     if question is None or question.counting is None:
         probability = None if given.probs is None else given.probs[given.answer]
-        return Answer(given.answer, probability, given.rationale, given.source, given.cache_key)
+        return ModelAnswer(given.answer, probability, given.rationale, given.source, given.cache_key)
     count = int(given.answer)
     answer = question.answer_for_count(count, pictures)
     probability = None
@@ -77,7 +77,7 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
         # every count that makes the same answer speaks for it
         alike = [n for n in given.probs if question.answer_for_count(int(n), pictures) == answer]
         probability = min(sum(given.probs[n] for n in alike), 1.0)
-    return Answer(answer, probability, given.rationale, given.source, given.cache_key, count, pictures)
+    return ModelAnswer(answer, probability, given.rationale, given.source, given.cache_key, count, pictures)
 
 
 class KnownAnswers(NamedTuple):
@@ -138,7 +138,7 @@ def table(post: Post, name: str) -> Mapping[str, Any]:
     return {key: entry for key, entry in value.items() if entry is not None}
 
 
-def filled(post: Post, answers: Mapping[str, Answer | str]) -> Post:
+def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
     """The post with what was answered; persons' answers and earlier ones that got no new one stay.
 
     Args:

@@ -19,9 +19,9 @@ from agents.ask.runner import Runner
 from agents.trust import Proportion
 from backbones.images import MAX_PIXELS
 from selftrain.act.budget import Rule
-from selftrain.act.choosing import MODES, Choice, choose
-from selftrain.act.estimate import ErrorEstimate
-from selftrain.act.scoring import AnnotatorScore, CriticizerScore
+from selftrain.act.error_estimate import ErrorEstimate
+from selftrain.act.select_models import MODES, AnnotatorScore, CriticizerScore, ModelSelection
+from selftrain.act.select_models import select_models as select_from
 from selftrain.build import brief_of, build_runner, cache_beside
 from selftrain.cli.commands import noun
 from selftrain.cli.options import KEY_VARIABLE, Manifest
@@ -32,7 +32,14 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
 from selftrain.errors import BudgetError
-from selftrain.review.labelling import Drawing, LabelFolder, Labelled, begin, label, mixed_posts
+from selftrain.review.labelling import (
+    LabelFolder,
+    PoolLabels,
+    SampleSettings,
+    annotate_pool,
+    begin,
+    mixed_posts,
+)
 from selftrain.store import atomic
 
 app = noun("Label a pool by models, and have people put right what is likely wrong.")
@@ -138,7 +145,7 @@ def select_models(
     loaded = load_task(task)
     posts, unlabelled = read_labelled(manifest, loaded, labelled, seed)
     with _runners(servers, manifest, store, token_cap) as runners:
-        choice = choose(
+        choice = select_from(
             runners,
             posts,
             AnnotationPrompts(brief_of(loaded), folder=prompts),
@@ -210,7 +217,7 @@ def _runner_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | 
     return build_runner(section, cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
-def _print_choice(choice: Choice) -> None:
+def _print_choice(choice: ModelSelection) -> None:
     shown = console()
     shown.print(plain("annotators, on labelled posts [95 % interval]", "dim"))
     shown.print(annotators_table(choice.annotators))
@@ -220,7 +227,7 @@ def _print_choice(choice: Choice) -> None:
         shown.print(plain(line))
 
 
-def recommendation(choice: Choice) -> Iterator[str]:
+def recommendation(choice: ModelSelection) -> Iterator[str]:
     """Yield what to do, in words."""
     annotator, criticizer, budget = choice.annotator, choice.criticizer, choice.budget
     yield f"annotate with {annotator.model} ({annotator.mode})"
@@ -346,13 +353,13 @@ def annotate(
         if criticizer not in (None, annotator):
             criticizing = _runner_of(criticizer, cache, run=run, token_cap=token_cap)
             stack.callback(criticizing.close)
-        found = label(
+        found = annotate_pool(
             folder,
             posts,
             annotating=(annotating, Annotator(prompts, reasoning=mode == "reasoning", seed=seed)),
             criticizing=(criticizing, Criticizer(prompts, strategy, seed=seed)),
             classes=loaded.names,
-            drawing=Drawing(budget, rule, floor, doubled, seed),
+            drawing=SampleSettings(budget, rule, floor, doubled, seed),
         )
     _print_labelled(folder, found)
 
@@ -387,7 +394,7 @@ def export(
         say(f"wrong labels left in the file: {_per_cent(errors.all.after_correction())}")
 
 
-def _print_labelled(folder: LabelFolder, found: Labelled) -> None:
+def _print_labelled(folder: LabelFolder, found: PoolLabels) -> None:
     say(f"{found.posts:,} posts labelled in {folder.path}")
     if found.unlabelled:
         say(f"{found.unlabelled:,} posts without a label, one of them: {found.reason}")

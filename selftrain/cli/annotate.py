@@ -12,12 +12,10 @@ from rich.table import Table
 
 from selftrain._util.printable import printable
 from selftrain.annotation.annotate import Annotated as Written
-from selftrain.annotation.annotate import Prepared, prepare
+from selftrain.annotation.annotate import PreparedAnnotation, prepare_annotation
 from selftrain.annotation.annotate import annotate as annotate_posts
-from selftrain.annotation.annotation_cost import estimate_cost
-from selftrain.annotation.building import MAX_FAILED, settings_of
-from selftrain.annotation.figures import Mean, mean
-from selftrain.annotation.report import QuestionReport, Report
+from selftrain.annotation.answer_report import AnnotationReport, MeanMetrics, QuestionReport, mean_metrics
+from selftrain.annotation.question_plan import MAX_FAILED, annotation_settings, estimate_cost
 from selftrain.build import build_questioner
 from selftrain.cli.options import Manifest, Overrides
 from selftrain.cli.printing import console, number, plain
@@ -134,9 +132,9 @@ def annotate(
     """
     if overrides and recipe is None:
         raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
-    settings = settings_of(recipe, servers, token_cap, overrides)
+    settings = annotation_settings(recipe, servers, token_cap, overrides)
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
-    prepared = prepare(
+    prepared = prepare_annotation(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit
     )
     _print_set_aside(prepared)
@@ -153,7 +151,7 @@ def annotate(
         questioner.close()
 
 
-def _print_set_aside(prepared: Prepared) -> None:
+def _print_set_aside(prepared: PreparedAnnotation) -> None:
     """Rows that will not be in the manifest that is written: to be known before it is paid for."""
     if problems := prepared.manifest.problems:
         print(f"{len(problems):,} rows are set aside and will not be written:")
@@ -161,7 +159,7 @@ def _print_set_aside(prepared: Prepared) -> None:
             print(printable(line))
 
 
-def _print_annotated(done: Written, prepared: Prepared) -> None:
+def _print_annotated(done: Written, prepared: PreparedAnnotation) -> None:
     told, spent = done.report, done.usage
     shown = console()
     shown.print(_answers_table(told))
@@ -182,7 +180,7 @@ def _print_annotated(done: Written, prepared: Prepared) -> None:
     print(printable(f"written: {done.out} and {done.report_file}"))
 
 
-def _answers_table(told: Report) -> Table:
+def _answers_table(told: AnnotationReport) -> Table:
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("question")
     table.add_column("answered", justify="right")
@@ -195,7 +193,7 @@ def _answers_table(told: Report) -> Table:
     return table
 
 
-def _known_table(told: Report) -> Table:
+def _known_table(told: AnnotationReport) -> Table:
     """Process questions against the final one asked directly, where persons' answers are known."""
     table = Table(title="where the answer is known", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("question")
@@ -205,7 +203,7 @@ def _known_table(told: Report) -> Table:
     for one in process:
         table.add_row(plain(one.name), *_known_cells(one))
     if len(process) > 1:
-        averaged = mean([one.known for one in process if one.known is not None])
+        averaged = mean_metrics([one.known for one in process if one.known is not None])
         assert averaged is not None
         table.add_section()
         table.add_row("process questions, mean", *_mean_cells(averaged))
@@ -226,12 +224,12 @@ def _known_cells(one: QuestionReport) -> Sequence[str]:
     )  # fmt: skip
 
 
-def _mean_cells(averaged: Mean) -> Sequence[str]:
+def _mean_cells(averaged: MeanMetrics) -> Sequence[str]:
     return (
         "", f"{averaged.missing:.1%}", number(averaged.accuracy), "", "", number(averaged.macro_f1),
         number(averaged.balanced_accuracy),
     )  # fmt: skip
 
 
-def _each(told: Report) -> list[QuestionReport]:
+def _each(told: AnnotationReport) -> list[QuestionReport]:
     return [*told.questions, *([told.final] if told.final is not None else [])]

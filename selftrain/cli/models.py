@@ -14,8 +14,9 @@ from selftrain.cli.printing import say, write_records
 from selftrain.errors import ServingError
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.prediction import Prediction
-from selftrain.models.scorer import AGENTPS_FILE, open_scorer
+from selftrain.models.scorer import AGENTPS_FILE
 from selftrain.serving.filtering import filter_posts
+from selftrain.serving.open_scorer import open_scorer
 from selftrain.serving.server import Batching, compute_threads
 from selftrain.serving.server import serve as serve_scorer
 from selftrain.serving.thresholds import MeasuredPosts, OperatingPoint, lowest_threshold, validation_scores

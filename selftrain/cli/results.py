@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from agents.judgment import Verdict
 from selftrain.cli.options import AsJson, RunPath
 from selftrain.cli.printing import console, plain, print_hints, print_json, print_texts, quoted, say
 from selftrain.cli.tables import (
     curves_table,
     final_table,
+    post_lines,
     recipe_table,
     rounds_table,
-    standing_lines,
-    story_lines,
+    status_lines,
     verdict_line,
 )
-from selftrain.report import write_report
+from selftrain.report import post_history, write_report
 from selftrain.report.compare import Comparison, to_json
 from selftrain.report.compare import compare as compare_runs
 from selftrain.report.comparison_page import write_comparison
-from selftrain.report.post_history import Chapter, Kind, chosen_verdicts, select_rounds, tell
-from selftrain.report.status import standing
-from selftrain.review.label_error import reviewed_batches, told
+from selftrain.report.post_history import Chapter, Kind, chosen_verdicts, select_rounds
+from selftrain.report.status import run_status
+from selftrain.review.estimates import newest_estimate, reviewed_batches
 from selftrain.store.run_dir import RunFolder
 
 app = typer.Typer()
@@ -48,11 +49,11 @@ def status(run: RunPath, as_json: AsJson = False) -> None:
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    state = standing(RunFolder(run))
+    state = run_status(RunFolder(run))
     if as_json:
-        print_json(state._asdict())
+        print_json(state.to_json())
     else:
-        print_texts(plain(f"{name:<16}  {value}") for name, value in standing_lines(state))
+        print_texts(plain(f"{name:<16}  {value}") for name, value in status_lines(state))
 
 
 WHAT = "What to show, instead of the rounds"
@@ -154,18 +155,18 @@ def compare(
 
 
 def _show_post(folder: RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:
-    story = tell(folder, post_id, number)
+    story = post_history.load(folder, post_id, number)
     if as_json:
         print_json(*story.to_json())
     else:
-        print_texts(story_lines(story))
+        print_texts(post_lines(story))
 
 
 def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
     select_rounds(folder, number)
     verdicts = folder.verdicts(number)
     if as_json:
-        print_json(*verdicts)
+        print_json(*(verdict.to_json() for verdict in verdicts))
         return
     nothing = [] if verdicts else [plain(f"round {number} verified no post: it is the labels alone")]
     print_texts([*map(verdict_line, verdicts), *nothing])
@@ -174,7 +175,7 @@ def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
 def _show_kind(folder: RunFolder, number: int | None, kind: Kind, *, as_json: bool) -> None:
     chosen = chosen_verdicts(folder, number, kind)
     if as_json:
-        print_json(*({"round": one.round, "kept": one.kept, **one.verdict} for one in chosen))
+        print_json(*({"round": one.round, "kept": one.kept, **one.verdict.to_json()} for one in chosen))
         return
     where = "any round" if number is None else f"round {number}"
     print_texts([_kind_line(one) for one in chosen] or [plain(f"none in {where}: no {KINDS[kind]}")])
@@ -190,10 +191,10 @@ def _kind_line(chapter: Chapter) -> Text:
 def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
     rounds = select_rounds(folder, None)
     if as_json:
-        print_json(*rounds)
+        print_json(*(one.to_json() for one in rounds))
         return
     console().print(rounds_table(rounds))
-    line = told(reviewed_batches(folder))
+    line = newest_estimate(reviewed_batches(folder))
     if line is not None:
         print_texts([plain(""), plain(line)])
     if len(rounds) > 1:
@@ -201,10 +202,10 @@ def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
         print_hints(_hints(quoted(folder.path), folder.verdicts(1)))
 
 
-def _hints(run: str, verdicts: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _hints(run: str, verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
     lines = [(f"selftrain show {run} --round 1", "the verdicts of a round, one a line")]
     if verdicts:
-        post = quoted(_telling(verdicts)["post_id"])
+        post = quoted(_telling(verdicts).post_id)
         lines.append((f"selftrain show {run} --post {post}", "everything said about one post"))
     lines.append(
         (f"selftrain show {run} --disagreements", "where classifier and agents name different classes")
@@ -212,9 +213,9 @@ def _hints(run: str, verdicts: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return [*lines, (f"selftrain status {run}", "where it stands, and what would happen next")]
 
 
-def _telling(verdicts: list[dict[str, Any]]) -> Mapping[str, Any]:
+def _telling(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the verdict most worth reading first: one that took a second judgment, else any."""
-    return max(verdicts, key=lambda verdict: len(verdict["judgments"]))
+    return max(verdicts, key=lambda verdict: len(verdict.judgments))
 
 
 def _print_comparison(comparison: Comparison) -> None:

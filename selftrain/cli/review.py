@@ -17,19 +17,23 @@ from selftrain.cli.commands import noun
 from selftrain.cli.options import RunPath
 from selftrain.cli.printing import print_json, quoted, say
 from selftrain.errors import BudgetError, LedgerError
-from selftrain.review.audit import request_audit
-from selftrain.review.exchange import label_studio
-from selftrain.review.exchange.csv_table import to_csv
-from selftrain.review.exchange.exchange_import import import_reviews
-from selftrain.review.exchange.exchange_tasks import gather_tasks
-from selftrain.review.exchange.label_studio import Pictures
+from selftrain.review.exchange import review_export
+from selftrain.review.exchange.review_export import Pictures, gather_tasks, to_csv
+from selftrain.review.exchange.review_import import import_reviews
 from selftrain.review.labelling import review_folder
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.page.review_server import Opening, next_command, open_desk
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.page.review_server import Opening, next_command, open_session
 from selftrain.review.page.review_server import serve as serve_page
-from selftrain.review.page.session import Desk
-from selftrain.review.requests import Among, Requested, request_reviews, verdicts_now
-from selftrain.review.sampling import Order
+from selftrain.review.page.session import ReviewSession
+from selftrain.review.sampling import (
+    Among,
+    Order,
+    Requested,
+    request_audit,
+    request_reviews,
+    verdicts_among,
+)
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.http_server import quiet_logs
@@ -121,20 +125,20 @@ def serve(
     folder = review_folder(run)
     begun = begin(folder, budget, {name: value for name, value in drawing.items() if value is not None})
     quiet_logs()
-    desk = open_desk(folder, show_opinions=show_opinions)
+    session = open_session(folder, show_opinions=show_opinions)
     if begun is not None:
         say(f"drawn {len(begun.drawn):,} of {begun.posts:,} posts into {begun.ledger}")
-    say(_progress_line(desk))
+    say(_progress_line(session))
     try:
         serve_page(
-            folder, desk, Opening(host, port, reviewer),
+            folder, session, Opening(host, port, reviewer),
             tell=say, opened=lambda where: None if no_browser else _open_browser(where),
         )  # fmt: skip
-        say(_progress_line(desk))
-        if desk.ledger.progress().finished:
+        say(_progress_line(session))
+        if session.ledger.progress().finished:
             say(f"next: {next_command(folder)}")
     finally:
-        desk.close()
+        session.close()
 
 
 def begin(folder: RunFolder, budget: int | None, drawing: dict[str, Any]) -> Requested | None:
@@ -149,13 +153,15 @@ def begin(folder: RunFolder, budget: int | None, drawing: dict[str, Any]) -> Req
         return None
     chosen = DRAWN | drawing
     if budget is None:
-        posts = len(getattr(verdicts_now(folder), chosen["among"]))
+        posts = len(verdicts_among(folder, chosen["among"]))
         raise BudgetError(
             f"{folder.path} has no review yet; {posts:,} {chosen['among']} posts are there to draw from."
             f" Begin one with `selftrain review serve {quoted(folder.path)} --budget B`"
         )
     doubled = chosen.pop("doubled")
-    return request_reviews(folder, budget=budget, batch=chosen["among"], doubled_share=doubled, **chosen)
+    return request_reviews(
+        folder, budget=budget, batch=chosen["among"], double_annotation_rate=doubled, **chosen
+    )
 
 
 def _goes_on(folder: RunFolder, budget: int | None, drawing: dict[str, Any]) -> bool:
@@ -188,9 +194,9 @@ def _goes_on(folder: RunFolder, budget: int | None, drawing: dict[str, Any]) -> 
     return True
 
 
-def _progress_line(desk: Desk) -> str:
+def _progress_line(session: ReviewSession) -> str:
     """Return how far the review is, in a line."""
-    progress = desk.ledger.progress()
+    progress = session.ledger.progress()
     second = f", {progress.second:,} of {progress.doubled:,} second reviews" if progress.doubled else ""
     return f"reviewed {progress.reviewed:,} of {progress.budget:,} posts{second}"
 
@@ -239,12 +245,12 @@ def export(
         atomic.write_text(out, to_csv(found.tasks))
         say(f"{out}: {len(found.tasks):,} posts; fill in label and reviewer")
     else:
-        config = label_studio.labelling_config(
+        config = review_export.labelling_config(
             found.classes,
             pictures=any(task.images for task in found.tasks),
             opinions=any(task.opinions for task in found.tasks),
         )
-        tasks = list(label_studio.to_tasks(found.tasks, pictures=pictures, root=local_root))
+        tasks = list(review_export.to_tasks(found.tasks, pictures=pictures, root=local_root))
         atomic.write_text(out.with_suffix(".xml"), config)
         atomic.write_text(out, json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
         say(f"{out}: {len(tasks):,} tasks to import")
@@ -315,7 +321,7 @@ def audit(
         ActError, RunStateError: Nothing is drawn.
     """
     found = request_audit(
-        RunFolder(run), budget=budget, rule=rule, floor=floor, doubled_share=doubled, seed=seed
+        RunFolder(run), budget=budget, rule=rule, floor=floor, double_annotation_rate=doubled, seed=seed
     )
     drawn = "drawn" if found.new else "were drawn before"
     say(f"{len(found.drawn):,} of {found.posts:,} pseudo-labels {drawn}: {found.batch!r} in {found.ledger}")

@@ -16,7 +16,7 @@ from selftrain.cli.tables import summary_table
 from selftrain.data.drawn import draw_posts
 from selftrain.errors import RecipeError
 from selftrain.report.status import missing_reviews, summarise, why_stopped
-from selftrain.rounds import Round, cost_lines, trust_lines
+from selftrain.rounds import RoundResult, cost_lines, finished_rounds, trust_lines
 from selftrain.run import start
 from selftrain.store.run_dir import RunFolder
 
@@ -93,9 +93,9 @@ def quickstart_recipe() -> Path:
 
 def _run(recipe: Path, out: Path, overrides: Sequence[str]) -> None:
     started = start(recipe, out, overrides)
-    earlier = len(RunFolder(out).finished_rounds())
+    earlier = RunFolder(out).finished()
     say(f"{'going on with' if earlier else 'starting'} the run {out}")
-    before: Round | None = None
+    before: RoundResult | None = None
     for finished in started.rounds(progress=sys.stderr.isatty()):
         say(f"{finished}{'  (finished earlier)' if finished.number < earlier else ''}")
         for line in (*trust_lines(finished, before), *cost_lines(finished)):
@@ -103,13 +103,13 @@ def _run(recipe: Path, out: Path, overrides: Sequence[str]) -> None:
         before = finished
     if started.stopped:
         say(f"\nstopped: {started.stopped}")
-    if started.folder.finished_rounds():
+    if started.folder.finished():
         _close(started.folder)
 
 
 def _close(folder: RunFolder) -> None:
     """Print the closing table, and where to look next."""
-    rounds, path = folder.finished_rounds(), folder.path
+    rounds, path = finished_rounds(folder), folder.path
     waiting = "posts wait for review" if missing_reviews(folder) else None  # where was told above
     shown = console()
     shown.print()

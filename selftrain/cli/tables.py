@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
+from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain.cli.printing import number, plain
 from selftrain.models.intervals import METRICS, Estimate
 from selftrain.report.compare import Comparison
-from selftrain.report.post_history import Story
-from selftrain.report.status import Score, Standing, Summary, score
+from selftrain.report.post_history import PostHistory
+from selftrain.report.status import RunStatus, Score, Summary, score
+from selftrain.rounds import Cost, RoundResult
 
 # ---- a run ------------------------------------------------------------------------------------------
 
@@ -49,17 +50,16 @@ def _facts(summary: Summary, stopped: str | None) -> list[tuple[str, str]]:
     if summary.candidate_precision is not None:
         facts.append(("precision of candidates", number(summary.candidate_precision)))
     if summary.pseudo_label_precision is not None:
-        exact = "precision of pseudo-labels" if summary.pseudo_label_exact else "precision of kept rounds"
-        facts.append((exact, number(summary.pseudo_label_precision)))
+        facts.append(("precision of pseudo-labels", number(summary.pseudo_label_precision)))
     facts.append(("time in rounds", f"{summary.seconds:.0f} s"))
     if summary.human:
         facts.append(("labels from people", f"{summary.human:,}"))
     return [*facts, ("stopped because", stopped or "it was interrupted: it can go on")]
 
 
-def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
+def rounds_table(rounds: Sequence[RoundResult]) -> Table:
     """One line a round; what it cost where its agents ask a server."""
-    paid = any((figures.get("cost") or {}).get("calls") for figures in rounds)
+    paid = any(one.cost and one.cost.calls for one in rounds)
     table = Table(
         show_edge=False, pad_edge=False, caption_justify="left", caption_style="dim",
         caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1.",
@@ -69,33 +69,21 @@ def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("calls", "tokens") if paid else ():
         table.add_column(name, justify="right")
     table.add_column("")
-    for figures in rounds:
-        scores, verified = score(figures), int(figures["round"]) > 0
-        counts = [
-            str(figures[name]["posts"]) if verified else "-"
-            for name in ("candidates", "consistent", "divergent")
-        ]
+    for one in rounds:
+        scores, cost = score(one), one.cost or Cost()
         table.add_row(
-            str(figures["round"]), *counts, number(figures["consistent"]["precision"]),
-            number(scores.validation), number(scores.test), f"{figures['seconds']:.1f}",
-            *(_cost(figures) if paid else ()), _outcome(figures),
+            str(one.number), *(str(counts.posts) if one.number else "-" for counts in one.sets),
+            number(one.pseudo_label_precision), number(scores.validation), number(scores.test),
+            f"{one.seconds:.1f}", *((f"{cost.calls:,}", f"{cost.tokens:,}") if paid else ()), _outcome(one),
         )  # fmt: skip
     return table
 
 
-def _cost(figures: Mapping[str, Any]) -> tuple[str, str]:
-    """Calls, and tokens read and written."""
-    cost = figures.get("cost") or {}
-    tokens = (cost.get("prompt") or 0) + (cost.get("completion") or 0)
-    return f"{cost.get('calls') or 0:,}", f"{tokens:,}"
+def _outcome(one: RoundResult) -> str:
+    return f"{one.outcome}, SIMULATED agents" if one.simulated else one.outcome
 
 
-def _outcome(figures: Mapping[str, Any]) -> str:
-    words = ["labels alone" if not figures["round"] else "kept" if figures["kept"] else "rolled back"]
-    return ", ".join([*words, "SIMULATED agents"] if figures["simulated"] else words)
-
-
-def standing_lines(state: Standing) -> list[tuple[str, str]]:
+def status_lines(state: RunStatus) -> list[tuple[str, str]]:
     """Name and value, one a line."""
     held = {True: "yes, a process works on it now", False: "no", None: "cannot be told here"}[state.held]
     lines = [
@@ -110,9 +98,9 @@ def standing_lines(state: Standing) -> list[tuple[str, str]]:
         test = "" if scores.test is None else f", test {number(scores.test)}"
         lines += [
             ("best round", str(state.best_round)),
-            ("last round", f"{state.last['round']}, {_outcome(state.last)}"),
+            ("last round", f"{state.last.number}, {_outcome(state.last)}"),
             ("its macro-F1", f"validation {number(scores.validation)}{test}"),
-            ("grown dataset", f"{state.last['grown']:,} posts"),
+            ("grown dataset", f"{state.last.grown:,} posts"),
         ]
     if state.stopped:
         following = f"nothing: {state.stopped}"
@@ -128,40 +116,38 @@ def standing_lines(state: Standing) -> list[tuple[str, str]]:
 # ---- a post -----------------------------------------------------------------------------------------
 
 
-def story_lines(story: Story) -> list[Text]:
+def post_lines(post: PostHistory) -> list[Text]:
     """The post, then each round with everybody's words."""
-    text = "(not in the run's manifests any more)" if story.text is None else story.text or "(no text)"
-    lines = [_field("post", story.post_id), _field("text", text)]
-    lines += [_field("image", image) for image in story.images]
-    for chapter in story.chapters:
+    text = "(not in the run's manifests any more)" if post.text is None else post.text or "(no text)"
+    lines = [_field("post", post.post_id), _field("text", text)]
+    lines += [_field("image", image) for image in post.images]
+    for chapter in post.chapters:
         outcome = "kept" if chapter.kept else "rolled back: its verdicts did not count"
         lines += [Text(), plain(f"round {chapter.round}, {outcome}", "bold")]
         lines += verdict_lines(chapter.verdict)
     return lines
 
 
-def verdict_lines(verdict: Mapping[str, Any]) -> list[Text]:
+def verdict_lines(verdict: Verdict) -> list[Text]:
     """The classifier's word, every judgment in the order it was made, and what came of it."""
-    said = f"{verdict['classifier_label']} ({number(verdict['classifier_probability'], 2)})"
+    said = f"{verdict.classifier_label} ({number(verdict.classifier_probability, 2)})"
     lines = [_field("classifier", said, 2)]
-    for judgment in verdict["judgments"]:
-        said = judgment["state"]
-        if judgment["label"] is not None:
-            said = f"{judgment['label']} ({number(judgment['probability'], 2)})"
-        step = "alone" if judgment["step"] == 0 else f"after cross-review, step {judgment['step']}"
-        lines.append(_field(judgment["agent"], f"{said}, {step}, state {judgment['state']}", 2))
-        lines.append(plain(f"{'':14}{judgment['rationale'] or '(no rationale)'}", "dim"))
-    agreed = "consistent: classifier and agents agree" if verdict["consistent"] else "divergent: no agreement"
+    for one in verdict.judgments:
+        said = str(one.state) if one.label is None else f"{one.label} ({number(one.probability, 2)})"
+        step = "alone" if one.step == 0 else f"after cross-review, step {one.step}"
+        lines.append(_field(one.agent, f"{said}, {step}, state {one.state}", 2))
+        lines.append(plain(f"{'':14}{one.rationale or '(no rationale)'}", "dim"))
+    agreed = "consistent: classifier and agents agree" if verdict.consistent else "divergent: no agreement"
     return [*lines, _field("verdict", agreed, 2)]
 
 
-def verdict_line(verdict: Mapping[str, Any]) -> Text:
+def verdict_line(verdict: Verdict) -> Text:
     """One verdict on one line: id, outcome, and each party's last label."""
-    last = {judgment["agent"]: judgment for judgment in verdict["judgments"]}
-    parties = [f"classifier {verdict['classifier_label']} ({number(verdict['classifier_probability'], 2)})"]
-    parties += [f"{agent} {one['label'] or one['state']}" for agent, one in last.items()]
-    outcome = "consistent" if verdict["consistent"] else "divergent"
-    return plain(f"{verdict['post_id']}  {outcome:<10}  {', '.join(parties)}")
+    last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
+    parties = [f"classifier {verdict.classifier_label} ({number(verdict.classifier_probability, 2)})"]
+    parties += [f"{role} {one.label or one.state}" for role, one in last.items()]
+    outcome = "consistent" if verdict.consistent else "divergent"
+    return plain(f"{verdict.post_id}  {outcome:<10}  {', '.join(parties)}")
 
 
 def _field(name: str, value: object, indent: int = 0) -> Text:
@@ -192,8 +178,8 @@ def final_table(comparison: Comparison) -> Table:
     table.add_row("labels, grown to", *(f"{one.labelled:,}, {one.grown:,}" for one in sums))
     table.add_row("pseudo-label precision", *(number(one.pseudo_label_precision) for one in sums))
     table.add_row("candidates", *(f"{one.candidates:,}" for one in sums))
-    table.add_row("agent calls", *(f"{run.cost['calls']:,}" if run.cost else "-" for run in runs))
-    table.add_row("tokens", *(f"{run.cost['tokens']:,}" if run.cost else "-" for run in runs))
+    table.add_row("agent calls", *(f"{run.cost.calls:,}" if run.cost else "-" for run in runs))
+    table.add_row("tokens", *(f"{run.cost.tokens:,}" if run.cost else "-" for run in runs))
     table.add_row("seconds in rounds", *(f"{one.seconds:.0f}" for one in sums))
     return table
 

@@ -5,10 +5,11 @@ Everything downstream of this module speaks in positions: one row of the feature
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
     from selftrain.data.task import Task
 
 UNKNOWN = -1
+
+
+class TrainingSet(NamedTuple):
+    """What a model learns from, as positions in the corpus.
+
+    Attributes:
+        positions: [M] positions of the posts.
+        groups: [M] `losses.Group` values.
+        targets: [M] soft targets in [0, 1], read for agreed posts.
+    """
+
+    positions: IntArray
+    groups: IntArray
+    targets: Float32Array
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,19 @@ class Corpus:
     def class_name(self, value: int) -> str:
         """Return the class name: 1 -> the positive class's name, 0 -> the negative's."""
         return self.positive if value == 1 else self.negative
+
+    @cached_property
+    def position_of(self) -> dict[str, int]:
+        """Post id -> position, of all posts."""
+        return {post.id: position for position, post in enumerate(self.posts)}
+
+    def positions_of(self, post_ids: Iterable[str]) -> IntArray:
+        """[n] positions of some posts, in their own order.
+
+        Raises:
+            KeyError: No such post.
+        """
+        return np.array(sorted(self.position_of[post_id] for post_id in post_ids), dtype=np.int64)
 
     def rows(self, positions: IntArray) -> Float32Array:
         """Return feature rows [n, D] of some positions."""

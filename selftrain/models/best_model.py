@@ -106,8 +106,8 @@ def open_best(folder: RunFolder) -> BestModel:
     recipe, classes = stored_recipe(folder), stored_classes(folder)
     file = folder.round_path(folder.best_round()) / "model.safetensors"
     if read_format(file) == "selftrain-head-1":
-        backbone = load_backbone(recipe.backbone.name, **backbone_options(recipe))
-        pretrained = folder.environment()["identity"]["backbone"]
+        backbone = load_backbone(recipe.backbone.name, **backbone_options(recipe.backbone))
+        pretrained = folder.environment().identity["backbone"]
         _check_same(folder, backbone, pretrained)
         model = load_head(file)[0]
         return BestModel(
@@ -153,12 +153,7 @@ def stored_classes(folder: RunFolder) -> Classes:
     Raises:
         RunStateError: They are not there.
     """
-    found = folder.environment().get("classes")
-    if not isinstance(found, dict) or set(found) != set(Classes._fields):
-        raise RunStateError(
-            f"{folder.path / 'environment.json'} names no classes (found {found!r}): the folder is damaged"
-        )
-    return Classes(**found)
+    return Classes(*folder.class_names())
 
 
 def _check_same(folder: RunFolder, backbone: Backbone, expected: str) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from losses.base import RoundLoss
-from selftrain._util.types import Float32Array, IntArray, LabelArray
+from selftrain._util.types import Float32Array, LabelArray
+from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
@@ -22,20 +23,6 @@ from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
 
 FORMAT = "selftrain-head-1"
-
-
-class TrainingSet(NamedTuple):
-    """What a model learns from, as positions in the corpus.
-
-    Attributes:
-        positions: [M] positions of the posts.
-        groups: [M] `losses.groups.Group` values.
-        targets: [M] soft targets in [0, 1], read for agreed posts.
-    """
-
-    positions: IntArray
-    groups: IntArray
-    targets: Float32Array
 
 
 @dataclass(frozen=True)

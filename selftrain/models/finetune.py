@@ -17,10 +17,10 @@ import torch
 from backbones.base import Backbone
 from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.data.corpus import Corpus
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
-from selftrain.models.classifier import TrainingSet, train_head
+from selftrain.models.classifier import train_head
 from selftrain.models.finetune_descent import DescentSettings, descend
 from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
 from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format

@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from losses.base import LossOutput, RoundLoss
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.data.corpus import Corpus
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError
-from selftrain.models.classifier import TrainingSet
 from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import LossWatch, Progress

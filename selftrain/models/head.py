@@ -96,19 +96,21 @@ class Head(nn.Module):
 BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a step of the optimiser goes
 
 
-def fit_scaling(rows: Float32Array, layout: FeatureLayout) -> Scaling:
+def fit_scaling(rows: Float32Array, layout: FeatureLayout | None) -> Scaling:
     """Constants of feature rows [N, D]; no label is looked at, so the pool's rows serve best.
+
+    Without a layout, all columns are one block.
 
     Raises:
         TrainingError: No column varies: the posts all look the same to the backbone.
     """
     deviation = rows.std(0)
     scale = np.zeros(rows.shape[1], np.float32)
-    for block in (layout.text, layout.image):
+    for block in (slice(None),) if layout is None else (layout.text, layout.image):
         length = float(np.sqrt((deviation[block] ** 2).sum()))
         if length > 1e-6:
             scale[block] = BLOCK_NORM / length
-    for flag in (layout.has_text, layout.has_image):
+    for flag in () if layout is None else (layout.has_text, layout.has_image):
         scale[flag] = 1.0
     columns = np.flatnonzero((deviation > 1e-6) & (scale > 0)).astype(np.int64)
     if not len(columns):

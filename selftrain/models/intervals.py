@@ -6,19 +6,17 @@ drawing posts anew is drawing counts anew: one multinomial draw a resample inste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from selftrain._util.types import FloatArray, IntArray
+from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import Scored
 
 RESAMPLES, SEED = 4000, 20251113
 LEVEL = 0.95
 METRICS = ("macro_f1", "accuracy", "precision", "recall")
-
-_KEYS = ("true_negative", "false_positive", "false_negative", "true_positive")
 
 
 class Estimate(NamedTuple):
@@ -29,9 +27,10 @@ class Estimate(NamedTuple):
     high: float
 
 
-def counts_of(figures: Mapping[str, Any]) -> IntArray:
+def counts_of(one: SplitMetrics) -> IntArray:
     """[4] true negatives, false positives, false negatives, true positives of one split's metrics."""
-    return np.array([int(figures[key]) for key in _KEYS], dtype=np.int64)
+    counts = (one.true_negative, one.false_positive, one.false_negative, one.true_positive)
+    return np.array(counts, dtype=np.int64)
 
 
 def estimates(counts: IntArray) -> dict[str, Estimate]:

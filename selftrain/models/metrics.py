@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
+from selftrain.rounds import SplitMetrics
 
 
 class Steps(NamedTuple):
@@ -63,13 +64,8 @@ def macro_f1(labels: LabelArray, predicted: LabelArray) -> float:
     return (f1[0] + f1[1]) / 2
 
 
-def evaluate(labels: LabelArray, logits: Float32Array) -> dict[str, float | int]:
-    """Metrics of calibrated logits [V] against labels [V] (1 positive, 0 negative).
-
-    Returns:
-        posts, macro_f1, accuracy, precision and recall of the positive class, auc, brier (mean squared error
-        of the probability) and the confusion counts. `auc` is left out when only one class occurs.
-    """
+def evaluate(labels: LabelArray, logits: Float32Array) -> SplitMetrics:
+    """Metrics of calibrated logits [V] against labels [V] (1 positive, 0 negative)."""
     from sklearn.metrics import roc_auc_score
 
     predicted = (logits > 0).astype(np.int8)
@@ -77,18 +73,16 @@ def evaluate(labels: LabelArray, logits: Float32Array) -> dict[str, float | int]
     false_positive = int(((labels == 0) & (predicted == 1)).sum())
     false_negative = int(((labels == 1) & (predicted == 0)).sum())
     true_negative = len(labels) - true_positive - false_positive - false_negative
-    result: dict[str, float | int] = {
-        "posts": len(labels),
-        "macro_f1": macro_f1(labels, predicted),
-        "accuracy": (true_positive + true_negative) / max(len(labels), 1),
-        "precision": true_positive / max(true_positive + false_positive, 1),
-        "recall": true_positive / max(true_positive + false_negative, 1),
-        "brier": float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
-        "true_positive": true_positive,
-        "false_positive": false_positive,
-        "false_negative": false_negative,
-        "true_negative": true_negative,
-    }
-    if len(np.unique(labels)) == 2:
-        result["auc"] = float(roc_auc_score(labels, logits))
-    return result
+    return SplitMetrics(
+        posts=len(labels),
+        macro_f1=macro_f1(labels, predicted),
+        accuracy=(true_positive + true_negative) / max(len(labels), 1),
+        precision=true_positive / max(true_positive + false_positive, 1),
+        recall=true_positive / max(true_positive + false_negative, 1),
+        brier=float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
+        true_positive=true_positive,
+        false_positive=false_positive,
+        false_negative=false_negative,
+        true_negative=true_negative,
+        auc=float(roc_auc_score(labels, logits)) if len(np.unique(labels)) == 2 else None,
+    )

@@ -6,14 +6,13 @@ Shape legend: ``V`` validation posts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from selftrain._util.types import FloatArray, LabelArray
 from selftrain.data.posts import Post
-from selftrain.errors import ServingError
 
 AGENTPS_FILE = "agentps.json"
+ACT_FILE = "act.json"
 RUN_FILE = "recipe.toml"
 UNSEEN = "it has a video, which the loop's classifier does not read: score it with an AgentPS model"
 
@@ -81,52 +80,3 @@ class Scorer(Protocol):
     def validation(self) -> ValidationScores | None:
         """The stored scores of the validation posts; None when none were stored."""
         ...
-
-
-def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
-    """A run's best classifier, a trained AgentPS model, or a classifier that was exported to ONNX.
-
-    Args:
-        path: A run folder, an AgentPS folder, or an ``.onnx`` file.
-        threads: Of one model call in the calling thread; None: the library's choice.
-
-    Raises:
-        ServingError: It is none of these.
-        SelftrainError, BackboneError: It is, and cannot be loaded; see `RunScorer` and `OnnxScorer`.
-    """
-    path = Path(path)
-    if path.suffix == ".onnx" and path.is_file():
-        from selftrain.models.onnx_scorer import OnnxScorer
-
-        return OnnxScorer(path, threads=threads or 0)
-    if (path / AGENTPS_FILE).is_file():
-        from selftrain.agentps.scorer import open_agentps
-
-        _set_threads(threads)
-        return open_agentps(path)
-    if (path / RUN_FILE).is_file():
-        from selftrain.models.run_scorer import RunScorer
-        from selftrain.store.run_dir import RunFolder
-
-        _set_threads(threads)
-        return RunScorer(RunFolder(path))
-    raise ServingError(
-        f"{path} is {_what(path)}; expected a run folder (with {RUN_FILE}) as `selftrain run` writes it, an"
-        f" AgentPS model (with {AGENTPS_FILE}), or an .onnx file of `selftrain export`"
-    )
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _what(path: Path) -> str:
-    if not path.exists():
-        return "not there"
-    if not path.is_dir():
-        return "a file"
-    names = sorted(one.name for one in path.iterdir())
-    return f"a folder with {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "empty"

@@ -10,8 +10,8 @@ import numpy as np
 
 from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.data.corpus import Corpus
-from selftrain.models.classifier import HeadClassifier, TrainingSet, load_head, train_head
+from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.models.classifier import HeadClassifier, load_head, train_head
 from selftrain.models.head import HeadSettings, Progress, Scaling, fit_scaling
 
 

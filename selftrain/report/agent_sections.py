@@ -3,60 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from selftrain._util.types import Json
+from agents.trust import AgentTrust, Trust
+from selftrain.errors import RunStateError
+from selftrain.rounds import AgentCounts, RoundResult
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import ReliabilityBin, ReliabilityDiagram
 
 TRUST = "trust.json"
-COUNTS = (
-    "label", "abstain", "failed", "reconsidered", "changed_mind", "changed_for_better", "changed_for_worse",
-)  # fmt: skip
 
 
 class MeasuredAgent(NamedTuple):
     """One agent on posts of known label.
 
     Attributes:
+        trust: Its figures.
         answers: The columns of the confusion: class names, then what stands for no label.
         confusion: (true class, count by answer), one a class.
-        accuracy, balanced: value, low and high, as trust.json has them.
-        near_chance: Whether it may be guessing.
-        brier: Mean squared error of its probabilities, or None.
         reliability: Its calibration, or None.
     """
 
+    trust: AgentTrust
     answers: Sequence[str]
     confusion: Sequence[tuple[str, Sequence[int]]]
-    accuracy: Mapping[str, float]
-    balanced: Mapping[str, float]
-    near_chance: bool
-    brier: float | None
     reliability: ReliabilityDiagram | None
 
 
-class Behaviour(NamedTuple):
-    """One agent over all rounds: sums of `COUNTS`; None where no round counted it.
-
-    Attributes:
-        judged: Posts that it judged.
-        right, truth_known: Of the posts whose truth is known; `right` of them got the right last label.
-    """
-
-    judged: int
-    counts: Mapping[str, int | None]
-    right: int
-    truth_known: int
-
-
 class AgentPart(NamedTuple):
-    """One agent; either part may be missing."""
+    """One agent: on posts of known label, and over the candidates of all rounds; either may be missing."""
 
     role: str
     measured: MeasuredAgent | None
-    behaviour: Behaviour | None
+    behaviour: AgentCounts | None
 
 
 class Agents(NamedTuple):
@@ -72,67 +51,57 @@ class Agents(NamedTuple):
 
     parts: Sequence[AgentPart]
     kappa: Sequence[tuple[str, float | None]]
-    described: Json
+    described: Mapping[str, Any]
     measured: bool
     calibrated: bool
 
 
-def gather_agents(folder: RunFolder, rounds: Sequence[Json], environment: Json) -> Agents:
+def gather_agents(folder: RunFolder, rounds: Sequence[RoundResult]) -> Agents:
     """Read trust.json, if it is there, and sum up the rounds.
 
     Raises:
         RunStateError: A damaged folder.
     """
-    file: Path = folder.path / TRUST
-    trust = folder.read_json(file) if file.exists() else {}
-    measured = {role: _measured(one) for role, one in (trust.get("agents") or {}).items()}
-    seen = dict.fromkeys(role for one in rounds for role in one.get("agents") or {})
-    behaviour = {role: _behaviour([one.get("agents") or {} for one in rounds], role) for role in seen}
+    trust = read_trust(folder)
+    measured = {role: _measured(one) for role, one in trust.agents.items()}
+    behaviour: dict[str, AgentCounts] = {}
+    for role, counts in (item for one in rounds for item in one.agents.items()):
+        known = behaviour.get(role, AgentCounts())
+        behaviour[role] = AgentCounts(*(a + b for a, b in zip(known, counts, strict=True)))
     return Agents(
         parts=[
             AgentPart(role, measured.get(role), behaviour.get(role))
-            for role in dict.fromkeys([*measured, *seen])
+            for role in dict.fromkeys([*measured, *behaviour])
         ],
-        kappa=list((trust.get("kappa") or {}).items()),
-        described=environment.get("agents") or {},
+        kappa=list(trust.kappa.items()),
+        described=folder.environment().agents,
         measured=bool(measured),
         calibrated=any(one.reliability is not None for one in measured.values()),
     )
 
 
-def _measured(one: Json) -> MeasuredAgent:
-    confusion: Json = one["confusion"]
-    answers = list(dict.fromkeys(answer for row in confusion.values() for answer in row))
-    calibration = one.get("calibration")
-    return MeasuredAgent(
-        answers=answers,
-        confusion=[(true, [int(row.get(a, 0)) for a in answers]) for true, row in confusion.items()],
-        accuracy=one["accuracy"],
-        balanced=one["balanced_accuracy"],
-        near_chance=bool(one["near_chance"]),
-        brier=calibration["brier"] if calibration else None,
-        reliability=_reliability(calibration) if calibration else None,
-    )
+def read_trust(folder: RunFolder) -> Trust:
+    """The agents on posts of known label, before the last round's candidates; empty without trust.json.
+
+    Raises:
+        RunStateError: A damaged file.
+    """
+    file = folder.path / TRUST
+    if not file.exists():
+        return Trust({}, {}, simulated=False)
+    try:
+        return Trust.from_json(folder.read_json(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
 
 
-def _reliability(calibration: Json) -> ReliabilityDiagram:
+def _measured(one: AgentTrust) -> MeasuredAgent:
+    answers = list(dict.fromkeys(answer for row in one.confusion.values() for answer in row))
+    confusion = [(true, [row.get(answer, 0) for answer in answers]) for true, row in one.confusion.items()]
+    if one.reliability is None:
+        return MeasuredAgent(one, answers, confusion, None)
     bins = [
-        ReliabilityBin(one["low"], one["high"], int(one["count"]), one["confidence"], one["accuracy"])
-        for one in calibration["bins"]
-        if one["count"]
+        ReliabilityBin(held.low, held.high, held.count, held.confidence, held.accuracy)
+        for held in one.reliability.bins
     ]
-    return ReliabilityDiagram(bins, float(calibration["ece"]))
-
-
-def _behaviour(rounds: Sequence[Json], role: str) -> Behaviour:
-    known = [one[role] for one in rounds if role in one]
-    counts = {
-        name: sum(int(one[name]) for one in known) if all(name in one for one in known) else None
-        for name in COUNTS
-    }
-    return Behaviour(
-        judged=sum(int(one.get(state, 0)) for one in known for state in ("label", "abstain", "failed")),
-        counts=counts,
-        right=sum(int(one.get("right", 0)) for one in known),
-        truth_known=sum(int(one.get("truth_known", 0)) for one in known),
-    )
+    return MeasuredAgent(one, answers, confusion, ReliabilityDiagram(bins, one.reliability.ece))

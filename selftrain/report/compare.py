@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from selftrain._util.types import Json
-from selftrain.errors import RunStateError
 from selftrain.models.intervals import Estimate, counts_of, difference, estimates
 from selftrain.report.status import Score, Summary, score, summarise
+from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, read_scores
 
@@ -27,7 +27,7 @@ class Side(NamedTuple):
         estimates: Split -> metric -> value and 95 % interval, of the best model.
         points: Split -> figure without an interval ("auc", "brier") -> value or None.
         scores: Split -> scores of the best model; empty when its round kept none.
-        cost: Calls and tokens of all rounds; None where none were recorded.
+        cost: Of all rounds; None where nobody was called.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Side(NamedTuple):
     estimates: Mapping[str, Mapping[str, Estimate]]
     points: Mapping[str, Mapping[str, float | None]]
     scores: Mapping[str, Scored]
-    cost: Mapping[str, float] | None
+    cost: Cost | None
 
 
 class Comparison(NamedTuple):
@@ -89,38 +89,26 @@ def _names(folders: Sequence[RunFolder]) -> list[str]:
 def _side(folder: RunFolder, name: str) -> Side:
     folder.recipe()
     best = folder.best_round()  # says what to do when no round is finished
-    environment, rounds = folder.environment(), folder.finished_rounds()
-    try:
-        classes = environment["classes"]
-        figures = {split: rounds[best][split] for split in SPLITS if rounds[best].get(split)}
-        scores = read_scores(
-            folder.round_path(best), positive=classes["positive"], negative=classes["negative"]
-        )
-        return Side(
-            name=name,
-            task=str(environment["identity"]["task"]),
-            posts=str(environment["identity"].get("posts", "")),
-            simulated=bool(environment.get("simulated")),
-            rounds=[(int(one["round"]), bool(one["kept"]), score(one)) for one in rounds],
-            summary=summarise(rounds),
-            estimates={split: estimates(counts_of(one)) for split, one in figures.items()},
-            points={split: {key: one.get(key) for key in ("auc", "brier")} for split, one in figures.items()},
-            scores=scores or {},
-            cost=_cost(rounds),
-        )
-    except (KeyError, TypeError) as error:
-        raise RunStateError(
-            f"{folder.path} has records that are incomplete ({error!r}): the folder is damaged"
-        ) from error
+    environment, rounds = folder.environment(), finished_rounds(folder)
+    positive, negative = folder.class_names()
+    splits = _splits(rounds[best])
+    cost = total_cost(rounds)
+    return Side(
+        name=name,
+        task=environment.task,
+        posts=environment.identity.get("posts", ""),
+        simulated=environment.simulated,
+        rounds=[(one.number, one.kept, score(one)) for one in rounds],
+        summary=summarise(rounds),
+        estimates={split: estimates(counts_of(one)) for split, one in splits.items()},
+        points={split: {"auc": one.auc, "brier": one.brier} for split, one in splits.items()},
+        scores=read_scores(folder.round_path(best), positive=positive, negative=negative) or {},
+        cost=cost if cost.calls else None,
+    )
 
 
-def _cost(rounds: Sequence[Json]) -> dict[str, float] | None:
-    known = [one["cost"] for one in rounds if one.get("cost")]
-    total = {
-        "calls": sum(one.get("calls") or 0 for one in known),
-        "tokens": sum((one.get("prompt") or 0) + (one.get("completion") or 0) for one in known),
-    }
-    return total if total["calls"] else None
+def _splits(one: RoundResult) -> dict[str, SplitMetrics]:
+    return {"validation": one.validation} | ({"test": one.test} if one.test else {})
 
 
 def _gain(first: Side, run: Side, split: str) -> Estimate | None:
@@ -161,7 +149,7 @@ def to_json(comparison: Comparison) -> Json:
                 "summary": run.summary._asdict() | {
                     "labels_alone": run.summary.labels_alone._asdict(), "best": run.summary.best._asdict()
                 },
-                "cost": run.cost,
+                "cost": {"calls": run.cost.calls, "tokens": run.cost.tokens} if run.cost else None,
                 "final": {
                     split: {name: one._asdict() for name, one in found.items()} | dict(run.points[split])
                     for split, found in run.estimates.items()

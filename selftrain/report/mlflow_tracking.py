@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 from selftrain._util.types import Json
 from selftrain.errors import StorageError
 from selftrain.report.scalars import scalars
+from selftrain.rounds import RoundResult, finished_rounds
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
@@ -103,21 +104,21 @@ def _tell(client: Client, folder: RunFolder, address: str, upto: int) -> None:
         atomic.write_json(_file(folder), record)
     elif client.get_run(record["run_id"]).info.status != "RUNNING":
         client.update_run(record["run_id"], status="RUNNING")
-    for figures in folder.finished_rounds()[record["told"] : upto + 1]:
-        number = int(figures["round"])
+    for finished in finished_rounds(folder)[record["told"] : upto + 1]:
+        number = finished.number
         doubtful = record.get("telling") == number
         atomic.write_json(_file(folder), record | {"telling": number})
-        _send(client, record["run_id"], figures, doubtful=doubtful)
+        _send(client, record["run_id"], finished, doubtful=doubtful)
         record = {key: value for key, value in record.items() if key != "telling"} | {"told": number + 1}
         atomic.write_json(_file(folder), record)
 
 
-def _send(client: Client, run_id: str, figures: Json, *, doubtful: bool) -> None:
+def _send(client: Client, run_id: str, finished: RoundResult, *, doubtful: bool) -> None:
     """Send a round in one batch; if an earlier try may have arrived, only what is not there."""
     from mlflow.entities import Metric
 
-    number, now = int(figures["round"]), _now()
-    metrics = [Metric(_name(tag), value, now, number) for tag, value in scalars(figures)]
+    number, now = finished.number, _now()
+    metrics = [Metric(_name(tag), value, now, number) for tag, value in scalars(finished)]
     if doubtful:
         metrics = [one for one in metrics if not _there(client, run_id, one.key, number)]
     client.log_batch(run_id, metrics=metrics)
@@ -135,9 +136,9 @@ def _new_run(client: Client, folder: RunFolder) -> str:
     number = experiment.experiment_id if experiment else client.create_experiment(name)
     environment = folder.environment()
     tags = {
-        "task": str(environment["identity"]["task"]),
-        "simulated": str(bool(environment.get("simulated"))),
-        "git": str(environment.get("git")),
+        "task": environment.task,
+        "simulated": str(environment.simulated),
+        "git": str(environment.record.get("git")),
     }
     made = client.create_run(number, run_name=folder.path.resolve().name, tags=tags)
     params = [Param(_name(key), str(value)[:LONGEST_VALUE]) for key, value in _flat(folder.recipe())]

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
+from agents.judgment import State, Verdict
 from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import RunStateError
+from selftrain.rounds import RoundResult, finished_rounds
 from selftrain.store.run_dir import RunFolder
 
 
@@ -18,15 +20,15 @@ class Chapter(NamedTuple):
     Attributes:
         round: Its number.
         kept: Whether the round was kept; a rolled back round's verdicts did not count.
-        verdict: The record of verdicts.jsonl: the classifier's label and every judgment.
+        verdict: The classifier's label and every judgment.
     """
 
     round: int
     kept: bool
-    verdict: Json
+    verdict: Verdict
 
 
-class Story(NamedTuple):
+class PostHistory(NamedTuple):
     """What became of one post.
 
     Attributes:
@@ -46,37 +48,36 @@ class Story(NamedTuple):
         for chapter in self.chapters:
             yield {
                 "id": self.post_id, "text": self.text, "images": list(self.images),
-                "round": chapter.round, "kept": chapter.kept, "verdict": chapter.verdict,
+                "round": chapter.round, "kept": chapter.kept, "verdict": chapter.verdict.to_json(),
             }  # fmt: skip
 
 
-def tell(folder: RunFolder, post_id: str, number: int | None = None) -> Story:
-    """The story of a post in all finished rounds, or in one of them.
+def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHistory:
+    """Read what became of a post in all finished rounds, or in one of them.
 
     Raises:
         RunStateError: The post was no candidate there, the round is not finished, or this is no run folder.
     """
-    rounds = select_rounds(folder, number)
     chapters, seen = [], dict[str, None]()
-    for figures in rounds:
-        for verdict in folder.verdicts(figures["round"]):
-            seen[verdict["post_id"]] = None
-            if verdict["post_id"] == post_id:
-                chapters.append(Chapter(int(figures["round"]), bool(figures["kept"]), verdict))
+    for one in select_rounds(folder, number):
+        for verdict in folder.verdicts(one.number):
+            seen[verdict.post_id] = None
+            if verdict.post_id == post_id:
+                chapters.append(Chapter(one.number, one.kept, verdict))
     if not chapters:
         raise RunStateError(_unknown(folder, post_id, number, list(seen)))
     text, images = find_post(folder, post_id)
-    return Story(post_id, text, images, tuple(chapters))
+    return PostHistory(post_id, text, images, tuple(chapters))
 
 
-def select_rounds(folder: RunFolder, number: int | None) -> list[Json]:
-    """Figures of all finished rounds, or of one.
+def select_rounds(folder: RunFolder, number: int | None) -> list[RoundResult]:
+    """All finished rounds, or one.
 
     Raises:
         RunStateError: No run folder, or the round is not finished.
     """
     folder.recipe()
-    rounds = folder.finished_rounds()
+    rounds = finished_rounds(folder)
     if number is None:
         return rounds
     if not 0 <= number < len(rounds):
@@ -100,24 +101,20 @@ def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterat
     Raises:
         RunStateError: No run folder, or the round is not finished.
     """
-    for figures in select_rounds(folder, number):
-        for verdict in folder.verdicts(int(figures["round"])):
+    for one in select_rounds(folder, number):
+        for verdict in folder.verdicts(one.number):
             if _is(verdict, kind):
-                yield Chapter(int(figures["round"]), bool(figures["kept"]), verdict)
+                yield Chapter(one.number, one.kept, verdict)
 
 
-def _is(verdict: Json, kind: Kind) -> bool:
+def _is(verdict: Verdict, kind: Kind) -> bool:
     if kind == "failed":
-        return any(one["state"] == "failed" for one in verdict["judgments"])
-    first: dict[str, Json] = {}
-    last: dict[str, Json] = {}
-    for one in verdict["judgments"]:
-        first.setdefault(one["agent"], one)
-        last[one["agent"]] = one
+        return any(judgment.state is State.FAILED for judgment in verdict.judgments)
+    steps = verdict.by_agent().values()
     if kind == "changed":
-        return any(one["label"] != last[agent]["label"] for agent, one in first.items())
-    named = {one["label"] for one in last.values()} - {None}
-    return len(named | {verdict["classifier_label"]}) > 1
+        return any(judgments[0].label != judgments[-1].label for judgments in steps)
+    named = {judgments[-1].label for judgments in steps} - {None}
+    return len(named | {verdict.classifier_label}) > 1
 
 
 def find_post(folder: RunFolder, post_id: str) -> tuple[str | None, tuple[str, ...]]:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from selftrain._util.types import Json
-from selftrain.report.run_page import COST, FinalSplit, RoundRow, RunPage
-from selftrain.review.label_error import percent
+from selftrain.report.run_page import COST, FinalSplit, RunPage
+from selftrain.report.status import score
+from selftrain.review.estimates import percent
+from selftrain.rounds import CandidateSets, RoundResult, SetCounts
 from selftrain.store.scores import ReliabilityDiagram
 from selftrain.web import charts
 from selftrain.web.html import render_page
@@ -89,65 +90,64 @@ def draw(page: RunPage) -> Charts:
     )
 
 
-def _curve(rounds: Sequence[RoundRow]) -> tuple[Markup, Markup] | None:
+def _curve(rounds: Sequence[RoundResult]) -> tuple[Markup, Markup] | None:
     if not rounds:
         return None
-    points = [charts.RoundPoint(r.number, r.kept, r.score.validation, r.score.test) for r in rounds]
+    points = [charts.RoundPoint(r.number, r.kept, *score(r)) for r in rounds]
     return (
         charts.rounds_curve(points, "curve-wide", charts.WIDE),
         charts.rounds_curve(points, "curve-narrow", charts.NARROW),
     )
 
 
-def _set(rounds: Sequence[RoundRow], which: str, page: RunPage) -> Markup | None:
+def _set(rounds: Sequence[RoundResult], which: str, page: RunPage) -> Markup | None:
     if not rounds:
         return None
     classes = (page.task.positive, page.task.negative)
-    parts = [[int(row.figures[which]["by_class"].get(name, 0)) for row in rounds] for name in classes]
-    sums = ", ".join(f"round {row.number} {row.figures[which]['posts']}" for row in rounds[-20:])
+    counts: list[SetCounts] = [getattr(row.sets, which) for row in rounds]
+    parts = [[one.by_class.get(name, 0) for one in counts] for name in classes]
+    sums = ", ".join(f"round {row.number} {getattr(row.sets, which).posts}" for row in rounds[-20:])
     return charts.stacked_bars(
         [row.number for row in rounds], parts, [row.kept for row in rounds], which,
         f"Posts of the {which} set by round, by the classifier's class: {sums}",
     )  # fmt: skip
 
 
-def _training(rounds: Sequence[RoundRow]) -> Markup | None:
-    known = [row for row in rounds if row.figures.get("training")]
-    if not known:
+def _training(rounds: Sequence[RoundResult]) -> Markup | None:
+    if not rounds:
         return None
-    groups = (("positive", "negative"), ("agreed_positive", "agreed_negative"), ("divergent",))
+    learned = [row.training for row in rounds]
     parts = [
-        [sum(int(row.figures["training"].get(name, 0)) for name in names) for row in known]
-        for names in groups
+        [one.positive + one.negative for one in learned],
+        [one.agreed_positive + one.agreed_negative for one in learned],
+        [one.divergent for one in learned],
     ]
     return charts.stacked_bars(
-        [row.number for row in known], parts, [row.kept for row in known], "training",
+        [row.number for row in rounds], parts, [row.kept for row in rounds], "training",
         "Posts that each round was trained on: labelled, agreed and divergent",
     )  # fmt: skip
 
 
-def _loss_by_round(rounds: Sequence[RoundRow]) -> tuple[Markup, Sequence[str]] | None:
-    known = [row for row in rounds if row.figures.get("curve")]
-    losses = [row.figures["curve"][-1].get("loss") or {} for row in known]
-    series = _loss_series(losses)
+def _loss_by_round(rounds: Sequence[RoundResult]) -> tuple[Markup, Sequence[str]] | None:
+    known = [row for row in rounds if row.curve]
+    series = _loss_series([row.curve[-1].loss for row in known])
     if not series:
         return None
     what = "Parts of the loss at the end of each round's training"
     return charts.lines([row.number for row in known], series, "loss-rounds", what), list(series)
 
 
-def _loss_by_epoch(best: RoundRow) -> tuple[Markup, Sequence[str]] | None:
-    curve = best.figures.get("curve") or []
-    series = _loss_series([one.get("loss") or {} for one in curve])
-    if not series or len(curve) < 2:
+def _loss_by_epoch(best: RoundResult) -> tuple[Markup, Sequence[str]] | None:
+    series = _loss_series([one.loss for one in best.curve])
+    if not series or len(best.curve) < 2:
         return None
     what = f"Parts of the loss over the epochs of round {best.number}"
-    across = [float(one["epoch"]) for one in curve]
+    across = [float(one.epoch) for one in best.curve]
     chart = charts.lines(across, series, "loss-epochs", what, marker="")
     return chart, list(series)
 
 
-def _loss_series(losses: Sequence[Json]) -> dict[str, list[float | None]]:
+def _loss_series(losses: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
     """What it is called -> a value for each, for the parts that occur."""
     return {
         called: [one.get(part) for one in losses]
@@ -156,11 +156,8 @@ def _loss_series(losses: Sequence[Json]) -> dict[str, list[float | None]]:
     }
 
 
-def _precision(rounds: Sequence[RoundRow]) -> Markup:
-    series = {
-        name: [row.figures[name]["precision"] for row in rounds]
-        for name in ("candidates", "consistent", "divergent")
-    }
+def _precision(rounds: Sequence[RoundResult]) -> Markup:
+    series = {name: [getattr(row.sets, name).precision for row in rounds] for name in CandidateSets._fields}
     what = "Share of right classifier labels by round, among candidates, consistent and divergent posts"
     return charts.lines([row.number for row in rounds], series, "precision", what, share=True)
 

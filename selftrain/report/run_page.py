@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain._util.types import Json
-from selftrain.errors import RunStateError, TaskError
+from selftrain.data.task import load_task
+from selftrain.errors import TaskError
 from selftrain.models.intervals import Estimate, counts_of, estimates
 from selftrain.report.agent_sections import Agents, gather_agents
 from selftrain.report.left_out import Quarantine, read_quarantine
-from selftrain.report.status import Score, Summary, is_held, missing_reviews, score, summarise, why_stopped
+from selftrain.report.status import Summary, is_held, missing_reviews, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
-from selftrain.review.label_error import ReviewedBatch, reviewed_batches
+from selftrain.review.estimates import ReviewedBatch, reviewed_batches
+from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import (
     PrecisionRecall,
@@ -31,7 +33,7 @@ from selftrain.store.scores import (
 from selftrain.web.pictures import BUDGET
 
 HISTOGRAM = 20
-COST = ("calls", "stored", "failed", "prompt", "cached", "image", "completion", "seconds")
+COST = Cost._fields
 
 
 class TaskText(NamedTuple):
@@ -44,30 +46,12 @@ class TaskText(NamedTuple):
     meanings: Mapping[str, str]
 
 
-class RoundRow(NamedTuple):
-    """One finished round.
-
-    Attributes:
-        number: 0 is the labels alone.
-        outcome: "labels alone", "kept" or "rolled back".
-        kept: Round 0 is.
-        score: Macro-F1.
-        figures: The content of metrics.json.
-    """
-
-    number: int
-    outcome: str
-    kept: bool
-    score: Score
-    figures: Json
-
-
 class FinalSplit(NamedTuple):
     """The best model on one split.
 
     Attributes:
         name: "validation" or "test".
-        figures: Its metrics.
+        metrics: Its figures.
         estimates: Metric -> value and 95 % interval.
         precision_recall, reliability: None without scores.
         histogram: Posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of
@@ -75,18 +59,18 @@ class FinalSplit(NamedTuple):
     """
 
     name: str
-    figures: Json
+    metrics: SplitMetrics
     estimates: Mapping[str, Estimate]
     precision_recall: PrecisionRecall | None
     reliability: ReliabilityDiagram | None
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 
-class Cost(NamedTuple):
-    """What the agents' calls came to: (round, figures) and the sum; `COST` names the figures."""
+class Costs(NamedTuple):
+    """What the agents' calls came to: (round, cost), and the sum; `COST` names the figures."""
 
-    rounds: Sequence[tuple[int, Json]]
-    total: Json
+    rounds: Sequence[tuple[int, Cost]]
+    total: Cost
 
 
 class RunPage(NamedTuple):
@@ -109,12 +93,12 @@ class RunPage(NamedTuple):
     finished: bool
     last_written: str | None
     task: TaskText
-    environment: Json
+    environment: Mapping[str, Any]
     summary: Summary | None
-    rounds: Sequence[RoundRow]
+    rounds: Sequence[RoundResult]
     truth_known: bool
     agents: Agents
-    cost: Cost | None
+    cost: Costs | None
     final: Sequence[FinalSplit]
     quarantine: Quarantine
     recipe: Mapping[str, Json]
@@ -132,44 +116,30 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    recipe = folder.recipe()
-    try:
-        environment, finished = folder.environment(), folder.finished_rounds()
-        rounds = [_row(figures) for figures in finished]
-        summary = summarise(finished) if finished else None
-        task = _task(folder, recipe, environment)
-        state, done = _state(folder, len(finished))
-        return RunPage(
-            name=folder.path.resolve().name,
-            simulated=bool(environment.get("simulated")) or (summary is not None and summary.simulated),
-            state=state,
-            finished=done,
-            last_written=_last_written(folder, len(finished)),
-            task=task,
-            environment=environment,
-            summary=summary,
-            rounds=rounds,
-            truth_known=any(one["candidates"]["precision"] is not None for one in finished),
-            agents=gather_agents(folder, finished, environment),
-            cost=_cost(finished),
-            final=[] if summary is None else _final(folder, finished[summary.best_round], task),
-            quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
-            recipe=_sections(recipe),
-            verdicts=_verdicts(folder, rounds, task, picture_budget),
-            reviews=reviewed_batches(folder),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, RunStateError):
-            raise
-        raise RunStateError(
-            f"{folder.path} has records that are incomplete ({error!r}): the folder is damaged"
-        ) from error
-
-
-def _row(figures: Json) -> RoundRow:
-    number, kept = int(figures["round"]), bool(figures["kept"])
-    outcome = "labels alone" if number == 0 else "kept" if kept else "rolled back"
-    return RoundRow(number, outcome, kept, score(figures), figures)
+    recipe, environment = folder.recipe(), folder.environment()
+    rounds = finished_rounds(folder)
+    summary = summarise(rounds) if rounds else None
+    task = _task(folder, recipe)
+    state, done = _state(folder, len(rounds))
+    return RunPage(
+        name=folder.path.resolve().name,
+        simulated=environment.simulated or (summary is not None and summary.simulated),
+        state=state,
+        finished=done,
+        last_written=_last_written(folder, len(rounds)),
+        task=task,
+        environment=environment.record,
+        summary=summary,
+        rounds=rounds,
+        truth_known=any(one.sets.candidates.precision is not None for one in rounds),
+        agents=gather_agents(folder, rounds),
+        cost=_costs(rounds),
+        final=[] if summary is None else _final(folder, rounds[summary.best_round], task),
+        quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
+        recipe=_sections(recipe),
+        verdicts=_verdicts(folder, rounds, task, picture_budget),
+        reviews=reviewed_batches(folder),
+    )
 
 
 def _state(folder: RunFolder, finished: int) -> tuple[str, bool]:
@@ -191,54 +161,41 @@ def _last_written(folder: RunFolder, finished: int) -> str | None:
     return datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _task(folder: RunFolder, recipe: Json, environment: Json) -> TaskText:
-    from selftrain.data.task import load_task
-
-    classes = environment["classes"]
-    name, positive, negative = environment["identity"]["task"], classes["positive"], classes["negative"]
+def _task(folder: RunFolder, recipe: Json) -> TaskText:
+    name, (positive, negative) = folder.environment().task, folder.class_names()
+    # the run's own copy: the original may have moved, or say something else by now
+    copied, original = folder.path / "task.toml", recipe.get("data", {}).get("task", "")
     try:
-        copied = folder.path / "task.toml"
-        # the run's own copy: the original may have moved, or say something else by now
-        task = load_task(copied if copied.exists() else Path(recipe["data"]["task"]))
-    except (TaskError, KeyError):  # the file went, or was changed: the run's own names are enough
+        task = load_task(copied if copied.exists() else Path(original))
+    except TaskError:  # the file went, or was changed: the run's own names are enough
         return TaskText(name, positive, negative, None, {})
     return TaskText(
         name, positive, negative, task.policy, {one.name: one.meaning for one in task.classes}
     )  # fmt: skip
 
 
-def _cost(finished: Sequence[Json]) -> Cost | None:
-    rounds = [(int(one["round"]), _cost_figures(one["cost"])) for one in finished if one.get("cost")]
-    if not any(cost[name] for _, cost in rounds for name in ("calls", "stored", "failed")):
+def _costs(rounds: Sequence[RoundResult]) -> Costs | None:
+    known = [(one.number, one.cost) for one in rounds if one.cost is not None]
+    if not any(cost.calls or cost.stored or cost.failed for _, cost in known):
         return None  # agents that call nobody
-    return Cost(rounds, {name: sum(cost.get(name) or 0 for _, cost in rounds) for name in COST})
+    return Costs(known, total_cost(rounds))
 
 
-def _cost_figures(cost: Json) -> Json:
-    """The figures of `COST`; tokens are written with or without that word."""
-    return {name: cost.get(name, cost.get(f"{name}_tokens")) for name in COST}
-
-
-def _final(folder: RunFolder, best: Json, task: TaskText) -> list[FinalSplit]:
-    path = folder.round_path(int(best["round"]))
+def _final(folder: RunFolder, best: RoundResult, task: TaskText) -> list[FinalSplit]:
+    path = folder.round_path(best.number)
     scores = read_scores(path, positive=task.positive, negative=task.negative) or {}
-    splits = []
-    for name in ("validation", "test"):
-        figures = best.get(name)
-        if not figures:
-            continue
-        one = scores.get(name)
-        splits.append(
-            FinalSplit(
-                name=name,
-                figures=figures,
-                estimates=estimates(counts_of(figures)),
-                precision_recall=None if one is None else precision_recall(one),
-                reliability=None if one is None else reliability(one),
-                histogram=None if one is None else histogram(one, HISTOGRAM),
-            )
+    return [
+        FinalSplit(
+            name=name,
+            metrics=split,
+            estimates=estimates(counts_of(split)),
+            precision_recall=None if (one := scores.get(name)) is None else precision_recall(one),
+            reliability=None if one is None else reliability(one),
+            histogram=None if one is None else histogram(one, HISTOGRAM),
         )
-    return splits
+        for name, split in (("validation", best.validation), ("test", best.test))
+        if split is not None
+    ]
 
 
 def _sections(recipe: Mapping[str, Any]) -> dict[str, Json]:
@@ -249,7 +206,7 @@ def _sections(recipe: Mapping[str, Any]) -> dict[str, Json]:
 
 
 def _verdicts(
-    folder: RunFolder, rounds: Sequence[RoundRow], task: TaskText, budget: int
+    folder: RunFolder, rounds: Sequence[RoundResult], task: TaskText, budget: int
 ) -> Browser | None:  # fmt: skip
     outcomes = {row.number: row.outcome for row in rounds if row.number}
     following = len(rounds)

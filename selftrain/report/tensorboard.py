@@ -13,25 +13,25 @@ import os
 import time
 from pathlib import Path
 
-from selftrain._util.types import Json
 from selftrain.report.scalars import scalars
+from selftrain.rounds import RoundResult
 from selftrain.store import atomic
 
 
-def write_round(folder: Path, figures: Json) -> None:
+def write_round(folder: Path, finished: RoundResult) -> None:
     """Write the scalars of one round, in place of what an earlier attempt at it left.
 
     Args:
         folder: The run folder.
-        figures: The content of the round's metrics.json.
+        finished: The round.
 
     Raises:
         StorageError: The disk is full or refuses; an older file of the round is as it was.
     """
-    target = round_file(folder, int(figures["round"]))
-    data = _events(figures)
+    target = round_file(folder, finished.number)
+    data = _events(finished)
     # TensorBoard reads every file with "tfevents" in its name: the half-written one has another
-    part = target.with_name(f".round-{int(figures['round']):04d}.tmp")
+    part = target.with_name(f".round-{finished.number:04d}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
@@ -50,14 +50,14 @@ def round_file(folder: Path, number: int) -> Path:
     return folder / "tensorboard" / f"events.out.tfevents.{number:010d}.round"
 
 
-def _events(figures: Json) -> bytes:
+def _events(finished: RoundResult) -> bytes:
     """One event file: its version, then all scalars of the round in one event."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(figures)]
-    step, now = int(figures["round"]), time.time()
+    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(finished)]
+    step, now = finished.number, time.time()
     written = io.BytesIO()
     records = RecordWriter(written)
     records.write(Event(wall_time=now, step=0, file_version="brain.Event:2").SerializeToString())

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from selftrain._util.types import Json
 from selftrain.report import mlflow_tracking, tensorboard
 from selftrain.report.status import why_stopped
+from selftrain.rounds import RoundResult
 from selftrain.store.run_dir import RunFolder
 
 
-def tell(folder: RunFolder, figures: Json, *, fresh: bool) -> None:
-    """Tell one round, once.
+def log_round(folder: RunFolder, finished: RoundResult, *, fresh: bool) -> None:
+    """Log one round, once.
 
     Args:
         folder: The run folder, in which the round is finished.
-        figures: The content of the round's metrics.json.
-        fresh: Whether this process finished the round. One that an earlier start finished is told only if
+        finished: The round.
+        fresh: Whether this process finished the round. One that an earlier start finished is logged only if
             that start was killed before it could be.
 
     Raises:
         StorageError: The disk is full or refuses.
     """
-    number = int(figures["round"])
-    if fresh or not tensorboard.round_file(folder.path, number).exists():
-        tensorboard.write_round(folder.path, figures)
-    mlflow_tracking.tell_rounds(folder, number)
+    if fresh or not tensorboard.round_file(folder.path, finished.number).exists():
+        tensorboard.write_round(folder.path, finished)
+    mlflow_tracking.tell_rounds(folder, finished.number)
 
 
 def close(folder: RunFolder) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agents.judgment import Judgment, State, Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
@@ -52,10 +53,10 @@ def gather_verdicts(
     found = [
         (number, verdict)
         for number in sorted(outcomes, reverse=True)
-        for verdict in sorted(folder.verdicts(number), key=lambda one: bool(one["consistent"]))
+        for verdict in sorted(folder.verdicts(number), key=lambda one: one.consistent)
     ]
     shown = found[:MOST_RECORDS]
-    posts = find_posts(folder, {verdict["post_id"] for _, verdict in shown})
+    posts = find_posts(folder, {verdict.post_id for _, verdict in shown})
     pictures = embed((path for _, verdict in shown for path in _images(posts, verdict)), budget=budget)
     text, rationale = _lengths([verdict for _, verdict in shown], posts)
     writer = _Writer(classes, posts, pictures, text, rationale)
@@ -66,7 +67,7 @@ def gather_verdicts(
     controls = _controls(rounds, index["classes"], index["agents"], truth_known=truth_known)
     return Browser(
         embed_table("verdicts", controls, index, records, pictures, total=len(found), cut=text),
-        without_text=len({verdict["post_id"] for _, verdict in shown} - posts.keys()),
+        without_text=len({verdict.post_id for _, verdict in shown} - posts.keys()),
         rounds=rounds,
         truth_known=truth_known,
     )
@@ -109,19 +110,19 @@ class _Writer:
         self._posts, self._pictures = posts, pictures
         self._text, self._rationale = text, rationale
 
-    def record(self, verdict: Json) -> list[Any]:
+    def record(self, verdict: Verdict) -> list[Any]:
         """Return what the page tells of a verdict.
 
         It is [text or None, [[picture number or -1, name]], judgments, remark], and a judgment [agent, step,
         state, class or -1, probability, rationale].
         """
-        post = self._posts.get(verdict["post_id"])
+        post = self._posts.get(verdict.post_id)
         said = [
             [
-                self._agent(one["agent"]), one["step"], printable(one["state"]), self._class(one["label"]),
-                one["probability"], cut_text(one["rationale"], self._rationale),
+                self._agent(one.agent), one.step, printable(str(one.state)), self._class(one.label),
+                one.probability, cut_text(one.rationale, self._rationale),
             ]
-            for one in verdict["judgments"]
+            for one in verdict.judgments
         ]  # fmt: skip
         if post is None:
             return [None, [], said, ""]
@@ -130,19 +131,19 @@ class _Writer:
         ]
         return [cut_text(post.text, self._text), images, said, printable(post.reason)]
 
-    def index(self, shown: Sequence[tuple[int, Json]], outcomes: Mapping[int, str]) -> Json:
+    def index(self, shown: Sequence[tuple[int, Verdict]], outcomes: Mapping[int, str]) -> Json:
         """Return columns, one entry a verdict, and the names that they count."""
         verdicts = [verdict for _, verdict in shown]
-        truths = [self._truth(verdict["post_id"]) for verdict in verdicts]
-        labels = [self._class(verdict["classifier_label"]) for verdict in verdicts]
+        truths = [self._truth(verdict.post_id) for verdict in verdicts]
+        labels = [self._class(verdict.classifier_label) for verdict in verdicts]
         return {
             "rounds": {str(number): outcome for number, outcome in outcomes.items()},
             "round": [number for number, _ in shown],
-            "id": [printable(verdict["post_id"]) for verdict in verdicts],
-            "snippet": [self._snippet(verdict["post_id"]) for verdict in verdicts],
-            "consistent": [int(verdict["consistent"]) for verdict in verdicts],
+            "id": [printable(verdict.post_id) for verdict in verdicts],
+            "snippet": [self._snippet(verdict.post_id) for verdict in verdicts],
+            "consistent": [int(verdict.consistent) for verdict in verdicts],
             "label": labels,
-            "probability": [round(float(verdict["classifier_probability"]), 4) for verdict in verdicts],
+            "probability": [round(verdict.classifier_probability, 4) for verdict in verdicts],
             "changed": [self._flags(verdict, _changed) for verdict in verdicts],
             "failed": [self._flags(verdict, _failed) for verdict in verdicts],
             "truth": truths,
@@ -158,12 +159,9 @@ class _Writer:
         post = self._posts.get(post_id)
         return "" if post is None else cut_text(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET)
 
-    def _flags(self, verdict: Json, which: Callable[[Sequence[Json]], bool]) -> int:
-        """Bit i: agent number i did so."""
-        said: dict[str, list[Json]] = {}
-        for one in verdict["judgments"]:
-            said.setdefault(one["agent"], []).append(one)
-        return sum(1 << self._agent(agent) for agent, steps in said.items() if which(steps))
+    def _flags(self, verdict: Verdict, which: Callable[[Sequence[Judgment]], bool]) -> int:
+        """Return a number whose bit i is set where agent number i did so."""
+        return sum(1 << self._agent(role) for role, steps in verdict.by_agent().items() if which(steps))
 
     def _agent(self, name: str) -> int:
         return self._agents.setdefault(name, len(self._agents))
@@ -172,21 +170,21 @@ class _Writer:
         return -1 if name is None else self._classes.setdefault(name, len(self._classes))
 
 
-def _changed(steps: Sequence[Json]) -> bool:
-    return bool(steps[0]["label"] != steps[-1]["label"])
+def _changed(steps: Sequence[Judgment]) -> bool:
+    return steps[0].label != steps[-1].label
 
 
-def _failed(steps: Sequence[Json]) -> bool:
-    return any(step["state"] == "failed" for step in steps)
+def _failed(steps: Sequence[Judgment]) -> bool:
+    return any(step.state is State.FAILED for step in steps)
 
 
-def _images(posts: Mapping[str, FoundPost], verdict: Json) -> tuple[Path, ...]:
-    post = posts.get(verdict["post_id"])
+def _images(posts: Mapping[str, FoundPost], verdict: Verdict) -> tuple[Path, ...]:
+    post = posts.get(verdict.post_id)
     return () if post is None else post.images
 
 
-def _lengths(verdicts: Sequence[Json], posts: Mapping[str, FoundPost]) -> tuple[int, ...]:
+def _lengths(verdicts: Sequence[Verdict], posts: Mapping[str, FoundPost]) -> tuple[int, ...]:
     """The longest texts and rationales that the page has room for."""
-    texts = [len(post.text) for v in verdicts if (post := posts.get(v["post_id"])) is not None]
-    rationales = [len(one["rationale"]) for v in verdicts for one in v["judgments"]]
+    texts = [len(post.text) for v in verdicts if (post := posts.get(v.post_id)) is not None]
+    rationales = [len(one.rationale) for v in verdicts for one in v.judgments]
     return fitting(LENGTHS, texts, rationales)

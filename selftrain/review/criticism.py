@@ -1,6 +1,6 @@
-"""A criticizer in the loop: it says how likely the machine's labels of divergent posts are wrong, and why.
+"""A criticizer in the loop: how likely the machine's labels of divergent posts are wrong, and why.
 
-What it said is kept in the run's `criticisms.jsonl`, one line a post and batch: the review page shows it, and
+What it gave is kept in the run's `criticisms.jsonl`, one line a post and batch: the review page shows it, and
 the error estimates in the ledger come from it.
 """
 
@@ -9,23 +9,62 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 from agents.ask.annotator import Annotation
+from agents.ask.criticizer import Criticism, Criticizer
+from agents.ask.runner import Runner
+from agents.judgment import PostLike, Verdict
 from selftrain._util.types import Json
-from selftrain.errors import BudgetError
+from selftrain.errors import BudgetError, RunStateError
+from selftrain.review.sampling import MachineLabel
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
-if TYPE_CHECKING:
-    from agents.ask.criticizer import Criticism, Criticizer
-    from agents.ask.runner import Runner
-    from agents.judgment import PostLike
-    from selftrain.review.disagreement import Suspicion
-
 logger = logging.getLogger(__name__)
 
-FILE = "criticisms.jsonl"
+CRITICISMS = "criticisms.jsonl"
+
+
+class LabelCriticism(NamedTuple):
+    """A line of criticisms.jsonl: how likely a label is wrong, and why.
+
+    Attributes:
+        batch: What the post might be drawn for.
+        post_id: The post.
+        label: The label that was criticized.
+        strategy: How it was asked for.
+        error: e in [0, 1]; None where it is missing, see `fault`.
+        rationale: The criticizer's reasons; may be empty.
+        fault: Why there is no estimate.
+        source: What answered.
+    """
+
+    batch: str
+    post_id: str
+    label: str | None
+    strategy: str
+    error: float | None
+    rationale: str
+    fault: str
+    source: str
+
+    @classmethod
+    def of(cls, batch: str, annotated: Annotation, given: Criticism) -> LabelCriticism:
+        """What a criticizer gave for a label of a batch."""
+        return cls(
+            batch, given.post_id, annotated.label, given.strategy, given.error, given.rationale, given.fault,
+            given.source,
+        )  # fmt: skip
+
+    def to_json(self) -> Json:
+        """A record of JSON values."""
+        return self._asdict()
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object]) -> LabelCriticism:
+        """The criticism of a record. Raises TypeError where it is none."""
+        return cls(**record)  # type: ignore[arg-type]  # checked by those who read the file
 
 
 class LoopCriticizer:
@@ -46,16 +85,16 @@ class LoopCriticizer:
         folder: RunFolder,
     ) -> None:
         self._runner, self._criticizer, self._posts = runner, criticizer, posts
-        self._file = folder.path / FILE
+        self._file = folder.path / CRITICISMS
 
     def __call__(
-        self, batch: str, verdicts: Sequence[Mapping[str, Any]], suspected: Sequence[Suspicion]
+        self, batch: str, verdicts: Sequence[Verdict], suspected: Sequence[MachineLabel]
     ) -> list[float | None]:
         """An error estimate in [0, 1] for each post, None where the model gave none.
 
         Args:
             batch: What the posts may be drawn for; asked again, it replaces what was said before.
-            verdicts: The last verdict on each post, as verdicts.jsonl has it.
+            verdicts: The last verdict on each post.
             suspected: The label that is criticized, of the same posts in the same order.
 
         Raises:
@@ -68,23 +107,23 @@ class LoopCriticizer:
         ]
         posts = [self._posts[one.post_id] for one in suspected]
         before = self._runner.usage()
-        said = self._criticizer.criticize(self._runner, posts, annotations)
+        given = self._criticizer.criticize(self._runner, posts, annotations)
         paid = self._runner.usage().minus(before)
         logger.info(
             "%d labels criticized (%s): %d calls, %d answers stored, %d tokens, %d posts without an estimate",
-            len(said), self._criticizer.strategy.name, paid.calls, paid.stored, paid.usage.total,
-            sum(one.error is None for one in said),
+            len(given), self._criticizer.strategy.name, paid.calls, paid.stored, paid.usage.total,
+            sum(one.error is None for one in given),
         )  # fmt: skip
-        if all(one.error is None for one in said):
+        if all(one.error is None for one in given):
             raise BudgetError(
-                f"the criticizer gave no estimate for any of {len(said)} posts; of the first:"
-                f" {said[0].fault}. Name another human.strategy or model, or set human.source ="
+                f"the criticizer gave no estimate for any of {len(given)} posts; of the first:"
+                f" {given[0].fault}. Name another human.strategy or model, or set human.source ="
                 ' "disagreement"'
             )
-        others = [row for row in read_criticisms(self._file) if row["batch"] != batch]
-        rows = [row_of(batch, a, c) for a, c in zip(annotations, said, strict=True)]
-        atomic.write_jsonl(self._file, [*others, *rows])
-        return [one.error for one in said]
+        others = [one for one in read_criticisms(self._file) if one.batch != batch]
+        new = [LabelCriticism.of(batch, a, c) for a, c in zip(annotations, given, strict=True)]
+        atomic.write_jsonl(self._file, [one.to_json() for one in (*others, *new)])
+        return [one.error for one in given]
 
     def close(self) -> None:
         """Let go of the server and of the cache; safe to repeat."""
@@ -92,27 +131,22 @@ class LoopCriticizer:
         self._runner.cache.close()
 
 
-def annotation(verdict: Mapping[str, Any], label: str) -> Annotation:
+def annotation(verdict: Verdict, label: str) -> Annotation:
     """The label with the reasons of the agents who gave it, in their last judgments."""
-    last = {str(one["agent"]): one for one in sorted(verdict["judgments"], key=lambda one: int(one["step"]))}
-    reasons = [str(one["rationale"]) for one in last.values() if one["label"] == label and one["rationale"]]
-    return Annotation(
-        str(verdict["post_id"]), label, None, " ".join(reasons), None, "", "classifier and agents"
-    )
+    last = [judgments[-1] for judgments in verdict.by_agent().values()]
+    reasons = [judgment.rationale for judgment in last if judgment.label == label and judgment.rationale]
+    return Annotation(verdict.post_id, label, None, " ".join(reasons), None, "", "classifier and agents")
 
 
-def row_of(batch: str, annotated: Annotation, said: Criticism) -> Json:
-    """A line of criticisms.jsonl."""
-    return {
-        "batch": batch, "post_id": said.post_id, "label": annotated.label, "strategy": said.strategy,
-        "error": said.error, "rationale": said.rationale, "fault": said.fault, "source": said.source,
-    }  # fmt: skip
-
-
-def read_criticisms(file: Path) -> list[Json]:
+def read_criticisms(file: Path) -> list[LabelCriticism]:
     """The lines of criticisms.jsonl; none where it is not there.
 
     Raises:
         RunStateError: A damaged file.
     """
-    return list(read_jsonl(file)) if file.exists() else []
+    if not file.exists():
+        return []
+    try:
+        return [LabelCriticism.from_json(record) for record in read_jsonl(file)]
+    except TypeError as error:
+        raise RunStateError(f"{file} has a line that is no criticism ({error}): it is damaged") from error

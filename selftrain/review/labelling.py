@@ -13,26 +13,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from agents.ask.annotator import Annotation, Annotator
+from agents.ask.criticizer import Criticism, Criticizer
+from agents.ask.runner import Runner
 from selftrain._util.types import Json
-from selftrain.errors import BudgetError, RunStateError
-from selftrain.review.criticism import FILE, row_of
+from selftrain.act.budget import Rule, filled
+from selftrain.data.manifest import read_manifest
+from selftrain.data.posts import Post
+from selftrain.data.task import Task, load_task
+from selftrain.errors import BudgetError, EstimateError, RunStateError
+from selftrain.review.criticism import CRITICISMS, LabelCriticism
+from selftrain.review.estimates import LabelErrors, label_errors, outcome
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, LedgerReader
+from selftrain.review.sampling import MachineLabel, review_items, sample_of
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
-
-if TYPE_CHECKING:
-    from agents.ask.annotator import Annotation, Annotator
-    from agents.ask.criticizer import Criticism, Criticizer
-    from agents.ask.runner import Runner
-    from selftrain.act.budget import Rule
-    from selftrain.data.posts import Post
-    from selftrain.data.task import Task
-    from selftrain.review.estimates import LabelErrors
 
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
 FEWEST = 0.5
 """The share of posts that must get a machine label: below it, model and posts do not go together."""
+
+
+class LabellingData(NamedTuple):
+    """The files that a labelling is about."""
+
+    manifest: Path
+    task: Path
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LabellingData:
+        """The files of a record."""
+        return cls(Path(record["manifest"]), Path(record["task"]))
 
 
 class LabelFolder(RunFolder):
@@ -55,6 +69,17 @@ class LabelFolder(RunFolder):
             )
         return super().recipe()
 
+    def data_files(self) -> LabellingData:
+        """Where the posts and their task are.
+
+        Raises:
+            RunStateError: As `recipe`.
+        """
+        try:
+            return LabellingData.from_json(self.recipe().get("data", {}))
+        except (KeyError, TypeError) as error:
+            raise RunStateError(f"{self.recipe_path} names no data ({error}): it is damaged") from error
+
 
 def review_folder(path: Path | str) -> RunFolder:
     """The folder of a run or of a labelling, whichever is there."""
@@ -62,17 +87,17 @@ def review_folder(path: Path | str) -> RunFolder:
     return found if found.recipe_path.exists() else RunFolder(path)
 
 
-class Drawing(NamedTuple):
+class SampleSettings(NamedTuple):
     """How posts are drawn for review; see `selftrain.act.budget.inclusion`."""
 
     budget: int
     rule: Rule = "exponential"
     floor: float = 0.1
-    doubled_share: float = 0.0
+    double_annotation_rate: float = 0.0
     seed: int = 0
 
 
-class Labelled(NamedTuple):
+class PoolLabels(NamedTuple):
     """What was labelled.
 
     Attributes:
@@ -92,7 +117,7 @@ class Labelled(NamedTuple):
     drawn: int
 
 
-class Mixed(NamedTuple):
+class MixedLabels(NamedTuple):
     """The manifest with the best label that is known of each post.
 
     Attributes:
@@ -107,15 +132,15 @@ class Mixed(NamedTuple):
     errors: LabelErrors | None
 
 
-def label(
+def annotate_pool(
     folder: LabelFolder,
     posts: Sequence[Post],
     *,
     annotating: tuple[Runner, Annotator],
     criticizing: tuple[Runner, Criticizer],
     classes: Sequence[str],
-    drawing: Drawing,
-) -> Labelled:
+    drawing: SampleSettings,
+) -> PoolLabels:
     """Annotate and criticize every post, and draw those that people look at.
 
     Safe to repeat: answers are paid for once, and what was drawn stays drawn.
@@ -146,19 +171,20 @@ def label(
         )
     # --- how likely is each wrong?
     runner, criticizer = criticizing
-    said = criticizer.criticize(runner, [p for p, _ in pairs], [a for _, a in pairs])
-    if all(one.error is None for one in said):
+    given = criticizer.criticize(runner, [p for p, _ in pairs], [a for _, a in pairs])
+    if all(one.error is None for one in given):
         raise BudgetError(
-            f"the criticizer gave no estimate for any of {len(said):,} labels; of the first: {said[0].fault}."
-            " Name another --strategy or --criticizer; `selftrain act select-models` tests them"
+            f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"
+            f" {given[0].fault}. Name another --strategy or --criticizer; `selftrain act"
+            " select-models` tests them"
         )
-    rows = [row_of(BATCH, annotated, one) for (_, annotated), one in zip(pairs, said, strict=True)]
-    atomic.write_jsonl(folder.path / FILE, rows)
+    rows = [LabelCriticism.of(BATCH, a, one).to_json() for (_, a), one in zip(pairs, given, strict=True)]
+    atomic.write_jsonl(folder.path / CRITICISMS, rows)
     # --- people look at a sample
-    drawn = _draw(folder, [one for _, one in pairs], said, classes, drawing)
-    known = [one.error for one in said if one.error is not None]
-    return Labelled(
-        len(pairs), len(posts) - len(pairs), reason, sum(known) / len(known), len(said) - len(known), drawn
+    drawn = _draw(folder, [one for _, one in pairs], given, classes, drawing)
+    known = [one.error for one in given if one.error is not None]
+    return PoolLabels(
+        len(pairs), len(posts) - len(pairs), reason, sum(known) / len(known), len(given) - len(known), drawn
     )
 
 
@@ -175,7 +201,6 @@ def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str
         TaskError: The task cannot be used.
         StorageError: The disk is full or refuses.
     """
-    from selftrain.data.task import load_task
 
     loaded = load_task(task)
     data = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
@@ -184,30 +209,30 @@ def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str
     folder.begin({"data": data, "labelling": dict(settings)}, environment)
 
 
-def annotations_of(folder: RunFolder) -> dict[str, Json]:
-    """Post id -> its line of annotations.jsonl; empty for a run.
+def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
+    """Post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run.
 
     Raises:
         RunStateError: A damaged file.
     """
     file = folder.path / ANNOTATIONS
-    return {str(row["post_id"]): row for row in read_jsonl(file)} if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        return {one.post_id: one for one in (Annotation(**record) for record in read_jsonl(file))}
+    except TypeError as error:
+        raise RunStateError(f"{file} has a line that is no annotation ({error}): it is damaged") from error
 
 
-def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
+def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
     """What reviewers said of each post, else the machine's label; labels that the manifest had stay.
 
     Raises:
         ManifestError: The manifest cannot be read any more.
         LedgerError, RunStateError: The folder cannot be read.
     """
-    from selftrain.data.manifest import read_manifest
-    from selftrain.errors import EstimateError
-    from selftrain.review.estimates import label_errors, outcome
-    from selftrain.review.ledger import LEDGER
-    from selftrain.review.open_ledger import OpenLedger
 
-    ledger = OpenLedger(folder.path / LEDGER)
+    ledger = LedgerReader(folder.path / LEDGER)
     try:
         found = outcome(ledger, BATCH)
         waiting = len(ledger.waiting())
@@ -215,7 +240,7 @@ def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
         ledger.close()
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
     posts = []
-    for post in read_manifest(Path(folder.recipe()["data"]["manifest"]), task).posts:
+    for post in read_manifest(folder.data_files().manifest, task).posts:
         if post.label is None and post.id in places:
             place = places[post.id]
             machine, human = found.machine[place], found.human[place]
@@ -229,44 +254,40 @@ def mixed_posts(folder: LabelFolder, task: Task) -> Mixed:
         else:
             posts.append(post)
     try:
-        return Mixed(posts, waiting, label_errors(found))
+        return MixedLabels(posts, waiting, label_errors(found))
     except EstimateError:  # too few answers, or drawn by threshold alone
-        return Mixed(posts, waiting, None)
+        return MixedLabels(posts, waiting, None)
 
 
 def _draw(
     folder: LabelFolder,
     annotations: Sequence[Annotation],
-    said: Sequence[Criticism],
+    criticisms: Sequence[Criticism],
     classes: Sequence[str],
-    drawing: Drawing,
+    drawing: SampleSettings,
 ) -> int:
-    from selftrain.act.budget import filled
-    from selftrain.review.disagreement import Suspicion
-    from selftrain.review.ledger import LEDGER, ReviewLedger
-    from selftrain.review.sampling import entries_of, sample_of
 
     if not 1 <= drawing.budget <= len(annotations):
         raise BudgetError(
             f"a budget of {drawing.budget:,} for {len(annotations):,} labels: expected a whole number from 1"
             f" to {len(annotations):,}"
         )
-    errors = filled([one.error for one in said])
+    errors = filled([one.error for one in criticisms])
     suspected = [
-        Suspicion(one.post_id, str(one.label), float(error))
+        MachineLabel(one.post_id, str(one.label), float(error))
         for one, error in zip(annotations, errors, strict=True)
     ]
-    entries = entries_of(
+    items = review_items(
         suspected, [""] * len(suspected),
         count=drawing.budget, rule=drawing.rule, floor=drawing.floor, seed=drawing.seed,
     )  # fmt: skip
-    order = sample_of(entries, drawing.seed)
+    order = sample_of(items, drawing.seed)
     ledger = ReviewLedger.create(
         folder.path / LEDGER, classes=classes, budget=drawing.budget,
-        doubled_share=drawing.doubled_share, seed=drawing.seed,
+        double_annotation_rate=drawing.double_annotation_rate, seed=drawing.seed,
     )  # fmt: skip
     try:
-        ledger.add(BATCH, entries, order)
+        ledger.add(BATCH, items, order)
     finally:
         ledger.close()
     return len(order)

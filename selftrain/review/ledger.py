@@ -1,15 +1,13 @@
 """The human budget's ledger: which posts people review, who has which, and what they decided.
 
-One SQLite file that any number of processes share; every change is one transaction, on the disk before the
-call returns. A post is handed out under a lease, to one reviewer at a time; a lease that runs out returns the
-post. A share of the posts is doubled: reviewed a second time, by somebody else, to see how far people agree.
+Every change is one transaction, on the disk before the call returns. A post is handed out under a lease, to
+one reviewer at a time; a lease that runs out returns the post. A share of the posts is reviewed a second
+time, by somebody else, to see how far people agree.
 
 The budget is the number of posts that may ever be reviewed, and it is held when posts enter the ledger: more
-than that are refused, and nothing outside the ledger is handed out. Second reviews of doubled posts cost time
-but no budget; `Progress` counts them apart.
-
-Formats: `schema.FORMAT` stands in the file, `PRAGMA user_version` is its schema's version. The address of a
-batch is the SHA-256, in hex, of its entries and its order as JSON without spaces.
+than that are refused, and nothing outside the ledger is handed out. Second reviews cost time but no budget;
+`ReviewProgress` counts them apart. The digest of a batch is the SHA-256, in hex, of its posts and their order
+as JSON without spaces.
 """
 
 from __future__ import annotations
@@ -17,33 +15,82 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from selftrain.errors import BudgetError, DecisionError, LedgerError
-from selftrain.review import assign as queue
-from selftrain.review.import_decisions import Entered, Outside, enter
-from selftrain.review.items import UNSURE, Entry, Leased, check_batch
-from selftrain.review.ledger_schema import (
-    FORMAT,
-    allow,
+from selftrain.review.ledger_reader import (
+    ALLOWED,
+    CREATE,
+    LEDGER,
+    LIKELIEST_FIRST,
+    SCHEMA_VERSION,
+    UNSURE,
+    Assignment,
+    LedgerReader,
+    LedgerSettings,
+    ReviewItem,
     allowances,
     changing,
+    check_version,
     connect,
-    create,
     explained,
-    mark_likeliest_first,
+    read_settings,
 )
-from selftrain.review.open_ledger import OpenLedger
+from selftrain.store.run_dir import RunFolder
 
-LEDGER = "review.sqlite"
-"""Its name in a run folder."""
 LEASE_SECONDS = 900.0
 
 
-class ReviewLedger(OpenLedger):
-    """An open ledger, to read and to change; arguments, attributes and errors are those of `OpenLedger`."""
+# ---- decisions that were made elsewhere ----------------------------------------------------------------
+
+
+class OutsideDecision(NamedTuple):
+    """One decision from outside.
+
+    Attributes:
+        line: Where it stands in its file, for messages.
+        post_id: The post.
+        label: A class name, or `UNSURE`.
+        reviewer: Who decided.
+        batch: The batch that the file says the post is of; "" where it says none.
+    """
+
+    line: int
+    post_id: str
+    label: str
+    reviewer: str
+    batch: str = ""
+
+
+class Refusal(NamedTuple):
+    """A line that was not taken, and why."""
+
+    line: int
+    post_id: str
+    reason: str
+
+
+class ImportedDecisions(NamedTuple):
+    """What became of decisions from outside.
+
+    Attributes:
+        taken: Lines that the ledger holds now and did not before.
+        known: Lines that it held before: the same file again.
+        refused: The others.
+    """
+
+    taken: tuple[int, ...]
+    known: tuple[int, ...]
+    refused: tuple[Refusal, ...]
+
+
+class ReviewLedger(LedgerReader):
+    """An open ledger, to read and to change; arguments, attributes and errors are those of `LedgerReader`."""
 
     @classmethod
     def create(
@@ -52,7 +99,7 @@ class ReviewLedger(OpenLedger):
         *,
         classes: Sequence[str],
         budget: int,
-        doubled_share: float = 0.0,
+        double_annotation_rate: float = 0.0,
         lease_seconds: float = LEASE_SECONDS,
         seed: int = 0,
         clock: Callable[[], float] = time.time,
@@ -63,7 +110,7 @@ class ReviewLedger(OpenLedger):
             path: The file; its folder is made if need be.
             classes: The task's class names, two or more.
             budget: Most posts that may ever be reviewed, >= 0.
-            doubled_share: Share of the posts that two people review, in [0, 1].
+            double_annotation_rate: Share of the posts that two people review, in [0, 1].
             lease_seconds: How long a reviewer keeps a post without deciding, > 0.
             seed: Chooses the doubled posts.
             clock: As above.
@@ -76,22 +123,21 @@ class ReviewLedger(OpenLedger):
             raise BudgetError(
                 f"classes {list(classes)}: expected two or more different names, none of them {UNSURE!r}"
             )
-        if budget < 0 or not 0.0 <= doubled_share <= 1.0 or not lease_seconds > 0:
+        if budget < 0 or not 0.0 <= double_annotation_rate <= 1.0 or not lease_seconds > 0:
             raise BudgetError(
-                f"budget {budget}, doubled share {doubled_share}, lease of {lease_seconds} s: expected a"
-                " budget >= 0, a share in [0, 1] and a lease > 0"
+                f"budget {budget}, double annotation rate {double_annotation_rate}, lease of"
+                f" {lease_seconds} s: expected a budget >= 0, a share in [0, 1] and a lease > 0"
             )
-        settings = {
-            "format": FORMAT, "classes": list(classes), "budget": int(budget),
-            "doubled_share": float(doubled_share), "lease_seconds": float(lease_seconds), "seed": int(seed),
-        }  # fmt: skip
+        settings = LedgerSettings(
+            tuple(classes), int(budget), float(double_annotation_rate), float(lease_seconds), int(seed)
+        )
         path = Path(path)
         with explained(path, "created"):
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = connect(path)
             try:
                 with changing(connection):
-                    create(connection, path, settings)
+                    create(connection, path, settings.to_json())
             finally:
                 connection.close()
         return cls(path, clock=clock)
@@ -107,7 +153,7 @@ class ReviewLedger(OpenLedger):
             BudgetError: Fewer than 0, or fewer in all than are in the ledger already.
             LedgerError: The file cannot be written.
         """
-        with explained(self.path, "written"), changing(self._connection) as connection:
+        with self._change() as connection:
             others = sum(n for name, n in allowances(connection).items() if name != purpose)
             (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
             if posts < 0 or self.base_budget + others + posts < entered:
@@ -115,10 +161,10 @@ class ReviewLedger(OpenLedger):
                     f"{posts:,} posts allowed for {purpose!r} would make a budget of"
                     f" {self.base_budget + others + posts:,}: {entered:,} are in the ledger already"
                 )
-            allow(connection, purpose, posts)
+            set_value(connection, ALLOWED + purpose, posts)
 
     def add(
-        self, batch: str, entries: Sequence[Entry], order: Sequence[str], *, likeliest_first: bool = False
+        self, batch: str, items: Sequence[ReviewItem], order: Sequence[str], *, likeliest_first: bool = False
     ) -> None:
         """Put a batch of posts into the ledger, those of them in `order` to be reviewed.
 
@@ -127,7 +173,7 @@ class ReviewLedger(OpenLedger):
 
         Args:
             batch: Its name, for instance a round's.
-            entries: The posts that the sample was drawn from, once each.
+            items: The posts that the sample was drawn from, once each.
             order: Ids of the posts to review, in the order in which they are handed out.
             likeliest_first: Whether that order is by suspicion, not at random: no estimate of a part then.
 
@@ -136,22 +182,22 @@ class ReviewLedger(OpenLedger):
                 inclusion 0 or that an earlier batch sent to review, a label that is no class.
             LedgerError: A batch of that name with other posts is there, or the file cannot be written.
         """
-        check_batch(entries, order, self.classes)
-        material = json.dumps([[list(entry) for entry in entries], list(order)], separators=(",", ":"))
-        address = hashlib.sha256(material.encode()).hexdigest()
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            known = connection.execute("SELECT address FROM batches WHERE name = ?", (batch,)).fetchone()
-            if known is not None and known[0] == address:
+        check_batch(items, order, self.classes)
+        material = json.dumps([[list(item) for item in items], list(order)], separators=(",", ":"))
+        digest = hashlib.sha256(material.encode()).hexdigest()
+        with self._change() as connection:
+            known = connection.execute("SELECT digest FROM batches WHERE name = ?", (batch,)).fetchone()
+            if known is not None and known[0] == digest:
                 return
             if known is not None:
                 raise LedgerError(
-                    f"{self.path} holds a batch {batch!r} of other posts (address {known[0][:12]}, now"
-                    f" {address[:12]}): give the new one another name"
+                    f"{self.path} holds a batch {batch!r} of other posts (digest {known[0][:12]}, now"
+                    f" {digest[:12]}): give the new one another name"
                 )
-            queue.check_room(connection, order, self.budget)
-            connection.execute("INSERT INTO batches VALUES (?, ?, ?)", (batch, address, self._clock()))
+            check_room(connection, order, self.budget)
+            connection.execute("INSERT INTO batches VALUES (?, ?, ?)", (batch, digest, self._clock()))
             if likeliest_first:
-                mark_likeliest_first(connection, batch)
+                set_value(connection, LIKELIEST_FIRST + batch, True)
             (begin,) = connection.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM posts").fetchone()
             places = {post_id: begin + number for number, post_id in enumerate(order)}
             doubled = self._doubled(batch, order)
@@ -159,15 +205,15 @@ class ReviewLedger(OpenLedger):
                 "INSERT INTO posts (batch, post_id, machine_label, error, inclusion, part, place, doubled,"
                 " open) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (batch, *entry, places.get(entry.post_id), twice, (entry.post_id in places) + twice)
-                    for entry in entries
-                    for twice in [int(entry.post_id in doubled)]
+                    (batch, *item, places.get(item.post_id), twice, (item.post_id in places) + twice)
+                    for item in items
+                    for twice in [int(item.post_id in doubled)]
                 ],
             )
 
     # ---- for whoever shows posts to reviewers ---------------------------------------------------------
 
-    def next_post(self, reviewer: str) -> Leased | None:
+    def next_post(self, reviewer: str) -> Assignment | None:
         """The post that `reviewer` should look at now, theirs until the lease runs out; None: none is open.
 
         Who holds a post gets the same one again, its lease renewed: a page may be reloaded. Posts that the
@@ -180,8 +226,15 @@ class ReviewLedger(OpenLedger):
         _check_reviewer(reviewer)
         now = self._clock()
         expires = now + self.lease_seconds
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            return queue.hand_out(connection, reviewer, now, expires)
+        with self._change() as connection:
+            slot = held_by(connection, reviewer)
+            if slot is not None:
+                renew = "UPDATE reviews SET expires = ? WHERE post_id = ? AND slot = ?"
+                connection.execute(renew, (expires, *slot))
+            else:
+                give_back(connection, "expires <= ?", now)
+                slot = take_free(connection, reviewer, expires)
+            return None if slot is None else assignment(connection, slot, expires)
 
     def decide(self, reviewer: str, post_id: str, label: str) -> None:
         """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.
@@ -197,8 +250,23 @@ class ReviewLedger(OpenLedger):
         _check_reviewer(reviewer)
         if label not in (*self.classes, UNSURE):
             raise DecisionError(f"label {label!r} for {post_id!r}: expected one of {[*self.classes, UNSURE]}")
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            queue.decide(connection, reviewer, post_id, label, self._clock())
+        with self._change() as connection:
+            row = connection.execute(
+                "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (post_id, reviewer)
+            ).fetchone()
+            if row is None:
+                raise DecisionError(
+                    f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
+                    " else, or it was never handed out; ask for the next post"
+                )
+            if row[0] not in (None, label):
+                raise DecisionError(
+                    f"{reviewer!r} has decided {row[0]!r} on post {post_id!r}, now {label!r}: undo that first"
+                )
+            if row[0] is None:
+                now = self._clock()
+                settle(connection, reviewer, post_id, label, now)
+                log(connection, now, "decide", reviewer, post_id, label=label)
 
     def skip(self, reviewer: str, post_id: str) -> None:
         """Give a post back undecided; others may take it, this reviewer sees it again last. Spends nothing.
@@ -208,13 +276,17 @@ class ReviewLedger(OpenLedger):
             LedgerError: The file cannot be written.
         """
         _check_reviewer(reviewer)
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            queue.skip(connection, reviewer, post_id, self._clock())
+        with self._change() as connection:
+            if not give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
+                raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
+            now = self._clock()
+            connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
+            log(connection, now, "skip", reviewer, post_id)
 
-    def enter(
-        self, decisions: Sequence[Outside], *, all_or_nothing: bool = False, dry: bool = False
-    ) -> Entered:
-        """Take decisions that were made elsewhere, all in one change; see `import_decisions`.
+    def import_decisions(
+        self, decisions: Sequence[OutsideDecision], *, all_or_nothing: bool = False, dry: bool = False
+    ) -> ImportedDecisions:
+        """Take decisions that were made elsewhere, all in one change; what a page could not do is refused.
 
         Args:
             decisions: In the order of their file.
@@ -225,15 +297,15 @@ class ReviewLedger(OpenLedger):
             LedgerError: The file cannot be written.
         """
         now = self._clock()
-        with explained(self.path, "written"), changing(self._connection) as connection:
+        with self._change() as connection:
             connection.execute("SAVEPOINT decisions")
-            entered = enter(connection, decisions, self.classes, now)
-            if dry or (entered.refused and all_or_nothing):
+            imported = import_decisions(connection, decisions, self.classes, now)
+            if dry or (imported.refused and all_or_nothing):
                 connection.execute("ROLLBACK TO decisions")
-                entered = entered._replace(taken=())
-        return entered
+                imported = imported._replace(taken=())
+        return imported
 
-    def undo(self, reviewer: str) -> Leased | None:
+    def undo(self, reviewer: str) -> Assignment | None:
         """Take this reviewer's latest decision back: the post is theirs again; None when there is none.
 
         A post that they hold undecided goes back to the others.
@@ -245,8 +317,22 @@ class ReviewLedger(OpenLedger):
         _check_reviewer(reviewer)
         now = self._clock()
         expires = now + self.lease_seconds
-        with explained(self.path, "written"), changing(self._connection) as connection:
-            return queue.take_back(connection, reviewer, now, expires)
+        with self._change() as connection:
+            row = connection.execute(
+                "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
+                " ORDER BY decided DESC, rowid DESC LIMIT 1",
+                (reviewer,),
+            ).fetchone()
+            if row is None:
+                return None
+            slot = ReviewSlot(row[0], row[1])
+            give_back(connection, "reviewer = ?", reviewer)
+            connection.execute(
+                "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
+                (expires, *slot),
+            )
+            log(connection, now, "undo", reviewer, slot.post_id, label=row[2])
+            return assignment(connection, slot, expires)
 
     def release(self, reviewer: str) -> None:
         """Give back what `reviewer` holds undecided, as when they leave; nothing held is no error.
@@ -254,15 +340,334 @@ class ReviewLedger(OpenLedger):
         Raises:
             LedgerError: The file cannot be written.
         """
+        with self._change() as connection:
+            give_back(connection, "reviewer = ?", reviewer)
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, on the disk when it ends; SQLite's errors in words."""
         with explained(self.path, "written"), changing(self._connection) as connection:
-            queue.give_back(connection, "reviewer = ?", reviewer)
+            yield connection
 
     def _doubled(self, batch: str, order: Sequence[str]) -> frozenset[str]:
         """Which posts two people review, drawn by the seed; the same in any process."""
         chosen = random.Random(f"{self.seed}/{batch}")
-        return frozenset(chosen.sample(sorted(order), round(self.doubled_share * len(order))))
+        return frozenset(chosen.sample(sorted(order), round(self.double_annotation_rate * len(order))))
 
 
 def _check_reviewer(reviewer: str) -> None:
     if not reviewer.strip():
         raise DecisionError("a reviewer without a name: expected one, so that nobody sees a post twice")
+
+
+@contextmanager
+def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
+    """The run's ledger of reviews, or None where it has none.
+
+    Raises:
+        LedgerError: It cannot be opened.
+    """
+    path = folder.path / LEDGER
+    if not path.exists():
+        yield None
+        return
+    ledger = ReviewLedger(path)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+# ---- the changes, each inside a transaction ------------------------------------------------------------
+
+
+def create(connection: sqlite3.Connection, path: Path, settings: Mapping[str, Any]) -> None:
+    """Make the tables in an empty file, or check that they were made with these settings.
+
+    Raises:
+        LedgerError: They were made with others, or the file holds something else.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version:
+        check_version(connection, path)
+        found = read_settings(connection)
+        differing = sorted(key for key in settings if found.get(key) != settings[key])
+        if differing:
+            told = ", ".join(f"{key} {found.get(key)!r}, now {settings[key]!r}" for key in differing)
+            raise LedgerError(f"{path} holds a review with other settings ({told}): name another file")
+        return
+    if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise LedgerError(f"{path} is a database of something else: name another file")
+    for statement in CREATE.split(";\n"):  # executescript would commit first, and others see half a file
+        connection.execute(statement)
+    connection.executemany(
+        "INSERT INTO settings (name, value) VALUES (?, ?)",
+        [(name, json.dumps(value)) for name, value in settings.items()],
+    )
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def set_value(connection: sqlite3.Connection, name: str, value: object) -> None:
+    """Set one of the ledger's settings."""
+    connection.execute(
+        "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value))
+    )
+
+
+def check_batch(items: Sequence[ReviewItem], order: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse what is no sample of a population.
+
+    Raises:
+        BudgetError: An id twice or unknown, a label that is no class, a share outside [0, 1], a post to
+            review that could not have been drawn.
+    """
+    by_id = {item.post_id: item for item in items}
+    if len(by_id) < len(items) or len(set(order)) < len(order):
+        raise BudgetError(
+            f"{len(items)} posts with {len(by_id)} ids, {len(order)} to review with {len(set(order))}:"
+            " expected every id once"
+        )
+    for item in items:
+        if item.machine_label not in classes:
+            raise BudgetError(
+                f"post {item.post_id!r} has the machine label {item.machine_label!r}: expected one of"
+                f" {list(classes)}"
+            )
+        shares = [item.inclusion, 0.0 if item.error is None else item.error]
+        if not all(0.0 <= share <= 1.0 for share in shares):
+            raise BudgetError(
+                f"post {item.post_id!r} has inclusion {item.inclusion} and error {item.error}: expected"
+                " both in [0, 1]"
+            )
+    never = [post_id for post_id in order if post_id not in by_id or by_id[post_id].inclusion == 0.0]
+    if never:
+        raise BudgetError(
+            f"{len(never)} posts to review that are not in the batch, or have inclusion 0; the first is"
+            f" {never[0]!r}: expected a sample of the batch"
+        )
+
+
+class ReviewSlot(NamedTuple):
+    """One review of one post: the first (slot 0), or the second of a doubled one."""
+
+    post_id: str
+    slot: int
+
+
+def check_room(connection: sqlite3.Connection, order: Sequence[str], budget: int) -> None:
+    """Refuse posts beyond the budget, and those that are to be reviewed already.
+
+    Raises:
+        BudgetError: With the counts.
+    """
+    (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
+    if entered + len(order) > budget:
+        raise BudgetError(
+            f"{len(order):,} more posts to review, {entered:,} are in the ledger and the budget is"
+            f" {budget:,}: expected at most {budget - entered:,}; draw a smaller sample"
+        )
+    asked = "SELECT 1 FROM posts WHERE post_id = ? AND place IS NOT NULL"
+    again = [post_id for post_id in order if connection.execute(asked, (post_id,)).fetchone()]
+    if again:
+        raise BudgetError(
+            f"{len(again)} posts are in the ledger for review already, the first is {again[0]!r}: expected"
+            " posts that nobody was asked about; leave them out of the new sample"
+        )
+
+
+def held_by(connection: sqlite3.Connection, reviewer: str) -> ReviewSlot | None:
+    """What a reviewer holds undecided, its lease run out or not."""
+    row = connection.execute(
+        "SELECT post_id, slot FROM reviews WHERE reviewer = ? AND label IS NULL", (reviewer,)
+    ).fetchone()
+    return None if row is None else ReviewSlot(*row)
+
+
+def give_back(connection: sqlite3.Connection, which: str, *values: Any) -> int:  # noqa: ANN401 -- SQL values
+    """Return the undecided posts that a condition on `reviews` picks out; how many there were."""
+    rows = connection.execute(
+        f"DELETE FROM reviews WHERE label IS NULL AND {which} RETURNING post_id", values
+    ).fetchall()
+    connection.executemany("UPDATE posts SET open = open + 1 WHERE post_id = ? AND place IS NOT NULL", rows)
+    return len(rows)
+
+
+_OPEN = (
+    "SELECT p.post_id FROM posts p {join} WHERE p.open > 0"
+    " AND NOT EXISTS (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.reviewer = :who)"
+)
+_FRESH = _OPEN.format(join="") + (
+    " AND NOT EXISTS (SELECT 1 FROM skips s WHERE s.post_id = p.post_id AND s.reviewer = :who)"
+    " ORDER BY p.place LIMIT 1"
+)
+_SKIPPED = _OPEN.format(join="JOIN skips s ON s.post_id = p.post_id AND s.reviewer = :who") + (
+    " ORDER BY s.skipped, p.place LIMIT 1"
+)
+
+
+def take_free(connection: sqlite3.Connection, reviewer: str, expires: float) -> ReviewSlot | None:
+    """Lease the first post in order that has a review open and that this reviewer has not had.
+
+    Posts that they skipped come last, the longest ago first; None when nothing is open for them.
+    """
+    for query in (_FRESH, _SKIPPED):
+        row = connection.execute(query, {"who": reviewer}).fetchone()
+        if row is not None:
+            break
+    else:
+        return None
+    taken = connection.execute("SELECT slot FROM reviews WHERE post_id = ?", row).fetchall()
+    place = ReviewSlot(row[0], 1 if (0,) in taken else 0)
+    connection.execute(
+        "INSERT INTO reviews (post_id, slot, reviewer, expires) VALUES (?, ?, ?, ?)",
+        (*place, reviewer, expires),
+    )
+    connection.execute("UPDATE posts SET open = open - 1 WHERE post_id = ? AND place IS NOT NULL", row)
+    return place
+
+
+def assignment(connection: sqlite3.Connection, slot: ReviewSlot, expires: float) -> Assignment:
+    """What a reviewer is handed."""
+    *item, batch, number = connection.execute(
+        "SELECT post_id, machine_label, error, inclusion, part, batch, place FROM posts"
+        " WHERE post_id = ? AND place IS NOT NULL",
+        (slot.post_id,),
+    ).fetchone()
+    return Assignment(ReviewItem(*item), batch, number, slot.slot == 1, expires)
+
+
+def settle(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:
+    """Decide a review that the reviewer holds."""
+    connection.execute(
+        "UPDATE reviews SET label = ?, decided = ?, expires = NULL WHERE post_id = ? AND reviewer = ?",
+        (label, now, post_id, reviewer),
+    )
+
+
+def log(
+    connection: sqlite3.Connection,
+    at: float,
+    action: str,
+    reviewer: str,
+    post_id: str,
+    *,
+    label: str | None = None,
+) -> None:
+    """Write down what was done."""
+    connection.execute(
+        "INSERT INTO log (at, reviewer, post_id, action, label) VALUES (?, ?, ?, ?, ?)",
+        (at, reviewer, post_id, action, label),
+    )
+
+
+def import_decisions(
+    connection: sqlite3.Connection, decisions: Sequence[OutsideDecision], classes: Sequence[str], now: float
+) -> ImportedDecisions:
+    """Take what can be taken, inside a transaction of the ledger's."""
+    give_back(connection, "expires <= ?", now)
+    taken, known, refused = list[int](), list[int](), list[Refusal]()
+    lines: dict[tuple[str, str], int] = {}
+    for one in decisions:
+        key = (one.post_id, one.reviewer)
+        if key in lines:
+            refused.append(_refusal(one, _repeats(connection, one, lines[key])))
+            continue
+        standing = _label_of(connection, one)
+        if standing is not None and standing == one.label:
+            lines[key] = one.line
+            known.append(one.line)
+            continue
+        reason = _why_not(connection, one, standing, classes)
+        if reason is not None:
+            refused.append(_refusal(one, reason))
+            continue
+        lines[key] = one.line
+        taken.append(one.line)
+        _decide(connection, one, now)
+    return ImportedDecisions(tuple(taken), tuple(known), tuple(refused))
+
+
+def _refusal(one: OutsideDecision, reason: str) -> Refusal:
+    return Refusal(one.line, one.post_id, reason)
+
+
+def _repeats(connection: sqlite3.Connection, one: OutsideDecision, line: int) -> str:
+    label = _label_of(connection, one)
+    if label == one.label:
+        return f"repeats line {line}"
+    return f"contradicts line {line}: {one.reviewer!r} says {label!r} there and {one.label!r} here"
+
+
+def _label_of(connection: sqlite3.Connection, one: OutsideDecision) -> str | None:
+    """What this reviewer has decided on the post."""
+    row = connection.execute(
+        "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (one.post_id, one.reviewer)
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def _why_not(
+    connection: sqlite3.Connection, one: OutsideDecision, standing: str | None, classes: Sequence[str]
+) -> str | None:
+    """Why a decision cannot be taken, or None."""
+    if not one.reviewer.strip():
+        return "names no reviewer: give one"
+    if one.label not in (*classes, UNSURE):
+        return f"label {one.label!r}: expected one of {[*classes, UNSURE]}"
+    if standing is not None:
+        return f"{one.reviewer!r} has decided {standing!r} before, now {one.label!r}: undo that first"
+    return _no_room(connection, one)
+
+
+def _no_room(connection: sqlite3.Connection, one: OutsideDecision) -> str | None:
+    """Why the post has no review left for this decision, or None."""
+    row = connection.execute(
+        "SELECT batch, place, open, doubled FROM posts WHERE post_id = ? ORDER BY place IS NULL",
+        (one.post_id,),
+    ).fetchone()
+    if row is None:
+        return "is no post of this ledger"
+    batch, place, free, doubled = row
+    if place is None:
+        return f"was not drawn for review (batch {batch!r}): it would be spent over the budget"
+    if one.batch and one.batch != batch:
+        return f"is of batch {batch!r}, the file says {one.batch!r}: a file of another review?"
+    if free or _holds(connection, one):
+        return None
+    return _spent(connection, one.post_id, 1 + doubled)
+
+
+def _spent(connection: sqlite3.Connection, post_id: str, reviews: int) -> str:
+    rows = connection.execute("SELECT reviewer, label FROM reviews WHERE post_id = ?", (post_id,)).fetchall()
+    holding = [reviewer for reviewer, label in rows if label is None]
+    if holding:
+        return f"is with {holding[0]!r} now: import again when that review is made or its lease ran out"
+    who = " and ".join(repr(reviewer) for reviewer, _ in rows)
+    more = "one more" if reviews == 1 else "a third review"
+    return f"was reviewed by {who}: {more} would be spent over the budget"
+
+
+def _holds(connection: sqlite3.Connection, one: OutsideDecision) -> bool:
+    return (
+        connection.execute(
+            "SELECT 1 FROM reviews WHERE post_id = ? AND reviewer = ? AND label IS NULL",
+            (one.post_id, one.reviewer),
+        ).fetchone()
+        is not None
+    )
+
+
+def _decide(connection: sqlite3.Connection, one: OutsideDecision, now: float) -> None:
+    """Take the free review of a post, or the one that this reviewer holds, and decide it."""
+    if _holds(connection, one):
+        settle(connection, one.reviewer, one.post_id, one.label, now)
+    else:
+        slots = connection.execute("SELECT slot FROM reviews WHERE post_id = ?", (one.post_id,)).fetchall()
+        connection.execute(
+            "INSERT INTO reviews (post_id, slot, reviewer, label, decided) VALUES (?, ?, ?, ?, ?)",
+            (one.post_id, 1 if (0,) in slots else 0, one.reviewer, one.label, now),
+        )
+        connection.execute(
+            "UPDATE posts SET open = open - 1 WHERE post_id = ? AND place IS NOT NULL", (one.post_id,)
+        )
+    log(connection, now, "import", one.reviewer, one.post_id, label=one.label)

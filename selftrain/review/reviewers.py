@@ -12,19 +12,15 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from selftrain._util.types import Json
-from selftrain.review.audit import AUDIT
-from selftrain.store.run_dir import RunFolder
-
-if TYPE_CHECKING:
-    from selftrain.review.criticism import LoopCriticizer
-    from selftrain.review.items import Decision, Entry
-    from selftrain.review.ledger import ReviewLedger
+from selftrain.review.criticism import LoopCriticizer
+from selftrain.review.ledger import opened_ledger
+from selftrain.review.ledger_reader import Decision, ReviewItem
+from selftrain.review.sampling import AUDIT, request_reviews, verdicts_among
+from selftrain.store.run_dir import HumanLabel, RunFolder
 
 Rule = Literal["normalised", "exponential", "threshold"]
 Wait = Literal["end", "poll"]
@@ -61,15 +57,41 @@ class Waiting(NamedTuple):
         )
 
 
-class People:
-    """The reviewers, as the loop sees them.
+class Reviewers(Protocol):
+    """What the loop needs of the people who review for it."""
+
+    def ready(self, number: int) -> bool:
+        """Ask what is to be asked before round `number` >= 1; False ends the run in good order.
+
+        Called once before every round. The finished rounds lie in the run's folder; a round before which
+        this is False is not begun, and the same run goes on from there when it is started again.
+        """
+        ...
+
+    def answers(self, used: Mapping[str, str]) -> Sequence[HumanLabel]:
+        """Labels of pool posts that no round has used yet.
+
+        Args:
+            used: Post id -> the label that earlier rounds used. A post in it is given again only when its
+                label has changed since.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what was opened; safe to repeat."""
+        ...
+
+
+class HumanReview:
+    """People who review in the run's ledger: on the review page, or by export and import.
 
     Args:
         folder: The run.
         budget: Most posts that the loop may ever send to review; 0: it sends none, and uses what others did.
         per_round: Most of them after one round.
         rule, floor: See `selftrain.act.budget.inclusion`.
-        doubled_share: Share of the posts that two people review; a ledger that is there keeps its own.
+        double_annotation_rate: Share of the posts that two people review; a ledger that is
+            there keeps its own.
         wait: While reviews are missing, "end" the run in good order, or "poll" until they are there.
         seed: Of the draws; a ledger that is there keeps its own.
         progress: Whether polling shows how far the review is.
@@ -85,7 +107,7 @@ class People:
         per_round: int = 50,
         rule: Rule = "exponential",
         floor: float = 0.1,
-        doubled_share: float = 0.0,
+        double_annotation_rate: float = 0.0,
         wait: Wait = "end",
         seed: int = 0,
         progress: bool = False,
@@ -94,7 +116,7 @@ class People:
     ) -> None:
         self._criticizer = criticizer
         self._folder, self._budget, self._per_round = folder, budget, per_round
-        self._rule, self._floor, self._doubled_share = rule, floor, doubled_share
+        self._rule, self._floor, self._double_annotation_rate = rule, floor, double_annotation_rate
         self._wait, self._seed, self._progress, self._poll_seconds = wait, seed, progress, poll_seconds
 
     def ready(self, number: int) -> bool:
@@ -112,8 +134,8 @@ class People:
             return True
         return self._wait == "poll" and self._until_reviewed(waiting)
 
-    def answers(self, used: Mapping[str, str]) -> list[Json]:
-        """Decisions on posts of the run that no round has used: rows of `human.jsonl`, in order of review.
+    def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
+        """Decisions on posts of the run that no round has used, in order of review.
 
         A post on which every reviewer was unsure has none; of a contested one the first label counts.
 
@@ -134,7 +156,7 @@ class People:
                 if entry.post_id in drawn
             }
             return [
-                _row(decision, *entries[decision.post_id])
+                _human_label(decision, decision.label, *entries[decision.post_id])
                 for decision in ledger.decisions()
                 if decision.label is not None and used.get(decision.post_id) != decision.label
             ]
@@ -146,26 +168,25 @@ class People:
 
     def _ask(self, number: int) -> None:
         """Draw the sample that follows round `number`, unless it was drawn or nothing may be spent."""
-        from selftrain.review.requests import request_reviews, verdicts_now
-
         with opened_ledger(self._folder) as ledger:
             drawn = {} if ledger is None else {batch: ledger.drawn(batch) for batch in ledger.batches()}
             if batch_after(number) in drawn:
                 return
-            base, doubled_share, seed = self._budget, self._doubled_share, self._seed
+            base, rate, seed = self._budget, self._double_annotation_rate, self._seed
             if ledger is not None:
-                base, doubled_share, seed = ledger.base_budget, ledger.doubled_share, ledger.seed
+                base, seed = ledger.base_budget, ledger.seed
+                rate = ledger.double_annotation_rate
                 if base + ledger.allowed(RECIPE) < self._budget:
                     ledger.allow(RECIPE, self._budget - base)
         asked = {post_id for posts in drawn.values() for post_id in posts}
         spent = sum(len(posts) for batch, posts in drawn.items() if not batch.startswith(AUDIT))
-        left = sum(post_id not in asked for post_id in verdicts_now(self._folder).divergent)
+        left = sum(post_id not in asked for post_id in verdicts_among(self._folder, "divergent"))
         sample = min(self._per_round, self._budget - spent, left)
         if sample < 1:
             return
         request_reviews(
             self._folder, budget=base, batch=batch_after(number), sample=sample, rule=self._rule,
-            floor=self._floor, doubled_share=doubled_share, seed=seed, estimator=self._criticizer,
+            floor=self._floor, double_annotation_rate=rate, seed=seed, estimator=self._criticizer,
         )  # fmt: skip
 
     def _until_reviewed(self, waiting: Waiting) -> bool:
@@ -199,37 +220,11 @@ def waiting_for(folder: RunFolder) -> Waiting | None:
     return Waiting(ledger.path, len(posts), sum(one not in decided for one in posts)) if posts else None
 
 
-@contextmanager
-def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
-    """The run's ledger of reviews, or None where it has none.
-
-    Raises:
-        LedgerError: It cannot be opened.
-    """
-    from selftrain.review.ledger import LEDGER, ReviewLedger
-
-    path = folder.path / LEDGER
-    if not path.exists():
-        yield None
-        return
-    ledger = ReviewLedger(path)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
 _OWN = re.compile(r"round [0-9]+")
 
 
-def _row(decision: Decision, batch: str, entry: Entry) -> Json:
-    """A line of human.jsonl."""
-    return {
-        "id": decision.post_id,
-        "label": decision.label,
-        "reviewers": [review.reviewer for review in decision.reviews],
-        "contested": decision.contested,
-        "batch": batch,
-        "inclusion": round(entry.inclusion, 9),
-        "machine_label": entry.machine_label,
-    }
+def _human_label(decision: Decision, label: str, batch: str, entry: ReviewItem) -> HumanLabel:
+    return HumanLabel(
+        decision.post_id, label, tuple(review.reviewer for review in decision.reviews), decision.contested,
+        batch, round(entry.inclusion, 9), entry.machine_label,
+    )  # fmt: skip

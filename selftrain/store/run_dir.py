@@ -21,16 +21,114 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from agents.errors import JudgmentError
+from agents.judgment import Verdict
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 from selftrain.store import atomic
 
+T = TypeVar("T")
+
 HUMAN = "human.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnvironment:
+    """What a run, or a labelling, was made with: the content of environment.json.
+
+    Attributes:
+        recipe: The recipe's file name; empty for a run made in Python.
+        task: The task's name.
+        identity: What must not change between starts: digests of posts and backbone, the task's name.
+        classes: The task's class names; of a run the positive one first. Empty where the file names none.
+        simulated: Whether the agents' answers are drawn from known labels.
+        pool: Posts in the pool; 0 for a labelling.
+        agents: What answers and how.
+        record: The whole file, for pages that list it.
+    """
+
+    recipe: str
+    task: str
+    identity: Mapping[str, str]
+    classes: tuple[str, ...]
+    simulated: bool
+    pool: int
+    agents: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RunEnvironment:
+        """The environment of a record; a labelling's has fewer entries.
+
+        Raises:
+            KeyError, TypeError, AttributeError: The record is none.
+        """
+        identity, classes = record.get("identity", {}), record.get("classes") or {}
+        named = classes.get("all") or [classes[key] for key in ("positive", "negative") if key in classes]
+        return cls(
+            recipe=record.get("recipe") or "",
+            task=identity.get("task", ""),
+            identity=identity,
+            classes=tuple(named),
+            simulated=bool(record.get("simulated")),
+            pool=record.get("splits", {}).get("pool", 0),
+            agents=record.get("agents") or {},
+            record=record,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HumanLabel:
+    """A label that people gave: a line of human.jsonl.
+
+    Attributes:
+        post_id: Of a pool post.
+        label: A class name.
+        reviewers: Who decided, the one whose label counts first.
+        contested: Whether two reviewers gave different labels.
+        batch: The batch of the review ledger that the post was drawn for.
+        inclusion: With which probability it was drawn, in [0, 1].
+        machine_label: What classifier and agents together would have given it.
+    """
+
+    post_id: str
+    label: str
+    reviewers: tuple[str, ...]
+    contested: bool
+    batch: str
+    inclusion: float
+    machine_label: str
+
+    def to_json(self) -> Json:
+        """A record of JSON values."""
+        return {
+            "id": self.post_id, "label": self.label, **self.provenance(),
+        }  # fmt: skip
+
+    def provenance(self) -> Json:
+        """Where the label comes from, as grown.jsonl has it."""
+        return {
+            "reviewers": list(self.reviewers), "contested": self.contested, "batch": self.batch,
+            "inclusion": self.inclusion, "machine_label": self.machine_label,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> HumanLabel:
+        """The label of a record.
+
+        Raises:
+            KeyError, TypeError: The record is incomplete.
+        """
+        return cls(
+            record["id"], record["label"], tuple(record["reviewers"]), record["contested"], record["batch"],
+            record["inclusion"], record["machine_label"],
+        )  # fmt: skip
 
 
 class RunFolder:
@@ -81,7 +179,7 @@ class RunFolder:
 
         self.check_recipe(recipe)
         if self.recipe_path.exists():
-            self._check_same("identity", self.environment().get("identity", {}), environment["identity"])
+            self._check_same("identity", dict(self.environment().identity), environment["identity"])
         self.clear_temporary()
         if not self.recipe_path.exists():
             atomic.write_json(self.path / "environment.json", environment)
@@ -138,26 +236,57 @@ class RunFolder:
                 f"{self.recipe_path} cannot be read ({error}): the run folder is damaged"
             ) from error
 
-    def environment(self) -> Json:
-        """What the run was made with."""
-        return self.read_json(self.path / "environment.json")
+    def environment(self) -> RunEnvironment:
+        """What the run was made with.
+
+        Raises:
+            RunStateError: The file cannot be read, or is none.
+        """
+        file = self.path / "environment.json"
+        try:
+            return RunEnvironment.from_json(self.read_json(file))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
+
+    def class_names(self) -> tuple[str, ...]:
+        """The task's classes, the positive one first; those of a labelling in its task's order.
+
+        Raises:
+            RunStateError: The folder does not name them.
+        """
+        self.recipe()  # no run folder: said before anything else
+        classes = self.environment().classes
+        if len(classes) < 2:
+            raise RunStateError(
+                f"{self.path / 'environment.json'} names no classes (found {list(classes)}): the folder is"
+                " damaged"
+            )
+        return classes
 
     def round_path(self, number: int) -> Path:
         return self.path / "rounds" / f"{number:04d}"
 
-    def finished_rounds(self) -> list[Json]:
-        """The metrics of every finished round, round 0 (the labels alone) first.
+    def finished(self) -> int:
+        """How many rounds are finished, round 0 (the labels alone) included."""
+        count = 0
+        while (self.round_path(count) / "metrics.json").exists():
+            count += 1
+        return count
+
+    def round_records(self) -> list[Json]:
+        """metrics.json of every finished round, round 0 first; see `selftrain.rounds.finished_rounds`.
 
         Raises:
             RunStateError: A file that is not the metrics of its round.
         """
-        metrics: list[Json] = []
-        while (file := self.round_path(len(metrics)) / "metrics.json").exists():
-            figures = self.read_json(file)
-            if figures.get("round") != len(metrics) or not isinstance(figures.get("kept"), bool):
+        records: list[Json] = []
+        for number in range(self.finished()):
+            file = self.round_path(number) / "metrics.json"
+            record = self.read_json(file)
+            if record.get("round") != number or not isinstance(record.get("kept"), bool):
                 raise RunStateError(f"{file} is not the record of its round: the run folder is damaged")
-            metrics.append(figures)
-        return metrics
+            records.append(record)
+        return records
 
     def best_round(self) -> int:
         """Number of the last kept round.
@@ -165,20 +294,26 @@ class RunFolder:
         Raises:
             RunStateError: No round is finished.
         """
-        kept = [m["round"] for m in self.finished_rounds() if m["kept"]]
+        kept = [record["round"] for record in self.round_records() if record["kept"]]
         if not kept:
             raise RunStateError(f"{self.path} has no finished round yet: start the run again, it goes on")
         return int(kept[-1])
 
-    def verdicts(self, number: int) -> list[Json]:
-        """The verdicts of a round, in the order of its candidates; empty for round 0."""
-        file = self.round_path(number) / "verdicts.jsonl"
-        return list(read_jsonl(file)) if file.exists() else []
+    def verdicts(self, number: int) -> list[Verdict]:
+        """The verdicts of a round, in the order of its candidates; empty for round 0.
 
-    def human(self, number: int) -> list[Json]:
-        """People's labels that a round was the first to use; empty where it used none."""
-        file = self.round_path(number) / HUMAN
-        return list(read_jsonl(file)) if file.exists() else []
+        Raises:
+            RunStateError: A line that is no verdict, with its number.
+        """
+        return list(_read_typed(self.round_path(number) / "verdicts.jsonl", Verdict.from_json))
+
+    def human_labels(self, number: int) -> list[HumanLabel]:
+        """People's labels that a round was the first to use; empty where it used none.
+
+        Raises:
+            RunStateError: A line that is no such label, with its number.
+        """
+        return list(_read_typed(self.round_path(number) / HUMAN, HumanLabel.from_json))
 
     def read_json(self, file: Path) -> Json:
         """One JSON object of this folder, or a RunStateError that names the file."""
@@ -221,7 +356,7 @@ MAY_CHANGE = {
     *(f"vlm.{key}" for key in ("token_cap", "store")),
     "agents.on_near_chance",
     # what was drawn stays drawn, and what a round used stands in its folder
-    *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "doubled_share", "wait")),
+    *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "double_annotation_rate", "wait")),
     *(f"human.{key}" for key in ("source", "strategy", "servers", "model")),
 }
 """Keys of a recipe that a run may change on its way."""
@@ -245,6 +380,19 @@ def without_none(table: Mapping[str, Any]) -> Json:
         for key, value in table.items()
         if value is not None
     }
+
+
+def _read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
+    """What each line of a round's file stands for; nothing where the round has no such file."""
+    if not file.exists():
+        return
+    for number, record in enumerate(read_jsonl(file), 1):
+        try:
+            yield read(record)
+        except (JudgmentError, KeyError, TypeError) as error:
+            raise RunStateError(
+                f"{file}, line {number} is not what it should be ({error}): the run folder is damaged"
+            ) from error
 
 
 def read_jsonl(file: Path) -> Iterator[Json]:

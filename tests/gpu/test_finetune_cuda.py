@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from losses import Group, PNULoss
-from selftrain.data.corpus import Corpus
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.data.posts import Post
-from selftrain.models.classifier import TrainingSet
 
 pytestmark = pytest.mark.gpu
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.review.items import Entry
 from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import ReviewItem
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +41,7 @@ with open(told, "a") as file:
             time.sleep(0.05)
             continue
         idle = 0
-        post_id = post.entry.post_id
+        post_id = post.item.post_id
         act = chance.random()
         try:
             if act < 0.02:
@@ -66,9 +66,13 @@ def start(ledger, who, folder):
 @pytest.fixture
 def ledger(tmp_path):
     ledger = ReviewLedger.create(
-        tmp_path / "review.sqlite", classes=CLASSES, budget=POSTS, doubled_share=DOUBLED, lease_seconds=LEASE
+        tmp_path / "review.sqlite",
+        classes=CLASSES,
+        budget=POSTS,
+        double_annotation_rate=DOUBLED,
+        lease_seconds=LEASE,
     )
-    entries = [Entry(f"p{i}", CLASSES[i % 2], 0.5, POSTS / POPULATION) for i in range(POPULATION)]
+    entries = [ReviewItem(f"p{i}", CLASSES[i % 2], 0.5, POSTS / POPULATION) for i in range(POPULATION)]
     ledger.add("round 1", entries, [f"p{i}" for i in range(POSTS)])
     return ledger
 
@@ -123,7 +127,7 @@ def assert_what_was_told_is_kept(ledger, folder):
 def test_a_reviewer_killed_between_two_calls_finds_the_post_again(ledger, tmp_path):
     code = (
         "import os, signal, sys; from selftrain.review.ledger import ReviewLedger;"
-        "post = ReviewLedger(sys.argv[1]).next_post('ann'); print(post.entry.post_id, flush=True);"
+        "post = ReviewLedger(sys.argv[1]).next_post('ann'); print(post.item.post_id, flush=True);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run(
@@ -135,17 +139,18 @@ def test_a_reviewer_killed_between_two_calls_finds_the_post_again(ledger, tmp_pa
     )
     assert killed.returncode == -signal.SIGKILL
     assert killed.stdout.strip() == "p0"
-    assert ledger.next_post("ann").entry.post_id == "p0"
+    assert ledger.next_post("ann").item.post_id == "p0"
     assert ledger.progress().reviewed == 0
 
 
 def test_the_same_sample_added_by_two_processes_enters_once(ledger, tmp_path):
     code = (
         "import sys; from selftrain.review.ledger import ReviewLedger\n"
-        "from selftrain.review.items import Entry;"
+        "from selftrain.review.ledger_reader import ReviewItem;"
         "path = sys.argv[1];"
         "ledger = ReviewLedger.create(path, classes=('rude', 'kind'), budget=50);"
-        "ledger.add('a', [Entry(f'p{i}', 'rude', .1, .5) for i in range(100)], [f'p{i}' for i in range(50)])"
+        "items = [ReviewItem(f'p{i}', 'rude', .1, .5) for i in range(100)];"
+        "ledger.add('a', items, [f'p{i}' for i in range(50)])"
     )
     path = tmp_path / "shared.sqlite"
     racing = [subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=CHECKOUT) for _ in range(4)]

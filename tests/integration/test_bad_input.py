@@ -124,10 +124,7 @@ def test_an_empty_pool_is_refused_before_anything_is_computed(place):
 def test_more_candidates_than_the_pool_holds_are_refused_before_anything_is_computed(place, k, fits):
     if fits:
         assert (
-            go(place, f"selection.k={k}", "rounds.max=1", "data.duplicates=off")[1].figures["candidates"][
-                "posts"
-            ]
-            <= k
+            go(place, f"selection.k={k}", "rounds.max=1", "data.duplicates=off")[1].sets.candidates.posts <= k
         )
         return
     with pytest.raises(SplitError, match=r"31 posts requested by selection\.k, 30 available.*30 at most"):
@@ -145,10 +142,10 @@ def test_later_rounds_take_what_is_left(place):
         "selection.k=20",
         "rounds.max=3",
         "agents.kind=none",
-        "selection.revise=false",
+        "selection.retract_flipped=false",
         "rounds.patience=9",
     )
-    asked = [r.figures["candidates"]["posts"] for r in rounds[1:]]
+    asked = [r.sets.candidates.posts for r in rounds[1:]]
     assert len(asked) > 1
     assert 0 < asked[-1] < asked[0]
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from selftrain.cli import main
-from selftrain.review.exchange.exchange_import import import_reviews, read_reviews
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_now
+from selftrain.review.exchange.review_import import import_reviews, read_reviews
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
 pytestmark = pytest.mark.integration
@@ -51,7 +52,7 @@ for kind in ("JSON", "JSON_MIN", "CSV"):
 def run(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path / "run", symlinks=True)
     folder = RunFolder(tmp_path / "run")
-    request_reviews(folder, budget=min(8, len(verdicts_now(folder).divergent)), batch="divergent")
+    request_reviews(folder, budget=min(8, len(verdicts_among(folder, "divergent"))), batch="divergent")
     return folder
 
 
@@ -80,7 +81,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from selftrain.act import queue, schema
-from selftrain.review.exchange.exchange_import import import_reviews
+from selftrain.review.exchange.review_import import import_reviews
 from selftrain.store.run_dir import RunFolder
 run, file, point = sys.argv[1:]
 left = int(point)

@@ -17,9 +17,10 @@ from kill_helpers import CHECKOUT, SMALL, launcher
 
 from selftrain.cli import main
 from selftrain.data.drawn import draw_posts
-from selftrain.review.audit import request_audit
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.reviewers import waiting_for
+from selftrain.review.sampling import request_audit
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 pytestmark = pytest.mark.integration
@@ -31,19 +32,19 @@ RECIPE = (
 [human]
 budget = {BUDGET}
 per_round = {PER_ROUND}
-doubled_share = 0.3
+double_annotation_rate = 0.3
 wait = "WAIT"
 """
 )
 DRAWING = {
-    "before a sample is drawn": ("before", "call:selftrain.review.requests:request_reviews", 1),
+    "before a sample is drawn": ("before", "call:selftrain.review.sampling:request_reviews", 1),
     "between the ledger's creation and the sample": (
         "after",
         "call:selftrain.review.ledger:ReviewLedger.create",
         1,
     ),
-    "within the change that adds the sample": ("after", "call:selftrain.review.assign:check_room", 1),
-    "after a sample is drawn": ("after", "call:selftrain.review.requests:request_reviews", 1),
+    "within the change that adds the sample": ("after", "call:selftrain.review.ledger:check_room", 1),
+    "after a sample is drawn": ("after", "call:selftrain.review.sampling:request_reviews", 1),
 }
 USING = {
     "before the decisions are written": ("before", "replace:human.jsonl", 1),
@@ -80,7 +81,7 @@ def review(out, truth, most=10**6):
     """A reviewer who knows the truth decides what is open to them, and no more than `most`; how many."""
     ledger, made = ReviewLedger(out / LEDGER), 0
     while made < most and (post := ledger.next_post("ann")) is not None:
-        ledger.decide("ann", post.entry.post_id, truth[post.entry.post_id])
+        ledger.decide("ann", post.item.post_id, truth[post.item.post_id])
         made += 1
     ledger.close()
     return made
@@ -210,7 +211,7 @@ KILLED_AUDIT = """
 import os, signal, sys
 from pathlib import Path
 from selftrain.act import queue
-from selftrain.review.audit import request_audit
+from selftrain.review.sampling import request_audit
 from selftrain.review.ledger import ReviewLedger
 from selftrain.store.run_dir import RunFolder
 def die(*args):

@@ -12,6 +12,7 @@ import pytest
 from browser_helpers import DESKTOP
 from report_helpers import HOSTILE, PLAIN, made, trust
 
+from agents.judgment import Verdict
 from runs.bench.synthetic_run import synthetic_run
 from selftrain.report import write_report
 from selftrain.report.compare import compare
@@ -46,7 +47,7 @@ def page(open_page, folder):
 
 def verdicts_of(folder):
     """(round, verdict) as the files have them."""
-    return [(number, one) for number in (1, 2, 3) for one in folder.verdicts(number)]
+    return [(number, one) for number in (1, 2, 3) for one in map(Verdict.to_json, folder.verdicts(number))]
 
 
 def shown(page):
@@ -72,7 +73,7 @@ def test_it_opens_with_a_page_of_verdicts_and_the_first_one_told(page):
 
 def test_a_real_run_opens_with_its_words_and_pictures(open_page, small_run):
     page = open_page(small_run / "report.html")
-    verdict = RunFolder(small_run).verdicts(2)[0]
+    verdict = RunFolder(small_run).verdicts(2)[0].to_json()
     page.locator("#f-search").fill(verdict["post_id"])
     expect(page.locator(ROWS)).not_to_have_count(100)
     row = page.locator(ROWS).filter(has_text=verdict["post_id"]).first

@@ -11,8 +11,8 @@ from browser_helpers import listening
 from report_helpers import HOSTILE
 from review_helpers import Server, labelling_of, review_of
 
-from selftrain.review.items import UNSURE
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, UNSURE
 
 pytestmark = pytest.mark.integration
 
@@ -360,10 +360,10 @@ def test_an_open_page_keeps_its_post_and_one_that_was_away_is_told(serve, visit)
     page = visit(server)
     first = shown_id(page)
     page.wait_for_timeout(5000)
-    assert server.ledger.next_post("bob").entry.post_id != first
+    assert server.ledger.next_post("bob").item.post_id != first
     page.context.set_offline(True)
     page.wait_for_timeout(4500)
-    assert server.ledger.next_post("cem").entry.post_id == first
+    assert server.ledger.next_post("cem").item.post_id == first
     page.context.set_offline(False)
     page.keyboard.press("p")  # a page where nothing happens for two leases holds nothing
     expect(page.locator("#fault")).to_contain_text("went to somebody else meanwhile", timeout=15_000)

@@ -18,7 +18,8 @@ from collections import Counter
 import pytest
 from review_helpers import CHECKOUT, Server, as_json, review_of, run_of
 
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
 
 pytestmark = pytest.mark.integration
 

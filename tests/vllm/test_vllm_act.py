@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from agents.ask.criticizer.strategies import STRATEGIES
+
 from selftrain.cli import main
 
 pytestmark = [pytest.mark.integration, pytest.mark.vllm]
@@ -72,7 +72,8 @@ def test_an_address_without_a_model_of_that_name_is_told(manifest, small_vlm_ser
 def test_a_run_has_its_divergent_posts_criticized_by_a_real_server(tmp_path, small_vlm_server):
     from selftrain.data.drawn import draw_posts
     from selftrain.review.criticism import FILE
-    from selftrain.review.ledger import LEDGER, ReviewLedger
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER
     from selftrain.run import start
 
     draw_posts(tmp_path / "data", 120)

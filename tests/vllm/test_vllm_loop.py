@@ -106,7 +106,7 @@ def test_a_whole_round_with_pictures_and_the_same_command_again(home, tmp_path, 
     before = answered(address)
     first, last = start(recipe(home, address), tmp_path / "a").rounds()
     paid = answered(address) - before
-    cost = last.figures["cost"]
+    cost = last.cost._asdict()
     assert first.number == 0
     # two labelled judgments each, two or more on each candidate; every call of ours is one of the server's
     assert cost["calls"] == paid
@@ -259,7 +259,7 @@ def test_a_server_that_is_killed_and_started_again_is_survived(home, tmp_path, r
         thread.join()
     assert killed.is_set()
     assert len(rounds) == 2
-    assert rounds[1].figures["cost"]["calls"] >= 2 * (4 + 3) - 2
+    assert rounds[1].cost.calls >= 2 * (4 + 3) - 2
     assert "no answer in" not in (tmp_path / "a/rounds/0001/verdicts.jsonl").read_text()
 
 

@@ -32,7 +32,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class TokenAuth:
     """Middleware around the whole application.
 
     Args:
@@ -49,15 +49,15 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
-        if scope["type"] != "http":
+        if scope.get("type") != "http":
             await self._app(scope, receive, send)
             return
-        headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
+        headers, query = Headers(scope=scope), QueryParams(scope.get("query_string") or b"")
         shown = query.get("token", "")
         welcome = self._is_token(shown)
 
         async def closed(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message.get("type") == "http.response.start":
                 answered = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answered.setdefault(name, value)
@@ -66,7 +66,7 @@ class Guard:
                     answered.append("Set-Cookie", cookie)
             await send(message)
 
-        refusal = self._refusal(str(scope["method"]), headers, welcome=welcome)
+        refusal = self._refusal(str(scope.get("method")), headers, welcome=welcome)
         await (refusal or self._app)(scope, receive, closed)
 
     def _refusal(self, method: str, headers: Headers, *, welcome: bool) -> Response | None:

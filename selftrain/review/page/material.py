@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from agents.ask.annotator import Annotation
+from backbones.images import open_image
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
+from selftrain.data.task import load_task
 from selftrain.errors import TaskError
-from selftrain.review.criticism import FILE, read_criticisms
+from selftrain.review.criticism import CRITICISMS, LabelCriticism, read_criticisms
 from selftrain.review.labelling import annotations_of
-from selftrain.review.requests import verdicts_now
+from selftrain.rounds import replay
+from selftrain.state import LastVerdict
 from selftrain.store.run_dir import RunFolder
 
 SIDE = 1600
@@ -48,9 +52,9 @@ class Material:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._posts: dict[str, FoundPost | None] = {}
-        self._said: dict[str, Json] = {}
-        self._criticisms: dict[str, Json] = {}
-        self._annotations: dict[str, Json] = {}
+        self._last: Mapping[str, LastVerdict] = {}
+        self._criticisms: dict[str, LabelCriticism] = {}
+        self._annotations: dict[str, Annotation] = {}
         self._rounds = -1
 
     def load(self, post_ids: Iterable[str]) -> None:
@@ -64,19 +68,18 @@ class Material:
             return
         found = find_posts(self._folder, wanted)
         self._posts |= {post_id: found.get(post_id) for post_id in wanted}
-        if (rounds := len(self._folder.finished_rounds())) != self._rounds:
-            now = verdicts_now(self._folder)
-            self._said = {one: said.verdict for one, said in (now.divergent | now.accepted).items()}
+        if (rounds := self._folder.finished()) != self._rounds:
+            self._last = replay(self._folder)[0].last_verdicts
             self._annotations = annotations_of(self._folder)
-            rows = read_criticisms(self._folder.path / FILE)
-            self._criticisms = {str(row["post_id"]): row for row in rows}  # the last batch counts
+            criticisms = read_criticisms(self._folder.path / CRITICISMS)
+            self._criticisms = {one.post_id: one for one in criticisms}  # the last batch counts
             self._rounds = rounds
 
     def unknown(self, post_ids: Iterable[str]) -> list[str]:
         """Posts that neither a manifest nor a verdict of the run knows."""
         asked = list(post_ids)
         self.load(asked)
-        return [one for one in asked if self._posts[one] is None and one not in self._said]
+        return [one for one in asked if self._posts[one] is None and one not in self._last]
 
     def shown(self, post_id: str) -> Json:
         """The post itself, as the page takes it: text None where the manifest is gone."""
@@ -97,15 +100,16 @@ class Material:
         `probability` and `words`. Empty where no verdict of the run speaks of the post.
         """
         self.load([post_id])
-        verdict = self._said.get(post_id)
-        if verdict is None:
+        last = self._last.get(post_id)
+        if last is None:
             return self._labelled(post_id)
-        classifier = _step("label", verdict["classifier_label"], verdict["classifier_probability"], "")
+        verdict = last.verdict
+        classifier = _step("label", verdict.classifier_label, verdict.classifier_probability, "")
         criticism = self._criticisms.get(post_id)
-        parties: dict[str, list[Json]] = {}
-        for one in sorted(verdict["judgments"], key=lambda judgment: int(judgment["step"])):
-            step = _step(one["state"], one["label"], one["probability"], one["rationale"])
-            parties.setdefault(one["agent"], []).append(step)
+        parties = {
+            role: [_step(str(one.state), one.label, one.probability, one.rationale) for one in judgments]
+            for role, judgments in verdict.by_agent().items()
+        }
         return [
             {"who": "classifier", "steps": [classifier]},
             *({"who": printable(who), "steps": steps} for who, steps in parties.items()),
@@ -117,7 +121,7 @@ class Material:
         found = self._annotations.get(post_id)
         if found is None:
             return []
-        step = _step("label", found["label"], found["probability"], found["rationale"])
+        step = _step("label", found.label, found.probability, found.rationale)
         parties = [{"who": "annotator", "steps": [step]}]
         criticism = self._criticisms.get(post_id)
         if criticism is not None:
@@ -130,8 +134,6 @@ class Material:
         Raises:
             ImageError: The file cannot be decoded, or may not be.
         """
-        from backbones.images import open_image
-
         self.load([post_id])
         post = self._posts[post_id]
         if post is None or not 0 <= index < len(post.images):
@@ -154,9 +156,7 @@ def policy_of(folder: RunFolder, classes: Iterable[str]) -> Policy:
     Raises:
         RunStateError: No run folder, or a damaged one.
     """
-    from selftrain.data.task import load_task
-
-    name = str(folder.environment().get("identity", {}).get("task", ""))
+    name = folder.environment().task
     path = folder.recipe().get("data", {}).get("task")
     try:
         task = None if path is None else load_task(Path(path))
@@ -174,11 +174,11 @@ def _step(state: str, label: str | None, probability: float | None, words: str) 
     }  # fmt: skip
 
 
-def _criticized(row: Mapping[str, Any]) -> Json:
+def _criticized(given: LabelCriticism) -> Json:
     """A criticizer names no class: it says how likely the machine's is wrong, and why."""
-    doubt = "no estimate" if row["error"] is None else f"{row['error']:.0%} likely wrong"
-    state = f"{row['label']}: {doubt}"
-    return _step(state, None, None, str(row["rationale"] or row["fault"]))
+    doubt = "no estimate" if given.error is None else f"{given.error:.0%} likely wrong"
+    state = f"{given.label}: {doubt}"
+    return _step(state, None, None, given.rationale or given.fault)
 
 
 def _without_paths(reason: str, post: FoundPost) -> str:

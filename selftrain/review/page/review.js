@@ -328,6 +328,7 @@
     byId("end-undo").hidden = !last;
     byId("end-next").hidden = !end.finished;
     byId("end-command").textContent = settings.command;
+    byId("end-train").textContent = settings.train;
   };
   let estimated = ""; // of which state of the review
   const drawEstimates = async (state) => { // apart from the answers: the first one takes a moment

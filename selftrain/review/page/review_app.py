@@ -1,4 +1,4 @@
-"""The HTTP side of the review: a page, pictures, and eight things that a page may ask of the `Desk`."""
+"""The HTTP side of the review: a page, pictures, and eight requests to the `ReviewSession`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from backbones.errors import ImageError
 from selftrain._util.types import Json
 from selftrain.errors import DecisionError, LedgerError, SelftrainError
-from selftrain.review.page.auth import Guard
-from selftrain.review.page.session import Desk
+from selftrain.review.page.auth import TokenAuth
+from selftrain.review.page.session import ReviewSession
 from selftrain.web.html import RenderedPage
 
 BODY = 20_000
@@ -30,26 +31,28 @@ DECODERS = 2  # pictures that are decoded at once: a large one takes hundreds of
 _log = logging.getLogger(__name__)
 
 
-class RequestError(Exception):
+class PageRequestError(Exception):
     """A request that is no request of the page. Never leaves the server."""
 
 
 STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (RequestError, 422),
+    (PageRequestError, 422),
     (DecisionError, 409),  # the page goes on with what is
     (LedgerError, 503),  # the page keeps the answer and tries again
     (SelftrainError, 500),
 )
 
 
-def build_app(desk: Desk, page: RenderedPage, *, token: str, hosts: Iterable[str] = ()) -> Starlette:
+def build_app(
+    session: ReviewSession, page: RenderedPage, *, token: str, hosts: Iterable[str] = ()
+) -> Starlette:
     """The application.
 
     Args:
-        desk: Answers.
+        session: Answers.
         page: Shown at ``/``.
         token: What an address must carry once.
-        hosts: See `Guard`.
+        hosts: See `TokenAuth`.
     """
     decoding = threading.Semaphore(DECODERS)
 
@@ -57,22 +60,21 @@ def build_app(desk: Desk, page: RenderedPage, *, token: str, hosts: Iterable[str
         return HTMLResponse(page.html, headers={"Content-Security-Policy": page.security_policy})
 
     async def picture(request: Request) -> Response:
-        place, index = request.path_params["place"], request.path_params["index"]
-        return await run_in_threadpool(_picture, desk, place, index, decoding)
+        return await run_in_threadpool(_picture, session, **request.path_params, decoding=decoding)
 
     async def favicon(_: Request) -> Response:
         return Response(status_code=204)
 
     # what each request holds beside the reviewer
     asked: dict[str, tuple[Callable[..., Json], tuple[str, ...]]] = {
-        "begin": (desk.begin, ()),
-        "next": (desk.next, ()),
-        "decide": (desk.decide, ("post", "label")),
-        "skip": (desk.skip, ("post",)),
-        "undo": (desk.undo, ("post",)),
-        "hold": (desk.hold, ("post",)),
-        "leave": (desk.leave, ()),
-        "estimates": (desk.estimates, ()),
+        "begin": (session.begin, ()),
+        "next": (session.next, ()),
+        "decide": (session.decide, ("post", "label")),
+        "skip": (session.skip, ("post",)),
+        "undo": (session.undo, ("post",)),
+        "hold": (session.hold, ("post",)),
+        "leave": (session.leave, ()),
+        "estimates": (session.estimates, ()),
     }
     changes = [
         Route(f"/api/{name}", _answering(do, fields), methods=["POST"])
@@ -83,7 +85,7 @@ def build_app(desk: Desk, page: RenderedPage, *, token: str, hosts: Iterable[str
         Route("/favicon.ico", favicon),
         Route("/picture/{place:int}/{index:int}", picture),
     ]
-    return Starlette(routes=[*pages, *changes], middleware=[Middleware(Guard, token=token, hosts=hosts)])
+    return Starlette(routes=[*pages, *changes], middleware=[Middleware(TokenAuth, token=token, hosts=hosts)])
 
 
 def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
@@ -104,17 +106,15 @@ def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Re
     return handler
 
 
-def _picture(desk: Desk, place: int, index: int, decoding: threading.Semaphore) -> Response:
-    from backbones.errors import ImageError
-
-    post_id = desk.post_at(place)
+def _picture(session: ReviewSession, place: int, index: int, decoding: threading.Semaphore) -> Response:
+    post_id = session.post_at(place)
     if post_id is None:
         return _error(404, f"no post of the review stands at place {place}")
     try:
         with decoding:
-            content = desk.material.picture(post_id, index)
+            content = session.material.picture(post_id, index)
     except ImageError as error:
-        return _error(422, desk.material.without_paths(str(error), post_id))
+        return _error(422, session.material.without_paths(str(error), post_id))
     if content is None:
         return _error(404, f"that post has no picture {index}")
     return Response(content, media_type="image/webp")
@@ -124,32 +124,35 @@ async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
     """The reviewer's name and the other fields, all of them text.
 
     Raises:
-        RequestError: Another form than expected.
+        PageRequestError: Another form than expected.
     """
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > BODY:
-            raise RequestError(f"more than {BODY:,} bytes: expected a reviewer and {', '.join(fields)}")
+            raise PageRequestError(f"more than {BODY:,} bytes: expected a reviewer and {', '.join(fields)}")
     try:
         given = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError("the body is not JSON") from error
+        raise PageRequestError("the body is not JSON") from error
     expected = ("reviewer", *fields)
     if not isinstance(given, dict) or not all(isinstance(given.get(name), str) for name in expected):
-        raise RequestError(f"expected a JSON object with the texts {', '.join(expected)}")
-    return [checked_name(given["reviewer"]), *(given[name] for name in fields)]
+        raise PageRequestError(f"expected a JSON object with the texts {', '.join(expected)}")
+    reviewer, *texts = (given[name] for name in expected)
+    return [checked_name(reviewer), *texts]
 
 
 def checked_name(name: str) -> str:
     """A reviewer's name as the ledger keeps it: spaces at the ends and in rows do not make another person.
 
     Raises:
-        RequestError: None, one that is too long, or one with control characters.
+        PageRequestError: None, one that is too long, or one with control characters.
     """
     plain = " ".join(unicodedata.normalize("NFC", name).split())
     if not plain or len(plain) > NAME or not plain.isprintable():
-        raise RequestError(f"a reviewer's name of {len(plain)} characters: expected 1 to {NAME}, all visible")
+        raise PageRequestError(
+            f"a reviewer's name of {len(plain)} characters: expected 1 to {NAME}, all visible"
+        )
     return plain
 
 

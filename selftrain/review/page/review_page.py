@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selftrain._util.printable import printable
-from selftrain.review.items import UNSURE
+from selftrain.review.ledger_reader import UNSURE
 from selftrain.review.page.material import Policy
 from selftrain.web.html import RenderedPage, as_json, render_page
 
@@ -18,6 +18,7 @@ def render_review(
     *,
     lease_seconds: float,
     command: str,
+    train: str,
     show_opinions: bool,
 ) -> RenderedPage:
     """Return the page of a run.
@@ -28,12 +29,13 @@ def render_review(
         policy: The task in words.
         lease_seconds: How long a post is kept without a word from the page.
         command: What to run once everything is reviewed.
+        train: What trains a classifier on the reviews.
         show_opinions: Whether machines are heard before the reviewer.
     """
     settings = {
         "classes": [{"name": one, "shown": printable(one)} for one in classes],
         "unsure": UNSURE, "lease": lease_seconds, "opinions": show_opinions,
-        "command": printable(command),
+        "command": printable(command), "train": printable(train),
     }  # fmt: skip
     values = {
         "name": name,

@@ -14,13 +14,12 @@ from urllib.parse import quote
 
 from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.open_ledger import OpenLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import render_review
-from selftrain.review.page.session import Desk
-from selftrain.review.requests import class_names
+from selftrain.review.page.session import ReviewSession
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.http_server import HttpServer, endpoint_of, listen
@@ -47,8 +46,8 @@ class Opening(NamedTuple):
     reviewer: str = ""
 
 
-def open_desk(folder: RunFolder, *, show_opinions: bool = False) -> Desk:
-    """The desk of a run that has something to review.
+def open_session(folder: RunFolder, *, show_opinions: bool = False) -> ReviewSession:
+    """The session of a run that has something to review.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -56,15 +55,15 @@ def open_desk(folder: RunFolder, *, show_opinions: bool = False) -> Desk:
     """
     ledger = ReviewLedger(folder.path / LEDGER)
     try:
-        return Desk(ledger, _own_material(folder, ledger), show_opinions=show_opinions)
+        return ReviewSession(ledger, _own_material(folder, ledger), show_opinions=show_opinions)
     except BaseException:
         ledger.close()
         raise
 
 
-def _own_material(folder: RunFolder, ledger: OpenLedger) -> Material:
+def _own_material(folder: RunFolder, ledger: LedgerReader) -> Material:
     """What is shown of the ledger's posts, which are this run's."""
-    classes, material = class_names(folder), Material(folder)
+    classes, material = folder.class_names(), Material(folder)
     another = f"{ledger.path} is the ledger of another run"
     if set(ledger.classes) != set(classes):
         raise LedgerError(
@@ -83,7 +82,7 @@ def _own_material(folder: RunFolder, ledger: OpenLedger) -> Material:
 
 def serve(
     folder: RunFolder,
-    desk: Desk,
+    session: ReviewSession,
     opening: Opening,
     *,
     tell: Callable[[str], None],
@@ -93,7 +92,7 @@ def serve(
 
     Args:
         folder: The run.
-        desk: Of that run; it stays open.
+        session: Of that run; it stays open.
         opening: Where.
         tell: Told, line by line, what a person at the terminal should know.
         opened: Told the address, once it answers.
@@ -115,13 +114,14 @@ def serve(
         names = () if opening.host in LOOPBACK else (opening.host,)
         page = render_review(
             folder.path.resolve().name,
-            desk.ledger.classes,
-            policy_of(folder, desk.ledger.classes),
-            lease_seconds=desk.ledger.lease_seconds,
+            session.ledger.classes,
+            policy_of(folder, session.ledger.classes),
+            lease_seconds=session.ledger.lease_seconds,
             command=next_command(folder),
-            show_opinions=desk.show_opinions,
+            train=train_command(folder),
+            show_opinions=session.show_opinions,
         )
-        app = build_app(desk, page, token=token, hosts=names)
+        app = build_app(session, page, token=token, hosts=names)
         where = f"{endpoint_of(listener)}/?token={token}"
         if opening.reviewer:
             where += f"&reviewer={quote(opening.reviewer, safe='')}"
@@ -134,6 +134,12 @@ def serve(
         asyncio.run(HttpServer(app, started=started).serve([listener]))
     finally:
         listener.close()
+
+
+def train_command(folder: RunFolder) -> str:
+    """What trains a classifier on the reviews, see `selftrain.review.act_training`."""
+    out = str(folder.path)
+    return f"selftrain act train {shlex.quote(out)} --out {shlex.quote(out.rstrip('/') + '-act')}"
 
 
 def next_command(folder: RunFolder) -> str:
@@ -161,8 +167,8 @@ def _remembered(folder: RunFolder) -> tuple[str, int]:
     """Token and port of the last start; a new token and 0 where there was none."""
     try:
         kept = json.loads((folder.path / REMEMBERED).read_text(encoding="utf-8"))
-        token, port = kept["token"], kept["port"]
-    except (OSError, ValueError, KeyError, TypeError):
+        token, port = kept.get("token"), kept.get("port")
+    except (OSError, ValueError, AttributeError):
         token, port = None, 0
     if not (isinstance(token, str) and _TOKEN.fullmatch(token) and isinstance(port, int)):
         return secrets.token_urlsafe(32), 0

@@ -1,7 +1,7 @@
 """What a reviewer's page asks for, answered from the ledger and the run: plain values in, JSON values out.
 
 Requests come in several threads; the ledger is used by one at a time. Every answer is on the disk before the
-page hears that it is, and a request whose answer was lost may be repeated: it changes nothing twice.
+page is answered, and a request whose answer was lost may be repeated: it changes nothing twice.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ from itertools import pairwise
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.errors import DecisionError, EstimateError
-from selftrain.review.items import Decision, Leased, Progress, Review, agreement_of
+from selftrain.review.estimates import label_errors, outcome
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.open_ledger import OpenLedger
+from selftrain.review.ledger_reader import (
+    Assignment,
+    Decision,
+    LedgerReader,
+    Review,
+    ReviewProgress,
+    agreement_of,
+)
 from selftrain.review.page.material import Material
 
 REFRESH_SECONDS = 5.0
 """Agreement and pace are read anew after so long: they take all decisions together."""
 
 
-class Desk:
+class ReviewSession:
     """One ledger and one run, for all reviewers.
 
     Args:
-        ledger: Open; the desk alone uses it from now on.
+        ledger: Open; the session alone uses it from now on.
         material: Of the same run.
         show_opinions: Tell what machines said before the reviewer has answered.
         refresh_seconds: See `REFRESH_SECONDS`.
@@ -61,7 +68,7 @@ class Desk:
             LedgerError: The file cannot be written; as all that follow.
         """
         with self._lock:
-            return self._now(reviewer) | {"last": self._latest(reviewer)}
+            return self._now(reviewer) | {"last": self._last(reviewer)}
 
     def next(self, reviewer: str) -> Json:
         """The post that the reviewer should look at, or why there is none."""
@@ -76,8 +83,7 @@ class Desk:
         """
         with self._lock:
             self.ledger.decide(reviewer, post_id, label)
-            said = self._answered(post_id, label)
-            return {"answered": said} | self._now(reviewer)
+            return {"answered": self._answered(post_id, label)} | self._now(reviewer)
 
     def skip(self, reviewer: str, post_id: str) -> Json:
         """Give a post back; the next one. A skip that was done already is no error.
@@ -87,7 +93,7 @@ class Desk:
         """
         with self._lock:
             held = self.ledger.next_post(reviewer)
-            if held is not None and held.entry.post_id == post_id:
+            if held is not None and held.item.post_id == post_id:
                 self.ledger.skip(reviewer, post_id)
             return self._now(reviewer)
 
@@ -99,23 +105,23 @@ class Desk:
         """
         with self._lock:
             latest = self._latest(reviewer)
-            if latest is not None and latest["id"] == post_id:
-                leased = self.ledger.undo(reviewer)
+            if latest is not None and latest.post_id == post_id:
+                assignment = self.ledger.undo(reviewer)
             else:  # an answer that was lost: then the post is with them already
-                leased = self.ledger.next_post(reviewer)
-            if leased is None or leased.entry.post_id != post_id:
+                assignment = self.ledger.next_post(reviewer)
+            if assignment is None or assignment.item.post_id != post_id:
                 raise DecisionError(
                     f"the decision on {printable(post_id)!r} is not {reviewer!r}'s latest: another window"
                     " went on from it; reload the page"
                 )
             self._figures = None
-            return self._told(leased) | {"last": self._latest(reviewer)}
+            return self._answer(assignment) | {"last": self._last(reviewer)}
 
     def hold(self, reviewer: str, post_id: str) -> Json:
         """Renew the lease of an open post; `held` is False when it has gone to somebody else."""
         with self._lock:
-            leased = self.ledger.next_post(reviewer)
-            return {"held": leased is not None and leased.entry.post_id == post_id}
+            assignment = self.ledger.next_post(reviewer)
+            return {"held": assignment is not None and assignment.item.post_id == post_id}
 
     def estimates(self, _: str) -> Json:
         """See `estimates`: apart from the answers, none of which waits for it."""
@@ -152,19 +158,21 @@ class Desk:
     # ---- answers, under the lock ----------------------------------------------------------------------
 
     def _now(self, reviewer: str) -> Json:
-        return self._told(self.ledger.next_post(reviewer))
+        return self._answer(self.ledger.next_post(reviewer))
 
-    def _told(self, leased: Leased | None) -> Json:
+    def _answer(self, assignment: Assignment | None) -> Json:
         progress = self.ledger.progress()
-        told: Json = {"post": None, "progress": _progress(progress), "end": None}
-        if leased is not None:
-            post_id = leased.entry.post_id
-            told["post"] = {"id": post_id, "shown": printable(post_id), "place": leased.place}
-            told["post"] |= self.material.shown(post_id)
-            told["post"]["opinions"] = self.material.opinions(post_id) if self.show_opinions else None
+        answer: Json = {"post": None, "progress": _progress(progress), "end": None}
+        if assignment is not None:
+            post_id = assignment.item.post_id
+            answer["post"] = {
+                "id": post_id, "shown": printable(post_id), "place": assignment.place,
+                **self.material.shown(post_id),
+                "opinions": self.material.opinions(post_id) if self.show_opinions else None,
+            }  # fmt: skip
         else:
-            told["end"] = self._end(progress)
-        return told | {"figures": self._figures_now(progress, fresh=leased is None)}
+            answer["end"] = self._end(progress)
+        return answer | {"figures": self._figures_now(progress, fresh=assignment is None)}
 
     def _answered(self, post_id: str, label: str) -> Json:
         return {
@@ -172,15 +180,17 @@ class Desk:
             "opinions": self.material.opinions(post_id),
         }  # fmt: skip
 
-    def _latest(self, reviewer: str) -> Json | None:
-        """The reviewer's latest decision, as `_answered`."""
+    def _latest(self, reviewer: str) -> Review | None:
+        """The reviewer's latest decision."""
         own = [one for one in _reviews(self.ledger.decisions()) if one.reviewer == reviewer]
-        if not own:
-            return None
-        latest = max(own, key=lambda one: one.decided)
-        return self._answered(latest.post_id, latest.label)
+        return max(own, key=lambda one: one.decided, default=None)
 
-    def _figures_now(self, progress: Progress, *, fresh: bool) -> Json:
+    def _last(self, reviewer: str) -> Json | None:
+        """The reviewer's latest decision, as `_answered`."""
+        latest = self._latest(reviewer)
+        return None if latest is None else self._answered(latest.post_id, latest.label)
+
+    def _figures_now(self, progress: ReviewProgress, *, fresh: bool) -> Json:
         now = self._clock()
         if self._figures is None or now - self._figures[0] >= self._refresh or fresh:
             decisions = self.ledger.decisions()
@@ -189,7 +199,7 @@ class Desk:
             self._figures = now, figures
         return self._figures[1]
 
-    def _end(self, progress: Progress) -> Json:
+    def _end(self, progress: ReviewProgress) -> Json:
         """Why nothing is handed out: everything is reviewed, or what is left is not for this reviewer."""
         return {
             "finished": progress.finished and progress.entered > 0,
@@ -197,23 +207,22 @@ class Desk:
         }
 
 
-def estimates(ledger: OpenLedger) -> list[Json]:
+def estimates(ledger: LedgerReader) -> list[Json]:
     """The label error of every batch with its 95 % interval, or in words why there is none.
 
     Raises:
         LedgerError: The file cannot be read.
     """
-    from selftrain.review.estimates import label_errors, outcome
 
-    told = []
+    found = []
     for batch in ledger.batches():
         one: Json = {"batch": printable(batch), "errors": None, "why": ""}
         try:
             one["errors"] = label_errors(outcome(ledger, batch)).to_json()
         except EstimateError as error:
             one["why"] = printable(str(error))
-        told.append(one)
-    return told
+        found.append(one)
+    return found
 
 
 def seconds_a_post(reviews: Iterable[Review], longest: float) -> float | None:
@@ -233,7 +242,7 @@ def seconds_a_post(reviews: Iterable[Review], longest: float) -> float | None:
     return statistics.median(gaps) if gaps else None
 
 
-def _progress(progress: Progress) -> Json:
+def _progress(progress: ReviewProgress) -> Json:
     return progress._asdict() | {"left": progress.left}
 
 

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from selftrain.act.quality_gap import abs_score, accuracy, aqg, aqg_curve, aqg_curve_at, chance_abs, gaps
+from selftrain.act.annotation_quality import (
+    abs_score,
+    accuracy,
+    aqg,
+    aqg_curve,
+    aqg_curve_at,
+    chance_abs,
+    gaps,
+)
 from selftrain.errors import BudgetError
 from selftrain.models.metrics import macro_f1_of_classes
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from backbones.base import FeatureLayout
+from backbones.base import Encoded, EncodeFailure, FeatureLayout
 from losses import BatchError
-from selftrain.act.training import ACTSet, fit_temperature, labelled_set, load_classes_model, train_classes
-from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.act.training import ACTSet, ACTTrainer, fit_temperature, labelled_set, train_classes
+from selftrain.data.posts import Post
+from selftrain.errors import NonFiniteLossError, RunMismatchError, RunStateError, TrainingError
+from selftrain.models.act_model import ACTModel, load_classes_head
+from selftrain.models.head import Head, HeadSettings, fit_scaling
 from selftrain.models.metrics import macro_f1_of_classes
 
 CLASSES = ("a", "b", "c")
@@ -90,7 +96,7 @@ def test_a_few_human_labels_undo_a_systematic_error_of_the_machine():
 def test_a_model_is_saved_and_loaded(tmp_path):
     model = train(labelled_set(TRUTH))
     model.save(tmp_path / "model.safetensors", {"task": "clouds"})
-    loaded, header = load_classes_model(tmp_path / "model.safetensors")
+    loaded, header = load_classes_head(tmp_path / "model.safetensors")
     assert header == {"task": "clouds"}
     assert loaded.classes == CLASSES
     assert np.array_equal(loaded.probabilities(TEST), model.probabilities(TEST))
@@ -101,16 +107,16 @@ def test_files_that_are_no_model_are_refused(tmp_path):
 
     file = tmp_path / "model.safetensors"
     with pytest.raises(RunStateError):
-        load_classes_model(file)
+        load_classes_head(file)
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(RunStateError):
-        load_classes_model(file)
+        load_classes_head(file)
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-head-1"}'})
     with pytest.raises(RunStateError, match="selftrain-head-1"):
-        load_classes_model(file)
+        load_classes_head(file)
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-1"}'})
     with pytest.raises(RunStateError, match="incomplete"):
-        load_classes_model(file)
+        load_classes_head(file)
 
 
 def test_the_temperature_is_the_one_that_was_put_on():
@@ -140,3 +146,126 @@ def test_what_cannot_be_trained_on_is_refused():
             np.where(np.arange(600)[:, None] == 5, np.nan, ROWS).astype(np.float32), labelled_set(TRUTH),
             CHECK, CHECK_TRUTH, classes=CLASSES, scaling=fit_scaling(ROWS, LAYOUT), settings=LINEAR, seed=0,
         )  # fmt: skip
+
+
+# ---- the door -----------------------------------------------------------------------------------------
+
+
+class Sums:
+    """A backbone whose rows follow from the text; posts that say so cannot be encoded."""
+
+    name, layout = "sums", FeatureLayout(4, 0)
+
+    def fingerprint(self):
+        return "5" * 64
+
+    def encode(self, posts, *, batch_size=64, workers=0, progress=False):
+        rows, failures = np.zeros((len(posts), 6), np.float32), []
+        for place, post in enumerate(posts):
+            if "broken" in post.text:
+                rows[place] = np.nan
+                failures.append(EncodeFailure(place, "it is broken"))
+            else:
+                rows[place, : len(post.text.split())] = [float(word) for word in post.text.split()]
+        return Encoded(rows, tuple(failures))
+
+
+def worded(rows):
+    return [Post(f"p{i}", " ".join(f"{value:.6f}" for value in row)) for i, row in enumerate(rows)]
+
+
+def drawn_set(classes, n=240, seed=0):
+    """Rows of K clouds, names of their classes, and what a machine and a few people say of them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    rows = (np.eye(classes, 4)[labels] * 3 + rng.standard_normal((n, 4))).astype(np.float32)
+    names = [f"class {label}" for label in labels]
+    machine = [f"class {(label + (rng.random() < 0.3)) % classes}" for label in labels]
+    inclusion = np.full(n, 0.4)
+    human = [name if rng.random() < 0.4 else None for name in names]
+    return rows, names, machine, human, inclusion
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_the_loss_that_is_trained_on_is_the_formula(classes):
+    rows, names, machine, human, pi = drawn_set(classes)
+    every = tuple(f"class {k}" for k in range(classes))
+    settings = HeadSettings(dropout=0.0, epochs=1, evaluate_every=1)
+    model = ACTTrainer(every, settings=settings, seed=4, power=0.7).fit(
+        rows, machine, human, pi, validation=(rows, names)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        scaling = fit_scaling(rows, None)
+        head = Head(scaling, settings.kind, settings.hidden, 0.0, classes)
+    log_probs = torch.log_softmax(head(torch.from_numpy(rows)).reshape(len(rows), -1), 1).detach().numpy()
+    at = np.arange(len(rows))
+    l_m = -log_probs[at, [every.index(one) for one in machine]]
+    l_h = -log_probs[at, [every.index(one or "class 0") for one in human]]
+    delta = np.array([one is not None for one in human])
+    expected = np.mean(0.7 * l_m + np.where(delta, (l_h - 0.7 * l_m) / pi, 0.0))
+    assert model.classifier.curve[0].parts["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_a_model_of_posts_is_found_again_by_a_fresh_process(classes, tmp_path):
+    rows, names, machine, human, pi = drawn_set(classes)
+    trainer = ACTTrainer(sorted(set(names)), backbone=Sums(), positive="class 1", settings=LINEAR)
+    model = trainer.fit(worded(rows), machine, human, pi, validation=(worded(rows), names))
+    assert np.mean([a == b for a, b in zip(model.predict(worded(rows)), names, strict=True)]) > 0.8
+    assert model.probabilities(worded(rows)).sum(1) == pytest.approx(1, abs=1e-5)
+    saved = model.save(tmp_path / "model", record={"task": "sums"})
+    assert json.loads((tmp_path / "model" / "act.json").read_text())["task"] == "sums"
+    np.save(tmp_path / "rows.npy", np.concatenate([rows, np.zeros((len(rows), 2), np.float32)], 1))
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from selftrain.models.act_model import ACTModel;"
+        "m = ACTModel.load(Path(sys.argv[1]) / 'model'); print(m.positive, m.classes);"
+        "np.save(Path(sys.argv[1]) / 'found.npy', m.probabilities(np.load(Path(sys.argv[1]) / 'rows.npy')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"class 1 {model.classes}\n"
+    assert np.array_equal(
+        np.load(tmp_path / "found.npy"), model.probabilities(np.load(tmp_path / "rows.npy"))
+    )
+    again = ACTModel.load(tmp_path / "model", backbone=Sums())
+    assert again.fingerprint == saved.fingerprint == model.fingerprint
+    scored = again.score([*worded(rows[:3]), Post("b", "broken")])
+    assert [one.label for one in scored[:3]] == model.predict(worded(rows[:3]))
+    assert scored[3].reason == "it is broken"
+
+
+def test_what_does_not_fit_is_refused_by_name(tmp_path):
+    rows, names, machine, human, pi = drawn_set(2)
+    with pytest.raises(TrainingError, match="two or more different names"):
+        ACTTrainer(("a", "a"))
+    with pytest.raises(TrainingError, match="one of them"):
+        ACTTrainer(("a", "b"), positive="c")
+    trainer = ACTTrainer(("class 0", "class 1"), settings=LINEAR)
+    with pytest.raises(TrainingError, match="240 posts, 1 machine labels"):
+        trainer.fit(rows, machine[:1], human, pi, validation=(rows, names))
+    with pytest.raises(TrainingError, match="'kind' is no class"):
+        trainer.fit(rows, ["kind", *machine[1:]], human, pi, validation=(rows, names))
+    with pytest.raises(BatchError, match="inclusion probability 0"):
+        trainer.fit(rows, machine, human, np.zeros(240), validation=(rows, names))
+    with pytest.raises(TrainingError, match="no backbone"):
+        trainer.fit(worded(rows), machine, human, pi, validation=(rows, names))
+    with pytest.raises(TrainingError, match="1 of 240 posts cannot be encoded, the first is 'p0'"):
+        ACTTrainer(("class 0", "class 1"), backbone=Sums()).fit(
+            [Post("p0", "broken"), *worded(rows)[1:]], machine, human, pi, validation=(worded(rows), names)
+        )
+    model = trainer.fit(rows, machine, human, pi, validation=(rows, names)).save(tmp_path / "m")
+    with pytest.raises(TrainingError, match="no backbone"):
+        model.score(worded(rows[:1]))
+    other = ACTTrainer(("class 0", "class 1"), backbone=Sums(), settings=LINEAR).fit(
+        worded(rows), machine, human, pi, validation=(worded(rows), names)
+    )
+    other.save(tmp_path / "o")
+
+    class Changed(Sums):
+        def fingerprint(self):
+            return "6" * 64
+
+    with pytest.raises(RunMismatchError, match=r"555555555555, here 'sums' is 666666666666"):
+        ACTModel.load(tmp_path / "o", backbone=Changed())

@@ -15,7 +15,8 @@ from selftrain.agentps.prediction import predict
 from selftrain.agentps.recipe import load_agentps_recipe
 from selftrain.cli import main
 from selftrain.data.posts import Post
-from selftrain.models.scorer import PostScore, ScoreFailure, open_scorer
+from selftrain.models.scorer import PostScore, ScoreFailure
+from selftrain.serving.open_scorer import open_scorer
 
 
 @pytest.fixture(scope="module")

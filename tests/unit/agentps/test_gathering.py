@@ -255,8 +255,8 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
     import numpy as np
 
     from selftrain.act.budget import systematic_sample
-    from selftrain.review.items import Entry
-    from selftrain.review.ledger import LEDGER, ReviewLedger
+    from selftrain.review.ledger import ReviewLedger
+    from selftrain.review.ledger_reader import LEDGER, ReviewItem
 
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
@@ -266,7 +266,7 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
     machine = {post_id: names[i % 3 == 0] for i, post_id in enumerate(ids)}
     inclusion = np.linspace(0.1, 0.55, 12)
     inclusion *= 4 / inclusion.sum()
-    entries = [Entry(p, machine[p], 0.3, float(pi)) for p, pi in zip(ids, inclusion, strict=True)]
+    entries = [ReviewItem(p, machine[p], 0.3, float(pi)) for p, pi in zip(ids, inclusion, strict=True)]
     mean = np.zeros((12, 2))
     draws = 60
     for seed in range(draws):
@@ -277,7 +277,7 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
             with pytest.raises(DataError, match="4 of 4 posts drawn for review wait"):
                 gather(DataSection(run=run, reviews="batch"), 0)
         while (post := ledger.next_post("me")) is not None:
-            ledger.decide("me", post.entry.post_id, human[post.entry.post_id])
+            ledger.decide("me", post.item.post_id, human[post.item.post_id])
         ledger.close()
         found = gather(DataSection(run=run, reviews="batch"), 0)
         assert {p.id for p in found.train} >= set(ids)

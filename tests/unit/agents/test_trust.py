@@ -8,7 +8,7 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
 from agents.errors import JudgmentError
 from agents.panel import AgentPanel
-from agents.trust import ABSTAINED, FAILED, trust, wilson
+from agents.trust import ABSTAINED, FAILED, Trust, trust, wilson
 
 TRUE = ["flower"] * 6 + ["metal"] * 4
 REVIEWER = ["flower", "flower", "flower", "flower", "metal", None, "metal", "metal", "flower", "!"]
@@ -37,12 +37,17 @@ def test_accuracies_agree_with_scikit_learn(figures):
 
 def test_kappa_agrees_with_scikit_learn_on_posts_that_both_labelled(figures):
     both = [(a, b) for a, b in zip(REVIEWER, USER, strict=True) if a not in (None, "!")]
-    assert figures.kappa["reviewer", "user"] == pytest.approx(cohen_kappa_score(*zip(*both, strict=True)))
+    assert figures.kappa["reviewer/user"] == pytest.approx(cohen_kappa_score(*zip(*both, strict=True)))
 
 
 def test_ten_posts_do_not_tell_an_agent_from_chance(figures):
     assert figures.agents["user"].near_chance
     json.dumps(figures.to_json(), allow_nan=False)
+
+
+def test_figures_read_back_are_those_that_were_written(figures):
+    record = json.loads(json.dumps(figures.to_json()))
+    assert Trust.from_json(record).to_json() == record
 
 
 def test_a_good_agent_on_enough_posts_is_told_from_chance():

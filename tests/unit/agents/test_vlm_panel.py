@@ -133,7 +133,7 @@ def test_few_shot_shows_labelled_posts_but_never_the_post_itself(panels):
         return raw(json.dumps({"label": "rude" if "> rude" in words(request) else "kind"}))
 
     backend = MemoryBackend(answer)
-    panel = panels(backend, "few_shot", interview={"examples": 2})
+    panel = panels(backend, "few_shot", asking={"examples": 2})
     panel.fit(labelled_posts())
     panel.verify(candidates("rude"))
     for request in backend.requests:
@@ -238,7 +238,7 @@ UNUSABLE = [
 @pytest.mark.parametrize("completion", UNUSABLE, ids=range(len(UNUSABLE)))
 def test_an_unusable_answer_is_failed_after_the_attempts_and_never_a_label(panels, completion):
     backend = MemoryBackend(lambda r: completion)
-    panel = panels(backend, "zero_shot", attempts=3, interview={"form": "reason_first"})
+    panel = panels(backend, "zero_shot", attempts=3, asking={"form": "reason_first"})
     (verdict,) = panel.verify(candidates("rude"))
     (judgment,) = verdict.judgments
     assert (judgment.state, judgment.label, judgment.probability) == (State.FAILED, None, None)

@@ -138,7 +138,7 @@ def test_the_token_cap_ends_the_run_in_good_order(home, serve, tmp_path, capsys)
     assert len(backend.requests) * 115 <= 6500
     assert (tmp_path / "a" / "report.html").exists()
     assert main([*command, "--set", "vlm.token_cap=1000000"]) == 0
-    assert len(start(home / "recipe.toml", tmp_path / "a").folder.finished_rounds()) == 3
+    assert len(start(home / "recipe.toml", tmp_path / "a").folder.round_records()) == 3
     addresses = [request.to_json() for request in backend.requests]
     assert len({json.dumps(one, sort_keys=True) for one in addresses}) == len(addresses)
 
@@ -159,12 +159,12 @@ def test_the_ablation_is_one_word_of_the_recipe(home, serve, tmp_path, protocol)
         start(
             home / "recipe.toml",
             tmp_path / "a",
-            [f"vlm.protocol={protocol}", "vlm.form=reason_first", "selection.again=false"],
+            [f"vlm.protocol={protocol}", "vlm.form=reason_first", "selection.reselect_divergent=false"],
         ).rounds()
     )
     calls = {"sequential": 2}.get(protocol, 1)
     assert len(backend.requests) == calls * (20 + 16)
-    assert rounds[1].figures["consistent"]["posts"] > 0
+    assert rounds[1].consistent > 0
 
 
 def test_an_estimate_tells_the_cost_and_pays_for_its_probe_only(home, serve, tmp_path, capsys):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from agents.judgment import Verdict
 from selftrain.cli import main
 from selftrain.store.run_dir import RunFolder
 
@@ -33,12 +34,14 @@ def rewrite(file, change):
     """Apply `change` to the first record of a JSON lines file."""
     first, *others = [json.loads(line) for line in file.read_text().splitlines()]
     change(first)
+    last = last_words(first).values()
+    first["consistent"] = all(one["label"] == first["classifier_label"] for one in last)
     file.write_text("".join(json.dumps(one) + "\n" for one in (first, *others)))
 
 
 def test_the_rounds_are_those_of_the_metrics_files(small_run, capsys):
     told = records(run(capsys, "show", small_run, "--json"))
-    assert told == RunFolder(small_run).finished_rounds()
+    assert told == RunFolder(small_run).round_records()
     lines = run(capsys, "show", small_run).splitlines()
     for figures in told:
         (line,) = (one for one in lines if one.split("│")[0].strip() == str(figures["round"]))
@@ -47,7 +50,7 @@ def test_the_rounds_are_those_of_the_metrics_files(small_run, capsys):
 
 
 def test_a_posts_story_has_everybodys_words(small_run, capsys):
-    verdict = RunFolder(small_run).verdicts(1)[0]
+    verdict = RunFolder(small_run).verdicts(1)[0].to_json()
     source = (small_run.parent / "data" / "manifest.jsonl").read_text().splitlines()
     (row,) = (row for row in map(json.loads, source) if row["id"] == verdict["post_id"])
     out = run(capsys, "show", small_run, "--post", verdict["post_id"])
@@ -64,7 +67,7 @@ def test_a_posts_story_has_everybodys_words(small_run, capsys):
 
 def test_a_post_is_followed_through_all_rounds_or_one(copied, capsys):
     folder = RunFolder(copied)
-    post_id = folder.verdicts(1)[0]["post_id"]
+    post_id = folder.verdicts(1)[0].post_id
     rewrite(folder.round_path(2) / "verdicts.jsonl", lambda one: one.update(post_id=post_id))
     told = records(run(capsys, "show", copied, "--post", post_id, "--json"))
     assert [one["round"] for one in told] == [1, 2]
@@ -75,8 +78,10 @@ def test_a_post_is_followed_through_all_rounds_or_one(copied, capsys):
 def test_a_rounds_verdicts_one_a_line(small_run, capsys):
     verdicts = RunFolder(small_run).verdicts(1)
     lines = run(capsys, "show", small_run, "--round", 1).splitlines()
-    assert [line.split()[0] for line in lines] == [one["post_id"] for one in verdicts]
-    assert records(run(capsys, "show", small_run, "--round", 1, "--json")) == verdicts
+    assert [line.split()[0] for line in lines] == [one.post_id for one in verdicts]
+    assert records(run(capsys, "show", small_run, "--round", 1, "--json")) == [
+        one.to_json() for one in verdicts
+    ]
     assert "labels alone" in run(capsys, "show", small_run, "--round", 0)
 
 
@@ -115,17 +120,17 @@ def test_verdicts_of_one_kind_are_found_in_all_rounds_or_in_one(copied, capsys):
     rewrite(folder.round_path(1) / "verdicts.jsonl", fail)
     rewrite(folder.round_path(2) / "verdicts.jsonl", disagree)
     (failed,) = records(run(capsys, "show", copied, "--failed", "--json"))
-    assert (failed["round"], failed["post_id"]) == (1, folder.verdicts(1)[0]["post_id"])
+    assert (failed["round"], failed["post_id"]) == (1, folder.verdicts(1)[0].post_id)
     assert "no verdicts with a call that failed" in run(capsys, "show", copied, "--failed", "--round", 2)
     told = records(run(capsys, "show", copied, "--disagreements", "--json"))
     expected = [
         verdict["post_id"]
         for number in (1, 2)
-        for verdict in folder.verdicts(number)
+        for verdict in map(Verdict.to_json, folder.verdicts(number))
         if {one["label"] for one in last_words(verdict).values()} - {None, verdict["classifier_label"]}
     ]
     assert [one["post_id"] for one in told] == expected
-    assert folder.verdicts(2)[0]["post_id"] in expected
+    assert folder.verdicts(2)[0].post_id in expected
     for one in records(run(capsys, "show", copied, "--changed", "--json")):
         first = {judgment["agent"]: judgment for judgment in reversed(one["judgments"])}
         assert any(first[agent]["label"] != last["label"] for agent, last in last_words(one).items())
@@ -135,8 +140,8 @@ def test_verdicts_of_one_kind_are_found_in_all_rounds_or_in_one(copied, capsys):
 
 
 def test_an_unknown_post_says_what_there_is(small_run, capsys):
-    known = RunFolder(small_run).verdicts(1)[0]["post_id"]
-    seen = {one["post_id"] for number in (1, 2) for one in RunFolder(small_run).verdicts(number)}
+    known = RunFolder(small_run).verdicts(1)[0].post_id
+    seen = {one.post_id for number in (1, 2) for one in RunFolder(small_run).verdicts(number)}
     err = run(capsys, "show", small_run, "--post", known + "x", status=2)
     assert f"{len(seen)} posts were" in err
     assert f"'{known}'" in err
@@ -148,7 +153,7 @@ def test_an_unfinished_round_is_refused(small_run, capsys):
 
 
 def test_a_story_survives_its_manifest(copied, capsys):
-    post_id = RunFolder(copied).verdicts(1)[0]["post_id"]
+    post_id = RunFolder(copied).verdicts(1)[0].post_id
     recipe = copied / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("manifest.jsonl", "gone.jsonl"))
     assert "not in the run's manifests any more" in run(capsys, "show", copied, "--post", post_id)

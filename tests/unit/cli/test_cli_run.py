@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from report_helpers import PLAIN, figures
 
 from selftrain.cli import main
 from selftrain.cli.printing import console
@@ -13,44 +14,45 @@ from selftrain.cli.tables import summary_table
 from selftrain.config import load_recipe
 from selftrain.data.preparation import prepare
 from selftrain.errors import RunStateError
-from selftrain.loop import Limits, LoopSettings, why_stop
+from selftrain.loop import open_positions
 from selftrain.models.prediction import stored_recipe
-from selftrain.report.status import open_posts, standing, summarise, why_stopped
-from selftrain.rounds import replay
+from selftrain.report.status import run_status, summarise, why_stopped
+from selftrain.rounds import RoundResult, finished_rounds, replay
+from selftrain.state import RoundLimits
 from selftrain.store.run_dir import RunFolder
 
 
-def figures(number, *, kept, validation, test=None, consistent=0, divergent=0, precision=None):
-    scored = {} if test is None else {"test": {"macro_f1": test}}
-    return {
-        "round": number, "kept": kept, "simulated": False, "seconds": 1.5, "grown": 10 + 5 * number,
-        "validation": {"macro_f1": validation}, **scored,
-        "candidates": {"posts": consistent + divergent, "precision": precision and precision - 0.1},
-        "consistent": {"posts": consistent, "precision": precision},
-        "divergent": {"posts": divergent, "precision": None},
-    }  # fmt: skip
+def finished(number, *, kept, validation, test=None, precision=None, simulated=False):
+    """A round of 10 + 5 n posts in the grown dataset, 4 n candidates, 3 n of them consistent."""
+    record = figures(number, PLAIN, kept=kept, macro_f1=validation, simulated=simulated, seconds=1.5)
+    record["test"]["macro_f1"] = test
+    record["candidates"]["precision"] = precision and precision - 0.1
+    record["pseudo_labels"]["precision"] = precision
+    if test is None:
+        del record["test"]
+    return RoundResult.from_json(record)
 
 
 def test_the_summary_of_rounds_written_by_hand():
     told = summarise(
         [
-            figures(0, kept=True, validation=0.5, test=0.4),
-            figures(1, kept=True, validation=0.6, test=0.7, consistent=30, divergent=10, precision=0.9),
-            figures(2, kept=False, validation=0.55, test=0.9, consistent=5, divergent=5, precision=0.5),
-            figures(3, kept=True, validation=0.7, test=0.65, consistent=10, divergent=0, precision=0.7),
+            finished(0, kept=True, validation=0.5, test=0.4),
+            finished(1, kept=True, validation=0.6, test=0.7, precision=0.9),
+            finished(2, kept=False, validation=0.55, test=0.9, precision=0.5),
+            finished(3, kept=True, validation=0.7, test=0.65, precision=0.7),
         ]
     )
     assert told.labels_alone == (0.5, 0.4)
     assert (told.best, told.best_round) == ((0.7, 0.65), 3)
     assert (told.rounds, told.kept, told.rolled_back) == (3, 2, 1)
-    assert (told.candidates, told.consistent, told.divergent) == (60, 45, 15)
-    assert told.pseudo_label_precision == pytest.approx((30 * 0.9 + 10 * 0.7) / 40)  # kept rounds alone
-    assert told.candidate_precision == pytest.approx((40 * 0.8 + 10 * 0.4 + 10 * 0.6) / 60)
-    assert (told.labelled, told.grown, told.seconds) == (10, 25, 6.0)
+    assert (told.candidates, told.consistent, told.divergent) == (24, 18, 6)
+    assert told.pseudo_label_precision == 0.7  # of grown.jsonl after the last round
+    assert told.candidate_precision == pytest.approx((4 * 0.8 + 8 * 0.4 + 12 * 0.6) / 24)
+    assert (told.labelled, told.grown, told.seconds) == (10, 13, 6.0)
 
 
 def test_a_summary_without_truth_or_test_or_rounds():
-    told = summarise([figures(0, kept=True, validation=0.5)])
+    told = summarise([finished(0, kept=True, validation=0.5)])
     assert told.best == told.labels_alone == (0.5, None)
     assert (told.best_round, told.pseudo_label_precision, told.candidate_precision) == (0, None, None)
 
@@ -69,20 +71,20 @@ def test_the_files_tell_what_the_loop_decides(small_run, corpus, tmp_path, *, mo
     copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
     text = copied.recipe_path.read_text().replace("max = 2", f"max = {most}")
     text = text.replace("patience = 3", f"patience = {patience}")
-    copied.recipe_path.write_text(text.replace("again = true", f"again = {str(again).lower()}"))
+    copied.recipe_path.write_text(text.replace("divergent = true", f"divergent = {str(again).lower()}"))
     for number, value in enumerate(kept, 1):
-        changed = copied.finished_rounds()[number] | {"kept": value}
+        changed = copied.round_records()[number] | {"kept": value}
         copied.close_round(number, changed)
-    ledger, _ = replay(copied, corpus)
-    settings = LoopSettings(limits=Limits(most, patience), again=again)
-    assert why_stopped(copied) == why_stop(ledger, corpus, settings)
-    still_open = open_posts(copied, copied.finished_rounds())
-    assert still_open == len(ledger.open_positions(corpus.pool, again=again)) < len(corpus.pool)
+    state, _ = replay(copied)
+    limits = RoundLimits(most, patience, reselect_divergent=again)
+    assert why_stopped(copied) == state.why_stop(limits, len(corpus.pool))
+    still_open = len(open_positions(state, corpus, limits))
+    assert still_open == copied.environment().pool - len(state.closed(limits)) < len(corpus.pool)
 
 
 def test_a_spent_budget_is_a_reason(small_run, tmp_path):
     copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
-    judged = sum(one["candidates"]["posts"] for one in copied.finished_rounds())
+    judged = sum(one.sets.candidates.posts for one in finished_rounds(copied))
     text = copied.recipe_path.read_text().replace("max = 2", "max = 9")
     copied.recipe_path.write_text(text.replace("max = 9", f"max = 9\nbudget = {judged + 1}"))
     assert why_stopped(copied) is None
@@ -93,10 +95,10 @@ def test_a_spent_budget_is_a_reason(small_run, tmp_path):
 def test_an_exhausted_pool_is_a_reason(small_run, tmp_path):
     copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
     copied.recipe_path.write_text(copied.recipe_path.read_text().replace("max = 2", "max = 9"))
-    assert standing(copied).stopped is None
+    assert run_status(copied).stopped is None
     environment = copied.path / "environment.json"
-    closed = copied.environment()["splits"]["pool"] - open_posts(copied, copied.finished_rounds())
-    pool = copied.environment()["splits"]["pool"]
+    closed = len(replay(copied)[0].closed(RoundLimits()))
+    pool = copied.environment().pool
     environment.write_text(environment.read_text().replace(f'"pool": {pool}', f'"pool": {closed}'))
     assert why_stopped(copied) == "no pool post is left to choose from"
 
@@ -127,11 +129,14 @@ def test_a_set_that_means_nothing_is_refused(small_run, tmp_path, capsys):
 
 
 def test_simulated_agents_are_named_in_the_table():
-    rounds = [figures(0, kept=True, validation=0.5)]
     for simulated in (False, True):
         shown = console()
         with shown.capture() as captured:
-            shown.print(summary_table(summarise([rounds[0] | {"simulated": simulated}]), "all done"))
+            shown.print(
+                summary_table(
+                    summarise([finished(0, kept=True, validation=0.5, simulated=simulated)]), "all done"
+                )
+            )
         assert ("SIMULATED" in captured.get()) == simulated
 
 

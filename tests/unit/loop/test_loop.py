@@ -6,9 +6,9 @@ import pytest
 from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, rounds_of, run
 
 from agents.panel import NoPanel
-from losses.groups import Group
-from selftrain import loop
+from losses.group import Group
 from selftrain.rounds import replay
+from selftrain.state import RoundLimits
 from selftrain.store.run_dir import RunFolder
 
 UP_DOWN_UP = [8, 12, 10, 15]  # round 1 kept, 2 rolled back, 3 kept
@@ -81,7 +81,7 @@ def test_training_starts_where_the_settings_say(tmp_path, start, expected):
 def test_pseudo_labels_of_a_rejected_round_are_not_trained_on_later(tmp_path):
     trainer = ScriptedTrainer([8, 7, 12])
     corpus = make_corpus(pool=60)
-    run(tmp_path, corpus, [], HashPanel(agreement=1.0), trainer=trainer, rounds=2, revise=False)
+    run(tmp_path, corpus, [], HashPanel(agreement=1.0), trainer=trainer, rounds=2, retract_flipped=False)
     agreed = {
         n: {
             int(p)
@@ -96,31 +96,29 @@ def test_pseudo_labels_of_a_rejected_round_are_not_trained_on_later(tmp_path):
 
 def test_the_agents_learn_from_what_was_accepted_so_far(tmp_path):
     panel = HashPanel(agreement=1.0)
-    run(tmp_path, make_corpus(), [8, 12, 15], panel, rounds=2, revise=False)
+    run(tmp_path, make_corpus(), [8, 12, 15], panel, rounds=2, retract_flipped=False)
     assert panel.lessons[0] == []
     assert {one for one, _ in panel.lessons[1]} == ids_of(tmp_path, 1, True)
 
 
-def test_accepted_posts_that_the_model_turned_against_go_back(tmp_path):
+def test_accepted_posts_whose_label_flipped_go_back(tmp_path):
     corpus = make_corpus(pool=60)
     rounds = run(tmp_path, corpus, [8, 10, 12, 14, 16], HashPanel(agreement=1.0), rounds=4)
-    returned = [i for r in rounds for i in r.figures["returned"]]
-    assert returned
-    first = next(r for r in rounds if r.figures["returned"])
+    assert any(r.flipped for r in rounds)
+    first = next(r for r in rounds if r.flipped)
     accepted_before = {i for n in range(1, first.number) for i in ids_of(tmp_path, n, True)}
-    assert set(first.figures["returned"]) <= accepted_before
+    assert set(first.flipped) <= accepted_before
     calm = tmp_path / "calm"
-    kept = run(calm, corpus, [8, 10, 12, 14, 16], HashPanel(agreement=1.0), rounds=4, revise=False)
-    assert not any(r.figures["returned"] for r in kept)
+    kept = run(calm, corpus, [8, 10, 12, 14, 16], HashPanel(agreement=1.0), rounds=4, retract_flipped=False)
+    assert not any(r.flipped for r in kept)
     assert len(grown_ids(calm)) == 24
 
 
 def test_it_stops_after_the_last_round(tmp_path):
     corpus = make_corpus()
     assert [r.number for r in run(tmp_path, corpus, UP_DOWN_UP, rounds=2)] == [0, 1, 2]
-    ledger, _ = replay(RunFolder(tmp_path), corpus)
-    settings = loop.LoopSettings(limits=loop.Limits(2, 9))
-    assert loop.why_stop(ledger, corpus, settings) == "all 2 rounds are done"
+    state, _ = replay(RunFolder(tmp_path))
+    assert state.why_stop(RoundLimits(2, 9), len(corpus.pool)) == "all 2 rounds are done"
 
 
 def test_no_round_but_the_labels_alone(tmp_path):
@@ -132,33 +130,36 @@ def test_it_stops_when_patience_is_at_an_end(tmp_path):
     corpus = make_corpus()
     script = [8, 12, 3, 13, 3, 3, 20]
     assert [r.number for r in run(tmp_path, corpus, script, rounds=6, patience=2)] == [0, 1, 2, 3, 4, 5]
-    ledger, _ = replay(RunFolder(tmp_path), corpus)
-    settings = loop.LoopSettings(limits=loop.Limits(6, 2))
-    assert loop.why_stop(ledger, corpus, settings) == "2 rounds in a row brought no improvement"
+    state, _ = replay(RunFolder(tmp_path))
+    reason = state.why_stop(RoundLimits(6, 2), len(corpus.pool))
+    assert reason == "2 rounds in a row brought no improvement"
 
 
 def test_it_stops_when_the_budget_is_spent_and_never_exceeds_it(tmp_path):
     corpus = make_corpus()
     script = [8, 12, 13, 14, 15]
     rounds = run(tmp_path, corpus, script, budget=9)
-    assert [r.figures["candidates"]["posts"] for r in rounds] == [0, 6, 3]
-    ledger, _ = replay(RunFolder(tmp_path), corpus)
-    settings = loop.LoopSettings(limits=loop.Limits(5, 9, 9))
-    assert loop.why_stop(ledger, corpus, settings, judged=8) is None
-    assert loop.why_stop(ledger, corpus, settings, judged=9) == "the budget of 9 candidates is spent"
+    assert [r.sets.candidates.posts for r in rounds] == [0, 6, 3]
+    state, _ = replay(RunFolder(tmp_path))
+    assert state.judged == 9
+    assert state.why_stop(RoundLimits(5, 9, 10), len(corpus.pool)) is None
+    reason = state.why_stop(RoundLimits(5, 9, 9), len(corpus.pool))
+    assert reason == "the budget of 9 candidates is spent"
     # the same command again spends nothing; a larger budget goes on from what was spent
     assert len(run(tmp_path, corpus, script, budget=9)) == 3
     again = run(tmp_path, corpus, script, budget=11)
-    assert [r.figures["candidates"]["posts"] for r in again] == [0, 6, 3, 2]
+    assert [r.sets.candidates.posts for r in again] == [0, 6, 3, 2]
 
 
 def test_it_stops_when_the_pool_is_used_up(tmp_path):
     corpus = make_corpus(pool=10)
-    rounds = run(tmp_path, corpus, [8, 9, 10, 11, 12, 13], HashPanel(agreement=1.0), rounds=5, revise=False)
+    rounds = run(
+        tmp_path, corpus, [8, 9, 10, 11, 12, 13], HashPanel(agreement=1.0), rounds=5, retract_flipped=False
+    )
     assert len(grown_ids(tmp_path)) == 10
     assert rounds[-1].number < 5
-    ledger, _ = replay(RunFolder(tmp_path), corpus)
-    assert loop.why_stop(ledger, corpus, loop.LoopSettings()) == "no pool post is left to choose from"
+    state, _ = replay(RunFolder(tmp_path))
+    assert state.why_stop(RoundLimits(), len(corpus.pool)) == "no pool post is left to choose from"
 
 
 def test_a_finished_run_goes_on_when_more_rounds_are_asked_for(tmp_path):
@@ -185,7 +186,7 @@ def test_without_agents_the_classifiers_word_is_taken(tmp_path):
     assert (rounds[1].consistent, rounds[1].divergent) == (6, 0)
     row = lines(tmp_path / "grown.jsonl")[-1]
     assert row["provenance"]["agreed"] == ["classifier"]
-    assert rounds[1].test["posts"] == 4
+    assert rounds[1].test.posts == 4
 
 
 def test_grown_holds_the_labels_then_the_pseudo_labels_with_their_provenance(tmp_path):
@@ -205,6 +206,6 @@ def test_a_round_in_which_nothing_can_be_chosen_does_no_harm(tmp_path):
     trainer = ScriptedTrainer([8, 9, 10, 11], spread=0.0)
     rounds = run(
         tmp_path, make_corpus(pool=10), [], HashPanel(agreement=1.0),
-        shares={"spam": 1.0, "ham": 0.0}, rounds=3, revise=False, trainer=trainer,
+        shares={"spam": 1.0, "ham": 0.0}, rounds=3, retract_flipped=False, trainer=trainer,
     )  # fmt: skip
-    assert [r.figures["candidates"]["posts"] for r in rounds] == [0, 5, 0, 0]
+    assert [r.sets.candidates.posts for r in rounds] == [0, 5, 0, 0]

@@ -117,11 +117,12 @@ def test_a_recipe_that_is_not_there_or_a_folder_is_refused(tmp_path):
 def test_overrides_are_toml_values_and_bare_words_are_strings(write):
     recipe = load_recipe(
         write(LEAST + "[rounds]\nmax = 9\n"),
-        ["rounds.max=5", "classifier.head=mlp", "seed = 7", "loss.theta=0.25", "selection.again=false",
+        ["rounds.max=5", "classifier.head=mlp", "seed = 7", "loss.theta=0.25",
+         "selection.reselect_divergent=false",
          "selection.shares={a = 0.25, b = 0.75}"],
     )  # fmt: skip
     assert (recipe.rounds.max, recipe.classifier.head, recipe.seed) == (5, "mlp", 7)
-    assert (recipe.loss.theta, recipe.selection.again) == (0.25, False)
+    assert (recipe.loss.theta, recipe.selection.reselect_divergent) == (0.25, False)
     assert recipe.selection.shares == {"a": 0.25, "b": 0.75}
 
 
@@ -188,7 +189,7 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
         write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
     )
     settings = build_settings(recipe)
-    assert (settings.k, settings.limits) == (7, (2, 4, None))
+    assert (settings.k, settings.limits) == (7, (2, 4, None, True))
     assert build_loss(recipe).theta == expected
     assert settings.root == recipe.data.manifest.parent
 

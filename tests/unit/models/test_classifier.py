@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from backbones.base import FeatureLayout
-from losses.groups import Group
+from losses.group import Group
 from losses.pnu import PNULoss
+from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.models.classifier import TrainingSet, load_head, train_head
+from selftrain.models.classifier import load_head, train_head
 from selftrain.models.head import HeadSettings, LossWatch, fit_scaling
 from selftrain.models.metrics import macro_f1
 

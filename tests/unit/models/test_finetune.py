@@ -9,8 +9,9 @@ import torch
 from finetune_helpers import WordsBackbone, words_corpus, words_training
 
 from losses import PNULoss
+from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.models.classifier import TrainingSet, train_head
+from selftrain.models.classifier import train_head
 from selftrain.models.finetune import BackboneTrainer, load_finetuned, read_format
 from selftrain.models.head import HeadSettings, fit_scaling
 

@@ -97,7 +97,7 @@ def folder(tmp_path_factory):
 
 def fit(trainer, corpus, **options):
     from losses import PNULoss
-    from selftrain.models.classifier import TrainingSet
+    from selftrain.data.corpus import TrainingSet
 
     groups = np.concatenate([1 - corpus.labels[corpus.labelled], np.full(3, 4)]).astype(np.int64)
     training = TrainingSet(

@@ -15,7 +15,7 @@ from selftrain.models.calibration import Calibration
 from selftrain.models.finetune_network import Architecture, Network
 from selftrain.models.finetuned import FinetunedClassifier
 from selftrain.models.pretrained import finetuning_backbone
-from selftrain.models.scorer import open_scorer
+from selftrain.serving.open_scorer import open_scorer
 from selftrain.store.run_dir import RunFolder
 
 

@@ -19,7 +19,8 @@ from selftrain.errors import RunStateError, ServingError
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_scorer import OnnxScorer
 from selftrain.models.prediction import Prediction
-from selftrain.models.scorer import ScoreFailure, open_scorer
+from selftrain.models.scorer import ScoreFailure
+from selftrain.serving.open_scorer import open_scorer
 from selftrain.store.run_dir import RunFolder
 
 CHECKOUT = Path(__file__).parents[3]

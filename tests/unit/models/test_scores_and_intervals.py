@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 
 from selftrain.errors import RunStateError
 from selftrain.models.intervals import counts_of, difference, estimates
+from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import Scored, precision_recall, read_scores, reliability, write_scores
 
 NAMES = {"positive": "spam", "negative": "ham"}
@@ -85,12 +86,13 @@ def test_reliability_counts_every_post_once_and_weighs_the_gap_by_posts():
 
 def confusion(one):
     said = one.logits > 0
-    return {
+    counts = {
         "true_positive": int(((one.labels == 1) & said).sum()),
         "false_positive": int(((one.labels == 0) & said).sum()),
         "false_negative": int(((one.labels == 1) & ~said).sum()),
         "true_negative": int(((one.labels == 0) & ~said).sum()),
     }
+    return SplitMetrics(len(said), 0.0, 0.0, 0.0, 0.0, 0.0, **counts)
 
 
 def test_the_interval_is_that_of_a_bootstrap_over_posts():

@@ -17,7 +17,7 @@ from report_helpers import HOSTILE, PLAIN, figures, lines, made, trust, verdict
 from selftrain import report
 from selftrain.cli import main
 from selftrain.errors import RunStateError, StorageError
-from selftrain.rounds import Round
+from selftrain.rounds import finished_rounds
 from selftrain.run import Run
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, write_scores
@@ -130,14 +130,11 @@ def test_the_closing_figures(tmp_path):
     assert "Finished: all 2 rounds are done." in said
 
 
-def test_pseudo_label_precision_is_that_of_grown_where_the_run_tells_it(tmp_path, capsys):
+def test_pseudo_label_precision_is_that_of_grown(tmp_path):
     told = {"posts": 6, "truth_known": 5, "precision": 0.8125}
     exact = made(tmp_path / "exact", PLAIN, pseudo_labels=told)
     assert report.gather(exact).summary.pseudo_label_precision == 0.8125
     assert "0.812 of grown.jsonl" in words(page_of(exact))
-    older = made(tmp_path / "older", PLAIN)
-    assert report.gather(older).summary.pseudo_label_precision == 0.75  # round 1, the kept one
-    assert "0.750 of the consistent posts of kept rounds" in words(page_of(older))
 
 
 def scored(folder, number):
@@ -187,18 +184,18 @@ def test_cost_is_summed_and_its_absence_said(tmp_path):
     cost = {"calls": 12, "stored": 3, "failed": 1, "prompt": 4000, "cached": 3000, "image": 0}
     cost |= {"completion": 80, "seconds": 2.5}
     page = report.gather(made(tmp_path / "paid", PLAIN, cost=cost))
-    assert page.cost.total["calls"] == 36
-    assert page.cost.total["prompt"] == 12_000
+    assert page.cost.total.calls == 36
+    assert page.cost.total.prompt == 12_000
     assert "36 12,240 tokens" in words(report.render(page))
     free = dict.fromkeys(cost, 0)
     assert report.gather(made(tmp_path / "free", PLAIN, cost=free)).cost is None
 
 
-def test_behaviour_is_summed_over_rounds_and_figures_that_no_round_has_are_left_out(tmp_path):
+def test_behaviour_is_summed_over_rounds(tmp_path):
     (part,) = report.gather(made(tmp_path, PLAIN)).agents.parts
-    assert part.behaviour.judged == (3 + 1) * (1 + 2)
-    assert part.behaviour.counts["changed_mind"] == 2
-    assert part.behaviour.counts["changed_for_better"] is None
+    assert (part.behaviour.label, part.behaviour.abstain) == (3 * (1 + 2), 1 + 2)
+    assert part.behaviour.changed_mind == 2
+    assert part.behaviour.changed_for_better == 0
     assert (part.behaviour.right, part.behaviour.truth_known) == (6, 8)
 
 
@@ -306,7 +303,7 @@ def told(events):
 
 def test_every_round_is_told_once_and_the_report_follows_when_the_reader_stops(tmp_path):
     folder = made(tmp_path, PLAIN)
-    rounds = [Round(one) for one in folder.finished_rounds()]
+    rounds = finished_rounds(folder)
     reading = passing(folder, rounds)
     assert next(reading) is rounds[0]
     assert not (folder.path / "report.html").exists()
@@ -332,7 +329,7 @@ def test_an_error_of_the_loop_still_leaves_a_report_and_none_without_a_round(tmp
         list(passing(folder, broken([])))
     assert not (folder.path / "report.html").exists()
     with pytest.raises(ArithmeticError):
-        list(passing(folder, broken([Round(folder.finished_rounds()[0])])))
+        list(passing(folder, broken(finished_rounds(folder)[:1])))
     assert (folder.path / "report.html").exists()
 
 
@@ -340,16 +337,15 @@ def test_a_report_that_cannot_be_written_is_no_secret(tmp_path):
     folder = made(tmp_path, PLAIN)
     (folder.path / "report.html").mkdir()
     with pytest.raises(StorageError, match=r"report\.html"):
-        list(passing(folder, [Round(folder.finished_rounds()[0])]))
+        list(passing(folder, finished_rounds(folder)[:1]))
 
 
-def test_figures_that_a_round_of_an_older_version_lacks_leave_their_parts_out(tmp_path):
+def test_a_run_without_test_labels_or_a_curve_leaves_their_parts_out(tmp_path):
     folder = made(tmp_path, PLAIN)
     for number, score in enumerate((0.5, 0.625, 0.6)):
-        old = figures(number, PLAIN, kept=number < 2, macro_f1=score)
-        for key in ("agents", "training", "curve", "test"):
-            del old[key]
-        folder.close_round(number, old)
+        one = figures(number, PLAIN, kept=number < 2, macro_f1=score, agents={}, curve=[])
+        del one["test"]
+        folder.close_round(number, one)
     page = report.gather(folder)
     assert [split.name for split in page.final] == ["validation"]
     said = words(report.render(page))

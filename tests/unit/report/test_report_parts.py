@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from report_helpers import PLAIN, lines, made, verdict
+from report_helpers import PLAIN, judgment, lines, made, verdict
 
 from selftrain import report
 from selftrain.report import verdict_browser as browser
@@ -152,7 +152,8 @@ def test_the_index_counts_what_the_verdicts_say(tmp_path):
 
 def test_divergent_verdicts_come_before_consistent_ones(tmp_path):
     folder = made(tmp_path, PLAIN)
-    agreed = verdict(PLAIN, "agreed") | {"consistent": True}
+    said = [judgment(PLAIN, PLAIN["agent"], 0, PLAIN["positive"])]
+    agreed = verdict(PLAIN, "agreed") | {"consistent": True, "judgments": said}
     lines(folder.round_path(2) / "verdicts.jsonl", [agreed, verdict(PLAIN, "plain")])
     listing = json.loads(str(gathered(folder).table.listing))
     assert listing["id"] == ["plain", "agreed", "plain"]

@@ -8,22 +8,23 @@ import os
 import socket
 
 import pytest
+from report_helpers import PLAIN, figures
 
 from selftrain.errors import StorageError
 from selftrain.report import mlflow_tracking, tensorboard, tracking
 from selftrain.report.scalars import scalars
+from selftrain.rounds import AgentCounts, Cost, RoundResult, finished_rounds
 from selftrain.store.run_dir import RunFolder
 
 
-def figures(number, macro_f1, **more):
-    one = {"posts": 4, "precision": 0.75 if number else None, "by_class": {}}
-    return {
-        "round": number, "kept": True, "simulated": False, "seconds": 1.25, "grown": 10 + number,
-        "validation": {"posts": 20, "macro_f1": macro_f1}, "test": {"posts": 20, "macro_f1": macro_f1 - 0.1},
-        "candidates": one, "consistent": one, "divergent": one, "theta": 0.4 if number else None,
-        "agents": {"reviewer": {"changed_mind": 2}}, "cost": {"calls": 7, "seconds": 1.5},
-        "curve": [{"epoch": 1, "macro_f1": 0.1, "loss": {"pn": 9.0}}, {"epoch": 2, "loss": {"pn": 0.5}}],
-    } | more  # fmt: skip
+def result(number, macro_f1, **more):
+    curve = [
+        {"epoch": 1, "macro_f1": 0.1, "loss": {"pn": 9.0}},
+        {"epoch": 2, "macro_f1": 0.2, "loss": {"pn": 0.5}},
+    ]
+    agents = {"reviewer": AgentCounts(changed_mind=2)._asdict()}
+    more = {"agents": agents, "cost": Cost(calls=7, seconds=1.5)._asdict(), "curve": curve} | more
+    return RoundResult.from_json(figures(number, PLAIN, kept=True, macro_f1=macro_f1, **more))
 
 
 @pytest.fixture
@@ -32,11 +33,15 @@ def folder(tmp_path):
     made = RunFolder(tmp_path / "runs" / "mine")
     environment = {"identity": {"task": "notices"}, "simulated": False, "git": None, "splits": {"pool": 9}}
     with made.locked():
-        recipe = {"seed": 3, "rounds": {"max": 2, "patience": 3}, "selection": {"again": True, "k": 4}}
+        recipe = {
+            "seed": 3,
+            "rounds": {"max": 2, "patience": 3},
+            "selection": {"reselect_divergent": True, "k": 4},
+        }
         made.begin(recipe, environment)
         for number, score in enumerate((0.5, 0.625, 0.75)):
-            made.open_round(number)
-            made.close_round(number, figures(number, score))
+            (made.open_round(number) / "verdicts.jsonl").touch()
+            made.close_round(number, result(number, score).to_json())
     return made
 
 
@@ -44,14 +49,14 @@ def folder(tmp_path):
 
 
 def test_every_known_number_has_a_name_and_what_is_not_known_has_none():
-    told = dict(scalars(figures(1, 0.5)))
+    told = dict(scalars(result(1, 0.5)))
     assert told["validation/macro_f1"] == 0.5
     assert told["loss/pn"] == 0.5  # the last epoch's
     assert told["agents/reviewer/changed_mind"] == 2
     assert told["cost/calls"] == 7
     assert told["round/kept"] == 1.0
     assert {"consistent/precision", "round/theta"} <= set(told)
-    assert not {"consistent/precision", "round/theta"} & set(dict(scalars(figures(0, 0.5))))
+    assert not {"consistent/precision", "round/theta"} & set(dict(scalars(result(0, 0.5))))
 
 
 # ---- TensorBoard ------------------------------------------------------------------------------------
@@ -73,7 +78,7 @@ def curves(root):
 
 
 def test_tensorboard_sees_one_run_with_curves_over_its_rounds(folder):
-    for one in folder.finished_rounds():
+    for one in finished_rounds(folder):
         tensorboard.write_round(folder.path, one)
     ((name, tags),) = curves(folder.path.parent).items()
     assert name == "mine/tensorboard"
@@ -83,7 +88,7 @@ def test_tensorboard_sees_one_run_with_curves_over_its_rounds(folder):
 
 def test_a_round_written_again_replaces_its_points(folder):
     for score in (0.25, 0.75):
-        tensorboard.write_round(folder.path, figures(1, score))
+        tensorboard.write_round(folder.path, result(1, score))
     (tags,) = curves(folder.path.parent).values()
     assert tags["validation/macro_f1"] == [(1, 0.75)]
     assert len(list((folder.path / "tensorboard").iterdir())) == 1
@@ -94,13 +99,13 @@ def test_a_file_that_is_being_written_is_none_of_tensorboards(folder, monkeypatc
     monkeypatch.setattr(
         os, "fsync", lambda _handle: seen.extend(path.name for path in folder.path.glob("tensorboard/*"))
     )
-    tensorboard.write_round(folder.path, figures(0, 0.5))
+    tensorboard.write_round(folder.path, result(0, 0.5))
     assert seen[0] == ".round-0000.tmp"
     assert "tfevents" not in seen[0]
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_the_older_file(folder, monkeypatch):
-    tensorboard.write_round(folder.path, figures(0, 0.5))
+    tensorboard.write_round(folder.path, result(0, 0.5))
     before = tensorboard.round_file(folder.path, 0).read_bytes()
 
     def full(_handle):
@@ -108,20 +113,20 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_older_file(folder, monkey
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="the disk is full"):
-        tensorboard.write_round(folder.path, figures(0, 0.75))
+        tensorboard.write_round(folder.path, result(0, 0.75))
     assert tensorboard.round_file(folder.path, 0).read_bytes() == before
     assert len(list((folder.path / "tensorboard").iterdir())) == 1
 
 
 def test_a_round_of_an_earlier_start_is_told_only_if_it_was_not(folder, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tensorboard.write_round(folder.path, figures(0, 0.125))
-    rounds = folder.finished_rounds()
-    tracking.tell(folder, rounds[0], fresh=False)
-    tracking.tell(folder, rounds[1], fresh=False)
+    tensorboard.write_round(folder.path, result(0, 0.125))
+    rounds = finished_rounds(folder)
+    tracking.log_round(folder, rounds[0], fresh=False)
+    tracking.log_round(folder, rounds[1], fresh=False)
     (tags,) = curves(folder.path.parent).values()
     assert tags["validation/macro_f1"] == [(0, 0.125), (1, 0.625)]
-    tracking.tell(folder, rounds[0], fresh=True)
+    tracking.log_round(folder, rounds[0], fresh=True)
     (tags,) = curves(folder.path.parent).values()
     assert tags["validation/macro_f1"] == [(0, 0.5), (1, 0.625)]
 
@@ -155,8 +160,8 @@ def history(client, tag="validation/macro_f1"):
 
 def test_mlflow_has_one_run_with_the_recipe_and_every_round_once(folder, server):
     for _ in range(2):  # the second time as after a restart
-        for one in folder.finished_rounds():
-            tracking.tell(folder, one, fresh=False)
+        for one in finished_rounds(folder):
+            tracking.log_round(folder, one, fresh=False)
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
     run = only_run(server)
     assert run.info.run_name == "mine"
@@ -186,7 +191,7 @@ def test_a_kill_between_sending_and_noting_doubles_no_point(folder, server, monk
         """As if the process were gone."""
 
     def killed(client, run_id, one, *, doubtful):
-        if one["round"] == 1:
+        if one.number == 1:
             if arrived:
                 send(client, run_id, one, doubtful=doubtful)
             raise Killed
@@ -232,6 +237,7 @@ def test_without_an_address_nothing_is_told_and_without_mlflow_it_is_said(folder
 
 
 def test_a_role_of_any_name_becomes_a_name_that_mlflow_takes(folder, server):
-    folder.close_round(2, figures(2, 0.75, agents={"<b>\n$": {"label": 3}}))
+    agents = {"<b>\n$": AgentCounts(label=3)._asdict()}
+    folder.close_round(2, result(2, 0.75, agents=agents).to_json())
     mlflow_tracking.tell_rounds(folder, 2)
     assert history(server, "agents/_b___/label") == [(2, 3.0)]

@@ -14,27 +14,25 @@ from PIL import Image
 
 from selftrain.cli import main
 from selftrain.errors import ExchangeError, LedgerError
-from selftrain.review.exchange import label_studio
-from selftrain.review.exchange.csv_table import read_csv, to_csv
-from selftrain.review.exchange.exchange_import import import_reviews, read_reviews
-from selftrain.review.exchange.exchange_tasks import Opinion, Task, gather_tasks
-from selftrain.review.import_decisions import Outside
-from selftrain.review.items import UNSURE, Entry
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_now
+from selftrain.review.exchange import review_export
+from selftrain.review.exchange.review_export import MachineOpinion, ReviewTask, gather_tasks, to_csv
+from selftrain.review.exchange.review_import import import_reviews, read_csv, read_reviews
+from selftrain.review.ledger import OutsideDecision, ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, UNSURE, ReviewItem
+from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
 CLASSES = ("rude", "kind")
 
 
-def make(tmp_path, drawn=4, population=6, doubled_share=0.0):
+def make(tmp_path, drawn=4, population=6, double_annotation_rate=0.0):
     """A folder with a ledger: p0, p1, ... of which the first are drawn."""
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "recipe.toml").write_text("")
     ledger = ReviewLedger.create(
-        tmp_path / LEDGER, classes=CLASSES, budget=drawn, doubled_share=doubled_share
+        tmp_path / LEDGER, classes=CLASSES, budget=drawn, double_annotation_rate=double_annotation_rate
     )
-    entries = [Entry(f"p{i}", "rude", 0.3, drawn / population, "round 1") for i in range(population)]
+    entries = [ReviewItem(f"p{i}", "rude", 0.3, drawn / population, "round 1") for i in range(population)]
     ledger.add("round 1", entries, [f"p{i}" for i in range(drawn)])
     return RunFolder(tmp_path), ledger
 
@@ -122,13 +120,13 @@ def test_all_or_nothing_takes_nothing_where_a_line_is_refused(tmp_path, bad):
     found = import_reviews(folder, file, all_or_nothing=True)
     assert (found.taken, found.nothing, len(found.refused)) == (0, True, 1)
     assert decided(ledger) == {}
-    assert ledger.next_post("bob").entry.post_id == "p0"
+    assert ledger.next_post("bob").item.post_id == "p0"
     fine = import_reviews(folder, table(tmp_path, ("p1", "", "rude", "ann")), all_or_nothing=True)
     assert (fine.taken, fine.nothing) == (1, False)
 
 
 def test_a_doubled_post_takes_two_reviewers_and_no_third(tmp_path):
-    folder, ledger = make(tmp_path, doubled_share=1.0)
+    folder, ledger = make(tmp_path, double_annotation_rate=1.0)
     file = table(tmp_path, *(("p0", "", label, who) for who, label in zip("abc", CLASSES * 2, strict=False)))
     found = import_reviews(folder, file)
     assert found.taken == 2
@@ -161,12 +159,12 @@ def test_a_lease_that_ran_out_holds_nothing(tmp_path):
 
 
 def test_open_reviews_are_counted_right_after_an_import(tmp_path):
-    folder, ledger = make(tmp_path, doubled_share=1.0)
+    folder, ledger = make(tmp_path, double_annotation_rate=1.0)
     import_reviews(folder, table(tmp_path, ("p0", "", "kind", "ann")))
     seen = []
     while (post := ledger.next_post("ann")) is not None:
-        ledger.decide("ann", post.entry.post_id, "kind")
-        seen.append(post.entry.post_id)
+        ledger.decide("ann", post.item.post_id, "kind")
+        seen.append(post.item.post_id)
     assert seen == ["p1", "p2", "p3"]
     assert ledger.next_post("bob").second
     assert ledger.waiting() == ["p0", "p1", "p2", "p3"]
@@ -175,7 +173,7 @@ def test_open_reviews_are_counted_right_after_an_import(tmp_path):
 def test_a_decision_from_outside_can_be_undone_and_is_logged(tmp_path):
     folder, ledger = make(tmp_path)
     import_reviews(folder, table(tmp_path, ("p2", "", "kind", "ann")))
-    assert ledger.undo("ann").entry.post_id == "p2"
+    assert ledger.undo("ann").item.post_id == "p2"
     rows = ledger._connection.execute("SELECT reviewer, post_id, action, label FROM log").fetchall()
     assert ("ann", "p2", "import", "kind") in rows
 
@@ -219,9 +217,9 @@ def test_reviews_of_an_export_with_everything_in_it(tmp_path):
     ]
     found = read_reviews(write(tmp_path, items), "cem")
     assert found.decisions == (
-        Outside(1, "p0", "rude", "ann@example.org", "round 1"),
-        Outside(1, "p0", "kind", "label-studio 7", "round 1"),
-        Outside(8, "p3", "kind", "cem", "round 1"),
+        OutsideDecision(1, "p0", "rude", "ann@example.org", "round 1"),
+        OutsideDecision(1, "p0", "kind", "label-studio 7", "round 1"),
+        OutsideDecision(8, "p3", "kind", "cem", "round 1"),
     )
     assert found.empty == 2
     assert [(one.line, one.post_id) for one in found.refused] == [(4, ""), (5, "p3"), (6, "p3"), (7, "")]
@@ -239,8 +237,8 @@ def test_reviews_of_a_minimal_export(tmp_path):
     ]
     found = read_reviews(write(tmp_path, items))
     assert found.decisions == (
-        Outside(1, "p0", "rude", "label-studio 7", "round 1"),
-        Outside(2, "p0", "kind", "ann@example.org", ""),
+        OutsideDecision(1, "p0", "rude", "label-studio 7", "round 1"),
+        OutsideDecision(2, "p0", "kind", "ann@example.org", ""),
     )
     assert found.empty == 1
     assert [one.line for one in found.refused] == [4, 5]
@@ -256,16 +254,16 @@ def test_a_file_that_is_none_of_these_is_refused_as_a_whole(tmp_path, text):
 
 def test_the_configuration_names_every_class_and_unsure_as_data():
     tricky = ('a"<b>&', "kind")
-    root = ElementTree.fromstring(label_studio.labelling_config(tricky, pictures=True, opinions=True))
+    root = ElementTree.fromstring(review_export.labelling_config(tricky, pictures=True, opinions=True))
     choices = root.find("Choices")
     assert choices.attrib["toName"] == root.find("Text").attrib["name"] == "text"
     assert [one.attrib["value"] for one in choices] == [*tricky, UNSURE]
     assert root.find("Image").attrib["valueList"] == "$images"
-    plain = ElementTree.fromstring(label_studio.labelling_config(tricky, pictures=False, opinions=False))
+    plain = ElementTree.fromstring(review_export.labelling_config(tricky, pictures=False, opinions=False))
     assert plain.find("Image") is None
     assert len(plain.findall("Text")) == 1
     with pytest.raises(ExchangeError, match="variable"):
-        label_studio.labelling_config(("$text", "kind"), pictures=False, opinions=False)
+        review_export.labelling_config(("$text", "kind"), pictures=False, opinions=False)
 
 
 @pytest.fixture
@@ -278,12 +276,12 @@ def picture(tmp_path):
 
 def task(*opinions, images=(), text="hello"):
     names = tuple(path.name for path in images)
-    return Task("p0", "round 1", 0, text, tuple(images), names, False, opinions)
+    return ReviewTask("p0", "round 1", 0, text, tuple(images), names, False, opinions)
 
 
 def test_tasks_carry_post_batch_predictions_and_pictures(picture):
-    said = (Opinion("classifier", "rude", 0.93, ""), Opinion("user", None, None, "cannot tell"))
-    (one,) = label_studio.to_tasks([task(*said, images=[picture])])
+    said = (MachineOpinion("classifier", "rude", 0.93, ""), MachineOpinion("user", None, None, "cannot tell"))
+    (one,) = review_export.to_tasks([task(*said, images=[picture])])
     assert one["meta"] == {"post_id": "p0", "batch": "round 1", "place": 0}
     assert one["data"]["opinions"] == "classifier: rude (0.93)\nuser: no label: cannot tell"
     (prediction,) = one["predictions"]  # who has no label predicts nothing
@@ -293,17 +291,17 @@ def test_tasks_carry_post_batch_predictions_and_pictures(picture):
     (url,) = one["data"]["images"]
     image = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/webp;base64,"))))
     assert max(image.size) == 1024
-    (hidden,) = label_studio.to_tasks([task(images=[picture])])
+    (hidden,) = review_export.to_tasks([task(images=[picture])])
     assert hidden["predictions"] == []
     assert "opinions" not in hidden["data"]
 
 
 def test_local_files_are_addressed_below_the_root_and_refused_outside(picture, tmp_path):
-    (one,) = label_studio.to_tasks([task(images=[picture])], pictures="local-files", root=tmp_path)
+    (one,) = review_export.to_tasks([task(images=[picture])], pictures="local-files", root=tmp_path)
     assert one["data"]["images"] == ["/data/local-files/?d=pictures/a%20b.png"]
     for root in (tmp_path / "elsewhere", None):
         with pytest.raises(ExchangeError, match="does not lie below"):
-            list(label_studio.to_tasks([task(images=[picture])], pictures="local-files", root=root))
+            list(review_export.to_tasks([task(images=[picture])], pictures="local-files", root=root))
 
 
 # ---------------------------------------------------------------- tables
@@ -333,7 +331,7 @@ def test_a_table_is_read_with_the_delimiter_that_the_spreadsheet_wrote(delimiter
 def run(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path / "run", symlinks=True)
     folder = RunFolder(tmp_path / "run")
-    divergent = len(verdicts_now(folder).divergent)
+    divergent = len(verdicts_among(folder, "divergent"))
     assert divergent >= 2
     request_reviews(folder, budget=min(5, divergent), batch="divergent", seed=1)
     return folder

@@ -9,11 +9,10 @@ import pytest
 
 from selftrain.cli import main
 from selftrain.report import gather, render
-from selftrain.review.audit import request_audit
-from selftrain.review.items import UNSURE
-from selftrain.review.label_error import reviewed_batches, told
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_now
+from selftrain.review.estimates import newest_estimate, reviewed_batches
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, UNSURE
+from selftrain.review.sampling import request_audit, request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 
@@ -35,7 +34,7 @@ def review(run, label_of):
     """Everything that waits, by one person."""
     ledger = ReviewLedger(run.path / LEDGER)
     while (post := ledger.next_post("ann")) is not None:
-        ledger.decide("ann", post.entry.post_id, label_of(post.entry))
+        ledger.decide("ann", post.item.post_id, label_of(post.item))
     return ledger
 
 
@@ -84,17 +83,17 @@ def test_a_part_of_them_gives_an_interval_around_the_estimate(run):
 
 
 def test_divergent_posts_and_audits_are_told_apart_and_the_audit_is_told_first(run):
-    divergent = verdicts_now(run).divergent
+    divergent = verdicts_among(run, "divergent")
     request_reviews(run, budget=len(divergent), batch="round 1")
     review(run, wrong_where(run, lambda post_id: True))
-    assert "divergent posts' labels" in told(reviewed_batches(run))
+    assert "divergent posts' labels" in newest_estimate(reviewed_batches(run))
     request_audit(run, budget=4)
     assert [one.name for one in reviewed_batches(run)] == ["round 1"]  # nobody has looked at it
     review(run, wrong_where(run, lambda post_id: False))
     first, second = reviewed_batches(run)
     assert (first.audit, first.grown, first.errors.all.value) == (False, None, pytest.approx(1.0))
     assert second.audit
-    line = told([second, first])
+    line = newest_estimate([second, first])
     assert line.startswith("wrong pseudo-labels: ")
     assert "4 of" in line
 
@@ -102,12 +101,12 @@ def test_divergent_posts_and_audits_are_told_apart_and_the_audit_is_told_first(r
 def test_unsure_and_open_posts_are_counted_and_give_no_estimate_alone(run):
     request_audit(run, budget=4)
     ledger = ReviewLedger(run.path / LEDGER)
-    first = ledger.next_post("ann").entry.post_id
+    first = ledger.next_post("ann").item.post_id
     ledger.decide("ann", first, UNSURE)
     (batch,) = reviewed_batches(run)
     assert (batch.answered, batch.unsure, batch.open, batch.errors) == (0, 1, 3, None)
     assert "none of" in batch.why
-    assert told([batch]) is None
+    assert newest_estimate([batch]) is None
     assert "No estimate" in render(gather(run))
 
 

@@ -6,7 +6,7 @@ import csv
 import json
 
 import pytest
-from test_choosing import BRIEF, CLASSES, NAMES, Model
+from act_helpers import BRIEF, CLASSES, NAMES, Model
 
 from agents.ask.annotator import AnnotationPrompts, Annotator
 from agents.ask.cache import ResponseCache
@@ -20,15 +20,16 @@ from selftrain.errors import BudgetError, RunMismatchError
 from selftrain.review.labelling import (
     ANNOTATIONS,
     BATCH,
-    Drawing,
     LabelFolder,
+    SampleSettings,
+    annotate_pool,
     begin,
-    label,
     mixed_posts,
     review_folder,
 )
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.page.review_server import next_command, open_desk
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.page.review_server import next_command, open_session
 
 POSTS, KNOWN, SLIP, BUDGET = 40, 4, 5, 10
 
@@ -53,14 +54,14 @@ def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
     """`act annotate` with models in memory."""
     folder, task = LabelFolder(data / name), load_task(data / "task.toml")
     posts = [post for post in read_manifest(data / "posts.jsonl", task).posts if post.label is None]
-    chosen = Drawing(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
+    chosen = SampleSettings(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
     store = ResponseCache(data / "answers.sqlite")
     models = [annotator or Model("good", SLIP), critic or Model("fair", 3)]
     runners = [Runner(model, store, run=name, opener=None) for model in models]
     try:
         with folder.locked():
             begin(folder, data / "posts.jsonl", data / "task.toml", chosen._asdict())
-            return label(
+            return annotate_pool(
                 folder, posts,
                 annotating=(runners[0], Annotator(AnnotationPrompts(BRIEF), reasoning=False)),
                 criticizing=(runners[1], Criticizer(AnnotationPrompts(BRIEF), "log_probability")),
@@ -76,8 +77,8 @@ def review(data):
     """Somebody who knows the truth looks at all that was drawn."""
     ledger, seen = ReviewLedger(data / "labels" / LEDGER), []
     while (post := ledger.next_post("ann")) is not None:
-        ledger.decide("ann", post.entry.post_id, truth_of(post.entry.post_id))
-        seen.append(post.entry.post_id)
+        ledger.decide("ann", post.item.post_id, truth_of(post.item.post_id))
+        seen.append(post.item.post_id)
     ledger.close()
     return seen
 
@@ -139,7 +140,7 @@ def test_the_review_page_and_the_exports_know_a_labelling_of_three_classes(data,
     labelled(data)
     folder = review_folder(data / "labels")
     assert isinstance(folder, LabelFolder)
-    desk = open_desk(folder)
+    desk = open_session(folder)
     try:
         assert desk.ledger.classes == tuple(NAMES)
         drawn = desk.ledger.drawn(BATCH)

@@ -1,15 +1,16 @@
-"""From a ledger to arrays and estimates; from verdict records to error estimates."""
+"""From a ledger to arrays and estimates; from verdicts to error estimates."""
 
 from __future__ import annotations
 
 import pytest
 
-from selftrain.act.estimate import label_error
+from agents.judgment import Judgment, State, Verdict
+from selftrain.act.error_estimate import label_error
 from selftrain.errors import BudgetError, EstimateError
-from selftrain.review.disagreement import suspicions
 from selftrain.review.estimates import label_errors, outcome
-from selftrain.review.items import UNSURE, Entry
 from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import UNSURE, ReviewItem
+from selftrain.review.sampling import error_estimates
 
 CLASSES = ("rude", "kind")
 
@@ -18,16 +19,17 @@ CLASSES = ("rude", "kind")
 def ledger(tmp_path):
     ledger = ReviewLedger.create(tmp_path / "review.sqlite", classes=CLASSES, budget=8)
     posts = [
-        Entry(f"p{i}", CLASSES[i % 2], None if i == 9 else i / 10, 0.4, f"round {i // 5}") for i in range(10)
+        ReviewItem(f"p{i}", CLASSES[i % 2], None if i == 9 else i / 10, 0.4, f"round {i // 5}")
+        for i in range(10)
     ]
     ledger.add("a", posts, ["p3", "p0", "p8", "p5"])
-    ledger.add("b", [Entry("p1", "kind", 0.2, 0.5), Entry("q", "rude", 0.2, 0.5)], ["p1"])
+    ledger.add("b", [ReviewItem("p1", "kind", 0.2, 0.5), ReviewItem("q", "rude", 0.2, 0.5)], ["p1"])
     return ledger
 
 
 def review(ledger, *labels):
     for label in labels:
-        ledger.decide("ann", ledger.next_post("ann").entry.post_id, label)
+        ledger.decide("ann", ledger.next_post("ann").item.post_id, label)
 
 
 def test_a_batch_becomes_arrays(ledger):
@@ -65,25 +67,17 @@ def test_nothing_is_estimated_from_nothing(ledger):
 
 
 def judgment(agent, label, probability=None, *, step=0, details=None):
-    return {
-        "agent": agent,
-        "step": step,
-        "label": label,
-        "probability": probability,
-        "details": details or {},
-    }
+    state = State.ABSTAIN if label is None else State.LABEL
+    return Judgment(agent, step, state, label, probability, "seen", "fake", details or {})
 
 
 def verdict(label, probability, *judgments, post_id="p"):
-    return {
-        "post_id": post_id, "classifier_label": label, "classifier_probability": probability,
-        "judgments": list(judgments),
-    }  # fmt: skip
+    return Verdict(post_id, label, probability, judgments)
 
 
 def test_the_label_is_the_voices_and_the_error_what_they_leave():
     record = verdict("rude", 0.6, judgment("reviewer", "kind", 0.9), judgment("user", "kind", 0.8))
-    (found,) = suspicions([record], CLASSES)
+    (found,) = error_estimates([record], CLASSES)
     assert found.label == "kind"
     assert found.error == pytest.approx(1 - (0.4 + 0.9 + 0.8) / 3)
 
@@ -93,7 +87,7 @@ def test_the_last_judgment_counts_and_who_says_nothing_says_nothing():
         "rude", 0.9, judgment("user", "kind", 0.9), judgment("user", "rude", 0.7, step=1),
         judgment("reviewer", None),
     )  # fmt: skip
-    (found,) = suspicions([record], CLASSES)
+    (found,) = error_estimates([record], CLASSES)
     assert (found.label, found.error) == ("rude", pytest.approx(1 - (0.9 + 0.7 + 0.5) / 3))
 
 
@@ -101,9 +95,9 @@ def test_stated_probabilities_of_more_classes_are_used_and_others_shared_out():
     classes = ("a", "b", "c")
     stated = {"probabilities": {"a": 0.1, "b": 0.8, "c": 0.1}}
     record = verdict("a", 0.6, judgment("x", "b", 0.8, details=stated), judgment("y", "b"))
-    (found,) = suspicions([record], classes)
+    (found,) = error_estimates([record], classes)
     assert (found.label, found.error) == ("b", pytest.approx(1 - (0.2 + 0.8 + 1.0) / 3))
-    (asked,) = suspicions([record], classes, labels={"p": "a"})
+    (asked,) = error_estimates([record], classes, labels={"p": "a"})
     assert (asked.label, asked.error) == ("a", pytest.approx(1 - (0.6 + 0.1 + 0.0) / 3))
 
 
@@ -114,31 +108,25 @@ def test_agreement_is_less_suspicious_than_disagreement():
     split = verdict(
         "rude", 0.9, judgment("reviewer", "kind", 0.9), judgment("user", "rude", 0.9), post_id="b"
     )
-    first, second = suspicions([agreed, split], CLASSES)
+    first, second = error_estimates([agreed, split], CLASSES)
     assert first.error < 0.15
     assert second.error > 0.3
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        {}, {"post_id": "p"}, verdict("loud", 0.9), verdict("rude", 0.9, judgment("user", "loud")),
-        verdict("rude", 0.9) | {"judgments": None}, verdict("rude", 0.9) | {"judgments": [3]},
-    ],
-)  # fmt: skip
-def test_what_is_no_verdict_is_refused(record):
-    with pytest.raises(BudgetError):
-        suspicions([record], CLASSES)
+@pytest.mark.parametrize("record", [verdict("loud", 0.9), verdict("rude", 0.9, judgment("user", "loud"))])
+def test_a_class_that_the_task_does_not_have_is_refused(record):
+    with pytest.raises(BudgetError, match="loud"):
+        error_estimates([record], CLASSES)
 
 
 def test_a_label_asked_for_must_be_a_class():
     with pytest.raises(BudgetError, match="loud"):
-        suspicions([verdict("rude", 0.9)], CLASSES, labels={"p": "loud"})
+        error_estimates([verdict("rude", 0.9)], CLASSES, labels={"p": "loud"})
 
 
 def test_the_likeliest_errors_alone_are_no_sample(tmp_path):
     ledger = ReviewLedger.create(tmp_path / "review.sqlite", classes=CLASSES, budget=3)
-    posts = [Entry(f"p{i}", "rude", 1 - i / 10, 0.5) for i in range(6)]
+    posts = [ReviewItem(f"p{i}", "rude", 1 - i / 10, 0.5) for i in range(6)]
     ledger.add("a", posts, ["p0", "p2", "p3"], likeliest_first=True)
     review(ledger, "kind", UNSURE)
     with pytest.raises(EstimateError, match=r"1 have a human label, the likeliest errors.*Finish"):

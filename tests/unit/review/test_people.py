@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, settings
 
-from losses.groups import Group
+from losses.group import Group
 from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.errors import BudgetError, RunStateError
-from selftrain.report.status import missing_reviews, open_posts
-from selftrain.review.audit import audit_name, request_audit
-from selftrain.review.items import UNSURE
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.reviewers import People, waiting_for
+from selftrain.report.status import missing_reviews
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, UNSURE
+from selftrain.review.reviewers import HumanReview, waiting_for
+from selftrain.review.sampling import audit_name, request_audit
 from selftrain.rounds import replay
+from selftrain.state import RoundLimits
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
@@ -28,9 +29,8 @@ SCRIPT = [8, 12, 10, 15, 16, 17]  # round 1 kept, 2 rolled back, the others kept
 def begin(folder, budget=20, *, rounds=4):
     """What `start` writes before the loop, as far as reviews need it."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = (
-        f"[human]\nbudget = {budget}\n[rounds]\nmax = {rounds}\npatience = 9\n[selection]\nagain = true\n"
-    )
+    limits = f"[rounds]\nmax = {rounds}\npatience = 9\n[selection]\nreselect_divergent = true\n"
+    recipe = f"[human]\nbudget = {budget}\n{limits}"
     (folder / "recipe.toml").write_text(recipe)
     classes = {"positive": "spam", "negative": "ham"}
     atomic.write_json(folder / "environment.json", {"classes": classes, "splits": {"pool": 60}})
@@ -40,10 +40,10 @@ def go(folder, corpus=None, *, budget=20, per_round=4, rounds=4, panel=None, tra
     """The loop until it ends or waits; numbers of the rounds that are finished then."""
     begin(folder, budget, rounds=rounds)
     run = RunFolder(folder)
-    people = People(run, budget=budget, per_round=per_round, seed=3, **options)
+    reviewers = HumanReview(run, budget=budget, per_round=per_round, seed=3, **options)
     found = loop.self_train(
         corpus or make_corpus(pool=60), trainer or ScriptedTrainer(SCRIPT), panel or HashPanel(0.5),
-        loss=PNULoss(), folder=run, settings=settings(folder, rounds=rounds), people=people,
+        loss=PNULoss(), folder=run, settings=settings(folder, rounds=rounds), reviewers=reviewers,
     )  # fmt: skip
     return [one.number for one in found]
 
@@ -56,8 +56,8 @@ def review(folder, who="ann", label=truth_of, most=10**6):
     """One reviewer, until nothing is open."""
     ledger, seen = ReviewLedger(folder / LEDGER), []
     while len(seen) < most and (post := ledger.next_post(who)) is not None:
-        ledger.decide(who, post.entry.post_id, label(post.entry.post_id))
-        seen.append(post.entry.post_id)
+        ledger.decide(who, post.item.post_id, label(post.item.post_id))
+        seen.append(post.item.post_id)
     ledger.close()
     return seen
 
@@ -203,13 +203,10 @@ def test_an_unsure_reviewer_decides_nothing_and_the_run_goes_on(tmp_path):
 
 def test_replaying_gives_the_state_that_the_run_ended_in(tmp_path):
     to_the_end(tmp_path)
-    corpus = make_corpus(pool=60)
-    ledger, rounds = replay(RunFolder(tmp_path), corpus)
-    assert {corpus.posts[p].id for p in ledger.human} == {row["id"] for row in human_rows(tmp_path)}
-    assert not ledger.human.keys() & (ledger.accepted.keys() | ledger.divergent)
-    figures = RunFolder(tmp_path).finished_rounds()
-    expected = len(ledger.open_positions(corpus.pool, again=True))
-    assert open_posts(RunFolder(tmp_path), figures) == expected
+    state, rounds = replay(RunFolder(tmp_path))
+    assert set(state.human) == {row["id"] for row in human_rows(tmp_path)}
+    assert not state.human.keys() & (state.accepted.keys() | state.divergent | state.disputed)
+    assert state.human.keys() <= state.closed(RoundLimits())
     assert len(rounds) == 5
 
 
@@ -301,7 +298,7 @@ def test_what_an_audit_finds_wrong_is_put_right_in_the_grown_dataset(tmp_path):
 def test_a_run_that_was_audited_first_may_ask_people_later_within_a_budget_of_its_own(tmp_path):
     to_the_end(tmp_path, budget=0, rounds=2)
     request_audit(RunFolder(tmp_path), budget=2)  # with the seed and the doubled share of its own ledger
-    assert to_the_end(tmp_path, budget=3, doubled_share=0.5, rounds=4)[-1] == 4
+    assert to_the_end(tmp_path, budget=3, double_annotation_rate=0.5, rounds=4)[-1] == 4
     ledger = ReviewLedger(tmp_path / LEDGER)
     assert sum(len(ledger.drawn(b)) for b in ledger.batches() if b.startswith("round")) == 3
     assert (ledger.progress().entered, ledger.progress().budget) == (5, 5)

@@ -21,8 +21,9 @@ from agents.errors import TokenCapError
 from selftrain.build import build_criticizer
 from selftrain.config import HumanSection, load_recipe
 from selftrain.errors import BudgetError, RecipeError
-from selftrain.review.criticism import FILE, LoopCriticizer
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.criticism import CRITICISMS, LoopCriticizer
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.page.material import Material
 from selftrain.store.run_dir import RunFolder
 
@@ -90,7 +91,7 @@ def test_those_it_doubts_most_are_reviewed_and_what_it_said_is_kept(tmp_path):
         {one: doubt(one) for one in divergent}
     )
     assert set(drawn) == set(sorted(divergent, key=doubt)[-4:])
-    rows = lines(folder / FILE)
+    rows = lines(folder / CRITICISMS)
     assert {row["post_id"]: row["error"] for row in rows} == pytest.approx({o: doubt(o) for o in divergent})
     labels = {entry.post_id: entry.machine_label for entry in entries}
     assert all(row["label"] == labels[row["post_id"]] for row in rows)
@@ -102,17 +103,17 @@ def test_those_it_doubts_most_are_reviewed_and_what_it_said_is_kept(tmp_path):
     assert model.closed == 1
 
     # ---- whoever was killed asks nobody again ----------------------------------------------------------
-    before = (folder / FILE).read_bytes()
+    before = (folder / CRITICISMS).read_bytes()
     (folder / LEDGER).unlink()
     again = Doubter()
     assert run_with(folder, again, rule="threshold", floor=0.0) == [0, 1]
     assert not again.asked
-    assert (folder / FILE).read_bytes() == before
+    assert (folder / CRITICISMS).read_bytes() == before
 
     # ---- the next round asks about the posts that nobody reviewed -------------------------------------
     reviewed = set(review(folder))
     assert run_with(folder, Doubter(), rule="threshold", floor=0.0) == [0, 1, 2]
-    second = {row["post_id"] for row in lines(folder / FILE) if row["batch"] == "round 2"}
+    second = {row["post_id"] for row in lines(folder / CRITICISMS) if row["batch"] == "round 2"}
     assert second
     assert not second & reviewed
 
@@ -129,7 +130,7 @@ def test_a_model_that_can_say_nothing_ends_the_run_before_a_blind_draw(tmp_path)
     with pytest.raises(BudgetError, match=r"no estimate for any of .* human\.strategy"):
         run_with(tmp_path / "run", Doubter(tokens=False))
     assert not (tmp_path / "run" / LEDGER).exists()
-    assert not (tmp_path / "run" / FILE).exists()
+    assert not (tmp_path / "run" / CRITICISMS).exists()
 
 
 def test_the_token_cap_holds_for_it_too(tmp_path):
@@ -141,7 +142,7 @@ def test_the_token_cap_holds_for_it_too(tmp_path):
 def test_the_reviewer_sees_it_beside_the_others(tmp_path):
     folder = tmp_path / "run"
     run_with(folder, Doubter())
-    row = lines(folder / FILE)[0]
+    row = lines(folder / CRITICISMS)[0]
     (folder / "recipe.toml").write_text("[data]\nmanifest = 'gone.jsonl'\n")
     parties = Material(RunFolder(folder)).opinions(row["post_id"])
     assert parties[0]["who"] == "classifier"

@@ -9,8 +9,9 @@ import pytest
 from report_helpers import PLAIN, figures, judgment
 
 from selftrain.errors import BudgetError, LedgerError, RunStateError
-from selftrain.review.ledger import LEDGER, ReviewLedger
-from selftrain.review.requests import request_reviews, verdicts_now
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
 SAID = PLAIN | {"agent": "reviewer"}
@@ -21,21 +22,21 @@ def verdict(post_id, consistent=False, label="positive", probability=0.875):
     judgments = [judgment(SAID, "reviewer", 0, label), judgment(SAID, "user", 0, other)]
     return {
         "post_id": post_id, "classifier_label": label, "classifier_probability": probability,
-        "consistent": consistent, "judgments": judgments,
+        "consistent": consistent, "judgments": judgments, "deciders": [],
     }  # fmt: skip
 
 
 def run_of(tmp_path, *rounds):
-    """A run after round 0 of (kept, verdicts, returned ids)."""
+    """A run after round 0 of (kept, verdicts, flipped ids)."""
     folder = RunFolder(tmp_path / "run")
     environment = {"identity": {}, "classes": {"positive": "positive", "negative": "negative"}}
     with folder.locked():
         folder.begin({"data": {}}, environment)
-        for number, (kept, verdicts, returned) in enumerate([(True, [], []), *rounds]):
+        for number, (kept, verdicts, flipped) in enumerate([(True, [], []), *rounds]):
             path = folder.open_round(number)
             text = "".join(json.dumps(one) + "\n" for one in verdicts)
             (path / "verdicts.jsonl").write_text(text)
-            more = {"returned": returned}
+            more = {"flipped": flipped}
             folder.close_round(number, figures(number, SAID, kept=kept, macro_f1=0.5, **more))
     return folder
 
@@ -64,18 +65,18 @@ def test_a_post_is_divergent_until_a_kept_round_accepts_it(tmp_path):
         (False, [verdict("d"), verdict("a", True), verdict("e", True)], ["c"]),
         (True, [verdict("b", True), verdict("d")], []),
     )
-    now = verdicts_now(folder)
-    # a was agreed on in a round that was rolled back, and c was returned there: neither counts
-    assert list(now.divergent) == ["a", "d"]
-    assert list(now.accepted) == ["b", "c"]
-    assert {post_id: said.round for post_id, said in now.divergent.items()} == {"a": 2, "d": 3}
-    assert now.divergent["d"].verdict["post_id"] == "d"
+    divergent, accepted = verdicts_among(folder, "divergent"), verdicts_among(folder, "accepted")
+    # a was agreed on in a round that was rolled back, and c flipped there: neither counts
+    assert list(divergent) == ["a", "d"]
+    assert list(accepted) == ["b", "c"]
+    assert {post_id: last.round for post_id, last in divergent.items()} == {"a": 2, "d": 3}
+    assert divergent["d"].verdict.post_id == "d"
 
 
-def test_a_pseudo_label_that_a_kept_round_returned_is_divergent_again(tmp_path):
+def test_a_pseudo_label_that_flipped_in_a_kept_round_is_divergent_again(tmp_path):
     folder = run_of(tmp_path, (True, [verdict("a", True)], []), (True, [verdict("b", True)], ["a"]))
-    now = verdicts_now(folder)
-    assert (list(now.divergent), list(now.accepted)) == (["a"], ["b"])
+    assert list(verdicts_among(folder, "divergent")) == ["a"]
+    assert list(verdicts_among(folder, "accepted")) == ["b"]
 
 
 # ---------------------------------------------------------------- the sample

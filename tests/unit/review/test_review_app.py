@@ -18,13 +18,13 @@ from review_helpers import WORDS, review_of, run_of
 from starlette.testclient import TestClient
 
 from selftrain.errors import LedgerError
-from selftrain.review.items import UNSURE, Review
-from selftrain.review.ledger import LEDGER, ReviewLedger
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER, UNSURE, Review
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import render_review
-from selftrain.review.page.session import Desk, seconds_a_post
-from selftrain.review.requests import request_reviews
+from selftrain.review.page.session import ReviewSession, seconds_a_post
+from selftrain.review.sampling import request_reviews
 
 TOKEN = "t" * 43
 BASE = "http://127.0.0.1:8000"
@@ -46,12 +46,13 @@ class Site:
         self.clock = Clock()
         self.folder = folder
         self.ledger = ReviewLedger(folder.path / LEDGER, clock=self.clock)
-        self.desk = Desk(
+        self.desk = ReviewSession(
             self.ledger, Material(folder), show_opinions=show_opinions, refresh_seconds=0, clock=lambda: 0.0
         )
         page = render_review(
             "run", self.ledger.classes, policy_of(folder, self.ledger.classes),
-            lease_seconds=self.ledger.lease_seconds, command="selftrain run x", show_opinions=show_opinions,
+            lease_seconds=self.ledger.lease_seconds, command="selftrain run x",
+            train="selftrain act train x --out x-act", show_opinions=show_opinions,
         )  # fmt: skip
         self.app = build_app(self.desk, page, token=TOKEN, hosts=hosts)
 

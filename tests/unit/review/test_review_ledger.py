@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from selftrain.errors import BudgetError, DecisionError, LedgerError
-from selftrain.review.items import UNSURE, Entry, cohen_kappa
 from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import UNSURE, ReviewItem, cohen_kappa
 
 CLASSES = ("rude", "kind", "odd")
 
@@ -29,7 +29,7 @@ class Clock:
 
 
 def entries(n, start=0):
-    return [Entry(f"p{i}", CLASSES[i % 3], 0.3, 0.5, "round 1") for i in range(start, start + n)]
+    return [ReviewItem(f"p{i}", CLASSES[i % 3], 0.3, 0.5, "round 1") for i in range(start, start + n)]
 
 
 def make(tmp_path, n=6, *, budget=None, add=True, **options):
@@ -51,8 +51,8 @@ def review_all(ledger, *reviewers, label="rude"):
         if not round_of:
             return seen
         for who, post in round_of:
-            ledger.decide(who, post.entry.post_id, label)
-            seen.append((who, post.entry.post_id))
+            ledger.decide(who, post.item.post_id, label)
+            seen.append((who, post.item.post_id))
 
 
 # ---------------------------------------------------------------- handing out
@@ -60,12 +60,12 @@ def review_all(ledger, *reviewers, label="rude"):
 
 def test_posts_come_in_order_each_to_one_reviewer(tmp_path):
     ledger, _ = make(tmp_path)
-    assert [ledger.next_post(who).entry.post_id for who in ("ann", "bob", "cem")] == ["p0", "p1", "p2"]
+    assert [ledger.next_post(who).item.post_id for who in ("ann", "bob", "cem")] == ["p0", "p1", "p2"]
     assert ledger.progress().held == 3
     assert review_all(ledger, "ann") == [("ann", "p0"), *(("ann", f"p{i}") for i in (3, 4, 5))]
     assert ledger.next_post("ann") is None  # bob and cem still hold theirs
     leased = ledger.next_post("bob")
-    assert leased.entry == Entry("p1", "kind", 0.3, 0.5, "round 1")
+    assert leased.item == ReviewItem("p1", "kind", 0.3, 0.5, "round 1")
     assert (leased.place, leased.batch, leased.second) == (1, "round 1", False)
 
 
@@ -74,7 +74,7 @@ def test_a_reload_gives_the_same_post_and_a_longer_lease(tmp_path):
     first = ledger.next_post("ann")
     clock.now += 50
     again = ledger.next_post("ann")
-    assert again.entry == first.entry
+    assert again.item == first.item
     assert again.expires > first.expires + 49
     assert ledger.progress().held == 1
 
@@ -84,10 +84,10 @@ def test_a_lease_that_runs_out_gives_the_post_to_the_next(tmp_path):
     ledger.next_post("ann")
     clock.now += 61
     assert ledger.progress().held == 0
-    assert ledger.next_post("bob").entry.post_id == "p0"
+    assert ledger.next_post("bob").item.post_id == "p0"
     with pytest.raises(DecisionError, match="lease ran out"):
         ledger.decide("ann", "p0", "rude")
-    assert ledger.next_post("ann").entry.post_id == "p1"
+    assert ledger.next_post("ann").item.post_id == "p1"
 
 
 def test_a_late_decision_counts_as_long_as_nobody_else_has_the_post(tmp_path):
@@ -103,12 +103,12 @@ def test_a_skipped_post_goes_to_others_and_comes_back_last(tmp_path):
     ledger.next_post("ann")
     ledger.skip("ann", "p0")
     assert ledger.progress().reviewed == 0
-    assert ledger.next_post("ann").entry.post_id == "p1"
-    assert ledger.next_post("bob").entry.post_id == "p0"
+    assert ledger.next_post("ann").item.post_id == "p1"
+    assert ledger.next_post("bob").item.post_id == "p0"
     ledger.skip("bob", "p0")
     ledger.decide("ann", "p1", "rude")
-    ledger.decide("ann", ledger.next_post("ann").entry.post_id, "rude")
-    assert ledger.next_post("ann").entry.post_id == "p0"
+    ledger.decide("ann", ledger.next_post("ann").item.post_id, "rude")
+    assert ledger.next_post("ann").item.post_id == "p0"
 
 
 def test_what_is_released_is_open_to_all(tmp_path):
@@ -116,7 +116,7 @@ def test_what_is_released_is_open_to_all(tmp_path):
     ledger.next_post("ann")
     ledger.release("ann")
     ledger.release("ann")
-    assert ledger.next_post("bob").entry.post_id == "p0"
+    assert ledger.next_post("bob").item.post_id == "p0"
 
 
 # ---------------------------------------------------------------- deciding
@@ -125,7 +125,7 @@ def test_what_is_released_is_open_to_all(tmp_path):
 def test_decisions_spend_the_budget_unsure_included(tmp_path):
     ledger, _ = make(tmp_path, 3, budget=5)
     for label in ("rude", UNSURE):
-        ledger.decide("ann", ledger.next_post("ann").entry.post_id, label)
+        ledger.decide("ann", ledger.next_post("ann").item.post_id, label)
     progress = ledger.progress()
     assert (progress.budget, progress.entered, progress.reviewed, progress.left) == (5, 3, 2, 3)
     assert (progress.unsure, progress.finished) == (1, False)
@@ -146,13 +146,13 @@ def test_the_same_decision_twice_is_one(tmp_path):
 def test_undo_gives_the_post_back_to_its_reviewer(tmp_path):
     ledger, _ = make(tmp_path)
     for label in ("rude", "kind"):
-        ledger.decide("ann", ledger.next_post("ann").entry.post_id, label)
-    ledger.decide("bob", ledger.next_post("bob").entry.post_id, "odd")
+        ledger.decide("ann", ledger.next_post("ann").item.post_id, label)
+    ledger.decide("bob", ledger.next_post("bob").item.post_id, "odd")
     ledger.next_post("ann")  # p3, which goes back
-    assert ledger.undo("ann").entry.post_id == "p1"
-    assert ledger.next_post("bob").entry.post_id == "p3"
+    assert ledger.undo("ann").item.post_id == "p1"
+    assert ledger.next_post("bob").item.post_id == "p3"
     assert ledger.progress().reviewed == 2
-    assert ledger.next_post("ann").entry.post_id == "p1"
+    assert ledger.next_post("ann").item.post_id == "p1"
     ledger.decide("ann", "p1", "odd")
     assert {d.post_id: d.label for d in ledger.decisions()} == {"p0": "rude", "p1": "odd", "p2": "odd"}
 
@@ -160,7 +160,7 @@ def test_undo_gives_the_post_back_to_its_reviewer(tmp_path):
 def test_undo_goes_back_step_by_step_and_ends(tmp_path):
     ledger, _ = make(tmp_path, 2)
     review_all(ledger, "ann")
-    assert [ledger.undo("ann").entry.post_id for _ in range(2)] == ["p1", "p0"]
+    assert [ledger.undo("ann").item.post_id for _ in range(2)] == ["p1", "p0"]
     assert ledger.undo("ann") is None
     assert ledger.undo("bob") is None
     assert ledger.progress().reviewed == 0
@@ -192,7 +192,7 @@ def test_what_was_not_handed_out_cannot_be_decided(tmp_path):
 
 
 def test_doubled_posts_are_reviewed_by_two_people(tmp_path):
-    ledger, _ = make(tmp_path, 20, doubled_share=0.25)
+    ledger, _ = make(tmp_path, 20, double_annotation_rate=0.25)
     seen = review_all(ledger, "ann", "bob")
     counts = {post: [who for who, p in seen if p == post] for _, post in seen}
     assert len(counts) == 20
@@ -206,17 +206,17 @@ def test_doubled_posts_are_reviewed_by_two_people(tmp_path):
 
 
 def test_one_reviewer_alone_makes_no_second_review(tmp_path):
-    ledger, _ = make(tmp_path, 10, doubled_share=0.5)
+    ledger, _ = make(tmp_path, 10, double_annotation_rate=0.5)
     assert len(review_all(ledger, "ann")) == 10
     assert ledger.progress()[2:5] == (10, 5, 0)
     assert ledger.next_post("bob").second
 
 
 def test_contested_posts_keep_the_first_label(tmp_path):
-    ledger, _ = make(tmp_path, 4, doubled_share=1.0)
+    ledger, _ = make(tmp_path, 4, double_annotation_rate=1.0)
     for who, labels in (("ann", ["rude", "rude", UNSURE, UNSURE]), ("bob", ["kind", "rude", "odd", UNSURE])):
         for label in labels:
-            ledger.decide(who, ledger.next_post(who).entry.post_id, label)
+            ledger.decide(who, ledger.next_post(who).item.post_id, label)
     found = [(d.label, d.contested, len(d.reviews)) for d in ledger.decisions()]
     assert found == [("rude", True, 2), ("rude", False, 2), ("odd", False, 2), (None, False, 2)]
     assert ledger.agreement()[:2] == (2, 1)  # who was unsure does not count
@@ -234,12 +234,12 @@ def test_kappa_is_scikit_learns(pairs):
 
 
 def test_agreement_of_reviewers_who_differ(tmp_path):
-    ledger, _ = make(tmp_path, 30, doubled_share=1.0)
+    ledger, _ = make(tmp_path, 30, double_annotation_rate=1.0)
     rng = np.random.default_rng(0)
     said = {who: rng.choice(CLASSES, 30) for who in ("ann", "bob")}
     for who, labels in said.items():
         for label in labels:
-            ledger.decide(who, ledger.next_post(who).entry.post_id, str(label))
+            ledger.decide(who, ledger.next_post(who).item.post_id, str(label))
     found = ledger.agreement()
     assert found.posts == 30
     assert found.kappa == pytest.approx(cohen_kappa_score(said["ann"], said["bob"]))
@@ -261,7 +261,7 @@ def test_no_more_posts_enter_than_the_budget_holds(tmp_path):
 
 def test_the_same_batch_again_changes_nothing_and_another_under_its_name_is_refused(tmp_path):
     ledger, _ = make(tmp_path)
-    ledger.decide("ann", ledger.next_post("ann").entry.post_id, "rude")
+    ledger.decide("ann", ledger.next_post("ann").item.post_id, "rude")
     ledger.add("round 1", entries(12), [f"p{i}" for i in range(6)])
     assert ledger.progress()[1:3] == (6, 1)
     with pytest.raises(LedgerError, match="another name"):
@@ -270,7 +270,7 @@ def test_the_same_batch_again_changes_nothing_and_another_under_its_name_is_refu
 
 def test_the_whole_population_is_kept(tmp_path):
     ledger, _ = make(tmp_path)
-    missing = Entry("q", "rude", None, 0.0)
+    missing = ReviewItem("q", "rude", None, 0.0)
     ledger.add("round 2", [missing], [])
     assert ledger.population("round 1") == entries(12)
     assert ledger.population("round 2") == [missing]
@@ -290,11 +290,11 @@ def test_a_post_not_drawn_before_may_be_drawn_later_but_never_twice(tmp_path):
         (entries(2) + entries(1), ["p0"]),
         (entries(2), ["p0", "p0"]),
         (entries(2), ["p5"]),
-        ([Entry("p0", "rude", 0.5, 0.0)], ["p0"]),
-        ([Entry("p0", "loud", 0.5, 0.5)], ["p0"]),
-        ([Entry("p0", "rude", 1.5, 0.5)], ["p0"]),
-        ([Entry("p0", "rude", float("nan"), 0.5)], ["p0"]),
-        ([Entry("p0", "rude", 0.5, float("nan"))], ["p0"]),
+        ([ReviewItem("p0", "rude", 0.5, 0.0)], ["p0"]),
+        ([ReviewItem("p0", "loud", 0.5, 0.5)], ["p0"]),
+        ([ReviewItem("p0", "rude", 1.5, 0.5)], ["p0"]),
+        ([ReviewItem("p0", "rude", float("nan"), 0.5)], ["p0"]),
+        ([ReviewItem("p0", "rude", 0.5, float("nan"))], ["p0"]),
     ],
 )
 def test_what_is_no_sample_of_a_population_is_refused(tmp_path, posts, order):
@@ -308,7 +308,7 @@ def test_what_is_no_sample_of_a_population_is_refused(tmp_path, posts, order):
     "changed",
     [
         {"budget": -1},
-        {"doubled_share": 1.5},
+        {"double_annotation_rate": 1.5},
         {"lease_seconds": 0},
         {"classes": ("rude",)},
         {"classes": ("rude", "rude")},
@@ -325,20 +325,20 @@ def test_settings_outside_their_range_are_refused(tmp_path, changed):
 
 
 def test_everything_is_there_when_the_file_is_opened_again(tmp_path):
-    ledger, clock = make(tmp_path, doubled_share=0.5)
-    ledger.decide("ann", ledger.next_post("ann").entry.post_id, "rude")
+    ledger, clock = make(tmp_path, double_annotation_rate=0.5)
+    ledger.decide("ann", ledger.next_post("ann").item.post_id, "rude")
     ledger.next_post("bob")
     before = (ledger.progress(), ledger.decisions(), ledger.population("round 1"))
     ledger.close()
     ledger.close()
     again = ReviewLedger(ledger.path, clock=clock)
     assert (again.progress(), again.decisions(), again.population("round 1")) == before
-    assert (again.classes, again.budget, again.doubled_share) == (CLASSES, 6, 0.5)
+    assert (again.classes, again.budget, again.double_annotation_rate) == (CLASSES, 6, 0.5)
 
 
 def test_creating_again_finds_the_ledger_and_other_settings_are_refused(tmp_path):
     ledger, _ = make(tmp_path)
-    ledger.decide("ann", ledger.next_post("ann").entry.post_id, "rude")
+    ledger.decide("ann", ledger.next_post("ann").item.post_id, "rude")
     again = ReviewLedger.create(ledger.path, classes=CLASSES, budget=6, lease_seconds=60)
     assert again.progress().reviewed == 1
     with pytest.raises(LedgerError, match="budget 6, now 7"):
@@ -371,8 +371,8 @@ def test_two_connections_share_one_queue(tmp_path):
         mine = ReviewLedger(ledger.path, clock=clock)
         try:
             while (post := mine.next_post(who)) is not None:
-                seen.append(post.entry.post_id)
-                mine.decide(who, post.entry.post_id, "rude")
+                seen.append(post.item.post_id)
+                mine.decide(who, post.item.post_id, "rude")
         except Exception as error:  # a thread's exceptions are nobody's
             problems.append(error)
 
@@ -390,7 +390,7 @@ def test_a_refused_decision_leaves_no_transaction_open(tmp_path):
     with pytest.raises(DecisionError):
         ledger.decide("ann", "p0", "rude")
     other = ReviewLedger(ledger.path)
-    assert other.next_post("bob").entry.post_id == "p0"
+    assert other.next_post("bob").item.post_id == "p0"
 
 
 @given(
@@ -401,18 +401,18 @@ def test_a_refused_decision_leaves_no_transaction_open(tmp_path):
 )
 @settings(max_examples=40, deadline=None)
 def test_whatever_reviewers_do_the_budget_is_held(tmp_path_factory, steps):
-    ledger, clock = make(tmp_path_factory.mktemp("any"), 5, budget=5, doubled_share=0.4)
+    ledger, clock = make(tmp_path_factory.mktemp("any"), 5, budget=5, double_annotation_rate=0.4)
     holds = {}
     for action, number in steps:
         who = f"r{number}"
         if action == "next":
             post = ledger.next_post(who)
-            holds[who] = post.entry.post_id if post else None
+            holds[who] = post.item.post_id if post else None
         elif action == "wait":
             clock.now += 100
         elif action == "undo":
             post = ledger.undo(who)
-            holds[who] = post.entry.post_id if post else holds.get(who)
+            holds[who] = post.item.post_id if post else holds.get(who)
         elif action == "release":
             ledger.release(who)
         elif holds.get(who) is not None:

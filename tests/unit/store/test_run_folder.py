@@ -202,7 +202,7 @@ def test_a_start_killed_before_the_recipe_was_written_is_no_run_yet(tmp_path):
     run = RunFolder(tmp_path)
     (tmp_path / "environment.json").write_text("{}")
     run.begin(RECIPE, ENVIRONMENT)
-    assert run.environment() == ENVIRONMENT
+    assert run.environment().record == ENVIRONMENT
 
 
 def test_what_a_killed_process_left_half_written_is_removed_at_the_next_start(folder):
@@ -226,7 +226,7 @@ def test_a_round_without_metrics_did_not_happen(folder):
     close(folder, 0)
     close(folder, 1, kept=False)
     (folder.open_round(2) / "verdicts.jsonl").write_text("{}\n")
-    assert [m["round"] for m in folder.finished_rounds()] == [0, 1]
+    assert [m["round"] for m in folder.round_records()] == [0, 1]
     assert folder.best_round() == 0
     assert list(folder.open_round(2).iterdir()) == []  # begun again from nothing
 
@@ -243,7 +243,7 @@ def test_damaged_metrics_are_named(folder, content):
     close(folder, 0)
     (folder.round_path(0) / "metrics.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(RunStateError, match=r"rounds/0000/metrics\.json.*damaged"):
-        folder.finished_rounds()
+        folder.round_records()
 
 
 def test_a_folder_without_recipe_is_no_run(tmp_path):

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from runs.bench.act_simulation import simulated_estimates, simulated_population
 from selftrain.act.budget import inclusion, systematic_sample
-from selftrain.act.estimate import Z, label_error, label_error_by
-from selftrain.act.simulation import simulated_estimates, simulated_population
+from selftrain.act.error_estimate import Z, label_error, label_error_by
 from selftrain.errors import EstimateError
 
 

@@ -9,9 +9,9 @@ from sklearn.metrics import roc_auc_score
 from backbones.base import FeatureLayout
 from runs.bench.act import MANNERS, VARIANTS, Tweets, bag_of_words, measure, split_of
 from runs.bench.act_coverage import coverage
+from runs.bench.act_simulation import annotated, annotated_like, criticized, simulated_population
 from runs.bench.act_tables import gap_lines, mean_lines, order_lines
 from runs.bench.study import Figure, Figures
-from selftrain.act.simulation import annotated, annotated_like, criticized, simulated_population
 from selftrain.errors import BudgetError
 
 

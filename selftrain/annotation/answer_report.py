@@ -5,15 +5,118 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agents.records import rounded
+from agents.trust import Proportion, wilson
+from selftrain._util.types import Json
 from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
-from selftrain.annotation.figures import Figures, Pair, figures, mean
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 
+NO_ANSWER = "(none)"
 _REASONS = 20
+
+
+class AnswerPair(NamedTuple):
+    """A person's answer and the model's; None where it gave none."""
+
+    known: str
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerMetrics:
+    """One question, on the posts whose answer is known.
+
+    Attributes:
+        posts: How many there are, n.
+        answered: How many of them the model answered.
+        accuracy: Right answers among those answered, with a 95 % Wilson interval.
+        macro_f1: MeanMetrics F1 of the answers that a person or the model gave, on the posts answered.
+        balanced_accuracy: MeanMetrics recall of the answers that a person gave, on the posts answered.
+        majority: Share of the commonest known answer among the posts answered: the accuracy of always giving
+            it.
+        confusion: Known answer -> model's answer, `NO_ANSWER` included -> count.
+    """
+
+    posts: int
+    answered: int
+    accuracy: Proportion
+    macro_f1: float
+    balanced_accuracy: float
+    majority: float
+    confusion: Mapping[str, Mapping[str, int]]
+
+    @property
+    def missing(self) -> float:
+        """Share of the posts without an answer, in [0, 1]."""
+        return 1 - self.answered / self.posts
+
+    def to_json(self) -> Json:
+        """A record of JSON values."""
+        return {
+            "posts": self.posts,
+            "answered": self.answered,
+            "missing": rounded(self.missing),
+            "accuracy": rounded(self.accuracy._asdict()),
+            "macro_f1": rounded(self.macro_f1),
+            "balanced_accuracy": rounded(self.balanced_accuracy),
+            "majority": rounded(self.majority),
+            "confusion": rounded(self.confusion),
+        }
+
+
+def answer_metrics(pairs: Sequence[AnswerPair], answers: Sequence[str]) -> AnswerMetrics | None:
+    """Figures of one question; None where the model answered no post of known answer.
+
+    Args:
+        pairs: One a post of known answer, n of them.
+        answers: The question's answers, in the order of the confusion's rows and columns.
+    """
+    given = [(known, answer) for known, answer in pairs if answer is not None]
+    if not given:
+        return None
+    counts = Counter((known, answer or NO_ANSWER) for known, answer in pairs)
+    columns = [*answers, NO_ANSWER]
+    confusion = {known: {answer: counts[known, answer] for answer in columns} for known in answers}
+    known_of, given_of = Counter(known for known, _ in given), Counter(answer for _, answer in given)
+    right = {answer: counts[answer, answer] for answer in answers}
+    met = [answer for answer in answers if known_of[answer] + given_of[answer]]
+    return AnswerMetrics(
+        len(pairs),
+        len(given),
+        wilson(sum(right.values()), len(given)),
+        sum(2 * right[a] / (known_of[a] + given_of[a]) for a in met) / len(met),
+        sum(right[a] / known_of[a] for a in answers if known_of[a]) / len(known_of),
+        max(known_of.values()) / len(given),
+        confusion,
+    )
+
+
+class MeanMetrics(NamedTuple):
+    """Means over questions, each counting the same."""
+
+    accuracy: float
+    macro_f1: float
+    balanced_accuracy: float
+    missing: float
+
+
+def mean_metrics(each: Sequence[AnswerMetrics]) -> MeanMetrics | None:
+    """The means of several questions' figures; None of none."""
+    if not each:
+        return None
+    count = len(each)
+    return MeanMetrics(
+        sum(one.accuracy.value for one in each) / count,
+        sum(one.macro_f1 for one in each) / count,
+        sum(one.balanced_accuracy for one in each) / count,
+        sum(one.missing for one in each) / count,
+    )
+
+
+# ---- the report ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +138,9 @@ class QuestionReport:
     answered: int
     answers: Mapping[str, int]
     missing: Mapping[str, int]
-    known: Figures | None
+    known: AnswerMetrics | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A record of JSON values."""
         return {
             "wording": self.wording,
@@ -50,7 +153,7 @@ class QuestionReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AnnotationReport:
     """The whole annotation.
 
     Attributes:
@@ -65,10 +168,10 @@ class Report:
     questions: tuple[QuestionReport, ...]
     final: QuestionReport | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """A record of JSON values."""
         process = [one.known for one in self.questions if one.known is not None]
-        averaged = mean(process)
+        averaged = mean_metrics(process)
         final = None if self.final is None else self.final.known
         return {
             "posts": self.posts,
@@ -89,7 +192,9 @@ class Report:
         }
 
 
-def report(posts: Sequence[Post], task: Task, questions: Sequence[Question], direct: bool) -> Report:
+def annotation_report(
+    posts: Sequence[Post], task: Task, questions: Sequence[Question], direct: bool
+) -> AnnotationReport:
     """The report of posts as they are written.
 
     Args:
@@ -105,7 +210,7 @@ def report(posts: Sequence[Post], task: Task, questions: Sequence[Question], dir
         given = [_valid(each.model.get(name), answers) for each in said]
         # a post counts where the question was put to it: those beyond a limit say nothing of the model
         pairs = [
-            Pair(each.known[name], answer)
+            AnswerPair(each.known[name], answer)
             for each, answer, reasons in zip(said, given, lacking, strict=True)
             if name in each.known and (answer is not None or name in reasons)
         ]
@@ -122,11 +227,11 @@ def report(posts: Sequence[Post], task: Task, questions: Sequence[Question], dir
             sum(told.values()),
             {answer: told[answer] for answer in answers},
             _commonest(reasons),
-            figures(pairs, answers),
+            answer_metrics(pairs, answers),
         )
 
     names = [question.name for question in questions]
-    return Report(
+    return AnnotationReport(
         len(posts),
         sum(all(name in post.process for name in names) for post in posts),
         tuple(one(q.name, q.wording, q.counting, q.answers) for q in questions),

@@ -15,22 +15,68 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
-from agents.ask.criticizer import Criticizer
+from agents.ask.criticizer import Criticism, Criticizer
 from agents.ask.runner import Runner
 from agents.judgment import LabelledPost
 from agents.trust import Proportion, wilson
-from selftrain._util.types import BoolArray
-from selftrain.act.scoring import AnnotatorScore, CriticizerScore, annotator_score, criticizer_score
+from selftrain._util.types import BoolArray, FloatArray
+from selftrain.act.annotation_quality import abs_score
+from selftrain.act.budget import filled
 from selftrain.errors import BudgetError
 
 BUFFER = 0.10
 MODES = ("plain", "reasoning")
+RESAMPLES = 1000
 _FEW = 30
 
 Found = TypeVar("Found")
 
 
-class Budget(NamedTuple):
+class AnnotatorScore(NamedTuple):
+    """How a model annotates.
+
+    Attributes:
+        model: Its name.
+        mode: "plain" or "reasoning".
+        accuracy: Right labels among all posts, with its Wilson interval; a post without a label counts as
+            wrong.
+        posts: How many there were.
+        unlabelled: Of them, those without a label.
+        tokens: Paid for them now; what was stored already cost nothing.
+    """
+
+    model: str
+    mode: str
+    accuracy: Proportion
+    posts: int
+    unlabelled: int
+    tokens: int
+
+
+class CriticizerScore(NamedTuple):
+    """How a model finds the annotator's errors in one way of asking.
+
+    Attributes:
+        model: Its name.
+        strategy: See `agents.ask.criticizer.strategies`.
+        auc: Of its estimates for wrong against right labels, with its bootstrap interval; None where no
+            label, or every label, is wrong.
+        abs: ABS, see `selftrain.act.annotation_quality`; None where no label is wrong.
+        mean_error: Mean estimate: what the criticizer takes the error share for.
+        missing: Posts without an estimate; they count with the mean of the others.
+        tokens: As for annotators.
+    """
+
+    model: str
+    strategy: str
+    auc: Proportion | None
+    abs: float | None
+    mean_error: float
+    missing: int
+    tokens: int
+
+
+class BudgetAdvice(NamedTuple):
     """A budget that should do.
 
     Attributes:
@@ -46,7 +92,7 @@ class Budget(NamedTuple):
     posts: tuple[int, int, int] | None
 
 
-class Choice(NamedTuple):
+class ModelSelection(NamedTuple):
     """What is recommended, and everything that was tried.
 
     Attributes:
@@ -60,7 +106,7 @@ class Choice(NamedTuple):
 
     annotator: AnnotatorScore
     criticizer: CriticizerScore
-    budget: Budget
+    budget: BudgetAdvice
     annotators: tuple[AnnotatorScore, ...]
     criticizers: tuple[CriticizerScore, ...]
     warnings: tuple[str, ...]
@@ -77,7 +123,7 @@ class Choice(NamedTuple):
         }
 
 
-def choose(
+def select_models(
     runners: Mapping[str, Runner],
     posts: Sequence[LabelledPost],
     prompts: AnnotationPrompts,
@@ -89,7 +135,7 @@ def choose(
     pool: int | None = None,
     rationale_chars: int = 360,
     seed: int = 0,
-) -> Choice:
+) -> ModelSelection:
     """Try the candidates on labelled posts and apply the rule.
 
     Args:
@@ -142,7 +188,7 @@ def choose(
     ]
     budget = advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool)
     by_accuracy = tuple(score for score, _ in tried)
-    return Choice(
+    return ModelSelection(
         best, scores[0], budget, by_accuracy, tuple(scores), _warnings(best, scores[0], len(runners))
     )
 
@@ -178,13 +224,72 @@ def _criticized(
     return sorted(scores, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
 
 
-def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> Budget:
+# ---- how good they are, on posts of known label ----------------------------------------------------------
+
+
+def annotator_score(
+    model: str, mode: str, annotations: Sequence[Annotation], truth: Sequence[str | None], tokens: int
+) -> AnnotatorScore:
+    """Accuracy of annotations against the posts' labels."""
+    right = sum(a.label == label for a, label in zip(annotations, truth, strict=True))
+    unlabelled = sum(a.label is None for a in annotations)
+    return AnnotatorScore(model, mode, wilson(right, len(truth)), len(truth), unlabelled, tokens)
+
+
+def criticizer_score(
+    model: str,
+    strategy: str,
+    criticisms: Sequence[Criticism],
+    wrong: BoolArray,
+    tokens: int,
+    *,
+    seed: int = 0,
+) -> CriticizerScore:
+    """How well estimates find the wrong labels.
+
+    A post without a label is wrong for sure and needs no criticizer: it is left out of AUC and ABS.
+    """
+    asked = np.array([not one.fault.startswith("not annotated") for one in criticisms])
+    errors = filled([one.error for one, kept in zip(criticisms, asked, strict=True) if kept])
+    faults = wrong[asked]
+    return CriticizerScore(
+        model, strategy, auc_interval(faults, errors, seed),
+        abs_score(faults, errors) if len(faults) else None,
+        float(errors.mean()) if len(errors) else 1.0,
+        sum(one.error is None for one, kept in zip(criticisms, asked, strict=True) if kept), tokens,
+    )  # fmt: skip
+
+
+def auc_interval(wrong: BoolArray, errors: FloatArray, seed: int = 0) -> Proportion | None:
+    """AUC and its 95 % percentile interval over bootstrap draws of posts; None where only one kind occurs."""
+    value = _auc(wrong, errors)
+    if value is None:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(0, len(wrong), len(wrong)) for _ in range(RESAMPLES))
+    found = [auc for drawn in draws if (auc := _auc(wrong[drawn], errors[drawn])) is not None]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Proportion(value, float(low), float(high))
+
+
+def _auc(wrong: BoolArray, errors: FloatArray) -> float | None:
+    """P(a wrong label's estimate is larger than a right one's), ties counting half."""
+    from scipy.stats import rankdata
+
+    positive, negative = int(wrong.sum()), int((~wrong).sum())
+    if not positive or not negative:
+        return None
+    ranks = float(rankdata(errors)[wrong].sum())
+    return (ranks - positive * (positive + 1) / 2) / (positive * negative)
+
+
+def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> BudgetAdvice:
     """The budget for an annotator that got `wrong` of `total` posts wrong."""
     error = wilson(wrong, total)
     share = Proportion(*(min(value + buffer, 1.0) for value in error))
     # a product such as .28 x 100 may come out a hair above the whole number that it is
     posts = None if pool is None else [math.ceil(round(value * pool, 6)) for value in share]
-    return Budget(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))
+    return BudgetAdvice(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))
 
 
 def _paid(runner: Runner, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:

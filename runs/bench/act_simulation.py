@@ -14,7 +14,7 @@ import numpy as np
 
 from selftrain._util.types import BoolArray, FloatArray, IntArray
 from selftrain.act.budget import Rule, inclusion, systematic_sample
-from selftrain.act.estimate import ErrorEstimate, label_error
+from selftrain.act.error_estimate import ErrorEstimate, label_error
 from selftrain.errors import BudgetError
 
 

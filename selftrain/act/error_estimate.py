@@ -99,7 +99,7 @@ def label_error(
             probabilities sum to, arrays of different lengths.
     """
     e, pi, delta, y, inside = _arrays(errors, inclusion, reviewed, wrong, members)
-    pi = _realised(pi, delta)
+    pi = realised(pi, delta)
     posts, answered = int(inside.sum()), int((delta & inside).sum())
     found = int((y & delta & inside).sum())
     residual = np.where(delta & inside, (y - e) / pi, 0.0)
@@ -160,8 +160,12 @@ def _arrays(
     return e, pi, delta, y, inside
 
 
-def _realised(pi: FloatArray, delta: BoolArray) -> FloatArray:
-    """pi n/B where n of the B drawn have an answer."""
+def realised(pi: FloatArray, delta: BoolArray) -> FloatArray:
+    """pi n/B [N] where n of the B drawn have an answer: each of these counts as drawn with so much.
+
+    Raises:
+        EstimateError: More posts were reviewed than the probabilities sum to.
+    """
     drawn, answered = float(pi.sum()), int(delta.sum())
     if answered > drawn + 1e-6 * max(drawn, 1.0):
         raise EstimateError(

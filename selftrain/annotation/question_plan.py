@@ -1,0 +1,248 @@
+"""What is asked about which post, with which settings, and what it would cost, before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner
+from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
+from backbones.images import MAX_PIXELS
+from selftrain.annotation.answers import FINAL, known_answers
+from selftrain.config import VlmSection, load_recipe
+from selftrain.data.posts import Post
+from selftrain.data.task import Question, Task
+from selftrain.errors import RecipeError, TaskError
+
+MAX_FAILED = 0.1
+"""The largest share of questions without a usable answer, unless the user says otherwise."""
+SAMPLE = 16
+"""Posts whose prompts are measured."""
+
+
+class AnnotationSettings(NamedTuple):
+    """What an annotation takes from a recipe.
+
+    Attributes:
+        vlm: Servers, sampling, pictures, cost; its protocol and prompts are those of judges and not used.
+        seed: Of the model's draws.
+        max_bad_rows, max_bad_share: Of the manifest, see `manifest.enforce`.
+        max_pixels: The largest width x height that an image's header may claim.
+    """
+
+    vlm: VlmSection
+    seed: int = 0
+    max_bad_rows: int = 100
+    max_bad_share: float = 0.05
+    max_pixels: int = MAX_PIXELS
+
+
+def annotation_settings(
+    recipe: Path | None = None,
+    servers: Sequence[str] = (),
+    token_cap: int | None = None,
+    overrides: Sequence[str] = (),
+) -> AnnotationSettings:
+    """Settings of a recipe, or the defaults, with other servers or another cap where these are given.
+
+    Raises:
+        RecipeError: A recipe that cannot be understood, or no server anywhere.
+    """
+    if recipe is None:
+        settings = AnnotationSettings(VlmSection())
+    else:
+        read = load_recipe(recipe, overrides)
+        data = read.data
+        settings = AnnotationSettings(
+            read.vlm, read.seed, data.max_bad_rows, data.max_bad_share, data.max_image_pixels
+        )
+    changed: dict[str, object] = {}
+    if servers:
+        changed |= {"servers": tuple(servers)}
+    if token_cap is not None:
+        changed["token_cap"] = token_cap
+    section = settings.vlm.model_copy(update=changed)
+    if not section.servers:
+        raise RecipeError(
+            "no server to ask: start one with `selftrain agents serve MODEL` and give its address with"
+            " --server, for instance --server http://127.0.0.1:8000, or a recipe whose [vlm] names one"
+        )
+    return settings._replace(vlm=section)
+
+
+# ---- which questions about which post -------------------------------------------------------------------
+
+
+class PlannedPost(NamedTuple):
+    """One post of the manifest.
+
+    Attributes:
+        post: As it was read.
+        asks: The questions that are asked about it.
+        unasked: Question -> why it cannot be asked: no call is spent on it.
+    """
+
+    post: Post
+    asks: tuple[AgentQuestion, ...] = ()
+    unasked: Mapping[str, str] = {}
+
+
+def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question, ...]:
+    """The task's questions of these names, in the task's order; None: all.
+
+    Raises:
+        TaskError: The task has none, or not all of these.
+    """
+    known = [question.name for question in task.questions]
+    if not known:
+        raise TaskError(
+            f"the task {task.name!r} has no questions; expected one [[questions]] block or more: add them, or"
+            " begin with a task of `selftrain data tasks`"
+        )
+    if FINAL in known:
+        raise TaskError(f"a question is called {FINAL!r}, the name of the final question: rename it")
+    if names is None:
+        return task.questions
+    strangers = sorted(set(names) - set(known))
+    if strangers or not names:
+        raise TaskError(
+            f"the task {task.name!r} has no questions {strangers or 'of no name'}; it has {known}: choose"
+            " among these, or leave the choice out to ask all"
+        )
+    return tuple(question for question in task.questions if question.name in names)
+
+
+def plan_questions(
+    posts: Sequence[Post],
+    task: Task,
+    questions: Sequence[Question],
+    *,
+    direct: bool = False,
+    again: bool = False,
+    limit: int | None = None,
+    max_images: int = 16,
+) -> list[PlannedPost]:
+    """One entry a post, in their order.
+
+    A question that a person has answered is asked too: what the model says of it is the report's measure. One
+    that a model has answered is not asked again.
+
+    Args:
+        posts: Of a manifest.
+        task: For the classes.
+        questions: To be asked, in order.
+        direct: Whether the final question is asked too.
+        again: Ask anew what a model has answered.
+        limit: Only about the first posts; None: about all.
+        max_images: Most pictures of a post that are sent.
+
+    Raises:
+        ManifestError: A post with a field of ours that holds something else.
+    """
+    asked = [
+        AgentQuestion(q.name, q.wording, q.answers, "choice" if q.counting is None else "count")
+        for q in questions
+    ]
+    if direct:
+        asked.append(AgentQuestion(FINAL, "", task.names, "final"))
+    return [
+        _planned(post, asked, again, max_images) if limit is None or place < limit else PlannedPost(post)
+        for place, post in enumerate(posts)
+    ]
+
+
+def _planned(post: Post, asked: Sequence[AgentQuestion], again: bool, max_images: int) -> PlannedPost:
+    earlier = {} if again else known_answers(post).model
+    asks, unasked = [], {}
+    for one in asked:
+        # an answer that the task no longer offers is none
+        if one.name in earlier and earlier[one.name].get("answer") in one.answers:
+            continue
+        if one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
+            unasked[one.name] = reason
+        else:
+            asks.append(one)
+    return PlannedPost(post, tuple(asks), unasked)
+
+
+def _uncountable(images: int, most: int) -> str:
+    if not images:
+        return "the post has no pictures to count"
+    if images > most:
+        return f"only {most} of {images} pictures are sent, and the rule is about all: raise vlm.max_images"
+    return ""
+
+
+# ---- what it would cost --------------------------------------------------------------------------------
+
+
+class AnnotationCost(NamedTuple):
+    """The cost of an annotation, answers that are stored already not taken off.
+
+    Attributes:
+        posts: About which something is asked.
+        calls: Questions about them.
+        unasked: Questions on which no call is spent.
+        prompt, image: Tokens of all prompts, and the part of their pictures; None where the server does not
+            measure.
+        completion: Most tokens of the answers.
+        measured: Prompts measured.
+        fault: Why the server does not measure; empty if it does.
+    """
+
+    posts: int
+    calls: int
+    unasked: int
+    prompt: float | None
+    image: float | None
+    completion: int
+    measured: int
+    fault: str = ""
+
+    def lines(self, cap: int | None = None) -> Iterator[str]:
+        """For people to read."""
+        yield f"posts          {self.posts:,}"
+        yield f"calls          {self.calls:,}"
+        if self.unasked:
+            yield f"not asked      {self.unasked:,} questions that cannot be: counts where no pictures are"
+        if self.prompt is None or self.image is None:
+            yield f"prompt tokens  not known: {self.fault}"
+        else:
+            yield (
+                f"prompt tokens  {round(self.prompt):,}, of which pictures {round(self.image):,}"
+                f" (by {self.measured:,} prompts measured)"
+            )
+        yield f"answer tokens  at most {self.completion:,}"
+        yield "Answers that are in the store already cost nothing; those asked for again cost once more."
+        if cap is not None and self.prompt is not None:
+            enough = self.prompt + self.completion <= cap
+            yield f"The token cap of {cap:,} {'is enough' if enough else 'may end the work early'}."
+
+
+def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int = 0) -> AnnotationCost:
+    """Measure the prompts of a sample of posts; no answer is asked for.
+
+    Raises:
+        AgentError: The server cannot be reached, or refuses us.
+    """
+    asking = [PostQuestions(one.post, one.asks) for one in plan if one.asks]
+    calls = sum(len(one.questions) for one in asking)
+    unasked = sum(len(one.unasked) for one in plan)
+    completion = sum(questioner.most_tokens(one) for one in asking)
+    if not asking:
+        return AnnotationCost(0, 0, unasked, 0.0, 0.0, 0, 0)
+    questioner.identity()  # a server that is none is told as such, not as one that does not measure
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
+    try:
+        sizes = questioner.measure([asking[i] for i in chosen])
+    except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, str(error))
+    if not sizes:
+        fault = "no picture of the posts that were drawn could be read"
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, fault)
+    prompt, image = (sum(size[part] for size in sizes) / len(sizes) * calls for part in (0, 1))
+    return AnnotationCost(len(asking), calls, unasked, prompt, image, completion, len(sizes))

@@ -1,0 +1,356 @@
+"""A classifier of K classes in a folder of its own: what ACT training makes, and predict, serve, filter open.
+
+MODEL/
+├── model.safetensors   the head; its header names classes, backbone and temperature
+├── act.json            what it learned from, and how good it is on posts of known label
+└── scores.jsonl        the scores of those posts, for thresholds
+
+It reads feature rows as the loop's head does (`selftrain.models.classifier`) and is kept beside it: that one
+has one logit and learns from divergent posts, this one has K and learns from machine and human labels.
+
+Shape legend: ``B`` posts, ``D`` width of a feature row, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from backbones import load_backbone
+from backbones.base import Backbone, EncodablePost
+from selftrain._util.numeric import sigmoid
+from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.posts import Post
+from selftrain.errors import RunMismatchError, RunStateError, TrainingError
+from selftrain.models.head import Head, HeadSettings, Progress, Scaling
+from selftrain.models.model_file import read_model, write_model
+from selftrain.models.scorer import ACT_FILE, UNSEEN, PostScore, ScoreFailure, ValidationScores
+from selftrain.store import atomic
+from selftrain.store.scores import Scored, read_scores, write_scores
+
+FORMAT = "selftrain-classes-1"
+MODEL_FILE = "model.safetensors"
+_CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
+_SURE = 1e-7
+MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
+
+
+@dataclass(frozen=True)
+class ClassesHead:
+    """A trained head for K classes.
+
+    Attributes:
+        head: In evaluation mode, on the CPU.
+        classes: Names, in the order of the logits.
+        temperature: Fitted on the validation posts; logits are divided by it.
+        settings: As it was built.
+        curve: Validation macro-F1 and loss parts over the epochs.
+        best_epoch: The epoch whose weights these are.
+    """
+
+    head: Head
+    classes: tuple[str, ...]
+    temperature: float
+    settings: HeadSettings
+    curve: tuple[Progress, ...] = ()
+    best_epoch: int = 0
+
+    @torch.inference_mode()
+    def probabilities(self, rows: Float32Array) -> Float32Array:
+        """Calibrated probabilities [B, K] of feature rows [B, D]."""
+        logits = self.head(torch.from_numpy(rows)) / self.temperature
+        return np.asarray(torch.softmax(logits, dim=1).numpy(), dtype=np.float32)
+
+    def predict(self, rows: Float32Array) -> IntArray:
+        """Class indices [B]."""
+        return np.asarray(self.probabilities(rows).argmax(1), dtype=np.int64)
+
+    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Safetensors, with classes, settings, temperature and `metadata` in the header."""
+        own = {
+            "classes": list(self.classes),
+            "settings": self.settings._asdict(),
+            "temperature": self.temperature,
+        }
+        write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
+
+
+def load_classes_head(file: Path) -> tuple[ClassesHead, Json]:
+    """A saved head and the metadata that it was saved with.
+
+    Raises:
+        RunStateError: Missing, damaged, or not a model of this format.
+    """
+    tensors, header = read_model(file, [FORMAT])
+    try:
+        settings, classes = HeadSettings(**header.pop("settings")), tuple(header.pop("classes"))
+        scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
+        head.load_state_dict(tensors)
+        temperature = float(header.pop("temperature"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunStateError(f"{file} is incomplete ({error}): it is damaged") from error
+    return ClassesHead(head.eval(), classes, temperature, settings), header
+
+
+class BackboneChoice(NamedTuple):
+    """How `backbones.load_backbone` makes a backbone again, and the fingerprint that it must have."""
+
+    name: str
+    options: Mapping[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class ACTModel:
+    """Posts, or feature rows, to probabilities of K classes; a `Scorer` where it has a backbone.
+
+    Attributes:
+        classifier: The trained head.
+        positive: The class that is looked for; thresholds are about it.
+        backbone: Makes the rows of posts; None: the model was trained on rows, and takes nothing else.
+        folder: Where it was loaded from or saved to; None: nowhere yet.
+        batch_size, workers: Handed to the backbone.
+    """
+
+    classifier: ClassesHead
+    positive: str
+    backbone: Backbone | None = None
+    folder: Path | None = None
+    batch_size: int = 64
+    workers: int = 0
+
+    kind = "classifier"
+
+    # ---- what it gives --------------------------------------------------------------------------------
+
+    def probabilities(self, data: Sequence[EncodablePost] | Float32Array) -> Float32Array:
+        """Calibrated probabilities [B, K] of posts or of feature rows [B, D].
+
+        Raises:
+            TrainingError: Posts for a model without a backbone, or one that cannot be encoded.
+        """
+        return self.classifier.probabilities(rows_of(data, self.backbone, self.batch_size, self.workers))
+
+    def predict(self, data: Sequence[EncodablePost] | Float32Array) -> list[str]:
+        """The likeliest class of each [B]. Raises as `probabilities`."""
+        return [self.classes[index] for index in self.probabilities(data).argmax(1)]
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return "" if self.folder is None else self.folder.resolve().name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the probabilities."""
+        return self.classifier.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of weights, temperature, backbone and class names."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.classifier.head.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        backbone = "" if self.backbone is None else self.backbone.fingerprint()
+        parts = [list(self.classes), self.positive, self.classifier.temperature, backbone]
+        digest.update(json.dumps(parts).encode())
+        return digest.hexdigest()
+
+    # ---- as a scorer ----------------------------------------------------------------------------------
+
+    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+        """One result a post, in order; see `selftrain.models.scorer.Scorer`.
+
+        Raises:
+            TrainingError: The model has no backbone.
+        """
+        results: list[PostScore | ScoreFailure] = []
+        for start in range(0, len(posts), _CHUNK):
+            results += self._score(posts[start : start + _CHUNK])
+        return results
+
+    def validation(self) -> ValidationScores | None:
+        """The stored scores of the validation posts; None where none were stored."""
+        if self.folder is None:
+            return None
+        stored = read_scores(self.folder, positive=self.positive, negative=_others(self.positive))
+        found = (stored or {}).get("validation")
+        return None if found is None else ValidationScores(found.labels, sigmoid(found.logits))
+
+    def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+        if self.backbone is None:
+            raise TrainingError(_NO_BACKBONE)
+        encoded = self.backbone.encode(posts, batch_size=self.batch_size, workers=self.workers)
+        found = self.classifier.probabilities(encoded.rows)
+        reasons = dict.fromkeys(
+            np.flatnonzero(~np.isfinite(found).all(1)).tolist(), "its features are not finite"
+        )
+        reasons |= {failure.index: failure.reason for failure in encoded.failures}
+        reasons |= {index: UNSEEN for index, post in enumerate(posts) if post.video is not None}
+        return [
+            ScoreFailure(reasons[index]) if index in reasons else self._post_score(row.tolist())
+            for index, row in enumerate(found)
+        ]
+
+    def _post_score(self, row: Sequence[float]) -> PostScore:
+        probs = dict(zip(self.classes, row, strict=True))
+        label = max(probs, key=lambda name: probs[name])
+        return PostScore(label, probs[label], probs)
+
+    # ---- its folder -----------------------------------------------------------------------------------
+
+    def save(
+        self,
+        folder: Path,
+        *,
+        backbone: Mapping[str, Any] | None = None,
+        record: Mapping[str, Any] | None = None,
+        measured: Mapping[str, tuple[Sequence[str], IntArray, Float32Array]] | None = None,
+    ) -> ACTModel:
+        """Write the folder, `act.json` last; what is there is replaced.
+
+        Args:
+            folder: Made if need be.
+            backbone: `name` and the other keyword arguments of `backbones.load_backbone`, so that `load` can
+                make it again; None: whoever loads gives one.
+            record: JSON values for act.json: what was learned from, and how good it is.
+            measured: "validation" and "test" -> ids [B], class indices [B], probabilities [B, K].
+
+        Returns:
+            The model, which knows its folder.
+
+        Raises:
+            StorageError: The disk is full or refuses.
+        """
+        options = dict(backbone or {})
+        fingerprint = "" if self.backbone is None else self.backbone.fingerprint()
+        choice = BackboneChoice(options.pop("name", ""), options, fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.classifier.save(folder / MODEL_FILE, {"positive": self.positive, "backbone": choice._asdict()})
+        scored = {split: self._scored(*each) for split, each in (measured or {}).items()}
+        write_scores(folder, scored, positive=self.positive, negative=_others(self.positive))
+        atomic.write_json(folder / ACT_FILE, {"classes": list(self.classes), **(record or {})})
+        return ACTModel(self.classifier, self.positive, self.backbone, folder, self.batch_size, self.workers)
+
+    def _scored(self, ids: Sequence[str], labels: IntArray, probs: Float32Array) -> Scored:
+        """The positive class against all others, as thresholds need it."""
+        place = self.classes.index(self.positive)
+        p = probs[:, place].astype(np.float64).clip(_SURE, 1 - _SURE)
+        return Scored(ids, (labels == place).astype(np.int8), np.log(p / (1 - p)).astype(np.float32))
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
+    ) -> ACTModel:
+        """A saved model.
+
+        Args:
+            folder: As `save` wrote it.
+            backbone: The one that it was trained with; None: made anew, where the folder says how.
+            device: Of a backbone that is made anew.
+            workers: Threads that read pictures.
+
+        Raises:
+            RunStateError: No such folder, or a damaged one.
+            RunMismatchError: Another backbone than the one that it was trained with.
+            BackboneError: The backbone's weights are missing or damaged.
+        """
+        classifier, header = load_classes_head(folder / MODEL_FILE)
+        try:
+            positive, choice = str(header["positive"]), BackboneChoice(**header["backbone"])
+        except (KeyError, TypeError) as error:
+            raise RunStateError(
+                f"{folder / MODEL_FILE} does not say how it reads posts ({error}): it is damaged"
+            ) from error
+        if backbone is None and choice.name:
+            backbone = load_backbone(choice.name, **{**choice.options, "device": device})
+        if backbone is not None and choice.fingerprint and backbone.fingerprint() != choice.fingerprint:
+            raise RunMismatchError(
+                f"{folder} was trained on features of the backbone {choice.fingerprint[:12]}, here"
+                f" {backbone.name!r} is {backbone.fingerprint()[:12]}: its weights, libraries or number"
+                " format differ. Use the versions that it was trained with, or train again"
+            )
+        return cls(classifier, positive, backbone, folder, workers=workers)
+
+
+_NO_BACKBONE = (
+    "this model was trained on feature rows and has no backbone to make them: give rows [B, D], or load it"
+    " with the backbone"
+)
+
+
+class ACTPrediction:
+    """Labels for the posts of a manifest by such a model; its labels are not read.
+
+    Args:
+        folder: The model's.
+        manifest: The posts.
+
+    Raises:
+        RunStateError, RunMismatchError, BackboneError: As `ACTModel.load`.
+        ManifestError, QuarantineError: The manifest cannot be read, or too many of its rows are bad.
+
+    Attributes:
+        quarantine: What was left out, each with its reason; complete once `rows` is exhausted.
+    """
+
+    def __init__(self, folder: Path, manifest: Path) -> None:
+        report = read_manifest(manifest)
+        enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
+        self._posts, self._model = report.posts, ACTModel.load(folder)
+        self.quarantine: list[Json] = [
+            {"kind": "row", "line": p.line, "id": p.post_id, "reason": p.reason} for p in report.problems
+        ]
+
+    def rows(self) -> Iterator[Json]:
+        """One record a post, in the manifest's order; posts that cannot be encoded are set aside."""
+        for start in range(0, len(self._posts), _CHUNK):
+            part = self._posts[start : start + _CHUNK]
+            for post, found in zip(part, self._model.score(part), strict=True):
+                if isinstance(found, ScoreFailure):
+                    self.quarantine.append({"kind": "image", "id": post.id, "reason": found.reason})
+                else:
+                    probs = {name: round(value, 6) for name, value in found.probabilities.items()}
+                    yield {
+                        "id": post.id, "label": found.label, "probability": probs[found.label],
+                        "probabilities": probs,
+                    }  # fmt: skip
+
+
+def rows_of(
+    data: Sequence[EncodablePost] | Float32Array,
+    backbone: Backbone | None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Float32Array:
+    """Feature rows [B, D]: as given, or computed from posts.
+
+    Raises:
+        TrainingError: Posts without a backbone, or one that cannot be encoded; the message names it.
+    """
+    if isinstance(data, np.ndarray):
+        return np.ascontiguousarray(data, dtype=np.float32)
+    if backbone is None:
+        raise TrainingError(_NO_BACKBONE)
+    encoded = backbone.encode(data, batch_size=batch_size, workers=workers)
+    if encoded.failures:
+        first = encoded.failures[0]
+        raise TrainingError(
+            f"{len(encoded.failures)} of {len(data)} posts cannot be encoded, the first is"
+            f" {data[first.index].id!r} ({first.reason}): leave them out"
+        )
+    return encoded.rows
+
+
+def _others(positive: str) -> str:
+    """What scores.jsonl calls every class but the positive one; never the name of the positive one."""
+    return f"not {positive}"

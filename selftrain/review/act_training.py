@@ -1,0 +1,379 @@
+"""From a folder of reviews to a trained model: what `selftrain act train` does.
+
+A labelling (`selftrain act annotate`) and a run are read alike. Every batch of the ledger is a sample of its
+own population, with known probabilities, so that its part of the ACT loss is unbiased for that population; a
+post that several batches were drawn from counts once for each. Posts that people labelled without any draw
+join them with pi = 1. The validation posts choose the epoch and calibrate; the test posts are measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from agents.trust import wilson
+from backbones import load_backbone
+from backbones.base import Backbone
+from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
+from selftrain.act.error_estimate import realised
+from selftrain.act.training import ACTTrainer
+from selftrain.config import BackboneSection, ClassifierSection
+from selftrain.data.features import FeatureTable, extract_features
+from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.posts import Post
+from selftrain.data.preparation import cache_folder, prepare
+from selftrain.data.splits import split_by_shares
+from selftrain.data.task import Task, load_task
+from selftrain.errors import RunMismatchError, TrainingError
+from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE, ACTModel
+from selftrain.models.best_model import stored_recipe
+from selftrain.models.head import HeadSettings
+from selftrain.models.metrics import macro_f1_of_classes
+from selftrain.models.pretrained import backbone_options
+from selftrain.review.estimates import BatchOutcome, outcome
+from selftrain.review.labelling import LabelFolder, review_folder
+from selftrain.review.ledger_reader import LEDGER, LedgerReader
+from selftrain.store.run_dir import RunFolder
+
+VALIDATION_SHARE = 0.5
+"""Of a labelling's own trusted labels, where no validation manifest is given."""
+
+
+class TrustedPosts(NamedTuple):
+    """Posts that people labelled without a draw, and all posts by id.
+
+    Attributes:
+        labelled: To learn from.
+        validation, test: To choose the epoch on, and to measure on.
+        by_id: Every post of the folder's manifests.
+    """
+
+    labelled: Sequence[Post]
+    validation: Sequence[Post]
+    test: Sequence[Post]
+    by_id: Mapping[str, Post]
+
+
+class ReviewedLabels(NamedTuple):
+    """What is learned from, one entry a post and batch [M]; the arguments of `ACTTrainer.fit`."""
+
+    posts: list[Post]
+    machine: list[str]
+    human: list[str | None]
+    inclusion: FloatArray
+
+
+class SplitQuality(NamedTuple):
+    """How good the model is on posts of trusted label.
+
+    Attributes:
+        posts: How many.
+        macro_f1: Over the classes that occur.
+        accuracy, low, high: Right labels, with the 95 % Wilson interval.
+        f1: Class -> its F1.
+    """
+
+    posts: int
+    macro_f1: float
+    accuracy: float
+    low: float
+    high: float
+    f1: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.posts:,} posts, macro-F1 {self.macro_f1:.3f}, accuracy {self.accuracy:.3f}"
+            f" [{self.low:.3f}, {self.high:.3f}]"
+        )
+
+
+class ACTTraining(NamedTuple):
+    """What came of a training.
+
+    Attributes:
+        model: As it was saved.
+        posts: Entries that it learned from, see `ReviewedLabels`.
+        human: Of them, those with a label of people.
+        unbiased: Whether every post had a chance of review; else the loss is as wrong as the labels that
+            nobody looked at.
+        left_out: Post id -> why it could not be encoded.
+        quality: "validation" and, where there are labels, "test".
+    """
+
+    model: ACTModel
+    posts: int
+    human: int
+    unbiased: bool
+    left_out: Mapping[str, str]
+    quality: Mapping[str, SplitQuality]
+
+    def to_json(self) -> Json:
+        """The content of act.json."""
+        return {
+            "learned_from": {"posts": self.posts, "human_labels": self.human, "unbiased": self.unbiased},
+            "quality": {split: one._asdict() for split, one in self.quality.items()},
+            "best_epoch": self.model.classifier.best_epoch,
+            "curve": [point._asdict() for point in self.model.classifier.curve],
+            "left_out": [{"id": post_id, "reason": why} for post_id, why in self.left_out.items()],
+        }
+
+
+def train_on_reviews(
+    path: Path,
+    out: Path,
+    *,
+    validation: Path | None = None,
+    test: Path | None = None,
+    backbone: BackboneSection | None = None,
+    classifier: ClassifierSection | None = None,
+    power: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
+) -> ACTTraining:
+    """Train with the ACT loss on what people said in a folder's reviews, and write the model.
+
+    Args:
+        path: A labelling's folder, or a run's.
+        out: The model's folder.
+        validation, test: Manifests of trusted labels; None: of a run, its own splits; of a labelling, half
+            of the labels that its manifest had validates, and nothing is tested on.
+        backbone, classifier: None: of a run, its recipe's; of a labelling, the defaults of recipes.
+        power: lambda of the loss.
+        seed: Of the split, the initial weights and dropout.
+        progress: Draw a bar over features.
+
+    Raises:
+        TrainingError: Nobody has reviewed yet, nothing to validate on, or a review that hands out the likely
+            errors first and is not finished.
+        RunStateError, RunMismatchError, LedgerError: The folder cannot be used, or its posts have changed.
+        ManifestError, TaskError, SplitError, QuarantineError: The data cannot be used.
+    """
+    folder = review_folder(path)
+    folder.recipe()  # no such folder: said before anything is loaded
+    batches = _batches(folder)
+    recipe = None if isinstance(folder, LabelFolder) else stored_recipe(folder)
+    backbone = backbone or (BackboneSection() if recipe is None else recipe.backbone)
+    settings = head_settings(classifier or (ClassifierSection() if recipe is None else recipe.classifier))
+    options = backbone_options(backbone)
+    encoder = load_backbone(backbone.name, **options)
+    if isinstance(folder, LabelFolder):
+        task, trusted = _of_labelling(folder, validation, test, seed)
+    else:
+        task, trusted = _of_run(folder, encoder, validation, test, progress=progress)
+    if not trusted.validation:
+        raise TrainingError(
+            f"{path} has no post of trusted label to validate on: label some in its manifest, a hundred are"
+            " plenty, or give a manifest of labelled posts with --validation"
+        )
+    # --- features of everybody, through the cache
+    table = _Features(
+        _distinct([*trusted.by_id.values(), *trusted.validation, *trusted.test]), encoder, backbone,
+        progress=progress,
+    )  # fmt: skip
+    learned = reviewed_labels(batches, trusted, table.failed)
+    checked, tested = table.encoded(trusted.validation), table.encoded(trusted.test)
+    trainer = ACTTrainer(
+        task.names, backbone=encoder, positive=task.positive, settings=settings, power=power, seed=seed,
+        batch_size=backbone.batch_size, workers=backbone.workers,
+    )  # fmt: skip
+    model = trainer.fit(
+        table.rows(learned.posts), learned.machine, learned.human, learned.inclusion,
+        validation=(table.rows(checked), [str(post.label) for post in checked]),
+    )  # fmt: skip
+    # --- how good is it, and where is it kept
+    measured = {
+        split: _measured(model, posts, table.rows(posts))
+        for split, posts in {"validation": checked, "test": tested}.items()
+        if posts
+    }
+    found = ACTTraining(
+        model, len(learned.posts), sum(one is not None for one in learned.human),
+        bool((learned.inclusion > 0).all()), table.failed,
+        {split: _quality(task.names, labels, probs) for split, (_, labels, probs) in measured.items()},
+    )  # fmt: skip
+    record = {"from": str(path.resolve()), "task": task.name, "power": power, "seed": seed, **found.to_json()}
+    saved = model.save(out, backbone={"name": backbone.name, **options}, record=record, measured=measured)
+    return found._replace(model=saved)
+
+
+def head_settings(section: ClassifierSection) -> HeadSettings:
+    """How a recipe's head is built and trained; what it leaves open stays at the head's defaults."""
+    defaults = HeadSettings()
+    return HeadSettings(
+        kind=section.head,
+        hidden=section.hidden,
+        dropout=section.dropout,
+        epochs=section.epochs or defaults.epochs,
+        learning_rate=section.learning_rate or defaults.learning_rate,
+        weight_decay=defaults.weight_decay if section.weight_decay is None else section.weight_decay,
+    )
+
+
+def reviewed_labels(
+    batches: Sequence[BatchOutcome], trusted: TrustedPosts, failed: Mapping[str, str]
+) -> ReviewedLabels:
+    """Every batch's population with its labels and chances of review, then the labelled posts.
+
+    Posts that could not be encoded are left out, as are those that no manifest has any more, and those that
+    the model is measured on.
+    """
+    skipped = {*failed, *(post.id for post in (*trusted.validation, *trusted.test))}
+    posts, machine = list[Post](), list[str]()
+    human, inclusion = list[str | None](), list[float]()
+    for batch in batches:
+        # answers that are missing by chance make each of the others count for more; under the threshold rule
+        # nobody else had a chance, and the loss is the one on mixed labels as it is
+        certain = bool((batch.inclusion == 0).any())
+        pi = batch.inclusion if certain else realised(batch.inclusion, batch.reviewed)
+        for place, post_id in enumerate(batch.post_ids):
+            if post_id in trusted.by_id and post_id not in skipped:
+                posts.append(trusted.by_id[post_id])
+                machine.append(batch.machine[place])
+                human.append(batch.human[place])
+                inclusion.append(float(pi[place]))
+    for post in trusted.labelled:
+        if post.id not in skipped:
+            posts.append(post)
+            machine.append(str(post.label))
+            human.append(str(post.label))
+            inclusion.append(1.0)
+    return ReviewedLabels(posts, machine, human, np.array(inclusion, dtype=np.float64))
+
+
+def _batches(folder: RunFolder) -> list[BatchOutcome]:
+    """What people said, batch by batch; those without an answer yet are left out."""
+    ledger = LedgerReader(folder.path / LEDGER)
+    try:
+        found = [outcome(ledger, name) for name in ledger.batches()]
+    finally:
+        ledger.close()
+    if any(one.partial for one in found):
+        raise TrainingError(
+            f"the review of {folder.path} hands out the likely errors first and is not finished: what was"
+            " looked at is no random part of it. Finish the review, then train"
+        )
+    reviewed = [one for one in found if one.reviewed.any()]
+    if not reviewed:
+        raise TrainingError(
+            f"nobody has labelled a post of {folder.path} yet: review some with `selftrain review serve"
+            f" {folder.path}` first"
+        )
+    return reviewed
+
+
+def _of_labelling(
+    folder: LabelFolder, validation: Path | None, test: Path | None, seed: int
+) -> tuple[Task, TrustedPosts]:
+    """The labels that the manifest had; half of them validates where no other manifest does."""
+    manifest, task_file = folder.data_files()
+    task = load_task(task_file)
+    posts = _read(manifest, task)
+    labelled = [post for post in posts if post.label is not None]
+    checked = _labelled(validation, task)
+    if validation is None and labelled:
+        shares = {"train": 1 - VALIDATION_SHARE, "validation": VALIDATION_SHARE}
+        splits = split_by_shares(labelled, task, shares, seed=seed, allow_empty_pool=True)
+        labelled, checked = list(splits.labelled), list(splits.validation)
+    return task, TrustedPosts(labelled, checked, _labelled(test, task), {post.id: post for post in posts})
+
+
+def _of_run(
+    folder: RunFolder, encoder: Backbone, validation: Path | None, test: Path | None, *, progress: bool
+) -> tuple[Task, TrustedPosts]:
+    """The run's own splits, prepared again as it prepared them.
+
+    Raises:
+        RunMismatchError: The manifests have changed since.
+    """
+    prepared = prepare(stored_recipe(folder), encoder, progress=progress)
+    _check_identity(folder, prepared.identity)
+    corpus = prepared.corpus
+
+    def split(positions: IntArray) -> list[Post]:
+        return [corpus.posts[int(position)] for position in positions]
+
+    trusted = TrustedPosts(
+        split(corpus.labelled),
+        split(corpus.validation) if validation is None else _labelled(validation, prepared.task),
+        [post for post in split(corpus.test) if post.label is not None]
+        if test is None
+        else _labelled(test, prepared.task),
+        {post.id: post for post in corpus.posts},
+    )
+    return prepared.task, trusted
+
+
+def _check_identity(folder: RunFolder, found: Mapping[str, str]) -> None:
+    recorded = folder.environment().identity
+    differing = sorted(name for name in found if recorded.get(name) != found[name])
+    if differing:
+        raise RunMismatchError(
+            f"the {' and '.join(differing)} of {folder.path} are not what they were when it ran: put"
+            " manifests and backbone back, or run it again"
+        )
+
+
+def _read(manifest: Path, task: Task) -> Sequence[Post]:
+    report = read_manifest(manifest, task)
+    enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
+    return report.posts
+
+
+def _labelled(manifest: Path | None, task: Task) -> list[Post]:
+    """The labelled posts of a manifest of its own; none without one.
+
+    Raises:
+        TrainingError: It has none.
+    """
+    if manifest is None:
+        return []
+    posts = [post for post in _read(manifest, task) if post.label is not None]
+    if not posts:
+        raise TrainingError(f"{manifest} has no labelled post: expected some to measure on")
+    return posts
+
+
+def _distinct(posts: Sequence[Post]) -> list[Post]:
+    return list({post.id: post for post in posts}.values())
+
+
+class _Features:
+    """Feature rows of posts by id; `failed` says which have none, and why."""
+
+    def __init__(
+        self, posts: Sequence[Post], encoder: Backbone, section: BackboneSection, *, progress: bool
+    ) -> None:
+        self._place = {post.id: place for place, post in enumerate(posts)}
+        self._table: FeatureTable = extract_features(
+            posts, encoder, cache_folder(section),
+            batch_size=section.batch_size, workers=section.workers, progress=progress,
+        )  # fmt: skip
+        self.failed: Mapping[str, str] = self._table.failed
+
+    def encoded(self, posts: Sequence[Post]) -> list[Post]:
+        return [post for post in posts if post.id not in self.failed]
+
+    def rows(self, posts: Sequence[Post]) -> Float32Array:
+        return self._table.rows([self._place[post.id] for post in posts])
+
+
+def _measured(
+    model: ACTModel, posts: Sequence[Post], rows: Float32Array
+) -> tuple[list[str], IntArray, Float32Array]:
+    labels = np.array([model.classes.index(str(post.label)) for post in posts], dtype=np.int64)
+    return [post.id for post in posts], labels, model.probabilities(rows)
+
+
+def _quality(classes: Sequence[str], labels: IntArray, probs: Float32Array) -> SplitQuality:
+    from sklearn.metrics import f1_score
+
+    predicted = probs.argmax(1).astype(np.int64)
+    right = wilson(int((predicted == labels).sum()), len(labels))
+    each = f1_score(labels, predicted, labels=range(len(classes)), average=None, zero_division=0.0)
+    return SplitQuality(
+        len(labels), macro_f1_of_classes(labels, predicted), *right,
+        {name: round(float(value), 6) for name, value in zip(classes, each, strict=True)},
+    )  # fmt: skip

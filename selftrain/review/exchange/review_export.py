@@ -1,0 +1,245 @@
+"""Posts to review in your own tool: Label Studio tasks with predictions and a configuration, or a table.
+
+Label Studio's format is that of https://labelstud.io/guide/tasks (tasks, predictions). Posts are written by
+strangers: a cell that a spreadsheet would run as a formula gets an apostrophe in front.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from agents.judgment import Verdict
+from backbones.images import open_image
+from selftrain._util.types import Json
+from selftrain.data.run_posts import find_posts
+from selftrain.errors import ExchangeError
+from selftrain.review.labelling import annotations_of
+from selftrain.review.ledger_reader import LEDGER, UNSURE, LedgerReader
+from selftrain.review.sampling import is_audit
+from selftrain.rounds import replay
+from selftrain.store.run_dir import RunFolder
+
+Pictures = Literal["data-uri", "local-files"]
+
+CONTROL, TEXT = "label", "text"
+"""Names of the choice and of the text that it is about, in the configuration and in every result."""
+SIDE, QUALITY = 1024, 80
+"""Pixels of the longer side of an embedded picture, at most, and its WebP quality."""
+COLUMNS = ("post_id", "batch", "label", "reviewer", "text", "images", "opinions")
+"""Of the table; whoever reviews fills in `label` and `reviewer`."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+class MachineOpinion(NamedTuple):
+    """A machine's last word: who, the label or None, its probability or None, and why."""
+
+    who: str
+    label: str | None
+    probability: float | None
+    why: str
+
+
+class ReviewTask(NamedTuple):
+    """One post that waits for a review.
+
+    Attributes:
+        post_id: As in the ledger.
+        batch: Of the ledger.
+        place: In the order of this file, from 0.
+        text: May be empty.
+        images: Absolute paths.
+        names: The same, relative to the manifest.
+        audit: Whether a pseudo-label is audited, instead of a divergent post.
+        opinions: The classifier's first; empty where they are hidden.
+    """
+
+    post_id: str
+    batch: str
+    place: int
+    text: str
+    images: tuple[Path, ...]
+    names: tuple[str, ...]
+    audit: bool
+    opinions: tuple[MachineOpinion, ...]
+
+
+class ReviewTasks(NamedTuple):
+    """All that waits, and the classes to choose from."""
+
+    tasks: tuple[ReviewTask, ...]
+    classes: tuple[str, ...]
+
+
+def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: bool = False) -> ReviewTasks:
+    """The posts of a run that lack a review, in the order in which they are handed out.
+
+    Args:
+        folder: The run.
+        hide_opinions: Leave out what classifier and agents said: reviewers who read it lean towards it.
+        everything: Posts that are reviewed already too.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+        LedgerError: The run has no ledger, or it cannot be read.
+        ExchangeError: A post's row is gone from the run's manifests: there is nothing to show.
+    """
+    folder.recipe()  # no run folder: said before anything else
+    ledger = LedgerReader(folder.path / LEDGER)
+    try:
+        batch_of = {post_id: batch for batch in ledger.batches() for post_id in ledger.drawn(batch)}
+        chosen = list(batch_of) if everything else ledger.waiting()
+        classes = ledger.classes
+    finally:
+        ledger.close()
+    posts = find_posts(folder, chosen)
+    gone = [post_id for post_id in chosen if post_id not in posts or posts[post_id].reason]
+    if gone:
+        reason = posts[gone[0]].reason if gone[0] in posts else "no row of that id"
+        raise ExchangeError(
+            f"{len(gone)} of {len(chosen)} posts to review are not in the run's manifests as they were, the"
+            f" first is {gone[0]!r} ({reason}): put the manifest and its pictures back"
+        )
+    opinions = {} if hide_opinions else _opinions(folder)
+    tasks = (
+        ReviewTask(
+            post_id,
+            batch_of[post_id],
+            place,
+            posts[post_id].text,
+            posts[post_id].images,
+            posts[post_id].names,
+            is_audit(batch_of[post_id]),
+            opinions.get(post_id, ()),
+        )
+        for place, post_id in enumerate(chosen)
+    )
+    return ReviewTasks(tuple(tasks), classes)
+
+
+def _opinions(folder: RunFolder) -> dict[str, tuple[MachineOpinion, ...]]:
+    state, _ = replay(folder)
+    labelled = {
+        post_id: (MachineOpinion("annotator", row.label, row.probability, row.rationale),)
+        for post_id, row in annotations_of(folder).items()
+    }
+    return labelled | {post_id: _opinions_in(last.verdict) for post_id, last in state.last_verdicts.items()}
+
+
+def _opinions_in(verdict: Verdict) -> tuple[MachineOpinion, ...]:
+    last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
+    return (
+        MachineOpinion("classifier", verdict.classifier_label, verdict.classifier_probability, ""),
+        *(MachineOpinion(role, one.label, one.probability, one.rationale) for role, one in last.items()),
+    )
+
+
+# ---- Label Studio --------------------------------------------------------------------------------------
+
+
+def labelling_config(classes: Sequence[str], *, pictures: bool, opinions: bool) -> str:
+    """The labelling configuration: one choice among the classes, and unsure.
+
+    Raises:
+        ExchangeError: A class name that Label Studio would read as a variable.
+    """
+    variable = [name for name in classes if name.startswith("$")]
+    if variable:
+        raise ExchangeError(f"Label Studio reads {variable[0]!r} as a variable: give the class another name")
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Text", name=TEXT, value="$text")
+    if pictures:
+        ElementTree.SubElement(view, "Image", name="images", valueList="$images")
+    choices = ElementTree.SubElement(
+        view, "Choices", name=CONTROL, toName=TEXT, choice="single-radio", required="true", showInLine="true"
+    )
+    for key, name in enumerate((*classes, UNSURE), 1):
+        choice = ElementTree.SubElement(choices, "Choice", value=name)
+        if key < 10:
+            choice.set("hotkey", str(key))
+    if opinions:
+        ElementTree.SubElement(view, "Header", value="What machines said")
+        ElementTree.SubElement(view, "Text", name="opinions", value="$opinions")
+    ElementTree.indent(view)
+    return ElementTree.tostring(view, encoding="unicode") + "\n"
+
+
+def to_tasks(
+    tasks: Sequence[ReviewTask], *, pictures: Pictures = "data-uri", root: Path | None = None
+) -> Iterator[Json]:
+    """Task objects, as Label Studio imports them.
+
+    Args:
+        tasks: The posts.
+        pictures: "data-uri": embedded, scaled down, readable anywhere. "local-files": as addresses of Label
+            Studio's local storage.
+        root: For local files, its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+
+    Raises:
+        ExchangeError: A picture outside `root`, or no `root` for local files.
+        ImageError: A picture that cannot be decoded.
+    """
+    shown = any(task.opinions for task in tasks)
+    for task in tasks:
+        urls = [_local(path, root) if pictures == "local-files" else _embedded(path) for path in task.images]
+        data: Json = {"post_id": task.post_id, "batch": task.batch, TEXT: task.text, "images": urls}
+        if shown:
+            data["opinions"] = "\n".join(map(_opinion_line, task.opinions))
+        predictions = [_prediction(one) for one in task.opinions if one.label is not None]
+        meta = {"post_id": task.post_id, "batch": task.batch, "place": task.place}
+        yield {"data": data, "meta": meta, "predictions": predictions}
+
+
+def _prediction(opinion: MachineOpinion) -> Json:
+    result = {
+        "from_name": CONTROL, "to_name": TEXT, "type": "choices", "value": {"choices": [opinion.label]},
+    }  # fmt: skip
+    return {"model_version": opinion.who, "score": opinion.probability, "result": [result]}
+
+
+def _opinion_line(opinion: MachineOpinion) -> str:
+    sure = "" if opinion.probability is None else f" ({opinion.probability:.2f})"
+    why = f": {opinion.why}" if opinion.why else ""
+    return f"{opinion.who}: {opinion.label or 'no label'}{sure}{why}"
+
+
+def _embedded(path: Path) -> str:
+    image = open_image(path, target_size=SIDE)
+    image.thumbnail((SIDE, SIDE))
+    written = io.BytesIO()
+    image.save(written, format="WEBP", quality=QUALITY, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
+
+
+def _local(path: Path, root: Path | None) -> str:
+    if root is None or not path.resolve().is_relative_to(root.resolve()):
+        raise ExchangeError(
+            f"{path} does not lie below {root or 'a document root, none was given'}: expected the folder that"
+            " Label Studio serves local files from (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT)"
+        )
+    return f"/data/local-files/?d={quote(path.resolve().relative_to(root.resolve()).as_posix())}"
+
+
+# ---- a table -------------------------------------------------------------------------------------------
+
+
+def to_csv(tasks: Sequence[ReviewTask]) -> str:
+    """The table, with a byte order mark so that spreadsheets read it as UTF-8."""
+    written = io.StringIO(newline="")
+    writer = csv.writer(written)
+    writer.writerow(COLUMNS)
+    for task in tasks:
+        opinions = "; ".join(f"{one.who}: {one.label or 'no label'}" for one in task.opinions)
+        cells = (task.post_id, task.batch, "", "", task.text, " | ".join(task.names), opinions)
+        writer.writerow([_harmless(cell) for cell in cells])
+    return "\ufeff" + written.getvalue()
+
+
+def _harmless(cell: str) -> str:
+    return f"'{cell}" if cell.startswith(FORMULA) else cell

@@ -1,0 +1,96 @@
+"""`act train`: what people said in a labelling's or a run's reviews trains a classifier that predicts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from act_helpers import NAMES
+from test_labelling import data, labelled, review, truth_of  # noqa: F401 -- `data` is a fixture
+
+from selftrain.act.error_estimate import realised
+from selftrain.data.posts import Post
+from selftrain.errors import TrainingError
+from selftrain.models.act_model import ACTModel
+from selftrain.review.act_training import TrustedPosts, reviewed_labels, train_on_reviews
+from selftrain.review.estimates import BatchOutcome
+from selftrain.review.ledger import ReviewLedger
+from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.sampling import request_audit
+from selftrain.serving.open_scorer import open_scorer
+from selftrain.store.run_dir import RunFolder
+
+SAMPLED = {"rule": "exponential", "floor": 0.2}
+
+
+def manifest_of(path, names, places):
+    rows = [{"id": f"v{i}", "text": f"{i} is {names[i % 3]}", "label": names[i % 3]} for i in places]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def some_outcome(human, inclusion, *, ids=("a", "b", "c", "d")):
+    pi, delta = np.array(inclusion), np.array([one is not None for one in human])
+    return BatchOutcome(ids, ("x",) * 4, tuple(human), np.full(4, 0.5), pi, delta, ("",) * 4)
+
+
+def test_every_batch_counts_for_its_own_population_and_labelled_posts_for_themselves():
+    first = some_outcome(("y", None, None, None), (0.5, 0.5, 0.5, 0.5))
+    second = some_outcome((None, "x", None, None), (0.25, 0.25, 0.25, 0.25))
+    posts = {name: Post(name, name) for name in "abcd"}
+    trusted = TrustedPosts([Post("l", "l", label="y")], [Post("v", "v", label="x")], [], posts)
+    found = reviewed_labels([first, second], trusted, {"d": "it cannot be read"})
+    assert [post.id for post in found.posts] == ["a", "b", "c", "a", "b", "c", "l"]
+    assert found.human == ["y", None, None, None, "x", None, "y"]
+    assert found.machine == ["x"] * 6 + ["y"]
+    # one of two that were drawn has an answer: it counts as drawn with half of pi
+    assert found.inclusion == pytest.approx([0.25] * 3 + [0.25] * 3 + [1.0])
+    assert realised(first.inclusion, first.reviewed) == pytest.approx([0.25] * 4)
+    measured = trusted._replace(validation=[posts["a"]])
+    assert "a" not in [post.id for post in reviewed_labels([first], measured, {}).posts]
+    mixed = some_outcome(("y", None, None, None), (1.0, 1.0, 0.0, 0.0))
+    assert reviewed_labels([mixed], trusted, {}).inclusion.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_a_labelling_of_three_classes_trains_a_model_that_scores_posts(data, tmp_path):  # noqa: F811
+    labelled(data, **SAMPLED)
+    with pytest.raises(TrainingError, match="nobody has labelled a post"):
+        train_on_reviews(data / "labels", tmp_path / "model")
+    review(data)
+    found = train_on_reviews(
+        data / "labels", tmp_path / "model",
+        validation=manifest_of(data / "validation.jsonl", NAMES, range(100, 130)),
+        test=manifest_of(data / "test.jsonl", NAMES, range(200, 218)),
+    )  # fmt: skip
+    assert (found.posts, found.human, found.unbiased) == (40, 14, True)  # 36 of the pool, 4 that had labels
+    assert found.quality["validation"].macro_f1 > 0.9
+    assert found.quality["test"].posts == 18
+    record = json.loads((tmp_path / "model" / "act.json").read_text())
+    assert record["quality"]["test"]["macro_f1"] == pytest.approx(found.quality["test"].macro_f1)
+    scorer = open_scorer(tmp_path / "model")
+    assert isinstance(scorer, ACTModel)
+    posts = [Post(f"n{i}", f"{i} is {NAMES[i % 3]}") for i in range(300, 330)]
+    right = [
+        score.label == NAMES[i % 3] for i, score in zip(range(300, 330), scorer.score(posts), strict=True)
+    ]
+    assert sum(right) > 27
+    assert scorer.validation().labels.sum() == 10  # of the positive class
+    assert truth_of("p1") == NAMES[1]
+
+
+def test_a_run_trains_on_the_audit_of_its_pseudo_labels(small_run, tmp_path):
+    run = RunFolder(shutil.copytree(small_run, tmp_path / "run"))
+    with pytest.raises(Exception, match=LEDGER):
+        train_on_reviews(run.path, tmp_path / "model")
+    request_audit(run, budget=4)
+    ledger = ReviewLedger(run.path / LEDGER)
+    while (post := ledger.next_post("ann")) is not None:
+        ledger.decide("ann", post.item.post_id, post.item.machine_label)
+    ledger.close()
+    found = train_on_reviews(run.path, tmp_path / "model")
+    assert found.human > 4  # and the labelled posts
+    assert found.unbiased
+    assert found.quality["validation"].macro_f1 > 0.6
+    assert set(open_scorer(tmp_path / "model").classes) == set(run.class_names())
