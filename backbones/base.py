@@ -21,7 +21,7 @@ import numpy.typing as npt
 FeatureArray = npt.NDArray[np.float32]
 
 
-class EncodablePost(Protocol):
+class Encodable(Protocol):
     """The few attributes of a post that a backbone reads."""
 
     @property
@@ -99,12 +99,7 @@ class Backbone(Protocol):
         ...
 
     def encode(
-        self,
-        posts: Sequence[EncodablePost],
-        *,
-        batch_size: int = 64,
-        workers: int = 0,
-        progress: bool = False,
+        self, posts: Sequence[Encodable], *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Encoded:
         """Encode posts without gradients.
 
@@ -128,7 +123,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> Any:  # noqa: ANN401
+    def collate(self, posts: Sequence[Encodable], *, train: bool = False) -> Any:  # noqa: ANN401
         """Turn posts into the `inputs` of `module`: a dict of tensors, movable to a device.
 
         Args:

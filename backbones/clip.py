@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import EncodablePost, Encoded, FeatureLayout
+from backbones.base import Encodable, Encoded, FeatureLayout
 from backbones.errors import WeightsError
 from backbones.images import open_image
 from backbones.loading import Placement, place
@@ -152,12 +152,7 @@ class CLIP:
         )
 
     def encode(
-        self,
-        posts: Sequence[EncodablePost],
-        *,
-        batch_size: int = 64,
-        workers: int = 0,
-        progress: bool = False,
+        self, posts: Sequence[Encodable], *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Encoded:
         """Return rows [B, D]; `batch_size` counts images, and texts."""
 
@@ -179,7 +174,7 @@ class CLIP:
                 progress=progress,
             )
 
-    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> dict[str, Tensor]:
+    def collate(self, posts: Sequence[Encodable], *, train: bool = False) -> dict[str, Tensor]:
         """Build `inputs` of `module`: ids [N, C], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
 
         Args:

@@ -7,9 +7,7 @@ long that resizing their short side would explode, and files that end before the
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from backbones.errors import ImageError
+from backbones.prefetch import prefetch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,8 +26,6 @@ MAX_ASPECT = 100  # resizing the short side of a 1 x 5,000,000 strip to 224 woul
 
 # An album picture of 2 x the side the tower wants keeps what antialiasing needs.
 _DRAFT_MARGIN = 2
-# Per thread that reads ahead: one image being decoded, one waiting to be taken.
-_PER_THREAD = 2
 
 Decoded = TypeVar("Decoded")
 
@@ -143,12 +140,11 @@ def prefetch_images(
     """Yield `decode` of each of `paths`, in order; an `ImageError` is yielded, not raised.
 
     Pillow releases the interpreter lock while it decodes and resizes, so threads do, and need no pickling.
-    At most ``2 * workers`` images are decoded and not yet taken.
 
     Args:
         paths: Image files.
         decode: A path to whatever the caller wants of it.
-        workers: Threads; 0 decodes in the calling one.
+        workers: Threads; 0 decodes in the calling one. See `backbones.prefetch`.
     """
 
     def attempt(path: Path) -> Decoded | ImageError:
@@ -157,18 +153,4 @@ def prefetch_images(
         except ImageError as error:
             return error
 
-    if workers < 1:
-        yield from map(attempt, paths)
-        return
-    waiting: deque[Future[Decoded | ImageError]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for path in paths:
-                waiting.append(pool.submit(attempt, path))
-                if len(waiting) >= workers * _PER_THREAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return prefetch(attempt, paths, workers)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import EncodablePost, Encoded, FeatureLayout
+from backbones.base import Encodable, Encoded, FeatureLayout
 from backbones.errors import WeightsError
 from backbones.images import open_image
 from backbones.loading import Placement, check_file, package_folder, place
@@ -153,12 +153,7 @@ class MiniLMEfficientNet:
         )
 
     def encode(
-        self,
-        posts: Sequence[EncodablePost],
-        *,
-        batch_size: int = 64,
-        workers: int = 0,
-        progress: bool = False,
+        self, posts: Sequence[Encodable], *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Encoded:
         """Return rows [B, D]; `batch_size` counts images, texts are batched by what they cost, tokens."""
         with inference(self._module):
@@ -173,7 +168,7 @@ class MiniLMEfficientNet:
                 progress=progress,
             )
 
-    def collate(self, posts: Sequence[EncodablePost], *, train: bool = False) -> dict[str, Tensor]:
+    def collate(self, posts: Sequence[Encodable], *, train: bool = False) -> dict[str, Tensor]:
         """Build `inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M].
 
         Args:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from backbones.base import EncodablePost, Encoded, EncodeFailure, FeatureArray, FeatureLayout
+from backbones.base import Encodable, Encoded, EncodeFailure, FeatureArray, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import prefetch_images
 
@@ -27,7 +27,7 @@ Transform = Callable[[Path], Tensor]
 _State = tuple[tuple[str, int, int], ...]
 
 
-def has_text(post: EncodablePost) -> bool:
+def has_text(post: Encodable) -> bool:
     """Tell whether a post has a text; one of nothing but white space is none."""
     return bool(post.text.strip())
 
@@ -61,7 +61,7 @@ def _flags(rows: Tensor, size: int) -> Tensor:
 
 
 def encode_posts(
-    posts: Sequence[EncodablePost],
+    posts: Sequence[Encodable],
     layout: FeatureLayout,
     *,
     embed_texts: Callable[[Sequence[str]], Tensor],
@@ -107,7 +107,7 @@ def encode_posts(
 
 
 def _sum_images(
-    posts: Sequence[EncodablePost],
+    posts: Sequence[Encodable],
     layout: FeatureLayout,
     *,
     embed_images: Callable[[Tensor], Tensor],
@@ -145,7 +145,7 @@ def _sum_images(
 
 
 def collate_images(
-    posts: Sequence[EncodablePost], transform: Transform, size: tuple[int, int]
+    posts: Sequence[Encodable], transform: Transform, size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Return pixels [M, 3, H, W] of all images of `posts`, and the post that each belongs to [M].
 
@@ -165,7 +165,7 @@ def collate_images(
     return {"pixels": stacked, "image_rows": torch.tensor(rows, dtype=torch.long)}
 
 
-def text_rows(posts: Sequence[EncodablePost]) -> Tensor:
+def text_rows(posts: Sequence[Encodable]) -> Tensor:
     """Return the positions [N] of the posts that have a text."""
     return torch.tensor([index for index, post in enumerate(posts) if has_text(post)], dtype=torch.long)
 

@@ -1,12 +1,105 @@
 """Multi-agent verified self-training on text-and-image posts.
 
-From Python: ``from selftrain.run import start``, then
-``for round in start(RECIPE, out=DIR).rounds(): ...``.
-Importing this package loads neither torch nor pydantic.
+``import selftrain as st``: everything that a program needs is named here, and imported when it is first
+asked for. Importing this package loads neither torch nor numpy nor pydantic.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from selftrain._util.package_names import check_names
 
+if TYPE_CHECKING:
+    import backbones as backbones
+    import losses as losses
+    from agents.judgment import Agent as Agent
+    from agents.judgment import Candidate as Candidate
+    from agents.judgment import Judgment as Judgment
+    from agents.judgment import State as State
+    from agents.judgment import Verdict as Verdict
+    from agents.panel import AgentPanel as AgentPanel
+    from agents.panel import NoPanel as NoPanel
+    from agents.panel import Panel as Panel
+    from backbones.base import Backbone as Backbone
+    from losses.base import RoundLoss as RoundLoss
+    from selftrain.act.training import ACTTrainer as ACTTrainer
+    from selftrain.config import Recipe as Recipe
+    from selftrain.config import load_recipe as load_recipe
+    from selftrain.data.drawn import draw_posts as draw_posts
+    from selftrain.data.manifest import read_manifest as read_manifest
+    from selftrain.data.posts import Post as Post
+    from selftrain.data.preparation import split as split
+    from selftrain.data.task import Task as Task
+    from selftrain.data.task import load_task as load_task
+    from selftrain.errors import SelftrainError as SelftrainError
+    from selftrain.models.trainer import HeadTrainer as HeadTrainer
+    from selftrain.models.trainer import Trainer as Trainer
+    from selftrain.review.reviewers import HumanReview as HumanReview
+    from selftrain.review.reviewers import Reviewers as Reviewers
+    from selftrain.rounds import RoundResult as RoundResult
+    from selftrain.runs import Run as Run
+    from selftrain.runs import SelfTrainer as SelfTrainer
+    from selftrain.runs import run as run
+    from selftrain.runs import start as start
+    from selftrain.selection import Selection as Selection
+    from selftrain.selection import Selector as Selector
+    from selftrain.selection import TopK as TopK
+    from selftrain.serving.open_scorer import open_scorer as open_scorer
+    from selftrain.state import LoopState as LoopState
+    from selftrain.state import RoundLimits as RoundLimits
+
 __version__ = "0.1.0"
 
+_HOME = {
+    "ACTTrainer": "selftrain.act.training",
+    "Agent": "agents.judgment",
+    "AgentPanel": "agents.panel",
+    "Backbone": "backbones.base",
+    "Candidate": "agents.judgment",
+    "HeadTrainer": "selftrain.models.trainer",
+    "HumanReview": "selftrain.review.reviewers",
+    "Judgment": "agents.judgment",
+    "LoopState": "selftrain.state",
+    "NoPanel": "agents.panel",
+    "Panel": "agents.panel",
+    "Post": "selftrain.data.posts",
+    "Recipe": "selftrain.config",
+    "Reviewers": "selftrain.review.reviewers",
+    "RoundLimits": "selftrain.state",
+    "RoundLoss": "losses.base",
+    "RoundResult": "selftrain.rounds",
+    "Run": "selftrain.runs",
+    "Selection": "selftrain.selection",
+    "Selector": "selftrain.selection",
+    "SelfTrainer": "selftrain.runs",
+    "SelftrainError": "selftrain.errors",
+    "State": "agents.judgment",
+    "Task": "selftrain.data.task",
+    "TopK": "selftrain.selection",
+    "Trainer": "selftrain.models.trainer",
+    "Verdict": "agents.judgment",
+    "backbones": "",
+    "draw_posts": "selftrain.data.drawn",
+    "load_recipe": "selftrain.config",
+    "load_task": "selftrain.data.task",
+    "losses": "",
+    "open_scorer": "selftrain.serving.open_scorer",
+    "read_manifest": "selftrain.data.manifest",
+    "run": "selftrain.runs",
+    "split": "selftrain.data.preparation",
+    "start": "selftrain.runs",
+}
+__all__ = list(_HOME)
+
 check_names()
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 -- whatever the table names
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME[name]
+    value = getattr(import_module(home), name) if home else import_module(name)
+    globals()[name] = value
+    return value

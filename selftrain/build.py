@@ -27,13 +27,16 @@ from agents.offline.offline_agent import offline_agents
 from agents.panel import AgentPanel, NoPanel, Panel
 from agents.replayed import replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
+from losses.base import RoundLoss
+from losses.pnu import PNULoss
+from selftrain._util.plugins import build_own, is_own
 from selftrain._util.types import Float32Array
 from selftrain.models.pretrained import finetuning_backbone
+from selftrain.selection import Selector, TopK
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from losses.pnu import PNULoss
     from selftrain.annotation.question_plan import AnnotationSettings
     from selftrain.config import Recipe, VlmSection
     from selftrain.data.corpus import Corpus
@@ -190,6 +193,9 @@ def build_panel(
         AgentError: Agents that cannot be built as asked.
     """
     section, seed = recipe.agents, recipe.seed
+    if is_own(section.kind):
+        panel: Panel = build_own(section.kind, section.options, "agents.kind")
+        return panel
     classes = (corpus.positive, corpus.negative)
     match section.kind:
         case "vlm":
@@ -213,6 +219,7 @@ def build_panel(
             return AgentPanel(
                 [SimulatedAgent(r, truth, confusion, abstention=section.abstention, seed=seed) for r in roles]
             )
+    raise AssertionError(f"the recipe checks agents.kind, found {section.kind!r}")
 
 
 class _ImageVectors:
@@ -233,11 +240,21 @@ def _image_vectors(corpus: Corpus) -> _ImageVectors | None:
     return _ImageVectors(corpus) if any(post.images for post in corpus.posts) else None
 
 
-def build_loss(recipe: Recipe) -> PNULoss:
-    """The PNU loss of a recipe. A setting that the form does not read is left at its default."""
-    from losses.pnu import PNULoss
+def build_selector(recipe: Recipe) -> Selector:
+    """Build what chooses the candidates."""
+    section = recipe.selection
+    if is_own(section.kind):
+        selector: Selector = build_own(section.kind, section.options, "selection.kind")
+        return selector
+    return TopK(section.k, section.shares)
 
+
+def build_loss(recipe: Recipe) -> RoundLoss:
+    """Build the loss of a recipe. A setting that the form does not read is left at its default."""
     section = recipe.loss
+    if is_own(section.kind):
+        loss: RoundLoss = build_own(section.kind, section.options, "loss.kind")
+        return loss
     options: dict[str, Any] = {"form": section.form, "balance": section.balance}
     if section.form != "convex" and section.lambda_soft != "count":
         options["lambda_soft"] = section.lambda_soft
@@ -255,8 +272,6 @@ def build_settings(recipe: Recipe) -> LoopSettings:
 
     return LoopSettings(
         seed=recipe.seed,
-        k=recipe.selection.k,
-        shares=recipe.selection.shares,
         retract_flipped=recipe.selection.retract_flipped,
         start=recipe.rounds.start,
         limits=RoundLimits(
@@ -274,6 +289,8 @@ def build_settings(recipe: Recipe) -> LoopSettings:
 def build_trainer(recipe: Recipe, *, progress: bool = False) -> Any:  # noqa: ANN401 -- a Trainer of some model
     """The trainer of `classifier.train`: the head on cached features, or the backbone with it."""
     section = recipe.classifier
+    if is_own(section.kind):
+        return build_own(section.kind, section.options, "classifier.kind")
     if section.train != "head":
         return _build_backbone_trainer(recipe, progress=progress)
     from selftrain.models.head import HeadSettings

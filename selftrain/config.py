@@ -6,13 +6,30 @@ Below this module everything takes plain arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from selftrain._util.plugins import is_own
 from selftrain._util.toml_sections import Section, read_table
+
+Options = dict[str, Any]
+"""Keyword arguments of a class of one's own."""
+
+
+def _known(kind: str, built_in: Collection[str], key: str) -> str:
+    if kind not in built_in and not is_own(kind):
+        names = ", ".join(f'"{name}"' for name in built_in)
+        raise ValueError(
+            f'{key} is {kind!r}: expected one of {names}, or a "package.module:Class" of your own'
+        )
+    return kind
+
+
+AGENTS = ("offline", "vlm", "replayed", "simulated", "none")
+BACKBONES = ("minilm_efficientnet", "clip")
 
 
 class DataSection(Section):
@@ -54,7 +71,9 @@ class DataSection(Section):
 class BackboneSection(Section):
     """What turns posts into features."""
 
-    name: Literal["minilm_efficientnet", "clip"] = "minilm_efficientnet"
+    # "minilm_efficientnet", "clip", or "package.module:Class"
+    name: str = "minilm_efficientnet"
+    options: Options = Field(default_factory=dict)
     model: str = "ViT-L-14"
     weights: str = "openai"
     device: str = "auto"
@@ -62,10 +81,14 @@ class BackboneSection(Section):
     workers: int = Field(0, ge=0)
     cache: Path | None = None  # default: a folder of the user's cache, shared by all runs
 
+    _check_name = field_validator("name")(lambda kind: _known(kind, BACKBONES, "backbone.name"))
+
 
 class ClassifierSection(Section):
     """The head, and how much of the backbone is trained with it."""
 
+    kind: str = "built_in"  # or "package.module:Class", a trainer made of its options alone
+    options: Options = Field(default_factory=dict)
     train: Literal["head", "full", "lora"] = "head"
     head: Literal["linear", "mlp"] = "mlp"
     hidden: int = Field(32, ge=1)
@@ -77,10 +100,14 @@ class ClassifierSection(Section):
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
 
+    _check_kind = field_validator("kind")(lambda kind: _known(kind, ("built_in",), "classifier.kind"))
+
 
 class LossSection(Section):
     """The PNU loss. `balance` is the article's P (the paper's gamma, Sakai's eta)."""
 
+    kind: str = "pnu"  # or "package.module:Class", made of its options alone
+    options: Options = Field(default_factory=dict)
     form: Literal["weighted", "convex", "sakai", "nnpu", "pn"] = "weighted"
     balance: float = Field(0.1, ge=-1, le=1)
     theta: float | Literal["estimate"] = "estimate"
@@ -88,6 +115,8 @@ class LossSection(Section):
     lambda_soft: float | Literal["count"] = "count"
     lambda_unlabelled: float = Field(0.1, ge=0)
     soft_positive: float = Field(0.8, gt=0.5, le=1)
+
+    _check_kind = field_validator("kind")(lambda kind: _known(kind, ("pnu",), "loss.kind"))
 
     @model_validator(mode="after")
     def _theta_in_range(self) -> LossSection:
@@ -101,6 +130,8 @@ class LossSection(Section):
 class SelectionSection(Section):
     """How many of the most confident pool posts are verified in a round, and of which class."""
 
+    kind: str = "top_k"  # or "package.module:Class", made of its options alone
+    options: Options = Field(default_factory=dict)
     k: int = Field(500, ge=1)
     shares: Literal["equal", "natural"] | dict[str, float] = "equal"
     # posts once found divergent may be chosen again: agents that learn may think otherwise by then
@@ -108,17 +139,23 @@ class SelectionSection(Section):
     # accepted posts whose label the best classifier no longer gives are unlabelled again
     retract_flipped: bool = True
 
+    _check_kind = field_validator("kind")(lambda kind: _known(kind, ("top_k",), "selection.kind"))
+
 
 class AgentsSection(Section):
     """Who verifies: `none` takes the classifier's word for it (an ablation)."""
 
-    kind: Literal["offline", "vlm", "replayed", "simulated", "none"] = "offline"
+    # "offline", "vlm", "replayed", "simulated", "none", or "package.module:Class", made of its options
+    kind: str = "offline"
+    options: Options = Field(default_factory=dict)
     file: Path | None = None  # replayed: verdicts.jsonl of a run
     accuracy: float = Field(0.9, ge=0, le=1)  # simulated
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
     # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
     # cost nothing and learn again each round, only unless this is said
     on_near_chance: Literal["stop", "continue"] | None = None
+
+    _check_kind = field_validator("kind")(lambda kind: _known(kind, AGENTS, "agents.kind"))
 
     @model_validator(mode="after")
     def _file_given(self) -> AgentsSection:
@@ -146,7 +183,7 @@ class VlmSection(Section):
     max_images: int = Field(16, ge=0, le=16)
     examples: int = Field(2, ge=1)  # of each class, for few_shot
 
-    concurrency: int = Field(64, ge=1)  # calls under way for each address, at most
+    concurrency: int = Field(64, ge=1)  # calls under way for each endpoint, at most
     timeout: float = Field(120, gt=0)  # seconds, of one try
     retries: int = Field(4, ge=0)  # of a call that brought no answer
     patience: float = Field(120, ge=0)  # seconds without any server before the run gives up
@@ -207,8 +244,8 @@ class Recipe(Section):
     def _servers_given(self) -> Recipe:
         if self.agents.kind == "vlm" and not self.vlm.servers:
             raise ValueError(
-                'agents.kind is "vlm" but vlm.servers names no address: start a server with `selftrain agents'
-                " serve MODEL` and write what it prints, for instance"
+                'agents.kind is "vlm" but vlm.servers names no endpoint: start a server with `selftrain'
+                " agents serve MODEL` and write what it prints, for instance"
                 ' vlm.servers = ["http://127.0.0.1:8000"]'
             )
         return self
@@ -218,7 +255,7 @@ class Recipe(Section):
         asked = self.human.budget > 0 and self.human.source == "criticizer"
         if asked and not self.human.servers and not self.vlm.servers:
             raise ValueError(
-                'human.source is "criticizer" but neither human.servers nor vlm.servers names an address:'
+                'human.source is "criticizer" but neither human.servers nor vlm.servers names an endpoint:'
                 " write where the criticizing model is served, for instance"
                 ' human.servers = ["http://127.0.0.1:8001"]'
             )

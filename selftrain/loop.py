@@ -42,7 +42,7 @@ from selftrain.rounds import (
     pseudo_labels,
     replay,
 )
-from selftrain.selection import Selection, Shares, select
+from selftrain.selection import Selection, Selector
 from selftrain.state import LoopState, RoundLimits
 from selftrain.store import atomic
 from selftrain.store.run_dir import HUMAN, RunFolder
@@ -54,8 +54,6 @@ class LoopSettings:
     """Everything that shapes a round; see the recipe for the meaning of each."""
 
     seed: int = 0
-    k: int = 500
-    shares: Shares = "equal"
     retract_flipped: bool = True
     start: str = "pretrained"
     root: Path = Path()
@@ -68,6 +66,7 @@ def self_train(
     trainer: Trainer[M],
     panel: Panel,
     *,
+    selector: Selector,
     loss: RoundLoss,
     folder: RunFolder,
     settings: LoopSettings,
@@ -79,6 +78,7 @@ def self_train(
         corpus: Posts with features.
         trainer: Fits and scores models.
         panel: Judges candidates.
+        selector: Chooses whom the agents judge.
         loss: The loss; its `for_round` fills in what follows from a round's own posts.
         folder: Opened and locked.
         settings: See `LoopSettings`.
@@ -128,11 +128,12 @@ def self_train(
 
         # ---- select: the most confident open posts; accepted ones whose label flipped go back ----------
         flipped = flipped_posts(trainer, best, corpus, state) if settings.retract_flipped else []
-        chosen = select(
+        chosen = selector.select(
             trainer.logits(best, corpus, open_positions(state, corpus, settings.limits)),
-            state.within_budget(settings.k, settings.limits), settings.shares,
-            positive=corpus.positive, negative=corpus.negative,
-        )  # fmt: skip
+            most=state.budget_left(settings.limits),
+            classes=(corpus.positive, corpus.negative),
+            seed=settings.seed + number,
+        )
         candidates = as_candidates(corpus, chosen)
         atomic.write_jsonl(path / "candidates.jsonl", (candidate_row(one) for one in candidates))
 

@@ -6,7 +6,8 @@ Memory does not grow with the pool: logits arrive in chunks and only the best `q
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,6 +42,56 @@ class _Best:
         logits = np.concatenate([self.logits, logits])
         order = np.lexsort((positions, -np.abs(logits)))[: self.quota]
         self.positions, self.logits = positions[order], logits[order]
+
+
+class Selector(Protocol):
+    """Chooses the posts that the agents verify in a round.
+
+    A selector is a value: asked again with the same arguments it chooses the same posts, because a round that
+    was killed is done again.
+    """
+
+    def select(
+        self,
+        chunks: Iterable[tuple[IntArray, Float32Array]],
+        *,
+        most: int | None,
+        classes: tuple[str, str],
+        seed: int,
+    ) -> Selection:
+        """Return the chosen posts, the most wanted first.
+
+        Args:
+            chunks: (positions [n], calibrated logits [n] of the positive class) of the open pool posts, each
+                post once. The pool may be large: keep what is chosen, not the chunks.
+            most: Posts that may be chosen at most, at least 1; None: any number.
+            classes: Names of the positive and of the negative class.
+            seed: Of this round's draws.
+
+        Raises:
+            SplitError: Settings that do not fit the classes.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The `k` most confident posts, with a quota for each class; see `quotas` for `shares`."""
+
+    k: int = 500
+    shares: Shares = "equal"
+
+    def select(
+        self,
+        chunks: Iterable[tuple[IntArray, Float32Array]],
+        *,
+        most: int | None,
+        classes: tuple[str, str],
+        seed: int,
+    ) -> Selection:
+        """Return the chosen posts, most confident first."""
+        k = self.k if most is None else min(self.k, most)
+        return select(chunks, k, self.shares, positive=classes[0], negative=classes[1])
 
 
 def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_share: float) -> tuple[int, int]:

@@ -108,9 +108,9 @@ class LoopState:
             return "no pool post is left to choose from"
         return None
 
-    def within_budget(self, k: int, limits: RoundLimits) -> int:
-        """`k`, or what the budget has left of it."""
-        return k if limits.budget is None else min(k, limits.budget - self.judged)
+    def budget_left(self, limits: RoundLimits) -> int | None:
+        """Candidates that may still be verified; None: any number."""
+        return None if limits.budget is None else limits.budget - self.judged
 
     def last_verdicts_on(self, post_ids: Collection[str]) -> dict[str, LastVerdict]:
         """The last verdicts on some posts, in the order of the first ones."""

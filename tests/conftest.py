@@ -48,7 +48,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its posts lie beside it in ``data``, its features in ``cache``. It is shared: copy it before changing it.
     """
     from selftrain.data.drawn import draw_posts
-    from selftrain.run import start
+    from selftrain.runs import start
 
     home = tmp_path_factory.mktemp("small")
     draw_posts(home / "data", 120)

@@ -15,6 +15,7 @@ from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.data.corpus import UNKNOWN, Corpus
 from selftrain.data.posts import Post
+from selftrain.selection import TopK
 from selftrain.state import RoundLimits
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
@@ -119,7 +120,7 @@ class HashPanel:
 
 def settings(tmp_path, *, rounds=5, patience=9, budget=None, reselect_divergent=True, **kwargs):
     limits = RoundLimits(rounds, patience, budget, reselect_divergent)
-    return loop.LoopSettings(k=6, limits=limits, root=tmp_path, **kwargs)
+    return loop.LoopSettings(limits=limits, root=tmp_path, **kwargs)
 
 
 def run(folder, corpus, script, panel=None, *, trainer=None, **kwargs):
@@ -127,11 +128,12 @@ def run(folder, corpus, script, panel=None, *, trainer=None, **kwargs):
     return list(rounds_of(folder, corpus, script, panel, trainer=trainer, **kwargs))
 
 
-def rounds_of(folder, corpus, script, panel=None, *, trainer=None, **kwargs):
+def rounds_of(folder, corpus, script, panel=None, *, trainer=None, shares="equal", **kwargs):
     return loop.self_train(
         corpus,
         trainer or ScriptedTrainer(script),
         panel or HashPanel(),
+        selector=TopK(6, shares),
         loss=PNULoss(),
         folder=RunFolder(folder),
         settings=settings(folder, **kwargs),

@@ -1,1 +1,1 @@
-"""Talking to a model server: one call, its retries, its share of the server."""
+"""A client of OpenAI-compatible servers: what is asked, where it goes, what a failure leads to."""

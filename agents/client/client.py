@@ -147,8 +147,8 @@ class ChatClient:
         call = _Call(
             "/v1/chat/completions",
             request.affinity,
-            lambda: chat_body(request, model),
-            lambda raw, seconds: read_completion(raw, logprobs=logprobs, seconds=seconds),
+            body=lambda: chat_body(request, model),
+            read=lambda raw, seconds: read_completion(raw, logprobs=logprobs, seconds=seconds),
         )
         return await self._answer(opened, call)
 
@@ -188,15 +188,10 @@ class ChatClient:
             on_event=self._report,
         )
         prober = Prober(
-            endpoints,
-            key,
-            model=self._model,
-            revision=self._revision,
-            delays=self._probe_delays,
+            endpoints, model=self._model, revision=self._revision, delays=self._probe_delays,
             seconds=min(self._timeout, PROBE_SECONDS),
-            on_event=self._report,
-        )
-        opened = _Opened(key, endpoints, prober)
+        )  # fmt: skip
+        opened = _Opened(endpoints, prober)
         opened.idle.set()
         return opened
 
@@ -223,9 +218,8 @@ class ChatClient:
             # out of tries: the last failure is the outcome
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
         )
-        scope = (
-            anyio.CancelScope()
-        )  # `close` ends the call wherever it is: in line, in flight or between tries
+        # `close` ends the call wherever it is: in line, in flight or between two tries
+        scope = anyio.CancelScope()
         if self._closed:
             scope.cancel()
         opened.calls.add(scope)
@@ -282,7 +276,7 @@ class ChatClient:
             try:
                 outcome = call.read(came, clock() - sent)
             except BrokenAnswerError as error:
-                outcome = Failure("broken", opened.key.clean(f"{endpoint.url}: {error}"))
+                outcome = Failure("broken", endpoint.key.clean(f"{endpoint.url}: {error}"))
         kind = outcome.kind if isinstance(outcome, Failure) else "answered"
         limiter = endpoint.limiter
         if (kind == "answered" and limiter.succeeded()) or (
@@ -333,7 +327,6 @@ class ChatClient:
 class _Opened:
     """What there is between `open` and `close`."""
 
-    key: Key
     endpoints: Endpoints
     prober: Prober
     identity: Identity | None = None

@@ -155,7 +155,7 @@ class Endpoint:
 
     Args:
         url: As `plain_endpoint` gives it.
-        key: Sent with every request.
+        key: Sent with every request, and removed from whatever is shown.
         maximum: Most calls in flight, >= 1.
         timeout: Seconds without a byte after which an exchange is given up.
 
@@ -172,7 +172,7 @@ class Endpoint:
         self.up, self.reason, self.times_up = False, "", 0
         self.since = _now()
         self.stays: set[Stay] = set()
-        self._key, self._timeout = key, timeout
+        self.key, self._timeout = key, timeout
         self._client = _open_client(url, key, maximum, timeout)
 
     def __repr__(self) -> str:
@@ -229,11 +229,11 @@ class Endpoint:
         kind, advice = _meaning(status)
         if status in (401, 403):
             advice = (
-                f"the key in {self._key.variable} is not accepted: set it to the server's own"
-                if self._key.given
-                else f"the server asks for a key: set the environment variable {self._key.variable}"
+                f"the key in {self.key.variable} is not accepted: set it to the server's own"
+                if self.key.given
+                else f"the server asks for a key: set the environment variable {self.key.variable}"
             )
-        said = self._key.clean(server_words(response.text)) or response.reason_phrase
+        said = self.key.clean(server_words(response.text)) or response.reason_phrase
         reason = f"{self.url}{path}: HTTP {status}: {said}" + (f" ({advice})" if advice else "")
         return Failure(kind, reason, status, retry_after(response.headers.get("retry-after")))
 
@@ -243,7 +243,7 @@ class Endpoint:
         # the transport calls a refused connection a timeout too: only this one is that of an answer
         if isinstance(error.__cause__, httpx2.ReadTimeout):
             return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
-        return Failure("lost", self._key.clean(f"{self.url}: {_innermost_words(error)}"))
+        return Failure("lost", self.key.clean(f"{self.url}: {_innermost_words(error)}"))
 
 
 class Endpoints:
@@ -257,7 +257,7 @@ class Endpoints:
 
     def __init__(self, endpoints: Sequence[Endpoint], *, patience: float, on_event: OnEvent) -> None:
         self.all = tuple(endpoints)
-        self._patience, self._on_event = patience, on_event
+        self._patience, self.on_event = patience, on_event
         self._any_up = asyncio.Event()
         self._none_up_since = 0.0
 
@@ -287,7 +287,7 @@ class Endpoints:
     def mark_up(self, endpoint: Endpoint) -> None:
         """Send calls to `endpoint`, which answers."""
         now = _now()
-        self._on_event("up", {"endpoint": endpoint.url, "seconds": now - endpoint.since})
+        self.on_event("up", {"endpoint": endpoint.url, "seconds": now - endpoint.since})
         endpoint.up, endpoint.reason, endpoint.since = True, "", now
         endpoint.times_up += 1
         self._any_up.set()
@@ -304,7 +304,7 @@ class Endpoints:
         for stay in endpoint.stays:
             if not stay.in_flight:
                 stay.scope.cancel()
-        self._on_event("down", {"endpoint": endpoint.url, "reason": reason})
+        self.on_event("down", {"endpoint": endpoint.url, "reason": reason})
 
     def lost(self) -> ServerLostError:
         """Return the error of calls that waited in vain."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import anyio
 
 from agents.client.base import Identity
-from agents.client.endpoints import Endpoint, Endpoints, Failure, Key, OnEvent
+from agents.client.endpoints import Endpoint, Endpoints, Failure
 from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
@@ -49,28 +49,23 @@ class Prober:
 
     Args:
         endpoints: Those to be asked.
-        key: Removed from whatever is shown.
         model: Name that must be served; "": the only one that is.
         revision: Of the weights, as the user knows it; "": see `identify`.
         delays: Seconds from the first probe to the second, and the most between two; they double.
         seconds: How long an answer to a probe may take.
-        on_event: Receives "down" at the start.
     """
 
     def __init__(
         self,
         endpoints: Endpoints,
-        key: Key,
         *,
         model: str,
         revision: str,
         delays: tuple[float, float],
         seconds: float,
-        on_event: OnEvent,
     ) -> None:
-        self._endpoints, self._key = endpoints, key
-        self._model, self._revision = model, revision
-        self._delays, self._seconds, self._on_event = delays, seconds, on_event
+        self._endpoints, self._model, self._revision = endpoints, model, revision
+        self._delays, self._seconds = delays, seconds
         self._served: Served | None = None
         self._identity: Identity | None = None
         self._warned: set[str] = set()
@@ -85,23 +80,18 @@ class Prober:
         """
         loop, endpoints = asyncio.get_running_loop(), self._endpoints
         deadline, (delay, longest) = loop.time() + patience, self._delays
-        reported: set[Endpoint] = set()
         while not (answered := await self._ask_all()):
-            # whoever waits wants to know for what, once
-            self._report_down(set(endpoints.all) - reported)
-            reported.update(endpoints.all)
             if (left := deadline - loop.time()) <= 0:
                 raise endpoints.lost()
             await asyncio.sleep(min(delay, left))
             delay = min(2 * delay, longest)
         self._served = agree({endpoint.url: served for endpoint, served in answered.items()})
         self._identity = identify(self._served, self._revision)
-        for endpoint in answered:
-            endpoints.mark_up(endpoint)
-        silent = [endpoint for endpoint in endpoints.all if endpoint not in answered]
-        self._report_down(set(silent) - reported)
-        for endpoint in silent:
-            self.watch(endpoint)
+        for endpoint in endpoints.all:
+            if endpoint in answered:
+                endpoints.mark_up(endpoint)
+            else:
+                self.watch(endpoint)
         return self._identity
 
     def watch(self, endpoint: Endpoint) -> None:
@@ -120,10 +110,6 @@ class Prober:
                 logger.error("a probe broke", exc_info=ended)
         self._tasks.clear()
 
-    def _report_down(self, endpoints: set[Endpoint]) -> None:
-        for endpoint in endpoints:
-            self._on_event("down", {"endpoint": endpoint.url, "reason": endpoint.reason})
-
     async def _ask_all(self) -> dict[Endpoint, Served]:
         """Return what those that answer serve; the reason is noted at the others."""
         asked = self._endpoints.all
@@ -136,6 +122,8 @@ class Prober:
             if isinstance(answer, Served):
                 answered[endpoint] = answer
             else:
+                if not endpoint.reason:  # whoever waits wants to know for what, once
+                    self._endpoints.on_event("down", {"endpoint": endpoint.url, "reason": answer})
                 endpoint.reason = answer
         return answered
 
@@ -192,9 +180,9 @@ class Prober:
         try:
             return read_served(endpoint.url, models, body, self._model)
         except BrokenAnswerError as error:
-            return self._key.clean(f"{endpoint.url}: {error}")
+            return endpoint.key.clean(f"{endpoint.url}: {error}")
         except ServerRefusedError as error:
-            refused = self._key.clean(str(error))
+            refused = endpoint.key.clean(str(error))
         # raised out here, so that no uncleaned error is in its context
         raise ServerRefusedError(refused)
 

@@ -107,7 +107,7 @@ def _seed(
 
 def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: int) -> dict[str, float]:
     """The loop with reviewers who know the truth; figures of its best model on test."""
-    from selftrain.build import build_loss, build_panel, build_settings, build_trainer
+    from selftrain.build import build_loss, build_panel, build_selector, build_settings, build_trainer
     from selftrain.loop import self_train
     from selftrain.review.ledger import ReviewLedger
     from selftrain.review.ledger_reader import LEDGER
@@ -130,6 +130,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
                     corpus,
                     build_trainer(recipe),
                     build_panel(recipe, prepared.task, corpus, out=path),
+                    selector=build_selector(recipe),
                     loss=build_loss(recipe),
                     folder=folder,
                     settings=build_settings(recipe),

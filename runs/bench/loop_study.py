@@ -162,7 +162,7 @@ def _baselines(prepared: PreparedData) -> Iterator[tuple[str, dict[str, float]]]
 
 def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Path) -> dict[str, float]:
     """One run on extracted features."""
-    from selftrain.build import build_loss, build_panel, build_settings, build_trainer
+    from selftrain.build import build_loss, build_panel, build_selector, build_settings, build_trainer
     from selftrain.loop import self_train
     from selftrain.store.run_dir import RunFolder
 
@@ -174,6 +174,7 @@ def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Pa
                 prepared.corpus,
                 build_trainer(recipe),
                 build_panel(recipe, prepared.task, prepared.corpus, out=folder),
+                selector=build_selector(recipe),
                 loss=build_loss(recipe),
                 folder=opened,
                 settings=build_settings(recipe),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,17 @@ def read_table(
     except ValidationError as error:
         named = "the recipe" if path is None else f"the recipe {path}"
         raise RecipeError(f"{named} has {error.error_count()} fault(s):\n{_faults(error)}") from error
+
+
+def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return section.key -> value, as `--set` names them; a key outside of any section keeps its name."""
+    found: dict[str, Any] = {}
+    for section, value in table.items():
+        if isinstance(value, dict):
+            found |= {f"{section}.{key}": item for key, item in value.items()}
+        else:
+            found[section] = value
+    return found
 
 
 def _resolve_paths(table: dict[str, Any], folder: Path, paths: Collection[tuple[str, str]]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbones.base import Backbone, EncodablePost
+from backbones.base import Backbone, Encodable
 from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import NonFiniteLossError, TrainingError
@@ -76,12 +76,12 @@ class ACTTrainer:
 
     def fit(
         self,
-        data: Sequence[EncodablePost] | Float32Array,
+        data: Sequence[Encodable] | Float32Array,
         machine: Sequence[str],
         human: Sequence[str | None],
         inclusion: npt.ArrayLike,
         *,
-        validation: tuple[Sequence[EncodablePost] | Float32Array, Sequence[str]],
+        validation: tuple[Sequence[Encodable] | Float32Array, Sequence[str]],
     ) -> ACTModel:
         """Train, keep the epoch with the best macro-F1 on the validation posts, calibrate on them.
 

@@ -14,7 +14,7 @@ import torch
 
 from backbones.mllm.answering import AnsweringModel
 from backbones.mllm.base import Inputs, to_device
-from selftrain._util.prefetch import prefetch, threads_for
+from backbones.prefetch import prefetch, threads_for
 from selftrain._util.types import Float32Array
 from selftrain.agentps.examples import Example
 from selftrain.agentps.prompts import Collator, Unread

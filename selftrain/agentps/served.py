@@ -23,7 +23,7 @@ from torch import Tensor
 
 from backbones.mllm.answering import AnswerHeads, answer_positions
 from backbones.mllm.base import Prompt, Reader
-from selftrain._util.prefetch import prefetch
+from backbones.prefetch import prefetch
 from selftrain.agentps.architecture import Architecture, from_json
 from selftrain.agentps.examples import Example
 from selftrain.agentps.merging import HEADS, MERGED

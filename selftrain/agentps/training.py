@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from backbones.mllm.base import Inputs, to_device
+from backbones.prefetch import prefetch, threads_for
 from losses.process import process_loss
-from selftrain._util.prefetch import prefetch, threads_for
 from selftrain._util.types import IntArray, Json
 from selftrain.agentps.examples import Example
 from selftrain.agentps.journal import Journal

@@ -24,14 +24,15 @@ from selftrain.act.select_models import MODES, AnnotatorScore, CriticizerScore, 
 from selftrain.act.select_models import select_models as select_from
 from selftrain.build import brief_of, build_runner, cache_beside
 from selftrain.cli.commands import noun
-from selftrain.cli.options import KEY_VARIABLE, Manifest
+from selftrain.cli.options import KEY_VARIABLE, Manifest, Overrides
 from selftrain.cli.printing import console, plain, print_json, quoted, say
-from selftrain.config import VlmSection
+from selftrain.config import VlmSection, load_recipe
 from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
-from selftrain.errors import BudgetError
+from selftrain.errors import BudgetError, RecipeError
+from selftrain.review.act_training import train_on_reviews
 from selftrain.review.labelling import (
     LabelFolder,
     PoolLabels,
@@ -392,6 +393,62 @@ def export(
     else:
         say(f"wrong machine labels: {_per_cent(errors.all)}")
         say(f"wrong labels left in the file: {_per_cent(errors.all.after_correction())}")
+
+
+@app.command(
+    help="Train a classifier on the reviews of a labelling or a run, with the ACT loss.\n\n"
+    "Learns from the machine's label of every post and from people's labels of those that they reviewed;"
+    " what the machine gets wrong is corrected for, as long as every post had a chance of review. Two"
+    " classes or more. predict, serve and filter open the model.",
+    epilog="Example: selftrain act train labels --out models/labels --validation validation.jsonl",
+)
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A labelling's or a run's folder, with reviews.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="MODEL", help="The model's folder.")],
+    validation: Annotated[
+        Path | None, typer.Option(metavar="MANIFEST", help="Labelled posts that choose the epoch.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(metavar="MANIFEST", help="Labelled posts to measure on.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE", help="Take the sections backbone and classifier of it."),
+    ] = None,
+    overrides: Overrides,
+    power: Annotated[float, typer.Option(metavar="LAMBDA", help="Lambda of the loss.")] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of split, weights and dropout.")] = 0,
+) -> None:
+    """Train, write the model, and print what it learned from, how good it is and what comes next.
+
+    Raises:
+        SelftrainError, BackboneError: Nothing is written.
+    """
+    if overrides and recipe is None:
+        raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
+    sections = None if recipe is None else load_recipe(recipe, overrides)
+    found = train_on_reviews(
+        folder,
+        out,
+        validation=validation,
+        test=test,
+        backbone=None if sections is None else sections.backbone,
+        classifier=None if sections is None else sections.classifier,
+        power=power,
+        seed=seed,
+        progress=sys.stderr.isatty(),
+    )
+    say(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
+    if found.left_out:
+        say(f"{len(found.left_out):,} posts could not be encoded and are left out, see act.json")
+    if not found.unbiased:
+        say("note: some posts had no chance of review (threshold without a floor): as wrong as their labels")
+    for split, quality in found.quality.items():
+        say(f"{split}: {quality}")
+    say(f"next: selftrain predict {quoted(out)} MANIFEST --out FILE, or serve, filter")
 
 
 def _print_labelled(folder: LabelFolder, found: PoolLabels) -> None:

@@ -71,7 +71,7 @@ ENTRIES = (
     ),
     Listed(
         "act", "act", DATA, "Label a pool by models, and have people put right what is likely wrong.",
-        ("select-models", "annotate", "export"),
+        ("select-models", "annotate", "export", "train"),
     ),
 )  # fmt: skip
 

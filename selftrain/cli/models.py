@@ -13,10 +13,9 @@ from selftrain.cli.options import Manifest, Model, RunPath
 from selftrain.cli.printing import say, write_records
 from selftrain.errors import ServingError
 from selftrain.models.onnx_export import export_onnx
-from selftrain.models.prediction import Prediction
 from selftrain.models.scorer import AGENTPS_FILE
 from selftrain.serving.filtering import filter_posts
-from selftrain.serving.open_scorer import open_scorer
+from selftrain.serving.open_scorer import open_prediction, open_scorer
 from selftrain.serving.server import Batching, compute_threads
 from selftrain.serving.server import serve as serve_scorer
 from selftrain.serving.thresholds import MeasuredPosts, OperatingPoint, lowest_threshold, validation_scores
@@ -35,7 +34,9 @@ TOGETHER, LIMITS = "Requests that share model calls", "Limits on what comes in"
     epilog="Example: selftrain predict runs/mine new.jsonl --out predicted.jsonl",
 )
 def predict(
-    run: RunPath,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run folder, or a model of `selftrain act train`.")
+    ],
     manifest: Manifest,
     out: Annotated[str, typer.Option(metavar="FILE", help="JSON lines; - for standard output.")],
 ) -> None:
@@ -44,7 +45,7 @@ def predict(
     Raises:
         SelftrainError, or an error of a leaf's tree: `out` is as it was.
     """
-    prediction = Prediction(RunFolder(run), manifest, progress=sys.stderr.isatty())
+    prediction = open_prediction(model, manifest, progress=sys.stderr.isatty())
     write_records(out, prediction.rows(), prediction.quarantine, "labelled")
 
 

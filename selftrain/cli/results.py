@@ -22,9 +22,8 @@ from selftrain.cli.tables import (
     verdict_line,
 )
 from selftrain.report import post_history, write_report
-from selftrain.report.compare import Comparison, to_json
+from selftrain.report.compare import Comparison, to_json, write_comparison
 from selftrain.report.compare import compare as compare_runs
-from selftrain.report.comparison_page import write_comparison
 from selftrain.report.post_history import Chapter, Kind, chosen_verdicts, select_rounds
 from selftrain.report.status import run_status
 from selftrain.review.estimates import newest_estimate, reviewed_batches

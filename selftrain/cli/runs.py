@@ -17,7 +17,7 @@ from selftrain.data.drawn import draw_posts
 from selftrain.errors import RecipeError
 from selftrain.report.status import missing_reviews, summarise, why_stopped
 from selftrain.rounds import RoundResult, cost_lines, finished_rounds, trust_lines
-from selftrain.run import start
+from selftrain.runs import start
 from selftrain.store.run_dir import RunFolder
 
 app = typer.Typer()

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from backbones.base import Backbone, EncodablePost, FeatureLayout
+from backbones.base import Backbone, Encodable, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
 from selftrain._util.types import Float32Array, IntArray
@@ -84,7 +84,7 @@ class _CacheKey(NamedTuple):
 
 
 def extract_features(
-    posts: Sequence[EncodablePost],
+    posts: Sequence[Encodable],
     backbone: Backbone,
     cache_root: Path,
     *,
@@ -132,7 +132,7 @@ def extract_features(
 
 def _fill(
     store: FeatureStore,
-    posts: Sequence[EncodablePost],
+    posts: Sequence[Encodable],
     cache_keys: Sequence[_CacheKey],
     backbone: Backbone,
     *,
@@ -142,7 +142,7 @@ def _fill(
 ) -> dict[bytes, str]:
     """Compute and store the missing rows; key -> reason of the posts that could not be encoded."""
     known = store.index()  # again, now that the lock is held: another process may have filled it
-    missing: dict[bytes, EncodablePost] = {}
+    missing: dict[bytes, Encodable] = {}
     for post, (key, reason) in zip(posts, cache_keys, strict=True):
         if not reason and key not in known:
             missing.setdefault(key, post)
@@ -160,7 +160,7 @@ def _fill(
     return refused
 
 
-def _parts(missing: Mapping[bytes, EncodablePost], batch_size: int) -> Iterator[list[bytes]]:
+def _parts(missing: Mapping[bytes, Encodable], batch_size: int) -> Iterator[list[bytes]]:
     """Yield keys in the order given, so many a write that neither posts nor images are too many."""
     part: list[bytes] = []
     images = 0
@@ -174,14 +174,14 @@ def _parts(missing: Mapping[bytes, EncodablePost], batch_size: int) -> Iterator[
         yield part
 
 
-def _cache_keys(posts: Sequence[EncodablePost], workers: int) -> list[_CacheKey]:
+def _cache_keys(posts: Sequence[Encodable], workers: int) -> list[_CacheKey]:
     if workers < 1 or not any(post.images for post in posts):
         return [_cache_key(post) for post in posts]
     with ThreadPoolExecutor(workers, thread_name_prefix="hash") as pool:
         return list(pool.map(_cache_key, posts))
 
 
-def _cache_key(post: EncodablePost) -> _CacheKey:
+def _cache_key(post: Encodable) -> _CacheKey:
     """Compute the SHA-256 over text and image contents; the header check spares hashing what is no image."""
     text = post.text.encode("utf-8", "surrogatepass")
     digest = hashlib.sha256(b"%d %d\n" % (len(text), len(post.images)) + text)

@@ -38,6 +38,55 @@ class PreparedData(NamedTuple):
     identity: Json
 
 
+class SplitPosts(NamedTuple):
+    """Posts in their splits, as `split` gives them to a `SelfTrainer`.
+
+    Attributes:
+        task: Classes, policy, questions.
+        splits: Every label of train still in use; which of them to hide is drawn when features are known.
+        section: How they were split.
+        seed: Of the draws.
+        quarantine: Rows left out.
+    """
+
+    task: Task
+    splits: Splits
+    section: DataSection
+    seed: int
+    quarantine: list[Json]
+
+
+def split(
+    report: ManifestReport,
+    task: Task,
+    *,
+    labelled: int | None = None,
+    validation: float = 0.3,
+    test: float = 0.0,
+    seed: int = 0,
+) -> SplitPosts:
+    """Split the posts of a manifest as a recipe's `data` section does.
+
+    Args:
+        report: Of `read_manifest`.
+        task: Two classes.
+        labelled: Labels to use; the other labelled posts join the pool, their labels hidden. None: all.
+        validation, test: Shares of the labelled posts, in [0, 1).
+        seed: Of every draw.
+
+    Raises:
+        QuarantineError: Too many bad rows.
+        SplitError: Too few labels, or an empty pool.
+    """
+    section = DataSection(
+        manifest=report.path.resolve(), task=Path(), labelled=labelled,
+        train_share=1 - validation - test, validation_share=validation, test_share=test,
+    )  # fmt: skip
+    enforce(report, section.max_bad_rows, section.max_bad_share)
+    splits = _split({"manifest": report.posts}, task, section, seed)
+    return SplitPosts(task, splits, section, seed, _problem_rows(report))
+
+
 def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> PreparedData:
     """Read, split, separate and encode the posts of a recipe.
 
@@ -45,13 +94,28 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
         TaskError, ManifestError, QuarantineError, SplitError, CacheError: With what to do.
     """
     task = load_task(recipe.data.task)
-    # PNU knows two classes, and the shares name them: say so before anything is computed
-    quotas(
-        recipe.selection.k, recipe.selection.shares,
-        positive=task.positive, negative=task.negative, positive_share=0.5,
-    )  # fmt: skip
+    if recipe.selection.kind == "top_k":
+        # PNU knows two classes, and the shares name them: say so before anything is computed
+        quotas(
+            recipe.selection.k, recipe.selection.shares,
+            positive=task.positive, negative=task.negative, positive_share=0.5,
+        )  # fmt: skip
     posts, quarantine = _read(recipe.data, task)
-    drawn = _split(posts, task, recipe.data, recipe.seed)
+    drawn = SplitPosts(
+        task, _split(posts, task, recipe.data, recipe.seed), recipe.data, recipe.seed, quarantine
+    )
+    return prepare_split(recipe, drawn, backbone, progress=progress)
+
+
+def prepare_split(
+    recipe: Recipe, data: SplitPosts, backbone: Backbone, *, progress: bool = False
+) -> PreparedData:
+    """Separate and encode posts that are split already.
+
+    Raises:
+        QuarantineError, SplitError, CacheError: With what to do.
+    """
+    task, drawn, quarantine = data.task, data.splits, list(data.quarantine)
     # before hours of encoding
     _check_sizes(_draw_labels(drawn, task, recipe.data, recipe.seed), task, recipe)
 
@@ -143,7 +207,7 @@ def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
     """
     build_corpus(splits, task, None)
     k, available = recipe.selection.k, len(splits.pool)
-    if recipe.rounds.max and k > available:
+    if recipe.selection.kind == "top_k" and recipe.rounds.max and k > available:
         raise SplitError(
             f"{k:,} posts requested by selection.k, {available:,} available in the pool: set selection.k to"
             f" {available:,} at most, or add unlabelled posts"

@@ -26,7 +26,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -240,7 +240,7 @@ class _QuestionTable(_Table):
     name: str
     wording: str
     answers: list[str]
-    counting: str | float | None = None
+    counting: Any = None  # a rule or a share: `Question` says what is expected
 
 
 class _TaskFile(_Table):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from backbones import load_backbone
-from backbones.base import Backbone, EncodablePost
+from backbones.base import Backbone, Encodable
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.manifest import enforce, read_manifest
@@ -132,7 +132,7 @@ class ACTModel:
 
     # ---- what it gives --------------------------------------------------------------------------------
 
-    def probabilities(self, data: Sequence[EncodablePost] | Float32Array) -> Float32Array:
+    def probabilities(self, data: Sequence[Encodable] | Float32Array) -> Float32Array:
         """Calibrated probabilities [B, K] of posts or of feature rows [B, D].
 
         Raises:
@@ -140,7 +140,7 @@ class ACTModel:
         """
         return self.classifier.probabilities(rows_of(data, self.backbone, self.batch_size, self.workers))
 
-    def predict(self, data: Sequence[EncodablePost] | Float32Array) -> list[str]:
+    def predict(self, data: Sequence[Encodable] | Float32Array) -> list[str]:
         """The likeliest class of each [B]. Raises as `probabilities`."""
         return [self.classes[index] for index in self.probabilities(data).argmax(1)]
 
@@ -327,7 +327,7 @@ class ACTPrediction:
 
 
 def rows_of(
-    data: Sequence[EncodablePost] | Float32Array,
+    data: Sequence[Encodable] | Float32Array,
     backbone: Backbone | None,
     batch_size: int = 64,
     workers: int = 0,

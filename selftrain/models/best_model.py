@@ -23,11 +23,11 @@ from selftrain.models.classifier import load_head
 from selftrain.models.finetune_network import Network
 from selftrain.models.finetuned import load_finetuned, read_format
 from selftrain.models.head import Head
-from selftrain.models.pretrained import backbone_options, finetuning_backbone
+from selftrain.models.pretrained import build_backbone, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
-    from backbones.base import Backbone, EncodablePost, Encoded
+    from backbones.base import Backbone, Encodable, Encoded
 
 
 class Classes(NamedTuple):
@@ -70,7 +70,7 @@ class BestModel:
         parts = {"weights": weights, "backbone": self.pretrained, "classes": list(self.classes)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def encode(self, posts: Sequence[EncodablePost]) -> Encoded:
+    def encode(self, posts: Sequence[Encodable]) -> Encoded:
         """Feature rows [B, D], computed and not cached; NaN, and a reason, for posts that cannot be encoded.
 
         Raises:
@@ -101,12 +101,11 @@ def open_best(folder: RunFolder) -> BestModel:
         RunMismatchError: This machine's backbone is not the one that the run was trained with.
         BackboneError: The backbone's weights are missing or damaged.
     """
-    from backbones import load_backbone
 
     recipe, classes = stored_recipe(folder), stored_classes(folder)
     file = folder.round_path(folder.best_round()) / "model.safetensors"
     if read_format(file) == "selftrain-head-1":
-        backbone = load_backbone(recipe.backbone.name, **backbone_options(recipe.backbone))
+        backbone = build_backbone(recipe)
         pretrained = folder.environment().identity["backbone"]
         _check_same(folder, backbone, pretrained)
         model = load_head(file)[0]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backbones.base import Backbone, EncodablePost, Encoded
+from backbones.base import Backbone, Encodable, Encoded
 from selftrain._util.types import Float32Array
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.head import Head, Scaling
@@ -96,7 +96,7 @@ class Network(nn.Module):
         logits: Tensor = self.head(rows.float())  # outside: it is small, and calibrated to the digit
         return logits
 
-    def encode(self, posts: Sequence[EncodablePost], batch_size: int, workers: int) -> Encoded:
+    def encode(self, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
         """Feature rows [B, D] without gradients; NaN, and a reason, for posts that cannot be encoded."""
         with self.autocast():
             return self.source.encode(posts, batch_size=batch_size, workers=workers)

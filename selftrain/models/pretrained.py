@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backbones import load_backbone
+from selftrain._util.plugins import build_own, is_own
 from selftrain.config import BackboneSection, Recipe
 
 if TYPE_CHECKING:
@@ -12,13 +14,25 @@ if TYPE_CHECKING:
 
 def finetuning_backbone(recipe: Recipe) -> Backbone:
     """A new pretrained backbone in float32, as fine-tuning wants it."""
-    from backbones import load_backbone
+    return build_backbone(recipe, dtype="fp32")
 
-    return load_backbone(recipe.backbone.name, dtype="fp32", **backbone_options(recipe.backbone))
+
+def build_backbone(recipe: Recipe, **more: Any) -> Backbone:  # noqa: ANN401 -- each backbone types its own
+    """Build the backbone of a recipe; one of the user's own is made of its options alone.
+
+    Raises:
+        RecipeError: A class that cannot be imported, or made of these options.
+        WeightsError: Weights that are missing, damaged, or of another architecture.
+    """
+    section = recipe.backbone
+    if is_own(section.name):
+        backbone: Backbone = build_own(section.name, section.options, "backbone.name")
+        return backbone
+    return load_backbone(section.name, **backbone_options(section), **more)
 
 
 def backbone_options(section: BackboneSection) -> dict[str, Any]:
-    """Keyword arguments of `load_backbone` for a recipe's section."""
+    """Return the keyword arguments of `load_backbone` for a recipe's section."""
     options: dict[str, Any] = {"device": section.device}
     if section.name == "clip":
         options |= {"model": section.model, "weights": section.weights}

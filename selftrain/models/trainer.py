@@ -69,8 +69,8 @@ SCALING_SAMPLE = 10_000  # posts; enough for a mean and a deviation, few enough 
 class HeadTrainer:
     """Trains a head on cached features: no post is read again."""
 
-    def __init__(self, settings: HeadSettings, chunk: int = 8192) -> None:
-        self.settings = settings
+    def __init__(self, settings: HeadSettings | None = None, chunk: int = 8192) -> None:
+        self.settings = settings or HeadSettings()
         self.chunk = chunk
         self._scaling: Scaling | None = None
 

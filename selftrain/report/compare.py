@@ -1,18 +1,29 @@
-"""Runs side by side, as plain data: what their recipes differ in, their curves, their final figures."""
+"""Compare runs: what their recipes differ in, their curves, their final figures; as data and as a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
+from markupsafe import Markup
+
+from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
-from selftrain.models.intervals import Estimate, counts_of, difference, estimates
+from selftrain.models.intervals import METRICS, Estimate, counts_of, difference, estimates
 from selftrain.report.status import Score, Summary, score, summarise
 from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
+from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, read_scores
+from selftrain.web import charts
+from selftrain.web.html import render_page
 
 SPLITS = ("validation", "test")
+MACRO_F1 = "macro_f1"
+METRIC_NAMES = {
+    MACRO_F1: "macro-F1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
+}  # fmt: skip
 
 
 class Side(NamedTuple):
@@ -72,7 +83,7 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
     splits = [split for split in SPLITS if all(split in run.estimates for run in runs)]
     return Comparison(
         runs=runs,
-        recipe=_differences([_flat(folder.recipe()) for folder in folders]),
+        recipe=_differences([flatten(folder.recipe()) for folder in folders]),
         splits=splits,
         gains={split: [_gain(runs[0], run, split) for run in runs] for split in splits},
         same_task=len({run.task for run in runs}) == 1,
@@ -81,7 +92,7 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
 
 
 def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """The folders' names; their paths where two have the same name."""
+    """Return the folders' names, or their paths where two have the same name."""
     short = [folder.path.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else [str(folder.path) for folder in folders]
 
@@ -117,25 +128,15 @@ def _gain(first: Side, run: Side, split: str) -> Estimate | None:
     return difference(first.scores[split], run.scores[split])
 
 
-def _flat(recipe: Mapping[str, Any]) -> Json:
-    flat: Json = {}
-    for section, value in recipe.items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{key}": item for key, item in value.items()}
-        else:
-            flat[section] = value
-    return flat
-
-
 def _differences(recipes: Sequence[Json]) -> list[tuple[str, list[object]]]:
-    """Keys in the order of the recipes; a key that a run does not have is None there."""
+    """List keys in the order of the recipes; a key that a run does not have is None there."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     rows = [(key, [recipe.get(key) for recipe in recipes]) for key in keys]
     return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
 
 
 def to_json(comparison: Comparison) -> Json:
-    """The comparison as JSON values, without the scores."""
+    """Return the comparison as JSON values, without the scores."""
     return {
         "same_task": comparison.same_task,
         "same_posts": comparison.same_posts,
@@ -162,3 +163,46 @@ def to_json(comparison: Comparison) -> Json:
             for place, run in enumerate(comparison.runs)
         ],
     }  # fmt: skip
+
+
+# ---- the page ---------------------------------------------------------------------------------------
+
+
+def write_comparison(comparison: Comparison, out: Path) -> None:
+    """Write the page of a comparison to `out`.
+
+    Raises:
+        StorageError: The disk is full or refuses; an older file is as it was.
+    """
+    atomic.write_text(out, render_comparison(comparison))
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Return the page as HTML; it needs no script."""
+    runs = [
+        [charts.RoundPoint(number, kept, found.validation, found.test) for number, kept, found in run.rounds]
+        for run in comparison.runs
+    ]
+    longest = max(len(points) for points in runs)
+    values = comparison._asdict() | {
+        "curve": (
+            charts.runs_curve(runs, "curve-wide", charts.WIDE),
+            charts.runs_curve(runs, "curve-narrow", charts.NARROW),
+        ),
+        "intervals": _intervals(comparison),
+        "metrics": [(name, METRIC_NAMES[name]) for name in METRICS],
+        "longest": longest,
+    }
+    return render_page("comparison.html.j2", values, folder=Path(__file__).parent).html
+
+
+def _intervals(comparison: Comparison) -> Mapping[str, Markup]:
+    """Draw for each split macro-F1 of every run with its interval."""
+    return {
+        split: charts.intervals_chart(
+            [run.estimates[split][MACRO_F1] for run in comparison.runs],
+            f"intervals-{split}",
+            f"Macro-F1 on {split} of each run, with its interval",
+        )
+        for split in comparison.splits
+    }

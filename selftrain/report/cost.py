@@ -1,4 +1,4 @@
-"""What vision-language agents would cost, told before anything of a pool is spent on.
+"""Estimate what vision-language agents would cost, before anything of a pool is spent on.
 
 Prompts are measured exactly, on a sample of the pool, by the server's own tokenizer. How long answers are and
 how fast they come is taken from a short probe on labelled posts, whose answers the run needs anyway and finds
@@ -56,7 +56,7 @@ class RunCost(NamedTuple):
     probe_seconds: float
 
     def lines(self, cap: int | None = None) -> Iterator[str]:
-        """For people to read."""
+        """Yield the estimate for people to read."""
         yield f"labelled       {self.labelled:,} posts, judged once"
         yield f"candidates     at most {self.candidates:,}, on {self.posts:,} posts"
         yield f"calls          {_span(self.calls)}"
@@ -78,7 +78,7 @@ class RunCost(NamedTuple):
 
 
 def estimate_cost(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> RunCost:
-    """Measure and probe; the probe's answers are paid for and kept.
+    """Estimate the cost of a run, by measuring and by a probe, whose answers are paid for and kept.
 
     Raises:
         AgentError: The server cannot be asked.
@@ -121,12 +121,12 @@ def _sample(corpus: Corpus, seed: int) -> Sequence[PostLike]:
 
 
 def _usual_words(recipe: Recipe) -> str:
-    """A rationale as long as they may be: second prompts are rather told too large than too small."""
+    """Return a rationale as long as they may be: rather an estimate too high than too low."""
     return "words of a usual length " * (recipe.vlm.rationale_chars // 24)
 
 
 def _longest(recipe: Recipe) -> float:
-    """Tokens of an answer where none was seen: as many characters as allowed, four to a token."""
+    """Return tokens of an answer where none was seen: as many characters as allowed, four to a token."""
     return recipe.vlm.rationale_chars / 4 + 16
 
 

@@ -1,4 +1,4 @@
-"""What was left out of a run or a training, as left_out.html.j2 shows it."""
+"""What was left out of a run or a training, as the macro `left_out` shows it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Quarantine(NamedTuple):
 
 
 def read_quarantine(file: Path) -> Quarantine:
-    """The quarantine of a folder; empty without the file.
+    """Read the quarantine of a folder; empty without the file.
 
     Raises:
         RunStateError: A line is not JSON.

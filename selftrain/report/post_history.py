@@ -1,4 +1,4 @@
-"""The whole story of one post, gathered from a run folder; how it is drawn is the command line's matter."""
+"""Everything that became of one post in a run; how it is drawn is the command line's matter."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PostHistory(NamedTuple):
     chapters: tuple[Chapter, ...]
 
     def to_json(self) -> Iterator[Json]:
-        """One record a chapter."""
+        """Yield one record a chapter."""
         for chapter in self.chapters:
             yield {
                 "id": self.post_id, "text": self.text, "images": list(self.images),
@@ -71,7 +71,7 @@ def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHist
 
 
 def select_rounds(folder: RunFolder, number: int | None) -> list[RoundResult]:
-    """All finished rounds, or one.
+    """Return all finished rounds, or one.
 
     Raises:
         RunStateError: No run folder, or the round is not finished.
@@ -90,7 +90,7 @@ Kind = Literal["disagreements", "failed", "changed"]
 
 
 def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterator[Chapter]:
-    """The verdicts of one kind, of all finished rounds or of one, in the order of verification.
+    """Yield the verdicts of one kind, of all finished rounds or of one, in the order of verification.
 
     Args:
         folder: The run.
@@ -118,7 +118,7 @@ def _is(verdict: Verdict, kind: Kind) -> bool:
 
 
 def find_post(folder: RunFolder, post_id: str) -> tuple[str | None, tuple[str, ...]]:
-    """Text and image paths of a post, from the run's manifests; (None, ()) if they went."""
+    """Return text and image paths of a post, from the run's manifests; (None, ()) if they went."""
     found = find_posts(folder, [post_id]).get(post_id)
     return (None, ()) if found is None else (found.text, found.names)
 

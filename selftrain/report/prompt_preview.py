@@ -25,7 +25,7 @@ class Preview(NamedTuple):
     request: ChatRequest
 
     def lines(self) -> Iterator[str]:
-        """The turns, one after the other; pictures by their size."""
+        """Yield the turns, one after the other; pictures by their size."""
         for message in self.request.messages:
             yield f"--- {message.role} ---"
             for part in message.parts:

@@ -12,7 +12,6 @@ from selftrain.report.run_page import COST, FinalSplit, RunPage
 from selftrain.report.status import score
 from selftrain.review.estimates import percent
 from selftrain.rounds import CandidateSets, RoundResult, SetCounts
-from selftrain.store.scores import ReliabilityDiagram
 from selftrain.web import charts
 from selftrain.web.html import render_page
 
@@ -63,7 +62,7 @@ def render(page: RunPage) -> str:
 
 
 def draw(page: RunPage) -> Charts:
-    """All charts that the page's figures allow."""
+    """Draw all charts that the page's figures allow."""
     rounds = page.rounds
     verified = [row for row in rounds if row.number]
     best = None if page.summary is None else rounds[page.summary.best_round]
@@ -77,12 +76,12 @@ def draw(page: RunPage) -> Charts:
         precision=_precision(verified) if page.truth_known else None,
         agents={
             part.role: charts.reliability_chart(
-                [_dots(part.measured.reliability)],
+                [[charts.ReliabilityDot(one.confidence, one.accuracy, one.count) for one in known.bins]],
                 f"agent-{number}",
                 f"How often agent {number} was right, by the probability it gave",
             )
             for number, part in enumerate(page.agents.parts, 1)
-            if part.measured is not None and part.measured.reliability is not None
+            if part.measured is not None and (known := part.measured.trust.reliability) is not None
         },
         precision_recall=_precision_recall(page.final),
         reliability=_reliability(page.final),
@@ -148,7 +147,7 @@ def _loss_by_epoch(best: RoundResult) -> tuple[Markup, Sequence[str]] | None:
 
 
 def _loss_series(losses: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
-    """What it is called -> a value for each, for the parts that occur."""
+    """Return what it is called -> a value for each, for the parts that occur."""
     return {
         called: [one.get(part) for one in losses]
         for part, called in LOSS_PARTS.items()
@@ -170,17 +169,17 @@ def _precision_recall(final: Sequence[FinalSplit]) -> Markup | None:
 
 
 def _reliability(final: Sequence[FinalSplit]) -> Markup | None:
-    diagrams = [_dots(one.reliability) for one in final if one.reliability is not None]
+    found = [one.reliability for one in final if one.reliability is not None]
+    diagrams = [
+        [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in diagram.bins]
+        for diagram in found
+    ]
     what = "Share of positive posts by the probability that the best model gave"
     return charts.reliability_chart(diagrams, "reliability", what) if diagrams else None
 
 
-def _dots(diagram: ReliabilityDiagram) -> list[charts.ReliabilityDot]:
-    return [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in diagram.bins]
-
-
 def _histogram(final: Sequence[FinalSplit]) -> tuple[Markup, str] | None:
-    """Of the test split where there is one: the model was fitted to neither, but chosen on validation."""
+    """Draw the scores of the test split, where there is one: the model was chosen on validation."""
     for split in reversed(final):
         if split.histogram is not None:
             what = f"Posts of each class by the probability that the best model gave, {split.name}"

@@ -1,4 +1,4 @@
-"""Everything that the report tells, as plain data out of a run's folder; nothing here draws.
+"""Read everything that the report shows, as plain data out of a run's folder; nothing here draws.
 
 A run that is under way, or was killed, has fewer figures: what is missing is None or empty, and the page
 says so in a word.
@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agents.trust import AgentTrust, Trust
 from selftrain._util.types import Json
 from selftrain.data.task import load_task
-from selftrain.errors import TaskError
+from selftrain.errors import RunStateError, TaskError
 from selftrain.models.intervals import Estimate, counts_of, estimates
-from selftrain.report.agent_sections import Agents, gather_agents
 from selftrain.report.left_out import Quarantine, read_quarantine
 from selftrain.report.status import Summary, is_held, missing_reviews, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.review.estimates import ReviewedBatch, reviewed_batches
-from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
+from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import (
     PrecisionRecall,
@@ -34,6 +34,7 @@ from selftrain.web.pictures import BUDGET
 
 HISTOGRAM = 20
 COST = Cost._fields
+TRUST = "trust.json"
 
 
 class TaskText(NamedTuple):
@@ -64,6 +65,46 @@ class FinalSplit(NamedTuple):
     precision_recall: PrecisionRecall | None
     reliability: ReliabilityDiagram | None
     histogram: tuple[Sequence[int], Sequence[int]] | None
+
+
+class MeasuredAgent(NamedTuple):
+    """One agent on posts of known label.
+
+    Attributes:
+        trust: Its figures.
+        answers: The columns of the confusion: class names, then what stands for no label.
+        confusion: (true class, count by answer), one a class.
+    """
+
+    trust: AgentTrust
+    answers: Sequence[str]
+    confusion: Sequence[tuple[str, Sequence[int]]]
+
+
+class AgentPart(NamedTuple):
+    """One agent: on posts of known label, and over the candidates of all rounds; either may be missing."""
+
+    role: str
+    measured: MeasuredAgent | None
+    behaviour: AgentCounts | None
+
+
+class Agents(NamedTuple):
+    """All agents.
+
+    Attributes:
+        parts: By role.
+        kappa: (pair, Cohen's kappa or None).
+        described: What answered and how, as environment.json has it.
+        measured: Whether there is a trust.json.
+        calibrated: Whether it says how well the agents' probabilities hold.
+    """
+
+    parts: Sequence[AgentPart]
+    kappa: Sequence[tuple[str, float | None]]
+    described: Mapping[str, Any]
+    measured: bool
+    calibrated: bool
 
 
 class Costs(NamedTuple):
@@ -107,7 +148,7 @@ class RunPage(NamedTuple):
 
 
 def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
-    """Everything the page tells.
+    """Read everything that the page shows.
 
     Args:
         folder: A run, in whatever state.
@@ -132,7 +173,7 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
         summary=summary,
         rounds=rounds,
         truth_known=any(one.sets.candidates.precision is not None for one in rounds),
-        agents=gather_agents(folder, rounds),
+        agents=_agents(folder, rounds),
         cost=_costs(rounds),
         final=[] if summary is None else _final(folder, rounds[summary.best_round], task),
         quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
@@ -174,6 +215,51 @@ def _task(folder: RunFolder, recipe: Json) -> TaskText:
     )  # fmt: skip
 
 
+def _agents(folder: RunFolder, rounds: Sequence[RoundResult]) -> Agents:
+    """Read trust.json, if it is there, and sum up the rounds.
+
+    Raises:
+        RunStateError: A damaged folder.
+    """
+    trust = _read_trust(folder)
+    measured = {role: _measured(one) for role, one in trust.agents.items()}
+    behaviour: dict[str, AgentCounts] = {}
+    for role, counts in (item for one in rounds for item in one.agents.items()):
+        known = behaviour.get(role, AgentCounts())
+        behaviour[role] = AgentCounts(*(a + b for a, b in zip(known, counts, strict=True)))
+    return Agents(
+        parts=[
+            AgentPart(role, measured.get(role), behaviour.get(role))
+            for role in dict.fromkeys([*measured, *behaviour])
+        ],
+        kappa=list(trust.kappa.items()),
+        described=folder.environment().agents,
+        measured=bool(measured),
+        calibrated=any(one.trust.reliability is not None for one in measured.values()),
+    )
+
+
+def _read_trust(folder: RunFolder) -> Trust:
+    """Read how the agents did on posts of known label before the last round; empty without trust.json.
+
+    Raises:
+        RunStateError: A damaged file.
+    """
+    file = folder.path / TRUST
+    if not file.exists():
+        return Trust({}, {}, simulated=False)
+    try:
+        return Trust.from_json(folder.read_json(file))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
+
+
+def _measured(one: AgentTrust) -> MeasuredAgent:
+    answers = list(dict.fromkeys(answer for row in one.confusion.values() for answer in row))
+    confusion = [(true, [row.get(answer, 0) for answer in answers]) for true, row in one.confusion.items()]
+    return MeasuredAgent(one, answers, confusion)
+
+
 def _costs(rounds: Sequence[RoundResult]) -> Costs | None:
     known = [(one.number, one.cost) for one in rounds if one.cost is not None]
     if not any(cost.calls or cost.stored or cost.failed for _, cost in known):
@@ -199,7 +285,7 @@ def _final(folder: RunFolder, best: RoundResult, task: TaskText) -> list[FinalSp
 
 
 def _sections(recipe: Mapping[str, Any]) -> dict[str, Json]:
-    """Section -> its keys; what stands outside of any section comes first, under ""."""
+    """Return section -> its keys; what stands outside of any section comes first, under ""."""
     outside = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
     sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
     return ({"": outside} if outside else {}) | sections

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+if sys.platform != "win32":
+    import fcntl
 
 from selftrain.review.reviewers import waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay
@@ -54,7 +58,7 @@ class Summary(NamedTuple):
 
 
 def summarise(rounds: Sequence[RoundResult]) -> Summary:
-    """The figures of finished rounds, round 0 first; at least one."""
+    """Sum up finished rounds, round 0 first; at least one."""
     first, last, after = rounds[0], rounds[-1], rounds[1:]
     kept = [one for one in after if one.kept]
     best = kept[-1] if kept else first
@@ -79,19 +83,19 @@ def summarise(rounds: Sequence[RoundResult]) -> Summary:
 
 
 def score(one: RoundResult) -> Score:
-    """Macro-F1 of one round."""
+    """Return macro-F1 of one round."""
     return Score(one.validation.macro_f1, one.test.macro_f1 if one.test else None)
 
 
 def _precision(sets: Sequence[SetCounts]) -> float | None:
-    """Mean of the rounds' precisions, each weighted by its posts."""
+    """Return the mean of the rounds' precisions, each weighted by its posts."""
     known = [(one.posts, one.precision) for one in sets if one.precision is not None]
     posts = sum(count for count, _ in known)
     return sum(count * precision for count, precision in known) / posts if posts else None
 
 
 def why_stopped(folder: RunFolder) -> str | None:
-    """Why no further round follows; None: the run goes on.
+    """Return why no further round follows; None: the run goes on.
 
     Raises:
         RunStateError: The folder is damaged.
@@ -104,7 +108,7 @@ def _why_stopped(folder: RunFolder, state: LoopState) -> str | None:
 
 
 def missing_reviews(folder: RunFolder) -> str | None:
-    """What people have still to review before the run can go on, and where; None: nothing.
+    """Return what people have still to review before the run can go on, and where; None: nothing.
 
     Raises:
         RunStateError: The folder is damaged.
@@ -142,12 +146,12 @@ class RunStatus(NamedTuple):
     waiting: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         return self._asdict() | {"last": self.last.to_json() if self.last else None}
 
 
 def run_status(folder: RunFolder) -> RunStatus:
-    """Where the run stands now.
+    """Read where the run stands now.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -169,13 +173,11 @@ def run_status(folder: RunFolder) -> RunStatus:
 
 
 def is_held(folder: RunFolder) -> bool | None:
-    """Whether a process works on the run; None on a system without POSIX locks.
+    """Return whether a process works on the run; None on a system without POSIX locks.
 
     A shared lock is asked for and let go at once: it fails exactly when somebody writes.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if sys.platform == "win32":
         return None
     try:
         with (folder.path / ".lock").open("rb") as file:

@@ -63,8 +63,8 @@ def gather_verdicts(
     records = [writer.record(verdict) for _, verdict in shown]
     index = writer.index(shown, outcomes)
     rounds = [(number, outcomes[number]) for number in dict.fromkeys(number for number, _ in shown)]
-    truth_known = any(truth >= 0 for truth in index["truth"])
-    controls = _controls(rounds, index["classes"], index["agents"], truth_known=truth_known)
+    truth_known = any(writer.truth(verdict.post_id) >= 0 for _, verdict in shown)
+    controls = _controls(rounds, writer.class_names(), writer.agent_names(), truth_known=truth_known)
     return Browser(
         embed_table("verdicts", controls, index, records, pictures, total=len(found), cut=text),
         without_text=len({verdict.post_id for _, verdict in shown} - posts.keys()),
@@ -134,7 +134,7 @@ class _Writer:
     def index(self, shown: Sequence[tuple[int, Verdict]], outcomes: Mapping[int, str]) -> Json:
         """Return columns, one entry a verdict, and the names that they count."""
         verdicts = [verdict for _, verdict in shown]
-        truths = [self._truth(verdict.post_id) for verdict in verdicts]
+        truths = [self.truth(verdict.post_id) for verdict in verdicts]
         labels = [self._class(verdict.classifier_label) for verdict in verdicts]
         return {
             "rounds": {str(number): outcome for number, outcome in outcomes.items()},
@@ -147,11 +147,20 @@ class _Writer:
             "changed": [self._flags(verdict, _changed) for verdict in verdicts],
             "failed": [self._flags(verdict, _failed) for verdict in verdicts],
             "truth": truths,
-            "classes": [printable(name) for name in self._classes],
-            "agents": [printable(name) for name in self._agents],
+            "classes": self.class_names(),
+            "agents": self.agent_names(),
         }
 
-    def _truth(self, post_id: str) -> int:
+    def class_names(self) -> list[str]:
+        """Return the classes in the order in which records count them."""
+        return [printable(name) for name in self._classes]
+
+    def agent_names(self) -> list[str]:
+        """Return the agents in the order in which records count them."""
+        return [printable(name) for name in self._agents]
+
+    def truth(self, post_id: str) -> int:
+        """Return the number of a post's true class, -1 where it is not known."""
         post = self._posts.get(post_id)
         return -1 if post is None or post.label is None else self._classes.get(post.label, -1)
 
@@ -184,7 +193,7 @@ def _images(posts: Mapping[str, FoundPost], verdict: Verdict) -> tuple[Path, ...
 
 
 def _lengths(verdicts: Sequence[Verdict], posts: Mapping[str, FoundPost]) -> tuple[int, ...]:
-    """The longest texts and rationales that the page has room for."""
+    """Return the longest texts and rationales that the page has room for."""
     texts = [len(post.text) for v in verdicts if (post := posts.get(v.post_id)) is not None]
     rationales = [len(one.rationale) for v in verdicts for one in v.judgments]
     return fitting(LENGTHS, texts, rationales)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selftrain.errors import ServingError
 from selftrain.models.scorer import ACT_FILE, AGENTPS_FILE, RUN_FILE, Scorer
+
+if TYPE_CHECKING:
+    from selftrain.models.act_model import ACTPrediction
+    from selftrain.models.prediction import Prediction
 
 
 def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
@@ -45,6 +50,21 @@ def open_scorer(path: Path, *, threads: int | None = None) -> Scorer:
         f" model of `selftrain act train` (with {ACT_FILE}) or of AgentPS (with {AGENTPS_FILE}), or an .onnx"
         " file of `selftrain export`"
     )
+
+
+def open_prediction(path: Path, manifest: Path, *, progress: bool = False) -> Prediction | ACTPrediction:
+    """Labels for the posts of a manifest: by a run's best model, or by one of `selftrain act train`.
+
+    Raises:
+        SelftrainError, BackboneError: See `Prediction` and `ACTPrediction`.
+    """
+    from selftrain.models.act_model import ACTPrediction
+    from selftrain.models.prediction import Prediction
+    from selftrain.store.run_dir import RunFolder
+
+    if (path / ACT_FILE).is_file():
+        return ACTPrediction(path, manifest)
+    return Prediction(RunFolder(path), manifest, progress=progress)
 
 
 def _set_threads(threads: int | None) -> None:

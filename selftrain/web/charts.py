@@ -247,7 +247,7 @@ def runs_curve(runs: Sequence[Sequence[RoundPoint]], name: str, size: tuple[int,
 
 @contextmanager
 def _figure(size: tuple[int, int]) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of `size` pixels with one pair of axes: a light grid, no frame, no more ink than needed."""
+    """Open a figure of `size` pixels with one pair of axes: a light grid, no frame, little ink."""
     import matplotlib
     from matplotlib.figure import Figure
 

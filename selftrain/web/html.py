@@ -104,7 +104,7 @@ def _read(names: Sequence[str], folder: Path) -> Markup:
 
 
 def _shown(value: object) -> str:
-    """Any value on its way into the page; a plain string, unless this package made it as markup."""
+    """Return any value on its way into the page; a plain string, unless this package made it as markup."""
     return value if isinstance(value, Markup) else printable_lines(str(value))
 
 
@@ -125,5 +125,5 @@ def _percent(value: float) -> str:
 
 
 def _series(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Names with the colours in which a chart draws them, in order."""
+    """Return names with the colours in which a chart draws them, in order."""
     return list(zip(SERIES, names, strict=False))

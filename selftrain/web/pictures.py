@@ -78,7 +78,7 @@ def embed(paths: Iterable[Path], *, budget: int = BUDGET, most: int = MOST) -> P
 
 
 def _thumbnails(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None, str]]:
-    """(path, data URL or None, why not), in order; no more than a batch is decoded ahead."""
+    """Yield (path, data URL or None, why not), in order; no more than a batch is decoded ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         rest = iter(paths)
         while batch := list(islice(rest, _BATCH)):

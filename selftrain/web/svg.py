@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 # name in the style sheet -> the placeholder that matplotlib draws with
 COLOURS = {
     name: f"#0{number:x}0{number:x}0{number:x}"
-    for number, name in enumerate(
-        ("ink", "faint", "rule", "paper", "first", "second", "third", "fourth", "bad", "pale"), 1
-    )
+    for number, name in enumerate(("ink", "faint", "rule", "paper", "first", "second", "third", "fourth"), 1)
 }
 _NAMES = {value: name for name, value in COLOURS.items()}
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
@@ -100,5 +98,5 @@ def _styled(element: ElementTree.Element) -> list[str]:
 
 
 def _collapsed(text: str | None) -> str | None:
-    """Line breaks between elements and inside of path data are only weight."""
+    """Drop line breaks between elements and inside of path data: they are only weight."""
     return None if text is None or not text.strip() else text

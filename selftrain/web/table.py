@@ -88,7 +88,7 @@ def embed_table(
 
 
 def _albums(urls: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of the first, data URLs), about `PICTURE_CHUNK` characters each."""
+    """Yield (number of the first, data URLs), about `PICTURE_CHUNK` characters each."""
     start, album, held = 0, list[str](), 0
     for number, url in enumerate(urls):
         if album and held + len(url) > PICTURE_CHUNK:

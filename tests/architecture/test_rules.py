@@ -62,7 +62,7 @@ SAME_NAME = frozenset({"base", "errors", "recipe"})
 
 DECLARED_ONCE = ("Json", "FloatArray", "IntArray", "LabelArray", "Interval")
 
-RECORD_ROOMS = frozenset({"loop", "state", "rounds", "run", "build", "review", "report", "cli"})
+RECORD_ROOMS = frozenset({"loop", "state", "rounds", "runs", "build", "review", "report", "cli"})
 """Where rounds, verdicts and judgments pass through as typed values."""
 
 
@@ -256,8 +256,8 @@ def test_an_import_is_seen_wherever_it_stands(small_house, line):
 
 
 def test_an_import_inside_a_function_is_told_from_one_at_the_top(small_house):
-    (small_house / "selftrain" / "run.py").write_text("import json\ndef f():\n    import re\n")
-    imports = read_modules(small_house)["selftrain.run"].imports
+    (small_house / "selftrain" / "runs.py").write_text("import json\ndef f():\n    import re\n")
+    imports = read_modules(small_house)["selftrain.runs"].imports
     assert [(one.name, one.inside) for one in imports] == [("json", False), ("re", True)]
 
 

@@ -116,7 +116,7 @@ class Trap:
 def start(recipe, out, kill=None):
     """One run, from its beginning or where it stands."""
     import backbones
-    from selftrain.run import start as start_run
+    from selftrain.runs import start as start_run
 
     # by its name: run as a program, this module is not the one that a trap is set in
     backbones.load_backbone = importlib.import_module("loop_child").light_backbone

@@ -27,7 +27,7 @@ from selftrain.errors import (
     SplitError,
     StorageError,
 )
-from selftrain.run import start
+from selftrain.runs import start
 
 pytestmark = pytest.mark.integration
 

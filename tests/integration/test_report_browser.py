@@ -15,8 +15,7 @@ from report_helpers import HOSTILE, PLAIN, made, trust
 from agents.judgment import Verdict
 from runs.bench.synthetic_run import synthetic_run
 from selftrain.report import write_report
-from selftrain.report.compare import compare
-from selftrain.report.comparison_page import write_comparison
+from selftrain.report.compare import compare, write_comparison
 from selftrain.store.run_dir import RunFolder
 
 pytestmark = pytest.mark.integration

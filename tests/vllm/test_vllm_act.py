@@ -74,7 +74,7 @@ def test_a_run_has_its_divergent_posts_criticized_by_a_real_server(tmp_path, sma
     from selftrain.review.criticism import FILE
     from selftrain.review.ledger import ReviewLedger
     from selftrain.review.ledger_reader import LEDGER
-    from selftrain.run import start
+    from selftrain.runs import start
 
     draw_posts(tmp_path / "data", 120)
     recipe = tmp_path / "recipe.toml"

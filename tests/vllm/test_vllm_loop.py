@@ -24,7 +24,7 @@ from agents.judgment import State
 from agents.vllm.command import free_port, serve_command
 from agents.vllm.launch import start as launch
 from runs.bench.agents_injections import attempts
-from selftrain.run import start
+from selftrain.runs import start
 
 pytestmark = [pytest.mark.integration, pytest.mark.vllm]
 

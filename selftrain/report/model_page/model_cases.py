@@ -100,7 +100,7 @@ def _controls(columns: Sequence[Column], *, truth_known: bool) -> list[Control]:
 
 
 def _index(rows: Sequence[Json], columns: Sequence[Column]) -> Json:
-    """A column a question: number of the true answer or -1, of the likeliest, probability of that looked for.
+    """Return columns a question: number of the true answer or -1, of the likeliest, score of that looked for.
 
     `believed` is the probability of the true class, -1 where that is not known.
     """
@@ -153,7 +153,7 @@ def _picture(path: Path, pictures: Pictures) -> tuple[int, str]:
 
 
 def _by_need(rows: Sequence[Json], believed: Sequence[float]) -> Iterator[Path]:
-    """The order in which pictures are embedded."""
+    """Yield pictures in the order in which they are embedded."""
     order = sorted(range(len(rows)), key=lambda i: believed[i] if believed[i] >= 0 else 2)
     albums = [[path for path in _paths(rows[i]) if not is_video(path)] for i in order]
     for place in range(max(map(len, albums), default=0)):

@@ -49,7 +49,7 @@ class MeasuredQuestion(NamedTuple):
 
     @property
     def base_rate(self) -> float:
-        """The share of posts that have the answer looked for: the precision of choosing blindly."""
+        """Share of posts that have the answer looked for: the precision of choosing blindly."""
         return self.answers[self.column.looked_for] / self.posts
 
 
@@ -96,7 +96,7 @@ class Training(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """The number of the epoch whose weights are the model's."""
+        """Number of the epoch whose weights are the model's."""
         return next(one.number for one in self.epochs if one.kept)
 
 
@@ -123,7 +123,7 @@ class ModelPage(NamedTuple):
 
 
 def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
-    """Everything the page tells.
+    """Read everything that the page shows.
 
     Args:
         folder: Of a model, or of an evaluation.
@@ -160,7 +160,7 @@ def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
 
 
 def _columns(questions: Mapping[str, Json], task: Task) -> list[Column]:
-    """The final question, then the others in their order."""
+    """Return the final question, then the others in their order."""
     names = [FINAL, *(name for name in questions if name != FINAL)]
     columns = []
     for name in names:
@@ -203,7 +203,7 @@ def _unread(rows: Sequence[Json]) -> Quarantine:
 
 
 def _reason(row: Json) -> str:
-    """Why a post could not be read; of where its pictures lie only their names."""
+    """Return why a post could not be read; of where its pictures lie only their names."""
     reason = str(row["reason"])
     for path in row.get("pictures", ()):
         reason = reason.replace(path, Path(path).name)
@@ -214,7 +214,7 @@ def _reason(row: Json) -> str:
 
 
 def _training(folder: Path, metrics: Json, about: Json) -> Training | None:
-    """The training that a folder tells of; None for one that only measures.
+    """Read how a model was trained; None for a folder that only measures.
 
     Raises:
         ModelError: A line of the losses is not JSON.
@@ -235,7 +235,7 @@ def _training(folder: Path, metrics: Json, about: Json) -> Training | None:
 
 
 def _means(losses: Sequence[float], epochs: int) -> list[float | None]:
-    """Mean loss of each epoch; all have the same number of steps."""
+    """Return the mean loss of each epoch; all have the same number of steps."""
     size, rest = divmod(len(losses), epochs)
     if not size or rest:
         return [None] * epochs
@@ -261,7 +261,7 @@ def _losses(rows: Sequence[Json]) -> Losses:
 
 
 def _read_object(file: Path) -> Json:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
         ModelError: It is not there, or holds none.
@@ -278,7 +278,7 @@ def _read_object(file: Path) -> Json:
 
 
 def _read_lines(file: Path) -> Iterator[Json]:
-    """The JSON objects of a file, one a line.
+    """Read the JSON objects of a file, one a line.
 
     Raises:
         ModelError: It is not there, or a line, whose number is told, is not JSON.

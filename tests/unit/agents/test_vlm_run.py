@@ -13,7 +13,7 @@ from agents.errors import NearChanceError
 from selftrain.cli import main
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError, RunMismatchError
-from selftrain.run import start
+from selftrain.runs import start
 
 RECIPE = """
 seed = 1
@@ -213,7 +213,7 @@ def test_prompts_are_shown_as_they_are_sent(home, capsys):
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("vlm.servers=[]", "names no address"),
+        ("vlm.servers=[]", "names no endpoint"),
         ("vlm.protocol=vote", "protocol"),
         ("vlm.attempts=0", "attempts"),
     ],

@@ -22,6 +22,10 @@ questions = st.builds(
 two = (TaskClass("spam", "unwanted"), TaskClass("ham", "wanted"))
 
 
+WHOLE = "name = 'a'\npositive = 'x'\npolicy = 'p'\n[classes]\nx = 'one'\ny = 'two'\n"
+QUESTION = "[[questions]]\nname = 'q'\nwording = 'w'\n"
+
+
 @st.composite
 def tasks(draw):
     names = draw(st.lists(words, min_size=2, max_size=4, unique=True))
@@ -94,6 +98,15 @@ def test_the_negative_class_is_the_other_of_two():
         ("name = 'a'\npolcy = 'p'\n", r"unknown fields \['polcy'\]"),
         ("name = 'a'\nclasses = 'x'\n", r"`classes` is 'x'; expected a table"),
         ("name = \n", "not TOML"),
+        (WHOLE + "[roles]\njudge = 'x'\n", r"\[roles\] has \['judge'\]; expected only"),
+        (WHOLE + "[roles]\nuser = 3\n", r"description of role 'user' is 3; expected a text"),
+        ("questions = 3\n" + WHOLE, "`questions` is 3; expected a list"),
+        (WHOLE + "[[questions]]\nname = 'q'\nwording = 'w'\n", "`answers` of question 1 is missing"),
+        (WHOLE + QUESTION + "answers = 'yes'\n", "`answers` of question 1 is 'yes'; expected a list"),
+        (WHOLE + QUESTION + "answers = ['yes', 2]\n", "`answers` of question 1 is 2; expected a text"),
+        (WHOLE + QUESTION + "answers = ['a', 'b']\nscale = 1\n", r"unknown fields \['scale'\]"),
+        (WHOLE + QUESTION + "answers = ['a', 'b']\ncounting = true\n", "counting rule True"),
+        ("questions = ['q']\n" + WHOLE, "question 1 is 'q'; expected a table"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path, text, message):

@@ -8,9 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from losses import PNULoss
-from selftrain.build import build_loss, build_settings
+from selftrain.build import build_loss, build_selector, build_settings, build_trainer
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
+from selftrain.loop import LoopSettings
+from selftrain.models.head import HeadSettings
+from selftrain.models.trainer import HeadTrainer
+from selftrain.selection import TopK
 from selftrain.store.run_dir import RunFolder, without_none
 
 LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
@@ -189,7 +193,7 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
         write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
     )
     settings = build_settings(recipe)
-    assert (settings.k, settings.limits) == (7, (2, 4, None, True))
+    assert (build_selector(recipe).k, settings.limits) == (7, (2, 4, None, True))
     assert build_loss(recipe).theta == expected
     assert settings.root == recipe.data.manifest.parent
 
@@ -210,3 +214,11 @@ def test_a_run_may_be_given_a_human_budget_on_its_way(write, tmp_path):
     changed = load_recipe(write(LEAST), ["human.budget=50", "human.wait=poll"])
     folder.begin(changed.model_dump(mode="json"), {"identity": {}})
     assert folder.recipe()["human"]["budget"] == 50
+
+
+def test_an_empty_recipe_and_python_give_the_same_parts(write):
+    recipe = load_recipe(write(LEAST))
+    settings = build_settings(recipe)
+    assert build_selector(recipe) == TopK()
+    assert settings == LoopSettings(root=settings.root)
+    assert build_trainer(recipe).settings == HeadTrainer().settings == HeadSettings()

@@ -11,8 +11,7 @@ from report_helpers import HOSTILE, PLAIN, made
 
 from selftrain.cli import main
 from selftrain.errors import RunStateError
-from selftrain.report.compare import compare
-from selftrain.report.comparison_page import render_comparison
+from selftrain.report.compare import compare, render_comparison
 from selftrain.store.scores import Scored, write_scores
 
 

@@ -18,7 +18,7 @@ from selftrain import report
 from selftrain.cli import main
 from selftrain.errors import RunStateError, StorageError
 from selftrain.rounds import finished_rounds
-from selftrain.run import Run
+from selftrain.runs import Run
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, write_scores
 
@@ -290,7 +290,7 @@ def test_the_command_renders_the_same_page_again_where_it_is_asked_to(tmp_path, 
 
 def passing(folder, rounds):
     """What `Run.rounds` does with the rounds of the loop."""
-    return Run(None, folder.path)._told(iter(rounds))
+    return Run(folder.path)._told(iter(rounds))
 
 
 def events_of(folder):

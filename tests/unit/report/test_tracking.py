@@ -11,8 +11,8 @@ import pytest
 from report_helpers import PLAIN, figures
 
 from selftrain.errors import StorageError
-from selftrain.report import mlflow_tracking, tensorboard, tracking
-from selftrain.report.scalars import scalars
+from selftrain.report import tracking
+from selftrain.report.tracking import scalars
 from selftrain.rounds import AgentCounts, Cost, RoundResult, finished_rounds
 from selftrain.store.run_dir import RunFolder
 
@@ -79,7 +79,7 @@ def curves(root):
 
 def test_tensorboard_sees_one_run_with_curves_over_its_rounds(folder):
     for one in finished_rounds(folder):
-        tensorboard.write_round(folder.path, one)
+        tracking.write_events(folder.path, one)
     ((name, tags),) = curves(folder.path.parent).items()
     assert name == "mine/tensorboard"
     assert tags["validation/macro_f1"] == [(0, 0.5), (1, 0.625), (2, 0.75)]
@@ -88,7 +88,7 @@ def test_tensorboard_sees_one_run_with_curves_over_its_rounds(folder):
 
 def test_a_round_written_again_replaces_its_points(folder):
     for score in (0.25, 0.75):
-        tensorboard.write_round(folder.path, result(1, score))
+        tracking.write_events(folder.path, result(1, score))
     (tags,) = curves(folder.path.parent).values()
     assert tags["validation/macro_f1"] == [(1, 0.75)]
     assert len(list((folder.path / "tensorboard").iterdir())) == 1
@@ -99,28 +99,28 @@ def test_a_file_that_is_being_written_is_none_of_tensorboards(folder, monkeypatc
     monkeypatch.setattr(
         os, "fsync", lambda _handle: seen.extend(path.name for path in folder.path.glob("tensorboard/*"))
     )
-    tensorboard.write_round(folder.path, result(0, 0.5))
-    assert seen[0] == ".round-0000.tmp"
+    tracking.write_events(folder.path, result(0, 0.5))
+    assert "round-0000" in seen[0]
     assert "tfevents" not in seen[0]
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_the_older_file(folder, monkeypatch):
-    tensorboard.write_round(folder.path, result(0, 0.5))
-    before = tensorboard.round_file(folder.path, 0).read_bytes()
+    tracking.write_events(folder.path, result(0, 0.5))
+    before = tracking.events_file(folder.path, 0).read_bytes()
 
     def full(_handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="the disk is full"):
-        tensorboard.write_round(folder.path, result(0, 0.75))
-    assert tensorboard.round_file(folder.path, 0).read_bytes() == before
+        tracking.write_events(folder.path, result(0, 0.75))
+    assert tracking.events_file(folder.path, 0).read_bytes() == before
     assert len(list((folder.path / "tensorboard").iterdir())) == 1
 
 
 def test_a_round_of_an_earlier_start_is_told_only_if_it_was_not(folder, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tensorboard.write_round(folder.path, result(0, 0.125))
+    tracking.write_events(folder.path, result(0, 0.125))
     rounds = finished_rounds(folder)
     tracking.log_round(folder, rounds[0], fresh=False)
     tracking.log_round(folder, rounds[1], fresh=False)
@@ -175,17 +175,17 @@ def test_mlflow_has_one_run_with_the_recipe_and_every_round_once(folder, server)
 def test_an_interrupted_run_says_so_and_goes_on_in_the_same_mlflow_run(folder, server):
     recipe = folder.recipe_path
     recipe.write_text(recipe.read_text().replace("max = 2", "max = 5"))
-    mlflow_tracking.tell_rounds(folder, 1)
+    tracking.send_rounds(folder, 1)
     tracking.close(folder)
     assert only_run(server).info.status == "KILLED"
-    mlflow_tracking.tell_rounds(folder, 2)
+    tracking.send_rounds(folder, 2)
     assert only_run(server).info.status == "RUNNING"
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
 
 
 @pytest.mark.parametrize("arrived", [True, False])
 def test_a_kill_between_sending_and_noting_doubles_no_point(folder, server, monkeypatch, arrived):
-    send = mlflow_tracking._send
+    send = tracking._send
 
     class Killed(BaseException):
         """As if the process were gone."""
@@ -197,11 +197,11 @@ def test_a_kill_between_sending_and_noting_doubles_no_point(folder, server, monk
             raise Killed
         send(client, run_id, one, doubtful=doubtful)
 
-    monkeypatch.setattr(mlflow_tracking, "_send", killed)
+    monkeypatch.setattr(tracking, "_send", killed)
     with pytest.raises(Killed):
-        mlflow_tracking.tell_rounds(folder, 2)
-    monkeypatch.setattr(mlflow_tracking, "_send", send)
-    mlflow_tracking.tell_rounds(folder, 2)
+        tracking.send_rounds(folder, 2)
+    monkeypatch.setattr(tracking, "_send", send)
+    tracking.send_rounds(folder, 2)
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
     assert history(server, "loss/pn") == [(0, 0.5), (1, 0.5), (2, 0.5)]
 
@@ -213,12 +213,12 @@ def test_a_server_that_is_not_there_is_a_warning_and_hears_everything_later(fold
         gone = f"http://someone:secret@127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", gone)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        with pytest.warns(mlflow_tracking.TrackingWarning, match="of round 1.*The run goes on") as said:
-            mlflow_tracking.tell_rounds(folder, 1)
+        with pytest.warns(tracking.TrackingWarning, match="of round 1.*The run goes on") as said:
+            tracking.send_rounds(folder, 1)
     assert "secret" not in str(said[0].message)
     assert not (folder.path / "mlflow.json").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
-    mlflow_tracking.tell_rounds(folder, 2)
+    tracking.send_rounds(folder, 2)
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
     record = json.loads((folder.path / "mlflow.json").read_text())
     assert set(record) == {"address", "run_id", "told"}
@@ -227,17 +227,17 @@ def test_a_server_that_is_not_there_is_a_warning_and_hears_everything_later(fold
 
 def test_without_an_address_nothing_is_told_and_without_mlflow_it_is_said(folder, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    mlflow_tracking.tell_rounds(folder, 2)
-    mlflow_tracking.close(folder, finished=True)
+    tracking.send_rounds(folder, 2)
+    tracking.close(folder)
     assert not (folder.path / "mlflow.json").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     monkeypatch.setitem(__import__("sys").modules, "mlflow.exceptions", None)
-    with pytest.warns(mlflow_tracking.TrackingWarning, match=r"selftrain\[mlflow\]"):
-        mlflow_tracking.tell_rounds(folder, 2)
+    with pytest.warns(tracking.TrackingWarning, match=r"selftrain\[mlflow\]"):
+        tracking.send_rounds(folder, 2)
 
 
 def test_a_role_of_any_name_becomes_a_name_that_mlflow_takes(folder, server):
     agents = {"<b>\n$": AgentCounts(label=3)._asdict()}
     folder.close_round(2, result(2, 0.75, agents=agents).to_json())
-    mlflow_tracking.tell_rounds(folder, 2)
+    tracking.send_rounds(folder, 2)
     assert history(server, "agents/_b___/label") == [(2, 3.0)]

@@ -19,6 +19,7 @@ from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.review.reviewers import HumanReview, waiting_for
 from selftrain.review.sampling import audit_name, request_audit
 from selftrain.rounds import replay
+from selftrain.selection import TopK
 from selftrain.state import RoundLimits
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
@@ -43,7 +44,8 @@ def go(folder, corpus=None, *, budget=20, per_round=4, rounds=4, panel=None, tra
     reviewers = HumanReview(run, budget=budget, per_round=per_round, seed=3, **options)
     found = loop.self_train(
         corpus or make_corpus(pool=60), trainer or ScriptedTrainer(SCRIPT), panel or HashPanel(0.5),
-        loss=PNULoss(), folder=run, settings=settings(folder, rounds=rounds), reviewers=reviewers,
+        selector=TopK(6), loss=PNULoss(), folder=run, settings=settings(folder, rounds=rounds),
+        reviewers=reviewers,
     )  # fmt: skip
     return [one.number for one in found]
 

@@ -11,6 +11,7 @@ from act_helpers import NAMES
 from test_labelling import data, labelled, review, truth_of  # noqa: F401 -- `data` is a fixture
 
 from selftrain.act.error_estimate import realised
+from selftrain.cli import main
 from selftrain.data.posts import Post
 from selftrain.errors import TrainingError
 from selftrain.models.act_model import ACTModel
@@ -78,6 +79,25 @@ def test_a_labelling_of_three_classes_trains_a_model_that_scores_posts(data, tmp
     assert sum(right) > 27
     assert scorer.validation().labels.sum() == 10  # of the positive class
     assert truth_of("p1") == NAMES[1]
+
+
+def test_the_command_trains_and_predict_opens_what_it_wrote(data, capsys):  # noqa: F811
+    labelled(data, **SAMPLED)
+    review(data)
+    validation = manifest_of(data / "validation.jsonl", NAMES, range(100, 130))
+    model, out = data / "model", data / "predicted.jsonl"
+    command = ["act", "train", str(data / "labels"), "--out", str(model), "--validation", str(validation)]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert f"{model}: learned from 40 labels, 14 of them people's" in told
+    assert "validation: 30 posts, macro-F1" in told
+    assert f"next: selftrain predict {model}" in told
+    more = manifest_of(data / "more.jsonl", NAMES, range(400, 412))
+    assert main(["predict", str(model), str(more), "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"v{i}" for i in range(400, 412)]
+    assert sum(row["label"] == NAMES[int(row["id"][1:]) % 3] for row in rows) > 10
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
 def test_a_run_trains_on_the_audit_of_its_pseudo_labels(small_run, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 from selftrain.store import atomic
-from selftrain.store.run_dir import RunFolder, read_jsonl
+from selftrain.store.run_dir import MAY_CHANGE, RunFolder, read_jsonl
 
 CHECKOUT = Path(__file__).parents[3]
 RECIPE = {
@@ -273,3 +274,10 @@ def test_publishing_moves_best_and_replaces_grown(folder):
     folder.publish(0, [{"id": "b"}])
     assert (folder.path / "grown.jsonl").read_text() == '{"id": "b"}\n'
     assert (folder.path / "best" / "metrics.json").exists()
+
+
+def test_the_guide_lists_the_keys_that_may_change():
+    guide = (Path(__file__).parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(rounds|agents|vlm|human)` \| (.*) \|$", guide, re.MULTILINE)
+    listed = {f"{section}.{key}" for section, keys in rows for key in re.findall(r"`(\w+)`", keys)}
+    assert listed == MAY_CHANGE

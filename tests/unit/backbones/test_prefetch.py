@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from selftrain._util.prefetch import MOST_THREADS, prefetch, threads_for
+from backbones.prefetch import MOST_THREADS, prefetch, threads_for
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])

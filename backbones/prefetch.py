@@ -1,4 +1,7 @@
-"""Work done ahead of need: while a device computes, threads read what it computes next."""
+"""Work done ahead of need: while a device computes, threads read what it computes next.
+
+Backbones decode images so, and the training and scoring of multimodal models their prompts.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,58 @@
+"""`import selftrain as st`: the names that a program may use, and how long they take."""
+
+import subprocess
+import sys
+
+import selftrain
+
+NAMES = [
+    "ACTTrainer",
+    "Agent",
+    "AgentPanel",
+    "Backbone",
+    "Candidate",
+    "HeadTrainer",
+    "HumanReview",
+    "Judgment",
+    "LoopState",
+    "NoPanel",
+    "Panel",
+    "Post",
+    "Recipe",
+    "Reviewers",
+    "RoundLimits",
+    "RoundLoss",
+    "RoundResult",
+    "Run",
+    "Selection",
+    "Selector",
+    "SelfTrainer",
+    "SelftrainError",
+    "State",
+    "Task",
+    "TopK",
+    "Trainer",
+    "Verdict",
+    "backbones",
+    "draw_posts",
+    "load_recipe",
+    "load_task",
+    "losses",
+    "open_scorer",
+    "read_manifest",
+    "run",
+    "split",
+    "start",
+]
+
+
+def test_the_names_are_these_and_each_is_found():
+    assert selftrain.__all__ == sorted(selftrain.__all__) == NAMES
+    assert all(getattr(selftrain, name) is not None for name in NAMES)
+    assert callable(selftrain.run)
+
+
+def test_nothing_heavy_is_imported_with_them():
+    program = "import sys, selftrain; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
