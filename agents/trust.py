@@ -273,6 +273,6 @@ def _advice(figures: Trust, guessing: Sequence[str], posts: int) -> str:
     return (
         "near chance on posts of known label:\n" + "\n".join(lines) + "\nTheir word is worth nothing here,"
         " so nothing of the pool was judged. Try a stronger model, say more in the task's policy, look at a"
-        " prompt with `selftrain prompts RECIPE --post ID`, or label more posts if the interval is merely"
-        ' wide. To go on all the same: agents.on_near_chance = "continue"'
+        " prompt with `selftrain agents prompts RECIPE --post ID`, or label more posts if the interval is"
+        ' merely wide. To go on all the same: agents.on_near_chance = "continue"'
     )

@@ -213,7 +213,7 @@ class HumanSection(Section):
     rule: Literal["normalised", "exponential", "threshold"] = "exponential"
     floor: float = Field(0.1, ge=0, le=1)  # the share of the budget that is spread evenly
     # where error estimates come from: what classifier and agents said of a post, and how far apart they are;
-    # or a model that criticizes the label that they give together, in a way that `act choose` can test
+    # or a model that criticizes the label that they give together, in a way that `act select-models` can test
     source: Literal["disagreement", "criticizer"] = "disagreement"
     strategy: Literal["plain", "reasoning", "graded", "devils_advocate", "log_probability", "perplexity"] = (
         "devils_advocate"

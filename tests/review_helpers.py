@@ -99,10 +99,11 @@ def labelling_of(place, classes, posts=2):
 
 
 class Server:
-    """A `selftrain review` in a process of its own."""
+    """A `selftrain review serve` in a process of its own."""
 
     def __init__(self, folder, *options):
-        command = [sys.executable, "-m", "selftrain", "review", str(folder.path), "--no-browser", *options]
+        words = ["review", "serve", str(folder.path), "--no-browser", *options]
+        command = [sys.executable, "-m", "selftrain", *words]
         self.process = subprocess.Popen(
             command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -66,8 +66,10 @@ def review_of(run: Path) -> Iterator[str]:
     """The address of a review of a copy of the run."""
     with tempfile.TemporaryDirectory() as place:
         copy = shutil.copytree(run, Path(place) / run.name, ignore=shutil.ignore_patterns("*review*"))
-        command = [sys.executable, "-m", "selftrain", "review", str(copy), "--budget", "40", "--no-browser"]
-        with subprocess.Popen([*command, "--reviewer", "Ann"], stdout=subprocess.PIPE, text=True) as server:
+        command = [sys.executable, "-m", "selftrain", "review", "serve", str(copy), "--no-browser"]
+        with subprocess.Popen(
+            [*command, "--budget", "40", "--reviewer", "Ann"], stdout=subprocess.PIPE, text=True
+        ) as server:
             assert server.stdout is not None
             yield next(line.split()[1] for line in server.stdout if line.startswith("open "))
             server.terminate()

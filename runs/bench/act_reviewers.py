@@ -35,17 +35,17 @@ _DIVERGENT = 0.15
 
 
 class Server:
-    """A `selftrain review` in a process of its own."""
+    """A `selftrain review serve` in a process of its own."""
 
     def __init__(self, run: Path) -> None:
-        command = [sys.executable, "-m", "selftrain", "review", str(run), "--no-browser"]
+        command = [sys.executable, "-m", "selftrain", "review", "serve", str(run), "--no-browser"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if found := re.match(r"open http://127\.0\.0\.1:(\d+)/\?token=([\w-]+)", line):
                 self.port, self.token = int(found[1]), found[2]
                 return
-        raise SelftrainError(f"selftrain review {run} ended with status {self.process.wait()}")
+        raise SelftrainError(f"selftrain review serve {run} ended with status {self.process.wait()}")
 
     def kill(self) -> None:
         """SIGKILL."""

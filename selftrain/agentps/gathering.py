@@ -238,7 +238,7 @@ def _reviewed(run: Path, batch: str) -> BatchOutcome:
         if missing:
             raise DataError(
                 f"{missing} of {len(drawn)} posts drawn for review wait for an answer: a sample that is half"
-                " reviewed is no longer the one that was drawn. Finish the review (`selftrain review`)"
+                " reviewed is no longer the one that was drawn. Finish the review (`selftrain review serve`)"
             )
         return outcome(ledger, batch)
     finally:

@@ -63,7 +63,8 @@ def questionnaire(task: Task, variant: Variant, *, policy: bool = False) -> Ques
     if variant != "vanilla" and not task.questions:
         raise TaskError(
             f"task {task.name!r} has no questions, and the variant {variant!r} learns from their answers:"
-            ' add [[questions]] to the task (`selftrain tasks` shows some), or set model.variant = "vanilla"'
+            " add [[questions]] to the task (`selftrain data tasks` shows some), or set"
+            ' model.variant = "vanilla"'
         )
     if task.question(FINAL) is not None:
         raise TaskError(f"a question is called {FINAL!r}, which stands for the classes: rename it")

@@ -100,7 +100,7 @@ def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question,
     if not known:
         raise TaskError(
             f"the task {task.name!r} has no questions; expected one [[questions]] block or more: add them, or"
-            " begin with a task of `selftrain tasks`"
+            " begin with a task of `selftrain data tasks`"
         )
     if FINAL in known:
         raise TaskError(f"a question is called {FINAL!r}, the name of the final question: rename it")

@@ -1,133 +1,178 @@
-"""``selftrain act``: a small human budget. `choose`: who annotates, who criticizes, how much; `audit`."""
+"""``selftrain act``: models label a pool, and people put right what is likely wrong, within a budget."""
 
 from __future__ import annotations
 
-import argparse
-import json
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
+import typer
+from rich.table import Table
+
+from agents.ask.annotator import AnnotationPrompts, Annotator
+from agents.ask.cache import ResponseCache
+from agents.ask.criticizer import STRATEGIES, Criticizer
+from agents.ask.runner import Runner
 from backbones.images import MAX_PIXELS
-from selftrain.cli.reviews import add_audit
+from selftrain._util.types import Interval
+from selftrain.act.budget import Rule
+from selftrain.act.error_estimate import ErrorEstimate
+from selftrain.act.select_models import MODES, AnnotatorScore, CriticizerScore, ModelSelection
+from selftrain.act.select_models import select_models as select_from
+from selftrain.build import brief_of, build_runner, cache_beside
+from selftrain.cli.commands import noun
+from selftrain.cli.options import KEY_VARIABLE, Manifest, Overrides
+from selftrain.cli.printing import console, plain, print_json, quoted, say
+from selftrain.config import VlmSection, load_recipe
+from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.manifest_writing import write_manifest
+from selftrain.data.posts import Post
+from selftrain.data.task import Task, load_task
+from selftrain.errors import BudgetError, RecipeError
+from selftrain.review.act_training import train_on_reviews
+from selftrain.review.labelling import (
+    LabelFolder,
+    PoolLabels,
+    SampleSettings,
+    annotate_pool,
+    begin,
+    mixed_posts,
+)
+from selftrain.store import atomic
 
-if TYPE_CHECKING:
-    from rich.table import Table
+app = noun("Label a pool by models, and have people put right what is likely wrong.")
 
-    from agents.ask.cache import ResponseCache
-    from agents.ask.runner import Runner
-    from selftrain._util.types import Interval
-    from selftrain.act.select_models import AnnotatorScore, CriticizerScore, ModelSelection
-    from selftrain.data.posts import Post
-    from selftrain.data.task import Task
-
-KEY_VARIABLE = "SELFTRAIN_API_KEY"
 MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
-STRATEGIES = ("plain", "reasoning", "graded", "devils_advocate", "log_probability", "perplexity")
-"""As in `agents.ask.criticizer.strategies`, which is not imported for their names."""
+KEY_NOTE = f"The servers' key is taken from {KEY_VARIABLE}, never from the command line."
+ASKING, REVIEW, COST = "How models are asked", "What people review", "Cost"
 
 
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `act` and its commands."""
-    parser = subparsers.add_parser("act", help="a small human budget, spent where labels are likely wrong")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    from selftrain.cli.act_label import add_label, add_labels, add_train
-
-    add_choose(commands)
-    add_label(commands)
-    add_labels(commands)
-    add_train(commands)
-    add_audit(commands)
+def _known_strategy(name: str) -> str:
+    if name not in STRATEGIES:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(STRATEGIES)}")
+    return name
 
 
-def add_choose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `act choose`."""
-    parser = commands.add_parser(
-        "choose",
-        help="test models on labelled posts: who annotates, who criticizes, what budget",
-        description="Every model annotates the labelled posts. The most accurate one is to annotate, the"
-        " second most accurate one to criticize, in the way that finds its errors best; the budget is the"
-        " share of wrong labels and a buffer. Answers are kept and paid for once.",
-        epilog=f"The servers' key is taken from {KEY_VARIABLE}, never from the command line.",
-    )
-    add = parser.add_argument
-    add(
-        "manifest", type=Path, metavar="MANIFEST", help="JSON lines, CSV or Parquet, with some labelled posts"
-    )
-    add("--task", type=Path, required=True, metavar="FILE", help="a TOML file: classes and policy")
-    add(
-        "--server", action="append", required=True, dest="servers", metavar="ADDRESS[#MODEL]",
-        help="a vLLM server, and the model's name where it serves several; once for each model",
-    )  # fmt: skip
-    add(
-        "--strategy", action="append", dest="strategies", choices=STRATEGIES, metavar="NAME",
-        help=f"a way to criticize, may be repeated (default: all): {', '.join(STRATEGIES)}",
-    )  # fmt: skip
-    add("--annotate", choices=("plain", "reasoning", "both"), default="both", help="default: both")
-    add("--self", action="store_true", dest="self_criticism", help="try the annotator as criticizer too")
-    add("--labelled", type=int, default=100, metavar="N", help="labelled posts to test on (default: 100)")
-    add("--pool", type=int, metavar="N", help="posts that the budget is for (default: the unlabelled ones)")
-    add("--buffer", type=float, default=0.1, metavar="SHARE", help="on top of the errors (default: 0.1)")
-    add("--token-cap", type=int, metavar="N", help="most tokens that all of this may cost")
-    add("--store", type=Path, metavar="FILE", help="kept answers (default: responses.sqlite beside MANIFEST)")
-    add("--prompts", type=Path, metavar="FOLDER", help="prompt files that replace the built-in ones")
-    add("--seed", type=int, default=0, help="chooses the labelled posts (default: 0)")
-    add("--json", type=Path, metavar="FILE", help="write everything that was measured; - for standard output")
-    parser.set_defaults(handler=run_choose)
+def _known_strategies(names: list[str]) -> list[str]:
+    return [_known_strategy(name) for name in names or ()]
 
 
-def run_choose(args: argparse.Namespace) -> int:
-    """Prints the tables, and writes the JSON object when one is asked for.
+TaskFile = Annotated[Path, typer.Option(metavar="FILE", help="A TOML file: classes and policy.")]
+TokenCap = Annotated[
+    int | None,
+    typer.Option(metavar="N", rich_help_panel=COST, help="Most tokens that all of this may cost."),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", rich_help_panel=COST,
+        help="Kept answers; by default responses.sqlite beside MANIFEST.",
+    ),
+]  # fmt: skip
+LabelDir = Annotated[Path, typer.Argument(metavar="DIR", help="As `selftrain act annotate` made it.")]
+
+
+@app.command(
+    "select-models",
+    help="Test models on labelled posts: who annotates, who criticizes, what budget.\n\n"
+    "Every model annotates the labelled posts. The most accurate one is to annotate, the second most"
+    " accurate one to criticize, in the way that finds its errors best; the budget is the share of wrong"
+    f" labels and a buffer. Answers are kept and paid for once. {KEY_NOTE}",
+    epilog="Example: selftrain act select-models posts.jsonl --task task.toml --server http://127.0.0.1:8000"
+    " --server http://127.0.0.1:8001",
+)
+def select_models(
+    manifest: Manifest,
+    *,
+    task: TaskFile,
+    servers: Annotated[
+        list[str],
+        typer.Option(
+            "--server",
+            metavar="URL#MODEL",
+            help="A vLLM server, and after # the model's name where it serves several; once for each model.",
+        ),
+    ],
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write everything that was measured; - for standard output."
+        ),
+    ] = None,
+    strategies: Annotated[
+        list[str],
+        typer.Option(
+            "--strategy",
+            metavar="NAME",
+            default_factory=list,
+            show_default=False,
+            callback=_known_strategies,
+            autocompletion=lambda: list(STRATEGIES),
+            rich_help_panel=ASKING,
+            help=f"A way to criticize, may be given several times; by default all: {', '.join(STRATEGIES)}.",
+        ),
+    ],
+    annotate: Annotated[
+        Literal["plain", "reasoning", "both"],
+        typer.Option(rich_help_panel=ASKING, help="How the annotators answer."),
+    ] = "both",
+    self_criticism: Annotated[
+        bool, typer.Option("--self", rich_help_panel=ASKING, help="Try the annotator as criticizer too.")
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", rich_help_panel=ASKING, help="Prompt files that replace the built-in ones."
+        ),
+    ] = None,
+    labelled: Annotated[int, typer.Option(metavar="N", help="Labelled posts to test on.")] = 100,
+    pool: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Posts that the budget is for; by default the unlabelled ones."),
+    ] = None,
+    buffer: Annotated[float, typer.Option(metavar="SHARE", help="On top of the errors.")] = 0.1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Chooses the labelled posts.")] = 0,
+    token_cap: TokenCap = None,
+    store: Store = None,
+) -> None:
+    """Print the tables, and write the JSON object when one is asked for.
 
     Raises:
         SelftrainError, or an error of the agents' tree: what was paid for is kept.
     """
-    from agents.ask.annotator import AnnotationPrompts
-    from selftrain.act.select_models import MODES, select_models
-    from selftrain.build import brief_of
-    from selftrain.data.task import load_task
-    from selftrain.store import atomic
-
-    task = load_task(args.task)
-    labelled, unlabelled = read_posts(args.manifest, task, args.labelled, args.seed)
-    with _runners(args) as runners:
-        choice = select_models(
+    loaded = load_task(task)
+    posts, unlabelled = read_labelled(manifest, loaded, labelled, seed)
+    with _runners(servers, manifest, store, token_cap) as runners:
+        choice = select_from(
             runners,
-            labelled,
-            AnnotationPrompts(brief_of(task), folder=args.prompts),
-            strategies=tuple(dict.fromkeys(args.strategies or STRATEGIES)),
-            modes=MODES if args.annotate == "both" else (args.annotate,),
-            self_criticism=args.self_criticism,
-            buffer=args.buffer,
-            pool=unlabelled if args.pool is None else args.pool,
-            seed=args.seed,
+            posts,
+            AnnotationPrompts(brief_of(loaded), folder=prompts),
+            strategies=tuple(dict.fromkeys(strategies or STRATEGIES)),
+            modes=MODES if annotate == "both" else (annotate,),
+            self_criticism=self_criticism,
+            buffer=buffer,
+            pool=unlabelled if pool is None else pool,
+            seed=seed,
         )
-    if args.json is not None and str(args.json) == "-":
-        print(json.dumps(choice.to_json()).replace("\x7f", "\\u007f"))
-        return 0
-    if args.json is not None:
-        atomic.write_json(args.json, choice.to_json())
-    _print(choice)
-    return 0
+    if json_file == "-":
+        print_json(choice.to_json())
+        return
+    if json_file is not None:
+        atomic.write_json(Path(json_file), choice.to_json())
+    _print_choice(choice)
 
 
-def read_posts(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[Post], int]:
-    """At most `count` labelled posts, drawn by the seed, and how many posts have no label.
+def read_labelled(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[Post], int]:
+    """Return at most `count` labelled posts, drawn by the seed, and how many posts have no label.
 
     Raises:
         ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
         BudgetError: Fewer than two labelled posts, or asked for.
     """
-    import random
-
-    from selftrain.data.manifest import enforce, read_manifest
-    from selftrain.errors import BudgetError
-
-    report = read_manifest(manifest, task)
-    enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
-    posts = report.posts
+    posts = _read_posts(manifest, task)
     labelled = [post for post in posts if post.label is not None]
     if count < 2 or len(labelled) < 2:
         raise BudgetError(
@@ -138,41 +183,42 @@ def read_posts(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[
     return [labelled[place] for place in sorted(drawn)], len(posts) - len(labelled)
 
 
-@contextmanager
-def _runners(args: argparse.Namespace) -> Iterator[dict[str, Runner]]:
-    """Model name -> a runner on its server; two of one name are told apart by their addresses."""
-    from selftrain.build import cache_beside
+def _read_posts(manifest: Path, task: Task) -> list[Post]:
+    report = read_manifest(manifest, task)
+    enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
+    return list(report.posts)
 
-    cache = cache_beside(args.manifest, args.store)
+
+@contextmanager
+def _runners(
+    servers: Sequence[str], manifest: Path, store: Path | None, token_cap: int | None
+) -> Iterator[dict[str, Runner]]:
+    """Yield model name -> a runner on its server; two of one name are told apart by their addresses."""
+    cache = cache_beside(manifest, store)
     with ExitStack() as stack:
         stack.callback(cache.close)
         runners: dict[str, Runner] = {}
-        for server in dict.fromkeys(args.servers):
-            run = f"act choose {args.manifest.resolve()}"
-            runner = runner_of(server, cache, run=run, token_cap=args.token_cap)
+        for server in dict.fromkeys(servers):
+            run = f"act select-models {manifest.resolve()}"
+            runner = _runner_of(server, cache, run=run, token_cap=token_cap)
             stack.callback(runner.close)
             name = runner.identity().model
             runners[name if name not in runners else f"{name} at {server}"] = runner
         yield runners
 
 
-def runner_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | None) -> Runner:
-    """A model at ADDRESS[#MODEL] at work.
+def _runner_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | None) -> Runner:
+    """Return the model at URL#MODEL at work.
 
     Raises:
         ServerRefusedError: An address that is none.
     """
-    from selftrain.build import build_runner
-    from selftrain.config import VlmSection
-
     address, _, model = server.partition("#")
     section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)
     return build_runner(section, cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
-def _print(choice: ModelSelection) -> None:
-    from selftrain.cli.render import console, plain
-
+def _print_choice(choice: ModelSelection) -> None:
     shown = console()
     shown.print(plain("annotators, on labelled posts [95 % interval]", "dim"))
     shown.print(annotators_table(choice.annotators))
@@ -183,22 +229,22 @@ def _print(choice: ModelSelection) -> None:
 
 
 def recommendation(choice: ModelSelection) -> Iterator[str]:
-    """What to do, in words."""
+    """Yield what to do, in words."""
     annotator, criticizer, budget = choice.annotator, choice.criticizer, choice.budget
     yield f"annotate with {annotator.model} ({annotator.mode})"
     yield f"criticize with {criticizer.model} ({criticizer.strategy})"
-    wrong, share = _per_cent(budget.error), _per_cent(budget.share)
     posts = ""
     if budget.posts is not None:
         value, low, high = budget.posts
         posts = f": {value:,} posts [{low:,}, {high:,}]"
+    wrong, share = _per_cent(budget.error), _per_cent(budget.share)
     yield f"wrong labels {wrong}, buffer {100 * budget.buffer:g} %, budget {share}{posts}"
     for warning in choice.warnings:
         yield f"note: {warning}"
 
 
 def annotators_table(scores: Sequence[AnnotatorScore]) -> Table:
-    """One line a model and way of annotating, best first."""
+    """Return one line a model and way of annotating, best first."""
     table = _table("model", "asked", "accuracy", "without a label", "tokens")
     for one in scores:
         _row(table, one.model, one.mode, _per_cent(one.accuracy), f"{one.unlabelled}", f"{one.tokens:,}")
@@ -206,32 +252,212 @@ def annotators_table(scores: Sequence[AnnotatorScore]) -> Table:
 
 
 def criticizers_table(scores: Sequence[CriticizerScore]) -> Table:
-    """One line a model and strategy, best first."""
+    """Return one line a model and strategy, best first."""
     table = _table("model", "strategy", "AUC", "ABS", "mean estimate", "missing", "tokens")
     for one in scores:
         auc = "-" if one.auc is None else f"{one.auc.value:.3f} [{one.auc.low:.3f}, {one.auc.high:.3f}]"
         gain = "-" if one.abs is None else f"{one.abs:.3f}"
-        _row(
-            table, one.model, one.strategy, auc, gain, f"{one.mean_error:.3f}", f"{one.missing}",
-            f"{one.tokens:,}",
-        )  # fmt: skip
+        mean, missing, tokens = f"{one.mean_error:.3f}", f"{one.missing}", f"{one.tokens:,}"
+        _row(table, one.model, one.strategy, auc, gain, mean, missing, tokens)
     return table
 
 
 def _table(*columns: str) -> Table:
-    from rich.table import Table
-
     table = Table()
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < 2 else "right")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < 2 else "right")
     return table
 
 
 def _row(table: Table, *cells: str) -> None:
-    from selftrain.cli.render import plain
-
     table.add_row(*map(plain, cells))
 
 
-def _per_cent(share: Interval) -> str:
+def _per_cent(share: Interval | ErrorEstimate) -> str:
     return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+# ---- a pool labelled ----------------------------------------------------------------------------------
+
+
+@app.command(
+    help="Label a pool by a model, and draw the doubtful labels for review.\n\n"
+    "One model labels every unlabelled post of the manifest, another one says how likely each label is"
+    " wrong, and a sample of the doubtful ones goes to review: `selftrain review serve DIR`. Answers are"
+    f" kept and paid for once; killed, the same command goes on. Two classes or more. {KEY_NOTE}",
+    epilog="Example: selftrain act annotate posts.jsonl --task task.toml --annotator http://127.0.0.1:8000"
+    " --budget 200 --out labels",
+)
+def annotate(
+    manifest: Manifest,
+    *,
+    task: TaskFile,
+    annotator: Annotated[str, typer.Option(metavar="URL#MODEL", help="Who labels: a vLLM server.")],
+    budget: Annotated[int, typer.Option(metavar="B", help="Posts that people look at.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The labelling's folder.")],
+    criticizer: Annotated[
+        str | None,
+        typer.Option(metavar="URL#MODEL", help="Who doubts; by default the annotator itself."),
+    ] = None,
+    mode: Annotated[
+        Literal["plain", "reasoning"],
+        typer.Option("--annotate", rich_help_panel=ASKING, help="How the annotator answers."),
+    ] = "reasoning",
+    strategy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=_known_strategy,
+            autocompletion=lambda: list(STRATEGIES),
+            rich_help_panel=ASKING,
+            help=f"How the criticizer is asked: {', '.join(STRATEGIES)}.",
+        ),
+    ] = "devils_advocate",
+    rule: Annotated[
+        Rule, typer.Option(rich_help_panel=REVIEW, help="How likely errors are drawn more often.")
+    ] = "exponential",
+    floor: Annotated[
+        float, typer.Option(metavar="SHARE", rich_help_panel=REVIEW, help="Spread evenly.")
+    ] = 0.1,
+    doubled: Annotated[
+        float,
+        typer.Option(
+            "--double-annotation-rate", metavar="SHARE", rich_help_panel=REVIEW, help="Reviewed by two."
+        ),
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of answers and draw.")] = 0,
+    token_cap: TokenCap = None,
+    store: Store = None,
+) -> None:
+    """Label, criticize and draw; print what is doubtful and what comes next.
+
+    Raises:
+        SelftrainError, or an error of the agents' tree: what was paid for is kept.
+    """
+    # what must stay the same when the command is given again; where models are served may change
+    settings = {
+        "annotate": mode, "strategy": strategy, "budget": budget, "rule": rule, "floor": floor,
+        "double_annotation_rate": doubled, "seed": seed,
+    }  # fmt: skip
+    loaded = load_task(task)
+    posts = [post for post in _read_posts(manifest, loaded) if post.label is None]
+    if not posts:
+        raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
+    folder, prompts = LabelFolder(out), AnnotationPrompts(brief_of(loaded))
+    with folder.locked(), ExitStack() as stack:
+        begin(folder, manifest, task, settings)
+        cache = cache_beside(manifest, store)
+        stack.callback(cache.close)
+        run = f"act annotate {out.resolve()}"
+        annotating = criticizing = _runner_of(annotator, cache, run=run, token_cap=token_cap)
+        stack.callback(annotating.close)
+        if criticizer not in (None, annotator):
+            criticizing = _runner_of(criticizer, cache, run=run, token_cap=token_cap)
+            stack.callback(criticizing.close)
+        found = annotate_pool(
+            folder,
+            posts,
+            annotating=(annotating, Annotator(prompts, reasoning=mode == "reasoning", seed=seed)),
+            criticizing=(criticizing, Criticizer(prompts, strategy, seed=seed)),
+            classes=loaded.names,
+            drawing=SampleSettings(budget, rule, floor, doubled, seed),
+        )
+    _print_labelled(folder, found)
+
+
+@app.command(
+    help="Write a manifest with the labels of a labelling: people's, else the machine's.\n\n"
+    "Every label says where it comes from (`provenance`). Tells how wrong the machine's labels are, by"
+    " the reviewed sample, with a 95 % interval.",
+    epilog="Example: selftrain act export labels --out labelled.jsonl",
+)
+def export(
+    folder: LabelDir, out: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines, CSV or Parquet.")]
+) -> None:
+    """Write the manifest, and print how wrong the machine's labels are.
+
+    Raises:
+        SelftrainError: Nothing is written.
+    """
+    labels = LabelFolder(folder)
+    posts, waiting, errors = mixed_posts(labels, load_task(Path(labels.recipe()["data"]["task"])))
+    write_manifest(posts, out)
+    sources = [post.extra["provenance"]["source"] for post in posts if "provenance" in post.extra]
+    human = sources.count("human")
+    machine = len(sources) - human
+    say(f"{out}: {len(posts):,} posts, {human:,} labels from review, {machine:,} of the machine")
+    if waiting:
+        say(f"{waiting:,} posts wait for a review: selftrain review serve {quoted(folder)}")
+    if errors is None:
+        say("how wrong the machine's labels are cannot be told: nobody has reviewed, or by threshold alone")
+    else:
+        say(f"wrong machine labels: {_per_cent(errors.all)}")
+        say(f"wrong labels left in the file: {_per_cent(errors.all.after_correction())}")
+
+
+@app.command(
+    help="Train a classifier on the reviews of a labelling or a run, with the ACT loss.\n\n"
+    "Learns from the machine's label of every post and from people's labels of those that they reviewed;"
+    " what the machine gets wrong is corrected for, as long as every post had a chance of review. Two"
+    " classes or more. predict, serve and filter open the model.",
+    epilog="Example: selftrain act train labels --out models/labels --validation validation.jsonl",
+)
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A labelling's or a run's folder, with reviews.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="MODEL", help="The model's folder.")],
+    validation: Annotated[
+        Path | None, typer.Option(metavar="MANIFEST", help="Labelled posts that choose the epoch.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(metavar="MANIFEST", help="Labelled posts to measure on.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE", help="Take the sections backbone and classifier of it."),
+    ] = None,
+    overrides: Overrides,
+    power: Annotated[float, typer.Option(metavar="LAMBDA", help="Lambda of the loss.")] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of split, weights and dropout.")] = 0,
+) -> None:
+    """Train, write the model, and print what it learned from, how good it is and what comes next.
+
+    Raises:
+        SelftrainError, BackboneError: Nothing is written.
+    """
+    if overrides and recipe is None:
+        raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
+    sections = None if recipe is None else load_recipe(recipe, overrides)
+    found = train_on_reviews(
+        folder,
+        out,
+        validation=validation,
+        test=test,
+        backbone=None if sections is None else sections.backbone,
+        classifier=None if sections is None else sections.classifier,
+        power=power,
+        seed=seed,
+        progress=sys.stderr.isatty(),
+    )
+    say(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
+    if found.left_out:
+        say(f"{len(found.left_out):,} posts could not be encoded and are left out, see act.json")
+    if not found.unbiased:
+        say("note: some posts had no chance of review (threshold without a floor): as wrong as their labels")
+    for split, quality in found.quality.items():
+        say(f"{split}: {quality}")
+    say(f"next: selftrain predict {quoted(out)} MANIFEST --out FILE, or serve, filter")
+
+
+def _print_labelled(folder: LabelFolder, found: PoolLabels) -> None:
+    say(f"{found.posts:,} posts labelled in {folder.path}")
+    if found.unlabelled:
+        say(f"{found.unlabelled:,} posts without a label, one of them: {found.reason}")
+    if found.missing:
+        say(f"{found.missing:,} labels without an error estimate count with the mean of the others")
+    say(f"the criticizer takes {100 * found.doubt:.1f} % of the labels for wrong")
+    say(f"{found.drawn:,} posts drawn for review")
+    out = quoted(folder.path)
+    say(f"next: selftrain review serve {out}, then selftrain act export {out} --out labelled.jsonl")

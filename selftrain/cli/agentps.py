@@ -2,204 +2,199 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-if TYPE_CHECKING:
-    from selftrain.agentps.folder import Loaded
-    from selftrain.agentps.scoring import ScoredPost
+import typer
+from rich.table import Table
 
+from backbones.loading import place
+from selftrain.agentps import evaluation, folder
+from selftrain.agentps.examples import example
+from selftrain.agentps.fitting import fit
+from selftrain.agentps.folder import load
+from selftrain.agentps.gathering import of_split, read_posts, stream_posts
+from selftrain.agentps.merging import merge_into
+from selftrain.agentps.prediction import answers_row, prediction_row
+from selftrain.agentps.prediction import predict as predict_posts
+from selftrain.agentps.recipe import DataSection, load_agentps_recipe
+from selftrain.agentps.scoring import ScoredPost
+from selftrain.agentps.served import ServedModel
+from selftrain.cli.commands import noun
+from selftrain.cli.options import Manifest, Overrides
+from selftrain.cli.printing import console, keep_left_out, plain, write_records
+from selftrain.data.task import dump_task
+from selftrain.errors import SelftrainError
+from selftrain.report.model_page import write_report
+from selftrain.store import atomic
 
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the group."""
-    group = subparsers.add_parser(
-        "agentps", help="fine-tune a multimodal language model on the grown data (AgentPS)"
-    ).add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    train = group.add_parser("train", help="train a model; a training that was interrupted goes on")
-    train.add_argument(
-        "source", type=Path, nargs="?", metavar="RUN_OR_MANIFEST",
-        help="a finished run, whose grown dataset is learned from, or a manifest with labels",
-    )  # fmt: skip
-    train.add_argument("--recipe", type=Path, metavar="FILE", help="TOML; without one, the defaults")
-    train.add_argument("--task", type=Path, metavar="FILE", help="needed with a manifest")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the model's folder")
-    train.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE",
-        help="change one value of the recipe; may be given several times",
-    )  # fmt: skip
-    train.add_argument(
-        "--merge", type=Path, metavar="DIR",
-        help="also write a whole checkpoint there: adapters multiplied into the base model's weights",
-    )  # fmt: skip
-    train.set_defaults(handler=run_train)
-
-    predict = group.add_parser("predict", help="score posts: the final answer and every question's")
-    evaluate = group.add_parser("evaluate", help="figures of every question, and a page of them")
-    for parser in (predict, evaluate):
-        parser.add_argument("model", type=Path, metavar="MODEL", help="a model's folder")
-        parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="JSON lines, CSV or Parquet")
-        parser.add_argument("--batch", type=int, default=16, help="posts at once (default: %(default)s)")
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: %(default)s)")
-    predict.add_argument("--out", required=True, metavar="FILE", help="JSON lines; - for standard output")
-    predict.add_argument(
-        "--server", metavar="ADDRESS",
-        help="MODEL is a merged checkpoint, and vLLM serves it there for token_embed: words alone",
-    )  # fmt: skip
-    predict.set_defaults(handler=run_predict)
-    evaluate.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="figures, answers, report.html"
-    )
-    evaluate.add_argument(
-        "--split", choices=("train", "validation", "pool", "test", "all"),
-        help="which posts, where the manifest says what each is for",
-    )  # fmt: skip
-    evaluate.set_defaults(handler=run_evaluate)
+app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")
 
 
-def run_train(args: argparse.Namespace) -> int:
-    """Prints each epoch, then what the best one is worth.
-
-    Raises:
-        SelftrainError, BackboneError, LossError: With what to do.
-    """
-    from selftrain.agentps.fitting import fit
-    from selftrain.agentps.recipe import load_agentps_recipe
-    from selftrain.report.model_page import write_report
-
-    task = [] if args.task is None else [f"data.task={json.dumps(str(args.task))}"]
-    recipe = load_agentps_recipe(args.recipe, [*task, *args.overrides], source=args.source)
-    loaded = fit(recipe, args.out, progress=sys.stderr.isatty())
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
-        return 0
-    write_report(args.out, args.out / "report.html")
-    _print_figures(args.out / "metrics.json")
-    if args.merge is not None:
-        from selftrain.agentps.merging import merge_into
-
-        merge_into(loaded, args.merge)
-        print(f"whole checkpoint: {args.merge}")
-    print(f"\nnext:\n  {args.out / 'report.html'}  curves and cases: open it in a browser")
-    return 0
-
-
-def run_predict(args: argparse.Namespace) -> int:
-    """Writes one record a post; what was left out is said on standard error, and written beside.
-
-    Raises:
-        SelftrainError, BackboneError: `--out` is as it was.
-    """
-    from selftrain.cli.records import write_records
-
-    quarantine: list[dict[str, Any]] = []
-    write_records(args.out, _rows(args, quarantine), quarantine, "scored")
-    return 0
-
-
-def run_evaluate(args: argparse.Namespace) -> int:
-    """Writes figures, answers and a page into the folder, and prints the figures.
-
-    Raises:
-        SelftrainError, BackboneError: With what to do.
-    """
-    from tqdm import tqdm
-
-    from selftrain.agentps import evaluation, folder
-    from selftrain.agentps.gathering import of_split, read_posts
-    from selftrain.agentps.prediction import answers_row, predict
-    from selftrain.agentps.recipe import DataSection
-    from selftrain.cli.records import keep_left_out
-    from selftrain.data.task import dump_task
-    from selftrain.report.model_page import write_report
-    from selftrain.store import atomic
-
-    loaded = _opened(args)
-    found, quarantine = read_posts(args.manifest, loaded.task, DataSection())
-    posts = of_split(found, args.split)
-    stream = predict(loaded, posts, batch_size=args.batch, device=_device(args.device))
-    scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
-    asked = loaded.built.asked
-    figures = evaluation.full(asked, scored)
-    atomic.write_jsonl(args.out / folder.VALIDATION, (answers_row(asked, one) for one in scored))
-    atomic.write_json(args.out / folder.METRICS, {"model": loaded.fingerprint, "questions": figures})
-    dump_task(loaded.task, args.out / folder.TASK)
-    keep_left_out(args.out / "quarantine.jsonl", quarantine)
-    write_report(args.out, args.out / "report.html")
-    _print_figures(args.out / folder.METRICS)
-    print(f"\nnext:\n  {args.out / 'report.html'}  curves and cases: open it in a browser")
-    return 0
-
-
-def _opened(args: argparse.Namespace) -> Loaded:
-    from selftrain.agentps.folder import load
-
-    _check(args)
-    return load(args.model)
-
-
-def _check(args: argparse.Namespace) -> None:
-    from selftrain.errors import SelftrainError
-
-    if args.batch < 1:
-        raise SelftrainError(f"--batch {args.batch}: expected at least 1")
-    _device(args.device)
-
-
-def _rows(args: argparse.Namespace, quarantine: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One record a post, as they come; the posts that cannot be scored go to `quarantine`."""
-    from selftrain.agentps.gathering import stream_posts
-    from selftrain.agentps.prediction import predict, prediction_row
-    from selftrain.agentps.recipe import DataSection
-
-    _check(args)
-    posts = stream_posts(args.manifest, quarantine, DataSection())
-    scored: Iterable[ScoredPost]
-    if args.server is not None:
-        from selftrain.agentps.examples import example
-        from selftrain.agentps.served import ServedModel
-
-        served = ServedModel(args.model, args.server, batch=args.batch)
-        asked = served.asked
-        unlabelled = (replace(post, label=None, process={}) for post in posts)
-        scored = served.score(example(post, asked) for post in unlabelled)
-    else:
-        loaded = _opened(args)
-        asked = loaded.built.asked
-        scored = predict(loaded, posts, batch_size=args.batch, device=_device(args.device))
-    for one in scored:
-        if one.reason:
-            quarantine.append({"kind": "image", "id": one.example.id, "reason": one.reason})
-        else:
-            yield prediction_row(asked, one)
-
-
-def _device(name: str) -> str:
-    """Where to compute.
+def _check_device(name: str) -> str:
+    """Return where to compute.
 
     Raises:
         SelftrainError: A device that is not there.
     """
-    from backbones.loading import place
-    from selftrain.errors import SelftrainError
-
     try:
         return str(place(name).device)
     except (ValueError, RuntimeError) as error:
         raise SelftrainError(f"--device {name}: {error}") from error
 
 
+Trained = Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder.")]
+Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Posts at once.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on.")]
+Split = Literal["train", "validation", "pool", "test", "all"]
+
+
+@app.command(
+    help="Train a model; a training that was interrupted goes on.\n\n"
+    "Killed, the same command goes on from the last step saved, to the same weights.",
+    epilog="Example: selftrain agentps train runs/mine --recipe runs/agentps_hateful_memes.toml"
+    " --out models/mine",
+)
+def train(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN_OR_MANIFEST",
+            help="A finished run, whose grown dataset is learned from, or a manifest with labels.",
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The model's folder.")],
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML; without one, the defaults.")
+    ] = None,
+    task: Annotated[Path | None, typer.Option(metavar="FILE", help="Needed with a manifest.")] = None,
+    overrides: Overrides,
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write a whole checkpoint there: adapters multiplied into the base model's weights.",
+        ),
+    ] = None,
+) -> None:
+    """Print each epoch, then what the best one is worth.
+
+    Raises:
+        SelftrainError, BackboneError, LossError: With what to do.
+    """
+    named = [] if task is None else [f"data.task={json.dumps(str(task))}"]
+    loaded = fit(
+        load_agentps_recipe(recipe, [*named, *overrides], source=source), out, progress=sys.stderr.isatty()
+    )
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        return
+    write_report(out, out / "report.html")
+    _print_figures(out / folder.METRICS)
+    if merge is not None:
+        merge_into(loaded, merge)
+        print(f"whole checkpoint: {merge}")
+    _print_next(out)
+
+
+@app.command(
+    help="Score posts: the final answer and every question's.",
+    epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl",
+)
+def predict(
+    model: Trained,
+    manifest: Manifest,
+    *,
+    out: Annotated[str, typer.Option(metavar="FILE", help="JSON lines; - for standard output.")],
+    batch: Batch = 16,
+    device: Device = "auto",
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="MODEL is a merged checkpoint, and vLLM serves it there for token_embed: words alone.",
+        ),
+    ] = None,
+) -> None:
+    """Write one record a post; what was left out is said on standard error, and written beside.
+
+    Raises:
+        SelftrainError, BackboneError: `out` is as it was.
+    """
+    where = _check_device(device)
+    quarantine: list[dict[str, Any]] = []
+    posts = stream_posts(manifest, quarantine, DataSection())
+    scored: Iterable[ScoredPost]
+    if server is not None:
+        served = ServedModel(model, server, batch=batch)
+        asked = served.asked
+        unlabelled = (replace(post, label=None, process={}) for post in posts)
+        scored = served.score(example(post, asked) for post in unlabelled)
+    else:
+        loaded = load(model)
+        asked = loaded.built.asked
+        scored = predict_posts(loaded, posts, batch_size=batch, device=where)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for one in scored:
+            if one.reason:
+                quarantine.append({"kind": "image", "id": one.example.id, "reason": one.reason})
+            else:
+                yield prediction_row(asked, one)
+
+    write_records(out, rows(), quarantine, "scored")
+
+
+@app.command(
+    help="Measure every question, and draw a page.",
+    epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out figures",
+)
+def evaluate(
+    model: Trained,
+    manifest: Manifest,
+    *,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For figures, answers and report.html.")],
+    batch: Batch = 16,
+    device: Device = "auto",
+    split: Annotated[
+        Split | None, typer.Option(help="Which posts, where the manifest says what each is for.")
+    ] = None,
+) -> None:
+    """Write figures, answers and a page into the folder, and print the figures.
+
+    Raises:
+        SelftrainError, BackboneError: With what to do.
+    """
+    from tqdm import tqdm
+
+    where = _check_device(device)
+    loaded = load(model)
+    found, quarantine = read_posts(manifest, loaded.task, DataSection())
+    posts = of_split(found, split)
+    stream = predict_posts(loaded, posts, batch_size=batch, device=where)
+    scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
+    asked = loaded.built.asked
+    figures = evaluation.full(asked, scored)
+    atomic.write_jsonl(out / folder.VALIDATION, (answers_row(asked, one) for one in scored))
+    atomic.write_json(out / folder.METRICS, {"model": loaded.fingerprint, "questions": figures})
+    dump_task(loaded.task, out / folder.TASK)
+    keep_left_out(out / "quarantine.jsonl", quarantine)
+    write_report(out, out / "report.html")
+    _print_figures(out / folder.METRICS)
+    _print_next(out)
+
+
+def _print_next(out: Path) -> None:
+    print(f"\nnext:\n  {out / 'report.html'}  curves and cases: open it in a browser")
+
+
 def _print_figures(file: Path) -> None:
-    """One row a question."""
-    from rich.table import Table
-
-    from selftrain.cli.render import console
-
+    """Print one row a question."""
     questions = json.loads(file.read_text(encoding="utf-8"))["questions"]
     table = Table(title="figures with 95 % intervals")
     table.add_column("question")
@@ -213,7 +208,7 @@ def _print_figures(file: Path) -> None:
     console().print(table)
     for name, about in questions.items():
         if "figures" not in about:
-            console().print(f"{name}: {about['note']}", markup=False, highlight=False)
+            console().print(plain(f"{name}: {about['note']}"))
 
 
 def _interval(figure: dict[str, float]) -> str:

@@ -1,178 +1,244 @@
-"""``selftrain agents``: serve a model with vLLM, and see whether a server can do what agents need."""
+"""``selftrain agents``: vLLM servers for the agents started and checked, and what agents are asked."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import Annotated
 
-if TYPE_CHECKING:
-    from types import FrameType
+import typer
 
-    from agents.vllm.launch import Ready, Server
+from agents.client.endpoints import plain_endpoint
+from agents.errors import ServerLaunchError
+from agents.vllm.check import check_server
+from agents.vllm.command import Device, serve_command
+from agents.vllm.interpreter import find_interpreter
+from agents.vllm.launch import Ready, Server, serving
+from selftrain._util.printable import printable
+from selftrain.build import build_vlm_agent, opener
+from selftrain.cli.commands import noun
+from selftrain.cli.options import KEY_VARIABLE, Overrides, Recipe
+from selftrain.cli.printing import say
+from selftrain.config import load_recipe
+from selftrain.data.task import load_task
+from selftrain.errors import RecipeError
+from selftrain.report.prompt_preview import previews
 
-KEY_VARIABLE = "SELFTRAIN_API_KEY"
-COMMANDS = {
-    "serve": "serve a model with vLLM on this machine, until Ctrl-C",
-    "check": "see whether servers can do what the agents need",
-}
+app = noun("Start or check the vLLM servers of the agents, show their prompts.")
 
-
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds `agents`, whose commands parse their own options: what follows ``--`` belongs to vLLM."""
-    parser = subparsers.add_parser(
-        "agents",
-        help="serve the model behind vision-language agents, or check its servers",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Commands:\n" + "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items()),
-        epilog="`selftrain agents COMMAND --help` shows the options of a command.",
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
-    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of the command")
-    parser.set_defaults(handler=run_agents)
+LISTENING, CAPACITY, HARDWARE = "Who reaches it", "How much at once", "What it runs on"
 
 
-def run_agents(args: argparse.Namespace) -> int:
-    """Hands over to the command; what stands after ``--`` is passed on to vLLM."""
-    options: list[str] = list(args.options)
-    if args.command == "check":
-        return run_check(check_parser().parse_args(options))
-    at = options.index("--") if "--" in options else len(options)
-    return run_serve(serve_parser().parse_args(options[:at]), options[at + 1 :])
-
-
-def serve_parser() -> argparse.ArgumentParser:
-    """The options of ``agents serve``."""
-    parser = argparse.ArgumentParser(
-        prog="selftrain agents serve",
-        usage="%(prog)s MODEL [options] [-- FLAGS OF VLLM]",
-        description="Serve a model with vLLM on this machine. Prints every stage, then the lines of a recipe"
-        " that use it. Ctrl-C or SIGTERM ends the server and everything that it started (exit status 0); a"
-        " server that cannot be started, or ends by itself, is exit status 2.",
-        epilog=f"A key that callers must show is taken from {KEY_VARIABLE}, never from the command line.",
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="a folder, or ORGANISATION/NAME on the Hugging Face hub")
-    add("--name", default="", help="served under this name (default: the last part of MODEL)")
-    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--allow-remote", action="store_true", help="let --host be an address that other machines reach")
-    add("--port", type=int, default=8000, help="0: one that is free (default: %(default)s)")
-    add(
-        "--images",
-        type=int,
-        metavar="N",
-        help="most images of one prompt, 0-16 (default: 16 if it takes any)",
-    )
-    add("--max-model-len", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)")
-    add("--max-num-seqs", type=int, metavar="N", help="most requests at the same time (default: vLLM's)")
-    add(
-        "--dtype",
-        default="auto",
-        help="of weights and activations (default: on the CPU the faster one, else the model's)",
-    )
-    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="default: what vLLM was built for")
-    add("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that share each layer (default: 1)")
-    add("--data-parallel", type=int, default=1, metavar="N", help="copies of the model (default: 1)")
-    add("--gpu-memory", type=float, metavar="SHARE", help="share of each GPU's memory, 0-1 (default: vLLM's)")
-    add(
-        "--kv-cache-gib",
-        type=int,
-        default=1,
-        metavar="N",
-        help="memory for the cache on the CPU (default: 1)",
-    )
-    add(
-        "--adapter",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="a LoRA adapter; may be repeated",
-    )
-    add(
-        "--python",
-        type=Path,
-        help="the Python that has vLLM (default: SELFTRAIN_VLLM_PYTHON, else .venv-vllm)",
-    )
-    add("--log", type=Path, metavar="FILE", help="add the server's output to FILE (default: a temporary one)")
-    add(
-        "--time-limit",
-        type=float,
-        default=900.0,
-        metavar="S",
-        help="seconds until it can serve (default: 900)",
-    )
-    return parser
-
-
-def check_parser() -> argparse.ArgumentParser:
-    """The options of ``agents check``."""
-    parser = argparse.ArgumentParser(
-        prog="selftrain agents check",
-        description="See whether servers are alive, what they serve, and whether one constrained answer about"
-        " a picture comes back as the agents need it. Exit status 1 if one cannot be used.",
-        epilog=f"The key to show is taken from {KEY_VARIABLE}.",
-    )
-    add = parser.add_argument
-    add("addresses", nargs="+", metavar="ADDRESS", help="for instance http://127.0.0.1:8000")
-    add("--model", default="", help="the name that must be served (default: the only one that is)")
-    add("--text-only", action="store_true", help="ask about a text: the model takes no images")
-    add("--key-variable", default=KEY_VARIABLE, help="environment variable of the key (default: %(default)s)")
-    add("--time-limit", type=float, default=120.0, metavar="S", help="seconds for the answer (default: 120)")
-    return parser
-
-
-def run_serve(args: argparse.Namespace, extra: Sequence[str]) -> int:
+@app.command(
+    help="Start a vLLM server for the agents on this machine, until Ctrl-C.\n\n"
+    "Prints every stage, then the lines of a recipe that use it. Ctrl-C or SIGTERM ends the server and"
+    " everything that it started (exit status 0); a server that cannot be started, or ends by itself, is"
+    " exit status 2. What stands after -- is passed on to vLLM. A key that callers must show is taken from"
+    f" {KEY_VARIABLE}, never from the command line. A model that was trained here is served by another"
+    " command: `selftrain serve`.",
+    epilog="Example: selftrain agents serve llava-hf/llava-onevision-qwen2-7b-ov-hf --port 8000 --"
+    " --max-num-batched-tokens 8192",
+)
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, or ORGANISATION/NAME on the Hugging Face hub.")
+    ],
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="-- FLAGS", help="Flags of vLLM, after --.")
+    ] = None,
+    *,
+    name: Annotated[
+        str, typer.Option(show_default=False, help="Served under this name; by default MODEL's last part.")
+    ] = "",
+    adapter: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=FOLDER",
+            default_factory=list,
+            show_default=False,
+            help="A LoRA adapter; may be given several times.",
+        ),
+    ],
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add the server's output to FILE; by default a temporary one."),
+    ] = None,
+    time_limit: Annotated[float, typer.Option(metavar="S", help="Seconds until it can serve.")] = 900.0,
+    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=LISTENING)] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool,
+        typer.Option(
+            "--allow-remote",
+            help="Let --host be an address that other machines reach.",
+            rich_help_panel=LISTENING,
+        ),
+    ] = False,
+    port: Annotated[int, typer.Option(help="0: one that is free.", rich_help_panel=LISTENING)] = 8000,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=CAPACITY,
+            help="Most images of one prompt, 0-16; by default 16 if it takes any.",
+        ),
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=CAPACITY,
+            help="Tokens of prompt and answer; by default the model's.",
+        ),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", rich_help_panel=CAPACITY, help="Most requests at the same time; by default vLLM's."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=HARDWARE,
+            help="Of weights and activations; auto: on the CPU the faster one, else the model's.",
+        ),
+    ] = "auto",
+    device: Annotated[
+        Device, typer.Option(rich_help_panel=HARDWARE, help="auto: what vLLM was built for.")
+    ] = "auto",
+    tensor_parallel: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=HARDWARE, help="GPUs that share each layer.")
+    ] = 1,
+    data_parallel: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=HARDWARE, help="Copies of the model.")
+    ] = 1,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            rich_help_panel=HARDWARE,
+            help="Share of each GPU's memory, 0-1; by default vLLM's.",
+        ),
+    ] = None,
+    kv_cache_gib: Annotated[
+        int, typer.Option(metavar="N", rich_help_panel=HARDWARE, help="Memory for the cache on the CPU.")
+    ] = 1,
+    python: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=HARDWARE,
+            help="The Python that has vLLM; by default SELFTRAIN_VLLM_PYTHON, else .venv-vllm.",
+        ),
+    ] = None,
+) -> None:
     """Serve until asked to end.
 
     Raises:
         ServerLaunchError: It cannot be started, or ended by itself.
     """
-    from agents.vllm.command import serve_command
-    from agents.vllm.interpreter import find_interpreter
-    from agents.vllm.launch import serving
-
+    if flags and not flags[0].startswith("-"):
+        raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
     command = serve_command(
-        find_interpreter(args.python), args.model, name=args.name, host=args.host, port=args.port,
-        allow_remote=args.allow_remote, images=args.images, max_model_len=args.max_model_len,
-        dtype=args.dtype, device=args.device, tensor_parallel=args.tensor_parallel,
-        data_parallel=args.data_parallel, gpu_memory=args.gpu_memory, kv_cache_gib=args.kv_cache_gib,
-        max_num_seqs=args.max_num_seqs, adapters=_adapters(args.adapter),
-        api_key=os.environ.get(KEY_VARIABLE, ""), extra=extra,
+        find_interpreter(python), model, name=name, host=host, port=port, allow_remote=allow_remote,
+        images=images, max_model_len=max_model_len, dtype=dtype, device=device,
+        tensor_parallel=tensor_parallel, data_parallel=data_parallel, gpu_memory=gpu_memory,
+        kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter),
+        api_key=os.environ.get(KEY_VARIABLE, ""), extra=flags or (),
     )  # fmt: skip
-    if args.allow_remote and not command.api_key:
-        _say(f"note: whoever reaches {args.host} may use this server: set {KEY_VARIABLE} to ask for a key")
+    if allow_remote and not command.api_key:
+        say(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():
         try:
-            with serving(command, log=args.log, seconds=args.time_limit, report=_say) as (server, ready):
-                _say(_ready_line(ready))
-                _say(_recipe_lines(server, ready))
+            with serving(command, log=log, seconds=time_limit, report=say) as (server, ready):
+                say(_ready_line(ready))
+                say(_recipe_lines(server, ready))
                 server.wait()
         except KeyboardInterrupt:
-            _say("stopped")
-    return 0
+            say("stopped")
 
 
-def run_check(args: argparse.Namespace) -> int:
-    """Prints what was found of each server; 1 if one cannot be used.
+@app.command(
+    help="See whether servers can do what the agents need.\n\n"
+    "Whether they are alive, what they serve, and whether one constrained answer about a picture comes"
+    " back as the agents need it. Exit status 1 if one cannot be used.",
+    epilog="Example: selftrain agents check http://127.0.0.1:8000",
+)
+def check(
+    servers: Annotated[list[str], typer.Argument(metavar="URL", help="For instance http://127.0.0.1:8000.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            show_default=False, help="The name that must be served; by default the only one that is."
+        ),
+    ] = "",
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Ask about a text: the model takes no images.")
+    ] = False,
+    key_variable: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable of the key to show.")
+    ] = KEY_VARIABLE,
+    time_limit: Annotated[float, typer.Option(metavar="S", help="Seconds for the answer.")] = 120.0,
+) -> int:
+    """Print what was found of each server; 1 if one cannot be used.
 
     Raises:
         ServerRefusedError: An address that is none.
     """
-    from agents.client.endpoints import plain_endpoint
-    from agents.vllm.check import check_server
-
-    key, image, failed = os.environ.get(args.key_variable, ""), not args.text_only, False
-    for address in map(plain_endpoint, args.addresses):
-        _say(address)
-        for check in check_server(address, model=args.model, key=key, image=image, seconds=args.time_limit):
-            _say(f"  {check.what:<8}{'ok' if check.passed else 'FAILED':<8}{check.detail}")
-            failed |= not check.passed
+    key, failed = os.environ.get(key_variable, ""), False
+    for address in map(plain_endpoint, servers):
+        say(address)
+        for found in check_server(address, model=model, key=key, image=not text_only, seconds=time_limit):
+            say(f"  {found.what:<8}{'ok' if found.passed else 'FAILED':<8}{found.detail}")
+            failed |= not found.passed
     return 1 if failed else 0
+
+
+@app.command(
+    help="Show what vision-language agents are asked about a post.\n\n"
+    "Every prompt of the recipe's protocol, filled for one post; no model is asked.",
+    epilog="Example: selftrain agents prompts recipe.toml --post 17 --only reviewer.first",
+)
+def prompts(
+    recipe_file: Recipe,
+    overrides: Overrides,
+    post: Annotated[
+        str | None, typer.Option(metavar="ID", help="Id of a post; by default the manifest's first.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME", help="One prompt, for instance reviewer.first.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Requests as JSON lines, pictures by their hash.")
+    ] = False,
+) -> None:
+    """Print the prompts.
+
+    Raises:
+        RecipeError: No recipe of such agents, or no such prompt.
+        ManifestError: No such post.
+    """
+    recipe = load_recipe(recipe_file, overrides)
+    task = load_task(recipe.data.task)
+    opening = opener(recipe.data.max_image_pixels)
+    shown = previews(recipe, task, build_vlm_agent(recipe, task), opening, post)
+    names = [preview.template for preview in shown]
+    if only is not None and only not in names:
+        raise RecipeError(f"no prompt is named {only!r}; this protocol has {names}: choose one of them")
+    for preview in shown:
+        if only not in (None, preview.template):
+            continue
+        if as_json:
+            print(json.dumps({"prompt": preview.template, **preview.request.to_json()}, ensure_ascii=False))
+            continue
+        say(f"=== {preview.template} ===")
+        for line in preview.lines():
+            print(printable(line))
+        say(f"--- answer: {json.dumps(preview.request.schema)}\n")
 
 
 def _ready_line(ready: Ready) -> str:
@@ -183,7 +249,7 @@ def _ready_line(ready: Ready) -> str:
 
 
 def _recipe_lines(server: Server, ready: Ready) -> str:
-    """The lines of a recipe that use the server."""
+    """Return the lines of a recipe that use the server."""
     command = server.command
     lines = ["", "[agents]", 'kind = "vlm"', "", "[vlm]", f"servers = [{json.dumps(ready.endpoint)}]"]
     if len(command.models) > 1:
@@ -194,8 +260,6 @@ def _recipe_lines(server: Server, ready: Ready) -> str:
 
 
 def _adapters(given: Sequence[str]) -> dict[str, str]:
-    from agents.errors import ServerLaunchError
-
     adapters: dict[str, str] = {}
     for one in given:
         name, equals, folder = one.partition("=")
@@ -207,7 +271,7 @@ def _adapters(given: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, and the end of the terminal, count as Ctrl-C; what nohup had ignored stays ignored."""
+    """Let SIGTERM, and the end of the terminal, count as Ctrl-C; what nohup had ignored stays ignored."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -220,10 +284,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _say(text: str) -> None:
-    from selftrain._util.printable import printable
-
-    # what a server says is data
-    print("\n".join(map(printable, text.split("\n"))), flush=True)

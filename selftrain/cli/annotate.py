@@ -1,134 +1,165 @@
-"""``selftrain annotate`` and ``selftrain tasks``: process labels from a model, and tasks with questions."""
+"""``selftrain annotate``: process labels from a model."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-if TYPE_CHECKING:
-    from selftrain.annotation.annotate import Annotated, PreparedAnnotation
-    from selftrain.annotation.answer_report import AnnotationReport, MeanMetrics, QuestionReport
+import typer
+from rich.table import Table
+
+from selftrain._util.printable import printable
+from selftrain.annotation.annotate import Annotated as Written
+from selftrain.annotation.annotate import PreparedAnnotation, prepare_annotation
+from selftrain.annotation.annotate import annotate as annotate_posts
+from selftrain.annotation.answer_report import AnnotationReport, MeanMetrics, QuestionReport, mean_metrics
+from selftrain.annotation.question_plan import MAX_FAILED, annotation_settings, estimate_cost
+from selftrain.build import build_questioner
+from selftrain.cli.options import Manifest, Overrides
+from selftrain.cli.printing import console, number, plain
+from selftrain.data.manifest import describe
+from selftrain.errors import RecipeError
+
+app = typer.Typer()
 
 _REASONS = 3
+SERVERS, QUESTIONS, LIMITS = "Who is asked", "What is asked", "How much"
 
 
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds both commands."""
-    parser = subparsers.add_parser(
-        "annotate",
-        help="ask a model on a server a task's questions about every post",
-        description="Asks a task's questions about every post and writes the manifest again with the answers:"
-        " into `process` where nobody has given one, with their provenance, else into `process_model`, for a"
-        " report to measure them. Labels and known answers are not shown to the model. Interrupted, the"
-        " same command goes on; nothing is paid for twice.",
-    )
-    add = parser.add_argument
-    add("manifest", type=Path, metavar="MANIFEST", help="JSON lines, CSV or Parquet")
-    add("--task", type=Path, required=True, metavar="TASK", help="a TOML file with questions")
-    add("--out", type=Path, required=True, metavar="FILE", help="the manifest to write; beside the other one")
-    add(
-        "--server", action="append", default=[], dest="servers", metavar="ADDRESS",
-        help="of an OpenAI-compatible server, for instance http://127.0.0.1:8000; may be given several times",
-    )  # fmt: skip
-    add("--questions", metavar="NAME,NAME", help="ask these only (default: all of the task)")
-    add("--direct", action="store_true", help="ask for the class too, directly, to compare")
-    add("--again", action="store_true", help="ask anew what a model has answered in this manifest")
-    add("--limit", type=_positive, metavar="N", help="only about the first N posts; the others are kept")
-    add("--token-cap", type=_positive, metavar="N", help="most tokens that FILE may cost, in all starts")
-    add(
-        "--max-failed", type=_share, default=None, metavar="SHARE",
-        help="stop above this share of questions without a usable answer (default: 0.1)",
-    )  # fmt: skip
-    add("--prompts", type=Path, metavar="DIR", help="prompt files that replace those in agents/questions")
-    add("--estimate", action="store_true", help="tell what it would cost and stop; no answer is asked for")
-    add("--recipe", type=Path, metavar="RECIPE", help="take the [vlm] section, seed and tolerances of it")
-    add(
-        "--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE",
-        help="change one value of the recipe; may be given several times",
-    )  # fmt: skip
-    parser.set_defaults(handler=run_annotate)
-    tasks = subparsers.add_parser("tasks", help="list the tasks that come with questions, or write one")
-    tasks.add_argument("name", nargs="?", metavar="NAME", help="one of them")
-    tasks.add_argument("--out", type=Path, metavar="FILE", help="write it there (default: print it)")
-    tasks.set_defaults(handler=run_tasks)
+@app.command(
+    help="Ask a model a task's questions about every post (process labels).\n\n"
+    "Writes the manifest again with the answers: into `process` where nobody has given one, with their"
+    " provenance, else into `process_model`, for a report to measure them. Labels and known answers are"
+    " not shown to the model. Interrupted, the same command goes on; nothing is paid for twice.",
+    epilog="Example: selftrain annotate posts.jsonl --task task.toml --server http://127.0.0.1:8000"
+    " --out annotated.jsonl --estimate",
+)
+def annotate(
+    manifest: Manifest,
+    *,
+    task: Annotated[Path, typer.Option(metavar="TASK", help="A TOML file with questions.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The manifest to write; beside the other one.")],
+    servers: Annotated[
+        list[str],
+        typer.Option(
+            "--server",
+            metavar="URL",
+            default_factory=list,
+            show_default=False,
+            rich_help_panel=SERVERS,
+            help="Of an OpenAI-compatible server, for instance http://127.0.0.1:8000; may be given several"
+            " times.",
+        ),
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RECIPE",
+            rich_help_panel=SERVERS,
+            help="Take the section vlm, seed and tolerances of it.",
+        ),
+    ] = None,
+    overrides: Overrides,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME", rich_help_panel=QUESTIONS, help="Ask these only; by default all of the task."
+        ),
+    ] = None,
+    direct: Annotated[
+        bool,
+        typer.Option(
+            "--direct", rich_help_panel=QUESTIONS, help="Ask for the class too, directly, to compare."
+        ),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", rich_help_panel=QUESTIONS, help="Ask anew what a model has answered in this manifest."
+        ),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=QUESTIONS,
+            help="Prompt files that replace those in agents/questions.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=LIMITS,
+            help="Only about the first N posts; the others are kept.",
+        ),
+    ] = None,
+    token_cap: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=LIMITS,
+            help="Most tokens that FILE may cost, in all starts.",
+        ),
+    ] = None,
+    max_failed: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            rich_help_panel=LIMITS,
+            help="Stop above this share of questions without a usable answer.",
+        ),
+    ] = MAX_FAILED,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            rich_help_panel=LIMITS,
+            help="Tell what it would cost and stop; no answer is asked for.",
+        ),
+    ] = False,
+) -> None:
+    """Ask and write, or tell what it would cost.
 
-
-def run_annotate(args: argparse.Namespace) -> int:
-    """Asks and writes, or tells what it would cost."""
-    from selftrain.annotation.annotate import annotate, prepare_annotation
-    from selftrain.annotation.question_plan import MAX_FAILED, annotation_settings, estimate_cost
-    from selftrain.build import build_questioner
-    from selftrain.errors import RecipeError
-
-    if args.overrides and args.recipe is None:
+    Raises:
+        SelftrainError, or an error of the agents' tree: What was paid for is kept.
+    """
+    if overrides and recipe is None:
         raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
-    settings = annotation_settings(args.recipe, args.servers, args.token_cap, args.overrides)
-    names = (
-        None if args.questions is None else [one.strip() for one in args.questions.split(",") if one.strip()]
-    )
+    settings = annotation_settings(recipe, servers, token_cap, overrides)
+    names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
     prepared = prepare_annotation(
-        args.manifest, args.task, args.out, settings,
-        questions=names, direct=args.direct, again=args.again, limit=args.limit,
-    )  # fmt: skip
+        manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit
+    )
     _print_set_aside(prepared)
     questioner = build_questioner(
-        settings, prepared.task, args.out, prompts=args.prompts,
-        max_failed=MAX_FAILED if args.max_failed is None else args.max_failed,
-        progress=sys.stderr.isatty(),
-    )  # fmt: skip
+        settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
+    )
     try:
-        if args.estimate:
+        if estimate:
             for line in estimate_cost(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
                 print(line)
-            return 0
-        _print_annotated(annotate(prepared, questioner), prepared)
+            return
+        _print_annotated(annotate_posts(prepared, questioner), prepared)
     finally:
         questioner.close()
-    return 0
-
-
-def run_tasks(args: argparse.Namespace) -> int:
-    """Lists the templates, prints one, or writes one."""
-    from selftrain.data.templates import load_template, template_file, template_names, write_template
-    from selftrain.errors import TaskError
-
-    if args.name is None:
-        if args.out is not None:
-            raise TaskError(f"--out says where to write, but not which task: name one of {template_names()}")
-        for name in template_names():
-            task = load_template(name)
-            print(f"{name}: {' or '.join(task.names)}")
-            for question in task.questions:
-                rule = "" if question.counting is None else f" (counted: {question.counting})"
-                print(f"  {question.name}: {' / '.join(question.answers)}{rule}")
-    elif args.out is None:
-        print(template_file(args.name).read_text(encoding="utf-8"), end="")
-    else:
-        task = write_template(args.name, args.out)
-        print(
-            f"{args.out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like"
-        )
-    return 0
 
 
 def _print_set_aside(prepared: PreparedAnnotation) -> None:
     """Rows that will not be in the manifest that is written: to be known before it is paid for."""
-    from selftrain._util.printable import printable
-    from selftrain.data.manifest import describe
-
     if problems := prepared.manifest.problems:
         print(f"{len(problems):,} rows are set aside and will not be written:")
         for line in describe(problems):
             print(printable(line))
 
 
-def _print_annotated(done: Annotated, prepared: PreparedAnnotation) -> None:
-    from selftrain._util.printable import printable
-    from selftrain.cli.render import console
-
+def _print_annotated(done: Written, prepared: PreparedAnnotation) -> None:
     told, spent = done.report, done.usage
     shown = console()
     shown.print(_answers_table(told))
@@ -149,11 +180,7 @@ def _print_annotated(done: Annotated, prepared: PreparedAnnotation) -> None:
     print(printable(f"written: {done.out} and {done.report_file}"))
 
 
-def _answers_table(told: AnnotationReport) -> object:
-    from rich.table import Table
-
-    from selftrain.cli.render import plain
-
+def _answers_table(told: AnnotationReport) -> Table:
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("question")
     table.add_column("answered", justify="right")
@@ -166,13 +193,8 @@ def _answers_table(told: AnnotationReport) -> object:
     return table
 
 
-def _known_table(told: AnnotationReport) -> object:
+def _known_table(told: AnnotationReport) -> Table:
     """Process questions against the final one asked directly, where persons' answers are known."""
-    from rich.table import Table
-
-    from selftrain.annotation.answer_report import mean_metrics
-    from selftrain.cli.render import plain
-
     table = Table(title="where the answer is known", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("question")
     for heading in ("posts", "missing", "accuracy", "95 %", "majority", "macro-F1", "balanced"):
@@ -192,8 +214,6 @@ def _known_table(told: AnnotationReport) -> object:
 
 
 def _known_cells(one: QuestionReport) -> Sequence[str]:
-    from selftrain.cli.render import number
-
     known = one.known
     assert known is not None
     accuracy = known.accuracy
@@ -205,8 +225,6 @@ def _known_cells(one: QuestionReport) -> Sequence[str]:
 
 
 def _mean_cells(averaged: MeanMetrics) -> Sequence[str]:
-    from selftrain.cli.render import number
-
     return (
         "", f"{averaged.missing:.1%}", number(averaged.accuracy), "", "", number(averaged.macro_f1),
         number(averaged.balanced_accuracy),
@@ -215,17 +233,3 @@ def _mean_cells(averaged: MeanMetrics) -> Sequence[str]:
 
 def _each(told: AnnotationReport) -> list[QuestionReport]:
     return [*told.questions, *([told.final] if told.final is not None else [])]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a share from 0 to 1")
-    return value

@@ -1,85 +1,133 @@
-"""``selftrain check`` and ``selftrain import``: manifests checked, published data sets made into them."""
+"""``selftrain data``: manifests checked, published data sets made into them, tasks to begin with."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-if TYPE_CHECKING:
-    from selftrain.data.duplicates import DuplicateGroup
-    from selftrain.data.manifest import ManifestReport
+import typer
 
-_LISTED = 20
+from selftrain.cli.commands import noun
+from selftrain.cli.options import Manifest
+from selftrain.cli.printing import print_some, say
+from selftrain.data.duplicates import DuplicateGroup, find_duplicates
+from selftrain.data.importers import IMPORTERS, import_named
+from selftrain.data.manifest import ManifestReport, read_manifest
+from selftrain.data.task import load_task
+from selftrain.data.templates import load_template, template_file, template_names, write_template
+from selftrain.errors import TaskError
 
-
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds both commands; each sets `handler`, from arguments to exit status."""
-    check = subparsers.add_parser("check", help="check a manifest: bad rows, counts, copies")
-    check.add_argument("manifest", type=Path, help="JSON lines, CSV or Parquet")
-    check.add_argument("--task", type=Path, help="the task file; labels and answers must be its own")
-    check.add_argument("--json", action="store_true", help="print one JSON object")
-    check.add_argument(
-        "--no-duplicates", action="store_true", help="do not look for copies, which hashes images"
-    )
-    check.add_argument("--workers", type=int, default=0, help="threads that hash images (default: none)")
-    check.set_defaults(handler=run_check)
-    imported = subparsers.add_parser("import", help="make a manifest and a task of a published data set")
-    imported.add_argument("name", help="hsol, sentiment140, harmeme, hateful-memes or mami")
-    imported.add_argument("source", type=Path, help="the folder, or file, that was published")
-    imported.add_argument("--out", type=Path, required=True, help="folder for manifest, task and images")
-    imported.add_argument(
-        "--allow-missing-images", action="store_true", help="keep the text of posts whose image is not there"
-    )
-    imported.set_defaults(handler=run_import)
+app = noun("Check manifests, import published data sets, begin with a task.")
 
 
-def run_check(args: argparse.Namespace) -> int:
-    """Prints what is in a manifest and what is wrong with it; 1 when a row is bad, else 0.
+@app.command(
+    help="Check a manifest: bad rows, counts, copies.\n\nExit status 1 where a row is bad.",
+    epilog="Example: selftrain data check posts.jsonl --task task.toml",
+)
+def check(
+    manifest: Manifest,
+    task: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The task; labels and answers must be its own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    no_duplicates: Annotated[
+        bool, typer.Option("--no-duplicates", help="Do not look for copies, which hashes images.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that hash images.")] = 0,
+) -> int:
+    """Print what is in a manifest and what is wrong with it; 1 when a row is bad, else 0.
 
     Raises:
         ManifestError: The manifest cannot be read at all.
         TaskError: The task file is none.
     """
-    from selftrain.data.duplicates import find_duplicates
-    from selftrain.data.manifest import read_manifest
-    from selftrain.data.task import load_task
-
-    task = None if args.task is None else load_task(args.task)
-    report = read_manifest(args.manifest, task)
-    shown = sys.stderr.isatty() and not args.json
-    copies = [] if args.no_duplicates else find_duplicates(report.posts, workers=args.workers, progress=shown)
-    if args.json:
+    report = read_manifest(manifest, None if task is None else load_task(task))
+    shown = sys.stderr.isatty() and not as_json
+    copies = [] if no_duplicates else find_duplicates(report.posts, workers=workers, progress=shown)
+    if as_json:
         print(json.dumps(_document(report, copies), ensure_ascii=False, indent=2))
     else:
-        _print_report(report, None if args.no_duplicates else copies)
+        _print_report(report, None if no_duplicates else copies)
     return 1 if report.problems else 0
 
 
-def run_import(args: argparse.Namespace) -> int:
-    """Imports a published data set and says what was written and what was left out.
+@app.command(
+    "import",
+    help="Make a manifest and a task of a published data set.\n\n"
+    "You fetch the files yourself, under their own terms.",
+    epilog="Example: selftrain data import hsol labeled_data.csv --out data/hsol",
+)
+def import_published(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help=", ".join(IMPORTERS), autocompletion=lambda: list(IMPORTERS)),
+    ],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder, or file, as published.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for manifest, task and images.")],
+    allow_missing_images: Annotated[
+        bool,
+        typer.Option("--allow-missing-images", help="Keep the text of posts whose image is not there."),
+    ] = False,
+) -> None:
+    """Import a published data set and say what was written and what was left out.
 
     Raises:
         ManifestError: Unknown name, or the files are not there.
     """
-    from selftrain.data.importers import import_named
-
-    done = import_named(args.name, args.source, args.out, allow_missing_images=args.allow_missing_images)
-    print(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
+    done = import_named(name, source, out, allow_missing_images=allow_missing_images)
+    say(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
     if done.text_only:
-        print(f"{done.text_only:,} images are missing: those posts have their text only")
+        say(f"{done.text_only:,} images are missing: those posts have their text only")
     for note in done.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     if done.skipped:
-        print(f"{len(done.skipped):,} rows left out:")
-        _print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
-    return 0
+        say(f"{len(done.skipped):,} rows left out:")
+        print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
+
+
+@app.command(
+    help="List the tasks that come with questions, print one, or write one to begin with.",
+    epilog="Example: selftrain data tasks hateful-memes --out task.toml",
+)
+def tasks(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="One of them.", autocompletion=template_names)
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it there, instead of printing it.")
+    ] = None,
+) -> None:
+    """List the templates, print one, or write one.
+
+    Raises:
+        TaskError: There is no such task, or none is named to be written.
+        StorageError: It cannot be written.
+    """
+    if not name and out is not None:
+        raise TaskError(f"--out says where to write, but not which task: name one of {template_names()}")
+    if not name:
+        _list_tasks(template_names())
+    elif out is None:
+        print(template_file(name).read_text(encoding="utf-8"), end="")
+    else:
+        task = write_template(name, out)
+        say(f"{out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like")
+
+
+def _list_tasks(names: Sequence[str]) -> None:
+    for name in names:
+        task = load_template(name)
+        print(f"{name}: {' or '.join(task.names)}")
+        for question in task.questions:
+            rule = "" if question.counting is None else f" (counted: {question.counting})"
+            print(f"  {question.name}: {' / '.join(question.answers)}{rule}")
 
 
 def _counts(report: ManifestReport) -> dict[str, int]:
-    """How many posts there are of each make."""
+    """Return how many posts there are of each make."""
     posts = report.posts
     return {
         "text only": sum(not post.images for post in posts),
@@ -105,26 +153,18 @@ def _document(report: ManifestReport, copies: list[DuplicateGroup]) -> dict[str,
 
 
 def _print_report(report: ManifestReport, copies: list[DuplicateGroup] | None) -> None:
-    print(
+    say(
         f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, "
         f"{len(report.problems):,} set aside"
     )
     for label, count in sorted(report.counts.items(), key=str):
-        print(f"  {'no label' if label is None else label}: {count:,}")
-    print("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
+        say(f"  {'no label' if label is None else label}: {count:,}")
+    say("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
     if report.problems:
-        print("set aside:")
-        _print_some(
+        say("set aside:")
+        print_some(
             [f"  line {one.line}, id {one.post_id!r}: {one.reason}; {one.remedy}" for one in report.problems]
         )
     if copies is not None:
-        print(f"groups of copies: {len(copies):,}")
-        _print_some([f"  {group.kind}: {', '.join(group.ids[:6])} ({group.detail})" for group in copies])
-
-
-def _print_some(lines: list[str]) -> None:
-    for line in lines[:_LISTED]:
-        # what a manifest holds is data: no control character of it reaches the terminal
-        print("".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in line))
-    if len(lines) > _LISTED:
-        print(f"  and {len(lines) - _LISTED:,} more")
+        say(f"groups of copies: {len(copies):,}")
+        print_some([f"  {group.kind}: {', '.join(group.ids[:6])} ({group.detail})" for group in copies])

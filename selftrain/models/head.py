@@ -201,7 +201,8 @@ class LossWatch:
             listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
             raise NonFiniteLossError(
                 f"{self.where}, step {step}: the loss is {values['loss']} ({listed}). Lower"
-                " classifier.learning_rate; if it stays, look for NaN in the features with `selftrain check`"
+                " classifier.learning_rate; if it stays, look for NaN in the features with `selftrain data"
+                " check`"
             )
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

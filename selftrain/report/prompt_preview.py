@@ -78,6 +78,6 @@ def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:
             if post_id is None or post.id == post_id:
                 return post
     raise ManifestError(
-        f"no post {post_id!r} in {' or '.join(map(str, files))}: give the id of a row that `selftrain check`"
-        " finds no fault with"
+        f"no post {post_id!r} in {' or '.join(map(str, files))}: give the id of a row that `selftrain data"
+        " check` finds no fault with"
     )

@@ -52,8 +52,8 @@ class Waiting(NamedTuple):
         run = shlex.quote(str(self.ledger.parent))
         return (
             f"{self.open:,} of {self.posts:,} posts wait for review in {self.ledger}: review them with"
-            f" `selftrain review {run}`, or `selftrain reviews export` and `import`; then the same command"
-            " goes on"
+            f" `selftrain review serve {run}`, or `selftrain review export` and `import`; then the same"
+            " command goes on"
         )
 
 

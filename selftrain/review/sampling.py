@@ -233,7 +233,7 @@ def request_reviews(
 
 
 def is_audit(batch: str) -> bool:
-    """Whether a batch was drawn from the pseudo-labels: an audit, or `selftrain review --among accepted`."""
+    """Return whether a batch was drawn from the pseudo-labels: an audit, or reviewed `--among accepted`."""
     return batch.startswith(AUDIT) or batch == "accepted"
 
 

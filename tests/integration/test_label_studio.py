@@ -59,7 +59,7 @@ def run(small_run, tmp_path):
 @pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-label-studio: install_label_studio.sh makes it")
 def test_label_studios_converter_reads_what_goes_out_and_what_it_writes_is_read(run, tmp_path):
     out = tmp_path / "tasks.json"
-    assert main(["reviews", "export", str(run.path), "--to", "label-studio", "--out", str(out)]) == 0
+    assert main(["review", "export", str(run.path), "--to", "label-studio", "--out", str(out)]) == 0
     ledger = ReviewLedger(run.path / LEDGER)
     label = ledger.classes[0]
     converted = subprocess.run(

@@ -111,7 +111,7 @@ def test_a_labelling_of_three_classes_has_three_answers(tmp_path, visit):
     page.locator(".choice").nth(1).click()
     expect(page.locator("#end-title")).to_be_visible()
     expect(page.locator("#end-command")).to_have_text(
-        re.compile("selftrain act labels .* --out labelled.jsonl")
+        re.compile("selftrain act export .* --out labelled.jsonl")
     )
     ledger = ReviewLedger(tmp_path / "labels" / LEDGER)
     assert {one.post_id: one.label for one in ledger.decisions()} == dict(
@@ -389,7 +389,7 @@ def test_without_the_token_nothing_is_shown(serve, browser):
     server = serve()
     page = browser.new_page()
     assert page.goto(f"{server.origin}/").status == 403
-    expect(page.locator("body")).to_contain_text("open the address that `selftrain review` printed")
+    expect(page.locator("body")).to_contain_text("open the address that `selftrain review serve` printed")
     page.close()
 
 

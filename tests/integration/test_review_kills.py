@@ -1,4 +1,4 @@
-"""`selftrain review` under SIGKILL and at its edges: nothing told is lost, nothing reviewed twice."""
+"""`selftrain review serve` under SIGKILL and at its edges: nothing told is lost, nothing reviewed twice."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_remembered_token_is_for_its_owner_alone(tmp_path):
 
 def command(*options):
     return subprocess.run(
-        [sys.executable, "-m", "selftrain", "review", *map(str, options), "--no-browser"],
+        [sys.executable, "-m", "selftrain", "review", "serve", *map(str, options), "--no-browser"],
         cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False,
         env=os.environ | {"COLUMNS": "200"},
     )  # fmt: skip
@@ -150,8 +150,9 @@ def refused(*options):
 def test_a_budget_begins_a_review_and_the_same_command_goes_on(tmp_path):
     folder = run_of(tmp_path, 20)
     begun = Server(
-        folder, "--budget", "8", "--doubled", "0.25", "--order", "uncertain", "--reviewer", "Ann L"
-    )
+        folder, "--budget", "8", "--double-annotation-rate", "0.25", "--order", "uncertain",
+        "--reviewer", "Ann L",
+    )  # fmt: skip
     assert begun.told[:2] == [
         f"drawn 8 of 20 posts into {folder.path}/review.sqlite",
         "reviewed 0 of 8 posts, 0 of 2 second reviews",
@@ -161,7 +162,7 @@ def test_a_budget_begins_a_review_and_the_same_command_goes_on(tmp_path):
     post = ann.ask("begin")[1]["post"]
     ann.ask("decide", post=post["id"], label="positive")
     begun.kill()
-    again = Server(folder, "--budget", "8", "--doubled", "0.25")
+    again = Server(folder, "--budget", "8", "--double-annotation-rate", "0.25")
     assert again.told[0] == "reviewed 1 of 8 posts, 0 of 2 second reviews"
     ann.port, status = again.port, 200
     while (post := ann.ask("next")[1]["post"]) is not None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from agents.ask.criticizer.strategies import STRATEGIES
 
 from selftrain.cli import main
-from selftrain.cli.act import STRATEGIES
 
 pytestmark = [pytest.mark.integration, pytest.mark.vllm]
 POSTS = 8
@@ -27,7 +27,7 @@ def manifest(tmp_path):
 def test_choose_tries_every_strategy_and_pays_once(manifest, small_vlm_server, capsys):
     out = manifest.with_name("choice.json")
     command = [
-        "act", "choose", str(manifest), "--task", str(manifest.with_name("task.toml")),
+        "act", "select-models", str(manifest), "--task", str(manifest.with_name("task.toml")),
         "--server", small_vlm_server.address, "--labelled", str(POSTS), "--pool", "1000",
         "--json", str(out),
     ]  # fmt: skip
@@ -65,7 +65,7 @@ def test_choose_tries_every_strategy_and_pays_once(manifest, small_vlm_server, c
 def test_an_address_without_a_model_of_that_name_is_told(manifest, small_vlm_server, capsys):
     task = str(manifest.with_name("task.toml"))
     server = f"{small_vlm_server.address}#no-such-model"
-    assert main(["act", "choose", str(manifest), "--task", task, "--server", server]) == 2
+    assert main(["act", "select-models", str(manifest), "--task", task, "--server", server]) == 2
     assert "no-such-model" in capsys.readouterr().err
 
 
@@ -109,7 +109,7 @@ def test_a_pool_is_labelled_doubted_and_drawn_by_a_real_server(manifest, small_v
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = manifest.with_name("labels")
     command = [
-        "act", "label", str(manifest), "--task", str(manifest.with_name("task.toml")),
+        "act", "annotate", str(manifest), "--task", str(manifest.with_name("task.toml")),
         "--annotator", small_vlm_server.address, "--annotate", "plain", "--strategy", "log_probability",
         "--budget", "3", "--out", str(folder),
     ]  # fmt: skip
@@ -120,7 +120,7 @@ def test_a_pool_is_labelled_doubted_and_drawn_by_a_real_server(manifest, small_v
     assert (folder / "annotations.jsonl").read_bytes() == kept
     capsys.readouterr()
     out = manifest.with_name("labelled.jsonl")
-    assert main(["act", "labels", str(folder), "--out", str(out)]) == 0
+    assert main(["act", "export", str(folder), "--out", str(out)]) == 0
     assert "3 posts wait for a review" in capsys.readouterr().out
     labelled = [json.loads(line) for line in out.read_text().splitlines()]
     given = [row for row in labelled if "provenance" in row]

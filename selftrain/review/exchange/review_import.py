@@ -163,7 +163,7 @@ def read_csv(text: str) -> Iterator[TableRow]:
     found = [name for name in reader.fieldnames or [] if name]
     if not {"post_id", "label"} <= set(found):
         raise ExchangeError(
-            f"the table has the columns {found}: expected post_id and label among them, as `selftrain reviews"
+            f"the table has the columns {found}: expected post_id and label among them, as `selftrain review"
             " export --to csv` writes them"
         )
     try:
@@ -198,7 +198,7 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
     """
     data = item.get("data") if "annotations" in item or "completions" in item else item
     if not isinstance(data, Mapping) or not isinstance(data.get("post_id"), str):
-        raise ItemError("has no data.post_id: expected a task that `selftrain reviews export` wrote")
+        raise ItemError("has no data.post_id: expected a task that `selftrain review export` wrote")
     post_id, batch = data["post_id"], str(data.get("batch") or "")
     if data is item:
         if CONTROL in item:

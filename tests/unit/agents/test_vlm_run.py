@@ -197,17 +197,17 @@ def test_only_agents_that_cost_something_can_be_estimated(home, tmp_path, capsys
 
 def test_prompts_are_shown_as_they_are_sent(home, capsys):
     recipe = str(home / "recipe.toml")
-    assert main(["prompts", recipe, "--only", "user.again", "--json"]) == 0
+    assert main(["agents", "prompts", recipe, "--only", "user.again", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [m["role"] for m in record["messages"]] == ["system", "user"]
-    assert main(["prompts", recipe, "--set", "vlm.protocol=sequential"]) == 0
+    assert main(["agents", "prompts", recipe, "--set", "vlm.protocol=sequential"]) == 0
     shown = capsys.readouterr().out
     assert [line for line in shown.split("\n") if line.startswith("===")] == [
         "=== reviewer.first ===", "=== user.sequential ===",
     ]  # fmt: skip
-    assert main(["prompts", recipe, "--post", "nobody"]) == 2
+    assert main(["agents", "prompts", recipe, "--post", "nobody"]) == 2
     assert "no post 'nobody'" in capsys.readouterr().err
-    assert main(["prompts", recipe, "--only", "judge.cot"]) == 2
+    assert main(["agents", "prompts", recipe, "--only", "judge.cot"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
+import re
+import shlex
 import subprocess
 import sys
 
@@ -10,7 +14,8 @@ import pytest
 
 from selftrain import cli
 from selftrain._util.printable import printable
-from selftrain.cli import data as any_group
+from selftrain.cli import data as any_noun
+from selftrain.cli.commands import ENTRIES, load
 
 TREES = [
     ("selftrain.errors", "RunStateError"),
@@ -21,13 +26,13 @@ TREES = [
 
 
 def check_that_raises(monkeypatch, error):
-    """`selftrain check FILE`, whose handler raises `error`."""
+    """`selftrain data check FILE`, which raises `error`."""
 
-    def handler(args):
+    def reading(file, task):
         raise error
 
-    monkeypatch.setattr(any_group, "run_check", handler)
-    return cli.main(["check", "file.jsonl"])
+    monkeypatch.setattr(any_noun, "read_manifest", reading)
+    return cli.main(["data", "check", "file.jsonl"])
 
 
 @pytest.mark.parametrize(("module", "name"), TREES)
@@ -74,20 +79,118 @@ def test_all_controls_are_escaped_and_language_is_not():
 
 
 def test_an_unknown_command_or_none_is_a_usage_error(capsys):
-    for words in ([], ["fly"], ["run", "recipe.toml"]):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(words)
-        assert stopped.value.code == 2
-    assert "--out" in capsys.readouterr().err
+    for words in ([], ["fly"], ["data"], ["data", "fly"], ["status", "run", "--fly"], ["run", "recipe.toml"]):
+        assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert "--out" in told
+    assert "\u256d" not in told  # boxes are for terminals
+    assert [line for line in told.splitlines() if line.startswith("error: ")] == [
+        f"error: no command 'fly': there are {', '.join(entry.name for entry in ENTRIES)}",
+        "error: no command 'data fly': there are check, import, tasks",
+        "error: No such option: --fly",
+        "error: Missing option '--out'.",
+    ]
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["reviews", "export"], "review"),
+        (["check"], "data check"),
+        (["import"], "data import"),
+        (["tasks"], "data tasks"),
+        (["prompts"], "agents prompts"),
+        (["data", "imports"], "data import"),
+        (["act", "annotations"], "act annotate"),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest_one(typed, meant, capsys):
+    assert cli.main(typed) == 2
+    assert f"did you mean `{meant}`?" in capsys.readouterr().err
+
+
+def test_a_usage_error_cannot_steer_the_terminal(capsys):
+    assert cli.main(["\x1b]0;owned\x07"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_help_is_there_at_once_and_imports_nothing_heavy():
     code = (
-        "import sys\nfrom selftrain.cli import build_parser\nbuild_parser().format_help()\n"
-        "print([n for n in ('torch', 'numpy', 'pydantic', 'rich', 'tqdm') if n in sys.modules])"
+        "import sys\nfrom selftrain.cli import main\nstatus = main(['--help'])\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'transformers', 'tqdm', 'selftrain.config'}\n"
+        "print(status, sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert "selftrain [OPTIONS] COMMAND" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def completed(*words):
+    """What the shell offers for the last of the words."""
+    environment = {
+        "_SELFTRAIN_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["selftrain", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "selftrain"],
+        env=os.environ | environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_options_and_values():
+    assert completed("re") == ["report", "review"]
+    assert completed("data", "") == ["check", "import", "tasks"]
+    assert completed("data", "check", "--n") == ["--no-duplicates"]
+    assert completed("data", "import", "h") == ["hsol", "harmeme", "hateful-memes"]
+    assert completed("fly", "x") == []
+
+
+def every_command():
+    """Words and command, for all there are."""
+    for entry in ENTRIES:
+        loaded = load(entry)
+        if not entry.commands:
+            yield [entry.name], loaded
+        for name in entry.commands:
+            yield [entry.name, name], loaded.commands[name]
+
+
+def test_the_table_says_what_the_modules_hold():
+    for entry in ENTRIES:
+        loaded = load(entry)
+        assert entry.help == loaded.help.split("\n\n")[0]
+        assert list(entry.commands) == list(getattr(loaded, "commands", ()))
+
+
+def test_no_two_commands_are_told_apart_by_one_letter():
+    names = [" ".join(words) for words, _ in every_command()] + [entry.name for entry in ENTRIES]
+    for one, other in itertools.combinations(sorted({*names}), 2):
+        assert one + "s" != other
+        assert len(one) != len(other) or sum(a != b for a, b in zip(one, other, strict=True)) > 1, (
+            one,
+            other,
+        )
+
+
+def test_every_command_has_an_example_that_can_be_typed_and_says_what_its_options_do():
+    for words, command in every_command():
+        assert command.epilog.startswith(f"Example: selftrain {' '.join(words)} "), words
+        example = shlex.split(command.epilog.removeprefix("Example: selftrain "))
+        with command.make_context(words[-1], example[len(words) :]) as context:
+            assert all(one.help for one in command.get_params(context)), words
+
+
+def test_every_help_shows_its_words(capsys, monkeypatch):
+    """Square brackets in a help text would be read as markup, and vanish."""
+    for words, command in every_command():
+        assert cli.main([*words, "--help"]) == 0
+        shown = " ".join(re.sub(r"[\s│]+", " ", capsys.readouterr().out).split())
+        with command.make_context(words[-1], [], resilient_parsing=True) as context:
+            for one in command.get_params(context):
+                assert set(one.help.split()) <= set(shown.split()), (words, one.name)
+        assert " ".join(command.epilog.split()) in shown
 
 
 def test_python_m_selftrain_is_the_command(tmp_path):

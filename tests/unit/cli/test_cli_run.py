@@ -8,7 +8,9 @@ import pytest
 from report_helpers import PLAIN, figures
 
 from selftrain.cli import main
-from selftrain.cli.run import quickstart_recipe
+from selftrain.cli.printing import console
+from selftrain.cli.runs import quickstart_recipe
+from selftrain.cli.tables import summary_table
 from selftrain.config import load_recipe
 from selftrain.data.preparation import prepare
 from selftrain.errors import RunStateError
@@ -127,8 +129,6 @@ def test_a_set_that_means_nothing_is_refused(small_run, tmp_path, capsys):
 
 
 def test_simulated_agents_are_named_in_the_table():
-    from selftrain.cli.render import console, summary_table
-
     for simulated in (False, True):
         shown = console()
         with shown.capture() as captured:

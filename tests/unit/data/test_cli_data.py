@@ -1,24 +1,19 @@
-"""`check` and `import` on the command line, by their handlers."""
+"""`data check` and `data import` on the command line."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 
 import pytest
 
-from selftrain.cli.data import add_parsers
+from selftrain.cli import main
 from selftrain.data.drawn import draw_posts
-from selftrain.errors import TaskError
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    add_parsers(parser.add_subparsers())
-    args = parser.parse_args([str(word) for word in words])
-    return args.handler(args)
+    return main(["data", *map(str, words)])
 
 
 @pytest.fixture
@@ -53,9 +48,9 @@ def test_a_bad_row_gives_1_with_line_id_reason_and_remedy(manifest, capsys):
     assert told["problems"][0]["post_id"] == bad["id"]
 
 
-def test_a_task_that_is_none_is_raised(manifest):
-    with pytest.raises(TaskError):
-        run("check", manifest, "--task", manifest)
+def test_a_task_that_is_none_is_an_error(manifest, capsys):
+    assert run("check", manifest, "--task", manifest) == 2
+    assert capsys.readouterr().err.startswith(f"error: {manifest}")
 
 
 def test_import_says_what_was_left_out(tmp_path, capsys):

@@ -61,15 +61,15 @@ def test_a_file_that_is_there_stays(tmp_path):
 
 
 def test_the_command_lists_shows_and_writes(tmp_path, capsys):
-    assert main(["tasks"]) == 0
+    assert main(["data", "tasks"]) == 0
     shown = capsys.readouterr().out
     assert "unoriginal-content: unoriginal or original\n" in shown
     assert "  mostly_people: yes / no (counted: most)\n" in shown
-    assert main(["tasks", "hateful-memes"]) == 0
+    assert main(["data", "tasks", "hateful-memes"]) == 0
     assert capsys.readouterr().out == template_file("hateful-memes").read_text()
-    assert main(["tasks", "hateful-memes", "--out", str(tmp_path / "t.toml")]) == 0
+    assert main(["data", "tasks", "hateful-memes", "--out", str(tmp_path / "t.toml")]) == 0
     assert load_task(tmp_path / "t.toml") == load_template("hateful-memes")
-    assert main(["tasks", "memes"]) == 2
+    assert main(["data", "tasks", "memes"]) == 2
     assert "no task is called 'memes'" in capsys.readouterr().err
-    assert main(["tasks", "--out", str(tmp_path / "u.toml")]) == 2
+    assert main(["data", "tasks", "--out", str(tmp_path / "u.toml")]) == 2
     assert not (tmp_path / "u.toml").exists()

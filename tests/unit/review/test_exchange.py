@@ -339,7 +339,7 @@ def run(small_run, tmp_path):
 
 def test_what_a_run_exports_comes_back_reviewed(run, tmp_path, capsys):
     out = tmp_path / "out.json"
-    assert main(["reviews", "export", str(run.path), "--to", "label-studio", "--out", str(out)]) == 0
+    assert main(["review", "export", str(run.path), "--to", "label-studio", "--out", str(out)]) == 0
     tasks = json.loads(out.read_text())
     ledger = ReviewLedger(run.path / LEDGER)
     assert [one["data"]["post_id"] for one in tasks] == ledger.drawn("divergent")
@@ -349,14 +349,14 @@ def test_what_a_run_exports_comes_back_reviewed(run, tmp_path, capsys):
     for one in tasks:
         one["annotations"] = [annotation(label)]
     out.write_text(json.dumps(tasks))
-    assert main(["reviews", "import", str(run.path), str(out)]) == 0
+    assert main(["review", "import", str(run.path), str(out)]) == 0
     assert f"{len(tasks)} taken" in capsys.readouterr().out
     assert ledger.progress().finished
     assert gather_tasks(run).tasks == ()
     assert len(gather_tasks(run, everything=True).tasks) == len(tasks)
     tasks[0]["annotations"] = [annotation("mean")]
     out.write_text(json.dumps(tasks))
-    assert main(["reviews", "import", str(run.path), str(out), "--json"]) == 1
+    assert main(["review", "import", str(run.path), str(out), "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
     assert (record["known"], [one["line"] for one in record["refused"]]) == (len(tasks) - 1, [1])
 
@@ -364,11 +364,11 @@ def test_what_a_run_exports_comes_back_reviewed(run, tmp_path, capsys):
 def test_hidden_opinions_are_nowhere_in_the_files(run, tmp_path):
     for kind in ("csv", "label-studio"):
         out = tmp_path / f"hidden.{kind}"
-        command = ["reviews", "export", str(run.path), "--to", kind, "--out", str(out), "--hide-opinions"]
+        command = ["review", "export", str(run.path), "--to", kind, "--out", str(out), "--hide-opinions"]
         assert main(command) == 0
         assert "classifier" not in out.read_text()
         shown = tmp_path / f"shown.{kind}"
-        assert main(["reviews", "export", str(run.path), "--to", kind, "--out", str(shown)]) == 0
+        assert main(["review", "export", str(run.path), "--to", kind, "--out", str(shown)]) == 0
         assert "classifier" in shown.read_text()
 
 

@@ -114,7 +114,7 @@ def test_report_and_show_tell_the_estimate_and_nothing_without_reviews(run, caps
     assert "How wrong" not in render(gather(run))
     assert main(["show", str(run.path)]) == 0
     assert "wrong pseudo-labels" not in capsys.readouterr().out
-    assert main(["act", "audit", str(run.path), "--budget", "5"]) == 0
+    assert main(["review", "audit", str(run.path), "--budget", "5"]) == 0
     assert "5 of" in capsys.readouterr().out
     assert "How wrong" not in render(gather(run))
     review(run, wrong_where(run, lambda post_id: True))

@@ -51,7 +51,7 @@ def data(tmp_path):
 
 
 def labelled(data, annotator=None, critic=None, *, name="labels", **drawing):
-    """`act label` with models in memory."""
+    """`act annotate` with models in memory."""
     folder, task = LabelFolder(data / name), load_task(data / "task.toml")
     posts = [post for post in read_manifest(data / "posts.jsonl", task).posts if post.label is None]
     chosen = SampleSettings(**{"budget": BUDGET, "rule": "threshold", "floor": 0.0} | drawing)
@@ -119,7 +119,7 @@ def test_repeated_it_costs_nothing_and_draws_the_same(data):
 
 def test_a_sample_with_a_floor_tells_how_wrong_the_machine_is(data, capsys):
     labelled(data, rule="normalised", floor=0.3, budget=30)
-    command = ["act", "labels", str(data / "labels"), "--out", str(data / "mixed.jsonl")]
+    command = ["act", "export", str(data / "labels"), "--out", str(data / "mixed.jsonl")]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "30 posts wait for a review" in said
@@ -153,7 +153,7 @@ def test_the_review_page_and_the_exports_know_a_labelling_of_three_classes(data,
     assert next_command(folder) == f"selftrain act export {data / 'labels'} --out labelled.jsonl"
 
     out = data / "waiting.csv"
-    assert main(["reviews", "export", str(data / "labels"), "--to", "csv", "--out", str(out)]) == 0
+    assert main(["review", "export", str(data / "labels"), "--to", "csv", "--out", str(out)]) == 0
     rows = list(csv.DictReader(out.open(encoding="utf-8-sig")))
     assert len(rows) == BUDGET
     assert all(row["opinions"].startswith("annotator: ") for row in rows)
@@ -162,7 +162,7 @@ def test_the_review_page_and_the_exports_know_a_labelling_of_three_classes(data,
         writer.writeheader()
         writer.writerows(row | {"label": truth_of(row["post_id"]), "reviewer": "bob"} for row in rows)
     capsys.readouterr()
-    assert main(["reviews", "import", str(data / "labels"), str(out)]) == 0
+    assert main(["review", "import", str(data / "labels"), str(out)]) == 0
     assert f"{BUDGET} taken" in capsys.readouterr().out
 
 
@@ -205,8 +205,8 @@ def test_what_cannot_be_doubted_or_drawn_is_told(data):
 
 def test_a_manifest_without_a_pool_or_a_folder_without_labels_is_refused(data, capsys):
     (data / "all.jsonl").write_text('{"id": "a", "text": "x", "label": "rude"}\n')
-    command = ["act", "label", str(data / "all.jsonl"), "--task", str(data / "task.toml"), "--budget", "1"]
+    command = ["act", "annotate", str(data / "all.jsonl"), "--task", str(data / "task.toml"), "--budget", "1"]
     assert main([*command, "--annotator", "http://127.0.0.1:9", "--out", str(data / "x")]) == 2
     assert "no unlabelled post" in capsys.readouterr().err
-    assert main(["act", "labels", str(data / "nothing"), "--out", str(data / "y.jsonl")]) == 2
+    assert main(["act", "export", str(data / "nothing"), "--out", str(data / "y.jsonl")]) == 2
     assert "labelling.toml" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_the_run_ends_in_good_order_where_reviews_are_missing_and_says_how_many(
     divergent = verdict_ids(tmp_path, 1, False)
     assert waiting == (tmp_path / LEDGER, min(4, len(divergent)), min(4, len(divergent)))
     assert "review.sqlite" in missing_reviews(RunFolder(tmp_path))
-    assert f"selftrain review {tmp_path}" in str(waiting)
+    assert f"selftrain review serve {tmp_path}" in str(waiting)
     # the same command again: nothing more is drawn, nothing begun
     assert go(tmp_path) == [0, 1]
     assert not (tmp_path / "rounds/0002").exists()

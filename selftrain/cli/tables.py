@@ -1,39 +1,21 @@
-"""Tables and stories for the terminal. Whatever comes from posts or agents goes through `plain`."""
+"""Tables and stories of runs for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from agents.judgment import Verdict
 from selftrain._util.printable import printable
+from selftrain._util.types import Interval
+from selftrain.cli.printing import number, plain
+from selftrain.models.intervals import METRICS
+from selftrain.report.compare import Comparison
 from selftrain.report.post_history import PostHistory
 from selftrain.report.status import RunStatus, Score, Summary, score
 from selftrain.rounds import Cost, RoundResult
-
-NARROWEST = 100  # columns of output that goes into a file
-
-
-def console() -> Console:
-    """Standard output, where square brackets and colons mean nothing but themselves."""
-    shown = Console(markup=False, highlight=False, emoji=False)
-    if not shown.is_terminal:
-        shown.width = max(shown.width, NARROWEST)
-    return shown
-
-
-def plain(text: object, style: str = "") -> Text:
-    """Text that is shown as it is: control characters escaped, markup not read."""
-    return Text(printable(str(text)), style=style)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash where it is not known."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
 
 # ---- a run ------------------------------------------------------------------------------------------
 
@@ -173,3 +155,72 @@ def _field(name: str, value: object, indent: int = 0) -> Text:
     return plain(" " * indent + f"{printable(name):<{12 - indent}}  ", "bold").append_text(
         plain(value, "not bold")
     )
+
+
+# ---- runs side by side --------------------------------------------------------------------------------
+
+
+def final_table(comparison: Comparison) -> Table:
+    """One column a run: final figures with their intervals, then what the run came to."""
+    table = _comparison_table(comparison)
+    runs = comparison.runs
+    for split in comparison.splits:
+        for name in METRICS:
+            row = [_interval(run.estimates[split][name]) for run in runs]
+            table.add_row(f"{split} {name.replace('_f1', '-F1')}", *row)
+            if name == "macro_f1":
+                table.add_row("  gain", *(_gain(one) for one in comparison.gains[split]))
+        table.add_row(f"{split} AUC", *(number(run.points[split]["auc"]) for run in runs))
+        table.add_section()
+    sums = [run.summary for run in runs]
+    if any(run.simulated for run in runs):
+        table.add_row("agents", *("SIMULATED" if run.simulated else "" for run in runs))
+    table.add_row("rounds kept", *(f"{one.kept} of {one.rounds}, best {one.best_round}" for one in sums))
+    table.add_row("labels, grown to", *(f"{one.labelled:,}, {one.grown:,}" for one in sums))
+    table.add_row("pseudo-label precision", *(number(one.pseudo_label_precision) for one in sums))
+    table.add_row("candidates", *(f"{one.candidates:,}" for one in sums))
+    table.add_row("agent calls", *(f"{run.cost.calls:,}" if run.cost else "-" for run in runs))
+    table.add_row("tokens", *(f"{run.cost.tokens:,}" if run.cost else "-" for run in runs))
+    table.add_row("seconds in rounds", *(f"{one.seconds:.0f}" for one in sums))
+    return table
+
+
+def curves_table(comparison: Comparison) -> Table:
+    """Validation macro-F1, one line a round; what was rolled back stands in brackets."""
+    table = _comparison_table(comparison)
+    longest = max(len(run.rounds) for run in comparison.runs)
+    for place in range(longest):
+        cells = []
+        for run in comparison.runs:
+            if place >= len(run.rounds):
+                cells.append(plain(""))
+                continue
+            _, kept, found = run.rounds[place]
+            value = number(found.validation)
+            cells.append(plain(f"{value} " if kept else f"({value})", "" if kept else "dim"))
+        table.add_row(f"round {place}", *cells)
+    return table
+
+
+def recipe_table(comparison: Comparison) -> Table:
+    """The keys that are not the same in all recipes."""
+    table = _comparison_table(comparison)
+    for key, values in comparison.recipe:
+        table.add_row(plain(key), *(plain("-" if value is None else value) for value in values))
+    return table
+
+
+def _comparison_table(comparison: Comparison) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column()
+    for run in comparison.runs:
+        table.add_column(plain(run.name), justify="right", overflow="fold")
+    return table
+
+
+def _interval(one: Interval) -> str:
+    return f"{one.value:.3f} [{one.low:.3f} {one.high:.3f}]"
+
+
+def _gain(one: Interval | None) -> str:
+    return "-" if one is None else f"{one.value:+.3f} [{one.low:+.3f} {one.high:+.3f}]"

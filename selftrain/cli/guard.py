@@ -1,0 +1,83 @@
+"""What happens around a command: exit statuses, errors that have a message, interruptions."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+from selftrain._util.printable import printable_lines
+
+FAILED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+_TREES = (
+    ("selftrain.errors", "SelftrainError"),
+    ("agents.errors", "AgentError"),
+    ("backbones.errors", "BackboneError"),
+    ("losses.errors", "LossError"),
+)
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Run a command.
+
+    Returns:
+        Its exit status (none counts as 0); 2 after an error that has a message, 130 after Ctrl-C, 141 when
+        whoever read the output went away.
+    """
+    try:
+        status = command()
+        # here rather than at exit, where a broken pipe could not be caught any more
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: what was finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except BrokenPipeError:
+        _close_stdout()
+        return BROKEN_PIPE
+    except Exception as error:
+        if not _expected(error):
+            raise
+        _print_error(error)
+        return FAILED
+    return status or 0
+
+
+def quiet() -> None:
+    """Keep the libraries' chatter out of the output, and survive a terminal that lacks a character."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:  # whoever asks for warnings with -W or PYTHONWARNINGS gets them
+        warnings.filterwarnings("ignore", module=r"(torch|torchvision|timm|transformers|open_clip)\b")
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _expected(error: Exception) -> bool:
+    """Return whether the message alone tells the user what to do.
+
+    An error of a tree can only be here if the tree's module is loaded: nothing is imported to find out.
+    """
+    bases = [getattr(sys.modules[module], name) for module, name in _TREES if module in sys.modules]
+    # beside the trees, what the operating system refuses about a file that the user named
+    return isinstance(error, tuple(bases)) or (isinstance(error, OSError) and error.filename is not None)
+
+
+def _print_error(error: Exception) -> None:
+    message = str(error)
+    if type(error).__module__ == "builtins" and isinstance(error, OSError):
+        message = f"{error.filename}: {error.strerror}"
+    # messages quote what files hold, and what files hold is data
+    print(f"error: {printable_lines(message)}", file=sys.stderr)
+
+
+def _close_stdout() -> None:
+    """Point stdout nowhere, since nobody reads, or Python complains when it flushes it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())

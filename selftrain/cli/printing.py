@@ -1,0 +1,140 @@
+"""Output of the commands. Whatever comes from posts, agents or files goes through one of these functions."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from selftrain._util.printable import printable, printable_lines
+from selftrain.store import atomic
+
+NARROWEST = 100  # columns of output that goes into a file
+_LISTED = 10
+
+
+def console() -> Console:
+    """Return standard output as a console where square brackets and colons mean nothing but themselves."""
+    shown = Console(markup=False, highlight=False, emoji=False)
+    if not shown.is_terminal:
+        shown.width = max(shown.width, NARROWEST)
+    return shown
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Return text that is shown as it is: control characters escaped, markup not read."""
+    return Text(printable(str(text)), style=style)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a figure, or a dash where it is not known."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def say(text: object) -> None:
+    """Print lines at once."""
+    print(printable_lines(str(text)), flush=True)
+
+
+def quoted(path: Path | str) -> str:
+    """Return a path or an id as it is typed into a shell."""
+    return shlex.quote(str(path))
+
+
+def print_some(lines: Sequence[str], most: int = 20) -> None:
+    """Print the first lines, and how many more there are."""
+    for line in lines[:most]:
+        print(printable(line))
+    if len(lines) > most:
+        print(f"  and {len(lines) - most:,} more")
+
+
+def print_texts(lines: Iterable[Text]) -> None:
+    """Print lines and leave it to the terminal to wrap them: what is piped stays one line each."""
+    shown = console()
+    for line in lines:
+        shown.print(line, soft_wrap=True)
+
+
+def print_hints(hints: Sequence[tuple[object, str]], indent: str = "") -> None:
+    """Print commands or files, and beside each what it is good for."""
+    width = max(len(str(what)) for what, _ in hints)
+    for what, why in hints:
+        print(printable(f"{indent}{what!s:<{width}}  {why}"))
+
+
+def print_json(*records: Mapping[str, Any]) -> None:
+    """Print one JSON object a line."""
+    for record in records:
+        print(_escaped(json.dumps(record)))
+
+
+def write_records(
+    target: str, rows: Iterable[Mapping[str, Any]], left_out: list[dict[str, Any]], done: str
+) -> None:
+    """Write one record a post, and say what was left out.
+
+    Args:
+        target: A file, which is whole afterwards or as it was; or "-" for standard output.
+        rows: The records; they may fill `left_out` as they come.
+        left_out: What was left out, each with its reason; beside a file it is kept as NAME.quarantine.jsonl.
+        done: What happened to the posts that are in the file: "scored".
+
+    Raises:
+        SelftrainError, or an error of a leaf's tree: of `rows`; the file is as it was.
+        StorageError: The disk is full or refuses.
+    """
+    if target == "-":
+        _write(sys.stdout, rows)
+        _list_left_out(left_out, None)
+        return
+    out = Path(target)
+    with atomic.replacing(out) as part, part.open("w", encoding="utf-8") as file:
+        count = _write(file, rows)
+    beside = out.with_name(f"{out.name}.quarantine.jsonl")
+    keep_left_out(beside, left_out)
+    print(f"{count:,} posts {done} in {out}")
+    _list_left_out(left_out, beside)
+
+
+def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
+    """Write what was left out into `file`; where nothing was, remove one of an earlier time.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    if left_out:
+        atomic.write_jsonl(file, left_out)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _write(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    for row in rows:
+        file.write(_escaped(json.dumps(row, allow_nan=False)) + "\n")
+        count += 1
+    return count
+
+
+def _escaped(ascii_json: str) -> str:
+    """Escape DEL, the one control of ASCII that JSON leaves: an id may hold it, and a terminal obey."""
+    return ascii_json.replace("\x7f", "\\u007f")
+
+
+def _list_left_out(left_out: list[dict[str, Any]], beside: Path | None) -> None:
+    if not left_out:
+        return
+    where = "" if beside is None else f", listed in {beside}"
+    print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)
+    for one in left_out[:_LISTED]:
+        place = f"line {one['line']}, " if "line" in one else ""
+        print(printable(f"  {place}id {one['id']!r}: {one['reason']}"), file=sys.stderr)
+    if len(left_out) > _LISTED:
+        print(f"  and {len(left_out) - _LISTED:,} more", file=sys.stderr)
