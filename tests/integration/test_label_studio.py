@@ -80,19 +80,19 @@ def test_label_studios_converter_reads_what_goes_out_and_what_it_writes_is_read(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from selftrain.act import queue, schema
+from selftrain.review import ledger
 from selftrain.review.exchange.review_import import import_reviews
 from selftrain.store.run_dir import RunFolder
 run, file, point = sys.argv[1:]
 left = int(point)
-log = queue.log
+log = ledger.log
 def die(*args, **kwargs):
     global left
     log(*args, **kwargs)
     left -= 1
     if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-queue.log = die
+ledger.log = die
 print(import_reviews(RunFolder(Path(run)), Path(file)).taken, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -37,14 +37,14 @@ wait = "WAIT"
 """
 )
 DRAWING = {
-    "before a sample is drawn": ("before", "call:selftrain.review.sampling:request_reviews", 1),
+    "before a sample is drawn": ("before", "call:selftrain.review.reviewers:request_reviews", 1),
     "between the ledger's creation and the sample": (
         "after",
         "call:selftrain.review.ledger:ReviewLedger.create",
         1,
     ),
     "within the change that adds the sample": ("after", "call:selftrain.review.ledger:check_room", 1),
-    "after a sample is drawn": ("after", "call:selftrain.review.sampling:request_reviews", 1),
+    "after a sample is drawn": ("after", "call:selftrain.review.reviewers:request_reviews", 1),
 }
 USING = {
     "before the decisions are written": ("before", "replace:human.jsonl", 1),
@@ -210,14 +210,14 @@ def test_a_finished_run_started_again_changes_nothing(launch, whole, tmp_path):
 KILLED_AUDIT = """
 import os, signal, sys
 from pathlib import Path
-from selftrain.act import queue
+from selftrain.review import ledger
 from selftrain.review.sampling import request_audit
 from selftrain.review.ledger import ReviewLedger
 from selftrain.store.run_dir import RunFolder
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "adding":
-    queue.check_room = die
+    ledger.check_room = die
 else:
     allow = ReviewLedger.allow
     def allowed(*args):
