@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from agents.ask.criticizer.strategies import STRATEGIES
+from agents.ask.criticizer import STRATEGIES
 
 from selftrain.cli import main
 
@@ -71,7 +71,7 @@ def test_an_address_without_a_model_of_that_name_is_told(manifest, small_vlm_ser
 
 def test_a_run_has_its_divergent_posts_criticized_by_a_real_server(tmp_path, small_vlm_server):
     from selftrain.data.drawn import draw_posts
-    from selftrain.review.criticism import FILE
+    from selftrain.review.criticism import CRITICISMS
     from selftrain.review.ledger import ReviewLedger
     from selftrain.review.ledger_reader import LEDGER
     from selftrain.runs import start
@@ -89,7 +89,7 @@ def test_a_run_has_its_divergent_posts_criticized_by_a_real_server(tmp_path, sma
     assert [one.number for one in run.rounds()] == [0, 1]
     assert "wait for review" in run.stopped
 
-    rows = [json.loads(line) for line in (tmp_path / "run" / FILE).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / CRITICISMS).read_text().splitlines()]
     assert rows
     assert all(row["source"].startswith("vlm:small-vlm@") for row in rows), rows[0]["source"]
     estimates = {row["post_id"]: row["error"] for row in rows if row["error"] is not None}
