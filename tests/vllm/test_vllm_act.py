@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from agents.ask.criticizer import STRATEGIES
 
+from agents.ask.criticizer import STRATEGIES
 from selftrain.cli import main
 
 pytestmark = [pytest.mark.integration, pytest.mark.vllm]
@@ -28,7 +28,7 @@ def test_choose_tries_every_strategy_and_pays_once(manifest, small_vlm_server, c
     out = manifest.with_name("choice.json")
     command = [
         "act", "select-models", str(manifest), "--task", str(manifest.with_name("task.toml")),
-        "--server", small_vlm_server.address, "--labelled", str(POSTS), "--pool", "1000",
+        "--server", small_vlm_server.endpoint, "--labelled", str(POSTS), "--pool", "1000",
         "--json", str(out),
     ]  # fmt: skip
     assert main(command) == 0
@@ -64,7 +64,7 @@ def test_choose_tries_every_strategy_and_pays_once(manifest, small_vlm_server, c
 
 def test_an_address_without_a_model_of_that_name_is_told(manifest, small_vlm_server, capsys):
     task = str(manifest.with_name("task.toml"))
-    server = f"{small_vlm_server.address}#no-such-model"
+    server = f"{small_vlm_server.endpoint}#no-such-model"
     assert main(["act", "select-models", str(manifest), "--task", task, "--server", server]) == 2
     assert "no-such-model" in capsys.readouterr().err
 
@@ -83,7 +83,7 @@ def test_a_run_has_its_divergent_posts_criticized_by_a_real_server(tmp_path, sma
         "train_share = 0.6\nvalidation_share = 0.2\ntest_share = 0.2\n"
         "[selection]\nk = 20\n[rounds]\nmax = 2\n[vlm]\nimage_side = 112\nattempts = 2\ntimeout = 300\n"
         f'[human]\nbudget = 3\nsource = "criticizer"\nstrategy = "log_probability"\n'
-        f'servers = ["{small_vlm_server.address}"]\n'
+        f'servers = ["{small_vlm_server.endpoint}"]\n'
     )
     run = start(recipe, tmp_path / "run")
     assert [one.number for one in run.rounds()] == [0, 1]
@@ -110,7 +110,7 @@ def test_a_pool_is_labelled_doubted_and_drawn_by_a_real_server(manifest, small_v
     folder = manifest.with_name("labels")
     command = [
         "act", "annotate", str(manifest), "--task", str(manifest.with_name("task.toml")),
-        "--annotator", small_vlm_server.address, "--annotate", "plain", "--strategy", "log_probability",
+        "--annotator", small_vlm_server.endpoint, "--annotate", "plain", "--strategy", "log_probability",
         "--budget", "3", "--out", str(folder),
     ]  # fmt: skip
     assert main(command) == 0

@@ -42,7 +42,7 @@ def test_every_kind_of_question_is_answered_and_paid_for_once(tmp_path, small_vl
     )
     command = [
         "annotate", str(tmp_path / "manifest.jsonl"), "--task", str(tmp_path / "task.toml"),
-        "--server", small_vlm_server.address, "--recipe", str(tmp_path / "recipe.toml"),
+        "--server", small_vlm_server.endpoint, "--recipe", str(tmp_path / "recipe.toml"),
         "--out", str(tmp_path / "annotated.jsonl"), "--direct", "--max-failed", "1",
     ]  # fmt: skip
     assert main([*command, "--estimate"]) == 0
