@@ -36,7 +36,7 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 quickstart: $(INSTALLED)
 	$(BIN)/selftrain quickstart
 
-# a worker a core, and one thread of torch each: two that fight over the cores are slower than one
+# a worker a core, and one thread of torch each, so that the workers share the cores
 test: lint
 	sh tests/integration/install_chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rs -n auto --dist loadfile
