@@ -212,7 +212,7 @@ class Restartable:
 
     def __init__(self, interpreter, model, log):
         self.command = serve_command(interpreter, model, port=free_port(), max_model_len=4096)
-        self.address, self.log = self.command.endpoint, log
+        self.endpoint, self.log = self.command.endpoint, log
         self.begin()
 
     def begin(self):
@@ -222,7 +222,7 @@ class Restartable:
     def wait_until_busy(self, running):
         """Until it works on a request, or `running` says that none will come."""
         pause = threading.Event()
-        while running() and requests_running(self.address) < 2:
+        while running() and requests_running(self.endpoint) < 2:
             pause.wait(0.2)
 
     def kill(self):
