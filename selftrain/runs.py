@@ -339,8 +339,6 @@ class Run:
 
 
 def _environment(recipe: Recipe) -> dict[str, Any]:
-    import torch
-
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -116,16 +116,21 @@ def write_events(folder: Path, finished: RoundResult) -> None:
         StorageError: The disk is full or refuses; an older file of the round is as it was.
     """
     target = events_file(folder, finished.number)
-    # TensorBoard reads every file with "tfevents" in its name: half-written ones have another
-    whole = target.with_name(f".round-{finished.number:04d}.whole")
+    # TensorBoard reads every file with "tfevents" in its name: half-written ones have another, and one that a
+    # kill leaves behind is cleared as `atomic.TEMPORARY`
+    half = target.with_name(f".round-{finished.number:04d}.tmp")
     try:
-        atomic.write_bytes(whole, _events(finished))
-        whole.replace(target)
+        half.parent.mkdir(parents=True, exist_ok=True)
+        with half.open("wb") as opened:
+            opened.write(_events(finished))
+            opened.flush()
+            os.fsync(opened.fileno())
+        half.replace(target)
         atomic.sync_folder(target.parent)
     except OSError as error:
         raise atomic.storage_error(target, None, error) from error
     finally:
-        whole.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
 
 
 def _events(finished: RoundResult) -> bytes:

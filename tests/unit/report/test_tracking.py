@@ -100,8 +100,7 @@ def test_a_file_that_is_being_written_is_none_of_tensorboards(folder, monkeypatc
         os, "fsync", lambda _handle: seen.extend(path.name for path in folder.path.glob("tensorboard/*"))
     )
     tracking.write_events(folder.path, result(0, 0.5))
-    assert "round-0000" in seen[0]
-    assert "tfevents" not in seen[0]
+    assert seen[0] == ".round-0000.tmp"
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_the_older_file(folder, monkeypatch):
