@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agents.ask.cache import ResponseCache as ResponseCache
+    from agents.ask.judge import JudgePanel as JudgePanel
     from agents.ask.judge import JudgePrompts as JudgePrompts
     from agents.ask.judge import VLMAgent as VLMAgent
-    from agents.ask.judge import VLMPanel as VLMPanel
     from agents.ask.prompt_files import Brief as Brief
     from agents.ask.runner import Runner as Runner
     from agents.errors import AgentError as AgentError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agents.judgment import Verdict as Verdict
     from agents.offline.offline_agent import OfflineAgent as OfflineAgent
     from agents.offline.offline_agent import offline_agents as offline_agents
-    from agents.panel import AgentPanel as AgentPanel
+    from agents.panel import CrossReview as CrossReview
     from agents.panel import NoPanel as NoPanel
     from agents.panel import Panel as Panel
     from agents.replayed import ReplayedAgent as ReplayedAgent
@@ -47,7 +47,7 @@ _HOME = {
     "Accepted": "judgment",
     "Agent": "judgment",
     "AgentError": "errors",
-    "AgentPanel": "panel",
+    "CrossReview": "panel",
     "Brief": "ask.prompt_files",
     "Candidate": "judgment",
     "JudgePrompts": "ask.judge",
@@ -72,7 +72,7 @@ _HOME = {
     "State": "judgment",
     "Trust": "trust",
     "VLMAgent": "ask.judge",
-    "VLMPanel": "ask.judge",
+    "JudgePanel": "ask.judge",
     "Verdict": "judgment",
     "offline_agents": "offline.offline_agent",
     "replayed_agents": "replayed",
@@ -82,9 +82,10 @@ __all__ = [
     "Accepted",
     "Agent",
     "AgentError",
-    "AgentPanel",
     "Brief",
     "Candidate",
+    "CrossReview",
+    "JudgePanel",
     "JudgePrompts",
     "Judgment",
     "JudgmentError",
@@ -107,7 +108,6 @@ __all__ = [
     "State",
     "Trust",
     "VLMAgent",
-    "VLMPanel",
     "Verdict",
     "offline_agents",
     "replayed_agents",
