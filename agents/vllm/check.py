@@ -13,8 +13,8 @@ from PIL import Image
 
 from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, picture
 from agents.client.endpoints import is_loopback, server_words
-from agents.client.messages import BrokenAnswerError, chat_body, read_completion
-from agents.client.probe import Served, read_served
+from agents.client.fleet import Served, read_served
+from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
 from agents.errors import ServerRefusedError
 
 LABELS = ("acceptable", "unacceptable")
@@ -134,12 +134,13 @@ def fetch_served(endpoint: str, model: str, key: str) -> Served:
 
 def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> Trial:
     """Ask one question whose answer is constrained to two labels, about a small drawn picture or a text."""
-    body, began = chat_body(question(image=image), model), time.monotonic()
-    reply = fetch(f"{endpoint}/v1/chat/completions", key, body, seconds)
+    asked, began = chat_body(question(image=image), model), time.monotonic()
+    reply = fetch(f"{endpoint}/v1/chat/completions", key, asked, seconds)
     if reply.status != 200:
         return Trial(None, reply.words, reply.status)
     try:
-        completion = read_completion(reply.body, logprobs=True, seconds=time.monotonic() - began)
+        body = read_body(reply.body, ChatAnswer)
+        completion = body.completion(logprobs=True, seconds=time.monotonic() - began)
         answer = json.loads(completion.text)
     except (BrokenAnswerError, ServerRefusedError) as error:
         return Trial(None, str(error))
@@ -151,11 +152,8 @@ def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> 
             f"the answer breaks its schema: {completion.text[:100]!r}, ended by {completion.finish!r};"
             f" expected a label of {', '.join(LABELS)}",
         )
-    return Trial(
-        completion,
-        compact=not any(mark.isspace() for mark in completion.text),
-        detailed=json.loads(reply.body)["usage"].get("prompt_tokens_details") is not None,
-    )
+    compact = not any(mark.isspace() for mark in completion.text)
+    return Trial(completion, compact=compact, detailed=body.detailed)
 
 
 def question(*, image: bool) -> ChatRequest:

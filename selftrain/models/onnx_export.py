@@ -106,7 +106,7 @@ class _Calibrated(nn.Module):
 class _Whole(nn.Module):
     """`MiniLMEfficientNet` and a calibrated head.
 
-    Rows are assembled by products with zero-one matrices instead of `backbones.rows.assemble`'s index
+    Rows are assembled by products with zero-one matrices instead of `backbones.towers.assemble`'s index
     operations: the same sums, which every runtime can compute, for no texts or images too.
     """
 
