@@ -127,7 +127,7 @@ def from_probs(
         chosen: [B] index of each post's label.
         reasons: Index -> why a post has none, beside what shows by itself: a video, features not finite.
     """
-    finite = np.isfinite(probs).all(1)
+    finite = np.isfinite(probs).all(axis=1).tolist()
     found = []
     for index, post in enumerate(posts):
         reason = NO_VIDEO if post.video is not None else reasons.get(index, "")

@@ -96,8 +96,9 @@ class RunPredictor:
             _check_same(folder, backbone, pretrained)
             network = Network(backbone, tuned.architecture)
             network.put(tuned.weights)
+            network.eval()
             assert network.head is not None, "put attaches it"
-            head, calibration = network.eval().head, tuned.calibration
+            head, calibration = network.head, tuned.calibration
         return cls(folder, recipe, classes, file, backbone, head, calibration, network, pretrained)
 
     @property
