@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from selftrain._util.types import Float32Array, FloatArray, IntArray, Json, LabelArray
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json, LabelArray
 from selftrain.data.posts import Post
 
 AGENTPS_FILE = "agentps.json"
@@ -127,7 +127,7 @@ def from_probs(
         chosen: [B] index of each post's label.
         reasons: Index -> why a post has none, beside what shows by itself: a video, features not finite.
     """
-    finite = np.isfinite(probs).all(axis=1).tolist()
+    finite: BoolArray = np.asarray(np.isfinite(probs).all(axis=1))
     found = []
     for index, post in enumerate(posts):
         reason = NO_VIDEO if post.video is not None else reasons.get(index, "")
