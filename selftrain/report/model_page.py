@@ -288,6 +288,6 @@ def _training_panels(training: Training) -> Iterator[ChartPanel]:
     ):  # fmt: skip
         if named:
             values = {word: [one.get(key) for one in metrics] for word, key in named.items()}
-            across = range(1, len(metrics) + 1)
-            chart = charts.lines(across, values, name, what, share=True, kept=training.kept)
+            epochs = range(1, len(metrics) + 1)
+            chart = charts.lines(epochs, values, name, what, share=True, kept=training.kept)
             yield ChartPanel(title, under, chart, [*legend(values), ("line faint-line dash", "kept")])

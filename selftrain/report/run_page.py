@@ -306,22 +306,22 @@ def _loss_series(losses: Sequence[Mapping[str, float]]) -> dict[str, list[float 
 
 def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
     final, task = page.final, page.task
-    if curves := {one.name: found for one in final if (found := one.precision_recall) is not None}:
+    if curves := {one.name: one.precision_recall for one in final if one.precision_recall is not None}:
         drawn = [(one.recall, one.precision) for one in curves.values()]
         chart = charts.precision_recall_chart(
             drawn, "precision-recall", "Precision by recall of the best model"
         )
         under = isolated("of {}, over all thresholds", task.positive)
         yield ChartPanel("Precision and recall", under, chart, legend(curves))
-    if diagrams := {one.name: found for one in final if (found := one.reliability) is not None}:
+    if diagrams := {one.name: one.reliability for one in final if one.reliability is not None}:
         dots = [
             [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in found.bins]
             for found in diagrams.values()
         ]
         what = "Share of positive posts by the probability that the best model gave"
         chart = charts.reliability_chart(dots, "reliability", what)
-        under = "on the line, the model is as sure as it is right; a dot's size follows its posts"
-        yield ChartPanel("Reliability", under, chart, legend(diagrams))
+        words = "on the line, the model is as sure as it is right; a dot's size follows its posts"
+        yield ChartPanel("Reliability", words, chart, legend(diagrams))
     # the test split, where there is one: the model was chosen on validation
     for split in [one for one in final if one.histogram is not None][-1:]:
         what = f"Posts of each class by the probability that the best model gave, {split.name}"
