@@ -29,6 +29,13 @@ ToPixels = Callable[[Image.Image], Tensor]
 """From an RGB image to pixels [3, H, W]."""
 
 
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Keep the published statistics: those of a small batch would move the features more than training."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
 class Towers(nn.Module):
     """Both towers; ``forward(inputs)`` gives rows [B, D] with gradients. Batch norm stays frozen."""
 
@@ -47,14 +54,9 @@ class Towers(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Towers:
-        """Set the mode; batch norm keeps the published statistics.
-
-        Those of a small batch would move the features more than training.
-        """
+        """Set the mode; batch norm keeps the published statistics."""
         super().train(mode)
-        for part in self.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
+        freeze_batch_norm(self)
         return self
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:

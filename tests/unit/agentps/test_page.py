@@ -15,7 +15,7 @@ from page_helpers import ParsedPage
 from report_helpers import CONTROLS, MARKUP, TEMPLATE
 
 from selftrain.agentps.examples import Example
-from selftrain.agentps.prediction import PICTURES, TEXT, answers_row
+from selftrain.agentps.predict import PICTURES, TEXT, answers_row
 from selftrain.agentps.questions import questionnaire, targets
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
