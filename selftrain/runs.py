@@ -37,8 +37,8 @@ from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepar
 from selftrain.data.task import dump_task
 from selftrain.errors import RecipeError
 from selftrain.loop import self_train
-from selftrain.models.best_model import stored_recipe
 from selftrain.models.pretrained import build_backbone
+from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer, Trainer
 from selftrain.panels import OfflinePanel, VLMPanel
 from selftrain.report import tracking
