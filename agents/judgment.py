@@ -118,6 +118,55 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Posterior:
+    """What classifier and agents together say of a post.
+
+    Attributes:
+        probs: Class name -> probability, in the order of the classes; they add up to 1.
+        log_odds: Party -> what it added to the log-odds of `label` over the runner-up, in nats: a rationale in
+            numbers. The parties' shares add up to those log-odds.
+        threshold: Probability of `label` from which on the post is learned, in [0, 1].
+        weight: How much it counts in training beside a labelled post, in [0, 1].
+    """
+
+    probs: Mapping[str, float]
+    log_odds: Mapping[str, float]
+    threshold: float
+    weight: float
+
+    @property
+    def label(self) -> str:
+        """The most probable class; of equals the first."""
+        return max(self.probs, key=lambda name: self.probs[name])
+
+    @property
+    def probability(self) -> float:
+        """Of `label`."""
+        return self.probs[self.label]
+
+    def to_json(self) -> dict[str, Any]:
+        """A record of JSON values, floats rounded."""
+        return {
+            "probs": rounded(self.probs),
+            "log_odds": rounded(self.log_odds),
+            "threshold": self.threshold,
+            "weight": rounded(self.weight),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Posterior:
+        """The posterior of a record.
+
+        Raises:
+            JudgmentError: A missing or unknown key, a value of the wrong type, no class.
+        """
+        fields = checked(record, _POSTERIOR_TYPES, "posterior")
+        if not fields["probs"]:
+            raise JudgmentError("a posterior over no class: expected a probability for each")
+        return cls(**{**fields, "probs": dict(fields["probs"]), "log_odds": dict(fields["log_odds"])})
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """All judgments on one candidate, by step and role.
 
@@ -126,6 +175,7 @@ class Verdict:
         classifier_label, classifier_probability: What the classifier said of it.
         judgments: Of every agent and step.
         deciders: The agents whose last judgments count; empty: all that judged.
+        posterior: What they say together, where the run decides by it; None: by unanimity.
     """
 
     post_id: str
@@ -133,6 +183,12 @@ class Verdict:
     classifier_probability: float
     judgments: tuple[Judgment, ...]
     deciders: tuple[str, ...] = ()
+    posterior: Posterior | None = None
+
+    @property
+    def label(self) -> str:
+        """The label that the post would be learned with."""
+        return self.classifier_label if self.posterior is None else self.posterior.label
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -150,7 +206,13 @@ class Verdict:
 
     @property
     def consistent(self) -> bool:
-        """True when somebody decided and all deciders' last judgments name the classifier's label."""
+        """Whether the post is learned.
+
+        By unanimity: somebody decided, and all deciders' last judgments name the classifier's label. By
+        posterior: its label is probable enough.
+        """
+        if self.posterior is not None:
+            return self.posterior.probability >= self.posterior.threshold
         last = [self.last(agent) for agent in self.deciders or self.agents]
         return bool(last) and all(j is not None and j.label == self.classifier_label for j in last)
 
@@ -163,6 +225,7 @@ class Verdict:
             "consistent": self.consistent,
             "judgments": [judgment.to_json() for judgment in self.judgments],
             "deciders": list(self.deciders),
+            "posterior": None if self.posterior is None else self.posterior.to_json(),
         }
 
     @classmethod
@@ -176,7 +239,9 @@ class Verdict:
         stated = fields.pop("consistent")
         judgments = tuple(Judgment.from_json(judgment) for judgment in fields.pop("judgments"))
         deciders = tuple(str(role) for role in fields.pop("deciders"))
-        verdict = cls(judgments=judgments, deciders=deciders, **fields)
+        posterior = fields.pop("posterior")
+        together = None if posterior is None else Posterior.from_json(posterior)
+        verdict = cls(judgments=judgments, deciders=deciders, posterior=together, **fields)
         if verdict.consistent != stated:
             raise JudgmentError(
                 f"verdict on {verdict.post_id!r}: consistent = {stated} stands against its judgments"
@@ -306,4 +371,11 @@ _VERDICT_TYPES: dict[str, type | tuple[type, ...]] = {
     "consistent": bool,
     "judgments": list,
     "deciders": list,
+    "posterior": (Mapping, type(None)),
+}
+_POSTERIOR_TYPES: dict[str, type | tuple[type, ...]] = {
+    "probs": Mapping,
+    "log_odds": Mapping,
+    "threshold": _NUMBER,
+    "weight": _NUMBER,
 }

@@ -131,8 +131,12 @@ class Trust:
 ABSTAINED, FAILED = "(abstain)", "(failed)"
 
 
-def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> Trust:
-    """Return figures on `labelled`, every one of which has a label.
+Answers = Mapping[str, Sequence[Judgment]]
+"""Role -> its step-0 judgments on the labelled posts, in their order."""
+
+
+def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> tuple[Trust, Answers]:
+    """Return figures on `labelled`, every one of which has a label, and the answers that they are made of.
 
     Raises:
         JudgmentError: No post, or a post without a label.
@@ -142,11 +146,12 @@ def trust(panel: Panel, labelled: Sequence[LabelledPost]) -> Trust:
         raise JudgmentError(f"{len(truth)} posts, {truth.count(None)} of them without a label")
     known = [str(label) for label in truth]
     answers = panel.predict_out_of_fold(labelled)
-    return Trust(
+    figures = Trust(
         agents={role: _agent(known, given) for role, given in answers.items()},
         kappa={f"{a}/{b}": kappa(answers[a], answers[b]) for a, b in combinations(answers, 2)},
         simulated=panel.simulated,
     )
+    return figures, answers
 
 
 def _agent(truth: Sequence[str], answers: Sequence[Judgment]) -> AgentTrust:
@@ -232,8 +237,10 @@ def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None
 OnNearChance = Literal["stop", "continue"]
 
 
-def check_agents(panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance) -> Trust:
-    """Return the agents' figures on the labelled posts.
+def check_agents(
+    panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance
+) -> tuple[Trust, Answers]:
+    """Return the agents' figures on the labelled posts, and their answers.
 
     Args:
         panel: Fitted on `labelled` already.
@@ -243,11 +250,11 @@ def check_agents(panel: Panel, labelled: Sequence[LabelledPost], on_near_chance:
     Raises:
         NearChanceError: An agent is near chance and `on_near_chance` is "stop".
     """
-    figures = trust(panel, labelled)
+    figures, answers = trust(panel, labelled)
     guessing = [role for role, agent in figures.agents.items() if agent.near_chance]
     if guessing and on_near_chance == "stop":
         raise NearChanceError(_advice(figures, guessing, len(labelled)))
-    return figures
+    return figures, answers
 
 
 def _advice(figures: Trust, guessing: Sequence[str], posts: int) -> str:

@@ -43,13 +43,17 @@ class RoundLoss(Protocol):
     @property
     def soft_positive(self) -> float: ...
 
-    def for_round(self, groups: SupportsArray, prior: Callable[[], float]) -> RoundLoss:
+    def for_round(
+        self, groups: SupportsArray, prior: Callable[[], float], agreed_weight: float | None = None
+    ) -> RoundLoss:
         """Return the loss that the model of one round is trained with; a loss without such settings: itself.
 
         Args:
             groups: `Group` values [M] of all training posts of the round, integers, some labelled among them.
             prior: Gives an estimate of the share of positives among the divergent posts, in (0, 1). It scores
                 them first, so it is called only where the estimate is wanted.
+            agreed_weight: How much an agreed post counts beside a labelled one, in [0, 1]; None: the loss's
+                own choice.
         """
         ...
 

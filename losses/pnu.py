@@ -141,12 +141,15 @@ class PNULoss:
             case "pn":
                 return PNUWeights(1.0, self._lambda_soft, 0.0)
 
-    def for_round(self, groups: SupportsArray, prior: Callable[[], float]) -> PNULoss:
+    def for_round(
+        self, groups: SupportsArray, prior: Callable[[], float], agreed_weight: float | None = None
+    ) -> PNULoss:
         """Return this loss with what was left open set by the posts of a round; see `RoundLoss`.
 
         L_pn and L_soft are means over their groups: at a fixed lambda_soft, 100 labels outweigh 5,000 agreed
-        posts or are drowned by 50. Left open, lambda_soft = AGREED_WEIGHT * agreed / labelled, so that one
-        agreed post counts AGREED_WEIGHT times as much as a labelled one, however many there are of each.
+        posts or are drowned by 50. Left open, lambda_soft = agreed_weight * agreed / labelled, so that one
+        agreed post counts agreed_weight times as much as a labelled one, however many there are of each
+        (AGREED_WEIGHT where no weight is given).
         """
         filled = self if self.theta is not None else replace(self, theta=prior())
         if self.lambda_soft is not None or self.form == "convex":
@@ -154,7 +157,8 @@ class PNULoss:
         counts = torch.bincount(torch.as_tensor(groups), minlength=len(Group)).tolist()
         agreed = counts[Group.AGREED_POSITIVE] + counts[Group.AGREED_NEGATIVE]
         labelled = counts[Group.POSITIVE] + counts[Group.NEGATIVE]
-        return replace(filled, lambda_soft=AGREED_WEIGHT * agreed / labelled)
+        weight = AGREED_WEIGHT if agreed_weight is None else agreed_weight
+        return replace(filled, lambda_soft=weight * agreed / labelled)
 
     def __call__(
         self, logits: Tensor, groups: Tensor, targets: Tensor | None = None, weights: Tensor | None = None

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from selftrain.serving.load_predictor import load_predictor as load_predictor
     from selftrain.state import RoundLimits as RoundLimits
     from selftrain.store.run_dir import HumanLabel as HumanLabel
+    from selftrain.verification.rules import PosteriorRule as PosteriorRule
+    from selftrain.verification.rules import Rule as Rule
+    from selftrain.verification.rules import Unanimous as Unanimous
 
 __version__ = "0.1.0"
 
@@ -75,6 +78,7 @@ _HOME = {
     "Post": "selftrain.data.posts",
     "Prediction": "selftrain.models.predictor",
     "Predictor": "selftrain.models.predictor",
+    "PosteriorRule": "selftrain.verification.rules",
     "Recipe": "selftrain.config",
     "Reviewers": "selftrain.review.reviewers",
     "RoundLimits": "selftrain.state",

@@ -12,7 +12,7 @@ from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
 from selftrain._util.plugins import accepted, build_part, locate, name_of, options_of
-from selftrain.config import KINDS, AgentsSection, PartSection, Recipe
+from selftrain.config import KINDS, AgentsSection, PartSection, Recipe, VerificationSection
 from selftrain.data.context import ForRun, RunContext
 from selftrain.data.preparation import PreparedData
 from selftrain.loop import LoopSettings
@@ -23,6 +23,7 @@ from selftrain.review.reviewers import Reviewers
 from selftrain.selection import Selector
 from selftrain.state import RoundLimits, Start
 from selftrain.store.run_dir import RunFolder
+from selftrain.verification.rules import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Parts:
         selector: Chooses whom the agents judge.
         panel: The agents.
         loss: What is minimised.
+        rule: Decides which verdicts become labels.
         reviewers: People; None: nobody.
         backbone: Posts to features; None: the recipe's, loaded when features are wanted.
     """
@@ -42,6 +44,7 @@ class Parts:
     selector: Selector
     panel: Panel | ForRun[Panel]
     loss: RoundLoss
+    rule: Rule
     reviewers: Reviewers | ForRun[Reviewers | None] | None
     backbone: Backbone | None = None
 
@@ -69,6 +72,7 @@ def build(recipe: Recipe, *, progress: bool = False) -> Parts:
         selector=build_named(recipe.selection),
         panel=build_panel(recipe),
         loss=build_named(recipe.loss),
+        rule=build_rule(recipe.verification),
         reviewers=build_named(recipe.human, served=ModelServers(**served)),
     )  # fmt: skip
 
@@ -101,6 +105,15 @@ def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
     return panel
 
 
+def build_rule(section: VerificationSection) -> Rule:
+    """Build what decides which verdicts become labels."""
+    path = KINDS["verification"].get(section.rule, section.rule)
+    known = section.rule in KINDS["verification"]
+    given = accepted(locate(path), {"threshold": section.threshold}) if known else {}
+    rule: Rule = build_part(path, given | section.options, "verification.rule")
+    return rule
+
+
 def _two_agents(section: AgentsSection) -> list[Any]:
     pair = {"reviewer": section.reviewer, "user": section.user}
     return [build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one]
@@ -113,6 +126,7 @@ def build_settings(recipe: Recipe) -> LoopSettings:
         seed=recipe.seed,
         retract_flipped=selection.retract_flipped,
         start=cast(Start, rounds.start),  # the recipe has checked both choices
+        folds=recipe.verification.folds,
         limits=RoundLimits(rounds.max, rounds.patience, rounds.budget, selection.reselect_divergent),
         root=recipe.data.manifest.parent,
         # agents that are paid for end the run before the pool is spent on; others learn again each round
@@ -147,6 +161,12 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
         "agents": parts.panel, "loss": parts.loss, "human": parts.reviewers,
     }  # fmt: skip
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
+    rules = {path: rule for rule, path in KINDS["verification"].items()}
+    rule = name_of(parts.rule)
+    arguments = options_of(parts.rule)
+    sections["verification"] = {
+        "rule": rules.get(rule, rule), **(arguments if rule in rules else {"options": arguments}),
+    }  # fmt: skip
     if isinstance(parts.panel, VLMPanel):
         sections |= {"agents": {"kind": "vlm"}, "vlm": options_of(parts.panel)}
     if isinstance(parts.panel, CrossReview):

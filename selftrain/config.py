@@ -39,6 +39,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "cross_review": "agents.panel:CrossReview",
         "none": "agents.panel:NoPanel",
     },
+    "verification": {
+        "posterior": "selftrain.verification.rules:PosteriorRule",
+        "unanimous": "selftrain.verification.rules:Unanimous",
+    },
     "human": {"ledger": "selftrain.review.reviewers:HumanReview"},
 }
 """Section -> kind -> the class it names. The keys of a section are its arguments, and have its defaults."""
@@ -222,6 +226,29 @@ class AgentSection(Section):
         return kind
 
 
+class VerificationSection(Section):
+    """How the agents' answers become labels."""
+
+    # "posterior" puts together all that classifier and agents know of a post; "unanimous" is the article's: a
+    # post counts where both agents repeat the classifier's label
+    rule: str = "posterior"  # or "package.module:Class", made of its options alone
+    options: Options = Field(default_factory=dict)
+    # posterior: probability of a label from which on a post is learned with it
+    threshold: float = Field(0.5, ge=0.5, le=1)
+    # posterior, and wherever there is no validation split: parts in which labelled posts are left out
+    folds: int = Field(5, ge=2)
+
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, rule: str) -> str:
+        if rule not in KINDS["verification"] and not is_own(rule):
+            names = ", ".join(f'"{known}"' for known in KINDS["verification"])
+            raise ValueError(
+                f'verification.rule is {rule!r}: expected one of {names}, or a "package.module:Class" of your own'
+            )
+        return rule
+
+
 class AgentsSection(PartSection):
     """Who verifies: `none` takes the classifier's word for it (an ablation)."""
 
@@ -325,6 +352,7 @@ class Recipe(Section):
     loss: LossSection = LossSection()
     selection: SelectionSection = SelectionSection()
     agents: AgentsSection = AgentsSection()
+    verification: VerificationSection = VerificationSection()
     vlm: VlmSection = VlmSection()
     rounds: RoundsSection = RoundsSection()
     human: HumanSection = HumanSection()

@@ -21,11 +21,12 @@ from agents.judgment import Accepted, Candidate, Verdict
 from agents.panel import Panel
 from agents.trust import OnNearChance, Trust, check_agents
 from losses.base import RoundLoss
-from losses.prior import estimate_prior
+from losses.prior import BOUNDS, estimate_prior
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.models.metrics import evaluate
+from selftrain.models.calibration import fit_calibration
+from selftrain.models.metrics import evaluate, log_likelihood
 from selftrain.models.trainer import M, Model, Trainer
 from selftrain.review.reviewers import Reviewers
 from selftrain.rounds import (
@@ -46,8 +47,10 @@ from selftrain.rounds import (
 from selftrain.selection import Selection, Selector
 from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic
-from selftrain.store.run_dir import HUMAN, MODEL, RunFolder
+from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, write_scores
+from selftrain.verification.cross_fit import CrossFit, Fit, labelled_in
+from selftrain.verification.rules import Decision, Judged, PosteriorRule, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class LoopSettings:
     root: Path = Path()
     limits: RoundLimits = field(default_factory=RoundLimits)
     on_near_chance: OnNearChance = "continue"
+    folds: int = 5
 
 
 def self_train(
@@ -71,6 +75,7 @@ def self_train(
     loss: RoundLoss,
     folder: RunFolder,
     settings: LoopSettings,
+    rule: Rule | None = None,
     reviewers: Reviewers | None = None,
 ) -> Iterator[RoundResult]:
     """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
@@ -83,6 +88,7 @@ def self_train(
         loss: The loss; its `for_round` fills in what follows from a round's own posts.
         folder: Opened and locked.
         settings: See `LoopSettings`.
+        rule: Decides which verdicts become labels; None: `PosteriorRule()`.
         reviewers: People who review what the agents cannot agree on; None: nobody. The loop ends before the
             round for which their decisions are missing, see `Reviewers.ready`.
 
@@ -90,6 +96,8 @@ def self_train(
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
     """
     # ---- where we stand: the state follows from the finished rounds ----------------------------------
+    rule = rule or PosteriorRule()
+    cross_fit = CrossFit(trainer, corpus, settings.folds)
     state, finished = replay(folder)
     check_pool(corpus, state, folder)
     if finished:
@@ -100,9 +108,10 @@ def self_train(
     if not finished:
         round_ = OpenRound(corpus, folder, 0)
         training = state.training_set(corpus, soft_positive=loss.soft_positive)
-        model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
-        measured = round_.measure(trainer, model)
-        state = state.keep(state, measured.validation.macro_f1)
+        fit = Fit(training, loss, settings.seed, "round 0")
+        model, validation = validated(trainer, cross_fit, corpus, fit, start=None)
+        measured = round_.measure(trainer, model, validation, rule)
+        state = state.keep(state, measured.score)
         yield round_.close(state, settings.root, training, model, measured, simulated=panel.simulated)
 
     while state.why_stop(settings.limits, len(corpus.pool)) is None:
@@ -116,7 +125,8 @@ def self_train(
         best = trainer.load(folder.round_path(state.best_round) / MODEL)
 
         # ---- select: whom the agents judge; accepted posts whose label flipped go back -----------------
-        flipped = flipped_posts(trainer, best, corpus, state) if settings.retract_flipped else []
+        retract = settings.retract_flipped and rule.retracts
+        flipped = flipped_posts(trainer, best, corpus, state) if retract else []
         chosen = selector.select(
             trainer.logits(best, corpus, open_positions(state, corpus, settings.limits)),
             most=state.budget_left(settings.limits),
@@ -130,29 +140,34 @@ def self_train(
         labelled = [corpus.posts[i] for i in corpus.labelled]
         pool = [corpus.posts[i] for i in corpus.pool]
         panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
-        trusted = check_agents(panel, labelled, settings.on_near_chance)
+        trusted, answers = check_agents(panel, labelled, settings.on_near_chance)
         atomic.write_json(folder.path / "trust.json", trusted.to_json())
 
-        # ---- verify: the agents judge alone, then cross-review --------------------------------------
-        verdicts = round_.write_verdicts(panel.verify(candidates))
+        # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
+        learned = fit_of(state, corpus, loss, settings.seed + max(state.best_round, 0))
+        judged = Judged(
+            corpus, state, panel.verify(candidates), answers, learned.training,
+            partial(cross_fit, learned), partial(_logits, trainer, best, corpus),
+        )  # fmt: skip
+        verdicts, revised = round_.write_verdicts(rule.decide(judged))
 
         # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
-        trial = state.merge(verdicts, flipped)
+        trial = state.merge(verdicts, flipped, revised)
         training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
         # ---- retrain --------------------------------------------------------------------------------
         prior = partial(prior_of_divergent, trainer, best, corpus, trial)
-        trial_loss = loss.for_round(training.groups, prior)
-        start, seed = (best if settings.start == "best" else None), settings.seed + number
-        model = trainer.fit(
-            corpus, training, loss=trial_loss, seed=seed, where=f"round {number}", start=start
+        trial_loss = loss.for_round(training.groups, prior, trial.agreed_weight)
+        fit = Fit(training, trial_loss, settings.seed + number, f"round {number}")
+        model, validation = validated(
+            trainer, cross_fit, corpus, fit, start=best if settings.start == "best" else None
         )
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
-        measured = round_.measure(trainer, model)
-        kept = measured.validation.macro_f1 > state.best_score
+        measured = round_.measure(trainer, model, validation, rule)
+        kept = measured.score > state.best_score
         human = human_counts(reviewers, state, number)
-        state = state.keep(trial, measured.validation.macro_f1) if kept else state.roll_back(verdicts)
+        state = state.keep(trial, measured.score) if kept else state.roll_back(verdicts)
         yield round_.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, theta=trial_loss.theta, human=human, trust=trusted,
@@ -165,10 +180,41 @@ def self_train(
 
 
 class Measured(NamedTuple):
-    """Metrics of a round's model on validation, and on test where its labels are known."""
+    """Metrics of a round's model on validation, and on test where its labels are known; `score` decides."""
 
     validation: SplitMetrics
     test: SplitMetrics | None
+    score: float
+
+
+def fit_of(state: LoopState, corpus: Corpus, loss: RoundLoss, seed: int) -> Fit:
+    """Return how the state's best classifier was trained, to train it again without some of its posts."""
+    training = state.training_set(corpus, soft_positive=loss.soft_positive)
+    prior = state.divergent_prior(corpus.positive)
+    known = 0.5 if prior is None else float(np.clip(prior, *BOUNDS))
+    filled = loss.for_round(training.groups, lambda: known, state.agreed_weight)
+    return Fit(training, filled, seed, f"round {max(state.best_round, 0)}")
+
+
+def validated(
+    trainer: Trainer[M], cross_fit: CrossFit, corpus: Corpus, fit: Fit, *, start: M | None
+) -> tuple[M, Scored]:
+    """Train a model; return it, calibrated, and its logits on posts of known label that it did not see.
+
+    These are the validation posts. Where there are none, every labelled post is left out once, and the model
+    is calibrated on what the others' models say of it.
+    """
+    model = trainer.fit(corpus, fit.training, loss=fit.loss, seed=fit.seed, where=fit.where, start=start)
+    positions, labels = corpus.validation, corpus.labels[corpus.validation]
+    if len(positions):
+        logits = _logits(trainer, model, corpus, positions)
+    else:
+        known = labelled_in(fit.training)
+        raw = cross_fit(fit)[known]
+        positions, labels = fit.training.positions[known], (fit.training.targets[known] > 0.5).astype(np.int8)
+        model = trainer.calibrate(model, raw, labels)
+        logits = fit_calibration(raw, labels)(raw)
+    return model, Scored([corpus.posts[i].id for i in positions], labels, logits)
 
 
 class OpenRound:
@@ -191,33 +237,36 @@ class OpenRound:
         atomic.write_jsonl(self.path / "candidates.jsonl", map(candidate_row, candidates))
         return candidates
 
-    def write_verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
-        """Write verdicts, and return them as a resumed run reads them: numbers rounded."""
-        records = [verdict.to_json() for verdict in verdicts]
-        atomic.write_jsonl(self.path / "verdicts.jsonl", records)
-        return [Verdict.from_json(record) for record in records]
+    def write_verdicts(self, decision: Decision) -> tuple[list[Verdict], list[Verdict]]:
+        """Write the verdicts on candidates and on earlier posts; return them as a resumed run reads them."""
+        files = {"verdicts.jsonl": decision.verdicts, REVISED: decision.revised}
+        written = []
+        for name, verdicts in files.items():
+            records = [verdict.to_json() for verdict in verdicts]
+            if records or name != REVISED:
+                atomic.write_jsonl(self.path / name, records)
+            written.append([Verdict.from_json(record) for record in records])
+        return written[0], written[1]
 
-    def measure(self, trainer: Trainer[M], model: M) -> Measured:
+    def measure(self, trainer: Trainer[M], model: M, validation: Scored, rule: Rule) -> Measured:
         """Save the round's model; return its metrics on validation and test.
 
         The scores that they come from are kept too: curves and intervals need them.
         """
         corpus = self._corpus
         model.save(self.path / MODEL, {"round": self._number})
-        splits = {"validation": corpus.validation}
+        scored = {"validation": validation}
         if labels_known(corpus.labels[corpus.test]):
-            splits["test"] = corpus.test
-        scored = {
-            name: Scored(
-                [corpus.posts[i].id for i in positions],
-                corpus.labels[positions],
-                _logits(trainer, model, corpus, positions),
+            scored["test"] = Scored(
+                [corpus.posts[i].id for i in corpus.test],
+                corpus.labels[corpus.test],
+                _logits(trainer, model, corpus, corpus.test),
             )
-            for name, positions in splits.items()
-        }
         write_scores(self.path, scored, positive=corpus.positive, negative=corpus.negative)
-        validation, *test = (evaluate(one.labels, one.logits) for one in scored.values())
-        return Measured(validation, test[0] if test else None)
+        metrics, *test = (evaluate(one.labels, one.logits) for one in scored.values())
+        held_out = log_likelihood(validation.labels, validation.logits)
+        score = held_out if rule.scores_likelihood else metrics.macro_f1
+        return Measured(metrics, test[0] if test else None, score)
 
     def close(
         self,
@@ -248,8 +297,8 @@ class OpenRound:
         """
         corpus = self._corpus
         result = RoundResult(
-            number=self._number, kept=kept, simulated=simulated, validation=measured.validation,
-            test=measured.test, sets=candidate_sets(corpus, verdicts), flipped=tuple(flipped),
+            number=self._number, kept=kept, score=measured.score, simulated=simulated,
+            validation=measured.validation, test=measured.test, sets=candidate_sets(corpus, verdicts), flipped=tuple(flipped),
             agents=agent_counts(corpus, verdicts), training=group_counts(training), theta=theta,
             best_epoch=model.best_epoch,
             curve=tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
@@ -297,7 +346,7 @@ def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopStat
     return [
         post_id
         for post_id, positive in given
-        if positive != (state.accepted[post_id].verdict.classifier_label == corpus.positive)
+        if positive != (state.accepted[post_id].verdict.label == corpus.positive)
     ]
 
 
@@ -306,7 +355,11 @@ def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: Loo
     divergent = corpus.positions_of(state.divergent)
     if not len(divergent):
         return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
-    training_prior = float((corpus.labels[corpus.validation] == 1).mean())
+    known = state.divergent_prior(corpus.positive)
+    if known is not None:
+        return float(np.clip(known, *BOUNDS))
+    checked = corpus.validation if len(corpus.validation) else corpus.labelled
+    training_prior = float((corpus.labels[checked] == 1).mean())
     return estimate_prior(sigmoid(_logits(trainer, model, corpus, divergent)), training_prior)
 
 
@@ -333,7 +386,7 @@ def as_accepted(corpus: Corpus, state: LoopState) -> Sequence[Accepted]:
     pseudo = [corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)]
     human = [corpus.posts[int(position)] for position in corpus.positions_of(state.human)]
     return [
-        *(Accepted(post, state.accepted[post.id].verdict.classifier_label) for post in pseudo),
+        *(Accepted(post, state.accepted[post.id].verdict.label) for post in pseudo),
         *(Accepted(post, state.human[post.id].given.label, weight=1.0) for post in human),
     ]
 

@@ -170,6 +170,7 @@ class RoundResult:
     Attributes:
         number: 0 is the labels alone.
         kept: False when the round was rolled back.
+        score: What rounds are compared by: validation macro-F1, or mean held-out log-likelihood.
         simulated: Whether the agents' answers were drawn from known labels.
         validation, test: Metrics of the round's model; `test` is None without labels there.
         sets: What became of the candidates.
@@ -189,6 +190,7 @@ class RoundResult:
 
     number: int
     kept: bool
+    score: float
     simulated: bool
     validation: SplitMetrics
     test: SplitMetrics | None
@@ -232,6 +234,7 @@ class RoundResult:
         return {
             "round": self.number,
             "kept": self.kept,
+            "score": self.score,
             "simulated": self.simulated,
             **{name: _without_none(split._asdict()) for name, split in splits.items()},
             **{name: counts._asdict() for name, counts in self.sets._asdict().items()},
@@ -260,6 +263,7 @@ class RoundResult:
         return cls(
             number=record["round"],
             kept=record["kept"],
+            score=record["score"],
             simulated=record["simulated"],
             validation=SplitMetrics(**record["validation"]),
             test=SplitMetrics(**record["test"]) if "test" in record else None,
@@ -355,11 +359,11 @@ def candidate_sets(corpus: Corpus, verdicts: Sequence[Verdict]) -> CandidateSets
 
 
 def _set_counts(corpus: Corpus, verdicts: Sequence[Verdict]) -> SetCounts:
-    counts = Counter(verdict.classifier_label for verdict in verdicts)
+    counts = Counter(verdict.label for verdict in verdicts)
     return SetCounts(
         len(verdicts),
         {name: counts[name] for name in (corpus.positive, corpus.negative)},
-        precision(corpus, [(verdict.post_id, verdict.classifier_label) for verdict in verdicts]),
+        precision(corpus, [(verdict.post_id, verdict.label) for verdict in verdicts]),
     )
 
 
@@ -395,7 +399,7 @@ def group_counts(training: TrainingSet) -> GroupCounts:
 
 def pseudo_labels(corpus: Corpus, state: LoopState) -> PseudoLabels:
     """The pseudo-labels of grown.jsonl: how many, and the share of right ones where truth is known."""
-    labels = [(post_id, last.verdict.classifier_label) for post_id, last in state.accepted.items()]
+    labels = [(post_id, last.verdict.label) for post_id, last in state.accepted.items()]
     known = sum(_truth(corpus, post_id) is not None for post_id, _ in labels)
     return PseudoLabels(len(labels), known, precision(corpus, labels))
 
@@ -448,7 +452,7 @@ def replay(folder: RunFolder) -> tuple[LoopState, list[RoundResult]]:
         state = state.apply_human_labels(folder.human_labels(one.number))
         verdicts = folder.verdicts(one.number)
         if one.kept:
-            state = state.keep(state.merge(verdicts, one.flipped), one.validation.macro_f1)
+            state = state.keep(state.merge(verdicts, one.flipped, folder.revised(one.number)), one.score)
         else:
             state = state.roll_back(verdicts)
     return state, rounds
@@ -492,7 +496,7 @@ def grown_rows(corpus: Corpus, state: LoopState, root: Path) -> Iterator[Json]:
         provenance = {"source": "human", "round": used.round, **used.given.provenance()}
         yield _post_row(corpus, post_id, root) | {"label": used.given.label, "provenance": provenance}
     for post_id, last in sorted(state.accepted.items(), key=by_round):
-        label = last.verdict.classifier_label
+        label = last.verdict.label
         yield _post_row(corpus, post_id, root) | {"label": label, "provenance": _provenance(last)}
 
 
@@ -508,7 +512,8 @@ def _post_row(corpus: Corpus, post_id: str, root: Path) -> Json:
 def _provenance(accepted: LastVerdict) -> Json:
     verdict = accepted.verdict
     last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
-    agreed = (role for role, judgment in last.items() if judgment.label == verdict.classifier_label)
+    agreed = (role for role, judgment in last.items() if judgment.label == verdict.label)
+    same = verdict.label == verdict.classifier_label
     return {
         "source": "pseudo-label",
         "round": accepted.round,
@@ -518,5 +523,6 @@ def _provenance(accepted: LastVerdict) -> Json:
             for role, one in last.items()
         },
         # without agents the one judgment is the classifier's own: it is named once
-        "agreed": list(dict.fromkeys(["classifier", *agreed])),
+        "agreed": list(dict.fromkeys([*(["classifier"] if same else []), *agreed])),
+        **({"posterior": verdict.posterior.to_json()} if verdict.posterior else {}),
     }

@@ -50,6 +50,7 @@ from selftrain.selection import Selector, TopK
 from selftrain.state import RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
+from selftrain.verification.rules import PosteriorRule, Rule
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -97,6 +98,8 @@ class SelfTrainer:
         selector: Chooses whom the agents judge; None: `TopK()`.
         panel: The agents; None: an `OfflinePanel`, which learns from the labels.
         loss: None: `losses.PNULoss`.
+        rule: Decides which verdicts become labels; None: `PosteriorRule()`; the article's is `Unanimous()`.
+        folds: Parts in which labelled posts are left out, see `verification.folds` of a recipe.
         reviewers: People, as `HumanReview(budget=200)`; None: nobody is asked, but reviews of the run that
             are there count.
         seed: Of every draw.
@@ -115,6 +118,8 @@ class SelfTrainer:
         selector: Selector | None = None,
         panel: Panel | ForRun[Panel] | None = None,
         loss: RoundLoss | None = None,
+        rule: Rule | None = None,
+        folds: int = 5,
         reviewers: Reviewers | ForRun[Reviewers | None] | None = None,
         seed: int = 0,
         limits: RoundLimits | None = None,
@@ -127,9 +132,11 @@ class SelfTrainer:
             selector=selector or TopK(),
             panel=panel or OfflinePanel(),
             loss=loss or PNULoss(),
+            rule=rule or PosteriorRule(),
             reviewers=reviewers or HumanReview(),
             backbone=backbone,
         )
+        self._folds = folds
         self._seed, self._limits, self._start = seed, limits or RoundLimits(), start
         self._retract_flipped, self._on_near_chance = retract_flipped, on_near_chance
 
@@ -152,6 +159,7 @@ class SelfTrainer:
             "reselect_divergent": limits.reselect_divergent, "retract_flipped": self._retract_flipped,
         }  # fmt: skip
         sections["agents"] |= {"on_near_chance": self._on_near_chance}
+        sections["verification"] |= {"folds": self._folds}
         sections["rounds"] = {
             "max": limits.rounds, "patience": limits.patience, "budget": limits.budget, "start": self._start,
         }  # fmt: skip
@@ -241,7 +249,7 @@ class Run:
             # ---- loop, and report -----------------------------------------------------------------------
             rounds = self_train(
                 prepared.corpus, in_run(parts.classifier, context), panel,
-                selector=parts.selector, loss=parts.loss, folder=folder,
+                selector=parts.selector, loss=parts.loss, rule=parts.rule, folder=folder,
                 settings=build_settings(recipe), reviewers=reviewers,
             )  # fmt: skip
             try:

@@ -135,26 +135,34 @@ class LoopState:
             disputed=self.disputed - human.keys(),
         )
 
-    def merge(self, verdicts: Sequence[Verdict], flipped: Collection[str]) -> LoopState:
+    def merge(
+        self, verdicts: Sequence[Verdict], flipped: Collection[str], revised: Sequence[Verdict] = ()
+    ) -> LoopState:
         """The state as it would be if the coming round were kept; `keep` makes it so.
 
         Args:
             verdicts: On the round's candidates.
             flipped: Accepted posts whose label the classifier no longer gives; unlabelled again.
+            revised: On posts of earlier rounds, whose verdicts they replace.
         """
         lost = frozenset(flipped)
         accepted = {post_id: last for post_id, last in self.accepted.items() if post_id not in lost}
         divergent, disputed = {*self.divergent, *lost}, {*self.disputed, *lost}
-        for verdict in verdicts:
+        for verdict in (*verdicts, *revised):
+            post_id = verdict.post_id
             if verdict.consistent:
-                accepted[verdict.post_id] = LastVerdict(self.next_round, verdict)
-                divergent.discard(verdict.post_id)
-                disputed.discard(verdict.post_id)
+                # a label that merely became surer or less sure dates from when it was first accepted
+                was = accepted.get(post_id)
+                same = was is not None and was.verdict.label == verdict.label
+                accepted[post_id] = LastVerdict(was.round if was and same else self.next_round, verdict)
+                divergent.discard(post_id)
+                disputed.discard(post_id)
             else:
-                divergent.add(verdict.post_id)
-                disputed.add(verdict.post_id)
+                accepted.pop(post_id, None)
+                divergent.add(post_id)
+                disputed.add(post_id)
         return replace(
-            self._after_verdicts(verdicts),
+            self._after_verdicts(verdicts, revised),
             accepted=accepted,
             divergent=frozenset(divergent),
             disputed=frozenset(disputed),
@@ -185,8 +193,8 @@ class LoopState:
             disputed=self.disputed | (disagreed - self.accepted.keys()),
         )
 
-    def _after_verdicts(self, verdicts: Sequence[Verdict]) -> LoopState:
-        given = {one.post_id: LastVerdict(self.next_round, one) for one in verdicts}
+    def _after_verdicts(self, verdicts: Sequence[Verdict], revised: Sequence[Verdict] = ()) -> LoopState:
+        given = {one.post_id: LastVerdict(self.next_round, one) for one in (*verdicts, *revised)}
         return replace(
             self, judged=self.judged + len(verdicts), last_verdicts={**self.last_verdicts, **given}
         )
@@ -200,14 +208,16 @@ class LoopState:
 
         Args:
             corpus: Gives the labelled posts, and every post's position.
-            soft_positive: Target of agreed positives; agreed negatives get 1 minus it.
+            soft_positive: Target of agreed positives without a posterior; agreed negatives get 1 minus it.
         """
         human = corpus.positions_of(self.human)
         agreed, divergent = corpus.positions_of(self.accepted), corpus.positions_of(self.divergent)
         given = _values(corpus, human, {i: used.given.label for i, used in self.human.items()})
-        values = _values(
-            corpus, agreed, {i: last.verdict.classifier_label for i, last in self.accepted.items()}
-        )
+        values = _values(corpus, agreed, {i: last.verdict.label for i, last in self.accepted.items()})
+        soft = [
+            self._target(corpus.posts[int(position)].id, corpus.positive, soft_positive)
+            for position in agreed
+        ]
         labels = np.concatenate([corpus.labels[corpus.labelled], given])
         groups = np.concatenate(
             [
@@ -219,12 +229,34 @@ class LoopState:
         targets = np.concatenate(
             [
                 (labels == 1).astype(np.float32),
-                np.where(values == 1, soft_positive, 1 - soft_positive),
+                np.array(soft, np.float32),
                 np.full(len(divergent), 0.5),
             ]
         ).astype(np.float32)
         positions = np.concatenate([corpus.labelled, human, agreed, divergent])
         return TrainingSet(positions, groups, targets)
+
+    def _target(self, post_id: str, positive: str, soft_positive: float) -> float:
+        """Probability of the positive class that an accepted post is learned with."""
+        verdict = self.accepted[post_id].verdict
+        if verdict.posterior is not None:
+            return verdict.posterior.probs[positive]
+        return soft_positive if verdict.label == positive else 1 - soft_positive
+
+    @property
+    def agreed_weight(self) -> float | None:
+        """How much an accepted post counts beside a labelled one; None: as the loss has it.
+
+        All posteriors of a state were given by one round, so that the weight of any of them is everybody's.
+        """
+        posteriors = (last.verdict.posterior for last in self.accepted.values())
+        return next((one.weight for one in posteriors if one is not None), None)
+
+    def divergent_prior(self, positive: str) -> float | None:
+        """Mean posterior of the positive class over the divergent posts; None where they have none."""
+        posteriors = (self.last_verdicts[post_id].verdict.posterior for post_id in sorted(self.divergent))
+        probs = [one.probs[positive] for one in posteriors if one is not None]
+        return sum(probs) / len(probs) if probs else None
 
 
 def _values(corpus: Corpus, positions: Iterable[int], labels: Mapping[str, str]) -> LabelArray:

@@ -134,6 +134,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
                     loss=parts.loss,
                     folder=folder,
                     settings=build_settings(recipe),
+                    rule=parts.rule,
                     reviewers=LedgerReviewers(folder, people, seed=recipe.seed),
                 )
             )

@@ -180,6 +180,7 @@ def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Pa
                 loss=parts.loss,
                 folder=opened,
                 settings=build_settings(recipe),
+                rule=parts.rule,
             )
         )
     return _summarise(rounds) | {"seconds": time.perf_counter() - began}

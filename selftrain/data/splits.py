@@ -35,7 +35,8 @@ class Splits:
     Attributes:
         names: The task's class names; every label is one of them.
         labelled: At least two posts of each class.
-        validation: Labelled; chooses the model and the thresholds.
+        validation: Labelled; chooses the model and the thresholds. May be empty: then each labelled post is
+            left out once instead.
         pool: Their labels are hidden: `label` is None, and `process` is empty where there was a label.
         test: Labelled; only measured on. May be empty.
         truth: Id -> label of the pool posts whose label was hidden. For measuring only, never for training.
@@ -59,7 +60,8 @@ class Splits:
         for name in ("labelled", "validation", "test"):
             self._check_labels(name)
         require(self.labelled, self.names, LEAST_PER_CLASS, "the labelled split")
-        require(self.validation, self.names, 1, "the validation split")
+        if self.validation:
+            require(self.validation, self.names, 1, "the validation split")
         if not self.pool and not self.allow_empty_pool:
             raise SplitError(
                 f"the pool is empty ({self.sizes}); expected at least 1 post: add some or label fewer"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from losses.base import RoundLoss
+from losses.group import Group
 from selftrain._util.types import Float32Array, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
@@ -93,7 +94,7 @@ def train_head(
     Args:
         rows: [M, D] feature rows of `training.positions`.
         training: Groups and targets of those rows.
-        validation_rows: [V, D].
+        validation_rows: [V, D]; without any the last epoch counts, and the logits are not calibrated.
         validation_labels: [V], 1 for the positive class.
         scaling: Of the rows; a head given as `start` keeps its own.
         loss: The loss.
@@ -112,10 +113,17 @@ def train_head(
         )
         prepared = head.prepare(torch.from_numpy(validation_rows))
         groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
+        learned = head.prepare(torch.from_numpy(rows))
+        checked, truth = prepared, validation_labels
+        if not len(truth):
+            # nobody to choose an epoch by: the last one counts, and its macro-F1 is that on the labels
+            known = np.isin(training.groups, (Group.POSITIVE, Group.NEGATIVE))
+            checked, truth = learned[torch.from_numpy(known)], (training.targets[known] > 0.5).astype(np.int8)
+            settings = settings._replace(evaluate_every=settings.epochs)
         curve, best = descend(
-            head, head.prepare(torch.from_numpy(rows)), prepared,
+            head, learned, checked,
             loss=lambda logits: loss(logits, groups, targets),
-            score=lambda logits: macro_f1(validation_labels, (logits.numpy() > 0).astype(np.int8)),
+            score=lambda logits: macro_f1(truth, (logits.numpy() > 0).astype(np.int8)),
             settings=settings, where=where,
         )  # fmt: skip
     head.layers.load_state_dict(best)
@@ -127,7 +135,7 @@ def train_head(
             f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
         )
     chosen = max(curve, key=lambda progress: progress.macro_f1)
-    calibration = fit_calibration(raw, validation_labels)
+    calibration = fit_calibration(raw, validation_labels) if len(raw) else Calibration()
     return HeadClassifier(head, calibration, settings, tuple(curve), chosen.epoch)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from backbones.base import Backbone
 from losses.base import RoundLoss
-from selftrain._util.types import Float32Array, IntArray
+from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
@@ -138,6 +138,12 @@ class FineTuner:
                 f"{where} is to go on from a model of {start.architecture}, this trainer's is"
                 f" {self.architecture}: start from the pretrained backbone, or restore the settings"
             )
+        if not len(corpus.validation):
+            raise TrainingError(
+                f"{where}: no validation post to choose an epoch by, and leaving labelled posts out one part at"
+                " a time would train the backbone many times over. Give a validation split"
+                " (data.validation_share above 0), or train the head alone"
+            )
         with _random_state(seed), _memory_advice(where, self._advice()):
             network = self._build(self.architecture)
             if start is None:
@@ -173,6 +179,11 @@ class FineTuner:
                 posts = [corpus.posts[position] for position in part]
                 raw = network.classify(network.encode(posts, self.evaluation_batch, self.workers).rows)
             yield part, model.calibration(raw)
+
+    def calibrate(
+        self, model: FinetunedClassifier, raw: Float32Array, labels: LabelArray
+    ) -> FinetunedClassifier:
+        return replace(model, calibration=fit_calibration(raw, labels))
 
     def load(self, file: Path) -> FinetunedClassifier:
         """A model that `save` wrote.

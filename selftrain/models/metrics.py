@@ -72,6 +72,12 @@ def evaluate(labels: LabelArray, logits: Float32Array) -> SplitMetrics:
     )
 
 
+def log_likelihood(labels: LabelArray, logits: Float32Array) -> float:
+    """Return the mean log-probability of labels [B] under calibrated logits [B], in nats, at most 0."""
+    margin = np.where(labels == 1, logits, -logits).astype(np.float64)
+    return -float(np.logaddexp(0, -margin).mean())
+
+
 # ---- labels against scores ----------------------------------------------------------------------------
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from losses.base import RoundLoss
-from selftrain._util.types import Float32Array, IntArray
+from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.models.calibration import fit_calibration
 from selftrain.models.classifier import HeadClassifier, load_head, train_head
 from selftrain.models.head import HeadKind, HeadSettings, Progress, Scaling, fit_scaling
 
@@ -57,6 +58,18 @@ class Trainer(Protocol[M]):
         self, model: M, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
         """(positions [n], calibrated logits [n]) in chunks, in the order given."""
+        ...
+
+    def calibrate(self, model: M, raw: Float32Array, labels: LabelArray) -> M:
+        """The same model with probabilities fitted to posts that it did not learn from.
+
+        Called where there is no validation split, on which `fit` calibrates.
+
+        Args:
+            model: Not calibrated yet.
+            raw: [n] logits of posts of known label, by models trained like it without these posts.
+            labels: [n] 1 for the positive class, else 0.
+        """
         ...
 
     def load(self, file: Path) -> M:
@@ -126,6 +139,9 @@ class HeadTrainer:
         for start in range(0, len(positions), self.chunk):
             part = positions[start : start + self.chunk]
             yield part, model.logits(corpus.rows(part))
+
+    def calibrate(self, model: HeadClassifier, raw: Float32Array, labels: LabelArray) -> HeadClassifier:
+        return replace(model, calibration=fit_calibration(raw, labels))
 
     def load(self, file: Path) -> HeadClassifier:
         return load_head(file)[0]

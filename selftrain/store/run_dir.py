@@ -37,6 +37,7 @@ from selftrain.store import atomic
 T = TypeVar("T")
 
 HUMAN = "human.jsonl"
+REVISED = "revised.jsonl"
 MODEL = "model.safetensors"
 
 
@@ -308,6 +309,14 @@ class RunFolder:
             RunStateError: A line that is no verdict, with its number.
         """
         return list(_read_typed(self.round_path(number) / "verdicts.jsonl", Verdict.from_json))
+
+    def revised(self, number: int) -> list[Verdict]:
+        """New verdicts of a round on posts of earlier rounds; empty where it gave none.
+
+        Raises:
+            RunStateError: A line that is no verdict, with its number.
+        """
+        return list(_read_typed(self.round_path(number) / REVISED, Verdict.from_json))
 
     def human_labels(self, number: int) -> list[HumanLabel]:
         """People's labels that a round was the first to use; empty where it used none.

@@ -210,9 +210,9 @@ def test_trust_is_out_of_fold(posts):
     noise = [Post(p.id, p.text, label=str(random.choice(CLASSES))) for p in posts[0]]
     panel = CrossReview(*offline_agents(CLASSES))
     panel.fit(noise)
-    assert all(one.near_chance for one in trust(panel, noise).agents.values())
+    assert all(one.near_chance for one in trust(panel, noise)[0].agents.values())
     panel.fit(posts[0])
-    assert all(one.balanced.value > 0.9 for one in trust(panel, posts[0]).agents.values())
+    assert all(one.balanced.value > 0.9 for one in trust(panel, posts[0])[0].agents.values())
 
 
 def test_three_classes():

@@ -19,7 +19,7 @@ USER = ["flower", "flower", "flower", "metal", "metal", "flower", "metal", "meta
 def figures():
     posts = [Post(str(i), label=label) for i, label in enumerate(TRUE)]
     said = [dict(zip((post.id for post in posts), answers, strict=True)) for answers in (REVIEWER, USER)]
-    return trust(CrossReview(Scripted("reviewer", said[0]), Scripted("user", said[1])), posts)
+    return trust(CrossReview(Scripted("reviewer", said[0]), Scripted("user", said[1])), posts)[0]
 
 
 def test_confusion_counts_abstentions_and_failures_apart(figures):
@@ -55,7 +55,7 @@ def test_a_good_agent_on_enough_posts_is_told_from_chance():
     right = {post.id: post.label for post in posts}
     wrong = {post.id: "flower" for post in posts}
     panel = CrossReview(Scripted("reviewer", right), Scripted("user", wrong))
-    figures = trust(panel, posts)
+    figures = trust(panel, posts)[0]
     assert not figures.agents["reviewer"].near_chance
     assert figures.agents["user"].near_chance
     assert figures.agents["reviewer"].balanced.value == 1
@@ -72,6 +72,6 @@ def test_wilson_against_published_values():
 def test_posts_without_labels_are_refused():
     panel = CrossReview(Scripted("reviewer", {}), Scripted("user", {}))
     with pytest.raises(JudgmentError, match="1 posts, 1 of them"):
-        trust(panel, [Post("a")])
+        trust(panel, [Post("a")])[0]
     with pytest.raises(JudgmentError, match="0 posts"):
-        trust(panel, [])
+        trust(panel, [])[0]

@@ -346,7 +346,7 @@ def test_labelled_posts_calibrate_the_probabilities(panels):
     recalled = panel.predict_out_of_fold(posts)["judge"]
     mean = sum(j.probability for j in recalled) / len(recalled)
     assert abs(mean - 0.75) < 0.05
-    figures = trust(panel, posts).agents["judge"]
+    figures = trust(panel, posts)[0].agents["judge"]
     assert figures.reliability.ece < 0.1
     raw_mean = sum(max(j.details["uncalibrated"].values()) for j in recalled) / len(recalled)
     assert raw_mean == pytest.approx(0.99)

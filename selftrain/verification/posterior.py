@@ -23,7 +23,6 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
-from agents.judgment import State, Verdict
 from selftrain._util.types import FloatArray, IntArray
 
 # ---- constants, chosen on HateBiasNet and HateXplain, confirmed on TweetEval hate and MAMI ---------------
@@ -34,7 +33,9 @@ OWN_POSTS = 4.0  # posts by which an agent's own table is pulled towards "says n
 EXPONENTS = (0.5, 1.0)  # of classifier and agents, before the labelled posts are asked
 PULL_POSTS = 20.0  # how strongly the exponents and offsets stay there
 CLIP = 4.0  # log-probability ratios of the classifier beyond this are not believed
-FULL_WEIGHT_AT = 1 / 3  # agents that remove a third of the uncertainty make posts that count as much as labels
+FULL_WEIGHT_AT = (
+    1 / 3
+)  # agents that remove a third of the uncertainty make posts that count as much as labels
 STEPS = 8  # of expectation maximisation; q moves by less than .01 after
 
 
@@ -48,20 +49,6 @@ class Beliefs(NamedTuple):
 
     log_probs: FloatArray
     states: IntArray
-
-
-def agent_states(verdicts: Sequence[Verdict], roles: Sequence[str], classes: Sequence[str]) -> IntArray:
-    """Return the states [B, A] of the agents' last answers; a role that did not judge has failed."""
-    index = {name: number for number, name in enumerate(classes)}
-    states = np.full((len(verdicts), len(roles)), len(classes) + 1, np.int64)
-    for row, verdict in enumerate(verdicts):
-        for column, role in enumerate(roles):
-            last = verdict.last(role)
-            if last is not None and last.state is State.LABEL and last.label is not None:
-                states[row, column] = index[last.label]
-            elif last is not None and last.state is State.ABSTAIN:
-                states[row, column] = len(classes)
-    return states
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""What a classifier says of posts that it did not learn from: every training post left out once.
+
+Shape legend: ``M`` training posts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from losses.base import RoundLoss
+from losses.group import Group
+from selftrain._util.types import BoolArray, Float32Array, IntArray
+from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.models.trainer import Trainer
+
+LABELLED = (Group.POSITIVE, Group.NEGATIVE)
+
+
+class Fit(NamedTuple):
+    """How a model was trained: on whom, with which loss and seed; `where` is said in an error."""
+
+    training: TrainingSet
+    loss: RoundLoss
+    seed: int
+    where: str
+
+
+def labelled_in(training: TrainingSet) -> BoolArray:
+    """Return which posts [M] of a training set have labels, people's labels among them."""
+    return np.isin(training.groups, LABELLED)
+
+
+class CrossFit:
+    """Logits of training posts by models that did not learn from them; the last fit is remembered.
+
+    Args:
+        trainer: Fits and scores.
+        corpus: The posts.
+        folds: At most; never more than the smaller labelled class has posts, so that each model sees both.
+    """
+
+    def __init__(self, trainer: Trainer[Any], corpus: Corpus, folds: int) -> None:
+        self._trainer, self._corpus, self._folds = trainer, corpus, folds
+        self._last: tuple[Fit, Float32Array] | None = None
+
+    def __call__(self, fit: Fit) -> Float32Array:
+        """Return logits [M] of the posts of `fit`, each by a model trained like it on the other folds."""
+        if self._last is None or not _same(self._last[0], fit):
+            self._last = fit, self._logits(fit)
+        return self._last[1]
+
+    def _logits(self, fit: Fit) -> Float32Array:
+        training = fit.training
+        fold = assign_folds(training.groups, self._folds, fit.seed)
+        logits = np.empty(len(fold), np.float32)
+        for number in range(int(fold.max()) + 1):
+            left_out = fold == number
+            rest = TrainingSet(*(column[~left_out] for column in training))
+            where = f"{fit.where}, fold {number + 1}"
+            model = self._trainer.fit(
+                self._corpus, rest, loss=fit.loss, seed=fit.seed, where=where, start=None
+            )
+            scored = self._trainer.logits(model, self._corpus, training.positions[left_out])
+            logits[left_out] = np.concatenate([part for _, part in scored])
+        return logits
+
+
+def _same(one: Fit, other: Fit) -> bool:
+    pairs = zip(one.training, other.training, strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs) and one[1:3] == other[1:3]
+
+
+def assign_folds(groups: IntArray, folds: int, seed: int) -> IntArray:
+    """Return the fold [M] of every post: each group is spread evenly.
+
+    Args:
+        groups: [M] `losses.Group` values; at least two posts of each labelled class.
+        folds: Most folds, at least 2.
+        seed: Of the order within the groups.
+    """
+    count = min(folds, *(int((groups == group).sum()) for group in LABELLED))
+    draw = np.random.RandomState(seed % 2**32)
+    fold = np.empty(len(groups), np.int64)
+    for group in np.unique(groups):
+        members = draw.permutation(np.flatnonzero(groups == group))
+        fold[members] = np.arange(len(members)) % count
+    return fold

@@ -1,0 +1,215 @@
+"""How verdicts become labels: by unanimity, as the article does, or by a posterior of all that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from agents.judgment import Judgment, Posterior, State, Verdict
+from selftrain._util.types import Float32Array, FloatArray, IntArray
+from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.errors import RecipeError
+from selftrain.state import LoopState
+from selftrain.verification.cross_fit import labelled_in
+from selftrain.verification.posterior import Beliefs, fit_posterior
+
+
+class Judged(NamedTuple):
+    """What a rule decides on.
+
+    Attributes:
+        corpus: The posts.
+        state: Before the round, people's labels used.
+        verdicts: On the round's candidates.
+        answers: Role -> what it said alone of each labelled post, in their order, without having learned from
+            it.
+        training: Whom the best classifier learned from.
+        out_of_fold: Gives logits of the posts of `training`, each by a model that did not learn from it.
+        predict: Gives the best classifier's calibrated logits of posts that it did not learn from.
+    """
+
+    corpus: Corpus
+    state: LoopState
+    verdicts: Sequence[Verdict]
+    answers: Mapping[str, Sequence[Judgment]]
+    training: TrainingSet
+    out_of_fold: Callable[[], Float32Array]
+    predict: Callable[[IntArray], Float32Array]
+
+
+class Decision(NamedTuple):
+    """What came of a round's verdicts.
+
+    Attributes:
+        verdicts: On the round's candidates, as they count.
+        revised: New verdicts on posts of earlier rounds.
+    """
+
+    verdicts: Sequence[Verdict]
+    revised: Sequence[Verdict] = ()
+
+
+class Rule(Protocol):
+    """Decides which posts are consistent, and with which target they are learned."""
+
+    @property
+    def scores_likelihood(self) -> bool:
+        """Whether rounds are compared by held-out log-likelihood; by validation macro-F1 otherwise."""
+        ...
+
+    @property
+    def retracts(self) -> bool:
+        """Whether accepted posts whose label the classifier no longer gives are unlabelled again."""
+        ...
+
+    def decide(self, judged: Judged) -> Decision:
+        """Return the verdicts as they count.
+
+        Raises:
+            AgentError, TrainingError: What was needed for it could not be had.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Unanimous:
+    """The article's rule: a post is consistent where both agents repeat the classifier's label.
+
+    It is learned with that label, softened, and given up when the classifier changes its mind.
+
+    Source: "Multi-Agent VLMs Guided Self-Training with PNU Loss" (arXiv 2511.13759).
+    """
+
+    scores_likelihood = False
+    retracts = True
+
+    def decide(self, judged: Judged) -> Decision:
+        """Return the verdicts as they are."""
+        return Decision(judged.verdicts)
+
+
+@dataclass(frozen=True)
+class PosteriorRule:
+    """A post is consistent where the posterior of its most probable class reaches `threshold`.
+
+    All judged posts are judged anew in every round: early labels that were wrong move as the classifier and
+    what is known of the agents do. See `selftrain.verification.posterior`.
+
+    Attributes:
+        threshold: In [.5, 1]. Posts below it are divergent: unlabelled in the loss, and people may be asked.
+
+    Raises:
+        RecipeError: A threshold outside.
+    """
+
+    threshold: float = 0.5
+
+    scores_likelihood = True
+    retracts = False  # every posterior is computed anew in every round
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.threshold <= 1:
+            raise RecipeError(f"threshold is {self.threshold}: expected a probability in [0.5, 1]")
+
+    def decide(self, judged: Judged) -> Decision:
+        """Return every judged post's verdict with its posterior."""
+        corpus, state = judged.corpus, judged.state
+        earlier = {
+            post_id: last.verdict
+            for post_id, last in state.last_verdicts.items()
+            if post_id not in state.human
+        }
+        verdicts = list({**earlier, **{one.post_id: one for one in judged.verdicts}}.values())
+        roles = tuple(judged.answers)
+        logits = self._logits(judged, [one.post_id for one in verdicts])
+        known = labelled_in(judged.training)
+        posterior = fit_posterior(
+            Beliefs(_two_sided(judged.out_of_fold()[known]), _labelled_states(judged, roles)),
+            (judged.training.targets[known] > 0.5).astype(np.int64),
+            Beliefs(_two_sided(logits), _states(corpus, [_alone(one, roles) for one in verdicts])),
+            roles,
+            len(_classes(corpus)),
+        )
+        decided = {
+            verdict.post_id: replace(
+                verdict,
+                posterior=Posterior(
+                    probs=dict(zip(_classes(corpus), found.probs, strict=True)),
+                    log_odds=found.log_odds,
+                    threshold=self.threshold,
+                    weight=posterior.weight,
+                ),
+            )
+            for verdict, found in zip(verdicts, posterior.evidence(), strict=True)
+        }
+        new = [decided.pop(one.post_id) for one in judged.verdicts]
+        return Decision(new, list(decided.values()))
+
+    def _logits(self, judged: Judged, post_ids: Sequence[str]) -> Float32Array:
+        """Logits of judged posts, by models that did not learn from them."""
+        positions = np.array([judged.corpus.position_of[post_id] for post_id in post_ids], np.int64)
+        learned = dict(
+            zip(judged.training.positions.tolist(), range(len(judged.training.positions)), strict=True)
+        )
+        place = np.array([learned.get(position, -1) for position in positions.tolist()], np.int64)
+        logits = np.empty(len(positions), np.float32)
+        if (place < 0).any():
+            logits[place < 0] = judged.predict(positions[place < 0])
+        if (place >= 0).any():
+            logits[place >= 0] = judged.out_of_fold()[place[place >= 0]]
+        return logits
+
+
+def _classes(corpus: Corpus) -> tuple[str, ...]:
+    """Class names in the order of their numbers."""
+    return corpus.negative, corpus.positive
+
+
+def _two_sided(logits: Float32Array) -> FloatArray:
+    """Log-probabilities [B, 2] of the two classes."""
+    wide = logits.astype(np.float64)
+    return np.stack([-np.logaddexp(0, wide), -np.logaddexp(0, -wide)], axis=1)
+
+
+def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
+    """What each role said alone.
+
+    On labelled posts nobody hears what the others say, so a table of those answers holds for answers of that
+    kind only; and who has heard the classifier's label brings it in a second time.
+    """
+    given = verdict.by_agent()
+    return [given[role][0] if role in given else None for role in roles]
+
+
+def _labelled_states(judged: Judged, roles: Sequence[str]) -> IntArray:
+    """States of the labelled posts, then of those that people labelled."""
+    columns = [judged.answers[role] for role in roles]
+    labelled: list[list[Judgment | None]] = [list(row) for row in zip(*columns, strict=True)] or [
+        [] for _ in judged.corpus.labelled
+    ]
+    human = [
+        _alone(judged.state.last_verdicts[post_id].verdict, roles)
+        if post_id in judged.state.last_verdicts
+        else [None] * len(roles)
+        for post_id in (
+            judged.corpus.posts[int(p)].id for p in judged.corpus.positions_of(judged.state.human)
+        )
+    ]
+    return _states(judged.corpus, [*labelled, *human])
+
+
+def _states(corpus: Corpus, rows: Sequence[Sequence[Judgment | None]]) -> IntArray:
+    """[B, A] a class's number, or K for no label, or K + 1 for no usable answer."""
+    classes = _classes(corpus)
+    numbers = {name: number for number, name in enumerate(classes)}
+
+    def state(judgment: Judgment | None) -> int:
+        if judgment is None or judgment.state is State.FAILED:
+            return len(classes) + 1
+        return len(classes) if judgment.label is None else numbers[judgment.label]
+
+    width = len(rows[0]) if rows else 0
+    return np.array([[state(one) for one in row] for row in rows], np.int64).reshape(len(rows), width)
