@@ -14,7 +14,7 @@ from selftrain.cli.printing import say, write_records
 from selftrain.errors import ServingError
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.predictor import AGENTPS_FILE
-from selftrain.serving.filtering import filter_posts
+from selftrain.serving.filter import filter_posts
 from selftrain.serving.load_predictor import load_predictor
 from selftrain.serving.manifest_predictions import ManifestPredictions
 from selftrain.serving.server import Batching, compute_threads
@@ -180,7 +180,7 @@ def filter_stream(
 
     Raises:
         ServingError: No threshold reaches the precision; nothing was written.
-        SelftrainError, BackboneError: See `selftrain.serving.filtering.filter_posts`.
+        SelftrainError, BackboneError: See `selftrain.serving.filter.filter_posts`.
     """
     predictor = load_predictor(model)
     measured = validation_scores(predictor, validation)
