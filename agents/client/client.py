@@ -52,23 +52,15 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class _Call(Generic[T]):
-    """What is sent, how its answer is read, and what has become of it so far.
+    """What is sent, how its answer is read, and what has become of it so far."""
 
-    Attributes:
-        path: Of the endpoint.
-        affinity: See `ChatRequest`.
-        body: Makes the body, for each try when it is sent: calls that wait hold no encoded pictures.
-        read: Reads the answer, given the seconds it took.
-        failed_at: Endpoints that were lost under this call.
-        avoid: The endpoint that failed it last.
-    """
-
-    path: str
-    affinity: str
+    path: str  # of the endpoint
+    affinity: str  # see `ChatRequest`
+    # makes the body, for each try when it is sent: calls that wait hold no encoded pictures
     body: Callable[[], Mapping[str, Any]]
-    read: Callable[[bytes, float], T]
-    failed_at: set[Endpoint] = field(default_factory=set)
-    avoid: Endpoint | None = None
+    read: Callable[[bytes, float], T]  # reads the answer, given the seconds it took
+    failed_at: set[Endpoint] = field(default_factory=set)  # endpoints that were lost under this call
+    avoid: Endpoint | None = None  # the endpoint that failed it last
 
 
 class ChatClient:

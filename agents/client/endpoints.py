@@ -42,19 +42,12 @@ OnEvent: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an exchange brought no answer.
+    """Why an exchange brought no answer."""
 
-    Attributes:
-        kind: What follows from it, see `Kind`.
-        reason: In words, with the server's own where there are any; without the key.
-        status: Of the HTTP answer; 0 without one.
-        wait: Seconds that the server asks us to wait (Retry-After); None: it does not say.
-    """
-
-    kind: Kind
-    reason: str
-    status: int = 0
-    wait: float | None = None
+    kind: Kind  # what follows from it, see `Kind`
+    reason: str  # in words, with the server's own where there are any; without the key
+    status: int = 0  # of the HTTP answer; 0 without one
+    wait: float | None = None  # seconds that the server asks us to wait (Retry-After); None: it does not say
 
 
 class Key:

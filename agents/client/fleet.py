@@ -28,21 +28,13 @@ FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja")
 
 
 class Served(NamedTuple):
-    """What an endpoint serves; endpoints that are used together agree in all of it.
+    """What an endpoint serves; endpoints that are used together agree in all of it."""
 
-    Attributes:
-        model: The name to ask for.
-        root: What was loaded under it.
-        base: Root of the model under an adapter; empty without one.
-        context: Most tokens of prompt and answer; 0: the server does not say.
-        server: "vllm <version>", or "openai-compatible" where there is no /version.
-    """
-
-    model: str
-    root: str
-    base: str
-    context: int
-    server: str
+    model: str  # the name to ask for
+    root: str  # what was loaded under it
+    base: str  # root of the model under an adapter; empty without one
+    context: int  # most tokens of prompt and answer; 0: the server does not say
+    server: str  # "vllm <version>", or "openai-compatible" where there is no /version
 
     def __str__(self) -> str:
         loaded = f"{self.root} over {self.base}" if self.base else self.root

@@ -30,17 +30,11 @@ _SIDE = 64  # pixels; some models refuse pictures that are smaller than their pa
 
 
 class Check(NamedTuple):
-    """One thing looked at.
+    """One thing looked at."""
 
-    Attributes:
-        what: "alive", "model" or "answer".
-        passed: Whether agents can go on.
-        detail: What was found; after a failure also what to do.
-    """
-
-    what: str
-    passed: bool
-    detail: str
+    what: str  # "alive", "model" or "answer"
+    passed: bool  # whether agents can go on
+    detail: str  # what was found; after a failure also what to do
 
 
 class HttpReply(NamedTuple):
@@ -58,21 +52,13 @@ class HttpReply(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """How a server took the question.
+    """How a server took the question."""
 
-    Attributes:
-        completion: Its answer; None: it did not answer as agents need it.
-        fault: Then why.
-        status: The HTTP status behind it; 0: nothing came.
-        compact: Whether its JSON stood without white space between keys.
-        detailed: Whether it counted cached and image tokens apart.
-    """
-
-    completion: Completion | None
-    fault: str = ""
-    status: int = 200
-    compact: bool = True
-    detailed: bool = True
+    completion: Completion | None  # its answer; None: it did not answer as agents need it
+    fault: str = ""  # then why
+    status: int = 200  # the HTTP status behind it; 0: nothing came
+    compact: bool = True  # whether its JSON stood without white space between keys
+    detailed: bool = True  # whether it counted cached and image tokens apart
 
 
 def check_server(
