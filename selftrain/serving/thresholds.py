@@ -13,8 +13,7 @@ import numpy as np
 from selftrain._util.types import Interval
 from selftrain.data.manifest import read_manifest
 from selftrain.errors import ServingError
-from selftrain.models.intervals import clopper_pearson
-from selftrain.models.metrics import Curve, curve
+from selftrain.models.metrics import Curve, clopper_pearson, curve
 from selftrain.models.predictor import Predictor, ValidationScores
 
 HAIR = 1e-6  # a score moves by less when its post is scored in another batch, or was stored in six decimals

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
-from selftrain.models.intervals import threshold_intervals
-from selftrain.models.metrics import accuracy_and_f1, curve, threshold_metrics
+from selftrain.models.metrics import accuracy_and_f1, curve, threshold_intervals, threshold_metrics
 
 
 def case(seed, count=60, ties=8):
