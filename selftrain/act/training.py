@@ -21,8 +21,9 @@ from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import NonFiniteLossError, TrainingError
 from selftrain.models.act_model import ACTModel, ClassesHead, rows_of
 from selftrain.models.calibration import fit_calibration
-from selftrain.models.head import Head, HeadSettings, Scaling, descend, fit_scaling
+from selftrain.models.head import Head, HeadSettings, Scaling, fit_scaling, train_layers
 from selftrain.models.metrics import macro_f1
+from selftrain.models.train_loop import best_epoch
 
 
 class ACTTrainer:
@@ -193,14 +194,12 @@ def train_classes(
         head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
         prepared = head.prepare(torch.from_numpy(validation_rows))
         machine, human, reviewed, inclusion = map(torch.from_numpy, labels)
-        curve, best = descend(
+        curve = train_layers(
             head, head.prepare(torch.from_numpy(rows)), prepared,
             loss=lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
             score=lambda z: macro_f1(validation_labels, z.argmax(1).numpy()),
             settings=settings, where=where,
         )  # fmt: skip
-    head.layers.load_state_dict(best)
-    head.eval()
     with torch.inference_mode():
         logits = head.read(prepared)
     if not bool(torch.isfinite(logits).all()):  # the last step's own doing: no loss was computed after it
@@ -208,5 +207,4 @@ def train_classes(
             f"{where}: the trained head gives logits that are not finite. Lower the learning rate"
         )
     calibration = fit_calibration(logits.numpy(), validation_labels)
-    chosen = max(curve, key=lambda progress: progress.macro_f1)
-    return ClassesHead(head, tuple(classes), calibration, settings, tuple(curve), chosen.epoch)
+    return ClassesHead(head, tuple(classes), calibration, settings, curve, best_epoch(curve).epoch)

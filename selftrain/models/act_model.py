@@ -31,9 +31,10 @@ from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, probabilities
-from selftrain.models.head import Head, HeadSettings, Progress, Scaling
+from selftrain.models.head import Head, HeadSettings, Scaling
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.scorer import ACT_FILE, UNSEEN, PostScore, ScoreFailure, ValidationScores
+from selftrain.models.train_loop import EpochResult
 from selftrain.store import atomic
 from selftrain.store.scores import Scored, read_scores, write_scores
 
@@ -61,7 +62,7 @@ class ClassesHead:
     classes: tuple[str, ...]
     calibration: Calibration
     settings: HeadSettings
-    curve: tuple[Progress, ...] = ()
+    curve: tuple[EpochResult, ...] = ()
     best_epoch: int = 0
 
     @torch.inference_mode()

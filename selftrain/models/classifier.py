@@ -18,9 +18,10 @@ from selftrain._util.types import Float32Array, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
+from selftrain.models.head import Head, HeadSettings, Scaling, train_layers
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
+from selftrain.models.train_loop import EpochResult, best_epoch
 
 FORMAT = "selftrain-head-1"
 
@@ -40,7 +41,7 @@ class HeadClassifier:
     head: Head
     calibration: Calibration
     settings: HeadSettings
-    curve: tuple[Progress, ...] = ()
+    curve: tuple[EpochResult, ...] = ()
     best_epoch: int = 0
 
     @torch.inference_mode()
@@ -112,23 +113,20 @@ def train_head(
         )
         prepared = head.prepare(torch.from_numpy(validation_rows))
         groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
-        curve, best = descend(
+        curve = train_layers(
             head, head.prepare(torch.from_numpy(rows)), prepared,
             loss=lambda logits: loss(logits, groups, targets),
             score=lambda logits: macro_f1(validation_labels, (logits.numpy() > 0).astype(np.int8)),
             settings=settings, where=where,
         )  # fmt: skip
-    head.layers.load_state_dict(best)
-    head.eval()
     with torch.inference_mode():
         raw = head.read(prepared).numpy()
     if not np.isfinite(raw).all():  # the last step's own doing: no loss was computed after it
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
         )
-    chosen = max(curve, key=lambda progress: progress.macro_f1)
     calibration = fit_calibration(raw, validation_labels)
-    return HeadClassifier(head, calibration, settings, tuple(curve), chosen.epoch)
+    return HeadClassifier(head, calibration, settings, curve, best_epoch(curve).epoch)
 
 
 def _copy(start: HeadClassifier) -> Head:
