@@ -21,10 +21,11 @@ from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.classifier import train_head
-from selftrain.models.finetune_descent import DescentSettings, descend
 from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
+from selftrain.models.finetune_stepper import FineTuneSettings, train_network
 from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format
 from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.models.train_loop import best_epoch
 
 __all__ = ["BackboneTrainer", "FinetunedClassifier", "load_finetuned", "read_format"]
 
@@ -85,7 +86,7 @@ class BackboneTrainer:
     ) -> None:
         self.make_backbone = make_backbone
         self.architecture = Architecture(mode, head, hidden, dropout, lora_rank, lora_alpha)
-        self.descent = DescentSettings(
+        self.settings = FineTuneSettings(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=LEARNING_RATES[mode] if learning_rate is None else learning_rate,
@@ -141,14 +142,14 @@ class BackboneTrainer:
             else:
                 _check_origin(network, start)
                 network.put(start.weights)
-            best, curve = descend(
-                network, corpus, training, loss=loss, seed=seed, settings=self.descent, where=where,
+            best, curve = train_network(
+                network, corpus, training, loss=loss, seed=seed, settings=self.settings, where=where,
                 validate=lambda: network.classify(self._rows(network, corpus, corpus.validation, where)),
             )  # fmt: skip
         self._network = network
         calibration = fit_calibration(best.raw, corpus.labels[corpus.validation])
         return FinetunedClassifier(
-            best.weights, self.architecture, network.pretrained, calibration, curve, best.epoch
+            best.weights, self.architecture, network.pretrained, calibration, curve, best_epoch(curve).epoch
         )
 
     def logits(
@@ -256,8 +257,8 @@ class BackboneTrainer:
         switch = "" if self.gradient_checkpointing else " turn on gradient checkpointing,"
         lora = ' or set classifier.train = "lora"' if self.architecture.mode == "full" else ""
         return (
-            f"Lower classifier.batch_size (now {self.descent.batch_size}),{switch} lower the evaluation batch"
-            f" (now {self.evaluation_batch}){lora}"
+            f"Lower classifier.batch_size (now {self.settings.batch_size}),{switch} lower the evaluation"
+            f" batch (now {self.evaluation_batch}){lora}"
         )
 
 

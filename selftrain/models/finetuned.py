@@ -12,8 +12,8 @@ from torch import Tensor
 from selftrain.errors import RunStateError
 from selftrain.models.calibration import Calibration
 from selftrain.models.finetune_network import Architecture
-from selftrain.models.head import Progress
 from selftrain.models.model_file import opened_model, read_model, write_model
+from selftrain.models.train_loop import EpochResult
 
 FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1"}
 
@@ -35,7 +35,7 @@ class FinetunedClassifier:
     architecture: Architecture
     pretrained: str
     calibration: Calibration
-    curve: tuple[Progress, ...] = ()
+    curve: tuple[EpochResult, ...] = ()
     best_epoch: int = 0
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:

@@ -12,14 +12,15 @@ from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.classifier import HeadClassifier, load_head, train_head
-from selftrain.models.head import HeadSettings, Progress, Scaling, fit_scaling
+from selftrain.models.head import HeadSettings, Scaling, fit_scaling
+from selftrain.models.train_loop import EpochResult
 
 
 class Model(Protocol):
     """A trained and calibrated classifier."""
 
     @property
-    def curve(self) -> Sequence[Progress]:
+    def curve(self) -> Sequence[EpochResult]:
         """Loss parts and validation macro-F1 over the epochs."""
         ...
 

@@ -116,7 +116,10 @@ class ACTTraining(NamedTuple):
             "learned_from": {"posts": self.posts, "human_labels": self.human, "unbiased": self.unbiased},
             "quality": {split: one._asdict() for split, one in self.quality.items()},
             "best_epoch": self.model.classifier.best_epoch,
-            "curve": [point._asdict() for point in self.model.classifier.curve],
+            "curve": [
+                {"epoch": point.epoch, "parts": point.parts, "macro_f1": point.macro_f1}
+                for point in self.model.classifier.curve
+            ],
             "left_out": [{"id": post_id, "reason": why} for post_id, why in self.left_out.items()],
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
@@ -29,6 +29,7 @@ def test_the_curve_is_scikit_learns(seed, ties):
         assert (p, r) == pytest.approx(theirs[t])
 
 
+@settings(deadline=None)  # the first case imports scikit-learn
 @given(st.integers(0, 5000))
 def test_figures_by_definition(seed):
     truth, scores = case(seed)
@@ -74,6 +75,7 @@ def test_one_answer_alone_is_refused(truth):
         threshold_metrics(np.array(truth), np.array([0.1, 0.9]))
 
 
+@settings(deadline=None)  # the first case imports scikit-learn
 @given(st.integers(0, 5000))
 def test_many_answers(seed):
     generator = np.random.default_rng(seed)
