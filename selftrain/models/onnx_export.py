@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,13 @@ from torch.nn import functional as F
 
 from backbones.base import FeatureLayout
 from backbones.loading import Placement
+from backbones.minilm_efficientnet import MAX_TOKENS, MiniLMEfficientNet
 from selftrain.errors import ServingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.head import Head
 from selftrain.models.onnx_predictor import FORMAT, METADATA_KEY
 from selftrain.models.run_predictor import RunPredictor
 from selftrain.store import atomic
-
-if TYPE_CHECKING:
-    from backbones.minilm_efficientnet import MiniLMEfficientNet
 
 OUTPUTS = ("logits", "probabilities")
 _INPUTS = ("ids", "mask", "text_rows", "pixels", "image_rows", "size")
@@ -136,8 +134,6 @@ def _head_graph(model: RunPredictor) -> _Graph:
 
 
 def _whole_graph(model: RunPredictor) -> _Graph:
-    from backbones.minilm_efficientnet import MAX_TOKENS
-
     backbone = _minilm_efficientnet(model)
     towers, side = backbone.module.cpu(), backbone.reading()["crop"]
     towers.placement = Placement(torch.device("cpu"), torch.float32)
@@ -201,8 +197,6 @@ def _metadata(model: RunPredictor, *, head_only: bool) -> dict[str, Any]:
 
 
 def _minilm_efficientnet(model: RunPredictor) -> MiniLMEfficientNet:
-    from backbones.minilm_efficientnet import MiniLMEfficientNet
-
     if not isinstance(model.backbone, MiniLMEfficientNet):
         raise ServingError(
             f"{model.folder.path} uses the backbone {model.backbone.name!r}, which is not exported; expected"
