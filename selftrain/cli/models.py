@@ -236,6 +236,6 @@ def export(
             " `selftrain filter` take the folder as it is, and `selftrain agentps train ... --merge DIR`"
             " writes a whole checkpoint"
         )
-    exported = export_onnx(run, onnx, head_only=head_only)
+    inputs = export_onnx(run, onnx, head_only=head_only)
     size = onnx.stat().st_size / 1e6
-    say(f"{onnx}: {size:.1f} MB, {' + '.join(exported.inputs)} -> logits, probabilities")
+    say(f"{onnx}: {size:.1f} MB, {' + '.join(inputs)} -> logits, probabilities")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import FeatureLayout
 from backbones.loading import Placement
 from backbones.minilm_efficientnet import MAX_TOKENS, MiniLMEfficientNet
 from selftrain.errors import ServingError
@@ -34,15 +32,8 @@ OUTPUTS = ("logits", "probabilities")
 _INPUTS = ("ids", "mask", "text_rows", "pixels", "image_rows", "size")
 
 
-class Exported(NamedTuple):
-    """What was written: names of the graph's inputs, in order, and whether it is the head alone."""
-
-    inputs: tuple[str, ...]
-    head_only: bool
-
-
-def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> Exported:
-    """Write the best classifier of a run.
+def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> tuple[str, ...]:
+    """Write the best classifier of a run, and return the names of the graph's inputs in order.
 
     The whole graph takes what `collate` of `MiniLMEfficientNet` gives: ids and mask [N, L], text_rows [N],
     pixels [M, 3, H, W], image_rows [M], size []. There has to be one text at least; where no post has one,
@@ -73,9 +64,8 @@ def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> Exporte
             " --head-only"
         )
     graph = _head_graph(model) if head_only else _whole_graph(model)
-    metadata = _metadata(model, head_only=head_only)
-    _write(graph, metadata, file)
-    return Exported(graph.names, head_only)
+    _write(graph, _metadata(model, head_only=head_only), file)
+    return graph.names
 
 
 class _Graph(NamedTuple):
@@ -180,10 +170,8 @@ def _write(graph: _Graph, metadata: dict[str, Any], file: Path) -> None:
     atomic.write_bytes(file, proto.SerializeToString())
 
 
-# ---- what a file says of itself ---------------------------------------------------------------------
-
-
 def _metadata(model: RunPredictor, *, head_only: bool) -> dict[str, Any]:
+    layout = model.backbone.layout
     common = {
         "format": FORMAT,
         "name": model.name,
@@ -191,7 +179,13 @@ def _metadata(model: RunPredictor, *, head_only: bool) -> dict[str, Any]:
         "positive": model.positive,
         "fingerprint": model.fingerprint,
         "backbone": {"name": model.backbone.name, "fingerprint": model.pretrained},
-        "layout": _layout(model.backbone.layout),
+        # column ranges of a feature row, ends excluded
+        "layout": {
+            "text": (layout.text.start, layout.text.stop),
+            "image": (layout.image.start, layout.image.stop),
+            "has_text": (layout.has_text, layout.has_text + 1),
+            "has_image": (layout.has_image, layout.has_image + 1),
+        },
     }
     return common if head_only else common | {"reading": _minilm_efficientnet(model).reading()}
 
@@ -203,13 +197,3 @@ def _minilm_efficientnet(model: RunPredictor) -> MiniLMEfficientNet:
             " 'minilm_efficientnet'. --head-only writes the head of a run that trained the head alone"
         )
     return model.backbone
-
-
-def _layout(layout: FeatureLayout) -> dict[str, Sequence[int]]:
-    """Column ranges of a feature row, ends excluded."""
-    return {
-        "text": (layout.text.start, layout.text.stop),
-        "image": (layout.image.start, layout.image.stop),
-        "has_text": (layout.has_text, layout.has_text + 1),
-        "has_image": (layout.has_image, layout.has_image + 1),
-    }

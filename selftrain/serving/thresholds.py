@@ -41,7 +41,7 @@ class MeasuredPosts(NamedTuple):
     """Scores of labelled posts, and how many of them have none."""
 
     scores: ValidationScores
-    left_out: int
+    left_out: int = 0
 
 
 def validation_scores(predictor: Predictor, manifest: Path | None) -> MeasuredPosts:
@@ -58,7 +58,7 @@ def validation_scores(predictor: Predictor, manifest: Path | None) -> MeasuredPo
                 f"{predictor.name} has no scores of its validation posts: give labelled posts with"
                 " --validation"
             )
-        return MeasuredPosts(stored, 0)
+        return MeasuredPosts(stored)
     report = read_manifest(manifest)
     posts = [post for post in report.posts if post.label is not None]
     unknown = sorted({str(post.label) for post in posts} - set(predictor.classes))
