@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from selftrain._util.choices import Rule, StrategyName
 from selftrain._util.plugins import is_own
 from selftrain._util.toml_sections import Section, read_table
 
@@ -210,14 +211,12 @@ class HumanSection(Section):
     budget: int = Field(0, ge=0)
     per_round: int = Field(50, ge=1)
     # how an estimated error becomes the chance of being reviewed, see docs/human-budget.md
-    rule: Literal["normalised", "exponential", "threshold"] = "exponential"
+    rule: Rule = "exponential"
     floor: float = Field(0.1, ge=0, le=1)  # the share of the budget that is spread evenly
     # where error estimates come from: what classifier and agents said of a post, and how far apart they are;
     # or a model that criticizes the label that they give together, in a way that `act select-models` can test
     source: Literal["disagreement", "criticizer"] = "disagreement"
-    strategy: Literal["plain", "reasoning", "graded", "devils_advocate", "log_probability", "perplexity"] = (
-        "devils_advocate"
-    )
+    strategy: StrategyName = "devils_advocate"
     servers: tuple[str, ...] = ()  # of the criticizing model; none: it is that of `vlm`
     model: str = ""  # as it is served there; empty: the only one that is
     double_annotation_rate: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people

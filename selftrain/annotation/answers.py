@@ -52,13 +52,13 @@ class ModelAnswer:
     pictures: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values; without the count where there is none."""
+        """Return a record of JSON values; without the count where there is none."""
         record = asdict(self) | {"probability": rounded(self.probability)}
         return {key: value for key, value in record.items() if value is not None or key == "probability"}
 
 
 def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> ModelAnswer | str:
-    """The answer in what came back, or why there is none.
+    """Return the answer in what came back, or why there is none.
 
     Args:
         given: What came back.
@@ -81,7 +81,7 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
 
 
 class KnownAnswers(NamedTuple):
-    """What a post says of its questions before anything is asked.
+    """What a post holds on its questions before anything is asked.
 
     Attributes:
         known: Question -> a person's answer; the final question's is the label.
@@ -93,7 +93,7 @@ class KnownAnswers(NamedTuple):
 
 
 def known_answers(post: Post) -> KnownAnswers:
-    """Persons' answers and models' answers of a post, told apart by what is recorded beside them.
+    """Return people's answers and models' answers of a post, told apart by what is recorded beside them.
 
     Raises:
         ManifestError: A field of ours that holds something else.
@@ -116,7 +116,7 @@ def known_answers(post: Post) -> KnownAnswers:
 
 
 def table(post: Post, name: str) -> Mapping[str, Any]:
-    """An extra field that is a table; CSV brings it as JSON text.
+    """Return an extra field that is a table; CSV brings it as JSON text.
 
     Raises:
         ManifestError: It is something else.
@@ -128,7 +128,7 @@ def table(post: Post, name: str) -> Mapping[str, Any]:
         except ValueError:
             value = None
     if not isinstance(value, dict):
-        if name == "provenance":  # a common word: where it is not ours it says nothing to us
+        if name == "provenance":  # a common word: where it is not ours it means nothing to us
             return {}
         raise ManifestError(
             f"post {post.id!r}: the field {name!r} holds {post.extra[name]!r:.80}; expected a table of a"
@@ -139,7 +139,7 @@ def table(post: Post, name: str) -> Mapping[str, Any]:
 
 
 def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
-    """The post with what was answered; persons' answers and earlier ones that got no new one stay.
+    """Return the post with what was answered; people's answers and earlier ones that got no new one stay.
 
     Args:
         post: As it was read.

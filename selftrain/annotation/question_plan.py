@@ -17,8 +17,6 @@ from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 from selftrain.errors import RecipeError, TaskError
 
-MAX_FAILED = 0.1
-"""The largest share of questions without a usable answer, unless the user says otherwise."""
 SAMPLE = 16
 """Posts whose prompts are measured."""
 
@@ -46,28 +44,24 @@ def annotation_settings(
     token_cap: int | None = None,
     overrides: Sequence[str] = (),
 ) -> AnnotationSettings:
-    """Settings of a recipe, or the defaults, with other servers or another cap where these are given.
+    """Return settings of a recipe, or the defaults, with other servers or another cap where these are given.
 
     Raises:
         RecipeError: A recipe that cannot be understood, or no server anywhere.
     """
-    if recipe is None:
-        settings = AnnotationSettings(VlmSection())
-    else:
+    settings = AnnotationSettings(VlmSection())
+    if recipe is not None:
         read = load_recipe(recipe, overrides)
-        data = read.data
+        limits = read.data
         settings = AnnotationSettings(
-            read.vlm, read.seed, data.max_bad_rows, data.max_bad_share, data.max_image_pixels
+            read.vlm, read.seed, limits.max_bad_rows, limits.max_bad_share, limits.max_image_pixels
         )
-    changed: dict[str, object] = {}
-    if servers:
-        changed |= {"servers": tuple(servers)}
-    if token_cap is not None:
-        changed["token_cap"] = token_cap
-    section = settings.vlm.model_copy(update=changed)
+    changed = {"servers": tuple(servers)} if servers else {}
+    capped = {} if token_cap is None else {"token_cap": token_cap}
+    section = settings.vlm.model_copy(update=changed | capped)
     if not section.servers:
         raise RecipeError(
-            "no server to ask: start one with `selftrain agents serve MODEL` and give its address with"
+            "no server to ask: start one with `selftrain agents serve MODEL` and give its URL with"
             " --server, for instance --server http://127.0.0.1:8000, or a recipe whose [vlm] names one"
         )
     return settings._replace(vlm=section)
@@ -91,7 +85,7 @@ class PlannedPost(NamedTuple):
 
 
 def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question, ...]:
-    """The task's questions of these names, in the task's order; None: all.
+    """Return the task's questions of these names, in the task's order; None: all.
 
     Raises:
         TaskError: The task has none, or not all of these.
@@ -125,9 +119,9 @@ def plan_questions(
     limit: int | None = None,
     max_images: int = 16,
 ) -> list[PlannedPost]:
-    """One entry a post, in their order.
+    """Plan what is asked about each post, in their order.
 
-    A question that a person has answered is asked too: what the model says of it is the report's measure. One
+    A question that a person has answered is asked too: the model's answer is what the report measures. One
     that a model has answered is not asked again.
 
     Args:
@@ -148,24 +142,20 @@ def plan_questions(
     ]
     if direct:
         asked.append(AgentQuestion(FINAL, "", task.names, "final"))
-    return [
-        _planned(post, asked, again, max_images) if limit is None or place < limit else PlannedPost(post)
-        for place, post in enumerate(posts)
-    ]
-
-
-def _planned(post: Post, asked: Sequence[AgentQuestion], again: bool, max_images: int) -> PlannedPost:
-    earlier = {} if again else known_answers(post).model
-    asks, unasked = [], {}
-    for one in asked:
-        # an answer that the task no longer offers is none
-        if one.name in earlier and earlier[one.name].get("answer") in one.answers:
-            continue
-        if one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
-            unasked[one.name] = reason
-        else:
-            asks.append(one)
-    return PlannedPost(post, tuple(asks), unasked)
+    planned = []
+    for place, post in enumerate(posts):
+        asks, unasked = list[AgentQuestion](), dict[str, str]()
+        earlier = {} if again else known_answers(post).model
+        for one in asked if limit is None or place < limit else ():
+            # an answer that the task no longer offers is none
+            if earlier.get(one.name, {}).get("answer") in one.answers:
+                continue
+            if one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
+                unasked[one.name] = reason
+            else:
+                asks.append(one)
+        planned.append(PlannedPost(post, tuple(asks), unasked))
+    return planned
 
 
 def _uncountable(images: int, most: int) -> str:
@@ -203,7 +193,7 @@ class AnnotationCost(NamedTuple):
     fault: str = ""
 
     def lines(self, cap: int | None = None) -> Iterator[str]:
-        """For people to read."""
+        """Yield the cost, for people to read."""
         yield f"posts          {self.posts:,}"
         yield f"calls          {self.calls:,}"
         if self.unasked:
