@@ -117,7 +117,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
         posts.append(filled(one.post, answers))
 
     report = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
-    usage, identity, out = questioner.usage(), questioner.reached(), prepared.out
+    usage, identity, out = questioner.runner.usage(), questioner.runner.reached(), prepared.out
     record = {
         "manifest": str(prepared.manifest.path),
         "task": str(prepared.task_file),

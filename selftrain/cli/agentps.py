@@ -26,20 +26,18 @@ if TYPE_CHECKING:
         folder,
         gathering,
         merging,
-        prediction,
         served,
     )
-    from selftrain.agentps import (
-        recipe as recipes,
-    )
+    from selftrain.agentps import predict as predicting
+    from selftrain.agentps import recipe as recipes
     from selftrain.agentps.scoring import ScoredPost
     from selftrain.data import task as tasks
     from selftrain.report import model_page
 else:
-    loading, evaluation, examples, fitting, folder, gathering, merging, prediction = deferred(
+    loading, evaluation, examples, fitting, folder, gathering, merging, predicting = deferred(
         "backbones.loading", "selftrain.agentps.evaluation", "selftrain.agentps.examples",
         "selftrain.agentps.fitting", "selftrain.agentps.folder", "selftrain.agentps.gathering",
-        "selftrain.agentps.merging", "selftrain.agentps.prediction",
+        "selftrain.agentps.merging", "selftrain.agentps.predict",
     )  # fmt: skip
     recipes, served, tasks, model_page = deferred(
         "selftrain.agentps.recipe", "selftrain.agentps.served", "selftrain.data.task",
@@ -142,14 +140,14 @@ def predict(
     else:
         loaded = folder.load(model)
         asked = loaded.built.asked
-        scored = prediction.predict(loaded, posts, batch_size=batch, device=where)
+        scored = predicting.predict(loaded, posts, batch_size=batch, device=where)
 
     def rows() -> Iterator[dict[str, Any]]:
         for one in scored:
             if one.reason:
                 quarantine.append({"kind": "image", "id": one.example.id, "reason": one.reason})
             else:
-                yield prediction.prediction_row(asked, one)
+                yield {"id": one.example.id} | predicting.to_prediction(asked, one).to_json()
 
     write_records(out, rows(), quarantine, "scored")
 
@@ -171,11 +169,11 @@ def evaluate(
     loaded = folder.load(model)
     found, quarantine = gathering.read_posts(manifest, loaded.task, recipes.DataSection())
     posts = gathering.of_split(found, split)
-    stream = prediction.predict(loaded, posts, batch_size=batch, device=where)
+    stream = predicting.predict(loaded, posts, batch_size=batch, device=where)
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
     asked = loaded.built.asked
     questions = evaluation.full(asked, scored)
-    atomic.write_jsonl(out / folder.VALIDATION, (prediction.answers_row(asked, one) for one in scored))
+    atomic.write_jsonl(out / folder.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
     atomic.write_json(out / folder.METRICS, {"model": loaded.fingerprint, "questions": questions})
     tasks.dump_task(loaded.task, out / folder.TASK)
     keep_left_out(out / "quarantine.jsonl", quarantine)

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selftrain._util.deferred import deferred
-from selftrain.cli.options import LIMITS, Host, Manifest, Model, OutFile, RunPath, argument, option
+from selftrain.cli.options import LIMITS, Host, Manifest, Model, OutFile, RunPath, option
 from selftrain.cli.printing import say, write_records
 from selftrain.errors import ServingError
 
 if TYPE_CHECKING:
-    from selftrain.models import onnx_export, scorer
-    from selftrain.serving import filtering, open_scorer, server, thresholds, wire
-    from selftrain.store import run_dir
+    from selftrain.models import onnx_export, predictor
+    from selftrain.serving import filtering, load_predictor, manifest_predictions, server, thresholds, wire
     from selftrain.web import http_server
 else:
-    onnx_export, scorer, filtering, open_scorer, server, thresholds, wire, run_dir, http_server = deferred(
-        "selftrain.models.onnx_export", "selftrain.models.scorer", "selftrain.serving.filtering",
-        "selftrain.serving.open_scorer", "selftrain.serving.server", "selftrain.serving.thresholds",
-        "selftrain.serving.wire", "selftrain.store.run_dir", "selftrain.web.http_server",
+    onnx_export, predictor, filtering, load_predictor, manifest_predictions = deferred(
+        "selftrain.models.onnx_export", "selftrain.models.predictor", "selftrain.serving.filtering",
+        "selftrain.serving.load_predictor", "selftrain.serving.manifest_predictions",
+    )  # fmt: skip
+    server, thresholds, wire, http_server = deferred(
+        "selftrain.serving.server", "selftrain.serving.thresholds", "selftrain.serving.wire",
+        "selftrain.web.http_server",
     )  # fmt: skip
 
 app = typer.Typer()
@@ -37,13 +39,13 @@ MaxText = Annotated[int, option("Characters of a text.", min=1, metavar="N", pan
 
 @app.command(epilog="Example: selftrain predict runs/mine new.jsonl --out predicted.jsonl")
 def predict(
-    model: Annotated[Path, argument("MODEL", "A run folder, or a model of `selftrain act train`.")],
+    model: Model,
     manifest: Manifest,
     out: OutFile,
 ) -> None:
-    """Label other posts with a run's best model."""
-    prediction = open_scorer.open_prediction(model, manifest, progress=sys.stderr.isatty())
-    write_records(out, prediction.rows(), prediction.quarantine, "labelled")
+    """Label other posts with a trained model."""
+    found = manifest_predictions.ManifestPredictions(model, manifest, progress=sys.stderr.isatty())
+    write_records(out, found.rows(), found.quarantine, "labelled")
 
 
 @app.command(epilog="Example: selftrain serve runs/mine --port 8080")
@@ -90,7 +92,7 @@ def serve(
         say("warning: other machines may reach this address, and no key is asked for: give --key-variable")
     count = server.compute_threads(threads)
     ended = server.serve(
-        lambda: open_scorer.open_scorer(model, threads=count),
+        lambda: load_predictor.load_predictor(model, threads=count),
         host=host, port=port, key=key, tell=say,
         batching=server.Batching(max_batch, max_wait_ms / 1000, max_queue),
         limits=wire.RequestLimits(
@@ -146,7 +148,7 @@ def filter_stream(
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
-    opened = open_scorer.open_scorer(model)
+    opened = load_predictor.load_predictor(model)
     measured = thresholds.validation_scores(opened, validation)
     point = thresholds.lowest_threshold(measured.scores, precision)
     for line in _threshold_lines(point, measured, opened.positive):
@@ -187,14 +189,14 @@ def export(
     """Write a run's best classifier as an ONNX file.
 
     Backbone, head and calibration in one file, with classes, tokenizer and preprocessing;
-    selftrain.models.onnx_scorer scores posts with it without torch. Needs the extra `onnx`.
+    st.load_predictor scores posts with it without torch. Needs the extra `onnx`.
     """
-    if (run / scorer.AGENTPS_FILE).is_file():
+    if (run / predictor.AGENTPS_FILE).is_file():
         raise ServingError(
             f"{run} is an AgentPS model; only a run's classifier is exported to ONNX. `selftrain serve` and"
             " `selftrain filter` take the folder as it is, and `selftrain agentps train ... --merge DIR`"
             " writes a whole checkpoint"
         )
-    exported = onnx_export.export_onnx(run_dir.RunFolder(run), onnx, head_only=head_only)
+    exported = onnx_export.export_onnx(run, onnx, head_only=head_only)
     size = onnx.stat().st_size / 1e6
     say(f"{onnx}: {size:.1f} MB, {' + '.join(exported.inputs)} -> logits, probabilities")

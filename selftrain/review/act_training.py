@@ -27,11 +27,11 @@ from selftrain.data.splits import split_by_shares
 from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import ACTModel
-from selftrain.models.best_model import stored_recipe
 from selftrain.models.head import HeadSettings
 from selftrain.models.intervals import wilson
 from selftrain.models.metrics import macro_f1
 from selftrain.models.pretrained import backbone_options
+from selftrain.models.run_predictor import stored_recipe
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, read_posts, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
