@@ -41,22 +41,14 @@ _FINE = 4001
 
 
 class ErrorEstimate(NamedTuple):
-    """A share of wrong labels among `posts`, and its 95 % interval.
+    """A share of wrong labels among `posts`, and its 95 % interval."""
 
-    Attributes:
-        value: Unbiased; by chance it may lie outside [0, 1].
-        low, high: Within what the reviewed posts leave possible.
-        posts: N, reviewed or not.
-        reviewed: Of them, those with an answer.
-        wrong: Of those, labels found wrong.
-    """
-
-    value: float
-    low: float
+    value: float  # unbiased; by chance it may lie outside [0, 1]
+    low: float  # within what the reviewed posts leave possible
     high: float
-    posts: int
-    reviewed: int
-    wrong: int
+    posts: int  # N, reviewed or not
+    reviewed: int  # of them, those with an answer
+    wrong: int  # of those, labels found wrong
 
     @property
     def shown(self) -> float:

@@ -29,83 +29,49 @@ _FEW = 30
 
 
 class AnnotatorScore(NamedTuple):
-    """How a model annotates.
-
-    Attributes:
-        model: Its name.
-        mode: "plain" or "reasoning".
-        accuracy: Right labels among all posts, with its Wilson interval; a post without a label counts as
-            wrong.
-        posts: How many there were.
-        unlabelled: Of them, those without a label.
-        tokens: Paid for them now; what was stored already cost nothing.
-    """
+    """How a model annotates."""
 
     model: str
-    mode: str
+    mode: str  # "plain" or "reasoning"
+    # right labels among all posts, with its Wilson interval; a post without a label counts as wrong
     accuracy: Interval
-    posts: int
-    unlabelled: int
-    tokens: int
+    posts: int  # how many there were
+    unlabelled: int  # of them, those without a label
+    tokens: int  # paid for them now; what was stored already cost nothing
 
 
 class CriticizerScore(NamedTuple):
-    """How a model finds the annotator's errors in one way of asking.
-
-    Attributes:
-        model: Its name.
-        strategy: See `agents.ask.criticizer.strategies`.
-        auc: Of its estimates for wrong against right labels, with its bootstrap interval; None where no
-            label, or every label, is wrong.
-        abs: ABS, see `selftrain.act.annotation_quality`; None where no label is wrong.
-        mean_error: Mean estimate: what the criticizer takes the error share for.
-        missing: Posts without an estimate; they count with the mean of the others.
-        tokens: As for annotators.
-    """
+    """How a model finds the annotator's errors in one way of asking."""
 
     model: str
-    strategy: str
+    strategy: str  # see `agents.ask.criticizer.strategies`
+    # of its estimates for wrong against right labels, with its bootstrap interval; None where no label, or
+    # every label, is wrong
     auc: Interval | None
-    abs: float | None
-    mean_error: float
-    missing: int
-    tokens: int
+    abs: float | None  # ABS, see `selftrain.act.annotation_quality`; None where no label is wrong
+    mean_error: float  # mean estimate: what the criticizer takes the error share for
+    missing: int  # posts without an estimate; they count with the mean of the others
+    tokens: int  # as for annotators
 
 
 class BudgetAdvice(NamedTuple):
-    """A budget that should do.
+    """A budget that should do."""
 
-    Attributes:
-        error: Estimated share of wrong machine labels, with its Wilson interval.
-        buffer: Added to it.
-        share: error + buffer, of the posts, with the interval that follows; at most 1.
-        posts: That many of the pool, rounded up; None where its size is not known.
-    """
-
-    error: Interval
-    buffer: float
-    share: Interval
-    posts: tuple[int, int, int] | None
+    error: Interval  # estimated share of wrong machine labels, with its Wilson interval
+    buffer: float  # added to it
+    share: Interval  # error + buffer, of the posts, with the interval that follows; at most 1
+    posts: tuple[int, int, int] | None  # that many of the pool, rounded up; None where its size is not known
 
 
 class ModelSelection(NamedTuple):
-    """What is recommended, and everything that was tried.
+    """What is recommended, and everything that was tried."""
 
-    Attributes:
-        annotator: The best mode of the most accurate model.
-        criticizer: The best strategy of the second most accurate one.
-        budget: For what the annotator gets wrong.
-        annotators: All, best first.
-        criticizers: All, best first among each model.
-        warnings: What to think of before anything is paid for.
-    """
-
-    annotator: AnnotatorScore
-    criticizer: CriticizerScore
-    budget: BudgetAdvice
-    annotators: tuple[AnnotatorScore, ...]
-    criticizers: tuple[CriticizerScore, ...]
-    warnings: tuple[str, ...]
+    annotator: AnnotatorScore  # the best mode of the most accurate model
+    criticizer: CriticizerScore  # the best strategy of the second most accurate one
+    budget: BudgetAdvice  # for what the annotator gets wrong
+    annotators: tuple[AnnotatorScore, ...]  # all, best first
+    criticizers: tuple[CriticizerScore, ...]  # all, best first among each model
+    warnings: tuple[str, ...]  # what to think of before anything is paid for
 
     def to_json(self) -> Json:
         """Return a record of JSON values."""

@@ -24,25 +24,15 @@ from selftrain.store.atomic import write_json
 
 
 class PreparedAnnotation(NamedTuple):
-    """Everything that can be known, and refused, before a model is asked.
+    """Everything that can be known, and refused, before a model is asked."""
 
-    Attributes:
-        task_file: Of `task`.
-        task: The task.
-        questions: To be asked.
-        direct: Whether the final question is asked too.
-        manifest: As it was read, with the rows that are left out.
-        plan: One entry a post.
-        out: The manifest that will be written.
-    """
-
-    task_file: Path
+    task_file: Path  # of `task`
     task: Task
-    questions: tuple[Question, ...]
-    direct: bool
-    manifest: ManifestReport
-    plan: tuple[PlannedPost, ...]
-    out: Path
+    questions: tuple[Question, ...]  # to be asked
+    direct: bool  # whether the final question is asked too
+    manifest: ManifestReport  # as it was read, with the rows that are left out
+    plan: tuple[PlannedPost, ...]  # one entry a post
+    out: Path  # the manifest that will be written
 
 
 class AnnotatedManifest(NamedTuple):

@@ -25,25 +25,16 @@ class AnswerPair(NamedTuple):
 
 
 class AnswerMetrics(NamedTuple):
-    """One question, on the posts whose answer is known.
+    """One question, on the posts whose answer is known."""
 
-    Attributes:
-        posts: How many there are, n.
-        answered: How many of them the model answered.
-        accuracy: Right answers among those answered, with a 95 % Wilson interval.
-        macro_f1: Mean F1 of the answers that a person or the model gave, on the posts answered.
-        balanced_accuracy: Mean recall of the answers that a person gave, on the posts answered.
-        majority: Share of the commonest known answer among the posts answered: the accuracy of always giving
-            it.
-        confusion: Known answer -> model's answer, `NO_ANSWER` included -> count.
-    """
-
-    posts: int
-    answered: int
-    accuracy: Interval
-    macro_f1: float
-    balanced_accuracy: float
+    posts: int  # how many there are, n
+    answered: int  # how many of them the model answered
+    accuracy: Interval  # right answers among those answered, with a 95 % Wilson interval
+    macro_f1: float  # mean F1 of the answers that a person or the model gave, on the posts answered
+    balanced_accuracy: float  # mean recall of the answers that a person gave, on the posts answered
+    # share of the commonest known answer among the posts answered: the accuracy of always giving it
     majority: float
+    # known answer -> model's answer, `NO_ANSWER` included -> count
     confusion: Mapping[str, Mapping[str, int]]
 
     @property
@@ -105,24 +96,15 @@ def mean_metrics(each: Sequence[AnswerMetrics]) -> MeanMetrics | None:
 
 
 class QuestionReport(NamedTuple):
-    """One question over all posts.
+    """One question over all posts."""
 
-    Attributes:
-        name, wording: Of the question.
-        counting: Its counting rule, or None.
-        answered: Posts with an answer of the model, an earlier one's included.
-        answers: Answer -> posts, of the model's answers.
-        missing: Reason -> posts, the commonest first.
-        known: Against people's answers; None where there are none.
-    """
-
-    name: str
+    name: str  # of the question
     wording: str
-    counting: str | float | None
-    answered: int
-    answers: Mapping[str, int]
-    missing: Mapping[str, int]
-    known: AnswerMetrics | None
+    counting: str | float | None  # its counting rule, or None
+    answered: int  # posts with an answer of the model, an earlier one's included
+    answers: Mapping[str, int]  # answer -> posts, of the model's answers
+    missing: Mapping[str, int]  # reason -> posts, the commonest first
+    known: AnswerMetrics | None  # against people's answers; None where there are none
 
     def to_json(self) -> Json:
         """Return a record of JSON values, under the question's name."""
@@ -131,19 +113,12 @@ class QuestionReport(NamedTuple):
 
 
 class AnnotationReport(NamedTuple):
-    """The whole annotation.
+    """The whole annotation."""
 
-    Attributes:
-        posts: In the manifest that was written.
-        complete: Of these, posts with an answer to every question, a person's or the model's.
-        questions: Those asked, in the task's order.
-        final: The final question asked directly; None where it was not asked.
-    """
-
-    posts: int
-    complete: int
-    questions: tuple[QuestionReport, ...]
-    final: QuestionReport | None
+    posts: int  # in the manifest that was written
+    complete: int  # of these, posts with an answer to every question, a person's or the model's
+    questions: tuple[QuestionReport, ...]  # those asked, in the task's order
+    final: QuestionReport | None  # the final question asked directly; None where it was not asked
 
     @property
     def all_questions(self) -> tuple[QuestionReport, ...]:

@@ -32,23 +32,15 @@ UNSURE = "the model cannot tell"
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """A model's answer to one question about one post.
+    """A model's answer to one question about one post."""
 
-    Attributes:
-        answer: One of the question's answers, or a class.
-        probability: The model's, not calibrated, in [0, 1]; None where it gave no log-probabilities.
-        rationale: In its words.
-        source: Model and revision.
-        cache_key: Of the stored answer, 16 hex digits.
-        count, pictures: Of a counting question: how many of how many pictures; None of others.
-    """
-
-    answer: str
+    answer: str  # one of the question's answers, or a class
+    # the model's, not calibrated, in [0, 1]; None where it gave no log-probabilities
     probability: float | None
-    rationale: str
-    source: str
-    cache_key: str
-    count: int | None = None
+    rationale: str  # in its words
+    source: str  # model and revision
+    cache_key: str  # of the stored answer, 16 hex digits
+    count: int | None = None  # of a counting question: how many of how many pictures; None of others
     pictures: int | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -81,15 +73,10 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
 
 
 class KnownAnswers(NamedTuple):
-    """What a post holds on its questions before anything is asked.
+    """What a post holds on its questions before anything is asked."""
 
-    Attributes:
-        known: Question -> a person's answer; the final question's is the label.
-        model: Question -> a model's earlier answer, as it was recorded.
-    """
-
-    known: Mapping[str, str]
-    model: Mapping[str, Mapping[str, Any]]
+    known: Mapping[str, str]  # question -> a person's answer; the final question's is the label
+    model: Mapping[str, Mapping[str, Any]]  # question -> a model's earlier answer, as it was recorded
 
 
 def known_answers(post: Post) -> KnownAnswers:

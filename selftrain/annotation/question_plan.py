@@ -22,20 +22,14 @@ SAMPLE = 16
 
 
 class AnnotationSettings(NamedTuple):
-    """What an annotation takes from a recipe.
+    """What an annotation takes from a recipe."""
 
-    Attributes:
-        vlm: Servers, sampling, pictures, cost; its protocol and prompts are those of judges and not used.
-        seed: Of the model's draws.
-        max_bad_rows, max_bad_share: Of the manifest, see `manifest.enforce`.
-        max_pixels: The largest width x height that an image's header may claim.
-    """
-
+    # servers, sampling, pictures, cost; its protocol and prompts are those of judges and not used
     vlm: VlmSection
-    seed: int = 0
-    max_bad_rows: int = 100
+    seed: int = 0  # of the model's draws
+    max_bad_rows: int = 100  # of the manifest, see `manifest.enforce`
     max_bad_share: float = 0.05
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MAX_PIXELS  # the largest width x height that an image's header may claim
 
 
 def annotation_settings(
@@ -71,17 +65,11 @@ def annotation_settings(
 
 
 class PlannedPost(NamedTuple):
-    """One post of the manifest.
+    """One post of the manifest."""
 
-    Attributes:
-        post: As it was read.
-        asks: The questions that are asked about it.
-        unasked: Question -> why it cannot be asked: no call is spent on it.
-    """
-
-    post: Post
-    asks: tuple[AgentQuestion, ...] = ()
-    unasked: Mapping[str, str] = {}
+    post: Post  # as it was read
+    asks: tuple[AgentQuestion, ...] = ()  # the questions that are asked about it
+    unasked: Mapping[str, str] = {}  # question -> why it cannot be asked: no call is spent on it
 
 
 def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question, ...]:
@@ -170,27 +158,17 @@ def _uncountable(images: int, most: int) -> str:
 
 
 class AnnotationCost(NamedTuple):
-    """The cost of an annotation, answers that are stored already not taken off.
+    """The cost of an annotation, answers that are stored already not taken off."""
 
-    Attributes:
-        posts: About which something is asked.
-        calls: Questions about them.
-        unasked: Questions on which no call is spent.
-        prompt, image: Tokens of all prompts, and the part of their pictures; None where the server does not
-            measure.
-        completion: Most tokens of the answers.
-        measured: Prompts measured.
-        fault: Why the server does not measure; empty if it does.
-    """
-
-    posts: int
-    calls: int
-    unasked: int
+    posts: int  # about which something is asked
+    calls: int  # questions about them
+    unasked: int  # questions on which no call is spent
+    # tokens of all prompts, and the part of their pictures; None where the server does not measure
     prompt: float | None
     image: float | None
-    completion: int
-    measured: int
-    fault: str = ""
+    completion: int  # most tokens of the answers
+    measured: int  # prompts measured
+    fault: str = ""  # why the server does not measure; empty if it does
 
     def lines(self, cap: int | None = None) -> Iterator[str]:
         """Yield the cost, for people to read."""

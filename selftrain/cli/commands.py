@@ -22,21 +22,13 @@ if TYPE_CHECKING:
 
 
 class Listed(NamedTuple):
-    """A word that may follow ``selftrain``.
+    """A word that may follow ``selftrain``."""
 
-    Attributes:
-        name: The word.
-        module: File of this folder that holds it.
-        panel: Heading that it stands under in the help.
-        help: One line.
-        commands: What may follow a noun; empty for a command.
-    """
-
-    name: str
-    module: str
-    panel: str
-    help: str
-    commands: tuple[str, ...] = ()
+    name: str  # the word
+    module: str  # file of this folder that holds it
+    panel: str  # heading that it stands under in the help
+    help: str  # one line
+    commands: tuple[str, ...] = ()  # what may follow a noun; empty for a command
 
 
 RUNS, MODELS, DATA = "Runs", "Models", "Data, agents and people"

@@ -42,18 +42,12 @@ VALIDATION_SHARE = 0.5
 
 
 class TrustedPosts(NamedTuple):
-    """Posts that people labelled without a draw, and all posts by id.
+    """Posts that people labelled without a draw, and all posts by id."""
 
-    Attributes:
-        labelled: To learn from.
-        validation, test: To choose the epoch on, and to measure on.
-        by_id: Every post of the folder's manifests.
-    """
-
-    labelled: Sequence[Post]
-    validation: Sequence[Post]
+    labelled: Sequence[Post]  # to learn from
+    validation: Sequence[Post]  # to choose the epoch on, and to measure on
     test: Sequence[Post]
-    by_id: Mapping[str, Post]
+    by_id: Mapping[str, Post]  # every post of the folder's manifests
 
 
 class ReviewedLabels(NamedTuple):
@@ -66,21 +60,14 @@ class ReviewedLabels(NamedTuple):
 
 
 class SplitQuality(NamedTuple):
-    """How good the model is on posts of trusted label.
+    """How good the model is on posts of trusted label."""
 
-    Attributes:
-        posts: How many.
-        macro_f1: Over the classes that occur.
-        accuracy, low, high: Share of right labels, with the 95 % Wilson interval.
-        f1: Class -> its F1.
-    """
-
-    posts: int
-    macro_f1: float
-    accuracy: float
+    posts: int  # how many
+    macro_f1: float  # over the classes that occur
+    accuracy: float  # share of right labels, with the 95 % Wilson interval
     low: float
     high: float
-    f1: Mapping[str, float]
+    f1: Mapping[str, float]  # class -> its F1
 
     def __str__(self) -> str:
         return (
@@ -90,24 +77,15 @@ class SplitQuality(NamedTuple):
 
 
 class ACTTraining(NamedTuple):
-    """What came of a training.
+    """What came of a training."""
 
-    Attributes:
-        model: As it was saved.
-        posts: Entries that it learned from, see `ReviewedLabels`.
-        human: Of them, those with a label of people.
-        unbiased: Whether every post had a chance of review; else the loss is as wrong as the labels that
-            nobody looked at.
-        left_out: Post id -> why it could not be encoded.
-        quality: "validation" and, where there are labels, "test".
-    """
-
-    model: ACTModel
-    posts: int
-    human: int
+    model: ACTModel  # as it was saved
+    posts: int  # entries that it learned from, see `ReviewedLabels`
+    human: int  # of them, those with a label of people
+    # whether every post had a chance of review; else the loss is as wrong as the labels that nobody looked at
     unbiased: bool
-    left_out: Mapping[str, str]
-    quality: Mapping[str, SplitQuality]
+    left_out: Mapping[str, str]  # Post id -> why it could not be encoded
+    quality: Mapping[str, SplitQuality]  # "validation" and, where there are labels, "test"
 
     def to_json(self) -> Json:
         """Return the content of act.json."""

@@ -27,27 +27,16 @@ CRITICISMS = "criticisms.jsonl"
 
 
 class LabelCriticism(NamedTuple):
-    """A line of criticisms.jsonl: how likely a label is wrong, and why.
+    """A line of criticisms.jsonl: how likely a label is wrong, and why."""
 
-    Attributes:
-        batch: What the post might be drawn for.
-        post_id: The post.
-        label: The label that was criticized.
-        strategy: How it was asked for.
-        error: e in [0, 1]; None where it is missing, see `fault`.
-        rationale: The criticizer's reasons; may be empty.
-        fault: Why there is no estimate.
-        source: What answered.
-    """
-
-    batch: str
+    batch: str  # what the post might be drawn for
     post_id: str
-    label: str | None
-    strategy: str
-    error: float | None
-    rationale: str
-    fault: str
-    source: str
+    label: str | None  # the label that was criticized
+    strategy: str  # how it was asked for
+    error: float | None  # e in [0, 1]; None where it is missing, see `fault`
+    rationale: str  # the criticizer's reasons; may be empty
+    fault: str  # why there is no estimate
+    source: str  # what answered
 
     @classmethod
     def of(cls, batch: str, annotated: Annotation, given: Criticism) -> LabelCriticism:

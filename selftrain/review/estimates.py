@@ -24,27 +24,18 @@ from selftrain.store.run_dir import RunFolder
 
 
 class BatchOutcome(NamedTuple):
-    """One batch of a ledger, all its posts [N], as the ACT loss and the estimates take them.
+    """One batch of a ledger, all its posts [N], as the ACT loss and the estimates take them."""
 
-    Attributes:
-        post_ids: In the order of the batch.
-        machine: Machine labels, class names.
-        human: Human labels where one was given, else None; of a contested post the first.
-        errors: e; a missing one as `budget.filled` says.
-        inclusion: pi.
-        reviewed: delta: whether there is a human label. A reviewer who was unsure gives none.
-        parts: What estimates are wanted for.
-        partial: Posts are handed out by falling e, and some are open: those that were looked at are no random
-            part of the sample.
-    """
-
-    post_ids: tuple[str, ...]
-    machine: tuple[str, ...]
+    post_ids: tuple[str, ...]  # in the order of the batch
+    machine: tuple[str, ...]  # machine labels, class names
+    # human labels where one was given, else None; of a contested post the first
     human: tuple[str | None, ...]
-    errors: FloatArray
-    inclusion: FloatArray
-    reviewed: BoolArray
-    parts: tuple[str, ...]
+    errors: FloatArray  # e; a missing one as `budget.filled` says
+    inclusion: FloatArray  # pi
+    reviewed: BoolArray  # delta: whether there is a human label. A reviewer who was unsure gives none
+    parts: tuple[str, ...]  # what estimates are wanted for
+    # posts are handed out by falling e, and some are open: those that were looked at are no random part of
+    # the sample
     partial: bool = False
 
     @property
@@ -123,29 +114,21 @@ def label_errors(found: BatchOutcome) -> LabelErrors:
 
 
 class ReviewedBatch(NamedTuple):
-    """One batch with at least one decision.
+    """One batch with at least one decision."""
 
-    Attributes:
-        name: In the ledger.
-        audit: Whether pseudo-labels were reviewed, instead of divergent posts.
-        posts: That it was drawn from.
-        drawn: Posts sent to review: `answered` with a label, `unsure` where no reviewer could tell, the
-            others open.
-        errors: Share of wrong machine labels among `posts`; None where it cannot be estimated, see `why`.
-        grown: The same among all labels of the grown dataset as it stood then, those that people gave taken
-            as right; None where it cannot be told.
-        why: Why there is no estimate.
-    """
-
-    name: str
-    audit: bool
-    posts: int
+    name: str  # in the ledger
+    audit: bool  # whether pseudo-labels were reviewed, instead of divergent posts
+    posts: int  # that it was drawn from
+    # posts sent to review: `answered` with a label, `unsure` where no reviewer could tell, the others open
     drawn: int
     answered: int
     unsure: int
+    # share of wrong machine labels among `posts`; None where it cannot be estimated, see `why`
     errors: LabelErrors | None
+    # the same among all labels of the grown dataset as it stood then, those that people gave taken as right;
+    # None where it cannot be told
     grown: ErrorEstimate | None
-    why: str
+    why: str  # why there is no estimate
 
     @property
     def open(self) -> int:

@@ -164,23 +164,14 @@ def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
 
 
 class PoolLabels(NamedTuple):
-    """What was labelled.
+    """What was labelled."""
 
-    Attributes:
-        posts: With a machine label.
-        unlabelled: Posts that the annotator gave none.
-        reason: Why the first of them has none; empty where all have one.
-        doubt: Mean error estimate of the labels, in [0, 1].
-        missing: Labels without an estimate.
-        drawn: Posts sent to review.
-    """
-
-    posts: int
-    unlabelled: int
-    reason: str
-    doubt: float
-    missing: int
-    drawn: int
+    posts: int  # with a machine label
+    unlabelled: int  # posts that the annotator gave none
+    reason: str  # why the first of them has none; empty where all have one
+    doubt: float  # mean error estimate of the labels, in [0, 1]
+    missing: int  # labels without an estimate
+    drawn: int  # posts sent to review
 
     def lines(self, folder: Path) -> Iterator[str]:
         """Yield what came of it, and what comes next."""
@@ -274,20 +265,15 @@ def annotate_pool(
 
 
 class MixedLabels(NamedTuple):
-    """The manifest with the best label that is known of each post.
+    """The manifest with the best label that is known of each post."""
 
-    Attributes:
-        posts: All of the manifest. Those that had no label have one with `provenance` among their extra
-            fields, unless the annotator gave none.
-        human, machine: How many of these labels are people's, and how many the machine's.
-        waiting: Posts that lack a review.
-        errors: How wrong the machine's labels are; None where nobody has answered, or the sample cannot tell.
-    """
-
+    # all of the manifest. Those that had no label have one with `provenance` among their extra fields, unless
+    # the annotator gave none
     posts: list[Post]
-    human: int
+    human: int  # how many of these labels are people's, and how many the machine's
     machine: int
-    waiting: int
+    waiting: int  # posts that lack a review
+    # how wrong the machine's labels are; None where nobody has answered, or the sample cannot tell
     errors: LabelErrors | None
 
 

@@ -50,21 +50,13 @@ LEASE_SECONDS = 900.0
 
 
 class OutsideDecision(NamedTuple):
-    """One decision from outside.
+    """One decision from outside."""
 
-    Attributes:
-        line: Where it stands in its file, for messages.
-        post_id: The post.
-        label: A class name, or `UNSURE`.
-        reviewer: Who decided.
-        batch: The batch that the file says the post is of; "" where it says none.
-    """
-
-    line: int
+    line: int  # where it stands in its file, for messages
     post_id: str
-    label: str
-    reviewer: str
-    batch: str = ""
+    label: str  # a class name, or `UNSURE`
+    reviewer: str  # who decided
+    batch: str = ""  # the batch that the file says the post is of; "" where it says none
 
 
 class Refusal(NamedTuple):
@@ -76,17 +68,11 @@ class Refusal(NamedTuple):
 
 
 class ImportedDecisions(NamedTuple):
-    """What became of decisions from outside.
+    """What became of decisions from outside."""
 
-    Attributes:
-        taken: Lines that the ledger holds now and did not before.
-        known: Lines that it held before: the same file again.
-        refused: The others.
-    """
-
-    taken: tuple[int, ...]
-    known: tuple[int, ...]
-    refused: tuple[Refusal, ...]
+    taken: tuple[int, ...]  # lines that the ledger holds now and did not before
+    known: tuple[int, ...]  # lines that it held before: the same file again
+    refused: tuple[Refusal, ...]  # the others
 
 
 class ReviewLedger(LedgerReader):

@@ -29,95 +29,55 @@ UNSURE = "(unsure)"
 
 
 class ReviewItem(NamedTuple):
-    """A post with a machine label, as it was when the sample was drawn.
-
-    Attributes:
-        post_id: The post.
-        machine_label: A class name.
-        error: e, the estimated probability that it is wrong, in [0, 1]; None where no criticizer had one.
-        inclusion: pi, the probability with which the post was drawn, in [0, 1].
-        part: What estimates are wanted for: a round, a source.
-    """
+    """A post with a machine label, as it was when the sample was drawn."""
 
     post_id: str
-    machine_label: str
+    machine_label: str  # a class name
+    # e, the estimated probability that it is wrong, in [0, 1]; None where no criticizer had one
     error: float | None
-    inclusion: float
-    part: str = ""
+    inclusion: float  # pi, the probability with which the post was drawn, in [0, 1]
+    part: str = ""  # what estimates are wanted for: a round, a source
 
 
 class Assignment(NamedTuple):
-    """A post handed out to one reviewer.
-
-    Attributes:
-        item: The post.
-        batch: It was added with.
-        place: In the order of all posts to review, from 0.
-        second: Whether this is the second review of a doubled post.
-        expires: When it goes back if nothing is decided, seconds since 1970.
-    """
+    """A post handed out to one reviewer."""
 
     item: ReviewItem
-    batch: str
-    place: int
-    second: bool
-    expires: float
+    batch: str  # it was added with
+    place: int  # in the order of all posts to review, from 0
+    second: bool  # whether this is the second review of a doubled post
+    expires: float  # when it goes back if nothing is decided, seconds since 1970
 
 
 class Review(NamedTuple):
-    """One reviewer's decision on one post.
-
-    Attributes:
-        post_id: The post.
-        slot: 0 for the review that the budget pays, 1 for the second one of a doubled post.
-        reviewer: Who.
-        label: A class name, or `UNSURE`.
-        decided: Seconds since 1970.
-    """
+    """One reviewer's decision on one post."""
 
     post_id: str
-    slot: int
-    reviewer: str
-    label: str
-    decided: float
+    slot: int  # 0 for the review that the budget pays, 1 for the second one of a doubled post
+    reviewer: str  # who
+    label: str  # a class name, or `UNSURE`
+    decided: float  # seconds since 1970
 
 
 class Decision(NamedTuple):
-    """What was decided on a post.
-
-    Attributes:
-        post_id: The post.
-        label: A class name: that of the first review that has one. None: every reviewer was unsure.
-        contested: Two reviews with different labels; the first counts, somebody should look again.
-        reviews: One, or two of a doubled post.
-    """
+    """What was decided on a post."""
 
     post_id: str
-    label: str | None
-    contested: bool
-    reviews: tuple[Review, ...]
+    label: str | None  # a class name: that of the first review that has one. None: every reviewer was unsure
+    contested: bool  # two reviews with different labels; the first counts, somebody should look again
+    reviews: tuple[Review, ...]  # one, or two of a doubled post
 
 
 class ReviewProgress(NamedTuple):
-    """How far a review is, in posts.
+    """How far a review is, in posts."""
 
-    Attributes:
-        budget: Most posts that may ever be reviewed.
-        entered: Posts in the ledger to be reviewed, <= budget.
-        reviewed: Posts with a decision, unsure included: the budget spent, <= entered.
-        doubled: Posts that two people review.
-        second: Second reviews made, <= doubled; they cost no budget.
-        unsure: Decisions, first or second, of reviewers who could not tell.
-        held: Posts that somebody is looking at now.
-    """
-
-    budget: int
-    entered: int
-    reviewed: int
-    doubled: int
-    second: int
-    unsure: int
-    held: int
+    budget: int  # most posts that may ever be reviewed
+    entered: int  # posts in the ledger to be reviewed, <= budget
+    reviewed: int  # posts with a decision, unsure included: the budget spent, <= entered
+    doubled: int  # posts that two people review
+    second: int  # second reviews made, <= doubled; they cost no budget
+    unsure: int  # decisions, first or second, of reviewers who could not tell
+    held: int  # posts that somebody is looking at now
 
     @property
     def left(self) -> int:
@@ -131,17 +91,11 @@ class ReviewProgress(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far two reviewers agree.
+    """How far two reviewers agree."""
 
-    Attributes:
-        posts: Doubled posts on which both gave a label.
-        agreed: Of them, those with the same label.
-        kappa: Cohen's kappa; None below two posts, or where nobody used a second class.
-    """
-
-    posts: int
-    agreed: int
-    kappa: float | None
+    posts: int  # doubled posts on which both gave a label
+    agreed: int  # of them, those with the same label
+    kappa: float | None  # Cohen's kappa; None below two posts, or where nobody used a second class
 
 
 def decision_of(reviews: Sequence[Review]) -> Decision:

@@ -50,21 +50,13 @@ Estimator = Callable[[str, Sequence[Verdict], Sequence[MachineLabel]], Sequence[
 
 
 class Requested(NamedTuple):
-    """A batch that waits for reviewers.
+    """A batch that waits for reviewers."""
 
-    Attributes:
-        ledger: The file.
-        batch: Its name there.
-        posts: Posts that the sample was drawn from.
-        drawn: Ids of the posts to review, in the order in which they are handed out.
-        new: False when the batch was in the ledger already, and nothing was changed.
-    """
-
-    ledger: Path
-    batch: str
-    posts: int
-    drawn: tuple[str, ...]
-    new: bool
+    ledger: Path  # the file
+    batch: str  # its name there
+    posts: int  # posts that the sample was drawn from
+    drawn: tuple[str, ...]  # ids of the posts to review, in the order in which they are handed out
+    new: bool  # false when the batch was in the ledger already, and nothing was changed
 
 
 # ---- how likely is each label wrong? -------------------------------------------------------------------

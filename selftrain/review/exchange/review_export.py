@@ -47,27 +47,16 @@ class MachineOpinion(NamedTuple):
 
 
 class ReviewTask(NamedTuple):
-    """One post that waits for a review.
+    """One post that waits for a review."""
 
-    Attributes:
-        post_id: As in the ledger.
-        batch: Of the ledger.
-        place: In the order of this file, from 0.
-        text: May be empty.
-        images: Absolute paths.
-        names: The same, relative to the manifest.
-        audit: Whether a pseudo-label is audited, instead of a divergent post.
-        opinions: The classifier's first; empty where they are hidden.
-    """
-
-    post_id: str
-    batch: str
-    place: int
-    text: str
-    images: tuple[Path, ...]
-    names: tuple[str, ...]
-    audit: bool
-    opinions: tuple[MachineOpinion, ...]
+    post_id: str  # as in the ledger
+    batch: str  # of the ledger
+    place: int  # in the order of this file, from 0
+    text: str  # may be empty
+    images: tuple[Path, ...]  # absolute paths
+    names: tuple[str, ...]  # the same, relative to the manifest
+    audit: bool  # whether a pseudo-label is audited, instead of a divergent post
+    opinions: tuple[MachineOpinion, ...]  # the classifier's first; empty where they are hidden
 
 
 class ReviewTasks(NamedTuple):

@@ -23,35 +23,21 @@ _DELIMITERS = ",;\t"
 
 
 class ReadReviews(NamedTuple):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        decisions: In order.
-        refused: Lines that say nothing that could be a decision.
-        empty: Lines without a review: they wait still.
-    """
-
-    decisions: tuple[OutsideDecision, ...]
-    refused: tuple[Refusal, ...]
-    empty: int
+    decisions: tuple[OutsideDecision, ...]  # in order
+    refused: tuple[Refusal, ...]  # lines that say nothing that could be a decision
+    empty: int  # lines without a review: they wait still
 
 
 class ImportedReviews(NamedTuple):
-    """What became of a file. Lines are counted from 1: of a table its lines, else its items.
+    """What became of a file. Lines are counted from 1: of a table its lines, else its items."""
 
-    Attributes:
-        taken: Reviews that the ledger holds now and did not before.
-        known: Reviews that it held before.
-        empty: Lines without a review.
-        refused: By line.
-        nothing: Whether nothing was taken because something was refused, as was asked for.
-    """
-
-    taken: int
-    known: int
-    empty: int
-    refused: tuple[Refusal, ...]
-    nothing: bool
+    taken: int  # reviews that the ledger holds now and did not before
+    known: int  # reviews that it held before
+    empty: int  # lines without a review
+    refused: tuple[Refusal, ...]  # by line
+    nothing: bool  # whether nothing was taken because something was refused, as was asked for
 
 
 def import_reviews(

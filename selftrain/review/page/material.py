@@ -26,17 +26,11 @@ QUALITY = 85
 
 
 class Policy(NamedTuple):
-    """The task in words.
-
-    Attributes:
-        name: Its name.
-        text: The policy; None when the task file is gone or has changed its classes.
-        meanings: Class name -> one line; empty as well then.
-    """
+    """The task in words."""
 
     name: str
-    text: str | None
-    meanings: Mapping[str, str]
+    text: str | None  # the policy; None when the task file is gone or has changed its classes
+    meanings: Mapping[str, str]  # class name -> one line; empty as well then
 
 
 class Material:

@@ -33,17 +33,11 @@ _SHOWN = 3
 
 
 class Opening(NamedTuple):
-    """Where a server listens and what its URL shows.
+    """Where a server listens and what its URL shows."""
 
-    Attributes:
-        host: To listen on.
-        port: 0: the one of the last start, if it is free, else any that is.
-        reviewer: Named in the printed URL; "": whoever opens it types a name.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    reviewer: str = ""
+    host: str = "127.0.0.1"  # to listen on
+    port: int = 0  # 0: the one of the last start, if it is free, else any that is
+    reviewer: str = ""  # named in the printed URL; "": whoever opens it types a name
 
 
 def open_session(folder: RunFolder, *, show_opinions: bool = False) -> ReviewSession:
