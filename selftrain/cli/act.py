@@ -29,7 +29,7 @@ from selftrain.cli.options import (
     option,
     several,
 )
-from selftrain.cli.printing import console, plain, print_json, quoted, say, table
+from selftrain.cli.printing import console, number, plain, print_json, quoted, say, table
 from selftrain.errors import BudgetError, RecipeError
 from selftrain.store import atomic
 
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
     from selftrain.act import select_models as selecting
     from selftrain.data import manifest_writing
     from selftrain.data import task as tasks
-    from selftrain.review import act_training, labelling
+    from selftrain.review import act_training, labelling, sampling
 else:
     annotators, criticizers, images, build, config = deferred(
         "agents.ask.annotator", "agents.ask.criticizer", "backbones.images", "selftrain.build",
         "selftrain.config",
     )  # fmt: skip
-    selecting, manifest_writing, tasks, act_training, labelling = deferred(
+    selecting, manifest_writing, tasks, act_training, labelling, sampling = deferred(
         "selftrain.act.select_models", "selftrain.data.manifest_writing", "selftrain.data.task",
-        "selftrain.review.act_training", "selftrain.review.labelling",
+        "selftrain.review.act_training", "selftrain.review.labelling", "selftrain.review.sampling",
     )  # fmt: skip
 
 app = noun("Label a pool by models, and have people put right what is likely wrong.")
@@ -190,20 +190,18 @@ def _print_choice(choice: selecting.ModelSelection) -> None:
     shown.print(plain("annotators, on labelled posts [95 % interval]", "dim"))
     tried = table("model", "asked", "accuracy", "without a label", "tokens", left=2)
     for one in choice.annotators:
-        cells = (one.model, one.mode, one.accuracy.per_cent(), f"{one.unlabelled}", f"{one.tokens:,}")
-        tried.add_row(*map(plain, cells))
+        accuracy, tokens = one.accuracy.per_cent(), f"{one.tokens:,}"
+        tried.add_row(*map(plain, (one.model, one.mode, accuracy, str(one.unlabelled), tokens)))
     shown.print(tried)
     shown.print(plain(f"criticizers of the labels of {choice.annotator.model}", "dim"))
     tried = table("model", "strategy", "AUC", "ABS", "mean estimate", "missing", "tokens", left=2)
     for critic in choice.criticizers:
         auc = critic.auc
-        cells = (
-            critic.model, critic.strategy,
-            "-" if auc is None else f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]",
-            "-" if critic.abs is None else f"{critic.abs:.3f}",
-            f"{critic.mean_error:.3f}", f"{critic.missing}", f"{critic.tokens:,}",
+        tried.add_row(
+            plain(critic.model), plain(critic.strategy),
+            "-" if auc is None else f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]", number(critic.abs),
+            number(critic.mean_error), str(critic.missing), f"{critic.tokens:,}",
         )  # fmt: skip
-        tried.add_row(*map(plain, cells))
     shown.print(tried)
     for line in choice.lines():
         shown.print(plain(line))
@@ -248,7 +246,7 @@ def annotate(
     posts = [post for post in labelling.read_posts(manifest, loaded) if post.label is None]
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
-    drawing = labelling.SampleSettings(budget, rule, floor, doubled, seed)
+    drawing = sampling.SampleSettings(budget, rule, floor, doubled, seed)
     folder, prompts = labelling.LabelFolder(out), annotators.AnnotationPrompts(build.brief_of(loaded))
     criticizer = criticizer or annotator
     with folder.locked():

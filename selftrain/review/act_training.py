@@ -142,7 +142,7 @@ def train_on_reviews(
         task, trusted = _of_run(folder, encoder, validation, test, progress=progress)
     _check_validation(path, trusted)
     # --- features of everybody, through the cache
-    everybody = trusted.by_id | {post.id: post for post in (*trusted.validation, *trusted.test)}
+    everybody = dict(trusted.by_id) | {post.id: post for post in (*trusted.validation, *trusted.test)}
     table = extract_features(
         list(everybody.values()), encoder, cache_folder(backbone),
         batch_size=backbone.batch_size, workers=backbone.workers, progress=progress,
@@ -183,12 +183,15 @@ def train_on_reviews(
 
 def head_settings(section: ClassifierSection) -> HeadSettings:
     """Return how a recipe's head is built and trained; what it leaves open stays at the head's defaults."""
-    given = {
-        "kind": section.head, "hidden": section.hidden, "dropout": section.dropout,
-        "epochs": section.epochs or None, "learning_rate": section.learning_rate or None,
-        "weight_decay": section.weight_decay,
-    }  # fmt: skip
-    return HeadSettings()._replace(**{name: value for name, value in given.items() if value is not None})
+    defaults = HeadSettings()
+    return HeadSettings(
+        section.head,
+        section.hidden,
+        section.dropout,
+        section.epochs or defaults.epochs,
+        section.learning_rate or defaults.learning_rate,
+        defaults.weight_decay if section.weight_decay is None else section.weight_decay,
+    )
 
 
 def reviewed_labels(

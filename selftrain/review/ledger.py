@@ -219,7 +219,7 @@ class ReviewLedger(LedgerReader):
             if slot is None:
                 _give_back(connection, "expires <= ?", now)
                 slot = _take_free(connection, reviewer, expires)
-            return None if slot is None else _assignment(connection, *slot, expires)
+            return None if slot is None else _assignment(connection, slot[0], slot[1], expires)
 
     def decide(self, reviewer: str, post_id: str, label: str) -> None:
         """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.

@@ -102,7 +102,7 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
 
 def _opinions(folder: RunFolder) -> dict[str, tuple[MachineOpinion, ...]]:
     """Return what machines last gave each post: an annotator, or classifier and agents."""
-    found = {
+    found: dict[str, tuple[MachineOpinion, ...]] = {
         post_id: (MachineOpinion("annotator", row.label, row.probability, row.rationale),)
         for post_id, row in annotations_of(folder).items()
     }
