@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from agents.ask import criticizer as criticizers
     from agents.ask.runner import Runner
     from backbones import images
-    from selftrain import build, config
+    from selftrain import config, panels
     from selftrain.act import select_models as selecting
     from selftrain.data import manifest_writing
     from selftrain.data import task as tasks
     from selftrain.review import act_training, labelling, sampling
 else:
-    annotators, criticizers, images, build, config = deferred(
-        "agents.ask.annotator", "agents.ask.criticizer", "backbones.images", "selftrain.build",
-        "selftrain.config",
+    annotators, criticizers, images, config, panels = deferred(
+        "agents.ask.annotator", "agents.ask.criticizer", "backbones.images", "selftrain.config",
+        "selftrain.panels",
     )  # fmt: skip
     selecting, manifest_writing, tasks, act_training, labelling, sampling = deferred(
         "selftrain.act.select_models", "selftrain.data.manifest_writing", "selftrain.data.task",
@@ -135,7 +135,7 @@ def select_models(
         choice = selecting.select_models(
             _by_model(runners),
             posts,
-            annotators.AnnotationPrompts(build.brief_of(loaded), folder=prompts),
+            annotators.AnnotationPrompts(panels.brief_of(loaded), folder=prompts),
             strategies=tuple(dict.fromkeys(strategies or get_args(StrategyName))),
             modes=get_args(Mode) if annotate == "both" else (annotate,),
             self_criticism=self_criticism,
@@ -160,17 +160,15 @@ def _runners(
     Raises:
         ServerRefusedError: A URL that is none.
     """
-    cache = build.cache_beside(beside, store)
+    cache = panels.cache_beside(beside, store)
     with ExitStack() as stack:
         stack.callback(cache.close)
         runners: dict[str, Runner] = {}
         for server in dict.fromkeys(servers):
             url, _, model = server.partition("#")
-            section = config.VlmSection(
-                servers=(url,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap
-            )
-            runners[server] = build.build_runner(
-                section, cache, run=run, max_pixels=images.MAX_PIXELS, progress=sys.stderr.isatty()
+            served = panels.ModelServers((url,), model, key_variable=KEY_VARIABLE, token_cap=token_cap)
+            runners[server] = served.runner(
+                cache, run=run, max_pixels=images.MAX_PIXELS, progress=sys.stderr.isatty()
             )
             stack.callback(runners[server].close)
         yield runners
@@ -247,7 +245,7 @@ def annotate(
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
     drawing = sampling.SampleSettings(budget, rule, floor, doubled, seed)
-    folder, prompts = labelling.LabelFolder(out), annotators.AnnotationPrompts(build.brief_of(loaded))
+    folder, prompts = labelling.LabelFolder(out), annotators.AnnotationPrompts(panels.brief_of(loaded))
     criticizer = criticizer or annotator
     with folder.locked():
         # what must stay the same when the command is given again; where models are served may change

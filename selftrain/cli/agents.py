@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from agents.vllm import check as checking
     from agents.vllm import command as vllm_command
     from agents.vllm import interpreter, launch
-    from selftrain import build, config
+    from selftrain import config, panels
     from selftrain.data import task as tasks
     from selftrain.report import prompt_preview
 else:
-    endpoints, checking, vllm_command, interpreter, launch, build, config, tasks, prompt_preview = deferred(
+    endpoints, checking, vllm_command, interpreter, launch, config, panels, tasks, prompt_preview = deferred(
         "agents.client.endpoints", "agents.vllm.check", "agents.vllm.command", "agents.vllm.interpreter",
-        "agents.vllm.launch", "selftrain.build", "selftrain.config", "selftrain.data.task",
+        "agents.vllm.launch", "selftrain.config", "selftrain.panels", "selftrain.data.task",
         "selftrain.report.prompt_preview",
     )  # fmt: skip
 
@@ -175,8 +175,9 @@ def prompts(
     """
     recipe = config.load_recipe(recipe_file, overrides)
     task = tasks.load_task(recipe.data.task)
-    opening = build.opener(recipe.data.max_image_pixels)
-    shown = prompt_preview.previews(recipe, task, build.build_vlm_agent(recipe, task), opening, post)
+    opening = panels.opener(recipe.data.max_image_pixels)
+    agent = panels.VLMPanel(**recipe.vlm.arguments()).agent(panels.brief_of(task), recipe.seed)
+    shown = prompt_preview.previews(recipe, task, agent, opening, post)
     names = [preview.template for preview in shown]
     if only is not None and only not in names:
         raise RecipeError(f"no prompt is named {only!r}; this protocol has {names}: choose one of them")

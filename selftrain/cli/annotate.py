@@ -17,13 +17,12 @@ from selftrain.errors import RecipeError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from selftrain import build
     from selftrain.annotation import annotate as annotation
     from selftrain.annotation import answer_report, question_plan
     from selftrain.data import manifest as manifests
 else:
-    build, annotation, question_plan, manifests = deferred(
-        "selftrain.build", "selftrain.annotation.annotate", "selftrain.annotation.question_plan",
+    annotation, question_plan, manifests = deferred(
+        "selftrain.annotation.annotate", "selftrain.annotation.question_plan",
         "selftrain.data.manifest",
     )  # fmt: skip
 
@@ -105,7 +104,7 @@ def annotate(
         print(f"{len(problems):,} rows are set aside and will not be written:")
         for line in manifests.describe(problems):
             print(printable(line))
-    questioner = build.build_questioner(
+    questioner = question_plan.build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
     )
     try:

@@ -16,6 +16,7 @@ import numpy as np
 
 from backbones import load_backbone
 from backbones.base import Backbone
+from selftrain._util.plugins import accepted
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.act.error_estimate import realised
 from selftrain.act.training import ACTTrainer
@@ -32,6 +33,7 @@ from selftrain.models.intervals import wilson
 from selftrain.models.metrics import macro_f1
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.run_predictor import stored_recipe
+from selftrain.models.trainer import HeadTrainer
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, read_posts, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
@@ -135,7 +137,7 @@ def train_on_reviews(
     backbone = backbone or (BackboneSection() if recipe is None else recipe.backbone)
     settings = head_settings(classifier or (ClassifierSection() if recipe is None else recipe.classifier))
     options = backbone_options(backbone)
-    encoder = load_backbone(backbone.name, **options)
+    encoder = load_backbone(backbone.kind, **options)
     if isinstance(folder, LabelFolder):
         task, trusted = _of_labelling(folder, validation, test, seed)
     else:
@@ -177,21 +179,13 @@ def train_on_reviews(
         {split: _quality(task.names, labels, probs) for split, (_, labels, probs) in measured.items()},
     )  # fmt: skip
     record = {"from": str(path.resolve()), "task": task.name, "power": power, "seed": seed, **found.to_json()}
-    saved = model.save(out, backbone={"name": backbone.name, **options}, record=record, measured=measured)
+    saved = model.save(out, backbone={"name": backbone.kind, **options}, record=record, measured=measured)
     return found._replace(model=saved)
 
 
 def head_settings(section: ClassifierSection) -> HeadSettings:
     """Return how a recipe's head is built and trained; what it leaves open stays at the head's defaults."""
-    defaults = HeadSettings()
-    return HeadSettings(
-        section.head,
-        section.hidden,
-        section.dropout,
-        section.epochs or defaults.epochs,
-        section.learning_rate or defaults.learning_rate,
-        defaults.weight_decay if section.weight_decay is None else section.weight_decay,
-    )
+    return HeadTrainer(**accepted(HeadTrainer, section.arguments())).settings
 
 
 def reviewed_labels(
