@@ -166,7 +166,9 @@ def _runners(
         runners: dict[str, Runner] = {}
         for server in dict.fromkeys(servers):
             url, _, model = server.partition("#")
-            served = panels.ModelServers((url,), model, key_variable=KEY_VARIABLE, token_cap=token_cap)
+            served = panels.ModelServers(
+                servers=(url,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap
+            )
             runners[server] = served.runner(
                 cache, run=run, max_pixels=images.MAX_PIXELS, progress=sys.stderr.isatty()
             )
