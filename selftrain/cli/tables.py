@@ -170,7 +170,7 @@ def final_table(comparison: Comparison) -> Table:
             table.add_row(f"{split} {name.replace('_f1', '-F1')}", *row)
             if name == "macro_f1":
                 table.add_row("  gain", *(_gain(one) for one in comparison.gains[split]))
-        table.add_row(f"{split} AUC", *(number(run.points[split]["auc"]) for run in runs))
+        table.add_row(f"{split} AUC", *(number(run.splits[split].auc) for run in runs))
         table.add_section()
     sums = [run.summary for run in runs]
     if any(run.simulated for run in runs):
@@ -195,9 +195,9 @@ def curves_table(comparison: Comparison) -> Table:
             if place >= len(run.rounds):
                 cells.append(plain(""))
                 continue
-            _, kept, found = run.rounds[place]
-            value = number(found.validation)
-            cells.append(plain(f"{value} " if kept else f"({value})", "" if kept else "dim"))
+            one = run.rounds[place]
+            value = number(one.validation.macro_f1)
+            cells.append(plain(f"{value} " if one.kept else f"({value})", "" if one.kept else "dim"))
         table.add_row(f"round {place}", *cells)
     return table
 
