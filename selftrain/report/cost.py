@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.ask.judge import VLMPanel
+from agents.ask.judge import JudgePanel
 from agents.judgment import Judgment, State
 from selftrain.config import Recipe
 from selftrain.data.corpus import Corpus
@@ -79,7 +79,7 @@ class RunCost(NamedTuple):
             yield f"The token cap of {cap:,} {verdict}."
 
 
-def estimate_cost(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> RunCost:
+def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
     """Estimate the cost of a run, by measuring and by a probe, whose answers are paid for and kept.
 
     Raises:
