@@ -10,10 +10,7 @@ const shared = (() => {
     if (!parsed.has(id)) parsed.set(id, JSON.parse(byId(id).textContent));
     return parsed.get(id);
   };
-  const pictureUrl = (starts, number) => { // starts: the number of each chunk's first picture
-    const at = starts.findLastIndex((first) => first <= number);
-    return data("pictures-" + at)[number - starts[at]];
-  };
+  const pictureUrl = (chunk, number) => data("pictures-" + Math.floor(number / chunk))[number % chunk];
 
   // ---- elements: strings among `inside` become text ----
   const make = (tag, className, ...inside) => {
@@ -61,19 +58,19 @@ const shared = (() => {
     picture.setAttribute("aria-pressed", yes);
     picture.classList.toggle("shown", yes);
   };
-  const picture = (starts, [place, name], k, all, shown) => {
+  const picture = (chunk, [place, name], k, all, shown) => {
     if (place < 0) return make("div", "picture missing", make("span", "", "not embedded"), isolated(name, "path"));
     const image = make("img"), made = button("picture", image, () => unveil(made, !made.classList.contains("shown")));
     image.alt = `picture ${k + 1} of ${all.length}`;
-    image.src = pictureUrl(starts, place);
+    image.src = pictureUrl(chunk, place);
     made.append(make("span", "veil", "Show"));
     made.title = name;
     unveil(made, shown);
     return made;
   };
-  const pictureRow = (images, starts, most = images.length) => {
+  const pictureRow = (images, chunk, most = images.length) => {
     const shown = byId("pictures").checked;
-    return make("div", "pictures", ...images.slice(0, most).map((one, k) => picture(starts, one, k, images, shown)));
+    return make("div", "pictures", ...images.slice(0, most).map((one, k) => picture(chunk, one, k, images, shown)));
   };
   const unveilAll = (inside, yes) => {
     for (const one of inside.querySelectorAll("button.picture")) unveil(one, yes);
