@@ -248,9 +248,8 @@ def plain_endpoint(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
-def is_loopback(url: str) -> bool:
-    """Return whether a URL names this machine."""
-    host = urlsplit(url).hostname or ""
+def is_loopback(host: str) -> bool:
+    """Return whether a host, a name or an address, is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -287,7 +286,7 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     import httpx2
     import openai
 
-    local = is_loopback(url)
+    local = is_loopback(urlsplit(url).hostname or "")
     client = openai.AsyncOpenAI(
         api_key=key.reveal(),
         base_url=url + "/v1",

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -94,7 +95,8 @@ def fetch(url: str, key: str = "", body: object = None, seconds: float = 10.0) -
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # a proxy named in the environment cannot reach this machine's own servers
-    with httpx2.Client(trust_env=not is_loopback(url), timeout=seconds, headers=headers) as client:
+    trust_env = not is_loopback(urlsplit(url).hostname or "")
+    with httpx2.Client(trust_env=trust_env, timeout=seconds, headers=headers) as client:
         try:
             reply = client.get(url) if body is None else client.post(url, json=body)
         except httpx2.HTTPError as error:

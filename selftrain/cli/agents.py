@@ -16,7 +16,7 @@ import typer
 from agents.client.endpoints import plain_endpoint
 from agents.errors import ServerLaunchError
 from agents.vllm.check import check_server
-from agents.vllm.command import Device, serve_command
+from agents.vllm.command import Device, ServeOptions, serve_command
 from agents.vllm.interpreter import find_interpreter
 from agents.vllm.launch import Ready, Server, serving
 from selftrain._util.printable import printable
@@ -143,13 +143,14 @@ def serve(
     """
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
-    command = serve_command(
-        find_interpreter(python), model, name=name, host=host, port=port, allow_remote=allow_remote,
-        images=images, max_model_len=max_model_len, dtype=dtype, device=device,
-        tensor_parallel=tensor_parallel, data_parallel=data_parallel, gpu_memory=gpu_memory,
-        kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter),
-        api_key=os.environ.get(KEY_VARIABLE, ""), extra=flags or (),
+    options = ServeOptions(
+        name=name, host=host, port=port, allow_remote=allow_remote, images=images,
+        max_model_len=max_model_len, dtype=dtype, device=device, tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel, gpu_memory=gpu_memory, kv_cache_gib=kv_cache_gib,
+        max_num_seqs=max_num_seqs, adapters=_adapters(adapter), api_key=os.environ.get(KEY_VARIABLE, ""),
+        extra=flags or (),
     )  # fmt: skip
+    command = serve_command(find_interpreter(python), model, options)
     if allow_remote and not command.api_key:
         say(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():
@@ -187,12 +188,12 @@ def check(
     """Print what was found of each server; 1 if one cannot be used.
 
     Raises:
-        ServerRefusedError: An address that is none.
+        ServerRefusedError: An endpoint that is none.
     """
     key, failed = os.environ.get(key_variable, ""), False
-    for address in map(plain_endpoint, servers):
-        say(address)
-        for found in check_server(address, model=model, key=key, image=not text_only, seconds=time_limit):
+    for endpoint in map(plain_endpoint, servers):
+        say(endpoint)
+        for found in check_server(endpoint, model=model, key=key, image=not text_only, seconds=time_limit):
             say(f"  {found.what:<8}{'ok' if found.passed else 'FAILED':<8}{found.detail}")
             failed |= not found.passed
     return 1 if failed else 0

@@ -21,7 +21,7 @@ from agents.ask.sanitize import quoted, sanitize
 from agents.client.client import ChatClient
 from agents.errors import ServerLostError
 from agents.judgment import State
-from agents.vllm.command import free_port, serve_command
+from agents.vllm.command import ServeOptions, free_port, serve_command
 from agents.vllm.launch import start as launch
 from runs.bench.agents_injections import attempts
 from selftrain.runs import start
@@ -211,7 +211,8 @@ class Restartable:
     """A server on one port that can be killed and started again."""
 
     def __init__(self, interpreter, model, log):
-        self.command = serve_command(interpreter, model, port=free_port(), max_model_len=4096)
+        options = ServeOptions(port=free_port(), max_model_len=4096)
+        self.command = serve_command(interpreter, model, options)
         self.endpoint, self.log = self.command.endpoint, log
         self.begin()
 

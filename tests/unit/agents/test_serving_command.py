@@ -9,6 +9,7 @@ import pytest
 
 from agents.errors import ServerLaunchError
 from agents.vllm.command import (
+    ServeOptions,
     adapter_rank,
     cpu_dtype,
     model_folder,
@@ -39,7 +40,8 @@ def model(tmp_path):
 
 
 def built(interpreter, model, **arguments):
-    return serve_command(interpreter, model, **{"environ": {}, **arguments})
+    environ = arguments.pop("environ", {})
+    return serve_command(interpreter, model, ServeOptions(**arguments), environ)
 
 
 def value(command, flag):
