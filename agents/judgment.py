@@ -76,7 +76,7 @@ class Judgment:
             raise JudgmentError(f"step {self.step}: expected 0 (alone) or later")
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values, floats rounded to `records.DECIMALS` places."""
+        """Return a record of JSON values, floats rounded to `records.DECIMALS` places."""
         return {
             "agent": self.agent,
             "step": self.step,
@@ -90,7 +90,7 @@ class Judgment:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Judgment:
-        """The judgment of a record.
+        """Return the judgment of a record.
 
         Raises:
             JudgmentError: A missing or unknown key, a value of the wrong type, an unknown state, a label in
@@ -140,22 +140,22 @@ class Verdict:
         return tuple(dict.fromkeys(j.agent for j in self.judgments))
 
     def by_agent(self) -> dict[str, tuple[Judgment, ...]]:
-        """Role -> its judgments, the earliest first."""
+        """Return role -> its judgments, the earliest first."""
         steps = sorted(self.judgments, key=lambda judgment: judgment.step)
         return {agent: tuple(j for j in steps if j.agent == agent) for agent in self.agents}
 
     def last(self, agent: str) -> Judgment | None:
-        """The agent's latest judgment, or None if it made none."""
+        """Return the agent's latest judgment, or None if it made none."""
         return max((j for j in self.judgments if j.agent == agent), key=lambda j: j.step, default=None)
 
     @property
     def consistent(self) -> bool:
-        """True when somebody decided and all deciders' last judgments name the classifier's label."""
+        """Whether somebody decided and all deciders' last judgments name the classifier's label."""
         last = [self.last(agent) for agent in self.deciders or self.agents]
         return bool(last) and all(j is not None and j.label == self.classifier_label for j in last)
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values; `consistent` stands in it for the reader's sake."""
+        """Return a record of JSON values; `consistent` stands in it for the reader's sake."""
         return {
             "post_id": self.post_id,
             "classifier_label": self.classifier_label,
@@ -167,7 +167,7 @@ class Verdict:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Verdict:
-        """The verdict of a record.
+        """Return the verdict of a record.
 
         Raises:
             JudgmentError: As `Judgment.from_json`, or `consistent` contradicts the judgments.
@@ -184,15 +184,9 @@ class Verdict:
         return verdict
 
 
-class LabelledPost(Protocol):
+class LabelledPost(PostLike, Protocol):
     """A post whose label is known (or trusted), to learn from and to be measured on."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def images(self) -> Sequence[Path]: ...
     @property
     def label(self) -> str | None: ...
 

@@ -55,7 +55,7 @@ class AgentReliability:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> AgentReliability:
-        """The reliability of a record that `to_json` made."""
+        """Return the reliability of a record that `to_json` made."""
         return cls(record["brier"], record["ece"], tuple(TrustBin(**one) for one in record["bins"]))
 
 
@@ -76,7 +76,7 @@ class AgentTrust:
 
     @property
     def near_chance(self) -> bool:
-        """True when the interval of the balanced accuracy holds chance, 1 / classes, or lies below it."""
+        """Whether the interval of the balanced accuracy holds chance, 1 / classes, or lies below it."""
         return self.balanced.low <= 1 / len(self.confusion)
 
 
@@ -112,7 +112,7 @@ class Trust:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Trust:
-        """The figures of a record that `to_json` made.
+        """Return the figures of a record that `to_json` made.
 
         Raises:
             KeyError, TypeError: The record is incomplete.

@@ -18,11 +18,11 @@ from agents.client.base import Usage
 from agents.errors import StoreError
 from agents.write_ahead import switch_to_write_ahead
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _CREATE = """
-CREATE TABLE IF NOT EXISTS answers (
-    address TEXT PRIMARY KEY,       -- the cache key
+CREATE TABLE IF NOT EXISTS responses (
+    cache_key TEXT PRIMARY KEY,
     answer TEXT NOT NULL,           -- what was read out of it, JSON
     text TEXT NOT NULL,             -- as it came
     finish TEXT NOT NULL,
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS answers (
     model TEXT NOT NULL,
     created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS answers_by_run ON answers (run);
+CREATE INDEX IF NOT EXISTS responses_by_run ON responses (run);
 """
 
 
@@ -89,8 +89,8 @@ class ResponseCache:
         """Return the answer under a cache key, or None."""
         with self._explained("read"):
             row = self._connection.execute(
-                "SELECT answer, text, finish, prompt, cached, image, completion, seconds FROM answers"
-                " WHERE address = ?",
+                "SELECT answer, text, finish, prompt, cached, image, completion, seconds FROM responses"
+                " WHERE cache_key = ?",
                 (key,),
             ).fetchone()
         if row is None:
@@ -108,7 +108,7 @@ class ResponseCache:
         )  # fmt: skip
         with self._explained("written"):
             self._connection.execute(
-                "INSERT OR IGNORE INTO answers (address, answer, text, finish, prompt, cached, image,"
+                "INSERT OR IGNORE INTO responses (cache_key, answer, text, finish, prompt, cached, image,"
                 " completion, seconds, run, post, role, step, attempt, model)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
@@ -119,7 +119,7 @@ class ResponseCache:
         with self._explained("read"):
             row = self._connection.execute(
                 "SELECT COALESCE(SUM(prompt), 0), COALESCE(SUM(cached), 0), COALESCE(SUM(image), 0),"
-                " COALESCE(SUM(completion), 0) FROM answers WHERE run = ?",
+                " COALESCE(SUM(completion), 0) FROM responses WHERE run = ?",
                 (run,),
             ).fetchone()
         return Usage(*row)

@@ -173,7 +173,7 @@ def tree(pid):
 
 
 def cli(model, **environment):
-    """`selftrain agents serve` up to its last line, and its address."""
+    """`selftrain agents serve` up to its last line, and its endpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "selftrain", "agents", "serve", str(model), "--port", "0",
          "--max-model-len", "1024", "--name", "judge", "--", "--max-num-batched-tokens", "1024"],
@@ -187,11 +187,11 @@ def cli(model, **environment):
 
 @pytest.mark.usefixtures("alone")
 def test_the_command_asks_for_the_key_and_ctrl_c_leaves_nothing(smollm2, gone):
-    process, address = cli(smollm2, SELFTRAIN_API_KEY="a-secret")
+    process, endpoint = cli(smollm2, SELFTRAIN_API_KEY="a-secret")
     try:
-        assert fetch(f"{address}/v1/models").status == 401
-        assert ask(address, "judge", "wrong", image=False, seconds=60).status == 401
-        assert ask(address, "judge", "a-secret", image=False, seconds=60).fault == ""
+        assert fetch(f"{endpoint}/v1/models").status == 401
+        assert ask(endpoint, "judge", "wrong", image=False, seconds=60).status == 401
+        assert ask(endpoint, "judge", "a-secret", image=False, seconds=60).fault == ""
         pids = tree(process.pid)
         lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
         assert not any(b"a-secret" in line for line in lines)

@@ -34,7 +34,7 @@ def test_what_is_put_is_got_back(tmp_path):
     )
 
 
-def test_the_first_answer_at_an_address_stays(tmp_path):
+def test_the_first_answer_under_a_key_stays(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     store.put("a", paid("first"), NOTE, 0)
     store.put("a", paid("second"), NOTE, 0)
