@@ -282,22 +282,12 @@ class Learner(Protocol):
         ...
 
 
-_NUMBER = (int, float)
+_NUMBER, _TEXT_OR_NONE, _NUMBER_OR_NONE = (int, float), (str, type(None)), (int, float, type(None))
 _JUDGMENT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "agent": str,
-    "step": int,
-    "state": str,
-    "label": (str, type(None)),
-    "probability": (int, float, type(None)),
-    "rationale": str,
-    "source": str,
-    "details": Mapping,
-}
+    "agent": str, "step": int, "state": str, "label": _TEXT_OR_NONE, "probability": _NUMBER_OR_NONE,
+    "rationale": str, "source": str, "details": Mapping,
+}  # fmt: skip
 _VERDICT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "post_id": str,
-    "classifier_label": str,
-    "classifier_probability": _NUMBER,
-    "consistent": bool,
-    "judgments": list,
-    "deciders": list,
-}
+    "post_id": str, "classifier_label": str, "classifier_probability": _NUMBER, "consistent": bool,
+    "judgments": list, "deciders": list,
+}  # fmt: skip

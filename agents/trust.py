@@ -49,10 +49,6 @@ class AgentReliability:
     ece: float
     bins: tuple[TrustBin, ...]  # the bins that hold any judgment
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a record of JSON values."""
-        return {"brier": self.brier, "ece": self.ece, "bins": [asdict(one) for one in self.bins]}
-
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> AgentReliability:
         """Return the reliability of a record that `to_json` made."""
@@ -102,7 +98,7 @@ class Trust:
                     "accuracy": one.accuracy._asdict(),
                     "balanced_accuracy": one.balanced._asdict(),
                     "near_chance": one.near_chance,
-                    "calibration": one.reliability.to_json() if one.reliability else None,
+                    "calibration": asdict(one.reliability) if one.reliability else None,
                 }
                 for role, one in self.agents.items()
             },

@@ -141,7 +141,7 @@ def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> 
             f" expected a label of {', '.join(LABELS)}",
         )
     compact = not any(mark.isspace() for mark in completion.text)
-    return Trial(completion, compact=compact, detailed=body.detailed)
+    return Trial(completion, compact=compact, detailed=body.details is not None)
 
 
 def question(*, image: bool) -> ChatRequest:
