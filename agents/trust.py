@@ -15,9 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from agents.errors import JudgmentError, NearChanceError
-from agents.judgment import Judgment, LabelledPost, State
+from agents.judgment import Judgment, LabelledPost, State, rounded
 from agents.panel import Panel
-from agents.records import rounded
 
 
 class Proportion(NamedTuple):

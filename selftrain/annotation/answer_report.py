@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from agents.records import rounded
+from agents.judgment import rounded
 from selftrain._util.types import Interval, Json
 from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
 from selftrain.data.posts import Post
