@@ -7,6 +7,7 @@ bytes with their SHA-256: the cache (`cache_key`) sees the hash, the server the 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -165,3 +166,11 @@ def cache_key(request: ChatRequest, identity: Identity) -> str:
 def picture(data: bytes, media_type: str) -> Picture:
     """Return a picture with the hash of its bytes."""
     return Picture(hashlib.sha256(data).hexdigest(), media_type, data)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, a name or an address, is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

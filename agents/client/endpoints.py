@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import os
 import time
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from agents.client.base import is_loopback
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
@@ -246,14 +246,6 @@ def plain_endpoint(text: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or len(text.split()) > 1:
         raise ServerRefusedError(f"the endpoint {text!r}: expected http://host:port or https://host:port")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host, a name or an address, is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def server_words(text: str) -> str:

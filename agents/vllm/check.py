@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, picture
-from agents.client.endpoints import is_loopback, server_words
+from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, is_loopback, picture
+from agents.client.endpoints import server_words
 from agents.client.fleet import Served, read_served
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
 from agents.errors import ServerRefusedError

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.client.endpoints import is_loopback
+from agents.client.base import is_loopback
 from agents.errors import ServerLaunchError
 from agents.vllm.interpreter import Interpreter
 from agents.vllm.torchvision_shim import python_path
