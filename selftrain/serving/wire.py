@@ -73,6 +73,11 @@ def _fault(message: str, status: int = 422) -> PydanticCustomError:
     return PydanticCustomError("request", "{message}", {"message": message, "status": status})
 
 
+def _limits(info: ValidationInfo) -> RequestLimits:
+    assert isinstance(info.context, RequestLimits), "`parse` gives them"
+    return info.context
+
+
 def _text(given: str, most: int) -> str:
     if len(given) > most:
         raise _fault(f"has {len(given):,} characters; at most {most:,}", 413)
@@ -91,7 +96,7 @@ def _post_id(given: str) -> str:
 def _image(given: object, info: ValidationInfo) -> bytes:
     if not isinstance(given, str):
         raise _fault(f"is {_kind(given)}; expected {_FILE}")
-    encoded, most = given, info.context.image
+    encoded, most = given, _limits(info).image
     if given[:5].lower() == "data:":
         header, _, encoded = given.partition(",")
         if not header.lower().endswith(";base64"):
@@ -116,8 +121,8 @@ def _not_too_many_images(given: object) -> object:
 
 
 def _not_too_many_posts(given: object, info: ValidationInfo) -> object:
-    if isinstance(given, list) and len(given) > info.context.posts:
-        most = info.context.posts
+    if isinstance(given, list) and len(given) > _limits(info).posts:
+        most = _limits(info).posts
         raise _fault(f"holds {len(given)} posts; at most {most} in one request: send several requests", 413)
     return given
 
@@ -134,7 +139,7 @@ class GivenPost(_Form):
     text: Annotated[
         str,
         BeforeValidator(lambda given: "" if given is None else given),
-        AfterValidator(lambda given, info: _text(given, info.context.text)),
+        AfterValidator(lambda given, info: _text(given, _limits(info).text)),
     ] = ""
     images: Annotated[
         tuple[Annotated[bytes, BeforeValidator(_image)], ...], BeforeValidator(_not_too_many_images)
