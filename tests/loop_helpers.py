@@ -19,6 +19,7 @@ from selftrain.selection import TopK
 from selftrain.state import RoundLimits
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
+from selftrain.verification.rules import Unanimous
 
 VALIDATION = 20
 
@@ -128,7 +129,7 @@ def run(folder, corpus, script, panel=None, *, trainer=None, **kwargs):
     return list(rounds_of(folder, corpus, script, panel, trainer=trainer, **kwargs))
 
 
-def rounds_of(folder, corpus, script, panel=None, *, trainer=None, shares="equal", **kwargs):
+def rounds_of(folder, corpus, script, panel=None, *, trainer=None, shares="equal", rule=None, **kwargs):
     return loop.self_train(
         corpus,
         trainer or ScriptedTrainer(script),
@@ -137,6 +138,7 @@ def rounds_of(folder, corpus, script, panel=None, *, trainer=None, shares="equal
         loss=PNULoss(),
         folder=RunFolder(folder),
         settings=settings(folder, **kwargs),
+        rule=rule or Unanimous(),
     )
 
 
