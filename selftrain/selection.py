@@ -95,7 +95,7 @@ class TopK:
 
 
 def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_share: float) -> tuple[int, int]:
-    """How many posts of the positive and of the negative class make up the top k.
+    """Return how many posts of the positive and of the negative class make up the top k.
 
     Args:
         k: Posts in all.
@@ -133,7 +133,7 @@ def select(
     positive: str = "positive",
     negative: str = "negative",
 ) -> Selection:
-    """The top k of the pool by confidence, with a quota for each class.
+    """Return the top k of the pool by confidence, with a quota for each class.
 
     A class with fewer posts than its quota leaves the rest of it unused: filling it up from the other class
     would undo the balance that the quota is for.
