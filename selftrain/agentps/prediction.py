@@ -8,10 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from selftrain._util.types import Json
-from selftrain.agentps.examples import answer_of, example
-from selftrain.agentps.folder import Loaded
-from selftrain.agentps.questions import Questionnaire
-from selftrain.agentps.scoring import ScoredPost, score
+from selftrain.agentps.checkpoint import AgentPSModel
+from selftrain.agentps.dataset import QuestionSet, answer_of, example
+from selftrain.agentps.evaluate import ScoredPost, score
 from selftrain.data.posts import Post
 
 DECIMALS = 6
@@ -20,7 +19,7 @@ TEXT, PICTURES = 2_000, 16
 
 
 def predict(
-    loaded: Loaded, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
+    loaded: AgentPSModel, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
 ) -> Iterator[ScoredPost]:
     """Scores posts in their order, in bounded memory; what is known of them is carried along, not read.
 
@@ -35,11 +34,11 @@ def predict(
     """
     built = loaded.built
     built.model.to(device)
-    known = (example(_known(post, built.asked), built.asked) for post in posts)
+    known = (example(_known(post, built.questions), built.questions) for post in posts)
     yield from score(built.model, built.collator, known, batch_size=batch_size, device=device)
 
 
-def _known(post: Post, asked: Questionnaire) -> Post:
+def _known(post: Post, asked: QuestionSet) -> Post:
     """The post without a label or an answer of another task."""
     answers = {one.name: one.answers for one in asked.all}
     label = post.label if post.label in asked.final.answers else None
@@ -47,7 +46,7 @@ def _known(post: Post, asked: Questionnaire) -> Post:
     return replace(post, label=label, process=process)
 
 
-def prediction_row(asked: Questionnaire, one: ScoredPost) -> Json:
+def prediction_row(asked: QuestionSet, one: ScoredPost) -> Json:
     """What `selftrain agentps predict` writes of a post: id, label, probability, probabilities, process."""
     *process, final = [
         {answer: round(float(share), DECIMALS) for answer, share in zip(question.answers, odds, strict=True)}
@@ -60,7 +59,7 @@ def prediction_row(asked: Questionnaire, one: ScoredPost) -> Json:
     }
 
 
-def answers_row(asked: Questionnaire, one: ScoredPost) -> Json:
+def answers_row(asked: QuestionSet, one: ScoredPost) -> Json:
     """A prediction with the post, as far as a case table shows it, and what is known of it.
 
     Of a post come its text (`TEXT` characters at most), its pictures (the first `PICTURES` paths) and their

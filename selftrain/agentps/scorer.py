@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from selftrain.agentps.examples import example
-from selftrain.agentps.folder import VALIDATION, Loaded, load
+from selftrain.agentps.checkpoint import VALIDATION, AgentPSModel, load
+from selftrain.agentps.dataset import FINAL, example
+from selftrain.agentps.evaluate import score
 from selftrain.agentps.prediction import prediction_row
-from selftrain.agentps.questions import FINAL
-from selftrain.agentps.scoring import score
 from selftrain.data.posts import Post
 from selftrain.models.scorer import PostScore, ScoreFailure, ValidationScores
 from selftrain.store.run_dir import read_jsonl
@@ -29,7 +28,7 @@ class AgentPSScorer:
 
     kind = "agentps"
 
-    def __init__(self, loaded: Loaded, device: str) -> None:
+    def __init__(self, loaded: AgentPSModel, device: str) -> None:
         self._loaded = loaded
         self._device = device
         loaded.built.model.to(device)
@@ -42,13 +41,15 @@ class AgentPSScorer:
         """One result a post, in order, with every question's probabilities."""
         built = self._loaded.built
         # ids need not differ here, and labels are not read
-        wanted = (example(Post("", post.text, post.images, video=post.video), built.asked) for post in posts)
+        wanted = (
+            example(Post("", post.text, post.images, video=post.video), built.questions) for post in posts
+        )
         results: list[PostScore | ScoreFailure] = []
         for one in score(built.model, built.collator, wanted, batch_size=BATCH, device=self._device):
             if one.reason:
                 results.append(ScoreFailure(one.reason))
             else:
-                row = prediction_row(built.asked, one)
+                row = prediction_row(built.questions, one)
                 results.append(
                     PostScore(row["label"], row["probability"], row["probabilities"], row["process"])
                 )

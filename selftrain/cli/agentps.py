@@ -14,17 +14,15 @@ import typer
 from rich.table import Table
 
 from backbones.loading import place
-from selftrain.agentps import evaluation, folder
-from selftrain.agentps.examples import example
-from selftrain.agentps.fitting import fit
-from selftrain.agentps.folder import load
-from selftrain.agentps.gathering import of_split, read_posts, stream_posts
-from selftrain.agentps.merging import merge_into
+from selftrain.agentps import checkpoint
+from selftrain.agentps.checkpoint import load, merge_adapters
+from selftrain.agentps.dataset import example, of_split, read_posts, stream_posts
+from selftrain.agentps.evaluate import ScoredPost, full_report
 from selftrain.agentps.prediction import answers_row, prediction_row
 from selftrain.agentps.prediction import predict as predict_posts
-from selftrain.agentps.recipe import DataSection, load_agentps_recipe
-from selftrain.agentps.scoring import ScoredPost
+from selftrain.agentps.recipe import SourceSettings
 from selftrain.agentps.served import ServedModel
+from selftrain.agentps.train import train_agentps
 from selftrain.cli.commands import noun
 from selftrain.cli.options import Manifest, Overrides
 from selftrain.cli.printing import console, keep_left_out, plain, write_records
@@ -48,7 +46,7 @@ def _check_device(name: str) -> str:
         raise SelftrainError(f"--device {name}: {error}") from error
 
 
-Trained = Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder.")]
+Trained = Annotated[Path, typer.Argument(metavar="MODEL", help="A model's checkpoint.")]
 Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Posts at once.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on.")]
 Split = Literal["train", "validation", "pool", "test", "all"]
@@ -69,7 +67,7 @@ def train(
         ),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The model's folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The model's checkpoint.")],
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML; without one, the defaults.")
     ] = None,
@@ -89,15 +87,15 @@ def train(
         SelftrainError, BackboneError, LossError: With what to do.
     """
     named = [] if task is None else [f"data.task={json.dumps(str(task))}"]
-    loaded = fit(
-        load_agentps_recipe(recipe, [*named, *overrides], source=source), out, progress=sys.stderr.isatty()
+    loaded = train_agentps(
+        source, out, recipe=recipe, overrides=[*named, *overrides], bar=sys.stderr.isatty()
     )
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return
     write_report(out, out / "report.html")
-    _print_figures(out / folder.METRICS)
+    _print_figures(out / checkpoint.METRICS)
     if merge is not None:
-        merge_into(loaded, merge)
+        merge_adapters(loaded, merge)
         print(f"whole checkpoint: {merge}")
     _print_next(out)
 
@@ -128,7 +126,7 @@ def predict(
     """
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
-    posts = stream_posts(manifest, quarantine, DataSection())
+    posts = stream_posts(manifest, quarantine, SourceSettings())
     scored: Iterable[ScoredPost]
     if server is not None:
         served = ServedModel(model, server, batch=batch)
@@ -137,7 +135,7 @@ def predict(
         scored = served.score(example(post, asked) for post in unlabelled)
     else:
         loaded = load(model)
-        asked = loaded.built.asked
+        asked = loaded.built.questions
         scored = predict_posts(loaded, posts, batch_size=batch, device=where)
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -174,18 +172,18 @@ def evaluate(
 
     where = _check_device(device)
     loaded = load(model)
-    found, quarantine = read_posts(manifest, loaded.task, DataSection())
+    found, quarantine = read_posts(manifest, loaded.task, SourceSettings())
     posts = of_split(found, split)
     stream = predict_posts(loaded, posts, batch_size=batch, device=where)
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
-    asked = loaded.built.asked
-    figures = evaluation.full(asked, scored)
-    atomic.write_jsonl(out / folder.VALIDATION, (answers_row(asked, one) for one in scored))
-    atomic.write_json(out / folder.METRICS, {"model": loaded.fingerprint, "questions": figures})
-    dump_task(loaded.task, out / folder.TASK)
+    asked = loaded.built.questions
+    figures = full_report(asked, scored)
+    atomic.write_jsonl(out / checkpoint.VALIDATION, (answers_row(asked, one) for one in scored))
+    atomic.write_json(out / checkpoint.METRICS, {"model": loaded.fingerprint, "questions": figures})
+    dump_task(loaded.task, out / checkpoint.TASK)
     keep_left_out(out / "quarantine.jsonl", quarantine)
     write_report(out, out / "report.html")
-    _print_figures(out / folder.METRICS)
+    _print_figures(out / checkpoint.METRICS)
     _print_next(out)
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
-from selftrain.agentps.questions import FINAL
-from selftrain.agentps.video import is_video
+from selftrain.agentps.dataset import FINAL
+from selftrain.agentps.frames import is_video
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 

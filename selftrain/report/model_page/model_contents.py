@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from selftrain._util.types import BoolArray, Interval, Json
-from selftrain.agentps.folder import ABOUT, METRICS, TASK, VALIDATION
-from selftrain.agentps.journal import LOSSES
-from selftrain.agentps.questions import FINAL, questionnaire
+from selftrain.agentps.checkpoint import ABOUT, METRICS, TASK, VALIDATION
+from selftrain.agentps.dataset import FINAL, question_set
 from selftrain.data.task import Task, load_task
 from selftrain.errors import ModelError, RunStateError, SelftrainError
 from selftrain.models.metrics import Curve, curve
+from selftrain.models.training_log import LOSSES
 from selftrain.report.left_out import QUARANTINED, Quarantine
 from selftrain.report.model_page.model_cases import Cases, Column, gather_cases, probs_of, truth_of
 from selftrain.store.run_dir import read_jsonl
@@ -165,7 +165,7 @@ def _columns(questions: Mapping[str, Json], task: Task) -> list[Column]:
     columns = []
     for name in names:
         asked = task.question(name)
-        wording = questionnaire(task, "vanilla").final.wording if name == FINAL else ""
+        wording = question_set(task, "vanilla").final.wording if name == FINAL else ""
         columns.append(
             Column(
                 name,

@@ -43,6 +43,7 @@ NAMES = [
     "run",
     "split",
     "start",
+    "train_agentps",
 ]
 
 
