@@ -14,5 +14,5 @@ model = st.train_agentps(run, out, overrides=[*small, *changes])
 print(f"best epoch {model.best_epoch}, metrics in {model.folder / 'metrics.json'}")
 
 new = [st.Post("n1", "Claim your prize before midnight"), st.Post("n2", "The library is closed on Monday")]
-for post, scored in zip(new, st.open_scorer(out).score(new), strict=True):
-    print(post.text, scored.probabilities)
+for post, found in zip(new, st.load_predictor(out).predict(new), strict=True):
+    print(post.text, dict(found.probs))

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from selftrain.agentps import checkpoint, evaluate
 from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.evaluate import ScoredPost
-from selftrain.agentps.prediction import answers_row
+from selftrain.agentps.predict import answers_row
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task
 from selftrain.store import atomic

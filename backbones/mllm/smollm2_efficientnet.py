@@ -22,8 +22,8 @@ from backbones.loading import quiet_loading
 from backbones.minilm_efficientnet import IMAGE_SHA256, image_tower
 from backbones.mllm.base import Mllm, Padding, linear_layers
 from backbones.mllm.prompts import Inputs, Prompt, Wording, Words, add_answer_token
-from backbones.rows import freeze_batch_norm
 from backbones.smollm2 import SHA256, load_smollm2
+from backbones.towers import freeze_batch_norm
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPast

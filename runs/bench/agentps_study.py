@@ -71,7 +71,7 @@ def hateful_memes(
     order = np.random.default_rng(seed).permutation(len(found["train"]))
     drawn = [found["train"][place] for place in order[: n + VALIDATION]]
     posts = _flip(drawn[:n], flipped, seed)
-    made = ModelSettings(variant=variant, rank=RANK, alpha=ALPHA, seed=seed)  # type: ignore[arg-type]
+    made = ModelSettings(variant=variant, rank=RANK, alpha=ALPHA, seed=seed)
     name = f"memes-{variant}-{n}-{flipped:g}-{seed}"
     settings = TrainingSettings(epochs=epochs, learning_rate=RATE, metric="auc")
     return _cell(

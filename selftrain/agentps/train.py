@@ -32,7 +32,7 @@ from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, AgentPSModel
 from selftrain.agentps.dataset import Example, LabelledPosts, load_posts
 from selftrain.agentps.evaluate import ScoredPost, full_report, headline, score
 from selftrain.agentps.model import Built, build, stack_targets
-from selftrain.agentps.prediction import answers_row
+from selftrain.agentps.predict import answers_row
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
 from selftrain.data.task import dump_task
 from selftrain.errors import DataError, ModelError, RunBusyError, TrainingError
@@ -310,7 +310,7 @@ def train_agentps(
     Example::
 
         st.train_agentps("runs/mine", "models/mine", overrides=["model.rank=16", "frames.count=1"])
-        st.open_scorer("models/mine").score(posts)
+        st.load_predictor("models/mine").predict(posts)
     """
     given = load_agentps_recipe(
         None if recipe is None else Path(recipe), overrides, source=None if source is None else Path(source)

@@ -18,8 +18,8 @@ from selftrain.agentps import checkpoint
 from selftrain.agentps.checkpoint import load, merge_adapters
 from selftrain.agentps.dataset import example, of_split, read_posts, stream_posts
 from selftrain.agentps.evaluate import ScoredPost, full_report
-from selftrain.agentps.prediction import answers_row, prediction_row
-from selftrain.agentps.prediction import predict as predict_posts
+from selftrain.agentps.predict import answers_row, to_prediction
+from selftrain.agentps.predict import predict as predict_posts
 from selftrain.agentps.recipe import SourceSettings
 from selftrain.agentps.served import ServedModel
 from selftrain.agentps.train import train_agentps
@@ -143,7 +143,7 @@ def predict(
             if one.reason:
                 quarantine.append({"kind": "image", "id": one.example.id, "reason": one.reason})
             else:
-                yield prediction_row(asked, one)
+                yield {"id": one.example.id} | to_prediction(asked, one).to_json()
 
     write_records(out, rows(), quarantine, "scored")
 

@@ -18,9 +18,8 @@ from selftrain._util.types import Json
 from selftrain.data.manifest import RawRow, RowError, Rows, read_json_lines, read_rows
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError
-from selftrain.models.scorer import ScoreFailure, Scorer
+from selftrain.models.predictor import Prediction, Predictor
 from selftrain.serving.sink import FilterSink, Tally
-from selftrain.serving.wire import record
 
 STDIN = "-"
 
@@ -107,7 +106,7 @@ _CHUNK = 64
 
 
 def filter_posts(
-    scorer: Scorer,
+    predictor: Predictor,
     source: str,
     sink: Path,
     *,
@@ -124,7 +123,7 @@ def filter_posts(
     once the progress file beside it says so.
 
     Args:
-        scorer: The model.
+        predictor: The model.
         source: A manifest, or "-" for JSON lines on standard input, from their beginning.
         sink: JSON lines: the row as the source has it, with the score in `FIELD`. What failed goes to
             ``SINK.quarantine.jsonl`` with its reason.
@@ -142,7 +141,7 @@ def filter_posts(
     """
     from tqdm import tqdm
 
-    identity = {"model": scorer.fingerprint, "threshold": threshold, "text_limit": text_limit}
+    identity = {"model": predictor.fingerprint, "threshold": threshold, "text_limit": text_limit}
     with FilterSink(sink, identity).opened() as opened:
         tally = opened.tally
         rows = read_source(
@@ -151,7 +150,7 @@ def filter_posts(
         bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
         committed = time.monotonic()
         for part in _chunks(rows):
-            kept, failed = _judge(scorer, part, threshold)
+            kept, failed = _judge(predictor, part, threshold)
             opened.write(kept, failed)
             tally = Tally(
                 tally.rows + len(part), tally.kept + len(kept), tally.failed + len(failed), part[-1].digest
@@ -171,17 +170,17 @@ def _chunks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
         yield part
 
 
-def _judge(scorer: Scorer, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:
+def _judge(predictor: Predictor, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:
     """Return lines for the sink and for the quarantine, in the rows' order."""
-    scores = iter(scorer.score([row.post for row in rows if row.post is not None]))
+    predictions = iter(predictor.predict([row.post for row in rows if row.post is not None]))
     kept: list[str] = []
     failed: list[str] = []
     for row in rows:
-        score = ScoreFailure(row.reason) if row.post is None else next(scores)
-        if isinstance(score, ScoreFailure):
-            failed.append(_failure(row, score.reason))
-        elif score.probabilities[scorer.positive] >= threshold:
-            line = _line((row.fields or {}) | {FIELD: record(score) | {"threshold": threshold}})
+        found = Prediction("", reason=row.reason) if row.post is None else next(predictions)
+        if found.reason:
+            failed.append(_failure(row, found.reason))
+        elif found.probs[predictor.positive] >= threshold:
+            line = _line((row.fields or {}) | {FIELD: found.to_json() | {"threshold": threshold}})
             if line is None:
                 failed.append(_failure(row, "a field holds a number that JSON has no word for"))
             else:
