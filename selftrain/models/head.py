@@ -7,7 +7,7 @@ Shape legend: ``M`` training posts, ``B`` posts, ``D`` width of a feature row, `
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from losses.base import LossOutput
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import TrainingError
 from selftrain.models.train_loop import EpochResult, StepLoss, train_epochs
+
+HeadKind = Literal["linear", "mlp"]
 
 
 class HeadSettings(NamedTuple):
