@@ -21,8 +21,7 @@ from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of
 from selftrain.agentps.model import Collator, Unread
 from selftrain.data.task import Question
 from selftrain.errors import DataError, TrainingError
-from selftrain.models.intervals import threshold_intervals
-from selftrain.models.metrics import accuracy_and_f1, threshold_metrics
+from selftrain.models.metrics import accuracy_and_f1, threshold_intervals, threshold_metrics
 
 _Readable = tuple[Inputs | None, list[int], list[Unread]]
 _SORTED_BATCHES = 16

@@ -23,13 +23,17 @@ from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.classifier import train_head
-from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
+from selftrain.models.finetune_network import (
+    FinetunedClassifier,
+    Mode,
+    Network,
+    NetworkShape,
+    Precision,
+    load_finetuned,
+)
 from selftrain.models.finetune_stepper import FineTuneSettings, train_network
-from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format
 from selftrain.models.head import HeadKind, HeadSettings, fit_scaling
 from selftrain.models.train_loop import best_epoch
-
-__all__ = ["FineTuner", "FinetunedClassifier", "load_finetuned", "read_format"]
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
@@ -87,7 +91,7 @@ class FineTuner:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        self.architecture = Architecture(
+        self.architecture = NetworkShape(
             self.mode, self.head, self.hidden, self.dropout, self.lora_rank, self.lora_alpha
         )
         rate = LEARNING_RATES[self.mode] if self.learning_rate is None else self.learning_rate
@@ -189,7 +193,7 @@ class FineTuner:
 
     # ---- networks -----------------------------------------------------------------------------------
 
-    def _build(self, architecture: Architecture) -> Network:
+    def _build(self, architecture: NetworkShape) -> Network:
         """A network on a new pretrained backbone; the one held until now is let go first."""
         self._network = self._holds = None
         assert self.make_backbone is not None, "`for_run` gives it"

@@ -29,8 +29,7 @@ from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import ACTModel
 from selftrain.models.head import HeadSettings
-from selftrain.models.intervals import wilson
-from selftrain.models.metrics import macro_f1
+from selftrain.models.metrics import macro_f1, wilson
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer

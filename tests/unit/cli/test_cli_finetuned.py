@@ -12,7 +12,8 @@ import pytest
 from selftrain.build import build
 from selftrain.cli import main
 from selftrain.config import load_recipe
-from selftrain.models.finetune import FineTuner, load_finetuned
+from selftrain.models.finetune import FineTuner
+from selftrain.models.finetune_network import load_finetuned
 from selftrain.models.pretrained import finetuning_backbone
 
 RECIPE = (

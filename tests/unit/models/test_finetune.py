@@ -12,7 +12,8 @@ from losses import PNULoss
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.classifier import train_head
-from selftrain.models.finetune import FineTuner, load_finetuned, read_format
+from selftrain.models.finetune import FineTuner
+from selftrain.models.finetune_network import load_finetuned, read_format
 from selftrain.models.head import HeadSettings, fit_scaling
 
 LOSS = PNULoss(form="convex", balance=0.1)
