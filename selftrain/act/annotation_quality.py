@@ -15,7 +15,7 @@ Shape legend: ``N`` posts with a machine label, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +59,7 @@ def aqg(
     """Return AQG(B): what reviewing the B labels with the largest estimates adds to `quality`.
 
     Args:
-        truth: [N] what a reviewer would say.
+        truth: [N] what a reviewer would answer.
         machine: [N] the machine's labels.
         errors: [N] the criticizer's estimates.
         budget: B, 0 <= B <= N.
@@ -69,35 +69,19 @@ def aqg(
     Raises:
         BudgetError: Arrays of different lengths, an estimate outside [0, 1], a budget outside [0, N].
     """
-    return float(aqg_curve_at(truth, machine, errors, [budget], quality=quality, seed=seed)[0])
-
-
-def aqg_curve_at(
-    truth: Labels,
-    machine: Labels,
-    errors: npt.ArrayLike,
-    budgets: Sequence[int],
-    *,
-    quality: Quality = accuracy,
-    seed: int = 0,
-) -> FloatArray:
-    """Return AQG at several budgets; errors as of `aqg`."""
     values = checked(errors)
     if not truth.shape == machine.shape == values.shape or not len(values):
         raise BudgetError(
             f"{len(truth)} true labels, {len(machine)} machine labels, {len(values)} estimates: expected as"
             " many of each, one or more"
         )
-    if not all(0 <= budget <= len(values) for budget in budgets):
-        raise BudgetError(f"budgets {list(budgets)} for {len(values)} posts: expected 0 to {len(values)}")
+    if not 0 <= budget <= len(values):
+        raise BudgetError(f"a budget of {budget} for {len(values)} posts: expected 0 to {len(values)}")
     shuffled = np.random.default_rng(seed).permutation(len(values))
-    order = shuffled[np.argsort(-values[shuffled], kind="stable")]
-    before, gained = quality(truth, machine), []
-    for budget in budgets:
-        labels = machine.copy()
-        labels[order[:budget]] = truth[order[:budget]]
-        gained.append(quality(truth, labels) - before)
-    return np.array(gained)
+    reviewed = shuffled[np.argsort(-values[shuffled], kind="stable")][:budget]
+    labels = machine.copy()
+    labels[reviewed] = truth[reviewed]
+    return quality(truth, labels) - quality(truth, machine)
 
 
 def aqg_curve(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> FloatArray:
