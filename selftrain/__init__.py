@@ -45,9 +45,12 @@ if TYPE_CHECKING:
     from selftrain.runs import SelfTrainer as SelfTrainer
     from selftrain.runs import run as run
     from selftrain.runs import start as start
+    from selftrain.selection import Mixed as Mixed
+    from selftrain.selection import RandomPosts as RandomPosts
     from selftrain.selection import Selection as Selection
     from selftrain.selection import Selector as Selector
     from selftrain.selection import TopK as TopK
+    from selftrain.selection import Uncertain as Uncertain
     from selftrain.serving.load_predictor import load_predictor as load_predictor
     from selftrain.state import LoopState as LoopState
     from selftrain.state import RoundLimits as RoundLimits
@@ -64,11 +67,13 @@ _HOME = {
     "HumanReview": "selftrain.review.reviewers",
     "Judgment": "agents.judgment",
     "LoopState": "selftrain.state",
+    "Mixed": "selftrain.selection",
     "NoPanel": "agents.panel",
     "Panel": "agents.panel",
     "Post": "selftrain.data.posts",
     "Prediction": "selftrain.models.predictor",
     "Predictor": "selftrain.models.predictor",
+    "RandomPosts": "selftrain.selection",
     "Recipe": "selftrain.config",
     "Reviewers": "selftrain.review.reviewers",
     "RoundLimits": "selftrain.state",
@@ -83,6 +88,7 @@ _HOME = {
     "Task": "selftrain.data.task",
     "TopK": "selftrain.selection",
     "Trainer": "selftrain.models.trainer",
+    "Uncertain": "selftrain.selection",
     "Verdict": "agents.judgment",
     "backbones": "",
     "draw_posts": "selftrain.data.drawn",

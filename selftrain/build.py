@@ -25,20 +25,20 @@ from agents.client.client import ChatClient
 from agents.judgment import PostLike
 from agents.offline.offline_agent import offline_agents
 from agents.panel import AgentPanel, NoPanel, Panel
-from agents.replayed import replayed_agents
+from agents.replayed import AnswersPanel, replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 from losses.base import RoundLoss
 from losses.pnu import PNULoss
 from selftrain._util.plugins import build_own, is_own
 from selftrain._util.types import Float32Array
 from selftrain.models.pretrained import finetuning_backbone
-from selftrain.selection import Selector, TopK
+from selftrain.selection import Mixed, RandomPosts, Selector, TopK, Uncertain
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from selftrain.annotation.question_plan import AnnotationSettings
-    from selftrain.config import Recipe, VlmSection
+    from selftrain.config import AgentsSection, Recipe, VlmSection
     from selftrain.data.corpus import Corpus
     from selftrain.data.posts import Post
     from selftrain.data.task import Task
@@ -206,8 +206,7 @@ def build_panel(
         case "offline":
             return AgentPanel(offline_agents(classes, image_vectors=_image_vectors(corpus), seed=seed))
         case "replayed":
-            assert section.file is not None, "the recipe checks it"
-            return AgentPanel(replayed_agents(section.file))
+            return _replayed_panel(section, corpus)
         case "simulated":
             truth = {
                 post.id: corpus.class_name(int(value))
@@ -220,6 +219,17 @@ def build_panel(
                 [SimulatedAgent(r, truth, confusion, abstention=section.abstention, seed=seed) for r in roles]
             )
     raise AssertionError(f"the recipe checks agents.kind, found {section.kind!r}")
+
+
+def _replayed_panel(section: AgentsSection, corpus: Corpus) -> Panel:
+    """Build agents from files; posts that a file of answers does not hold are told before the run begins."""
+    if section.file is not None:
+        return AgentPanel(replayed_agents(section.file))
+    panel = AnswersPanel(section.files, (corpus.positive, corpus.negative))
+    asked = [corpus.posts[position] for position in (*corpus.labelled, *corpus.pool)]
+    for missing in panel.missing(asked):
+        logger.warning("%s", missing)
+    return panel
 
 
 class _ImageVectors:
@@ -240,13 +250,24 @@ def _image_vectors(corpus: Corpus) -> _ImageVectors | None:
     return _ImageVectors(corpus) if any(post.images for post in corpus.posts) else None
 
 
+_SELECTORS: Mapping[str, Callable[..., Selector]] = {
+    "top_k": TopK,
+    "uncertain": Uncertain,
+    "random": RandomPosts,
+    "mixed": Mixed,
+}
+
+
 def build_selector(recipe: Recipe) -> Selector:
     """Build what chooses the candidates."""
     section = recipe.selection
     if is_own(section.kind):
         selector: Selector = build_own(section.kind, section.options, "selection.kind")
         return selector
-    return TopK(section.k, section.shares)
+    given: dict[str, Any] = {"k": section.k, "shares": section.shares, "mix": section.mix}
+    if section.kind != "mixed":
+        del given["mix"]
+    return _SELECTORS[section.kind](**{key: value for key, value in given.items() if value is not None})
 
 
 def build_loss(recipe: Recipe) -> RoundLoss:

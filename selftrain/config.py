@@ -29,6 +29,7 @@ def _known(kind: str, built_in: Collection[str], key: str) -> str:
 
 
 AGENTS = ("offline", "vlm", "replayed", "simulated", "none")
+SELECTIONS = ("top_k", "uncertain", "random", "mixed")
 BACKBONES = ("minilm_efficientnet", "clip")
 
 
@@ -128,18 +129,22 @@ class LossSection(Section):
 
 
 class SelectionSection(Section):
-    """How many of the most confident pool posts are verified in a round, and of which class."""
+    """Which pool posts are verified in a round, how many, and of which class."""
 
-    kind: str = "top_k"  # or "package.module:Class", made of its options alone
+    # the surest ("top_k"), the least sure ("uncertain"), any ("random"), some of each ("mixed"), or
+    # "package.module:Class", made of its options alone
+    kind: str = "top_k"
     options: Options = Field(default_factory=dict)
     k: int = Field(500, ge=1)
-    shares: Literal["equal", "natural"] | dict[str, float] = "equal"
+    # a quota for each class; left out, top_k takes "equal" shares and the others "any"
+    shares: Literal["equal", "natural", "any"] | dict[str, float] | None = None
+    mix: dict[str, float] | None = None  # mixed: shares of "uncertain", "random" and "confident"
     # posts once found divergent may be chosen again: agents that learn may think otherwise by then
     reselect_divergent: bool = True
     # accepted posts whose label the best classifier no longer gives are unlabelled again
     retract_flipped: bool = True
 
-    _check_kind = field_validator("kind")(lambda kind: _known(kind, ("top_k",), "selection.kind"))
+    _check_kind = field_validator("kind")(lambda kind: _known(kind, SELECTIONS, "selection.kind"))
 
 
 class AgentsSection(Section):
@@ -148,7 +153,8 @@ class AgentsSection(Section):
     # "offline", "vlm", "replayed", "simulated", "none", or "package.module:Class", made of its options
     kind: str = "offline"
     options: Options = Field(default_factory=dict)
-    file: Path | None = None  # replayed: verdicts.jsonl of a run
+    file: Path | None = None  # replayed: verdicts.jsonl of a run,
+    files: tuple[Path, ...] = ()  # or answers of any models, a file each; see docs/formats.md
     accuracy: float = Field(0.9, ge=0, le=1)  # simulated
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
     # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
@@ -159,8 +165,12 @@ class AgentsSection(Section):
 
     @model_validator(mode="after")
     def _file_given(self) -> AgentsSection:
-        if self.kind == "replayed" and self.file is None:
-            raise ValueError('agents.kind is "replayed" but agents.file names no file to replay')
+        if self.kind == "replayed" and self.file is None and not self.files:
+            raise ValueError(
+                'agents.kind is "replayed" but agents.file names no file to replay, and agents.files none'
+            )
+        if self.file is not None and self.files:
+            raise ValueError("agents.file and agents.files are both given: expected one of them")
         return self
 
 
@@ -280,6 +290,7 @@ _PATHS = (
     ("data", "pool"),
     ("backbone", "cache"),
     ("agents", "file"),
+    ("agents", "files"),
     ("vlm", "prompts"),
     ("vlm", "store"),
 )

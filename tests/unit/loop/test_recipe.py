@@ -71,6 +71,8 @@ def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_
         ("[loss]\ntheta = 1.0", "loss: .*theta is 1: expected a share between 0 and 1"),
         ("[loss]\nform = 'hinge'", "loss.form: .*'hinge'"),
         ("[agents]\nkind = 'replayed'", "agents: .*names no file to replay"),
+        ("[agents]\nkind = 'replayed'\nfile = 'a'\nfiles = ['b']", "agents: .*expected one of them"),
+        ("[selection]\nkind = 'best'", "selection.kind: .*'best'"),
         ("[backbone]\nname = 'resnet'", "backbone.name: .*'resnet'"),
         ("rounds = 3", "rounds: "),
     ],
