@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from backbones.base import Backbone
 from selftrain._util.types import Json
-from selftrain.config import SELECTIONS, BackboneSection, DataSection, Recipe
+from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
 from selftrain.data.duplicates import Dropped, Embeddings, in_order, separate
 from selftrain.data.features import FeatureTable, extract_features
@@ -207,7 +207,7 @@ def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
     """
     build_corpus(splits, task, None)
     k, available = recipe.selection.k, len(splits.pool)
-    if recipe.selection.kind in SELECTIONS and recipe.rounds.max and k > available:
+    if recipe.selection.built_in and recipe.rounds.max and k > available:
         raise SplitError(
             f"{k:,} posts requested by selection.k, {available:,} available in the pool: set selection.k to"
             f" {available:,} at most, or add unlabelled posts"

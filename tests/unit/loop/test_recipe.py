@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from losses import PNULoss
-from selftrain.build import build_loss, build_selector, build_settings, build_trainer
+from selftrain.build import build, build_settings
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
 from selftrain.loop import LoopSettings
 from selftrain.models.head import HeadSettings
 from selftrain.models.trainer import HeadTrainer
-from selftrain.selection import TopK
+from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain
 from selftrain.store.run_dir import RunFolder, without_none
 
 LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
@@ -32,7 +32,7 @@ def write(tmp_path):
 
 def test_the_least_recipe_has_defaults_for_all_else(write):
     recipe = load_recipe(write(LEAST))
-    assert (recipe.seed, recipe.backbone.name, recipe.agents.kind) == (0, "minilm_efficientnet", "offline")
+    assert (recipe.seed, recipe.backbone.kind, recipe.agents.kind) == (0, "minilm_efficientnet", "offline")
 
 
 def test_paths_are_relative_to_the_recipe_wherever_it_is_read_from(write, tmp_path, monkeypatch):
@@ -49,6 +49,30 @@ def test_paths_are_relative_to_the_recipe_wherever_it_is_read_from(write, tmp_pa
     assert recipe.data.pool == Path("/abs/pool.csv")
     assert recipe.backbone.cache == root / "cache"
     assert recipe.agents.file == root / "old/verdicts.jsonl"
+
+
+def test_every_path_of_a_list_is_relative_to_the_recipe_or_to_where_it_is_typed(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = write(LEAST + '[agents]\nkind = "replayed"\nfiles = ["llama.jsonl", "/abs/gpt.jsonl"]\n')
+    assert load_recipe(file).agents.files == (tmp_path / "llama.jsonl", Path("/abs/gpt.jsonl"))
+    here = (tmp_path / "elsewhere").resolve()
+    assert load_recipe(file, ['agents.files=["one.jsonl"]']).agents.files == (here / "one.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "selector"),
+    [
+        ("k = 7", TopK(7, "equal")),
+        ("kind = 'top_k'\nshares = 'any'", TopK(500, "any")),
+        ("kind = 'uncertain'\nk = 7", Uncertain(7, "any")),
+        ("kind = 'random'\nshares = 'equal'", RandomPosts(500, "equal")),
+        ("kind = 'mixed'\nmix = { uncertain = 1.0 }", Mixed(500, {"uncertain": 1.0}, "any")),
+        ("kind = 'mixed'", Mixed()),
+    ],
+)
+def test_a_selection_is_built_by_its_kind_with_quotas_only_where_they_are_its_default(write, lines, selector):
+    assert build(load_recipe(write(f"{LEAST}[selection]\n{lines}\n"))).selector == selector
 
 
 def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_path, monkeypatch):
@@ -73,7 +97,7 @@ def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_
         ("[agents]\nkind = 'replayed'", "agents: .*names no file to replay"),
         ("[agents]\nkind = 'replayed'\nfile = 'a'\nfiles = ['b']", "agents: .*expected one of them"),
         ("[selection]\nkind = 'best'", "selection.kind: .*'best'"),
-        ("[backbone]\nname = 'resnet'", "backbone.name: .*'resnet'"),
+        ("[backbone]\nkind = 'resnet'", "backbone.kind: .*'resnet'"),
         ("rounds = 3", "rounds: "),
     ],
 )
@@ -179,14 +203,15 @@ def test_a_dumped_recipe_reads_back_equal(tmp_path_factory, **drawn):
     assert load_recipe(second) == recipe
 
 
-@pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu", "pn"])
+@pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu", "upu", "pn"])
 def test_every_form_of_the_loss_is_built_from_its_defaults(write, form):
-    loss = build_loss(load_recipe(write(LEAST + f'[loss]\nform = "{form}"\nsoft_positive = 0.75\n')))
+    recipe = load_recipe(write(LEAST + f'[loss]\nform = "{form}"\nsoft_positive = 0.75\n'))
+    loss = build(recipe).loss
     assert (loss.form, loss.soft_positive, loss.soft_negative) == (form, 0.75, 0.25)
 
 
 def test_the_loss_of_an_empty_recipe_is_that_of_python(write):
-    assert build_loss(load_recipe(write(LEAST))) == PNULoss()
+    assert build(load_recipe(write(LEAST))).loss == PNULoss()
 
 
 @pytest.mark.parametrize(("theta", "expected"), [('"estimate"', None), ("0.25", 0.25)])
@@ -195,8 +220,8 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
         write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
     )
     settings = build_settings(recipe)
-    assert (build_selector(recipe).k, settings.limits) == (7, (2, 4, None, True))
-    assert build_loss(recipe).theta == expected
+    assert (build(recipe).selector.k, settings.limits) == (7, (2, 4, None, True))
+    assert build(recipe).loss.theta == expected
     assert settings.root == recipe.data.manifest.parent
 
 
@@ -220,7 +245,7 @@ def test_a_run_may_be_given_a_human_budget_on_its_way(write, tmp_path):
 
 def test_an_empty_recipe_and_python_give_the_same_parts(write):
     recipe = load_recipe(write(LEAST))
-    settings = build_settings(recipe)
-    assert build_selector(recipe) == TopK()
+    settings, parts = build_settings(recipe), build(recipe)
+    assert parts.selector == TopK()
     assert settings == LoopSettings(root=settings.root)
-    assert build_trainer(recipe).settings == HeadTrainer().settings == HeadSettings()
+    assert parts.classifier.settings == HeadTrainer().settings == HeadSettings()
