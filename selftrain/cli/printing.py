@@ -7,9 +7,10 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from selftrain._util.printable import printable, printable_lines
@@ -25,6 +26,14 @@ def console() -> Console:
     if not shown.is_terminal:
         shown.width = max(shown.width, NARROWEST)
     return shown
+
+
+def table(*columns: str, left: int = 1, **style: Any) -> Table:  # noqa: ANN401 -- as rich takes it
+    """Return an empty table without a frame; its first columns are texts, the others numbers."""
+    made = Table(**{"show_edge": False, "pad_edge": False} | style)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < left else "right")
+    return made
 
 
 def plain(text: object, style: str = "") -> Text:
@@ -47,12 +56,12 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def print_some(lines: Sequence[str], most: int = 20) -> None:
+def print_some(lines: Sequence[str], most: int = 20, file: IO[str] | None = None) -> None:
     """Print the first lines, and how many more there are."""
     for line in lines[:most]:
-        print(printable(line))
+        print(printable(line), file=file)
     if len(lines) > most:
-        print(f"  and {len(lines) - most:,} more")
+        print(f"  and {len(lines) - most:,} more", file=file)
 
 
 def print_texts(lines: Iterable[Text]) -> None:
@@ -72,13 +81,30 @@ def print_hints(hints: Sequence[tuple[object, str]], indent: str = "") -> None:
 def print_json(*records: Mapping[str, Any]) -> None:
     """Print one JSON object a line."""
     for record in records:
-        print(_escaped(json.dumps(record)))
+        print(_escaped(record))
+
+
+class LeftOut(NamedTuple):
+    """A post that is not in what was written, and why; `line` of its manifest where it is known."""
+
+    id: str
+    reason: str
+    line: int | None = None
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LeftOut:
+        """Return what a record of a quarantine says."""
+        return cls(record["id"], record["reason"], record.get("line"))
+
+    def __str__(self) -> str:
+        place = "" if self.line is None else f"line {self.line}, "
+        return f"{place}id {self.id!r}: {self.reason}"
 
 
 def write_records(
     target: str, rows: Iterable[Mapping[str, Any]], left_out: list[dict[str, Any]], done: str
 ) -> None:
-    """Write one record a post, and say what was left out.
+    """Write one record a post, and what was left out beside it, which is listed on standard error.
 
     Args:
         target: A file, which is whole afterwards or as it was; or "-" for standard output.
@@ -91,16 +117,18 @@ def write_records(
         StorageError: The disk is full or refuses.
     """
     if target == "-":
-        _write(sys.stdout, rows)
-        _list_left_out(left_out, None)
+        for row in rows:
+            print_json(row)
+        _list_left_out(left_out, "")
         return
-    out = Path(target)
+    out, count = Path(target), 0
     with atomic.replacing(out) as part, part.open("w", encoding="utf-8") as file:
-        count = _write(file, rows)
+        for count, row in enumerate(rows, 1):  # noqa: B007 -- counted
+            file.write(_escaped(row) + "\n")
     beside = out.with_name(f"{out.name}.quarantine.jsonl")
     keep_left_out(beside, left_out)
     print(f"{count:,} posts {done} in {out}")
-    _list_left_out(left_out, beside)
+    _list_left_out(left_out, f", listed in {beside}")
 
 
 def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
@@ -115,26 +143,13 @@ def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _write(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    count = 0
-    for row in rows:
-        file.write(_escaped(json.dumps(row, allow_nan=False)) + "\n")
-        count += 1
-    return count
+def _escaped(record: Mapping[str, Any]) -> str:
+    """Return a line of JSON; DEL, the one control of ASCII that JSON leaves, is escaped too."""
+    return json.dumps(record, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _escaped(ascii_json: str) -> str:
-    """Escape DEL, the one control of ASCII that JSON leaves: an id may hold it, and a terminal obey."""
-    return ascii_json.replace("\x7f", "\\u007f")
-
-
-def _list_left_out(left_out: list[dict[str, Any]], beside: Path | None) -> None:
-    if not left_out:
-        return
-    where = "" if beside is None else f", listed in {beside}"
-    print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)
-    for one in left_out[:_LISTED]:
-        place = f"line {one['line']}, " if "line" in one else ""
-        print(printable(f"  {place}id {one['id']!r}: {one['reason']}"), file=sys.stderr)
-    if len(left_out) > _LISTED:
-        print(f"  and {len(left_out) - _LISTED:,} more", file=sys.stderr)
+def _list_left_out(left_out: Sequence[Mapping[str, Any]], where: str) -> None:
+    if left_out:
+        print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)
+        lines = [f"  {LeftOut.from_json(record)}" for record in left_out]
+        print_some(lines, most=_LISTED, file=sys.stderr)
