@@ -25,8 +25,7 @@ from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, TaskClass
-from selftrain.models.intervals import threshold_intervals
-from selftrain.models.metrics import curve, threshold_metrics
+from selftrain.models.metrics import curve, threshold_intervals, threshold_metrics
 
 # as published but for the rank: 128 of 576 dimensions would be a fifth of the model
 RANK, ALPHA = 16, 32

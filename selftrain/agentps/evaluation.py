@@ -12,8 +12,7 @@ from selftrain.agentps.examples import answer_of
 from selftrain.agentps.questions import FINAL, Asked, Questionnaire
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.errors import DataError
-from selftrain.models.intervals import threshold_intervals
-from selftrain.models.metrics import accuracy_and_f1, threshold_metrics
+from selftrain.models.metrics import accuracy_and_f1, threshold_intervals, threshold_metrics
 
 
 class Answered(NamedTuple):
