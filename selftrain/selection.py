@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from selftrain._util.types import Float32Array, IntArray
+from selftrain._util.types import BoolArray, Float32Array, IntArray
 from selftrain.errors import SplitError
 
 Shares = Literal["equal", "natural", "any"] | Mapping[str, float]
@@ -221,13 +221,14 @@ def choose(
     sides = [{one: _Best(k, one, seed) for one in criteria} for _ in range(1 if shares == "any" else 2)]
     total = positives = 0
     for positions, logits in chunks:
-        up = logits > 0
+        up: BoolArray = logits > 0
         total, positives = total + len(logits), positives + int(up.sum())
-        for side, part in zip(sides, (slice(None),) if shares == "any" else (up, ~up), strict=True):
+        parts = (np.ones_like(up),) if shares == "any" else (up, ~up)
+        for side, part in zip(sides, parts, strict=True):
             for best in side.values():
                 best.offer(positions[part], logits[part])
     share = positives / total if total else 0.5
-    counts = (k,)
+    counts: tuple[int, ...] = (k,)
     if shares != "any":
         counts = quotas(k, shares, positive=classes[0], negative=classes[1], positive_share=share)
     taken = [_by_criteria(side, count, mix) for side, count in zip(sides, counts, strict=True)]
