@@ -53,6 +53,7 @@ NAMES = [
     "run",
     "split",
     "start",
+    "train_agentps",
 ]
 
 
