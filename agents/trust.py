@@ -228,12 +228,7 @@ OnNearChance = Literal["stop", "continue"]
 
 
 def check_agents(panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance) -> Trust:
-    """Return the agents' figures on the labelled posts.
-
-    Args:
-        panel: Fitted on `labelled` already.
-        labelled: Posts of known label.
-        on_near_chance: What to do about an agent that may be guessing.
+    """Return the agents' figures on the labelled posts, on which the panel is fitted already.
 
     Raises:
         NearChanceError: An agent is near chance and `on_near_chance` is "stop".

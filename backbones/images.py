@@ -140,11 +140,7 @@ def prefetch_images(
     """Yield `decode` of each of `paths`, in order; an `ImageError` is yielded, not raised.
 
     Pillow releases the interpreter lock while it decodes and resizes, so threads do, and need no pickling.
-
-    Args:
-        paths: Image files.
-        decode: A path to whatever the caller wants of it.
-        workers: Threads; 0 decodes in the calling one. See `backbones.prefetch`.
+    No `workers`: the calling thread decodes. See `backbones.prefetch`.
     """
 
     def attempt(path: Path) -> Decoded | ImageError:

@@ -37,9 +37,7 @@ class JudgePrompts(PromptFiles):
     def opening(self, schema: AnswerSchema, roles: Sequence[str] = ()) -> Message:
         """Return the task, its policy and classes, the roles and the form of an answer.
 
-        Args:
-            schema: Of the answers.
-            roles: The agents that take part; each reads of the others too. A judge alone has no role.
+        Each agent reads of the others' roles too; a judge alone has none.
         """
         described = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
         form = self.fill(f"form.{schema.form}", labels=listed(schema.labels), unsure=schema.unsure)
@@ -78,9 +76,6 @@ class VLMAgent:
         rationale_chars: Most characters of a rationale.
         examples: Labelled posts of each class that a protocol with examples shows.
         seed: Of the draw of examples and of the model's own.
-
-    Attributes:
-        calibrations: Role -> the correction of its probabilities; empty before a panel is fitted.
     """
 
     def __init__(
@@ -96,6 +91,7 @@ class VLMAgent:
         brief = prompts.brief
         self.protocol = protocol
         self.schema = AnswerSchema(brief.names, brief.unsure, form or protocol.form, rationale_chars)
+        # role -> the correction of its probabilities; empty before a panel is fitted
         self.calibrations: dict[str, LabelCalibration] = {}
         self._prompts = prompts
         self._per_class = examples if protocol.examples else 0

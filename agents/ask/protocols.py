@@ -18,22 +18,14 @@ from agents.judgment import Judgment
 
 
 class Query(NamedTuple):
-    """One question to one agent.
+    """One question to one agent."""
 
-    Attributes:
-        role: Who is asked.
-        step: Of the judgment: 0 for the first of its role, 1 after the others were seen.
-        template: The prompt file, without its ending.
-        own, other: Judgments that the prompt shows.
-        classifier: The classifier's label, where the prompt shows it.
-    """
-
-    role: str
-    step: int
-    template: str
-    own: Judgment | None = None
+    role: str  # who is asked
+    step: int  # of the judgment: 0 for the first of its role, 1 after the others were seen
+    template: str  # the prompt file, without its ending
+    own: Judgment | None = None  # judgments that the prompt shows
     other: Judgment | None = None
-    classifier: str | None = None
+    classifier: str | None = None  # the classifier's label, where the prompt shows it
 
 
 QueryPlan: TypeAlias = Generator[tuple[Query, ...], Sequence[Judgment], None]
@@ -101,12 +93,9 @@ def _nothing_more(first: Sequence[Judgment], classifier: str, always: bool) -> Q
 def all_queries(
     protocol: Protocol, stand_in: Judgment, classifier: str
 ) -> tuple[tuple[Query, ...], tuple[Query, ...]]:
-    """Return every query that the first round and the cross-review can ask, with stand-ins for judgments.
+    """Return every query that the first round and the cross-review can ask.
 
-    Args:
-        protocol: Whose.
-        stand_in: Taken for every judgment, of another label than `classifier`.
-        classifier: The classifier's label.
+    `stand_in` is taken for every judgment; it has another label than the `classifier` has.
     """
     first, judgments = _driven(protocol.first_round(), stand_in)
     then, _ = _driven(protocol.cross_review(judgments, classifier, True), stand_in)
