@@ -50,7 +50,7 @@ class AgentReliability:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> AgentReliability:
-        """Return the reliability of a record that `to_json` made."""
+        """Return the reliability of a record."""
         return cls(record["brier"], record["ece"], tuple(TrustBin(**one) for one in record["bins"]))
 
 

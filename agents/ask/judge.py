@@ -285,11 +285,11 @@ class JudgePanel:
 
     async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
         prepared = await self._runner.prepare(post)
-        return tuple(await self._carried_out(self._protocol.first_round(), prepared))
+        return tuple(await self._carried_out(self._protocol.first_round, prepared))
 
     async def _verdict(self, candidate: Candidate) -> Verdict:
         prepared = await self._runner.prepare(candidate.post)
-        first = await self._carried_out(self._protocol.first_round(), prepared)
+        first = await self._carried_out(self._protocol.first_round, prepared)
         plan = self._protocol.cross_review(first, candidate.label, self._always_cross_review)
         # a verdict lists a step's judgments in the order of the roles, whoever was asked first
         again = sorted(
@@ -306,16 +306,11 @@ class JudgePanel:
     async def _carried_out(self, plan: QueryPlan, post: PreparedPost) -> list[Judgment]:
         """Return all judgments of a plan, in the order of its queries."""
         judgments: list[Judgment] = []
-        try:
-            queries = next(plan)
-            while True:
-                prompts = [self._agent.prompt(post, query) for query in queries]
-                responses = await self._runner.ask_together(prompts)
-                answers = [self._agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
-                judgments += answers
-                queries = plan.send(answers)
-        except StopIteration:
-            return judgments
+        for queries in plan(judgments):
+            prompts = [self._agent.prompt(post, query) for query in queries]
+            responses = await self._runner.ask_together(prompts)
+            judgments += [self._agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
+        return judgments
 
     def _raw_probs(self, role: str, ids: Sequence[str]) -> list[dict[str, float] | None]:
         """Return a role's uncalibrated probabilities on labelled posts, None where it gave none."""
