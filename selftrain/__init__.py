@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backbones.base import Backbone as Backbone
     from losses.base import RoundLoss as RoundLoss
     from selftrain.act.training import ACTTrainer as ACTTrainer
+    from selftrain.agentps.train import train_agentps as train_agentps
     from selftrain.config import Recipe as Recipe
     from selftrain.config import load_recipe as load_recipe
     from selftrain.data.context import RunContext as RunContext
@@ -102,6 +103,7 @@ _HOME = {
     "run": "selftrain.runs",
     "split": "selftrain.data.preparation",
     "start": "selftrain.runs",
+    "train_agentps": "selftrain.agentps.train",
 }
 __all__ = list(_HOME)
 

@@ -11,7 +11,7 @@ from selftrain._util.types import Interval, Json
 from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
-from selftrain.models.intervals import wilson
+from selftrain.models.metrics import wilson
 
 NO_ANSWER = "(none)"
 _REASONS = 20

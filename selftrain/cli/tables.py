@@ -11,7 +11,7 @@ from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Interval
 from selftrain.cli.printing import number, plain, table
-from selftrain.models.intervals import METRICS
+from selftrain.models.metrics import METRICS
 from selftrain.report.compare import Comparison
 from selftrain.report.post_history import Chapter, PostHistory
 from selftrain.report.status import RunStatus, Score, Summary, score

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Interval, Json
-from selftrain.models.intervals import METRICS, counts_of, difference, estimates
+from selftrain.models.metrics import METRICS, counts_of, difference, estimates
 from selftrain.report.status import Summary, score, summarise
 from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store import atomic

@@ -49,6 +49,7 @@ NAMES = [
     "run",
     "split",
     "start",
+    "train_agentps",
 ]
 
 
