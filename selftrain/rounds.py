@@ -17,7 +17,7 @@ import numpy as np
 
 from agents.judgment import Judgment, Verdict
 from agents.trust import Trust
-from losses.group import Group
+from losses.base import Group
 from selftrain._util.types import Json, LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError

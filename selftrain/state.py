@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from agents.judgment import Verdict
-from losses.group import Group
+from losses.base import Group
 from selftrain._util.types import LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.store.run_dir import HumanLabel
