@@ -123,8 +123,8 @@ class Posterior:
 
     Attributes:
         probs: Class name -> probability, in the order of the classes; they add up to 1.
-        log_odds: Party -> what it added to the log-odds of `label` over the runner-up, in nats: a rationale in
-            numbers. The parties' shares add up to those log-odds.
+        log_odds: Party -> what it added to the log-odds of `label` over the runner-up, in nats: a rationale
+            in numbers. The parties' shares add up to those log-odds.
         threshold: Probability of `label` from which on the post is learned, in [0, 1].
         weight: How much it counts in training beside a labelled post, in [0, 1].
     """

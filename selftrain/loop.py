@@ -19,12 +19,13 @@ import numpy as np
 from agents.ask.metering import Metered, UsageTotals
 from agents.judgment import Accepted, Candidate, Verdict
 from agents.panel import Panel
-from agents.trust import OnNearChance, Trust, check_agents
+from agents.trust import Answers, OnNearChance, Trust, check_agents
 from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.data.posts import Post
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate, log_likelihood
 from selftrain.models.trainer import M, Model, Trainer
@@ -50,7 +51,7 @@ from selftrain.store import atomic
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, write_scores
 from selftrain.verification.cross_fit import CrossFit, Fit, labelled_in
-from selftrain.verification.rules import Decision, Judged, PosteriorRule, Rule
+from selftrain.verification.rules import Decision, Judged, Rule, Unanimous
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +83,17 @@ def self_train(
 
     Args:
         corpus: Posts with features.
-        trainer: Fits and scores models.
-        panel: Judges candidates.
-        selector: Chooses whom the agents judge.
-        loss: The loss; its `for_round` fills in what follows from a round's own posts.
+        trainer, panel, selector, loss, reviewers: See the protocols `Trainer`, `Panel`, `Selector`,
+            `RoundLoss` and `Reviewers`; without reviewers nobody is asked.
         folder: Opened and locked.
         settings: See `LoopSettings`.
-        rule: Decides which verdicts become labels; None: `PosteriorRule()`.
-        reviewers: People who review what the agents cannot agree on; None: nobody. The loop ends before the
-            round for which their decisions are missing, see `Reviewers.ready`.
+        rule: Decides which verdicts become labels; None: `Unanimous()`.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
     """
     # ---- where we stand: the state follows from the finished rounds ----------------------------------
-    rule = rule or PosteriorRule()
+    rule = rule or Unanimous()
     cross_fit = CrossFit(trainer, corpus, settings.folds)
     state, finished = replay(folder)
     check_pool(corpus, state, folder)
@@ -106,69 +103,60 @@ def self_train(
 
     # ---- round 0: the labels alone ------------------------------------------------------------------
     if not finished:
-        round_ = OpenRound(corpus, folder, 0)
+        this = OpenRound(corpus, folder, 0)
         training = state.training_set(corpus, soft_positive=loss.soft_positive)
         fit = Fit(training, loss, settings.seed, "round 0")
         model, validation = validated(trainer, cross_fit, corpus, fit, start=None)
-        measured = round_.measure(trainer, model, validation, rule)
+        measured = this.measure(trainer, model, validation, rule)
         state = state.keep(state, measured.score)
-        yield round_.close(state, settings.root, training, model, measured, simulated=panel.simulated)
+        yield this.close(state, settings.root, training, model, measured, simulated=panel.simulated)
 
     while state.why_stop(settings.limits, len(corpus.pool)) is None:
-        number = state.next_round
+        number, seed = state.next_round, settings.seed + state.next_round
 
         # ---- people: labels for posts that the rounds before left divergent ----------------------------
         if reviewers is not None and not reviewers.ready(number):
             return
-        round_ = OpenRound(corpus, folder, number)
-        state = apply_human_labels(reviewers, folder, corpus, state, round_.path)
+        this = OpenRound(corpus, folder, number)
+        state = apply_human_labels(reviewers, folder, corpus, state, this.path)
         best = trainer.load(folder.round_path(state.best_round) / MODEL)
 
         # ---- select: whom the agents judge; accepted posts whose label flipped go back -----------------
         retract = settings.retract_flipped and rule.retracts
         flipped = flipped_posts(trainer, best, corpus, state) if retract else []
-        chosen = selector.select(
-            trainer.logits(best, corpus, open_positions(state, corpus, settings.limits)),
-            most=state.budget_left(settings.limits),
-            classes=(corpus.positive, corpus.negative),
-            seed=settings.seed + number,
-        )
-        candidates = round_.write_candidates(chosen)
+        scored = trainer.logits(best, corpus, open_positions(state, corpus, settings.limits))
+        most, classes = state.budget_left(settings.limits), (corpus.positive, corpus.negative)
+        candidates = this.write_candidates(selector.select(scored, most=most, classes=classes, seed=seed))
 
-        # ---- trust: the agents on posts of known label, before the pool is spent on -------------------
+        # ---- trust: the agents learn, and are measured on the labels, before the pool is spent on ------
         paid_before = usage_of(panel)
-        labelled = [corpus.posts[i] for i in corpus.labelled]
-        pool = [corpus.posts[i] for i in corpus.pool]
-        panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
-        trusted, answers = check_agents(panel, labelled, settings.on_near_chance)
+        trusted, answers = fit_agents(panel, corpus, state, settings.on_near_chance)
         atomic.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
-        learned = fit_of(state, corpus, loss, settings.seed + max(state.best_round, 0))
+        learned = fit_of(state, corpus, loss, settings.seed)
         judged = Judged(
             corpus, state, panel.verify(candidates), answers, learned.training,
             partial(cross_fit, learned), partial(_logits, trainer, best, corpus),
         )  # fmt: skip
-        verdicts, revised = round_.write_verdicts(rule.decide(judged))
+        verdicts, revised = this.write_verdicts(rule.decide(judged))
 
         # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
         trial = state.merge(verdicts, flipped, revised)
         training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
-        # ---- retrain --------------------------------------------------------------------------------
+        # ---- retrain: with the loss as this round's posts fill it in ----------------------------------
         prior = partial(prior_of_divergent, trainer, best, corpus, trial)
         trial_loss = loss.for_round(training.groups, prior, trial.agreed_weight)
-        fit = Fit(training, trial_loss, settings.seed + number, f"round {number}")
-        model, validation = validated(
-            trainer, cross_fit, corpus, fit, start=best if settings.start == "best" else None
-        )
+        fit = Fit(training, trial_loss, seed, f"round {number}")
+        start = best if settings.start == "best" else None
+        model, validation = validated(trainer, cross_fit, corpus, fit, start=start)
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
-        measured = round_.measure(trainer, model, validation, rule)
-        kept = measured.score > state.best_score
-        human = human_counts(reviewers, state, number)
+        measured = this.measure(trainer, model, validation, rule)
+        kept, human = measured.score > state.best_score, human_counts(reviewers, state, number)
         state = state.keep(trial, measured.score) if kept else state.roll_back(verdicts)
-        yield round_.close(
+        yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, theta=trial_loss.theta, human=human, trust=trusted,
             cost=cost_since(paid_before, panel),
@@ -193,7 +181,8 @@ def fit_of(state: LoopState, corpus: Corpus, loss: RoundLoss, seed: int) -> Fit:
     prior = state.divergent_prior(corpus.positive)
     known = 0.5 if prior is None else float(np.clip(prior, *BOUNDS))
     filled = loss.for_round(training.groups, lambda: known, state.agreed_weight)
-    return Fit(training, filled, seed, f"round {max(state.best_round, 0)}")
+    number = max(state.best_round, 0)
+    return Fit(training, filled, seed + number, f"round {number}")
 
 
 def validated(
@@ -298,7 +287,8 @@ class OpenRound:
         corpus = self._corpus
         result = RoundResult(
             number=self._number, kept=kept, score=measured.score, simulated=simulated,
-            validation=measured.validation, test=measured.test, sets=candidate_sets(corpus, verdicts), flipped=tuple(flipped),
+            validation=measured.validation, test=measured.test, sets=candidate_sets(corpus, verdicts),
+            flipped=tuple(flipped),
             agents=agent_counts(corpus, verdicts), training=group_counts(training), theta=theta,
             best_epoch=model.best_epoch,
             curve=tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
@@ -315,6 +305,21 @@ class OpenRound:
 def publish(folder: RunFolder, corpus: Corpus, state: LoopState, root: Path) -> None:
     """Bring `best` and `grown.jsonl` in line with the finished rounds."""
     folder.publish(state.best_round, grown_rows(corpus, state, root))
+
+
+def fit_agents(
+    panel: Panel, corpus: Corpus, state: LoopState, on_near_chance: OnNearChance
+) -> tuple[Trust, Answers]:
+    """Let the agents learn from what is known so far; return how good they are on the labels, and why.
+
+    Raises:
+        NearChanceError: An agent may be guessing and `on_near_chance` is "stop".
+        AgentError: Nobody can be asked, or nothing can be learned.
+    """
+    labelled = [corpus.posts[i] for i in corpus.labelled]
+    pool = [corpus.posts[i] for i in corpus.pool]
+    panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
+    return check_agents(panel, labelled, on_near_chance)
 
 
 def usage_of(panel: Panel) -> UsageTotals:
@@ -386,9 +391,15 @@ def as_accepted(corpus: Corpus, state: LoopState) -> Sequence[Accepted]:
     pseudo = [corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)]
     human = [corpus.posts[int(position)] for position in corpus.positions_of(state.human)]
     return [
-        *(Accepted(post, state.accepted[post.id].verdict.label) for post in pseudo),
+        *(_accepted(post, state.accepted[post.id].verdict) for post in pseudo),
         *(Accepted(post, state.human[post.id].given.label, weight=1.0) for post in human),
     ]
+
+
+def _accepted(post: Post, verdict: Verdict) -> Accepted:
+    """Return a pseudo-labelled post, with its label as sure as the posterior is of it."""
+    sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
+    return Accepted(post, verdict.label, target=sure)
 
 
 def apply_human_labels(

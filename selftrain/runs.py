@@ -35,7 +35,7 @@ from selftrain.data.context import ForRun, in_run
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
-from selftrain.errors import RecipeError
+from selftrain.errors import RecipeError, RunStateError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
 from selftrain.models.run_predictor import stored_recipe
@@ -50,13 +50,13 @@ from selftrain.selection import Selector, TopK
 from selftrain.state import RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
-from selftrain.verification.rules import PosteriorRule, Rule
+from selftrain.verification.rules import Rule, Unanimous
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
 def start(recipe: Recipe | Path | str, out: Path | str, overrides: Sequence[str] = ()) -> Run:
-    """A run of `recipe` in the folder `out`; nothing is computed yet.
+    """Return a run of `recipe` in the folder `out`; nothing is computed yet.
 
     Args:
         recipe: A recipe, or the path of one.
@@ -98,7 +98,7 @@ class SelfTrainer:
         selector: Chooses whom the agents judge; None: `TopK()`.
         panel: The agents; None: an `OfflinePanel`, which learns from the labels.
         loss: None: `losses.PNULoss`.
-        rule: Decides which verdicts become labels; None: `PosteriorRule()`; the article's is `Unanimous()`.
+        rule: Decides which verdicts become labels; None: `Unanimous()`, the article's.
         folds: Parts in which labelled posts are left out, see `verification.folds` of a recipe.
         reviewers: People, as `HumanReview(budget=200)`; None: nobody is asked, but reviews of the run that
             are there count.
@@ -132,7 +132,7 @@ class SelfTrainer:
             selector=selector or TopK(),
             panel=panel or OfflinePanel(),
             loss=loss or PNULoss(),
-            rule=rule or PosteriorRule(),
+            rule=rule or Unanimous(),
             reviewers=reviewers or HumanReview(),
             backbone=backbone,
         )
@@ -285,6 +285,11 @@ class Run:
 
     def _prepared(self, parts: Parts, *, progress: bool) -> PreparedData:
         """Return the posts with their features, on the backbone given or a newly loaded one."""
+        if self._data is None and self.recipe.data.task == Path():
+            raise RunStateError(
+                f"{self.folder.path} was begun in Python, where the task was an object: go on with"
+                " `SelfTrainer.fit` on the same posts and parts"
+            )
         backbone = parts.backbone or build_backbone(self.recipe)
         if self._data is None:
             return prepare(self.recipe, backbone, progress=progress)

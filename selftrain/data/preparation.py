@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +94,7 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
         TaskError, ManifestError, QuarantineError, SplitError, CacheError: With what to do.
     """
     task = load_task(recipe.data.task)
-    if recipe.selection.kind == "top_k":
+    if isinstance(recipe.selection.shares, Mapping):
         # PNU knows two classes, and the shares name them: say so before anything is computed
         quotas(
             recipe.selection.k, recipe.selection.shares,
@@ -207,7 +207,7 @@ def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
     """
     build_corpus(splits, task, None)
     k, available = recipe.selection.k, len(splits.pool)
-    if recipe.selection.kind == "top_k" and recipe.rounds.max and k > available:
+    if recipe.selection.built_in and recipe.rounds.max and k > available:
         raise SplitError(
             f"{k:,} posts requested by selection.k, {available:,} available in the pool: set selection.k to"
             f" {available:,} at most, or add unlabelled posts"

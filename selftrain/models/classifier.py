@@ -106,8 +106,8 @@ def train_head(
 ) -> HeadClassifier:
     """Train a head for two classes on rows [M, D] of `training.positions`; see `fit_head`.
 
-    Without validation posts there is nothing to choose an epoch by, or to calibrate on: the last epoch counts,
-    its macro-F1 is that on the labels themselves, and the logits are left as they are.
+    Without validation posts there is nothing to choose an epoch by, or to calibrate on: the last epoch
+    counts, its macro-F1 is that on the labels themselves, and the logits are left as they are.
 
     Raises:
         NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.

@@ -14,23 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from selftrain._util.types import BoolArray
-from selftrain.agentps.folder import ABOUT, METRICS, TASK, VALIDATION
-from selftrain.agentps.journal import LOSSES
-from selftrain.agentps.questions import FINAL, questionnaire
+from selftrain.agentps.checkpoint import ABOUT, METRICS, TASK, VALIDATION
+from selftrain.agentps.dataset import FINAL, question_set
 from selftrain.data.task import Task, load_task
 from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
+from selftrain.models.training_log import LOSSES
 from selftrain.report.case_table import gather_cases
 from selftrain.report.left_out import QUARANTINED, LeftOutRow, Quarantine
-from selftrain.report.model_records import (
-    AboutModel,
-    Case,
-    LossStep,
-    ModelMetrics,
-    QuestionMetrics,
-    damaged,
-    read_record,
-    read_records,
-)  # fmt: skip
+from selftrain.report.model_records import AboutModel, Case, LossStep, ModelMetrics, QuestionMetrics, damaged
 from selftrain.store import atomic
 from selftrain.web import charts
 from selftrain.web.charts import ChartPanel, legend
@@ -134,10 +125,10 @@ def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
         ModelError: A file is missing, or damaged.
         TaskError: The task cannot be read.
     """
-    metrics = read_record(folder / METRICS, ModelMetrics)
-    about = read_record(folder / ABOUT, AboutModel) if (folder / ABOUT).exists() else AboutModel()
+    metrics = ModelMetrics.read(folder / METRICS)
+    about = AboutModel.read(folder / ABOUT) if (folder / ABOUT).exists() else AboutModel()
     task = load_task(folder / TASK)
-    rows = read_records(folder / VALIDATION, Case)
+    rows = Case.read_lines(folder / VALIDATION)
     read = [case for case in rows if case.reason is None]
     try:
         questions = {FINAL: metrics.questions[FINAL]} | metrics.questions
@@ -161,7 +152,7 @@ def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
 
 
 def _wording(task: Task, name: str) -> str:
-    asked = questionnaire(task, "vanilla").final if name == FINAL else task.question(name)
+    asked = question_set(task, "vanilla").final if name == FINAL else task.question(name)
     return asked.wording if asked else ""
 
 
@@ -187,7 +178,7 @@ def _reason(case: Case) -> str:
 
 
 def _training(losses: Path, metrics: ModelMetrics, about: AboutModel) -> Training:
-    steps = read_records(losses, LossStep) if losses.exists() else []
+    steps = LossStep.read_lines(losses) if losses.exists() else []
     size, rest = divmod(len(steps), len(metrics.epochs))  # all epochs have the same number of steps
     means = [
         fmean(step.loss for step in steps[size * n : size * (n + 1)]) if size and not rest else None

@@ -1,9 +1,9 @@
 """What classifier and agents know about a post, put together: a posterior over its classes.
 
 q(y) is proportional to p(y|x)^a P(s|y)^c e^b(y): p is the classifier without the post in its training set, s
-the joint state of the agents' last answers (a class each, no label, or no usable answer), and P(s|y) a table
-learned from the labelled posts and, softly, from q itself. That is Dawid and Skene (1979) with a classifier as
-the prior (Raykar et al., JMLR 2010); the table is joint, so that agents which err together are not counted
+the joint state of the agents' answers (a class each, no label, or no usable answer), and P(s|y) a table
+learned from the labelled posts and, softly, from q itself. That is Dawid and Skene (1979) with a classifier
+as the prior (Raykar et al., JMLR 2010); the table is joint, so that agents which err together are not counted
 twice. The exponents a and c and the offsets b are fitted on the labelled posts, each of them left out of what
 is said of it, and pulled towards (1/2, 1, 0): classifier and agents err on the same posts, so that what the
 classifier says is worth less than it claims.
@@ -44,7 +44,7 @@ class Beliefs(NamedTuple):
 
     Attributes:
         log_probs: [n, K] the classifier's log-probabilities, by models that did not learn from the post.
-        states: [n, A] each agent's last answer: 0..K-1 a class, K no label, K + 1 no usable answer.
+        states: [n, A] each agent's answer: 0..K-1 a class, K no label, K + 1 no usable answer.
     """
 
     log_probs: FloatArray
@@ -122,9 +122,9 @@ class Evidence(NamedTuple):
     Attributes:
         label: Index of the most probable class.
         probs: [K] the posterior q.
-        log_odds: Party -> what it added to the log-odds of the label over the runner-up; they add up to those
-            log-odds. "classifier", "base rate", and the agents by role: an agent's share is its Shapley value,
-            so that what two agents say alike is halved between them.
+        log_odds: Party -> what it added to the log-odds of the label over the runner-up, which the shares add
+            up to: "classifier", "base rate", and the agents by role. An agent's share is its Shapley value:
+            what two agents say alike is halved between them.
     """
 
     label: int

@@ -28,7 +28,12 @@ def world(seed=0, labelled=100, judged=600, accuracy=(0.8, 0.75), shared=0.5, cl
         columns.append(np.where(own < share, truth, (truth + 1) % classes))
     states = np.stack(columns, axis=1) if columns else np.empty((len(truth), 0), np.int64)
     known, pool = slice(0, labelled), slice(labelled, None)
-    return Beliefs(log_probs[known], states[known]), truth[known], Beliefs(log_probs[pool], states[pool]), truth[pool]
+    return (
+        Beliefs(log_probs[known], states[known]),
+        truth[known],
+        Beliefs(log_probs[pool], states[pool]),
+        truth[pool],
+    )
 
 
 def accuracy_of(probs, truth):
@@ -60,7 +65,8 @@ def test_the_tables_are_those_of_the_formula(classes):
     counts = StateCounts(states, weights)
     found = counts.log_likelihood(states, (0, 1), own=0.5 * weights)
     expected = [
-        naive_log_likelihood(states, weights, state, 0.5 * own) for state, own in zip(states, weights, strict=True)
+        naive_log_likelihood(states, weights, state, 0.5 * own)
+        for state, own in zip(states, weights, strict=True)
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
@@ -97,7 +103,11 @@ def test_inverted_agents_are_as_good_as_straight_ones():
     labelled, labels, judged, truth = world(judged=2000)
     straight = fit_posterior(labelled, labels, judged, ROLES, 2)
     turned = fit_posterior(
-        labelled._replace(states=1 - labelled.states), labels, judged._replace(states=1 - judged.states), ROLES, 2
+        labelled._replace(states=1 - labelled.states),
+        labels,
+        judged._replace(states=1 - judged.states),
+        ROLES,
+        2,
     )
     np.testing.assert_allclose(turned.probs, straight.probs, atol=1e-6)
     assert turned.weight == pytest.approx(straight.weight)
