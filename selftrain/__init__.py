@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from selftrain.state import RoundLimits as RoundLimits
     from selftrain.store.run_dir import HumanLabel as HumanLabel
     from selftrain.verification.rules import PosteriorRule as PosteriorRule
-    from selftrain.verification.rules import Rule as Rule
     from selftrain.verification.rules import Unanimous as Unanimous
+    from selftrain.verification.rules import VerdictRule as VerdictRule
 
 __version__ = "0.1.0"
 
@@ -92,7 +92,6 @@ _HOME = {
     "RoundLimits": "selftrain.state",
     "RoundLoss": "losses.base",
     "RoundResult": "selftrain.rounds",
-    "Rule": "selftrain.verification.rules",
     "Run": "selftrain.runs",
     "RunContext": "selftrain.data.context",
     "Selection": "selftrain.selection",
@@ -107,6 +106,7 @@ _HOME = {
     "Uncertain": "selftrain.selection",
     "VLMPanel": "selftrain.panels",
     "Verdict": "agents.judgment",
+    "VerdictRule": "selftrain.verification.rules",
     "backbones": "",
     "draw_posts": "selftrain.data.drawn",
     "load_predictor": "selftrain.serving.load_predictor",

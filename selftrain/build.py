@@ -12,7 +12,7 @@ from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
 from selftrain._util.plugins import accepted, build_part, locate, name_of, options_of
-from selftrain.config import KINDS, AgentsSection, PartSection, Recipe, VerificationSection
+from selftrain.config import KINDS, RULES, AgentsSection, PartSection, Recipe, VerificationSection
 from selftrain.data.context import ForRun, RunContext
 from selftrain.data.preparation import PreparedData
 from selftrain.loop import LoopSettings
@@ -23,7 +23,7 @@ from selftrain.review.reviewers import Reviewers
 from selftrain.selection import Selector
 from selftrain.state import RoundLimits, Start
 from selftrain.store.run_dir import RunFolder
-from selftrain.verification.rules import Rule
+from selftrain.verification.rules import VerdictRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Parts:
     selector: Selector
     panel: Panel | ForRun[Panel]
     loss: RoundLoss
-    rule: Rule
+    rule: VerdictRule
     reviewers: Reviewers | ForRun[Reviewers | None] | None
     backbone: Backbone | None = None
 
@@ -105,12 +105,11 @@ def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
     return panel
 
 
-def build_rule(section: VerificationSection) -> Rule:
+def build_rule(section: VerificationSection) -> VerdictRule:
     """Build what decides which verdicts become labels."""
-    path = KINDS["verification"].get(section.rule, section.rule)
-    known = section.rule in KINDS["verification"]
-    given = accepted(locate(path), {"threshold": section.threshold}) if known else {}
-    rule: Rule = build_part(path, given | section.options, "verification.rule")
+    path = RULES.get(section.rule, section.rule)
+    given = {} if path is section.rule else accepted(locate(path), section.model_dump())
+    rule: VerdictRule = build_part(path, given | section.options, "verification.rule")
     return rule
 
 
@@ -161,12 +160,7 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
         "agents": parts.panel, "loss": parts.loss, "human": parts.reviewers,
     }  # fmt: skip
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
-    rules = {path: rule for rule, path in KINDS["verification"].items()}
-    rule = name_of(parts.rule)
-    arguments = options_of(parts.rule)
-    sections["verification"] = {
-        "rule": rules.get(rule, rule), **(arguments if rule in rules else {"options": arguments}),
-    }  # fmt: skip
+    sections |= {"verification": _rule_section(parts.rule)}
     if isinstance(parts.panel, VLMPanel):
         sections |= {"agents": {"kind": "vlm"}, "vlm": options_of(parts.panel)}
     if isinstance(parts.panel, CrossReview):
@@ -175,6 +169,13 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
             role: {"kind": name_of(agent), "options": options_of(agent)} for role, agent in pair.items()
         }
     return sections
+
+
+def _rule_section(rule: VerdictRule) -> dict[str, Any]:
+    """Return the name and the arguments of a rule."""
+    names = {path: name for name, path in RULES.items()}
+    name, arguments = name_of(rule), options_of(rule)
+    return {"rule": names[name], **arguments} if name in names else {"rule": name, "options": arguments}
 
 
 def _section(name: str, part: object) -> dict[str, Any]:

@@ -44,10 +44,6 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "cross_review": "agents.panel:CrossReview",
         "none": "agents.panel:NoPanel",
     },
-    "verification": {
-        "posterior": "selftrain.verification.rules:PosteriorRule",
-        "unanimous": "selftrain.verification.rules:Unanimous",
-    },
     "human": {"ledger": "selftrain.review.reviewers:HumanReview"},
 }
 """Section -> kind -> the class it names. The keys of a section are its arguments, and have its defaults."""
@@ -243,6 +239,13 @@ class AgentSection(Section):
         return kind
 
 
+RULES: Mapping[str, str] = {
+    "posterior": "selftrain.verification.rules:PosteriorRule",
+    "unanimous": "selftrain.verification.rules:Unanimous",
+}
+"""`verification.rule` -> the class that it names."""
+
+
 class VerificationSection(Section):
     """How the agents' answers become labels."""
 
@@ -259,8 +262,8 @@ class VerificationSection(Section):
     @field_validator("rule")
     @classmethod
     def _known(cls, rule: str) -> str:
-        if rule not in KINDS["verification"] and not is_own(rule):
-            names = ", ".join(f'"{known}"' for known in KINDS["verification"])
+        if rule not in RULES and not is_own(rule):
+            names = ", ".join(f'"{known}"' for known in RULES)
             raise ValueError(
                 f'verification.rule is {rule!r}: expected one of {names}, or a "package.module:Class" of your'
                 " own"

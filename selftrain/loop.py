@@ -51,7 +51,7 @@ from selftrain.store import atomic
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, write_scores
 from selftrain.verification.cross_fit import CrossFit, Fit, labelled_in
-from selftrain.verification.rules import Decision, Judged, Rule, Unanimous
+from selftrain.verification.rules import Decided, Judged, Unanimous, VerdictRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def self_train(
     loss: RoundLoss,
     folder: RunFolder,
     settings: LoopSettings,
-    rule: Rule | None = None,
+    rule: VerdictRule | None = None,
     reviewers: Reviewers | None = None,
 ) -> Iterator[RoundResult]:
     """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
@@ -226,7 +226,7 @@ class OpenRound:
         atomic.write_jsonl(self.path / "candidates.jsonl", map(candidate_row, candidates))
         return candidates
 
-    def write_verdicts(self, decision: Decision) -> tuple[list[Verdict], list[Verdict]]:
+    def write_verdicts(self, decision: Decided) -> tuple[list[Verdict], list[Verdict]]:
         """Write the verdicts on candidates and on earlier posts; return them as a resumed run reads them."""
         files = {"verdicts.jsonl": decision.verdicts, REVISED: decision.revised}
         written = []
@@ -237,7 +237,7 @@ class OpenRound:
             written.append([Verdict.from_json(record) for record in records])
         return written[0], written[1]
 
-    def measure(self, trainer: Trainer[M], model: M, validation: Scored, rule: Rule) -> Measured:
+    def measure(self, trainer: Trainer[M], model: M, validation: Scored, rule: VerdictRule) -> Measured:
         """Save the round's model; return its metrics on validation and test.
 
         The scores that they come from are kept too: curves and intervals need them.

@@ -50,7 +50,7 @@ from selftrain.selection import Selector, TopK
 from selftrain.state import RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
-from selftrain.verification.rules import Rule, Unanimous
+from selftrain.verification.rules import Unanimous, VerdictRule
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -118,7 +118,7 @@ class SelfTrainer:
         selector: Selector | None = None,
         panel: Panel | ForRun[Panel] | None = None,
         loss: RoundLoss | None = None,
-        rule: Rule | None = None,
+        rule: VerdictRule | None = None,
         folds: int = 5,
         reviewers: Reviewers | ForRun[Reviewers | None] | None = None,
         seed: int = 0,

@@ -147,9 +147,10 @@ def _round(
     }
     write_scores(path, scored, positive=corpus.positive, negative=corpus.negative)
     sets = candidate_sets(corpus, verdicts)
+    validation = evaluate(scored["validation"].labels, scored["validation"].logits)
     result = RoundResult(
-        number=number, kept=number % 2 == 0, simulated=True,
-        validation=evaluate(scored["validation"].labels, scored["validation"].logits),
+        number=number, kept=number % 2 == 0, score=validation.macro_f1, simulated=True,
+        validation=validation,
         test=evaluate(scored["test"].labels, scored["test"].logits),
         sets=sets, flipped=(), agents=agent_counts(corpus, verdicts),
         training=GroupCounts(LABELLED // 2, LABELLED // 2, 0, sets.consistent.posts, sets.divergent.posts),

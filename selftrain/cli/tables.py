@@ -132,8 +132,23 @@ def verdict_lines(verdict: Verdict) -> list[Text]:
         step = "alone" if one.step == 0 else f"after cross-review, step {one.step}"
         lines.append(_field(one.agent, f"{label}, {step}, state {one.state}", 2))
         lines.append(plain(f"{'':14}{one.rationale or '(no rationale)'}", "dim"))
-    agreed = "consistent: classifier and agents agree" if verdict.consistent else "divergent: no agreement"
-    return [*lines, _field("verdict", agreed, 2)]
+    return [*lines, *_decision(verdict)]
+
+
+def _decision(verdict: Verdict) -> list[Text]:
+    """What came of a verdict and, where it was decided by a posterior, what each party added to it."""
+    found = verdict.posterior
+    if found is None:
+        agreed = "classifier and agents agree" if verdict.consistent else "no agreement"
+        return [_field("verdict", f"{'consistent' if verdict.consistent else 'divergent'}: {agreed}", 2)]
+    compared = f"{found.probability:.2f}, learned from {found.threshold:.2f} on"
+    outcome = "consistent" if verdict.consistent else "divergent"
+    shares = ", ".join(f"{party} {added:+.2f}" for party, added in found.log_odds.items())
+    return [
+        _field("posterior", f"{found.label} {compared}", 2),
+        plain(f"{'':14}log-odds: {shares}", "dim"),
+        _field("verdict", outcome, 2),
+    ]
 
 
 def verdict_line(verdict: Verdict) -> Text:

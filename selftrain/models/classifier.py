@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses.base import LossOutput, RoundLoss
-from losses.group import Group
+from losses.base import Group, LossOutput, RoundLoss
 from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError

@@ -137,9 +137,9 @@ class FineTuner:
             )
         if not len(corpus.validation):
             raise TrainingError(
-                f"{where}: no validation post to choose an epoch by, and leaving labelled posts out in turn would"
-                " train the backbone many times over. Give a validation split (data.validation_share above"
-                " 0), or train the head alone"
+                f"{where}: no validation post to choose an epoch by, and leaving labelled posts out in turn"
+                " would train the backbone many times over. Give a validation split"
+                " (data.validation_share above 0), or train the head alone"
             )
         with _random_state(seed), _memory_advice(where, self._advice()):
             network = self._build(self.architecture)

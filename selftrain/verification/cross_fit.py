@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from losses.base import RoundLoss
-from losses.group import Group
+from losses.base import Group, RoundLoss
 from selftrain._util.types import BoolArray, Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.trainer import Trainer
@@ -69,7 +68,8 @@ class CrossFit:
 
 def _same(one: Fit, other: Fit) -> bool:
     pairs = zip(one.training, other.training, strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs) and one[1:3] == other[1:3]
+    posts = all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+    return posts and (one.loss, one.seed) == (other.loss, other.seed)
 
 
 def assign_folds(groups: IntArray, folds: int, seed: int) -> IntArray:

@@ -133,7 +133,7 @@ class Evidence(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Posterior:
+class FittedPosterior:
     """The posterior of the judged posts, and what it was made of.
 
     Attributes:
@@ -195,7 +195,7 @@ class Posterior:
 
 def fit_posterior(
     labelled: Beliefs, labels: IntArray, judged: Beliefs, roles: Sequence[str], classes: int
-) -> Posterior:
+) -> FittedPosterior:
     """Return the posterior of the judged posts.
 
     Args:
@@ -218,7 +218,7 @@ def fit_posterior(
         weights = _fit_weights(own_log_probs, left_out, labels)
         said = counts.log_likelihood(judged.states, agents)
         soft = softmax(_combined(weights, judged.log_probs, said), axis=1)
-    return Posterior(soft, _information(counts, agents), weights, counts, judged, tuple(roles))
+    return FittedPosterior(soft, _information(counts, agents), weights, counts, judged, tuple(roles))
 
 
 def _combined(weights: Weights, log_probs: FloatArray, said: FloatArray) -> FloatArray:

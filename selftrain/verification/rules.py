@@ -40,7 +40,7 @@ class Judged(NamedTuple):
     predict: Callable[[IntArray], Float32Array]
 
 
-class Decision(NamedTuple):
+class Decided(NamedTuple):
     """What came of a round's verdicts.
 
     Attributes:
@@ -52,7 +52,7 @@ class Decision(NamedTuple):
     revised: Sequence[Verdict] = ()
 
 
-class Rule(Protocol):
+class VerdictRule(Protocol):
     """Decides which posts are consistent, and with which target they are learned."""
 
     @property
@@ -65,7 +65,7 @@ class Rule(Protocol):
         """Whether accepted posts whose label the classifier no longer gives are unlabelled again."""
         ...
 
-    def decide(self, judged: Judged) -> Decision:
+    def decide(self, judged: Judged) -> Decided:
         """Return the verdicts as they count.
 
         Raises:
@@ -86,9 +86,9 @@ class Unanimous:
     scores_likelihood = False
     retracts = True
 
-    def decide(self, judged: Judged) -> Decision:
+    def decide(self, judged: Judged) -> Decided:
         """Return the verdicts as they are."""
-        return Decision(judged.verdicts)
+        return Decided(judged.verdicts)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class PosteriorRule:
         if not 0.5 <= self.threshold <= 1:
             raise RecipeError(f"threshold is {self.threshold}: expected a probability in [0.5, 1]")
 
-    def decide(self, judged: Judged) -> Decision:
+    def decide(self, judged: Judged) -> Decided:
         """Return every judged post's verdict with its posterior."""
         corpus, state = judged.corpus, judged.state
         earlier = {
@@ -146,7 +146,7 @@ class PosteriorRule:
             for verdict, found in zip(verdicts, posterior.evidence(), strict=True)
         }
         new = [decided.pop(one.post_id) for one in judged.verdicts]
-        return Decision(new, list(decided.values()))
+        return Decided(new, list(decided.values()))
 
     def _logits(self, judged: Judged, post_ids: Sequence[str]) -> Float32Array:
         """Logits of judged posts, by models that did not learn from them."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
+
 from selftrain.verification.posterior import (
     JOINT_POSTS,
     OWN_POSTS,
@@ -14,7 +15,7 @@ from selftrain.verification.posterior import (
 ROLES = ("reviewer", "user")
 
 
-def world(seed=0, labelled=100, judged=600, accuracy=(0.8, 0.75), shared=0.5, classes=2, separation=1.0):
+def world(*, seed=0, labelled=100, judged=600, accuracy=(0.8, 0.75), shared=0.5, classes=2, separation=1.0):
     """Posts of known truth, a weak classifier, and agents that err together on a share of the posts."""
     draw = np.random.default_rng(seed)
     truth = draw.integers(classes, size=labelled + judged)
@@ -100,7 +101,7 @@ def test_probabilities_are_what_they_claim():
 
 
 def test_inverted_agents_are_as_good_as_straight_ones():
-    labelled, labels, judged, truth = world(judged=2000)
+    labelled, labels, judged, _ = world(judged=2000)
     straight = fit_posterior(labelled, labels, judged, ROLES, 2)
     turned = fit_posterior(
         labelled._replace(states=1 - labelled.states),

@@ -1,0 +1,217 @@
+"""The posterior as the loop's rule: real heads, with and without validation posts, stopped and resumed."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from agents.judgment import Judgment, Posterior, State, Verdict
+from backbones.base import FeatureLayout
+from losses.base import Group
+from losses.pnu import PNULoss
+from selftrain import loop
+from selftrain.data.corpus import UNKNOWN, Corpus, TrainingSet
+from selftrain.data.posts import Post
+from selftrain.errors import RecipeError
+from selftrain.models.trainer import HeadTrainer
+from selftrain.rounds import replay
+from selftrain.selection import Uncertain
+from selftrain.state import RoundLimits
+from selftrain.store.run_dir import RunFolder
+from selftrain.verification.cross_fit import CrossFit, Fit, assign_folds
+from selftrain.verification.rules import PosteriorRule, Unanimous
+
+NAMES = ("fine", "bad")
+
+
+class Rows:
+    """Features in memory."""
+
+    layout = FeatureLayout(8, 0)
+
+    def __init__(self, values):
+        self.values = values
+
+    def rows(self, positions):
+        return self.values[np.asarray(positions)]
+
+
+def make_corpus(*, labelled=20, validation=0, pool=120, test=60):
+    draw = np.random.default_rng(1)
+    sizes = (labelled, validation, pool, test)
+    truth = (np.arange(sum(sizes)) % 2).astype(np.int8)
+    rows = draw.normal(size=(len(truth), 10)).astype(np.float32)
+    rows[:, 0] += 1.2 * (2.0 * truth - 1)
+    parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(np.cumsum((0, *sizes)))]
+    labels = truth.copy()
+    labels[parts[2]] = UNKNOWN
+    posts = [
+        Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else NAMES[truth[i]])
+        for i in range(len(truth))
+    ]
+    return Corpus(posts, Rows(rows), *parts, labels, truth, "bad", "fine")
+
+
+class Panel:
+    """Two agents, right on most posts; where they are wrong, they are often wrong together."""
+
+    simulated = False
+
+    def __init__(self, corpus, accuracy=0.85):
+        self.corpus, self.accuracy = corpus, accuracy
+
+    def fit(self, labelled, *, accepted=(), pool=()):
+        pass
+
+    def _judge(self, role, post):
+        draw = np.random.default_rng([int(post.id[1:]), role == "user"])
+        both = np.random.default_rng(int(post.id[1:])).random()
+        truth = int(self.corpus.truth[self.corpus.position_of[post.id]])
+        right = (both if draw.random() < 0.5 else draw.random()) < self.accuracy
+        return Judgment(role, 0, State.LABEL, NAMES[truth if right else 1 - truth], None, "seen", "fake")
+
+    def verify(self, candidates):
+        return [
+            Verdict(
+                c.post.id, c.label, c.probability, tuple(self._judge(r, c.post) for r in ("reviewer", "user"))
+            )
+            for c in candidates
+        ]
+
+    def predict_out_of_fold(self, labelled):
+        return {role: [self._judge(role, post) for post in labelled] for role in ("reviewer", "user")}
+
+    def describe(self):
+        return {"protocol": "fake"}
+
+
+def rounds_of(folder, corpus, *, rule=None, rounds=2, panel=None):
+    return loop.self_train(
+        corpus, HeadTrainer(epochs=10), panel or Panel(corpus),
+        selector=Uncertain(30), loss=PNULoss(), folder=RunFolder(folder), rule=rule or PosteriorRule(),
+        settings=loop.LoopSettings(root=folder, limits=RoundLimits(rounds, 9), folds=3),
+    )  # fmt: skip
+
+
+def written(folder):
+    """Every file that decides what follows, but for the seconds."""
+    files = sorted(folder.rglob("*.jsonl"))
+    metrics = [json.loads(file.read_text()) | {"seconds": 0} for file in sorted(folder.rglob("metrics.json"))]
+    return {file.relative_to(folder): file.read_text() for file in files}, metrics
+
+
+@pytest.mark.parametrize("validation", [0, 40])
+def test_all_that_was_judged_is_learned_with_its_posterior(tmp_path, validation):
+    corpus = make_corpus(validation=validation)
+    first, *later = rounds_of(tmp_path, corpus)
+    assert first.validation.posts == (validation or len(corpus.labelled))
+    assert any(one.kept for one in later)
+    verdicts = RunFolder(tmp_path).verdicts(1)
+    assert len(verdicts) == 30
+    assert all(one.consistent and one.posterior is not None for one in verdicts)
+    assert any(one.label != one.classifier_label for one in verdicts)
+    right = [NAMES[corpus.truth[corpus.position_of[one.post_id]]] == one.label for one in verdicts]
+    assert np.mean(right) > 0.75
+    state, _ = replay(RunFolder(tmp_path))
+    training = state.training_set(corpus, soft_positive=0.8)
+    soft = training.targets[np.isin(training.groups, (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE))]
+    assert len(np.unique(soft)) > 4
+
+
+def test_earlier_posts_are_judged_anew_in_every_round(tmp_path):
+    list(rounds_of(tmp_path, make_corpus()))
+    folder = RunFolder(tmp_path)
+    before = {one.post_id: one for one in folder.verdicts(1)}
+    revised = folder.revised(2)
+    assert {one.post_id for one in revised} == before.keys()
+    assert any(one.posterior.probs != before[one.post_id].posterior.probs for one in revised)
+    assert all(one.judgments == before[one.post_id].judgments for one in revised)
+
+
+def test_a_run_that_was_stopped_after_any_round_ends_like_one_that_never_was(tmp_path):
+    corpus = make_corpus()
+    list(rounds_of(tmp_path / "whole", corpus, rounds=3))
+    for _ in range(4):
+        rounds = rounds_of(tmp_path / "stopped", corpus, rounds=3)
+        known = len(list((tmp_path / "stopped").glob("round-*/metrics.json")))
+        for number, _ in enumerate(rounds):
+            if number == known:
+                break
+    list(rounds_of(tmp_path / "stopped", corpus, rounds=3))
+    assert written(tmp_path / "stopped") == written(tmp_path / "whole")
+
+
+def test_below_the_threshold_posts_stay_unlabelled_and_their_mean_is_the_prior(tmp_path):
+    corpus = make_corpus(validation=40)
+    _, one = rounds_of(tmp_path, corpus, rule=PosteriorRule(threshold=0.9), rounds=1)
+    verdicts = RunFolder(tmp_path).verdicts(1)
+    unsure = [v.posterior.probs["bad"] for v in verdicts if not v.consistent]
+    assert unsure
+    assert all(v.posterior.probability >= 0.9 for v in verdicts if v.consistent)
+    assert one.divergent == len(unsure)
+    assert one.theta == pytest.approx(np.clip(np.mean(unsure), 0.05, 0.95), abs=1e-6)
+
+
+def test_unanimity_leaves_verdicts_as_they_are(tmp_path):
+    list(rounds_of(tmp_path, make_corpus(), rule=Unanimous()))
+    folder = RunFolder(tmp_path)
+    assert all(one.posterior is None for number in (1, 2) for one in folder.verdicts(number))
+    assert not folder.revised(2)
+
+
+def test_rounds_are_compared_by_likelihood_or_by_macro_f1(tmp_path):
+    corpus = make_corpus(validation=40)
+    likely = list(rounds_of(tmp_path / "a", corpus))
+    counted = list(rounds_of(tmp_path / "b", corpus, rule=Unanimous()))
+    assert all(one.score < 0 for one in likely)
+    assert all(one.score == one.validation.macro_f1 for one in counted)
+
+
+@pytest.mark.parametrize("threshold", [0.49, 1.01, float("nan")])
+def test_a_threshold_that_is_none_is_refused(threshold):
+    with pytest.raises(RecipeError, match="threshold"):
+        PosteriorRule(threshold=threshold)
+
+
+def test_a_verdict_with_a_posterior_is_read_as_it_was_written():
+    posterior = Posterior({"fine": 0.25, "bad": 0.75}, {"classifier": 0.5, "reviewer": 0.6}, 0.7, 0.4)
+    verdict = Verdict("p1", "fine", 0.6, (), posterior=posterior)
+    assert verdict.consistent
+    assert verdict.label == "bad"
+    assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+    assert not replace(verdict, posterior=replace(posterior, threshold=0.8)).consistent
+
+
+def test_folds_spread_every_group_and_leave_two_of_each_class():
+    groups = np.array([Group.POSITIVE] * 3 + [Group.NEGATIVE] * 40 + [Group.DIVERGENT] * 10)
+    fold = assign_folds(groups, 5, seed=0)
+    assert set(fold) == {0, 1, 2}  # three positives: no fold without one
+    for group in np.unique(groups):
+        counts = np.bincount(fold[groups == group], minlength=3)
+        assert counts.max() - counts.min() <= 1
+    assert (fold == assign_folds(groups, 5, seed=0)).all()
+
+
+def test_no_post_is_scored_by_a_model_that_learned_from_it():
+    corpus, seen = make_corpus(), []
+
+    class Spy(HeadTrainer):
+        def fit(self, corpus, training, **kwargs):
+            seen.append(set(training.positions.tolist()))
+            return super().fit(corpus, training, **kwargs)
+
+        def logits(self, model, corpus, positions):
+            assert not seen[-1] & set(positions.tolist())
+            return super().logits(model, corpus, positions)
+
+    groups = np.array([Group.POSITIVE, Group.NEGATIVE] * 10)
+    training = TrainingSet(corpus.labelled, groups, (groups == Group.POSITIVE).astype(np.float32))
+    cross_fit = CrossFit(Spy(epochs=2), corpus, 4)
+    fit = Fit(training, PNULoss(), 0, "round 0")
+    first = cross_fit(fit)
+    assert len(seen) == 4
+    assert len(first) == 20
+    assert cross_fit(fit) is first
+    assert len(seen) == 4
