@@ -12,7 +12,7 @@ import numpy as np
 from selftrain._util.types import Json
 from selftrain.agentps.questions import Target, hard_target
 from selftrain.agentps.recipe import DataSection
-from selftrain.data.manifest import RowError, Rows, enforce, read_manifest, read_rows
+from selftrain.data.manifest import RowError, Rows, enforce, read_manifest
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column
 from selftrain.data.task import Task, load_task
@@ -69,13 +69,11 @@ def gather(section: DataSection, seed: int) -> Gathered:
 
 def read_posts(path: Path, task: Task, section: DataSection) -> tuple[list[Post], list[Json]]:
     """The posts of a manifest, albums of any length, and the rows set aside."""
-    report = read_manifest(path, task, max_pixels=section.max_image_pixels, max_images=MAX_ALBUM)
+    report = read_manifest(
+        path, task, max_pixels=section.max_image_pixels, max_images=MAX_ALBUM, columns=section.columns
+    )
     enforce(report, section.max_bad_rows, section.max_bad_share)
-    left_out = [
-        {"kind": "row", "file": str(path), "line": one.line, "id": one.post_id, "reason": one.reason}
-        for one in report.problems
-    ]
-    return list(report.posts), left_out
+    return list(report.posts), report.quarantine
 
 
 def stream_posts(path: Path, quarantine: list[Json], section: DataSection) -> Iterator[Post]:
@@ -91,16 +89,17 @@ def stream_posts(path: Path, quarantine: list[Json], section: DataSection) -> It
         QuarantineError: More rows are bad than tolerated; the posts before them were given.
     """
     rows = Rows(
-        path.parent, None, allow_missing_text=True, max_pixels=section.max_image_pixels,
-        max_images=MAX_ALBUM, remember=False,
+        path, None,
+        max_pixels=section.max_image_pixels, max_images=MAX_ALBUM, columns=section.columns, labels=False,
+        remember=False,
     )  # fmt: skip
     met = bad = 0
-    for raw in read_rows(path):
-        met += 1
+    for raw in rows.table.rows:
+        met += raw.rows
         try:
             yield rows.post(raw)
         except RowError as error:
-            bad += 1
+            bad += raw.rows
             quarantine.append({"kind": "row", "line": raw.line, "id": error.post_id, "reason": error.reason})
             if bad > section.max_bad_rows:
                 break
@@ -250,6 +249,7 @@ def _posts_of(
 ) -> tuple[dict[str, Post], list[Json]]:
     """The posts of all manifests of a run but the test's, by id, and the rows set aside."""
     posts, quarantine = dict[str, Post](), list[Json]()
+    section = section.model_copy(update={"columns": sources.get("columns", {})})
     for name in ("manifest", "validation", "pool"):
         if sources.get(name) is not None:
             read, left_out = read_posts(Path(sources[name]), task, section)

@@ -184,7 +184,7 @@ def read_labelled(manifest: Path, task: Task, count: int, seed: int) -> tuple[li
 
 
 def _read_posts(manifest: Path, task: Task) -> list[Post]:
-    report = read_manifest(manifest, task)
+    report = read_manifest(manifest, task, videos=False)
     enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
     return list(report.posts)
 

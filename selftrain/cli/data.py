@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from selftrain.cli.commands import noun
-from selftrain.cli.options import Manifest
+from selftrain.cli.options import Columns, Manifest, read_columns
 from selftrain.cli.printing import print_some, say
-from selftrain.data.duplicates import DuplicateGroup, find_duplicates
+from selftrain.data.duplicates import DuplicateGroup, conflicting_labels, find_duplicates
 from selftrain.data.importers import IMPORTERS, import_named
 from selftrain.data.manifest import ManifestReport, read_manifest
+from selftrain.data.posts import Post
 from selftrain.data.task import load_task
 from selftrain.data.templates import load_template, template_file, template_names, write_template
 from selftrain.errors import TaskError
@@ -29,6 +30,8 @@ app = noun("Check manifests, import published data sets, begin with a task.")
 )
 def check(
     manifest: Manifest,
+    *,
+    columns: Columns,
     task: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The task; labels and answers must be its own.")
     ] = None,
@@ -44,13 +47,14 @@ def check(
         ManifestError: The manifest cannot be read at all.
         TaskError: The task file is none.
     """
-    report = read_manifest(manifest, None if task is None else load_task(task))
+    report = read_manifest(manifest, None if task is None else load_task(task), columns=read_columns(columns))
     shown = sys.stderr.isatty() and not as_json
     copies = [] if no_duplicates else find_duplicates(report.posts, workers=workers, progress=shown)
+    conflicts = [] if no_duplicates else conflicting_labels(report.posts)
     if as_json:
-        print(json.dumps(_document(report, copies), ensure_ascii=False, indent=2))
+        print(json.dumps(_document(report, copies, conflicts), ensure_ascii=False, indent=2))
     else:
-        _print_report(report, None if no_duplicates else copies)
+        _print_report(report, None if no_duplicates else copies, conflicts)
     return 1 if report.problems else 0
 
 
@@ -71,20 +75,29 @@ def import_published(
         bool,
         typer.Option("--allow-missing-images", help="Keep the text of posts whose image is not there."),
     ] = False,
+    decode_entities: Annotated[
+        bool,
+        typer.Option("--decode-entities", help="Write HTML entities (&amp;) as what they stand for."),
+    ] = False,
 ) -> None:
     """Import a published data set and say what was written and what was left out.
 
     Raises:
         ManifestError: Unknown name, or the files are not there.
     """
-    done = import_named(name, source, out, allow_missing_images=allow_missing_images)
+    done = import_named(
+        name, source, out, allow_missing_images=allow_missing_images, decode_entities=decode_entities
+    )
     say(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
     if done.text_only:
         say(f"{done.text_only:,} images are missing: those posts have their text only")
+    if done.entities:
+        what = "decoded" if decode_entities else "left as they are written; --decode-entities decodes them"
+        say(f"{done.entities:,} texts hold HTML entities: {what}")
     for note in done.notes:
         say(f"note: {note}")
     if done.skipped:
-        say(f"{len(done.skipped):,} rows left out:")
+        say(f"{sum(one.rows for one in done.skipped):,} rows left out:")
         print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
 
 
@@ -130,14 +143,17 @@ def _counts(report: ManifestReport) -> dict[str, int]:
     """Return how many posts there are of each make."""
     posts = report.posts
     return {
-        "text only": sum(not post.images for post in posts),
-        "images only": sum(not post.text.strip() for post in posts),
+        "text only": sum(not post.images and post.video is None for post in posts),
+        "images only": sum(bool(post.images) and not post.text.strip() for post in posts),
         "text and images": sum(bool(post.images and post.text.strip()) for post in posts),
         "several images": sum(len(post.images) > 1 for post in posts),
+        "videos": sum(post.video is not None for post in posts),
     }
 
 
-def _document(report: ManifestReport, copies: list[DuplicateGroup]) -> dict[str, Any]:
+def _document(
+    report: ManifestReport, copies: list[DuplicateGroup], conflicts: list[tuple[Post, ...]]
+) -> dict[str, Any]:
     return {
         "manifest": str(report.path),
         "rows": report.rows,
@@ -148,15 +164,16 @@ def _document(report: ManifestReport, copies: list[DuplicateGroup]) -> dict[str,
         "unlabelled": report.counts.get(None, 0),
         "makes": _counts(report),
         "problems": [problem._asdict() for problem in report.problems],
+        "notes": [note._asdict() for note in report.notes],
         "duplicates": [group._asdict() for group in copies],
+        "conflicts": [{post.id: post.label for post in group} for group in conflicts],
     }
 
 
-def _print_report(report: ManifestReport, copies: list[DuplicateGroup] | None) -> None:
-    say(
-        f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, "
-        f"{len(report.problems):,} set aside"
-    )
+def _print_report(
+    report: ManifestReport, copies: list[DuplicateGroup] | None, conflicts: list[tuple[Post, ...]]
+) -> None:
+    say(f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside")
     for label, count in sorted(report.counts.items(), key=str):
         say(f"  {'no label' if label is None else label}: {count:,}")
     say("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
@@ -164,6 +181,14 @@ def _print_report(report: ManifestReport, copies: list[DuplicateGroup] | None) -
         say("set aside:")
         print_some(
             [f"  line {one.line}, id {one.post_id!r}: {one.reason}; {one.remedy}" for one in report.problems]
+        )
+    if report.notes:
+        say("how it was read:")
+        print_some([f"  {note}" for note in report.notes])
+    if conflicts:
+        say(f"copies with different labels: {len(conflicts):,}")
+        print_some(
+            ["  " + ", ".join(f"{post.id} {post.label!r}" for post in group[:6]) for group in conflicts]
         )
     if copies is not None:
         say(f"groups of copies: {len(copies):,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,20 @@ Model = Annotated[
 ]
 Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSON lines, CSV or Parquet.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Columns = Annotated[
+    list[str],
+    typer.Option(
+        "--column", metavar="FIELD=NAME", default_factory=list, show_default=False,
+        help="The manifest's column that holds a field, where it is called otherwise: label=class.",
+    ),
+]  # fmt: skip
+MaxBadRows = Annotated[
+    int | None, typer.Option(min=0, metavar="N", show_default=False, help="Most rows that may be set aside.")
+]
+MaxBadShare = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, metavar="SHARE", show_default=False, help="Largest share of the rows."),
+]
 Overrides = Annotated[
     list[str],
     typer.Option(
@@ -24,3 +39,18 @@ Overrides = Annotated[
         help="Change one value of the recipe; may be given several times.",
     ),
 ]  # fmt: skip
+
+
+def read_columns(given: Sequence[str]) -> dict[str, str]:
+    """Return field -> column of what `--column` says.
+
+    Raises:
+        BadParameter: One that is not FIELD=NAME.
+    """
+    pairs = [one.partition("=") for one in given]
+    for field, equals, name in pairs:
+        if not (field and equals and name):
+            raise typer.BadParameter(
+                f"--column {field}{equals}{name}: expected FIELD=NAME, for instance label=class"
+            )
+    return {field.strip(): name for field, _, name in pairs}

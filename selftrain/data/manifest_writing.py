@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.manifest import COLUMNS, JSON_LINES, JSON_MARK, PROCESS_PREFIX
+from selftrain.data.manifest import COLUMNS, PROCESS_PREFIX
 from selftrain.data.posts import Post
+from selftrain.data.tables import JSON_LINES, JSON_MARK
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import replacing
 

@@ -305,7 +305,7 @@ class ACTPrediction:
     """
 
     def __init__(self, folder: Path, manifest: Path) -> None:
-        report = read_manifest(manifest)
+        report = read_manifest(manifest, labels=False, videos=False)
         enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
         self._posts, self._model = report.posts, ACTModel.load(folder)
         self.quarantine: list[Json] = [

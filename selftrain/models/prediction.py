@@ -59,7 +59,7 @@ class Prediction:
     def __init__(self, folder: RunFolder, manifest: Path, *, progress: bool = False) -> None:
         self.classes = stored_classes(folder)
         limits = stored_recipe(folder).data  # what is quickly refused comes before the weights
-        report = read_manifest(manifest, max_pixels=limits.max_image_pixels)
+        report = read_manifest(manifest, max_pixels=limits.max_image_pixels, labels=False, videos=False)
         enforce(report, limits.max_bad_rows, limits.max_bad_share)
         self.quarantine: list[Json] = [
             {"kind": "row", "line": p.line, "id": p.post_id, "reason": p.reason} for p in report.problems

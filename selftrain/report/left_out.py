@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selftrain._util.types import Json
+from selftrain.data.manifest import NOTE
 from selftrain.store.run_dir import read_jsonl
 
 QUARANTINED = 200
@@ -16,11 +17,15 @@ QUARANTINED = 200
 
 
 class Quarantine(NamedTuple):
-    """What was left out: the first rows, how many there are in all, and how many of each kind."""
+    """What was left out: the first rows, how many there are in all, and how many of each kind.
+
+    `notes` of `rows` are about how a manifest was read, and count as nothing left out.
+    """
 
     rows: Sequence[Json]
     total: int
     kinds: Mapping[str, int]
+    notes: int = 0
 
 
 def read_quarantine(file: Path) -> Quarantine:
@@ -35,4 +40,5 @@ def read_quarantine(file: Path) -> Quarantine:
     first = list(islice(rows, QUARANTINED))
     kinds = Counter(str(row.get("kind", "")) for row in first)
     kinds.update(str(row.get("kind", "")) for row in rows)
-    return Quarantine(first, kinds.total(), dict(kinds.most_common()))
+    notes = kinds.pop(NOTE, 0)
+    return Quarantine(first, kinds.total(), dict(kinds.most_common()), notes)

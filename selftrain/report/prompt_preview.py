@@ -73,7 +73,9 @@ def previews(
 def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:
     files: list[Path] = [f for f in (recipe.data.manifest, recipe.data.pool) if f is not None]
     for file in files:
-        report = read_manifest(file, task, max_pixels=recipe.data.max_image_pixels)
+        report = read_manifest(
+            file, task, max_pixels=recipe.data.max_image_pixels, columns=recipe.data.columns, videos=False
+        )
         for post in report.posts:
             if post_id is None or post.id == post_id:
                 return post

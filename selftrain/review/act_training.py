@@ -317,7 +317,7 @@ def _check_identity(folder: RunFolder, found: Mapping[str, str]) -> None:
 
 
 def _read(manifest: Path, task: Task) -> Sequence[Post]:
-    report = read_manifest(manifest, task)
+    report = read_manifest(manifest, task, videos=False)
     enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
     return report.posts
 

@@ -240,7 +240,7 @@ def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
         ledger.close()
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
     posts = []
-    for post in read_manifest(folder.data_files().manifest, task).posts:
+    for post in read_manifest(folder.data_files().manifest, task, videos=False).posts:
         if post.label is None and post.id in places:
             place = places[post.id]
             machine, human = found.machine[place], found.human[place]

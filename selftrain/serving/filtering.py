@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selftrain._util.types import Json
-from selftrain.data.manifest import RawRow, RowError, Rows, read_json_lines, read_rows
+from selftrain.data.manifest import RowError, Rows
 from selftrain.data.posts import Post
+from selftrain.data.tables import RawRow, Table, read_json_lines
 from selftrain.errors import RunMismatchError
 from selftrain.models.scorer import ScoreFailure, Scorer
 from selftrain.serving.sink import FilterSink, Tally
@@ -64,11 +65,13 @@ def read_source(
         ManifestError: The source cannot be read.
         RunMismatchError: It does not begin with those rows.
     """
-    folder = Path() if source == STDIN else Path(source).parent
-    rows = Rows(folder, None, allow_missing_text=True, max_pixels=max_pixels, remember=False)
-    raws = read_json_lines(sys.stdin.buffer) if source == STDIN else read_rows(Path(source))
+    table = Table("JSON", None, read_json_lines(sys.stdin.buffer), []) if source == STDIN else None
+    rows = Rows(
+        Path(source), None,
+        table=table, max_pixels=max_pixels, labels=False, videos=False, remember=False,
+    )  # fmt: skip
     chained, met = "", 0
-    for met, raw in enumerate(raws, 1):
+    for met, raw in enumerate(rows.table.rows, 1):
         chained = _chain(chained, raw)
         if met > skip:
             yield _judged(raw, rows, text_limit, chained)

@@ -59,7 +59,7 @@ def validation_scores(scorer: Scorer, manifest: Path | None) -> MeasuredPosts:
                 f"{scorer.name} has no scores of its validation posts: give labelled posts with --validation"
             )
         return MeasuredPosts(stored, 0)
-    report = read_manifest(manifest)
+    report = read_manifest(manifest, videos=False)
     posts = [post for post in report.posts if post.label is not None]
     unknown = sorted({str(post.label) for post in posts} - set(scorer.classes))
     if unknown:

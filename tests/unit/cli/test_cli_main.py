@@ -28,7 +28,7 @@ TREES = [
 def check_that_raises(monkeypatch, error):
     """`selftrain data check FILE`, which raises `error`."""
 
-    def reading(file, task):
+    def reading(file, task, *, columns):
         raise error
 
     monkeypatch.setattr(any_noun, "read_manifest", reading)
