@@ -41,18 +41,13 @@ class TrustBin:
 
 @dataclass(frozen=True, slots=True)
 class AgentReliability:
-    """Whether the probability that an agent gives its label is how often that label is right.
+    """Whether the probability that an agent gives its label is how often that label is right."""
 
-    Attributes:
-        brier: Mean of (probability - right)^2, in [0, 1]; .25 is a coin that says one half.
-        ece: Expected calibration error: mean distance of confidence and accuracy, by bins of equal width,
-            weighted by their counts.
-        bins: The bins that hold any judgment.
-    """
-
-    brier: float
+    brier: float  # mean of (probability - right)^2, in [0, 1]; .25 is a coin that says one half
+    # expected calibration error: mean distance of confidence and accuracy, by bins of equal width, weighted
+    # by their counts
     ece: float
-    bins: tuple[TrustBin, ...]
+    bins: tuple[TrustBin, ...]  # the bins that hold any judgment
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values."""
@@ -66,22 +61,17 @@ class AgentReliability:
 
 @dataclass(frozen=True, slots=True)
 class AgentTrust:
-    """One agent on posts of known label.
+    """One agent on posts of known label."""
 
-    Attributes:
-        confusion: True class -> answer -> count; the answers are the classes, "abstain" and "failed", which
-            stand under `ABSTAINED` and `FAILED` so that no class name can meet them.
-        answered: Posts that got a label.
-        accuracy: Right answers among those answered.
-        balanced: Mean over the classes of the right answers among those answered; its interval joins the
-            classes' Wilson intervals by the variances they stand for.
-        reliability: Of the stated probabilities; None when no judgment states one.
-    """
-
+    # true class -> answer -> count; the answers are the classes, "abstain" and "failed", which stand under
+    # `ABSTAINED` and `FAILED` so that no class name can meet them
     confusion: Mapping[str, Mapping[str, int]]
-    answered: int
-    accuracy: Proportion
+    answered: int  # posts that got a label
+    accuracy: Proportion  # right answers among those answered
+    # mean over the classes of the right answers among those answered; its interval joins the classes' Wilson
+    # intervals by the variances they stand for
     balanced: Proportion
+    # of the stated probabilities; None when no judgment states one
     reliability: AgentReliability | None = None
 
     @property

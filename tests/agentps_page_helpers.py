@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from selftrain.agentps import evaluation, folder
 from selftrain.agentps.examples import example
-from selftrain.agentps.prediction import answers_row
+from selftrain.agentps.predict import answers_row
 from selftrain.agentps.questions import questionnaire
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post

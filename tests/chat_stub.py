@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agents.client.base import ChatRequest, Message, Sampling
 from agents.client.client import ChatClient
-from agents.client.endpoints import rendezvous
+from agents.client.fleet import rendezvous
 
 REASONS = {200: "OK", 307: "Temporary Redirect", 404: "Not Found", 429: "Too Many Requests"}
 

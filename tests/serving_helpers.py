@@ -1,4 +1,4 @@
-"""Scorers without a model: what a text says is its score, and what happens can be held back."""
+"""Predictors without a model: what a text says is its score, and what happens can be held back."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import threading
 
 import numpy as np
 
-from selftrain.models.scorer import PostScore, ScoreFailure, ValidationScores
+from selftrain.models.predictor import Prediction, ValidationScores
 
 
-class TextScorer:
+class TextPredictor:
     """A post whose text is a number has it as positive probability; "fail" has none; "raise" is a fault."""
 
     kind, name, positive = "classifier", "texts", "yes"
@@ -20,7 +20,7 @@ class TextScorer:
         self.calls = []
         self._validation = validation
 
-    def score(self, posts):
+    def predict(self, posts):
         self.calls.append([post.text for post in posts])
         if any(post.text == "raise" for post in posts):
             raise ArithmeticError("asked to fail")
@@ -28,20 +28,20 @@ class TextScorer:
 
     def _one(self, post):
         if post.text == "fail" or any(not path.exists() for path in post.images):
-            return ScoreFailure(f"cannot read {post.images[0] if post.images else 'it'}")
+            return Prediction(post.id, reason=f"cannot read {post.images[0] if post.images else 'it'}")
         try:
             prob = float(post.text)
         except ValueError:
             prob = 0.5
         label = "yes" if prob > 0.5 else "no"
         both = {"yes": prob, "no": 1 - prob}
-        return PostScore(label, both[label], both, {"many": {"a": 0.25, "b": 0.75}})
+        return Prediction(post.id, label, both, {"many": {"a": 0.25, "b": 0.75}})
 
     def validation(self):
         return self._validation
 
 
-class HeldScorer(TextScorer):
+class HeldPredictor(TextPredictor):
     """Waits in every call after the first (the one before readiness) until it is let go."""
 
     def __init__(self):
@@ -49,11 +49,11 @@ class HeldScorer(TextScorer):
         self.entered = threading.Semaphore(0)
         self.go = threading.Semaphore(0)
 
-    def score(self, posts):
+    def predict(self, posts):
         if self.calls:
             self.entered.release()
             assert self.go.acquire(timeout=30)
-        return super().score(posts)
+        return super().predict(posts)
 
 
 def validation_of(labels, probs):

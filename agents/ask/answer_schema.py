@@ -28,19 +28,12 @@ _REPEATED = re.compile(r"(.{4,60}?)\1{3,}", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class AnswerSchema:
-    """What an answer looks like.
+    """What an answer looks like."""
 
-    Attributes:
-        classes: Class names, two or more.
-        unsure: The answer of an agent that cannot tell.
-        form: What is written in which order; the file ``form.NAME.txt`` words it.
-        rationale_chars: Most characters of a rationale; ``cot`` has three times as many.
-    """
-
-    classes: tuple[str, ...]
-    unsure: str
-    form: AnswerForm = "reason_first"
-    rationale_chars: int = 240
+    classes: tuple[str, ...]  # class names, two or more
+    unsure: str  # the answer of an agent that cannot tell
+    form: AnswerForm = "reason_first"  # what is written in which order; the file ``form.NAME.txt`` words it
+    rationale_chars: int = 240  # most characters of a rationale; ``cot`` has three times as many
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -76,24 +69,16 @@ class AnswerSchema:
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
-    """What a completion says.
+    """What a completion says."""
 
-    Attributes:
-        state: LABEL, ABSTAIN or FAILED.
-        label: A class name; None unless state is LABEL.
-        rationale: As written; empty when none was asked for, or none could be read.
-        probabilities: Class name -> probability, adding up to 1, before calibration; None when no
-            log-probabilities came back or the agent is all unsure.
-        perplexity: Of the rationale, >= 1; None without rationale or log-probabilities.
-        fault: Why it failed; empty otherwise.
-    """
-
-    state: State
-    label: str | None = None
-    rationale: str = ""
+    state: State  # LABEL, ABSTAIN or FAILED
+    label: str | None = None  # a class name; None unless state is LABEL
+    rationale: str = ""  # as written; empty when none was asked for, or none could be read
+    # class name -> probability, adding up to 1, before calibration; None when no log-probabilities came back
+    # or the agent is all unsure
     probabilities: Mapping[str, float] | None = None
-    perplexity: float | None = None
-    fault: str = ""
+    perplexity: float | None = None  # of the rationale, >= 1; None without rationale or log-probabilities
+    fault: str = ""  # why it failed; empty otherwise
 
     @classmethod
     def failed(cls, fault: str) -> ParsedAnswer:

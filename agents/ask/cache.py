@@ -55,21 +55,13 @@ class Note(NamedTuple):
 
 
 class CachedAnswer(NamedTuple):
-    """One stored answer.
+    """One stored answer."""
 
-    Attributes:
-        answer: What was read out of it, as JSON values; opaque to the cache.
-        text: As it came from the server.
-        finish: Why it ended.
-        usage: Its tokens.
-        seconds: It took.
-    """
-
-    answer: Mapping[str, Any]
-    text: str
-    finish: str
-    usage: Usage
-    seconds: float
+    answer: Mapping[str, Any]  # what was read out of it, as JSON values; opaque to the cache
+    text: str  # as it came from the server
+    finish: str  # why it ended
+    usage: Usage  # its tokens
+    seconds: float  # it took
 
 
 class ResponseCache:

@@ -39,19 +39,13 @@ Reading = Literal["answer", "log_probability", "perplexity"]
 
 
 class Strategy(NamedTuple):
-    """One way to criticize.
+    """One way to criticize."""
 
-    Attributes:
-        name: Its prompt file is ``criticize.NAME.txt``.
-        form: Whether reasons are written first.
-        options: Answer -> the probability of an error that it stands for.
-        reading: What the estimate is read from: the answer (by its log-probabilities if there are any), its
-            log-probabilities alone, or the perplexity of the reasons.
-    """
-
-    name: str
-    form: AnswerForm
-    options: Mapping[str, float]
+    name: str  # its prompt file is ``criticize.NAME.txt``
+    form: AnswerForm  # whether reasons are written first
+    options: Mapping[str, float]  # answer -> the probability of an error that it stands for
+    # what the estimate is read from: the answer (by its log-probabilities if there are any), its log-
+    # probabilities alone, or the perplexity of the reasons
     reading: Reading = "answer"
 
 
@@ -76,28 +70,26 @@ STRATEGIES = {
         Strategy("perplexity", "reason_first", WRONG, reading="perplexity"),
     )
 }
+_WITHOUT: Mapping[Reading, str] = {
+    "answer": "the criticizer could not read the post",
+    "log_probability": "the server gave no log-probabilities of yes and no",
+    "perplexity": "the server gave no log-probabilities of the reasons",
+}
+"""Why an estimate is missing although there is an answer."""
+
 UNREADABLE = "cannot be read"
 """The answer of a criticizer that can say nothing: the estimate is missing."""
 
 
 class Criticism(NamedTuple):
-    """An error estimate.
+    """An error estimate."""
 
-    Attributes:
-        post_id: The post.
-        strategy: How it was asked for.
-        error: e, how likely the label is wrong, in [0, 1]; None where it is missing.
-        fault: Why it is missing; empty otherwise.
-        rationale: The criticizer's reasons; empty where none were asked for.
-        source: What answered.
-    """
-
-    post_id: str
-    strategy: str
-    error: float | None
-    fault: str
-    rationale: str
-    source: str
+    post_id: str  # the post
+    strategy: str  # how it was asked for
+    error: float | None  # e, how likely the label is wrong, in [0, 1]; None where it is missing
+    fault: str  # why it is missing; empty otherwise
+    rationale: str  # the criticizer's reasons; empty where none were asked for
+    source: str  # what answered
 
 
 class Criticizer:
@@ -130,8 +122,7 @@ class Criticizer:
 
         Raises:
             JudgmentError: Annotations of other posts.
-            TokenCapError, ServerLostError, ServerRefusedError, StoreError: Nobody can be asked any more.
-            KeyboardInterrupt: After the calls under way have come home. What was paid for is kept.
+            AgentError, KeyboardInterrupt: As `Runner.map`.
         """
         if [post.id for post in posts] != [annotation.post_id for annotation in annotations]:
             raise JudgmentError(
@@ -141,15 +132,17 @@ class Criticizer:
         async def one(pair: tuple[PostLike, Annotation]) -> Criticism:
             post, annotation = pair
             if annotation.label is None:
-                source = (await runner.client()).source
-                return self._missing(post.id, f"not annotated: {annotation.fault}", source)
+                fault, source = f"not annotated: {annotation.fault}", (await runner.client()).source
+                return self._criticism(post.id, Response.failed(fault, source))
             prepared = await runner.prepare(post)
-            messages = self._prompts.messages(
-                f"criticize.{self.strategy.name}", self._schema, prepared,
-                label=annotation.label, reasoning=annotation.rationale,
+            reasons = self._prompts.quote(annotation.rationale)
+            reasons = f"\n{reasons}" if reasons else " (no reasons were given)"
+            asked = self._prompts.about(
+                prepared, f"criticize.{self.strategy.name}", self._schema, label=annotation.label,
+                reasoning=f'"{annotation.label}"{reasons}',
             )  # fmt: skip
             prompt = PostPrompt(
-                prepared, messages, self._schema, "criticizer", 1,
+                prepared, (self._prompts.system(), asked), self._schema, "criticizer", 1,
                 seed=self._seed, top_logprobs=TOP_LOGPROBS,
             )  # fmt: skip
             return self._criticism(post.id, await runner.ask(prompt))
@@ -159,20 +152,10 @@ class Criticizer:
 
     def _criticism(self, post_id: str, response: Response) -> Criticism:
         """Return the error estimate in a response."""
-        if response.fault:
-            return self._missing(post_id, response.fault, response.source)
-        error = self._error(response.answer)
+        error, fault, rationale = self._error(response.answer), "", response.answer.rationale
         if error is None:
-            needed = {
-                "answer": "the criticizer could not read the post",
-                "log_probability": "the server gave no log-probabilities of yes and no",
-                "perplexity": "the server gave no log-probabilities of the reasons",
-            }[self.strategy.reading]
-            return self._missing(post_id, needed, response.source)
-        return Criticism(post_id, self.strategy.name, error, "", response.answer.rationale, response.source)
-
-    def _missing(self, post_id: str, fault: str, source: str) -> Criticism:
-        return Criticism(post_id, self.strategy.name, None, fault, "", source)
+            fault, rationale = response.fault or _WITHOUT[self.strategy.reading], ""
+        return Criticism(post_id, self.strategy.name, error, fault, rationale, response.source)
 
     def _error(self, answer: ParsedAnswer) -> float | None:
         options, probs = self.strategy.options, answer.probabilities

@@ -27,34 +27,14 @@ from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLik
 ROLES = ("reviewer", "user")
 """Roles that are described; a judge alone has none."""
 
-_FORM = {"labels", "unsure"}
-
 
 class JudgePrompts(PromptFiles):
     """The prompt files of Reviewer, User and a judge alone; see `PromptFiles`."""
 
     built_in = BUILT_IN / "judge"
-    placeholders: ClassVar[dict[str, set[str]]] = {
-        "system.txt": {"task", "policy", "classes", "roles", "form"},
-        "post.txt": {"contents", "words"},
-        "form.reason_first.txt": _FORM,
-        "form.label_first.txt": _FORM,
-        "form.label_only.txt": _FORM,
-        "form.cot.txt": _FORM,
-        "reviewer.role.txt": set(),
-        "user.role.txt": set(),
-        "reviewer.first.txt": set(),
-        "user.first.txt": set(),
-        "reviewer.again.txt": {"own", "other", "classifier"},
-        "user.again.txt": {"own", "other", "classifier"},
-        "user.sequential.txt": {"other"},
-        "judge.zero_shot.txt": set(),
-        "judge.few_shot.txt": set(),
-        "judge.cot.txt": set(),
-    }
     required: ClassVar[set[str]] = {"form", "own", "other", "words", "policy", "classes", "labels"}
 
-    def system(self, schema: AnswerSchema, roles: Sequence[str] = ()) -> Message:
+    def opening(self, schema: AnswerSchema, roles: Sequence[str] = ()) -> Message:
         """Return the task, its policy and classes, the roles and the form of an answer.
 
         Args:
@@ -62,35 +42,21 @@ class JudgePrompts(PromptFiles):
             roles: The agents that take part; each reads of the others too. A judge alone has no role.
         """
         described = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
-        form = self.fill(f"form.{schema.form}.txt", labels=listed(schema.labels), unsure=schema.unsure)
-        words = self.task_words(roles="\n\n".join(described), form=form)
-        return Message("system", (re.sub(r"\n{3,}", "\n\n", words),))  # where there are no roles
+        form = self.fill(f"form.{schema.form}", labels=listed(schema.labels), unsure=schema.unsure)
+        turn = self.system(roles="\n\n".join(described), form=form)
+        words = (re.sub(r"\n{3,}", "\n\n", str(part)) for part in turn.parts)  # where there are no roles
+        return Message("system", tuple(words))
 
-    def ending(
-        self,
-        template: str,
-        *,
-        own: Judgment | None = None,
-        other: Judgment | None = None,
-        classifier: str | None = None,
-    ) -> str:
-        """Return the last part of a prompt: who is asked, and what.
-
-        Args:
-            template: "reviewer.first" and so on: a file's name without its ending.
-            own, other: Earlier judgments that the template shows.
-            classifier: The classifier's label.
-        """
-        return self.fill(
-            f"{template}.txt",
-            own=self._words_of(own),
-            other=self._words_of(other),
-            classifier=classifier or "",
+    def asking(self, query: Query, post: PreparedPost, schema: AnswerSchema) -> Message:
+        """Return one post, and at the end who is asked what about it, with the judgments that it shows."""
+        own, other = self._words_of(query.own), self._words_of(query.other)
+        return self.about(
+            post, query.template, schema, own=own, other=other, classifier=query.classifier or ""
         )
 
     def _role(self, role: str) -> str:
         given = self.brief.roles.get(role)
-        return given.strip() if given else self.fill(f"{role}.role.txt")
+        return given.strip() if given else self.fill(f"{role}.role")
 
     def _words_of(self, judgment: Judgment | None) -> str:
         if judgment is None:
@@ -135,7 +101,7 @@ class VLMAgent:
         self._per_class = examples if protocol.examples else 0
         self._seed = seed
         # a judge alone has no role to describe
-        self._system = prompts.system(self.schema, [role for role in protocol.roles if role in ROLES])
+        self._system = prompts.opening(self.schema, [role for role in protocol.roles if role in ROLES])
         self._examples: tuple[PreparedPost, ...] = ()
 
     async def draw_examples(self, labelled: Sequence[LabelledPost], runner: Runner) -> None:
@@ -151,32 +117,24 @@ class VLMAgent:
 
     def prompt(self, post: PreparedPost, query: Query) -> PostPrompt:
         """Return the prompt that asks `query` about `post`."""
-        ending = self._prompts.ending(
-            query.template, own=query.own, other=query.other, classifier=query.classifier
-        )
-        asked = self._prompts.post(post.post.text, post.pictures, ending)
+        asked = self._prompts.asking(query, post, self.schema)
         messages = (self._system, *self._example_turns(post.post.id), asked)
         return PostPrompt(post, messages, self.schema, query.role, query.step, seed=self._seed)
 
     def judgment(self, query: Query, response: Response) -> Judgment:
         """Return the judgment in a response; FAILED with the reason where there is none."""
-        answer, role = response.answer, query.role
+        answer, role, probability = response.answer, query.role, None
         details: dict[str, Any] = {}
         if response.attempts:
             details = {"cache_key": response.cache_key, "attempts": response.attempts}
-        if response.fault:
-            return Judgment(
-                role, query.step, State.FAILED, None, None, response.fault, response.source, details
-            )
-        probability = None
         if answer.probabilities is not None:
             calibration = self.calibrations.get(role, identity(self.schema.classes))
             corrected = calibration.apply(answer.probabilities)
             details |= {"uncalibrated": answer.probabilities, "probabilities": corrected}
             probability = None if answer.label is None else corrected[answer.label]
         return Judgment(
-            role, query.step, answer.state, answer.label, probability, answer.rationale, response.source,
-            details,
+            role, query.step, answer.state, answer.label, probability, response.fault or answer.rationale,
+            response.source, details,
         )  # fmt: skip
 
     def _example_turns(self, post_id: str) -> list[Message]:
@@ -189,26 +147,18 @@ class VLMAgent:
                 if getattr(one.post, "label", None) == name and one.post.id != post_id
             ]
             for one in fitting[: self._per_class]:
-                ending = self._prompts.ending(self.protocol.examples)
-                turns.append(self._prompts.post(one.post.text, one.pictures, ending))
+                turns.append(self._prompts.about(one, self.protocol.examples, self.schema))
                 turns.append(Message("assistant", (json.dumps({"label": name}, ensure_ascii=False),)))
         return turns
 
 
 class PromptSizes(NamedTuple):
-    """Calls on one candidate and their mean prompts.
+    """Calls on one candidate and their mean prompts."""
 
-    Attributes:
-        first_calls: Of the first round, before the classifier's label counts.
-        first: Mean tokens of such a prompt, and of the pictures in it.
-        review_calls: At most this many more in the cross-review.
-        review: Mean tokens of those, and of the pictures in them.
-    """
-
-    first_calls: int
-    first: tuple[float, float]
-    review_calls: int
-    review: tuple[float, float]
+    first_calls: int  # of the first round, before the classifier's label counts
+    first: tuple[float, float]  # mean tokens of such a prompt, and of the pictures in it
+    review_calls: int  # at most this many more in the cross-review
+    review: tuple[float, float]  # mean tokens of those, and of the pictures in them
 
 
 class VLMPanel:
@@ -272,15 +222,7 @@ class VLMPanel:
             )
 
     def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
-        """Return one verdict a candidate, in order.
-
-        Raises:
-            TokenCapError: The tokens are spent.
-            ServerLostError, ServerRefusedError: Nobody answers.
-            StoreError: The answers cannot be kept.
-            KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
-                is raised.
-        """
+        """Return one verdict a candidate, in order. Raises as `Runner.map`."""
         return self._runner.map("candidates", candidates, self._verdict)
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:

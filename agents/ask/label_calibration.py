@@ -20,17 +20,11 @@ _PRIOR_SD = 1.0
 
 
 class LabelCalibration(NamedTuple):
-    """A fitted correction; `identity` leaves everything as it is.
+    """A fitted correction; `identity` leaves everything as it is."""
 
-    Attributes:
-        classes: Class names, K.
-        slope: a, above 0.
-        offsets: b, K numbers.
-    """
-
-    classes: tuple[str, ...]
-    slope: float
-    offsets: tuple[float, ...]
+    classes: tuple[str, ...]  # class names, K
+    slope: float  # a, above 0
+    offsets: tuple[float, ...]  # b, K numbers
 
     def apply(self, probs: Mapping[str, float]) -> dict[str, float]:
         """Return corrected probabilities of the classes, adding up to 1."""

@@ -26,25 +26,15 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PostPrompt:
-    """One thing that is asked about one post.
+    """One thing that is asked about one post."""
 
-    Attributes:
-        post: The post.
-        messages: The whole conversation, the post's pictures included.
-        schema: Of the answer.
-        role: Who is asked: "reviewer", "annotator", "question:NAME".
-        step: As in `Judgment`.
-        seed: Of the model's draws where an answer has to be asked for again.
-        top_logprobs: How many alternatives come back with each token, 0-20.
-    """
-
-    post: PreparedPost
-    messages: tuple[Message, ...]
-    schema: AnswerSchema
-    role: str
-    step: int = 0
-    seed: int = 0
-    top_logprobs: int = 8
+    post: PreparedPost  # the post
+    messages: tuple[Message, ...]  # the whole conversation, the post's pictures included
+    schema: AnswerSchema  # of the answer
+    role: str  # who is asked: "reviewer", "annotator", "question:NAME"
+    step: int = 0  # as in `Judgment`
+    seed: int = 0  # of the model's draws where an answer has to be asked for again
+    top_logprobs: int = 8  # how many alternatives come back with each token, 0-20
 
     def request(self, attempt: int = 0) -> ChatRequest:
         """Return the call that asks; a later attempt is drawn instead of likeliest, by a seed of its own."""
@@ -60,21 +50,13 @@ class PostPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back on a prompt.
+    """What came back on a prompt."""
 
-    Attributes:
-        answer: The usable answer, or one that is FAILED.
-        source: What answered, as judgments name it: "vlm:MODEL@REVISION".
-        fault: Why there is no usable answer; empty if there is one.
-        attempts: Answers asked for; 0: none came.
-        cache_key: Of the answer that counts, its first 16 hex digits; empty when none came.
-    """
-
-    answer: ParsedAnswer
-    source: str
-    fault: str = ""
-    attempts: int = 0
-    cache_key: str = ""
+    answer: ParsedAnswer  # the usable answer, or one that is FAILED
+    source: str  # what answered, as judgments name it: "vlm:MODEL@REVISION"
+    fault: str = ""  # why there is no usable answer; empty if there is one
+    attempts: int = 0  # answers asked for; 0: none came
+    cache_key: str = ""  # of the answer that counts, its first 16 hex digits; empty when none came
 
     @classmethod
     def failed(cls, fault: str, source: str) -> Response:
@@ -83,21 +65,13 @@ class Response:
 
 
 class UsageTotals(NamedTuple):
-    """What was asked of a model, and what it cost.
+    """What was asked of a model, and what it cost."""
 
-    Attributes:
-        calls: Answers that the model gave, unusable ones included.
-        stored: Answers that were there already and cost nothing.
-        failed: Prompts without a usable answer after all attempts.
-        usage: Tokens of the calls.
-        seconds: Sum over the calls, which run side by side.
-    """
-
-    calls: int = 0
-    stored: int = 0
-    failed: int = 0
-    usage: Usage = Usage()
-    seconds: float = 0.0
+    calls: int = 0  # answers that the model gave, unusable ones included
+    stored: int = 0  # answers that were there already and cost nothing
+    failed: int = 0  # prompts without a usable answer after all attempts
+    usage: Usage = Usage()  # tokens of the calls
+    seconds: float = 0.0  # sum over the calls, which run side by side
 
     def minus(self, earlier: UsageTotals) -> UsageTotals:
         """Return what came since `earlier`."""

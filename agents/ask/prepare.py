@@ -28,17 +28,11 @@ QUALITY = 90
 
 @dataclass(frozen=True, slots=True)
 class PreparedPost:
-    """A post made ready once, for all that is asked about it.
+    """A post made ready once, for all that is asked about it."""
 
-    Attributes:
-        post: The post.
-        pictures: As they are sent, at most as many as the limit allows.
-        fault: Why it cannot be asked about; empty if it can.
-    """
-
-    post: PostLike
-    pictures: tuple[Picture, ...] = ()
-    fault: str = ""
+    post: PostLike  # the post
+    pictures: tuple[Picture, ...] = ()  # as they are sent, at most as many as the limit allows
+    fault: str = ""  # why it cannot be asked about; empty if it can
 
 
 async def prepare_post(post: PostLike, opener: Opener, *, side: int, most: int) -> PreparedPost:

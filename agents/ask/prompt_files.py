@@ -14,6 +14,8 @@ from pathlib import Path
 from string import Template
 from typing import ClassVar
 
+from agents.ask.answer_schema import AnswerSchema
+from agents.ask.prepare import PreparedPost
 from agents.ask.sanitize import cut, quoted, sanitize
 from agents.client.base import Message, Picture
 from agents.errors import PromptFileError
@@ -24,18 +26,12 @@ BUILT_IN = Path(__file__).parent / "prompt_texts"
 
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """A task as an agent reads it.
+    """A task as an agent reads it."""
 
-    Attributes:
-        task: Its name.
-        policy: The text that says what belongs to which class.
-        classes: Class name -> meaning in one line, two or more.
-        roles: Role -> description that replaces the built-in one.
-    """
-
-    task: str
-    policy: str
-    classes: Mapping[str, str]
+    task: str  # its name
+    policy: str  # the text that says what belongs to which class
+    classes: Mapping[str, str]  # class name -> meaning in one line, two or more
+    # role -> description that replaces the built-in one
     roles: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -62,6 +58,8 @@ def unsure_beside(answers: Collection[str]) -> str:
 class PromptFiles:
     """The prompt files of one kind, for one task.
 
+    A user's file may use the placeholders of the built-in file that it replaces, and no others.
+
     Args:
         brief: Policy, classes, roles.
         folder: Files that replace the built-in ones of the same name; None for none.
@@ -69,16 +67,10 @@ class PromptFiles:
 
     Raises:
         PromptFileError: A file of no known name, a placeholder that is unknown, or one that is missing.
-
-    Attributes:
-        built_in: Folder of the package's own files of this kind.
-        placeholders: File -> the placeholders that it may use.
-        required: Of these it must use those that it may.
     """
 
-    built_in: ClassVar[Path]
-    placeholders: ClassVar[Mapping[str, set[str]]]
-    required: ClassVar[set[str]]
+    built_in: ClassVar[Path]  # folder of the package's own files of this kind
+    required: ClassVar[set[str]]  # of those that it may use, a file must use these
 
     def __init__(
         self,
@@ -89,26 +81,36 @@ class PromptFiles:
     ) -> None:
         self.brief = brief
         self._text_chars = text_chars
-        if folder is not None:
-            _check_names(folder, self.placeholders)
-        self._templates = {}
-        for name, allowed in self.placeholders.items():
-            own = folder / name if folder is not None else None
-            file = own if own is not None and own.exists() else self.built_in / name
-            self._templates[name] = _read_template(file, allowed, self.required)
+        self._templates = {file.name: _read_template(file) for file in self.built_in.glob("*.txt")}
+        for file in _own_files(folder, self._templates) if folder is not None else ():
+            template, allowed = _read_template(file), set(self._templates[file.name].get_identifiers())
+            _check_placeholders(file, set(template.get_identifiers()), allowed, allowed & self.required)
+            self._templates[file.name] = template
 
-    def fill(self, file: str, **values: str) -> str:
-        """Return the file's text; values that it may not use are left out."""
-        allowed = self.placeholders[file]
-        filled = self._templates[file].substitute({k: v for k, v in values.items() if k in allowed})
-        return filled.strip("\n")
+    def fill(self, template: str, **values: str) -> str:
+        """Return the text of a file, named without its ending; values that it does not use are left out."""
+        return self._templates[f"{template}.txt"].substitute(values).strip("\n")
 
-    def task_words(self, **values: str) -> str:
-        """Return the system prompt: task, policy and classes, and what else the kind says first."""
+    def system(self, **values: str) -> Message:
+        """Return the turn that comes first: task, policy and classes, and what else the kind says."""
         brief = self.brief
-        return self.fill(
-            "system.txt", task=brief.task, policy=brief.policy.strip(), classes=brief.listing, **values
+        words = self.fill(
+            "system", task=brief.task, policy=brief.policy.strip(), classes=brief.listing, **values
         )
+        return Message("system", (words,))
+
+    def about(self, post: PreparedPost, template: str, schema: AnswerSchema, **values: str) -> Message:
+        """Return one post, its pictures, and at the end what is asked about it.
+
+        Args:
+            post: Prepared.
+            template: The file that asks, without its ending.
+            schema: Of the answer; the file may list its labels, or its options: those without doubt.
+            values: What else the file shows.
+        """
+        offered = {"labels": listed(schema.labels), "options": listed(schema.classes)}
+        ending = self.fill(template, **offered, unsure=schema.unsure, **values)
+        return self.post(post.post.text, post.pictures, ending)
 
     def quote(self, words: str) -> str:
         """Return what another model said, cut and quoted line by line."""
@@ -124,12 +126,12 @@ class PromptFiles:
         seen = {0: "no picture", 1: "one picture"}.get(len(pictures), f"{len(pictures)} pictures")
         shown = cut(sanitize(text), self._text_chars)
         if not shown.text.strip():
-            about = self.fill("post.txt", contents=f"no words and {seen}", words="")
+            about = self.fill("post", contents=f"no words and {seen}", words="")
         else:
             words = quoted(shown.text)
             if shown.shortened:
                 words += f"\n(cut here: {len(shown.text):,} of {shown.total:,} characters are shown)"
-            about = self.fill("post.txt", contents=f"words and {seen}", words=words)
+            about = self.fill("post", contents=f"words and {seen}", words=words)
         return Message("user", (about + "\n", *pictures, "\n" + ending))
 
 
@@ -138,7 +140,8 @@ def listed(answers: Sequence[str]) -> str:
     return ", ".join(f'"{answer}"' for answer in answers)
 
 
-def _check_names(folder: Path, known: Collection[str]) -> None:
+def _own_files(folder: Path, known: Collection[str]) -> list[Path]:
+    """Return a user's files, each of which has the name of a known one."""
     try:
         files = [file for file in folder.iterdir() if not file.name.startswith(".")]
     except OSError as error:
@@ -151,24 +154,26 @@ def _check_names(folder: Path, known: Collection[str]) -> None:
             f"{folder} holds {strangers}; expected only prompt files named {sorted(known)}: "
             "rename or remove them"
         )
+    return files
 
 
-def _read_template(file: Path, allowed: set[str], required: set[str]) -> Template:
+def _read_template(file: Path) -> Template:
     try:
         template = Template(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise PromptFileError(f"the prompt file {file} cannot be read: {error}") from error
     if not template.is_valid():
         raise PromptFileError(f"{file}: a $ that begins no placeholder; write $$ for a dollar sign")
-    found = set(template.get_identifiers())
+    return template
+
+
+def _check_placeholders(file: Path, found: set[str], allowed: set[str], required: set[str]) -> None:
     if found - allowed:
         raise PromptFileError(
             f"{file} uses the placeholders {sorted(found - allowed)}; it may use {sorted(allowed)}: "
             "correct them, or write $$ for a dollar sign"
         )
-    missing = (allowed & required) - found
-    if missing:
+    if missing := required - found:
         raise PromptFileError(
             f"{file} lacks the placeholders {sorted(missing)}: without them nothing can be judged"
         )
-    return template

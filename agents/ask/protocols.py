@@ -40,26 +40,17 @@ QueryPlan: TypeAlias = Generator[tuple[Query, ...], Sequence[Judgment], None]
 
 
 class Protocol(NamedTuple):
-    """One way to verify.
+    """One way to verify."""
 
-    Attributes:
-        name: As recipes write it.
-        roles: Who judges, in the order in which verdicts list them.
-        deciders: The roles whose last judgments must name the classifier's label.
-        form: Of its answers, unless the user chooses one.
-        first_round: Asks about a post; the label of no classifier is known.
-        cross_review: Goes on from the judgments of the first round with the classifier's label; the flag
-            asks everybody again even where the verdict is settled.
-        examples: The prompt file under which labelled posts are shown first; empty: none are shown.
-    """
-
-    name: str
-    roles: tuple[str, ...]
-    deciders: tuple[str, ...]
-    form: AnswerForm
-    first_round: Callable[[], QueryPlan]
+    name: str  # as recipes write it
+    roles: tuple[str, ...]  # who judges, in the order in which verdicts list them
+    deciders: tuple[str, ...]  # the roles whose last judgments must name the classifier's label
+    form: AnswerForm  # of its answers, unless the user chooses one
+    first_round: Callable[[], QueryPlan]  # asks about a post; the label of no classifier is known
+    # goes on from the judgments of the first round with the classifier's label; the flag asks everybody again
+    # even where the verdict is settled
     cross_review: Callable[[Sequence[Judgment], str, bool], QueryPlan]
-    examples: str = ""
+    examples: str = ""  # the prompt file under which labelled posts are shown first; empty: none are shown
 
 
 def _each_alone() -> QueryPlan:

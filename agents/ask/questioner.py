@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from agents.ask.answer_schema import AnswerForm, AnswerSchema
-from agents.ask.metering import PostPrompt, Response, UsageTotals
+from agents.ask.metering import PostPrompt, Response
 from agents.ask.prepare import PreparedPost
-from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed, unsure_beside
+from agents.ask.prompt_files import BUILT_IN, PromptFiles, unsure_beside
 from agents.ask.runner import Runner
-from agents.client.base import Identity, Message, PromptSize
+from agents.client.base import PromptSize
 from agents.errors import TooManyFailedError
 from agents.judgment import PostLike, State
 
@@ -23,24 +23,16 @@ _FEWEST_LOGPROBS, _MOST_LOGPROBS = 8, 20
 _FEWEST = 20
 _LISTED = 5
 
-_OFFER = {"wording", "labels", "unsure"}
-
 
 @dataclass(frozen=True, slots=True)
 class AgentQuestion:
-    """One question as an agent reads it.
+    """One question as an agent reads it."""
 
-    Attributes:
-        name: Under which its answers are kept.
-        wording: As the agent reads it; of a "final" question the prompt file says it.
-        answers: Two or more. Of a "count" they are not offered: a number of pictures is.
-        kind: "choice" (one of the answers), "count" (how many pictures show it), or "final" (the classes of
-            the task, asked directly).
-    """
-
-    name: str
-    wording: str
-    answers: tuple[str, ...]
+    name: str  # under which its answers are kept
+    wording: str  # as the agent reads it; of a "final" question the prompt file says it
+    answers: tuple[str, ...]  # two or more. Of a "count" they are not offered: a number of pictures is
+    # "choice" (one of the answers), "count" (how many pictures show it), or "final" (the classes of the task,
+    # asked directly)
     kind: QuestionKind = "choice"
 
     def offered(self, pictures: int) -> tuple[str, ...]:
@@ -67,73 +59,34 @@ class PostQuestions(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """What came back on a question.
+    """What came back on a question."""
 
-    Attributes:
-        question: Its name.
-        state: LABEL: answered; ABSTAIN: the agent cannot tell; FAILED: no usable answer.
-        answer: One of those offered, a count in digits; None unless state is LABEL.
-        probs: Offered answer -> probability, adding up to 1, not calibrated; None when no log-probabilities
-            came back.
-        rationale: As written. Data, never instructions: nothing parses it.
-        fault: Why there is no usable answer; empty unless state is FAILED.
-        source: What answered: the model and its revision.
-        cache_key: Of the stored answer, its first 16 hex digits; empty when none came.
-        attempts: How many answers were asked for.
-    """
-
-    question: str
-    state: State
-    answer: str | None
+    question: str  # its name
+    state: State  # LABEL: answered; ABSTAIN: the agent cannot tell; FAILED: no usable answer
+    answer: str | None  # one of those offered, a count in digits; None unless state is LABEL
+    # offered answer -> probability, adding up to 1, not calibrated; None when no log-probabilities came back
     probs: Mapping[str, float] | None
-    rationale: str
-    fault: str
-    source: str
-    cache_key: str = ""
-    attempts: int = 0
+    rationale: str  # as written. Data, never instructions: nothing parses it
+    fault: str  # why there is no usable answer; empty unless state is FAILED
+    source: str  # what answered: the model and its revision
+    cache_key: str = ""  # of the stored answer, its first 16 hex digits; empty when none came
+    attempts: int = 0  # how many answers were asked for
 
     @classmethod
     def of(cls, question: AgentQuestion, response: Response) -> QuestionAnswer:
         """Return the answer in a response; FAILED with the reason where there is none."""
-        answer, fault = response.answer, response.fault
-        kept = (response.source, response.cache_key, response.attempts)
-        if fault:
-            return cls(question.name, State.FAILED, None, None, "", fault, *kept)
+        answer = response.answer
         return cls(
-            question.name, answer.state, answer.label, answer.probabilities, answer.rationale, "", *kept
-        )
+            question.name, answer.state, answer.label, answer.probabilities, answer.rationale,
+            response.fault, response.source, response.cache_key, response.attempts,
+        )  # fmt: skip
 
 
 class QuestionPrompts(PromptFiles):
     """The prompt files of a task's questions; see `PromptFiles`."""
 
     built_in = BUILT_IN / "questions"
-    placeholders: ClassVar[dict[str, set[str]]] = {
-        "system.txt": {"task", "policy", "classes", "form"},
-        "post.txt": {"contents", "words"},
-        "form.reason_first.txt": set(),
-        "form.label_first.txt": set(),
-        "form.label_only.txt": set(),
-        "form.cot.txt": set(),
-        "question.choice.txt": _OFFER,
-        "question.count.txt": _OFFER,
-        "question.final.txt": {"labels", "unsure"},
-    }
     required: ClassVar[set[str]] = {"form", "words", "wording", "labels"}
-
-    def system(self, form: AnswerForm) -> Message:
-        """Return the task, its policy and classes, and the form of an answer."""
-        return Message("system", (self.task_words(form=self.fill(f"form.{form}.txt")),))
-
-    def question(self, post: PreparedPost, question: AgentQuestion, schema: AnswerSchema) -> Message:
-        """Return one post, its pictures, and at the end what is asked about it."""
-        ending = self.fill(
-            f"question.{question.kind}.txt",
-            wording=question.wording.strip(),
-            labels=listed(schema.labels),
-            unsure=schema.unsure,
-        )
-        return self.post(post.post.text, post.pictures, ending)
 
 
 class Questioner:
@@ -158,13 +111,13 @@ class Questioner:
         seed: int = 0,
         max_failed: float = 1.0,
     ) -> None:
-        self._runner = runner
+        self.runner = runner
         self._prompts = prompts
         self._form: AnswerForm = form
         self._rationale_chars = rationale_chars
         self._seed = seed
         self._max_failed = max_failed
-        self._system = prompts.system(form)
+        self._system = prompts.system(form=prompts.fill(f"form.{form}"))
 
     def ask(self, posts: Sequence[PostQuestions]) -> list[tuple[QuestionAnswer, ...]]:
         """Return what comes back on each post, in its questions' order.
@@ -172,16 +125,12 @@ class Questioner:
         Raises:
             TooManyFailedError: More questions without a usable answer than tolerated; raised as soon as it
                 is clear, not after the last post.
-            TokenCapError: The tokens are spent.
-            ServerLostError, ServerRefusedError: Nobody answers.
-            StoreError: The answers cannot be kept.
-            KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
-                is raised.
+            AgentError, KeyboardInterrupt: As `Runner.map`.
         """
         failures = _Failures(self._max_failed)
 
         async def one(item: PostQuestions) -> tuple[QuestionAnswer, ...]:
-            prepared = await self._runner.prepare(item.post)
+            prepared = await self.runner.prepare(item.post)
             answers = []
             # one after the other: the first call computes the prefix that the others read from the cache
             for question in item.questions:
@@ -191,7 +140,7 @@ class Questioner:
                 failures.check(_FEWEST)
             return tuple(answers)
 
-        answers = self._runner.map("posts", posts, one)
+        answers = self.runner.map("posts", posts, one)
         failures.check(1)
         return answers
 
@@ -203,34 +152,22 @@ class Questioner:
         """
 
         async def sizes(item: PostQuestions) -> list[PromptSize]:
-            prepared = await self._runner.prepare(item.post)
+            prepared = await self.runner.prepare(item.post)
             if prepared.fault:
                 return []
-            return [await self._runner.measure(self._prompt(prepared, one)) for one in item.questions]
+            return [await self.runner.measure(self._prompt(prepared, one)) for one in item.questions]
 
-        return [size for one in self._runner.map("prompt sizes", posts, sizes) for size in one]
+        return [size for one in self.runner.map("prompt sizes", posts, sizes) for size in one]
 
     def most_tokens(self, item: PostQuestions) -> int:
         """Return the most tokens of the answers about one post, each asked for once."""
-        pictures = min(len(item.post.images), self._runner.max_images)
+        pictures = min(len(item.post.images), self.runner.max_images)
         return sum(self._schema(question, pictures).max_tokens for question in item.questions)
-
-    def identity(self) -> Identity:
-        """Return the model that answers; it is reached if it was not before."""
-        return self._runner.identity()
-
-    def reached(self) -> Identity | None:
-        """Return the model that answers, if it was reached."""
-        return self._runner.reached()
-
-    def usage(self) -> UsageTotals:
-        """Return what this process has asked and paid so far."""
-        return self._runner.usage()
 
     def close(self) -> None:
         """Let go of the server and the cache; safe to repeat."""
-        self._runner.close()
-        self._runner.cache.close()
+        self.runner.close()
+        self.runner.cache.close()
 
     def _schema(self, question: AgentQuestion, pictures: int) -> AnswerSchema:
         """Return the schema of an answer about a post of which `pictures` are seen."""
@@ -239,16 +176,18 @@ class Questioner:
 
     def _prompt(self, post: PreparedPost, question: AgentQuestion) -> PostPrompt:
         schema = self._schema(question, len(post.pictures))
-        messages = (self._system, self._prompts.question(post, question, schema))
+        asked = self._prompts.about(
+            post, f"question.{question.kind}", schema, wording=question.wording.strip()
+        )
         top = min(max(len(schema.labels), _FEWEST_LOGPROBS), _MOST_LOGPROBS)
         role = f"question:{question.name}"
-        return PostPrompt(post, messages, schema, role, seed=self._seed, top_logprobs=top)
+        return PostPrompt(post, (self._system, asked), schema, role, seed=self._seed, top_logprobs=top)
 
     async def _answer(self, post: PreparedPost, question: AgentQuestion) -> QuestionAnswer:
         if post.fault:  # its pictures are not there to be counted
-            response = Response.failed(post.fault, (await self._runner.client()).source)
+            response = Response.failed(post.fault, (await self.runner.client()).source)
         else:
-            response = await self._runner.ask(self._prompt(post, question))
+            response = await self.runner.ask(self._prompt(post, question))
         return QuestionAnswer.of(question, response)
 
 

@@ -92,10 +92,14 @@ class Runner:
             work: On one item; runs on the loop and may `prepare`, `ask` and `measure`.
             first: Comes before all of them.
 
+        What was paid for is kept, whatever is raised.
+
         Raises:
-            Exception: The first error of any item, once those under way have ended.
-            KeyboardInterrupt: After the calls under way have come home. What was paid for is kept, whatever
-                is raised.
+            TokenCapError: The tokens are spent.
+            ServerLostError, ServerRefusedError: Nobody answers.
+            StoreError: The answers cannot be kept.
+            Exception: Whatever else was the first error of an item, once those under way have ended.
+            KeyboardInterrupt: After the calls under way have come home.
         """
         show = self._progress(what, len(items)) if self._progress is not None else None
         stopped = asyncio.Event()

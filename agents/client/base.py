@@ -32,36 +32,23 @@ class Message(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How the model chooses its tokens.
+    """How the model chooses its tokens."""
 
-    Attributes:
-        max_tokens: Most tokens of the answer.
-        temperature: 0: the likeliest token always.
-        seed: Of the draw where the temperature is above 0.
-        top_logprobs: How many alternatives come back with each token, 0-20; 0: no log-probabilities.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-    top_logprobs: int = 20
+    max_tokens: int  # most tokens of the answer
+    temperature: float = 0.0  # 0: the likeliest token always
+    seed: int = 0  # of the draw where the temperature is above 0
+    top_logprobs: int = 20  # how many alternatives come back with each token, 0-20; 0: no log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One call.
+    """One call."""
 
-    Attributes:
-        messages: The conversation so far; the model writes the next turn.
-        schema: JSON schema that the answer is constrained to; None: free text.
-        sampling: See `Sampling`.
-        affinity: Requests of one affinity share the beginning of their prompt: whoever has several servers
-            sends them to the same one. Not part of what is asked.
-    """
-
-    messages: tuple[Message, ...]
-    schema: Mapping[str, Any] | None
-    sampling: Sampling
+    messages: tuple[Message, ...]  # the conversation so far; the model writes the next turn
+    schema: Mapping[str, Any] | None  # JSON schema that the answer is constrained to; None: free text
+    sampling: Sampling  # see `Sampling`
+    # requests of one affinity share the beginning of their prompt: whoever has several servers sends them to
+    # the same one. Not part of what is asked
     affinity: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -80,23 +67,14 @@ class ChatRequest:
 
 
 class Identity(NamedTuple):
-    """Which model answers.
+    """Which model answers."""
 
-    Attributes:
-        model: The name under which it is served.
-        root: What was loaded: a hub name or a folder; with an adapter, the adapter's.
-        base: The model under the adapter; empty without one.
-        revision: Of the weights: as the user states it, or a fingerprint of a folder that can be read here.
-        server: What serves it, with its version: "vllm 0.32.0".
-        context: Most tokens of prompt and answer together.
-    """
-
-    model: str
-    root: str
-    base: str
-    revision: str
-    server: str
-    context: int
+    model: str  # the name under which it is served
+    root: str  # what was loaded: a hub name or a folder; with an adapter, the adapter's
+    base: str  # the model under the adapter; empty without one
+    revision: str  # of the weights: as the user states it, or a fingerprint of a folder that can be read here
+    server: str  # what serves it, with its version: "vllm 0.32.0"
+    context: int  # most tokens of prompt and answer together
 
 
 class Token(NamedTuple):
@@ -127,23 +105,15 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer.
+    """An answer."""
 
-    Attributes:
-        text: What the model wrote.
-        finish: Why it stopped: "stop", "length" (cut off), "content_filter", or the server's word for it.
-        usage: Tokens of this call.
-        tokens: The answer's tokens; empty when no log-probabilities were asked for.
-        refusal: The server's own refusal text; empty for an ordinary answer.
-        seconds: From sending to the last byte, retries and waiting apart.
-    """
-
-    text: str
-    finish: str
-    usage: Usage
+    text: str  # what the model wrote
+    finish: str  # why it stopped: "stop", "length" (cut off), "content_filter", or the server's word for it
+    usage: Usage  # tokens of this call
+    # the answer's tokens; empty when no log-probabilities were asked for
     tokens: tuple[Token, ...] = field(default=(), repr=False)
-    refusal: str = ""
-    seconds: float = 0.0
+    refusal: str = ""  # the server's own refusal text; empty for an ordinary answer
+    seconds: float = 0.0  # from sending to the last byte, retries and waiting apart
 
 
 class PromptSize(NamedTuple):

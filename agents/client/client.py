@@ -30,23 +30,21 @@ import anyio
 import tenacity
 
 from agents.client.base import ChatRequest, Completion, Identity, Message, PromptSize
-from agents.client.endpoints import Endpoint, Endpoints, Failure, Key, OnEvent, Stay, plain_endpoint
+from agents.client.endpoints import Endpoint, Failure, Key, OnEvent, now, plain_endpoint
+from agents.client.fleet import PROBE_SECONDS, Fleet
 from agents.client.messages import (
     BrokenAnswerError,
+    ChatAnswer,
+    TokenCount,
     chat_body,
-    read_completion,
-    read_count,
+    read_body,
     tokenize_body,
-    without_pictures,
 )
-from agents.client.probe import Prober
 from agents.errors import CallFailedError, ChatError, RequestRefusedError, ServerRefusedError
 
 logger = logging.getLogger(__name__)
 
 LONGEST_BACKOFF = 30.0
-PROBE_SECONDS = 10.0
-"""A probe asks for a few bytes: whoever takes longer is not well."""
 TOKENIZE_ABSENT = "An estimate needs vLLM's /tokenize: use a vLLM server, or go without the estimate"
 
 T = TypeVar("T")
@@ -54,25 +52,15 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class _Call(Generic[T]):
-    """What is sent, how its answer is read, and what has become of it so far.
+    """What is sent, how its answer is read, and what has become of it so far."""
 
-    Attributes:
-        path: Of the endpoint.
-        affinity: See `ChatRequest`.
-        body: Makes the body, for each try when it is sent: calls that wait hold no encoded pictures.
-        read: Reads the answer, given the seconds it took.
-        absent: What to do where the server has no such path; "": the general advice.
-        failed_at: Endpoints that were lost under this call.
-        avoid: The endpoint that failed it last.
-    """
-
-    path: str
-    affinity: str
+    path: str  # of the endpoint
+    affinity: str  # see `ChatRequest`
+    # makes the body, for each try when it is sent: calls that wait hold no encoded pictures
     body: Callable[[], Mapping[str, Any]]
-    read: Callable[[bytes, float], T]
-    absent: str = ""
-    failed_at: set[Endpoint] = field(default_factory=set)
-    avoid: Endpoint | None = None
+    read: Callable[[bytes, float], T]  # reads the answer, given the seconds it took
+    failed_at: set[Endpoint] = field(default_factory=set)  # endpoints that were lost under this call
+    avoid: Endpoint | None = None  # the endpoint that failed it last
 
 
 class ChatClient:
@@ -119,7 +107,11 @@ class ChatClient:
         self._maximum, self._timeout, self._retries = maximum, timeout, retries
         self._patience, self._backoff, self._probe_delays = patience, backoff, probe_delays
         self._random, self._on_event = Random(seed), on_event
-        self._opened: _Opened | None = None
+        self._fleet: Fleet | None = None
+        self._identity: Identity | None = None
+        self._calls: set[anyio.CancelScope] = set()  # those under way, wherever they are
+        self._idle = asyncio.Event()  # whether there are none
+        self._idle.set()
         self._closed = False
 
     async def open(self) -> Identity:
@@ -130,27 +122,31 @@ class ChatClient:
             ServerRefusedError: An endpoint refuses the key or does not serve the model, or two endpoints
                 serve different ones.
         """
-        if self._opened is not None or self._closed:
+        if self._fleet is not None or self._closed:
             raise RuntimeError("a chat client is opened once")
-        opened = self._opened = self._connect(Key(self._key_variable))
+        key = Key(self._key_variable)
+        self._fleet = Fleet(
+            [Endpoint(url, key, self._maximum, self._timeout) for url in self._urls], self._report,
+            model=self._model, revision=self._revision, patience=self._patience,
+            probe_delays=self._probe_delays, probe_seconds=min(self._timeout, PROBE_SECONDS),
+        )  # fmt: skip
         try:
-            opened.identity = await opened.prober.first(self._patience)
+            self._identity = await self._fleet.open()
         except BaseException:
             await self.close()
             raise
-        return opened.identity
+        return self._identity
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Return the answer to one request; waits for its turn. Raises as `Backend.complete` says."""
-        opened, model = self._ready()
         logprobs = request.sampling.top_logprobs > 0
-        call = _Call(
-            "/v1/chat/completions",
-            request.affinity,
-            body=lambda: chat_body(request, model),
-            read=lambda raw, seconds: read_completion(raw, logprobs=logprobs, seconds=seconds),
-        )
-        return await self._answer(opened, call)
+
+        def read(raw: bytes, seconds: float) -> Completion:
+            return read_body(raw, ChatAnswer).completion(logprobs=logprobs, seconds=seconds)
+
+        _, model = self._opened()
+        call = _Call("/v1/chat/completions", request.affinity, lambda: chat_body(request, model), read)
+        return await self._answer(call)
 
     async def measure(self, request: ChatRequest) -> PromptSize:
         """Return the size of a prompt, by vLLM's /tokenize; raises as `complete`.
@@ -158,7 +154,10 @@ class ChatClient:
         Pictures take what the same messages without them do not. On LLaVA-OneVision, with 0 to 16 pictures,
         both figures were those of `Usage` after the call; a template that puts text beside each adds it here.
         """
-        plain = without_pictures(request.messages)
+        texts = [[part for part in turn.parts if isinstance(part, str)] for turn in request.messages]
+        plain = tuple(
+            Message(turn.role, tuple(text)) for turn, text in zip(request.messages, texts, strict=True)
+        )
         whole = await self._count(request.messages, request.affinity)
         if plain == request.messages:
             return PromptSize(whole, 0)
@@ -167,48 +166,36 @@ class ChatClient:
     async def close(self) -> None:
         """Let go of everything; calls under way end with CallFailedError."""
         self._closed = True
-        if (opened := self._opened) is None:
+        if self._fleet is None:
             return
-        for scope in opened.calls:
+        for scope in self._calls:
             scope.cancel()
-        await opened.prober.close()
-        await opened.idle.wait()
-        for endpoint in opened.endpoints.all:
+        await self._fleet.close()
+        await self._idle.wait()
+        for endpoint in self._fleet.all:
             await endpoint.close()
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The servers with their calls in line and in flight, limit and state; none before `open`."""
-        return self._opened.endpoints.all if self._opened else ()
+        return self._fleet.all if self._fleet else ()
 
-    def _connect(self, key: Key) -> _Opened:
-        endpoints = Endpoints(
-            [Endpoint(url, key, self._maximum, self._timeout) for url in self._urls],
-            patience=self._patience,
-            on_event=self._report,
-        )
-        prober = Prober(
-            endpoints, model=self._model, revision=self._revision, delays=self._probe_delays,
-            seconds=min(self._timeout, PROBE_SECONDS),
-        )  # fmt: skip
-        opened = _Opened(endpoints, prober)
-        opened.idle.set()
-        return opened
-
-    def _ready(self) -> tuple[_Opened, str]:
-        if self._opened is None or self._opened.identity is None:
+    def _opened(self) -> tuple[Fleet, str]:
+        """Return the endpoints and the model's name."""
+        if self._fleet is None or self._identity is None:
             raise RuntimeError("a chat client must be opened before it is asked")
-        return self._opened, self._opened.identity.model
+        return self._fleet, self._identity.model
 
     async def _count(self, messages: Sequence[Message], affinity: str) -> int:
-        opened, model = self._ready()
-        call = _Call(
-            "/tokenize", affinity, lambda: tokenize_body(messages, model), lambda raw, _: read_count(raw),
-            TOKENIZE_ABSENT,
+        _, model = self._opened()
+        return await self._answer(
+            _Call(
+                "/tokenize", affinity, lambda: tokenize_body(messages, model),
+                lambda raw, _: read_body(raw, TokenCount).count,
+            )
         )  # fmt: skip
-        return await self._answer(opened, call)
 
-    async def _answer(self, opened: _Opened, call: _Call[T]) -> T:
+    async def _answer(self, call: _Call[T]) -> T:
         """Return the answer to one call, after as many tries as it takes or is allowed."""
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._retries + 1),
@@ -222,28 +209,30 @@ class ChatClient:
         scope = anyio.CancelScope()
         if self._closed:
             scope.cancel()
-        opened.calls.add(scope)
-        opened.idle.clear()
+        self._calls.add(scope)
+        self._idle.clear()
         try:
             with scope:
-                outcome: T | Failure = await retrying(self._attempt, opened, call)
+                outcome: T | Failure = await retrying(self._attempt, call)
         finally:
-            opened.calls.discard(scope)
-            if not opened.calls:
-                opened.idle.set()
+            self._calls.discard(scope)
+            if not self._calls:
+                self._idle.set()
         if scope.cancelled_caught:
             raise CallFailedError("the chat client was closed before this call was answered")
         if isinstance(outcome, Failure):
-            raise self._error(outcome, call.absent)
+            raise self._error(outcome, call)
         return outcome
 
-    async def _attempt(self, opened: _Opened, call: _Call[T]) -> T | Failure:
+    async def _attempt(self, call: _Call[T]) -> T | Failure:
         """Try endpoints until one has answered, or failed otherwise than by being lost for the first time."""
+        fleet, _ = self._opened()
         while True:
-            endpoint = await opened.endpoints.choose(call.affinity, call.avoid)
-            outcome = await self._visit(opened, endpoint, call)
-            if outcome is None:
-                continue  # it went down while this call stood in line there
+            endpoint = await fleet.choose(call.affinity, call.avoid)
+            async with endpoint.limiter.places:
+                if not endpoint.up:
+                    continue  # it went down while this call stood in line there
+                outcome = await self._try_at(fleet, endpoint, call)
             if isinstance(outcome, Failure):
                 call.avoid = endpoint
                 if outcome.kind == "lost" and endpoint not in call.failed_at:
@@ -251,42 +240,30 @@ class ChatClient:
                     continue
             return outcome
 
-    async def _visit(self, opened: _Opened, endpoint: Endpoint, call: _Call[T]) -> T | Failure | None:
-        """Return what came of one try at `endpoint`; None: it was lost before this call's turn."""
-        stay = Stay(anyio.CancelScope())
-        endpoint.stays.add(stay)
-        try:
-            with stay.scope:
-                async with endpoint.limiter.tokens:
-                    stay.in_flight = True
-                    return await self._exchange(opened, endpoint, call)
-        finally:
-            endpoint.stays.discard(stay)
-        return Failure("lost", endpoint.reason or endpoint.url) if stay.in_flight else None
-
-    async def _exchange(self, opened: _Opened, endpoint: Endpoint, call: _Call[T]) -> T | Failure:
-        """Send one request, and pass on what it says about the endpoint."""
-        clock, times_up = asyncio.get_running_loop().time, endpoint.times_up
-        sent = clock()
-        outcome: T | Failure
-        came = await endpoint.post(call.path, call.body())
-        if isinstance(came, Failure):
-            outcome = came
-        else:
+    async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: _Call[T]) -> T | Failure:
+        """Send one request, and pass on what comes of it about the endpoint."""
+        sent, times_up = now(), endpoint.times_up
+        # a failed probe ends the flight: from a machine that lost its network nothing ever comes
+        outcome: T | Failure = Failure("lost", endpoint.url)
+        with anyio.CancelScope() as flight:
+            endpoint.flights.add(flight)
             try:
-                outcome = call.read(came, clock() - sent)
+                came = await endpoint.exchange(call.path, call.body())
+                outcome = came if isinstance(came, Failure) else call.read(came, now() - sent)
             except BrokenAnswerError as error:
                 outcome = Failure("broken", endpoint.key.clean(f"{endpoint.url}: {error}"))
-        kind = outcome.kind if isinstance(outcome, Failure) else "answered"
-        limiter = endpoint.limiter
+            finally:
+                endpoint.flights.discard(flight)
+        if flight.cancelled_caught:
+            return Failure("lost", endpoint.reason or endpoint.url)
+        kind, limiter = outcome.kind if isinstance(outcome, Failure) else "answered", endpoint.limiter
         if (kind == "answered" and limiter.succeeded()) or (
-            kind in ("busy", "late") and limiter.overloaded(sent, clock())
+            kind in ("busy", "late") and limiter.overloaded(sent, now())
         ):
             self._report("limit", {"endpoint": endpoint.url, "limit": limiter.limit})
         # a connection opened before the endpoint came up again says nothing about it now
         if isinstance(outcome, Failure) and kind == "lost" and times_up == endpoint.times_up:
-            opened.endpoints.mark_down(endpoint, outcome.reason)
-            opened.prober.watch(endpoint)
+            fleet.mark_down(endpoint, outcome.reason)
         return outcome
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
@@ -296,21 +273,16 @@ class ChatClient:
         return self._random.uniform(0.0, longest) + min(asked, self._patience)
 
     def _report_retry(self, state: tenacity.RetryCallState) -> None:
-        figures = {
-            "reason": _failure_of(state).reason,
-            "retry": state.attempt_number,
-            "of": self._retries,
-            "wait": state.upcoming_sleep,
-        }
-        self._report("retry", figures)
+        figures = {"retry": state.attempt_number, "of": self._retries, "wait": state.upcoming_sleep}
+        self._report("retry", {"reason": _failure_of(state).reason, **figures})
 
-    def _error(self, failure: Failure, absent: str) -> ChatError:
+    def _error(self, failure: Failure, call: _Call[T]) -> ChatError:
         if _is_passing(failure):
             return CallFailedError(f"no answer in {self._retries + 1} tries; the last: {failure.reason}")
         if failure.kind == "request":
             return RequestRefusedError(failure.reason)
-        if absent and failure.status in (404, 405):
-            return ServerRefusedError(f"{failure.reason}. {absent}")
+        if call.path == "/tokenize" and failure.status in (404, 405):
+            return ServerRefusedError(f"{failure.reason}. {TOKENIZE_ABSENT}")
         return ServerRefusedError(failure.reason)
 
     def _report(self, event: str, figures: Mapping[str, Any]) -> None:
@@ -321,17 +293,6 @@ class ChatClient:
             self._on_event(event, figures)
         except Exception:
             logger.exception("on_event failed at %r", event)
-
-
-@dataclass(slots=True)
-class _Opened:
-    """What there is between `open` and `close`."""
-
-    endpoints: Endpoints
-    prober: Prober
-    identity: Identity | None = None
-    calls: set[anyio.CancelScope] = field(default_factory=set)
-    idle: asyncio.Event = field(default_factory=asyncio.Event)  # whether no call is under way
 
 
 def _is_passing(outcome: object) -> bool:

@@ -1,4 +1,4 @@
-"""The servers that a chat client may call: their connections, how busy they are, and which of them are up.
+"""One server that a chat client may call: its connections, how busy it is, and what an exchange ends in.
 
 An exchange with a server ends in bytes or in a `Failure`. Failures are values, not exceptions, because the
 client library's exceptions carry the request's headers and the server's words: whoever raises later has no
@@ -8,20 +8,20 @@ such exception in its context, and no key in any traceback.
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import ipaddress
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import anyio
 
-from agents.errors import ServerLostError, ServerRefusedError
+from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -42,19 +42,12 @@ OnEvent: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an exchange brought no answer.
+    """Why an exchange brought no answer."""
 
-    Attributes:
-        kind: What follows from it, see `Kind`.
-        reason: In words, with the server's own where there are any; without the key.
-        status: Of the HTTP answer; 0 without one.
-        wait: Seconds that the server asks us to wait (Retry-After); None: it does not say.
-    """
-
-    kind: Kind
-    reason: str
-    status: int = 0
-    wait: float | None = None
+    kind: Kind  # what follows from it, see `Kind`
+    reason: str  # in words, with the server's own where there are any; without the key
+    status: int = 0  # of the HTTP answer; 0 without one
+    wait: float | None = None  # seconds that the server asks us to wait (Retry-After); None: it does not say
 
 
 class Key:
@@ -111,7 +104,7 @@ class Limiter:
     def __init__(self, maximum: int) -> None:
         if maximum < 1:
             raise ValueError(f"a limit of {maximum} calls in flight: expected 1 or more")
-        self.tokens = anyio.CapacityLimiter(maximum)
+        self.places = anyio.CapacityLimiter(maximum)
         self._maximum, self._limit, self._last_cut = maximum, float(maximum), float("-inf")
 
     @property
@@ -137,17 +130,8 @@ class Limiter:
 
     def _set(self, limit: float) -> bool:
         before, self._limit = self.limit, limit
-        if self.limit != before:
-            self.tokens.total_tokens = self.limit
+        self.places.total_tokens = self.limit
         return self.limit != before
-
-
-@dataclass(eq=False, slots=True)
-class Stay:
-    """One call at one endpoint: first in line there, then in flight. Cancelling `scope` ends it."""
-
-    scope: anyio.CancelScope
-    in_flight: bool = False
 
 
 class Endpoint:
@@ -164,14 +148,14 @@ class Endpoint:
         reason: Why not, in words that begin with the URL.
         since: When that changed last, on the event loop's clock.
         times_up: How often it came up: tells a failure of before from one of now.
-        stays: Calls in line and in flight there.
+        flights: Scopes of the calls in flight there; cancelling one ends its call.
     """
 
     def __init__(self, url: str, key: Key, maximum: int, timeout: float) -> None:
         self.url, self.limiter = url, Limiter(maximum)
         self.up, self.reason, self.times_up = False, "", 0
-        self.since = _now()
-        self.stays: set[Stay] = set()
+        self.since = now()
+        self.flights: set[anyio.CancelScope] = set()
         self.key, self._timeout = key, timeout
         self._client = _open_client(url, key, maximum, timeout)
 
@@ -181,40 +165,36 @@ class Endpoint:
     @property
     def load(self) -> float:
         """Calls in line and in flight as a share of the limit."""
-        return len(self.stays) / self.limiter.limit
+        return (self.in_flight + self.waiting) / self.limiter.limit
 
     @property
     def in_flight(self) -> int:
         """Calls in flight."""
-        return sum(stay.in_flight for stay in self.stays)
+        return self.limiter.places.borrowed_tokens
 
     @property
     def waiting(self) -> int:
         """Calls in line."""
-        return len(self.stays) - self.in_flight
-
-    async def get(self, path: str) -> bytes | Failure:
-        """Return the body at `path`, or how the exchange failed."""
-        return await self._exchange("get", path, {})
-
-    async def post(self, path: str, body: Mapping[str, Any]) -> bytes | Failure:
-        """Return the body of the answer to `body`, or how the exchange failed."""
-        return await self._exchange("post", path, {"body": body})
+        return self.limiter.places.statistics().tasks_waiting
 
     async def close(self) -> None:
         """Close all connections."""
         await self._client.close()
 
-    async def _exchange(self, method: str, path: str, arguments: Mapping[str, Any]) -> bytes | Failure:
+    async def exchange(self, path: str, body: Mapping[str, Any] | None = None) -> bytes | Failure:
+        """Return what comes back from `path`, to `body` or to a GET, or how the exchange failed."""
         import aiohttp
         import httpx2
         import openai
 
         # Answers are taken raw: with 20 alternatives a token, the library's pydantic models make a call of 24
         # tokens cost 9 ms of the processor instead of 3.
-        send = getattr(self._client, method)
+        url, raw = self.url + path, httpx2.Response
         try:
-            response = await send(self.url + path, cast_to=httpx2.Response, **arguments)
+            if body is None:
+                response = await self._client.get(url, cast_to=raw)
+            else:
+                response = await self._client.post(url, cast_to=raw, body=body)
         except openai.APIStatusError as error:
             failure = self._refused(error, path)
         # what is no HTTP comes through the library as aiohttp's own error
@@ -246,84 +226,6 @@ class Endpoint:
         return Failure("lost", self.key.clean(f"{self.url}: {_innermost_words(error)}"))
 
 
-class Endpoints:
-    """All servers of a client; at first all are down, and `mark_up` brings them in.
-
-    Args:
-        endpoints: At least one.
-        patience: Seconds without any endpoint up after which calls fail.
-        on_event: Receives "down" and "up".
-    """
-
-    def __init__(self, endpoints: Sequence[Endpoint], *, patience: float, on_event: OnEvent) -> None:
-        self.all = tuple(endpoints)
-        self._patience, self.on_event = patience, on_event
-        self._any_up = asyncio.Event()
-        self._none_up_since = 0.0
-
-    async def choose(self, affinity: str, avoid: Endpoint | None = None) -> Endpoint:
-        """Return the endpoint for a call; waits while none is up.
-
-        Args:
-            affinity: Calls of one affinity go to the same endpoint while it is up, so that they find their
-                common beginning in its cache; "": to the least busy.
-            avoid: An endpoint that just failed this call: passed over if another is up.
-
-        Raises:
-            ServerLostError: None was up for longer than the patience.
-        """
-        while True:
-            up = [endpoint for endpoint in self.all if endpoint.up]
-            if others := [endpoint for endpoint in up if endpoint is not avoid] or up:
-                if affinity:
-                    return max(others, key=lambda endpoint: rendezvous(affinity, endpoint.url))
-                return min(others, key=lambda endpoint: endpoint.load)
-            left = self._none_up_since + self._patience - _now()
-            if left <= 0:
-                raise self.lost()
-            with anyio.move_on_after(left):
-                await self._any_up.wait()
-
-    def mark_up(self, endpoint: Endpoint) -> None:
-        """Send calls to `endpoint`, which answers."""
-        now = _now()
-        self.on_event("up", {"endpoint": endpoint.url, "seconds": now - endpoint.since})
-        endpoint.up, endpoint.reason, endpoint.since = True, "", now
-        endpoint.times_up += 1
-        self._any_up.set()
-
-    def mark_down(self, endpoint: Endpoint, reason: str) -> None:
-        """Send no calls to `endpoint`, which does not answer; those in line there go elsewhere."""
-        was_up, endpoint.up, endpoint.reason = endpoint.up, False, reason
-        if not was_up:
-            return
-        endpoint.since = _now()
-        if not any(other.up for other in self.all):
-            self._any_up.clear()
-            self._none_up_since = endpoint.since
-        for stay in endpoint.stays:
-            if not stay.in_flight:
-                stay.scope.cancel()
-        self.on_event("down", {"endpoint": endpoint.url, "reason": reason})
-
-    def lost(self) -> ServerLostError:
-        """Return the error of calls that waited in vain."""
-        listed = "; ".join(endpoint.reason or endpoint.url for endpoint in self.all)
-        return ServerLostError(
-            f"no model server has answered for {self._patience:g} s ({listed}). What was paid for is kept: "
-            "start the server again and give the same command, it goes on where it stopped"
-        )
-
-
-def rendezvous(affinity: str, url: str) -> bytes:
-    """Return the weight of an endpoint for an affinity; the highest one takes its calls.
-
-    Nothing is remembered, and when an endpoint is lost only its own affinities move (rendezvous hashing,
-    Thaler & Ravishankar 1998).
-    """
-    return hashlib.sha256(f"{affinity}\0{url}".encode()).digest()
-
-
 def plain_endpoint(text: str) -> str:
     """Return a URL as it is used and shown: scheme, host, port, path, without a final /v1.
 
@@ -336,8 +238,12 @@ def plain_endpoint(text: str) -> str:
             "a server's URL holds a user, a query or a fragment: expected http://host:port; a key belongs "
             "into the environment variable"
         )
-    parts = _split(text.strip())
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or len(text.split()) > 1:
+    try:
+        parts = urlsplit(text.strip())
+        _ = parts.port  # raises where it is none
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or len(text.split()) > 1:
         raise ServerRefusedError(f"the endpoint {text!r}: expected http://host:port or https://host:port")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
@@ -367,14 +273,10 @@ def retry_after(value: str | None) -> float | None:
     """Return seconds, from a number or a date; None: absent or neither."""
     if value is None:
         return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    for seconds in (float, lambda date: parsedate_to_datetime(date).timestamp() - time.time()):
+        with contextlib.suppress(ValueError):
+            return max(0.0, seconds(value))
+    return None
 
 
 def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenAI:
@@ -405,29 +307,17 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     return client
 
 
-def _split(text: str) -> SplitResult | None:
-    """Return the parts of a URL; None: it has a port or a bracket that is none."""
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError:
-        return None
-    return parts
-
-
 def _meaning(status: int) -> tuple[Kind, str]:
     """Return what follows from an HTTP status that is no success, and what to do where that helps."""
     if status in (408, 425, 429, 503):
         return "busy", ""
     if status >= 500:
         return "lost", ""
-    if status in (401, 402, 403, 407):
-        return "us", ""
     if status in (404, 405):
         return "us", "is this the endpoint of an OpenAI-compatible server, and does it still serve the model?"
     if status < 400:
         return "us", "it sends us elsewhere: give the final URL"
-    return "request", ""
+    return ("us" if status in (401, 402, 403, 407) else "request"), ""
 
 
 def _innermost_words(error: BaseException) -> str:
@@ -441,5 +331,6 @@ def _innermost_words(error: BaseException) -> str:
     return words
 
 
-def _now() -> float:
+def now() -> float:
+    """Return seconds on the event loop's clock."""
     return asyncio.get_running_loop().time()

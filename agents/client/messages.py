@@ -9,16 +9,19 @@ alternatives are all answered with 400 and a message that says which.
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from agents.client.base import ChatRequest, Completion, Message, Part, Token, Usage
 from agents.errors import ServerRefusedError
 
 IMPOSSIBLE = -1000.0
 """Alternatives at or below this log-probability were masked by the grammar, not weighed by the model."""
+
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class BrokenAnswerError(ValueError):
@@ -28,9 +31,7 @@ class BrokenAnswerError(ValueError):
 def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
     """Return the body of a chat completion; pictures are encoded here, so call it when it is sent."""
     sampling = request.sampling
-    body: dict[str, Any] = {
-        "model": model,
-        "messages": [_message(message) for message in request.messages],
+    body = tokenize_body(request.messages, model) | {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
         "seed": sampling.seed,
@@ -45,61 +46,15 @@ def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
 
 def tokenize_body(messages: Sequence[Message], model: str) -> dict[str, Any]:
     """Return the body that asks vLLM for a prompt's tokens, the opening of the model's turn included."""
-    return {"model": model, "messages": [_message(message) for message in messages]}
+    return {"model": model, "messages": [{"role": m.role, "content": _content(m.parts)} for m in messages]}
 
 
-def without_pictures(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return the same turns, their text alone."""
-    return tuple(Message(m.role, tuple(p for p in m.parts if isinstance(p, str))) for m in messages)
-
-
-def read_count(raw: bytes) -> int:
-    """Return the number of tokens in an answer of /tokenize."""
-    return _count(_object(raw), "count")
-
-
-def read_completion(raw: bytes, *, logprobs: bool, seconds: float) -> Completion:
-    """Read the answer in the body of a chat completion.
-
-    Args:
-        raw: The body.
-        logprobs: Whether log-probabilities were asked for.
-        seconds: How long the call took.
-
-    Raises:
-        BrokenAnswerError: It is not one.
-        ServerRefusedError: The server does not report tokens, or no log-probabilities although it was asked.
-    """
-    body = _object(raw)
-    try:
-        choice = body["choices"][0]
-        message = choice["message"]
-        text, refusal = message.get("content") or "", message.get("refusal") or ""
-        listed = ((choice.get("logprobs") or {}).get("content") or []) if logprobs else []
-        tokens = tuple(_token(entry) for entry in listed)
-        finish = choice["finish_reason"]
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BrokenAnswerError(f"no chat completion, {_shape(error)}: {_opening(raw)}") from error
-    if not all(isinstance(value, str) for value in (text, refusal, finish)):
-        raise BrokenAnswerError(f"content, refusal or finish_reason is no text: {_opening(raw)}")
-    usage = _usage(body)
-    if logprobs and text and not tokens:
-        raise ServerRefusedError(
-            "the server sends no log-probabilities although they are asked for, so the probability of a "
-            "label cannot be known: use a server that does (vLLM), or ask for none (top_logprobs 0)"
-        )
-    return Completion(text, finish, usage, tokens, refusal, seconds)
-
-
-def _message(message: Message) -> dict[str, Any]:
-    """Return a turn; one text alone as a plain string, which every chat template accepts."""
-    if not message.parts:
-        content: str | list[dict[str, Any]] = ""
-    elif len(message.parts) == 1 and isinstance(message.parts[0], str):
-        content = message.parts[0]
-    else:
-        content = [_part(part) for part in message.parts]
-    return {"role": message.role, "content": content}
+def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
+    if not parts:
+        return ""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return parts[0]  # a plain string is what every chat template accepts
+    return [_part(part) for part in parts]
 
 
 def _part(part: Part) -> dict[str, Any]:
@@ -109,56 +64,136 @@ def _part(part: Part) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def _token(entry: Mapping[str, Any]) -> Token:
-    text, logprob = str(entry["token"]), float(entry["logprob"])
-    listed = [(str(one["token"]), float(one["logprob"])) for one in entry.get("top_logprobs") or []]
-    alternatives = [one for one in listed if one[1] > IMPOSSIBLE]
-    if text not in (name for name, _ in alternatives):
-        alternatives.append((text, logprob))  # drawn from further down than the list reaches
-    return Token(text, logprob, tuple(alternatives))
+# ---- what comes back: no more of it than is used ---------------------------------------------------------
 
 
-def _usage(body: Mapping[str, Any]) -> Usage:
-    """Read the tokens of a call; `cached` and `image` are 0 where the server does not tell them apart."""
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
-        raise ServerRefusedError(
-            "the server's answers carry no `usage`: what a call costs cannot be known, so no cap on tokens "
-            "could be kept. Use a server that counts tokens (vLLM does)"
+class _Alternative(BaseModel):
+    token: str
+    logprob: float
+
+
+class _Written(_Alternative):
+    top_logprobs: list[_Alternative] | None = None
+
+    def token_of_answer(self) -> Token:
+        listed = [(one.token, one.logprob) for one in self.top_logprobs or () if one.logprob > IMPOSSIBLE]
+        if self.token not in (text for text, _ in listed):
+            listed.append((self.token, self.logprob))  # drawn from further down than the list reaches
+        return Token(self.token, self.logprob, tuple(listed))
+
+
+class _Logprobs(BaseModel):
+    content: list[_Written] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str
+    logprobs: _Logprobs | None = None
+
+
+class _Pictures(BaseModel):
+    image: NonNegativeInt | None = None
+
+
+class _PromptDetails(BaseModel):
+    cached_tokens: NonNegativeInt | None = None
+    multimodal_tokens: _Pictures | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: NonNegativeInt
+    completion_tokens: NonNegativeInt
+    prompt_tokens_details: _PromptDetails | None = None
+
+
+class ChatAnswer(BaseModel):
+    """The body of a chat completion."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+    @property
+    def detailed(self) -> bool:
+        """Whether cached and image tokens are counted apart."""
+        return self.usage is not None and self.usage.prompt_tokens_details is not None
+
+    def completion(self, *, logprobs: bool, seconds: float) -> Completion:
+        """Return the answer in it.
+
+        Args:
+            logprobs: Whether log-probabilities were asked for.
+            seconds: How long the call took.
+
+        Raises:
+            ServerRefusedError: The server reports no tokens, or no log-probabilities although it was asked.
+        """
+        if self.usage is None:
+            raise ServerRefusedError(
+                "the server's answers carry no `usage`: what a call costs cannot be known, so no cap on "
+                "tokens could be kept. Use a server that counts tokens (vLLM does)"
+            )
+        choice, details = self.choices[0], self.usage.prompt_tokens_details or _PromptDetails()
+        usage = Usage(
+            prompt=self.usage.prompt_tokens,
+            cached=details.cached_tokens or 0,
+            image=(details.multimodal_tokens or _Pictures()).image or 0,
+            completion=self.usage.completion_tokens,
         )
-    details = usage.get("prompt_tokens_details") or {}
-    pictures = details.get("multimodal_tokens") or {}
-    return Usage(
-        prompt=_count(usage, "prompt_tokens"),
-        cached=_count(details, "cached_tokens", missing=0),
-        image=_count(pictures, "image", missing=0),
-        completion=_count(usage, "completion_tokens"),
-    )
+        written = (choice.logprobs.content if choice.logprobs and logprobs else None) or ()
+        tokens = tuple(one.token_of_answer() for one in written)
+        text = choice.message.content or ""
+        if logprobs and text and not tokens:
+            raise ServerRefusedError(
+                "the server sends no log-probabilities although they are asked for, so the probability of a "
+                "label cannot be known: use a server that does (vLLM), or ask for none (top_logprobs 0)"
+            )
+        return Completion(text, choice.finish_reason, usage, tokens, choice.message.refusal or "", seconds)
 
 
-def _count(where: Mapping[str, Any], name: str, *, missing: int | None = None) -> int:
-    value = where.get(name)
-    if value is None and missing is not None:
-        return missing
-    if not isinstance(value, int) or value < 0:
-        raise BrokenAnswerError(f"{name} is {value!r}: expected a number of tokens")
-    return value
+class TokenCount(BaseModel):
+    """The body of an answer of vLLM's /tokenize."""
+
+    count: NonNegativeInt
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+class ModelCard(BaseModel):
+    """One served model; `parent` is the model under an adapter."""
+
+    id: str
+    root: str | None = None
+    parent: str | None = None
+    max_model_len: int | None = None
+
+
+class ModelList(BaseModel):
+    """The body of /v1/models."""
+
+    data: list[ModelCard]
+
+
+class ServerVersion(BaseModel):
+    """The body of vLLM's /version."""
+
+    version: str
+
+
+def read_body(raw: bytes, kind: type[Body]) -> Body:
+    """Read a body.
+
+    Raises:
+        BrokenAnswerError: It is none of this kind; the message says where, and how it begins.
+    """
     try:
-        body = json.loads(raw)
-    except ValueError as error:
-        raise BrokenAnswerError(f"no JSON: {_opening(raw)}") from error
-    if not isinstance(body, dict):
-        raise BrokenAnswerError(f"no JSON object: {_opening(raw)}")
-    return body
-
-
-def _shape(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _opening(raw: bytes) -> str:
-    """Return the first words of a body, for a message."""
-    return repr(raw[:120].decode("utf-8", "replace")) + ("..." if len(raw) > 120 else "")
+        return kind.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    fault = "no JSON" if first["type"] == "json_invalid" else f"no {kind.__name__}, {place}: {first['msg']}"
+    opening = repr(raw[:120].decode("utf-8", "replace")) + ("..." if len(raw) > 120 else "")
+    raise BrokenAnswerError(f"{fault}: {opening}")

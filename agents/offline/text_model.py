@@ -54,21 +54,13 @@ def normalise(text: str) -> str:
 
 
 class Occurrences(NamedTuple):
-    """Where the n-grams of some texts stand; one entry of `text`, `feature`, `word` an occurrence.
+    """Where the n-grams of some texts stand; one entry of `text`, `feature`, `word` an occurrence."""
 
-    Attributes:
-        text: [M] position of the text.
-        feature: [M] column in the vocabulary.
-        word: [M] position in `words` of the word that holds it.
-        words: The words of all texts, in order.
-        word_text: Position of the text of each word.
-    """
-
-    text: npt.NDArray[np.int64]
-    feature: npt.NDArray[np.int64]
-    word: npt.NDArray[np.int64]
-    words: list[str]
-    word_text: npt.NDArray[np.int64]
+    text: npt.NDArray[np.int64]  # [M] position of the text
+    feature: npt.NDArray[np.int64]  # [M] column in the vocabulary
+    word: npt.NDArray[np.int64]  # [M] position in `words` of the word that holds it
+    words: list[str]  # the words of all texts, in order
+    word_text: npt.NDArray[np.int64]  # position of the text of each word
 
 
 class Ngrams(Protocol):

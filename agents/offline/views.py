@@ -38,21 +38,13 @@ _POOL_IN_FOLDS = 2_000
 
 
 class Lesson(NamedTuple):
-    """What a view learns from.
+    """What a view learns from."""
 
-    Attributes:
-        posts: The L labelled posts, then the accepted ones, B in all.
-        targets: [B, K] weight of each class for each post.
-        labels: [L] class indices of the labelled posts.
-        pool: Posts without labels; may be empty.
-        folds: [L] fold of each labelled post, for scores out of fold.
-    """
-
-    posts: Sequence[PostLike]
-    targets: Floats
-    labels: npt.NDArray[np.int64]
-    pool: Sequence[PostLike]
-    folds: npt.NDArray[np.int64]
+    posts: Sequence[PostLike]  # the L labelled posts, then the accepted ones, B in all
+    targets: Floats  # [B, K] weight of each class for each post
+    labels: npt.NDArray[np.int64]  # [L] class indices of the labelled posts
+    pool: Sequence[PostLike]  # posts without labels; may be empty
+    folds: npt.NDArray[np.int64]  # [L] fold of each labelled post, for scores out of fold
 
 
 class Word(NamedTuple):
@@ -72,19 +64,13 @@ class Neighbour(NamedTuple):
 
 @dataclass(slots=True)
 class Finding:
-    """What a view finds in B posts.
+    """What a view finds in B posts."""
 
-    Attributes:
-        evidence: [B, K] calibrated log-likelihoods, centred over classes; zero where nothing is known.
-        known: [B] whether the view knows anything of the post.
-        words: Telling words of each post, largest first, for the class index asked.
-        neighbours: Nearest labelled posts of each post.
-    """
-
-    evidence: Floats
-    known: npt.NDArray[np.bool_]
+    evidence: Floats  # [B, K] calibrated log-likelihoods, centred over classes; zero where nothing is known
+    known: npt.NDArray[np.bool_]  # [B] whether the view knows anything of the post
+    # telling words of each post, largest first, for the class index asked
     words: list[list[Word]] = field(default_factory=list)
-    neighbours: list[list[Neighbour]] = field(default_factory=list)
+    neighbours: list[list[Neighbour]] = field(default_factory=list)  # nearest labelled posts of each post
 
 
 class View(Protocol):

@@ -13,8 +13,8 @@ from PIL import Image
 
 from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, picture
 from agents.client.endpoints import is_loopback, server_words
-from agents.client.messages import BrokenAnswerError, chat_body, read_completion
-from agents.client.probe import Served, read_served
+from agents.client.fleet import Served, read_served
+from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
 from agents.errors import ServerRefusedError
 
 LABELS = ("acceptable", "unacceptable")
@@ -30,17 +30,11 @@ _SIDE = 64  # pixels; some models refuse pictures that are smaller than their pa
 
 
 class Check(NamedTuple):
-    """One thing looked at.
+    """One thing looked at."""
 
-    Attributes:
-        what: "alive", "model" or "answer".
-        passed: Whether agents can go on.
-        detail: What was found; after a failure also what to do.
-    """
-
-    what: str
-    passed: bool
-    detail: str
+    what: str  # "alive", "model" or "answer"
+    passed: bool  # whether agents can go on
+    detail: str  # what was found; after a failure also what to do
 
 
 class HttpReply(NamedTuple):
@@ -58,21 +52,13 @@ class HttpReply(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """How a server took the question.
+    """How a server took the question."""
 
-    Attributes:
-        completion: Its answer; None: it did not answer as agents need it.
-        fault: Then why.
-        status: The HTTP status behind it; 0: nothing came.
-        compact: Whether its JSON stood without white space between keys.
-        detailed: Whether it counted cached and image tokens apart.
-    """
-
-    completion: Completion | None
-    fault: str = ""
-    status: int = 200
-    compact: bool = True
-    detailed: bool = True
+    completion: Completion | None  # its answer; None: it did not answer as agents need it
+    fault: str = ""  # then why
+    status: int = 200  # the HTTP status behind it; 0: nothing came
+    compact: bool = True  # whether its JSON stood without white space between keys
+    detailed: bool = True  # whether it counted cached and image tokens apart
 
 
 def check_server(
@@ -134,12 +120,13 @@ def fetch_served(endpoint: str, model: str, key: str) -> Served:
 
 def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> Trial:
     """Ask one question whose answer is constrained to two labels, about a small drawn picture or a text."""
-    body, began = chat_body(question(image=image), model), time.monotonic()
-    reply = fetch(f"{endpoint}/v1/chat/completions", key, body, seconds)
+    asked, began = chat_body(question(image=image), model), time.monotonic()
+    reply = fetch(f"{endpoint}/v1/chat/completions", key, asked, seconds)
     if reply.status != 200:
         return Trial(None, reply.words, reply.status)
     try:
-        completion = read_completion(reply.body, logprobs=True, seconds=time.monotonic() - began)
+        body = read_body(reply.body, ChatAnswer)
+        completion = body.completion(logprobs=True, seconds=time.monotonic() - began)
         answer = json.loads(completion.text)
     except (BrokenAnswerError, ServerRefusedError) as error:
         return Trial(None, str(error))
@@ -151,11 +138,8 @@ def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> 
             f"the answer breaks its schema: {completion.text[:100]!r}, ended by {completion.finish!r};"
             f" expected a label of {', '.join(LABELS)}",
         )
-    return Trial(
-        completion,
-        compact=not any(mark.isspace() for mark in completion.text),
-        detailed=json.loads(reply.body)["usage"].get("prompt_tokens_details") is not None,
-    )
+    compact = not any(mark.isspace() for mark in completion.text)
+    return Trial(completion, compact=compact, detailed=body.detailed)
 
 
 def question(*, image: bool) -> ChatRequest:

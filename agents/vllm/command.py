@@ -58,27 +58,16 @@ _MODEL_EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """How a server is started, and where it will be found.
+    """How a server is started, and where it will be found."""
 
-    Attributes:
-        argv: The program and its arguments.
-        environment: Variables that are set beside the inherited ones, the key apart.
-        host: The address that it listens on.
-        port: And the port.
-        models: Names under which it answers: the model's, then the adapters'.
-        images: Most images of one prompt; None: found out once it answers.
-        server: The server with its version.
-        api_key: What callers must show; empty: nothing.
-    """
-
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
-    host: str
-    port: int
-    models: tuple[str, ...]
-    images: int | None
-    server: str
-    api_key: str = field(default="", repr=False)
+    argv: tuple[str, ...]  # the program and its arguments
+    environment: Mapping[str, str]  # variables that are set beside the inherited ones, the key apart
+    host: str  # the address that it listens on
+    port: int  # and the port
+    models: tuple[str, ...]  # names under which it answers: the model's, then the adapters'
+    images: int | None  # most images of one prompt; None: found out once it answers
+    server: str  # the server with its version
+    api_key: str = field(default="", repr=False)  # what callers must show; empty: nothing
 
     @property
     def endpoint(self) -> str:

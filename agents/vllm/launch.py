@@ -28,21 +28,13 @@ _PAUSE = 0.25  # seconds between two looks at a server that starts
 
 
 class Ready(NamedTuple):
-    """A server that can serve.
+    """A server that can serve."""
 
-    Attributes:
-        endpoint: Where: ``http://127.0.0.1:8000``.
-        model: The name to ask for.
-        server: The server and its version: ``vllm 0.32.0``.
-        context: Most tokens of prompt and answer together.
-        images: Most images of one prompt.
-    """
-
-    endpoint: str
-    model: str
-    server: str
-    context: int
-    images: int
+    endpoint: str  # where: ``http://127.0.0.1:8000``
+    model: str  # the name to ask for
+    server: str  # the server and its version: ``vllm 0.32.0``
+    context: int  # most tokens of prompt and answer together
+    images: int  # most images of one prompt
 
 
 class Server:

@@ -24,8 +24,8 @@ from backbones.mllm.answer_token import add_answer_token
 from backbones.mllm.answering import answer_positions
 from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
 from backbones.mllm.words import Words
-from backbones.rows import freeze_batch_norm
 from backbones.smollm2 import SHA256, load_smollm2
+from backbones.towers import freeze_batch_norm
 
 NAME = "embedded"
 IMAGE_TOKEN = "<image>"

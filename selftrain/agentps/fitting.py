@@ -12,7 +12,7 @@ from selftrain.agentps.architecture import Built, build
 from selftrain.agentps.examples import Example, examples, known_counts
 from selftrain.agentps.folder import Loaded
 from selftrain.agentps.gathering import Gathered, gather
-from selftrain.agentps.prediction import answers_row
+from selftrain.agentps.predict import answers_row
 from selftrain.agentps.recipe import AgentPSRecipe
 from selftrain.agentps.scoring import ScoredPost, score
 from selftrain.agentps.training import PROGRESS, Outcome, train

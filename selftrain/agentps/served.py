@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.mllm import load_reader
 from backbones.mllm.answering import AnswerHeads, answer_positions
 from backbones.mllm.base import Prompt, Reader
 from backbones.prefetch import prefetch
@@ -40,11 +41,11 @@ FLAGS = (
 
 
 class ServedModel:
-    """Scores posts with a language model behind an address.
+    """Scores posts with a language model behind an endpoint.
 
     Args:
         folder: As `selftrain agentps train --merge` wrote it.
-        address: Of a vLLM server that serves the same folder with `FLAGS`.
+        endpoint: URL of a vLLM server that serves the same folder with `FLAGS`.
         batch: Posts a request.
         requests: Requests at a time.
         timeout: Seconds a request may take.
@@ -54,7 +55,7 @@ class ServedModel:
     """
 
     def __init__(
-        self, folder: Path, address: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0
+        self, folder: Path, endpoint: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0
     ) -> None:
         import openai
 
@@ -66,14 +67,18 @@ class ServedModel:
             )
         self.task = load_task(folder / "task.toml")
         self.asked: Questionnaire = questionnaire(self.task, made.variant, policy=made.policy)
-        self._reader = _reader(folder, made, self.asked)
+        # the checkpoint's own tokenizer
+        self._reader: Reader = load_reader(
+            folder, self.asked.wording, made.padding, made.max_tokens, embedded=made.base == "embedded"
+        )
         self._heads = _heads(folder, made, self.asked)
         self._made, self._batch, self._requests = made, batch, requests
-        self._client = openai.OpenAI(base_url=address.rstrip("/"), api_key=_key(), timeout=timeout)
-        self._name = self._served_name(address)
+        key = os.environ.get("SELFTRAIN_API_KEY") or "none"  # the client wants one even where no server does
+        self._client = openai.OpenAI(base_url=endpoint.rstrip("/"), api_key=key, timeout=timeout)
+        self._name = self._served_name(endpoint)
 
     def score(self, posts: Iterable[Example]) -> Iterator[ScoredPost]:
-        """Scores posts in the order given, a few requests ahead.
+        """Score posts in the order given, a few requests ahead.
 
         Raises:
             ServingError: The server does not answer, or answers with something else than hidden states.
@@ -92,7 +97,7 @@ class ServedModel:
         ]
 
     def _answers(self, states: Tensor, ids: Tensor) -> tuple[Any, ...]:
-        """Hidden states [L, D] of a prompt to the probabilities [K] of each question."""
+        """Turn the hidden states [L, D] of a prompt into the probabilities [K] of each question."""
         last = states[-1]
         read = [last] * len(self.asked.all)
         if self._made.variant == "agentps":
@@ -122,10 +127,10 @@ class ServedModel:
         first: Any = self._heads[0]
         return int(first[0].normalized_shape[0])
 
-    def _served_name(self, address: str) -> str:
+    def _served_name(self, endpoint: str) -> str:
         models = [str(one["id"]) for one in self._json("/v1/models").get("data", [])]
         if len(models) != 1:
-            raise ServingError(f"{address} serves {models}; expected one model, the merged checkpoint")
+            raise ServingError(f"{endpoint} serves {models}; expected one model, the merged checkpoint")
         return models[0]
 
     def _json(self, path: str, body: Any = None) -> dict[str, Any]:  # noqa: ANN401
@@ -146,11 +151,6 @@ class ServedModel:
             ) from error
 
 
-def _key() -> str:
-    """The server's key; the client wants one even where the server does not."""
-    return os.environ.get("SELFTRAIN_API_KEY") or "none"
-
-
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / MERGED).read_text(encoding="utf-8"))
@@ -160,13 +160,6 @@ def _about(folder: Path) -> dict[str, Any]:
             " one"
         ) from error
     return dict(about)
-
-
-def _reader(folder: Path, made: Architecture, asked: Questionnaire) -> Reader:
-    """The prompts of the model, from the checkpoint's own tokenizer."""
-    from backbones.mllm import load_reader
-
-    return load_reader(folder, asked.wording, made.padding, made.max_tokens, embedded=made.base == "embedded")
 
 
 def _heads(folder: Path, made: Architecture, asked: Questionnaire) -> AnswerHeads:

@@ -125,7 +125,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> Annotated:
         posts.append(filled(one.post, answers))
 
     told = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
-    usage = questioner.usage().to_json()
+    usage = questioner.runner.usage().to_json()
     write_manifest(posts, prepared.out)
     write_json(prepared.report_file, _record(prepared, questioner, told, usage))
     return Annotated(prepared.out, prepared.report_file, told, usage)
@@ -134,7 +134,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> Annotated:
 def _record(
     prepared: PreparedAnnotation, questioner: Questioner, told: AnnotationReport, usage: Mapping[str, Any]
 ) -> dict[str, Any]:
-    identity = questioner.reached()
+    identity = questioner.runner.reached()
     return {
         "manifest": str(prepared.manifest.path),
         "task": str(prepared.task_file),

@@ -234,7 +234,7 @@ def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int
     completion = sum(questioner.most_tokens(one) for one in asking)
     if not asking:
         return AnnotationCost(0, 0, unasked, 0.0, 0.0, 0, 0)
-    questioner.identity()  # a server that is none is told as such, not as one that does not measure
+    questioner.runner.identity()  # a server that is none is told as such, not as one that does not measure
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
     try:

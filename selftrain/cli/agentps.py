@@ -20,8 +20,8 @@ from selftrain.agentps.fitting import fit
 from selftrain.agentps.folder import load
 from selftrain.agentps.gathering import of_split, read_posts, stream_posts
 from selftrain.agentps.merging import merge_into
-from selftrain.agentps.prediction import answers_row, prediction_row
-from selftrain.agentps.prediction import predict as predict_posts
+from selftrain.agentps.predict import answers_row, to_prediction
+from selftrain.agentps.predict import predict as predict_posts
 from selftrain.agentps.recipe import DataSection, load_agentps_recipe
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.agentps.served import ServedModel
@@ -145,7 +145,7 @@ def predict(
             if one.reason:
                 quarantine.append({"kind": "image", "id": one.example.id, "reason": one.reason})
             else:
-                yield prediction_row(asked, one)
+                yield {"id": one.example.id} | to_prediction(asked, one).to_json()
 
     write_records(out, rows(), quarantine, "scored")
 

@@ -9,18 +9,19 @@ from typing import Annotated
 
 import typer
 
-from selftrain.cli.options import Manifest, Model, RunPath
-from selftrain.cli.printing import say, write_records
+from selftrain._util.printable import printable
+from selftrain.cli.options import Columns, Manifest, MaxBadRows, MaxBadShare, Model, RunPath, read_columns
+from selftrain.cli.printing import check_target, say, write_records
 from selftrain.errors import ServingError
 from selftrain.models.onnx_export import export_onnx
-from selftrain.models.scorer import AGENTPS_FILE
+from selftrain.models.predictor import AGENTPS_FILE
 from selftrain.serving.filtering import filter_posts
-from selftrain.serving.open_scorer import open_prediction, open_scorer
+from selftrain.serving.load_predictor import load_predictor
+from selftrain.serving.manifest_predictions import ManifestPredictions
 from selftrain.serving.server import Batching, compute_threads
-from selftrain.serving.server import serve as serve_scorer
+from selftrain.serving.server import serve as serve_predictor
 from selftrain.serving.thresholds import MeasuredPosts, OperatingPoint, lowest_threshold, validation_scores
 from selftrain.serving.wire import RequestLimits
-from selftrain.store.run_dir import RunFolder
 from selftrain.web.http_server import quiet_logs
 
 app = typer.Typer()
@@ -30,23 +31,34 @@ TOGETHER, LIMITS = "Requests that share model calls", "Limits on what comes in"
 
 
 @app.command(
-    help="Label other posts with a run's best model.",
+    help="Label other posts with a trained model.",
     epilog="Example: selftrain predict runs/mine new.jsonl --out predicted.jsonl",
 )
 def predict(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A run folder, or a model of `selftrain act train`.")
-    ],
+    model: Model,
     manifest: Manifest,
-    out: Annotated[str, typer.Option(metavar="FILE", help="JSON lines; - for standard output.")],
+    *,
+    out: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="JSON lines, or CSV where it ends in .csv; -: standard output."),
+    ],
+    columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
 ) -> None:
     """Write one record a post; what was left out is said on standard error, and written beside.
 
     Raises:
         SelftrainError, or an error of a leaf's tree: `out` is as it was.
     """
-    prediction = open_prediction(model, manifest, progress=sys.stderr.isatty())
-    write_records(out, prediction.rows(), prediction.quarantine, "labelled")
+    check_target(out)
+    found = ManifestPredictions(
+        model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
+        max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,
+    )  # fmt: skip
+    for hint in found.hints:
+        print(printable(hint.strip()), file=sys.stderr)
+    write_records(out, found.rows(), found.quarantine, "labelled")
 
 
 @app.command(
@@ -111,8 +123,8 @@ def serve(
     if host not in _LOOPBACK and not key:
         say("warning: other machines may reach this address, and no key is asked for: give --key-variable")
     count = compute_threads(threads)
-    ended = serve_scorer(
-        lambda: open_scorer(model, threads=count),
+    ended = serve_predictor(
+        lambda: load_predictor(model, threads=count),
         host=host, port=port, key=key, tell=say,
         batching=Batching(max_batch, max_wait_ms / 1000, max_queue),
         limits=RequestLimits(
@@ -170,6 +182,7 @@ def filter_stream(
             help="Labelled posts to choose the threshold on; by default the model's own validation posts.",
         ),
     ] = None,
+    columns: Columns,
     text_limit: Annotated[
         int,
         typer.Option(metavar="N", help="Characters; posts with more are set aside.", rich_help_panel=LIMITS),
@@ -184,14 +197,14 @@ def filter_stream(
         ServingError: No threshold reaches the precision; nothing was written.
         SelftrainError, BackboneError: See `selftrain.serving.filtering.filter_posts`.
     """
-    scorer = open_scorer(model)
-    measured = validation_scores(scorer, validation)
+    predictor, named = load_predictor(model), read_columns(columns)
+    measured = validation_scores(predictor, validation, named)
     point = lowest_threshold(measured.scores, precision)
-    for line in _threshold_lines(point, measured, scorer.positive):
+    for line in _threshold_lines(point, measured, predictor.positive):
         say(line)
     tally = filter_posts(
-        scorer, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
-        progress=sys.stderr.isatty(),
+        predictor, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
+        columns=named, tell=say, progress=sys.stderr.isatty(),
     )  # fmt: skip
     say(f"read {tally.rows:,}, kept {tally.kept:,} in {sink}, failed {tally.failed:,}")
     if tally.failed:
@@ -212,7 +225,7 @@ def _threshold_lines(point: OperatingPoint, measured: MeasuredPosts, positive: s
 @app.command(
     help="Write a run's best classifier as an ONNX file.\n\n"
     "Backbone, head and calibration in one file, with classes, tokenizer and preprocessing;"
-    " selftrain.models.onnx_scorer scores posts with it without torch. Needs the extra `onnx`.",
+    " st.load_predictor scores posts with it without torch. Needs the extra `onnx`.",
     epilog="Example: selftrain export runs/mine --onnx model.onnx",
 )
 def export(
@@ -238,6 +251,6 @@ def export(
             " `selftrain filter` take the folder as it is, and `selftrain agentps train ... --merge DIR`"
             " writes a whole checkpoint"
         )
-    exported = export_onnx(RunFolder(run), onnx, head_only=head_only)
+    exported = export_onnx(run, onnx, head_only=head_only)
     size = onnx.stat().st_size / 1e6
     say(f"{onnx}: {size:.1f} MB, {' + '.join(exported.inputs)} -> logits, probabilities")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,12 @@ from backbones import load_backbone
 from backbones.base import Backbone, Encodable
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
-from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.head import Head, HeadSettings, Progress, Scaling
 from selftrain.models.model_file import read_model, write_model
-from selftrain.models.scorer import ACT_FILE, UNSEEN, PostScore, ScoreFailure, ValidationScores
+from selftrain.models.predictor import ACT_FILE, Prediction, ValidationScores, from_probs, in_chunks
 from selftrain.store import atomic
 from selftrain.store.scores import Scored, read_scores, write_scores
 
@@ -112,7 +111,7 @@ class BackboneChoice(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ACTModel:
-    """Posts, or feature rows, to probabilities of K classes; a `Scorer` where it has a backbone.
+    """Posts, or feature rows, to probabilities of K classes; a `Predictor` where it has a backbone.
 
     Attributes:
         classifier: The trained head.
@@ -130,6 +129,7 @@ class ACTModel:
     workers: int = 0
 
     kind = "classifier"
+    calibrated = True
 
     # ---- what it gives --------------------------------------------------------------------------------
 
@@ -141,8 +141,8 @@ class ACTModel:
         """
         return self.classifier.probabilities(rows_of(data, self.backbone, self.batch_size, self.workers))
 
-    def predict(self, data: Sequence[Encodable] | Float32Array) -> list[str]:
-        """The likeliest class of each [B]. Raises as `probabilities`."""
+    def predict_labels(self, data: Sequence[Encodable] | Float32Array) -> list[str]:
+        """Return the likeliest class of each post or row [B]. Raises as `probabilities`."""
         return [self.classes[index] for index in self.probabilities(data).argmax(1)]
 
     @property
@@ -166,46 +166,31 @@ class ACTModel:
         digest.update(json.dumps(parts).encode())
         return digest.hexdigest()
 
-    # ---- as a scorer ----------------------------------------------------------------------------------
+    # ---- as a predictor -------------------------------------------------------------------------------
 
-    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
-        """One result a post, in order; see `selftrain.models.scorer.Scorer`.
+    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        """See `selftrain.models.predictor.Predictor.predict`.
 
         Raises:
             TrainingError: The model has no backbone.
         """
-        results: list[PostScore | ScoreFailure] = []
-        for start in range(0, len(posts), _CHUNK):
-            results += self._score(posts[start : start + _CHUNK])
-        return results
+        return in_chunks(self._predict, posts, _CHUNK)
 
     def validation(self) -> ValidationScores | None:
-        """The stored scores of the validation posts; None where none were stored."""
+        """Return the stored scores of the validation posts; None where none were stored."""
         if self.folder is None:
             return None
         stored = read_scores(self.folder, positive=self.positive, negative=_others(self.positive))
         found = (stored or {}).get("validation")
         return None if found is None else ValidationScores(found.labels, sigmoid(found.logits))
 
-    def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
+    def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
         if self.backbone is None:
             raise TrainingError(_NO_BACKBONE)
         encoded = self.backbone.encode(posts, batch_size=self.batch_size, workers=self.workers)
-        found = self.classifier.probabilities(encoded.rows)
-        reasons = dict.fromkeys(
-            np.flatnonzero(~np.isfinite(found).all(1)).tolist(), "its features are not finite"
-        )
-        reasons |= {failure.index: failure.reason for failure in encoded.failures}
-        reasons |= {index: UNSEEN for index, post in enumerate(posts) if post.video is not None}
-        return [
-            ScoreFailure(reasons[index]) if index in reasons else self._post_score(row.tolist())
-            for index, row in enumerate(found)
-        ]
-
-    def _post_score(self, row: Sequence[float]) -> PostScore:
-        probs = dict(zip(self.classes, row, strict=True))
-        label = max(probs, key=lambda name: probs[name])
-        return PostScore(label, probs[label], probs)
+        probs = self.classifier.probabilities(encoded.rows)
+        reasons = {one.index: one.reason for one in encoded.failures}
+        return from_probs(posts, self.classes, probs, probs.argmax(1), reasons)
 
     # ---- its folder -----------------------------------------------------------------------------------
 
@@ -287,44 +272,6 @@ _NO_BACKBONE = (
     "this model was trained on feature rows and has no backbone to make them: give rows [B, D], or load it"
     " with the backbone"
 )
-
-
-class ACTPrediction:
-    """Labels for the posts of a manifest by such a model; its labels are not read.
-
-    Args:
-        folder: The model's.
-        manifest: The posts.
-
-    Raises:
-        RunStateError, RunMismatchError, BackboneError: As `ACTModel.load`.
-        ManifestError, QuarantineError: The manifest cannot be read, or too many of its rows are bad.
-
-    Attributes:
-        quarantine: What was left out, each with its reason; complete once `rows` is exhausted.
-    """
-
-    def __init__(self, folder: Path, manifest: Path) -> None:
-        report = read_manifest(manifest, labels=False, videos=False)
-        enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
-        self._posts, self._model = report.posts, ACTModel.load(folder)
-        self.quarantine: list[Json] = [
-            {"kind": "row", "line": p.line, "id": p.post_id, "reason": p.reason} for p in report.problems
-        ]
-
-    def rows(self) -> Iterator[Json]:
-        """One record a post, in the manifest's order; posts that cannot be encoded are set aside."""
-        for start in range(0, len(self._posts), _CHUNK):
-            part = self._posts[start : start + _CHUNK]
-            for post, found in zip(part, self._model.score(part), strict=True):
-                if isinstance(found, ScoreFailure):
-                    self.quarantine.append({"kind": "image", "id": post.id, "reason": found.reason})
-                else:
-                    probs = {name: round(value, 6) for name, value in found.probabilities.items()}
-                    yield {
-                        "id": post.id, "label": found.label, "probability": probs[found.label],
-                        "probabilities": probs,
-                    }  # fmt: skip
 
 
 def rows_of(

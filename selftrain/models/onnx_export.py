@@ -1,7 +1,7 @@
 """A run's best classifier as one ONNX file: towers, rows, head and calibration in one graph.
 
 The file carries what scoring needs beside the graph (classes, tokenizer, preprocessing) as metadata, so that
-`selftrain.models.onnx_scorer` reads posts with it where torch is not installed.
+`selftrain.models.onnx_predictor` reads posts with it where torch is not installed.
 
 Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images, ``D`` width of a row.
 """
@@ -23,12 +23,11 @@ from torch.nn import functional as F
 from backbones.base import FeatureLayout
 from backbones.loading import Placement
 from selftrain.errors import ServingError
-from selftrain.models.best_model import BestModel, open_best
 from selftrain.models.calibration import Calibration
 from selftrain.models.head import Head
-from selftrain.models.onnx_scorer import FORMAT, METADATA_KEY
+from selftrain.models.onnx_predictor import FORMAT, METADATA_KEY
+from selftrain.models.run_predictor import RunPredictor
 from selftrain.store import atomic
-from selftrain.store.run_dir import RunFolder
 
 if TYPE_CHECKING:
     from backbones.minilm_efficientnet import MiniLMEfficientNet
@@ -44,7 +43,7 @@ class Exported(NamedTuple):
     head_only: bool
 
 
-def export_onnx(folder: RunFolder, file: Path, *, head_only: bool = False) -> Exported:
+def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> Exported:
     """Write the best classifier of a run.
 
     The whole graph takes what `collate` of `MiniLMEfficientNet` gives: ids and mask [N, L], text_rows [N],
@@ -61,17 +60,18 @@ def export_onnx(folder: RunFolder, file: Path, *, head_only: bool = False) -> Ex
 
     Raises:
         ServingError: The extra `onnx` is missing, or the backbone cannot be exported.
-        RunStateError, RunMismatchError, BackboneError, StorageError: See `open_best` and `store.atomic`.
+        RunStateError, RunMismatchError, BackboneError: See `RunPredictor.load`.
+        StorageError: The disk is full or refuses.
     """
     try:
         import onnx  # noqa: F401 -- found missing before minutes of work, not after
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ServingError(f"{error.name} is not installed: pip install 'selftrain[onnx]'") from error
-    model = open_best(folder)
+    model = RunPredictor.load(folder)
     if head_only and model.network is not None:
         raise ServingError(
-            f"{folder.path} was fine-tuned: its head reads features that no other backbone gives. Leave out"
+            f"{folder} was fine-tuned: its head reads features that no other backbone gives. Leave out"
             " --head-only"
         )
     graph = _head_graph(model) if head_only else _whole_graph(model)
@@ -106,7 +106,7 @@ class _Calibrated(nn.Module):
 class _Whole(nn.Module):
     """`MiniLMEfficientNet` and a calibrated head.
 
-    Rows are assembled by products with zero-one matrices instead of `backbones.rows.assemble`'s index
+    Rows are assembled by products with zero-one matrices instead of `backbones.towers.assemble`'s index
     operations: the same sums, which every runtime can compute, for no texts or images too.
     """
 
@@ -128,14 +128,14 @@ class _Whole(nn.Module):
         return scores
 
 
-def _head_graph(model: BestModel) -> _Graph:
+def _head_graph(model: RunPredictor) -> _Graph:
     width = model.backbone.layout.width
     module = _Calibrated(model.head.cpu(), model.calibration)
     posts = torch.export.Dim("posts")
     return _Graph(module, ("features",), (torch.zeros(3, width),), ({0: posts},))
 
 
-def _whole_graph(model: BestModel) -> _Graph:
+def _whole_graph(model: RunPredictor) -> _Graph:
     from backbones.minilm_efficientnet import MAX_TOKENS
 
     backbone = _minilm_efficientnet(model)
@@ -187,12 +187,12 @@ def _write(graph: _Graph, metadata: dict[str, Any], file: Path) -> None:
 # ---- what a file says of itself ---------------------------------------------------------------------
 
 
-def _metadata(model: BestModel, *, head_only: bool) -> dict[str, Any]:
+def _metadata(model: RunPredictor, *, head_only: bool) -> dict[str, Any]:
     common = {
         "format": FORMAT,
-        "name": model.folder.path.resolve().name,
+        "name": model.name,
         "classes": list(model.classes),
-        "positive": model.classes.positive,
+        "positive": model.positive,
         "fingerprint": model.fingerprint,
         "backbone": {"name": model.backbone.name, "fingerprint": model.pretrained},
         "layout": _layout(model.backbone.layout),
@@ -200,7 +200,7 @@ def _metadata(model: BestModel, *, head_only: bool) -> dict[str, Any]:
     return common if head_only else common | {"reading": _minilm_efficientnet(model).reading()}
 
 
-def _minilm_efficientnet(model: BestModel) -> MiniLMEfficientNet:
+def _minilm_efficientnet(model: RunPredictor) -> MiniLMEfficientNet:
     from backbones.minilm_efficientnet import MiniLMEfficientNet
 
     if not isinstance(model.backbone, MiniLMEfficientNet):

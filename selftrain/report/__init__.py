@@ -1,17 +1,16 @@
-"""One page that tells a run: `report.html`, which asks for nothing from anywhere.
+"""What a run has come to: its page, `report.html`, which needs no other file; `status`; comparisons.
 
-`page` gathers the figures from the folder's files, `drawing` draws them; in between lies plain data. The
-browser of verdicts is gathered in `browser` and runs in browser.js, the page's only script. What comes from
+`run_page` gathers the figures from the folder's files and draws them; the browser of verdicts is gathered in
+`verdict_browser` and runs in verdicts.js. `model_page` does the same for a model of AgentPS. What comes from
 posts, agents or files is data everywhere: control characters are written as escapes, templates escape, the
-script sets text alone, and a content security policy stands behind them.
+scripts set text alone, and a content security policy stands behind them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from selftrain.report.render import render
-from selftrain.report.run_page import gather
+from selftrain.report.run_page import gather, render
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
@@ -19,7 +18,7 @@ __all__ = ["gather", "render", "write_report"]
 
 
 def write_report(folder: RunFolder, out: Path | None = None) -> Path:
-    """Render the report anew, `report.html` in the run folder or `out`, and give its path.
+    """Render the report anew, `report.html` in the run folder or `out`, and return its path.
 
     Raises:
         RunStateError: No run folder, or a damaged one.

@@ -185,10 +185,7 @@ def render_comparison(comparison: Comparison) -> str:
     ]
     longest = max(len(points) for points in runs)
     values = comparison._asdict() | {
-        "curve": (
-            charts.runs_curve(runs, "curve-wide", charts.WIDE),
-            charts.runs_curve(runs, "curve-narrow", charts.NARROW),
-        ),
+        "curve": charts.runs_curve(runs),
         "intervals": _intervals(comparison),
         "metrics": [(name, METRIC_NAMES[name]) for name in METRICS],
         "longest": longest,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +15,27 @@ QUARANTINED = 200
 """Rows that a page shows."""
 
 
+class LeftOutRow(NamedTuple):
+    """A row or a post that was left out, and why; empty where the file does not say."""
+
+    kind: str = ""
+    id: str = ""
+    line: int | str = ""
+    reason: str = ""
+
+    @classmethod
+    def from_json(cls, record: Json) -> LeftOutRow:
+        """Return the row of a record."""
+        return cls(**{name: record[name] for name in cls._fields if record.get(name) is not None})
+
+
 class Quarantine(NamedTuple):
     """What was left out: the first rows, how many there are in all, and how many of each kind.
 
     `notes` of `rows` are about how a manifest was read, and count as nothing left out.
     """
 
-    rows: Sequence[Json]
+    rows: Sequence[LeftOutRow]
     total: int
     kinds: Mapping[str, int]
     notes: int = 0
@@ -34,11 +47,7 @@ def read_quarantine(file: Path) -> Quarantine:
     Raises:
         RunStateError: A line is not JSON.
     """
-    if not file.exists():
-        return Quarantine([], 0, {})
-    rows = read_jsonl(file)
-    first = list(islice(rows, QUARANTINED))
-    kinds = Counter(str(row.get("kind", "")) for row in first)
-    kinds.update(str(row.get("kind", "")) for row in rows)
+    rows = [LeftOutRow.from_json(one) for one in read_jsonl(file)] if file.exists() else []
+    kinds = Counter(row.kind for row in rows)
     notes = kinds.pop(NOTE, 0)
-    return Quarantine(first, kinds.total(), dict(kinds.most_common()), notes)
+    return Quarantine(rows[:QUARANTINED], kinds.total(), dict(kinds.most_common()), notes)

@@ -1,4 +1,4 @@
-"""Read everything that the report shows, as plain data out of a run's folder; nothing here draws.
+"""The page of a run: `gather` reads its figures as plain data out of the folder, `render` draws them.
 
 A run that is under way, or was killed, has fewer figures: what is missing is None or empty, and the page
 says so in a word.
@@ -6,29 +6,48 @@ says so in a word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agents.trust import AgentTrust, Trust
+from agents.trust import Trust
 from selftrain._util.types import Interval, Json
 from selftrain.data.task import load_task
 from selftrain.errors import RunStateError, TaskError
 from selftrain.models.intervals import counts_of, estimates
 from selftrain.models.metrics import histogram, precision_recall, reliability
 from selftrain.report.left_out import Quarantine, read_quarantine
-from selftrain.report.status import Summary, is_held, missing_reviews, summarise, why_stopped
+from selftrain.report.status import Summary, is_held, missing_reviews, score, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
-from selftrain.review.estimates import ReviewedBatch, reviewed_batches
-from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
+from selftrain.review.estimates import ReviewedBatch, percent, reviewed_batches
+from selftrain.rounds import (
+    AgentCounts,
+    CandidateSets,
+    Cost,
+    RoundResult,
+    SplitMetrics,
+    finished_rounds,
+    total_cost,
+)  # fmt: skip
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, read_scores
+from selftrain.web import charts
+from selftrain.web.charts import ChartPanel, legend
+from selftrain.web.html import isolated, render_page
 from selftrain.web.pictures import BUDGET
 
 HISTOGRAM = 20
-COST = Cost._fields
 TRUST = "trust.json"
+# part of the loss in metrics.json -> what it is
+LOSS_PARTS = {
+    "loss": "total", "pn": "labelled posts", "soft": "agreed posts", "unlabelled": "divergent posts",
+}  # fmt: skip
+COST_NAMES = {
+    "calls": "calls", "stored": "from the store", "failed": "failed", "prompt": "prompt tokens",
+    "cached": "of them cached", "image": "of them images", "completion": "completion tokens",
+    "seconds": "seconds",
+}  # fmt: skip
 
 
 class TaskText(NamedTuple):
@@ -42,11 +61,9 @@ class TaskText(NamedTuple):
 
 
 class FinalSplit(NamedTuple):
-    """The best model on one split.
+    """The best model on one split: "validation" or "test".
 
     Attributes:
-        name: "validation" or "test".
-        metrics: Its figures.
         estimates: Metric -> value and 95 % interval.
         precision_recall, reliability: None without scores.
         histogram: Posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of
@@ -61,63 +78,21 @@ class FinalSplit(NamedTuple):
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 
-class MeasuredAgent(NamedTuple):
-    """One agent on posts of known label.
-
-    Attributes:
-        trust: Its figures.
-        answers: The columns of the confusion: class names, then what stands for no label.
-        confusion: (true class, count by answer), one a class.
-    """
-
-    trust: AgentTrust
-    answers: Sequence[str]
-    confusion: Sequence[tuple[str, Sequence[int]]]
-
-
-class AgentPart(NamedTuple):
-    """One agent: on posts of known label, and over the candidates of all rounds; either may be missing."""
-
-    role: str
-    measured: MeasuredAgent | None
-    behaviour: AgentCounts | None
-
-
-class Agents(NamedTuple):
-    """All agents.
-
-    Attributes:
-        parts: By role.
-        kappa: (pair, Cohen's kappa or None).
-        described: What answered and how, as environment.json has it.
-        measured: Whether there is a trust.json.
-        calibrated: Whether it says how well the agents' probabilities hold.
-    """
-
-    parts: Sequence[AgentPart]
-    kappa: Sequence[tuple[str, float | None]]
-    described: Mapping[str, Any]
-    measured: bool
-    calibrated: bool
-
-
-class Costs(NamedTuple):
-    """What the agents' calls came to: (round, cost), and the sum; `COST` names the figures."""
-
-    rounds: Sequence[tuple[int, Cost]]
-    total: Cost
-
-
 class RunPage(NamedTuple):
-    """All that the template draws.
+    """All that the page shows.
 
     Attributes:
         name: The folder's.
         state: One sentence: what comes next, or why nothing does.
         finished: Whether nothing comes next.
         last_written: When the last round was finished, in UTC; None without one.
+        environment: environment.json.
         summary: None before round 0 is finished, as `final` is empty then.
         truth_known: Whether some round knows the truth of its candidates.
+        trust: The agents on posts of known label; empty without trust.json.
+        behaviour: What each did on the candidates of all rounds.
+        cost: Of all rounds; None for agents that call nobody.
+        recipe: Section -> its keys; what stands outside of any comes first, under "".
         verdicts: None when no round has verified a post.
         reviews: What people's reviews say of the labels; empty without any.
     """
@@ -132,13 +107,17 @@ class RunPage(NamedTuple):
     summary: Summary | None
     rounds: Sequence[RoundResult]
     truth_known: bool
-    agents: Agents
-    cost: Costs | None
+    trust: Trust
+    behaviour: Mapping[str, AgentCounts]
+    cost: Cost | None
     final: Sequence[FinalSplit]
     quarantine: Quarantine
     recipe: Mapping[str, Json]
     verdicts: Browser | None
     reviews: Sequence[ReviewedBatch]
+
+
+# ---- reading ------------------------------------------------------------------------------------------
 
 
 def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
@@ -156,6 +135,8 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
     summary = summarise(rounds) if rounds else None
     task = _task(folder, recipe)
     state, done = _state(folder, len(rounds))
+    cost = total_cost(rounds)
+    outside = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
     return RunPage(
         name=folder.path.resolve().name,
         simulated=environment.simulated or (summary is not None and summary.simulated),
@@ -167,23 +148,23 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
         summary=summary,
         rounds=rounds,
         truth_known=any(one.sets.candidates.precision is not None for one in rounds),
-        agents=_agents(folder, rounds),
-        cost=_costs(rounds),
-        final=[] if summary is None else _final(folder, rounds[summary.best_round], task),
+        trust=_read_trust(folder),
+        behaviour=_behaviour(rounds),
+        cost=cost if cost.calls or cost.stored or cost.failed else None,
+        final=[] if summary is None else list(_final(folder, rounds[summary.best_round], task)),
         quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
-        recipe=_sections(recipe),
+        recipe={"": outside} | {key: value for key, value in recipe.items() if isinstance(value, dict)},
         verdicts=_verdicts(folder, rounds, task, picture_budget),
         reviews=reviewed_batches(folder),
     )
 
 
 def _state(folder: RunFolder, finished: int) -> tuple[str, bool]:
-    stopped = why_stopped(folder) if finished else None
-    if stopped is not None:
-        return f"Finished: {stopped}.", True
-    missing = missing_reviews(folder) if finished else None
-    if missing is not None:
-        return f"Waiting for people: {missing}.", False
+    if finished:
+        if (stopped := why_stopped(folder)) is not None:
+            return f"Finished: {stopped}.", True
+        if (missing := missing_reviews(folder)) is not None:
+            return f"Waiting for people: {missing}.", False
     if is_held(folder):
         return f"Under way: round {finished} was being worked on when this page was drawn.", False
     return f"Stopped before round {finished} was finished: the command that began the run goes on.", False
@@ -204,41 +185,11 @@ def _task(folder: RunFolder, recipe: Json) -> TaskText:
         task = load_task(copied if copied.exists() else Path(original))
     except TaskError:  # the file went, or was changed: the run's own names are enough
         return TaskText(name, positive, negative, None, {})
-    return TaskText(
-        name, positive, negative, task.policy, {one.name: one.meaning for one in task.classes}
-    )  # fmt: skip
-
-
-def _agents(folder: RunFolder, rounds: Sequence[RoundResult]) -> Agents:
-    """Read trust.json, if it is there, and sum up the rounds.
-
-    Raises:
-        RunStateError: A damaged folder.
-    """
-    trust = _read_trust(folder)
-    measured = {role: _measured(one) for role, one in trust.agents.items()}
-    behaviour: dict[str, AgentCounts] = {}
-    for role, counts in (item for one in rounds for item in one.agents.items()):
-        known = behaviour.get(role, AgentCounts())
-        behaviour[role] = AgentCounts(*(a + b for a, b in zip(known, counts, strict=True)))
-    return Agents(
-        parts=[
-            AgentPart(role, measured.get(role), behaviour.get(role))
-            for role in dict.fromkeys([*measured, *behaviour])
-        ],
-        kappa=list(trust.kappa.items()),
-        described=folder.environment().agents,
-        measured=bool(measured),
-        calibrated=any(one.trust.reliability is not None for one in measured.values()),
-    )
+    meanings = {one.name: one.meaning for one in task.classes}
+    return TaskText(name, positive, negative, task.policy, meanings)
 
 
 def _read_trust(folder: RunFolder) -> Trust:
-    """Read how the agents did on posts of known label before the last round; empty without trust.json.
-
-    Raises:
-        RunStateError: A damaged file.
-    """
     file = folder.path / TRUST
     if not file.exists():
         return Trust({}, {}, simulated=False)
@@ -248,41 +199,25 @@ def _read_trust(folder: RunFolder) -> Trust:
         raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
 
 
-def _measured(one: AgentTrust) -> MeasuredAgent:
-    answers = list(dict.fromkeys(answer for row in one.confusion.values() for answer in row))
-    confusion = [(true, [row.get(answer, 0) for answer in answers]) for true, row in one.confusion.items()]
-    return MeasuredAgent(one, answers, confusion)
+def _behaviour(rounds: Sequence[RoundResult]) -> dict[str, AgentCounts]:
+    """Return role -> the sum over the rounds."""
+    total: dict[str, AgentCounts] = {}
+    for role, counts in (item for one in rounds for item in one.agents.items()):
+        known = total.get(role, AgentCounts())
+        total[role] = AgentCounts(*(a + b for a, b in zip(known, counts, strict=True)))
+    return total
 
 
-def _costs(rounds: Sequence[RoundResult]) -> Costs | None:
-    known = [(one.number, one.cost) for one in rounds if one.cost is not None]
-    if not any(cost.calls or cost.stored or cost.failed for _, cost in known):
-        return None  # agents that call nobody
-    return Costs(known, total_cost(rounds))
-
-
-def _final(folder: RunFolder, best: RoundResult, task: TaskText) -> list[FinalSplit]:
+def _final(folder: RunFolder, best: RoundResult, task: TaskText) -> Iterator[FinalSplit]:
     path = folder.round_path(best.number)
     scores = read_scores(path, positive=task.positive, negative=task.negative) or {}
-    return [
-        FinalSplit(
-            name=name,
-            metrics=split,
-            estimates=estimates(counts_of(split)),
-            precision_recall=None if (one := scores.get(name)) is None else precision_recall(one),
-            reliability=None if one is None else reliability(one),
-            histogram=None if one is None else histogram(one, HISTOGRAM),
-        )
-        for name, split in (("validation", best.validation), ("test", best.test))
-        if split is not None
-    ]
-
-
-def _sections(recipe: Mapping[str, Any]) -> dict[str, Json]:
-    """Return section -> its keys; what stands outside of any section comes first, under ""."""
-    outside = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
-    sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    return ({"": outside} if outside else {}) | sections
+    for name, split in (("validation", best.validation), ("test", best.test)):
+        if split is not None:
+            one = scores.get(name)
+            drawn = (
+                (precision_recall(one), reliability(one), histogram(one, HISTOGRAM)) if one else (None,) * 3
+            )
+            yield FinalSplit(name, split, estimates(counts_of(split)), *drawn)
 
 
 def _verdicts(
@@ -294,3 +229,115 @@ def _verdicts(
         outcomes[following] = UNFINISHED  # written whole before the round's training: worth reading already
     found = gather_verdicts(folder, outcomes, (task.positive, task.negative), budget=budget)
     return found if found.table.shown else None
+
+
+# ---- drawing ------------------------------------------------------------------------------------------
+
+
+def render(page: RunPage) -> str:
+    """Return the page as HTML."""
+    rounds = page.rounds
+    verified = [row for row in rounds if row.number]
+    values = page._asdict() | {
+        "roles": list(dict.fromkeys([*page.trust.agents, *page.behaviour])),
+        "cost_names": COST_NAMES,
+        "error_percent": percent,
+        "curve": charts.rounds_curve([charts.RoundPoint(r.number, r.kept, *score(r)) for r in rounds])
+        if rounds
+        else None,
+        "set_panels": list(_set_panels(page, verified)) if verified else [],
+        "training_panels": list(_training_panels(page)) if rounds else [],
+        "model_panels": list(_model_panels(page)),
+        "agent_charts": dict(_agent_charts(page.trust)),
+    }
+    scripts = ("page.js", "table.js", "verdicts.js") if page.verdicts else ()
+    return render_page("report.html.j2", values, folder=Path(__file__).parent, scripts=scripts).html
+
+
+def _set_panels(page: RunPage, rounds: Sequence[RoundResult]) -> Iterator[ChartPanel]:
+    numbers, kept = [row.number for row in rounds], [row.kept for row in rounds]
+    classes = (page.task.positive, page.task.negative)
+    sets = {name: [row.sets[place] for row in rounds] for place, name in enumerate(CandidateSets._fields)}
+    for which in ("consistent", "divergent"):
+        parts = [[one.by_class.get(name, 0) for one in sets[which]] for name in classes]
+        sizes = [f"round {n} {one.posts}" for n, one in zip(numbers, sets[which], strict=True)]
+        what = f"Posts of the {which} set by round, by the classifier's class: {', '.join(sizes[-20:])}"
+        chart = charts.stacked_bars(numbers, parts, kept, which, what)
+        title = f"{which.capitalize()} posts"
+        yield ChartPanel(title, "by round and the classifier's class", chart, legend(classes))
+    if page.truth_known:
+        series = {name: [one.precision for one in found] for name, found in sets.items()}
+        what = "Share of right classifier labels by round, among candidates, consistent and divergent posts"
+        chart = charts.lines(numbers, series, "precision", what, share=True)
+        yield ChartPanel(
+            "Right labels", "share of the classifier's labels that are true", chart, legend(series)
+        )
+
+
+def _training_panels(page: RunPage) -> Iterator[ChartPanel]:
+    rounds = page.rounds
+    learned = [row.training for row in rounds]
+    parts = {
+        "labelled": [one.positive + one.negative for one in learned],
+        "agreed": [one.agreed_positive + one.agreed_negative for one in learned],
+        "divergent": [one.divergent for one in learned],
+    }
+    what = "Posts that each round was trained on: labelled, agreed and divergent"
+    numbers, kept = [row.number for row in rounds], [row.kept for row in rounds]
+    chart = charts.stacked_bars(numbers, list(parts.values()), kept, "training", what)
+    yield ChartPanel("Trained on", "posts of each round's training set", chart, legend(parts))
+    known = [row for row in rounds if row.curve]
+    if series := _loss_series([row.curve[-1].loss for row in known]):
+        what = "Parts of the loss at the end of each round's training"
+        chart = charts.lines([row.number for row in known], series, "loss-rounds", what)
+        yield ChartPanel("Loss by round", "at the end of its training", chart, legend(series))
+    best = rounds[page.summary.best_round if page.summary else 0]
+    if len(best.curve) > 1 and (series := _loss_series([one.loss for one in best.curve])):
+        what = f"Parts of the loss over the epochs of round {best.number}"
+        chart = charts.lines([one.epoch for one in best.curve], series, "loss-epochs", what, marker="")
+        yield ChartPanel("Loss by epoch", f"in round {best.number}, the best", chart, legend(series))
+
+
+def _loss_series(losses: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]]:
+    """Return what it is called -> a value for each, for the parts that occur."""
+    series = {called: [one.get(part) for one in losses] for part, called in LOSS_PARTS.items()}
+    return {called: values for called, values in series.items() if any(v is not None for v in values)}
+
+
+def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
+    final, task = page.final, page.task
+    if curves := {one.name: one.precision_recall for one in final if one.precision_recall is not None}:
+        drawn = [(one.recall, one.precision) for one in curves.values()]
+        chart = charts.precision_recall_chart(
+            drawn, "precision-recall", "Precision by recall of the best model"
+        )
+        under = isolated("of {}, over all thresholds", task.positive)
+        yield ChartPanel("Precision and recall", under, chart, legend(curves))
+    if diagrams := {one.name: one.reliability for one in final if one.reliability is not None}:
+        dots = [
+            [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in found.bins]
+            for found in diagrams.values()
+        ]
+        what = "Share of positive posts by the probability that the best model gave"
+        chart = charts.reliability_chart(dots, "reliability", what)
+        words = "on the line, the model is as sure as it is right; a dot's size follows its posts"
+        yield ChartPanel("Reliability", words, chart, legend(diagrams))
+    # the test split, where there is one: the model was chosen on validation
+    for split in [one for one in final if one.histogram is not None][-1:]:
+        what = f"Posts of each class by the probability that the best model gave, {split.name}"
+        chart = charts.histogram_chart(*(split.histogram or ([], [])), "histogram", what)
+        under = isolated(f"{split.name} posts by probability of {{}}", task.positive)
+        sides = legend([f"{task.positive}, upwards", f"{task.negative}, downwards"])
+        yield ChartPanel("Where the scores lie", under, chart, sides)
+
+
+def _agent_charts(trust: Trust) -> Iterator[tuple[str, ChartPanel]]:
+    for number, (role, one) in enumerate(trust.agents.items(), 1):
+        if one.reliability is not None:
+            dots = [charts.ReliabilityDot(b.confidence, b.accuracy, b.count) for b in one.reliability.bins]
+            what = f"How often agent {number} was right, by the probability it gave"
+            chart = charts.reliability_chart([dots], f"agent-{number}", what)
+            under = (
+                "how often it was right, by the probability it gave; on the line it is as sure as it is right"
+            )
+            yield role, ChartPanel("Calibration", under, chart)

@@ -29,10 +29,10 @@ from selftrain.data.splits import split_by_shares
 from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE, ACTModel
-from selftrain.models.best_model import stored_recipe
 from selftrain.models.head import HeadSettings
 from selftrain.models.metrics import macro_f1
 from selftrain.models.pretrained import backbone_options
+from selftrain.models.run_predictor import stored_recipe
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader

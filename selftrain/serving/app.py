@@ -19,8 +19,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from selftrain.errors import DrainingError, QueueFullError, ScoringError
-from selftrain.models.scorer import ScoreFailure
-from selftrain.serving.batching import Batcher, Result, Scores
+from selftrain.models.predictor import Prediction
+from selftrain.serving.batching import Batcher, Predictions
 from selftrain.serving.scratch import Scratch
 from selftrain.serving.wire import BadRequestError, Placed, RequestLimits, answer, parse, place
 
@@ -117,7 +117,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether posts are taken."""
-        return self.batcher.scorer is not None and not self.draining
+        return self.batcher.predictor is not None and not self.draining
 
     def drain(self) -> None:
         """Take no more posts; `on_idle` follows when the last answer is given."""
@@ -157,7 +157,7 @@ class Service:
         try:
             placed = await run_in_threadpool(self._placed, body, folder)
             del body
-            results: list[Result] | None = []
+            results: list[Prediction] | None = []
             if placed.posts:
                 scores = self.batcher.submit(list(placed.posts.values()), lambda: self.scratch.remove(folder))
                 owned = False
@@ -167,10 +167,10 @@ class Service:
                 self.scratch.remove(folder)
         if results is None:
             return Response(status_code=CLIENT_GONE)
-        failed = len(placed.reasons) + sum(isinstance(one, ScoreFailure) for one in results)
+        failed = len(placed.reasons) + sum(bool(one.reason) for one in results)
         self.measures.answered(time.monotonic() - started, len(placed.ids) - failed, failed)
-        assert self.batcher.scorer is not None, "posts are taken only once it is loaded"
-        return JSONResponse(answer(self.batcher.scorer.name, placed, results))
+        assert self.batcher.predictor is not None, "posts are taken only once it is loaded"
+        return JSONResponse(answer(self.batcher.predictor.name, placed, results))
 
     def _placed(self, body: bytes, folder: Path) -> Placed:
         return place(parse(body, self.limits), folder, self.limits.pixels)
@@ -205,7 +205,7 @@ class _Held:
     size = 0
 
 
-async def _wait(request: Request, scores: Scores) -> list[Result] | None:
+async def _wait(request: Request, scores: Predictions) -> list[Prediction] | None:
     """Return the results, or None when the client has gone away: then its posts are taken back."""
     results = asyncio.wrap_future(scores)
     gone = asyncio.ensure_future(_disconnected(request))
@@ -241,11 +241,11 @@ def build_app(service: Service) -> Starlette:
         return Response(service.measures.text(), media_type=CONTENT_TYPE)
 
     async def model(_: Request) -> Response:
-        scorer = service.batcher.scorer
-        if scorer is None:
+        predictor = service.batcher.predictor
+        if predictor is None:
             raise DrainingError("the model is not loaded yet: ask again later")
         fields = ("kind", "name", "classes", "positive", "fingerprint")
-        return JSONResponse({field: getattr(scorer, field) for field in fields})
+        return JSONResponse({field: getattr(predictor, field) for field in fields})
 
     def route(path: str, handler: Handler, method: str, *, open_to_all: bool = False) -> Route:
         wrapped = _counted(service, path, handler, open_to_all=open_to_all)

@@ -16,10 +16,9 @@ from typing import NamedTuple, Protocol
 
 from selftrain.data.posts import Post
 from selftrain.errors import DrainingError, QueueFullError, ScoringError
-from selftrain.models.scorer import PostScore, ScoreFailure, Scorer
+from selftrain.models.predictor import Prediction, Predictor
 
-Result = PostScore | ScoreFailure
-Scores = Future[list[Result]]
+Predictions = Future[list[Prediction]]
 
 _log = logging.getLogger(__name__)
 _FIRST_POST = Post("ready", "One post, scored before the server says that it is ready.")
@@ -37,12 +36,12 @@ class _Job:
     """The posts of one request: those still to be taken, those in the model's hands, the results so far."""
 
     def __init__(self, posts: Sequence[Post], release: Callable[[], None]) -> None:
-        self.scores: Scores = Future()
+        self.scores: Predictions = Future()
         self.release: Callable[[], None] | None = release
         self.taken = 0
         self.arrived = time.monotonic()
         self.waiting: deque[tuple[int, Post]] = deque(enumerate(posts))
-        self.results: dict[int, Result] = {}
+        self.results: dict[int, Prediction] = {}
         self.size = len(posts)
 
 
@@ -63,16 +62,16 @@ class Batcher:
         max_wait: Seconds that the first post of a batch waits for company.
         max_queue: Posts that may wait.
         observer: Told of every batch.
-        on_loaded: Called in the model's thread when `scorer` or `failure` has been set.
+        on_loaded: Called in the model's thread when `predictor` or `failure` has been set.
 
     Attributes:
-        scorer: None until the model is loaded and has scored one post.
+        predictor: None until the model is loaded and has scored one post.
         failure: Why it never will be.
     """
 
     def __init__(
         self,
-        load: Callable[[], Scorer],
+        load: Callable[[], Predictor],
         *,
         max_batch: int,
         max_wait: float,
@@ -80,7 +79,7 @@ class Batcher:
         observer: Observer,
         on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        self.scorer: Scorer | None = None
+        self.predictor: Predictor | None = None
         self.failure: Exception | None = None
         self._load, self._on_loaded, self._observer = load, on_loaded, observer
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
@@ -104,7 +103,7 @@ class Batcher:
         """Begin to load the model."""
         self._thread.start()
 
-    def submit(self, posts: Sequence[Post], release: Callable[[], None] = lambda: None) -> Scores:
+    def submit(self, posts: Sequence[Post], release: Callable[[], None] = lambda: None) -> Predictions:
         """Queue a request's posts, at least one; cancelling the result takes back those that still wait.
 
         Args:
@@ -136,26 +135,26 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread.is_alive() and self.scorer is not None:  # loading is not waited for
+        if self._thread.is_alive() and self.predictor is not None:  # loading is not waited for
             self._thread.join()
 
     # ---- the model's thread -------------------------------------------------------------------------
 
     def _work(self) -> None:
         try:
-            scorer = self._load()
-            first = scorer.score([_FIRST_POST])[0]
-            if isinstance(first, ScoreFailure):
+            predictor = self._load()
+            first = predictor.predict([_FIRST_POST])[0]
+            if first.reason:
                 raise ScoringError(f"the model cannot score a post of plain words: {first.reason}")  # noqa: TRY301
         except Exception as error:
             self.failure = error
             self._abandon(error)
             self._on_loaded()
             return
-        self.scorer = scorer
+        self.predictor = predictor
         self._on_loaded()
         while batch := self._next_batch():
-            self._score(scorer, batch)
+            self._score(predictor, batch)
 
     def _abandon(self, error: Exception) -> None:
         """Fail what waits: nobody will ever score it."""
@@ -192,10 +191,10 @@ class Batcher:
         self._queued -= len(batch)
         return batch
 
-    def _score(self, scorer: Scorer, batch: list[_Taken]) -> None:
+    def _score(self, predictor: Predictor, batch: list[_Taken]) -> None:
         started = time.monotonic()
         try:
-            results = scorer.score([taken.post for taken in batch])
+            results = predictor.predict([taken.post for taken in batch])
             if len(results) != len(batch):
                 raise ScoringError(f"{len(results)} results for {len(batch)} posts")  # noqa: TRY301
         except Exception as error:
@@ -211,7 +210,7 @@ class Batcher:
                 taken.job.taken -= 1
             self._release_unused(taken.job)
 
-    def _put(self, taken: _Taken, result: Result) -> None:
+    def _put(self, taken: _Taken, result: Prediction) -> None:
         job = taken.job
         job.results[taken.place] = result
         if len(job.results) == job.size:
@@ -239,7 +238,7 @@ class Batcher:
         release()
 
 
-def _settle(scores: Scores, settle: Callable[[], None]) -> None:
+def _settle(scores: Predictions, settle: Callable[[], None]) -> None:
     """Settle a request, unless its client went away at this very moment and wants no answer any more."""
     try:
         settle()

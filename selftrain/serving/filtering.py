@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +19,8 @@ from selftrain.data.manifest import RowError, Rows
 from selftrain.data.posts import Post
 from selftrain.data.tables import RawRow, Table, read_json_lines
 from selftrain.errors import RunMismatchError
-from selftrain.models.scorer import ScoreFailure, Scorer
+from selftrain.models.predictor import Prediction, Predictor
 from selftrain.serving.sink import FilterSink, Tally
-from selftrain.serving.wire import record
 
 STDIN = "-"
 
@@ -47,7 +46,15 @@ class SourceRow(NamedTuple):
 
 
 def read_source(
-    source: str, *, skip: int, digest: str, max_pixels: int, text_limit: int
+    source: str,
+    *,
+    skip: int,
+    digest: str,
+    max_pixels: int,
+    text_limit: int,
+    columns: Mapping[str, str] | None = None,
+    videos: bool = False,
+    tell: Callable[[str], None] = print,
 ) -> Iterator[SourceRow]:
     """Yield the rows of a manifest, or of JSON lines on standard input, after the first `skip`.
 
@@ -60,6 +67,9 @@ def read_source(
         digest: Of those rows.
         max_pixels: The largest width x height that an image's header may claim.
         text_limit: Characters; a longer text makes a bad row.
+        columns: Field -> column that holds it, where that is called otherwise.
+        videos: Whether the model looks at videos.
+        tell: Called with what may have been read otherwise than it was meant, after the last row.
 
     Raises:
         ManifestError: The source cannot be read.
@@ -68,7 +78,7 @@ def read_source(
     table = Table("JSON", None, read_json_lines(sys.stdin.buffer), []) if source == STDIN else None
     rows = Rows(
         Path(source), None,
-        table=table, max_pixels=max_pixels, labels=False, videos=False, remember=False,
+        table=table, max_pixels=max_pixels, columns=columns, labels=False, videos=videos, remember=False,
     )  # fmt: skip
     chained, met = "", 0
     for met, raw in enumerate(rows.table.rows, 1):
@@ -85,6 +95,9 @@ def read_source(
             f"{source} has {met:,} rows, {skip:,} were read before: it was cut, or is another source. Restore"
             " it, or give another --sink"
         )
+    for note in rows.notes():
+        if note.remedy:
+            tell(str(note))
 
 
 def _judged(raw: RawRow, rows: Rows, text_limit: int, digest: str) -> SourceRow:
@@ -110,13 +123,15 @@ _CHUNK = 64
 
 
 def filter_posts(
-    scorer: Scorer,
+    predictor: Predictor,
     source: str,
     sink: Path,
     *,
     threshold: float,
     text_limit: int,
     max_pixels: int,
+    columns: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] = print,
     commit_seconds: float = COMMIT_SECONDS,
     progress: bool = False,
 ) -> Tally:
@@ -127,12 +142,12 @@ def filter_posts(
     once the progress file beside it says so.
 
     Args:
-        scorer: The model.
+        predictor: The model.
         source: A manifest, or "-" for JSON lines on standard input, from their beginning.
         sink: JSON lines: the row as the source has it, with the score in `FIELD`. What failed goes to
             ``SINK.quarantine.jsonl`` with its reason.
         threshold: In [0, 1].
-        text_limit, max_pixels: See `read_source`.
+        text_limit, max_pixels, columns, tell: See `read_source`.
         commit_seconds: At least so long between two commits.
         progress: Draw a bar over the rows.
 
@@ -145,16 +160,17 @@ def filter_posts(
     """
     from tqdm import tqdm
 
-    identity = {"model": scorer.fingerprint, "threshold": threshold, "text_limit": text_limit}
+    identity = {"model": predictor.fingerprint, "threshold": threshold, "text_limit": text_limit}
     with FilterSink(sink, identity).opened() as opened:
         tally = opened.tally
         rows = read_source(
-            source, skip=tally.rows, digest=tally.source, max_pixels=max_pixels, text_limit=text_limit
-        )
+            source, skip=tally.rows, digest=tally.source, max_pixels=max_pixels, text_limit=text_limit,
+            columns=columns, videos=predictor.kind == "agentps", tell=tell,
+        )  # fmt: skip
         bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
         committed = time.monotonic()
         for part in _chunks(rows):
-            kept, failed = _judge(scorer, part, threshold)
+            kept, failed = _judge(predictor, part, threshold)
             opened.write(kept, failed)
             tally = Tally(
                 tally.rows + len(part), tally.kept + len(kept), tally.failed + len(failed), part[-1].digest
@@ -174,17 +190,17 @@ def _chunks(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
         yield part
 
 
-def _judge(scorer: Scorer, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:
+def _judge(predictor: Predictor, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:
     """Return lines for the sink and for the quarantine, in the rows' order."""
-    scores = iter(scorer.score([row.post for row in rows if row.post is not None]))
+    predictions = iter(predictor.predict([row.post for row in rows if row.post is not None]))
     kept: list[str] = []
     failed: list[str] = []
     for row in rows:
-        score = ScoreFailure(row.reason) if row.post is None else next(scores)
-        if isinstance(score, ScoreFailure):
-            failed.append(_failure(row, score.reason))
-        elif score.probabilities[scorer.positive] >= threshold:
-            line = _line((row.fields or {}) | {FIELD: record(score) | {"threshold": threshold}})
+        found = Prediction("", reason=row.reason) if row.post is None else next(predictions)
+        if found.reason:
+            failed.append(_failure(row, found.reason))
+        elif found.probs[predictor.positive] >= threshold:
+            line = _line((row.fields or {}) | {FIELD: found.to_json() | {"threshold": threshold}})
             if line is None:
                 failed.append(_failure(row, "a field holds a number that JSON has no word for"))
             else:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from starlette.applications import Starlette
 
 from selftrain.errors import ServingError
-from selftrain.models.scorer import Scorer
+from selftrain.models.predictor import Predictor
 from selftrain.serving.app import Measures, Service, build_app
 from selftrain.serving.batching import Batcher
 from selftrain.serving.scratch import Scratch
@@ -34,7 +34,7 @@ class Batching(NamedTuple):
 
 
 def serve(
-    load: Callable[[], Scorer],
+    load: Callable[[], Predictor],
     *,
     host: str,
     port: int,
@@ -76,7 +76,7 @@ def serve(
 
 
 async def _serve(
-    load: Callable[[], Scorer],
+    load: Callable[[], Predictor],
     listener: socket.socket,
     scratch: Scratch,
     batching: Batching,
@@ -88,13 +88,12 @@ async def _serve(
     measures = Measures()
 
     def loaded() -> None:
-        scorer = batcher.scorer
-        if scorer is None:
+        predictor = batcher.predictor
+        if predictor is None:
             server.should_exit = True
         else:
-            tell(
-                f"ready: {scorer.kind} {scorer.name}, {' / '.join(scorer.classes)}, {scorer.fingerprint[:12]}"
-            )
+            classes = " / ".join(predictor.classes)
+            tell(f"ready: {predictor.kind} {predictor.name}, {classes}, {predictor.fingerprint[:12]}")
 
     batcher = Batcher(load, **batching._asdict(), observer=measures, on_loaded=loaded)
     service = Service(batcher, scratch, measures, limits=limits, key=key)

@@ -5,17 +5,19 @@ Shape legend: ``V`` posts, ``T`` distinct probabilities among them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from selftrain._util.types import Interval
-from selftrain.data.manifest import read_manifest
+from selftrain.data.manifest import Names, read_manifest
 from selftrain.errors import ServingError
 from selftrain.models.intervals import clopper_pearson
 from selftrain.models.metrics import Curve, curve
-from selftrain.models.scorer import PostScore, Scorer, ValidationScores
+from selftrain.models.predictor import Predictor, ValidationScores
 
 HAIR = 1e-6  # a score moves by less when its post is scored in another batch, or was stored in six decimals
 
@@ -45,37 +47,49 @@ class MeasuredPosts(NamedTuple):
     left_out: int
 
 
-def validation_scores(scorer: Scorer, manifest: Path | None) -> MeasuredPosts:
+def validation_scores(
+    predictor: Predictor, manifest: Path | None, columns: Mapping[str, str] | None = None
+) -> MeasuredPosts:
     """Score the posts to choose a threshold on: those of `manifest`, else the ones that the model stored.
+
+    `columns` says which column holds a field, where that is called otherwise.
 
     Raises:
         ServingError: None were stored, or no row of `manifest` has a label and a score.
         ManifestError: `manifest` cannot be read.
     """
     if manifest is None:
-        stored = scorer.validation()
+        stored = predictor.validation()
         if stored is None:
             raise ServingError(
-                f"{scorer.name} has no scores of its validation posts: give labelled posts with --validation"
+                f"{predictor.name} has no scores of its validation posts: give labelled posts with"
+                " --validation"
             )
         return MeasuredPosts(stored, 0)
-    report = read_manifest(manifest, videos=False)
-    posts = [post for post in report.posts if post.label is not None]
-    unknown = sorted({str(post.label) for post in posts} - set(scorer.classes))
+    report = read_manifest(manifest, columns=columns, videos=predictor.kind == "agentps")
+    names = Names(predictor.classes)
+    posts = [
+        replace(post, label=names.find(post.label) or post.label)
+        for post in report.posts
+        if post.label is not None
+    ]
+    unknown = sorted({str(post.label) for post in posts} - set(names))
     if unknown:
         raise ServingError(
-            f"{manifest} has the label {unknown[0]!r}; expected one of {sorted(scorer.classes)}: correct it"
+            f"{manifest} has the label {unknown[0]!r}; expected one of {sorted(predictor.classes)}: correct"
+            " it"
         )
     scored = [
-        (post.label == scorer.positive, result.probabilities[scorer.positive])
-        for post, result in zip(posts, scorer.score(posts), strict=True)
-        if isinstance(result, PostScore)
+        (post.label == predictor.positive, result.probs[predictor.positive])
+        for post, result in zip(posts, predictor.predict(posts), strict=True)
+        if not result.reason
     ]
     if not scored:
-        raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label")
+        hints = "".join(f"\n{hint}" for hint in report.hints)
+        raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label{hints}")
     labels, probs = zip(*scored, strict=True)
     scores = ValidationScores(np.array(labels, np.int8), np.array(probs, np.float64))
-    return MeasuredPosts(scores, len(report.problems) + len(posts) - len(scored))
+    return MeasuredPosts(scores, report.set_aside + len(posts) - len(scored))
 
 
 def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoint:
@@ -118,7 +132,7 @@ def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoi
 def _point(scores: ValidationScores, shape: Curve, at: int) -> OperatingPoint:
     last = float(shape.thresholds[at])
     next_lower = float(shape.thresholds[at + 1]) if at + 1 < len(shape.thresholds) else 0.0
-    truth, passing = scores.labels == 1, scores.probabilities >= last
+    truth, passing = scores.labels == 1, scores.probs >= last
     hits = int((truth & passing).sum())
     return OperatingPoint(
         max(last - HAIR, (last + next_lower) / 2),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,8 @@ from backbones.errors import ImageError
 from backbones.images import check_image
 from selftrain._util.types import Json
 from selftrain.data.posts import MAX_IMAGES, Post
-from selftrain.models.scorer import PostScore, ScoreFailure
+from selftrain.models.predictor import Prediction
 
-_DECIMALS = 6  # as `selftrain predict` writes them
 _SHOWN = 60
 
 
@@ -133,14 +132,14 @@ def place(given: Iterable[GivenPost], folder: Path, max_pixels: int) -> Placed:
     return Placed(tuple(ids), posts, reasons)
 
 
-def answer(name: str, placed: Placed, results: Sequence[PostScore | ScoreFailure]) -> Json:
+def answer(name: str, placed: Placed, results: Sequence[Prediction]) -> Json:
     """Build the answer to a request; `results` are those of `placed.posts`, in order."""
     reasons, scored = dict(placed.reasons), {}
     for (number, post), result in zip(placed.posts.items(), results, strict=True):
-        if isinstance(result, ScoreFailure):
+        if result.reason:
             reasons[number] = without_paths(result.reason, post)
         else:
-            scored[number] = record(result)
+            scored[number] = result.to_json()
     return {
         "model": name,
         "scores": [
@@ -150,25 +149,11 @@ def answer(name: str, placed: Placed, results: Sequence[PostScore | ScoreFailure
     }
 
 
-def record(score: PostScore) -> Json:
-    """Return a score as JSON carries it."""
-    return {
-        "label": score.label,
-        "probability": round(score.probability, _DECIMALS),
-        "probabilities": _rounded(score.probabilities),
-        "process": {question: _rounded(probs) for question, probs in score.process.items()},
-    }
-
-
 def without_paths(reason: str, post: Post) -> str:
     """Rewrite `reason` with the server's own file names as the client knows them: images by their place."""
     for number, path in enumerate(post.images):
         reason = reason.replace(str(path), f"images[{number}]")
     return reason
-
-
-def _rounded(probs: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, _DECIMALS) for name, value in probs.items()}
 
 
 # ---- the form of a request ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Legends stand in the page, beside the chart: they wrap, and whatever a class is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 from selftrain.web.svg import COLOURS, MARK, to_svg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,8 +26,22 @@ SERIES = ("first", "second", "third", "fourth")
 _FEW = 14  # rounds up to which every one has a tick
 
 
+class ChartPanel(NamedTuple):
+    """A chart in its page: title, what stands under that, the SVG, class and text of each legend entry."""
+
+    title: str
+    under: str
+    chart: Markup
+    legend: Sequence[tuple[str, str]] = ()
+
+
+def legend(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the legend of a chart that draws `names` in the order of `SERIES`."""
+    return list(zip(SERIES, names, strict=False))
+
+
 class RoundPoint(NamedTuple):
-    """One round on the curve; `test` is None without a test split."""
+    """One round on the curve: macro-F1 on both splits; `test` is None without a test split."""
 
     number: int
     kept: bool
@@ -46,40 +60,66 @@ class ReliabilityDot(NamedTuple):
 # ---- rounds -----------------------------------------------------------------------------------------
 
 
-def rounds_curve(points: Sequence[RoundPoint], name: str, size: tuple[int, int]) -> Markup:
+def rounds_curve(points: Sequence[RoundPoint]) -> Markup:
     """Draw macro-F1 over rounds: kept ones filled and joined, rolled back ones hollow, hung on a thread."""
-    with _figure(size) as (figure, axes):
-        _curve(axes, points, "validation", SERIES[0], "o")
-        if all(point.test is not None for point in points):
-            _curve(axes, points, "test", SERIES[1], "s")
+
+    def draw(axes: Axes) -> None:
+        _curve(axes, points, "validation", [point.validation for point in points])
+        tests = [point.test for point in points if point.test is not None]
+        if len(tests) == len(points):
+            _curve(axes, points, "test", tests)
         _rounds_axis(axes, [point.number for point in points])
-        axes.margins(x=0.03, y=0.14)
-        said = ", ".join(
-            f"round {p.number} {p.validation:.3f} {'kept' if p.kept else 'rolled back'}" for p in points[-20:]
-        )
-        what = f"Validation macro-F1 by round: {said}. The table below has all figures."
-        return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
+
+    outcomes = ", ".join(
+        f"round {p.number} {p.validation:.3f} {'kept' if p.kept else 'rolled back'}" for p in points[-20:]
+    )
+    return _both_widths(draw, f"Validation macro-F1 by round: {outcomes}. The table below has all figures.")
 
 
-def _curve(axes: Axes, points: Sequence[RoundPoint], split: str, colour: str, shape: str) -> None:
-    def values(chosen: Sequence[RoundPoint]) -> list[float]:
-        return [getattr(point, split) for point in chosen]
-
-    kept = [point for point in points if point.kept]
-    lost = [point for point in points if not point.kept]
-    best: RoundPoint | None = None
-    for point in points:
+def _curve(axes: Axes, points: Sequence[RoundPoint], split: str, values: Sequence[float]) -> None:
+    colour, marker = (COLOURS["first"], "o") if split == "validation" else (COLOURS["second"], "s")
+    numbers, best = [point.number for point in points], None
+    for i, point in enumerate(points):
         if point.kept:
-            best = point
+            best = i
         elif best is not None:
-            both = (best, point)
-            axes.plot([p.number for p in both], values(both), color=COLOURS[colour], lw=1, ls=":")
-    style: Any = {"color": COLOURS[colour], "marker": shape, "ms": 8 if len(points) <= _FEW else 5}
-    axes.plot([p.number for p in kept], values(kept), lw=2.2, gid=f"{MARK}kept-{split}", **style)
-    axes.plot(
-        [p.number for p in lost], values(lost), lw=0, mfc=COLOURS["paper"], mew=1.8,
-        gid=f"{MARK}lost-{split}", **style,
-    )  # fmt: skip
+            axes.plot([numbers[best], numbers[i]], [values[best], values[i]], color=colour, lw=1, ls=":")
+    style: Any = {"color": colour, "marker": marker, "ms": 8 if len(points) <= _FEW else 5}
+    lost: Any = {"lw": 0, "mfc": COLOURS["paper"], "mew": 1.8}
+    for name, kept, look in (("kept", True, {"lw": 2.2}), ("lost", False, lost)):
+        chosen = [i for i, point in enumerate(points) if point.kept is kept]
+        across, up = [numbers[i] for i in chosen], [values[i] for i in chosen]
+        axes.plot(across, up, gid=f"{MARK}{name}-{split}", **style, **look)
+
+
+def runs_curve(runs: Sequence[Sequence[RoundPoint]]) -> Markup:
+    """Draw validation macro-F1 of the best model so far, a step line a run."""
+
+    def draw(axes: Axes) -> None:
+        for number, run in enumerate(runs):
+            best, scores = 0.0, []
+            for point in run:
+                best = point.validation if point.kept else best
+                scores.append(best)
+            axes.plot(
+                [point.number for point in run], scores, drawstyle="steps-post", lw=2,
+                color=COLOURS[SERIES[number % len(SERIES)]], ls=("-", "--", ":")[number // len(SERIES) % 3],
+                marker="o", ms=4, gid=f"{MARK}run",
+            )  # fmt: skip
+        _rounds_axis(axes, range(max((run[-1].number for run in runs if run), default=0) + 1))
+
+    return _both_widths(draw, "Validation macro-F1 of the best model so far, by round, for every run")
+
+
+def _both_widths(draw: Callable[[Axes], None], what: str) -> Markup:
+    """Return the curve twice: the style sheet shows the one that fits the window."""
+    drawn = Markup("")
+    for width, size in (("wide", WIDE), ("narrow", NARROW)):
+        with _figure(size) as (figure, axes):
+            draw(axes)
+            axes.margins(x=0.03, y=0.14)
+            drawn += to_svg(figure, f"curve-{width}", what, when=f"only-{width}")
+    return drawn
 
 
 def stacked_bars(
@@ -174,10 +214,7 @@ def precision_recall_chart(
 def reliability_chart(diagrams: Sequence[Sequence[ReliabilityDot]], name: str, what: str) -> Markup:
     """Draw the share of positives over predicted probability: on the diagonal both are equal.
 
-    Args:
-        diagrams: The bins of each model, in the order of `SERIES`.
-        name: Of the SVG.
-        what: For a screen reader.
+    `diagrams` are the bins of each model, in the order of `SERIES`; `name` and `what` are the SVG's.
     """
     with _figure(SMALL) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)
@@ -222,26 +259,6 @@ def intervals_chart(rows: Sequence[tuple[float, float, float]], name: str, what:
         return to_svg(figure, name, what)
 
 
-def runs_curve(runs: Sequence[Sequence[RoundPoint]], name: str, size: tuple[int, int]) -> Markup:
-    """Draw validation macro-F1 of the best model so far, a step line a run."""
-    with _figure(size) as (figure, axes):
-        longest = max((run[-1].number for run in runs if run), default=0)
-        for number, run in enumerate(runs):
-            best, scores = 0.0, []
-            for point in run:
-                best = point.validation if point.kept else best
-                scores.append(best)
-            axes.plot(
-                [point.number for point in run], scores, drawstyle="steps-post", lw=2,
-                color=COLOURS[SERIES[number % len(SERIES)]], ls=("-", "--", ":")[number // len(SERIES) % 3],
-                marker="o", ms=4, gid=f"{MARK}run",
-            )  # fmt: skip
-        _rounds_axis(axes, range(longest + 1))
-        axes.margins(x=0.03, y=0.14)
-        what = "Validation macro-F1 of the best model so far, by round, for every run"
-        return to_svg(figure, name, what, when="only-wide" if size == WIDE else "only-narrow")
-
-
 # ---- what all share ---------------------------------------------------------------------------------
 
 
@@ -254,7 +271,8 @@ def _figure(size: tuple[int, int]) -> Iterator[tuple[Figure, Axes]]:
     settings: Any = {
         "font.size": 11, "text.parse_math": False, "text.color": COLOURS["faint"],
         "axes.labelcolor": COLOURS["faint"], "axes.labelsize": 11, "axes.axisbelow": True,
-        "axes.edgecolor": COLOURS["rule"], "axes.linewidth": 1,
+        "axes.edgecolor": COLOURS["rule"], "axes.linewidth": 1, "axes.grid": True, "axes.grid.axis": "y",
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
         "axes.unicode_minus": False, "axes.formatter.useoffset": False,
         "xtick.color": COLOURS["faint"], "ytick.color": COLOURS["faint"],
         "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 6, "ytick.major.pad": 6,
@@ -263,10 +281,7 @@ def _figure(size: tuple[int, int]) -> Iterator[tuple[Figure, Axes]]:
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
-        axes = figure.add_subplot()
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.grid(visible=True, axis="y")
-        yield figure, axes
+        yield figure, figure.add_subplot()
 
 
 def _rounds_axis(axes: Axes, numbers: Sequence[float]) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from selftrain._util.printable import printable_lines
-from selftrain.web.charts import SERIES
 
 _HERE = Path(__file__).parent
+_DASH = "\N{EN DASH}"
 
 
 class RenderedPage(NamedTuple):
@@ -55,8 +55,11 @@ def render_page(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "figure": _figure, "count": _count, "signed": _signed, "percent": _percent, "series": _series,
-    }  # fmt: skip
+        "figure": lambda value: _DASH if value is None else f"{value:.3f}",
+        "count": lambda value: _DASH if value is None else f"{value:,.0f}",
+        "signed": lambda value: f"{value:+.3f}",
+        "percent": lambda value: f"{value:.0%}",
+    }
     style, script = _read(("page.css", *styles), folder), _read(scripts, folder)
     policy = security_policy(style, script, served=served)
     page = {"style": style, "script": script, "security_policy": None if served else policy}
@@ -94,6 +97,11 @@ def as_json(value: object) -> Markup:
     return Markup(text)
 
 
+def isolated(text: str, name: str) -> Markup:
+    """Return `text` with a name in place of {}, which disturbs nothing around it, whatever its script."""
+    return Markup(text).format(Markup("<bdi>{}</bdi>").format(printable_lines(name)))
+
+
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
@@ -106,24 +114,3 @@ def _read(names: Sequence[str], folder: Path) -> Markup:
 def _shown(value: object) -> str:
     """Return any value on its way into the page; a plain string, unless this package made it as markup."""
     return value if isinstance(value, Markup) else printable_lines(str(value))
-
-
-def _figure(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:.3f}"
-
-
-def _count(value: float | None) -> str:
-    return "\N{EN DASH}" if value is None else f"{value:,.0f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.0%}"
-
-
-def _series(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return names with the colours in which a chart draws them, in order."""
-    return list(zip(SERIES, names, strict=False))

@@ -17,12 +17,12 @@ from pathlib import Path
 import filelock  # noqa: F401 -- once, not in every child
 import tqdm  # noqa: F401
 
-from selftrain.models.scorer import PostScore, ScoreFailure
+from selftrain.models.predictor import Prediction
 from selftrain.serving.filtering import filter_posts
 from selftrain.serving.sink import FilterSink
 
 
-class NumberScorer:
+class NumberPredictor:
     """A post's text is its positive probability; another text has no score."""
 
     kind, name, positive, classes = "classifier", "numbers", "yes", ("yes", "no")
@@ -30,15 +30,15 @@ class NumberScorer:
     def __init__(self, fingerprint):
         self.fingerprint = fingerprint
 
-    def score(self, posts):
-        return [self._one(post.text) for post in posts]
+    def predict(self, posts):
+        return [self._one(post) for post in posts]
 
-    def _one(self, text):
+    def _one(self, post):
         try:
-            odds = float(text)
+            prob = float(post.text)
         except ValueError:
-            return ScoreFailure("no number")
-        return PostScore("yes" if odds > 0.5 else "no", max(odds, 1 - odds), {"yes": odds, "no": 1 - odds})
+            return Prediction(post.id, reason="no number")
+        return Prediction(post.id, "yes" if prob > 0.5 else "no", {"yes": prob, "no": 1 - prob})
 
     def validation(self):
         return None
@@ -95,7 +95,7 @@ def run(request):
     if request["kill"] is not None:
         trap.set()
     tally = filter_posts(
-        NumberScorer(request.get("fingerprint", "a" * 64)), request["source"], Path(request["sink"]),
+        NumberPredictor(request.get("fingerprint", "a" * 64)), request["source"], Path(request["sink"]),
         threshold=request.get("threshold", 0.5), text_limit=100, max_pixels=1000,
         commit_seconds=request.get("commit_seconds", 0.0),
     )  # fmt: skip

@@ -230,7 +230,7 @@ def test_keys_walk_over_the_ends_of_a_page_open_a_post_and_search(page):
     assert (row.get_attribute("aria-rowindex"), row.get_attribute("tabindex")) == ("52", "0")
     page.keyboard.press("o")
     expect(row.locator(".unfold")).to_have_attribute("aria-expanded", "true")
-    expect(row.locator(".odds")).to_have_count(1)  # the one question of three answers
+    expect(row.locator(".probs")).to_have_count(1)  # the one question of three answers
     page.keyboard.press("Enter")
     expect(row.locator(".unfold")).to_have_text("More")
     page.keyboard.press("p")
@@ -252,7 +252,7 @@ def test_what_is_opened_shows_every_answer_with_its_probability(open_page, four)
     ]
     page = open_page(four / "report.html")
     page.locator(".unfold").first.click()
-    told = page.locator(".odds").first.inner_text().split()
+    told = page.locator(".probs").first.inner_text().split()
     assert told == [part for name in FOUR.names for part in (name, f"{record['probabilities'][name]:.3f}")]
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from agents.client.base import ChatRequest, Message, Sampling
-from agents.client.messages import chat_body, read_completion
+from agents.client.messages import ChatAnswer, chat_body, read_body
 from agents.errors import ServerLaunchError
 from agents.vllm.check import SCHEMA, ask, drawn_picture, fetch
 from agents.vllm.command import serve_command
@@ -30,7 +30,8 @@ LONG = "A post is unacceptable when it insults somebody. " * 15  # more than a b
 def answer(ready, request, key=""):
     reply = fetch(f"{ready.endpoint}/v1/chat/completions", key, chat_body(request, ready.model), seconds=120)
     assert reply.status == 200, reply.words
-    return read_completion(reply.body, logprobs=request.sampling.top_logprobs > 0, seconds=0)
+    logprobs = request.sampling.top_logprobs > 0
+    return read_body(reply.body, ChatAnswer).completion(logprobs=logprobs, seconds=0)
 
 
 def about(*parts, schema=SCHEMA, **sampling):

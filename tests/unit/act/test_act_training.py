@@ -213,7 +213,7 @@ def test_a_model_of_posts_is_found_again_by_a_fresh_process(classes, tmp_path):
     rows, names, machine, human, pi = drawn_set(classes)
     trainer = ACTTrainer(sorted(set(names)), backbone=Sums(), positive="class 1", settings=LINEAR)
     model = trainer.fit(worded(rows), machine, human, pi, validation=(worded(rows), names))
-    assert np.mean([a == b for a, b in zip(model.predict(worded(rows)), names, strict=True)]) > 0.8
+    assert np.mean([a == b for a, b in zip(model.predict_labels(worded(rows)), names, strict=True)]) > 0.8
     assert model.probabilities(worded(rows)).sum(1) == pytest.approx(1, abs=1e-5)
     saved = model.save(tmp_path / "model", record={"task": "sums"})
     assert json.loads((tmp_path / "model" / "act.json").read_text())["task"] == "sums"
@@ -232,8 +232,8 @@ def test_a_model_of_posts_is_found_again_by_a_fresh_process(classes, tmp_path):
     )
     again = ACTModel.load(tmp_path / "model", backbone=Sums())
     assert again.fingerprint == saved.fingerprint == model.fingerprint
-    scored = again.score([*worded(rows[:3]), Post("b", "broken")])
-    assert [one.label for one in scored[:3]] == model.predict(worded(rows[:3]))
+    scored = again.predict([*worded(rows[:3]), Post("b", "broken")])
+    assert [one.label for one in scored[:3]] == model.predict_labels(worded(rows[:3]))
     assert scored[3].reason == "it is broken"
 
 
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
         )
     model = trainer.fit(rows, machine, human, pi, validation=(rows, names)).save(tmp_path / "m")
     with pytest.raises(TrainingError, match="no backbone"):
-        model.score(worded(rows[:1]))
+        model.predict(worded(rows[:1]))
     other = ACTTrainer(("class 0", "class 1"), backbone=Sums(), settings=LINEAR).fit(
         worded(rows), machine, human, pi, validation=(worded(rows), names)
     )

@@ -15,17 +15,15 @@ from page_helpers import ParsedPage
 from report_helpers import CONTROLS, MARKUP, TEMPLATE
 
 from selftrain.agentps.examples import Example
-from selftrain.agentps.prediction import PICTURES, TEXT, answers_row
+from selftrain.agentps.predict import PICTURES, TEXT, answers_row
 from selftrain.agentps.questions import questionnaire, targets
 from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
 from selftrain.models.metrics import curve
-from selftrain.report.model_page import gather, write_report
-from selftrain.report.model_page import model_cases as cases
-from selftrain.report.model_page.model_contents import MOST_POINTS
-from selftrain.report.model_page.model_render import precision_at
+from selftrain.report import case_table
+from selftrain.report.model_page import MOST_LOSSES, gather, precision_at, write_report
 from selftrain.web import table
 
 
@@ -68,7 +66,7 @@ def test_a_record_keeps_the_post_within_bounds(tmp_path):
     assert row["truth"] == {"insult": "no", "target": None, "faces": None, "final": "harmless"}
     broken = answers_row(asked, ScoredPost(one, (), "too large"))
     assert set(broken) == {"id", "reason", "text", "pictures", "picture_count", "truth"}
-    assert max(cases.LENGTHS)[0] < TEXT  # so that the page's own cut, which leaves a mark, comes first
+    assert max(case_table.LENGTHS)[0] < TEXT  # so that the page's own cut, which leaves a mark, comes first
 
 
 # ---- figures ----------------------------------------------------------------------------------------
@@ -76,7 +74,7 @@ def test_a_record_keeps_the_post_within_bounds(tmp_path):
 
 def test_every_question_has_its_figures_with_intervals_the_final_one_first(trained, seen):
     page = gather(trained)
-    assert [one.column.name for one in page.questions] == ["final", "insult", "target", "faces"]
+    assert [one.name for one in page.questions] == ["final", "insult", "target", "faces"]
     questions = json.loads((trained / "metrics.json").read_text())["questions"]
     told = seen.words()
     places = []
@@ -113,15 +111,15 @@ def test_the_curves_are_those_of_the_records(trained, seen):
     rows = [row for row in rows_of(trained) if "reason" not in row]
     told = seen.words()
     for one in gather(trained).questions:
-        name, answer = one.column.name, one.column.looked_for
+        name, answer = one.name, one.measured.looked_for
         known = [row for row in rows if row["truth"][name] is not None]
-        assert one.posts == len(known)
+        assert one.measured.posts == len(known)
         truth = np.array([row["truth"][name] == answer for row in known])
         odds = [row["probabilities"] if name == "final" else row["process"][name] for row in known]
         scores = np.array([share[answer] for share in odds])
         naive = [naive_precision_at(truth, scores, step / 10) for step in range(1, 11)]
         assert precision_at(one.curve, [step / 10 for step in range(1, 11)]) == pytest.approx(naive)
-        assert one.base_rate == pytest.approx(truth.mean())
+        assert one.measured.base_rate == pytest.approx(truth.mean())
         assert f"average precision {average_precision_score(truth, scores):.3f}" in told
         assert f"base rate {truth.mean():.3f}" in told
 
@@ -148,13 +146,13 @@ def test_the_charts_say_what_they_show_and_mark_base_rate_and_kept_epoch(trained
 def test_losses_are_thinned_to_means_and_every_epoch_is_told(trained, seen):
     training = gather(trained).training
     steps = [json.loads(line) for line in (trained / "losses.jsonl").read_text().splitlines()]
-    losses = training.losses
-    assert losses.together == 2  # 240 steps, at most 200 points
-    assert len(losses.steps) == 120 <= MOST_POINTS
-    assert losses.steps[:2] == [2, 4]
-    assert losses.total[1] == pytest.approx((steps[2]["loss"] + steps[3]["loss"]) / 2)
-    assert losses.final[0] == pytest.approx((steps[0]["parts"][3] + steps[1]["parts"][3]) / 2)
-    assert losses.process[0] == pytest.approx(sum(sum(steps[n]["parts"][:3]) for n in (0, 1)) / 6)
+    drawn = training.steps
+    assert training.together == 2  # 240 steps, at most 200 points
+    assert len(drawn) == 120 <= MOST_LOSSES
+    assert [one.step for one in drawn[:2]] == [1, 3]
+    assert drawn[1].loss == pytest.approx((steps[2]["loss"] + steps[3]["loss"]) / 2)
+    for q in range(4):
+        assert drawn[0].parts[q] == pytest.approx((steps[0]["parts"][q] + steps[1]["parts"][q]) / 2)
     assert training.kept == 3
     told, epochs = seen.words(), json.loads((trained / "metrics.json").read_text())["epochs"]
     for number, one in enumerate(epochs):
@@ -196,9 +194,9 @@ def test_answers_that_nobody_gave_are_not_wrong(tmp_path):
     posts = [replace(one, process={}) for one in drawn_posts(TWO, 30)]
     made(tmp_path, TWO, posts)
     page = gather(tmp_path)
-    listing = json.loads(str(page.cases.table.listing))
+    listing = json.loads(str(page.cases.listing))
     assert listing["truth"][1:] == [[-1] * 30] * 3
-    assert [one.posts for one in page.questions] == [30, 0, 0, 0]
+    assert [one.measured.posts for one in page.questions] == [30, 0, 0, 0]
     assert ParsedPage(page_of(tmp_path)).words().count("No figures:") == 3
 
 
@@ -229,7 +227,7 @@ def test_four_classes_and_no_questions(tmp_path):
 
 def test_the_index_holds_what_the_records_say(trained):
     rows = [row for row in rows_of(trained) if "reason" not in row]
-    found = gather(trained).cases.table
+    found = gather(trained).cases
     listing = json.loads(str(found.listing))
     assert listing["id"] == [row["id"] for row in rows]
     assert (found.shown, found.total) == (88, 88)
@@ -267,8 +265,8 @@ def test_the_first_pictures_of_the_worst_posts_are_embedded_first(tmp_path):
     labels = (None, "offensive", "harmless", "offensive")
     posts = [Post(f"p{n}", "x", tuple(pictures[2 * n : 2 * n + 2]), labels[n]) for n in range(4)]
     made(tmp_path / "m", TWO, posts)
-    urls = [url for chunk in gather(tmp_path / "m").cases.table.pictures for url in json.loads(str(chunk))]
-    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:5]))).cases.table
+    urls = [url for chunk in gather(tmp_path / "m").cases.pictures for url in json.loads(str(chunk))]
+    found = gather(tmp_path / "m", picture_budget=sum(map(len, urls[:5]))).cases
     believed = json.loads(str(found.listing))["believed"]
     order = sorted((1, 2, 3), key=lambda i: believed[i])
     rows = json.loads(str(found.chunks[0]))
@@ -298,9 +296,9 @@ def test_of_where_a_picture_lies_the_page_tells_its_name_alone_and_videos_are_na
 
 def test_texts_are_cut_with_a_mark_and_harder_when_there_is_little_room(tmp_path, monkeypatch):
     made(tmp_path, TWO, [Post(f"p{n}", "long " * 1000, (), TWO.names[n % 2]) for n in range(4)])
-    assert gather(tmp_path).cases.table.cut == 1200
+    assert gather(tmp_path).cases.cut == 1200
     monkeypatch.setattr(table, "TEXT_BUDGET", 1000)
-    found = gather(tmp_path).cases.table
+    found = gather(tmp_path).cases
     assert found.cut == 240
     text = json.loads(str(found.chunks[0]))[0][0]
     assert text.endswith(" […]")
@@ -309,7 +307,7 @@ def test_texts_are_cut_with_a_mark_and_harder_when_there_is_little_room(tmp_path
 
 def test_of_more_posts_than_a_page_takes_the_first_are_there(tmp_path, monkeypatch):
     made(tmp_path, TWO, drawn_posts(TWO, 30))
-    monkeypatch.setattr(cases, "MOST_RECORDS", 20)
+    monkeypatch.setattr(case_table, "MOST_RECORDS", 20)
     monkeypatch.setattr(table, "CHUNK", 8)
     seen = ParsedPage(page_of(tmp_path))
     assert "The first 20 of 30 posts are here" in seen.words()

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from chat_stub import ChatStub, answers, ask, connected, is_silent, preferred, refuses, resets, run, waits
 
-from agents.client.endpoints import Endpoint, Endpoints, Key, rendezvous
+from agents.client.endpoints import Endpoint, Key
+from agents.client.fleet import Fleet, rendezvous
 from agents.errors import CallFailedError, ServerLostError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -288,13 +289,13 @@ def test_busy_is_relative_to_the_limit():
     async def scenario():
         key = Key("NO_SUCH_VARIABLE")
         both = [Endpoint("http://127.0.0.1:1", key, 8, 1.0), Endpoint("http://127.0.0.1:2", key, 2, 1.0)]
-        endpoints = Endpoints(both, patience=10.0, on_event=lambda name, figures: None)
+        fleet = Fleet(both, lambda name, figures: None)
         for one in both:
-            endpoints.mark_up(one)
+            fleet.mark_up(one)
         taken = []
         for number in range(5):
-            taken.append(await endpoints.choose(""))
-            taken[-1].stays.add(number)
+            taken.append(await fleet.choose(""))
+            taken[-1].limiter.places.acquire_on_behalf_of_nowait(number)
         assert [both.index(one) for one in taken] == [0, 1, 0, 0, 0]
         for one in both:
             await one.close()

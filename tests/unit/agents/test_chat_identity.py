@@ -9,7 +9,7 @@ from chat_stub import ChatStub, ask, card, connected, refuses, run, waits
 
 from agents.client.base import Identity
 from agents.client.client import ChatClient
-from agents.client.probe import fingerprint
+from agents.client.fleet import fingerprint
 from agents.errors import ServerLostError, ServerRefusedError
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -301,7 +301,7 @@ def test_sizes_of_prompts_cost_nothing(tmp_path, pictures):
     sizes = asking.measure([PostQuestions(PostStub("a", "x", pictures[:2]), ALL)])
     assert [size.image for size in sizes] == [128] * 4
     assert backend.requests == []
-    assert asking.identity() == IDENTITY
+    assert asking.runner.identity() == IDENTITY
     asking.close()
     assert backend.closed == 1
 

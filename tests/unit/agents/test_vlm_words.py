@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vlm_helpers import BRIEF, CLASSES, raw, said
+from vlm_helpers import BRIEF, CLASSES, PostStub, raw, said
 
-from agents.ask.answer_schema import AnswerSchema, label_probs, loops, parse_answer
-from agents.ask.judge import JudgePrompts
+from agents.ask.answer_schema import AnswerForm, AnswerSchema, label_probs, loops, parse_answer
+from agents.ask.judge import ROLES, JudgePrompts
 from agents.ask.label_calibration import fit_calibration, held_out
+from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import Brief
+from agents.ask.protocols import PROTOCOLS, Query, all_queries
 from agents.ask.sanitize import cut, quoted, sanitize
 from agents.client.base import Token, picture
 from agents.errors import PromptFileError
@@ -26,6 +29,7 @@ SPECIAL = [
     "<|eot_id|>", "<|begin_of_text|>", "<\uff5cUser\uff5c>", "<tool_call>", "<im_patch>", "<unk>", "<pad>",
 ]  # fmt: skip
 SCHEMA = AnswerSchema(tuple(CLASSES), "unsure")
+POST = PostStub("p", "words")
 
 
 @pytest.mark.parametrize("special", SPECIAL)
@@ -84,18 +88,18 @@ def test_a_post_tells_what_it_has():
 
 
 def test_the_policy_and_every_class_are_in_the_system_prompt():
-    text = prompts().system(SCHEMA, ["reviewer", "user"]).parts[0]
+    text = prompts().opening(SCHEMA, ["reviewer", "user"]).parts[0]
     for piece in (BRIEF.policy, *CLASSES, *CLASSES.values(), BRIEF.task, *SCHEMA.labels):
         assert piece in text
     assert "The Reviewer: You keep the platform safe." in text
-    alone = prompts().system(SCHEMA).parts[0]
+    alone = prompts().opening(SCHEMA).parts[0]
     assert "Reviewer" not in alone
     assert "\n\n\n" not in alone
 
 
 def test_the_task_may_word_the_roles():
     mine = JudgePrompts(Brief("t", "p", CLASSES, {"reviewer": "You are strict."}))
-    text = mine.system(SCHEMA, ["reviewer", "user"]).parts[0]
+    text = mine.opening(SCHEMA, ["reviewer", "user"]).parts[0]
     assert "The Reviewer: You are strict." in text
     assert "The User: You speak for the people" in text
 
@@ -110,12 +114,13 @@ def test_the_task_may_word_the_roles():
 )
 def test_the_other_agent_s_words_are_fenced(state, label, shown):
     other = Judgment("reviewer", 0, state, label, None, "he <|im_end|> said\nso", "vlm")
-    assert f"has judged this post:\n{shown}\n\n" in prompts().ending("user.sequential", other=other)
+    asked = prompts().asking(Query("user", 0, "user.sequential", other=other), PreparedPost(POST), SCHEMA)
+    assert f"has judged this post:\n{shown}\n\n" in asked.parts[-1]
 
 
 def test_a_user_s_file_replaces_the_built_in_one(tmp_path):
     (tmp_path / "judge.zero_shot.txt").write_text("Mine costs $$5.\n")
-    assert prompts(folder=tmp_path).ending("judge.zero_shot") == "Mine costs $5."
+    assert prompts(folder=tmp_path).fill("judge.zero_shot") == "Mine costs $5."
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,13 @@ def test_a_user_s_file_that_cannot_be_used_is_named(tmp_path, name, text, compla
 
 
 def test_every_built_in_file_is_used():
-    assert {file.name for file in JudgePrompts.built_in.iterdir()} == set(JudgePrompts.placeholders)
+    used = {query.template for one in PROTOCOLS.values() for part in queries_of(one) for query in part}
+    used |= {f"{role}.role" for role in ROLES} | {f"form.{name}" for name in get_args(AnswerForm)}
+    assert {file.stem for file in JudgePrompts.built_in.iterdir()} == used | {"system", "post"}
+
+
+def queries_of(protocol):
+    return all_queries(protocol, Judgment("", 0, State.LABEL, "kind", None, "", ""), "rude")
 
 
 def test_the_unsure_answer_never_meets_a_class():

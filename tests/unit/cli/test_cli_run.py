@@ -15,7 +15,7 @@ from selftrain.config import load_recipe
 from selftrain.data.preparation import prepare
 from selftrain.errors import RunStateError
 from selftrain.loop import open_positions
-from selftrain.models.prediction import stored_recipe
+from selftrain.models.run_predictor import stored_recipe
 from selftrain.report.status import run_status, summarise, why_stopped
 from selftrain.rounds import RoundResult, finished_rounds, replay
 from selftrain.state import RoundLimits

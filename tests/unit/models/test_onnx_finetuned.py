@@ -10,12 +10,12 @@ import torch
 
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
-from selftrain.models.best_model import open_best, stored_recipe
 from selftrain.models.calibration import Calibration
 from selftrain.models.finetune_network import Architecture, Network
 from selftrain.models.finetuned import FinetunedClassifier
 from selftrain.models.pretrained import finetuning_backbone
-from selftrain.serving.open_scorer import open_scorer
+from selftrain.models.run_predictor import RunPredictor, stored_recipe
+from selftrain.serving.load_predictor import load_predictor
 from selftrain.store.run_dir import RunFolder
 
 
@@ -23,7 +23,7 @@ from selftrain.store.run_dir import RunFolder
 def tuned(request, small_run, tmp_path):
     """A copy of the run whose best model is a fine-tuned one: its weights are moved at random."""
     folder = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
-    untouched = open_best(folder)
+    untouched = RunPredictor.load(folder.path)
     torch.manual_seed(4)
     network = Network(
         finetuning_backbone(stored_recipe(folder)), Architecture(mode=request.param, lora_rank=4)
@@ -50,8 +50,8 @@ def test_a_fine_tuned_classifier_scores_the_same_out_of_its_file(tuned, small_ru
     assert any(post.images for post in posts)
     assert main(["export", str(tuned.path), "--onnx", str(tmp_path / "m.onnx")]) == 0
     expected, found, before = (
-        np.array([one.probabilities["invitation"] for one in scorer.score(posts)])
-        for scorer in map(open_scorer, (tuned.path, tmp_path / "m.onnx", small_run))
+        np.array([one.probs["invitation"] for one in predictor.predict(posts)])
+        for predictor in map(load_predictor, (tuned.path, tmp_path / "m.onnx", small_run))
     )
     assert np.abs(expected - found).max() < 1e-4
     assert np.abs(expected - before).max() > 0.01, "the moved weights are what is scored with"

@@ -184,19 +184,19 @@ def test_cost_is_summed_and_its_absence_said(tmp_path):
     cost = {"calls": 12, "stored": 3, "failed": 1, "prompt": 4000, "cached": 3000, "image": 0}
     cost |= {"completion": 80, "seconds": 2.5}
     page = report.gather(made(tmp_path / "paid", PLAIN, cost=cost))
-    assert page.cost.total.calls == 36
-    assert page.cost.total.prompt == 12_000
+    assert page.cost.calls == 36
+    assert page.cost.prompt == 12_000
     assert "36 12,240 tokens" in words(report.render(page))
     free = dict.fromkeys(cost, 0)
     assert report.gather(made(tmp_path / "free", PLAIN, cost=free)).cost is None
 
 
 def test_behaviour_is_summed_over_rounds(tmp_path):
-    (part,) = report.gather(made(tmp_path, PLAIN)).agents.parts
-    assert (part.behaviour.label, part.behaviour.abstain) == (3 * (1 + 2), 1 + 2)
-    assert part.behaviour.changed_mind == 2
-    assert part.behaviour.changed_for_better == 0
-    assert (part.behaviour.right, part.behaviour.truth_known) == (6, 8)
+    (summed,) = report.gather(made(tmp_path, PLAIN)).behaviour.values()
+    assert (summed.label, summed.abstain) == (3 * (1 + 2), 1 + 2)
+    assert summed.changed_mind == 2
+    assert summed.changed_for_better == 0
+    assert (summed.right, summed.truth_known) == (6, 8)
 
 
 @pytest.mark.parametrize("simulated", [True, False])

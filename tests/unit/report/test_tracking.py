@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+from fnmatch import fnmatch
 
 import pytest
 from report_helpers import PLAIN, figures
@@ -14,6 +15,7 @@ from selftrain.errors import StorageError
 from selftrain.report import tracking
 from selftrain.report.tracking import scalars
 from selftrain.rounds import AgentCounts, Cost, RoundResult, finished_rounds
+from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 
 
@@ -50,6 +52,7 @@ def folder(tmp_path):
 
 def test_every_known_number_has_a_name_and_what_is_not_known_has_none():
     told = dict(scalars(result(1, 0.5)))
+    assert list(told)[-1] == tracking.LAST  # what has it has the whole round
     assert told["validation/macro_f1"] == 0.5
     assert told["loss/pn"] == 0.5  # the last epoch's
     assert told["agents/reviewer/changed_mind"] == 2
@@ -100,7 +103,8 @@ def test_a_file_that_is_being_written_is_none_of_tensorboards(folder, monkeypatc
         os, "fsync", lambda _handle: seen.extend(path.name for path in folder.path.glob("tensorboard/*"))
     )
     tracking.write_events(folder.path, result(0, 0.5))
-    assert seen[0] == ".round-0000.tmp"
+    assert fnmatch(seen[0], atomic.TEMPORARY)  # what a kill leaves behind is cleared
+    assert "tfevents" not in seen[0]
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_the_older_file(folder, monkeypatch):
@@ -182,25 +186,28 @@ def test_an_interrupted_run_says_so_and_goes_on_in_the_same_mlflow_run(folder, s
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
 
 
-@pytest.mark.parametrize("arrived", [True, False])
-def test_a_kill_between_sending_and_noting_doubles_no_point(folder, server, monkeypatch, arrived):
-    send = tracking._send
+@pytest.mark.parametrize("arrived", [0, 1, 5, None], ids=["nothing", "one number", "some", "all"])
+def test_a_kill_while_a_round_is_sent_doubles_no_point(folder, server, monkeypatch, arrived):
+    from mlflow.tracking import MlflowClient
+
+    send = MlflowClient.log_batch
 
     class Killed(BaseException):
         """As if the process were gone."""
 
-    def killed(client, run_id, one, *, doubtful):
-        if one.number == 1:
-            if arrived:
-                send(client, run_id, one, doubtful=doubtful)
+    def killed(client, run_id, metrics=(), **more):
+        if metrics and metrics[0].step == 1:
+            send(client, run_id, metrics=metrics[:arrived], **more)
             raise Killed
-        send(client, run_id, one, doubtful=doubtful)
+        send(client, run_id, metrics=metrics, **more)
 
-    monkeypatch.setattr(tracking, "_send", killed)
+    monkeypatch.setattr(MlflowClient, "log_batch", killed)
     with pytest.raises(Killed):
         tracking.send_rounds(folder, 2)
-    monkeypatch.setattr(tracking, "_send", send)
+    monkeypatch.setattr(MlflowClient, "log_batch", send)
     tracking.send_rounds(folder, 2)
+    for tag, _ in scalars(finished_rounds(folder)[1]):
+        assert [step for step, _ in history(server, tag)].count(1) == 1, tag
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
     assert history(server, "loss/pn") == [(0, 0.5), (1, 0.5), (2, 0.5)]
 
@@ -220,7 +227,7 @@ def test_a_server_that_is_not_there_is_a_warning_and_hears_everything_later(fold
     tracking.send_rounds(folder, 2)
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
     record = json.loads((folder.path / "mlflow.json").read_text())
-    assert set(record) == {"address", "run_id", "told"}
+    assert set(record) == {"address", "run_id"}
     assert there not in json.dumps(record)
 
 

@@ -20,7 +20,7 @@ from selftrain.review.estimates import BatchOutcome
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.sampling import request_audit
-from selftrain.serving.open_scorer import open_scorer
+from selftrain.serving.load_predictor import load_predictor
 from selftrain.store.run_dir import RunFolder
 
 SAMPLED = {"rule": "exponential", "floor": 0.2}
@@ -70,14 +70,14 @@ def test_a_labelling_of_three_classes_trains_a_model_that_scores_posts(data, tmp
     assert found.quality["test"].posts == 18
     record = json.loads((tmp_path / "model" / "act.json").read_text())
     assert record["quality"]["test"]["macro_f1"] == pytest.approx(found.quality["test"].macro_f1)
-    scorer = open_scorer(tmp_path / "model")
-    assert isinstance(scorer, ACTModel)
+    predictor = load_predictor(tmp_path / "model")
+    assert isinstance(predictor, ACTModel)
     posts = [Post(f"n{i}", f"{i} is {NAMES[i % 3]}") for i in range(300, 330)]
     right = [
-        score.label == NAMES[i % 3] for i, score in zip(range(300, 330), scorer.score(posts), strict=True)
+        one.label == NAMES[i % 3] for i, one in zip(range(300, 330), predictor.predict(posts), strict=True)
     ]
     assert sum(right) > 27
-    assert scorer.validation().labels.sum() == 10  # of the positive class
+    assert predictor.validation().labels.sum() == 10  # of the positive class
     assert truth_of("p1") == NAMES[1]
 
 
@@ -113,4 +113,4 @@ def test_a_run_trains_on_the_audit_of_its_pseudo_labels(small_run, tmp_path):
     assert found.human > 4  # and the labelled posts
     assert found.unbiased
     assert found.quality["validation"].macro_f1 > 0.6
-    assert set(open_scorer(tmp_path / "model").classes) == set(run.class_names())
+    assert set(load_predictor(tmp_path / "model").classes) == set(run.class_names())

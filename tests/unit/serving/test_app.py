@@ -8,7 +8,7 @@ from io import BytesIO
 
 import pytest
 from PIL import Image
-from serving_helpers import HeldScorer, TextScorer
+from serving_helpers import HeldPredictor, TextPredictor
 from starlette.testclient import TestClient
 
 from selftrain.serving import app as app_module
@@ -29,11 +29,11 @@ def picture():
 class Served:
     """An application around a fake model."""
 
-    def __init__(self, root, scorer, limits, key, load):
-        self.scorer, self.measures, self.scratch = scorer, Measures(), Scratch(root)
+    def __init__(self, root, predictor, limits, key, load):
+        self.predictor, self.measures, self.scratch = predictor, Measures(), Scratch(root)
         self.loaded = threading.Event()
         self.batcher = Batcher(
-            lambda: scorer, max_batch=4, max_wait=0, max_queue=8, observer=self.measures,
+            lambda: predictor, max_batch=4, max_wait=0, max_queue=8, observer=self.measures,
             on_loaded=self.loaded.set,
         )  # fmt: skip
         self.service = Service(self.batcher, self.scratch, self.measures, limits=limits, key=key)
@@ -55,14 +55,14 @@ class Served:
 def make(tmp_path):
     made = []
 
-    def build(scorer=None, *, limits=None, key="", load=True):
-        made.append(Served(tmp_path, scorer or TextScorer(), limits or RequestLimits(), key, load))
+    def build(predictor=None, *, limits=None, key="", load=True):
+        made.append(Served(tmp_path, predictor or TextPredictor(), limits or RequestLimits(), key, load))
         return made[-1]
 
     yield build
     for served in made:
-        if isinstance(served.scorer, HeldScorer):
-            served.scorer.go.release(100)
+        if isinstance(served.predictor, HeldPredictor):
+            served.predictor.go.release(100)
         if served.loaded.is_set():
             served.batcher.close()
         served.scratch.close()
@@ -92,13 +92,13 @@ def test_scores_come_back_by_id_with_failures_in_their_place(make):
 def test_pictures_lie_in_a_private_folder_while_they_are_scored_and_no_longer(make):
     seen = []
 
-    class Looks(TextScorer):
-        def score(self, posts):
+    class Looks(TextPredictor):
+        def predict(self, posts):
             for post in posts:
                 seen.extend(
                     (path.stat().st_size, path.parent.parent.stat().st_mode & 0o777) for path in post.images
                 )
-            return super().score(posts)
+            return super().predict(posts)
 
     served = make(Looks())
     told = served.client.post("/score", json={"id": "a", "text": "0.2", "images": [picture(), picture()]})
@@ -143,17 +143,17 @@ def test_readiness_follows_the_model_and_the_drain(make):
 
 
 def test_draining_is_idle_only_after_the_last_answer(make):
-    served = make(HeldScorer())
+    served = make(HeldPredictor())
     idle, answers = threading.Event(), []
     served.service.on_idle = idle.set
     post = threading.Thread(
         target=lambda: answers.append(served.client.post("/score", json={"id": "a", "text": "0.1"}))
     )
     post.start()
-    assert served.scorer.entered.acquire(timeout=WAIT)
+    assert served.predictor.entered.acquire(timeout=WAIT)
     served.service.drain()
     assert not idle.is_set()
-    served.scorer.go.release()
+    served.predictor.go.release()
     post.join(WAIT)
     assert answers[0].status_code == 200
     assert idle.wait(WAIT)

@@ -6,11 +6,10 @@ import threading
 from concurrent.futures import CancelledError
 
 import pytest
-from serving_helpers import HeldScorer, TextScorer
+from serving_helpers import HeldPredictor, TextPredictor
 
 from selftrain.data.posts import Post
 from selftrain.errors import DrainingError, QueueFullError, ScoringError, ServingError
-from selftrain.models.scorer import ScoreFailure
 from selftrain.serving.batching import Batcher
 
 WAIT = 30
@@ -36,36 +35,36 @@ def make():
     """Batchers with their model loaded; closed at the end."""
     made = []
 
-    def build(scorer, **options):
+    def build(predictor, **options):
         loaded = threading.Event()
         settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 100, "observer": Observer()} | options
-        batcher = Batcher(lambda: scorer, on_loaded=loaded.set, **settings)
+        batcher = Batcher(lambda: predictor, on_loaded=loaded.set, **settings)
         batcher.start()
         assert loaded.wait(WAIT)
-        made.append((batcher, scorer))
+        made.append((batcher, predictor))
         return batcher
 
     yield build
-    for batcher, scorer in made:
-        if isinstance(scorer, HeldScorer):
-            scorer.go.release(1000)
+    for batcher, predictor in made:
+        if isinstance(predictor, HeldPredictor):
+            predictor.go.release(1000)
         batcher.close()
 
 
 def texts(results):
-    return [round(one.probabilities["yes"], 6) for one in results]
+    return [round(one.probs["yes"], 6) for one in results]
 
 
 def test_one_post_is_scored_before_the_model_counts_as_loaded(make):
-    scorer = TextScorer()
-    batcher = make(scorer)
-    assert batcher.scorer is scorer
-    assert [len(call) for call in scorer.calls] == [1]
+    predictor = TextPredictor()
+    batcher = make(predictor)
+    assert batcher.predictor is predictor
+    assert [len(call) for call in predictor.calls] == [1]
 
 
 def test_results_come_in_the_order_of_the_posts_whatever_the_batches(make):
-    scorer, seen = TextScorer(), Observer()
-    batcher = make(scorer, observer=seen)
+    predictor, seen = TextPredictor(), Observer()
+    batcher = make(predictor, observer=seen)
     probs = [n / 100 for n in range(11)]
     assert texts(batcher.submit(posts_of(*map(str, probs))).result(WAIT)) == probs
     batcher.close()
@@ -73,78 +72,78 @@ def test_results_come_in_the_order_of_the_posts_whatever_the_batches(make):
 
 
 def test_requests_that_wait_share_a_call(make):
-    scorer = HeldScorer()
-    batcher = make(scorer, max_batch=8)
+    predictor = HeldPredictor()
+    batcher = make(predictor, max_batch=8)
     first = batcher.submit(posts_of("0.1"))
-    assert scorer.entered.acquire(timeout=WAIT)
+    assert predictor.entered.acquire(timeout=WAIT)
     others = [batcher.submit(posts_of(f"0.{n}")) for n in range(2, 6)]
-    scorer.go.release(2)
+    predictor.go.release(2)
     assert [texts(one.result(WAIT)) for one in (first, *others)] == [[0.1], [0.2], [0.3], [0.4], [0.5]]
-    assert scorer.calls[1:] == [["0.1"], ["0.2", "0.3", "0.4", "0.5"]]
+    assert predictor.calls[1:] == [["0.1"], ["0.2", "0.3", "0.4", "0.5"]]
 
 
 def test_a_post_waits_for_company_but_a_full_batch_does_not(make):
-    scorer = TextScorer()
-    batcher = make(scorer, max_batch=3, max_wait=3600.0)
+    predictor = TextPredictor()
+    batcher = make(predictor, max_batch=3, max_wait=3600.0)
     waiting = [batcher.submit(posts_of("0.1")), batcher.submit(posts_of("0.2"))]
     assert not any(one.done() for one in waiting)
     third = batcher.submit(posts_of("0.3"))
     assert [texts(one.result(WAIT)) for one in (*waiting, third)] == [[0.1], [0.2], [0.3]]
-    assert scorer.calls[1:] == [["0.1", "0.2", "0.3"]]
+    assert predictor.calls[1:] == [["0.1", "0.2", "0.3"]]
 
 
 def test_a_lone_post_is_scored_once_its_wait_is_over(make):
-    assert texts(make(TextScorer(), max_wait=0.01).submit(posts_of("0.7")).result(WAIT)) == [0.7]
+    assert texts(make(TextPredictor(), max_wait=0.01).submit(posts_of("0.7")).result(WAIT)) == [0.7]
 
 
 def test_a_large_request_does_not_starve_a_small_one(make):
-    scorer = HeldScorer()
-    batcher = make(scorer, max_queue=1000)
+    predictor = HeldPredictor()
+    batcher = make(predictor, max_queue=1000)
     large = batcher.submit(posts_of(*["large"] * 256))
-    assert scorer.entered.acquire(timeout=WAIT)
+    assert predictor.entered.acquire(timeout=WAIT)
     small = batcher.submit(posts_of("0.9"))
     other = batcher.submit(posts_of("0.8", "0.8", "0.8"))
-    scorer.go.release(2)
+    predictor.go.release(2)
     small.result(WAIT)
     # the first call was under way; the next one held one post of each request in turn
-    assert scorer.calls[2] == ["large", "0.9", "0.8", "large"]
-    scorer.go.release(2)
+    assert predictor.calls[2] == ["large", "0.9", "0.8", "large"]
+    predictor.go.release(2)
     assert texts(other.result(WAIT)) == [0.8] * 3
-    assert len(scorer.calls) <= 6
+    assert len(predictor.calls) <= 6
     assert not large.done()
 
 
 def test_a_full_queue_refuses_and_says_how_full(make):
-    scorer = HeldScorer()
-    batcher = make(scorer, max_queue=5, max_batch=1)
+    predictor = HeldPredictor()
+    batcher = make(predictor, max_queue=5, max_batch=1)
     batcher.submit(posts_of("0.1"))
-    assert scorer.entered.acquire(timeout=WAIT)
+    assert predictor.entered.acquire(timeout=WAIT)
     held = batcher.submit(posts_of("0.2", "0.3", "0.4"))
     with pytest.raises(QueueFullError, match="3 posts wait and 3 more were given; at most 5"):
         batcher.submit(posts_of("0.5", "0.6", "0.7"))
     assert batcher.queued == 3
     fitting = batcher.submit(posts_of("0.5", "0.6"))
-    scorer.go.release(6)
+    predictor.go.release(6)
     assert texts(held.result(WAIT)) == [0.2, 0.3, 0.4]
     assert texts(fitting.result(WAIT)) == [0.5, 0.6]
     assert batcher.queued == 0
 
 
 def test_a_fault_fails_the_requests_of_its_batch_and_no_others(make, caplog):
-    scorer, seen = HeldScorer(), Observer()
-    batcher = make(scorer, max_batch=2, observer=seen)
+    predictor, seen = HeldPredictor(), Observer()
+    batcher = make(predictor, max_batch=2, observer=seen)
     batcher.submit(posts_of("0.1"))
-    assert scorer.entered.acquire(timeout=WAIT)
+    assert predictor.entered.acquire(timeout=WAIT)
     struck = batcher.submit(posts_of("raise", "0.2", "0.3", "0.4"))
     beside = batcher.submit(posts_of("0.5"))
     later = batcher.submit(posts_of("0.6"))
-    scorer.go.release(10)
+    predictor.go.release(10)
     for one in (struck, beside):
         with pytest.raises(ScoringError, match="ArithmeticError"):
             one.result(WAIT)
     assert texts(later.result(WAIT)) == [0.6]
     # what was left of the struck request is not scored for nobody
-    assert scorer.calls[1:] == [["0.1"], ["raise", "0.5"], ["0.6"]]
+    assert predictor.calls[1:] == [["0.1"], ["raise", "0.5"], ["0.6"]]
     assert "asked to fail" in caplog.text
     assert texts(batcher.submit(posts_of("0.7")).result(WAIT)) == [0.7]
     batcher.close()
@@ -152,25 +151,25 @@ def test_a_fault_fails_the_requests_of_its_batch_and_no_others(make, caplog):
 
 
 def test_a_model_that_loses_a_result_is_a_fault_too(make):
-    class Loses(TextScorer):
-        def score(self, posts):
-            return super().score(posts)[: 1 if not self.calls[1:] else 0]
+    class Loses(TextPredictor):
+        def predict(self, posts):
+            return super().predict(posts)[: 1 if not self.calls[1:] else 0]
 
     with pytest.raises(ScoringError):
         make(Loses()).submit(posts_of("0.1")).result(WAIT)
 
 
 def test_a_post_that_cannot_be_scored_is_a_result(make):
-    results = make(TextScorer()).submit(posts_of("fail", "0.2")).result(WAIT)
-    assert isinstance(results[0], ScoreFailure)
+    results = make(TextPredictor()).submit(posts_of("fail", "0.2")).result(WAIT)
+    assert results[0].reason
     assert texts(results[1:]) == [0.2]
 
 
 def test_a_cancelled_request_is_taken_out_of_the_queue_and_breaks_nothing(make):
-    scorer, released = HeldScorer(), []
-    batcher = make(scorer, max_batch=2, max_queue=4)
+    predictor, released = HeldPredictor(), []
+    batcher = make(predictor, max_batch=2, max_queue=4)
     running = batcher.submit(posts_of("0.1", "0.2", "0.3"), lambda: released.append("running"))
-    assert scorer.entered.acquire(timeout=WAIT)
+    assert predictor.entered.acquire(timeout=WAIT)
     waiting = batcher.submit(posts_of("gone", "gone", "gone"), lambda: released.append("waiting"))
     with pytest.raises(QueueFullError):
         batcher.submit(posts_of("0.4"))
@@ -180,27 +179,27 @@ def test_a_cancelled_request_is_taken_out_of_the_queue_and_breaks_nothing(make):
     assert running.cancel()
     assert released == ["waiting"], "the model still reads the images of the batch under way"
     assert batcher.queued == 1
-    scorer.go.release(10)
+    predictor.go.release(10)
     assert texts(stays.result(WAIT)) == [0.4]
     batcher.close()
     assert released == ["waiting", "running", "stays"]
-    assert scorer.calls[1:] == [["0.1", "0.2"], ["0.4"]]
+    assert predictor.calls[1:] == [["0.1", "0.2"], ["0.4"]]
     with pytest.raises(CancelledError):
         running.result(WAIT)
 
 
 def test_cancelling_all_that_waits_for_company_leaves_the_thread_waiting(make):
-    scorer = TextScorer()
-    batcher = make(scorer, max_wait=0.2)
+    predictor = TextPredictor()
+    batcher = make(predictor, max_wait=0.2)
     for _ in range(3):
         assert batcher.submit(posts_of("gone")).cancel()
     assert texts(batcher.submit(posts_of("0.3")).result(WAIT)) == [0.3]
-    assert ["gone"] not in scorer.calls
+    assert ["gone"] not in predictor.calls
 
 
 def test_closing_finishes_what_waits_and_takes_no_more(make):
-    scorer = HeldScorer()
-    batcher = make(scorer, max_batch=1, max_wait=3600.0)
+    predictor = HeldPredictor()
+    batcher = make(predictor, max_batch=1, max_wait=3600.0)
     taken = [batcher.submit(posts_of(f"0.{n}")) for n in range(1, 5)]
     closing = threading.Thread(target=batcher.close)
     closing.start()
@@ -209,7 +208,7 @@ def test_closing_finishes_what_waits_and_takes_no_more(make):
             batcher.submit(posts_of("late")).cancel()
         except DrainingError:
             break
-    scorer.go.release(10)
+    predictor.go.release(10)
     closing.join(WAIT)
     assert not closing.is_alive()
     assert [texts(one.result(0)) for one in taken] == [[0.1], [0.2], [0.3], [0.4]]
@@ -217,16 +216,16 @@ def test_closing_finishes_what_waits_and_takes_no_more(make):
 
 @pytest.mark.parametrize("first", ["raise", "fail"])
 def test_a_model_that_cannot_be_loaded_or_scores_nothing_is_told(first):
-    class Broken(TextScorer):
-        def score(self, posts):
-            return super().score([Post("x", first) for _ in posts])
+    class Broken(TextPredictor):
+        def predict(self, posts):
+            return super().predict([Post("x", first) for _ in posts])
 
     loaded = threading.Event()
     batcher = Batcher(Broken, max_batch=1, max_wait=0, max_queue=1, observer=Observer(), on_loaded=loaded.set)
     early = batcher.submit(posts_of("0.1"))
     batcher.start()
     assert loaded.wait(WAIT)
-    assert batcher.scorer is None
+    assert batcher.predictor is None
     assert isinstance(batcher.failure, ArithmeticError if first == "raise" else ServingError)
     with pytest.raises(ScoringError, match="could not be loaded"):
         early.result(WAIT)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from serving_helpers import TextScorer, validation_of
+from serving_helpers import TextPredictor, validation_of
 
 from selftrain.cli import main
 from selftrain.cli import models as model_commands
@@ -31,7 +31,7 @@ def write_rows(path, rows):
 
 def run(source, sink, **options):
     settings = {"threshold": 0.5, "text_limit": 50, "max_pixels": 1000} | options
-    return filter_posts(TextScorer(), str(source), sink, **settings)
+    return filter_posts(TextPredictor(), str(source), sink, **settings)
 
 
 def test_a_post_passes_with_all_its_fields_from_the_threshold_on(tmp_path):
@@ -125,9 +125,9 @@ def test_two_filters_do_not_write_one_sink(tmp_path):
 
 def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
     stored = validation_of([1, 0], [0.9, 0.1])
-    assert validation_scores(TextScorer(stored), None) == (stored, 0)
+    assert validation_scores(TextPredictor(stored), None) == (stored, 0)
     with pytest.raises(ServingError, match="--validation"):
-        validation_scores(TextScorer(), None)
+        validation_scores(TextPredictor(), None)
     rows = [
         {"id": "a", "text": "0.9", "label": "yes"},
         {"id": "b", "text": "0.3"},
@@ -135,14 +135,14 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
         {"id": "d", "text": "fail", "label": "no"},
         {"id": "e"},
     ]
-    measured = validation_scores(TextScorer(), write_rows(tmp_path / "v.jsonl", rows))
+    measured = validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", rows))
     assert measured.scores.labels.tolist() == [1, 0]
-    assert measured.scores.probabilities.tolist() == [0.9, 0.2]
+    assert measured.scores.probs.tolist() == [0.9, 0.2]
     assert measured.left_out == 2
     with pytest.raises(ServingError, match="label 'maybe'"):
-        validation_scores(TextScorer(), write_rows(tmp_path / "v.jsonl", [rows[0] | {"label": "maybe"}]))
+        validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", [rows[0] | {"label": "maybe"}]))
     with pytest.raises(ServingError, match="no labelled post"):
-        validation_scores(TextScorer(), write_rows(tmp_path / "v.jsonl", [rows[1]]))
+        validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", [rows[1]]))
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def faked(monkeypatch):
     """Any path is a model of ten validation posts."""
     probs = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
     scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], probs)
-    monkeypatch.setattr(model_commands, "open_scorer", lambda path: TextScorer(scores))
+    monkeypatch.setattr(model_commands, "load_predictor", lambda path: TextPredictor(scores))
 
 
 def test_the_command_says_what_the_threshold_does_and_what_came_of_it(faked, tmp_path, capsys):
@@ -178,7 +178,7 @@ def test_the_command_says_what_the_threshold_does_and_what_came_of_it(faked, tmp
 
 def test_a_precision_out_of_reach_writes_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
-        model_commands, "open_scorer", lambda path: TextScorer(validation_of([1, 0], [0.5, 0.5]))
+        model_commands, "load_predictor", lambda path: TextPredictor(validation_of([1, 0], [0.5, 0.5]))
     )
     source = write_rows(tmp_path / "in.jsonl", [{"id": "a", "text": "0.75"}])
     command = ["filter", "m", "--source", str(source), "--sink", str(tmp_path / "s"), "--precision", ".9"]

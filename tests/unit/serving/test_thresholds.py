@@ -62,7 +62,7 @@ def test_posts_scored_anew_stay_on_their_side():
     scores = validation_of([1, 1, 0, 1, 0], [0.9, 0.6, 0.6, 0.4, 0.1])
     threshold = lowest_threshold(scores, 0.75).threshold
     for shift in (-5e-7, 5e-7):
-        assert ((scores.probabilities + shift >= threshold) == (scores.probabilities >= threshold)).all()
+        assert ((scores.probs + shift >= threshold) == (scores.probs >= threshold)).all()
 
 
 def test_no_threshold_is_an_error_with_the_best_there_is():

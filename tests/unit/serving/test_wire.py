@@ -9,7 +9,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from selftrain.models.scorer import PostScore, ScoreFailure
+from selftrain.models.predictor import Prediction
 from selftrain.serving.wire import BadRequestError, RequestLimits, answer, parse, place
 
 LIMITS = RequestLimits(body=10_000, posts=3, text=20, image=3_000, pixels=10_000)
@@ -106,14 +106,14 @@ def test_a_bad_picture_costs_its_post_alone_and_names_it_as_the_client_knows_it(
     assert "images[1]: 101 x 100 = 10,100 pixels; at most 10,000" in placed.reasons[0]
     assert placed.reasons[2].startswith("images[0]: not an image")
     assert str(tmp_path) not in "".join(placed.reasons.values())
-    score = PostScore("yes", 0.75, {"yes": 0.75, "no": 0.25}, {"q": {"a": 1 / 3}})
+    score = Prediction("", "yes", {"yes": 0.75, "no": 0.25}, {"q": {"a": 1 / 3}})
     told = answer("m", placed, [score])
     assert [one["id"] for one in told["scores"]] == ["large", "good", "broken"]
     assert told["scores"][1] == {
         "id": "good", "label": "yes", "probability": 0.75, "probabilities": {"yes": 0.75, "no": 0.25},
         "process": {"q": {"a": 0.333333}},
     }  # fmt: skip
-    failed = answer("m", placed, [ScoreFailure(f"{placed.posts[1].images[0]}: cannot be decoded")])
+    failed = answer("m", placed, [Prediction("", reason=f"{placed.posts[1].images[0]}: cannot be decoded")])
     assert failed["scores"][1] == {"id": "good", "error": "images[0]: cannot be decoded"}
 
 

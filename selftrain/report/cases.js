@@ -42,18 +42,18 @@
     return made;
   };
   const allProbabilities = (probabilities) => { // of questions with more than two answers
-    const made = make("div", "all-odds");
-    probabilities.forEach((shares, q) => {
-      if (!shares) return;
-      const part = make("div"), one = make("dl", "odds");
+    const made = make("div", "all-probs");
+    probabilities.forEach((probs, q) => {
+      if (!probs) return;
+      const part = make("div"), one = make("dl", "probs");
       one.setAttribute("aria-label", asked[q].name);
-      shares.forEach((share, k) => {
-        const name = make("dt"), value = make("dd", "figure", figure(share));
+      probs.forEach((prob, k) => {
+        const name = make("dt"), value = make("dd", "figure", figure(prob));
         name.append(isolated(asked[q].answers[k]));
-        value.append(meter(share));
+        value.append(meter(prob));
         one.append(name, value);
       });
-      part.append(isolated(asked[q].name, "odds-of"), one);
+      part.append(isolated(asked[q].name, "probs-of"), one);
       made.append(part);
     });
     return made;

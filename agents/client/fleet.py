@@ -1,131 +1,182 @@
-"""Which model a server serves, and whether it is well: at the start, and again while it is down."""
+"""All servers of a chat client: which model they serve, which of them are up, and who takes a call.
+
+At first all are down. `Fleet.open` brings in those that answer; one that is lost is probed until it is well
+and serves the same as before.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import anyio
 
 from agents.client.base import Identity
-from agents.client.endpoints import Endpoint, Endpoints, Failure
-from agents.client.messages import BrokenAnswerError
-from agents.errors import ServerRefusedError
+from agents.client.endpoints import Endpoint, Failure, OnEvent, now
+from agents.client.messages import BrokenAnswerError, ModelCard, ModelList, ServerVersion, read_body
+from agents.errors import ServerLostError, ServerRefusedError
 
 logger = logging.getLogger(__name__)
 
+PROBE_SECONDS = 10.0
+"""A probe asks for a few bytes: whoever takes longer is not well."""
 FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja")
 
 
 class Served(NamedTuple):
-    """What an endpoint serves; endpoints that are used together agree in all of it.
+    """What an endpoint serves; endpoints that are used together agree in all of it."""
 
-    Attributes:
-        model: The name to ask for.
-        root: What was loaded under it.
-        base: Root of the model under an adapter; empty without one.
-        context: Most tokens of prompt and answer; 0: the server does not say.
-        server: "vllm <version>", or "openai-compatible" where there is no /version.
-    """
-
-    model: str
-    root: str
-    base: str
-    context: int
-    server: str
+    model: str  # the name to ask for
+    root: str  # what was loaded under it
+    base: str  # root of the model under an adapter; empty without one
+    context: int  # most tokens of prompt and answer; 0: the server does not say
+    server: str  # "vllm <version>", or "openai-compatible" where there is no /version
 
     def __str__(self) -> str:
         loaded = f"{self.root} over {self.base}" if self.base else self.root
         return f"{self.model} ({loaded}, {self.context} tokens, {self.server})"
 
 
-class Prober:
-    """Brings endpoints up.
+class Fleet:
+    """The endpoints of one client.
 
     Args:
-        endpoints: Those to be asked.
+        endpoints: At least one.
+        on_event: Receives "down" and "up".
         model: Name that must be served; "": the only one that is.
         revision: Of the weights, as the user knows it; "": see `identify`.
-        delays: Seconds from the first probe to the second, and the most between two; they double.
-        seconds: How long an answer to a probe may take.
+        patience: Seconds without any endpoint up after which calls fail.
+        probe_delays: Seconds from the first probe to the second, and the most between two; they double.
+        probe_seconds: How long an answer to a probe may take.
     """
 
     def __init__(
         self,
-        endpoints: Endpoints,
+        endpoints: Sequence[Endpoint],
+        on_event: OnEvent,
         *,
-        model: str,
-        revision: str,
-        delays: tuple[float, float],
-        seconds: float,
+        model: str = "",
+        revision: str = "",
+        patience: float = 120.0,
+        probe_delays: tuple[float, float] = (0.5, 10.0),
+        probe_seconds: float = PROBE_SECONDS,
     ) -> None:
-        self._endpoints, self._model, self._revision = endpoints, model, revision
-        self._delays, self._seconds = delays, seconds
+        self.all = tuple(endpoints)
+        self._on_event, self._model, self._revision = on_event, model, revision
+        self._patience, self._delays, self._probe_seconds = patience, probe_delays, probe_seconds
+        self._any_up = asyncio.Event()
+        self._none_up_since = 0.0
         self._served: Served | None = None
         self._identity: Identity | None = None
         self._warned: set[str] = set()
-        self._tasks: dict[Endpoint, asyncio.Task[None]] = {}
+        self._probes: dict[Endpoint, asyncio.Task[None]] = {}
 
-    async def first(self, patience: float) -> Identity:
-        """Return which model the endpoints serve; those that answer are up, the others are watched.
+    async def open(self) -> Identity:
+        """Return which model the endpoints serve; those that answer are up, the others are probed.
 
         Raises:
             ServerRefusedError: An endpoint refuses us or does not serve the model, or two differ.
-            ServerLostError: None answered within `patience` seconds.
+            ServerLostError: None answered within the patience.
         """
-        loop, endpoints = asyncio.get_running_loop(), self._endpoints
-        deadline, (delay, longest) = loop.time() + patience, self._delays
+        deadline, (delay, longest) = now() + self._patience, self._delays
         while not (answered := await self._ask_all()):
-            if (left := deadline - loop.time()) <= 0:
-                raise endpoints.lost()
+            if (left := deadline - now()) <= 0:
+                raise self._lost()
             await asyncio.sleep(min(delay, left))
             delay = min(2 * delay, longest)
-        self._served = agree({endpoint.url: served for endpoint, served in answered.items()})
+        self._served = _agree({endpoint.url: served for endpoint, served in answered.items()})
         self._identity = identify(self._served, self._revision)
-        for endpoint in endpoints.all:
+        for endpoint in self.all:
             if endpoint in answered:
-                endpoints.mark_up(endpoint)
+                self.mark_up(endpoint)
             else:
-                self.watch(endpoint)
+                self._probe(endpoint)
         return self._identity
 
-    def watch(self, endpoint: Endpoint) -> None:
-        """Probe `endpoint`, which is down, until it is up."""
-        task = self._tasks.get(endpoint)
-        if task is None or task.done():
-            self._tasks[endpoint] = asyncio.create_task(self._revive(endpoint))
+    async def choose(self, affinity: str, avoid: Endpoint | None = None) -> Endpoint:
+        """Return the endpoint for a call; waits while none is up.
+
+        Args:
+            affinity: Calls of one affinity go to the same endpoint while it is up, so that they find their
+                common beginning in its cache; "": to the least busy.
+            avoid: An endpoint that just failed this call: passed over if another is up.
+
+        Raises:
+            ServerLostError: None was up for longer than the patience.
+        """
+        while True:
+            up = [endpoint for endpoint in self.all if endpoint.up]
+            if others := [endpoint for endpoint in up if endpoint is not avoid] or up:
+                if affinity:
+                    return max(others, key=lambda endpoint: rendezvous(affinity, endpoint.url))
+                return min(others, key=lambda endpoint: endpoint.load)
+            left = self._none_up_since + self._patience - now()
+            if left <= 0:
+                raise self._lost()
+            with anyio.move_on_after(left):
+                await self._any_up.wait()
+
+    def mark_up(self, endpoint: Endpoint) -> None:
+        """Send calls to `endpoint`, which answers."""
+        self._on_event("up", {"endpoint": endpoint.url, "seconds": now() - endpoint.since})
+        endpoint.up, endpoint.reason, endpoint.since = True, "", now()
+        endpoint.times_up += 1
+        self._any_up.set()
+
+    def mark_down(self, endpoint: Endpoint, reason: str) -> None:
+        """Send no calls to `endpoint` until a probe finds it well."""
+        was_up, endpoint.up, endpoint.reason = endpoint.up, False, reason
+        if was_up:
+            endpoint.since = now()
+            if not any(other.up for other in self.all):
+                self._any_up.clear()
+                self._none_up_since = endpoint.since
+            self._on_event("down", {"endpoint": endpoint.url, "reason": reason})
+        self._probe(endpoint)
 
     async def close(self) -> None:
         """Stop probing."""
-        for task in self._tasks.values():
+        for task in self._probes.values():
             task.cancel()
         # a probe that broke of itself is a fault of this code: it is shown here at the latest
-        for ended in await asyncio.gather(*self._tasks.values(), return_exceptions=True):
+        for ended in await asyncio.gather(*self._probes.values(), return_exceptions=True):
             if isinstance(ended, BaseException) and not isinstance(ended, asyncio.CancelledError):
                 logger.error("a probe broke", exc_info=ended)
-        self._tasks.clear()
+        self._probes.clear()
+
+    def _lost(self) -> ServerLostError:
+        listed = "; ".join(endpoint.reason or endpoint.url for endpoint in self.all)
+        return ServerLostError(
+            f"no model server has answered for {self._patience:g} s ({listed}). What was paid for is kept: "
+            "start the server again and give the same command, it goes on where it stopped"
+        )
+
+    # ---- probes -------------------------------------------------------------------------------------------
 
     async def _ask_all(self) -> dict[Endpoint, Served]:
         """Return what those that answer serve; the reason is noted at the others."""
-        asked = self._endpoints.all
         # all are waited for, so that none is left running where one refuses
-        answers = await asyncio.gather(*map(self._ask, asked), return_exceptions=True)
+        answers = await asyncio.gather(*map(self._ask, self.all), return_exceptions=True)
         answered = {}
-        for endpoint, answer in zip(asked, answers, strict=True):
+        for endpoint, answer in zip(self.all, answers, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
             if isinstance(answer, Served):
                 answered[endpoint] = answer
-            else:
-                if not endpoint.reason:  # whoever waits wants to know for what, once
-                    self._endpoints.on_event("down", {"endpoint": endpoint.url, "reason": answer})
-                endpoint.reason = answer
+                continue
+            if not endpoint.reason:  # whoever waits wants to know for what, once
+                self._on_event("down", {"endpoint": endpoint.url, "reason": answer})
+            endpoint.reason = answer
         return answered
+
+    def _probe(self, endpoint: Endpoint) -> None:
+        task = self._probes.get(endpoint)
+        if task is None or task.done():
+            self._probes[endpoint] = asyncio.create_task(self._revive(endpoint))
 
     async def _revive(self, endpoint: Endpoint) -> None:
         """Probe until all is well. The first probe comes at once: a single failed call often means little."""
@@ -133,11 +184,11 @@ class Prober:
         while (reason := await self._unfit(endpoint)) is not None:
             endpoint.reason = reason
             # a machine that lost its network resets nothing: what is in flight there would wait for ever
-            for stay in endpoint.stays:
-                stay.scope.cancel()
+            for scope in endpoint.flights:
+                scope.cancel()
             await asyncio.sleep(delay)
             delay = min(2 * delay, longest)
-        self._endpoints.mark_up(endpoint)
+        self.mark_up(endpoint)
 
     async def _unfit(self, endpoint: Endpoint) -> str | None:
         """Return why no calls may be sent to `endpoint`; None: it is well and serves the same as before."""
@@ -187,9 +238,21 @@ class Prober:
         raise ServerRefusedError(refused)
 
     async def _get(self, endpoint: Endpoint, path: str) -> bytes | Failure:
-        with anyio.move_on_after(self._seconds):
-            return await endpoint.get(path)
-        return Failure("late", f"{endpoint.url}{path}: no answer within {self._seconds:g} s")
+        with anyio.move_on_after(self._probe_seconds):
+            return await endpoint.exchange(path)
+        return Failure("late", f"{endpoint.url}{path}: no answer within {self._probe_seconds:g} s")
+
+
+def rendezvous(affinity: str, url: str) -> bytes:
+    """Return the weight of an endpoint for an affinity; the highest one takes its calls.
+
+    Nothing is remembered, and when an endpoint is lost only its own affinities move (rendezvous hashing,
+    Thaler & Ravishankar 1998).
+    """
+    return hashlib.sha256(f"{affinity}\0{url}".encode()).digest()
+
+
+# ---- which model it is -----------------------------------------------------------------------------------
 
 
 def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> Served:
@@ -205,7 +268,7 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         ServerRefusedError: It is not served, or there are several to choose from.
         BrokenAnswerError: A body is not what these paths answer.
     """
-    cards = _cards(models)
+    cards = {card.id: card for card in read_body(models, ModelList).data}
     names = ", ".join(cards) or "none"
     if wanted and wanted not in cards:
         raise ServerRefusedError(f"{url} does not serve {wanted!r}; it serves: {names}")
@@ -213,13 +276,15 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         raise ServerRefusedError(f"{url} serves {len(cards)} models ({names}): say which one to use")
     card = cards[wanted or next(iter(cards))]
     under = _card_under(cards, card)
-    context = card.get("max_model_len") or (under or {}).get("max_model_len")  # an adapter's card has none
     return Served(
-        model=str(card["id"]),
-        root=str(card.get("root") or card["id"]),
-        base=str(under.get("root") or under["id"]) if under else str(card.get("parent") or ""),
-        context=context if isinstance(context, int) else 0,
-        server="openai-compatible" if version is None else f"vllm {_version(version)}",
+        model=card.id,
+        root=card.root or card.id,
+        base=(under.root or under.id) if under else card.parent or "",
+        # an adapter's card has none
+        context=card.max_model_len or (under.max_model_len if under else None) or 0,
+        server="openai-compatible"
+        if version is None
+        else f"vllm {read_body(version, ServerVersion).version}",
     )
 
 
@@ -249,12 +314,8 @@ def fingerprint(root: str) -> str:
     return digest.hexdigest()
 
 
-def agree(served: Mapping[str, Served]) -> Served:
-    """Return the one thing that all endpoints serve.
-
-    Raises:
-        ServerRefusedError: Two of them differ; the message shows both.
-    """
+def _agree(served: Mapping[str, Served]) -> Served:
+    """Return the one thing that all endpoints serve; two that differ are refused, and both are shown."""
     (first, common), *others = served.items()
     for url, other in others:
         if other != common:
@@ -265,30 +326,15 @@ def agree(served: Mapping[str, Served]) -> Served:
     return common
 
 
-def _cards(models: bytes) -> dict[str, Mapping[str, Any]]:
-    try:
-        cards: Sequence[Mapping[str, Any]] = json.loads(models)["data"]
-        return {str(card["id"]): card for card in cards}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BrokenAnswerError(f"/v1/models is no list of models ({error!r})") from error
-
-
-def _card_under(cards: Mapping[str, Mapping[str, Any]], card: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _card_under(cards: Mapping[str, ModelCard], card: ModelCard) -> ModelCard | None:
     """Return the card of the model under an adapter.
 
     vLLM's `parent` is the served name of the base unless the user named it otherwise when the adapter was
     loaded; then the only model that is no adapter is meant.
     """
-    if not card.get("parent"):
+    if not card.parent:
         return None
-    if card["parent"] in cards:
-        return cards[card["parent"]]
-    bases = [other for other in cards.values() if not other.get("parent")]
+    if card.parent in cards:
+        return cards[card.parent]
+    bases = [other for other in cards.values() if not other.parent]
     return bases[0] if len(bases) == 1 else None
-
-
-def _version(version: bytes) -> str:
-    try:
-        return str(json.loads(version)["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BrokenAnswerError(f"/version is no version ({error!r})") from error

@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
 
 from backbones.errors import ImageError
 from backbones.images import open_image
 from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 from selftrain.errors import ServingError
-from selftrain.models.scorer import UNSEEN, PostScore, ScoreFailure
+from selftrain.models.predictor import Prediction, from_probs, in_chunks
 
 METADATA_KEY = "selftrain"
 FORMAT = "selftrain-onnx-1"
 
-Pixels = Float32Array
 _CHUNK = 32  # posts of one call: their pixels are in memory
 
 
-class OnnxScorer:
-    """The whole classifier out of one file; it scores as the `Scorer` of the run that was exported does.
+class OnnxPredictor:
+    """The whole classifier out of one file; it predicts as the run that was exported does.
 
     Args:
         file: As `selftrain export` wrote it, not the head alone.
@@ -42,10 +42,9 @@ class OnnxScorer:
     """
 
     kind = "classifier"
+    calibrated = True
 
     def __init__(self, file: Path, *, threads: int = 0) -> None:
-        from tokenizers import Tokenizer
-
         self._session, metadata = _open(file, threads)
         if "reading" not in metadata:
             raise ServingError(f"{file} is a head alone and takes no posts: export without --head-only")
@@ -56,37 +55,28 @@ class OnnxScorer:
         self._reading: dict[str, Any] = metadata["reading"]
         self._tokenizer = Tokenizer.from_str(self._reading["tokenizer"])
 
-    def score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
-        """See `selftrain.models.scorer.Scorer.score`."""
-        results: list[PostScore | ScoreFailure] = []
-        for start in range(0, len(posts), _CHUNK):
-            results += self._score(posts[start : start + _CHUNK])
-        return results
+    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        """See `selftrain.models.predictor.Predictor.predict`."""
+        return in_chunks(self._predict, posts, _CHUNK)
 
     def validation(self) -> None:
-        """None: the scores of the validation posts stay with the run."""
+        """Return None: the scores of the validation posts stay with the run."""
 
-    def _score(self, posts: Sequence[Post]) -> list[PostScore | ScoreFailure]:
-        results: dict[int, PostScore | ScoreFailure] = {}
-        readable: dict[int, list[Pixels]] = {}
+    def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        reasons: dict[int, str] = {}
+        readable: dict[int, list[Float32Array]] = {}
         for index, post in enumerate(posts):
-            if post.video is not None:
-                results[index] = ScoreFailure(UNSEEN)
-                continue
             try:
                 readable[index] = [self._pixels(path) for path in post.images]
             except ImageError as error:
-                results[index] = ScoreFailure(str(error))
+                reasons[index] = str(error)
+        probs = np.full((len(posts), len(self.classes)), np.nan, np.float32)
         if readable:
             inputs = self._inputs([posts[index].text for index in readable], list(readable.values()))
-            odds = self._session.run(["probabilities"], inputs)[0]
-            for index, row in zip(readable, odds.tolist(), strict=True):
-                best = int(np.argmax(row))
-                by_name = dict(zip(self.classes, row, strict=True))
-                results[index] = PostScore(self.classes[best], row[best], by_name)
-        return [results[index] for index in range(len(posts))]
+            probs[list(readable)] = self._session.run(["probabilities"], inputs)[0]
+        return from_probs(posts, self.classes, probs, probs.argmax(1), reasons)
 
-    def _inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Pixels]]) -> dict[str, Any]:
+    def _inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Float32Array]]) -> dict[str, Any]:
         """Texts [B] and pixels of each post's images to the graph's inputs."""
         rows = [row for row, text in enumerate(texts) if text.strip()]
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch([texts[row] for row in rows])]
@@ -111,7 +101,7 @@ class OnnxScorer:
             "size": np.array(len(texts), np.int64),
         }
 
-    def _pixels(self, path: Path) -> Pixels:
+    def _pixels(self, path: Path) -> Float32Array:
         """An image file to pixels [3, crop, crop]: short side resized, centre cropped, normalised."""
         short, side = self._reading["resize"], self._reading["crop"]
         image = open_image(path, target_size=side)

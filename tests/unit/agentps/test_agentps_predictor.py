@@ -11,17 +11,16 @@ from PIL import Image
 
 from selftrain.agentps.fitting import fit
 from selftrain.agentps.folder import load
-from selftrain.agentps.prediction import predict
+from selftrain.agentps.predict import predict
 from selftrain.agentps.recipe import load_agentps_recipe
 from selftrain.cli import main
 from selftrain.data.posts import Post
-from selftrain.models.scorer import PostScore, ScoreFailure
-from selftrain.serving.open_scorer import open_scorer
+from selftrain.serving.load_predictor import load_predictor
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    place = training_folder(tmp_path_factory.mktemp("scorer"), frames=2)
+    place = training_folder(tmp_path_factory.mktemp("predictor"), frames=2)
     data = [f'data.manifest="{place / "posts.jsonl"}"', f'data.task="{place / "task.toml"}"']
     fit(
         load_agentps_recipe(place / "recipe.toml", [*data, "training.epochs=1"]),
@@ -32,8 +31,8 @@ def place(tmp_path_factory):
 
 
 def test_a_model_is_a_scorer(place):
-    scorer = open_scorer(place / "model")
-    assert (scorer.kind, scorer.name, scorer.classes, scorer.positive) == (
+    predictor = load_predictor(place / "model")
+    assert (predictor.kind, predictor.name, predictor.classes, predictor.positive) == (
         "agentps",
         "model",
         ("rude", "kind"),
@@ -44,11 +43,11 @@ def test_a_model_is_a_scorer(place):
         Post("same", "lovely day", (place / "red.png",)),
         Post("x", "", (place / "gone.png",)),
     ]
-    found = scorer.score(posts)
-    assert [type(one) for one in found] == [PostScore, PostScore, ScoreFailure]
+    found = predictor.predict(posts)
+    assert [bool(one.reason) for one in found] == [False, False, True]
     assert "gone.png" in found[2].reason
     for one in found[:2]:
-        assert one.probabilities[one.label] == one.probability == max(one.probabilities.values())
+        assert one.probs[one.label] == max(one.probs.values())
         assert set(one.process) == {"insult", "tone"}
     by_command = place / "predicted.jsonl"
     assert (
@@ -60,15 +59,15 @@ def test_a_model_is_a_scorer(place):
     rows = {row["id"]: row for row in map(json.loads, by_command.read_text().splitlines())}
     manifest = map(json.loads, (place / "posts.jsonl").read_text().splitlines())
     given = [Post(r["id"], r["text"], tuple(place / one for one in r.get("images", []))) for r in manifest]
-    for post, one in zip(given, scorer.score(given), strict=True):
-        assert one.probabilities == pytest.approx(rows[post.id]["probabilities"], abs=1e-4)
+    for post, one in zip(given, predictor.predict(given), strict=True):
+        assert one.probs == pytest.approx(rows[post.id]["probabilities"], abs=1e-4)
 
 
 def test_validation_scores_are_those_of_the_kept_epoch(place):
-    validation = open_scorer(place / "model").validation()
+    validation = load_predictor(place / "model").validation()
     rows = [json.loads(line) for line in (place / "model" / "validation.jsonl").read_text().splitlines()]
     assert validation.labels.tolist() == [int(row["truth"]["final"] == "rude") for row in rows]
-    assert validation.probabilities.tolist() == [row["probabilities"]["rude"] for row in rows]
+    assert validation.probs.tolist() == [row["probabilities"]["rude"] for row in rows]
 
 
 def test_its_fingerprint_follows_its_weights(place, tmp_path):

@@ -1,4 +1,4 @@
-"""A real run as a scorer, and the same classifier out of an ONNX file, with and without torch."""
+"""A real run as a predictor, and the same classifier out of an ONNX file, with and without torch."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, ServingError
 from selftrain.models.onnx_export import export_onnx
-from selftrain.models.onnx_scorer import OnnxScorer
-from selftrain.models.prediction import Prediction
-from selftrain.models.scorer import ScoreFailure
-from selftrain.serving.open_scorer import open_scorer
+from selftrain.models.onnx_predictor import OnnxPredictor
+from selftrain.serving.load_predictor import load_predictor
+from selftrain.serving.manifest_predictions import ManifestPredictions
 from selftrain.store.run_dir import RunFolder
 
 CHECKOUT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def scorer(small_run):
-    return open_scorer(small_run)
+def predictor(small_run):
+    return load_predictor(small_run)
 
 
 @pytest.fixture(scope="module")
@@ -42,57 +41,60 @@ def posts(manifest):
 
 
 def positive(results, name="invitation"):
-    return np.array([one.probabilities[name] for one in results])
+    return np.array([one.probs[name] for one in results])
 
 
-def test_a_run_scores_as_predict_does(small_run, scorer, manifest, posts):
-    told = {row["id"]: row for row in Prediction(RunFolder(small_run), manifest).rows()}
-    results = scorer.score(posts)
+def test_a_run_scores_as_predict_does(small_run, predictor, manifest, posts):
+    told = {row["id"]: row for row in ManifestPredictions(small_run, manifest).rows()}
+    results = predictor.predict(posts)
     for post, result in zip(posts, results, strict=True):
         assert result.label == told[post.id]["label"]
-        assert result.probability == max(result.probabilities.values())
-        assert dict(result.probabilities) == pytest.approx(told[post.id]["probabilities"], abs=5e-6)
+        assert result.id == post.id
+        assert result.probs[result.label] == max(result.probs.values())
+        assert dict(result.probs) == pytest.approx(told[post.id]["probabilities"], abs=5e-6)
         assert result.process == {}
-    assert (scorer.kind, scorer.name, scorer.positive) == ("classifier", "run", "invitation")
-    assert scorer.classes == ("invitation", "advertisement")
-    assert scorer.score([]) == []
+    assert (predictor.kind, predictor.name, predictor.positive) == ("classifier", "run", "invitation")
+    assert predictor.classes == ("invitation", "advertisement")
+    assert predictor.predict([]) == []
 
 
-def test_its_validation_scores_are_those_of_the_best_round(small_run, scorer):
+def test_its_validation_scores_are_those_of_the_best_round(small_run, predictor):
     rows = map(json.loads, (small_run / "best" / "scores.jsonl").read_text().splitlines())
     stored = [(row["label"] == "invitation", row["logit"]) for row in rows if row["split"] == "validation"]
-    labels, odds = scorer.validation()
+    labels, probs = predictor.validation()
     assert labels.tolist() == [label for label, _ in stored]
-    assert odds == pytest.approx(1 / (1 + np.exp(-np.array([logit for _, logit in stored]))), abs=1e-6)
+    assert probs == pytest.approx(1 / (1 + np.exp(-np.array([logit for _, logit in stored]))), abs=1e-6)
     # and they are what the model says of those posts
     metrics = json.loads((small_run / "best" / "metrics.json").read_text())
     assert len(labels) == metrics["validation"]["posts"]
 
 
-def test_a_post_that_cannot_be_encoded_has_its_reason_and_does_not_move_the_others(scorer, posts, tmp_path):
+def test_a_post_that_cannot_be_encoded_does_not_move_the_others(predictor, posts, tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG")
     broken = Post("broken", "words", (tmp_path / "cut.png",))
-    results = scorer.score([posts[0], broken, posts[1]])
-    assert isinstance(results[1], ScoreFailure)
+    results = predictor.predict([posts[0], broken, posts[1]])
+    assert not results[1].label
     assert "cut.png" in results[1].reason
-    assert positive([results[0], results[2]]) == pytest.approx(positive(scorer.score(posts[:2])), abs=1e-6)
+    assert positive([results[0], results[2]]) == pytest.approx(
+        positive(predictor.predict(posts[:2])), abs=1e-6
+    )
 
 
-def test_a_video_is_not_passed_over_in_silence(scorer, posts, tmp_path):
-    results = scorer.score([Post("v", "words", video=tmp_path / "v.mp4"), posts[0]])
-    assert isinstance(results[0], ScoreFailure)
+def test_a_video_is_not_passed_over_in_silence(predictor, posts, tmp_path):
+    results = predictor.predict([Post("v", "words", video=tmp_path / "v.mp4"), posts[0]])
+    assert not results[0].label
     assert "video" in results[0].reason
-    assert not isinstance(results[1], ScoreFailure)
+    assert results[1].label
 
 
-def test_the_fingerprint_follows_the_weights(small_run, scorer, tmp_path):
+def test_the_fingerprint_follows_the_weights(small_run, predictor, tmp_path):
     copied = shutil.copytree(small_run, tmp_path / "run", symlinks=True)
-    assert open_scorer(copied).fingerprint == scorer.fingerprint
+    assert load_predictor(copied).fingerprint == predictor.fingerprint
     best = RunFolder(copied).best_round()
     other = next(n for n in range(3) if n != best)
     weights = RunFolder(copied).round_path(other) / "model.safetensors"
     shutil.copy(weights, RunFolder(copied).round_path(best) / "model.safetensors")
-    assert open_scorer(copied).fingerprint != scorer.fingerprint
+    assert load_predictor(copied).fingerprint != predictor.fingerprint
 
 
 @pytest.mark.parametrize("what", ["nothing", "a file", "an empty folder", "a folder of something else"])
@@ -106,13 +108,13 @@ def test_what_is_no_model_is_refused_with_what_was_found(what, tmp_path):
         (path / "config.json").touch()
     found = {"nothing": "not there", "a file": "is a file", "an empty folder": "is empty"}
     with pytest.raises(ServingError, match=found.get(what, "a folder with config.json; expected a run")):
-        open_scorer(path)
+        load_predictor(path)
 
 
 def test_a_run_without_a_round_is_refused(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path / "run", symlinks=True, ignore=shutil.ignore_patterns("metrics.json"))
     with pytest.raises(RunStateError, match="no finished round"):
-        open_scorer(tmp_path / "run")
+        load_predictor(tmp_path / "run")
 
 
 # ---- ONNX -------------------------------------------------------------------------------------------
@@ -139,27 +141,31 @@ def kinds(posts):
     return [words, pictures, both, albums, [*albums, *words, *pictures, *both], list(posts), *one_by_one]
 
 
-def test_onnx_gives_the_scores_of_the_run_for_every_kind_of_batch(scorer, exported, kinds):
-    onnx = open_scorer(exported)
+def test_onnx_gives_the_scores_of_the_run_for_every_kind_of_batch(predictor, exported, kinds):
+    onnx = load_predictor(exported)
     for posts in kinds:
-        expected, found = scorer.score(posts), onnx.score(posts)
+        expected, found = predictor.predict(posts), onnx.predict(posts)
         assert np.abs(positive(expected) - positive(found)).max() < 1e-4, posts
         assert [one.label for one in expected] == [one.label for one in found]
     # they tell posts apart, or equal scores would say nothing
-    assert np.ptp(positive(scorer.score(kinds[5]))) > 0.2
-    assert (onnx.fingerprint, onnx.classes, onnx.name) == (scorer.fingerprint, scorer.classes, scorer.name)
+    assert np.ptp(positive(predictor.predict(kinds[5]))) > 0.2
+    assert (onnx.fingerprint, onnx.classes, onnx.name) == (
+        predictor.fingerprint,
+        predictor.classes,
+        predictor.name,
+    )
     assert onnx.validation() is None
 
 
 def test_onnx_reports_what_it_cannot_read(exported, posts, tmp_path):
     (tmp_path / "cut.png").write_bytes(b"\x89PNG")
-    results = OnnxScorer(exported).score([Post("x", "", (tmp_path / "cut.png",)), posts[0]])
-    assert isinstance(results[0], ScoreFailure)
-    assert not isinstance(results[1], ScoreFailure)
-    assert isinstance(OnnxScorer(exported).score([Post("x", "", (tmp_path / "no.png",))])[0], ScoreFailure)
+    results = OnnxPredictor(exported).predict([Post("x", "", (tmp_path / "cut.png",)), posts[0]])
+    assert results[0].reason
+    assert results[1].label
+    assert OnnxPredictor(exported).predict([Post("x", "", (tmp_path / "no.png",))])[0].reason
 
 
-def test_pictures_of_odd_shapes_are_cut_as_the_backbone_cuts_them(scorer, exported, tmp_path):
+def test_pictures_of_odd_shapes_are_cut_as_the_backbone_cuts_them(predictor, exported, tmp_path):
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -170,11 +176,11 @@ def test_pictures_of_odd_shapes_are_cut_as_the_backbone_cuts_them(scorer, export
         Image.fromarray(pixels).save(tmp_path / f"{number}.jpg" if number % 2 else tmp_path / f"{number}.png")
         file = tmp_path / (f"{number}.jpg" if number % 2 else f"{number}.png")
         posts.append(Post(str(number), "", (file,)))
-    expected, found = scorer.score(posts), open_scorer(exported).score(posts)
+    expected, found = predictor.predict(posts), load_predictor(exported).predict(posts)
     assert np.abs(positive(expected) - positive(found)).max() < 1e-4
 
 
-def test_onnx_scores_without_torch(exported, scorer, manifest, posts, tmp_path):
+def test_onnx_predicts_without_torch(exported, predictor, manifest, posts, tmp_path):
     program = (
         "import sys, json\n"
         "class Refuses:\n"
@@ -183,39 +189,38 @@ def test_onnx_scores_without_torch(exported, scorer, manifest, posts, tmp_path):
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuses())\n"
         "from pathlib import Path\n"
-        "from selftrain.data.posts import Post\n"
-        "from selftrain.models.onnx_scorer import OnnxScorer\n"
-        "posts = [Post('x', text, tuple(map(Path, images))) for text, images in json.load(sys.stdin)]\n"
-        "results = OnnxScorer(sys.argv[1]).score(posts)\n"
-        "print(json.dumps([one.probabilities['invitation'] for one in results]))\n"
+        "import selftrain as st\n"
+        "posts = [st.Post('x', text, tuple(map(Path, images))) for text, images in json.load(sys.stdin)]\n"
+        "results = st.load_predictor(sys.argv[1]).predict(posts)\n"
+        "print(json.dumps([one.probs['invitation'] for one in results]))\n"
     )
     given = json.dumps([[post.text, list(map(str, post.images))] for post in posts[:10]])
     result = subprocess.run(
         [sys.executable, "-c", program, str(exported)], input=given, capture_output=True, text=True,
         check=True, timeout=120, cwd=tmp_path, env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert json.loads(result.stdout) == pytest.approx(positive(scorer.score(posts[:10])), abs=1e-4)
+    assert json.loads(result.stdout) == pytest.approx(positive(predictor.predict(posts[:10])), abs=1e-4)
 
 
-def test_the_head_alone_takes_features(small_run, scorer, posts, tmp_path):
+def test_the_head_alone_takes_features(small_run, predictor, posts, tmp_path):
     import onnxruntime
 
-    export_onnx(RunFolder(small_run), tmp_path / "head.onnx", head_only=True)
+    export_onnx(small_run, tmp_path / "head.onnx", head_only=True)
     session = onnxruntime.InferenceSession(tmp_path / "head.onnx")
-    rows = scorer.model.encode(posts).rows
+    rows = predictor.encode(posts).rows
     for size in (1, 7, len(posts)):
         logits, odds = session.run(["logits", "probabilities"], {"features": rows[:size]})
-        expected = scorer.model.classify(rows[:size])
+        expected = predictor.classify(rows[:size])
         np.testing.assert_allclose(logits, expected, atol=1e-5)
         np.testing.assert_allclose(odds[:, 0], sigmoid(expected), atol=1e-6)
         np.testing.assert_allclose(odds.sum(1), 1, atol=1e-6)
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["selftrain"])
-    assert metadata["classes"] == list(scorer.classes)
-    assert metadata["fingerprint"] == scorer.fingerprint
-    layout = scorer.model.backbone.layout
+    assert metadata["classes"] == list(predictor.classes)
+    assert metadata["fingerprint"] == predictor.fingerprint
+    layout = predictor.backbone.layout
     assert metadata["layout"]["image"] == [layout.image.start, layout.image.stop]
     with pytest.raises(ServingError, match="head alone"):
-        OnnxScorer(tmp_path / "head.onnx")
+        OnnxPredictor(tmp_path / "head.onnx")
 
 
 def test_what_is_no_file_of_ours_is_refused(small_run, tmp_path):
@@ -224,14 +229,14 @@ def test_what_is_no_file_of_ours_is_refused(small_run, tmp_path):
 
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     with pytest.raises(ServingError, match="cannot be read as an ONNX file"):
-        open_scorer(tmp_path / "a.onnx")
+        load_predictor(tmp_path / "a.onnx")
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [out])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, tmp_path / "b.onnx")
     with pytest.raises(ServingError, match="has the format None"):
-        open_scorer(tmp_path / "b.onnx")
+        load_predictor(tmp_path / "b.onnx")
 
 
 def test_an_agentps_model_is_not_exported(tmp_path, capsys):

@@ -1,0 +1,139 @@
+"""What every trained model can do: predict posts. Server, filter and command line know no more of it.
+
+Shape legend: ``V`` validation posts, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json, LabelArray
+from selftrain.data.posts import Post
+
+AGENTPS_FILE = "agentps.json"
+ACT_FILE = "act.json"
+RUN_FILE = "recipe.toml"
+NO_VIDEO = "it has a video, which the loop's classifier does not read: use an AgentPS model"
+DECIMALS = 6
+
+
+class Prediction(NamedTuple):
+    """What a model makes of one post.
+
+    Attributes:
+        id: Of the post.
+        label: The likeliest class; empty where `reason` says why there is none.
+        probs: Class -> probability; they sum to 1.
+        process: Question -> answer -> probability; empty for a model that is asked no questions.
+        reason: Why the post has no prediction; empty for one that has.
+    """
+
+    id: str
+    label: str = ""
+    probs: Mapping[str, float] = {}
+    process: Mapping[str, Mapping[str, float]] = {}
+    reason: str = ""
+
+    def to_json(self) -> Json:
+        """Return what files and answers have of a post with a label: all but its id, in six decimals."""
+        return {
+            "label": self.label,
+            "probability": round(self.probs[self.label], DECIMALS),
+            "probabilities": _rounded(self.probs),
+            "process": {question: _rounded(probs) for question, probs in self.process.items()},
+        }
+
+
+def _rounded(probs: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, DECIMALS) for name, value in probs.items()}
+
+
+class ValidationScores(NamedTuple):
+    """What a model said of the posts that it was validated on; thresholds are chosen on them.
+
+    Attributes:
+        labels: [V] 1 positive, 0 negative.
+        probs: [V] of the positive class, in [0, 1].
+    """
+
+    labels: LabelArray
+    probs: FloatArray
+
+
+class Predictor(Protocol):
+    """A loaded model, used by one thread at a time. `load_predictor` opens whatever was trained here.
+
+    Attributes:
+        kind: "classifier" (of the loop, of ACT, or exported) or "agentps".
+        name: Of its folder.
+        classes: K names; `Prediction.probs` has these keys.
+        positive: The class that is looked for.
+        calibrated: Whether probabilities were fitted on the validation posts, or are the network's own.
+        fingerprint: Hex SHA-256 of everything that can change a prediction.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def positive(self) -> str: ...
+    @property
+    def calibrated(self) -> bool: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        """Predict posts, in order; one that cannot be read has a reason instead of a label.
+
+        Args:
+            posts: Any number, ids need not differ; labels are not read. Memory is bounded by the results.
+
+        Raises:
+            TrainingError: The device is out of memory.
+        """
+        ...
+
+    def validation(self) -> ValidationScores | None:
+        """Return the stored predictions of the validation posts; None when none were stored."""
+        ...
+
+
+def in_chunks(
+    predict: Callable[[Sequence[Post]], list[Prediction]], posts: Sequence[Post], size: int
+) -> list[Prediction]:
+    """Predict `size` posts at a time, so that no more rows or pixels than theirs are in memory."""
+    return [one for start in range(0, len(posts), size) for one in predict(posts[start : start + size])]
+
+
+def from_probs(
+    posts: Sequence[Post],
+    classes: Sequence[str],
+    probs: FloatArray | Float32Array,
+    chosen: IntArray,
+    reasons: Mapping[int, str],
+) -> list[Prediction]:
+    """Return the predictions of posts [B] out of a classifier that reads words and pictures.
+
+    Args:
+        posts: In order.
+        classes: K names.
+        probs: [B, K].
+        chosen: [B] index of each post's label.
+        reasons: Index -> why a post has none, beside what shows by itself: a video, features not finite.
+    """
+    finite: BoolArray = np.asarray(np.isfinite(probs).all(axis=1))
+    found = []
+    for index, post in enumerate(posts):
+        reason = NO_VIDEO if post.video is not None else reasons.get(index, "")
+        if reason or not finite[index]:
+            found.append(Prediction(post.id, reason=reason or "its features are not finite"))
+        else:
+            row = dict(zip(classes, probs[index].tolist(), strict=True))
+            found.append(Prediction(post.id, classes[chosen[index]], row))
+    return found

@@ -1,0 +1,202 @@
+"""A run's best model: the backbone, the head and the calibration that turn posts into probabilities.
+
+Shape legend: ``B`` posts, ``D`` width of a feature row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from backbones.base import Backbone, Encodable, Encoded
+from selftrain._util.numeric import sigmoid
+from selftrain._util.types import Float32Array
+from selftrain.config import Recipe
+from selftrain.data.features import extract_features
+from selftrain.data.posts import Post
+from selftrain.data.preparation import cache_folder
+from selftrain.errors import RunMismatchError, RunStateError, TrainingError
+from selftrain.models.calibration import Calibration
+from selftrain.models.classifier import FORMAT, load_head
+from selftrain.models.finetune_network import Network
+from selftrain.models.finetuned import load_finetuned, read_format
+from selftrain.models.head import Head
+from selftrain.models.predictor import Prediction, ValidationScores, from_probs, in_chunks
+from selftrain.models.pretrained import build_backbone, finetuning_backbone
+from selftrain.store.run_dir import RunFolder
+from selftrain.store.scores import read_scores
+
+_CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
+_CACHED_CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class RunPredictor:
+    """The model of the last kept round; a `Predictor`.
+
+    Attributes:
+        folder: The run.
+        recipe: As the run resolved it.
+        classes: The positive class, then the negative one.
+        file: The weights of the best round.
+        backbone: Pretrained; where `network` is set, with the fine-tuned weights in it.
+        head: In evaluation mode, on the backbone's device.
+        calibration: From the validation posts.
+        network: Backbone and head as they were fine-tuned; None where the head alone was trained.
+        pretrained: Fingerprint of the pretrained backbone.
+        cached: Take features from the run's cache and keep new ones there. Only where `network` is None,
+            since cached features are the pretrained backbone's, and for posts with distinct ids.
+        progress: Draw a bar over features that are computed for the cache.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    classes: tuple[str, ...]
+    file: Path
+    backbone: Backbone
+    head: Head
+    calibration: Calibration
+    network: Network | None
+    pretrained: str
+    cached: bool = False
+    progress: bool = False
+
+    kind = "classifier"
+    calibrated = True
+
+    @classmethod
+    def load(cls, path: Path) -> RunPredictor:
+        """Open the best model of a run folder on this machine's backbone.
+
+        Raises:
+            RunStateError: No run, no finished round, or a damaged folder.
+            RunMismatchError: This machine's backbone is not the one that the run was trained with.
+            BackboneError: The backbone's weights are missing or damaged.
+        """
+        folder = RunFolder(path)
+        recipe, classes = stored_recipe(folder), folder.class_names()
+        file = folder.round_path(folder.best_round()) / "model.safetensors"
+        if read_format(file) == FORMAT:
+            backbone, network = build_backbone(recipe), None
+            pretrained = folder.environment().identity["backbone"]
+            _check_same(folder, backbone, pretrained)
+            trained = load_head(file)[0]
+            head, calibration = trained.head, trained.calibration
+        else:
+            tuned = load_finetuned(file)[0]
+            backbone, pretrained = finetuning_backbone(recipe), tuned.pretrained
+            _check_same(folder, backbone, pretrained)
+            network = Network(backbone, tuned.architecture)
+            network.put(tuned.weights)
+            network.eval()
+            assert network.head is not None, "put attaches it"
+            head, calibration = network.head, tuned.calibration
+        return cls(folder, recipe, classes, file, backbone, head, calibration, network, pretrained)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.path.resolve().name
+
+    @property
+    def positive(self) -> str:
+        """The class that is looked for."""
+        return self.classes[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of weights, pretrained backbone and class names."""
+        with self.file.open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+        parts = {"weights": weights, "backbone": self.pretrained, "classes": list(self.classes)}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        """See `Predictor.predict`; raises CacheError too where features are cached."""
+        if not self.cached:
+            return in_chunks(self._predict, posts, _CHUNK)
+        section = self.recipe.backbone
+        table = extract_features(
+            posts, self.backbone, cache_folder(section),
+            batch_size=section.batch_size, workers=section.workers, progress=self.progress,
+        )  # fmt: skip
+        found: list[Prediction] = []
+        for positions, rows in table.chunks(_CACHED_CHUNK):
+            part = [posts[position] for position in positions]
+            reasons = {i: table.failed[post.id] for i, post in enumerate(part) if post.id in table.failed}
+            found += self._from_rows(part, rows, reasons)
+        return found
+
+    def validation(self) -> ValidationScores | None:
+        """Return the best round's; None for a run that is older than the file they are in."""
+        positive, negative = self.classes
+        stored = (read_scores(self.file.parent, positive=positive, negative=negative) or {}).get("validation")
+        return None if stored is None else ValidationScores(stored.labels, sigmoid(stored.logits))
+
+    def encode(self, posts: Sequence[Encodable]) -> Encoded:
+        """Compute feature rows [B, D], not cached; NaN, and a reason, for posts that cannot be encoded.
+
+        Raises:
+            TrainingError: The device is out of memory.
+        """
+        section = self.recipe.backbone
+        try:
+            with nullcontext() if self.network is None else self.network.autocast():
+                return self.backbone.encode(posts, batch_size=section.batch_size, workers=section.workers)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the device ran out of memory over {len(posts)} posts, {section.batch_size} images at once:"
+                " free some of it, or choose another device"
+            ) from error
+
+    @torch.inference_mode()
+    def classify(self, rows: Float32Array) -> Float32Array:
+        """Return calibrated logits [B] of the positive class for feature rows [B, D]."""
+        device = self.head.mean.device
+        return self.calibration(self.head(torch.from_numpy(rows).to(device)).cpu().numpy())
+
+    def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        encoded = self.encode(posts)
+        return self._from_rows(posts, encoded.rows, {one.index: one.reason for one in encoded.failures})
+
+    def _from_rows(
+        self, posts: Sequence[Post], rows: Float32Array, reasons: dict[int, str]
+    ) -> list[Prediction]:
+        logits = self.classify(rows)
+        probs = sigmoid(logits)
+        # by the logit, as the loop does: a probability next to one half may round to it
+        chosen = np.where(logits > 0, 0, 1)
+        return from_probs(posts, self.classes, np.stack([probs, 1 - probs], axis=1), chosen, reasons)
+
+
+def stored_recipe(folder: RunFolder) -> Recipe:
+    """Read the recipe of a run folder.
+
+    Raises:
+        RunStateError: No run folder, or its recipe.toml was changed into something else.
+    """
+    try:
+        return Recipe.model_validate(folder.recipe())
+    except ValidationError as error:
+        raise RunStateError(
+            f"{folder.recipe_path} does not describe a recipe any more ({error.error_count()} faults):"
+            " restore the file as the run wrote it"
+        ) from error
+
+
+def _check_same(folder: RunFolder, backbone: Backbone, expected: str) -> None:
+    found = backbone.fingerprint()
+    if found != expected:
+        raise RunMismatchError(
+            f"{folder.path} was trained on features of the backbone {expected[:12]}, here {backbone.name!r}"
+            f" is {found[:12]}: its weights, libraries or number format differ. Use the versions that"
+            f" {folder.path / 'environment.json'} lists, on the same kind of device, or train again"
+        )

@@ -1,0 +1,293 @@
+"""One page of a model: its figures, its curves, its training, and every post that it was measured on.
+
+`gather` reads the folder (`model_records`) and lays out the case table (`case_table`), `render` draws;
+cases.js is the page's own script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+
+from selftrain._util.types import BoolArray
+from selftrain.agentps.folder import ABOUT, METRICS, TASK, VALIDATION
+from selftrain.agentps.journal import LOSSES
+from selftrain.agentps.questions import FINAL, questionnaire
+from selftrain.data.task import Task, load_task
+from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
+from selftrain.report.case_table import gather_cases
+from selftrain.report.left_out import QUARANTINED, LeftOutRow, Quarantine
+from selftrain.report.model_records import (
+    AboutModel,
+    Case,
+    LossStep,
+    ModelMetrics,
+    QuestionMetrics,
+    damaged,
+    read_record,
+    read_records,
+)  # fmt: skip
+from selftrain.store import atomic
+from selftrain.web import charts
+from selftrain.web.charts import ChartPanel, legend
+from selftrain.web.html import isolated, render_page
+from selftrain.web.pictures import BUDGET
+from selftrain.web.table import TableData
+
+MOST_LOSSES = 200
+"""Points of the losses' chart; of more steps each point is a mean."""
+RECALLS = tuple(step / 10 for step in range(1, 11))
+"""Where the table beside the curves tells precision."""
+METRIC_NAMES = {
+    "f1": "F1", "macro_f1": "macro-F1", "auc": "AUC",
+    **{f"recall_at_precision_{round(one * 100)}": f"recall at precision {one:.2f}" for one in PRECISIONS},
+    "precision_at_recall_50": "precision at recall 0.50", "accuracy": "accuracy",
+}  # fmt: skip
+EPOCH_METRICS = ("f1", "macro_f1", "auc", "precision_at_recall_50")
+_PROCESS = "/macro_f1"  # an epoch's metric of a process question ends so
+
+
+class QuestionPart(NamedTuple):
+    """One question: its name, its wording, what was measured of it, and its curve where that has figures."""
+
+    name: str
+    wording: str
+    measured: QuestionMetrics
+    curve: Curve | None
+
+    @property
+    def average(self) -> float:
+        """Average precision, in [0, 1]; 0 without a curve."""
+        found = self.curve
+        return float(np.diff(found.recall, prepend=0.0) @ found.precision) if found else 0.0
+
+
+class Training(NamedTuple):
+    """A training.
+
+    Attributes:
+        epochs: (mean of its steps' losses, None where they are not known; metrics on validation) of each.
+        kept: Number of the epoch whose weights are the model's, counted from 1.
+        metric: What said so.
+        steps: The losses, each the mean of `together` steps; none without losses.jsonl.
+        together: Steps of a mean.
+    """
+
+    epochs: Sequence[tuple[float | None, Mapping[str, float]]]
+    kept: int
+    metric: str
+    steps: Sequence[LossStep]
+    together: int
+
+
+class ModelPage(NamedTuple):
+    """All that the template draws.
+
+    Attributes:
+        name: The folder's.
+        model: The first characters of the fingerprint of the model that was measured, where it is told.
+        about: Of a trained model what it is.
+        questions: The final one first.
+        training: None for a folder that only measures.
+        cases: The posts that were measured on; `truth_known`: whether the class of any is known.
+        unread: Posts that could not be read.
+    """
+
+    name: str
+    model: str | None
+    about: AboutModel
+    task: Task
+    questions: Sequence[QuestionPart]
+    training: Training | None
+    cases: TableData
+    truth_known: bool
+    unread: Quarantine
+
+
+def write_report(folder: Path, out: Path) -> None:
+    """Draw the page of a model's folder, or of one that `selftrain agentps evaluate` wrote, into `out`.
+
+    Args:
+        folder: Holds task.toml, metrics.json and validation.jsonl; of a trained model also agentps.json and
+            losses.jsonl.
+        out: The file; replaced whole, or left as it was.
+
+    Raises:
+        ModelError: No such folder, or a damaged one.
+        TaskError: Its task cannot be read.
+        StorageError: The disk is full or refuses.
+    """
+    atomic.write_text(out, render(gather(folder)))
+
+
+# ---- reading ------------------------------------------------------------------------------------------
+
+
+def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
+    """Read everything that the page shows; its pictures take at most `picture_budget` characters.
+
+    Raises:
+        ModelError: A file is missing, or damaged.
+        TaskError: The task cannot be read.
+    """
+    metrics = read_record(folder / METRICS, ModelMetrics)
+    about = read_record(folder / ABOUT, AboutModel) if (folder / ABOUT).exists() else AboutModel()
+    task = load_task(folder / TASK)
+    rows = read_records(folder / VALIDATION, Case)
+    read = [case for case in rows if case.reason is None]
+    try:
+        questions = {FINAL: metrics.questions[FINAL]} | metrics.questions
+        truth_known = any(case.truth[FINAL] is not None for case in read)
+        return ModelPage(
+            name=folder.resolve().name,
+            model=metrics.model[:12] if metrics.model else None,
+            about=about,
+            task=task,
+            questions=[
+                QuestionPart(name, _wording(task, name), one, _curve(name, one, read))
+                for name, one in questions.items()
+            ],
+            training=_training(folder / LOSSES, metrics, about) if metrics.epochs else None,
+            cases=gather_cases(read, questions, truth_known=truth_known, budget=picture_budget),
+            truth_known=truth_known,
+            unread=_unread([case for case in rows if case.reason is not None]),
+        )
+    except KeyError as error:  # what one file names another lacks
+        raise damaged(folder, repr(error)) from error
+
+
+def _wording(task: Task, name: str) -> str:
+    asked = questionnaire(task, "vanilla").final if name == FINAL else task.question(name)
+    return asked.wording if asked else ""
+
+
+def _curve(name: str, question: QuestionMetrics, cases: Sequence[Case]) -> Curve | None:
+    if question.figures is None:
+        return None
+    known = [case for case in cases if case.truth[name] is not None]
+    truth: BoolArray = np.array([case.truth[name] == question.looked_for for case in known])
+    return curve(truth, np.array([case.probs(name)[question.looked_for] for case in known]))
+
+
+def _unread(cases: Sequence[Case]) -> Quarantine:
+    shown = [LeftOutRow("image", case.id, reason=_reason(case)) for case in cases[:QUARANTINED]]
+    return Quarantine(shown, len(cases), {"image": len(cases)} if cases else {})
+
+
+def _reason(case: Case) -> str:
+    """Return why a post could not be read; of where its pictures lie only their names."""
+    reason = case.reason or ""
+    for path in case.pictures:
+        reason = reason.replace(str(path), path.name)
+    return reason
+
+
+def _training(losses: Path, metrics: ModelMetrics, about: AboutModel) -> Training:
+    steps = read_records(losses, LossStep) if losses.exists() else []
+    size, rest = divmod(len(steps), len(metrics.epochs))  # all epochs have the same number of steps
+    means = [
+        fmean(step.loss for step in steps[size * n : size * (n + 1)]) if size and not rest else None
+        for n in range(len(metrics.epochs))
+    ]
+    together = -(-len(steps) // MOST_LOSSES) or 1
+    groups = [steps[start : start + together] for start in range(0, len(steps), together)]
+    epochs = list(zip(means, metrics.epochs, strict=True))
+    return Training(epochs, metrics.best + 1, about.metric, list(map(_mean, groups)), together)
+
+
+def _mean(steps: Sequence[LossStep]) -> LossStep:
+    parts = zip(*(step.parts for step in steps), strict=True)
+    return LossStep(
+        step=steps[-1].step, loss=fmean(step.loss for step in steps), parts=list(map(fmean, parts))
+    )
+
+
+# ---- drawing ------------------------------------------------------------------------------------------
+
+
+def render(page: ModelPage) -> str:
+    """Return the page as HTML."""
+    training = page.training
+    values = page._asdict() | {
+        "curves": [(one, precision_at(one.curve, RECALLS)) for one in page.questions if one.curve],
+        "curve_panels": [
+            _curve_panel(n, one, one.curve) for n, one in enumerate(page.questions) if one.curve
+        ],
+        "training_panels": [] if training is None else list(_training_panels(training)),
+        "recalls": RECALLS,
+        "metric_names": METRIC_NAMES,
+        "precisions": PRECISIONS,
+        "figure_names": [name for name in METRIC_NAMES if name != "accuracy"],
+        "epoch_metrics": EPOCH_METRICS,
+        "process_metric": _PROCESS,
+    }
+    scripts = ("page.js", "table.js", "cases.js")
+    return render_page("model.html.j2", values, folder=Path(__file__).parent, scripts=scripts).html
+
+
+def _curve_panel(number: int, question: QuestionPart, found: Curve) -> ChartPanel:
+    places = np.linspace(0, len(found.recall) - 1, min(MOST_POINTS, len(found.recall)))
+    chosen = np.unique(places.round().astype(int))
+    # from recall 0 on, the most confident posts decide
+    recall = [0.0, *found.recall[chosen].tolist()]
+    precision = [float(found.precision[0]), *found.precision[chosen].tolist()]
+    base_rate = question.measured.base_rate
+    what = (
+        f"Precision by recall of question {number + 1}: average precision {question.average:.3f},"
+        f" base rate {base_rate:.3f}. The table below the curves has figures."
+    )
+    drawn = [(recall, precision)]
+    return ChartPanel(
+        isolated("{}", question.name),
+        isolated("looked for: {}", question.measured.looked_for),
+        charts.precision_recall_chart(drawn, f"curve-{number}", what, base_rate=base_rate),
+        [
+            ("line", f"average precision {question.average:.3f}"),
+            ("line faint-line dash", f"base rate {base_rate:.3f}"),
+        ],
+    )
+
+
+def precision_at(found: Curve, recalls: Sequence[float]) -> list[float]:
+    """Return the best precision of any threshold with at least each recall, all of which are at most 1."""
+    # a recall of 0.3 is 3 of 10 posts, whatever the last bit of the quotient is
+    return [float(found.precision[found.recall >= least - 1e-9].max()) for least in recalls]
+
+
+def _training_panels(training: Training) -> Iterator[ChartPanel]:
+    if steps := training.steps:
+        series = {"total": [step.loss for step in steps]}
+        if len(steps[0].parts) > 1:
+            series["final question"] = [step.parts[-1] for step in steps]
+            series["process questions, mean"] = [fmean(step.parts[:-1]) for step in steps]
+        across = [step.step + 1 for step in steps]
+        what = (
+            f"Loss over {across[-1]} steps: the total goes from {steps[0].loss:.3f} to {steps[-1].loss:.3f}"
+        )
+        many = f"each point the mean of {training.together:,} steps"
+        chart = charts.lines(across, series, "losses", what, marker="")
+        under = many if training.together > 1 else "on the training posts"
+        yield ChartPanel("Loss by step", under, chart, legend(series))
+    metrics = [one for _, one in training.epochs]
+    asked = (training.metric, "macro_f1", "auc")
+    final = {METRIC_NAMES.get(name, name): name for name in asked if all(name in one for one in metrics)}
+    # more lines than colours say nothing; the table has them all
+    process = [name for name in metrics[0] if name.endswith(_PROCESS)][: len(charts.SERIES)]
+    what = (
+        f"Figures on the validation posts by epoch; epoch {training.kept} is kept."
+        " The table below has all figures."
+    )
+    for title, under, name, named in (
+        ("Final question by epoch", "on the validation posts", "epochs-final", final),
+        ("Process questions by epoch", "macro-F1 on the validation posts", "epochs-process",
+         {name.removesuffix(_PROCESS): name for name in process}),
+    ):  # fmt: skip
+        if named:
+            values = {word: [one.get(key) for one in metrics] for word, key in named.items()}
+            epochs = range(1, len(metrics) + 1)
+            chart = charts.lines(epochs, values, name, what, share=True, kept=training.kept)
+            yield ChartPanel(title, under, chart, [*legend(values), ("line faint-line dash", "kept")])

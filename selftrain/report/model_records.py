@@ -1,0 +1,145 @@
+"""What `selftrain agentps train` and `evaluate` leave in a folder, read once into typed values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from selftrain._util.types import Interval
+from selftrain.agentps.questions import FINAL
+from selftrain.errors import ModelError
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+Record = TypeVar("Record", bound=_Record)
+
+
+class QuestionMetrics(_Record):
+    """What was measured of one question.
+
+    Attributes:
+        posts: How many answer it.
+        looked_for: The answer that recall and precision are about.
+        answers: Answer -> how many posts have it, in the order of the model's probabilities.
+        figures: Metric -> value and interval; None where `note` says why.
+        all_answers: Macro-F1 and accuracy over all answers, of a question with more than two.
+    """
+
+    posts: int
+    looked_for: str
+    answers: dict[str, int]
+    figures: dict[str, Interval] | None = None
+    note: str = ""
+    all_answers: dict[str, float] | None = None
+
+    @property
+    def base_rate(self) -> float:
+        """Share of posts that have the answer looked for: the precision of choosing blindly."""
+        return self.answers[self.looked_for] / self.posts
+
+
+class ModelMetrics(_Record):
+    """metrics.json: of a trained model the metrics of each epoch and which is kept, else who was measured."""
+
+    model: str | None = None
+    questions: dict[str, QuestionMetrics]
+    epochs: list[dict[str, float]] = []
+    best: int = 0
+
+
+class AboutModel(_Record):
+    """agentps.json, as far as the page shows it; nothing of a folder that only measures."""
+
+    architecture: dict[str, object] | None = None
+    metric: str = "macro_f1"
+
+
+class Case(_Record):
+    """A line of validation.jsonl.
+
+    Attributes:
+        reason: Why the post could not be read; None for one that was measured on.
+        text: None where the folder is older than the texts in it.
+        pictures, picture_count: The first paths, and how many there are in all.
+        truth: Question -> its answer; None where nobody answered.
+        probabilities, process: Answer -> probability, of the final and of each process question.
+    """
+
+    id: str
+    reason: str | None = None
+    text: str | None = None
+    pictures: tuple[Path, ...] = ()
+    picture_count: int | None = None
+    truth: dict[str, str | None]
+    probabilities: dict[str, float] = {}
+    process: dict[str, dict[str, float]] = {}
+
+    def probs(self, question: str) -> dict[str, float]:
+        """Return answer -> probability of one question."""
+        return self.probabilities if question == FINAL else self.process[question]
+
+    @property
+    def believed(self) -> float:
+        """Probability of the true class; -1 where that is not known."""
+        return -1 if (truth := self.truth[FINAL]) is None else self.probabilities[truth]
+
+
+class LossStep(_Record):
+    """A line of losses.jsonl: the loss as it was minimised, and that of each question, the final one last."""
+
+    step: int
+    loss: float
+    parts: list[float]
+
+
+def read_record(file: Path, kind: type[Record]) -> Record:
+    """Read the only record of a file.
+
+    Raises:
+        ModelError: It is not there, or damaged.
+    """
+    return _parse(file, _read(file), kind)
+
+
+def read_records(file: Path, kind: type[Record]) -> list[Record]:
+    """Read a record a line.
+
+    Raises:
+        ModelError: The file is not there, or a line, whose number is told, is damaged.
+    """
+    lines = enumerate(_read(file).splitlines(), 1)
+    return [_parse(f"{file}, line {number}", line, kind) for number, line in lines]
+
+
+def _parse(where: object, text: bytes, kind: type[Record]) -> Record:
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "".join(f"{part}: " for part in fault.get("loc", ()))
+        raise damaged(where, f"{place}{fault.get('msg')}") from error
+
+
+def damaged(where: object, fault: str) -> ModelError:
+    """Return the error of records that cannot be what they should be."""
+    return ModelError(
+        f"{where} is not what it should be ({fault}): the folder is damaged; measure the model anew with"
+        " `selftrain agentps evaluate`"
+    )
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"there is no {file}: expected the folder of a trained model, or one that"
+            " `selftrain agentps evaluate` wrote"
+        ) from error
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror or error})") from error
