@@ -757,7 +757,7 @@ def enforce(report: ManifestReport, max_count: int | None = 0, max_share: float 
 def tolerance_hint(bad: int, share: float, max_count: int | None, max_share: float | None) -> str:
     """Say by which options, or keys of a recipe, as much as this is tolerated."""
     up = math.ceil(share * 100) / 100
-    wanted = [("bad-rows", bad)] if max_count is not None and bad > max_count else []
+    wanted: list[tuple[str, float]] = [("bad-rows", bad)] if max_count is not None and bad > max_count else []
     wanted += [("bad-share", up)] if max_share is not None and share > max_share else []
     options = " ".join(f"--max-{name} {value:g}" for name, value in wanted)
     keys = " ".join(f"--set data.max_{name.replace('-', '_')}={value:g}" for name, value in wanted)
