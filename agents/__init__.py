@@ -10,7 +10,7 @@ from typing import Any
 
 _NAMES = {
     "agents.ask.cache": ["ResponseCache"],
-    "agents.ask.judge": ["JudgePrompts", "VLMAgent", "VLMPanel"],
+    "agents.ask.judge": ["JudgePanel", "JudgePrompts", "VLMAgent"],
     "agents.ask.prompt_files": ["Brief"],
     "agents.ask.runner": ["Runner"],
     "agents.errors": [
@@ -22,7 +22,7 @@ _NAMES = {
         "Verdict",
     ],
     "agents.offline.offline_agent": ["OfflineAgent", "offline_agents"],
-    "agents.panel": ["AgentPanel", "NoPanel", "Panel"],
+    "agents.panel": ["CrossReview", "NoPanel", "Panel"],
     "agents.replayed": ["ReplayedAgent", "replayed_agents"],
     "agents.simulated": ["SimulatedAgent", "symmetric"],
     "agents.trust": ["Trust"],

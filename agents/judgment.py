@@ -219,8 +219,8 @@ class Agent(Protocol):
     """One role. Batches in, one judgment a post out, in the same order.
 
     An agent that answers over a network runs its calls concurrently inside; batches stay the interface. A
-    call that fails for one post is a FAILED judgment, not an error. `agents.panel.AgentPanel` puts two agents
-    of different roles into cross-review; one that learns implements `Learner` too.
+    call that fails for one post is a FAILED judgment, not an error. `agents.panel.CrossReview` puts two
+    agents of different roles into cross-review; one that learns implements `Learner` too.
     """
 
     @property

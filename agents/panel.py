@@ -89,16 +89,21 @@ class Panel(Protocol):
         ...
 
 
-class AgentPanel:
+class CrossReview:
     """Two agents in cross-review; implements `Panel`.
 
+    Args:
+        reviewer: The first agent; verdicts list its judgments first.
+        user: The second one, of another role.
+
     Raises:
-        ReviewError: Not two agents, or two of one role.
+        ReviewError: Two agents of one role.
     """
 
-    def __init__(self, agents: Sequence[Agent]) -> None:
-        _check_roles(agents)
-        self._agents = tuple(agents)
+    def __init__(self, reviewer: Agent, user: Agent) -> None:
+        self.reviewer, self.user = reviewer, user
+        self._agents = (reviewer, user)
+        _check_roles(self._agents)
 
     @property
     def simulated(self) -> bool:

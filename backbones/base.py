@@ -79,7 +79,7 @@ class Backbone(Protocol):
 
     The head alone is trained on the rows of `encode`. Fine-tuning goes through `module` and `collate`, which
     must give the same rows, with gradients; a backbone that is never fine-tuned may raise
-    `NotImplementedError` there. For adapters (``classifier.train = "lora"``) a backbone also offers
+    `NotImplementedError` there. For adapters (``classifier.mode = "lora"``) a backbone also offers
     ``lora_targets() -> list[str]``, and to save memory ``set_gradient_checkpointing(enabled)``.
 
     Attributes:

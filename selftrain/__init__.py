@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agents.judgment import Judgment as Judgment
     from agents.judgment import State as State
     from agents.judgment import Verdict as Verdict
-    from agents.panel import AgentPanel as AgentPanel
+    from agents.panel import CrossReview as CrossReview
     from agents.panel import NoPanel as NoPanel
     from agents.panel import Panel as Panel
     from backbones.base import Backbone as Backbone
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from selftrain.act.training import ACTTrainer as ACTTrainer
     from selftrain.config import Recipe as Recipe
     from selftrain.config import load_recipe as load_recipe
+    from selftrain.data.context import RunContext as RunContext
     from selftrain.data.drawn import draw_posts as draw_posts
     from selftrain.data.manifest import read_manifest as read_manifest
     from selftrain.data.posts import Post as Post
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
     from selftrain.data.task import Task as Task
     from selftrain.data.task import load_task as load_task
     from selftrain.errors import SelftrainError as SelftrainError
+    from selftrain.models.finetune import FineTuner as FineTuner
     from selftrain.models.predictor import Prediction as Prediction
     from selftrain.models.predictor import Predictor as Predictor
     from selftrain.models.trainer import HeadTrainer as HeadTrainer
     from selftrain.models.trainer import Trainer as Trainer
+    from selftrain.panels import OfflinePanel as OfflinePanel
+    from selftrain.panels import VLMPanel as VLMPanel
     from selftrain.review.reviewers import HumanReview as HumanReview
     from selftrain.review.reviewers import Reviewers as Reviewers
     from selftrain.rounds import RoundResult as RoundResult
@@ -49,22 +53,24 @@ if TYPE_CHECKING:
     from selftrain.selection import Selector as Selector
     from selftrain.selection import TopK as TopK
     from selftrain.serving.load_predictor import load_predictor as load_predictor
-    from selftrain.state import LoopState as LoopState
     from selftrain.state import RoundLimits as RoundLimits
+    from selftrain.store.run_dir import HumanLabel as HumanLabel
 
 __version__ = "0.1.0"
 
 _HOME = {
     "ACTTrainer": "selftrain.act.training",
     "Agent": "agents.judgment",
-    "AgentPanel": "agents.panel",
     "Backbone": "backbones.base",
     "Candidate": "agents.judgment",
+    "CrossReview": "agents.panel",
+    "FineTuner": "selftrain.models.finetune",
     "HeadTrainer": "selftrain.models.trainer",
+    "HumanLabel": "selftrain.store.run_dir",
     "HumanReview": "selftrain.review.reviewers",
     "Judgment": "agents.judgment",
-    "LoopState": "selftrain.state",
     "NoPanel": "agents.panel",
+    "OfflinePanel": "selftrain.panels",
     "Panel": "agents.panel",
     "Post": "selftrain.data.posts",
     "Prediction": "selftrain.models.predictor",
@@ -75,6 +81,7 @@ _HOME = {
     "RoundLoss": "losses.base",
     "RoundResult": "selftrain.rounds",
     "Run": "selftrain.runs",
+    "RunContext": "selftrain.data.context",
     "Selection": "selftrain.selection",
     "Selector": "selftrain.selection",
     "SelfTrainer": "selftrain.runs",
@@ -83,6 +90,7 @@ _HOME = {
     "Task": "selftrain.data.task",
     "TopK": "selftrain.selection",
     "Trainer": "selftrain.models.trainer",
+    "VLMPanel": "selftrain.panels",
     "Verdict": "agents.judgment",
     "backbones": "",
     "draw_posts": "selftrain.data.drawn",

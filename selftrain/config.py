@@ -6,30 +6,97 @@ Below this module everything takes plain arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetCoreSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema, core_schema
 
-from selftrain._util.plugins import is_own
+from selftrain._util.plugins import choices, is_own
 from selftrain._util.toml_sections import Section, read_table
 
 Options = dict[str, Any]
-"""Keyword arguments of a class of one's own."""
+"""Keyword arguments of a class."""
+
+KINDS: Mapping[str, Mapping[str, str]] = {
+    "backbone": {
+        "minilm_efficientnet": "backbones.minilm_efficientnet:MiniLMEfficientNet",
+        "clip": "backbones.clip:CLIP",
+    },
+    "classifier": {
+        "head": "selftrain.models.trainer:HeadTrainer",
+        "finetune": "selftrain.models.finetune:FineTuner",
+    },
+    "loss": {"pnu": "losses.pnu:PNULoss"},
+    "selection": {"top_k": "selftrain.selection:TopK"},
+    "agents": {
+        "offline": "selftrain.panels:OfflinePanel",
+        "vlm": "selftrain.panels:VLMPanel",
+        "replayed": "selftrain.panels:ReplayedPanel",
+        "simulated": "selftrain.panels:SimulatedPanel",
+        "cross_review": "agents.panel:CrossReview",
+        "none": "agents.panel:NoPanel",
+    },
+    "human": {"ledger": "selftrain.review.reviewers:HumanReview"},
+}
+"""Section -> kind -> the class it names. The keys of a section are its arguments, and have its defaults."""
 
 
-def _known(kind: str, built_in: Collection[str], key: str) -> str:
-    if kind not in built_in and not is_own(kind):
-        names = ", ".join(f'"{name}"' for name in built_in)
-        raise ValueError(
-            f'{key} is {kind!r}: expected one of {names}, or a "package.module:Class" of your own'
-        )
-    return kind
+@dataclass(frozen=True)
+class OneOf:
+    """A text that is one of a registry's names.
+
+    Attributes:
+        registry: "package.module:NAME" of a mapping or a `Literal`; imported when a recipe names one, because
+            much of what a recipe names lies above this module, or is slow to load.
+    """
+
+    registry: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check against the registry after pydantic's own check."""
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, name: str | None) -> str | None:
+        known = choices(self.registry)
+        if name is not None and name not in known:
+            raise ValueError(f"{name!r} is not known: expected one of {', '.join(known)}")
+        return name
 
 
-AGENTS = ("offline", "vlm", "replayed", "simulated", "none")
-BACKBONES = ("minilm_efficientnet", "clip")
+class PartSection(Section):
+    """A section that names a part: `kind` is a name of `KINDS` or "package.module:Class".
+
+    `options` are keyword arguments: all that a class of one's own gets, and those of a built-in one that the
+    section has no key for.
+    """
+
+    name: ClassVar[str]
+    kind: str
+    options: Options = Field(default_factory=dict)
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in KINDS[cls.name] and not is_own(kind):
+            names = ", ".join(f'"{known}"' for known in KINDS[cls.name])
+            raise ValueError(
+                f'{cls.name}.kind is {kind!r}: expected one of {names}, or a "package.module:Class" of your'
+                " own"
+            )
+        return kind
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the part is one of `KINDS`."""
+        return not is_own(self.kind)
+
+    def arguments(self) -> Options:
+        """Return the keys as arguments of a built-in part; what is None is left to its constructor."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in given.items() if value is not None} | self.options
 
 
 class DataSection(Section):
@@ -71,12 +138,11 @@ class DataSection(Section):
         return self
 
 
-class BackboneSection(Section):
+class BackboneSection(PartSection):
     """What turns posts into features."""
 
-    # "minilm_efficientnet", "clip", or "package.module:Class"
-    name: str = "minilm_efficientnet"
-    options: Options = Field(default_factory=dict)
+    name = "backbone"
+    kind: str = "minilm_efficientnet"
     model: str = "ViT-L-14"
     weights: str = "openai"
     device: str = "auto"
@@ -84,42 +150,37 @@ class BackboneSection(Section):
     workers: int = Field(0, ge=0)
     cache: Path | None = None  # default: a folder of the user's cache, shared by all runs
 
-    _check_name = field_validator("name")(lambda kind: _known(kind, BACKBONES, "backbone.name"))
 
+class ClassifierSection(PartSection):
+    """The head on cached features ("head"), or the backbone trained with it ("finetune")."""
 
-class ClassifierSection(Section):
-    """The head, and how much of the backbone is trained with it."""
-
-    kind: str = "built_in"  # or "package.module:Class", a trainer made of its options alone
-    options: Options = Field(default_factory=dict)
-    train: Literal["head", "full", "lora"] = "head"
-    head: Literal["linear", "mlp"] = "mlp"
+    name = "classifier"
+    kind: str = "head"
+    mode: Annotated[str, OneOf("selftrain.models.finetune_network:Mode")] = "full"  # finetune
+    head: Annotated[str, OneOf("selftrain.models.head:HeadKind")] = "mlp"
     hidden: int = Field(32, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
+    # None: the trainer's own, which differ between a head and a backbone
     epochs: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, le=1e6)
     weight_decay: float | None = Field(None, ge=0)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1)  # finetune
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
 
-    _check_kind = field_validator("kind")(lambda kind: _known(kind, ("built_in",), "classifier.kind"))
 
-
-class LossSection(Section):
+class LossSection(PartSection):
     """The PNU loss. `balance` is the article's P (the paper's gamma, Sakai's eta)."""
 
-    kind: str = "pnu"  # or "package.module:Class", made of its options alone
-    options: Options = Field(default_factory=dict)
-    form: Literal["weighted", "convex", "sakai", "nnpu", "pn"] = "weighted"
+    name = "loss"
+    kind: str = "pnu"
+    form: Annotated[str, OneOf("losses.pnu:Form")] = "weighted"
     balance: float = Field(0.1, ge=-1, le=1)
     theta: float | Literal["estimate"] = "estimate"
     # "count": an agreed post counts half as much as a labelled one, however many there are of each
     lambda_soft: float | Literal["count"] = "count"
-    lambda_unlabelled: float = Field(0.1, ge=0)
+    lambda_u: float = Field(0.1, ge=0)
     soft_positive: float = Field(0.8, gt=0.5, le=1)
-
-    _check_kind = field_validator("kind")(lambda kind: _known(kind, ("pnu",), "loss.kind"))
 
     @model_validator(mode="after")
     def _theta_in_range(self) -> LossSection:
@@ -129,12 +190,19 @@ class LossSection(Section):
             raise ValueError(f'lambda_soft is {self.lambda_soft:g}: expected a number from 0, or "count"')
         return self
 
+    def arguments(self) -> Options:
+        """Return the arguments of the loss, which each round fills in where they are left out."""
+        return {name: value for name, value in super().arguments().items() if value not in _LEFT_OPEN}
 
-class SelectionSection(Section):
+
+_LEFT_OPEN = ("estimate", "count")
+
+
+class SelectionSection(PartSection):
     """How many of the most confident pool posts are verified in a round, and of which class."""
 
-    kind: str = "top_k"  # or "package.module:Class", made of its options alone
-    options: Options = Field(default_factory=dict)
+    name = "selection"
+    kind: str = "top_k"
     k: int = Field(500, ge=1)
     shares: Literal["equal", "natural"] | dict[str, float] = "equal"
     # posts once found divergent may be chosen again: agents that learn may think otherwise by then
@@ -142,58 +210,79 @@ class SelectionSection(Section):
     # accepted posts whose label the best classifier no longer gives are unlabelled again
     retract_flipped: bool = True
 
-    _check_kind = field_validator("kind")(lambda kind: _known(kind, ("top_k",), "selection.kind"))
+
+class AgentSection(Section):
+    """One agent of a cross-review: a "package.module:Class" and its arguments."""
+
+    kind: str
+    options: Options = Field(default_factory=dict)
+
+    @field_validator("kind")
+    @classmethod
+    def _own(cls, kind: str) -> str:
+        if not is_own(kind):
+            raise ValueError(f'{kind!r} is no agent: expected a "package.module:Class"')
+        return kind
 
 
-class AgentsSection(Section):
+class AgentsSection(PartSection):
     """Who verifies: `none` takes the classifier's word for it (an ablation)."""
 
-    # "offline", "vlm", "replayed", "simulated", "none", or "package.module:Class", made of its options
+    name = "agents"
     kind: str = "offline"
-    options: Options = Field(default_factory=dict)
+    reviewer: AgentSection | None = None  # cross_review: two agents of one's own
+    user: AgentSection | None = None
     file: Path | None = None  # replayed: verdicts.jsonl of a run
     accuracy: float = Field(0.9, ge=0, le=1)  # simulated
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
     # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
     # cost nothing and learn again each round, only unless this is said
-    on_near_chance: Literal["stop", "continue"] | None = None
-
-    _check_kind = field_validator("kind")(lambda kind: _known(kind, AGENTS, "agents.kind"))
+    on_near_chance: Annotated[str | None, OneOf("agents.trust:OnNearChance")] = None
 
     @model_validator(mode="after")
-    def _file_given(self) -> AgentsSection:
+    def _complete(self) -> AgentsSection:
         if self.kind == "replayed" and self.file is None:
             raise ValueError('agents.kind is "replayed" but agents.file names no file to replay')
+        if self.kind == "cross_review" and (self.reviewer is None or self.user is None):
+            raise ValueError(
+                'agents.kind is "cross_review" but agents.reviewer or agents.user is missing: write for each'
+                ' { kind = "package.module:Class", options = { ... } }'
+            )
         return self
 
 
 class VlmSection(Section):
-    """Vision-language agents: where they are served, what they are asked, what they may cost."""
+    """Vision-language agents: where they are served, what they are asked, what they may cost.
 
-    servers: tuple[str, ...] = ()  # endpoints of vLLM servers that serve the same model
-    model: str = ""  # as it is served; empty: the only one that is
-    revision: str = ""  # of the weights, where the server's model comes from a hub
-    key_variable: str = "SELFTRAIN_API_KEY"  # the environment variable that holds the servers' key
+    The keys are the arguments of `selftrain.panels.VLMPanel`, which says what each means.
+    """
 
-    protocol: Literal["cross_review", "sequential", "zero_shot", "few_shot", "cot"] = "cross_review"
-    # ask everybody again in a cross-review, even where the verdict is settled
+    servers: tuple[str, ...] = ()
+    model: str = ""
+    revision: str = ""
+    key_variable: str = "SELFTRAIN_API_KEY"
+
+    protocol: Annotated[str, OneOf("agents.ask.protocols:PROTOCOLS")] = "cross_review"
     always_cross_review: bool = False
-    prompts: Path | None = None  # a folder of prompt files that replace the built-in ones
-    form: Literal["reason_first", "label_first", "label_only", "cot"] | None = None
+    prompts: Path | None = None
+    form: Annotated[str | None, OneOf("agents.ask.answer_schema:AnswerForm")] = None
     rationale_chars: int = Field(240, ge=20, le=4000)
-    text_chars: int = Field(4000, ge=100)  # longer texts are cut, with a mark
-    image_side: int = Field(768, ge=28, le=4096)  # pixels; larger pictures are scaled down
+    text_chars: int = Field(4000, ge=100)
+    image_side: int = Field(768, ge=28, le=4096)
     max_images: int = Field(16, ge=0, le=16)
-    examples: int = Field(2, ge=1)  # of each class, for few_shot
+    examples: int = Field(2, ge=1)
 
-    concurrency: int = Field(64, ge=1)  # calls under way for each endpoint, at most
-    timeout: float = Field(120, gt=0)  # seconds, of one try
-    retries: int = Field(4, ge=0)  # of a call that brought no answer
-    patience: float = Field(120, ge=0)  # seconds without any server before the run gives up
-    attempts: int = Field(3, ge=1)  # answers to one question, when they cannot be used
-    token_cap: int | None = Field(None, ge=1)  # prompt and answer tokens of the whole run
-    # one SQLite file for all runs of a folder; default: responses.sqlite beside the run folder
+    concurrency: int = Field(64, ge=1)
+    timeout: float = Field(120, gt=0)
+    retries: int = Field(4, ge=0)
+    patience: float = Field(120, ge=0)
+    attempts: int = Field(3, ge=1)
+    token_cap: int | None = Field(None, ge=1)
     store: Path | None = None
+
+    def arguments(self) -> Options:
+        """Return the keys as arguments of `VLMPanel`."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
 
 class RoundsSection(Section):
@@ -203,29 +292,29 @@ class RoundsSection(Section):
     patience: int = Field(3, ge=1)
     # most candidates verified in all rounds together
     budget: int | None = Field(None, ge=1)
-    start: Literal["pretrained", "best"] = "pretrained"
+    start: Annotated[str, OneOf("selftrain.state:Start")] = "pretrained"
 
 
-class HumanSection(Section):
+class HumanSection(PartSection):
     """A small budget of human reviews, spent on what the agents cannot agree on."""
 
+    name = "human"
+    kind: str = "ledger"
     # posts over the whole run that people may be asked about; 0: nobody is asked
     budget: int = Field(0, ge=0)
     per_round: int = Field(50, ge=1)
     # how an estimated error becomes the chance of being reviewed, see docs/human-budget.md
-    rule: Literal["normalised", "exponential", "threshold"] = "exponential"
+    rule: Annotated[str, OneOf("selftrain.act.budget:Rule")] = "exponential"
     floor: float = Field(0.1, ge=0, le=1)  # the share of the budget that is spread evenly
     # where error estimates come from: what classifier and agents said of a post, and how far apart they are;
     # or a model that criticizes the label that they give together, in a way that `act select-models` can test
-    source: Literal["disagreement", "criticizer"] = "disagreement"
-    strategy: Literal["plain", "reasoning", "graded", "devils_advocate", "log_probability", "perplexity"] = (
-        "devils_advocate"
-    )
+    source: Annotated[str, OneOf("selftrain.review.reviewers:Source")] = "disagreement"
+    strategy: Annotated[str, OneOf("agents.ask.criticizer:STRATEGIES")] = "devils_advocate"
     servers: tuple[str, ...] = ()  # of the criticizing model; none: it is that of `vlm`
     model: str = ""  # as it is served there; empty: the only one that is
     double_annotation_rate: float = Field(0.0, ge=0, le=1)  # of the posts, reviewed by two people
     # while reviews are missing: end in good order, or look for them until they are there
-    wait: Literal["end", "poll"] = "end"
+    wait: Annotated[str, OneOf("selftrain.review.reviewers:Wait")] = "end"
 
 
 class Recipe(Section):

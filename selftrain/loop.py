@@ -12,20 +12,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from agents.ask.metering import Metered, UsageTotals
 from agents.judgment import Accepted, Candidate, Verdict
 from agents.panel import Panel
-from agents.trust import OnNearChance, check_agents
+from agents.trust import OnNearChance, Trust, check_agents
 from losses.base import RoundLoss
 from losses.prior import estimate_prior
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
-from selftrain.data.corpus import Corpus
+from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.metrics import evaluate
-from selftrain.models.trainer import M, Trainer
+from selftrain.models.trainer import M, Model, Trainer
 from selftrain.review.reviewers import Reviewers
 from selftrain.rounds import (
     Cost,
@@ -43,9 +44,9 @@ from selftrain.rounds import (
     replay,
 )
 from selftrain.selection import Selection, Selector
-from selftrain.state import LoopState, RoundLimits
+from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic
-from selftrain.store.run_dir import HUMAN, RunFolder
+from selftrain.store.run_dir import HUMAN, MODEL, RunFolder
 from selftrain.store.scores import Scored, write_scores
 
 
@@ -55,7 +56,7 @@ class LoopSettings:
 
     seed: int = 0
     retract_flipped: bool = True
-    start: str = "pretrained"
+    start: Start = "pretrained"
     root: Path = Path()
     limits: RoundLimits = field(default_factory=RoundLimits)
     on_near_chance: OnNearChance = "continue"
@@ -88,45 +89,33 @@ def self_train(
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
     """
-    # ---- where we stand -----------------------------------------------------------------------------
+    # ---- where we stand: the state follows from the finished rounds ----------------------------------
     state, finished = replay(folder)
     check_pool(corpus, state, folder)
-    labelled = [corpus.posts[i] for i in corpus.labelled]
-    pool = [corpus.posts[i] for i in corpus.pool]
     if finished:
         publish(folder, corpus, state, settings.root)
     yield from finished
 
     # ---- round 0: the labels alone ------------------------------------------------------------------
     if not finished:
-        began, path = time.monotonic(), folder.open_round(0)
+        round_ = OpenRound(corpus, folder, 0)
         training = state.training_set(corpus, soft_positive=loss.soft_positive)
         model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
-        model.save(path / "model.safetensors", {"round": 0})
-        validation, test = measure(trainer, model, corpus, path)
-        state = state.keep(state, validation.macro_f1)
-        yield close_round(
-            folder, corpus, state, settings.root,
-            RoundResult(
-                number=0, kept=True, simulated=panel.simulated, validation=validation, test=test,
-                sets=candidate_sets(corpus, []), flipped=(), agents={}, training=group_counts(training),
-                theta=None, best_epoch=model.best_epoch, curve=curve_of(model), human=None, trust=None,
-                cost=None, grown=grown_posts(corpus, state), pseudo_labels=pseudo_labels(corpus, state),
-                seconds=round(time.monotonic() - began, 3),
-            ),
-        )  # fmt: skip
+        measured = round_.measure(trainer, model)
+        state = state.keep(state, measured.validation.macro_f1)
+        yield round_.close(state, settings.root, training, model, measured, simulated=panel.simulated)
 
     while state.why_stop(settings.limits, len(corpus.pool)) is None:
-        number, began = state.next_round, time.monotonic()
+        number = state.next_round
 
         # ---- people: labels for posts that the rounds before left divergent ----------------------------
         if reviewers is not None and not reviewers.ready(number):
             return
-        path = folder.open_round(number)
-        state = apply_human_labels(reviewers, folder, corpus, state, path)
-        best = trainer.load(folder.round_path(state.best_round) / "model.safetensors")
+        round_ = OpenRound(corpus, folder, number)
+        state = apply_human_labels(reviewers, folder, corpus, state, round_.path)
+        best = trainer.load(folder.round_path(state.best_round) / MODEL)
 
-        # ---- select: the most confident open posts; accepted ones whose label flipped go back ----------
+        # ---- select: whom the agents judge; accepted posts whose label flipped go back -----------------
         flipped = flipped_posts(trainer, best, corpus, state) if settings.retract_flipped else []
         chosen = selector.select(
             trainer.logits(best, corpus, open_positions(state, corpus, settings.limits)),
@@ -134,52 +123,40 @@ def self_train(
             classes=(corpus.positive, corpus.negative),
             seed=settings.seed + number,
         )
-        candidates = as_candidates(corpus, chosen)
-        atomic.write_jsonl(path / "candidates.jsonl", (candidate_row(one) for one in candidates))
+        candidates = round_.write_candidates(chosen)
 
         # ---- trust: the agents on posts of known label, before the pool is spent on -------------------
-        paid_before = spending_of(panel)
+        paid_before = usage_of(panel)
+        labelled = [corpus.posts[i] for i in corpus.labelled]
+        pool = [corpus.posts[i] for i in corpus.pool]
         panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
         trusted = check_agents(panel, labelled, settings.on_near_chance)
         atomic.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review --------------------------------------
-        verdicts = as_recorded(panel.verify(candidates))
-        atomic.write_jsonl(path / "verdicts.jsonl", (verdict.to_json() for verdict in verdicts))
+        verdicts = round_.write_verdicts(panel.verify(candidates))
 
         # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
         trial = state.merge(verdicts, flipped)
         training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
         # ---- retrain --------------------------------------------------------------------------------
-        trial_loss = loss.for_round(
-            training.groups, partial(prior_of_divergent, trainer, best, corpus, trial)
-        )
+        prior = partial(prior_of_divergent, trainer, best, corpus, trial)
+        trial_loss = loss.for_round(training.groups, prior)
+        start, seed = (best if settings.start == "best" else None), settings.seed + number
         model = trainer.fit(
-            corpus,
-            training,
-            loss=trial_loss,
-            seed=settings.seed + number,
-            where=f"round {number}",
-            start=best if settings.start == "best" else None,
+            corpus, training, loss=trial_loss, seed=seed, where=f"round {number}", start=start
         )
-        model.save(path / "model.safetensors", {"round": number})
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
-        validation, test = measure(trainer, model, corpus, path)
-        kept, human = validation.macro_f1 > state.best_score, human_counts(reviewers, state, number)
-        state = state.keep(trial, validation.macro_f1) if kept else state.roll_back(verdicts)
-        yield close_round(
-            folder, corpus, state, settings.root,
-            RoundResult(
-                number=number, kept=kept, simulated=panel.simulated, validation=validation, test=test,
-                sets=candidate_sets(corpus, verdicts), flipped=tuple(flipped),
-                agents=agent_counts(corpus, verdicts), training=group_counts(training),
-                theta=trial_loss.theta,
-                best_epoch=model.best_epoch, curve=curve_of(model), human=human, trust=trusted,
-                cost=cost_since(paid_before, panel), grown=grown_posts(corpus, state),
-                pseudo_labels=pseudo_labels(corpus, state), seconds=round(time.monotonic() - began, 3),
-            ),
+        measured = round_.measure(trainer, model)
+        kept = measured.validation.macro_f1 > state.best_score
+        human = human_counts(reviewers, state, number)
+        state = state.keep(trial, measured.validation.macro_f1) if kept else state.roll_back(verdicts)
+        yield round_.close(
+            state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
+            verdicts=verdicts, flipped=flipped, theta=trial_loss.theta, human=human, trust=trusted,
+            cost=cost_since(paid_before, panel),
         )  # fmt: skip
 
     # ---- what people decided since the last round belongs into the grown dataset too ------------------
@@ -187,14 +164,103 @@ def self_train(
         publish(folder, corpus, apply_human_labels(reviewers, folder, corpus, state), settings.root)
 
 
-def close_round(
-    folder: RunFolder, corpus: Corpus, state: LoopState, root: Path, result: RoundResult
-) -> RoundResult:
-    """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded."""
-    record = result.to_json()
-    folder.close_round(result.number, record)
-    publish(folder, corpus, state, root)
-    return RoundResult.from_json(record)
+class Measured(NamedTuple):
+    """Metrics of a round's model on validation, and on test where its labels are known."""
+
+    validation: SplitMetrics
+    test: SplitMetrics | None
+
+
+class OpenRound:
+    """A round that is under way: its folder, emptied first, and what is written there.
+
+    Args:
+        corpus: The run's posts.
+        folder: The run.
+        number: Of the round.
+    """
+
+    def __init__(self, corpus: Corpus, folder: RunFolder, number: int) -> None:
+        self._corpus, self._folder, self._number = corpus, folder, number
+        self._began = time.monotonic()
+        self.path = folder.open_round(number)
+
+    def write_candidates(self, chosen: Selection) -> list[Candidate]:
+        """Write and return the chosen posts as the agents see them: with the classifier's label."""
+        candidates = as_candidates(self._corpus, chosen)
+        atomic.write_jsonl(self.path / "candidates.jsonl", map(candidate_row, candidates))
+        return candidates
+
+    def write_verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """Write verdicts, and return them as a resumed run reads them: numbers rounded."""
+        records = [verdict.to_json() for verdict in verdicts]
+        atomic.write_jsonl(self.path / "verdicts.jsonl", records)
+        return [Verdict.from_json(record) for record in records]
+
+    def measure(self, trainer: Trainer[M], model: M) -> Measured:
+        """Save the round's model; return its metrics on validation and test.
+
+        The scores that they come from are kept too: curves and intervals need them.
+        """
+        corpus = self._corpus
+        model.save(self.path / MODEL, {"round": self._number})
+        splits = {"validation": corpus.validation}
+        if labels_known(corpus.labels[corpus.test]):
+            splits["test"] = corpus.test
+        scored = {
+            name: Scored(
+                [corpus.posts[i].id for i in positions],
+                corpus.labels[positions],
+                _logits(trainer, model, corpus, positions),
+            )
+            for name, positions in splits.items()
+        }
+        write_scores(self.path, scored, positive=corpus.positive, negative=corpus.negative)
+        validation, *test = (evaluate(one.labels, one.logits) for one in scored.values())
+        return Measured(validation, test[0] if test else None)
+
+    def close(
+        self,
+        state: LoopState,
+        root: Path,
+        training: TrainingSet,
+        model: Model,
+        measured: Measured,
+        *,
+        simulated: bool,
+        kept: bool = True,
+        verdicts: Sequence[Verdict] = (),
+        flipped: Sequence[str] = (),
+        theta: float | None = None,
+        human: HumanCounts | None = None,
+        trust: Trust | None = None,
+        cost: Cost | None = None,
+    ) -> RoundResult:
+        """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded.
+
+        Args:
+            state: After the round.
+            root: Image paths of the grown dataset are relative to it.
+            training: Whom the model learned from.
+            model: The round's.
+            measured: Its metrics.
+            simulated, kept, verdicts, flipped, theta, human, trust, cost: See `RoundResult`.
+        """
+        corpus = self._corpus
+        result = RoundResult(
+            number=self._number, kept=kept, simulated=simulated, validation=measured.validation,
+            test=measured.test, sets=candidate_sets(corpus, verdicts), flipped=tuple(flipped),
+            agents=agent_counts(corpus, verdicts), training=group_counts(training), theta=theta,
+            best_epoch=model.best_epoch,
+            curve=tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
+            human=human, trust=trust, cost=cost,
+            grown=len(corpus.labelled) + len(state.human) + len(state.accepted),
+            pseudo_labels=pseudo_labels(corpus, state), seconds=round(time.monotonic() - self._began, 3),
+        )  # fmt: skip
+        record = result.to_json()
+        self._folder.close_round(self._number, record)
+        publish(self._folder, corpus, state, root)
+        return RoundResult.from_json(record)
 
 
 def publish(folder: RunFolder, corpus: Corpus, state: LoopState, root: Path) -> None:
@@ -202,47 +268,14 @@ def publish(folder: RunFolder, corpus: Corpus, state: LoopState, root: Path) -> 
     folder.publish(state.best_round, grown_rows(corpus, state, root))
 
 
-def grown_posts(corpus: Corpus, state: LoopState) -> int:
-    """Posts of the grown dataset."""
-    return len(corpus.labelled) + len(state.human) + len(state.accepted)
-
-
-def spending_of(panel: Panel) -> UsageTotals:
-    """What the panel has cost so far in this process; agents that cost nothing have spent nothing."""
+def usage_of(panel: Panel) -> UsageTotals:
+    """Return what the panel has cost so far in this process; nothing for agents that cost nothing."""
     return panel.usage() if isinstance(panel, Metered) else UsageTotals()
 
 
 def cost_since(before: UsageTotals, panel: Panel) -> Cost:
-    """What the panel has cost since."""
-    return Cost(**spending_of(panel).minus(before).to_json())
-
-
-def measure(
-    trainer: Trainer[M], model: M, corpus: Corpus, path: Path
-) -> tuple[SplitMetrics, SplitMetrics | None]:
-    """Metrics on the validation split and, where its labels are known, on the test split.
-
-    The scores that they come from are kept in the round's folder `path`: curves and intervals need them.
-    """
-    splits = {"validation": corpus.validation}
-    if labels_known(corpus.labels[corpus.test]):
-        splits["test"] = corpus.test
-    scored = {
-        name: Scored(
-            [corpus.posts[i].id for i in positions],
-            corpus.labels[positions],
-            _logits(trainer, model, corpus, positions),
-        )
-        for name, positions in splits.items()
-    }
-    write_scores(path, scored, positive=corpus.positive, negative=corpus.negative)
-    validation, *test = (evaluate(one.labels, one.logits) for one in scored.values())
-    return validation, test[0] if test else None
-
-
-def curve_of(model: M) -> tuple[CurvePoint, ...]:
-    """How the model's training went."""
-    return tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve)
+    """Return what the panel has cost since."""
+    return Cost(**usage_of(panel).minus(before).to_json())
 
 
 def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
@@ -251,13 +284,13 @@ def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) 
 
 
 def open_positions(state: LoopState, corpus: Corpus, limits: RoundLimits) -> IntArray:
-    """Pool posts that may be chosen now."""
+    """Return the pool posts that may be chosen now."""
     closed = corpus.positions_of(state.closed(limits))
     return corpus.pool[~np.isin(corpus.pool, closed)]
 
 
 def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> list[str]:
-    """Accepted posts whose pseudo-label the model no longer gives: they are consistent no more."""
+    """Return accepted posts whose pseudo-label the model no longer gives: they are consistent no more."""
     accepted = corpus.positions_of(state.accepted)
     logits = _logits(trainer, model, corpus, accepted)
     given = zip((corpus.posts[int(p)].id for p in accepted), logits > 0, strict=True)
@@ -269,7 +302,7 @@ def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopStat
 
 
 def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> float:
-    """Share of positives among the divergent posts: they are a selected set, so it is estimated."""
+    """Estimate the share of positives among the divergent posts: they are a selected set."""
     divergent = corpus.positions_of(state.divergent)
     if not len(divergent):
         return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
@@ -278,7 +311,7 @@ def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: Loo
 
 
 def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
-    """The chosen posts as the agents see them: with the classifier's label and its probability."""
+    """Return the chosen posts as the agents see them: with the classifier's label and its probability."""
     probs = sigmoid(np.abs(chosen.logits))
     return [
         Candidate(corpus.posts[position], corpus.class_name(int(logit > 0)), float(probability))
@@ -287,17 +320,12 @@ def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
 
 
 def candidate_row(candidate: Candidate) -> Json:
-    """A line of candidates.jsonl."""
+    """Return a line of candidates.jsonl."""
     return {"id": candidate.post.id, "label": candidate.label, "probability": round(candidate.probability, 6)}
 
 
-def as_recorded(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The verdicts as a resumed run reads them, numbers rounded: what is recorded is what counts."""
-    return [Verdict.from_json(verdict.to_json()) for verdict in verdicts]
-
-
 def as_accepted(corpus: Corpus, state: LoopState) -> Sequence[Accepted]:
-    """The pool posts that the agents may learn from, pseudo-labels first.
+    """Return the pool posts that the agents may learn from, pseudo-labels first.
 
     People's labels count as much as labels do, but agents are neither calibrated nor measured on them: these
     are posts on which they could not agree.
@@ -317,7 +345,7 @@ def apply_human_labels(
     state: LoopState,
     path: Path | None = None,
 ) -> LoopState:
-    """The state with the decisions that no round has used yet; the same one where there are none.
+    """Return the state with the decisions that no round has used yet; the same one where there are none.
 
     Args:
         reviewers: Who decides; None: nobody.
@@ -343,7 +371,7 @@ def apply_human_labels(
 
 
 def human_counts(reviewers: Reviewers | None, state: LoopState, number: int) -> HumanCounts | None:
-    """People's labels in round `number`; None where nobody is asked."""
+    """Count people's labels in round `number`; None where nobody is asked."""
     if reviewers is None:
         return None
     new = sum(used.round == number for used in state.human.values())

@@ -11,14 +11,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 
-from agents.ask.judge import VLMPanel
 from agents.ask.metering import Metered
 from agents.errors import TokenCapError
 from agents.judgment import Verdict
@@ -26,18 +26,12 @@ from agents.panel import Panel
 from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
+from losses.pnu import PNULoss
 from selftrain import report
-from selftrain._util.plugins import name_of
 from selftrain._util.types import Json
-from selftrain.build import (
-    build_loss,
-    build_panel,
-    build_reviewers,
-    build_selector,
-    build_settings,
-    build_trainer,
-)
+from selftrain.build import Parts, build, build_settings, describe, run_context
 from selftrain.config import Recipe, load_recipe
+from selftrain.data.context import ForRun, in_run
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
@@ -45,14 +39,15 @@ from selftrain.errors import RecipeError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
 from selftrain.models.run_predictor import stored_recipe
-from selftrain.models.trainer import Trainer
+from selftrain.models.trainer import HeadTrainer, Trainer
+from selftrain.panels import OfflinePanel, VLMPanel
 from selftrain.report import tracking
 from selftrain.report.cost import RunCost, estimate_cost
 from selftrain.report.status import missing_reviews
-from selftrain.review.reviewers import Reviewers
+from selftrain.review.reviewers import HumanReview, Reviewers
 from selftrain.rounds import RoundResult
 from selftrain.selection import Selector, TopK
-from selftrain.state import RoundLimits
+from selftrain.state import RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
@@ -90,54 +85,51 @@ def run(
     return begun
 
 
-class Parts(NamedTuple):
-    """What a `SelfTrainer` was given; None: the recipe's own."""
-
-    data: SplitPosts
-    backbone: Backbone | None
-    classifier: Trainer[Any] | None
-    selector: Selector
-    panel: Panel | None
-    loss: RoundLoss | None
-    reviewers: Callable[[RunFolder], Reviewers] | None
-
-
 class SelfTrainer:
     """Self-training in Python: parts in, finished rounds out.
 
-    Each part is what a recipe would build, or one of your own that has the same methods.
+    Each part is what a recipe would build, or one of your own that has the same methods. The folder keeps the
+    parts' classes and arguments, as far as these are plain values, and goes on with the same ones only.
 
     Args:
         backbone: Posts to features; None: `backbones.MiniLMEfficientNet`.
         classifier: Fits and scores models; None: a `HeadTrainer`.
         selector: Chooses whom the agents judge; None: `TopK()`.
-        panel: The agents; None: offline agents, which learn from the labels.
+        panel: The agents; None: an `OfflinePanel`, which learns from the labels.
         loss: None: `losses.PNULoss`.
-        reviewers: Builds who reviews for the run's folder, as ``partial(HumanReview, budget=200)``; None:
-            nobody.
+        reviewers: People, as `HumanReview(budget=200)`; None: nobody is asked, but reviews of the run that
+            are there count.
         seed: Of every draw.
         limits: When to stop; None: `RoundLimits()`.
         retract_flipped: Whether an accepted post whose label the best model no longer gives loses it.
         start: Whether each round trains from "pretrained" weights or from the "best" model.
-        on_near_chance: What to do when an agent may be guessing.
+        on_near_chance: What to do when an agent may be guessing; None: "stop" where a `VLMPanel` is asked,
+            else "continue".
     """
 
     def __init__(
         self,
         *,
         backbone: Backbone | None = None,
-        classifier: Trainer[Any] | None = None,
+        classifier: Trainer[Any] | ForRun[Trainer[Any]] | None = None,
         selector: Selector | None = None,
-        panel: Panel | None = None,
+        panel: Panel | ForRun[Panel] | None = None,
         loss: RoundLoss | None = None,
-        reviewers: Callable[[RunFolder], Reviewers] | None = None,
+        reviewers: Reviewers | ForRun[Reviewers | None] | None = None,
         seed: int = 0,
         limits: RoundLimits | None = None,
         retract_flipped: bool = True,
-        start: Literal["pretrained", "best"] = "pretrained",
-        on_near_chance: OnNearChance = "continue",
+        start: Start = "pretrained",
+        on_near_chance: OnNearChance | None = None,
     ) -> None:
-        self._parts = (backbone, classifier, selector or TopK(), panel, loss, reviewers)
+        self._parts = Parts(
+            classifier=classifier or HeadTrainer(),
+            selector=selector or TopK(),
+            panel=panel or OfflinePanel(),
+            loss=loss or PNULoss(),
+            reviewers=reviewers or HumanReview(),
+            backbone=backbone,
+        )
         self._seed, self._limits, self._start = seed, limits or RoundLimits(), start
         self._retract_flipped, self._on_near_chance = retract_flipped, on_near_chance
 
@@ -147,61 +139,52 @@ class SelfTrainer:
         The folder is that of a run like any other: `selftrain show`, `report` and `compare` read it.
 
         Raises:
-            RunMismatchError: The folder holds a run of other parts or posts.
+            RunMismatchError: The folder holds a run of other parts or posts; the message names what differs.
             SelftrainError, or an error of a leaf's tree: see their modules.
         """
-        parts = Parts(data, *self._parts)
-        yield from Run(out, self._recipe(parts), parts=parts).rounds(progress=progress)
+        run = Run(out, self._recipe(data), parts=self._parts, data=data)
+        yield from run.rounds(progress=progress)
 
-    def _recipe(self, parts: Parts) -> Recipe:
-        """Describe the parts as a recipe does: the folder keeps it, and refuses to go on with another one."""
-        selector, limits = parts.selector, self._limits
-        chosen = (
-            {"k": selector.k, "shares": selector.shares}
-            if isinstance(selector, TopK)
-            else {"kind": name_of(selector)}
-        )
-        own = {
-            "agents": parts.panel, "loss": parts.loss, "classifier": parts.classifier,
+    def _recipe(self, data: SplitPosts) -> Recipe:
+        """Return the recipe that would build the same parts."""
+        sections, limits = describe(self._parts), self._limits
+        sections["selection"] |= {
+            "reselect_divergent": limits.reselect_divergent, "retract_flipped": self._retract_flipped,
         }  # fmt: skip
-        named = {section: {"kind": name_of(part)} for section, part in own.items() if part is not None}
-        named["agents"] = named.get("agents", {}) | {"on_near_chance": self._on_near_chance}
-        if parts.backbone is not None:
-            named["backbone"] = {"name": name_of(parts.backbone)}
-        return Recipe.model_validate(
-            {
-                "seed": self._seed,
-                "data": parts.data.section,
-                "selection": chosen
-                | {
-                    "reselect_divergent": limits.reselect_divergent,
-                    "retract_flipped": self._retract_flipped,
-                },
-                "rounds": {
-                    "max": limits.rounds, "patience": limits.patience, "budget": limits.budget,
-                    "start": self._start,
-                },
-                **named,
-            }
-        )  # fmt: skip
+        sections["agents"] |= {"on_near_chance": self._on_near_chance}
+        sections["rounds"] = {
+            "max": limits.rounds, "patience": limits.patience, "budget": limits.budget, "start": self._start,
+        }  # fmt: skip
+        return Recipe.model_validate({"seed": self._seed, "data": data.section, **sections})
 
 
 class Run:
     """A run's folder, and the recipe and parts that it goes on with.
 
+    Args:
+        out: The folder.
+        recipe: None: that of the folder.
+        name: The recipe's file name; empty for one that was built in Python.
+        parts: None: those of the recipe.
+        data: Posts in their splits; None: those that the recipe names.
+
     Attributes:
         folder: Where everything is written.
-        name: The recipe's file name; empty for one that was built in Python.
         stopped: Why `rounds` ended before the loop did: the token cap, or reviews that are missing. Empty
             otherwise.
     """
 
     def __init__(
-        self, out: Path | str, recipe: Recipe | None = None, name: str = "", parts: Parts | None = None
+        self,
+        out: Path | str,
+        recipe: Recipe | None = None,
+        name: str = "",
+        *,
+        parts: Parts | None = None,
+        data: SplitPosts | None = None,
     ) -> None:
-        self._recipe, self._parts = recipe, parts
+        self._recipe, self._name, self._parts, self._data = recipe, name, parts, data
         self.folder = RunFolder(out)
-        self.name = name
         self.stopped = ""
 
     @property
@@ -238,50 +221,32 @@ class Run:
         Raises:
             SelftrainError, or an error of a leaf's tree: see their modules.
         """
-        recipe, parts = self.recipe, self._parts
-        with self.folder.locked():
-            # ---- lock, and refuse another recipe before anything is computed --------------------------
-            self.folder.check_recipe(recipe.model_dump(mode="json"))
+        recipe, folder = self.recipe, self.folder
+        with folder.locked():
+            # ---- refuse another recipe before anything is computed ------------------------------------
+            folder.check_recipe(recipe.model_dump(mode="json"))
             if recipe.threads:
                 torch.set_num_threads(recipe.threads)
 
-            # ---- prepare the posts, build what was not given -------------------------------------------
-            prepared = self._prepared(progress=progress)
-            corpus, task = prepared.corpus, prepared.task
-            panel = (parts and parts.panel) or build_panel(
-                recipe, task, corpus, out=self.folder.path, progress=progress
-            )
-            environment = _environment(recipe) | {
-                "recipe": self.name,
-                "identity": prepared.identity,
-                "agents": panel.describe(),
-                "simulated": panel.simulated,
-                "classes": {"positive": corpus.positive, "negative": corpus.negative},
-                "splits": {n: len(getattr(corpus, n)) for n in ("labelled", "validation", "pool", "test")},
-            }
-            self.folder.begin(recipe.model_dump(mode="json"), environment)
-            atomic.write_jsonl(self.folder.path / "quarantine.jsonl", prepared.quarantine)
-            dump_task(task, self.folder.path / "task.toml")
-            reviewers = (
-                parts.reviewers(self.folder)
-                if parts and parts.reviewers
-                else build_reviewers(recipe, self.folder, task, corpus.posts, progress=progress)
-            )
+            # ---- build the parts, prepare the posts ----------------------------------------------------
+            parts = self._parts or build(recipe, progress=progress)
+            prepared = self._prepared(parts, progress=progress)
+            context = run_context(recipe, folder, prepared, progress=progress)
+            panel: Panel = in_run(parts.panel, context)
+            folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel))
+            atomic.write_jsonl(folder.path / "quarantine.jsonl", prepared.quarantine)
+            dump_task(prepared.task, folder.path / "task.toml")
+            reviewers: Reviewers | None = in_run(parts.reviewers, context)
 
             # ---- loop, and report -----------------------------------------------------------------------
             rounds = self_train(
-                corpus,
-                (parts and parts.classifier) or build_trainer(recipe, progress=progress),
-                panel,
-                selector=parts.selector if parts else build_selector(recipe),
-                loss=(parts and parts.loss) or build_loss(recipe),
-                folder=self.folder,
-                settings=build_settings(recipe),
-                reviewers=reviewers,
-            )
+                prepared.corpus, in_run(parts.classifier, context), panel,
+                selector=parts.selector, loss=parts.loss, folder=folder,
+                settings=build_settings(recipe), reviewers=reviewers,
+            )  # fmt: skip
             try:
-                yield from self._told(rounds)
-                self.stopped = missing_reviews(self.folder) or ""
+                yield from self._logged(rounds)
+                self.stopped = missing_reviews(folder) or ""
             except TokenCapError as error:
                 # no fault: what the recipe allows is spent, and the rounds that are finished stand
                 self.stopped = str(error)
@@ -298,33 +263,44 @@ class Run:
             RecipeError: The recipe asks other agents, which cost nothing.
             SelftrainError, AgentError: As `rounds`.
         """
-
-        if self.recipe.agents.kind != "vlm":
+        parts = self._parts or build(self.recipe)
+        if not isinstance(parts.panel, VLMPanel):
             raise RecipeError(f'agents.kind is "{self.recipe.agents.kind}": these agents cost nothing to ask')
-        prepared = self._prepared(progress=progress)
+        prepared = self._prepared(parts, progress=progress)
+        context = run_context(self.recipe, self.folder, prepared, progress=progress)
         # the cap is what the estimate is held against, not what may stop its probe
-        uncapped = self.recipe.model_copy(
-            update={"vlm": self.recipe.vlm.model_copy(update={"token_cap": None})}
-        )
-        panel = build_panel(uncapped, prepared.task, prepared.corpus, out=self.folder.path, progress=progress)
-        assert isinstance(panel, VLMPanel)
+        panel = replace(parts.panel, token_cap=None).for_run(context)
         try:
             return estimate_cost(self.recipe, prepared.corpus, panel)
         finally:
             panel.close()
 
-    def _prepared(self, *, progress: bool) -> PreparedData:
-        """The posts with their features, on the backbone given or a newly loaded one."""
-        recipe, parts = self.recipe, self._parts
-        backbone = (parts and parts.backbone) or build_backbone(recipe)
-        if parts is None:
-            return prepare(recipe, backbone, progress=progress)
-        return prepare_split(recipe, parts.data, backbone, progress=progress)
+    def _prepared(self, parts: Parts, *, progress: bool) -> PreparedData:
+        """Return the posts with their features, on the backbone given or a newly loaded one."""
+        backbone = parts.backbone or build_backbone(self.recipe)
+        if self._data is None:
+            return prepare(self.recipe, backbone, progress=progress)
+        return prepare_split(self.recipe, self._data, backbone, progress=progress)
 
-    def _told(self, rounds: Iterator[RoundResult]) -> Iterator[RoundResult]:
-        """`rounds`, each told to TensorBoard and MLflow before it is passed on; the report follows anyhow.
+    def _environment(self, prepared: PreparedData, panel: Panel) -> Json:
+        """Return what the run is made with and on, for environment.json."""
+        recipe, corpus = self.recipe, prepared.corpus
+        return {
+            **_machine(),
+            "seed": recipe.seed,
+            "images_root": str(recipe.data.manifest.parent),
+            "recipe": self._name,
+            "identity": prepared.identity,
+            "agents": panel.describe(),
+            "simulated": panel.simulated,
+            "classes": {"positive": corpus.positive, "negative": corpus.negative},
+            "splits": {n: len(getattr(corpus, n)) for n in ("labelled", "validation", "pool", "test")},
+        }
 
-        A round that an earlier start finished is told only if that start was killed before it could be.
+    def _logged(self, rounds: Iterator[RoundResult]) -> Iterator[RoundResult]:
+        """Yield `rounds`, each logged to TensorBoard and MLflow before; the report follows anyhow.
+
+        A round that an earlier start finished is logged only if that start was killed before it could be.
         """
         earlier, any_round = self.folder.finished(), False
         try:
@@ -338,7 +314,7 @@ class Run:
                 tracking.close(self.folder)
 
 
-def _environment(recipe: Recipe) -> dict[str, Any]:
+def _machine() -> Json:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -347,13 +323,11 @@ def _environment(recipe: Recipe) -> dict[str, Any]:
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
         "git": _git_commit(),
-        "seed": recipe.seed,
-        "images_root": str(recipe.data.manifest.parent),
     }
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this code runs from; None for an installed wheel."""
+    """Return the commit of the checkout this code runs from; None for an installed wheel."""
     checkout = Path(__file__).resolve().parent.parent
     if not (checkout / ".git").exists() or shutil.which("git") is None:
         return None

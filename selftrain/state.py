@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from losses.group import Group
 from selftrain._util.types import LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.store.run_dir import HumanLabel
+
+Start = Literal["pretrained", "best"]
+"""Whether a round's model is trained from pretrained weights or goes on from the best round's."""
 
 
 class LastVerdict(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from agents.ask.cache import ResponseCache
-from agents.ask.judge import JudgePrompts, VLMAgent, VLMPanel
+from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS
 from agents.ask.runner import Runner
@@ -118,12 +118,12 @@ def make_panel(
     always_cross_review: bool = False,
     settings: Mapping | None = None,
     **options,
-) -> VLMPanel:
+) -> JudgePanel:
     chosen = PROTOCOLS[protocol]
     agent = VLMAgent(JudgePrompts(brief), chosen, **(asking or {}))
     cache = ResponseCache(folder / "answers.sqlite")
     runner = Runner(backend, cache, run=run, opener=opener, **options)
-    return VLMPanel(runner, agent, always_cross_review=always_cross_review, settings=settings)
+    return JudgePanel(runner, agent, always_cross_review=always_cross_review, settings=settings)
 
 
 def labelled_posts(n: int = 8) -> list[PostStub]:

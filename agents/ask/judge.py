@@ -1,6 +1,6 @@
 """Reviewer and User, or a judge alone: vision-language agents that verify candidates.
 
-`VLMAgent` words what a protocol asks and reads judgments out of the responses; `VLMPanel` runs the protocol
+`VLMAgent` words what a protocol asks and reads judgments out of the responses; `JudgePanel` runs the protocol
 on many candidates and implements `agents.panel.Panel`.
 """
 
@@ -161,7 +161,7 @@ class PromptSizes(NamedTuple):
     review: tuple[float, float]  # mean tokens of those, and of the pictures in them
 
 
-class VLMPanel:
+class JudgePanel:
     """Agents behind a model server; implements `Panel`.
 
     Args:

@@ -107,11 +107,12 @@ def _seed(
 
 def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: int) -> dict[str, float]:
     """The loop with reviewers who know the truth; figures of its best model on test."""
-    from selftrain.build import build_loss, build_panel, build_selector, build_settings, build_trainer
+    from selftrain.build import build, build_settings, run_context
+    from selftrain.data.context import in_run
     from selftrain.loop import self_train
     from selftrain.review.ledger import ReviewLedger
     from selftrain.review.ledger_reader import LEDGER
-    from selftrain.review.reviewers import HumanReview, waiting_for
+    from selftrain.review.reviewers import HumanReview, LedgerReviewers, waiting_for
 
     corpus, folder = prepared.corpus, RunFolder(path)
     truth = {post.id: int(value) for post, value in zip(corpus.posts, corpus.truth, strict=True)}
@@ -121,20 +122,19 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
         folder.begin(recipe.model_dump(mode="json"), environment)
         asking = max(recipe.rounds.max - 1, 1)  # the rounds before which people are asked
         while True:
-            reviewers = HumanReview(
-                folder, budget=budget, per_round=max(math.ceil(budget / asking), 1), rule=RULE, floor=FLOOR,
-                seed=recipe.seed,
-            )  # fmt: skip
+            parts, context = build(recipe), run_context(recipe, folder, prepared)
+            per_round = max(math.ceil(budget / asking), 1)
+            people = HumanReview(budget=budget, per_round=per_round, rule=RULE, floor=FLOOR)
             rounds = list(
                 self_train(
                     corpus,
-                    build_trainer(recipe),
-                    build_panel(recipe, prepared.task, corpus, out=path),
-                    selector=build_selector(recipe),
-                    loss=build_loss(recipe),
+                    in_run(parts.classifier, context),
+                    in_run(parts.panel, context),
+                    selector=parts.selector,
+                    loss=parts.loss,
                     folder=folder,
                     settings=build_settings(recipe),
-                    reviewers=reviewers,
+                    reviewers=LedgerReviewers(folder, people, seed=recipe.seed),
                 )
             )
             waiting = waiting_for(folder)

@@ -50,7 +50,7 @@ class _Answering:
 def measure(size: int) -> float:
     """Megabytes by which the peak rises above what the queue itself takes."""
     from agents.ask.cache import ResponseCache
-    from agents.ask.judge import JudgePrompts, VLMAgent, VLMPanel
+    from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
     from agents.ask.prompt_files import Brief
     from agents.ask.protocols import PROTOCOLS
     from agents.ask.runner import Runner
@@ -63,7 +63,7 @@ def measure(size: int) -> float:
     queue = [Candidate(Post(f"p{i}", f"post number {i} says nothing"), "kind", 0.9) for i in range(size)]
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         store = ResponseCache(Path(folder) / "answers.sqlite")
-        panel = VLMPanel(
+        panel = JudgePanel(
             Runner(
                 _Answering(), store, run="memory", token_cap=ANSWERED * _TOKENS,
                 opener=lambda path, side: open_image(path, target_size=side),

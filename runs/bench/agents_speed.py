@@ -17,7 +17,7 @@ from runs.bench.agents_data import drawn_posts
 from selftrain.data.posts import Post
 
 if TYPE_CHECKING:
-    from agents.ask.judge import VLMPanel
+    from agents.ask.judge import JudgePanel
     from agents.client.base import Backend
     from selftrain.data.task import Task
 
@@ -198,17 +198,17 @@ def _seconds_of_generate(model: Path, requests: Sequence[ChatRequest], tokens: i
 
 def recorded_panel(
     address: str, task: Task, folder: Path, name: str, protocol: str = "cross_review"
-) -> tuple[VLMPanel, Recording]:
+) -> tuple[JudgePanel, Recording]:
     """A panel with a store of its own; `name` goes into its prompts."""
     from dataclasses import replace
 
     from agents.ask.cache import ResponseCache
-    from agents.ask.judge import JudgePrompts, VLMAgent, VLMPanel
+    from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
     from agents.ask.protocols import PROTOCOLS
     from agents.ask.runner import Runner
     from agents.client.client import ChatClient
     from backbones.images import open_image
-    from selftrain.build import brief_of
+    from selftrain.panels import brief_of
 
     brief = replace(brief_of(task), task=f"{task.name} ({name})")
     agent = VLMAgent(JudgePrompts(brief), PROTOCOLS[protocol], rationale_chars=_RATIONALE)
@@ -217,7 +217,7 @@ def recorded_panel(
         recording, ResponseCache(folder / "answers.sqlite"), run=name, attempts=1, image_side=336,
         opener=lambda path, side: open_image(path, target_size=side),
     )  # fmt: skip
-    return VLMPanel(runner, agent), recording
+    return JudgePanel(runner, agent), recording
 
 
 def guessed(task: Task, posts: Sequence[Post], seed: int) -> list[Candidate]:

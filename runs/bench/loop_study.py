@@ -27,10 +27,10 @@ ABLATION: Mapping[str, tuple[str, ...]] = {
     "classifier_only": ("agents.kind=none",),
     "pn_instead_of_pnu": ("loss.form=pn",),
     # the magnitude of P is the weight of the unlabelled risk here; its sign says PU or NU
-    "p=-0.1": ("loss.balance=-0.1", "loss.lambda_unlabelled=0.1"),
+    "p=-0.1": ("loss.balance=-0.1", "loss.lambda_u=0.1"),
     "p=0": ("loss.balance=0.0",),
-    "p=0.1": ("loss.balance=0.1", "loss.lambda_unlabelled=0.1"),
-    "p=0.2": ("loss.balance=0.2", "loss.lambda_unlabelled=0.2"),
+    "p=0.1": ("loss.balance=0.1", "loss.lambda_u=0.1"),
+    "p=0.2": ("loss.balance=0.2", "loss.lambda_u=0.2"),
     "theta=0.5": ("loss.theta=0.5",),
     "simulated_agents_95": ("agents.kind=simulated", "agents.accuracy=0.95"),
     "simulated_agents_90": ("agents.kind=simulated", "agents.accuracy=0.9"),
@@ -162,20 +162,22 @@ def _baselines(prepared: PreparedData) -> Iterator[tuple[str, dict[str, float]]]
 
 def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Path) -> dict[str, float]:
     """One run on extracted features."""
-    from selftrain.build import build_loss, build_panel, build_selector, build_settings, build_trainer
+    from selftrain.build import build, build_settings, run_context
+    from selftrain.data.context import in_run
     from selftrain.loop import self_train
     from selftrain.store.run_dir import RunFolder
 
     shutil.rmtree(folder, ignore_errors=True)
-    began = time.perf_counter()
+    began, parts = time.perf_counter(), build(recipe)
     with RunFolder(folder).locked() as opened:
+        context = run_context(recipe, opened, prepared)
         rounds = list(
             self_train(
                 prepared.corpus,
-                build_trainer(recipe),
-                build_panel(recipe, prepared.task, prepared.corpus, out=folder),
-                selector=build_selector(recipe),
-                loss=build_loss(recipe),
+                in_run(parts.classifier, context),
+                in_run(parts.panel, context),
+                selector=parts.selector,
+                loss=parts.loss,
                 folder=opened,
                 settings=build_settings(recipe),
             )

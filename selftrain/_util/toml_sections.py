@@ -53,13 +53,13 @@ def read_table(
 
 
 def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return section.key -> value, as `--set` names them; a key outside of any section keeps its name."""
+    """Return section.key -> value, as `--set` names them, tables within tables too."""
     found: dict[str, Any] = {}
-    for section, value in table.items():
-        if isinstance(value, dict):
-            found |= {f"{section}.{key}": item for key, item in value.items()}
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": item for key, item in flatten(value).items()}
         else:
-            found[section] = value
+            found[name] = value
     return found
 
 

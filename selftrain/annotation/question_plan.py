@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner
+from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
 from backbones.images import MAX_PIXELS
+from selftrain._util.plugins import accepted
 from selftrain.annotation.answers import FINAL, known_answers
 from selftrain.config import VlmSection, load_recipe
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 from selftrain.errors import RecipeError, TaskError
+from selftrain.panels import ModelServers, brief_of, cache_beside
 
 MAX_FAILED = 0.1
 """The largest share of questions without a usable answer, unless the user says otherwise."""
@@ -246,3 +248,40 @@ def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int
         return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, fault)
     prompt, image = (sum(size[part] for size in sizes) / len(sizes) * calls for part in (0, 1))
     return AnnotationCost(len(asking), calls, unasked, prompt, image, completion, len(sizes))
+
+
+def build_questioner(
+    settings: AnnotationSettings,
+    task: Task,
+    out: Path,
+    *,
+    prompts: Path | None = None,
+    max_failed: float = 0.1,
+    progress: bool = False,
+) -> Questioner:
+    """Build the questioner; nothing is asked yet.
+
+    Args:
+        settings: Of `annotation_settings`.
+        task: Name, classes and policy.
+        out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
+        prompts: A folder of prompt files that replace the built-in ones.
+        max_failed: The largest share of questions without a usable answer, in [0, 1].
+        progress: Whether to show a bar.
+
+    Raises:
+        PromptFileError, StoreError: With what to do.
+    """
+    served = ModelServers(**accepted(ModelServers, settings.vlm.arguments()))
+    runner = served.runner(
+        cache_beside(out, served.store), run=str(out.resolve()), max_pixels=settings.max_pixels,
+        progress=progress,
+    )  # fmt: skip
+    return Questioner(
+        runner,
+        QuestionPrompts(brief_of(task), folder=prompts, text_chars=served.text_chars),
+        form=served.form or "reason_first",
+        rationale_chars=served.rationale_chars,
+        seed=settings.seed,
+        max_failed=max_failed,
+    )

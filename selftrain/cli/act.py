@@ -22,16 +22,16 @@ from selftrain.act.budget import Rule
 from selftrain.act.error_estimate import ErrorEstimate
 from selftrain.act.select_models import MODES, AnnotatorScore, CriticizerScore, ModelSelection
 from selftrain.act.select_models import select_models as select_from
-from selftrain.build import brief_of, build_runner, cache_beside
 from selftrain.cli.commands import noun
 from selftrain.cli.options import KEY_VARIABLE, Manifest, Overrides
 from selftrain.cli.printing import console, plain, print_json, quoted, say
-from selftrain.config import VlmSection, load_recipe
+from selftrain.config import load_recipe
 from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
 from selftrain.errors import BudgetError, RecipeError
+from selftrain.panels import ModelServers, brief_of, cache_beside
 from selftrain.review.act_training import train_on_reviews
 from selftrain.review.labelling import (
     LabelFolder,
@@ -214,8 +214,8 @@ def _runner_of(server: str, cache: ResponseCache, *, run: str, token_cap: int | 
         ServerRefusedError: An address that is none.
     """
     address, _, model = server.partition("#")
-    section = VlmSection(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)
-    return build_runner(section, cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
+    served = ModelServers(servers=(address,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap)
+    return served.runner(cache, run=run, max_pixels=MAX_PIXELS, progress=sys.stderr.isatty())
 
 
 def _print_choice(choice: ModelSelection) -> None:

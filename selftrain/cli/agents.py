@@ -20,13 +20,13 @@ from agents.vllm.command import Device, serve_command
 from agents.vllm.interpreter import find_interpreter
 from agents.vllm.launch import Ready, Server, serving
 from selftrain._util.printable import printable
-from selftrain.build import build_vlm_agent, opener
 from selftrain.cli.commands import noun
 from selftrain.cli.options import KEY_VARIABLE, Overrides, Recipe
 from selftrain.cli.printing import say
 from selftrain.config import load_recipe
 from selftrain.data.task import load_task
 from selftrain.errors import RecipeError
+from selftrain.panels import VLMPanel, brief_of, opener
 from selftrain.report.prompt_preview import previews
 
 app = noun("Start or check the vLLM servers of the agents, show their prompts.")
@@ -225,7 +225,8 @@ def prompts(
     recipe = load_recipe(recipe_file, overrides)
     task = load_task(recipe.data.task)
     opening = opener(recipe.data.max_image_pixels)
-    shown = previews(recipe, task, build_vlm_agent(recipe, task), opening, post)
+    agent = VLMPanel(**recipe.vlm.arguments()).agent(brief_of(task), recipe.seed)
+    shown = previews(recipe, task, agent, opening, post)
     names = [preview.template for preview in shown]
     if only is not None and only not in names:
         raise RecipeError(f"no prompt is named {only!r}; this protocol has {names}: choose one of them")

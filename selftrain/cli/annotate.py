@@ -15,8 +15,12 @@ from selftrain.annotation.annotate import Annotated as Written
 from selftrain.annotation.annotate import PreparedAnnotation, prepare_annotation
 from selftrain.annotation.annotate import annotate as annotate_posts
 from selftrain.annotation.answer_report import AnnotationReport, MeanMetrics, QuestionReport, mean_metrics
-from selftrain.annotation.question_plan import MAX_FAILED, annotation_settings, estimate_cost
-from selftrain.build import build_questioner
+from selftrain.annotation.question_plan import (
+    MAX_FAILED,
+    annotation_settings,
+    build_questioner,
+    estimate_cost,
+)
 from selftrain.cli.options import Manifest, Overrides
 from selftrain.cli.printing import console, number, plain
 from selftrain.data.manifest import describe

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from backbones.base import Backbone
 from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
+from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
@@ -24,16 +26,17 @@ from selftrain.models.classifier import train_head
 from selftrain.models.finetune_descent import DescentSettings, descend
 from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
 from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format
-from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.models.head import HeadKind, HeadSettings, fit_scaling
 
-__all__ = ["BackboneTrainer", "FinetunedClassifier", "load_finetuned", "read_format"]
+__all__ = ["FineTuner", "FinetunedClassifier", "load_finetuned", "read_format"]
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
 _NAMED = 5  # posts that an error names
 
 
-class BackboneTrainer:
+@dataclass(eq=False)
+class FineTuner:
     """Fits, scores and loads fine-tuned classifiers; one network at a time is in memory.
 
     The head begins as one trained on the pretrained backbone's features: an untrained head would send random
@@ -41,8 +44,9 @@ class BackboneTrainer:
     al. 2022). `probe=False` begins from an untrained head instead.
 
     Args:
-        make_backbone: Gives a newly built pretrained backbone at each call. Build it with dtype "fp32":
-            `precision` then decides alone, and a model fits the same backbone on every machine.
+        make_backbone: Gives a newly built pretrained backbone at each call; None: that of the run. Build it
+            with dtype "fp32": `precision` then decides alone, and a model fits the same backbone on every
+            machine.
         mode: "full" trains every weight, "lora" adapters at `lora_targets()` of the backbone.
         head: "linear" or "mlp", with `hidden` units and `dropout`.
         epochs: Passes over the posts, at least 1.
@@ -60,48 +64,48 @@ class BackboneTrainer:
         progress: Draw a bar with the epoch and the loss.
     """
 
-    def __init__(
-        self,
-        make_backbone: Callable[[], Backbone],
-        *,
-        mode: Mode = "full",
-        head: str = "linear",
-        hidden: int = 128,
-        dropout: float = 0.3,
-        epochs: int = 10,
-        batch_size: int = 16,
-        learning_rate: float | None = None,
-        head_learning_rate: float = 1e-4,
-        weight_decay: float = 0.01,
-        lora_rank: int = 16,
-        lora_alpha: int = 32,
-        precision: Precision = "auto",
-        gradient_checkpointing: bool = False,
-        evaluation_batch: int = 64,
-        workers: int = 0,
-        augment: bool = True,
-        probe: bool = True,
-        progress: bool = True,
-    ) -> None:
-        self.make_backbone = make_backbone
-        self.architecture = Architecture(mode, head, hidden, dropout, lora_rank, lora_alpha)
-        self.descent = DescentSettings(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=LEARNING_RATES[mode] if learning_rate is None else learning_rate,
-            head_learning_rate=head_learning_rate,
-            weight_decay=weight_decay,
-            augment=augment,
-            progress=progress,
+    make_backbone: Callable[[], Backbone] | None = None
+    _: KW_ONLY
+    mode: Mode = "full"
+    head: HeadKind = "mlp"
+    hidden: int = 32
+    dropout: float = 0.3
+    epochs: int = 10
+    batch_size: int = 16
+    learning_rate: float | None = None
+    head_learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    evaluation_batch: int = 64
+    workers: int = 0
+    augment: bool = True
+    probe: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        self.architecture = Architecture(
+            self.mode, self.head, self.hidden, self.dropout, self.lora_rank, self.lora_alpha
         )
-        self.precision = precision
-        self.gradient_checkpointing = gradient_checkpointing
-        self.evaluation_batch = evaluation_batch
-        self.workers = workers
-        self.probe = probe
+        rate = LEARNING_RATES[self.mode] if self.learning_rate is None else self.learning_rate
+        self.descent = DescentSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=rate,
+            head_learning_rate=self.head_learning_rate,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+            progress=self.progress,
+        )
         self._network: Network | None = None
         self._holds: FinetunedClassifier | None = None  # whose weights the network has
         self._pretrained = ""
+
+    def for_run(self, run: RunContext) -> FineTuner:
+        """Return the same trainer on the run's backbone, unless it was given one."""
+        return replace(self, make_backbone=self.make_backbone or run.make_backbone)
 
     def fit(
         self,
@@ -187,6 +191,7 @@ class BackboneTrainer:
     def _build(self, architecture: Architecture) -> Network:
         """A network on a new pretrained backbone; the one held until now is let go first."""
         self._network = self._holds = None
+        assert self.make_backbone is not None, "`for_run` gives it"
         network = Network(self.make_backbone(), architecture, self.precision)
         if self._pretrained not in ("", network.pretrained):
             raise TrainingError(
@@ -254,7 +259,7 @@ class BackboneTrainer:
 
     def _advice(self) -> str:
         switch = "" if self.gradient_checkpointing else " turn on gradient checkpointing,"
-        lora = ' or set classifier.train = "lora"' if self.architecture.mode == "full" else ""
+        lora = ' or set classifier.mode = "lora"' if self.architecture.mode == "full" else ""
         return (
             f"Lower classifier.batch_size (now {self.descent.batch_size}),{switch} lower the evaluation batch"
             f" (now {self.evaluation_batch}){lora}"

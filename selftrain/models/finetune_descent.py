@@ -29,7 +29,7 @@ CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
 
 
 class DescentSettings(NamedTuple):
-    """How the weights are moved; `BackboneTrainer` says what each is."""
+    """How the weights are moved; `FineTuner` says what each is."""
 
     epochs: int
     batch_size: int

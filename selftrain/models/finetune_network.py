@@ -152,7 +152,7 @@ def _adapt(backbone: Backbone, architecture: Architecture) -> None:
     targets = getattr(backbone, "lora_targets", None)
     if targets is None:
         raise TrainingError(
-            f'the backbone {backbone.name} names no layers for adapters: set classifier.train = "full"'
+            f'the backbone {backbone.name} names no layers for adapters: set classifier.mode = "full"'
         )
     from backbones.torchvision_compat import ensure_torchvision
 

@@ -7,7 +7,7 @@ Shape legend: ``M`` training posts, ``B`` posts, ``D`` width of a feature row, `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from backbones.base import FeatureLayout
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import NonFiniteLossError, TrainingError
+
+HeadKind = Literal["linear", "mlp"]
 
 
 class HeadSettings(NamedTuple):

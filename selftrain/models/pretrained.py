@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backbones import load_backbone
-from selftrain._util.plugins import build_own, is_own
+from selftrain._util.plugins import build_part
 from selftrain.config import BackboneSection, Recipe
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ def build_backbone(recipe: Recipe, **more: Any) -> Backbone:  # noqa: ANN401 -- 
         WeightsError: Weights that are missing, damaged, or of another architecture.
     """
     section = recipe.backbone
-    if is_own(section.name):
-        backbone: Backbone = build_own(section.name, section.options, "backbone.name")
+    if not section.built_in:
+        backbone: Backbone = build_part(section.kind, section.options, "backbone.kind")
         return backbone
-    return load_backbone(section.name, **backbone_options(section), **more)
+    return load_backbone(section.kind, **{**backbone_options(section), **more})
 
 
 def backbone_options(section: BackboneSection) -> dict[str, Any]:
     """Return the keyword arguments of `load_backbone` for a recipe's section."""
     options: dict[str, Any] = {"device": section.device}
-    if section.name == "clip":
+    if section.kind == "clip":
         options |= {"model": section.model, "weights": section.weights}
-    return options
+    return options | section.options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +13,7 @@ from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.classifier import HeadClassifier, load_head, train_head
-from selftrain.models.head import HeadSettings, Progress, Scaling, fit_scaling
+from selftrain.models.head import HeadKind, HeadSettings, Progress, Scaling, fit_scaling
 
 
 class Model(Protocol):
@@ -66,13 +67,35 @@ class Trainer(Protocol[M]):
 SCALING_SAMPLE = 10_000  # posts; enough for a mean and a deviation, few enough for any machine
 
 
-class HeadTrainer:
-    """Trains a head on cached features: no post is read again."""
+_DEFAULTS = HeadSettings()
 
-    def __init__(self, settings: HeadSettings | None = None, chunk: int = 8192) -> None:
-        self.settings = settings or HeadSettings()
-        self.chunk = chunk
-        self._scaling: Scaling | None = None
+
+@dataclass(kw_only=True)
+class HeadTrainer:
+    """Trains a head on cached features: no post is read again.
+
+    Args:
+        head: "linear", or "mlp" with `hidden` units and `dropout`.
+        epochs: Passes over the posts, at least 1; the best one by validation macro-F1 counts.
+        learning_rate, weight_decay: AdamW's.
+        chunk: Posts scored at once.
+    """
+
+    head: HeadKind = "mlp"
+    hidden: int = _DEFAULTS.hidden
+    dropout: float = _DEFAULTS.dropout
+    epochs: int = _DEFAULTS.epochs
+    learning_rate: float = _DEFAULTS.learning_rate
+    weight_decay: float = _DEFAULTS.weight_decay
+    chunk: int = 8192
+    _scaling: Scaling | None = field(default=None, init=False, repr=False)
+
+    @property
+    def settings(self) -> HeadSettings:
+        """How a head is built and trained."""
+        return HeadSettings(
+            self.head, self.hidden, self.dropout, self.epochs, self.learning_rate, self.weight_decay
+        )
 
     def fit(
         self,

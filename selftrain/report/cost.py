@@ -16,7 +16,7 @@ import numpy as np
 from agents.judgment import Judgment, PostLike, State
 
 if TYPE_CHECKING:
-    from agents.ask.judge import VLMPanel
+    from agents.ask.judge import JudgePanel
     from selftrain.config import Recipe
     from selftrain.data.corpus import Corpus
 
@@ -77,7 +77,7 @@ class RunCost(NamedTuple):
             yield f"The token cap of {cap:,} {verdict}."
 
 
-def estimate_cost(recipe: Recipe, corpus: Corpus, panel: VLMPanel) -> RunCost:
+def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
     """Estimate the cost of a run, by measuring and by a probe, whose answers are paid for and kept.
 
     Raises:

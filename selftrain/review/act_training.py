@@ -17,6 +17,7 @@ import numpy as np
 from agents.trust import wilson
 from backbones import load_backbone
 from backbones.base import Backbone
+from selftrain._util.plugins import accepted
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.act.error_estimate import realised
 from selftrain.act.training import ACTTrainer
@@ -33,6 +34,7 @@ from selftrain.models.head import HeadSettings
 from selftrain.models.metrics import macro_f1
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.run_predictor import stored_recipe
+from selftrain.models.trainer import HeadTrainer
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.labelling import LabelFolder, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
@@ -158,7 +160,7 @@ def train_on_reviews(
     backbone = backbone or (BackboneSection() if recipe is None else recipe.backbone)
     settings = head_settings(classifier or (ClassifierSection() if recipe is None else recipe.classifier))
     options = backbone_options(backbone)
-    encoder = load_backbone(backbone.name, **options)
+    encoder = load_backbone(backbone.kind, **options)
     if isinstance(folder, LabelFolder):
         task, trusted = _of_labelling(folder, validation, test, seed)
     else:
@@ -195,21 +197,13 @@ def train_on_reviews(
         {split: _quality(task.names, labels, probs) for split, (_, labels, probs) in measured.items()},
     )  # fmt: skip
     record = {"from": str(path.resolve()), "task": task.name, "power": power, "seed": seed, **found.to_json()}
-    saved = model.save(out, backbone={"name": backbone.name, **options}, record=record, measured=measured)
+    saved = model.save(out, backbone={"name": backbone.kind, **options}, record=record, measured=measured)
     return found._replace(model=saved)
 
 
 def head_settings(section: ClassifierSection) -> HeadSettings:
-    """How a recipe's head is built and trained; what it leaves open stays at the head's defaults."""
-    defaults = HeadSettings()
-    return HeadSettings(
-        kind=section.head,
-        hidden=section.hidden,
-        dropout=section.dropout,
-        epochs=section.epochs or defaults.epochs,
-        learning_rate=section.learning_rate or defaults.learning_rate,
-        weight_decay=defaults.weight_decay if section.weight_decay is None else section.weight_decay,
-    )
+    """Return how a recipe's head is built and trained; what it leaves open stays at the head's defaults."""
+    return HeadTrainer(**accepted(HeadTrainer, section.arguments())).settings
 
 
 def reviewed_labels(

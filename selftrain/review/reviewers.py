@@ -13,17 +13,23 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from agents.ask.annotator import AnnotationPrompts
+from agents.ask.criticizer import Criticizer
+from selftrain.act.budget import Rule
+from selftrain.data.context import RunContext
+from selftrain.panels import ModelServers, brief_of
 from selftrain.review.criticism import LoopCriticizer
 from selftrain.review.ledger import opened_ledger
-from selftrain.review.ledger_reader import Decision, ReviewItem
+from selftrain.review.ledger_reader import LEDGER, Decision, ReviewItem
 from selftrain.review.sampling import AUDIT, request_reviews, verdicts_among
 from selftrain.store.run_dir import HumanLabel, RunFolder
 
-Rule = Literal["normalised", "exponential", "threshold"]
 Wait = Literal["end", "poll"]
+Source = Literal["disagreement", "criticizer"]
 
 RECIPE = "recipe"
 """Purpose in the ledger of what the recipe allows beyond the budget that the ledger was created with."""
@@ -82,42 +88,88 @@ class Reviewers(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class HumanReview:
     """People who review in the run's ledger: on the review page, or by export and import.
 
     Args:
-        folder: The run.
         budget: Most posts that the loop may ever send to review; 0: it sends none, and uses what others did.
         per_round: Most of them after one round.
         rule, floor: See `selftrain.act.budget.inclusion`.
+        source: Where error estimates come from: the agents' "disagreement", or a "criticizer".
+        strategy: How the criticizer is asked: a name of `agents.ask.criticizer.STRATEGIES`.
+        servers, model: Of the criticizer; none: those of `served`.
         double_annotation_rate: Share of the posts that two people review; a ledger that is
             there keeps its own.
         wait: While reviews are missing, "end" the run in good order, or "poll" until they are there.
+        poll_seconds: Between two looks.
+        served: How pictures are sent to the criticizer, where its answers are kept and what it may cost.
+    """
+
+    budget: int = 0
+    per_round: int = 50
+    rule: Rule = "exponential"
+    floor: float = 0.1
+    source: Source = "disagreement"
+    strategy: str = "devils_advocate"
+    servers: Sequence[str] = ()
+    model: str = ""
+    double_annotation_rate: float = 0.0
+    wait: Wait = "end"
+    poll_seconds: float = POLL_SECONDS
+    served: ModelServers = field(default_factory=ModelServers)
+
+    def for_run(self, run: RunContext) -> LedgerReviewers | None:
+        """Return the people who review for the run; None: nobody is asked, and nobody has reviewed it.
+
+        Raises:
+            PromptFileError, StoreError: A criticizer cannot be set up.
+        """
+        if not self.budget and not (run.folder.path / LEDGER).exists():
+            return None
+        asks = self.budget > 0 and self.source == "criticizer"
+        return LedgerReviewers(
+            run.folder, self, seed=run.seed, progress=run.progress,
+            criticizer=self.loop_criticizer(run) if asks else None,
+        )  # fmt: skip
+
+    def loop_criticizer(self, run: RunContext) -> LoopCriticizer:
+        """Return the model that criticizes; nothing is asked yet.
+
+        Raises:
+            PromptFileError, StoreError: With what to do.
+        """
+        served = self.served
+        if self.servers:
+            served = replace(served, servers=self.servers, model=self.model)
+        prompts = AnnotationPrompts(brief_of(run.task), text_chars=served.text_chars)
+        criticizer = Criticizer(prompts, self.strategy, rationale_chars=served.rationale_chars, seed=run.seed)
+        posts = {post.id: post for post in run.corpus.posts}
+        return LoopCriticizer(served.runner_for(run), criticizer, posts, run.folder)
+
+
+class LedgerReviewers:
+    """The people of `HumanReview` at work in a run; implements `Reviewers`.
+
+    Args:
+        folder: The run.
+        settings: Whom to ask, about how much.
         seed: Of the draws; a ledger that is there keeps its own.
         progress: Whether polling shows how far the review is.
-        poll_seconds: Between two looks.
         criticizer: Estimates which labels are wrong; None: the agents' disagreement does. Closed here.
     """
 
     def __init__(
         self,
         folder: RunFolder,
+        settings: HumanReview,
         *,
-        budget: int,
-        per_round: int = 50,
-        rule: Rule = "exponential",
-        floor: float = 0.1,
-        double_annotation_rate: float = 0.0,
-        wait: Wait = "end",
         seed: int = 0,
         progress: bool = False,
-        poll_seconds: float = POLL_SECONDS,
         criticizer: LoopCriticizer | None = None,
     ) -> None:
-        self._criticizer = criticizer
-        self._folder, self._budget, self._per_round = folder, budget, per_round
-        self._rule, self._floor, self._double_annotation_rate = rule, floor, double_annotation_rate
-        self._wait, self._seed, self._progress, self._poll_seconds = wait, seed, progress, poll_seconds
+        self._folder, self._settings = folder, settings
+        self._seed, self._progress, self._criticizer = seed, progress, criticizer
 
     def ready(self, number: int) -> bool:
         """Send posts to review before round `number`, and say whether all that were sent have a decision.
@@ -127,12 +179,12 @@ class HumanReview:
         Raises:
             BudgetError, LedgerError: The posts cannot be drawn, or the ledger cannot be used.
         """
-        if number > 1 and self._budget:
+        if number > 1 and self._settings.budget:
             self._ask(number - 1)
-        waiting = waiting_for(self._folder) if self._budget else None
+        waiting = waiting_for(self._folder) if self._settings.budget else None
         if waiting is None or not waiting.open:
             return True
-        return self._wait == "poll" and self._until_reviewed(waiting)
+        return self._settings.wait == "poll" and self._until_reviewed(waiting)
 
     def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
         """Decisions on posts of the run that no round has used, in order of review.
@@ -172,21 +224,21 @@ class HumanReview:
             drawn = {} if ledger is None else {batch: ledger.drawn(batch) for batch in ledger.batches()}
             if batch_after(number) in drawn:
                 return
-            base, rate, seed = self._budget, self._double_annotation_rate, self._seed
+            base, rate, seed = self._settings.budget, self._settings.double_annotation_rate, self._seed
             if ledger is not None:
                 base, seed = ledger.base_budget, ledger.seed
                 rate = ledger.double_annotation_rate
-                if base + ledger.allowed(RECIPE) < self._budget:
-                    ledger.allow(RECIPE, self._budget - base)
+                if base + ledger.allowed(RECIPE) < self._settings.budget:
+                    ledger.allow(RECIPE, self._settings.budget - base)
         asked = {post_id for posts in drawn.values() for post_id in posts}
         spent = sum(len(posts) for batch, posts in drawn.items() if not batch.startswith(AUDIT))
         left = sum(post_id not in asked for post_id in verdicts_among(self._folder, "divergent"))
-        sample = min(self._per_round, self._budget - spent, left)
+        sample = min(self._settings.per_round, self._settings.budget - spent, left)
         if sample < 1:
             return
         request_reviews(
-            self._folder, budget=base, batch=batch_after(number), sample=sample, rule=self._rule,
-            floor=self._floor, double_annotation_rate=rate, seed=seed, estimator=self._criticizer,
+            self._folder, budget=base, batch=batch_after(number), sample=sample, rule=self._settings.rule,
+            floor=self._settings.floor, double_annotation_rate=rate, seed=seed, estimator=self._criticizer,
         )  # fmt: skip
 
     def _until_reviewed(self, waiting: Waiting) -> bool:
@@ -199,7 +251,7 @@ class HumanReview:
             disable=not self._progress,
         ) as bar:  # fmt: skip
             while waiting.open:
-                time.sleep(self._poll_seconds)
+                time.sleep(self._settings.poll_seconds)
                 waiting = waiting_for(self._folder) or waiting
                 bar.update(waiting.posts - waiting.open - bar.n)
         return True

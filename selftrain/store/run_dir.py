@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
+from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
 from selftrain.store import atomic
@@ -36,6 +37,7 @@ from selftrain.store import atomic
 T = TypeVar("T")
 
 HUMAN = "human.jsonl"
+MODEL = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,13 +366,7 @@ MAY_CHANGE = {
 
 def _comparable(recipe: Mapping[str, Any]) -> Json:
     """section.key -> value, without the keys that a run may change on its way."""
-    flat: Json = {}
-    for section, value in without_none(recipe).items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{key}": item for key, item in value.items()}
-        else:
-            flat[section] = value
-    return {key: value for key, value in flat.items() if key not in MAY_CHANGE}
+    return {key: value for key, value in flatten(without_none(recipe)).items() if key not in MAY_CHANGE}
 
 
 def without_none(table: Mapping[str, Any]) -> Json:

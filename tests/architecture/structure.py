@@ -18,7 +18,7 @@ PACKAGES = ("selftrain", *LEAVES)
 
 FLOORS = (
     "errors", "_util", *LEAVES, "store", "web", "config", "selection", "data", "state", "rounds", "models",
-    "act", "review", "agentps", "annotation", "report", "serving", "loop", "build", "runs", "cli",
+    "act", "panels", "review", "agentps", "annotation", "report", "serving", "loop", "build", "runs", "cli",
 )  # fmt: skip
 """Rooms of selftrain, lowest first, with the leaves among them: nobody imports from a higher floor."""
 

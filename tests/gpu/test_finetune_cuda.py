@@ -68,10 +68,10 @@ def corpus(tmp_path_factory):
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_an_epoch_in_bfloat16_trains_and_its_model_scores_on_the_cpu(mode, make_backbone, corpus, tmp_path):
-    from selftrain.models.finetune import BackboneTrainer
+    from selftrain.models.finetune import FineTuner
 
     options = {"mode": mode, "learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "progress": False}
-    trainer = BackboneTrainer(make_backbone("cuda"), **options)
+    trainer = FineTuner(make_backbone("cuda"), **options)
     groups = np.append(1 - corpus.labels[corpus.labelled], [Group.DIVERGENT] * 4).astype(np.int64)
     positions = np.concatenate([corpus.labelled, corpus.pool[:4]])
     training = TrainingSet(positions, groups, np.full(20, 0.5, np.float32))
@@ -93,7 +93,7 @@ def test_an_epoch_in_bfloat16_trains_and_its_model_scores_on_the_cpu(mode, make_
     else:
         assert any(value.any() for name, value in model.weights.items() if "lora_B" in name)
     model.save(tmp_path / "model.safetensors", {})
-    on_cpu = BackboneTrainer(make_backbone("cpu"), **options)
+    on_cpu = FineTuner(make_backbone("cpu"), **options)
     everyone = np.arange(len(corpus.posts))
     scores = [
         np.concatenate([logits for _, logits in one.logits(loaded, corpus, everyone)])
@@ -106,9 +106,9 @@ def test_an_epoch_in_bfloat16_trains_and_its_model_scores_on_the_cpu(mode, make_
 
 def test_running_out_of_device_memory_says_what_to_lower(make_backbone, corpus, monkeypatch):
     from selftrain.errors import TrainingError
-    from selftrain.models.finetune import BackboneTrainer
+    from selftrain.models.finetune import FineTuner
 
-    trainer = BackboneTrainer(make_backbone("cuda"), progress=False)
+    trainer = FineTuner(make_backbone("cuda"), progress=False)
     training = TrainingSet(
         corpus.labelled, (1 - corpus.labels[corpus.labelled]).astype(np.int64), np.full(16, 0.5, np.float32)
     )

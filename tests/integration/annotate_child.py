@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from annotation_helpers import MemoryBackend, command, model, wording
 
-from selftrain import build as vlm_panel
+from selftrain import panels
 from selftrain.cli import main
 
 home, last = Path(sys.argv[1]), int(sys.argv[2])
@@ -32,7 +32,7 @@ def answer(request):
     return model(request)
 
 
-vlm_panel.build_backend = lambda section: MemoryBackend(answer)
+panels.build_backend = lambda model_: MemoryBackend(answer)
 # one post at a time: what is under way when the process dies was never answered
 recipe = home / "recipe.toml"
 recipe.write_text('[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n[vlm]\nconcurrency = 1\n')

@@ -182,11 +182,11 @@ def test_no_other_recipe_is_there():
 
 
 def test_hateful_memes_trains_all_of_clip_with_the_published_loss():
-    from selftrain.build import build_loss
+    from selftrain.build import build
 
     recipe = load_recipe(CHECKOUT / "runs" / "hateful_memes.toml")
-    backbone, loss = recipe.backbone, build_loss(recipe)
-    assert (backbone.name, backbone.model, backbone.weights) == ("clip", "ViT-L-14", "openai")
-    assert recipe.classifier.train == "full"
+    backbone, loss = recipe.backbone, build(recipe).loss
+    assert (backbone.kind, backbone.model, backbone.weights) == ("clip", "ViT-L-14", "openai")
+    assert (recipe.classifier.kind, recipe.classifier.mode) == ("finetune", "full")
     assert (loss.form, loss.balance, loss.theta) == ("convex", 0.1, 0.5)
     assert (loss.soft_positive, loss.soft_negative) == pytest.approx((0.67, 0.33))

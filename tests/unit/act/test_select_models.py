@@ -154,7 +154,7 @@ def files(tmp_path, monkeypatch):
         '[classes]\nrude = "insults"\nkind = "friendly"\nodd = "else"\n'
     )
     models = {"http://a": Model(*GOOD), "http://b": Model("\x1b[31mfair", 5)}
-    monkeypatch.setattr("selftrain.build.build_backend", lambda section: models[section.servers[0]])
+    monkeypatch.setattr("selftrain.panels.build_backend", lambda model: models[model.servers[0]])
     command = ["act", "select-models", str(tmp_path / "posts.jsonl"), "--task", str(tmp_path / "task.toml")]
     return [*command, "--server", "http://a", "--server", "http://b#fair"], models
 

@@ -7,7 +7,7 @@ from agents_helpers import Post, Scripted
 
 from agents.errors import LearningError, ReviewError
 from agents.judgment import Candidate
-from agents.panel import AgentPanel, review
+from agents.panel import CrossReview, review
 
 ANSWERS = ["flower", "metal", None, "!"]
 
@@ -76,18 +76,22 @@ def test_an_agent_that_answers_under_another_name_is_refused():
 
 @pytest.mark.parametrize("roles", [["reviewer"], ["user", "user"], ["reviewer", "user", "third"]])
 def test_cross_review_takes_two_roles(roles):
+    agents = [Scripted(role, {}) for role in roles]
     with pytest.raises(ReviewError, match="two agents of two roles"):
-        AgentPanel([Scripted(role, {}) for role in roles])
+        review([], agents)
+    if len(agents) == 2:
+        with pytest.raises(ReviewError, match="two agents of two roles"):
+            CrossReview(*agents)
 
 
 def test_a_panel_with_one_simulated_agent_is_simulated():
-    assert AgentPanel([Scripted("reviewer", {}, simulated=True), Scripted("user", {})]).simulated
-    panel = AgentPanel([Scripted("reviewer", {}), Scripted("user", {})])
+    assert CrossReview(Scripted("reviewer", {}, simulated=True), Scripted("user", {})).simulated
+    panel = CrossReview(Scripted("reviewer", {}), Scripted("user", {}))
     assert not panel.simulated
     assert panel.describe()["agents"] == [{"role": "reviewer"}, {"role": "user"}]
 
 
 def test_an_id_given_twice_is_refused():
-    panel = AgentPanel([Scripted("reviewer", {}), Scripted("user", {})])
+    panel = CrossReview(Scripted("reviewer", {}), Scripted("user", {}))
     with pytest.raises(LearningError, match="2 labelled posts with 1 different ids"):
         panel.fit([Post("a", label="flower"), Post("a", label="metal")])

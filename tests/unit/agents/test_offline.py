@@ -10,7 +10,7 @@ from agents.errors import LearningError, NotFittedError
 from agents.judgment import Accepted, Candidate, Judgment, State
 from agents.offline.offline_agent import OfflineAgent, offline_agents
 from agents.offline.views import ImageView
-from agents.panel import AgentPanel
+from agents.panel import CrossReview
 from agents.trust import trust
 
 CLASSES = ("metal", "flower")
@@ -35,7 +35,7 @@ def posts():
 
 @pytest.fixture(scope="module")
 def panel(posts):
-    panel = AgentPanel(offline_agents(CLASSES))
+    panel = CrossReview(*offline_agents(CLASSES))
     panel.fit(posts[0], pool=posts[1])
     return panel
 
@@ -60,7 +60,7 @@ def test_verdicts_separate_right_candidates_from_wrong_ones(panel, posts):
 def test_same_seed_same_bytes_whatever_was_learned_before(posts):
     lines = []
     for detour in (False, True):
-        panel = AgentPanel(offline_agents(CLASSES, seed=7))
+        panel = CrossReview(*offline_agents(CLASSES, seed=7))
         panel.fit(posts[0], pool=posts[1])
         if detour:
             panel.fit(posts[0], accepted=[Accepted(p, str(p.label)) for p in posts[1][:50]], pool=posts[1])
@@ -89,7 +89,7 @@ def test_hostile_texts_are_judged_or_abstained_from(panel, name):
 
 def test_hostile_texts_can_be_learned_from(posts):
     odd = [Post(f"odd {name}", text, label="flower") for name, text in HOSTILE.items()]
-    panel = AgentPanel(offline_agents(CLASSES))
+    panel = CrossReview(*offline_agents(CLASSES))
     panel.fit([*posts[0], *odd], pool=posts[1])
     assert sum(verdict.consistent for verdict in panel.verify(candidates(posts[1][:40]))) > 30
 
@@ -208,7 +208,7 @@ def test_the_prior_of_the_labelled_posts_counts_as_much_as_asked(posts):
 def test_trust_is_out_of_fold(posts):
     random = np.random.default_rng(0)
     noise = [Post(p.id, p.text, label=str(random.choice(CLASSES))) for p in posts[0]]
-    panel = AgentPanel(offline_agents(CLASSES))
+    panel = CrossReview(*offline_agents(CLASSES))
     panel.fit(noise)
     assert all(one.near_chance for one in trust(panel, noise).agents.values())
     panel.fit(posts[0])
@@ -223,7 +223,7 @@ def test_three_classes():
         for i in range(40)
         for name, vocabulary in words.items()
     ]
-    panel = AgentPanel(offline_agents(tuple(words)))
+    panel = CrossReview(*offline_agents(tuple(words)))
     panel.fit(posts[:60], pool=posts[60:])
     verdicts = panel.verify([Candidate(post, str(post.label), 0.8) for post in posts[60:]])
     assert np.mean([verdict.consistent for verdict in verdicts]) > 0.9
@@ -243,7 +243,7 @@ def image_vectors(posts):
 
 def test_a_post_is_judged_by_the_view_that_it_has(posts):
     pictures = [Post(f"i{i}", "", (), CLASSES[i % 2]) for i in range(40)]
-    panel = AgentPanel(offline_agents(CLASSES, image_vectors=image_vectors))
+    panel = CrossReview(*offline_agents(CLASSES, image_vectors=image_vectors))
     panel.fit([*posts[0], *pictures[:20]], pool=posts[1])
     asked = [*pictures[20:], Post("none text only", "rose tulip lily", label="flower")]
     for agent in panel._agents:

@@ -8,7 +8,7 @@ from agents_helpers import Post, Scripted
 
 from agents.errors import ReplayError, SimulationError
 from agents.judgment import Candidate, State
-from agents.panel import AgentPanel, review
+from agents.panel import CrossReview, review
 from agents.replayed import replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 
@@ -123,10 +123,10 @@ def test_a_post_without_a_known_label_is_failed():
 
 def test_a_panel_of_simulated_or_replayed_simulated_agents_says_so(tmp_path):
     agents = [SimulatedAgent(role, TRUE, MATRIX) for role in ("reviewer", "user")]
-    assert AgentPanel(agents).simulated
-    assert AgentPanel(agents).describe()["simulated"] is True
+    assert CrossReview(*agents).simulated
+    assert CrossReview(*agents).describe()["simulated"] is True
     path = save(tmp_path / "v.jsonl", review([Candidate(POSTS[0], "flower", 0.8)], agents))
-    assert AgentPanel(replayed_agents(path)).simulated
+    assert CrossReview(*replayed_agents(path)).simulated
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from agents_helpers import Post, Scripted
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score
 
 from agents.errors import JudgmentError
-from agents.panel import AgentPanel
+from agents.panel import CrossReview
 from agents.trust import ABSTAINED, FAILED, Trust, trust, wilson
 
 TRUE = ["flower"] * 6 + ["metal"] * 4
@@ -19,7 +19,7 @@ USER = ["flower", "flower", "flower", "metal", "metal", "flower", "metal", "meta
 def figures():
     posts = [Post(str(i), label=label) for i, label in enumerate(TRUE)]
     said = [dict(zip((post.id for post in posts), answers, strict=True)) for answers in (REVIEWER, USER)]
-    return trust(AgentPanel([Scripted("reviewer", said[0]), Scripted("user", said[1])]), posts)
+    return trust(CrossReview(Scripted("reviewer", said[0]), Scripted("user", said[1])), posts)
 
 
 def test_confusion_counts_abstentions_and_failures_apart(figures):
@@ -54,7 +54,7 @@ def test_a_good_agent_on_enough_posts_is_told_from_chance():
     posts = [Post(str(i), label=("flower", "metal")[i % 2]) for i in range(100)]
     right = {post.id: post.label for post in posts}
     wrong = {post.id: "flower" for post in posts}
-    panel = AgentPanel([Scripted("reviewer", right), Scripted("user", wrong)])
+    panel = CrossReview(Scripted("reviewer", right), Scripted("user", wrong))
     figures = trust(panel, posts)
     assert not figures.agents["reviewer"].near_chance
     assert figures.agents["user"].near_chance
@@ -70,7 +70,7 @@ def test_wilson_against_published_values():
 
 
 def test_posts_without_labels_are_refused():
-    panel = AgentPanel([Scripted("reviewer", {}), Scripted("user", {})])
+    panel = CrossReview(Scripted("reviewer", {}), Scripted("user", {}))
     with pytest.raises(JudgmentError, match="1 posts, 1 of them"):
         trust(panel, [Post("a")])
     with pytest.raises(JudgmentError, match="0 posts"):

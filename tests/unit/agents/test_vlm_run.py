@@ -73,7 +73,7 @@ def serve(monkeypatch):
     """Puts a backend in memory behind every recipe."""
 
     def put(backend):
-        monkeypatch.setattr("selftrain.build.build_backend", lambda section: backend)
+        monkeypatch.setattr("selftrain.panels.build_backend", lambda model: backend)
         return backend
 
     return put

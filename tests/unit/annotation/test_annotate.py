@@ -33,7 +33,7 @@ def serve(monkeypatch):
 
     def put(answer=model):
         backend = MemoryBackend(answer)
-        monkeypatch.setattr("selftrain.build.build_backend", lambda section: backend)
+        monkeypatch.setattr("selftrain.panels.build_backend", lambda model: backend)
         return backend
 
     return put

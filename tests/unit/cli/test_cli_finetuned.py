@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from selftrain.build import build_trainer
+from selftrain.build import build
 from selftrain.cli import main
 from selftrain.config import load_recipe
-from selftrain.models.finetune import BackboneTrainer, load_finetuned
+from selftrain.models.finetune import FineTuner, load_finetuned
+from selftrain.models.pretrained import finetuning_backbone
 
 RECIPE = (
     '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\nvalidation_share = 0.3\nlabelled = 8\n'
     'duplicates = "off"\n[backbone]\ncache = "cache"\n'
-    '[classifier]\ntrain = "lora"\nepochs = 1\nbatch_size = 8\nlora_rank = 4\nlearning_rate = 0.001\n'
+    '[classifier]\nkind = "finetune"\nmode = "lora"\nepochs = 1\nbatch_size = 8\nlora_rank = 4\n'
+    "learning_rate = 0.001\n"
     "[selection]\nk = 4\n[rounds]\nmax = 0\n"
 )
 TASK = 'name = "food"\npositive = "fruit"\npolicy = "p"\n[classes]\nfruit = "grows"\ntool = "is made"\n'
@@ -38,16 +42,17 @@ def recipe(tmp_path_factory):
 
 
 def test_the_recipe_sets_the_trainer(recipe):
-    trainer = build_trainer(load_recipe(recipe))
-    assert isinstance(trainer, BackboneTrainer)
+    trainer = build(load_recipe(recipe)).classifier
+    assert isinstance(trainer, FineTuner)
     assert (trainer.architecture.mode, trainer.architecture.lora_rank) == ("lora", 4)
     settings = trainer.descent
     assert (settings.epochs, settings.batch_size, settings.learning_rate) == (1, 8, 0.001)
     # what the recipe leaves open is the trainer's own default, not the head's
-    left_open = build_trainer(load_recipe(recipe, ["classifier.train=full", "classifier.epochs=3"])).descent
+    changed = load_recipe(recipe, ["classifier.mode=full", "classifier.epochs=3"])
+    left_open = build(changed).classifier.descent
     assert (left_open.epochs, left_open.weight_decay) == (
         3,
-        BackboneTrainer(lambda: None).descent.weight_decay,
+        FineTuner(lambda: None).descent.weight_decay,
     )
 
 
@@ -60,7 +65,8 @@ def test_a_finetuned_run_predicts_with_its_own_backbone(recipe, capsys):
     assert [one["id"] for one in told][:2] == ["apple-0", "pear-0"]
     # the same weights in a network of ours
     model, _ = load_finetuned(home / "run" / "best" / "model.safetensors")
-    trainer = build_trainer(load_recipe(recipe))
+    loaded = load_recipe(recipe)
+    trainer = replace(build(loaded).classifier, make_backbone=partial(finetuning_backbone, loaded))
     network = trainer._ready(model)
     from selftrain.data.manifest import read_manifest
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from losses import PNULoss
-from selftrain.build import build_loss, build_selector, build_settings, build_trainer
+from selftrain.build import build, build_settings
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
 from selftrain.loop import LoopSettings
@@ -32,7 +32,7 @@ def write(tmp_path):
 
 def test_the_least_recipe_has_defaults_for_all_else(write):
     recipe = load_recipe(write(LEAST))
-    assert (recipe.seed, recipe.backbone.name, recipe.agents.kind) == (0, "minilm_efficientnet", "offline")
+    assert (recipe.seed, recipe.backbone.kind, recipe.agents.kind) == (0, "minilm_efficientnet", "offline")
 
 
 def test_paths_are_relative_to_the_recipe_wherever_it_is_read_from(write, tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_
         ("[loss]\ntheta = 1.0", "loss: .*theta is 1: expected a share between 0 and 1"),
         ("[loss]\nform = 'hinge'", "loss.form: .*'hinge'"),
         ("[agents]\nkind = 'replayed'", "agents: .*names no file to replay"),
-        ("[backbone]\nname = 'resnet'", "backbone.name: .*'resnet'"),
+        ("[backbone]\nkind = 'resnet'", "backbone.kind: .*'resnet'"),
         ("rounds = 3", "rounds: "),
     ],
 )
@@ -177,14 +177,15 @@ def test_a_dumped_recipe_reads_back_equal(tmp_path_factory, **drawn):
     assert load_recipe(second) == recipe
 
 
-@pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu", "pn"])
+@pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu", "upu", "pn"])
 def test_every_form_of_the_loss_is_built_from_its_defaults(write, form):
-    loss = build_loss(load_recipe(write(LEAST + f'[loss]\nform = "{form}"\nsoft_positive = 0.75\n')))
+    recipe = load_recipe(write(LEAST + f'[loss]\nform = "{form}"\nsoft_positive = 0.75\n'))
+    loss = build(recipe).loss
     assert (loss.form, loss.soft_positive, loss.soft_negative) == (form, 0.75, 0.25)
 
 
 def test_the_loss_of_an_empty_recipe_is_that_of_python(write):
-    assert build_loss(load_recipe(write(LEAST))) == PNULoss()
+    assert build(load_recipe(write(LEAST))).loss == PNULoss()
 
 
 @pytest.mark.parametrize(("theta", "expected"), [('"estimate"', None), ("0.25", 0.25)])
@@ -193,8 +194,8 @@ def test_the_loops_arguments_come_from_the_recipe(write, theta, expected):
         write(LEAST + f"[loss]\ntheta = {theta}\n[selection]\nk = 7\n[rounds]\nmax = 2\npatience = 4\n")
     )
     settings = build_settings(recipe)
-    assert (build_selector(recipe).k, settings.limits) == (7, (2, 4, None, True))
-    assert build_loss(recipe).theta == expected
+    assert (build(recipe).selector.k, settings.limits) == (7, (2, 4, None, True))
+    assert build(recipe).loss.theta == expected
     assert settings.root == recipe.data.manifest.parent
 
 
@@ -218,7 +219,7 @@ def test_a_run_may_be_given_a_human_budget_on_its_way(write, tmp_path):
 
 def test_an_empty_recipe_and_python_give_the_same_parts(write):
     recipe = load_recipe(write(LEAST))
-    settings = build_settings(recipe)
-    assert build_selector(recipe) == TopK()
+    settings, parts = build_settings(recipe), build(recipe)
+    assert parts.selector == TopK()
     assert settings == LoopSettings(root=settings.root)
-    assert build_trainer(recipe).settings == HeadTrainer().settings == HeadSettings()
+    assert parts.classifier.settings == HeadTrainer().settings == HeadSettings()

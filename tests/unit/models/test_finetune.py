@@ -12,7 +12,7 @@ from losses import PNULoss
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.classifier import train_head
-from selftrain.models.finetune import BackboneTrainer, load_finetuned, read_format
+from selftrain.models.finetune import FineTuner, load_finetuned, read_format
 from selftrain.models.head import HeadSettings, fit_scaling
 
 LOSS = PNULoss(form="convex", balance=0.1)
@@ -34,9 +34,9 @@ class Built:
 def trainer(mode, make=None, **changes):
     options = {
         "epochs": 6, "batch_size": 8, "learning_rate": 0.01, "head_learning_rate": 0.01, "lora_rank": 2,
-        "probe": False, "progress": False,
+        "probe": False, "progress": False, "head": "linear", "hidden": 128,
     }  # fmt: skip
-    return BackboneTrainer(make or WordsBackbone, mode=mode, **(options | changes))
+    return FineTuner(make or WordsBackbone, mode=mode, **(options | changes))
 
 
 def fit(one, corpus, training, *, seed=1, start=None):

@@ -40,7 +40,7 @@ np.save(folder / f"{mode}.npy", np.concatenate(parts))
 def clip_trainer(folder, mode, **changes):
     from backbones import load_backbone
     from backbones.torchvision_compat import ensure_torchvision
-    from selftrain.models.finetune import BackboneTrainer
+    from selftrain.models.finetune import FineTuner
 
     ensure_torchvision()
     import open_clip
@@ -51,8 +51,11 @@ def clip_trainer(folder, mode, **changes):
         weights = folder / "weights.safetensors"
         return load_backbone("clip", model="tiny-clip", weights=weights, device="cpu", dtype="fp32")
 
-    options = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "probe": False, "progress": False}
-    return BackboneTrainer(make, mode=mode, **(options | changes))
+    options = {
+        "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "probe": False, "progress": False,
+        "head": "linear",
+    }  # fmt: skip
+    return FineTuner(make, mode=mode, **(options | changes))
 
 
 def pictured_corpus(folder):

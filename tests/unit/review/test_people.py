@@ -16,7 +16,7 @@ from selftrain.errors import BudgetError, RunStateError
 from selftrain.report.status import missing_reviews
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
-from selftrain.review.reviewers import HumanReview, waiting_for
+from selftrain.review.reviewers import HumanReview, LedgerReviewers, waiting_for
 from selftrain.review.sampling import audit_name, request_audit
 from selftrain.rounds import replay
 from selftrain.selection import TopK
@@ -37,11 +37,23 @@ def begin(folder, budget=20, *, rounds=4):
     atomic.write_json(folder / "environment.json", {"classes": classes, "splits": {"pool": 60}})
 
 
-def go(folder, corpus=None, *, budget=20, per_round=4, rounds=4, panel=None, trainer=None, **options):
+def go(
+    folder,
+    corpus=None,
+    *,
+    budget=20,
+    per_round=4,
+    rounds=4,
+    panel=None,
+    trainer=None,
+    criticizer=None,
+    **options,
+):
     """The loop until it ends or waits; numbers of the rounds that are finished then."""
     begin(folder, budget, rounds=rounds)
     run = RunFolder(folder)
-    reviewers = HumanReview(run, budget=budget, per_round=per_round, seed=3, **options)
+    wishes = HumanReview(budget=budget, per_round=per_round, **options)
+    reviewers = LedgerReviewers(run, wishes, seed=3, criticizer=criticizer)
     found = loop.self_train(
         corpus or make_corpus(pool=60), trainer or ScriptedTrainer(SCRIPT), panel or HashPanel(0.5),
         selector=TopK(6), loss=PNULoss(), folder=run, settings=settings(folder, rounds=rounds),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 from loop_helpers import chance, lines, make_corpus
@@ -18,7 +17,8 @@ from agents.ask.prompt_files import Brief
 from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Token, Usage
 from agents.errors import TokenCapError
-from selftrain.build import build_criticizer
+from selftrain._util.plugins import choices
+from selftrain.build import build
 from selftrain.config import HumanSection, load_recipe
 from selftrain.errors import BudgetError, RecipeError
 from selftrain.review.criticism import CRITICISMS, LoopCriticizer
@@ -171,11 +171,19 @@ def test_a_recipe_names_where_the_criticizer_is_served(tmp_path):
         recipe = recipe_of(tmp_path, words)
         classes = [SimpleNamespace(name=name, meaning=name) for name in ("spam", "ham")]
         task = SimpleNamespace(name="mail", policy="p", classes=classes, roles={})
-        built = build_criticizer(recipe, task, RunFolder(tmp_path / "run"), {})
+        run = SimpleNamespace(
+            folder=RunFolder(tmp_path / "run"),
+            task=task,
+            corpus=make_corpus(),
+            seed=0,
+            max_pixels=1,
+            progress=False,
+        )
+        built = build(recipe).reviewers.loop_criticizer(run)
         assert built._criticizer.strategy.name == recipe.human.strategy
         built.close()
 
 
 def test_recipe_command_line_and_agents_name_the_same_ways_to_criticize():
-    named = HumanSection.model_fields["strategy"].annotation
-    assert get_args(named) == tuple(STRATEGIES)
+    (checked,) = HumanSection.model_fields["strategy"].metadata
+    assert tuple(choices(checked.registry)) == tuple(STRATEGIES)

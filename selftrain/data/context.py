@@ -1,0 +1,54 @@
+"""What a part may know of the run that it works in, beyond what each of its calls is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from backbones.base import Backbone
+from selftrain.data.corpus import Corpus
+from selftrain.data.task import Task
+from selftrain.store.run_dir import RunFolder
+
+Part_co = TypeVar("Part_co", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunContext:
+    """A run whose posts are prepared and whose first round has not begun.
+
+    Attributes:
+        folder: Opened and locked; its finished rounds can be read.
+        task: Classes and policy.
+        corpus: Posts, labels and features by position.
+        make_backbone: Gives a newly built pretrained backbone in float32, as fine-tuning wants it.
+        seed: Of the run's draws.
+        max_pixels: The largest width x height that an image's header may claim.
+        progress: Whether what takes long shows how far it is.
+    """
+
+    folder: RunFolder
+    task: Task
+    corpus: Corpus
+    make_backbone: Callable[[], Backbone]
+    seed: int
+    max_pixels: int
+    progress: bool = False
+
+
+class ForRun(Protocol[Part_co]):
+    """A part that is whole only in a run: settings, from which the part itself is made when a run begins."""
+
+    def for_run(self, run: RunContext) -> Part_co:
+        """Return the part that works in `run`; called once, before the first round of each start.
+
+        Raises:
+            SelftrainError, or an error of a leaf's tree: The part cannot work here; nothing was asked yet.
+        """
+        ...
+
+
+def in_run(part: Any, run: RunContext) -> Any:  # noqa: ANN401 -- any kind of part
+    """Return a part as it works in a run: the part itself, unless it has `for_run`."""
+    return part.for_run(run) if hasattr(part, "for_run") else part

@@ -1,0 +1,306 @@
+"""Panels that a recipe names, and models behind servers: plain settings that a run makes agents of.
+
+`OfflinePanel`, `VLMPanel`, `ReplayedPanel` and `SimulatedPanel` hold what a user chooses. Classes, features
+and the folder are known once a run begins: `for_run` then gives the panel that judges (`agents.panel.Panel`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agents.ask.answer_schema import AnswerForm
+from agents.ask.cache import ResponseCache
+from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
+from agents.ask.metering import UsageTotals
+from agents.ask.prepare import Opener
+from agents.ask.prompt_files import Brief
+from agents.ask.protocols import PROTOCOLS
+from agents.ask.runner import Runner
+from agents.client.base import Backend
+from agents.client.client import ChatClient
+from agents.errors import ReviewError
+from agents.judgment import PostLike
+from agents.offline.offline_agent import offline_agents
+from agents.panel import CrossReview
+from agents.replayed import replayed_agents
+from agents.simulated import SimulatedAgent, symmetric
+from backbones.images import open_image
+from selftrain._util.types import Float32Array
+from selftrain.data.context import RunContext
+from selftrain.data.corpus import Corpus
+from selftrain.data.task import Task
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+CACHE = "responses.sqlite"
+"""Beside the run folders, so that all runs of a folder share what was paid for."""
+
+ROLES = ("reviewer", "user")
+
+# ---- panels that cost nothing -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OfflinePanel:
+    """Reviewer and User that need no model server: they learn words and pictures from the labelled posts."""
+
+    def for_run(self, run: RunContext) -> CrossReview:
+        """Return the two agents, for the run's classes and features."""
+        corpus = run.corpus
+        looks = any(post.images for post in corpus.posts)
+        return CrossReview(
+            *offline_agents(
+                (corpus.positive, corpus.negative),
+                image_vectors=_ImageVectors(corpus) if looks else None,
+                seed=run.seed,
+            )
+        )
+
+
+class _ImageVectors:
+    """Posts to the image blocks of their feature rows; zeros where a post has no image."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    def __call__(self, posts: Sequence[PostLike]) -> Float32Array:
+        assert self._corpus.table is not None, "features are extracted before the agents look"
+        position_of = self._corpus.position_of
+        positions = np.array([position_of[post.id] for post in posts], dtype=np.int64)
+        return self._corpus.rows(positions)[:, self._corpus.table.layout.image]
+
+
+@dataclass(frozen=True)
+class SimulatedPanel:
+    """Agents drawn from known labels: what if they were this good?
+
+    Args:
+        accuracy: Share of posts that each gets right, in [0, 1].
+        abstention: Share of posts on which each abstains, in [0, 1].
+    """
+
+    accuracy: float = 0.9
+    abstention: float = 0.0
+
+    def for_run(self, run: RunContext) -> CrossReview:
+        """Return agents that know the truth as far as the run's posts tell it."""
+        corpus = run.corpus
+        truth = {
+            post.id: corpus.class_name(int(value))
+            for post, value in zip(corpus.posts, corpus.truth, strict=True)
+            if value >= 0
+        }
+        confusion = symmetric((corpus.positive, corpus.negative), self.accuracy)
+        agents = (
+            SimulatedAgent(role, truth, confusion, abstention=self.abstention, seed=run.seed)
+            for role in ROLES
+        )
+        return CrossReview(*agents)
+
+
+@dataclass(frozen=True)
+class ReplayedPanel:
+    """Two agents that say again what they said in the verdicts.jsonl of an earlier run.
+
+    Args:
+        file: The verdicts.
+    """
+
+    file: Path | str
+
+    def for_run(self, run: RunContext) -> CrossReview:
+        """Return the agents of the file.
+
+        Raises:
+            ReplayError: It cannot be read.
+            ReviewError: It holds other than two roles.
+        """
+        agents = replayed_agents(Path(self.file))
+        if len(agents) != len(ROLES):
+            roles = [agent.role for agent in agents]
+            raise ReviewError(f"{self.file}: cross-review takes two agents of two roles, not {roles}")
+        return CrossReview(*agents)
+
+
+# ---- a model behind servers ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelServers:
+    """A model behind one or more servers: where it is, what it is sent, what it may cost.
+
+    Args:
+        servers: Endpoints of vLLM servers that serve the same model.
+        model: As it is served; empty: the only one that is.
+        revision: Of the weights, where the server's model comes from a hub.
+        key_variable: The environment variable that holds the servers' key.
+        form: Order of rationale and label in an answer; None: as the prompts prefer it.
+        rationale_chars: Most characters of a rationale.
+        text_chars: Longer texts are cut, with a mark.
+        image_side: Longest side of a picture in pixels; larger ones are scaled down.
+        max_images: Most pictures of a post that are sent.
+        concurrency: Calls under way for each endpoint, at most.
+        timeout: Seconds, of one try.
+        retries: Of a call that brought no answer.
+        patience: Seconds without any server before it gives up.
+        attempts: Answers to one question, when they cannot be used.
+        token_cap: Prompt and answer tokens of the whole run, at most; None: any number.
+        store: The SQLite file of paid answers; None: responses.sqlite beside the run folder.
+    """
+
+    servers: Sequence[str] = ()
+    model: str = ""
+    revision: str = ""
+    key_variable: str = "SELFTRAIN_API_KEY"
+    form: AnswerForm | None = None
+    rationale_chars: int = 240
+    text_chars: int = 4000
+    image_side: int = 768
+    max_images: int = 16
+    concurrency: int = 64
+    timeout: float = 120
+    retries: int = 4
+    patience: float = 120
+    attempts: int = 3
+    token_cap: int | None = None
+    store: Path | None = None
+
+    def runner(self, cache: ResponseCache, *, run: str, max_pixels: int, progress: bool = False) -> Runner:
+        """Return what asks the model about many posts; nothing is asked yet.
+
+        Args:
+            cache: Where answers are kept; not closed by the runner.
+            run: Who pays.
+            max_pixels: Most pixels of an image file.
+            progress: Whether to show bars.
+        """
+        return Runner(
+            build_backend(self), cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
+            max_images=self.max_images, width=self.concurrency * max(1, len(self.servers)),
+            attempts=self.attempts, token_cap=self.token_cap, progress=bar if progress else None,
+        )  # fmt: skip
+
+    def runner_for(self, run: RunContext) -> Runner:
+        """Return the runner of a run, which pays for it, with a cache of its own.
+
+        Raises:
+            StoreError: The kept answers cannot be opened.
+        """
+        path = run.folder.path.resolve()
+        cache = cache_beside(path, self.store)
+        return self.runner(cache, run=str(path), max_pixels=run.max_pixels, progress=run.progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLMPanel(ModelServers):
+    """Vision-language agents on a server; see `ModelServers` for the other arguments.
+
+    Args:
+        protocol: Who is asked what: a name of `agents.ask.protocols.PROTOCOLS`.
+        always_cross_review: Ask everybody again even where the verdict is settled.
+        prompts: A folder of prompt files that replace the built-in ones.
+        examples: Labelled posts of each class that "few_shot" shows.
+    """
+
+    protocol: str = "cross_review"
+    always_cross_review: bool = False
+    prompts: Path | None = None
+    examples: int = 2
+
+    def for_run(self, run: RunContext) -> JudgePanel:
+        """Return the agents; nothing is asked yet.
+
+        Raises:
+            PromptFileError, StoreError: With what to do.
+        """
+        return JudgePanel(
+            self.runner_for(run),
+            self.agent(brief_of(run.task), run.seed),
+            always_cross_review=self.always_cross_review,
+            settings={"vlm": self._shown()},
+        )
+
+    def agent(self, brief: Brief, seed: int) -> VLMAgent:
+        """Return prompts and answer schema.
+
+        Raises:
+            PromptFileError: A prompt file that cannot be used.
+        """
+        prompts = JudgePrompts(brief, folder=self.prompts, text_chars=self.text_chars)
+        return VLMAgent(
+            prompts, PROTOCOLS[self.protocol], form=self.form, rationale_chars=self.rationale_chars,
+            examples=self.examples, seed=seed,
+        )  # fmt: skip
+
+    def _shown(self) -> dict[str, Any]:
+        """Return the settings that a reader of the run wants to know; never the key."""
+        hidden = ("key_variable", "store", "token_cap")
+        shown = {name: value for name, value in asdict(self).items() if name not in hidden}
+        shown |= {"servers": list(self.servers), "prompts": self.prompts and str(self.prompts)}
+        return {name: value for name, value in shown.items() if value is not None}
+
+
+def cache_beside(path: Path, named: Path | None = None) -> ResponseCache:
+    """Open the answers paid for so far: in the file that is named, else beside `path`.
+
+    Raises:
+        StoreError: With what to do.
+    """
+    return ResponseCache(named or path.resolve().parent / CACHE)
+
+
+def build_backend(model: ModelServers) -> Backend:
+    """Return the client of a model's servers."""
+    return ChatClient(
+        tuple(model.servers), model=model.model, revision=model.revision, key_variable=model.key_variable,
+        maximum=model.concurrency, timeout=model.timeout, retries=model.retries, patience=model.patience,
+        on_event=_log,
+    )  # fmt: skip
+
+
+def brief_of(task: Task) -> Brief:
+    """Return a task as agents read it."""
+    return Brief(task.name, task.policy, {one.name: one.meaning for one in task.classes}, dict(task.roles))
+
+
+def opener(max_pixels: int) -> Opener:
+    """Return what opens image files whose header claims at most `max_pixels`."""
+
+    def opened(path: Path, side: int) -> Image.Image:
+        return open_image(path, max_pixels=max_pixels, target_size=side)
+
+    return opened
+
+
+def bar(what: str, total: int) -> Callable[[UsageTotals], None]:
+    """Show a bar over posts, with calls, stored answers and failures."""
+    from tqdm import tqdm
+
+    shown = tqdm(total=total, desc=what, unit="post")
+
+    def update(usage: UsageTotals) -> None:
+        shown.set_postfix(calls=usage.calls, stored=usage.stored, failed=usage.failed, refresh=False)
+        shown.update()
+        if shown.n >= total:
+            shown.close()
+
+    return update
+
+
+def _log(event: str, figures: Mapping[str, Any]) -> None:
+    """Log at once that a server is lost or found: whoever waits wants to know for what."""
+    if event == "down":
+        logger.warning("a model server is down, calls go elsewhere or wait: %(reason)s", dict(figures))
+    elif event == "up":
+        logger.info("%(endpoint)s answers", dict(figures))
+    else:
+        logger.debug("%s %s", event, dict(figures))
