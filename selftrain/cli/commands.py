@@ -48,7 +48,7 @@ ENTRIES = (
     Listed("show", "results", RUNS, "Show the rounds of a run, or everything said about one post."),
     Listed("report", "results", RUNS, "Render a run's report.html anew."),
     Listed("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final figures."),
-    Listed("predict", "models", MODELS, "Label other posts with a run's best model."),
+    Listed("predict", "models", MODELS, "Label other posts with a trained model."),
     Listed("serve", "models", MODELS, "Answer over HTTP with a trained model."),
     Listed("filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision."),
     Listed("export", "models", MODELS, "Write a run's best classifier as an ONNX file."),

@@ -38,7 +38,7 @@ _SPREADSHEET = re.compile(r"-?\d+\.0+|-?\d(?:\.\d+)?[eE]\+?\d+")
 _NOTHING = frozenset(("na", "n/a", "nan", "none", "null", "<na>", "-", "?"))
 
 
-class Note(NamedTuple):
+class ManifestNote(NamedTuple):
     """Something about a manifest that a person should know, though no row is bad for it.
 
     Attributes:
@@ -212,7 +212,7 @@ class Rows:
         self._met: dict[str, tuple[int, object]] = {}
         self._checked: dict[str, Path | RowError] = {}
         self._fields, self._unread = Counter[str](), Counter[str]()
-        self._notes: dict[str, Note] = {}
+        self._notes: dict[str, ManifestNote] = {}
 
     def post(self, raw: RawRow) -> Post:
         """Return the row's post.
@@ -230,20 +230,23 @@ class Rows:
         except RowError as error:
             raise RowError(error.reason, error.remedy, post_id) from error
 
-    def notes(self) -> list[Note]:
+    def notes(self) -> list[ManifestNote]:
         """Return what a person should know of the rows read so far."""
-        found = [Note(note) for note in self.table.notes]
-        found += [Note(f"column {name!r} is read as {field}") for name, field in self.columns.renamed.items()]
+        found = [ManifestNote(note) for note in self.table.notes]
+        found += [
+            ManifestNote(f"column {name!r} is read as {field}")
+            for name, field in self.columns.renamed.items()
+        ]
         found += self._notes.values()
         unread = list(self._unread)
         for field in ("label", "text", "images"):
             like = _resembling(field, unread)
             if like is not None and not self._fields[field] and (field != "label" or self._read_labels):
                 remedy = f"if it holds that, say so (--column {field}={like}) or rename it"
-                found.append(Note(f"no column holds {field}, and {like!r} is not read", remedy))
+                found.append(ManifestNote(f"no column holds {field}, and {like!r} is not read", remedy))
         if unread:
             more = f" and {len(unread) - 20} more" if len(unread) > 20 else ""
-            found.append(Note(f"kept, but not read: {', '.join(map(repr, unread[:20]))}{more}"))
+            found.append(ManifestNote(f"kept, but not read: {', '.join(map(repr, unread[:20]))}{more}"))
         return found
 
     def _note(self, kind: str, reason: str, remedy: str = "") -> None:
@@ -252,7 +255,7 @@ class Rows:
         if found is not None:
             self._notes[kind] = found._replace(rows=found.rows + 1)
         elif len(self._notes) < 50:
-            self._notes[kind] = Note(reason, remedy, 1, self._line)
+            self._notes[kind] = ManifestNote(reason, remedy, 1, self._line)
 
     def _sort(self, raw: RawRow) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the fields of a post, and what else the row holds."""
@@ -632,7 +635,7 @@ class ManifestReport:
     path: Path
     posts: tuple[Post, ...]
     problems: tuple[Problem, ...]
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ManifestNote, ...] = ()
 
     @property
     def rows(self) -> int:
