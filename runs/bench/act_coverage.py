@@ -8,7 +8,7 @@ import numpy as np
 
 from runs.bench.act_simulation import simulated_estimates
 from runs.bench.study import Figure, Figures
-from selftrain.act.budget import Rule
+from selftrain._util.choices import Rule
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.34)
 POSTS, BUDGET, FLOOR, REVIEWS = 1000, 100, 0.1, 1000

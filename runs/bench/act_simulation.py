@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from selftrain._util.choices import Rule
 from selftrain._util.types import BoolArray, FloatArray, IntArray
-from selftrain.act.budget import Rule, inclusion, systematic_sample
+from selftrain.act.budget import inclusion, systematic_sample
 from selftrain.act.error_estimate import ErrorEstimate, label_error
 from selftrain.errors import BudgetError
 

@@ -37,3 +37,7 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+    def per_cent(self) -> str:
+        """Return the share and its interval in per cent."""
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"

@@ -31,15 +31,10 @@ Quality = Callable[[Labels, Labels], float]
 
 
 class Gaps(NamedTuple):
-    """What training on other than human labels costs, in the unit of the quality compared.
+    """What training on other than human labels costs, in the unit of the quality compared."""
 
-    Attributes:
-        machine: Human minus machine: what there is to win.
-        act: Human minus ACT: what is left of it.
-    """
-
-    machine: float
-    act: float
+    machine: float  # human minus machine: what there is to win
+    act: float  # human minus ACT: what is left of it
 
 
 def accuracy(truth: Labels, labels: Labels) -> float:

@@ -16,16 +16,15 @@ Shape legend: ``N`` posts, ``B`` of them reviewed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from selftrain._util.choices import Rule
 from selftrain._util.types import FloatArray, IntArray
 from selftrain.errors import BudgetError
-
-Rule = Literal["normalised", "exponential", "threshold"]
 
 STEEPNESS = 10.0
 """k of the exponential rule: e^10 between the odds of a post that is surely wrong and one surely right."""
@@ -42,7 +41,7 @@ def inclusion(
     floor: float = 0.0,
     seed: int = 0,
 ) -> FloatArray:
-    """The probability [N] with which each post is reviewed.
+    """Return the probability [N] with which each post is reviewed.
 
     Args:
         errors: e [N], each in [0, 1]; see `filled` for posts without an estimate.
@@ -56,28 +55,23 @@ def inclusion(
     Raises:
         BudgetError: An unknown rule, a setting outside its range, an estimate that is none.
     """
-    if rule not in get_args(Rule):
+    if rule == "normalised":
+        pi = normalised(errors, budget)
+    elif rule == "exponential":
+        pi = exponential(errors, budget, steepness)
+    elif rule == "threshold":
+        pi = threshold(errors, budget, seed)
+    else:
         raise BudgetError(f"rule {rule!r}: expected one of {', '.join(get_args(Rule))}")
-    values = checked(errors)
-    _check_budget(budget, len(values))
-    rules: dict[str, Callable[[], FloatArray]] = {
-        "normalised": lambda: normalised(values, budget),
-        "exponential": lambda: exponential(values, budget, steepness),
-        "threshold": lambda: threshold(values, budget, seed),
-    }
-    return with_floor(rules[rule](), budget, floor)
+    return with_floor(pi, budget, floor)
 
 
 def normalised(errors: npt.ArrayLike, budget: int) -> FloatArray:
-    """pi proportional to e, capped at 1; what the cap cuts off is shared out among the others, again by e.
+    """Return pi proportional to e, capped at 1; what is cut off is shared out among the others, again by e.
 
     Where all posts with e > 0 are sure to be reviewed, the rest of the budget goes to the others evenly.
-
-    Raises:
-        BudgetError: As `inclusion`.
     """
-    values = checked(errors)
-    _check_budget(budget, len(values))
+    values = _checked(errors, budget)
     pi = np.zeros(len(values))
     free, left = np.ones(len(values), dtype=bool), float(budget)
     while left > 0:
@@ -98,15 +92,10 @@ def normalised(errors: npt.ArrayLike, budget: int) -> FloatArray:
 
 
 def exponential(errors: npt.ArrayLike, budget: int, steepness: float = STEEPNESS) -> FloatArray:
-    """pi = sigmoid(k (e - a)), a such that the sum is B; k -> 0 is a plain sample, k -> oo `threshold`.
-
-    Raises:
-        BudgetError: As `inclusion`.
-    """
+    """Return pi = sigmoid(k (e - a)) that sum to B; k -> 0 is a plain sample, k -> oo `threshold`."""
     if not (math.isfinite(steepness) and steepness > 0):
         raise BudgetError(f"steepness {steepness}: expected a finite number > 0; {STEEPNESS:g} is usual")
-    values = checked(errors)
-    _check_budget(budget, len(values))
+    values = _checked(errors, budget)
     if budget in (0, len(values)):
         return np.full(len(values), float(budget > 0))
     from scipy.optimize import brentq
@@ -124,13 +113,8 @@ def exponential(errors: npt.ArrayLike, budget: int, steepness: float = STEEPNESS
 
 
 def threshold(errors: npt.ArrayLike, budget: int, seed: int = 0) -> FloatArray:
-    """pi = 1 for the B largest e, 0 for the others; equal ones in an order that the seed draws.
-
-    Raises:
-        BudgetError: As `inclusion`.
-    """
-    values = checked(errors)
-    _check_budget(budget, len(values))
+    """Return pi = 1 for the B largest e, 0 for the others; equal ones in an order that the seed draws."""
+    values = _checked(errors, budget)
     order = np.random.default_rng(seed).permutation(len(values))
     chosen = order[np.argsort(-values[order], kind="stable")[:budget]]
     pi = np.zeros(len(values))
@@ -139,7 +123,7 @@ def threshold(errors: npt.ArrayLike, budget: int, seed: int = 0) -> FloatArray:
 
 
 def with_floor(pi: FloatArray, budget: int, floor: float) -> FloatArray:
-    """(1-t) pi + t B/N: the same sum, and no post without a chance.
+    """Return (1-t) pi + t B/N: the same sum, and no post without a chance.
 
     Raises:
         BudgetError: `floor` outside [0, 1].
@@ -150,7 +134,7 @@ def with_floor(pi: FloatArray, budget: int, floor: float) -> FloatArray:
 
 
 def systematic_sample(pi: npt.ArrayLike, seed: int) -> IntArray:
-    """Exactly B positions in random order, position i with probability pi_i, B the sum of all.
+    """Draw exactly B positions in random order, position i with probability pi_i, B the sum of all.
 
     The posts are laid out in random order, each as long as its pi, and taken at u, u + 1, u + 2, ... with one
     uniform u: never more than the budget and never fewer, unlike independent draws. The sample is shuffled,
@@ -185,7 +169,7 @@ def systematic_sample(pi: npt.ArrayLike, seed: int) -> IntArray:
 
 
 def filled(errors: Sequence[float | None]) -> FloatArray:
-    """Estimates [N] where some are missing: such a post gets the mean of the others, 1 if none has any.
+    """Fill in missing estimates [N]: such a post gets the mean of the others, 1 if none has any.
 
     It is neither favoured nor passed over; who lacks an estimate, and why, stands in the criticisms.
     """
@@ -195,7 +179,7 @@ def filled(errors: Sequence[float | None]) -> FloatArray:
 
 
 def checked(errors: npt.ArrayLike) -> FloatArray:
-    """Estimates [N] as floats.
+    """Return estimates [N] as floats.
 
     Raises:
         BudgetError: One outside [0, 1], NaN included, or no row of numbers.
@@ -216,9 +200,12 @@ def _first_outside(values: FloatArray) -> str:
     return f"{len(outside)} of {len(values)} values lie outside, the first is {values[outside[0]]}"
 
 
-def _check_budget(budget: int, posts: int) -> None:
+def _checked(errors: npt.ArrayLike, budget: int) -> FloatArray:
+    values = checked(errors)
+    posts = len(values)
     if isinstance(budget, bool) or not isinstance(budget, int | np.integer) or not 0 <= budget <= posts:
         raise BudgetError(
             f"a budget of {budget} for {posts} posts: expected a whole number from 0 to {posts}; nobody "
             "reviews a post that is not there"
         )
+    return values

@@ -24,12 +24,12 @@ Shape legend: ``N`` posts with a machine label.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from selftrain._util.types import BoolArray, FloatArray
+from selftrain._util.types import BoolArray, FloatArray, Interval, Json
 from selftrain.act.budget import checked
 from selftrain.errors import EstimateError
 
@@ -41,35 +41,32 @@ _FINE = 4001
 
 
 class ErrorEstimate(NamedTuple):
-    """A share of wrong labels among `posts`, and its 95 % interval.
+    """A share of wrong labels among `posts`, and its 95 % interval."""
 
-    Attributes:
-        value: Unbiased; by chance it may lie outside [0, 1].
-        low, high: Within what the reviewed posts leave possible.
-        posts: N, reviewed or not.
-        reviewed: Of them, those with an answer.
-        wrong: Of those, labels found wrong.
-    """
-
-    value: float
-    low: float
+    value: float  # unbiased; by chance it may lie outside [0, 1]
+    low: float  # within what the reviewed posts leave possible
     high: float
-    posts: int
-    reviewed: int
-    wrong: int
+    posts: int  # N, reviewed or not
+    reviewed: int  # of them, those with an answer
+    wrong: int  # of those, labels found wrong
 
     @property
     def shown(self) -> float:
         """`value`, moved into its interval where it fell out of it."""
         return min(max(self.value, self.low), self.high)
 
+    @property
+    def interval(self) -> Interval:
+        """What is shown, with its interval."""
+        return Interval(self.shown, self.low, self.high)
+
     def after_correction(self) -> ErrorEstimate:
-        """What is left once the reviewed posts bear their human labels."""
+        """Return what is left once the reviewed posts bear their human labels."""
         found = self.wrong / self.posts
         return self._replace(value=self.value - found, low=self.low - found, high=self.high - found, wrong=0)
 
-    def to_json(self) -> dict[str, Any]:
-        """A record of JSON values."""
+    def to_json(self) -> Json:
+        """Return a record of JSON values."""
         return {key: round(v, 6) if isinstance(v, float) else v for key, v in self._asdict().items()}
 
 
@@ -81,7 +78,7 @@ def label_error(
     *,
     members: npt.ArrayLike | None = None,
 ) -> ErrorEstimate:
-    """The share of wrong machine labels.
+    """Estimate the share of wrong machine labels.
 
     Where fewer posts have an answer than the probabilities sum to (the review is under way, or somebody could
     not tell), each counts as drawn with pi n/B. That is right if those without an answer are so by chance:
@@ -118,7 +115,7 @@ def label_error_by(
     wrong: npt.ArrayLike,
     groups: Sequence[str],
 ) -> dict[str, ErrorEstimate]:
-    """`label_error` of each group (class, round), by its name, in the order in which they first occur.
+    """Return `label_error` of each group (class, round), by its name, in the order in which they first occur.
 
     A group of which no post was reviewed has the estimate of the criticizer and a wide interval.
 
@@ -161,7 +158,7 @@ def _arrays(
 
 
 def realised(pi: FloatArray, delta: BoolArray) -> FloatArray:
-    """pi n/B [N] where n of the B drawn have an answer: each of these counts as drawn with so much.
+    """Return pi n/B [N] where n of the B drawn have an answer: each of these counts as drawn with so much.
 
     Raises:
         EstimateError: More posts were reviewed than the probabilities sum to.
@@ -176,7 +173,7 @@ def realised(pi: FloatArray, delta: BoolArray) -> FloatArray:
 
 
 def _slope(e: FloatArray, y: BoolArray) -> float:
-    """b of logit P(wrong) = a + b logit e, by penalised likelihood.
+    """Fit b of logit P(wrong) = a + b logit e, by penalised likelihood.
 
     Who is reviewed depends on e alone, so that no weights are needed here.
     """
@@ -200,7 +197,7 @@ def _slope(e: FloatArray, y: BoolArray) -> float:
 def _interval(
     value: float, e: FloatArray, pi: FloatArray, inside: BoolArray, slope: float
 ) -> tuple[float, float]:
-    """The ends of {theta : |value - theta| <= Z sqrt(V(theta))}."""
+    """Return the ends of {theta : |value - theta| <= Z sqrt(V(theta))}."""
     thetas, deviations = _design_deviation(e, pi, inside, slope)
     fine = np.linspace(0.0, 1.0, _FINE)
     fine = np.union1d(fine, thetas)  # small rates need points of their own
@@ -214,7 +211,7 @@ def _interval(
 def _design_deviation(
     e: FloatArray, pi: FloatArray, inside: BoolArray, slope: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Error rates theta, rising, and the standard deviation of the estimate if each were the true rate."""
+    """Return error rates theta, rising, and the standard deviation of the estimate if each were true."""
     from scipy.special import expit
 
     scores = slope * _logit(e)

@@ -8,9 +8,8 @@ and a buffer, 10 % of the posts by default. With a single candidate it criticize
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -18,108 +17,95 @@ from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 from agents.ask.criticizer import Criticism, Criticizer
 from agents.ask.runner import Runner
 from agents.judgment import LabelledPost
-from selftrain._util.types import BoolArray, Interval
+from selftrain._util.choices import Mode
+from selftrain._util.types import BoolArray, Interval, Json
 from selftrain.act.annotation_quality import abs_score
 from selftrain.act.budget import filled
 from selftrain.errors import BudgetError
 from selftrain.models.intervals import auc_interval, wilson
 
 BUFFER = 0.10
-MODES = ("plain", "reasoning")
 _FEW = 30
-
-Found = TypeVar("Found")
 
 
 class AnnotatorScore(NamedTuple):
-    """How a model annotates.
-
-    Attributes:
-        model: Its name.
-        mode: "plain" or "reasoning".
-        accuracy: Right labels among all posts, with its Wilson interval; a post without a label counts as
-            wrong.
-        posts: How many there were.
-        unlabelled: Of them, those without a label.
-        tokens: Paid for them now; what was stored already cost nothing.
-    """
+    """How a model annotates."""
 
     model: str
-    mode: str
+    mode: str  # "plain" or "reasoning"
+    # right labels among all posts, with its Wilson interval; a post without a label counts as wrong
     accuracy: Interval
-    posts: int
-    unlabelled: int
-    tokens: int
+    posts: int  # how many there were
+    unlabelled: int  # of them, those without a label
+    tokens: int  # paid for them now; what was stored already cost nothing
 
 
 class CriticizerScore(NamedTuple):
-    """How a model finds the annotator's errors in one way of asking.
-
-    Attributes:
-        model: Its name.
-        strategy: See `agents.ask.criticizer.strategies`.
-        auc: Of its estimates for wrong against right labels, with its bootstrap interval; None where no
-            label, or every label, is wrong.
-        abs: ABS, see `selftrain.act.annotation_quality`; None where no label is wrong.
-        mean_error: Mean estimate: what the criticizer takes the error share for.
-        missing: Posts without an estimate; they count with the mean of the others.
-        tokens: As for annotators.
-    """
+    """How a model finds the annotator's errors in one way of asking."""
 
     model: str
-    strategy: str
+    strategy: str  # see `agents.ask.criticizer.strategies`
+    # of its estimates for wrong against right labels, with its bootstrap interval; None where no label, or
+    # every label, is wrong
     auc: Interval | None
-    abs: float | None
-    mean_error: float
-    missing: int
-    tokens: int
+    abs: float | None  # ABS, see `selftrain.act.annotation_quality`; None where no label is wrong
+    mean_error: float  # mean estimate: what the criticizer takes the error share for
+    missing: int  # posts without an estimate; they count with the mean of the others
+    tokens: int  # as for annotators
 
 
 class BudgetAdvice(NamedTuple):
-    """A budget that should do.
+    """A budget that should do."""
 
-    Attributes:
-        error: Estimated share of wrong machine labels, with its Wilson interval.
-        buffer: Added to it.
-        share: error + buffer, of the posts, with the interval that follows; at most 1.
-        posts: That many of the pool, rounded up; None where its size is not known.
-    """
-
-    error: Interval
-    buffer: float
-    share: Interval
-    posts: tuple[int, int, int] | None
+    error: Interval  # estimated share of wrong machine labels, with its Wilson interval
+    buffer: float  # added to it
+    share: Interval  # error + buffer, of the posts, with the interval that follows; at most 1
+    posts: tuple[int, int, int] | None  # that many of the pool, rounded up; None where its size is not known
 
 
 class ModelSelection(NamedTuple):
-    """What is recommended, and everything that was tried.
+    """What is recommended, and everything that was tried."""
 
-    Attributes:
-        annotator: The best mode of the most accurate model.
-        criticizer: The best strategy of the second most accurate one.
-        budget: For what the annotator gets wrong.
-        annotators: All, best first.
-        criticizers: All, best first among each model.
-        warnings: What to think of before spending.
-    """
+    annotator: AnnotatorScore  # the best mode of the most accurate model
+    criticizer: CriticizerScore  # the best strategy of the second most accurate one
+    budget: BudgetAdvice  # for what the annotator gets wrong
+    annotators: tuple[AnnotatorScore, ...]  # all, best first
+    criticizers: tuple[CriticizerScore, ...]  # all, best first among each model
+    warnings: tuple[str, ...]  # what to think of before anything is paid for
 
-    annotator: AnnotatorScore
-    criticizer: CriticizerScore
-    budget: BudgetAdvice
-    annotators: tuple[AnnotatorScore, ...]
-    criticizers: tuple[CriticizerScore, ...]
-    warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A record of JSON values."""
+    def to_json(self) -> Json:
+        """Return a record of JSON values."""
         return {
-            "annotator": _json(self.annotator),
-            "criticizer": _json(self.criticizer),
-            "budget": _json(self.budget),
-            "annotators": [_json(one) for one in self.annotators],
-            "criticizers": [_json(one) for one in self.criticizers],
+            "annotator": _record(self.annotator),
+            "criticizer": _record(self.criticizer),
+            "budget": _record(self.budget),
+            "annotators": [_record(one) for one in self.annotators],
+            "criticizers": [_record(one) for one in self.criticizers],
             "warnings": list(self.warnings),
         }
+
+    def lines(self) -> Iterator[str]:
+        """Yield what to do, in words."""
+        yield f"annotate with {self.annotator.model} ({self.annotator.mode})"
+        yield f"criticize with {self.criticizer.model} ({self.criticizer.strategy})"
+        advice, posts = self.budget, ""
+        if advice.posts is not None:
+            value, low, high = advice.posts
+            posts = f": {value:,} posts [{low:,}, {high:,}]"
+        yield (
+            f"wrong labels {advice.error.per_cent()}, buffer {100 * advice.buffer:g} %, budget"
+            f" {advice.share.per_cent()}{posts}"
+        )
+        yield from (f"note: {warning}" for warning in self.warnings)
+
+
+def _record(value: object) -> object:
+    """Return named tuples as records, other tuples as lists, floats with six decimals."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {key: _record(item) for key, item in value._asdict().items()}
+    if isinstance(value, tuple):
+        return [_record(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def select_models(
@@ -128,7 +114,7 @@ def select_models(
     prompts: AnnotationPrompts,
     *,
     strategies: Sequence[str],
-    modes: Sequence[str] = MODES,
+    modes: Sequence[str] = get_args(Mode),
     self_criticism: bool = False,
     buffer: float = BUFFER,
     pool: int | None = None,
@@ -163,73 +149,44 @@ def select_models(
     if None in truth:
         raise BudgetError(f"{truth.count(None)} of {len(truth)} posts have no label: give labelled ones")
     # --- everybody annotates; of each model its better mode counts
-    annotators = [
-        Annotator(prompts, reasoning=mode == "reasoning", rationale_chars=rationale_chars, seed=seed)
-        for mode in modes
-    ]
-    tried = _annotated(runners, posts, annotators)
-    best, annotations = tried[0]
-    # --- the second best model criticizes the best one's labels
-    others = [score.model for score, _ in tried if score.model != best.model]
-    critics = [others[0] if others else best.model]
-    if self_criticism and best.model not in critics:
-        critics.append(best.model)
-    criticizers = [
-        Criticizer(prompts, strategy, rationale_chars=rationale_chars, seed=seed) for strategy in strategies
-    ]
-    wrong = np.array([a.label != label for a, label in zip(annotations, truth, strict=True)])
-    scores = [
-        score
-        for model in critics
-        for score in _criticized(
-            runners[model], posts, annotations, criticizers, model=model, wrong=wrong, seed=seed
-        )
-    ]
-    budget = advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool)
-    by_accuracy = tuple(score for score, _ in tried)
-    return ModelSelection(
-        best, scores[0], budget, by_accuracy, tuple(scores), _warnings(best, scores[0], len(runners))
-    )
-
-
-def _annotated(
-    runners: Mapping[str, Runner], posts: Sequence[LabelledPost], annotators: Sequence[Annotator]
-) -> list[tuple[AnnotatorScore, list[Annotation]]]:
-    """Every model's annotations in every way of asking, the most accurate first."""
-    truth = [post.label for post in posts]
+    options = {"rationale_chars": rationale_chars, "seed": seed}
+    annotators = [Annotator(prompts, reasoning=mode == "reasoning", **options) for mode in modes]
+    criticizers = [Criticizer(prompts, strategy, **options) for strategy in strategies]
     tried = []
     for model, runner in runners.items():
         for annotator in annotators:
-            found, tokens = _paid(runner, partial(annotator.annotate, runner, posts))
-            tried.append((annotator_score(model, annotator.name, found, truth, tokens), found))
-    return sorted(tried, key=lambda one: -one[0].accuracy.value)
-
-
-def _criticized(
-    runner: Runner,
-    posts: Sequence[LabelledPost],
-    annotations: Sequence[Annotation],
-    criticizers: Sequence[Criticizer],
-    *,
-    model: str,
-    wrong: BoolArray,
-    seed: int,
-) -> list[CriticizerScore]:
-    """How well one model finds the errors in every way of asking, the best first."""
-    scores = []
-    for criticizer in criticizers:
-        said, tokens = _paid(runner, partial(criticizer.criticize, runner, posts, annotations))
-        scores.append(criticizer_score(model, criticizer.strategy.name, said, wrong, tokens, seed=seed))
-    return sorted(scores, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
+            before = runner.usage()
+            found = annotator.annotate(runner, posts)
+            paid = runner.usage().minus(before).usage.total
+            tried.append((_annotator_score(model, annotator.name, found, truth, paid), found))
+    tried.sort(key=lambda one: -one[0].accuracy.value)
+    best, annotations = tried[0]
+    # --- the second best model criticizes the best one's labels
+    critics = [score.model for score, _ in tried if score.model != best.model][:1] or [best.model]
+    if self_criticism and best.model not in critics:
+        critics.append(best.model)
+    wrong = np.array([a.label != label for a, label in zip(annotations, truth, strict=True)])
+    scores = list[CriticizerScore]()
+    for model in critics:
+        runner, own = runners[model], list[CriticizerScore]()
+        for criticizer in criticizers:
+            before = runner.usage()
+            criticisms = criticizer.criticize(runner, posts, annotations)
+            paid = runner.usage().minus(before).usage.total
+            own.append(criticizer_score(model, criticizer.strategy.name, criticisms, wrong, paid, seed=seed))
+        scores += sorted(own, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
+    return ModelSelection(
+        best, scores[0], advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool),
+        tuple(score for score, _ in tried), tuple(scores), _warnings(best, scores[0], len(runners)),
+    )  # fmt: skip
 
 
 # ---- how good they are, on posts of known label ----------------------------------------------------------
 
 
-def annotator_score(
+def _annotator_score(
     model: str, mode: str, annotations: Sequence[Annotation], truth: Sequence[str | None], tokens: int
 ) -> AnnotatorScore:
-    """Accuracy of annotations against the posts' labels."""
     right = sum(a.label == label for a, label in zip(annotations, truth, strict=True))
     unlabelled = sum(a.label is None for a in annotations)
     return AnnotatorScore(model, mode, wilson(right, len(truth)), len(truth), unlabelled, tokens)
@@ -244,34 +201,29 @@ def criticizer_score(
     *,
     seed: int = 0,
 ) -> CriticizerScore:
-    """How well estimates find the wrong labels.
+    """Return how well estimates find the wrong labels.
 
     A post without a label is wrong for sure and needs no criticizer: it is left out of AUC and ABS.
     """
     asked = np.array([not one.fault.startswith("not annotated") for one in criticisms])
-    errors = filled([one.error for one, kept in zip(criticisms, asked, strict=True) if kept])
-    faults = wrong[asked]
+    given = [one.error for one, kept in zip(criticisms, asked, strict=True) if kept]
+    errors, faults = filled(given), wrong[asked]
     return CriticizerScore(
         model, strategy, auc_interval(faults, errors, seed),
         abs_score(faults, errors) if len(faults) else None,
-        float(errors.mean()) if len(errors) else 1.0,
-        sum(one.error is None for one, kept in zip(criticisms, asked, strict=True) if kept), tokens,
+        float(errors.mean()) if len(errors) else 1.0, given.count(None), tokens,
     )  # fmt: skip
 
 
 def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None = None) -> BudgetAdvice:
-    """The budget for an annotator that got `wrong` of `total` posts wrong."""
+    """Return the budget for an annotator that got `wrong` of `total` posts wrong."""
     error = wilson(wrong, total)
     share = Interval(*(min(value + buffer, 1.0) for value in error))
+    if pool is None:
+        return BudgetAdvice(error, buffer, share, None)
     # a product such as .28 x 100 may come out a hair above the whole number that it is
-    posts = None if pool is None else [math.ceil(round(value * pool, 6)) for value in share]
-    return BudgetAdvice(error, buffer, share, None if posts is None else (posts[0], posts[1], posts[2]))
-
-
-def _paid(runner: Runner, work: Callable[[], list[Found]]) -> tuple[list[Found], int]:
-    before = runner.usage()
-    found = work()
-    return found, runner.usage().minus(before).usage.total
+    value, low, high = (math.ceil(round(one * pool, 6)) for one in share)
+    return BudgetAdvice(error, buffer, share, (value, low, high))
 
 
 def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: int) -> tuple[str, ...]:
@@ -293,11 +245,3 @@ def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: in
     if models == 1:
         said.append("one model alone criticizes itself: a second one finds other errors")
     return tuple(said)
-
-
-def _json(value: object) -> Any:  # noqa: ANN401 -- JSON values
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {key: _json(item) for key, item in value._asdict().items()}
-    if isinstance(value, tuple):
-        return [_json(item) for item in value]
-    return round(value, 6) if isinstance(value, float) else value

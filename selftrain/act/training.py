@@ -130,19 +130,12 @@ class ACTTrainer:
 
 
 class ACTSet(NamedTuple):
-    """Labels of the training posts, as class indices in [0, K).
+    """Labels of the training posts, as class indices in [0, K)."""
 
-    Attributes:
-        machine: [M] machine labels.
-        human: [M] human labels where reviewed, anything elsewhere.
-        reviewed: [M] delta.
-        inclusion: [M] pi.
-    """
-
-    machine: IntArray
-    human: IntArray
-    reviewed: BoolArray
-    inclusion: FloatArray
+    machine: IntArray  # [M] machine labels
+    human: IntArray  # [M] human labels where reviewed, anything elsewhere
+    reviewed: BoolArray  # [M] delta
+    inclusion: FloatArray  # [M] pi
 
 
 def labelled_set(labels: IntArray) -> ACTSet:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from agents.ask.metering import UsageTotals
 from agents.ask.questioner import PostQuestions, Questioner
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import ModelAnswer, filled, read_given
@@ -23,42 +23,25 @@ from selftrain.errors import ManifestError
 from selftrain.store.atomic import write_json
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedAnnotation:
-    """Everything that can be known, and refused, before a model is asked.
+class PreparedAnnotation(NamedTuple):
+    """Everything that can be known, and refused, before a model is asked."""
 
-    Attributes:
-        task_file: Of `task`.
-        task: The task.
-        questions: To be asked.
-        direct: Whether the final question is asked too.
-        manifest: As it was read, with the rows set aside.
-        plan: One entry a post.
-        out: The manifest that will be written.
-    """
-
-    task_file: Path
+    task_file: Path  # of `task`
     task: Task
-    questions: tuple[Question, ...]
-    direct: bool
-    manifest: ManifestReport
-    plan: tuple[PlannedPost, ...]
-    out: Path
-
-    @property
-    def report_file(self) -> Path:
-        """Beside the manifest that is written."""
-        return self.out.with_name(f"{self.out.name}.report.json")
+    questions: tuple[Question, ...]  # to be asked
+    direct: bool  # whether the final question is asked too
+    manifest: ManifestReport  # as it was read, with the rows that are left out
+    plan: tuple[PlannedPost, ...]  # one entry a post
+    out: Path  # the manifest that will be written
 
 
-@dataclass(frozen=True, slots=True)
-class Annotated:
-    """What was written, and what it cost: see `UsageTotals`."""
+class AnnotatedManifest(NamedTuple):
+    """What was written, and what it cost."""
 
     out: Path
     report_file: Path
     report: AnnotationReport
-    usage: Mapping[str, Any]
+    usage: UsageTotals
 
 
 def prepare_annotation(
@@ -102,7 +85,7 @@ def prepare_annotation(
     return PreparedAnnotation(task, read_task, chosen, direct, found, tuple(planned), out)
 
 
-def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> Annotated:
+def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedManifest:
     """Ask everything that is planned, then write the manifest and the report.
 
     Nothing is written before the last answer is there; killed before, the same call finds what was paid for
@@ -116,7 +99,6 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> Annotated:
     came = questioner.ask([PostQuestions(one.post, one.asks) for one in asking])
     given = {one.post.id: each for one, each in zip(asking, came, strict=True)}
     questions = {question.name: question for question in prepared.questions}
-
     posts = []
     for one in prepared.plan:
         answers: dict[str, ModelAnswer | str] = dict(one.unasked)
@@ -124,27 +106,19 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> Annotated:
             answers[each.question] = read_given(each, questions.get(each.question), len(one.post.images))
         posts.append(filled(one.post, answers))
 
-    told = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
-    usage = questioner.runner.usage().to_json()
-    write_manifest(posts, prepared.out)
-    write_json(prepared.report_file, _record(prepared, questioner, told, usage))
-    return Annotated(prepared.out, prepared.report_file, told, usage)
-
-
-def _record(
-    prepared: PreparedAnnotation, questioner: Questioner, told: AnnotationReport, usage: Mapping[str, Any]
-) -> dict[str, Any]:
-    identity = questioner.runner.reached()
-    return {
+    report = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
+    usage, identity, out = questioner.runner.usage(), questioner.runner.reached(), prepared.out
+    record = {
         "manifest": str(prepared.manifest.path),
         "task": str(prepared.task_file),
-        "written": str(prepared.out),
+        "written": str(out),
         "model": None if identity is None else identity._asdict(),
-        "asked": {
-            "posts": sum(bool(one.asks) for one in prepared.plan),
-            "questions": sum(len(one.asks) for one in prepared.plan),
-        },
-        "usage": dict(usage),
-        **told.to_json(),
+        "asked": {"posts": len(asking), "questions": sum(len(one.asks) for one in asking)},
+        "usage": usage.to_json(),
+        **report.to_json(),
         "set_aside": [problem._asdict() for problem in prepared.manifest.problems],
     }
+    report_file = out.with_name(f"{out.name}.report.json")
+    write_manifest(posts, out)
+    write_json(report_file, record)
+    return AnnotatedManifest(out, report_file, report, usage)

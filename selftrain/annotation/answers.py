@@ -32,33 +32,25 @@ UNSURE = "the model cannot tell"
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """A model's answer to one question about one post.
+    """A model's answer to one question about one post."""
 
-    Attributes:
-        answer: One of the question's answers, or a class.
-        probability: The model's, not calibrated, in [0, 1]; None where it gave no log-probabilities.
-        rationale: In its words.
-        source: Model and revision.
-        cache_key: Of the stored answer, 16 hex digits.
-        count, pictures: Of a counting question: how many of how many pictures; None of others.
-    """
-
-    answer: str
+    answer: str  # one of the question's answers, or a class
+    # the model's, not calibrated, in [0, 1]; None where it gave no log-probabilities
     probability: float | None
-    rationale: str
-    source: str
-    cache_key: str
-    count: int | None = None
+    rationale: str  # in its words
+    source: str  # model and revision
+    cache_key: str  # of the stored answer, 16 hex digits
+    count: int | None = None  # of a counting question: how many of how many pictures; None of others
     pictures: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values; without the count where there is none."""
+        """Return a record of JSON values; without the count where there is none."""
         record = asdict(self) | {"probability": rounded(self.probability)}
         return {key: value for key, value in record.items() if value is not None or key == "probability"}
 
 
 def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> ModelAnswer | str:
-    """The answer in what came back, or why there is none.
+    """Return the answer in what came back, or why there is none.
 
     Args:
         given: What came back.
@@ -81,19 +73,14 @@ def read_given(given: QuestionAnswer, question: Question | None, pictures: int) 
 
 
 class KnownAnswers(NamedTuple):
-    """What a post says of its questions before anything is asked.
+    """What a post holds on its questions before anything is asked."""
 
-    Attributes:
-        known: Question -> a person's answer; the final question's is the label.
-        model: Question -> a model's earlier answer, as it was recorded.
-    """
-
-    known: Mapping[str, str]
-    model: Mapping[str, Mapping[str, Any]]
+    known: Mapping[str, str]  # question -> a person's answer; the final question's is the label
+    model: Mapping[str, Mapping[str, Any]]  # question -> a model's earlier answer, as it was recorded
 
 
 def known_answers(post: Post) -> KnownAnswers:
-    """Persons' answers and models' answers of a post, told apart by what is recorded beside them.
+    """Return people's answers and models' answers of a post, told apart by what is recorded beside them.
 
     Raises:
         ManifestError: A field of ours that holds something else.
@@ -116,7 +103,7 @@ def known_answers(post: Post) -> KnownAnswers:
 
 
 def table(post: Post, name: str) -> Mapping[str, Any]:
-    """An extra field that is a table; CSV brings it as JSON text.
+    """Return an extra field that is a table; CSV brings it as JSON text.
 
     Raises:
         ManifestError: It is something else.
@@ -128,7 +115,7 @@ def table(post: Post, name: str) -> Mapping[str, Any]:
         except ValueError:
             value = None
     if not isinstance(value, dict):
-        if name == "provenance":  # a common word: where it is not ours it says nothing to us
+        if name == "provenance":  # a common word: where it is not ours it means nothing to us
             return {}
         raise ManifestError(
             f"post {post.id!r}: the field {name!r} holds {post.extra[name]!r:.80}; expected a table of a"
@@ -139,7 +126,7 @@ def table(post: Post, name: str) -> Mapping[str, Any]:
 
 
 def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
-    """The post with what was answered; persons' answers and earlier ones that got no new one stay.
+    """Return the post with what was answered; people's answers and earlier ones that got no new one stay.
 
     Args:
         post: As it was read.

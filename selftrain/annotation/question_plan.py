@@ -19,27 +19,19 @@ from selftrain.data.task import Question, Task
 from selftrain.errors import RecipeError, TaskError
 from selftrain.panels import ModelServers, brief_of, cache_beside
 
-MAX_FAILED = 0.1
-"""The largest share of questions without a usable answer, unless the user says otherwise."""
 SAMPLE = 16
 """Posts whose prompts are measured."""
 
 
 class AnnotationSettings(NamedTuple):
-    """What an annotation takes from a recipe.
+    """What an annotation takes from a recipe."""
 
-    Attributes:
-        vlm: Servers, sampling, pictures, cost; its protocol and prompts are those of judges and not used.
-        seed: Of the model's draws.
-        max_bad_rows, max_bad_share: Of the manifest, see `manifest.enforce`.
-        max_pixels: The largest width x height that an image's header may claim.
-    """
-
+    # servers, sampling, pictures, cost; its protocol and prompts are those of judges and not used
     vlm: VlmSection
-    seed: int = 0
-    max_bad_rows: int = 100
+    seed: int = 0  # of the model's draws
+    max_bad_rows: int = 100  # of the manifest, see `manifest.enforce`
     max_bad_share: float = 0.05
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MAX_PIXELS  # the largest width x height that an image's header may claim
 
 
 def annotation_settings(
@@ -48,28 +40,24 @@ def annotation_settings(
     token_cap: int | None = None,
     overrides: Sequence[str] = (),
 ) -> AnnotationSettings:
-    """Settings of a recipe, or the defaults, with other servers or another cap where these are given.
+    """Return settings of a recipe, or the defaults, with other servers or another cap where these are given.
 
     Raises:
         RecipeError: A recipe that cannot be understood, or no server anywhere.
     """
-    if recipe is None:
-        settings = AnnotationSettings(VlmSection())
-    else:
+    settings = AnnotationSettings(VlmSection())
+    if recipe is not None:
         read = load_recipe(recipe, overrides)
-        data = read.data
+        limits = read.data
         settings = AnnotationSettings(
-            read.vlm, read.seed, data.max_bad_rows, data.max_bad_share, data.max_image_pixels
+            read.vlm, read.seed, limits.max_bad_rows, limits.max_bad_share, limits.max_image_pixels
         )
-    changed: dict[str, object] = {}
-    if servers:
-        changed |= {"servers": tuple(servers)}
-    if token_cap is not None:
-        changed["token_cap"] = token_cap
-    section = settings.vlm.model_copy(update=changed)
+    changed = {"servers": tuple(servers)} if servers else {}
+    capped = {} if token_cap is None else {"token_cap": token_cap}
+    section = settings.vlm.model_copy(update=changed | capped)
     if not section.servers:
         raise RecipeError(
-            "no server to ask: start one with `selftrain agents serve MODEL` and give its address with"
+            "no server to ask: start one with `selftrain agents serve MODEL` and give its URL with"
             " --server, for instance --server http://127.0.0.1:8000, or a recipe whose [vlm] names one"
         )
     return settings._replace(vlm=section)
@@ -79,21 +67,15 @@ def annotation_settings(
 
 
 class PlannedPost(NamedTuple):
-    """One post of the manifest.
+    """One post of the manifest."""
 
-    Attributes:
-        post: As it was read.
-        asks: The questions that are asked about it.
-        unasked: Question -> why it cannot be asked: no call is spent on it.
-    """
-
-    post: Post
-    asks: tuple[AgentQuestion, ...] = ()
-    unasked: Mapping[str, str] = {}
+    post: Post  # as it was read
+    asks: tuple[AgentQuestion, ...] = ()  # the questions that are asked about it
+    unasked: Mapping[str, str] = {}  # question -> why it cannot be asked: no call is spent on it
 
 
 def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question, ...]:
-    """The task's questions of these names, in the task's order; None: all.
+    """Return the task's questions of these names, in the task's order; None: all.
 
     Raises:
         TaskError: The task has none, or not all of these.
@@ -127,9 +109,9 @@ def plan_questions(
     limit: int | None = None,
     max_images: int = 16,
 ) -> list[PlannedPost]:
-    """One entry a post, in their order.
+    """Plan what is asked about each post, in their order.
 
-    A question that a person has answered is asked too: what the model says of it is the report's measure. One
+    A question that a person has answered is asked too: the model's answer is what the report measures. One
     that a model has answered is not asked again.
 
     Args:
@@ -150,24 +132,20 @@ def plan_questions(
     ]
     if direct:
         asked.append(AgentQuestion(FINAL, "", task.names, "final"))
-    return [
-        _planned(post, asked, again, max_images) if limit is None or place < limit else PlannedPost(post)
-        for place, post in enumerate(posts)
-    ]
-
-
-def _planned(post: Post, asked: Sequence[AgentQuestion], again: bool, max_images: int) -> PlannedPost:
-    earlier = {} if again else known_answers(post).model
-    asks, unasked = [], {}
-    for one in asked:
-        # an answer that the task no longer offers is none
-        if one.name in earlier and earlier[one.name].get("answer") in one.answers:
-            continue
-        if one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
-            unasked[one.name] = reason
-        else:
-            asks.append(one)
-    return PlannedPost(post, tuple(asks), unasked)
+    planned = []
+    for place, post in enumerate(posts):
+        asks, unasked = list[AgentQuestion](), dict[str, str]()
+        earlier = {} if again else known_answers(post).model
+        for one in asked if limit is None or place < limit else ():
+            # an answer that the task no longer offers is none
+            if earlier.get(one.name, {}).get("answer") in one.answers:
+                continue
+            if one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
+                unasked[one.name] = reason
+            else:
+                asks.append(one)
+        planned.append(PlannedPost(post, tuple(asks), unasked))
+    return planned
 
 
 def _uncountable(images: int, most: int) -> str:
@@ -182,30 +160,20 @@ def _uncountable(images: int, most: int) -> str:
 
 
 class AnnotationCost(NamedTuple):
-    """The cost of an annotation, answers that are stored already not taken off.
+    """The cost of an annotation, answers that are stored already not taken off."""
 
-    Attributes:
-        posts: About which something is asked.
-        calls: Questions about them.
-        unasked: Questions on which no call is spent.
-        prompt, image: Tokens of all prompts, and the part of their pictures; None where the server does not
-            measure.
-        completion: Most tokens of the answers.
-        measured: Prompts measured.
-        fault: Why the server does not measure; empty if it does.
-    """
-
-    posts: int
-    calls: int
-    unasked: int
+    posts: int  # about which something is asked
+    calls: int  # questions about them
+    unasked: int  # questions on which no call is spent
+    # tokens of all prompts, and the part of their pictures; None where the server does not measure
     prompt: float | None
     image: float | None
-    completion: int
-    measured: int
-    fault: str = ""
+    completion: int  # most tokens of the answers
+    measured: int  # prompts measured
+    fault: str = ""  # why the server does not measure; empty if it does
 
     def lines(self, cap: int | None = None) -> Iterator[str]:
-        """For people to read."""
+        """Yield the cost, for people to read."""
         yield f"posts          {self.posts:,}"
         yield f"calls          {self.calls:,}"
         if self.unasked:

@@ -9,143 +9,112 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agents.client.endpoints import plain_endpoint
 from agents.errors import ServerLaunchError
-from agents.vllm.check import check_server
-from agents.vllm.command import Device, serve_command
-from agents.vllm.interpreter import find_interpreter
-from agents.vllm.launch import Ready, Server, serving
+from agents.vllm.command import Device
+from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
 from selftrain.cli.commands import noun
-from selftrain.cli.options import KEY_VARIABLE, Overrides, Recipe
+from selftrain.cli.options import KEY_VARIABLE, Host, Overrides, Recipe, argument, option, several
 from selftrain.cli.printing import say
-from selftrain.config import load_recipe
-from selftrain.data.task import load_task
 from selftrain.errors import RecipeError
-from selftrain.panels import VLMPanel, brief_of, opener
-from selftrain.report.prompt_preview import previews
+
+if TYPE_CHECKING:
+    from agents.client import endpoints
+    from agents.vllm import check as checking
+    from agents.vllm import command as vllm_command
+    from agents.vllm import interpreter, launch
+    from selftrain import config, panels
+    from selftrain.data import task as tasks
+    from selftrain.report import prompt_preview
+else:
+    endpoints, checking, vllm_command, interpreter, launch, config, panels, tasks, prompt_preview = deferred(
+        "agents.client.endpoints", "agents.vllm.check", "agents.vllm.command", "agents.vllm.interpreter",
+        "agents.vllm.launch", "selftrain.config", "selftrain.panels", "selftrain.data.task",
+        "selftrain.report.prompt_preview",
+    )  # fmt: skip
 
 app = noun("Start or check the vLLM servers of the agents, show their prompts.")
 
 LISTENING, CAPACITY, HARDWARE = "Who reaches it", "How much at once", "What it runs on"
 
+Name = Annotated[str, option("Served under this name; by default MODEL's last part.", show_default=False)]
+Log = Annotated[
+    Path | None, option("Add the server's output to FILE; by default a temporary one.", metavar="FILE")
+]
+MostImages = Annotated[
+    int | None,
+    option("Most images of one prompt, 0-16; by default 16 if it takes any.", metavar="N", panel=CAPACITY),
+]
+MostTokens = Annotated[
+    int | None,
+    option("Tokens of prompt and answer; by default the model's.", metavar="N", panel=CAPACITY),
+]
+MostRequests = Annotated[
+    int | None,
+    option("Most requests at the same time; by default vLLM's.", metavar="N", panel=CAPACITY),
+]
+Dtype = Annotated[
+    str,
+    option("Of weights and activations; auto: on the CPU the faster one, else the model's.", panel=HARDWARE),
+]
+ServingDevice = Annotated[Device, option("auto: what vLLM was built for.", panel=HARDWARE)]
+MemoryShare = Annotated[
+    float | None,
+    option("Share of each GPU's memory, 0-1; by default vLLM's.", metavar="SHARE", panel=HARDWARE),
+]
+Python = Annotated[
+    Path | None,
+    option("The Python that has vLLM; by default SELFTRAIN_VLLM_PYTHON, else .venv-vllm.", panel=HARDWARE),
+]
+
 
 @app.command(
-    help="Start a vLLM server for the agents on this machine, until Ctrl-C.\n\n"
-    "Prints every stage, then the lines of a recipe that use it. Ctrl-C or SIGTERM ends the server and"
-    " everything that it started (exit status 0); a server that cannot be started, or ends by itself, is"
-    " exit status 2. What stands after -- is passed on to vLLM. A key that callers must show is taken from"
-    f" {KEY_VARIABLE}, never from the command line. A model that was trained here is served by another"
-    " command: `selftrain serve`.",
     epilog="Example: selftrain agents serve llava-hf/llava-onevision-qwen2-7b-ov-hf --port 8000 --"
-    " --max-num-batched-tokens 8192",
+    " --max-num-batched-tokens 8192"
 )
 def serve(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, or ORGANISATION/NAME on the Hugging Face hub.")
-    ],
-    flags: Annotated[
-        list[str] | None, typer.Argument(metavar="-- FLAGS", help="Flags of vLLM, after --.")
-    ] = None,
+    model: Annotated[str, argument("MODEL", "A folder, or ORGANISATION/NAME on the Hugging Face hub.")],
+    flags: Annotated[list[str] | None, argument("-- FLAGS", "Flags of vLLM, after --.")] = None,
     *,
-    name: Annotated[
-        str, typer.Option(show_default=False, help="Served under this name; by default MODEL's last part.")
-    ] = "",
+    name: Name = "",
     adapter: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=FOLDER",
-            default_factory=list,
-            show_default=False,
-            help="A LoRA adapter; may be given several times.",
-        ),
+        list[str], several("A LoRA adapter; may be given several times.", "--adapter", metavar="NAME=FOLDER")
     ],
-    log: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Add the server's output to FILE; by default a temporary one."),
-    ] = None,
-    time_limit: Annotated[float, typer.Option(metavar="S", help="Seconds until it can serve.")] = 900.0,
-    host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=LISTENING)] = "127.0.0.1",
+    log: Log = None,
+    time_limit: Annotated[float, option("Seconds until it can serve.", metavar="S")] = 900.0,
+    host: Host = "127.0.0.1",
     allow_remote: Annotated[
-        bool,
-        typer.Option(
-            "--allow-remote",
-            help="Let --host be an address that other machines reach.",
-            rich_help_panel=LISTENING,
-        ),
+        bool, option("Let --host be an address that other machines reach.", "--allow-remote", panel=LISTENING)
     ] = False,
-    port: Annotated[int, typer.Option(help="0: one that is free.", rich_help_panel=LISTENING)] = 8000,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel=CAPACITY,
-            help="Most images of one prompt, 0-16; by default 16 if it takes any.",
-        ),
-    ] = None,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel=CAPACITY,
-            help="Tokens of prompt and answer; by default the model's.",
-        ),
-    ] = None,
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", rich_help_panel=CAPACITY, help="Most requests at the same time; by default vLLM's."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=HARDWARE,
-            help="Of weights and activations; auto: on the CPU the faster one, else the model's.",
-        ),
-    ] = "auto",
-    device: Annotated[
-        Device, typer.Option(rich_help_panel=HARDWARE, help="auto: what vLLM was built for.")
-    ] = "auto",
-    tensor_parallel: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=HARDWARE, help="GPUs that share each layer.")
-    ] = 1,
-    data_parallel: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=HARDWARE, help="Copies of the model.")
-    ] = 1,
-    gpu_memory: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            rich_help_panel=HARDWARE,
-            help="Share of each GPU's memory, 0-1; by default vLLM's.",
-        ),
-    ] = None,
-    kv_cache_gib: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=HARDWARE, help="Memory for the cache on the CPU.")
-    ] = 1,
-    python: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=HARDWARE,
-            help="The Python that has vLLM; by default SELFTRAIN_VLLM_PYTHON, else .venv-vllm.",
-        ),
-    ] = None,
+    port: Annotated[int, option("0: one that is free.", panel=LISTENING)] = 8000,
+    images: MostImages = None,
+    max_model_len: MostTokens = None,
+    max_num_seqs: MostRequests = None,
+    dtype: Dtype = "auto",
+    device: ServingDevice = "auto",
+    tensor_parallel: Annotated[int, option("GPUs that share each layer.", metavar="N", panel=HARDWARE)] = 1,
+    data_parallel: Annotated[int, option("Copies of the model.", metavar="N", panel=HARDWARE)] = 1,
+    gpu_memory: MemoryShare = None,
+    kv_cache_gib: Annotated[int, option("Memory for the cache on the CPU.", metavar="N", panel=HARDWARE)] = 1,
+    python: Python = None,
 ) -> None:
-    """Serve until asked to end.
+    """Start a vLLM server for the agents on this machine, until Ctrl-C.
 
-    Raises:
-        ServerLaunchError: It cannot be started, or ended by itself.
+    Prints every stage, then the lines of a recipe that use it. Ctrl-C or SIGTERM ends the server and
+    everything that it started (exit status 0); a server that cannot be started, or ends by itself, is exit
+    status 2. What stands after -- is passed on to vLLM. A key that callers must show is taken from
+    SELFTRAIN_API_KEY, never from the command line. A model that was trained here is served by another
+    command: `selftrain serve`.
     """
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
-    command = serve_command(
-        find_interpreter(python), model, name=name, host=host, port=port, allow_remote=allow_remote,
-        images=images, max_model_len=max_model_len, dtype=dtype, device=device,
+    command = vllm_command.serve_command(
+        interpreter.find_interpreter(python), model, name=name, host=host, port=port,
+        allow_remote=allow_remote, images=images, max_model_len=max_model_len, dtype=dtype, device=device,
         tensor_parallel=tensor_parallel, data_parallel=data_parallel, gpu_memory=gpu_memory,
         kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter),
         api_key=os.environ.get(KEY_VARIABLE, ""), extra=flags or (),
@@ -154,7 +123,7 @@ def serve(
         say(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():
         try:
-            with serving(command, log=log, seconds=time_limit, report=say) as (server, ready):
+            with launch.serving(command, log=log, seconds=time_limit, report=say) as (server, ready):
                 say(_ready_line(ready))
                 say(_recipe_lines(server, ready))
                 server.wait()
@@ -162,71 +131,53 @@ def serve(
             say("stopped")
 
 
-@app.command(
-    help="See whether servers can do what the agents need.\n\n"
-    "Whether they are alive, what they serve, and whether one constrained answer about a picture comes"
-    " back as the agents need it. Exit status 1 if one cannot be used.",
-    epilog="Example: selftrain agents check http://127.0.0.1:8000",
-)
+@app.command(epilog="Example: selftrain agents check http://127.0.0.1:8000")
 def check(
-    servers: Annotated[list[str], typer.Argument(metavar="URL", help="For instance http://127.0.0.1:8000.")],
+    servers: Annotated[list[str], argument("URL", "For instance http://127.0.0.1:8000.")],
     model: Annotated[
-        str,
-        typer.Option(
-            show_default=False, help="The name that must be served; by default the only one that is."
-        ),
+        str, option("The name that must be served; by default the only one that is.", show_default=False)
     ] = "",
-    text_only: Annotated[
-        bool, typer.Option("--text-only", help="Ask about a text: the model takes no images.")
-    ] = False,
+    text_only: Annotated[bool, option("Ask about a text: the model takes no images.", "--text-only")] = False,
     key_variable: Annotated[
-        str, typer.Option(metavar="NAME", help="Environment variable of the key to show.")
+        str, option("Environment variable of the key to show.", metavar="NAME")
     ] = KEY_VARIABLE,
-    time_limit: Annotated[float, typer.Option(metavar="S", help="Seconds for the answer.")] = 120.0,
+    time_limit: Annotated[float, option("Seconds for the answer.", metavar="S")] = 120.0,
 ) -> int:
-    """Print what was found of each server; 1 if one cannot be used.
+    """See whether servers can do what the agents need.
 
-    Raises:
-        ServerRefusedError: An address that is none.
+    Whether they are alive, what they serve, and whether one constrained answer about a picture comes back as
+    the agents need it. Exit status 1 if one cannot be used.
     """
     key, failed = os.environ.get(key_variable, ""), False
-    for address in map(plain_endpoint, servers):
-        say(address)
-        for found in check_server(address, model=model, key=key, image=not text_only, seconds=time_limit):
+    for endpoint in map(endpoints.plain_endpoint, servers):
+        say(endpoint)
+        for found in checking.check_server(
+            endpoint, model=model, key=key, image=not text_only, seconds=time_limit
+        ):
             say(f"  {found.what:<8}{'ok' if found.passed else 'FAILED':<8}{found.detail}")
             failed |= not found.passed
     return 1 if failed else 0
 
 
-@app.command(
-    help="Show what vision-language agents are asked about a post.\n\n"
-    "Every prompt of the recipe's protocol, filled for one post; no model is asked.",
-    epilog="Example: selftrain agents prompts recipe.toml --post 17 --only reviewer.first",
-)
+@app.command(epilog="Example: selftrain agents prompts recipe.toml --post 17 --only reviewer.first")
 def prompts(
     recipe_file: Recipe,
     overrides: Overrides,
     post: Annotated[
-        str | None, typer.Option(metavar="ID", help="Id of a post; by default the manifest's first.")
+        str | None, option("Id of a post; by default the manifest's first.", metavar="ID")
     ] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="NAME", help="One prompt, for instance reviewer.first.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Requests as JSON lines, pictures by their hash.")
-    ] = False,
+    only: Annotated[str | None, option("One prompt, for instance reviewer.first.", metavar="NAME")] = None,
+    as_json: Annotated[bool, option("Requests as JSON lines, pictures by their hash.", "--json")] = False,
 ) -> None:
-    """Print the prompts.
+    """Show what vision-language agents are asked about a post.
 
-    Raises:
-        RecipeError: No recipe of such agents, or no such prompt.
-        ManifestError: No such post.
+    Every prompt of the recipe's protocol, filled for one post; no model is asked.
     """
-    recipe = load_recipe(recipe_file, overrides)
-    task = load_task(recipe.data.task)
-    opening = opener(recipe.data.max_image_pixels)
-    agent = VLMPanel(**recipe.vlm.arguments()).agent(brief_of(task), recipe.seed)
-    shown = previews(recipe, task, agent, opening, post)
+    recipe = config.load_recipe(recipe_file, overrides)
+    task = tasks.load_task(recipe.data.task)
+    opening = panels.opener(recipe.data.max_image_pixels)
+    agent = panels.VLMPanel(**recipe.vlm.arguments()).agent(panels.brief_of(task), recipe.seed)
+    shown = prompt_preview.previews(recipe, task, agent, opening, post)
     names = [preview.template for preview in shown]
     if only is not None and only not in names:
         raise RecipeError(f"no prompt is named {only!r}; this protocol has {names}: choose one of them")
@@ -242,14 +193,14 @@ def prompts(
         say(f"--- answer: {json.dumps(preview.request.schema)}\n")
 
 
-def _ready_line(ready: Ready) -> str:
+def _ready_line(ready: launch.Ready) -> str:
     return (
         f"ready: {ready.endpoint} model {ready.model} ({ready.server}), context {ready.context},"
         f" images {ready.images}"
     )
 
 
-def _recipe_lines(server: Server, ready: Ready) -> str:
+def _recipe_lines(server: launch.Server, ready: launch.Ready) -> str:
     """Return the lines of a recipe that use the server."""
     command = server.command
     lines = ["", "[agents]", 'kind = "vlm"', "", "[vlm]", f"servers = [{json.dumps(ready.endpoint)}]"]

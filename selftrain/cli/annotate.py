@@ -3,237 +3,174 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
+from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
-from selftrain.annotation.annotate import Annotated as Written
-from selftrain.annotation.annotate import PreparedAnnotation, prepare_annotation
-from selftrain.annotation.annotate import annotate as annotate_posts
-from selftrain.annotation.answer_report import AnnotationReport, MeanMetrics, QuestionReport, mean_metrics
-from selftrain.annotation.question_plan import (
-    MAX_FAILED,
-    annotation_settings,
-    build_questioner,
-    estimate_cost,
-)
-from selftrain.cli.options import Manifest, Overrides
-from selftrain.cli.printing import console, number, plain
-from selftrain.data.manifest import describe
+from selftrain.cli.options import COST, Manifest, Overrides, TaskFile, TokenCap, option, several
+from selftrain.cli.printing import console, number, plain, table
 from selftrain.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from selftrain.annotation import annotate as annotation
+    from selftrain.annotation import answer_report, question_plan
+    from selftrain.data import manifest as manifests
+else:
+    annotation, question_plan, manifests = deferred(
+        "selftrain.annotation.annotate", "selftrain.annotation.question_plan",
+        "selftrain.data.manifest",
+    )  # fmt: skip
 
 app = typer.Typer()
 
 _REASONS = 3
-SERVERS, QUESTIONS, LIMITS = "Who is asked", "What is asked", "How much"
+SERVERS, QUESTIONS = "Who is asked", "What is asked"
 
 
 @app.command(
-    help="Ask a model a task's questions about every post (process labels).\n\n"
-    "Writes the manifest again with the answers: into `process` where nobody has given one, with their"
-    " provenance, else into `process_model`, for a report to measure them. Labels and known answers are"
-    " not shown to the model. Interrupted, the same command goes on; nothing is paid for twice.",
     epilog="Example: selftrain annotate posts.jsonl --task task.toml --server http://127.0.0.1:8000"
-    " --out annotated.jsonl --estimate",
+    " --out annotated.jsonl --estimate"
 )
 def annotate(
     manifest: Manifest,
     *,
-    task: Annotated[Path, typer.Option(metavar="TASK", help="A TOML file with questions.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The manifest to write; beside the other one.")],
+    task: TaskFile,
+    out: Annotated[Path, option("The manifest to write; beside the other one.", metavar="FILE")],
     servers: Annotated[
         list[str],
-        typer.Option(
+        several(
+            "Of an OpenAI-compatible server, for instance http://127.0.0.1:8000; may be given several times.",
             "--server",
             metavar="URL",
-            default_factory=list,
-            show_default=False,
-            rich_help_panel=SERVERS,
-            help="Of an OpenAI-compatible server, for instance http://127.0.0.1:8000; may be given several"
-            " times.",
+            panel=SERVERS,
         ),
     ],
     recipe: Annotated[
         Path | None,
-        typer.Option(
-            metavar="RECIPE",
-            rich_help_panel=SERVERS,
-            help="Take the section vlm, seed and tolerances of it.",
-        ),
+        option("Take the section vlm, seed and tolerances of it.", metavar="RECIPE", panel=SERVERS),
     ] = None,
     overrides: Overrides,
     questions: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME,NAME", rich_help_panel=QUESTIONS, help="Ask these only; by default all of the task."
-        ),
+        option("Ask these only; by default all of the task.", metavar="NAME,NAME", panel=QUESTIONS),
     ] = None,
     direct: Annotated[
-        bool,
-        typer.Option(
-            "--direct", rich_help_panel=QUESTIONS, help="Ask for the class too, directly, to compare."
-        ),
+        bool, option("Ask for the class too, directly, to compare.", "--direct", panel=QUESTIONS)
     ] = False,
     again: Annotated[
-        bool,
-        typer.Option(
-            "--again", rich_help_panel=QUESTIONS, help="Ask anew what a model has answered in this manifest."
-        ),
+        bool, option("Ask anew what a model has answered in this manifest.", "--again", panel=QUESTIONS)
     ] = False,
     prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            rich_help_panel=QUESTIONS,
-            help="Prompt files that replace those in agents/questions.",
-        ),
+        Path | None, option("Prompt files that replace the built-in ones.", metavar="DIR", panel=QUESTIONS)
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=LIMITS,
-            help="Only about the first N posts; the others are kept.",
-        ),
+        option("Only about the first N posts; the others are kept.", min=1, metavar="N", panel=COST),
     ] = None,
-    token_cap: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=LIMITS,
-            help="Most tokens that FILE may cost, in all starts.",
-        ),
-    ] = None,
+    token_cap: TokenCap = None,
     max_failed: Annotated[
         float,
-        typer.Option(
+        option(
+            "Stop above this share of questions without a usable answer.",
             min=0,
             max=1,
             metavar="SHARE",
-            rich_help_panel=LIMITS,
-            help="Stop above this share of questions without a usable answer.",
+            panel=COST,
         ),
-    ] = MAX_FAILED,
+    ] = 0.1,
     estimate: Annotated[
-        bool,
-        typer.Option(
-            "--estimate",
-            rich_help_panel=LIMITS,
-            help="Tell what it would cost and stop; no answer is asked for.",
-        ),
+        bool, option("Tell what it would cost and stop; no answer is asked for.", "--estimate", panel=COST)
     ] = False,
 ) -> None:
-    """Ask and write, or tell what it would cost.
+    """Ask a model a task's questions about every post (process labels).
 
-    Raises:
-        SelftrainError, or an error of the agents' tree: What was paid for is kept.
+    Writes the manifest again with the answers: into `process` where nobody has given one, with their
+    provenance, else into `process_model`, for a report to measure them. Labels and known answers are not
+    shown to the model. Interrupted, the same command goes on; nothing is paid for twice.
     """
     if overrides and recipe is None:
         raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
-    settings = annotation_settings(recipe, servers, token_cap, overrides)
+    settings = question_plan.annotation_settings(recipe, servers, token_cap, overrides)
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
-    prepared = prepare_annotation(
+    prepared = annotation.prepare_annotation(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit
     )
-    _print_set_aside(prepared)
-    questioner = build_questioner(
+    if problems := prepared.manifest.problems:  # to be known before anything is paid for
+        print(f"{len(problems):,} rows are set aside and will not be written:")
+        for line in manifests.describe(problems):
+            print(printable(line))
+    questioner = question_plan.build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
     )
     try:
         if estimate:
-            for line in estimate_cost(prepared.plan, questioner, settings.seed).lines(settings.vlm.token_cap):
-                print(line)
+            cost = question_plan.estimate_cost(prepared.plan, questioner, settings.seed)
+            print(*cost.lines(settings.vlm.token_cap), sep="\n")
             return
-        _print_annotated(annotate_posts(prepared, questioner), prepared)
+        _print_annotated(annotation.annotate(prepared, questioner))
     finally:
         questioner.close()
 
 
-def _print_set_aside(prepared: PreparedAnnotation) -> None:
-    """Rows that will not be in the manifest that is written: to be known before it is paid for."""
-    if problems := prepared.manifest.problems:
-        print(f"{len(problems):,} rows are set aside and will not be written:")
-        for line in describe(problems):
-            print(printable(line))
-
-
-def _print_annotated(done: Written, prepared: PreparedAnnotation) -> None:
-    told, spent = done.report, done.usage
-    shown = console()
-    shown.print(_answers_table(told))
-    for one in _each(told):
+def _print_annotated(done: annotation.AnnotatedManifest) -> None:
+    report, paid, shown = done.report, done.usage, console()
+    shown.print(_answers_table(report))
+    for one in report.all_questions:
         for reason, count in list(one.missing.items())[:_REASONS]:
             print(printable(f"{one.name}: {count:,} x no answer: {reason}"))
-    if any(one.known is not None for one in _each(told)):
+    if any(one.known is not None for one in report.all_questions):
         shown.print()
-        shown.print(_known_table(told))
-    asked = [question.name for question in prepared.questions]
-    share = told.complete / max(told.posts, 1)
-    every = "the question" if len(asked) == 1 else f"all {len(asked)} questions"
-    print(f"\n{told.complete:,} of {told.posts:,} posts ({share:.1%}) have an answer to {every}")
+        shown.print(_known_table(report))
+    every = "the question" if len(report.questions) == 1 else f"all {len(report.questions)} questions"
+    share = report.complete / max(report.posts, 1)
+    print(f"\n{report.complete:,} of {report.posts:,} posts ({share:.1%}) have an answer to {every}")
     print(
-        f"cost: {spent['calls']:,} calls, {spent['prompt']:,} prompt tokens ({spent['cached']:,} cached),"
-        f" {spent['completion']:,} answer tokens; {spent['stored']:,} answers were in the store already"
+        f"cost: {paid.calls:,} calls, {paid.usage.prompt:,} prompt tokens ({paid.usage.cached:,} cached),"
+        f" {paid.usage.completion:,} answer tokens; {paid.stored:,} answers were in the store already"
     )
     print(printable(f"written: {done.out} and {done.report_file}"))
 
 
-def _answers_table(told: AnnotationReport) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("question")
-    table.add_column("answered", justify="right")
-    table.add_column("missing", justify="right")
-    table.add_column("answers")
-    for one in _each(told):
+def _answers_table(report: answer_report.AnnotationReport) -> Table:
+    found = table("question", "answered", "missing")
+    found.add_column("answers")
+    for one in report.all_questions:
         spread = ", ".join(f"{answer} {count:,}" for answer, count in one.answers.items() if count)
-        missing = sum(one.missing.values())
-        table.add_row(plain(one.name), f"{one.answered:,}", f"{missing:,}", plain(spread))
-    return table
+        found.add_row(plain(one.name), f"{one.answered:,}", f"{sum(one.missing.values()):,}", plain(spread))
+    return found
 
 
-def _known_table(told: AnnotationReport) -> Table:
-    """Process questions against the final one asked directly, where persons' answers are known."""
-    table = Table(title="where the answer is known", title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("question")
-    for heading in ("posts", "missing", "accuracy", "95 %", "majority", "macro-F1", "balanced"):
-        table.add_column(heading, justify="right")
-    process = [one for one in told.questions if one.known is not None]
-    for one in process:
-        table.add_row(plain(one.name), *_known_cells(one))
-    if len(process) > 1:
-        averaged = mean_metrics([one.known for one in process if one.known is not None])
-        assert averaged is not None
-        table.add_section()
-        table.add_row("process questions, mean", *_mean_cells(averaged))
-    if told.final is not None and told.final.known is not None:
-        table.add_section()
-        table.add_row("final question, directly", *_known_cells(told.final))
-    return table
-
-
-def _known_cells(one: QuestionReport) -> Sequence[str]:
-    known = one.known
-    assert known is not None
-    accuracy = known.accuracy
-    return (
-        f"{known.posts:,}", f"{known.missing:.1%}", number(accuracy.value),
-        f"{accuracy.low:.3f}-{accuracy.high:.3f}", number(known.majority), number(known.macro_f1),
-        number(known.balanced_accuracy),
+def _known_table(report: answer_report.AnnotationReport) -> Table:
+    """Return process questions beside the final one asked directly, where people's answers are known."""
+    found = table(
+        "question", "posts", "missing", "accuracy", "95 %", "majority", "macro-F1", "balanced",
+        title="where the answer is known", title_justify="left",
     )  # fmt: skip
 
+    def add(name: str, known: answer_report.AnswerMetrics) -> None:
+        low, high = known.accuracy.low, known.accuracy.high
+        found.add_row(
+            plain(name), f"{known.posts:,}", f"{known.missing:.1%}", number(known.accuracy.value),
+            f"{low:.3f}-{high:.3f}", number(known.majority), number(known.macro_f1),
+            number(known.balanced_accuracy),
+        )  # fmt: skip
 
-def _mean_cells(averaged: MeanMetrics) -> Sequence[str]:
-    return (
-        "", f"{averaged.missing:.1%}", number(averaged.accuracy), "", "", number(averaged.macro_f1),
-        number(averaged.balanced_accuracy),
-    )  # fmt: skip
-
-
-def _each(told: AnnotationReport) -> list[QuestionReport]:
-    return [*told.questions, *([told.final] if told.final is not None else [])]
+    for one in report.questions:
+        if one.known is not None:
+            add(one.name, one.known)
+    mean = report.process_mean
+    if mean is not None and sum(one.known is not None for one in report.questions) > 1:
+        found.add_section()
+        found.add_row(
+            "process questions, mean", "", f"{mean.missing:.1%}", number(mean.accuracy), "", "",
+            number(mean.macro_f1), number(mean.balanced_accuracy),
+        )  # fmt: skip
+    if report.final is not None and report.final.known is not None:
+        found.add_section()
+        add("final question, directly", report.final.known)
+    return found

@@ -22,21 +22,13 @@ if TYPE_CHECKING:
 
 
 class Listed(NamedTuple):
-    """A word that may follow ``selftrain``.
+    """A word that may follow ``selftrain``."""
 
-    Attributes:
-        name: The word.
-        module: File of this folder that holds it.
-        panel: Heading that it stands under in the help.
-        help: One line.
-        commands: What may follow a noun; empty for a command.
-    """
-
-    name: str
-    module: str
-    panel: str
-    help: str
-    commands: tuple[str, ...] = ()
+    name: str  # the word
+    module: str  # file of this folder that holds it
+    panel: str  # heading that it stands under in the help
+    help: str  # one line
+    commands: tuple[str, ...] = ()  # what may follow a noun; empty for a command
 
 
 RUNS, MODELS, DATA = "Runs", "Models", "Data, agents and people"
@@ -47,7 +39,7 @@ ENTRIES = (
     Listed("status", "results", RUNS, "Say where a run stands, and what would happen next."),
     Listed("show", "results", RUNS, "Show the rounds of a run, or everything said about one post."),
     Listed("report", "results", RUNS, "Render a run's report.html anew."),
-    Listed("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final figures."),
+    Listed("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final metrics."),
     Listed("predict", "models", MODELS, "Label other posts with a trained model."),
     Listed("serve", "models", MODELS, "Answer over HTTP with a trained model."),
     Listed("filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision."),

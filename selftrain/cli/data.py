@@ -6,51 +6,58 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from selftrain._util.deferred import deferred
 from selftrain.cli.commands import noun
-from selftrain.cli.options import Columns, Manifest, read_columns
+from selftrain.cli.options import Columns, Manifest, argument, option, read_columns
 from selftrain.cli.printing import print_some, say
-from selftrain.data.duplicates import DuplicateGroup, conflicting_labels, find_duplicates
-from selftrain.data.importers import IMPORTERS, import_named
-from selftrain.data.manifest import ManifestReport, read_manifest
-from selftrain.data.posts import Post
-from selftrain.data.task import load_task
-from selftrain.data.templates import load_template, template_file, template_names, write_template
 from selftrain.errors import TaskError
+
+if TYPE_CHECKING:
+    from selftrain._util.types import Json
+    from selftrain.data import duplicates, importers, templates
+    from selftrain.data import manifest as manifests
+    from selftrain.data import task as task_files
+    from selftrain.data.duplicates import DuplicateGroup
+    from selftrain.data.manifest import ManifestReport
+    from selftrain.data.posts import Post
+else:
+    duplicates, importers, manifests, task_files, templates = deferred(
+        "selftrain.data.duplicates", "selftrain.data.importers", "selftrain.data.manifest",
+        "selftrain.data.task", "selftrain.data.templates",
+    )  # fmt: skip
 
 app = noun("Check manifests, import published data sets, begin with a task.")
 
 
-@app.command(
-    help="Check a manifest: bad rows, counts, copies.\n\nExit status 1 where a row is bad.",
-    epilog="Example: selftrain data check posts.jsonl --task task.toml",
-)
+@app.command(epilog="Example: selftrain data check posts.jsonl --task task.toml")
 def check(
     manifest: Manifest,
     *,
     columns: Columns,
     task: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The task; labels and answers must be its own.")
+        Path | None, option("The task; labels and answers must be its own.", metavar="FILE")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
     no_duplicates: Annotated[
-        bool, typer.Option("--no-duplicates", help="Do not look for copies, which hashes images.")
+        bool, option("Do not look for copies, which hashes images.", "--no-duplicates")
     ] = False,
-    workers: Annotated[int, typer.Option(min=0, metavar="N", help="Threads that hash images.")] = 0,
+    workers: Annotated[int, option("Threads that hash images.", min=0, metavar="N")] = 0,
 ) -> int:
-    """Print what is in a manifest and what is wrong with it; 1 when a row is bad, else 0.
+    """Check a manifest: bad rows, counts, copies.
 
-    Raises:
-        ManifestError: The manifest cannot be read at all.
-        TaskError: The task file is none.
+    Exit status 1 where a row is bad.
     """
-    report = read_manifest(manifest, None if task is None else load_task(task), columns=read_columns(columns))
+    report = manifests.read_manifest(
+        manifest, None if task is None else task_files.load_task(task), columns=read_columns(columns)
+    )
     shown = sys.stderr.isatty() and not as_json
-    copies = [] if no_duplicates else find_duplicates(report.posts, workers=workers, progress=shown)
-    conflicts = [] if no_duplicates else conflicting_labels(report.posts)
+    copies = (
+        [] if no_duplicates
+        else duplicates.find_duplicates(report.posts, workers=workers, progress=shown)
+    )  # fmt: skip
+    conflicts = [] if no_duplicates else duplicates.conflicting_labels(report.posts)
     if as_json:
         print(json.dumps(_document(report, copies, conflicts), ensure_ascii=False, indent=2))
     else:
@@ -58,34 +65,30 @@ def check(
     return 1 if report.problems else 0
 
 
-@app.command(
-    "import",
-    help="Make a manifest and a task of a published data set.\n\n"
-    "You fetch the files yourself, under their own terms.",
-    epilog="Example: selftrain data import hsol labeled_data.csv --out data/hsol",
-)
+@app.command("import", epilog="Example: selftrain data import hsol labeled_data.csv --out data/hsol")
 def import_published(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help=", ".join(IMPORTERS), autocompletion=lambda: list(IMPORTERS)),
+        argument(
+            "NAME",
+            "hsol, sentiment140, harmeme, hateful-memes or mami.",
+            autocompletion=lambda: list(importers.IMPORTERS),
+        ),
     ],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="The folder, or file, as published.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for manifest, task and images.")],
+    source: Annotated[Path, argument("SOURCE", "The folder, or file, as published.")],
+    out: Annotated[Path, option("Folder for manifest, task and images.", metavar="DIR")],
     allow_missing_images: Annotated[
-        bool,
-        typer.Option("--allow-missing-images", help="Keep the text of posts whose image is not there."),
+        bool, option("Keep the text of posts whose image is not there.", "--allow-missing-images")
     ] = False,
     decode_entities: Annotated[
-        bool,
-        typer.Option("--decode-entities", help="Write HTML entities (&amp;) as what they stand for."),
+        bool, option("Write HTML entities (&amp;) as what they stand for.", "--decode-entities")
     ] = False,
 ) -> None:
-    """Import a published data set and say what was written and what was left out.
+    """Make a manifest and a task of a published data set.
 
-    Raises:
-        ManifestError: Unknown name, or the files are not there.
+    You fetch the files yourself, under their own terms.
     """
-    done = import_named(
+    done = importers.import_named(
         name, source, out, allow_missing_images=allow_missing_images, decode_entities=decode_entities
     )
     say(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
@@ -101,38 +104,30 @@ def import_published(
         print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
 
 
-@app.command(
-    help="List the tasks that come with questions, print one, or write one to begin with.",
-    epilog="Example: selftrain data tasks hateful-memes --out task.toml",
-)
+@app.command(epilog="Example: selftrain data tasks hateful-memes --out task.toml")
 def tasks(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="One of them.", autocompletion=template_names)
+        str, argument("NAME", "One of them.", autocompletion=lambda: list(templates.template_names()))
     ] = "",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it there, instead of printing it.")
-    ] = None,
+    out: Annotated[Path | None, option("Write it there, instead of printing it.", metavar="FILE")] = None,
 ) -> None:
-    """List the templates, print one, or write one.
-
-    Raises:
-        TaskError: There is no such task, or none is named to be written.
-        StorageError: It cannot be written.
-    """
+    """List the tasks that come with questions, print one, or write one to begin with."""
     if not name and out is not None:
-        raise TaskError(f"--out says where to write, but not which task: name one of {template_names()}")
+        raise TaskError(
+            f"--out says where to write, but not which task: name one of {templates.template_names()}"
+        )
     if not name:
-        _list_tasks(template_names())
+        _list_tasks(templates.template_names())
     elif out is None:
-        print(template_file(name).read_text(encoding="utf-8"), end="")
+        print(templates.template_file(name).read_text(encoding="utf-8"), end="")
     else:
-        task = write_template(name, out)
+        task = templates.write_template(name, out)
         say(f"{out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like")
 
 
 def _list_tasks(names: Sequence[str]) -> None:
     for name in names:
-        task = load_template(name)
+        task = templates.load_template(name)
         print(f"{name}: {' or '.join(task.names)}")
         for question in task.questions:
             rule = "" if question.counting is None else f" (counted: {question.counting})"
@@ -153,14 +148,12 @@ def _counts(report: ManifestReport) -> dict[str, int]:
 
 def _document(
     report: ManifestReport, copies: list[DuplicateGroup], conflicts: list[tuple[Post, ...]]
-) -> dict[str, Any]:
+) -> Json:
     return {
         "manifest": str(report.path),
         "rows": report.rows,
         "posts": len(report.posts),
-        "labels": {
-            label: count for label, count in sorted(report.counts.items(), key=str) if label is not None
-        },
+        "labels": {label: n for label, n in sorted(report.counts.items(), key=str) if label is not None},
         "unlabelled": report.counts.get(None, 0),
         "makes": _counts(report),
         "problems": [problem._asdict() for problem in report.problems],

@@ -1,44 +1,84 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options of the commands: how they are declared, and those that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from selftrain._util.choices import Rule
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 """Environment variable of the key for the agents' servers; a key never stands on a command line."""
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A run folder, an AgentPS model's, or an .onnx file.")
+
+def argument(metavar: str, text: str, **more: Any) -> Any:  # noqa: ANN401 -- as typer's own
+    """Declare an argument."""
+    return typer.Argument(metavar=metavar, help=text, **more)
+
+
+def option(text: str, *names: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:  # noqa: ANN401
+    """Declare an option.
+
+    Args:
+        text: What the help says of it.
+        names: "--name" where it is not the parameter's; always of a switch, which has no opposite.
+        metavar: What stands for its value.
+        panel: Heading that it stands under.
+        more: As `typer.Option` takes it.
+    """
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def several(text: str, name: str, *, metavar: str, **more: Any) -> Any:  # noqa: ANN401
+    """Declare an option that may be given several times, or not at all: an empty list."""
+    return option(text, name, metavar=metavar, default_factory=list, show_default=False, **more)
+
+
+DRAWING, COST, LIMITS = "How posts are drawn for review", "Cost", "Limits on what comes in"
+
+Recipe = Annotated[Path, argument("RECIPE", "A TOML file.")]
+RunPath = Annotated[Path, argument("RUN", "A run folder.")]
+Model = Annotated[Path, argument("MODEL", "A run folder, an AgentPS model's, or an .onnx file.")]
+Manifest = Annotated[Path, argument("MANIFEST", "JSON lines, CSV or Parquet.")]
+OutFile = Annotated[
+    str, option("JSON lines, or CSV where it ends in .csv; - for standard output.", metavar="FILE")
 ]
-Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSON lines, CSV or Parquet.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Columns = Annotated[
     list[str],
-    typer.Option(
-        "--column", metavar="FIELD=NAME", default_factory=list, show_default=False,
-        help="The manifest's column that holds a field, where it is called otherwise: label=class.",
+    several(
+        "The manifest's column that holds a field, where it is called otherwise: label=class.",
+        "--column", metavar="FIELD=NAME",
     ),
 ]  # fmt: skip
-MaxBadRows = Annotated[
-    int | None, typer.Option(min=0, metavar="N", show_default=False, help="Most rows that may be set aside.")
-]
+MaxBadRows = Annotated[int | None, option("Most rows that may be set aside.", metavar="N", min=0)]
 MaxBadShare = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, metavar="SHARE", show_default=False, help="Largest share of the rows."),
+    float | None, option("Largest share of rows that may be set aside.", metavar="SHARE", min=0, max=1)
 ]
+TaskFile = Annotated[Path, option("A TOML file: classes, policy, questions.", metavar="FILE")]
+AsJson = Annotated[bool, option("Print JSON instead of text.", "--json")]
 Overrides = Annotated[
     list[str],
-    typer.Option(
-        "--set", metavar="SECTION.KEY=VALUE", default_factory=list, show_default=False,
-        help="Change one value of the recipe; may be given several times.",
+    several(
+        "Change one value of the recipe; may be given several times.", "--set", metavar="SECTION.KEY=VALUE"
     ),
-]  # fmt: skip
+]
+Host = Annotated[str, option("Address to listen on.")]
+Seed = Annotated[int, option("Of every draw.", metavar="N")]
+TokenCap = Annotated[
+    int | None, option("Most tokens that this may cost, in all starts.", metavar="N", min=1, panel=COST)
+]
+Budget = Annotated[int, option("Posts that people review.", metavar="B")]
+DrawingRule = Annotated[Rule, option("How likely errors are drawn more often.", "--rule", panel=DRAWING)]
+Floor = Annotated[float, option("Of the budget, drawn from all posts alike.", metavar="SHARE", panel=DRAWING)]
+Doubled = Annotated[
+    float,
+    option(
+        "Of the posts, reviewed by two people.", "--double-annotation-rate", metavar="SHARE", panel=DRAWING
+    ),
+]
 
 
 def read_columns(given: Sequence[str]) -> dict[str, str]:

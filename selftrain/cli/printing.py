@@ -8,9 +8,10 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from selftrain._util.printable import printable, printable_lines
@@ -27,6 +28,14 @@ def console() -> Console:
     if not shown.is_terminal:
         shown.width = max(shown.width, NARROWEST)
     return shown
+
+
+def table(*columns: str, left: int = 1, **style: Any) -> Table:  # noqa: ANN401 -- as rich takes it
+    """Return an empty table without a frame; its first columns are texts, the others numbers."""
+    made = Table(**{"show_edge": False, "pad_edge": False} | style)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place < left else "right")
+    return made
 
 
 def plain(text: object, style: str = "") -> Text:
@@ -49,12 +58,12 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def print_some(lines: Sequence[str], most: int = 20) -> None:
+def print_some(lines: Sequence[str], most: int = 20, file: IO[str] | None = None) -> None:
     """Print the first lines, and how many more there are."""
     for line in lines[:most]:
-        print(printable(line))
+        print(printable(line), file=file)
     if len(lines) > most:
-        print(f"  and {len(lines) - most:,} more")
+        print(f"  and {len(lines) - most:,} more", file=file)
 
 
 def print_texts(lines: Iterable[Text]) -> None:
@@ -74,13 +83,30 @@ def print_hints(hints: Sequence[tuple[object, str]], indent: str = "") -> None:
 def print_json(*records: Mapping[str, Any]) -> None:
     """Print one JSON object a line."""
     for record in records:
-        print(_escaped(json.dumps(record)))
+        print(_escaped(record))
+
+
+class LeftOut(NamedTuple):
+    """A post that is not in what was written, and why; `line` of its manifest where it is known."""
+
+    id: str
+    reason: str
+    line: int | None = None
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LeftOut:
+        """Return what a record of a quarantine says."""
+        return cls(record["id"], record["reason"], record.get("line"))
+
+    def __str__(self) -> str:
+        place = "" if self.line is None else f"line {self.line}, "
+        return f"{place}id {self.id!r}: {self.reason}"
 
 
 def write_records(
     target: str, rows: Iterable[Mapping[str, Any]], left_out: list[dict[str, Any]], done: str
 ) -> None:
-    """Write one record a post, and say what was left out.
+    """Write one record a post, and what was left out beside it, which is listed on standard error.
 
     Args:
         target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
@@ -94,17 +120,18 @@ def write_records(
         StorageError: The disk is full or refuses.
     """
     if target == "-":
-        _write(sys.stdout, rows)
-        _list_left_out(left_out, None)
+        for row in rows:
+            print_json(row)
+        _list_left_out(left_out, "")
         return
     out = Path(target)
-    write = _write_csv if _is_csv(out) else _write
+    write = _write_csv if out.suffix.lower() == ".csv" else _write_json
     with atomic.replacing(out) as part, part.open("w", encoding="utf-8", newline="") as file:
         count = write(file, rows)
     beside = out.with_name(f"{out.name}.quarantine.jsonl")
     keep_left_out(beside, left_out)
     print(f"{count:,} posts {done} in {out}")
-    _list_left_out(left_out, beside)
+    _list_left_out(left_out, f", listed in {beside}")
 
 
 def check_target(target: str) -> None:
@@ -114,20 +141,23 @@ def check_target(target: str) -> None:
         DataError: Its suffix names another format, or it is a folder.
     """
     out = Path(target)
-    if target != "-" and out.suffix.lower() in (".parquet", ".xlsx", ".xls", ".tsv"):
+    if out.suffix.lower() in (".parquet", ".xlsx", ".xls", ".tsv"):
         raise DataError(
-            f"{out} ends in {out.suffix!r}; records are written as .jsonl or .csv: name such a file"
+            f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"
         )
     if target != "-" and out.is_dir():
         raise DataError(f"{out} is a folder; expected a file to write: name one")
 
 
-def _is_csv(out: Path) -> bool:
-    return out.suffix.lower() == ".csv"
+def _write_json(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 -- counted
+        file.write(_escaped(row) + "\n")
+    return count
 
 
 def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write a table; a field that holds named values becomes a column for each, FIELD.NAME.
+    """Write a table; of a field that holds named values each becomes a column, FIELD.NAME.
 
     The first row tells the columns: records of one command are all alike.
     """
@@ -145,10 +175,7 @@ def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
 def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{before}{name}.")
-        else:
-            flat[before + name] = value
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
     return flat
 
 
@@ -164,26 +191,13 @@ def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _write(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    count = 0
-    for row in rows:
-        file.write(_escaped(json.dumps(row, allow_nan=False)) + "\n")
-        count += 1
-    return count
+def _escaped(record: Mapping[str, Any]) -> str:
+    """Return a line of JSON; DEL, the one control of ASCII that JSON leaves, is escaped too."""
+    return json.dumps(record, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _escaped(ascii_json: str) -> str:
-    """Escape DEL, the one control of ASCII that JSON leaves: an id may hold it, and a terminal obey."""
-    return ascii_json.replace("\x7f", "\\u007f")
-
-
-def _list_left_out(left_out: list[dict[str, Any]], beside: Path | None) -> None:
-    if not left_out:
-        return
-    where = "" if beside is None else f", listed in {beside}"
-    print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)
-    for one in left_out[:_LISTED]:
-        place = f"line {one['line']}, " if "line" in one else ""
-        print(printable(f"  {place}id {one['id']!r}: {one['reason']}"), file=sys.stderr)
-    if len(left_out) > _LISTED:
-        print(f"  and {len(left_out) - _LISTED:,} more", file=sys.stderr)
+def _list_left_out(left_out: Sequence[Mapping[str, Any]], where: str) -> None:
+    if left_out:
+        print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)
+        lines = [f"  {LeftOut.from_json(record)}" for record in left_out]
+        print_some(lines, most=_LISTED, file=sys.stderr)

@@ -6,69 +6,69 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from selftrain.cli.options import Overrides, Recipe
+from selftrain._util.deferred import deferred
+from selftrain.cli.options import Overrides, Recipe, option
 from selftrain.cli.printing import console, print_hints, quoted, say
-from selftrain.cli.tables import summary_table
-from selftrain.data.drawn import draw_posts
 from selftrain.errors import RecipeError
-from selftrain.report.status import missing_reviews, summarise, why_stopped
-from selftrain.rounds import RoundResult, cost_lines, finished_rounds, trust_lines
-from selftrain.runs import start
-from selftrain.store.run_dir import RunFolder
+
+if TYPE_CHECKING:
+    from selftrain import rounds, runs
+    from selftrain.cli import tables
+    from selftrain.data import drawn
+    from selftrain.report import status
+    from selftrain.store import run_dir
+else:
+    rounds, runs, tables, drawn, status, run_dir = deferred(
+        "selftrain.rounds", "selftrain.runs", "selftrain.cli.tables", "selftrain.data.drawn",
+        "selftrain.report.status", "selftrain.store.run_dir",
+    )  # fmt: skip
 
 app = typer.Typer()
 
 QUICKSTART_POSTS = 900
 
 
-@app.command(
-    "run",
-    help="Run a recipe; a run that was interrupted goes on.\n\n"
-    "Killed at any moment, the same command goes on: no answer is paid for twice, no finished round is"
-    " lost.",
-    epilog="Example: selftrain run recipe.toml --out runs/mine --set rounds.max=5",
-)
+@app.command("run", epilog="Example: selftrain run recipe.toml --out runs/mine --set rounds.max=5")
 def run_recipe(
     recipe: Recipe,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")],
+    out: Annotated[Path, option("The run folder.", metavar="DIR")],
     overrides: Overrides,
     estimate: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Tell what vision-language agents would cost and stop; a short probe is paid for, and kept.",
             "--estimate",
-            help="Tell what vision-language agents would cost and stop; a short probe is paid for, and kept.",
         ),
     ] = False,
 ) -> None:
-    """Print every round as it finishes, then what the run has come to; or what it would cost.
+    """Run a recipe; a run that was interrupted goes on.
 
-    Raises:
-        SelftrainError, or an error of a leaf's tree: With what to do.
+    Killed at any moment, the same command goes on: no answer is paid for twice, no finished round is lost.
     """
     if not estimate:
         _run(recipe, out, overrides)
         return
-    started = start(recipe, out, overrides)
+    started = runs.start(recipe, out, overrides)
     for line in started.estimate(progress=sys.stderr.isatty()).lines(started.recipe.vlm.token_cap):
         say(line)
 
 
-@app.command(
-    help="Make a first run, on posts that it draws itself.\n\nNo GPU, no download, no labels of yours.",
-    epilog="Example: selftrain quickstart --out runs/first",
-)
+@app.command(epilog="Example: selftrain quickstart --out runs/first")
 def quickstart(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("runs/quickstart"),
+    out: Annotated[Path, option("The run folder.", metavar="DIR")] = Path("runs/quickstart"),
 ) -> None:
-    """Draw the posts into the run folder, unless they are there, and run the recipe that comes with it."""
+    """Make a first run, on posts that it draws itself.
+
+    No GPU, no download, no labels of yours.
+    """
     data = out / "quickstart-data"
     if not (data / "task.toml").exists():  # written last
         say(f"drawing {QUICKSTART_POSTS} posts of a notice board into {data}")
-        draw_posts(data, QUICKSTART_POSTS)
+        drawn.draw_posts(data, QUICKSTART_POSTS)
     # quoted: a folder may have a name that TOML reads as something else
     paths = {"manifest": data / "manifest.jsonl", "task": data / "task.toml"}
     _run(quickstart_recipe(), out, [f"data.{key}={json.dumps(str(path))}" for key, path in paths.items()])
@@ -92,13 +92,13 @@ def quickstart_recipe() -> Path:
 
 
 def _run(recipe: Path, out: Path, overrides: Sequence[str]) -> None:
-    started = start(recipe, out, overrides)
-    earlier = RunFolder(out).finished()
+    started = runs.start(recipe, out, overrides)
+    earlier = run_dir.RunFolder(out).finished()
     say(f"{'going on with' if earlier else 'starting'} the run {out}")
-    before: RoundResult | None = None
+    before: rounds.RoundResult | None = None
     for finished in started.rounds(progress=sys.stderr.isatty()):
         say(f"{finished}{'  (finished earlier)' if finished.number < earlier else ''}")
-        for line in (*trust_lines(finished, before), *cost_lines(finished)):
+        for line in (*rounds.trust_lines(finished, before), *rounds.cost_lines(finished)):
             say(f"         | {line}")
         before = finished
     if started.stopped:
@@ -107,19 +107,19 @@ def _run(recipe: Path, out: Path, overrides: Sequence[str]) -> None:
         _close(started.folder)
 
 
-def _close(folder: RunFolder) -> None:
+def _close(folder: run_dir.RunFolder) -> None:
     """Print the closing table, and where to look next."""
-    rounds, path = finished_rounds(folder), folder.path
-    waiting = "posts wait for review" if missing_reviews(folder) else None  # where was told above
+    found, path = rounds.finished_rounds(folder), folder.path
+    waiting = "posts wait for review" if status.missing_reviews(folder) else None  # where was told above
     shown = console()
     shown.print()
-    shown.print(summary_table(summarise(rounds), why_stopped(folder) or waiting))
+    shown.print(tables.summary_table(status.summarise(found), status.why_stopped(folder) or waiting))
     hints = [
         (str(path / "report.html"), "the whole run on one page: open it in a browser"),
         (f"selftrain show {quoted(path)}", "the rounds, and how to read one post's story"),
         (str(path / "grown.jsonl"), "the grown dataset, with where each label comes from"),
     ]
-    if len(rounds) > 1:
+    if len(found) > 1:
         hints.append((str(path / "rounds" / "0001" / "verdicts.jsonl"), "every word of the agents"))
     print("\nnext:")
     print_hints(hints, indent="  ")

@@ -10,10 +10,10 @@ from rich.text import Text
 from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Interval
-from selftrain.cli.printing import number, plain
+from selftrain.cli.printing import number, plain, table
 from selftrain.models.intervals import METRICS
 from selftrain.report.compare import Comparison
-from selftrain.report.post_history import PostHistory
+from selftrain.report.post_history import Chapter, PostHistory
 from selftrain.report.status import RunStatus, Score, Summary, score
 from selftrain.rounds import Cost, RoundResult
 
@@ -21,26 +21,22 @@ from selftrain.rounds import Cost, RoundResult
 
 
 def summary_table(summary: Summary, stopped: str | None) -> Table:
-    """Labels alone beside the loop, then the counts."""
+    """Return labels alone beside the loop, then the counts."""
     title = "SIMULATED agents: their answers were drawn from the labels" if summary.simulated else None
-    table = Table(title=title, title_style="bold red", title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column()
-    table.add_column("labels alone", justify="right")
-    table.add_column(f"after the loop (round {summary.best_round})", justify="right")
-    table.add_column("change", justify="right")
+    after = f"after the loop (round {summary.best_round})"
+    found = table(
+        "", "labels alone", after, "change", title=title, title_style="bold red", title_justify="left"
+    )
     for name in Score._fields:
-        before, after = getattr(summary.labels_alone, name), getattr(summary.best, name)
-        if before is not None and after is not None:
-            table.add_row(f"{name} macro-F1", number(before), number(after), f"{after - before:+.3f}")
-    table.add_row("training labels", f"{summary.labelled:,}", f"{summary.grown:,}", _signed(summary))
-    table.add_section()
+        before, now = getattr(summary.labels_alone, name), getattr(summary.best, name)
+        if before is not None and now is not None:
+            found.add_row(f"{name} macro-F1", number(before), number(now), f"{now - before:+.3f}")
+    more = f"{summary.grown - summary.labelled:+,}"
+    found.add_row("training labels", f"{summary.labelled:,}", f"{summary.grown:,}", more)
+    found.add_section()
     for name, value in _facts(summary, stopped):
-        table.add_row(name, "", value)
-    return table
-
-
-def _signed(summary: Summary) -> str:
-    return f"{summary.grown - summary.labelled:+,}"
+        found.add_row(name, "", value)
+    return found
 
 
 def _facts(summary: Summary, stopped: str | None) -> list[tuple[str, str]]:
@@ -59,25 +55,23 @@ def _facts(summary: Summary, stopped: str | None) -> list[tuple[str, str]]:
 
 
 def rounds_table(rounds: Sequence[RoundResult]) -> Table:
-    """One line a round; what it cost where its agents ask a server."""
+    """Return one line a round; what it cost where its agents ask a server."""
     paid = any(one.cost and one.cost.calls for one in rounds)
-    table = Table(
-        show_edge=False, pad_edge=False, caption_justify="left", caption_style="dim",
+    found = table(
+        "round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s",
+        *(("calls", "tokens") if paid else ()),
+        left=0, caption_justify="left", caption_style="dim",
         caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1.",
     )  # fmt: skip
-    for name in ("round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s"):
-        table.add_column(name, justify="right")
-    for name in ("calls", "tokens") if paid else ():
-        table.add_column(name, justify="right")
-    table.add_column("")
+    found.add_column("")
     for one in rounds:
         scores, cost = score(one), one.cost or Cost()
-        table.add_row(
+        found.add_row(
             str(one.number), *(str(counts.posts) if one.number else "-" for counts in one.sets),
             number(one.pseudo_label_precision), number(scores.validation), number(scores.test),
             f"{one.seconds:.1f}", *((f"{cost.calls:,}", f"{cost.tokens:,}") if paid else ()), _outcome(one),
         )  # fmt: skip
-    return table
+    return found
 
 
 def _outcome(one: RoundResult) -> str:
@@ -85,7 +79,7 @@ def _outcome(one: RoundResult) -> str:
 
 
 def status_lines(state: RunStatus) -> list[tuple[str, str]]:
-    """Name and value, one a line."""
+    """Return name and value, one a line."""
     held = {True: "yes, a process works on it now", False: "no", None: "cannot be told here"}[state.held]
     lines = [
         ("run", state.path),
@@ -118,7 +112,7 @@ def status_lines(state: RunStatus) -> list[tuple[str, str]]:
 
 
 def post_lines(post: PostHistory) -> list[Text]:
-    """The post, then each round with everybody's words."""
+    """Return the post, then each round with everybody's words."""
     text = "(not in the run's manifests any more)" if post.text is None else post.text or "(no text)"
     lines = [_field("post", post.post_id), _field("text", text)]
     lines += [_field("image", image) for image in post.images]
@@ -130,7 +124,7 @@ def post_lines(post: PostHistory) -> list[Text]:
 
 
 def verdict_lines(verdict: Verdict) -> list[Text]:
-    """The classifier's word, every judgment in the order it was made, and what came of it."""
+    """Return the classifier's label, every judgment in the order it was made, and what came of it."""
     said = f"{verdict.classifier_label} ({number(verdict.classifier_probability, 2)})"
     lines = [_field("classifier", said, 2)]
     for one in verdict.judgments:
@@ -143,12 +137,19 @@ def verdict_lines(verdict: Verdict) -> list[Text]:
 
 
 def verdict_line(verdict: Verdict) -> Text:
-    """One verdict on one line: id, outcome, and each party's last label."""
+    """Return one verdict on one line: id, outcome, and each party's last label."""
     last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
     parties = [f"classifier {verdict.classifier_label} ({number(verdict.classifier_probability, 2)})"]
     parties += [f"{role} {one.label or one.state}" for role, one in last.items()]
     outcome = "consistent" if verdict.consistent else "divergent"
     return plain(f"{verdict.post_id}  {outcome:<10}  {', '.join(parties)}")
+
+
+def chapter_line(chapter: Chapter) -> Text:
+    """Return one verdict on one line, its round before it."""
+    outcome = "kept" if chapter.kept else "rolled back"
+    line = plain(f"round {chapter.round:>2}, {outcome:<11}  ", "dim")
+    return line.append_text(verdict_line(chapter.verdict))
 
 
 def _field(name: str, value: object, indent: int = 0) -> Text:
@@ -161,66 +162,61 @@ def _field(name: str, value: object, indent: int = 0) -> Text:
 
 
 def final_table(comparison: Comparison) -> Table:
-    """One column a run: final figures with their intervals, then what the run came to."""
-    table = _comparison_table(comparison)
-    runs = comparison.runs
+    """Return one column a run: final metrics with their intervals, then what the run came to."""
+    found, runs = _comparison_table(comparison), comparison.runs
     for split in comparison.splits:
         for name in METRICS:
-            row = [_interval(run.estimates[split][name]) for run in runs]
-            table.add_row(f"{split} {name.replace('_f1', '-F1')}", *row)
+            cells = [_interval(run.estimates[split][name], ".3f") for run in runs]
+            found.add_row(f"{split} {name.replace('_f1', '-F1')}", *cells)
             if name == "macro_f1":
-                table.add_row("  gain", *(_gain(one) for one in comparison.gains[split]))
-        table.add_row(f"{split} AUC", *(number(run.points[split]["auc"]) for run in runs))
-        table.add_section()
+                found.add_row("  gain", *(_interval(one, "+.3f") for one in comparison.gains[split]))
+        for name, shown in _POINTS.items():
+            found.add_row(f"{split} {shown}", *(number(run.points[split][name]) for run in runs))
+        found.add_section()
     sums = [run.summary for run in runs]
     if any(run.simulated for run in runs):
-        table.add_row("agents", *("SIMULATED" if run.simulated else "" for run in runs))
-    table.add_row("rounds kept", *(f"{one.kept} of {one.rounds}, best {one.best_round}" for one in sums))
-    table.add_row("labels, grown to", *(f"{one.labelled:,}, {one.grown:,}" for one in sums))
-    table.add_row("pseudo-label precision", *(number(one.pseudo_label_precision) for one in sums))
-    table.add_row("candidates", *(f"{one.candidates:,}" for one in sums))
-    table.add_row("agent calls", *(f"{run.cost.calls:,}" if run.cost else "-" for run in runs))
-    table.add_row("tokens", *(f"{run.cost.tokens:,}" if run.cost else "-" for run in runs))
-    table.add_row("seconds in rounds", *(f"{one.seconds:.0f}" for one in sums))
-    return table
+        found.add_row("agents", *("SIMULATED" if run.simulated else "" for run in runs))
+    found.add_row("rounds kept", *(f"{one.kept} of {one.rounds}, best {one.best_round}" for one in sums))
+    found.add_row("labels, grown to", *(f"{one.labelled:,}, {one.grown:,}" for one in sums))
+    found.add_row("pseudo-label precision", *(number(one.pseudo_label_precision) for one in sums))
+    found.add_row("candidates", *(f"{one.candidates:,}" for one in sums))
+    found.add_row("agent calls", *(f"{run.cost.calls:,}" if run.cost else "-" for run in runs))
+    found.add_row("tokens", *(f"{run.cost.tokens:,}" if run.cost else "-" for run in runs))
+    found.add_row("seconds in rounds", *(f"{one.seconds:.0f}" for one in sums))
+    return found
+
+
+_POINTS = {"auc": "AUC"}
 
 
 def curves_table(comparison: Comparison) -> Table:
-    """Validation macro-F1, one line a round; what was rolled back stands in brackets."""
-    table = _comparison_table(comparison)
-    longest = max(len(run.rounds) for run in comparison.runs)
-    for place in range(longest):
-        cells = []
-        for run in comparison.runs:
-            if place >= len(run.rounds):
-                cells.append(plain(""))
-                continue
-            _, kept, found = run.rounds[place]
-            value = number(found.validation)
-            cells.append(plain(f"{value} " if kept else f"({value})", "" if kept else "dim"))
-        table.add_row(f"round {place}", *cells)
-    return table
+    """Return validation macro-F1, one line a round; what was rolled back stands in brackets."""
+    found = _comparison_table(comparison)
+    for place in range(max(len(run.rounds) for run in comparison.runs)):
+        cells = [plain("")] * len(comparison.runs)
+        for column, run in enumerate(comparison.runs):
+            if place < len(run.rounds):
+                _, kept, scores = run.rounds[place]
+                value = number(scores.validation)
+                cells[column] = plain(f"{value} ") if kept else plain(f"({value})", "dim")
+        found.add_row(f"round {place}", *cells)
+    return found
 
 
 def recipe_table(comparison: Comparison) -> Table:
-    """The keys that are not the same in all recipes."""
-    table = _comparison_table(comparison)
+    """Return the keys that are not the same in all recipes."""
+    found = _comparison_table(comparison)
     for key, values in comparison.recipe:
-        table.add_row(plain(key), *(plain("-" if value is None else value) for value in values))
-    return table
+        found.add_row(plain(key), *(plain("-" if value is None else value) for value in values))
+    return found
 
 
 def _comparison_table(comparison: Comparison) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column()
+    found = table("")
     for run in comparison.runs:
-        table.add_column(plain(run.name), justify="right", overflow="fold")
-    return table
+        found.add_column(plain(run.name), justify="right", overflow="fold")
+    return found
 
 
-def _interval(one: Interval) -> str:
-    return f"{one.value:.3f} [{one.low:.3f} {one.high:.3f}]"
-
-
-def _gain(one: Interval | None) -> str:
-    return "-" if one is None else f"{one.value:+.3f} [{one.low:+.3f} {one.high:+.3f}]"
+def _interval(one: Interval | None, digits: str) -> str:
+    return "-" if one is None else f"{one.value:{digits}} [{one.low:{digits}} {one.high:{digits}}]"

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.trust import wilson
 from backbones import load_backbone
 from backbones.base import Backbone
 from selftrain._util.plugins import accepted
@@ -22,21 +21,21 @@ from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.act.error_estimate import realised
 from selftrain.act.training import ACTTrainer
 from selftrain.config import BackboneSection, ClassifierSection
-from selftrain.data.features import FeatureTable, extract_features
-from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.features import extract_features
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder, prepare
 from selftrain.data.splits import split_by_shares
 from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
-from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE, ACTModel
+from selftrain.models.act_model import ACTModel
 from selftrain.models.head import HeadSettings
+from selftrain.models.intervals import wilson
 from selftrain.models.metrics import macro_f1
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer
 from selftrain.review.estimates import BatchOutcome, outcome
-from selftrain.review.labelling import LabelFolder, review_folder
+from selftrain.review.labelling import LabelFolder, read_posts, review_folder
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.store.run_dir import RunFolder
 
@@ -45,18 +44,12 @@ VALIDATION_SHARE = 0.5
 
 
 class TrustedPosts(NamedTuple):
-    """Posts that people labelled without a draw, and all posts by id.
+    """Posts that people labelled without a draw, and all posts by id."""
 
-    Attributes:
-        labelled: To learn from.
-        validation, test: To choose the epoch on, and to measure on.
-        by_id: Every post of the folder's manifests.
-    """
-
-    labelled: Sequence[Post]
-    validation: Sequence[Post]
+    labelled: Sequence[Post]  # to learn from
+    validation: Sequence[Post]  # to choose the epoch on, and to measure on
     test: Sequence[Post]
-    by_id: Mapping[str, Post]
+    by_id: Mapping[str, Post]  # every post of the folder's manifests
 
 
 class ReviewedLabels(NamedTuple):
@@ -69,21 +62,14 @@ class ReviewedLabels(NamedTuple):
 
 
 class SplitQuality(NamedTuple):
-    """How good the model is on posts of trusted label.
+    """How good the model is on posts of trusted label."""
 
-    Attributes:
-        posts: How many.
-        macro_f1: Over the classes that occur.
-        accuracy, low, high: Right labels, with the 95 % Wilson interval.
-        f1: Class -> its F1.
-    """
-
-    posts: int
-    macro_f1: float
-    accuracy: float
+    posts: int  # how many
+    macro_f1: float  # over the classes that occur
+    accuracy: float  # share of right labels, with the 95 % Wilson interval
     low: float
     high: float
-    f1: Mapping[str, float]
+    f1: Mapping[str, float]  # class -> its F1
 
     def __str__(self) -> str:
         return (
@@ -93,27 +79,18 @@ class SplitQuality(NamedTuple):
 
 
 class ACTTraining(NamedTuple):
-    """What came of a training.
+    """What came of a training."""
 
-    Attributes:
-        model: As it was saved.
-        posts: Entries that it learned from, see `ReviewedLabels`.
-        human: Of them, those with a label of people.
-        unbiased: Whether every post had a chance of review; else the loss is as wrong as the labels that
-            nobody looked at.
-        left_out: Post id -> why it could not be encoded.
-        quality: "validation" and, where there are labels, "test".
-    """
-
-    model: ACTModel
-    posts: int
-    human: int
+    model: ACTModel  # as it was saved
+    posts: int  # entries that it learned from, see `ReviewedLabels`
+    human: int  # of them, those with a label of people
+    # whether every post had a chance of review; else the loss is as wrong as the labels that nobody looked at
     unbiased: bool
-    left_out: Mapping[str, str]
-    quality: Mapping[str, SplitQuality]
+    left_out: Mapping[str, str]  # Post id -> why it could not be encoded
+    quality: Mapping[str, SplitQuality]  # "validation" and, where there are labels, "test"
 
     def to_json(self) -> Json:
-        """The content of act.json."""
+        """Return the content of act.json."""
         return {
             "learned_from": {"posts": self.posts, "human_labels": self.human, "unbiased": self.unbiased},
             "quality": {split: one._asdict() for split, one in self.quality.items()},
@@ -165,29 +142,34 @@ def train_on_reviews(
         task, trusted = _of_labelling(folder, validation, test, seed)
     else:
         task, trusted = _of_run(folder, encoder, validation, test, progress=progress)
-    if not trusted.validation:
-        raise TrainingError(
-            f"{path} has no post of trusted label to validate on: label some in its manifest, a hundred are"
-            " plenty, or give a manifest of labelled posts with --validation"
-        )
+    _check_validation(path, trusted)
     # --- features of everybody, through the cache
-    table = _Features(
-        _distinct([*trusted.by_id.values(), *trusted.validation, *trusted.test]), encoder, backbone,
-        progress=progress,
+    everybody = dict(trusted.by_id) | {post.id: post for post in (*trusted.validation, *trusted.test)}
+    table = extract_features(
+        list(everybody.values()), encoder, cache_folder(backbone),
+        batch_size=backbone.batch_size, workers=backbone.workers, progress=progress,
     )  # fmt: skip
+    place_of = {post_id: place for place, post_id in enumerate(everybody)}
+
+    def rows(posts: Sequence[Post]) -> Float32Array:
+        return table.rows([place_of[post.id] for post in posts])
+
     learned = reviewed_labels(batches, trusted, table.failed)
-    checked, tested = table.encoded(trusted.validation), table.encoded(trusted.test)
+    checked, tested = (
+        [post for post in posts if post.id not in table.failed]
+        for posts in (trusted.validation, trusted.test)
+    )
     trainer = ACTTrainer(
         task.names, backbone=encoder, positive=task.positive, settings=settings, power=power, seed=seed,
         batch_size=backbone.batch_size, workers=backbone.workers,
     )  # fmt: skip
     model = trainer.fit(
-        table.rows(learned.posts), learned.machine, learned.human, learned.inclusion,
-        validation=(table.rows(checked), [str(post.label) for post in checked]),
+        rows(learned.posts), learned.machine, learned.human, learned.inclusion,
+        validation=(rows(checked), [str(post.label) for post in checked]),
     )  # fmt: skip
     # --- how good is it, and where is it kept
     measured = {
-        split: _measured(model, posts, table.rows(posts))
+        split: _measured(model, posts, rows(posts))
         for split, posts in {"validation": checked, "test": tested}.items()
         if posts
     }
@@ -209,41 +191,45 @@ def head_settings(section: ClassifierSection) -> HeadSettings:
 def reviewed_labels(
     batches: Sequence[BatchOutcome], trusted: TrustedPosts, failed: Mapping[str, str]
 ) -> ReviewedLabels:
-    """Every batch's population with its labels and chances of review, then the labelled posts.
+    """Gather every batch's population with its labels and chances of review, then the labelled posts.
 
     Posts that could not be encoded are left out, as are those that no manifest has any more, and those that
     the model is measured on.
     """
     skipped = {*failed, *(post.id for post in (*trusted.validation, *trusted.test))}
-    posts, machine = list[Post](), list[str]()
-    human, inclusion = list[str | None](), list[float]()
+    entries = list[tuple[Post, str, str | None, float]]()
     for batch in batches:
         # answers that are missing by chance make each of the others count for more; under the threshold rule
         # nobody else had a chance, and the loss is the one on mixed labels as it is
         certain = bool((batch.inclusion == 0).any())
         pi = batch.inclusion if certain else realised(batch.inclusion, batch.reviewed)
-        for place, post_id in enumerate(batch.post_ids):
-            if post_id in trusted.by_id and post_id not in skipped:
-                posts.append(trusted.by_id[post_id])
-                machine.append(batch.machine[place])
-                human.append(batch.human[place])
-                inclusion.append(float(pi[place]))
-    for post in trusted.labelled:
-        if post.id not in skipped:
-            posts.append(post)
-            machine.append(str(post.label))
-            human.append(str(post.label))
-            inclusion.append(1.0)
-    return ReviewedLabels(posts, machine, human, np.array(inclusion, dtype=np.float64))
+        entries += [
+            (trusted.by_id[post_id], machine, human, float(chance))
+            for post_id, machine, human, chance in zip(
+                batch.post_ids, batch.machine, batch.human, pi, strict=True
+            )
+            if post_id in trusted.by_id
+        ]
+    entries += [(post, str(post.label), str(post.label), 1.0) for post in trusted.labelled]
+    kept = [entry for entry in entries if entry[0].id not in skipped]
+    return ReviewedLabels(
+        [post for post, _, _, _ in kept], [machine for _, machine, _, _ in kept],
+        [human for _, _, human, _ in kept], np.array([chance for _, _, _, chance in kept], dtype=np.float64),
+    )  # fmt: skip
+
+
+def _check_validation(path: Path, trusted: TrustedPosts) -> None:
+    if not trusted.validation:
+        raise TrainingError(
+            f"{path} has no post of trusted label to validate on: label some in its manifest, a hundred are"
+            " plenty, or give a manifest of labelled posts with --validation"
+        )
 
 
 def _batches(folder: RunFolder) -> list[BatchOutcome]:
-    """What people said, batch by batch; those without an answer yet are left out."""
-    ledger = LedgerReader(folder.path / LEDGER)
-    try:
+    """Read what people decided, batch by batch; those without an answer yet are left out."""
+    with LedgerReader(folder.path / LEDGER) as ledger:
         found = [outcome(ledger, name) for name in ledger.batches()]
-    finally:
-        ledger.close()
     if any(one.partial for one in found):
         raise TrainingError(
             f"the review of {folder.path} hands out the likely errors first and is not finished: what was"
@@ -261,10 +247,10 @@ def _batches(folder: RunFolder) -> list[BatchOutcome]:
 def _of_labelling(
     folder: LabelFolder, validation: Path | None, test: Path | None, seed: int
 ) -> tuple[Task, TrustedPosts]:
-    """The labels that the manifest had; half of them validates where no other manifest does."""
+    """Return the labels that the manifest had; half of them validates where no other manifest does."""
     manifest, task_file = folder.data_files()
     task = load_task(task_file)
-    posts = _read(manifest, task)
+    posts = read_posts(manifest, task)
     labelled = [post for post in posts if post.label is not None]
     checked = _labelled(validation, task)
     if validation is None and labelled:
@@ -277,81 +263,45 @@ def _of_labelling(
 def _of_run(
     folder: RunFolder, encoder: Backbone, validation: Path | None, test: Path | None, *, progress: bool
 ) -> tuple[Task, TrustedPosts]:
-    """The run's own splits, prepared again as it prepared them.
+    """Return the run's own splits, prepared again as it prepared them.
 
     Raises:
         RunMismatchError: The manifests have changed since.
     """
     prepared = prepare(stored_recipe(folder), encoder, progress=progress)
-    _check_identity(folder, prepared.identity)
-    corpus = prepared.corpus
-
-    def split(positions: IntArray) -> list[Post]:
-        return [corpus.posts[int(position)] for position in positions]
-
-    trusted = TrustedPosts(
-        split(corpus.labelled),
-        split(corpus.validation) if validation is None else _labelled(validation, prepared.task),
-        [post for post in split(corpus.test) if post.label is not None]
-        if test is None
-        else _labelled(test, prepared.task),
-        {post.id: post for post in corpus.posts},
-    )
-    return prepared.task, trusted
-
-
-def _check_identity(folder: RunFolder, found: Mapping[str, str]) -> None:
     recorded = folder.environment().identity
-    differing = sorted(name for name in found if recorded.get(name) != found[name])
+    differing = sorted(name for name, found in prepared.identity.items() if recorded.get(name) != found)
     if differing:
         raise RunMismatchError(
             f"the {' and '.join(differing)} of {folder.path} are not what they were when it ran: put"
             " manifests and backbone back, or run it again"
         )
+    task, corpus = prepared.task, prepared.corpus
 
+    def split(positions: IntArray, other: Path | None = None) -> list[Post]:
+        if other is not None:
+            return _labelled(other, task)
+        return [post for post in (corpus.posts[int(p)] for p in positions) if post.label is not None]
 
-def _read(manifest: Path, task: Task) -> Sequence[Post]:
-    report = read_manifest(manifest, task, videos=False)
-    enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
-    return report.posts
+    by_id = {post.id: post for post in corpus.posts}
+    trusted = TrustedPosts(
+        split(corpus.labelled), split(corpus.validation, validation), split(corpus.test, test), by_id
+    )
+    return task, trusted
 
 
 def _labelled(manifest: Path | None, task: Task) -> list[Post]:
-    """The labelled posts of a manifest of its own; none without one.
+    """Return the labelled posts of a manifest of its own; none without one.
 
     Raises:
         TrainingError: It has none.
     """
     if manifest is None:
         return []
-    posts = [post for post in _read(manifest, task) if post.label is not None]
+    posts = [post for post in read_posts(manifest, task) if post.label is not None]
     if not posts:
         raise TrainingError(f"{manifest} has no labelled post: expected some to measure on")
     return posts
-
-
-def _distinct(posts: Sequence[Post]) -> list[Post]:
-    return list({post.id: post for post in posts}.values())
-
-
-class _Features:
-    """Feature rows of posts by id; `failed` says which have none, and why."""
-
-    def __init__(
-        self, posts: Sequence[Post], encoder: Backbone, section: BackboneSection, *, progress: bool
-    ) -> None:
-        self._place = {post.id: place for place, post in enumerate(posts)}
-        self._table: FeatureTable = extract_features(
-            posts, encoder, cache_folder(section),
-            batch_size=section.batch_size, workers=section.workers, progress=progress,
-        )  # fmt: skip
-        self.failed: Mapping[str, str] = self._table.failed
-
-    def encoded(self, posts: Sequence[Post]) -> list[Post]:
-        return [post for post in posts if post.id not in self.failed]
-
-    def rows(self, posts: Sequence[Post]) -> Float32Array:
-        return self._table.rows([self._place[post.id] for post in posts])
 
 
 def _measured(

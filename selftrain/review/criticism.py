@@ -27,43 +27,32 @@ CRITICISMS = "criticisms.jsonl"
 
 
 class LabelCriticism(NamedTuple):
-    """A line of criticisms.jsonl: how likely a label is wrong, and why.
+    """A line of criticisms.jsonl: how likely a label is wrong, and why."""
 
-    Attributes:
-        batch: What the post might be drawn for.
-        post_id: The post.
-        label: The label that was criticized.
-        strategy: How it was asked for.
-        error: e in [0, 1]; None where it is missing, see `fault`.
-        rationale: The criticizer's reasons; may be empty.
-        fault: Why there is no estimate.
-        source: What answered.
-    """
-
-    batch: str
+    batch: str  # what the post might be drawn for
     post_id: str
-    label: str | None
-    strategy: str
-    error: float | None
-    rationale: str
-    fault: str
-    source: str
+    label: str | None  # the label that was criticized
+    strategy: str  # how it was asked for
+    error: float | None  # e in [0, 1]; None where it is missing, see `fault`
+    rationale: str  # the criticizer's reasons; may be empty
+    fault: str  # why there is no estimate
+    source: str  # what answered
 
     @classmethod
     def of(cls, batch: str, annotated: Annotation, given: Criticism) -> LabelCriticism:
-        """What a criticizer gave for a label of a batch."""
+        """Return what a criticizer gave for a label of a batch."""
         return cls(
             batch, given.post_id, annotated.label, given.strategy, given.error, given.rationale, given.fault,
             given.source,
         )  # fmt: skip
 
     def to_json(self) -> Json:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         return self._asdict()
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> LabelCriticism:
-        """The criticism of a record. Raises TypeError where it is none."""
+        """Return the criticism of a record; a TypeError where it is none."""
         return cls(**record)  # type: ignore[arg-type]  # checked by those who read the file
 
 
@@ -78,11 +67,7 @@ class LoopCriticizer:
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        criticizer: Criticizer,
-        posts: Mapping[str, PostLike],
-        folder: RunFolder,
+        self, runner: Runner, criticizer: Criticizer, posts: Mapping[str, PostLike], folder: RunFolder
     ) -> None:
         self._runner, self._criticizer, self._posts = runner, criticizer, posts
         self._file = folder.path / CRITICISMS
@@ -90,7 +75,7 @@ class LoopCriticizer:
     def __call__(
         self, batch: str, verdicts: Sequence[Verdict], suspected: Sequence[MachineLabel]
     ) -> list[float | None]:
-        """An error estimate in [0, 1] for each post, None where the model gave none.
+        """Return an error estimate in [0, 1] for each post, None where the model gave none.
 
         Args:
             batch: What the posts may be drawn for; asked again, it replaces what was said before.
@@ -103,7 +88,7 @@ class LoopCriticizer:
             StorageError: The disk is full or refuses.
         """
         annotations = [
-            annotation(verdict, one.label) for verdict, one in zip(verdicts, suspected, strict=True)
+            _annotation(verdict, one.label) for verdict, one in zip(verdicts, suspected, strict=True)
         ]
         posts = [self._posts[one.post_id] for one in suspected]
         before = self._runner.usage()
@@ -131,15 +116,15 @@ class LoopCriticizer:
         self._runner.cache.close()
 
 
-def annotation(verdict: Verdict, label: str) -> Annotation:
-    """The label with the reasons of the agents who gave it, in their last judgments."""
+def _annotation(verdict: Verdict, label: str) -> Annotation:
+    """Return the label with the reasons of the agents who gave it, in their last judgments."""
     last = [judgments[-1] for judgments in verdict.by_agent().values()]
     reasons = [judgment.rationale for judgment in last if judgment.label == label and judgment.rationale]
     return Annotation(verdict.post_id, label, None, " ".join(reasons), None, "", "classifier and agents")
 
 
 def read_criticisms(file: Path) -> list[LabelCriticism]:
-    """The lines of criticisms.jsonl; none where it is not there.
+    """Read criticisms.jsonl; none where it is not there.
 
     Raises:
         RunStateError: A damaged file.

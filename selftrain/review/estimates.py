@@ -1,4 +1,4 @@
-"""From a ledger of reviews to what learns from it and what a run's pages show: arrays, estimates, figures.
+"""From a ledger of reviews to what learns from it and what a run's pages show: arrays and estimates.
 
 Each batch speaks of the posts that it was drawn from, and of no others: an audit of the pseudo-labels that
 stood when it was drawn, any other of the divergent posts, whose machine label is what classifier and agents
@@ -24,27 +24,18 @@ from selftrain.store.run_dir import RunFolder
 
 
 class BatchOutcome(NamedTuple):
-    """One batch of a ledger, all its posts [N], as the ACT loss and the estimates take them.
+    """One batch of a ledger, all its posts [N], as the ACT loss and the estimates take them."""
 
-    Attributes:
-        post_ids: In the order of the batch.
-        machine: Machine labels, class names.
-        human: Human labels where one was given, else None; of a contested post the first.
-        errors: e; a missing one as `budget.filled` says.
-        inclusion: pi.
-        reviewed: delta: whether there is a human label. A reviewer who was unsure gives none.
-        parts: Of what figures are wanted for.
-        partial: Posts are handed out by falling e, and some are open: those that were looked at are no random
-            part of the sample.
-    """
-
-    post_ids: tuple[str, ...]
-    machine: tuple[str, ...]
+    post_ids: tuple[str, ...]  # in the order of the batch
+    machine: tuple[str, ...]  # machine labels, class names
+    # human labels where one was given, else None; of a contested post the first
     human: tuple[str | None, ...]
-    errors: FloatArray
-    inclusion: FloatArray
-    reviewed: BoolArray
-    parts: tuple[str, ...]
+    errors: FloatArray  # e; a missing one as `budget.filled` says
+    inclusion: FloatArray  # pi
+    reviewed: BoolArray  # delta: whether there is a human label. A reviewer who was unsure gives none
+    parts: tuple[str, ...]  # what estimates are wanted for
+    # posts are handed out by falling e, and some are open: those that were looked at are no random part of
+    # the sample
     partial: bool = False
 
     @property
@@ -61,27 +52,24 @@ class BatchOutcome(NamedTuple):
 
 
 def outcome(ledger: LedgerReader, batch: str) -> BatchOutcome:
-    """What a batch has come to so far.
+    """Return what a batch has come to so far.
 
     Raises:
         LedgerError: The file cannot be read.
     """
-    entries = ledger.population(batch)
+    items, drawn = ledger.population(batch), frozenset(ledger.drawn(batch))
     decided = {decision.post_id: decision.label for decision in ledger.decisions()}
     # a post of this batch may have been reviewed with another one: that is no draw of this sample
-    drawn = ledger.drawn(batch)
-    own = frozenset(drawn)
-    human = tuple(decided.get(e.post_id) if e.post_id in own else None for e in entries)
-    some_open = any(post_id not in decided for post_id in drawn)
+    human = tuple(decided.get(one.post_id) if one.post_id in drawn else None for one in items)
     return BatchOutcome(
-        tuple(e.post_id for e in entries),
-        tuple(e.machine_label for e in entries),
+        tuple(one.post_id for one in items),
+        tuple(one.machine_label for one in items),
         human,
-        filled([e.error for e in entries]),
-        np.array([e.inclusion for e in entries]),
+        filled([one.error for one in items]),
+        np.array([one.inclusion for one in items]),
         np.array([label is not None for label in human], dtype=bool),
-        tuple(e.part for e in entries),
-        some_open and ledger.likeliest_first(batch),
+        tuple(one.part for one in items),
+        not drawn <= decided.keys() and ledger.likeliest_first(batch),
     )
 
 
@@ -93,7 +81,7 @@ class LabelErrors(NamedTuple):
     by_part: dict[str, ErrorEstimate]
 
     def to_json(self) -> Json:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         return {
             "all": self.all.to_json(),
             "after_correction": self.all.after_correction().to_json(),
@@ -103,7 +91,7 @@ class LabelErrors(NamedTuple):
 
 
 def label_errors(found: BatchOutcome) -> LabelErrors:
-    """The estimates of `selftrain.act.error_estimate` for a batch.
+    """Estimate how wrong the labels of a batch are, see `selftrain.act.error_estimate`.
 
     Raises:
         EstimateError: Nobody has reviewed anything yet, the sample was drawn by threshold alone, or it was
@@ -126,29 +114,21 @@ def label_errors(found: BatchOutcome) -> LabelErrors:
 
 
 class ReviewedBatch(NamedTuple):
-    """One batch with at least one decision.
+    """One batch with at least one decision."""
 
-    Attributes:
-        name: In the ledger.
-        audit: Whether pseudo-labels were reviewed, instead of divergent posts.
-        posts: That it was drawn from.
-        drawn: Posts sent to review: `answered` with a label, `unsure` where no reviewer could tell, the
-            others open.
-        errors: Share of wrong machine labels among `posts`; None where it cannot be estimated, see `why`.
-        grown: The same among all labels of the grown dataset as it stood then, those that people gave taken
-            as right; None where it cannot be told.
-        why: Why there is no estimate.
-    """
-
-    name: str
-    audit: bool
-    posts: int
+    name: str  # in the ledger
+    audit: bool  # whether pseudo-labels were reviewed, instead of divergent posts
+    posts: int  # that it was drawn from
+    # posts sent to review: `answered` with a label, `unsure` where no reviewer could tell, the others open
     drawn: int
     answered: int
     unsure: int
+    # share of wrong machine labels among `posts`; None where it cannot be estimated, see `why`
     errors: LabelErrors | None
+    # the same among all labels of the grown dataset as it stood then, those that people gave taken as right;
+    # None where it cannot be told
     grown: ErrorEstimate | None
-    why: str
+    why: str  # why there is no estimate
 
     @property
     def open(self) -> int:
@@ -157,7 +137,7 @@ class ReviewedBatch(NamedTuple):
 
 
 def reviewed_batches(folder: RunFolder) -> list[ReviewedBatch]:
-    """Batches of a run's reviews, in the order in which they were drawn; empty where nobody has decided.
+    """Return the batches of a run's reviews, in the order in which they were drawn; none before a decision.
 
     Raises:
         LedgerError: The ledger cannot be read.
@@ -173,24 +153,20 @@ def reviewed_batches(folder: RunFolder) -> list[ReviewedBatch]:
             labels = [decisions[post_id] for post_id in drawn if post_id in decisions]
             if not labels:
                 continue
-            errors, why = None, ""
+            errors, why, audit = None, "", is_audit(name)
             try:
                 errors = label_errors(outcome(ledger, name))
             except EstimateError as error:
                 why = str(error)
-            audit = is_audit(name)
             grown = _of_grown(folder, name, errors.all) if audit and errors is not None else None
             posts, unsure = len(ledger.population(name)), labels.count(None)
-            found.append(
-                ReviewedBatch(
-                    name, audit, posts, len(drawn), len(labels) - unsure, unsure, errors, grown, why
-                )
-            )
-    return found
+            counts = (posts, len(drawn), len(labels) - unsure, unsure)
+            found.append(ReviewedBatch(name, audit, *counts, errors, grown, why))
+        return found
 
 
 def _of_grown(folder: RunFolder, name: str, error: ErrorEstimate) -> ErrorEstimate | None:
-    """The estimate spread over all labels of the grown dataset after the round that the audit names."""
+    """Spread the estimate over all labels of the grown dataset after the round that the audit names."""
     after = re.fullmatch(r".* after round ([0-9]+)", name)
     rounds = finished_rounds(folder)
     if after is None or int(after[1]) >= len(rounds):
@@ -203,10 +179,9 @@ def _of_grown(folder: RunFolder, name: str, error: ErrorEstimate) -> ErrorEstima
 
 
 def newest_estimate(batches: list[ReviewedBatch]) -> str | None:
-    """The newest audit, or else the newest batch of divergent posts, in one line; None without any."""
+    """Tell the newest audit, or else the newest batch of divergent posts, in one line; None without any."""
     known = [one for one in batches if one.errors is not None]
-    chosen = ([one for one in known if one.audit] or known)[-1:]
-    for one in chosen:
+    for one in ([one for one in known if one.audit] or known)[-1:]:
         assert one.errors is not None
         what = "pseudo-labels" if one.audit else "divergent posts' labels, had the machines decided"
         return (
@@ -217,5 +192,5 @@ def newest_estimate(batches: list[ReviewedBatch]) -> str | None:
 
 
 def percent(error: ErrorEstimate) -> str:
-    """Value and interval in per cent."""
-    return f"{100 * error.shown:.1f} % [{100 * error.low:.1f}, {100 * error.high:.1f}]"
+    """Return value and interval in per cent."""
+    return error.interval.per_cent()

@@ -10,17 +10,19 @@ DIR/
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from agents.ask.annotator import Annotation, Annotator
-from agents.ask.criticizer import Criticism, Criticizer
+from agents.ask.criticizer import Criticizer
 from agents.ask.runner import Runner
 from selftrain._util.types import Json
-from selftrain.act.budget import Rule, filled
-from selftrain.data.manifest import read_manifest
+from selftrain.act.budget import filled
+from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
 from selftrain.errors import BudgetError, EstimateError, RunStateError
@@ -28,13 +30,49 @@ from selftrain.review.criticism import CRITICISMS, LabelCriticism
 from selftrain.review.estimates import LabelErrors, label_errors, outcome
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
-from selftrain.review.sampling import MachineLabel, review_items, sample_of
+from selftrain.review.sampling import MachineLabel, SampleSettings, add_sample
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
+MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
 FEWEST = 0.5
 """The share of posts that must get a machine label: below it, model and posts do not go together."""
+
+
+# ---- posts ---------------------------------------------------------------------------------------------
+
+
+def read_posts(manifest: Path, task: Task) -> Sequence[Post]:
+    """Read a manifest, with the tolerance for bad rows that recipes have.
+
+    Raises:
+        ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
+    """
+    report = read_manifest(manifest, task, videos=False)
+    enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
+    return report.posts
+
+
+def read_labelled(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[Post], int]:
+    """Return at most `count` labelled posts, drawn by the seed, and how many posts have no label.
+
+    Raises:
+        ManifestError, QuarantineError: As `read_posts`.
+        BudgetError: Fewer than two labelled posts, or asked for.
+    """
+    posts = read_posts(manifest, task)
+    labelled = [post for post in posts if post.label is not None]
+    if count < 2 or len(labelled) < 2:
+        raise BudgetError(
+            f"{manifest} has {len(labelled)} labelled posts, {count} asked for: expected at least two; label"
+            " some by hand, a hundred are plenty"
+        )
+    drawn = random.Random(seed).sample(range(len(labelled)), min(count, len(labelled)))
+    return [labelled[place] for place in sorted(drawn)], len(posts) - len(labelled)
+
+
+# ---- the folder ----------------------------------------------------------------------------------------
 
 
 class LabellingData(NamedTuple):
@@ -45,7 +83,7 @@ class LabellingData(NamedTuple):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LabellingData:
-        """The files of a record."""
+        """Return the files of a record."""
         return cls(Path(record["manifest"]), Path(record["task"]))
 
 
@@ -57,7 +95,7 @@ class LabelFolder(RunFolder):
         return self.path / RECIPE
 
     def recipe(self) -> Json:
-        """What labelling.toml says.
+        """Read labelling.toml.
 
         Raises:
             RunStateError: This is no labelling's folder, or a damaged one.
@@ -70,7 +108,7 @@ class LabelFolder(RunFolder):
         return super().recipe()
 
     def data_files(self) -> LabellingData:
-        """Where the posts and their task are.
+        """Return where the posts and their task are.
 
         Raises:
             RunStateError: As `recipe`.
@@ -82,54 +120,77 @@ class LabelFolder(RunFolder):
 
 
 def review_folder(path: Path | str) -> RunFolder:
-    """The folder of a run or of a labelling, whichever is there."""
+    """Return the folder of a run or of a labelling, whichever is there."""
     found = LabelFolder(path)
     return found if found.recipe_path.exists() else RunFolder(path)
 
 
-class SampleSettings(NamedTuple):
-    """How posts are drawn for review; see `selftrain.act.budget.inclusion`."""
+def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder, or check that this is the same labelling going on.
 
-    budget: int
-    rule: Rule = "exponential"
-    floor: float = 0.1
-    double_annotation_rate: float = 0.0
-    seed: int = 0
+    Args:
+        folder: Where.
+        manifest, task: The data.
+        settings: What was asked of whom, and how posts are drawn.
+
+    Raises:
+        RunMismatchError: The folder holds another labelling.
+        TaskError: The task cannot be used.
+        StorageError: The disk is full or refuses.
+    """
+    loaded = load_task(task)
+    data = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
+    identity = {"task": loaded.name, "classes": list(loaded.names)}
+    environment = {"identity": identity, "classes": {"all": list(loaded.names)}}
+    folder.begin({"data": data, "labelling": dict(settings)}, environment)
+
+
+def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
+    """Return post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run.
+
+    Raises:
+        RunStateError: A damaged file.
+    """
+    file = folder.path / ANNOTATIONS
+    if not file.exists():
+        return {}
+    try:
+        return {one.post_id: one for one in (Annotation(**record) for record in read_jsonl(file))}
+    except TypeError as error:
+        raise RunStateError(f"{file} has a line that is no annotation ({error}): it is damaged") from error
+
+
+# ---- machines label, people look at a sample -----------------------------------------------------------
 
 
 class PoolLabels(NamedTuple):
-    """What was labelled.
+    """What was labelled."""
 
-    Attributes:
-        posts: With a machine label.
-        unlabelled: Posts that the annotator gave none.
-        reason: Why the first of them has none; empty where all have one.
-        doubt: Mean error estimate of the labels, in [0, 1].
-        missing: Labels without an estimate.
-        drawn: Posts sent to review.
-    """
+    posts: int  # with a machine label
+    unlabelled: int  # posts that the annotator gave none
+    reason: str  # why the first of them has none; empty where all have one
+    doubt: float  # mean error estimate of the labels, in [0, 1]
+    missing: int  # labels without an estimate
+    drawn: int  # posts sent to review
 
-    posts: int
-    unlabelled: int
-    reason: str
-    doubt: float
-    missing: int
-    drawn: int
+    def lines(self, folder: Path) -> Iterator[str]:
+        """Yield what came of it, and what comes next."""
+        yield f"{self.posts:,} posts labelled in {folder}"
+        if self.unlabelled:
+            yield f"{self.unlabelled:,} posts without a label, one of them: {self.reason}"
+        if self.missing:
+            yield f"{self.missing:,} labels without an error estimate count with the mean of the others"
+        yield f"the criticizer takes {100 * self.doubt:.1f} % of the labels for wrong"
+        yield f"{self.drawn:,} posts drawn for review"
+        out = shlex.quote(str(folder))
+        yield f"next: selftrain review serve {out}, then selftrain act export {out} --out labelled.jsonl"
+        yield f"and: {train_command(folder)}"
 
 
-class MixedLabels(NamedTuple):
-    """The manifest with the best label that is known of each post.
-
-    Attributes:
-        posts: All of the manifest. Those that had no label have one with `provenance` among their extra
-            fields, unless the annotator gave none.
-        waiting: Posts that lack a review.
-        errors: How wrong the machine's labels are; None where nobody has answered, or the sample cannot tell.
-    """
-
-    posts: list[Post]
-    waiting: int
-    errors: LabelErrors | None
+def train_command(folder: Path) -> str:
+    """Return what trains a classifier on the reviews in a folder, see `selftrain.review.act_training`."""
+    out = str(folder)
+    return f"selftrain act train {shlex.quote(out)} --out {shlex.quote(out.rstrip('/') + '-act')}"
 
 
 def annotate_pool(
@@ -148,8 +209,7 @@ def annotate_pool(
     Args:
         folder: Begun, see `begin`.
         posts: Without labels.
-        annotating: Who labels, and how they are asked.
-        criticizing: Who doubts the labels, and how they are asked.
+        annotating, criticizing: Who labels and who doubts the labels, and how they are asked.
         classes: Of the task.
         drawing: Budget and rule.
 
@@ -169,10 +229,16 @@ def annotate_pool(
             f"{annotator.name} annotation gave {len(pairs):,} of {len(posts):,} posts a label; of one of the"
             f" others: {reason}. Try the model with `selftrain act select-models` first"
         )
+    if not 1 <= drawing.budget <= len(pairs):
+        raise BudgetError(
+            f"a budget of {drawing.budget:,} for {len(pairs):,} labels: expected a whole number from 1 to"
+            f" {len(pairs):,}"
+        )
     # --- how likely is each wrong?
     runner, criticizer = criticizing
     given = criticizer.criticize(runner, [p for p, _ in pairs], [a for _, a in pairs])
-    if all(one.error is None for one in given):
+    missing = sum(one.error is None for one in given)
+    if missing == len(given):
         raise BudgetError(
             f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"
             f" {given[0].fault}. Name another --strategy or --criticizer; `selftrain act"
@@ -181,113 +247,62 @@ def annotate_pool(
     rows = [LabelCriticism.of(BATCH, a, one).to_json() for (_, a), one in zip(pairs, given, strict=True)]
     atomic.write_jsonl(folder.path / CRITICISMS, rows)
     # --- people look at a sample
-    drawn = _draw(folder, [one for _, one in pairs], given, classes, drawing)
-    known = [one.error for one in given if one.error is not None]
-    return PoolLabels(
-        len(pairs), len(posts) - len(pairs), reason, sum(known) / len(known), len(given) - len(known), drawn
-    )
+    errors = filled([one.error for one in given])
+    labels = [
+        MachineLabel(one.post_id, str(one.label), float(error))
+        for (_, one), error in zip(pairs, errors, strict=True)
+    ]
+    with ReviewLedger.create(
+        folder.path / LEDGER, classes=classes, budget=drawing.budget,
+        double_annotation_rate=drawing.double_annotation_rate, seed=drawing.seed,
+    ) as ledger:  # fmt: skip
+        drawn = add_sample(ledger, BATCH, labels, [""] * len(labels), drawing)
+    doubt = sum(one.error for one in given if one.error is not None) / (len(given) - missing)
+    return PoolLabels(len(pairs), len(posts) - len(pairs), reason, doubt, missing, len(drawn))
 
 
-def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder, or check that this is the same labelling going on.
-
-    Args:
-        folder: Where.
-        manifest, task: The data.
-        settings: What was asked of whom, and how posts are drawn.
-
-    Raises:
-        RunMismatchError: The folder holds another labelling.
-        TaskError: The task cannot be used.
-        StorageError: The disk is full or refuses.
-    """
-
-    loaded = load_task(task)
-    data = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
-    identity = {"task": loaded.name, "classes": list(loaded.names)}
-    environment = {"identity": identity, "classes": {"all": list(loaded.names)}}
-    folder.begin({"data": data, "labelling": dict(settings)}, environment)
+# ---- the best label of each post -----------------------------------------------------------------------
 
 
-def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
-    """Post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run.
+class MixedLabels(NamedTuple):
+    """The manifest with the best label that is known of each post."""
 
-    Raises:
-        RunStateError: A damaged file.
-    """
-    file = folder.path / ANNOTATIONS
-    if not file.exists():
-        return {}
-    try:
-        return {one.post_id: one for one in (Annotation(**record) for record in read_jsonl(file))}
-    except TypeError as error:
-        raise RunStateError(f"{file} has a line that is no annotation ({error}): it is damaged") from error
+    # all of the manifest. Those that had no label have one with `provenance` among their extra fields, unless
+    # the annotator gave none
+    posts: list[Post]
+    human: int  # how many of these labels are people's, and how many the machine's
+    machine: int
+    waiting: int  # posts that lack a review
+    # how wrong the machine's labels are; None where nobody has answered, or the sample cannot tell
+    errors: LabelErrors | None
 
 
 def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
-    """What reviewers said of each post, else the machine's label; labels that the manifest had stay.
+    """Return what reviewers decided on each post, else the machine's label; the manifest's own labels stay.
 
     Raises:
         ManifestError: The manifest cannot be read any more.
         LedgerError, RunStateError: The folder cannot be read.
     """
-
-    ledger = LedgerReader(folder.path / LEDGER)
-    try:
-        found = outcome(ledger, BATCH)
-        waiting = len(ledger.waiting())
-    finally:
-        ledger.close()
+    with LedgerReader(folder.path / LEDGER) as ledger:
+        found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
-    posts = []
+    posts, human, machine = list[Post](), 0, 0
     for post in read_manifest(folder.data_files().manifest, task, videos=False).posts:
-        if post.label is None and post.id in places:
-            place = places[post.id]
-            machine, human = found.machine[place], found.human[place]
-            source = {
-                "source": "machine" if human is None else "human", "machine_label": machine,
-                "error": round(float(found.errors[place]), 6),
-                "inclusion": round(float(found.inclusion[place]), 9),
-            }  # fmt: skip
-            extra = {**post.extra, "provenance": source}
-            posts.append(replace(post, label=found.labels[place], extra=extra))
-        else:
+        place = places.get(post.id)
+        if post.label is not None or place is None:
             posts.append(post)
+            continue
+        by_people = bool(found.reviewed[place])
+        human, machine = human + by_people, machine + (not by_people)
+        source = {
+            "source": "human" if by_people else "machine", "machine_label": found.machine[place],
+            "error": round(float(found.errors[place]), 6),
+            "inclusion": round(float(found.inclusion[place]), 9),
+        }  # fmt: skip
+        posts.append(replace(post, label=found.labels[place], extra={**post.extra, "provenance": source}))
     try:
-        return MixedLabels(posts, waiting, label_errors(found))
+        errors = label_errors(found)
     except EstimateError:  # too few answers, or drawn by threshold alone
-        return MixedLabels(posts, waiting, None)
-
-
-def _draw(
-    folder: LabelFolder,
-    annotations: Sequence[Annotation],
-    criticisms: Sequence[Criticism],
-    classes: Sequence[str],
-    drawing: SampleSettings,
-) -> int:
-
-    if not 1 <= drawing.budget <= len(annotations):
-        raise BudgetError(
-            f"a budget of {drawing.budget:,} for {len(annotations):,} labels: expected a whole number from 1"
-            f" to {len(annotations):,}"
-        )
-    errors = filled([one.error for one in criticisms])
-    suspected = [
-        MachineLabel(one.post_id, str(one.label), float(error))
-        for one, error in zip(annotations, errors, strict=True)
-    ]
-    items = review_items(
-        suspected, [""] * len(suspected),
-        count=drawing.budget, rule=drawing.rule, floor=drawing.floor, seed=drawing.seed,
-    )  # fmt: skip
-    order = sample_of(items, drawing.seed)
-    ledger = ReviewLedger.create(
-        folder.path / LEDGER, classes=classes, budget=drawing.budget,
-        double_annotation_rate=drawing.double_annotation_rate, seed=drawing.seed,
-    )  # fmt: skip
-    try:
-        ledger.add(BATCH, items, order)
-    finally:
-        ledger.close()
-    return len(order)
+        errors = None
+    return MixedLabels(posts, human, machine, waiting, errors)

@@ -17,11 +17,12 @@ import json
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from selftrain._util.types import Json
 from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger_reader import (
     ALLOWED,
@@ -35,7 +36,6 @@ from selftrain.review.ledger_reader import (
     LedgerSettings,
     ReviewItem,
     allowances,
-    changing,
     check_version,
     connect,
     explained,
@@ -50,21 +50,13 @@ LEASE_SECONDS = 900.0
 
 
 class OutsideDecision(NamedTuple):
-    """One decision from outside.
+    """One decision from outside."""
 
-    Attributes:
-        line: Where it stands in its file, for messages.
-        post_id: The post.
-        label: A class name, or `UNSURE`.
-        reviewer: Who decided.
-        batch: The batch that the file says the post is of; "" where it says none.
-    """
-
-    line: int
+    line: int  # where it stands in its file, for messages
     post_id: str
-    label: str
-    reviewer: str
-    batch: str = ""
+    label: str  # a class name, or `UNSURE`
+    reviewer: str  # who decided
+    batch: str = ""  # the batch that the file says the post is of; "" where it says none
 
 
 class Refusal(NamedTuple):
@@ -76,21 +68,18 @@ class Refusal(NamedTuple):
 
 
 class ImportedDecisions(NamedTuple):
-    """What became of decisions from outside.
+    """What became of decisions from outside."""
 
-    Attributes:
-        taken: Lines that the ledger holds now and did not before.
-        known: Lines that it held before: the same file again.
-        refused: The others.
-    """
-
-    taken: tuple[int, ...]
-    known: tuple[int, ...]
-    refused: tuple[Refusal, ...]
+    taken: tuple[int, ...]  # lines that the ledger holds now and did not before
+    known: tuple[int, ...]  # lines that it held before: the same file again
+    refused: tuple[Refusal, ...]  # the others
 
 
 class ReviewLedger(LedgerReader):
-    """An open ledger, to read and to change; arguments, attributes and errors are those of `LedgerReader`."""
+    """An open ledger, to read and to change; arguments, attributes and errors are those of `LedgerReader`.
+
+    A reviewer without a name is a `DecisionError` everywhere.
+    """
 
     @classmethod
     def create(
@@ -104,7 +93,7 @@ class ReviewLedger(LedgerReader):
         seed: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> ReviewLedger:
-        """A new, empty ledger; or the one that is there, when it was made with the same settings.
+        """Create an empty ledger; or open the one that is there, when it was made with the same settings.
 
         Args:
             path: The file; its folder is made if need be.
@@ -137,7 +126,7 @@ class ReviewLedger(LedgerReader):
             connection = connect(path)
             try:
                 with changing(connection):
-                    create(connection, path, settings.to_json())
+                    _create(connection, path, settings.to_json())
             finally:
                 connection.close()
         return cls(path, clock=clock)
@@ -151,17 +140,16 @@ class ReviewLedger(LedgerReader):
 
         Raises:
             BudgetError: Fewer than 0, or fewer in all than are in the ledger already.
-            LedgerError: The file cannot be written.
         """
         with self._change() as connection:
             others = sum(n for name, n in allowances(connection).items() if name != purpose)
-            (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
-            if posts < 0 or self.base_budget + others + posts < entered:
+            entered, budget = _entered(connection), self.base_budget + others + posts
+            if posts < 0 or budget < entered:
                 raise BudgetError(
-                    f"{posts:,} posts allowed for {purpose!r} would make a budget of"
-                    f" {self.base_budget + others + posts:,}: {entered:,} are in the ledger already"
+                    f"{posts:,} posts allowed for {purpose!r} would make a budget of {budget:,}:"
+                    f" {entered:,} are in the ledger already"
                 )
-            set_value(connection, ALLOWED + purpose, posts)
+            _set_value(connection, ALLOWED + purpose, posts)
 
     def add(
         self, batch: str, items: Sequence[ReviewItem], order: Sequence[str], *, likeliest_first: bool = False
@@ -180,7 +168,7 @@ class ReviewLedger(LedgerReader):
         Raises:
             BudgetError: More posts than the budget has left, an id twice or unknown, a post of `order` with
                 inclusion 0 or that an earlier batch sent to review, a label that is no class.
-            LedgerError: A batch of that name with other posts is there, or the file cannot be written.
+            LedgerError: A batch of that name with other posts is there.
         """
         check_batch(items, order, self.classes)
         material = json.dumps([[list(item) for item in items], list(order)], separators=(",", ":"))
@@ -197,10 +185,12 @@ class ReviewLedger(LedgerReader):
             check_room(connection, order, self.budget)
             connection.execute("INSERT INTO batches VALUES (?, ?, ?)", (batch, digest, self._clock()))
             if likeliest_first:
-                set_value(connection, LIKELIEST_FIRST + batch, True)
+                _set_value(connection, LIKELIEST_FIRST + batch, True)
             (begin,) = connection.execute("SELECT COALESCE(MAX(place) + 1, 0) FROM posts").fetchone()
             places = {post_id: begin + number for number, post_id in enumerate(order)}
-            doubled = self._doubled(batch, order)
+            # which posts two people review: drawn by the seed, the same in any process
+            chosen = random.Random(f"{self.seed}/{batch}")
+            doubled = set(chosen.sample(sorted(order), round(self.double_annotation_rate * len(order))))
             connection.executemany(
                 "INSERT INTO posts (batch, post_id, machine_label, error, inclusion, part, place, doubled,"
                 " open) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -214,27 +204,22 @@ class ReviewLedger(LedgerReader):
     # ---- for whoever shows posts to reviewers ---------------------------------------------------------
 
     def next_post(self, reviewer: str) -> Assignment | None:
-        """The post that `reviewer` should look at now, theirs until the lease runs out; None: none is open.
+        """Hand out the post that `reviewer` should look at now, until the lease runs out; None: none is open.
 
         Who holds a post gets the same one again, its lease renewed: a page may be reloaded. Posts that the
         reviewer skipped come again when nothing else is left.
-
-        Raises:
-            DecisionError: A reviewer without a name.
-            LedgerError: The file cannot be written.
         """
-        _check_reviewer(reviewer)
-        now = self._clock()
-        expires = now + self.lease_seconds
-        with self._change() as connection:
-            slot = held_by(connection, reviewer)
-            if slot is not None:
-                renew = "UPDATE reviews SET expires = ? WHERE post_id = ? AND slot = ?"
-                connection.execute(renew, (expires, *slot))
-            else:
-                give_back(connection, "expires <= ?", now)
-                slot = take_free(connection, reviewer, expires)
-            return None if slot is None else assignment(connection, slot, expires)
+        with self._change(reviewer) as connection:
+            now = self._clock()
+            expires = now + self.lease_seconds
+            slot = connection.execute(
+                "UPDATE reviews SET expires = ? WHERE reviewer = ? AND label IS NULL RETURNING post_id, slot",
+                (expires, reviewer),
+            ).fetchone()
+            if slot is None:
+                _give_back(connection, "expires <= ?", now)
+                slot = _take_free(connection, reviewer, expires)
+            return None if slot is None else _assignment(connection, slot[0], slot[1], expires)
 
     def decide(self, reviewer: str, post_id: str, label: str) -> None:
         """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.
@@ -245,15 +230,11 @@ class ReviewLedger(LedgerReader):
         Raises:
             DecisionError: An unknown label, a post that is not this reviewer's, or another decision of theirs
                 on it, which `undo` would have to take back first.
-            LedgerError: The file cannot be written.
         """
-        _check_reviewer(reviewer)
         if label not in (*self.classes, UNSURE):
             raise DecisionError(f"label {label!r} for {post_id!r}: expected one of {[*self.classes, UNSURE]}")
-        with self._change() as connection:
-            row = connection.execute(
-                "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (post_id, reviewer)
-            ).fetchone()
+        with self._change(reviewer) as connection:
+            row = _review_of(connection, post_id, reviewer)
             if row is None:
                 raise DecisionError(
                     f"post {post_id!r} is not with {reviewer!r}: its lease ran out and it went to somebody"
@@ -265,7 +246,7 @@ class ReviewLedger(LedgerReader):
                 )
             if row[0] is None:
                 now = self._clock()
-                settle(connection, reviewer, post_id, label, now)
+                _settle(connection, reviewer, post_id, label, now)
                 log(connection, now, "decide", reviewer, post_id, label=label)
 
     def skip(self, reviewer: str, post_id: str) -> None:
@@ -273,15 +254,42 @@ class ReviewLedger(LedgerReader):
 
         Raises:
             DecisionError: The post is not with this reviewer, or they have decided on it.
-            LedgerError: The file cannot be written.
         """
-        _check_reviewer(reviewer)
-        with self._change() as connection:
-            if not give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
+        with self._change(reviewer) as connection:
+            if not _give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
                 raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
             now = self._clock()
             connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
             log(connection, now, "skip", reviewer, post_id)
+
+    def undo(self, reviewer: str) -> Assignment | None:
+        """Take this reviewer's latest decision back: the post is theirs again; None when there is none.
+
+        A post that they hold undecided goes back to the others.
+        """
+        with self._change(reviewer) as connection:
+            row = connection.execute(
+                "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
+                " ORDER BY decided DESC, rowid DESC LIMIT 1",
+                (reviewer,),
+            ).fetchone()
+            if row is None:
+                return None
+            post_id, slot, label = row
+            now = self._clock()
+            expires = now + self.lease_seconds
+            _give_back(connection, "reviewer = ?", reviewer)
+            connection.execute(
+                "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
+                (expires, post_id, slot),
+            )
+            log(connection, now, "undo", reviewer, post_id, label=label)
+            return _assignment(connection, post_id, slot, expires)
+
+    def release(self, reviewer: str) -> None:
+        """Give back what `reviewer` holds undecided, as when they leave; nothing held is no error."""
+        with self._change(reviewer) as connection:
+            _give_back(connection, "reviewer = ?", reviewer)
 
     def import_decisions(
         self, decisions: Sequence[OutsideDecision], *, all_or_nothing: bool = False, dry: bool = False
@@ -291,78 +299,29 @@ class ReviewLedger(LedgerReader):
         Args:
             decisions: In the order of their file.
             all_or_nothing: Take none where one is refused.
-            dry: Take none; say what would be refused.
-
-        Raises:
-            LedgerError: The file cannot be written.
+            dry: Take none; return what would be refused.
         """
         now = self._clock()
         with self._change() as connection:
             connection.execute("SAVEPOINT decisions")
-            imported = import_decisions(connection, decisions, self.classes, now)
+            imported = _import_decisions(connection, decisions, self.classes, now)
             if dry or (imported.refused and all_or_nothing):
                 connection.execute("ROLLBACK TO decisions")
                 imported = imported._replace(taken=())
         return imported
 
-    def undo(self, reviewer: str) -> Assignment | None:
-        """Take this reviewer's latest decision back: the post is theirs again; None when there is none.
-
-        A post that they hold undecided goes back to the others.
-
-        Raises:
-            DecisionError: A reviewer without a name.
-            LedgerError: The file cannot be written.
-        """
-        _check_reviewer(reviewer)
-        now = self._clock()
-        expires = now + self.lease_seconds
-        with self._change() as connection:
-            row = connection.execute(
-                "SELECT post_id, slot, label FROM reviews WHERE reviewer = ? AND label IS NOT NULL"
-                " ORDER BY decided DESC, rowid DESC LIMIT 1",
-                (reviewer,),
-            ).fetchone()
-            if row is None:
-                return None
-            slot = ReviewSlot(row[0], row[1])
-            give_back(connection, "reviewer = ?", reviewer)
-            connection.execute(
-                "UPDATE reviews SET label = NULL, decided = NULL, expires = ? WHERE post_id = ? AND slot = ?",
-                (expires, *slot),
-            )
-            log(connection, now, "undo", reviewer, slot.post_id, label=row[2])
-            return assignment(connection, slot, expires)
-
-    def release(self, reviewer: str) -> None:
-        """Give back what `reviewer` holds undecided, as when they leave; nothing held is no error.
-
-        Raises:
-            LedgerError: The file cannot be written.
-        """
-        with self._change() as connection:
-            give_back(connection, "reviewer = ?", reviewer)
-
     @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on the disk when it ends; SQLite's errors in words."""
+    def _change(self, reviewer: str = "somebody") -> Iterator[sqlite3.Connection]:
+        """Make one transaction, on the disk when it ends; SQLite's errors in words."""
+        if not reviewer.strip():
+            raise DecisionError("a reviewer without a name: expected one, so that nobody sees a post twice")
         with explained(self.path, "written"), changing(self._connection) as connection:
             yield connection
-
-    def _doubled(self, batch: str, order: Sequence[str]) -> frozenset[str]:
-        """Which posts two people review, drawn by the seed; the same in any process."""
-        chosen = random.Random(f"{self.seed}/{batch}")
-        return frozenset(chosen.sample(sorted(order), round(self.double_annotation_rate * len(order))))
-
-
-def _check_reviewer(reviewer: str) -> None:
-    if not reviewer.strip():
-        raise DecisionError("a reviewer without a name: expected one, so that nobody sees a post twice")
 
 
 @contextmanager
 def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
-    """The run's ledger of reviews, or None where it has none.
+    """Open the run's ledger of reviews; None where it has none.
 
     Raises:
         LedgerError: It cannot be opened.
@@ -371,22 +330,27 @@ def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
     if not path.exists():
         yield None
         return
-    ledger = ReviewLedger(path)
-    try:
+    with ReviewLedger(path) as ledger:
         yield ledger
-    finally:
-        ledger.close()
 
 
 # ---- the changes, each inside a transaction ------------------------------------------------------------
 
 
-def create(connection: sqlite3.Connection, path: Path, settings: Mapping[str, Any]) -> None:
-    """Make the tables in an empty file, or check that they were made with these settings.
+@contextmanager
+def changing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Make one change, all of it or nothing; others wait."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
-    Raises:
-        LedgerError: They were made with others, or the file holds something else.
-    """
+
+def _create(connection: sqlite3.Connection, path: Path, settings: Json) -> None:
+    """Make the tables in an empty file, or check that they were made with these settings."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version:
         check_version(connection, path)
@@ -400,18 +364,15 @@ def create(connection: sqlite3.Connection, path: Path, settings: Mapping[str, An
         raise LedgerError(f"{path} is a database of something else: name another file")
     for statement in CREATE.split(";\n"):  # executescript would commit first, and others see half a file
         connection.execute(statement)
-    connection.executemany(
-        "INSERT INTO settings (name, value) VALUES (?, ?)",
-        [(name, json.dumps(value)) for name, value in settings.items()],
-    )
+    for name, value in settings.items():
+        _set_value(connection, name, value)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def set_value(connection: sqlite3.Connection, name: str, value: object) -> None:
+def _set_value(connection: sqlite3.Connection, name: str, value: object) -> None:
     """Set one of the ledger's settings."""
-    connection.execute(
-        "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value))
-    )
+    put = "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)"
+    connection.execute(put, (name, json.dumps(value)))
 
 
 def check_batch(items: Sequence[ReviewItem], order: Sequence[str], classes: Sequence[str]) -> None:
@@ -447,11 +408,9 @@ def check_batch(items: Sequence[ReviewItem], order: Sequence[str], classes: Sequ
         )
 
 
-class ReviewSlot(NamedTuple):
-    """One review of one post: the first (slot 0), or the second of a doubled one."""
-
-    post_id: str
-    slot: int
+def _entered(connection: sqlite3.Connection) -> int:
+    (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
+    return int(entered)
 
 
 def check_room(connection: sqlite3.Connection, order: Sequence[str], budget: int) -> None:
@@ -460,7 +419,7 @@ def check_room(connection: sqlite3.Connection, order: Sequence[str], budget: int
     Raises:
         BudgetError: With the counts.
     """
-    (entered,) = connection.execute("SELECT COUNT(*) FROM posts WHERE place IS NOT NULL").fetchone()
+    entered = _entered(connection)
     if entered + len(order) > budget:
         raise BudgetError(
             f"{len(order):,} more posts to review, {entered:,} are in the ledger and the budget is"
@@ -475,16 +434,8 @@ def check_room(connection: sqlite3.Connection, order: Sequence[str], budget: int
         )
 
 
-def held_by(connection: sqlite3.Connection, reviewer: str) -> ReviewSlot | None:
-    """What a reviewer holds undecided, its lease run out or not."""
-    row = connection.execute(
-        "SELECT post_id, slot FROM reviews WHERE reviewer = ? AND label IS NULL", (reviewer,)
-    ).fetchone()
-    return None if row is None else ReviewSlot(*row)
-
-
-def give_back(connection: sqlite3.Connection, which: str, *values: Any) -> int:  # noqa: ANN401 -- SQL values
-    """Return the undecided posts that a condition on `reviews` picks out; how many there were."""
+def _give_back(connection: sqlite3.Connection, which: str, *values: object) -> int:
+    """Give the undecided posts that a condition on `reviews` picks out back to all; how many there were."""
     rows = connection.execute(
         f"DELETE FROM reviews WHERE label IS NULL AND {which} RETURNING post_id", values
     ).fetchall()
@@ -505,7 +456,7 @@ _SKIPPED = _OPEN.format(join="JOIN skips s ON s.post_id = p.post_id AND s.review
 )
 
 
-def take_free(connection: sqlite3.Connection, reviewer: str, expires: float) -> ReviewSlot | None:
+def _take_free(connection: sqlite3.Connection, reviewer: str, expires: float) -> tuple[str, int] | None:
     """Lease the first post in order that has a review open and that this reviewer has not had.
 
     Posts that they skipped come last, the longest ago first; None when nothing is open for them.
@@ -513,30 +464,50 @@ def take_free(connection: sqlite3.Connection, reviewer: str, expires: float) -> 
     for query in (_FRESH, _SKIPPED):
         row = connection.execute(query, {"who": reviewer}).fetchone()
         if row is not None:
-            break
-    else:
-        return None
-    taken = connection.execute("SELECT slot FROM reviews WHERE post_id = ?", row).fetchall()
-    place = ReviewSlot(row[0], 1 if (0,) in taken else 0)
+            slot = _take(connection, row[0], reviewer, expires=expires)
+            return row[0], slot
+    return None
+
+
+def _take(
+    connection: sqlite3.Connection,
+    post_id: str,
+    reviewer: str,
+    *,
+    label: str | None = None,
+    decided: float | None = None,
+    expires: float | None = None,
+) -> int:
+    """Give a reviewer a free review of a post: the first (slot 0), or the second of a doubled one (1)."""
+    taken = connection.execute("SELECT slot FROM reviews WHERE post_id = ?", (post_id,)).fetchall()
+    slot = 1 if (0,) in taken else 0
     connection.execute(
-        "INSERT INTO reviews (post_id, slot, reviewer, expires) VALUES (?, ?, ?, ?)",
-        (*place, reviewer, expires),
+        "INSERT INTO reviews (post_id, slot, reviewer, label, decided, expires) VALUES (?, ?, ?, ?, ?, ?)",
+        (post_id, slot, reviewer, label, decided, expires),
     )
-    connection.execute("UPDATE posts SET open = open - 1 WHERE post_id = ? AND place IS NOT NULL", row)
-    return place
+    less = "UPDATE posts SET open = open - 1 WHERE post_id = ? AND place IS NOT NULL"
+    connection.execute(less, (post_id,))
+    return slot
 
 
-def assignment(connection: sqlite3.Connection, slot: ReviewSlot, expires: float) -> Assignment:
-    """What a reviewer is handed."""
-    *item, batch, number = connection.execute(
+def _assignment(connection: sqlite3.Connection, post_id: str, slot: int, expires: float) -> Assignment:
+    """Return what a reviewer is handed."""
+    *item, batch, place = connection.execute(
         "SELECT post_id, machine_label, error, inclusion, part, batch, place FROM posts"
         " WHERE post_id = ? AND place IS NOT NULL",
-        (slot.post_id,),
+        (post_id,),
     ).fetchone()
-    return Assignment(ReviewItem(*item), batch, number, slot.slot == 1, expires)
+    return Assignment(ReviewItem(*item), batch, place, slot == 1, expires)
 
 
-def settle(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:
+def _review_of(connection: sqlite3.Connection, post_id: str, reviewer: str) -> tuple[str | None] | None:
+    """Return this reviewer's label of a post, None in it while undecided; None: the post is not theirs."""
+    query = "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?"
+    row: tuple[str | None] | None = connection.execute(query, (post_id, reviewer)).fetchone()
+    return row
+
+
+def _settle(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:
     """Decide a review that the reviewer holds."""
     connection.execute(
         "UPDATE reviews SET label = ?, decided = ?, expires = NULL WHERE post_id = ? AND reviewer = ?",
@@ -560,56 +531,46 @@ def log(
     )
 
 
-def import_decisions(
+# ---- decisions from elsewhere -------------------------------------------------------------------------
+
+
+def _import_decisions(
     connection: sqlite3.Connection, decisions: Sequence[OutsideDecision], classes: Sequence[str], now: float
 ) -> ImportedDecisions:
-    """Take what can be taken, inside a transaction of the ledger's."""
-    give_back(connection, "expires <= ?", now)
+    _give_back(connection, "expires <= ?", now)
     taken, known, refused = list[int](), list[int](), list[Refusal]()
     lines: dict[tuple[str, str], int] = {}
     for one in decisions:
         key = (one.post_id, one.reviewer)
+        row = _review_of(connection, *key)
+        standing, reason = row[0] if row else None, None
         if key in lines:
-            refused.append(_refusal(one, _repeats(connection, one, lines[key])))
-            continue
-        standing = _label_of(connection, one)
-        if standing is not None and standing == one.label:
-            lines[key] = one.line
+            reason = f"repeats line {lines[key]}"
+            if standing != one.label:
+                reason = (
+                    f"contradicts line {lines[key]}: {one.reviewer!r} says {standing!r} there and"
+                    f" {one.label!r} here"
+                )
+        elif standing is not None and standing == one.label:
             known.append(one.line)
-            continue
-        reason = _why_not(connection, one, standing, classes)
-        if reason is not None:
-            refused.append(_refusal(one, reason))
-            continue
-        lines[key] = one.line
-        taken.append(one.line)
-        _decide(connection, one, now)
+        elif (reason := _why_not(connection, one, standing, classes)) is None:
+            taken.append(one.line)
+            if row is None:
+                _take(connection, *key, label=one.label, decided=now)
+            else:  # the reviewer holds the post
+                _settle(connection, one.reviewer, one.post_id, one.label, now)
+            log(connection, now, "import", one.reviewer, one.post_id, label=one.label)
+        if reason is None:
+            lines[key] = one.line
+        else:
+            refused.append(Refusal(one.line, one.post_id, reason))
     return ImportedDecisions(tuple(taken), tuple(known), tuple(refused))
-
-
-def _refusal(one: OutsideDecision, reason: str) -> Refusal:
-    return Refusal(one.line, one.post_id, reason)
-
-
-def _repeats(connection: sqlite3.Connection, one: OutsideDecision, line: int) -> str:
-    label = _label_of(connection, one)
-    if label == one.label:
-        return f"repeats line {line}"
-    return f"contradicts line {line}: {one.reviewer!r} says {label!r} there and {one.label!r} here"
-
-
-def _label_of(connection: sqlite3.Connection, one: OutsideDecision) -> str | None:
-    """What this reviewer has decided on the post."""
-    row = connection.execute(
-        "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?", (one.post_id, one.reviewer)
-    ).fetchone()
-    return None if row is None else row[0]
 
 
 def _why_not(
     connection: sqlite3.Connection, one: OutsideDecision, standing: str | None, classes: Sequence[str]
 ) -> str | None:
-    """Why a decision cannot be taken, or None."""
+    """Return why a decision cannot be taken, or None."""
     if not one.reviewer.strip():
         return "names no reviewer: give one"
     if one.label not in (*classes, UNSURE):
@@ -620,7 +581,7 @@ def _why_not(
 
 
 def _no_room(connection: sqlite3.Connection, one: OutsideDecision) -> str | None:
-    """Why the post has no review left for this decision, or None."""
+    """Return why the post has no review left for a decision, or None."""
     row = connection.execute(
         "SELECT batch, place, open, doubled FROM posts WHERE post_id = ? ORDER BY place IS NULL",
         (one.post_id,),
@@ -632,42 +593,13 @@ def _no_room(connection: sqlite3.Connection, one: OutsideDecision) -> str | None
         return f"was not drawn for review (batch {batch!r}): it would be spent over the budget"
     if one.batch and one.batch != batch:
         return f"is of batch {batch!r}, the file says {one.batch!r}: a file of another review?"
-    if free or _holds(connection, one):
+    if free or _review_of(connection, one.post_id, one.reviewer) is not None:
         return None
-    return _spent(connection, one.post_id, 1 + doubled)
-
-
-def _spent(connection: sqlite3.Connection, post_id: str, reviews: int) -> str:
-    rows = connection.execute("SELECT reviewer, label FROM reviews WHERE post_id = ?", (post_id,)).fetchall()
+    query = "SELECT reviewer, label FROM reviews WHERE post_id = ?"
+    rows = connection.execute(query, (one.post_id,)).fetchall()
     holding = [reviewer for reviewer, label in rows if label is None]
     if holding:
         return f"is with {holding[0]!r} now: import again when that review is made or its lease ran out"
     who = " and ".join(repr(reviewer) for reviewer, _ in rows)
-    more = "one more" if reviews == 1 else "a third review"
+    more = "a third review" if doubled else "one more"
     return f"was reviewed by {who}: {more} would be spent over the budget"
-
-
-def _holds(connection: sqlite3.Connection, one: OutsideDecision) -> bool:
-    return (
-        connection.execute(
-            "SELECT 1 FROM reviews WHERE post_id = ? AND reviewer = ? AND label IS NULL",
-            (one.post_id, one.reviewer),
-        ).fetchone()
-        is not None
-    )
-
-
-def _decide(connection: sqlite3.Connection, one: OutsideDecision, now: float) -> None:
-    """Take the free review of a post, or the one that this reviewer holds, and decide it."""
-    if _holds(connection, one):
-        settle(connection, one.reviewer, one.post_id, one.label, now)
-    else:
-        slots = connection.execute("SELECT slot FROM reviews WHERE post_id = ?", (one.post_id,)).fetchall()
-        connection.execute(
-            "INSERT INTO reviews (post_id, slot, reviewer, label, decided) VALUES (?, ?, ?, ?, ?)",
-            (one.post_id, 1 if (0,) in slots else 0, one.reviewer, one.label, now),
-        )
-        connection.execute(
-            "UPDATE posts SET open = open - 1 WHERE post_id = ? AND place IS NOT NULL", (one.post_id,)
-        )
-    log(connection, now, "import", one.reviewer, one.post_id, label=one.label)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from agents.write_ahead import switch_to_write_ahead
 from selftrain._util.types import Json
@@ -29,95 +29,55 @@ UNSURE = "(unsure)"
 
 
 class ReviewItem(NamedTuple):
-    """A post with a machine label, as it was when the sample was drawn.
-
-    Attributes:
-        post_id: The post.
-        machine_label: A class name.
-        error: e, the estimated probability that it is wrong, in [0, 1]; None where no criticizer had one.
-        inclusion: pi, the probability with which the post was drawn, in [0, 1].
-        part: Of what figures are wanted for: a round, a source.
-    """
+    """A post with a machine label, as it was when the sample was drawn."""
 
     post_id: str
-    machine_label: str
+    machine_label: str  # a class name
+    # e, the estimated probability that it is wrong, in [0, 1]; None where no criticizer had one
     error: float | None
-    inclusion: float
-    part: str = ""
+    inclusion: float  # pi, the probability with which the post was drawn, in [0, 1]
+    part: str = ""  # what estimates are wanted for: a round, a source
 
 
 class Assignment(NamedTuple):
-    """A post handed out to one reviewer.
-
-    Attributes:
-        item: The post.
-        batch: It was added with.
-        place: In the order of all posts to review, from 0.
-        second: Whether this is the second review of a doubled post.
-        expires: When it goes back if nothing is decided, seconds since 1970.
-    """
+    """A post handed out to one reviewer."""
 
     item: ReviewItem
-    batch: str
-    place: int
-    second: bool
-    expires: float
+    batch: str  # it was added with
+    place: int  # in the order of all posts to review, from 0
+    second: bool  # whether this is the second review of a doubled post
+    expires: float  # when it goes back if nothing is decided, seconds since 1970
 
 
 class Review(NamedTuple):
-    """One reviewer's decision on one post.
-
-    Attributes:
-        post_id: The post.
-        slot: 0 for the review that the budget pays, 1 for the second one of a doubled post.
-        reviewer: Who.
-        label: A class name, or `UNSURE`.
-        decided: Seconds since 1970.
-    """
+    """One reviewer's decision on one post."""
 
     post_id: str
-    slot: int
-    reviewer: str
-    label: str
-    decided: float
+    slot: int  # 0 for the review that the budget pays, 1 for the second one of a doubled post
+    reviewer: str  # who
+    label: str  # a class name, or `UNSURE`
+    decided: float  # seconds since 1970
 
 
 class Decision(NamedTuple):
-    """What was decided on a post.
-
-    Attributes:
-        post_id: The post.
-        label: A class name: that of the first review that has one. None: every reviewer was unsure.
-        contested: Two reviews with different labels; the first counts, somebody should look again.
-        reviews: One, or two of a doubled post.
-    """
+    """What was decided on a post."""
 
     post_id: str
-    label: str | None
-    contested: bool
-    reviews: tuple[Review, ...]
+    label: str | None  # a class name: that of the first review that has one. None: every reviewer was unsure
+    contested: bool  # two reviews with different labels; the first counts, somebody should look again
+    reviews: tuple[Review, ...]  # one, or two of a doubled post
 
 
 class ReviewProgress(NamedTuple):
-    """How far a review is, in posts.
+    """How far a review is, in posts."""
 
-    Attributes:
-        budget: Most posts that may ever be reviewed.
-        entered: Posts in the ledger to be reviewed, <= budget.
-        reviewed: Posts with a decision, unsure included: the budget spent, <= entered.
-        doubled: Posts that two people review.
-        second: Second reviews made, <= doubled; they cost no budget.
-        unsure: Decisions, first or second, of reviewers who could not tell.
-        held: Posts that somebody is looking at now.
-    """
-
-    budget: int
-    entered: int
-    reviewed: int
-    doubled: int
-    second: int
-    unsure: int
-    held: int
+    budget: int  # most posts that may ever be reviewed
+    entered: int  # posts in the ledger to be reviewed, <= budget
+    reviewed: int  # posts with a decision, unsure included: the budget spent, <= entered
+    doubled: int  # posts that two people review
+    second: int  # second reviews made, <= doubled; they cost no budget
+    unsure: int  # decisions, first or second, of reviewers who could not tell
+    held: int  # posts that somebody is looking at now
 
     @property
     def left(self) -> int:
@@ -131,44 +91,33 @@ class ReviewProgress(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far two reviewers agree.
+    """How far two reviewers agree."""
 
-    Attributes:
-        posts: Doubled posts on which both gave a label.
-        agreed: Of them, those with the same label.
-        kappa: Cohen's kappa; None below two posts, or where nobody used a second class.
-    """
-
-    posts: int
-    agreed: int
-    kappa: float | None
+    posts: int  # doubled posts on which both gave a label
+    agreed: int  # of them, those with the same label
+    kappa: float | None  # Cohen's kappa; None below two posts, or where nobody used a second class
 
 
 def decision_of(reviews: Sequence[Review]) -> Decision:
-    """The decision that the reviews of one post make, the first review first."""
+    """Return the decision that the reviews of one post make, the first review first."""
     labels = [review.label for review in reviews if review.label != UNSURE]
     return Decision(reviews[0].post_id, labels[0] if labels else None, len(set(labels)) > 1, tuple(reviews))
 
 
 def agreement_of(decisions: Iterable[Decision]) -> Agreement:
-    """Agreement over the posts that two people labelled; who was unsure does not count."""
-    pairs = [
-        (one.reviews[0].label, one.reviews[1].label)
-        for one in decisions
-        if len(one.reviews) == 2 and UNSURE not in {review.label for review in one.reviews}
-    ]
+    """Return the agreement over the posts that two people labelled; who was unsure does not count."""
+    pairs = [tuple(review.label for review in one.reviews) for one in decisions if len(one.reviews) == 2]
+    pairs = [pair for pair in pairs if UNSURE not in pair]
     return Agreement(len(pairs), sum(a == b for a, b in pairs), cohen_kappa(pairs))
 
 
-def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
-    """(observed - expected) / (1 - expected) agreement, Cohen (1960); None where it is not defined."""
-    if len(pairs) < 2:
+def cohen_kappa(pairs: Sequence[tuple[str, ...]]) -> float | None:
+    """Return Cohen's kappa (1960) of pairs of labels; None where it is not defined."""
+    if len(pairs) < 2 or len({label for pair in pairs for label in pair}) < 2:
         return None
-    labels = {label for pair in pairs for label in pair}
-    observed = sum(a == b for a, b in pairs) / len(pairs)
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    expected = sum(first.count(label) * second.count(label) for label in labels) / len(pairs) ** 2
-    return None if expected == 1.0 else (observed - expected) / (1.0 - expected)
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
 # ---- the file -----------------------------------------------------------------------------------------
@@ -214,8 +163,13 @@ CREATE TABLE log (                    -- what was done and taken back, for whoev
 """
 
 
+ALLOWED, LIKELIEST_FIRST = "allowed/", "likeliest_first/"
+"""Beginnings of settings that are made later: posts allowed for a purpose; batches that are handed out by
+falling probability of an error, not at random."""
+
+
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that waits for others' changes; its own are on the disk before they return."""
+    """Open a connection that waits for others' changes; its own are on the disk before they return."""
     # a server answers from several threads; whoever shares a ledger among them locks around it
     connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
     switch_to_write_ahead(connection)
@@ -237,47 +191,20 @@ def check_version(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def read_settings(connection: sqlite3.Connection) -> dict[str, Any]:
-    """What the ledger was created with."""
+def read_settings(connection: sqlite3.Connection) -> Json:
+    """Read what the ledger was created with, and what was set since."""
     return {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
 
 
-ALLOWED, LIKELIEST_FIRST = "allowed/", "likeliest_first/"
-"""Beginnings of settings that are made later: posts allowed for a purpose; batches that are handed out by
-falling probability of an error, not at random."""
-
-
 def allowances(connection: sqlite3.Connection) -> dict[str, int]:
-    """Purpose -> posts that were allowed for it beyond the budget of creation."""
+    """Return purpose -> posts that were allowed for it beyond the budget of creation."""
     found = read_settings(connection)
     return {name.removeprefix(ALLOWED): n for name, n in found.items() if name.startswith(ALLOWED)}
 
 
 @contextmanager
-def changing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """One change, all of it or nothing; others wait."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield connection
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-@contextmanager
-def reading(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Several queries about one state of the file."""
-    connection.execute("BEGIN")
-    try:
-        yield connection
-    finally:
-        connection.execute("COMMIT")
-
-
-@contextmanager
 def explained(path: Path, what: str) -> Iterator[None]:
-    """SQLite's errors in words; ours pass.
+    """Put SQLite's errors into words; ours pass.
 
     Raises:
         LedgerError: The file cannot be read or written.
@@ -306,16 +233,13 @@ class LedgerSettings(NamedTuple):
     seed: int
 
     def to_json(self) -> Json:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         return {"format": FORMAT, **self._asdict(), "classes": list(self.classes)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LedgerSettings:
-        """The settings of a record."""
-        return cls(
-            tuple(record["classes"]), record["budget"], record["double_annotation_rate"],
-            record["lease_seconds"], record["seed"],
-        )  # fmt: skip
+        """Return the settings of a record that may hold more."""
+        return cls(**{name: record[name] for name in cls._fields} | {"classes": tuple(record["classes"])})
 
 
 class LedgerReader:
@@ -326,7 +250,7 @@ class LedgerReader:
         clock: Seconds since 1970; tests move it.
 
     Raises:
-        LedgerError: No ledger there, one of another version, or a file that cannot be used.
+        LedgerError: No ledger there, one of another version, or a file that cannot be used; as every method.
 
     Attributes:
         classes: The task's class names.
@@ -348,9 +272,7 @@ class LedgerReader:
         if record.get("format") != FORMAT:
             raise LedgerError(f"{self.path} has format {record.get('format')!r}; expected {FORMAT!r}")
         settings = LedgerSettings.from_json(record)
-        self.classes, self.base_budget = settings.classes, settings.budget
-        self.double_annotation_rate = settings.double_annotation_rate
-        self.lease_seconds, self.seed = settings.lease_seconds, settings.seed
+        self.classes, self.base_budget, self.double_annotation_rate, self.lease_seconds, self.seed = settings
 
     @property
     def budget(self) -> int:
@@ -359,82 +281,82 @@ class LedgerReader:
             return self.base_budget + sum(allowances(self._connection).values())
 
     def allowed(self, purpose: str) -> int:
-        """Posts that `allow` has allowed for this purpose."""
+        """Return how many posts `allow` has allowed for this purpose."""
         with explained(self.path, "read"):
             return allowances(self._connection).get(purpose, 0)
 
     def batches(self) -> list[str]:
-        """Names, in the order in which they were added."""
-        with explained(self.path, "read"):
-            rows = self._connection.execute("SELECT name FROM batches ORDER BY rowid").fetchall()
-        return [row[0] for row in rows]
+        """Return their names, in the order in which they were added."""
+        return [name for (name,) in self._rows("SELECT name FROM batches ORDER BY rowid")]
 
     def likeliest_first(self, batch: str) -> bool:
-        """Whether the posts of a batch are handed out by suspicion, not at random."""
-        with explained(self.path, "read"):
-            return LIKELIEST_FIRST + batch in read_settings(self._connection)
+        """Return whether the posts of a batch are handed out by suspicion, not at random."""
+        return bool(self._rows("SELECT 1 FROM settings WHERE name = ?", LIKELIEST_FIRST + batch))
 
     def population(self, batch: str) -> list[ReviewItem]:
-        """All posts of a batch, to be reviewed or not, as they were added."""
-        with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT post_id, machine_label, error, inclusion, part FROM posts WHERE batch = ?"
-                " ORDER BY rowid",
-                (batch,),
-            ).fetchall()
+        """Return all posts of a batch, to be reviewed or not, as they were added."""
+        columns = "post_id, machine_label, error, inclusion, part"
+        rows = self._rows(f"SELECT {columns} FROM posts WHERE batch = ? ORDER BY rowid", batch)
         return [ReviewItem(*row) for row in rows]
 
     def drawn(self, batch: str) -> list[str]:
-        """Ids of the posts of a batch that are to be reviewed, in the order in which they are handed out."""
-        with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT post_id FROM posts WHERE batch = ? AND place IS NOT NULL ORDER BY place", (batch,)
-            ).fetchall()
-        return [row[0] for row in rows]
+        """Return ids of the posts of a batch that are to be reviewed, in the order of review."""
+        drawn = "SELECT post_id FROM posts WHERE batch = ? AND place IS NOT NULL ORDER BY place"
+        return [post_id for (post_id,) in self._rows(drawn, batch)]
+
+    def all_drawn(self) -> dict[str, str]:
+        """Return the id of every post to review -> its batch, in the order of review."""
+        return dict(self._rows("SELECT post_id, batch FROM posts WHERE place IS NOT NULL ORDER BY place"))
 
     def waiting(self) -> list[str]:
-        """Ids of the posts that lack a review, the second of doubled ones included, in order of review."""
-        with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT post_id FROM posts p WHERE place IS NOT NULL AND (open > 0 OR EXISTS"
-                " (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.label IS NULL)) ORDER BY place"
-            ).fetchall()
-        return [row[0] for row in rows]
+        """Return ids of the posts that lack a review, the second of doubled ones included, in order."""
+        rows = self._rows(
+            "SELECT post_id FROM posts p WHERE place IS NOT NULL AND (open > 0 OR EXISTS"
+            " (SELECT 1 FROM reviews r WHERE r.post_id = p.post_id AND r.label IS NULL)) ORDER BY place"
+        )
+        return [post_id for (post_id,) in rows]
 
     def progress(self) -> ReviewProgress:
-        """How far the review is."""
-        with explained(self.path, "read"), reading(self._connection) as connection:
-            entered, doubled = connection.execute(
-                "SELECT COUNT(*), COALESCE(SUM(doubled), 0) FROM posts WHERE place IS NOT NULL"
-            ).fetchone()
-            reviewed, reviews, unsure = connection.execute(
-                "SELECT COUNT(DISTINCT post_id), COUNT(*), COALESCE(SUM(label = ?), 0) FROM reviews"
-                " WHERE label IS NOT NULL",
-                (UNSURE,),
-            ).fetchone()
-            # leases that have run out hold nothing
-            (held,) = connection.execute(
-                "SELECT COUNT(*) FROM reviews WHERE label IS NULL AND expires > ?", (self._clock(),)
-            ).fetchone()
+        """Return how far the review is."""
+        # one statement: one state of the file. Leases that have run out hold nothing
+        ((entered, doubled, reviewed, reviews, unsure, held),) = self._rows(
+            "SELECT COUNT(*), COALESCE(SUM(doubled), 0),"
+            " (SELECT COUNT(DISTINCT post_id) FROM reviews WHERE label IS NOT NULL),"
+            " (SELECT COUNT(*) FROM reviews WHERE label IS NOT NULL),"
+            " (SELECT COUNT(*) FROM reviews WHERE label = ?),"
+            " (SELECT COUNT(*) FROM reviews WHERE label IS NULL AND expires > ?)"
+            " FROM posts WHERE place IS NOT NULL",
+            UNSURE,
+            self._clock(),
+        )
         return ReviewProgress(self.budget, entered, reviewed, doubled, reviews - reviewed, unsure, held)
 
     def decisions(self) -> list[Decision]:
-        """What was decided on each reviewed post, in the order in which posts are handed out."""
-        with explained(self.path, "read"):
-            rows = self._connection.execute(
-                "SELECT r.post_id, r.slot, r.reviewer, r.label, r.decided FROM reviews r"
-                " JOIN posts p ON p.post_id = r.post_id AND p.place IS NOT NULL"
-                " WHERE r.label IS NOT NULL ORDER BY p.place, r.slot"
-            ).fetchall()
+        """Return what was decided on each reviewed post, in the order in which posts are handed out."""
+        rows = self._rows(
+            "SELECT r.post_id, r.slot, r.reviewer, r.label, r.decided FROM reviews r"
+            " JOIN posts p ON p.post_id = r.post_id AND p.place IS NOT NULL"
+            " WHERE r.label IS NOT NULL ORDER BY p.place, r.slot"
+        )
         by_post: dict[str, list[Review]] = {}
         for row in rows:
             by_post.setdefault(row[0], []).append(Review(*row))
         return [decision_of(reviews) for reviews in by_post.values()]
 
     def agreement(self) -> Agreement:
-        """How far two people agree, over the doubled posts that both have labelled."""
+        """Return how far two people agree, over the doubled posts that both have labelled."""
         return agreement_of(self.decisions())
 
     def close(self) -> None:
         """Close the file; safe to repeat."""
         self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
+        with explained(self.path, "read"):
+            return self._connection.execute(query, values).fetchall()

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from agents.ask.annotator import AnnotationPrompts
 from agents.ask.criticizer import Criticizer
-from selftrain.act.budget import Rule
+from selftrain._util.choices import Rule
 from selftrain.data.context import RunContext
 from selftrain.panels import ModelServers, brief_of
 from selftrain.review.criticism import LoopCriticizer

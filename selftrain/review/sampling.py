@@ -19,19 +19,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from agents.judgment import Judgment, Verdict
-from selftrain.act.budget import Rule, filled, inclusion, systematic_sample
+from agents.judgment import Verdict
+from selftrain._util.choices import Among, Order, Rule
+from selftrain.act.budget import filled, inclusion, systematic_sample
 from selftrain.errors import BudgetError
-from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER, LedgerReader, ReviewItem
+from selftrain.review.ledger import ReviewLedger, opened_ledger
+from selftrain.review.ledger_reader import LEDGER, ReviewItem
 from selftrain.rounds import replay
 from selftrain.state import LastVerdict
 from selftrain.store.run_dir import RunFolder
 
-Order = Literal["sampled", "uncertain"]
-Among = Literal["divergent", "accepted"]
 AUDIT = "audit"
 """Names of batches that audit pseudo-labels begin so."""
 FLOOR = 0.2
@@ -51,21 +50,13 @@ Estimator = Callable[[str, Sequence[Verdict], Sequence[MachineLabel]], Sequence[
 
 
 class Requested(NamedTuple):
-    """A batch that waits for reviewers.
+    """A batch that waits for reviewers."""
 
-    Attributes:
-        ledger: The file.
-        batch: Its name there.
-        posts: Posts that the sample was drawn from.
-        drawn: Ids of the posts to review, in the order in which they are handed out.
-        new: False when the batch was in the ledger already, and nothing was changed.
-    """
-
-    ledger: Path
-    batch: str
-    posts: int
-    drawn: tuple[str, ...]
-    new: bool
+    ledger: Path  # the file
+    batch: str  # its name there
+    posts: int  # posts that the sample was drawn from
+    drawn: tuple[str, ...]  # ids of the posts to review, in the order in which they are handed out
+    new: bool  # false when the batch was in the ledger already, and nothing was changed
 
 
 # ---- how likely is each label wrong? -------------------------------------------------------------------
@@ -74,7 +65,7 @@ class Requested(NamedTuple):
 def error_estimates(
     verdicts: Iterable[Verdict], classes: Sequence[str], *, labels: Mapping[str, str] | None = None
 ) -> list[MachineLabel]:
-    """How likely the machines' labels of some posts are wrong, by what the verdicts on them say.
+    """Estimate how likely the machines' labels of some posts are wrong, by what the verdicts on them say.
 
     A voice that names a class with a probability gives the rest to the others evenly, unless it states what
     each gets; one that names a class without a probability gives it all. An abstention or a failed judgment
@@ -89,35 +80,30 @@ def error_estimates(
     Raises:
         BudgetError: A verdict that names an unknown class.
     """
-    return [_error_estimate(verdict, tuple(classes), labels or {}) for verdict in verdicts]
+    found = []
+    for verdict in verdicts:
+        voices = [_voice(verdict.classifier_label, verdict.classifier_probability, {}, classes)]
+        for *_, last in verdict.by_agent().values():
+            voices.append(_voice(last.label, last.probability, last.details.get("probabilities"), classes))
+        means = {name: sum(voice[name] for voice in voices) / len(voices) for name in classes}
+        label = (labels or {}).get(verdict.post_id) or max(classes, key=lambda name: means[name])
+        if label not in means:
+            raise BudgetError(
+                f"post {verdict.post_id!r} bears the label {label!r}: expected one of {list(classes)}"
+            )
+        found.append(MachineLabel(verdict.post_id, label, min(max(1.0 - means[label], 0.0), 1.0)))
+    return found
 
 
-def _error_estimate(verdict: Verdict, classes: tuple[str, ...], labels: Mapping[str, str]) -> MachineLabel:
-    said = _one(verdict.classifier_label, verdict.classifier_probability, {}, classes)
-    voices = [said, *(_voice(judgments[-1], classes) for judgments in verdict.by_agent().values())]
-    means = {name: sum(voice[name] for voice in voices) / len(voices) for name in classes}
-    label = labels.get(verdict.post_id) or max(classes, key=lambda name: means[name])
-    if label not in means:
-        raise BudgetError(
-            f"post {verdict.post_id!r} bears the label {label!r}: expected one of {list(classes)}"
-        )
-    return MachineLabel(verdict.post_id, label, min(max(1.0 - means[label], 0.0), 1.0))
-
-
-def _voice(judgment: Judgment, classes: tuple[str, ...]) -> dict[str, float]:
-    if judgment.label is None:
-        return dict.fromkeys(classes, 1.0 / len(classes))
-    stated = judgment.details.get("probabilities") or {}
-    return _one(judgment.label, judgment.probability, stated, classes)
-
-
-def _one(
-    label: str, probability: float | None, stated: Mapping[str, float], classes: tuple[str, ...]
+def _voice(
+    label: str | None, probability: float | None, stated: Mapping[str, float] | None, classes: Sequence[str]
 ) -> dict[str, float]:
-    """Class -> probability of one voice, adding up to 1."""
+    """Return class -> probability of one voice, adding up to 1."""
+    if label is None:
+        return dict.fromkeys(classes, 1.0 / len(classes))
     if label not in classes:
         raise BudgetError(f"a verdict names the class {label!r}: expected one of {list(classes)}")
-    if set(stated) == set(classes):
+    if stated and set(stated) == set(classes):
         return {name: float(stated[name]) for name in classes}
     given = 1.0 if probability is None else float(probability)
     rest = (1.0 - given) / (len(classes) - 1)
@@ -127,37 +113,48 @@ def _one(
 # ---- samples ------------------------------------------------------------------------------------------
 
 
-def review_items(
-    suspected: Sequence[MachineLabel],
+class SampleSettings(NamedTuple):
+    """How posts are drawn for review; see `selftrain.act.budget.inclusion`."""
+
+    budget: int
+    rule: Rule = "exponential"
+    floor: float = 0.1
+    double_annotation_rate: float = 0.0
+    seed: int = 0
+
+
+def add_sample(
+    ledger: ReviewLedger,
+    batch: str,
+    labels: Sequence[MachineLabel],
     parts: Sequence[str],
+    drawing: SampleSettings,
     *,
-    count: int,
-    rule: Rule,
-    floor: float,
-    seed: int,
-) -> list[ReviewItem]:
-    """The posts as the ledger takes them: how likely each is wrong, and how likely it is drawn.
+    order: Order = "sampled",
+) -> list[str]:
+    """Draw `drawing.budget` posts and put them into the ledger, with all that they were drawn from.
+
+    Returns:
+        Ids of the sample, in the order of review.
 
     Raises:
         BudgetError: As `selftrain.act.budget.inclusion`.
     """
-    pi = inclusion([one.error for one in suspected], count, rule=rule, floor=floor, seed=seed)
-    return [
-        ReviewItem(one.post_id, one.label, one.error, float(chance), part)
-        for one, chance, part in zip(suspected, pi, parts, strict=True)
+    rule, floor, seed = drawing.rule, drawing.floor, drawing.seed
+    pi = inclusion([one.error for one in labels], drawing.budget, rule=rule, floor=floor, seed=seed)
+    items = [
+        ReviewItem(*one, float(chance), part) for one, chance, part in zip(labels, pi, parts, strict=True)
     ]
-
-
-def sample_of(items: Sequence[ReviewItem], seed: int, order: Order = "sampled") -> list[str]:
-    """Ids of the sample, in the order of review."""
-    drawn = [items[place] for place in systematic_sample([one.inclusion for one in items], seed)]
+    drawn = [items[place] for place in systematic_sample(pi, seed)]
     if order == "uncertain":
         drawn.sort(key=lambda one: -(one.error or 0.0))
-    return [one.post_id for one in drawn]
+    ids = [one.post_id for one in drawn]
+    ledger.add(batch, items, ids, likeliest_first=order == "uncertain")
+    return ids
 
 
 def verdicts_among(folder: RunFolder, among: Among) -> dict[str, LastVerdict]:
-    """The last verdict on each disputed post, or on each pseudo-label that stands, by post id.
+    """Return the last verdict on each disputed post, or on each pseudo-label that stands, by post id.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -206,30 +203,60 @@ def request_reviews(
             a rule or share that is none, no posts at all.
         LedgerError: The ledger was made with other settings, or cannot be read or written.
     """
-    path, own_seed = folder.path / LEDGER, _seed(seed, batch)
-    classes = folder.class_names()
-    known = _known(path) if path.exists() else {}
-    if batch not in known:
-        earlier = {post_id for drawn in known.values() for post_id in drawn}
+    with opened_ledger(folder) as there:
+        asked = {} if there is None else there.all_drawn()
+        new = there is None or batch not in there.batches()
+    if new:  # whatever is refused leaves no ledger behind
         judged = verdicts_among(folder, among)
-        chosen = {post_id: last for post_id, last in judged.items() if post_id not in earlier}
-        count = budget - len(earlier) if sample is None else sample
-        _check(folder, len(chosen), count, among, again=bool(earlier))
-        labels = _pseudo_labels(chosen) if among == "accepted" else None
-        suspected = _suspected(chosen, classes, labels, batch, estimator)
-    ledger = ReviewLedger.create(
-        path, classes=classes, budget=budget, double_annotation_rate=double_annotation_rate, seed=seed
-    )
-    try:
-        if batch not in known:
+        chosen = {post_id: last for post_id, last in judged.items() if post_id not in asked}
+        count = budget - len(asked) if sample is None else sample
+        _check_count(folder, len(chosen), count, among, again=bool(asked))
+        labels = _machine_labels(list(chosen.values()), folder.class_names(), among, batch, estimator)
+    with ReviewLedger.create(
+        folder.path / LEDGER, classes=folder.class_names(), budget=budget,
+        double_annotation_rate=double_annotation_rate, seed=seed,
+    ) as ledger:  # fmt: skip
+        if new:
             parts = [f"round {last.round}" for last in chosen.values()]
-            items = review_items(suspected, parts, count=count, rule=rule, floor=floor, seed=own_seed)
-            drawn_ids = sample_of(items, own_seed, order)
-            ledger.add(batch, items, drawn_ids, likeliest_first=order == "uncertain")
-        posts, drawn = len(ledger.population(batch)), tuple(ledger.drawn(batch))
-    finally:
-        ledger.close()
-    return Requested(path, batch, posts, drawn, batch not in known)
+            own = int.from_bytes(hashlib.sha256(f"{seed}/{batch}".encode()).digest()[:8], "big")
+            drawing = SampleSettings(count, rule, floor, double_annotation_rate, own)
+            add_sample(ledger, batch, labels, parts, drawing, order=order)
+        return Requested(ledger.path, batch, len(ledger.population(batch)), tuple(ledger.drawn(batch)), new)
+
+
+def _machine_labels(
+    chosen: Sequence[LastVerdict],
+    classes: Sequence[str],
+    among: Among,
+    batch: str,
+    estimator: Estimator | None,
+) -> list[MachineLabel]:
+    """Return the posts' labels and how likely each is wrong: by disagreement, or by the estimator."""
+    verdicts = [last.verdict for last in chosen]
+    # a pseudo-label is what classifier and agents agreed on
+    accepted = {verdict.post_id: verdict.classifier_label for verdict in verdicts}
+    labels = error_estimates(verdicts, classes, labels=accepted if among == "accepted" else None)
+    if estimator is None:
+        return labels
+    errors = filled(estimator(batch, verdicts, labels))
+    return [one._replace(error=float(error)) for one, error in zip(labels, errors, strict=True)]
+
+
+def _check_count(folder: RunFolder, posts: int, count: int, among: Among, *, again: bool) -> None:
+    what = "divergent posts" if among == "divergent" else "pseudo-labels"
+    more = " that nobody was asked about" if again else ""
+    if not posts:
+        raise BudgetError(
+            f"{folder.path} has no {what}{more}: nothing to review. Rounds from 1 on give some; `selftrain"
+            f" show {folder.path}` lists them"
+        )
+    if not 1 <= count <= posts:
+        raise BudgetError(
+            f"a budget of {count:,} for {posts:,} {what}{more}: expected a whole number from 1 to {posts:,}"
+        )
+
+
+# ---- audits -------------------------------------------------------------------------------------------
 
 
 def is_audit(batch: str) -> bool:
@@ -238,7 +265,7 @@ def is_audit(batch: str) -> bool:
 
 
 def audit_name(folder: RunFolder) -> str:
-    """Of an audit of the pseudo-labels that stand now."""
+    """Return the name of an audit of the pseudo-labels that stand now."""
     return f"{AUDIT} after round {folder.finished() - 1}"
 
 
@@ -273,82 +300,28 @@ def request_audit(
             " or nothing can be estimated; give a floor, or another rule"
         )
     batch, path = audit_name(folder), folder.path / LEDGER
-    if path.exists():
-        ledger = ReviewLedger(path)
-    else:  # the loop, should it ever ask people here, has a budget of its own
-        _check_audit(folder, budget, len(verdicts_among(folder, "accepted")))
-        ledger = ReviewLedger.create(
-            path,
-            classes=folder.class_names(),
-            budget=0,
-            double_annotation_rate=double_annotation_rate,
-            seed=seed,
+    with opened_ledger(folder) as there:
+        asked = {} if there is None else there.all_drawn()
+        new = there is None or batch not in there.batches()
+    if new:
+        posts = sum(post_id not in asked for post_id in verdicts_among(folder, "accepted"))
+        if not 1 <= budget <= posts:
+            raise BudgetError(
+                f"an audit of {budget:,} of the {posts:,} pseudo-labels of {folder.path} that nobody was"
+                f" asked about: expected a whole number from 1 to {posts:,}"
+            )
+    # a new ledger has no budget but the audit's: the loop, should it ever ask people here, has one of its own
+    with (
+        ReviewLedger(path) if path.exists() else
+        ReviewLedger.create(
+            path, classes=folder.class_names(), budget=0,
+            double_annotation_rate=double_annotation_rate, seed=seed,
         )
-    try:
-        if batch not in ledger.batches():
-            asked = {post_id for name in ledger.batches() for post_id in ledger.drawn(name)}
-            _check_audit(folder, budget, sum(one not in asked for one in verdicts_among(folder, "accepted")))
+    ) as ledger:  # fmt: skip
+        if new:
             ledger.allow(batch, budget)
         base, share, draws = ledger.base_budget, ledger.double_annotation_rate, ledger.seed
-    finally:
-        ledger.close()
     return request_reviews(
         folder, budget=base, batch=batch, sample=budget, rule=rule, floor=floor, double_annotation_rate=share,
         seed=draws, among="accepted",
     )  # fmt: skip
-
-
-def _check_audit(folder: RunFolder, budget: int, posts: int) -> None:
-    if not 1 <= budget <= posts:
-        raise BudgetError(
-            f"an audit of {budget:,} of the {posts:,} pseudo-labels of {folder.path} that nobody was asked"
-            f" about: expected a whole number from 1 to {posts:,}"
-        )
-
-
-def _known(path: Path) -> dict[str, list[str]]:
-    """Batch -> the posts that it sent to review."""
-    ledger = LedgerReader(path)
-    try:
-        return {batch: ledger.drawn(batch) for batch in ledger.batches()}
-    finally:
-        ledger.close()
-
-
-def _suspected(
-    chosen: Mapping[str, LastVerdict],
-    classes: Sequence[str],
-    labels: Mapping[str, str] | None,
-    batch: str,
-    estimator: Estimator | None,
-) -> list[MachineLabel]:
-    """How likely each post's label is wrong: by disagreement, or by the estimator where there is one."""
-    verdicts = [last.verdict for last in chosen.values()]
-    suspected = error_estimates(verdicts, classes, labels=labels)
-    if estimator is None:
-        return suspected
-    errors = filled(estimator(batch, verdicts, suspected))
-    return [one._replace(error=float(error)) for one, error in zip(suspected, errors, strict=True)]
-
-
-def _pseudo_labels(chosen: Mapping[str, LastVerdict]) -> dict[str, str]:
-    """Post id -> the label that classifier and agents agreed on."""
-    return {post_id: last.verdict.classifier_label for post_id, last in chosen.items()}
-
-
-def _check(folder: RunFolder, posts: int, count: int, among: Among, *, again: bool) -> None:
-    what = "divergent posts" if among == "divergent" else "pseudo-labels"
-    more = " that nobody was asked about" if again else ""
-    if not posts:
-        raise BudgetError(
-            f"{folder.path} has no {what}{more}: nothing to review. Rounds from 1 on give some; `selftrain"
-            f" show {folder.path}` lists them"
-        )
-    if not 1 <= count <= posts:
-        raise BudgetError(
-            f"a budget of {count:,} for {posts:,} {what}{more}: expected a whole number from 1 to {posts:,}"
-        )
-
-
-def _seed(seed: int, batch: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{batch}".encode()).digest()[:8], "big")

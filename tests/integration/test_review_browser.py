@@ -285,7 +285,7 @@ def test_two_reviewers_at_once_share_the_budget_and_double_what_is_doubled(serve
     assert (progress.reviewed, progress.second, progress.left) == (6, 3, 0)
     for page in pages:
         expect(page.locator("#end-title")).to_have_text("The budget is spent", timeout=10_000)
-        expect(page.locator("#end-figures")).to_contain_text("3 of 3 alike", timeout=10_000)
+        expect(page.locator("#end-stats")).to_contain_text("3 of 3 alike", timeout=10_000)
         expect(page.locator("#end-words")).to_contain_text("Thank you", timeout=10_000)
 
 
@@ -389,7 +389,7 @@ def test_without_the_token_nothing_is_shown(serve, browser):
     server = serve()
     page = browser.new_page()
     assert page.goto(f"{server.origin}/").status == 403
-    expect(page.locator("body")).to_contain_text("open the address that `selftrain review serve` printed")
+    expect(page.locator("body")).to_contain_text("open the URL that `selftrain review serve` printed")
     page.close()
 
 

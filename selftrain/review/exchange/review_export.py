@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from agents.judgment import Verdict
 from backbones.images import open_image
+from selftrain._util.choices import Pictures
 from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import ExchangeError
@@ -24,9 +25,8 @@ from selftrain.review.labelling import annotations_of
 from selftrain.review.ledger_reader import LEDGER, UNSURE, LedgerReader
 from selftrain.review.sampling import is_audit
 from selftrain.rounds import replay
+from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
-
-Pictures = Literal["data-uri", "local-files"]
 
 CONTROL, TEXT = "label", "text"
 """Names of the choice and of the text that it is about, in the configuration and in every result."""
@@ -47,27 +47,16 @@ class MachineOpinion(NamedTuple):
 
 
 class ReviewTask(NamedTuple):
-    """One post that waits for a review.
+    """One post that waits for a review."""
 
-    Attributes:
-        post_id: As in the ledger.
-        batch: Of the ledger.
-        place: In the order of this file, from 0.
-        text: May be empty.
-        images: Absolute paths.
-        names: The same, relative to the manifest.
-        audit: Whether a pseudo-label is audited, instead of a divergent post.
-        opinions: The classifier's first; empty where they are hidden.
-    """
-
-    post_id: str
-    batch: str
-    place: int
-    text: str
-    images: tuple[Path, ...]
-    names: tuple[str, ...]
-    audit: bool
-    opinions: tuple[MachineOpinion, ...]
+    post_id: str  # as in the ledger
+    batch: str  # of the ledger
+    place: int  # in the order of this file, from 0
+    text: str  # may be empty
+    images: tuple[Path, ...]  # absolute paths
+    names: tuple[str, ...]  # the same, relative to the manifest
+    audit: bool  # whether a pseudo-label is audited, instead of a divergent post
+    opinions: tuple[MachineOpinion, ...]  # the classifier's first; empty where they are hidden
 
 
 class ReviewTasks(NamedTuple):
@@ -78,7 +67,7 @@ class ReviewTasks(NamedTuple):
 
 
 def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: bool = False) -> ReviewTasks:
-    """The posts of a run that lack a review, in the order in which they are handed out.
+    """Gather the posts of a run that lack a review, in the order in which they are handed out.
 
     Args:
         folder: The run.
@@ -91,13 +80,9 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
         ExchangeError: A post's row is gone from the run's manifests: there is nothing to show.
     """
     folder.recipe()  # no run folder: said before anything else
-    ledger = LedgerReader(folder.path / LEDGER)
-    try:
-        batch_of = {post_id: batch for batch in ledger.batches() for post_id in ledger.drawn(batch)}
+    with LedgerReader(folder.path / LEDGER) as ledger:
+        batch_of, classes = ledger.all_drawn(), ledger.classes
         chosen = list(batch_of) if everything else ledger.waiting()
-        classes = ledger.classes
-    finally:
-        ledger.close()
     posts = find_posts(folder, chosen)
     gone = [post_id for post_id in chosen if post_id not in posts or posts[post_id].reason]
     if gone:
@@ -107,44 +92,59 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
             f" first is {gone[0]!r} ({reason}): put the manifest and its pictures back"
         )
     opinions = {} if hide_opinions else _opinions(folder)
-    tasks = (
-        ReviewTask(
-            post_id,
-            batch_of[post_id],
-            place,
-            posts[post_id].text,
-            posts[post_id].images,
-            posts[post_id].names,
-            is_audit(batch_of[post_id]),
-            opinions.get(post_id, ()),
-        )
-        for place, post_id in enumerate(chosen)
-    )
+    tasks = []
+    for place, post_id in enumerate(chosen):
+        post, batch = posts[post_id], batch_of[post_id]
+        shown = (post.text, post.images, post.names)
+        tasks.append(ReviewTask(post_id, batch, place, *shown, is_audit(batch), opinions.get(post_id, ())))
     return ReviewTasks(tuple(tasks), classes)
 
 
 def _opinions(folder: RunFolder) -> dict[str, tuple[MachineOpinion, ...]]:
-    state, _ = replay(folder)
-    labelled = {
+    """Return what machines last gave each post: an annotator, or classifier and agents."""
+    found: dict[str, tuple[MachineOpinion, ...]] = {
         post_id: (MachineOpinion("annotator", row.label, row.probability, row.rationale),)
         for post_id, row in annotations_of(folder).items()
     }
-    return labelled | {post_id: _opinions_in(last.verdict) for post_id, last in state.last_verdicts.items()}
-
-
-def _opinions_in(verdict: Verdict) -> tuple[MachineOpinion, ...]:
-    last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
-    return (
-        MachineOpinion("classifier", verdict.classifier_label, verdict.classifier_probability, ""),
-        *(MachineOpinion(role, one.label, one.probability, one.rationale) for role, one in last.items()),
-    )
+    for post_id, (_, verdict) in replay(folder)[0].last_verdicts.items():
+        own = MachineOpinion("classifier", verdict.classifier_label, verdict.classifier_probability, "")
+        last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
+        agents = (MachineOpinion(who, j.label, j.probability, j.rationale) for who, j in last.items())
+        found[post_id] = (own, *agents)
+    return found
 
 
 # ---- Label Studio --------------------------------------------------------------------------------------
 
 
+def write_label_studio(
+    found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
+) -> Path:
+    """Write task objects, and the labelling configuration beside them; return where that lies.
+
+    Args:
+        found: What waits.
+        out: The tasks' file; the configuration ends in .xml.
+        pictures, root: See `to_tasks`.
+
+    Raises:
+        ExchangeError, ImageError: As `labelling_config` and `to_tasks`; nothing is written.
+        StorageError: The disk is full or refuses.
+    """
+    config = labelling_config(
+        found.classes,
+        pictures=any(task.images for task in found.tasks),
+        opinions=any(task.opinions for task in found.tasks),
+    )
+    tasks = list(to_tasks(found.tasks, pictures=pictures, root=root))
+    beside = out.with_suffix(".xml")
+    atomic.write_text(beside, config)
+    atomic.write_text(out, json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
+    return beside
+
+
 def labelling_config(classes: Sequence[str], *, pictures: bool, opinions: bool) -> str:
-    """The labelling configuration: one choice among the classes, and unsure.
+    """Return the labelling configuration: one choice among the classes, and unsure.
 
     Raises:
         ExchangeError: A class name that Label Studio would read as a variable.
@@ -173,11 +173,11 @@ def labelling_config(classes: Sequence[str], *, pictures: bool, opinions: bool) 
 def to_tasks(
     tasks: Sequence[ReviewTask], *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Iterator[Json]:
-    """Task objects, as Label Studio imports them.
+    """Yield task objects, as Label Studio imports them.
 
     Args:
         tasks: The posts.
-        pictures: "data-uri": embedded, scaled down, readable anywhere. "local-files": as addresses of Label
+        pictures: "data-uri": embedded, scaled down, readable anywhere. "local-files": as URLs of Label
             Studio's local storage.
         root: For local files, its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
 
@@ -229,8 +229,13 @@ def _local(path: Path, root: Path | None) -> str:
 # ---- a table -------------------------------------------------------------------------------------------
 
 
+def write_csv(tasks: Sequence[ReviewTask], out: Path) -> None:
+    """Write the table. A StorageError where the disk is full or refuses."""
+    atomic.write_text(out, to_csv(tasks))
+
+
 def to_csv(tasks: Sequence[ReviewTask]) -> str:
-    """The table, with a byte order mark so that spreadsheets read it as UTF-8."""
+    """Return the table, with a byte order mark so that spreadsheets read it as UTF-8."""
     written = io.StringIO(newline="")
     writer = csv.writer(written)
     writer.writerow(COLUMNS)

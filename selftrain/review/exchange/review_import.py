@@ -23,35 +23,21 @@ _DELIMITERS = ",;\t"
 
 
 class ReadReviews(NamedTuple):
-    """What a file holds.
+    """What a file holds."""
 
-    Attributes:
-        decisions: In order.
-        refused: Lines that say nothing that could be a decision.
-        empty: Lines without a review: they wait still.
-    """
-
-    decisions: tuple[OutsideDecision, ...]
-    refused: tuple[Refusal, ...]
-    empty: int
+    decisions: tuple[OutsideDecision, ...]  # in order
+    refused: tuple[Refusal, ...]  # lines that say nothing that could be a decision
+    empty: int  # lines without a review: they wait still
 
 
 class ImportedReviews(NamedTuple):
-    """What became of a file. Lines are counted from 1: of a table its lines, else its items.
+    """What became of a file. Lines are counted from 1: of a table its lines, else its items."""
 
-    Attributes:
-        taken: Reviews that the ledger holds now and did not before.
-        known: Reviews that it held before.
-        empty: Lines without a review.
-        refused: By line.
-        nothing: Whether nothing was taken because something was refused, as was asked for.
-    """
-
-    taken: int
-    known: int
-    empty: int
-    refused: tuple[Refusal, ...]
-    nothing: bool
+    taken: int  # reviews that the ledger holds now and did not before
+    known: int  # reviews that it held before
+    empty: int  # lines without a review
+    refused: tuple[Refusal, ...]  # by line
+    nothing: bool  # whether nothing was taken because something was refused, as was asked for
 
 
 def import_reviews(
@@ -72,13 +58,10 @@ def import_reviews(
     """
     folder.recipe()  # no run folder: said before anything else
     read = read_reviews(file, reviewer)
-    ledger = ReviewLedger(folder.path / LEDGER)
-    try:
+    with ReviewLedger(folder.path / LEDGER) as ledger:
+        # what the ledger refuses of the rest is worth knowing, though nothing is taken
         stop = all_or_nothing and bool(read.refused)
-        # whatever the ledger would say of the rest is worth telling, though nothing is taken
         imported = ledger.import_decisions(read.decisions, all_or_nothing=all_or_nothing, dry=stop)
-    finally:
-        ledger.close()
     refused = tuple(sorted((*read.refused, *imported.refused)))
     return ImportedReviews(
         len(imported.taken), len(imported.known), read.empty, refused, all_or_nothing and bool(refused)
@@ -86,7 +69,7 @@ def import_reviews(
 
 
 def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
-    """What a file of reviews says, not yet held against any ledger.
+    """Read a file of reviews, not yet held against any ledger.
 
     Raises:
         ExchangeError: It is neither JSON nor a table.
@@ -98,11 +81,7 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
     if text.lstrip()[:1] in ("[", "{"):
         return _from_json(file, text, reviewer)
     rows = list(read_csv(text))
-    decisions = [
-        OutsideDecision(row.line, row.post_id, row.label, row.reviewer or reviewer, row.batch)
-        for row in rows
-        if row.label
-    ]
+    decisions = [row._replace(reviewer=row.reviewer or reviewer) for row in rows if row.label]
     return ReadReviews(tuple(decisions), (), len(rows) - len(decisions))
 
 
@@ -138,18 +117,8 @@ def _post_id(item: object) -> str:
 # ---- a table -------------------------------------------------------------------------------------------
 
 
-class TableRow(NamedTuple):
-    """A line that came back: line number in the file, and the cells that count."""
-
-    line: int
-    post_id: str
-    batch: str
-    label: str
-    reviewer: str
-
-
-def read_csv(text: str) -> Iterator[TableRow]:
-    """The lines of a table that came back; commas, semicolons or tabs between the cells.
+def read_csv(text: str) -> Iterator[OutsideDecision]:
+    """Yield the lines of a table that came back; commas, semicolons or tabs between the cells.
 
     Label Studio's own CSV export is read as well: its column of who decided is `annotator`.
 
@@ -171,13 +140,13 @@ def read_csv(text: str) -> Iterator[TableRow]:
             reviewer = row.get("reviewer") or reviewer_name(row.get("annotator") or "")
             cells = (row.get("post_id"), row.get("batch"), row.get("label"), reviewer)
             post_id, batch, label, who = (_plain(cell or "") for cell in cells)
-            yield TableRow(reader.line_num, post_id, batch, label.strip(), who.strip())
+            yield OutsideDecision(reader.line_num, post_id, label.strip(), who.strip(), batch)
     except csv.Error as error:
         raise ExchangeError(f"line {reader.line_num} is not CSV ({error}): save the table again") from error
 
 
 def _plain(cell: str) -> str:
-    """A cell as it was before `_harmless`."""
+    """Return a cell as it was before `_harmless`."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
 
 
@@ -189,7 +158,7 @@ class ItemError(ValueError):
 
 
 def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """(post id, label, reviewer, batch) of every review in one item of an export, JSON or JSON-MIN.
+    """Yield (post id, label, reviewer, batch) of every review in one item of an export, JSON or JSON-MIN.
 
     An item without a review gives nothing; what a reviewer skipped (cancelled) is no review.
 
@@ -232,7 +201,7 @@ def _choice(value: object) -> str:
 
 
 def reviewer_name(annotator: object) -> str:
-    """Who has decided, by an export: the e-mail address where it tells one, else the number, or nobody."""
+    """Return who has decided, by an export: the e-mail address, else the number, or nobody."""
     if isinstance(annotator, Mapping):
         email = annotator.get("email")
         return str(email) if email else reviewer_name(annotator.get("id"))

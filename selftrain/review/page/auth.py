@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-REFUSED = "no token, or another one: open the address that `selftrain review serve` printed"
+REFUSED = "no token, or another one: open the URL that `selftrain review serve` printed"
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -37,7 +37,7 @@ class TokenAuth:
 
     Args:
         app: What is guarded.
-        token: In the address once, then in a cookie.
+        token: In the URL once, then in a cookie.
         hosts: Names under which the server may be asked for, beside `localhost` and plain IP addresses.
     """
 

@@ -26,17 +26,11 @@ QUALITY = 85
 
 
 class Policy(NamedTuple):
-    """The task in words.
-
-    Attributes:
-        name: Its name.
-        text: The policy; None when the task file is gone or has changed its classes.
-        meanings: Class name -> one line; empty as well then.
-    """
+    """The task in words."""
 
     name: str
-    text: str | None
-    meanings: Mapping[str, str]
+    text: str | None  # the policy; None when the task file is gone or has changed its classes
+    meanings: Mapping[str, str]  # class name -> one line; empty as well then
 
 
 class Material:
@@ -76,13 +70,13 @@ class Material:
             self._rounds = rounds
 
     def unknown(self, post_ids: Iterable[str]) -> list[str]:
-        """Posts that neither a manifest nor a verdict of the run knows."""
+        """Return posts that neither a manifest nor a verdict of the run knows."""
         asked = list(post_ids)
         self.load(asked)
         return [one for one in asked if self._posts[one] is None and one not in self._last]
 
     def shown(self, post_id: str) -> Json:
-        """The post itself, as the page takes it: text None where the manifest is gone."""
+        """Return the post itself, as the page takes it: text None where the manifest is gone."""
         self.load([post_id])
         post = self._posts[post_id]
         if post is None:
@@ -94,42 +88,35 @@ class Material:
         }
 
     def opinions(self, post_id: str) -> list[Json]:
-        """What classifier, agents and criticizer said: one record a party, the classifier first.
+        """Return what machines gave: classifier and agents, or the annotator, and then a criticizer.
 
         Each has `who` and `steps`, oldest first: `state`, `label` (None unless a class was named),
-        `probability` and `words`. Empty where no verdict of the run speaks of the post.
+        `probability` and `words`. Empty where nothing in the folder speaks of the post.
         """
         self.load([post_id])
-        last = self._last.get(post_id)
-        if last is None:
-            return self._labelled(post_id)
-        verdict = last.verdict
-        classifier = _step("label", verdict.classifier_label, verdict.classifier_probability, "")
+        parties: dict[str, list[Json]] = {}
+        last, annotation = self._last.get(post_id), self._annotations.get(post_id)
+        if last is not None:
+            verdict = last.verdict
+            label, probability = verdict.classifier_label, verdict.classifier_probability
+            parties["classifier"] = [_step("label", label, probability, "")]
+            for role, judgments in verdict.by_agent().items():
+                parties[role] = [_step(str(j.state), j.label, j.probability, j.rationale) for j in judgments]
+        elif annotation is not None:
+            parties["annotator"] = [
+                _step("label", annotation.label, annotation.probability, annotation.rationale)
+            ]
         criticism = self._criticisms.get(post_id)
-        parties = {
-            role: [_step(str(one.state), one.label, one.probability, one.rationale) for one in judgments]
-            for role, judgments in verdict.by_agent().items()
-        }
-        return [
-            {"who": "classifier", "steps": [classifier]},
-            *({"who": printable(who), "steps": steps} for who, steps in parties.items()),
-            *([] if criticism is None else [{"who": "criticizer", "steps": [_criticized(criticism)]}]),
-        ]
-
-    def _labelled(self, post_id: str) -> list[Json]:
-        """What annotator and criticizer said of a post that no run has judged."""
-        found = self._annotations.get(post_id)
-        if found is None:
-            return []
-        step = _step("label", found.label, found.probability, found.rationale)
-        parties = [{"who": "annotator", "steps": [step]}]
-        criticism = self._criticisms.get(post_id)
-        if criticism is not None:
-            parties.append({"who": "criticizer", "steps": [_criticized(criticism)]})
-        return parties
+        if criticism is not None and parties:
+            # a criticizer names no class: it tells how likely the machine's is wrong, and why
+            error = criticism.error
+            doubt = "no estimate" if error is None else f"{error:.0%} likely wrong"
+            words = criticism.rationale or criticism.fault
+            parties["criticizer"] = [_step(f"{criticism.label}: {doubt}", None, None, words)]
+        return [{"who": printable(who), "steps": steps} for who, steps in parties.items()]
 
     def picture(self, post_id: str, index: int) -> bytes | None:
-        """A picture of a post as WebP, at most `SIDE` pixels wide and high; None: there is no such picture.
+        """Return a picture of a post as WebP, at most `SIDE` pixels a side; None: there is no such picture.
 
         Raises:
             ImageError: The file cannot be decoded, or may not be.
@@ -145,13 +132,13 @@ class Material:
         return written.getvalue()
 
     def without_paths(self, reason: str, post_id: str) -> str:
-        """A reason with the post's files as its manifest names them: where they lie is nobody's business."""
+        """Return a reason with the post's files as its manifest names them, not where they lie."""
         post = self._posts.get(post_id)
         return printable(reason if post is None else _without_paths(reason, post))
 
 
 def policy_of(folder: RunFolder, classes: Iterable[str]) -> Policy:
-    """The task's text from the file that the run's recipe names, if it still describes these classes.
+    """Read the task's text from the file that the run's recipe names, if it still describes these classes.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -172,13 +159,6 @@ def _step(state: str, label: str | None, probability: float | None, words: str) 
         "state": printable(state), "label": label, "probability": probability,
         "words": printable_lines(words),
     }  # fmt: skip
-
-
-def _criticized(given: LabelCriticism) -> Json:
-    """A criticizer names no class: it says how likely the machine's is wrong, and why."""
-    doubt = "no estimate" if given.error is None else f"{given.error:.0%} likely wrong"
-    state = f"{given.label}: {doubt}"
-    return _step(state, None, None, given.rationale or given.fault)
 
 
 def _without_paths(reason: str, post: FoundPost) -> str:

@@ -153,7 +153,7 @@
     byId(post ? "post" : "end").focus({ preventScroll: true });
   };
   const seconds = (value) => value < 10 ? value.toFixed(1) : Math.round(value);
-  const head = ({ progress, figures }) => {
+  const head = ({ progress, stats }) => {
     const share = progress.entered ? progress.reviewed / progress.budget : 0;
     byId("done").style.width = 100 * share + "%";
     byId("track").setAttribute("aria-valuemax", progress.budget);
@@ -162,10 +162,10 @@
     byId("count").append(make("span", "unseen", " posts reviewed"));
     byId("second").textContent = progress.doubled
       ? `second reviews ${number(progress.second)} of ${number(progress.doubled)}` : "";
-    const { posts, agreed, kappa } = figures.agreement;
+    const { posts, agreed, kappa } = stats.agreement;
     byId("kappa").textContent = !posts ? "" : kappa === null
       ? `agreement ${number(agreed)} of ${number(posts)}` : `agreement κ ${kappa.toFixed(2)} on ${number(posts)}`;
-    byId("pace").textContent = figures.seconds === null ? "" : `${seconds(figures.seconds)} s a post`;
+    byId("pace").textContent = stats.seconds === null ? "" : `${seconds(stats.seconds)} s a post`;
     byId("stats").hidden = byId("progress").hidden = false;
   };
   const drawPost = () => {
@@ -305,7 +305,7 @@
     made.append(make("dt", "", term), shown);
     return made;
   };
-  const drawEnd = ({ progress, figures, end }) => {
+  const drawEnd = ({ progress, stats, end }) => {
     const spent = progress.left === 0;
     const waiting = progress.entered - progress.reviewed;
     byId("end-title").textContent = end.finished
@@ -315,15 +315,15 @@
       ? `${number(progress.reviewed)} posts are reviewed. ${open}` + (end.second_open ? "" : "Thank you.")
       : progress.entered ? `${number(waiting)} posts are with other reviewers. ${open}This page looks again every ${POLL} seconds.`
         : "No post has entered the review yet. This page looks again every few seconds.";
-    const { posts, agreed, kappa } = figures.agreement;
+    const { posts, agreed, kappa } = stats.agreement;
     const tiles = [tile("reviewed", number(progress.reviewed), `of a budget of ${number(progress.budget)}`)];
     if (progress.unsure) tiles.push(tile("unsure", number(progress.unsure)));
     if (progress.doubled) {
       tiles.push(tile("agreement", kappa === null ? "–" : `κ ${kappa.toFixed(2)}`, posts
         ? `${number(agreed)} of ${number(posts)} alike` : "nobody has reviewed a post twice yet"));
     }
-    if (figures.seconds !== null) tiles.push(tile("median", `${seconds(figures.seconds)} s`, "a post"));
-    byId("end-figures").replaceChildren(...tiles);
+    if (stats.seconds !== null) tiles.push(tile("median", `${seconds(stats.seconds)} s`, "a post"));
+    byId("end-stats").replaceChildren(...tiles);
     drawEstimates(end.finished ? JSON.stringify([progress, last]) : "");
     byId("end-undo").hidden = !last;
     byId("end-next").hidden = !end.finished;
@@ -468,7 +468,7 @@
   }, 1000 * POLL);
   window.addEventListener("beforeunload", (event) => { if (busy) event.preventDefault(); });
 
-  // ---- begin: the token is in a cookie now, and no more in the address ----
+  // ---- begin: the token is in a cookie now, and no more in the URL ----
   const given = new URLSearchParams(location.search).get("reviewer");
   history.replaceState(null, "", "/");
   const known = (given || stored(sessionStorage, "reviewer")).trim();

@@ -46,12 +46,12 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
 def build_app(
     session: ReviewSession, page: RenderedPage, *, token: str, hosts: Iterable[str] = ()
 ) -> Starlette:
-    """The application.
+    """Build the application.
 
     Args:
         session: Answers.
         page: Shown at ``/``.
-        token: What an address must carry once.
+        token: What a URL must carry once.
         hosts: See `TokenAuth`.
     """
     decoding = threading.Semaphore(DECODERS)
@@ -89,7 +89,7 @@ def build_app(
 
 
 def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
-    """A handler that reads a request, has it done, and says in JSON what came of it."""
+    """Return a handler that reads a request, has it done, and says in JSON what came of it."""
 
     async def handler(request: Request) -> Response:
         try:
@@ -121,7 +121,7 @@ def _picture(session: ReviewSession, place: int, index: int, decoding: threading
 
 
 async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
-    """The reviewer's name and the other fields, all of them text.
+    """Read the reviewer's name and the other fields, all of them text.
 
     Raises:
         PageRequestError: Another form than expected.
@@ -143,7 +143,7 @@ async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
 
 
 def checked_name(name: str) -> str:
-    """A reviewer's name as the ledger keeps it: spaces at the ends and in rows do not make another person.
+    """Return a reviewer's name as the ledger keeps it: spaces at its ends and in rows make nobody else.
 
     Raises:
         PageRequestError: None, one that is too long, or one with control characters.

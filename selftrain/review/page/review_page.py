@@ -30,7 +30,7 @@ def render_review(
         lease_seconds: How long a post is kept without a word from the page.
         command: What to run once everything is reviewed.
         train: What trains a classifier on the reviews.
-        show_opinions: Whether machines are heard before the reviewer.
+        show_opinions: Whether machines' labels are shown before the reviewer's.
     """
     settings = {
         "classes": [{"name": one, "shown": printable(one)} for one in classes],

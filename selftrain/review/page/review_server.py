@@ -7,15 +7,15 @@ import json
 import re
 import secrets
 import shlex
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import quote
 
 from selftrain.errors import LedgerError, ServingError
-from selftrain.review.labelling import LabelFolder
+from selftrain.review.labelling import LabelFolder, train_command
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER, LedgerReader
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_page import render_review
@@ -33,21 +33,15 @@ _SHOWN = 3
 
 
 class Opening(NamedTuple):
-    """Where a server listens and what its address shows.
+    """Where a server listens and what its URL shows."""
 
-    Attributes:
-        host: To listen on.
-        port: 0: the one of the last start, if it is free, else any that is.
-        reviewer: Named in the printed address; "": whoever opens it types a name.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    reviewer: str = ""
+    host: str = "127.0.0.1"  # to listen on
+    port: int = 0  # 0: the one of the last start, if it is free, else any that is
+    reviewer: str = ""  # named in the printed URL; "": whoever opens it types a name
 
 
 def open_session(folder: RunFolder, *, show_opinions: bool = False) -> ReviewSession:
-    """The session of a run that has something to review.
+    """Open the session of a run that has something to review.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -61,18 +55,16 @@ def open_session(folder: RunFolder, *, show_opinions: bool = False) -> ReviewSes
         raise
 
 
-def _own_material(folder: RunFolder, ledger: LedgerReader) -> Material:
-    """What is shown of the ledger's posts, which are this run's."""
-    classes, material = folder.class_names(), Material(folder)
+def _own_material(folder: RunFolder, ledger: ReviewLedger) -> Material:
+    """Return what is shown of the ledger's posts, which are this run's."""
+    classes, material, drawn = folder.class_names(), Material(folder), list(ledger.all_drawn())
     another = f"{ledger.path} is the ledger of another run"
     if set(ledger.classes) != set(classes):
         raise LedgerError(
             f"{another}: it has the classes {list(ledger.classes)}, {folder.path} has {list(classes)}. Move"
             " the file away"
         )
-    drawn = [post_id for batch in ledger.batches() for post_id in ledger.drawn(batch)]
-    unknown = material.unknown(drawn)
-    if unknown:
+    if unknown := material.unknown(drawn):
         raise LedgerError(
             f"{another}: {len(unknown):,} of its {len(drawn):,} posts are unknown to {folder.path}, for"
             f" instance {unknown[:_SHOWN]}. Move the file away"
@@ -85,7 +77,7 @@ def serve(
     session: ReviewSession,
     opening: Opening,
     *,
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     opened: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; a second signal does not wait for requests under way.
@@ -94,8 +86,8 @@ def serve(
         folder: The run.
         session: Of that run; it stays open.
         opening: Where.
-        tell: Told, line by line, what a person at the terminal should know.
-        opened: Told the address, once it answers.
+        report: Gets, line by line, what a person at the terminal should know.
+        opened: Gets the URL, once it answers.
 
     Raises:
         ServingError: The port cannot be had.
@@ -104,31 +96,35 @@ def serve(
     token, port = _remembered(folder)
     listener = None
     if not opening.port and port:
-        try:
+        with suppress(ServingError):  # taken meanwhile; any other will do
             listener = listen(opening.host, port)
-        except ServingError:  # taken meanwhile; any other will do
-            listener = None
     listener = listener or listen(opening.host, opening.port)
     try:
-        _remember(folder, token, listener.getsockname()[1])
-        names = () if opening.host in LOOPBACK else (opening.host,)
+        with atomic.replacing(folder.path / REMEMBERED) as part:
+            part.touch(mode=0o600)
+            kept = {"token": token, "port": listener.getsockname()[1]}
+            part.write_text(json.dumps(kept), encoding="utf-8")
         page = render_review(
             folder.path.resolve().name,
             session.ledger.classes,
             policy_of(folder, session.ledger.classes),
             lease_seconds=session.ledger.lease_seconds,
             command=next_command(folder),
-            train=train_command(folder),
+            train=train_command(folder.path),
             show_opinions=session.show_opinions,
         )
-        app = build_app(session, page, token=token, hosts=names)
+        local = opening.host in LOOPBACK
+        app = build_app(session, page, token=token, hosts=() if local else (opening.host,))
         where = f"{endpoint_of(listener)}/?token={token}"
         if opening.reviewer:
             where += f"&reviewer={quote(opening.reviewer, safe='')}"
 
         def started() -> None:
-            for line in _welcome(where, opening):
-                tell(line)
+            report(f"open {where}")
+            if not local:
+                report("warning: other machines may reach this address, and what passes is not encrypted")
+            report(_NAMED if opening.reviewer else _NAMELESS)
+            report("Ctrl-C ends; every answer is kept, and the same command goes on at the same URL")
             opened(where)
 
         asyncio.run(HttpServer(app, started=started).serve([listener]))
@@ -136,14 +132,12 @@ def serve(
         listener.close()
 
 
-def train_command(folder: RunFolder) -> str:
-    """What trains a classifier on the reviews, see `selftrain.review.act_training`."""
-    out = str(folder.path)
-    return f"selftrain act train {shlex.quote(out)} --out {shlex.quote(out.rstrip('/') + '-act')}"
+_NAMED = "more reviewers open the same URL with another name after reviewer="
+_NAMELESS = "each reviewer opens this URL and types a name, or has it in the URL: ...&reviewer=NAME"
 
 
 def next_command(folder: RunFolder) -> str:
-    """What gives the reviewed labels to the run: its own recipe holds every setting, overridden ones too."""
+    """Return what gives the reviewed labels to the run: its own recipe holds every setting."""
     out = shlex.quote(str(folder.path))
     if isinstance(folder, LabelFolder):
         return f"selftrain act export {out} --out labelled.jsonl"
@@ -152,19 +146,8 @@ def next_command(folder: RunFolder) -> str:
     return f"selftrain run {shlex.quote(str(folder.recipe_path))} --out {out}"
 
 
-def _welcome(where: str, opening: Opening) -> Iterable[str]:
-    yield f"open {where}"
-    if opening.host not in LOOPBACK:
-        yield "warning: other machines may reach this address, and what passes is not encrypted"
-    if opening.reviewer:
-        yield "more reviewers open the same address with another name after reviewer="
-    else:
-        yield "each reviewer opens this address and types a name, or has it in the address: ...&reviewer=NAME"
-    yield "Ctrl-C ends; every answer is kept, and the same command goes on at the same address"
-
-
 def _remembered(folder: RunFolder) -> tuple[str, int]:
-    """Token and port of the last start; a new token and 0 where there was none."""
+    """Read token and port of the last start; a new token and 0 where there was none."""
     try:
         kept = json.loads((folder.path / REMEMBERED).read_text(encoding="utf-8"))
         token, port = kept.get("token"), kept.get("port")
@@ -173,10 +156,3 @@ def _remembered(folder: RunFolder) -> tuple[str, int]:
     if not (isinstance(token, str) and _TOKEN.fullmatch(token) and isinstance(port, int)):
         return secrets.token_urlsafe(32), 0
     return token, port
-
-
-def _remember(folder: RunFolder, token: str, port: int) -> None:
-    path: Path = folder.path / REMEMBERED
-    with atomic.replacing(path) as part:
-        part.touch(mode=0o600)
-        part.write_text(json.dumps({"token": token, "port": port}), encoding="utf-8")

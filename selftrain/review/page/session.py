@@ -22,7 +22,6 @@ from selftrain.review.ledger_reader import (
     Decision,
     LedgerReader,
     Review,
-    ReviewProgress,
     agreement_of,
 )
 from selftrain.review.page.material import Material
@@ -54,7 +53,7 @@ class ReviewSession:
         self.ledger, self.material, self.show_opinions = ledger, material, show_opinions
         self._lock = threading.Lock()
         self._refresh, self._clock = refresh_seconds, clock
-        self._figures: tuple[float, Json] | None = None
+        self._stats: tuple[float, Json] | None = None
         self._estimating = threading.Lock()
         self._estimates: tuple[float, list[Json]] | None = None
         self._places: list[str] = []
@@ -62,7 +61,7 @@ class ReviewSession:
     # ---- what a page asks -----------------------------------------------------------------------------
 
     def begin(self, reviewer: str) -> Json:
-        """For a page that has just opened: its post, and the latest decision, which it could take back.
+        """Return the post of a page that has just opened, and the latest decision, which it could take back.
 
         Raises:
             LedgerError: The file cannot be written; as all that follow.
@@ -71,12 +70,12 @@ class ReviewSession:
             return self._now(reviewer) | {"last": self._last(reviewer)}
 
     def next(self, reviewer: str) -> Json:
-        """The post that the reviewer should look at, or why there is none."""
+        """Return the post that the reviewer should look at, or why there is none."""
         with self._lock:
             return self._now(reviewer)
 
     def decide(self, reviewer: str, post_id: str, label: str) -> Json:
-        """Save a decision; then what machines said of that post, and the next one.
+        """Save a decision; return what machines said of that post, and the next one.
 
         Raises:
             DecisionError: See `ReviewLedger.decide`.
@@ -86,7 +85,7 @@ class ReviewSession:
             return {"answered": self._answered(post_id, label)} | self._now(reviewer)
 
     def skip(self, reviewer: str, post_id: str) -> Json:
-        """Give a post back; the next one. A skip that was done already is no error.
+        """Give a post back; return the next one. A skip that was done already is no error.
 
         Raises:
             DecisionError: The reviewer has decided on that post.
@@ -98,7 +97,7 @@ class ReviewSession:
             return self._now(reviewer)
 
     def undo(self, reviewer: str, post_id: str) -> Json:
-        """Take the decision on a post back, the reviewer's latest; the post again.
+        """Take the decision on a post back, the reviewer's latest; return the post again.
 
         Raises:
             DecisionError: It is not their latest.
@@ -114,7 +113,7 @@ class ReviewSession:
                     f"the decision on {printable(post_id)!r} is not {reviewer!r}'s latest: another window"
                     " went on from it; reload the page"
                 )
-            self._figures = None
+            self._stats = None
             return self._answer(assignment) | {"last": self._last(reviewer)}
 
     def hold(self, reviewer: str, post_id: str) -> Json:
@@ -124,15 +123,12 @@ class ReviewSession:
             return {"held": assignment is not None and assignment.item.post_id == post_id}
 
     def estimates(self, _: str) -> Json:
-        """See `estimates`: apart from the answers, none of which waits for it."""
+        """Return `estimates`: apart from the answers, none of which waits for it."""
         with self._estimating:
             now = self._clock()
             if self._estimates is None or now - self._estimates[0] >= self._refresh:
-                ledger = ReviewLedger(self.ledger.path)
-                try:
+                with LedgerReader(self.ledger.path) as ledger:
                     self._estimates = now, estimates(ledger)
-                finally:
-                    ledger.close()
             return {"estimates": self._estimates[1]}
 
     def leave(self, reviewer: str) -> Json:
@@ -142,12 +138,10 @@ class ReviewSession:
             return {}
 
     def post_at(self, place: int) -> str | None:
-        """The post at a place in the order of review; None where there is none."""
+        """Return the post at a place in the order of review; None where there is none."""
         with self._lock:
             if place >= len(self._places):  # posts may have entered since
-                self._places = [
-                    post_id for batch in self.ledger.batches() for post_id in self.ledger.drawn(batch)
-                ]
+                self._places = list(self.ledger.all_drawn())
             return self._places[place] if 0 <= place < len(self._places) else None
 
     def close(self) -> None:
@@ -162,17 +156,23 @@ class ReviewSession:
 
     def _answer(self, assignment: Assignment | None) -> Json:
         progress = self.ledger.progress()
-        answer: Json = {"post": None, "progress": _progress(progress), "end": None}
-        if assignment is not None:
+        answer: Json = {
+            "post": None, "end": None, "progress": progress._asdict() | {"left": progress.left},
+            "stats": self._stats_now(fresh=assignment is None),
+        }  # fmt: skip
+        if assignment is None:  # everything is reviewed, or what is left is not for this reviewer
+            answer["end"] = {
+                "finished": progress.finished and progress.entered > 0,
+                "second_open": progress.doubled - progress.second,
+            }
+        else:
             post_id = assignment.item.post_id
             answer["post"] = {
                 "id": post_id, "shown": printable(post_id), "place": assignment.place,
                 **self.material.shown(post_id),
                 "opinions": self.material.opinions(post_id) if self.show_opinions else None,
             }  # fmt: skip
-        else:
-            answer["end"] = self._end(progress)
-        return answer | {"figures": self._figures_now(progress, fresh=assignment is None)}
+        return answer
 
     def _answered(self, post_id: str, label: str) -> Json:
         return {
@@ -181,39 +181,30 @@ class ReviewSession:
         }  # fmt: skip
 
     def _latest(self, reviewer: str) -> Review | None:
-        """The reviewer's latest decision."""
+        """Return the reviewer's latest decision."""
         own = [one for one in _reviews(self.ledger.decisions()) if one.reviewer == reviewer]
         return max(own, key=lambda one: one.decided, default=None)
 
     def _last(self, reviewer: str) -> Json | None:
-        """The reviewer's latest decision, as `_answered`."""
+        """Return the reviewer's latest decision, as `_answered`."""
         latest = self._latest(reviewer)
         return None if latest is None else self._answered(latest.post_id, latest.label)
 
-    def _figures_now(self, progress: ReviewProgress, *, fresh: bool) -> Json:
+    def _stats_now(self, *, fresh: bool) -> Json:
         now = self._clock()
-        if self._figures is None or now - self._figures[0] >= self._refresh or fresh:
+        if self._stats is None or now - self._stats[0] >= self._refresh or fresh:
             decisions = self.ledger.decisions()
             pace = seconds_a_post(_reviews(decisions), self.ledger.lease_seconds)
-            figures = {"agreement": agreement_of(decisions)._asdict(), "seconds": pace}
-            self._figures = now, figures
-        return self._figures[1]
-
-    def _end(self, progress: ReviewProgress) -> Json:
-        """Why nothing is handed out: everything is reviewed, or what is left is not for this reviewer."""
-        return {
-            "finished": progress.finished and progress.entered > 0,
-            "second_open": progress.doubled - progress.second,
-        }
+            self._stats = now, {"agreement": agreement_of(decisions)._asdict(), "seconds": pace}
+        return self._stats[1]
 
 
 def estimates(ledger: LedgerReader) -> list[Json]:
-    """The label error of every batch with its 95 % interval, or in words why there is none.
+    """Return the label error of every batch with its 95 % interval, or in words why there is none.
 
     Raises:
         LedgerError: The file cannot be read.
     """
-
     found = []
     for batch in ledger.batches():
         one: Json = {"batch": printable(batch), "errors": None, "why": ""}
@@ -226,7 +217,7 @@ def estimates(ledger: LedgerReader) -> list[Json]:
 
 
 def seconds_a_post(reviews: Iterable[Review], longest: float) -> float | None:
-    """Median of the seconds from one decision of a reviewer to the next; longer than `longest` is a break.
+    """Return the median seconds from one decision of a reviewer to the next; above `longest` is a break.
 
     None before anybody has decided twice.
     """
@@ -240,10 +231,6 @@ def seconds_a_post(reviews: Iterable[Review], longest: float) -> float | None:
         if later - earlier <= longest
     ]
     return statistics.median(gaps) if gaps else None
-
-
-def _progress(progress: ReviewProgress) -> Json:
-    return progress._asdict() | {"left": progress.left}
 
 
 def _reviews(decisions: Iterable[Decision]) -> list[Review]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 from agents.ask.annotator import AnnotationPrompts
 from agents.ask.cache import ResponseCache
-from agents.ask.criticizer import Criticism
+from agents.ask.criticizer import STRATEGIES, Criticism
 from agents.ask.runner import Runner
 from agents.trust import wilson
+from selftrain._util.choices import StrategyName
 from selftrain.act.select_models import ModelSelection, advise, auc_interval, criticizer_score, select_models
 from selftrain.cli import main
 from selftrain.data.posts import Post
@@ -194,6 +196,10 @@ def test_the_command_draws_posts_and_writes_json_to_standard_output(files, capsy
     record = json.loads(capsys.readouterr().out)
     assert record["annotators"][0]["posts"] == 20
     assert record["criticizer"]["missing"] == 20  # it says yes where a percentage was asked for
+
+
+def test_the_strategies_that_are_offered_are_those_there_are():
+    assert get_args(StrategyName) == tuple(STRATEGIES)
 
 
 def test_the_command_refuses_too_few_labelled_posts(files, capsys):

@@ -21,7 +21,6 @@ from selftrain.review.labelling import (
     ANNOTATIONS,
     BATCH,
     LabelFolder,
-    SampleSettings,
     annotate_pool,
     begin,
     mixed_posts,
@@ -30,6 +29,7 @@ from selftrain.review.labelling import (
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.page.review_server import next_command, open_session
+from selftrain.review.sampling import SampleSettings
 
 POSTS, KNOWN, SLIP, BUDGET = 40, 4, 5, 10
 
@@ -94,9 +94,10 @@ def test_people_see_the_labels_that_the_critic_doubts_and_the_mix_is_right(data)
     assert len(seen) == BUDGET
     assert set(seen) >= WRONG  # seven, and three more by lot
 
-    posts, waiting, errors = mixed_posts(LabelFolder(data / "labels"), load_task(data / "task.toml"))
-    assert waiting == 0
-    assert errors is None  # drawn by threshold alone: nothing can be said of the others
+    mixed = mixed_posts(LabelFolder(data / "labels"), load_task(data / "task.toml"))
+    posts = mixed.posts
+    assert (mixed.human, mixed.machine, mixed.waiting) == (BUDGET, POSTS - KNOWN - BUDGET, 0)
+    assert mixed.errors is None  # drawn by threshold alone: nothing can be said of the others
     assert {post.id: post.label for post in posts} == {f"p{i}": NAMES[i % 3] for i in range(POSTS)}
     sources = {post.id: post.extra.get("provenance", {}).get("source") for post in posts}
     assert [one for one in sources if sources[one] is None] == ["p0", "p1", "p2", "p3"]

@@ -338,7 +338,7 @@ def test_doubled_posts_come_to_somebody_else_and_kappa_is_told(tmp_path):
     told = bob.ask("next")
     assert told["end"]["second_open"] == 0
     assert (told["progress"]["reviewed"], told["progress"]["second"]) == (8, 4)
-    agreement = told["figures"]["agreement"]
+    agreement = told["stats"]["agreement"]
     assert (agreement["posts"], agreement["agreed"]) == (4, 4)
     both = len({mine[one] for one in seen}) == 2
     assert agreement["kappa"] == (1.0 if both else None)

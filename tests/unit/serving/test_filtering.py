@@ -13,7 +13,6 @@ from PIL import Image
 from serving_helpers import TextPredictor, validation_of
 
 from selftrain.cli import main
-from selftrain.cli import models as model_commands
 from selftrain.errors import ManifestError, RunBusyError, ServingError
 from selftrain.serving.filtering import filter_posts
 from selftrain.serving.sink import FilterSink
@@ -150,7 +149,7 @@ def faked(monkeypatch):
     """Any path is a model of ten validation posts."""
     probs = [0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
     scores = validation_of([1, 1, 0, 1, 1, 0, 0, 1, 0, 0], probs)
-    monkeypatch.setattr(model_commands, "load_predictor", lambda path: TextPredictor(scores))
+    monkeypatch.setattr("selftrain.serving.load_predictor.load_predictor", lambda path: TextPredictor(scores))
 
 
 def test_the_command_says_what_the_threshold_does_and_what_came_of_it(faked, tmp_path, capsys):
@@ -178,7 +177,8 @@ def test_the_command_says_what_the_threshold_does_and_what_came_of_it(faked, tmp
 
 def test_a_precision_out_of_reach_writes_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
-        model_commands, "load_predictor", lambda path: TextPredictor(validation_of([1, 0], [0.5, 0.5]))
+        "selftrain.serving.load_predictor.load_predictor",
+        lambda path: TextPredictor(validation_of([1, 0], [0.5, 0.5])),
     )
     source = write_rows(tmp_path / "in.jsonl", [{"id": "a", "text": "0.75"}])
     command = ["filter", "m", "--source", str(source), "--sink", str(tmp_path / "s"), "--precision", ".9"]
