@@ -294,7 +294,7 @@ class Rows:
     def _post(self, post_id: str, fields: Mapping[str, Any], extra: dict[str, Any]) -> Post:
         text = _text(fields.get("text"), "text")
         images = tuple(map(self._image, _image_list(fields.get("images"), self._max_images)))
-        video = self._video(fields.get("video"), bool(images or text.strip()))
+        video = self._video(fields.get("video"))
         if images and video is not None:
             raise RowError("images and a video", "keep one of the two")
         if not text.strip() and not images and video is None:
@@ -428,26 +428,17 @@ class Rows:
             ) from error
         return path
 
-    def _video(self, value: object, more: bool) -> Path | None:
-        """Return the real path of a video; what it holds is judged when it is sampled.
-
-        Args:
-            value: As written.
-            more: Whether the post has a text or images too.
-        """
+    def _video(self, value: object) -> Path | None:
+        """Return the real path of a video; what it holds is judged when it is sampled."""
         if value is None or value == "":
             return None
-        if not self._videos and not more:
-            reason = "only a video, and nothing here looks at videos"
-            raise RowError(
-                reason, "give the post a text or pictures, or leave it out; AgentPS samples videos"
-            )
+        if not self._videos:
+            remedy = "take the video out where the rest says it all; AgentPS samples videos"
+            raise RowError("a video, and nothing here looks at videos", remedy)
         if not isinstance(value, str):
             raise RowError(f"video {shorten(value)} is no path", "write it as a text")
         path = self._inside(value, "video")
-        if not self._videos:
-            self._note("video", "posts have a video too, which nothing here looks at")
-        elif not path.is_file():
+        if not path.is_file():
             raise RowError(f"video {shorten(value)}: no such file", "correct the path or remove it")
         return path
 
@@ -691,7 +682,7 @@ def read_manifest(
         max_images: The most images of a post.
         columns: Field -> column that holds it, where that is called otherwise: ``{"label": "class"}``.
         labels: Whether labels and process answers are needed; without, they are neither read nor judged.
-        videos: Whether videos are looked at; without, a post that is only a video is set aside.
+        videos: Whether videos are looked at; without, a post that has one is set aside.
 
     Raises:
         ManifestError: The file is missing, is no table, or has no column called ``id``.

@@ -41,11 +41,15 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
 def check_writable(posts: Iterable[Post], path: Path) -> None:
     """Check that `write_manifest` takes these posts at this path; for those who have much to do before.
 
+    They are written, into a file that is removed again: a number that JSON has no word for, or a folder that
+    may not be written, is found in no other way.
+
     Raises:
-        ManifestError: As `write_manifest`.
+        ManifestError, OSError: As `write_manifest`.
     """
-    _writer(Path(path))
-    _rows(posts, Path(path).parent)
+    path = Path(path)
+    write_manifest(posts, path.with_name(f".check-{path.name}"))
+    path.with_name(f".check-{path.name}").unlink()
 
 
 def _writer(path: Path) -> Callable[[Sequence[dict[str, Any]], Path], None]:

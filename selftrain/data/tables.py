@@ -97,7 +97,12 @@ class Table(NamedTuple):
 
 
 def open_table(
-    path: Path, *, header: Sequence[str] | None = None, delimiter: str = "", fallback: str = ""
+    path: Path,
+    *,
+    header: Sequence[str] | None = None,
+    delimiter: str = "",
+    fallback: str = "",
+    named: bool = True,
 ) -> Table:
     """Open a table; only Parquet, and JSON that is one list, need more memory than a row.
 
@@ -105,6 +110,7 @@ def open_table(
         path: Its suffix is one of `SUFFIXES`, `.txt` where a delimiter is given, or one of them compressed.
         header: Column names of a CSV file that has none.
         delimiter: Of a CSV file; found out when empty.
+        named: Whether the suffix has to be one of `SUFFIXES`; the content alone tells what it is else.
         fallback: Encoding of a CSV file whose bytes are not UTF-8 throughout; without one those rows are bad.
 
     Raises:
@@ -112,7 +118,7 @@ def open_table(
             where the file is damaged.
     """
     path = Path(path)
-    if not delimiter:
+    if named and not delimiter:
         _check_suffix(path)
     try:
         if fallback and _is_utf8(path):
