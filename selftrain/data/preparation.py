@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,12 +38,14 @@ class PreparedData(NamedTuple):
         corpus: Posts by position, with features.
         quarantine: Everything left out: bad rows, copies across splits, posts that could not be encoded.
         identity: What must be the same when the run goes on.
+        posts: Post id -> its split, and a digest of text and label: says what differs where that is not so.
     """
 
     task: Task
     corpus: Corpus
     quarantine: list[Json]
     identity: Json
+    posts: Mapping[str, str]
 
 
 class SplitPosts(NamedTuple):
@@ -158,7 +160,7 @@ def prepare_split(
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
     quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return PreparedData(task, corpus, quarantine, identity)
+    return PreparedData(task, corpus, quarantine, identity, _fingerprints(corpus))
 
 
 def cache_folder(section: BackboneSection) -> Path:
@@ -300,6 +302,15 @@ def _dropped_row(one: Dropped) -> Json:
         "id": one.post_id,
         "reason": f"its {one.kind} matches {one.kept_id!r} in {one.kept_split}; it was in {one.split}",
     }
+
+
+def _fingerprints(corpus: Corpus) -> dict[str, str]:
+    found = {}
+    for name in ("labelled", "validation", "pool", "test"):
+        for post in (corpus.posts[position] for position in getattr(corpus, name)):
+            content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
+            found[post.id] = f"{name} {hashlib.sha256(content).hexdigest()[:16]}"
+    return found
 
 
 def _digest(corpus: Corpus) -> str:

@@ -195,7 +195,7 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
     Raises:
         ItemError: An item that is none of ours, or a result that is not one choice.
     """
-    data = item.get("data") if "annotations" in item or "completions" in item else item
+    data = item.get("data", item)  # of a task without annotations too: it waits still
     post_id = data.get("post_id") if isinstance(data, Mapping) else None
     if isinstance(post_id, int | float) and not isinstance(post_id, bool):
         post_id = str(post_id)  # a spreadsheet, or a tool that guesses types, was between
