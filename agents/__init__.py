@@ -23,7 +23,7 @@ _NAMES = {
     ],
     "agents.offline.offline_agent": ["OfflineAgent", "offline_agents"],
     "agents.panel": ["CrossReview", "NoPanel", "Panel"],
-    "agents.replayed": ["ReplayedAgent", "replayed_agents"],
+    "agents.replayed": ["AnswersPanel", "ReplayedAgent", "replayed_agents"],
     "agents.simulated": ["SimulatedAgent", "symmetric"],
     "agents.trust": ["Trust"],
 }  # fmt: skip

@@ -1,23 +1,11 @@
 """Every error that the agents raise.
 
 AgentError
-├── JudgmentError       a judgment or verdict, or its record, that breaks the contract
-├── LearningError       posts from which an agent cannot learn: none, or of one class only
-├── NotFittedError      an agent was asked to judge before it was fitted
-├── ReviewError         an agent that did not answer every candidate once, in order
-├── ReplayError         a file of judgments that cannot be read
-├── SimulationError     a confusion matrix, rate or answer key that simulates nothing
-├── PromptFileError     a prompt file that cannot be filled
-├── StoreError          a cache of answers that cannot be read or written
-├── TokenCapError       the tokens that a run may cost are spent
-├── NearChanceError     an agent near chance on posts of known label
-├── TooManyFailedError  more questions without a usable answer than tolerated
-├── ServerLaunchError   vLLM could not be started, or ended before it could serve
+├── JudgmentError, LearningError, NotFittedError, ReviewError, ReplayError, SimulationError
+├── PromptFileError, StoreError, TokenCapError, NearChanceError, TooManyFailedError, ServerLaunchError
 └── ChatError
-    ├── RequestRefusedError   the server will never answer this request; others may fare better
-    ├── CallFailedError       this call brought no answer within its retries
-    ├── ServerRefusedError    the server refuses us: key, model, or a version without what is needed
-    └── ServerLostError       no endpoint has answered for longer than we wait
+    ├── RequestRefusedError, CallFailedError      this request has no answer; others may
+    └── ServerRefusedError, ServerLostError       no request has one
 """
 
 from __future__ import annotations

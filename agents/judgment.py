@@ -10,6 +10,7 @@ judgment name the same label, and divergent otherwise, an abstention or a failur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from agents.errors import JudgmentError
-from agents.records import checked, rounded
 
 
 class PostLike(Protocol):
@@ -76,7 +76,7 @@ class Judgment:
             raise JudgmentError(f"step {self.step}: expected 0 (alone) or later")
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values, floats rounded to `records.DECIMALS` places."""
+        """Return a record of JSON values, floats rounded to `DECIMALS` places."""
         return {
             "agent": self.agent,
             "step": self.step,
@@ -90,13 +90,13 @@ class Judgment:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Judgment:
-        """The judgment of a record.
+        """Return the judgment of a record.
 
         Raises:
             JudgmentError: A missing or unknown key, a value of the wrong type, an unknown state, a label in
                 a state that has none, a probability outside [0, 1].
         """
-        fields = checked(record, _JUDGMENT_TYPES, "judgment")
+        fields = _checked(record, _JUDGMENT_TYPES, "judgment")
         if fields["state"] not in list(State):
             raise JudgmentError(f"unknown state {fields['state']!r}: expected one of {list(map(str, State))}")
         return cls(**{**fields, "state": State(fields["state"]), "details": dict(fields["details"])})
@@ -140,22 +140,22 @@ class Verdict:
         return tuple(dict.fromkeys(j.agent for j in self.judgments))
 
     def by_agent(self) -> dict[str, tuple[Judgment, ...]]:
-        """Role -> its judgments, the earliest first."""
+        """Return role -> its judgments, the earliest first."""
         steps = sorted(self.judgments, key=lambda judgment: judgment.step)
         return {agent: tuple(j for j in steps if j.agent == agent) for agent in self.agents}
 
     def last(self, agent: str) -> Judgment | None:
-        """The agent's latest judgment, or None if it made none."""
+        """Return the agent's latest judgment, or None if it made none."""
         return max((j for j in self.judgments if j.agent == agent), key=lambda j: j.step, default=None)
 
     @property
     def consistent(self) -> bool:
-        """True when somebody decided and all deciders' last judgments name the classifier's label."""
+        """Whether somebody decided and all deciders' last judgments name the classifier's label."""
         last = [self.last(agent) for agent in self.deciders or self.agents]
         return bool(last) and all(j is not None and j.label == self.classifier_label for j in last)
 
     def to_json(self) -> dict[str, Any]:
-        """A record of JSON values; `consistent` stands in it for the reader's sake."""
+        """Return a record of JSON values; `consistent` stands in it for the reader's sake."""
         return {
             "post_id": self.post_id,
             "classifier_label": self.classifier_label,
@@ -167,12 +167,12 @@ class Verdict:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Verdict:
-        """The verdict of a record.
+        """Return the verdict of a record.
 
         Raises:
             JudgmentError: As `Judgment.from_json`, or `consistent` contradicts the judgments.
         """
-        fields = checked(record, _VERDICT_TYPES, "verdict")
+        fields = _checked(record, _VERDICT_TYPES, "verdict")
         stated = fields.pop("consistent")
         judgments = tuple(Judgment.from_json(judgment) for judgment in fields.pop("judgments"))
         deciders = tuple(str(role) for role in fields.pop("deciders"))
@@ -184,15 +184,9 @@ class Verdict:
         return verdict
 
 
-class LabelledPost(Protocol):
+class LabelledPost(PostLike, Protocol):
     """A post whose label is known (or trusted), to learn from and to be measured on."""
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def images(self) -> Sequence[Path]: ...
     @property
     def label(self) -> str | None: ...
 
@@ -288,22 +282,50 @@ class Learner(Protocol):
         ...
 
 
-_NUMBER = (int, float)
+_NUMBER, _TEXT_OR_NONE, _NUMBER_OR_NONE = (int, float), (str, type(None)), (int, float, type(None))
 _JUDGMENT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "agent": str,
-    "step": int,
-    "state": str,
-    "label": (str, type(None)),
-    "probability": (int, float, type(None)),
-    "rationale": str,
-    "source": str,
-    "details": Mapping,
-}
+    "agent": str, "step": int, "state": str, "label": _TEXT_OR_NONE, "probability": _NUMBER_OR_NONE,
+    "rationale": str, "source": str, "details": Mapping,
+}  # fmt: skip
 _VERDICT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "post_id": str,
-    "classifier_label": str,
-    "classifier_probability": _NUMBER,
-    "consistent": bool,
-    "judgments": list,
-    "deciders": list,
-}
+    "post_id": str, "classifier_label": str, "classifier_probability": _NUMBER, "consistent": bool,
+    "judgments": list, "deciders": list,
+}  # fmt: skip
+
+
+# ---- records of JSON values: exact keys, checked types, floats that are the same on every machine --------
+
+DECIMALS = 6
+"""Decimal places of every float in a record."""
+
+
+def _checked(record: Mapping[str, Any], types: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the fields of `record`, exactly those of `types`, each of its type; a bool is no number."""
+    if not isinstance(record, Mapping):
+        raise JudgmentError(f"a {what} is a JSON object, not {type(record).__name__}")
+    if set(record) != set(types):
+        missing, unknown = sorted(set(types) - set(record)), sorted(set(record) - set(types))
+        raise JudgmentError(f"a {what} record with missing keys {missing} and unknown keys {unknown}")
+    for key, value in record.items():
+        if not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
+            raise JudgmentError(f"{what}: {key} is a {type(value).__name__}: {value!r}")
+    return dict(record)
+
+
+def rounded(value: object) -> object:
+    """Return `value` as JSON values: floats rounded to `DECIMALS` places, tuples as lists, keys as texts.
+
+    Raises:
+        JudgmentError: A value that JSON does not have (NaN and infinity included).
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise JudgmentError(f"{value!r} is not a JSON number")
+        return round(float(value), DECIMALS) + 0.0  # -0.0 becomes 0.0
+    if isinstance(value, Mapping):
+        return {str(key): rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    raise JudgmentError(f"a {type(value).__name__} is not a JSON value: {value!r}")

@@ -1,18 +1,26 @@
-"""An agent replayed from a file: what it said once, and nothing else.
+"""Agents replayed from files: what was answered once, and nothing else.
 
-A file holds one record a line: verdicts (a run's ``verdicts.jsonl``) or single judgments with a ``post_id``.
-When a post was judged twice, the later line counts.
+Two kinds of file, one JSON object a line. `replayed_agents` reads what a run wrote: verdicts, or single
+judgments with a ``post_id``; when a post was judged twice, the later line counts. `AnswersPanel` reads plain
+answers of any model, one file a model::
+
+    {"id": "tweet-7", "label": "hateful", "probability": 0.93, "rationale": "a slur"}
+    {"id": "tweet-8", "label": null}
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agents.ask.metering import UsageTotals
 from agents.errors import JudgmentError, ReplayError
-from agents.judgment import Candidate, Judgment, PostLike, State, Verdict
+from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
 
 
 class ReplayedAgent:
@@ -67,13 +75,7 @@ def replayed_agents(path: Path) -> tuple[ReplayedAgent, ...]:
         ReplayError: A file that cannot be read, a line that is no record (the message names it), or no line.
     """
     found: dict[str, dict[tuple[str, int], Judgment]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReplayError(f"{path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
             post_id, judgments = _read(json.loads(line))
         except (json.JSONDecodeError, JudgmentError) as error:
@@ -82,7 +84,7 @@ def replayed_agents(path: Path) -> tuple[ReplayedAgent, ...]:
             found.setdefault(judgment.agent, {})[post_id, judgment.step] = judgment
     if not found:
         raise ReplayError(f"{path} holds no judgment")
-    return tuple(ReplayedAgent(role, said, f"replayed:{path.name}") for role, said in found.items())
+    return tuple(ReplayedAgent(role, said, _source(path)) for role, said in found.items())
 
 
 def _read(record: object) -> tuple[str, tuple[Judgment, ...]]:
@@ -96,3 +98,222 @@ def _read(record: object) -> tuple[str, tuple[Judgment, ...]]:
     if not isinstance(post_id, str):
         raise JudgmentError(f"post_id {post_id!r}: expected a string")
     return post_id, (Judgment.from_json({key: value for key, value in record.items() if key != "post_id"}),)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, numbered from 1."""
+    try:
+        # not splitlines: JSON may hold U+2028 and its like, which end no line
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ReplayError(f"{path}: {error}") from error
+    yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+# ---- plain answers of any model, a file each ----------------------------------------------------------
+
+
+class Answer(BaseModel):
+    """A line of a file of answers; other keys are ignored.
+
+    Attributes:
+        id: The post's.
+        label: A class of the task; null: the model was asked and gave no usable answer.
+        probability: Of `label`, in [0, 1]; null: it gave none.
+        rationale: Its reasons.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    id: str
+    label: str | None
+    probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    rationale: str = ""
+
+
+class Missing(NamedTuple):
+    """Posts that a file of answers does not hold.
+
+    Attributes:
+        role: Whose file it is.
+        file: Its name.
+        posts: How many of the posts asked about.
+        of: How many were asked about.
+        first: Ids of the first few.
+    """
+
+    role: str
+    file: str
+    posts: int
+    of: int
+    first: tuple[str, ...]
+
+    def __str__(self) -> str:
+        listed = ", ".join(self.first) + (", ..." if self.posts > len(self.first) else "")
+        return f"{self.role}: {self.posts:,} of {self.of:,} posts have no answer in {self.file} ({listed})"
+
+
+SHOWN_IDS = 5
+"""Ids of posts without an answer that a message names."""
+LONGEST_SHOWN = 80
+"""Characters of a faulty value that a message repeats."""
+
+
+class AnswersPanel:
+    """One agent a file of answers, one or more; implements `Panel`, and says what its answers would cost.
+
+    Each file is an agent, called by the file's stem. What it answered does not depend on the classifier or on
+    the others, so there is one judgment an agent and post, of step 0, on labelled posts as on candidates. A
+    post that is not in the file is `failed`: an answer is never invented.
+
+    Args:
+        files: JSON lines, see `Answer`.
+        classes: The task's class names.
+
+    Raises:
+        ReplayError: No file, two of one stem, or a line that cannot be used: the message names file and line,
+            what was found and what is expected.
+    """
+
+    simulated = False
+
+    def __init__(self, files: Sequence[Path], classes: Collection[str]) -> None:
+        stems = Counter(path.stem for path in files)
+        if not files or max(stems.values()) > 1:
+            raise ReplayError(
+                f"files of answers {[str(path) for path in files]}: expected one or more, each with a name of"
+                " its own, because an agent is called by its file's name"
+            )
+        self._files = {path.stem: path for path in files}
+        self._answers = {path.stem: read_answers(path, classes) for path in files}
+        self._asked: set[tuple[str, str]] = set()
+        self._usage = UsageTotals()
+
+    def fit(
+        self,
+        labelled: Sequence[LabelledPost],
+        *,
+        accepted: Sequence[Accepted] = (),
+        pool: Sequence[PostLike] = (),
+    ) -> None:
+        """Learn nothing: what was answered stands."""
+
+    def verify(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """Return one verdict a candidate, in order: a judgment of each agent."""
+        said = self._judge([candidate.post for candidate in candidates])
+        judgments = zip(*said.values(), strict=True)
+        return [
+            Verdict(one.post.id, one.label, one.probability, given)
+            for one, given in zip(candidates, judgments, strict=True)
+        ]
+
+    def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> dict[str, list[Judgment]]:
+        """Return each agent's answers on posts of known label, which it has not learned from."""
+        return self._judge(labelled)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the files, and how many answers each holds."""
+        return {
+            "protocol": "answers",
+            "simulated": False,
+            "agents": [
+                {
+                    "role": role,
+                    "source": _source(path),
+                    "simulated": False,
+                    "answers": len(self._answers[role]),
+                }
+                for role, path in self._files.items()
+            ],
+        }
+
+    def missing(self, posts: Sequence[PostLike]) -> list[Missing]:
+        """Return the agents that have no answer on some of the posts."""
+        found = []
+        for role, answers in self._answers.items():
+            ids = [post.id for post in posts if post.id not in answers]
+            if ids:
+                name = self._files[role].name
+                found.append(Missing(role, name, len(ids), len(posts), tuple(ids[:SHOWN_IDS])))
+        return found
+
+    def usage(self) -> UsageTotals:
+        """Return what a model that keeps its answers would have been asked: each post once an agent."""
+        return self._usage
+
+    def close(self) -> None:
+        """Hold nothing open."""
+
+    def _judge(self, posts: Sequence[PostLike]) -> dict[str, list[Judgment]]:
+        return {role: [self._answer(role, post.id) for post in posts] for role in self._answers}
+
+    def _answer(self, role: str, post_id: str) -> Judgment:
+        found = self._answers[role].get(post_id)
+        if found is None:
+            self._usage = self._usage._replace(failed=self._usage.failed + 1)
+            path = self._files[role]
+            return Judgment(role, 0, State.FAILED, None, None, f"no answer in {path.name}", _source(path))
+        if (role, post_id) in self._asked:
+            self._usage = self._usage._replace(stored=self._usage.stored + 1)
+        else:
+            self._asked.add((role, post_id))
+            self._usage = self._usage._replace(calls=self._usage.calls + 1)
+        return found
+
+
+def read_answers(path: Path, classes: Collection[str]) -> dict[str, Judgment]:
+    """Read a file of answers: post id -> judgment of step 0.
+
+    Args:
+        path: JSON lines, see `Answer`; its stem is the agent's role.
+        classes: The class names that a label may be.
+
+    Raises:
+        ReplayError: The file cannot be read or is empty, or a line is no answer, names an unknown label or an
+            id that an earlier line has.
+    """
+    found: dict[str, Judgment] = {}
+    places: dict[str, int] = {}
+    for number, line in _lines(path):
+        place = f"{path}, line {number}"
+        try:
+            answer = Answer.model_validate_json(line)
+        except ValidationError as error:
+            raise ReplayError(f"{place}: {_fault(error)}") from error
+        if answer.id in places:
+            raise ReplayError(
+                f"{place}: id {answer.id!r} stands in line {places[answer.id]} already: expected one answer a"
+                " post, remove one of the two"
+            )
+        if answer.label is not None and answer.label not in classes:
+            raise ReplayError(
+                f"{place}: label is {answer.label!r}: expected one of {', '.join(map(repr, classes))}, or"
+                " null where the model gave no usable answer"
+            )
+        if answer.label is None and answer.probability is not None:
+            raise ReplayError(
+                f"{place}: probability is {answer.probability} but label is null: expected a label with it"
+            )
+        places[answer.id] = number
+        state = State.ABSTAIN if answer.label is None else State.LABEL
+        found[answer.id] = Judgment(
+            path.stem, 0, state, answer.label, answer.probability, answer.rationale, _source(path)
+        )
+    if not found:
+        raise ReplayError(f'{path} holds no answer: expected lines like {{"id": "...", "label": "..."}}')
+    return found
+
+
+def _source(path: Path) -> str:
+    return f"replayed:{path.name}"
+
+
+def _fault(error: ValidationError) -> str:
+    """Return the first fault of a line: which key, what was found, what is expected."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f'no "{key}": expected {{"id": "...", "label": "..." or null}}'
+    found = repr(first["input"])
+    shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
+    return f"{key + ' is ' if key else ''}{shown}: {first['msg']}"

@@ -15,9 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from agents.errors import JudgmentError, NearChanceError
-from agents.judgment import Judgment, LabelledPost, State
+from agents.judgment import Judgment, LabelledPost, State, rounded
 from agents.panel import Panel
-from agents.records import rounded
 
 
 class Proportion(NamedTuple):
@@ -49,13 +48,9 @@ class AgentReliability:
     ece: float
     bins: tuple[TrustBin, ...]  # the bins that hold any judgment
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a record of JSON values."""
-        return {"brier": self.brier, "ece": self.ece, "bins": [asdict(one) for one in self.bins]}
-
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> AgentReliability:
-        """The reliability of a record that `to_json` made."""
+        """Return the reliability of a record that `to_json` made."""
         return cls(record["brier"], record["ece"], tuple(TrustBin(**one) for one in record["bins"]))
 
 
@@ -76,7 +71,7 @@ class AgentTrust:
 
     @property
     def near_chance(self) -> bool:
-        """True when the interval of the balanced accuracy holds chance, 1 / classes, or lies below it."""
+        """Whether the interval of the balanced accuracy holds chance, 1 / classes, or lies below it."""
         return self.balanced.low <= 1 / len(self.confusion)
 
 
@@ -102,7 +97,7 @@ class Trust:
                     "accuracy": one.accuracy._asdict(),
                     "balanced_accuracy": one.balanced._asdict(),
                     "near_chance": one.near_chance,
-                    "calibration": one.reliability.to_json() if one.reliability else None,
+                    "calibration": asdict(one.reliability) if one.reliability else None,
                 }
                 for role, one in self.agents.items()
             },
@@ -112,7 +107,7 @@ class Trust:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Trust:
-        """The figures of a record that `to_json` made.
+        """Return the figures of a record that `to_json` made.
 
         Raises:
             KeyError, TypeError: The record is incomplete.

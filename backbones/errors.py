@@ -1,12 +1,4 @@
-"""Every error that the backbones raise.
-
-BackboneError
-├── UnknownBackboneError   a name that no backbone has
-├── WeightsError           weights that are missing, damaged, unsafe, or of another architecture
-├── ImageError             an image that may not, or cannot, be opened
-├── PromptFitError         a prompt that does not fit its budget, or lost an answer token
-└── TorchvisionError       a torchvision that does not load beside this torch
-"""
+"""Every error that the backbones raise: a `BackboneError` each."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backbones.base import Backbone as Backbone
     from losses.base import RoundLoss as RoundLoss
     from selftrain.act.training import ACTTrainer as ACTTrainer
+    from selftrain.agentps.train import train_agentps as train_agentps
     from selftrain.config import Recipe as Recipe
     from selftrain.config import load_recipe as load_recipe
     from selftrain.data.context import RunContext as RunContext
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from selftrain.models.trainer import HeadTrainer as HeadTrainer
     from selftrain.models.trainer import Trainer as Trainer
     from selftrain.panels import OfflinePanel as OfflinePanel
+    from selftrain.panels import ReplayedPanel as ReplayedPanel
     from selftrain.panels import VLMPanel as VLMPanel
     from selftrain.review.reviewers import HumanReview as HumanReview
     from selftrain.review.reviewers import Reviewers as Reviewers
@@ -49,9 +51,12 @@ if TYPE_CHECKING:
     from selftrain.runs import SelfTrainer as SelfTrainer
     from selftrain.runs import run as run
     from selftrain.runs import start as start
+    from selftrain.selection import Mixed as Mixed
+    from selftrain.selection import RandomPosts as RandomPosts
     from selftrain.selection import Selection as Selection
     from selftrain.selection import Selector as Selector
     from selftrain.selection import TopK as TopK
+    from selftrain.selection import Uncertain as Uncertain
     from selftrain.serving.load_predictor import load_predictor as load_predictor
     from selftrain.state import RoundLimits as RoundLimits
     from selftrain.store.run_dir import HumanLabel as HumanLabel
@@ -69,13 +74,16 @@ _HOME = {
     "HumanLabel": "selftrain.store.run_dir",
     "HumanReview": "selftrain.review.reviewers",
     "Judgment": "agents.judgment",
+    "Mixed": "selftrain.selection",
     "NoPanel": "agents.panel",
     "OfflinePanel": "selftrain.panels",
     "Panel": "agents.panel",
     "Post": "selftrain.data.posts",
     "Prediction": "selftrain.models.predictor",
     "Predictor": "selftrain.models.predictor",
+    "RandomPosts": "selftrain.selection",
     "Recipe": "selftrain.config",
+    "ReplayedPanel": "selftrain.panels",
     "Reviewers": "selftrain.review.reviewers",
     "RoundLimits": "selftrain.state",
     "RoundLoss": "losses.base",
@@ -90,6 +98,7 @@ _HOME = {
     "Task": "selftrain.data.task",
     "TopK": "selftrain.selection",
     "Trainer": "selftrain.models.trainer",
+    "Uncertain": "selftrain.selection",
     "VLMPanel": "selftrain.panels",
     "Verdict": "agents.judgment",
     "backbones": "",
@@ -102,6 +111,7 @@ _HOME = {
     "run": "selftrain.runs",
     "split": "selftrain.data.preparation",
     "start": "selftrain.runs",
+    "train_agentps": "selftrain.agentps.train",
 }
 __all__ = list(_HOME)
 

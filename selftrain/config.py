@@ -30,7 +30,12 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "finetune": "selftrain.models.finetune:FineTuner",
     },
     "loss": {"pnu": "losses.pnu:PNULoss"},
-    "selection": {"top_k": "selftrain.selection:TopK"},
+    "selection": {
+        "top_k": "selftrain.selection:TopK",
+        "uncertain": "selftrain.selection:Uncertain",
+        "random": "selftrain.selection:RandomPosts",
+        "mixed": "selftrain.selection:Mixed",
+    },
     "agents": {
         "offline": "selftrain.panels:OfflinePanel",
         "vlm": "selftrain.panels:VLMPanel",
@@ -199,16 +204,28 @@ _LEFT_OPEN = ("estimate", "count")
 
 
 class SelectionSection(PartSection):
-    """How many of the most confident pool posts are verified in a round, and of which class."""
+    """Which pool posts are verified in a round, how many, and of which class.
+
+    They are the surest ("top_k"), the least sure ("uncertain"), any ("random"), or some of each ("mixed").
+    """
 
     name = "selection"
     kind: str = "top_k"
     k: int = Field(500, ge=1)
-    shares: Literal["equal", "natural"] | dict[str, float] = "equal"
+    # a quota for each class; left out, it is "equal" for top_k and "any" (none) for the others
+    shares: Literal["equal", "natural", "any"] | dict[str, float] = "equal"
+    mix: dict[str, float] | None = None  # mixed: shares of "uncertain", "random" and "confident"
     # posts once found divergent may be chosen again: agents that learn may think otherwise by then
     reselect_divergent: bool = True
     # accepted posts whose label the best classifier no longer gives are unlabelled again
     retract_flipped: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shares_by_kind(cls, table: Any) -> Any:  # noqa: ANN401 -- whatever a recipe holds
+        if isinstance(table, Mapping) and table.get("kind", "top_k") != "top_k":
+            return {"shares": "any", **table}
+        return table
 
 
 class AgentSection(Section):
@@ -232,7 +249,8 @@ class AgentsSection(PartSection):
     kind: str = "offline"
     reviewer: AgentSection | None = None  # cross_review: two agents of one's own
     user: AgentSection | None = None
-    file: Path | None = None  # replayed: verdicts.jsonl of a run
+    file: Path | None = None  # replayed: verdicts.jsonl of a run,
+    files: tuple[Path, ...] = ()  # or answers of any models, a file each; see docs/formats.md
     accuracy: float = Field(0.9, ge=0, le=1)  # simulated
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
     # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
@@ -241,8 +259,12 @@ class AgentsSection(PartSection):
 
     @model_validator(mode="after")
     def _complete(self) -> AgentsSection:
-        if self.kind == "replayed" and self.file is None:
-            raise ValueError('agents.kind is "replayed" but agents.file names no file to replay')
+        if self.kind == "replayed" and self.file is None and not self.files:
+            raise ValueError(
+                'agents.kind is "replayed" but agents.file names no file to replay, and agents.files none'
+            )
+        if self.file is not None and self.files:
+            raise ValueError("agents.file and agents.files are both given: expected one of them")
         if self.kind == "cross_review" and (self.reviewer is None or self.user is None):
             raise ValueError(
                 'agents.kind is "cross_review" but agents.reviewer or agents.user is missing: write for each'
@@ -372,6 +394,7 @@ _PATHS = (
     ("data", "pool"),
     ("backbone", "cache"),
     ("agents", "file"),
+    ("agents", "files"),
     ("vlm", "prompts"),
     ("vlm", "store"),
 )

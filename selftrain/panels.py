@@ -28,7 +28,7 @@ from agents.errors import ReviewError
 from agents.judgment import PostLike
 from agents.offline.offline_agent import offline_agents
 from agents.panel import CrossReview
-from agents.replayed import replayed_agents
+from agents.replayed import AnswersPanel, replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 from backbones.images import open_image
 from selftrain._util.types import Float32Array
@@ -109,26 +109,38 @@ class SimulatedPanel:
 
 @dataclass(frozen=True)
 class ReplayedPanel:
-    """Two agents that say again what they said in the verdicts.jsonl of an earlier run.
+    """Agents that say again what they said: in an earlier run, or wherever else they were asked.
 
     Args:
-        file: The verdicts.
+        file: The verdicts.jsonl of a run, of two agents.
+        files: Answers of any models, a file an agent, one or more: `agents.replayed.AnswersPanel`. Exactly
+            one of `file` and `files` is given.
     """
 
-    file: Path | str
+    file: Path | str | None = None
+    files: Sequence[Path | str] = ()
 
-    def for_run(self, run: RunContext) -> CrossReview:
-        """Return the agents of the file.
+    def for_run(self, run: RunContext) -> CrossReview | AnswersPanel:
+        """Return the agents of the files; posts that a file of answers does not hold are told at once.
 
         Raises:
-            ReplayError: It cannot be read.
-            ReviewError: It holds other than two roles.
+            ReplayError: A file that cannot be read, or a line of it that cannot be used.
+            ReviewError: Verdicts of other than two roles.
         """
+        if self.file is None:
+            return self._answers(run.corpus)
         agents = replayed_agents(Path(self.file))
         if len(agents) != len(ROLES):
             roles = [agent.role for agent in agents]
             raise ReviewError(f"{self.file}: cross-review takes two agents of two roles, not {roles}")
         return CrossReview(*agents)
+
+    def _answers(self, corpus: Corpus) -> AnswersPanel:
+        panel = AnswersPanel([Path(file) for file in self.files], (corpus.positive, corpus.negative))
+        asked = [corpus.posts[position] for position in (*corpus.labelled, *corpus.pool)]
+        for missing in panel.missing(asked):
+            logger.warning("%s", missing)
+        return panel
 
 
 # ---- a model behind servers ---------------------------------------------------------------------------

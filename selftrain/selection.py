@@ -1,24 +1,28 @@
-"""Which pool posts to send for verification: the most confident ones, by class.
+"""Which pool posts to send for verification: the surest, the least sure, any, or a mix of these.
 
-Memory does not grow with the pool: logits arrive in chunks and only the best `quota` of each class stay.
+Posts are ranked by one number, their calibrated logit, and memory does not grow with the pool: logits
+arrive in chunks, and of each ranking only the best `k` of each class stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from selftrain._util.types import Float32Array, IntArray
+from selftrain._util.types import BoolArray, Float32Array, IntArray
 from selftrain.errors import SplitError
 
-Shares = Literal["equal", "natural"] | Mapping[str, float]
+Shares = Literal["equal", "natural", "any"] | Mapping[str, float]
+Criterion = Literal["uncertain", "random", "confident"]
+Chunks = Iterable[tuple[IntArray, Float32Array]]
 
 
 class Selection(NamedTuple):
-    """The chosen posts, most confident first, classes interleaved by confidence.
+    """The chosen posts, the most wanted first.
 
     Attributes:
         positions: [k] positions in the pool that was scored.
@@ -27,21 +31,6 @@ class Selection(NamedTuple):
 
     positions: IntArray
     logits: Float32Array
-
-
-class _Best:
-    """The `quota` largest |logit| of one class; a tie goes to the post that stands earlier in the pool."""
-
-    def __init__(self, quota: int) -> None:
-        self.quota = quota
-        self.positions = np.empty(0, np.int64)
-        self.logits = np.empty(0, np.float32)
-
-    def offer(self, positions: IntArray, logits: Float32Array) -> None:
-        positions = np.concatenate([self.positions, positions])
-        logits = np.concatenate([self.logits, logits])
-        order = np.lexsort((positions, -np.abs(logits)))[: self.quota]
-        self.positions, self.logits = positions[order], logits[order]
 
 
 class Selector(Protocol):
@@ -53,7 +42,7 @@ class Selector(Protocol):
 
     def select(
         self,
-        chunks: Iterable[tuple[IntArray, Float32Array]],
+        chunks: Chunks,
         *,
         most: int | None,
         classes: tuple[str, str],
@@ -76,26 +65,214 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class TopK:
-    """The `k` most confident posts, with a quota for each class; see `quotas` for `shares`."""
+    """The `k` most confident posts, with a quota for each class; see `quotas` for `shares`.
+
+    They are what the classifier is most often right about, so what agents say of them changes little; but
+    a rule that learns only where all agree finds most agreement here.
+    """
 
     k: int = 500
     shares: Shares = "equal"
 
-    def select(
-        self,
-        chunks: Iterable[tuple[IntArray, Float32Array]],
-        *,
-        most: int | None,
-        classes: tuple[str, str],
-        seed: int,
-    ) -> Selection:
+    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
         """Return the chosen posts, most confident first."""
-        k = self.k if most is None else min(self.k, most)
-        return select(chunks, k, self.shares, positive=classes[0], negative=classes[1])
+        return choose(
+            chunks, at_most(self.k, most), {"confident": 1.0}, self.shares, classes=classes, seed=seed
+        )
+
+
+@dataclass(frozen=True)
+class Uncertain:
+    """The `k` posts that the classifier is least sure of: an answer on them changes most.
+
+    Uncertainty sampling: Lewis & Gale, SIGIR 1994.
+    """
+
+    k: int = 500
+    shares: Shares = "any"
+
+    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+        """Return the chosen posts, the least sure first."""
+        return choose(
+            chunks, at_most(self.k, most), {"uncertain": 1.0}, self.shares, classes=classes, seed=seed
+        )
+
+
+@dataclass(frozen=True)
+class RandomPosts:
+    """`k` posts drawn evenly from the pool: what is learned from them is true of the pool at large."""
+
+    k: int = 500
+    shares: Shares = "any"
+
+    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+        """Return the chosen posts, in the order in which they were drawn."""
+        return choose(chunks, at_most(self.k, most), {"random": 1.0}, self.shares, classes=classes, seed=seed)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """`k` posts, some by each criterion; no post is chosen twice.
+
+    Args:
+        k: Posts in all.
+        mix: Criterion ("uncertain", "random", "confident") -> its share of the posts; shares add up to 1.
+        shares: A quota for each class, within which the mix holds too; see `quotas`.
+
+    Raises:
+        SplitError: A mix of other criteria, or one that does not add up to 1.
+    """
+
+    k: int = 500
+    mix: Mapping[Criterion, float] = field(default_factory=lambda: {"uncertain": 0.5, "random": 0.5})
+    shares: Shares = "any"
+
+    def __post_init__(self) -> None:
+        known = set(self.mix) <= set(_RANKINGS)
+        if not known or abs(sum(self.mix.values()) - 1) > 1e-6 or min(self.mix.values()) < 0:
+            raise SplitError(
+                f"the mix of a selection is {dict(self.mix)}: expected shares of {', '.join(_RANKINGS)} that"
+                " add up to 1"
+            )
+
+    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+        """Return the chosen posts, criterion by criterion, in the order of `_RANKINGS`."""
+        return choose(chunks, at_most(self.k, most), self.mix, self.shares, classes=classes, seed=seed)
+
+
+# ---- rankings -----------------------------------------------------------------------------------------
+
+Ranking = Callable[[IntArray, Float32Array, int], npt.NDArray[Any]]
+"""(positions [n], logits [n], seed) -> [n] numbers, the smallest for the most wanted post."""
+
+
+def _drawn(positions: IntArray, logits: Float32Array, seed: int) -> npt.NDArray[np.uint64]:
+    """Return [n] numbers as if drawn, each from seed and position alone: chunks and their order do not count.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+    """
+    # in Python first: NumPy warns where a single number wraps around, which is what is wanted here
+    start = np.uint64((seed * 0xD1342543DE82EF95 + 1) % 2**64)
+    mixed = (positions.astype(np.uint64) + start) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+# in the order in which a mix takes its shares: what is rare and telling first, what abounds last
+_RANKINGS: Mapping[Criterion, Ranking] = {
+    "uncertain": lambda positions, logits, seed: np.abs(logits),
+    "confident": lambda positions, logits, seed: -np.abs(logits),
+    "random": _drawn,
+}
+
+
+class _Best:
+    """The `quota` most wanted posts of one class; a tie goes to the post that stands earlier in the pool."""
+
+    def __init__(self, quota: int, criterion: Criterion = "confident", seed: int = 0) -> None:
+        self.quota = quota
+        self._ranking, self._seed = _RANKINGS[criterion], seed
+        self.positions = np.empty(0, np.int64)
+        self.logits = np.empty(0, np.float32)
+
+    def offer(self, positions: IntArray, logits: Float32Array) -> None:
+        positions = np.concatenate([self.positions, positions])
+        logits = np.concatenate([self.logits, logits])
+        order = np.lexsort((positions, self._ranking(positions, logits, self._seed)))[: self.quota]
+        self.positions, self.logits = positions[order], logits[order]
+
+    def without(self, taken: IntArray, count: int) -> Selection:
+        """Return the `count` most wanted posts that are not `taken`."""
+        left = ~np.isin(self.positions, taken)
+        return Selection(self.positions[left][:count], self.logits[left][:count])
+
+
+# ---- choosing -----------------------------------------------------------------------------------------
+
+
+def choose(
+    chunks: Chunks,
+    k: int,
+    mix: Mapping[Criterion, float],
+    shares: Shares,
+    *,
+    classes: tuple[str, str],
+    seed: int,
+) -> Selection:
+    """Return the `k` most wanted posts of the pool, by criteria and, unless `shares` is "any", by class.
+
+    A class with fewer posts than its quota leaves the rest of it unused: filling it up from the other class
+    would undo the balance that the quota is for.
+
+    Args:
+        chunks: (positions [n], logits [n]) of the pool, each post once, in any chunking.
+        k: How many posts, at least 1.
+        mix: Criterion -> its share of the posts; no post counts for two of them.
+        shares: See `quotas`; "any": no quotas.
+        classes: Names of the positive class (logit > 0) and of the negative one.
+        seed: Of the draws.
+
+    Raises:
+        SplitError: As `quotas`.
+    """
+    criteria = [criterion for criterion in _RANKINGS if mix.get(criterion)]
+    # "natural" quotas are known only at the end, and posts may be taken by two criteria: each keeps k
+    sides = [{one: _Best(k, one, seed) for one in criteria} for _ in range(1 if shares == "any" else 2)]
+    total = positives = 0
+    for positions, logits in chunks:
+        up: BoolArray = logits > 0
+        total, positives = total + len(logits), positives + int(up.sum())
+        parts = (np.ones_like(up),) if shares == "any" else (up, ~up)
+        for side, part in zip(sides, parts, strict=True):
+            for best in side.values():
+                best.offer(positions[part], logits[part])
+    share = positives / total if total else 0.5
+    counts: tuple[int, ...] = (k,)
+    if shares != "any":
+        counts = quotas(k, shares, positive=classes[0], negative=classes[1], positive_share=share)
+    taken = [_by_criteria(side, count, mix) for side, count in zip(sides, counts, strict=True)]
+    return _joined([_ranked([one[criterion] for one in taken], criterion, seed) for criterion in criteria])
+
+
+def _by_criteria(
+    side: Mapping[Criterion, _Best], count: int, mix: Mapping[Criterion, float]
+) -> dict[Criterion, Selection]:
+    """Return the posts of one class that each criterion takes, `count` in all."""
+    found: dict[Criterion, Selection] = {}
+    done, begun = np.empty(0, np.int64), 0.0
+    for criterion, best in side.items():
+        # rounded along the sum, so that the parts add up to the whole
+        ended = begun + count * mix[criterion]
+        found[criterion] = best.without(done, _rounded(ended) - _rounded(begun))
+        done, begun = np.concatenate([done, found[criterion].positions]), ended
+    return found
+
+
+def _ranked(parts: list[Selection], criterion: Criterion, seed: int) -> Selection:
+    """Join what a criterion took of each class, the most wanted first."""
+    positions, logits = _joined(parts)
+    order = np.lexsort((positions, _RANKINGS[criterion](positions, logits, seed)))
+    return Selection(positions[order], logits[order])
+
+
+def _joined(parts: list[Selection]) -> Selection:
+    return Selection(
+        np.concatenate([part.positions for part in parts]), np.concatenate([part.logits for part in parts])
+    )
+
+
+def _rounded(count: float) -> int:
+    return int(np.floor(count + 0.5))
+
+
+def at_most(k: int, most: int | None) -> int:
+    """Return how many of `k` posts may be chosen where `most` are left to be."""
+    return k if most is None else min(k, most)
 
 
 def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_share: float) -> tuple[int, int]:
-    """How many posts of the positive and of the negative class make up the top k.
+    """Return how many posts of the positive and of the negative class make up `k`.
 
     Args:
         k: Posts in all.
@@ -113,49 +290,27 @@ def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_sha
         share = positive_share
     else:
         if (
-            set(shares) != {positive, negative}
+            not isinstance(shares, Mapping)
+            or set(shares) != {positive, negative}
             or abs(sum(shares.values()) - 1) > 1e-6
             or min(shares.values()) < 0
         ):
+            found = dict(shares) if isinstance(shares, Mapping) else shares
             raise SplitError(
-                f"selection shares are {dict(shares)}: expected {positive!r} and {negative!r} adding up to 1"
+                f"selection shares are {found}: expected {positive!r} and {negative!r} adding up to 1"
             )
         share = shares[positive]
-    n_positive = int(np.floor(k * share + 0.5))
+    n_positive = _rounded(k * share)
     return n_positive, k - n_positive
 
 
 def select(
-    chunks: Iterable[tuple[IntArray, Float32Array]],
+    chunks: Chunks,
     k: int,
     shares: Shares = "equal",
     *,
     positive: str = "positive",
     negative: str = "negative",
 ) -> Selection:
-    """The top k of the pool by confidence, with a quota for each class.
-
-    A class with fewer posts than its quota leaves the rest of it unused: filling it up from the other class
-    would undo the balance that the quota is for.
-
-    Args:
-        chunks: (positions [n], logits [n]) of the pool, each post once, in any chunking.
-        k: How many posts, at least 1.
-        shares: See `quotas`.
-        positive: Name of the positive class (logit > 0).
-        negative: Name of the negative class (logit <= 0).
-    """
-    # "natural" quotas are known only at the end: until then each class keeps k.
-    ups, downs = _Best(k), _Best(k)
-    total = positives = 0
-    for positions, logits in chunks:
-        up = logits > 0
-        total, positives = total + len(logits), positives + int(up.sum())
-        ups.offer(positions[up], logits[up])
-        downs.offer(positions[~up], logits[~up])
-    share = positives / total if total else 0.5
-    n_positive, n_negative = quotas(k, shares, positive=positive, negative=negative, positive_share=share)
-    positions = np.concatenate([ups.positions[:n_positive], downs.positions[:n_negative]])
-    logits = np.concatenate([ups.logits[:n_positive], downs.logits[:n_negative]])
-    order = np.lexsort((positions, -np.abs(logits)))
-    return Selection(positions[order], logits[order])
+    """Return the top k of the pool by confidence; see `choose`."""
+    return choose(chunks, k, {"confident": 1.0}, shares, classes=(positive, negative), seed=0)

@@ -15,8 +15,9 @@ from backbones.mllm.hub import from_parts
 from backbones.smollm2 import load_tokenizer
 from backbones.torchvision_compat import ensure_torchvision
 from runs.bench.agentps_speed import tiny_mllm
-from selftrain.agentps.architecture import Architecture, assemble
-from selftrain.agentps.questions import questionnaire
+from selftrain.agentps.dataset import question_set
+from selftrain.agentps.model import assemble
+from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task
@@ -52,7 +53,7 @@ def picture(color, size=(90, 60)):
 
 
 def tiny_embedded():
-    """The embedded model with a small random language model."""
+    """smollm2_efficientnet with a small random language model."""
     return tiny_mllm(deepcopy(_tokenizer()))
 
 
@@ -162,8 +163,8 @@ def drawn_posts(count, seed=0):
 
 
 def built_model(variant="agentps", seed=0, **kinds):
-    made = Architecture(variant=variant, rank=4, alpha=8, hidden=16, max_tokens=96, seed=seed, **kinds)
-    return assemble(made, questionnaire(TASK, variant), tiny_embedded())
+    made = ModelSettings(variant=variant, rank=4, alpha=8, hidden=16, max_tokens=96, seed=seed, **kinds)
+    return assemble(made, question_set(TASK, variant), tiny_embedded())
 
 
 RECIPE = """

@@ -12,11 +12,10 @@ from unittest import mock
 import numpy as np
 from PIL import Image, ImageDraw
 
-from selftrain.agentps import evaluation, folder
-from selftrain.agentps.examples import example
+from selftrain.agentps import checkpoint, evaluate
+from selftrain.agentps.dataset import example, question_set
+from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.predict import answers_row
-from selftrain.agentps.questions import questionnaire
-from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task
 from selftrain.store import atomic
@@ -103,37 +102,37 @@ def made(place, task, posts, *, epochs=0, steps=0, seed=0, unread=(), skill=1.1,
         resamples: Of the intervals; few, for the page only shows them.
     """
     place.mkdir(parents=True, exist_ok=True)
-    asked = questionnaire(task, variant or ("agentps" if task.questions else "vanilla"))
+    asked = question_set(task, variant or ("agentps" if task.questions else "vanilla"))
     generator = np.random.default_rng([seed, 7])
     scored = [
         ScoredPost(example(post, asked), (), "broken picture") if post.id in unread
         else ScoredPost(example(post, asked), drawn_answers(asked, post, generator, skill))
         for post in posts
     ]  # fmt: skip
-    few = functools.partial(evaluation.threshold_intervals, resamples=resamples)
-    with mock.patch.object(evaluation, "threshold_intervals", few):
-        figures = evaluation.full(asked, scored)
+    few = functools.partial(evaluate.threshold_intervals, resamples=resamples)
+    with mock.patch.object(evaluate, "threshold_intervals", few):
+        figures = evaluate.full_report(asked, scored)
     metrics = {"model": "abc123" * 10, "questions": figures}
     if epochs:
-        quick = evaluation.quick(asked, scored)
+        headline = evaluate.headline(asked, scored)
         rows = [
             {name: value if name == "posts" else value * (0.8 + 0.2 * (1 - abs(n - epochs // 2) / epochs))
-             for name, value in quick.items()}
+             for name, value in headline.items()}
             for n in range(epochs)
         ]  # fmt: skip
         metrics = {"epochs": rows, "best": epochs // 2, "questions": figures}
         about = {
-            "format": 1, "architecture": {"base": "embedded", "variant": "agentps", "rank": 128},
+            "format": 1, "architecture": {"base": "smollm2_efficientnet", "variant": "agentps", "rank": 128},
             "metric": "macro_f1", "finished": True,
         }  # fmt: skip
-        atomic.write_json(place / folder.ABOUT, about)
+        atomic.write_json(place / checkpoint.ABOUT, about)
     if steps:
         lines = []
         for step in range(steps):
             parts = [float(0.3 + np.exp(-3 * step / steps) * generator.uniform(0.5, 0.9)) for _ in asked.all]
             lines.append({"step": step, "loss": sum(parts), "parts": parts})
         (place / "losses.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    dump_task(task, place / folder.TASK)
-    atomic.write_json(place / folder.METRICS, metrics)
-    atomic.write_jsonl(place / folder.VALIDATION, (answers_row(asked, one) for one in scored))
+    dump_task(task, place / checkpoint.TASK)
+    atomic.write_json(place / checkpoint.METRICS, metrics)
+    atomic.write_jsonl(place / checkpoint.VALIDATION, (answers_row(asked, one) for one in scored))
     return scored

@@ -63,12 +63,7 @@ class Annotator:
     """
 
     def __init__(
-        self,
-        prompts: AnnotationPrompts,
-        *,
-        reasoning: bool = True,
-        rationale_chars: int = 360,
-        seed: int = 0,
+        self, prompts: AnnotationPrompts, *, reasoning: bool = True, rationale_chars: int = 360, seed: int = 0
     ) -> None:
         self.name = "reasoning" if reasoning else "plain"
         form: AnswerForm = "reason_first" if reasoning else "label_only"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple
 
 from agents.client.base import Usage
 from agents.errors import StoreError
-from agents.write_ahead import switch_to_write_ahead
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PATIENCE = 60.0
+"""Seconds that connections wait for each other's writes."""
 
 _CREATE = """
-CREATE TABLE IF NOT EXISTS answers (
-    address TEXT PRIMARY KEY,       -- the cache key
+CREATE TABLE IF NOT EXISTS responses (
+    cache_key TEXT PRIMARY KEY,
     answer TEXT NOT NULL,           -- what was read out of it, JSON
     text TEXT NOT NULL,             -- as it came
     finish TEXT NOT NULL,
@@ -33,7 +35,7 @@ CREATE TABLE IF NOT EXISTS answers (
     model TEXT NOT NULL,
     created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS answers_by_run ON answers (run);
+CREATE INDEX IF NOT EXISTS responses_by_run ON responses (run);
 """
 
 
@@ -77,7 +79,7 @@ class ResponseCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             # judgments arrive on the event loop's thread, the store is made on the caller's
             self._connection = sqlite3.connect(
-                path, timeout=60, isolation_level=None, check_same_thread=False
+                path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
             switch_to_write_ahead(self._connection)
             # each answer is on the disk before it counts: a power cut loses nothing that was paid for
@@ -89,8 +91,8 @@ class ResponseCache:
         """Return the answer under a cache key, or None."""
         with self._explained("read"):
             row = self._connection.execute(
-                "SELECT answer, text, finish, prompt, cached, image, completion, seconds FROM answers"
-                " WHERE address = ?",
+                "SELECT answer, text, finish, prompt, cached, image, completion, seconds FROM responses"
+                " WHERE cache_key = ?",
                 (key,),
             ).fetchone()
         if row is None:
@@ -108,7 +110,7 @@ class ResponseCache:
         )  # fmt: skip
         with self._explained("written"):
             self._connection.execute(
-                "INSERT OR IGNORE INTO answers (address, answer, text, finish, prompt, cached, image,"
+                "INSERT OR IGNORE INTO responses (cache_key, answer, text, finish, prompt, cached, image,"
                 " completion, seconds, run, post, role, step, attempt, model)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
@@ -119,7 +121,7 @@ class ResponseCache:
         with self._explained("read"):
             row = self._connection.execute(
                 "SELECT COALESCE(SUM(prompt), 0), COALESCE(SUM(cached), 0), COALESCE(SUM(image), 0),"
-                " COALESCE(SUM(completion), 0) FROM answers WHERE run = ?",
+                " COALESCE(SUM(completion), 0) FROM responses WHERE run = ?",
                 (run,),
             ).fetchone()
         return Usage(*row)
@@ -149,3 +151,24 @@ class ResponseCache:
                 f"the answers in {self.path} cannot be {what} ({error}); expected a SQLite file of this"
                 " program on a disk with room: make room, or name another file"
             ) from error
+
+
+def switch_to_write_ahead(connection: sqlite3.Connection) -> None:
+    """Put a file into WAL mode.
+
+    While one process switches a new file, SQLite tells the others at once that it is locked, whatever timeout
+    they opened it with: so they are asked to wait here.
+
+    Raises:
+        sqlite3.OperationalError: It stays locked, or cannot be switched.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return

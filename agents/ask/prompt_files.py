@@ -72,13 +72,7 @@ class PromptFiles:
     built_in: ClassVar[Path]  # folder of the package's own files of this kind
     required: ClassVar[set[str]]  # of those that it may use, a file must use these
 
-    def __init__(
-        self,
-        brief: Brief,
-        *,
-        folder: Path | None = None,
-        text_chars: int = 4000,
-    ) -> None:
+    def __init__(self, brief: Brief, *, folder: Path | None = None, text_chars: int = 4000) -> None:
         self.brief = brief
         self._text_chars = text_chars
         self._templates = {file.name: _read_template(file) for file in self.built_in.glob("*.txt")}

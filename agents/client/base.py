@@ -7,6 +7,7 @@ bytes with their SHA-256: the cache (`cache_key`) sees the hash, the server the 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class ChatRequest:
     affinity: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that the answer may depend on, pictures by their hash; JSON values."""
+        """Return everything that the answer may depend on, pictures by their hash; JSON values."""
         return {
             "messages": [
                 {
@@ -99,7 +100,7 @@ class Usage(NamedTuple):
         return self.prompt + self.completion
 
     def plus(self, other: Usage) -> Usage:
-        """Both together."""
+        """Return both together."""
         return Usage(*(a + b for a, b in zip(self, other, strict=True)))
 
 
@@ -135,7 +136,7 @@ class Backend(Protocol):
         ...
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """The answer to one request; waits for its turn.
+        """Return the answer to one request; waits for its turn.
 
         Raises:
             RequestRefusedError, CallFailedError: This request has no answer; others may have.
@@ -144,7 +145,7 @@ class Backend(Protocol):
         ...
 
     async def measure(self, request: ChatRequest) -> PromptSize:
-        """The size of a prompt, without asking for an answer. Raises as `complete`."""
+        """Return the size of a prompt, without asking for an answer. Raises as `complete`."""
         ...
 
     async def close(self) -> None:
@@ -163,5 +164,13 @@ def cache_key(request: ChatRequest, identity: Identity) -> str:
 
 
 def picture(data: bytes, media_type: str) -> Picture:
-    """A picture with the hash of its bytes."""
+    """Return a picture with the hash of its bytes."""
     return Picture(hashlib.sha256(data).hexdigest(), media_type, data)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, a name or an address, is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import os
 import time
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from agents.client.base import is_loopback
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
@@ -248,15 +248,6 @@ def plain_endpoint(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
-def is_loopback(url: str) -> bool:
-    """Return whether a URL names this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def server_words(text: str) -> str:
     """Return the message in an error body, whose usual forms are tried in turn; else the whole body."""
     try:
@@ -287,7 +278,7 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     import httpx2
     import openai
 
-    local = is_loopback(url)
+    local = is_loopback(urlsplit(url).hostname or "")
     client = openai.AsyncOpenAI(
         api_key=key.reveal(),
         base_url=url + "/v1",

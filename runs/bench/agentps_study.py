@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 
 from selftrain._util.types import FloatArray
-from selftrain.agentps.albums import Frames
-from selftrain.agentps.architecture import Architecture, build
-from selftrain.agentps.evaluation import Answered, answered, quick
-from selftrain.agentps.examples import examples
-from selftrain.agentps.scoring import score
-from selftrain.agentps.training import WEIGHTS, Schedule, train
-from selftrain.agentps.weights import load_weights
+from selftrain.agentps.checkpoint import WEIGHTS, load_weights
+from selftrain.agentps.dataset import example
+from selftrain.agentps.evaluate import QuestionScores, headline, question_scores, score
+from selftrain.agentps.frames import Frames
+from selftrain.agentps.model import build
+from selftrain.agentps.recipe import ModelSettings, TrainingSettings
+from selftrain.agentps.train import train
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, TaskClass
-from selftrain.models.intervals import threshold_intervals
-from selftrain.models.metrics import curve, threshold_metrics
+from selftrain.models.metrics import curve, threshold_intervals, threshold_metrics
+from selftrain.models.train_loop import best_epoch
 
 # as published but for the rank: 128 of 576 dimensions would be a fifth of the model
 RANK, ALPHA = 16, 32
@@ -70,11 +70,11 @@ def hateful_memes(
     order = np.random.default_rng(seed).permutation(len(found["train"]))
     drawn = [found["train"][place] for place in order[: n + VALIDATION]]
     posts = _flip(drawn[:n], flipped, seed)
-    made = Architecture(variant=variant, rank=RANK, alpha=ALPHA, seed=seed)  # type: ignore[arg-type]
+    made = ModelSettings(variant=variant, rank=RANK, alpha=ALPHA, seed=seed)
     name = f"memes-{variant}-{n}-{flipped:g}-{seed}"
-    schedule = Schedule(epochs=epochs, learning_rate=RATE, seed=seed)
+    settings = TrainingSettings(epochs=epochs, learning_rate=RATE, metric="auc")
     return _cell(
-        made, memes.TASK, posts, drawn[n:], found["test"], schedule=schedule, folder=work / name, cpu=cpu
+        made, memes.TASK, posts, drawn[n:], found["test"], settings=settings, folder=work / name, cpu=cpu
     )
 
 
@@ -93,8 +93,8 @@ def harmeme(
     seen = {key for post in test for key in _contents(post)}
     rest = [post for post in rest if not seen & set(_contents(post))]
     frames = Frames(count=1, width=224, height=224, repeat=False) if images else None
-    made = Architecture(variant="vanilla", rank=RANK, alpha=ALPHA, frames=frames, seed=seed)
-    schedule = Schedule(epochs=epochs, learning_rate=RATE, seed=seed)
+    made = ModelSettings(variant="vanilla", rank=RANK, alpha=ALPHA, frames=frames, seed=seed)
+    settings = TrainingSettings(epochs=epochs, learning_rate=RATE, metric="auc")
     name = work / f"harmeme-{'image' if images else 'text'}-{n}-{seed}"
     return _cell(
         made,
@@ -102,7 +102,7 @@ def harmeme(
         rest[:n],
         rest[n : n + VALIDATION],
         test,
-        schedule=schedule,
+        settings=settings,
         folder=name,
         cpu=cpu,
         wide=True,
@@ -130,13 +130,13 @@ def _flip(posts: Sequence[Post], share: float, seed: int) -> list[Post]:
 
 
 def _cell(
-    made: Architecture,
+    made: ModelSettings,
     task: Task,
     posts: Sequence[Post],
     validation: Sequence[Post],
     test: Sequence[Post],
     *,
-    schedule: Schedule,
+    settings: TrainingSettings,
     folder: Path,
     cpu: bool,
     wide: bool = False,
@@ -145,24 +145,25 @@ def _cell(
 
     accelerator = Accelerator(cpu=cpu)
     built = build(made, task)
-    chosen = examples(validation, built.asked)
+    chosen = [example(post, built.questions) for post in validation]
 
     def scored(which: Any) -> list[Any]:  # noqa: ANN401
         return list(score(built.model, built.collator, which, batch_size=32, device=accelerator.device))
 
     folder.mkdir(parents=True, exist_ok=True)
-    identity = hashlib.sha256(json.dumps([made.as_json(), schedule._asdict()]).encode()).hexdigest()
-    outcome = train(
-        built.model, built.collator, examples(posts, built.asked), schedule=schedule, folder=folder,
-        identity=identity, metric="auc", accelerator=accelerator,
-        validate=lambda _: quick(built.asked, scored(chosen)),
+    identity = hashlib.sha256(json.dumps([made.model_dump(), settings.model_dump()]).encode()).hexdigest()
+    results = train(
+        built, [example(post, built.questions) for post in posts], settings=settings, seed=made.seed,
+        folder=folder, identity=identity, accelerator=accelerator,
+        validate=lambda _: headline(built.questions, scored(chosen)),
     )  # fmt: skip
     load_weights(built.model, folder / WEIGHTS)
-    *process, final = answered(built.asked, scored(examples(test, built.asked)))
-    tuned = _best_threshold(answered(built.asked, scored(chosen))[-1])
+    tested = scored([example(post, built.questions) for post in test])
+    *process, final = question_scores(built.questions, tested)
+    tuned = _best_threshold(question_scores(built.questions, scored(chosen))[-1])
     result = threshold_metrics(final.found, final.scores)
     result["f1_tuned"] = threshold_metrics(final.found, (final.scores >= tuned).astype(np.float64))["f1"]
-    result["best_epoch"] = float(outcome.best + 1)
+    result["best_epoch"] = float(best_epoch(results, "auc").epoch)
     if process:
         result["process_auc"] = float(
             np.mean([threshold_metrics(one.found, one.scores)["auc"] for one in process])
@@ -175,7 +176,7 @@ def _cell(
     return result
 
 
-def _best_threshold(one: Answered) -> float:
+def _best_threshold(one: QuestionScores) -> float:
     """The threshold of the largest F1."""
     shape = curve(one.found, one.scores)
     f1: FloatArray = 2 * shape.precision * shape.recall / (shape.precision + shape.recall + 1e-12)

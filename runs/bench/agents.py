@@ -96,13 +96,14 @@ def _server(given: str | None, model: Path, models: Path) -> Iterator[str]:
     if given:
         yield given
         return
-    from agents.vllm.command import free_port, serve_command
+    from agents.vllm.command import ServeOptions, free_port, serve_command
     from agents.vllm.interpreter import find_interpreter
     from agents.vllm.launch import serving
     from runs.bench.small_models import export_small_vlm, export_smollm2
 
     (export_smollm2 if model.name == "smollm2" else export_small_vlm)(model)
-    command = serve_command(find_interpreter(), model, name=model.name, port=free_port(), max_model_len=4096)
+    options = ServeOptions(name=model.name, port=free_port(), max_model_len=4096)
+    command = serve_command(find_interpreter(), model, options)
     with serving(
         command, log=models / f"{model.name}.log", report=lambda text: print(text, flush=True)
     ) as served:

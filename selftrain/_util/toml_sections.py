@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,9 +65,8 @@ def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resolve_paths(table: dict[str, Any], folder: Path, paths: Collection[tuple[str, str]]) -> None:
     for section, key in paths:
-        value = table.get(section, {}).get(key) if isinstance(table.get(section), dict) else None
-        if isinstance(value, str):
-            table[section][key] = str(folder / Path(value).expanduser())
+        if isinstance(table.get(section), dict) and key in table[section]:
+            table[section][key] = _placed(table[section][key], lambda path: folder / path)
 
 
 def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str, str]]) -> None:
@@ -89,9 +88,14 @@ def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str,
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             raise RecipeError(f"--set {override!r}: {key!r} is not a section of the recipe")
-    if tuple(keys) in paths and isinstance(value, str):
-        value = str(Path(value).expanduser().resolve())
-    section[keys[-1]] = value
+    section[keys[-1]] = _placed(value, Path.resolve) if tuple(keys) in paths else value
+
+
+def _placed(value: Any, place: Callable[[Path], Path]) -> Any:  # noqa: ANN401 -- whatever a recipe holds
+    """Return the path, or the list of paths, that a value is; what is none is left to pydantic."""
+    if isinstance(value, list):
+        return [_placed(one, place) for one in value]
+    return str(place(Path(value).expanduser())) if isinstance(value, str) else value
 
 
 def _faults(error: ValidationError) -> str:

@@ -22,7 +22,7 @@ from selftrain._util.types import BoolArray, Interval, Json
 from selftrain.act.annotation_quality import abs_score
 from selftrain.act.budget import filled
 from selftrain.errors import BudgetError
-from selftrain.models.intervals import auc_interval, wilson
+from selftrain.models.metrics import auc_interval, wilson
 
 BUFFER = 0.10
 _FEW = 30

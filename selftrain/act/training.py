@@ -18,11 +18,10 @@ import torch
 from backbones.base import Backbone, Encodable
 from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
-from selftrain.errors import NonFiniteLossError, TrainingError
-from selftrain.models.act_model import ACTModel, ClassesHead, rows_of
-from selftrain.models.calibration import fit_calibration
-from selftrain.models.head import Head, HeadSettings, Scaling, descend, fit_scaling
-from selftrain.models.metrics import macro_f1
+from selftrain.errors import TrainingError
+from selftrain.models.act_model import ACTModel, rows_of
+from selftrain.models.classifier import HeadClassifier, fit_head
+from selftrain.models.head import HeadSettings, Scaling, fit_scaling
 
 
 class ACTTrainer:
@@ -156,7 +155,7 @@ def train_classes(
     seed: int,
     power: float = 1.0,
     where: str = "training",
-) -> ClassesHead:
+) -> HeadClassifier:
     """Train on all rows at once, keep the epoch with the best validation macro-F1, calibrate.
 
     Args:
@@ -165,7 +164,7 @@ def train_classes(
         validation_rows: [V, D].
         validation_labels: [V], trusted.
         classes: K names, in the order of the indices.
-        scaling: Of the rows, see `selftrain.models.classifier.fit_scaling`.
+        scaling: Of the rows, see `selftrain.models.head.fit_scaling`.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
         power: lambda of the ACT loss.
@@ -181,25 +180,9 @@ def train_classes(
             f"{where}: {len(rows)} posts to train on, {len(validation_rows)} to validate on, {len(classes)}"
             " classes: expected at least one of each, two classes"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
-        prepared = head.prepare(torch.from_numpy(validation_rows))
-        machine, human, reviewed, inclusion = map(torch.from_numpy, labels)
-        curve, best = descend(
-            head, head.prepare(torch.from_numpy(rows)), prepared,
-            loss=lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
-            score=lambda z: macro_f1(validation_labels, z.argmax(1).numpy()),
-            settings=settings, where=where,
-        )  # fmt: skip
-    head.layers.load_state_dict(best)
-    head.eval()
-    with torch.inference_mode():
-        logits = head.read(prepared)
-    if not bool(torch.isfinite(logits).all()):  # the last step's own doing: no loss was computed after it
-        raise NonFiniteLossError(
-            f"{where}: the trained head gives logits that are not finite. Lower the learning rate"
-        )
-    calibration = fit_calibration(logits.numpy(), validation_labels)
-    chosen = max(curve, key=lambda progress: progress.macro_f1)
-    return ClassesHead(head, tuple(classes), calibration, settings, tuple(curve), chosen.epoch)
+    machine, human, reviewed, inclusion = map(torch.from_numpy, labels)
+    return fit_head(
+        rows, lambda z: act_cross_entropy(z, machine, human, reviewed, inclusion, power=power),
+        validation_rows, validation_labels,
+        scaling=scaling, settings=settings, seed=seed, classes=classes, where=where,
+    )  # fmt: skip

@@ -10,10 +10,9 @@ import numpy as np
 
 from backbones.loading import place
 from selftrain._util.types import Json
-from selftrain.agentps.examples import answer_of, example
-from selftrain.agentps.folder import VALIDATION, Loaded, load
-from selftrain.agentps.questions import FINAL, Questionnaire
-from selftrain.agentps.scoring import ScoredPost, score
+from selftrain.agentps.checkpoint import VALIDATION, AgentPSModel, load
+from selftrain.agentps.dataset import FINAL, QuestionSet, answer_of, example
+from selftrain.agentps.evaluate import ScoredPost, score
 from selftrain.data.posts import Post
 from selftrain.models.predictor import Prediction, ValidationScores
 from selftrain.store.run_dir import read_jsonl
@@ -33,7 +32,7 @@ class AgentPSPredictor:
     kind = "agentps"
     calibrated = False
 
-    def __init__(self, loaded: Loaded, device: str) -> None:
+    def __init__(self, loaded: AgentPSModel, device: str) -> None:
         self._loaded, self._device = loaded, device
         self.name = loaded.folder.resolve().name
         self.classes, self.positive = loaded.task.names, loaded.task.positive
@@ -51,7 +50,7 @@ class AgentPSPredictor:
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
         scored = predict(self._loaded, posts, device=self._device)
-        return [to_prediction(self._loaded.built.asked, one) for one in scored]
+        return [to_prediction(self._loaded.built.questions, one) for one in scored]
 
     def validation(self) -> ValidationScores | None:
         """Return the scores of the best epoch; posts that could not be read are left out."""
@@ -65,7 +64,7 @@ class AgentPSPredictor:
 
 
 def predict(
-    loaded: Loaded, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
+    loaded: AgentPSModel, posts: Iterable[Post], *, batch_size: int = 16, device: str = "cpu"
 ) -> Iterator[ScoredPost]:
     """Score posts in their order, in bounded memory; what is known of them is carried along, not read.
 
@@ -80,11 +79,11 @@ def predict(
     """
     built = loaded.built
     built.model.to(device)
-    known = (example(_known(post, built.asked), built.asked) for post in posts)
+    known = (example(_known(post, built.questions), built.questions) for post in posts)
     yield from score(built.model, built.collator, known, batch_size=batch_size, device=device)
 
 
-def _known(post: Post, asked: Questionnaire) -> Post:
+def _known(post: Post, asked: QuestionSet) -> Post:
     """The post without a label or an answer of another task."""
     answers = {one.name: one.answers for one in asked.all}
     label = post.label if post.label in asked.final.answers else None
@@ -92,7 +91,7 @@ def _known(post: Post, asked: Questionnaire) -> Post:
     return replace(post, label=label, process=process)
 
 
-def to_prediction(asked: Questionnaire, one: ScoredPost) -> Prediction:
+def to_prediction(asked: QuestionSet, one: ScoredPost) -> Prediction:
     """Return the answers to the final question as classes, those to the others as process."""
     if one.reason:
         return Prediction(one.example.id, reason=one.reason)
@@ -105,7 +104,7 @@ def to_prediction(asked: Questionnaire, one: ScoredPost) -> Prediction:
     return Prediction(one.example.id, label, final, named)
 
 
-def answers_row(asked: Questionnaire, one: ScoredPost) -> Json:
+def answers_row(asked: QuestionSet, one: ScoredPost) -> Json:
     """A prediction with the post, as far as a case table shows it, and what is known of it.
 
     Of a post come its text (`TEXT` characters at most), its pictures (the first `PICTURES` paths) and their

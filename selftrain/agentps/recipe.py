@@ -1,4 +1,4 @@
-"""A recipe of AgentPS: what is read, what is built, how it is trained. Read here and nowhere else."""
+"""The recipe of AgentPS: which posts, which model, how it is trained. Read here and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from backbones.mllm.answering import Variant
+from backbones.mllm.base import Padding
+from backbones.mllm.hub import Album
 from selftrain._util.toml_sections import Section, read_table
-from selftrain.agentps.architecture import Architecture
-from selftrain.agentps.training import Schedule
+from selftrain.agentps.frames import Frames
 from selftrain.errors import RecipeError
 from selftrain.models.metrics import PRECISIONS
 
@@ -20,7 +22,7 @@ METRICS = (
 )  # fmt: skip
 
 
-class DataSection(Section):
+class SourceSettings(Section):
     """Which posts. Paths are relative to the recipe; a run or manifest named at the prompt comes first."""
 
     run: Path | None = None  # a finished run: its grown dataset
@@ -40,7 +42,7 @@ class DataSection(Section):
     max_image_pixels: int = Field(50_000_000, ge=1)
 
 
-class FramesSection(Section):
+class FrameSettings(Section):
     """How albums and videos are shown (published: 16 frames of 360 x 636)."""
 
     count: int = Field(16, ge=0, le=64)  # 0: words alone
@@ -52,57 +54,75 @@ class FramesSection(Section):
 class ModelSection(Section):
     """What is built (published: LLaVA-OneVision, rank 128, alpha 256, 256 tokens, left padding)."""
 
-    base: str = "embedded"
-    revision: str = "main"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    variant: Literal["vanilla", "multitask", "agentps"] = "agentps"
-    policy: bool = False
-    max_tokens: int = Field(256, ge=16, le=32_768)
-    padding: Literal["left", "right"] = "left"
-    album: Literal["images", "video"] = "images"
-    rank: int = Field(128, ge=1)
+    base: str = "smollm2_efficientnet"  # or a name on a hub, or a folder
+    revision: str = "main"  # of the weights on a hub
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of a hub's weights; auto: as saved
+    variant: Variant = "agentps"  # where the heads read
+    policy: bool = False  # put the task's policy before every post
+    max_tokens: int = Field(256, ge=16, le=32_768)  # of prompt and text together, images aside
+    padding: Padding = "left"
+    album: Album = "images"  # give a hub's model several pictures as images or as one video
+    rank: int = Field(128, ge=1)  # of the low-rank adapters
     alpha: int = Field(256, ge=1)
     adapter_dropout: float = Field(0.0, ge=0, lt=1)
-    vision: bool = False
-    hidden: int = Field(256, ge=1)
+    vision: bool = False  # adapt the vision tower too
+    hidden: int = Field(256, ge=1)  # of the answer heads
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
-class TrainingSection(Section):
+class ModelSettings(ModelSection):
+    """All that is built before a weight is trained or loaded; without frames the model reads words alone."""
+
+    frames: Frames | None = None
+    seed: int = 0  # of first weights
+
+
+class TrainingSettings(Section):
     """How it is trained."""
 
     epochs: int = Field(5, ge=1)
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1)  # posts of a step
     part: int = Field(16, ge=1)  # posts computed at once; a step is accumulated from parts
-    learning_rate: float = Field(1e-4, gt=0, le=1)
+    learning_rate: float = Field(1e-4, gt=0, le=1)  # of adapters, the token's row and new parts, at its peak
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: float = Field(0.1, ge=0, lt=1)
-    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.01, ge=0)  # of everything but norms, biases and the row
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps over which the rates rise
+    clip: float = Field(1.0, gt=0)  # the largest norm of a gradient
     # question -> weight in the loss, "final" among them; 1 for those not named
     weights: dict[str, float] = Field(default_factory=dict)
-    metric: str = "macro_f1"
+    metric: str = "macro_f1"  # of the validation posts; says which epoch is best
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
     checkpointing: bool = False
-    save_every: int = Field(200, ge=1)
+    save_every: int = Field(200, ge=1)  # steps between two saves; an epoch's end saves too
     evaluation_batch: int = Field(32, ge=1)
 
     @model_validator(mode="after")
-    def _metric_known(self) -> TrainingSection:
+    def _metric_known(self) -> TrainingSettings:
         if self.metric not in METRICS:
             raise ValueError(f"metric is {self.metric!r}; expected one of {', '.join(METRICS)}")
         return self
+
+    def question_weights(self, questions: Sequence[str]) -> tuple[float, ...]:
+        """Return w_q of each question, in their order, "final" last.
+
+        Raises:
+            RecipeError: A weight for a question that the task or the variant does not ask.
+        """
+        unknown = sorted(self.weights.keys() - set(questions))
+        if unknown:
+            raise RecipeError(f"training.weights names {unknown}; expected some of {list(questions)}")
+        return tuple(self.weights.get(name, 1.0) for name in questions)
 
 
 class AgentPSRecipe(Section):
     """The whole recipe."""
 
     seed: int = Field(0, ge=0)
-    data: DataSection = DataSection()
+    data: SourceSettings = SourceSettings()
     model: ModelSection = ModelSection()
-    frames: FramesSection = FramesSection()
-    training: TrainingSection = TrainingSection()
+    frames: FrameSettings = FrameSettings()
+    training: TrainingSettings = TrainingSettings()
 
     @model_validator(mode="after")
     def _video_is_full(self) -> AgentPSRecipe:
@@ -113,37 +133,11 @@ class AgentPSRecipe(Section):
             )
         return self
 
-    def architecture(self) -> Architecture:
-        """What is built."""
-        from selftrain.agentps.albums import Frames
-
-        shown = self.frames
-        frames = Frames(shown.count, shown.width, shown.height, shown.repeat, self.data.max_image_pixels)
-        return Architecture(**self.model.model_dump(), frames=frames if shown.count else None, seed=self.seed)
-
-    def schedule(self, questions: Sequence[str]) -> Schedule:
-        """How it is trained, for questions in their order, "final" last.
-
-        Raises:
-            RecipeError: A weight for a question that the task or the variant does not ask.
-        """
-        given = self.training
-        unknown = sorted(given.weights.keys() - set(questions))
-        if unknown:
-            raise RecipeError(f"training.weights names {unknown}; expected some of {list(questions)}")
-        return Schedule(
-            epochs=given.epochs,
-            batch_size=given.batch_size,
-            part=given.part,
-            learning_rate=given.learning_rate,
-            head_learning_rate=given.head_learning_rate,
-            weight_decay=given.weight_decay,
-            warmup=given.warmup,
-            clip=given.clip,
-            weights=tuple(given.weights.get(name, 1.0) for name in questions),
-            save_every=given.save_every,
-            seed=self.seed,
-        )
+    def model_settings(self) -> ModelSettings:
+        """Return all that is built."""
+        frames = Frames(**self.frames.model_dump(), max_pixels=self.data.max_image_pixels)
+        shown = frames if frames.count else None
+        return ModelSettings(**self.model.model_dump(), frames=shown, seed=self.seed)
 
 
 _PATHS = tuple(("data", key) for key in ("run", "manifest", "task", "process", "validation"))
@@ -152,7 +146,7 @@ _PATHS = tuple(("data", key) for key in ("run", "manifest", "task", "process", "
 def load_agentps_recipe(
     path: Path | None, overrides: Sequence[str] = (), *, source: Path | None = None
 ) -> AgentPSRecipe:
-    """A recipe from a TOML file, or the defaults; ``section.key=value`` overrides come last.
+    """Read a recipe from a TOML file, or the defaults; ``section.key=value`` overrides come last.
 
     Args:
         path: The file.

@@ -21,15 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.mllm import load_reader
-from backbones.mllm.answering import AnswerHeads, answer_positions
-from backbones.mllm.base import Prompt, Reader
+from backbones.mllm.answering import AnswerHeads
+from backbones.mllm.load import load_reader
+from backbones.mllm.prompts import Prompt, Reader, answer_positions
 from backbones.prefetch import prefetch
-from selftrain.agentps.architecture import Architecture, from_json
-from selftrain.agentps.examples import Example
-from selftrain.agentps.merging import HEADS, MERGED
-from selftrain.agentps.questions import Questionnaire, questionnaire
-from selftrain.agentps.scoring import ScoredPost
+from selftrain.agentps.checkpoint import HEADS, MERGED, settings_of
+from selftrain.agentps.dataset import Example, QuestionSet, question_set
+from selftrain.agentps.evaluate import ScoredPost
+from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.task import load_task
 from selftrain.errors import ModelError, ServingError
 
@@ -60,16 +59,16 @@ class ServedModel:
         import openai
 
         about = _about(folder)
-        made = from_json(about["architecture"])
+        made = settings_of(about, folder / MERGED)
         if made.frames is not None:
             raise ModelError(
                 f"{folder} was trained on pictures; a server takes words alone: leave --server out"
             )
         self.task = load_task(folder / "task.toml")
-        self.asked: Questionnaire = questionnaire(self.task, made.variant, policy=made.policy)
+        self.asked: QuestionSet = question_set(self.task, made.variant, policy=made.policy)
         # the checkpoint's own tokenizer
         self._reader: Reader = load_reader(
-            folder, self.asked.wording, made.padding, made.max_tokens, embedded=made.base == "embedded"
+            folder, made.base, self.asked.wording, made.padding, made.max_tokens
         )
         self._heads = _heads(folder, made, self.asked)
         self._made, self._batch, self._requests = made, batch, requests
@@ -102,7 +101,7 @@ class ServedModel:
         read = [last] * len(self.asked.all)
         if self._made.variant == "agentps":
             count = len(self.asked.process)
-            places = answer_positions(ids, torch.ones_like(ids), self._reader.answer_id, count)
+            places = answer_positions(ids, torch.ones_like(ids), self._reader.words.answer_id, count)
             read = [*(states[place] for place in places[0].tolist()), last]
         with torch.inference_mode():
             logits = [head(one[None])[0] for head, one in zip(self._heads, read, strict=True)]
@@ -162,7 +161,7 @@ def _about(folder: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _heads(folder: Path, made: Architecture, asked: Questionnaire) -> AnswerHeads:
+def _heads(folder: Path, made: ModelSettings, asked: QuestionSet) -> AnswerHeads:
     from safetensors.torch import load_file
 
     tensors = load_file(folder / HEADS)

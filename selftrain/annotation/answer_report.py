@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from agents.records import rounded
+from agents.judgment import rounded
 from selftrain._util.types import Interval, Json
 from selftrain.annotation.answers import FINAL, MISSING, known_answers, table
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
-from selftrain.models.intervals import wilson
+from selftrain.models.metrics import wilson
 
 NO_ANSWER = "(none)"
 _REASONS = 20

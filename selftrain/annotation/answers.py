@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from agents.ask.questioner import QuestionAnswer
-from agents.judgment import State
-from agents.records import rounded
+from agents.judgment import State, rounded
 from selftrain.data.posts import Post
 from selftrain.data.task import Question
 from selftrain.errors import ManifestError

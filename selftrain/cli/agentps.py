@@ -19,30 +19,21 @@ from selftrain.store import atomic
 
 if TYPE_CHECKING:
     from backbones import loading
-    from selftrain.agentps import (
-        evaluation,
-        examples,
-        fitting,
-        folder,
-        gathering,
-        merging,
-        served,
-    )
+    from selftrain.agentps import checkpoint, dataset, served
+    from selftrain.agentps import evaluate as evaluation
     from selftrain.agentps import predict as predicting
     from selftrain.agentps import recipe as recipes
-    from selftrain.agentps.scoring import ScoredPost
+    from selftrain.agentps import train as training
+    from selftrain.agentps.evaluate import ScoredPost
     from selftrain.data import task as tasks
     from selftrain.report import model_page
 else:
-    loading, evaluation, examples, fitting, folder, gathering, merging, predicting = deferred(
-        "backbones.loading", "selftrain.agentps.evaluation", "selftrain.agentps.examples",
-        "selftrain.agentps.fitting", "selftrain.agentps.folder", "selftrain.agentps.gathering",
-        "selftrain.agentps.merging", "selftrain.agentps.predict",
+    loading, checkpoint, dataset, evaluation, predicting, recipes, served, training = deferred(
+        "backbones.loading", "selftrain.agentps.checkpoint", "selftrain.agentps.dataset",
+        "selftrain.agentps.evaluate", "selftrain.agentps.predict", "selftrain.agentps.recipe",
+        "selftrain.agentps.served", "selftrain.agentps.train",
     )  # fmt: skip
-    recipes, served, tasks, model_page = deferred(
-        "selftrain.agentps.recipe", "selftrain.agentps.served", "selftrain.data.task",
-        "selftrain.report.model_page",
-    )  # fmt: skip
+    tasks, model_page = deferred("selftrain.data.task", "selftrain.report.model_page")
 
 app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")
 
@@ -97,16 +88,15 @@ def train(
     Killed, the same command goes on from the last step saved, to the same weights.
     """
     named = [] if task is None else [f"data.task={json.dumps(str(task))}"]
-    loaded = fitting.fit(
-        recipes.load_agentps_recipe(recipe, [*named, *overrides], source=source),
-        out, progress=sys.stderr.isatty(),
-    )  # fmt: skip
+    trained = training.train_agentps(
+        source, out, recipe=recipe, overrides=[*named, *overrides], bar=sys.stderr.isatty()
+    )
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one prints
         return
     model_page.write_report(out, out / "report.html")
-    _print_metrics(out / folder.METRICS)
+    _print_metrics(out / checkpoint.METRICS)
     if merge is not None:
-        merging.merge_into(loaded, merge)
+        checkpoint.merge_adapters(trained, merge)
         print(f"whole checkpoint: {merge}")
     _print_next(out)
 
@@ -130,16 +120,16 @@ def predict(
     """Score posts: the final answer and every question's."""
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
-    posts = gathering.stream_posts(manifest, quarantine, recipes.DataSection())
+    posts = dataset.stream_posts(manifest, quarantine, recipes.SourceSettings())
     scored: Iterable[ScoredPost]
     if server is not None:
         remote = served.ServedModel(model, server, batch=batch)
         asked = remote.asked
         unlabelled = (replace(post, label=None, process={}) for post in posts)
-        scored = remote.score(examples.example(post, asked) for post in unlabelled)
+        scored = remote.score(dataset.example(post, asked) for post in unlabelled)
     else:
-        loaded = folder.load(model)
-        asked = loaded.built.asked
+        loaded = checkpoint.load(model)
+        asked = loaded.built.questions
         scored = predicting.predict(loaded, posts, batch_size=batch, device=where)
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -166,19 +156,19 @@ def evaluate(
     from tqdm import tqdm
 
     where = _check_device(device)
-    loaded = folder.load(model)
-    found, quarantine = gathering.read_posts(manifest, loaded.task, recipes.DataSection())
-    posts = gathering.of_split(found, split)
+    loaded = checkpoint.load(model)
+    found, quarantine = dataset.read_posts(manifest, loaded.task, recipes.SourceSettings())
+    posts = dataset.of_split(found, split)
     stream = predicting.predict(loaded, posts, batch_size=batch, device=where)
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
-    asked = loaded.built.asked
-    questions = evaluation.full(asked, scored)
-    atomic.write_jsonl(out / folder.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
-    atomic.write_json(out / folder.METRICS, {"model": loaded.fingerprint, "questions": questions})
-    tasks.dump_task(loaded.task, out / folder.TASK)
+    asked = loaded.built.questions
+    questions = evaluation.full_report(asked, scored)
+    atomic.write_jsonl(out / checkpoint.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
+    atomic.write_json(out / checkpoint.METRICS, {"model": loaded.fingerprint, "questions": questions})
+    tasks.dump_task(loaded.task, out / checkpoint.TASK)
     keep_left_out(out / "quarantine.jsonl", quarantine)
     model_page.write_report(out, out / "report.html")
-    _print_metrics(out / folder.METRICS)
+    _print_metrics(out / checkpoint.METRICS)
     _print_next(out)
 
 

@@ -112,13 +112,14 @@ def serve(
     """
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
-    command = vllm_command.serve_command(
-        interpreter.find_interpreter(python), model, name=name, host=host, port=port,
-        allow_remote=allow_remote, images=images, max_model_len=max_model_len, dtype=dtype, device=device,
-        tensor_parallel=tensor_parallel, data_parallel=data_parallel, gpu_memory=gpu_memory,
-        kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter),
-        api_key=os.environ.get(KEY_VARIABLE, ""), extra=flags or (),
+    options = vllm_command.ServeOptions(
+        name=name, host=host, port=port, allow_remote=allow_remote, images=images,
+        max_model_len=max_model_len, dtype=dtype, device=device, tensor_parallel=tensor_parallel,
+        data_parallel=data_parallel, gpu_memory=gpu_memory, kv_cache_gib=kv_cache_gib,
+        max_num_seqs=max_num_seqs, adapters=_adapters(adapter), api_key=os.environ.get(KEY_VARIABLE, ""),
+        extra=flags or (),
     )  # fmt: skip
+    command = vllm_command.serve_command(interpreter.find_interpreter(python), model, options)
     if allow_remote and not command.api_key:
         say(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():

@@ -28,11 +28,12 @@ from selftrain.errors import ServingError
 
 if TYPE_CHECKING:
     from selftrain.models import onnx_export, predictor
-    from selftrain.serving import filtering, load_predictor, manifest_predictions, server, thresholds, wire
+    from selftrain.serving import filter as filtering
+    from selftrain.serving import load_predictor, manifest_predictions, server, thresholds, wire
     from selftrain.web import http_server
 else:
     onnx_export, predictor, filtering, load_predictor, manifest_predictions = deferred(
-        "selftrain.models.onnx_export", "selftrain.models.predictor", "selftrain.serving.filtering",
+        "selftrain.models.onnx_export", "selftrain.models.predictor", "selftrain.serving.filter",
         "selftrain.serving.load_predictor", "selftrain.serving.manifest_predictions",
     )  # fmt: skip
     server, thresholds, wire, http_server = deferred(
@@ -219,6 +220,6 @@ def export(
             " `selftrain filter` take the folder as it is, and `selftrain agentps train ... --merge DIR`"
             " writes a whole checkpoint"
         )
-    exported = onnx_export.export_onnx(run, onnx, head_only=head_only)
+    inputs = onnx_export.export_onnx(run, onnx, head_only=head_only)
     size = onnx.stat().st_size / 1e6
-    say(f"{onnx}: {size:.1f} MB, {' + '.join(exported.inputs)} -> logits, probabilities")
+    say(f"{onnx}: {size:.1f} MB, {' + '.join(inputs)} -> logits, probabilities")

@@ -11,7 +11,7 @@ from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Interval
 from selftrain.cli.printing import number, plain, table
-from selftrain.models.intervals import METRICS
+from selftrain.models.metrics import METRICS
 from selftrain.report.compare import Comparison
 from selftrain.report.post_history import Chapter, PostHistory
 from selftrain.report.status import RunStatus, Score, Summary, score
@@ -170,8 +170,7 @@ def final_table(comparison: Comparison) -> Table:
             found.add_row(f"{split} {name.replace('_f1', '-F1')}", *cells)
             if name == "macro_f1":
                 found.add_row("  gain", *(_interval(one, "+.3f") for one in comparison.gains[split]))
-        for name, shown in _POINTS.items():
-            found.add_row(f"{split} {shown}", *(number(run.points[split][name]) for run in runs))
+        found.add_row(f"{split} AUC", *(number(run.splits[split].auc) for run in runs))
         found.add_section()
     sums = [run.summary for run in runs]
     if any(run.simulated for run in runs):
@@ -186,9 +185,6 @@ def final_table(comparison: Comparison) -> Table:
     return found
 
 
-_POINTS = {"auc": "AUC"}
-
-
 def curves_table(comparison: Comparison) -> Table:
     """Return validation macro-F1, one line a round; what was rolled back stands in brackets."""
     found = _comparison_table(comparison)
@@ -196,8 +192,7 @@ def curves_table(comparison: Comparison) -> Table:
         cells = [plain("")] * len(comparison.runs)
         for column, run in enumerate(comparison.runs):
             if place < len(run.rounds):
-                _, kept, scores = run.rounds[place]
-                value = number(scores.validation)
+                kept, value = run.rounds[place].kept, number(run.rounds[place].validation.macro_f1)
                 cells[column] = plain(f"{value} ") if kept else plain(f"({value})", "dim")
         found.add_row(f"round {place}", *cells)
     return found

@@ -111,7 +111,7 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
         TaskError, ManifestError, QuarantineError, SplitError, CacheError: With what to do.
     """
     task = load_task(recipe.data.task)
-    if recipe.selection.kind == "top_k":
+    if isinstance(recipe.selection.shares, Mapping):
         # PNU knows two classes, and the shares name them: say so before anything is computed
         quotas(
             recipe.selection.k, recipe.selection.shares,
@@ -262,7 +262,7 @@ def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
     """
     build_corpus(splits, task, None)
     k, available = recipe.selection.k, len(splits.pool)
-    if recipe.selection.kind == "top_k" and recipe.rounds.max and k > available:
+    if recipe.selection.built_in and recipe.rounds.max and k > available:
         raise SplitError(
             f"{k:,} posts requested by selection.k, {available:,} available in the pool: set selection.k to"
             f" {available:,} at most, or add unlabelled posts"

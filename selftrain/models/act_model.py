@@ -21,84 +21,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from backbones import load_backbone
 from backbones.base import Backbone, Encodable
 from selftrain._util.numeric import sigmoid
-from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
-from selftrain.models.calibration import Calibration, probabilities
-from selftrain.models.head import Head, HeadSettings, Progress, Scaling
-from selftrain.models.model_file import read_model, write_model
+from selftrain.models.classifier import CLASSES_FORMAT, HeadClassifier, load_head
 from selftrain.models.predictor import ACT_FILE, Prediction, ValidationScores, from_probs, in_chunks
 from selftrain.store import atomic
 from selftrain.store.scores import Scored, read_scores, write_scores
 
-FORMAT = "selftrain-classes-2"
 MODEL_FILE = "model.safetensors"
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 _SURE = 1e-7
 MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
-
-
-@dataclass(frozen=True)
-class ClassesHead:
-    """A trained head for K classes.
-
-    Attributes:
-        head: In evaluation mode, on the CPU.
-        classes: Names, in the order of the logits.
-        calibration: From the validation posts.
-        settings: As it was built.
-        curve: Validation macro-F1 and loss parts over the epochs.
-        best_epoch: The epoch whose weights these are.
-    """
-
-    head: Head
-    classes: tuple[str, ...]
-    calibration: Calibration
-    settings: HeadSettings
-    curve: tuple[Progress, ...] = ()
-    best_epoch: int = 0
-
-    @torch.inference_mode()
-    def probabilities(self, rows: Float32Array) -> Float32Array:
-        """Calibrated probabilities [B, K] of feature rows [B, D]."""
-        logits = self.calibration(self.head(torch.from_numpy(rows)).numpy())
-        return np.asarray(probabilities(logits), dtype=np.float32)
-
-    def predict(self, rows: Float32Array) -> IntArray:
-        """Class indices [B]."""
-        return np.asarray(self.probabilities(rows).argmax(1), dtype=np.int64)
-
-    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Safetensors, with classes, settings, calibration and `metadata` in the header."""
-        own = {
-            "classes": list(self.classes),
-            "settings": self.settings._asdict(),
-            "calibration": self.calibration._asdict(),
-        }
-        write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
-
-
-def load_classes_head(file: Path) -> tuple[ClassesHead, Json]:
-    """A saved head and the metadata that it was saved with.
-
-    Raises:
-        RunStateError: Missing, damaged, or not a model of this format.
-    """
-    tensors, header = read_model(file, [FORMAT])
-    try:
-        settings, classes = HeadSettings(**header.pop("settings")), tuple(header.pop("classes"))
-        scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
-        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes))
-        head.load_state_dict(tensors)
-        calibration = Calibration(**header.pop("calibration"))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunStateError(f"{file} is incomplete ({error}): it is damaged") from error
-    return ClassesHead(head.eval(), classes, calibration, settings), header
 
 
 class BackboneChoice(NamedTuple):
@@ -121,7 +59,7 @@ class ACTModel:
         batch_size, workers: Handed to the backbone.
     """
 
-    classifier: ClassesHead
+    classifier: HeadClassifier
     positive: str
     backbone: Backbone | None = None
     folder: Path | None = None
@@ -250,7 +188,7 @@ class ACTModel:
             RunMismatchError: Another backbone than the one that it was trained with.
             BackboneError: The backbone's weights are missing or damaged.
         """
-        classifier, header = load_classes_head(folder / MODEL_FILE)
+        classifier, header = load_head(folder / MODEL_FILE, CLASSES_FORMAT)
         try:
             positive, choice = str(header["positive"]), BackboneChoice(**header["backbone"])
         except (KeyError, TypeError) as error:

@@ -1,28 +1,32 @@
-"""The classifier's head: trained on feature rows with a PNU loss, calibrated, saved and loaded.
+"""A trained head with its calibration, for two classes or K: trained on feature rows, saved and loaded.
 
-Shape legend: ``M`` training posts, ``V`` validation posts, ``D`` width of a feature row.
+Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts, ``D`` width of a feature row, ``K``
+classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from losses.base import RoundLoss
-from selftrain._util.types import Float32Array, LabelArray
+from losses.base import LossOutput, RoundLoss
+from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
-from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.head import Head, HeadSettings, Progress, Scaling, descend
+from selftrain.models.calibration import Calibration, fit_calibration, probabilities
+from selftrain.models.head import Head, HeadSettings, Scaling, train_layers
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
+from selftrain.models.train_loop import EpochResult, best_epoch
 
-FORMAT = "selftrain-head-1"
+FORMAT, CLASSES_FORMAT = "selftrain-head-1", "selftrain-classes-2"
+"""Of a file whose head has one logit for two classes, and of one with a logit a class."""
 
 
 @dataclass(frozen=True)
@@ -35,41 +39,55 @@ class HeadClassifier:
         settings: As it was built.
         curve: Validation macro-F1 and loss parts over the epochs.
         best_epoch: The epoch whose weights these are.
+        classes: K names, in the order of the logits; none where one logit tells two classes apart.
     """
 
     head: Head
     calibration: Calibration
     settings: HeadSettings
-    curve: tuple[Progress, ...] = ()
+    curve: tuple[EpochResult, ...] = ()
     best_epoch: int = 0
+    classes: tuple[str, ...] = ()
 
     @torch.inference_mode()
     def logits(self, rows: Float32Array) -> Float32Array:
-        """Calibrated logits [B] of the positive class for feature rows [B, D]."""
+        """Return calibrated logits of rows [B, D]: of the positive class [B], or of all [B, K]."""
         return self.calibration(self.head(torch.from_numpy(rows)).numpy())
 
+    def probabilities(self, rows: Float32Array) -> Float32Array:
+        """Return calibrated probabilities of rows [B, D]: of the positive class [B], or of all [B, K]."""
+        return np.asarray(probabilities(self.logits(rows)), dtype=np.float32)
+
+    def predict(self, rows: Float32Array) -> IntArray:
+        """Return the likeliest class of each row [B]: its index, or 1 for the positive one and 0."""
+        return _predicted(self.logits(rows))
+
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Safetensors, with settings, calibration and `metadata` in the header."""
-        own = {"settings": self.settings._asdict(), "calibration": self.calibration._asdict()}
-        write_model(file, dict(metadata) | {"format": FORMAT} | own, self.head.state_dict())
+        """Write safetensors, with settings, calibration and `metadata` in the header."""
+        own: Json = {"settings": self.settings._asdict(), "calibration": self.calibration._asdict()}
+        kind: Json = (
+            {"format": CLASSES_FORMAT, "classes": self.classes} if self.classes else {"format": FORMAT}
+        )
+        write_model(file, dict(metadata) | own | kind, self.head.state_dict())
 
 
-def load_head(file: Path) -> tuple[HeadClassifier, dict[str, Any]]:
-    """A saved head and the metadata that it was saved with.
+def load_head(file: Path, format: str = FORMAT) -> tuple[HeadClassifier, Json]:  # noqa: A002 -- the header's word
+    """Load a saved head, and the metadata that it was saved with.
 
     Raises:
         RunStateError: Missing, damaged, or not a head of this format.
     """
-    tensors, header = read_model(file, [FORMAT])
+    tensors, header = read_model(file, [format])
     try:
         settings = HeadSettings(**header.pop("settings"))
+        classes = tuple(header.pop("classes")) if format == CLASSES_FORMAT else ()
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
-        head = Head(scaling, settings.kind, settings.hidden, settings.dropout)
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
         head.load_state_dict(tensors)
         calibration = Calibration(**header.pop("calibration"))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise RunStateError(f"{file} is incomplete ({error}): the run folder is damaged") from error
-    return HeadClassifier(head.eval(), calibration, settings), header
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunStateError(f"{file} is incomplete ({error}): its folder is damaged") from error
+    return HeadClassifier(head.eval(), calibration, settings, classes=classes), header
 
 
 def train_head(
@@ -85,20 +103,45 @@ def train_head(
     start: HeadClassifier | None = None,
     where: str = "training",
 ) -> HeadClassifier:
+    """Train a head for two classes on rows [M, D] of `training.positions`; see `fit_head`.
+
+    Raises:
+        NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
+    """
+    groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
+    return fit_head(
+        rows, lambda logits: loss(logits, groups, targets), validation_rows, validation_labels,
+        scaling=scaling, settings=settings, seed=seed, start=start, where=where,
+    )  # fmt: skip
+
+
+def fit_head(
+    rows: Float32Array,
+    loss: Callable[[Tensor], LossOutput],
+    validation_rows: Float32Array,
+    validation_labels: LabelArray | IntArray,
+    *,
+    scaling: Scaling,
+    settings: HeadSettings,
+    seed: int,
+    classes: Sequence[str] = (),
+    start: HeadClassifier | None = None,
+    where: str = "training",
+) -> HeadClassifier:
     """Train a head on all rows at once, keep the epoch with the best validation macro-F1, calibrate it.
 
     Full batches: every group's mean is over the whole group, as the risks are written, and a few thousand
     rows are one small matrix product.
 
     Args:
-        rows: [M, D] feature rows of `training.positions`.
-        training: Groups and targets of those rows.
+        rows: [M, D].
+        loss: Of the logits of `rows`, [M] or [M, K].
         validation_rows: [V, D].
-        validation_labels: [V], 1 for the positive class.
+        validation_labels: [V], 1 for the positive class; of K classes the indices.
         scaling: Of the rows; a head given as `start` keeps its own.
-        loss: The loss.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
+        classes: K names; none for a head of one logit.
         start: Go on from this head rather than from new weights.
         where: Said in an error ("round 3").
 
@@ -107,32 +150,28 @@ def train_head(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = (
-            Head(scaling, settings.kind, settings.hidden, settings.dropout) if start is None else _copy(start)
-        )
+        if start is not None:
+            scaling = Scaling(*(getattr(start.head, name).numpy() for name in Scaling._fields))
+            kind, hidden, dropout, *_ = start.settings
+            settings = settings._replace(kind=kind, hidden=hidden, dropout=dropout)
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
+        if start is not None:
+            head.load_state_dict(start.head.state_dict())
         prepared = head.prepare(torch.from_numpy(validation_rows))
-        groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
-        curve, best = descend(
-            head, head.prepare(torch.from_numpy(rows)), prepared,
-            loss=lambda logits: loss(logits, groups, targets),
-            score=lambda logits: macro_f1(validation_labels, (logits.numpy() > 0).astype(np.int8)),
+        curve = train_layers(
+            head, head.prepare(torch.from_numpy(rows)), prepared, loss=loss,
+            score=lambda logits: macro_f1(validation_labels, _predicted(logits.numpy())),
             settings=settings, where=where,
         )  # fmt: skip
-    head.layers.load_state_dict(best)
-    head.eval()
     with torch.inference_mode():
         raw = head.read(prepared).numpy()
     if not np.isfinite(raw).all():  # the last step's own doing: no loss was computed after it
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
         )
-    chosen = max(curve, key=lambda progress: progress.macro_f1)
     calibration = fit_calibration(raw, validation_labels)
-    return HeadClassifier(head, calibration, settings, tuple(curve), chosen.epoch)
+    return HeadClassifier(head, calibration, settings, curve, best_epoch(curve).epoch, tuple(classes))
 
 
-def _copy(start: HeadClassifier) -> Head:
-    scaling = Scaling(*(getattr(start.head, name).numpy() for name in Scaling._fields))
-    head = Head(scaling, start.settings.kind, start.settings.hidden, start.settings.dropout)
-    head.load_state_dict(start.head.state_dict())
-    return head
+def _predicted(logits: Float32Array) -> IntArray:
+    return np.asarray(logits > 0 if logits.ndim == 1 else logits.argmax(1), dtype=np.int64)

@@ -23,12 +23,17 @@ from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.classifier import train_head
-from selftrain.models.finetune_descent import DescentSettings, descend
-from selftrain.models.finetune_network import Architecture, Mode, Network, Precision
-from selftrain.models.finetuned import FinetunedClassifier, load_finetuned, read_format
+from selftrain.models.finetune_network import (
+    FinetunedClassifier,
+    Mode,
+    Network,
+    NetworkShape,
+    Precision,
+    load_finetuned,
+)
+from selftrain.models.finetune_stepper import FineTuneSettings, train_network
 from selftrain.models.head import HeadKind, HeadSettings, fit_scaling
-
-__all__ = ["FineTuner", "FinetunedClassifier", "load_finetuned", "read_format"]
+from selftrain.models.train_loop import best_epoch
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
@@ -86,11 +91,11 @@ class FineTuner:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        self.architecture = Architecture(
+        self.architecture = NetworkShape(
             self.mode, self.head, self.hidden, self.dropout, self.lora_rank, self.lora_alpha
         )
         rate = LEARNING_RATES[self.mode] if self.learning_rate is None else self.learning_rate
-        self.descent = DescentSettings(
+        self.settings = FineTuneSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=rate,
@@ -145,14 +150,14 @@ class FineTuner:
             else:
                 _check_origin(network, start)
                 network.put(start.weights)
-            best, curve = descend(
-                network, corpus, training, loss=loss, seed=seed, settings=self.descent, where=where,
+            best, curve = train_network(
+                network, corpus, training, loss=loss, seed=seed, settings=self.settings, where=where,
                 validate=lambda: network.classify(self._rows(network, corpus, corpus.validation, where)),
             )  # fmt: skip
         self._network = network
         calibration = fit_calibration(best.raw, corpus.labels[corpus.validation])
         return FinetunedClassifier(
-            best.weights, self.architecture, network.pretrained, calibration, curve, best.epoch
+            best.weights, self.architecture, network.pretrained, calibration, curve, best_epoch(curve).epoch
         )
 
     def logits(
@@ -188,7 +193,7 @@ class FineTuner:
 
     # ---- networks -----------------------------------------------------------------------------------
 
-    def _build(self, architecture: Architecture) -> Network:
+    def _build(self, architecture: NetworkShape) -> Network:
         """A network on a new pretrained backbone; the one held until now is let go first."""
         self._network = self._holds = None
         assert self.make_backbone is not None, "`for_run` gives it"
@@ -261,8 +266,8 @@ class FineTuner:
         switch = "" if self.gradient_checkpointing else " turn on gradient checkpointing,"
         lora = ' or set classifier.mode = "lora"' if self.architecture.mode == "full" else ""
         return (
-            f"Lower classifier.batch_size (now {self.descent.batch_size}),{switch} lower the evaluation batch"
-            f" (now {self.evaluation_batch}){lora}"
+            f"Lower classifier.batch_size (now {self.settings.batch_size}),{switch} lower the evaluation"
+            f" batch (now {self.evaluation_batch}){lora}"
         )
 
 

@@ -1,4 +1,4 @@
-"""A backbone and a head as one network, trained whole or through low-rank adapters.
+"""A backbone and a head as one network, trained whole or through low-rank adapters, and its file.
 
 Shape legend: ``B`` posts, ``D`` width of a feature row.
 """
@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from backbones.base import Backbone, Encodable, Encoded
-from selftrain._util.types import Float32Array
+from backbones.torchvision_compat import ensure_torchvision
+from selftrain._util.types import Float32Array, Json
 from selftrain.errors import RunStateError, TrainingError
+from selftrain.models.calibration import Calibration
 from selftrain.models.head import Head, Scaling
+from selftrain.models.model_file import opened_model, read_model, write_model
+from selftrain.models.train_loop import EpochResult
 
 Mode = Literal["full", "lora"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-class Architecture(NamedTuple):
+class NetworkShape(NamedTuple):
     """What must be known to build the network that some weights belong to, the backbone aside.
 
     Attributes:
@@ -31,8 +37,8 @@ class Architecture(NamedTuple):
     """
 
     mode: Mode = "full"
-    head: str = "linear"
-    hidden: int = 128
+    head: str = "mlp"
+    hidden: int = 32
     dropout: float = 0.3
     lora_rank: int = 16
     lora_alpha: int = 32
@@ -55,7 +61,7 @@ class Network(nn.Module):
         TrainingError: Adapters are asked for and the backbone names no place for them.
     """
 
-    def __init__(self, backbone: Backbone, architecture: Architecture, precision: Precision = "auto") -> None:
+    def __init__(self, backbone: Backbone, architecture: NetworkShape, precision: Precision = "auto") -> None:
         super().__init__()
         self.source = backbone
         self.architecture = architecture
@@ -147,15 +153,13 @@ class Network(nn.Module):
         }
 
 
-def _adapt(backbone: Backbone, architecture: Architecture) -> None:
+def _adapt(backbone: Backbone, architecture: NetworkShape) -> None:
     """Put adapters into the backbone's module, in place, and freeze the rest."""
     targets = getattr(backbone, "lora_targets", None)
     if targets is None:
         raise TrainingError(
             f'the backbone {backbone.name} names no layers for adapters: set classifier.mode = "full"'
         )
-    from backbones.torchvision_compat import ensure_torchvision
-
     ensure_torchvision()  # peft imports torchvision
     import peft
 
@@ -163,3 +167,77 @@ def _adapt(backbone: Backbone, architecture: Architecture) -> None:
         r=architecture.lora_rank, lora_alpha=architecture.lora_alpha, target_modules=targets()
     )
     peft.inject_adapter_in_model(config, backbone.module)
+
+
+# ---- a fitted network and its file ---------------------------------------------------------------------
+
+FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1"}
+
+
+@dataclass(frozen=True, eq=False)
+class FinetunedClassifier:
+    """A fitted network's weights with their calibration. Live networks are the trainer's: they fill a GPU.
+
+    Attributes:
+        weights: What `Network.portable` gave, on the CPU.
+        architecture: Of the network that they belong to.
+        pretrained: Fingerprint of the backbone that training began from.
+        calibration: From the validation posts.
+        curve: Validation macro-F1 and loss parts over the epochs.
+        best_epoch: The epoch whose weights these are.
+    """
+
+    weights: Mapping[str, Tensor]
+    architecture: NetworkShape
+    pretrained: str
+    calibration: Calibration
+    curve: tuple[EpochResult, ...] = ()
+    best_epoch: int = 0
+
+    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Safetensors, written atomically; all but the weights goes into the header, with `metadata`.
+
+        Raises:
+            StorageError: The disk is full or refuses.
+        """
+        own = {
+            "format": FORMATS[self.architecture.mode],
+            "architecture": self.architecture._asdict(),
+            "pretrained": self.pretrained,
+            "calibration": self.calibration._asdict(),
+        }
+        write_model(file, dict(metadata) | own, self.weights)
+
+
+def read_format(file: Path) -> str:
+    """Return which kind of model a file holds, by its header: "selftrain-head-1", "selftrain-lora-1", ...
+
+    Raises:
+        RunStateError: Missing, damaged, or no model of selftrain.
+    """
+    with opened_model(file) as (_, header):
+        found = header.get("format")
+    if not isinstance(found, str):
+        raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")
+    return found
+
+
+def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:
+    """Load a saved model, and the metadata that it was saved with; no backbone is needed to read it.
+
+    Raises:
+        RunStateError: Missing, damaged, or of another format.
+    """
+    weights, header = read_model(file, list(FORMATS.values()))
+    try:
+        model = FinetunedClassifier(
+            weights,
+            NetworkShape(**header.pop("architecture")),
+            header.pop("pretrained"),
+            Calibration(**header.pop("calibration")),
+        )
+    except (KeyError, TypeError) as error:
+        raise RunStateError(
+            f"the header of {file} is incomplete ({error}): the run folder is damaged"
+        ) from error
+    return model, header

@@ -6,16 +6,18 @@ Shape legend: ``M`` training posts, ``B`` posts, ``D`` width of a feature row, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from backbones.base import FeatureLayout
+from losses.base import LossOutput
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.errors import NonFiniteLossError, TrainingError
+from selftrain.errors import TrainingError
+from selftrain.models.train_loop import EpochResult, StepLoss, train_epochs
 
 HeadKind = Literal["linear", "mlp"]
 
@@ -30,14 +32,6 @@ class HeadSettings(NamedTuple):
     learning_rate: float = 0.01
     weight_decay: float = 1e-3
     evaluate_every: int = 5
-
-
-class Progress(NamedTuple):
-    """One evaluated epoch: mean loss parts since the last one, and the validation macro-F1."""
-
-    epoch: int
-    parts: dict[str, float]
-    macro_f1: float
 
 
 class Scaling(NamedTuple):
@@ -122,37 +116,70 @@ def fit_scaling(rows: Float32Array, layout: FeatureLayout | None) -> Scaling:
     return Scaling(columns, rows.mean(0)[columns].astype(np.float32), scale[columns])
 
 
-class HeadLoss(Protocol):
-    """A loss, and what it is made of."""
-
-    @property
-    def loss(self) -> Tensor: ...
-    @property
-    def parts(self) -> Mapping[str, Tensor]: ...
+ADVICE = (
+    "Lower classifier.learning_rate; if it stays, look for NaN in the features with `selftrain data check`"
+)
 
 
-def descend(
+class _FullBatch:
+    """A `Stepper` whose one batch an epoch is all rows: every group's mean is over the whole group."""
+
+    def __init__(
+        self,
+        head: Head,
+        prepared: Tensor,
+        validation: Tensor,
+        loss: Callable[[Tensor], LossOutput],
+        score: Callable[[Tensor], float],
+    ) -> None:
+        self.model = head
+        self.best = head.layers.state_dict()
+        self._prepared, self._validation, self._loss, self._score = prepared, validation, loss, score
+
+    def batches(self, epoch: int, skip: int) -> Generator[Tensor, None, None]:
+        yield self._prepared
+
+    def gradients(self, batch: Tensor) -> StepLoss:
+        output = self._loss(self.model.read(batch))
+        losses = StepLoss.of(output)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, Any]:
+        self.model.eval()
+        return {"macro_f1": self._score(self.model.read(self._validation))}
+
+    def keep_best(self) -> None:
+        self.best = {name: value.clone() for name, value in self.model.layers.state_dict().items()}
+
+    def advice(self, batch: Tensor) -> str:
+        return ADVICE
+
+
+def train_layers(
     head: Head,
     prepared: Tensor,
     validation: Tensor,
     *,
-    loss: Callable[[Tensor], HeadLoss],
+    loss: Callable[[Tensor], LossOutput],
     score: Callable[[Tensor], float],
     settings: HeadSettings,
     where: str,
-) -> tuple[list[Progress], dict[str, Tensor]]:
-    """AdamW with cosine decay on prepared rows; the curve, and the layers' weights of its best epoch.
-
-    Of equally good epochs the first counts.
+) -> tuple[EpochResult, ...]:
+    """Train a head on prepared rows, AdamW with cosine decay; its best epoch's weights end up in it.
 
     Args:
-        head: Trained in place; its last weights are not its best.
+        head: Trained in place, in evaluation mode afterwards.
         prepared: [M, C] rows to train on.
         validation: [V, C] rows to validate on.
         loss: Of the logits of `prepared`.
         score: Macro-F1 of the logits of `validation`.
         settings: How.
         where: Said in an error.
+
+    Returns:
+        The evaluated epochs.
 
     Raises:
         NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
@@ -161,57 +188,11 @@ def descend(
         head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    watch = LossWatch(where)
-    curve: list[Progress] = []
-    best_score, best = -1.0, head.layers.state_dict()
-    for epoch in range(1, settings.epochs + 1):
-        head.train()
-        output = loss(head.read(prepared))
-        watch.add(epoch, output.loss, output.parts)
-        optimizer.zero_grad()
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        if epoch % settings.evaluate_every and epoch != settings.epochs:
-            continue
-        head.eval()
-        with torch.inference_mode():
-            reached = score(head.read(validation))
-        curve.append(Progress(epoch, watch.mean(), reached))
-        if reached > best_score:
-            best_score = reached
-            best = {name: value.clone() for name, value in head.layers.state_dict().items()}
-    return curve, best
-
-
-class LossWatch:
-    """Adds up loss parts between two evaluations, and stops the run at a loss that is not finite."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.sums: dict[str, float] = {}
-        self.steps = 0
-
-    def add(self, step: int, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
-        """Take in one step.
-
-        Raises:
-            NonFiniteLossError: With the place, the step and every part.
-        """
-        values = {"loss": float(loss.detach())} | {name: float(part) for name, part in parts.items()}
-        if not np.isfinite(values["loss"]):
-            listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise NonFiniteLossError(
-                f"{self.where}, step {step}: the loss is {values['loss']} ({listed}). Lower"
-                " classifier.learning_rate; if it stays, look for NaN in the features with `selftrain data"
-                " check`"
-            )
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
-
-    def mean(self) -> dict[str, float]:
-        """Mean parts since the last call."""
-        result = {name: value / max(self.steps, 1) for name, value in self.sums.items()}
-        self.sums, self.steps = {}, 0
-        return result
+    stepper = _FullBatch(head, prepared, validation, loss, score)
+    curve = train_epochs(
+        stepper, optimizer, schedule,
+        epochs=settings.epochs, evaluate_every=settings.evaluate_every, where=where,
+    )  # fmt: skip
+    head.layers.load_state_dict(stepper.best)
+    head.eval()
+    return curve

@@ -1,18 +1,22 @@
-"""How good a model is, from labels and scores; scikit-learn computes what it offers.
+"""How good a model is, from labels and scores, and how far each figure could be off: 95 % intervals.
 
-Shape legend: ``B`` posts, ``T`` thresholds that tell posts apart.
+scikit-learn and scipy compute what they offer. Macro-F1, accuracy, precision and recall depend on the posts
+only through the confusion counts, so that drawing posts anew is drawing counts anew: one multinomial draw a
+resample instead of as many as posts.
+
+Shape legend: ``B`` posts, ``T`` thresholds that tell posts apart, ``R`` resamples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from selftrain._util.numeric import sigmoid
-from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Interval, LabelArray
 from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import PrecisionRecall, ReliabilityBin, ReliabilityDiagram, Scored
 
@@ -20,6 +24,11 @@ PRECISIONS = (0.60, 0.65, 0.70, 0.75, 0.80)
 """The precisions at which AgentPS (arXiv 2412.15251) gives recall."""
 RECALL = 0.50
 """The recall at which it gives precision."""
+
+METRICS = ("macro_f1", "accuracy", "precision", "recall")
+LEVEL = 0.95
+_TAIL = (1 - LEVEL) / 2
+RESAMPLES, SEED = 4000, 20251113
 
 # ---- labels against labels ----------------------------------------------------------------------------
 
@@ -189,3 +198,136 @@ def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
         np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
     )
     return positive, negative
+
+
+# ---- intervals of shares --------------------------------------------------------------------------------
+
+
+def wilson(hits: int, posts: int) -> Interval:
+    """Return the share `hits` / `posts` with Wilson's interval (1927); [0, 1] around one half of no post."""
+    return _share_interval(hits, posts, "wilson") if posts else Interval(0.5, 0.0, 1.0)
+
+
+def clopper_pearson(hits: int, posts: int) -> Interval:
+    """Return the share `hits` / `posts`, of at least one post, with the exact interval (1934).
+
+    It covers at least 95 %, whatever the share: for a promise, where Wilson's is for a comparison.
+    """
+    return _share_interval(hits, posts, "exact")
+
+
+def _share_interval(hits: int, posts: int, method: Literal["wilson", "exact"]) -> Interval:
+    from scipy.stats import binomtest
+
+    ends = binomtest(hits, posts).proportion_ci(LEVEL, method)
+    return Interval(hits / posts, float(ends.low), float(ends.high))
+
+
+# ---- intervals of whatever can be drawn anew ------------------------------------------------------------
+
+
+def percentile_interval(value: float, drawn: Sequence[float] | FloatArray) -> Interval:
+    """Return `value` with the middle 95 % of its values [R] on posts drawn anew."""
+    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
+    return Interval(value, float(low), float(high))
+
+
+def auc_interval(
+    truth: BoolArray, scores: FloatArray, seed: int = 0, resamples: int = 1000
+) -> Interval | None:
+    """Return AUC [B] over draws of posts; None where only one kind occurs."""
+    value = auc(truth, scores)
+    if value is None:
+        return None
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(0, len(truth), len(truth)) for _ in range(resamples))
+    found = [one for drawn in draws if (one := auc(truth[drawn], scores[drawn])) is not None]
+    return percentile_interval(value, found)
+
+
+def threshold_intervals(truth: BoolArray, scores: FloatArray, resamples: int = 1000) -> dict[str, Interval]:
+    """Return `threshold_metrics` [B] with intervals; posts are drawn within each answer, so that both occur.
+
+    Raises:
+        ValueError: As `threshold_metrics`.
+    """
+    values = threshold_metrics(truth, scores)
+    generator = np.random.default_rng(20241215)
+    groups = np.flatnonzero(truth), np.flatnonzero(~truth)
+    drawn: dict[str, list[float]] = {name: [] for name in values}
+    for _ in range(resamples):
+        places = np.concatenate([generator.choice(group, len(group)) for group in groups])
+        for name, value in threshold_metrics(truth[places], scores[places]).items():
+            drawn[name].append(value)
+    return {name: percentile_interval(values[name], drawn[name]) for name in values}
+
+
+# ---- intervals of what follows from confusion counts ----------------------------------------------------
+
+
+def counts_of(one: SplitMetrics) -> IntArray:
+    """Return [4] true negatives, false positives, false negatives, true positives of one split."""
+    counts = (one.true_negative, one.false_positive, one.false_negative, one.true_positive)
+    return np.array(counts, dtype=np.int64)
+
+
+def estimates(counts: IntArray) -> dict[str, Interval]:
+    """Return every metric of `METRICS` with its interval.
+
+    Args:
+        counts: [4] as `counts_of` gives them; at least one post.
+
+    Raises:
+        ValueError: No post.
+    """
+    values, drawn = count_metrics(counts[None, :]), count_metrics(_resampled(counts))
+    return {name: percentile_interval(float(values[name][0]), drawn[name]) for name in METRICS}
+
+
+def difference(first: Scored, second: Scored) -> Interval | None:
+    """Return macro-F1 of `second` minus that of `first`, paired; None when they are of different posts."""
+    place = {post_id: i for i, post_id in enumerate(first.ids)}
+    if not len(first.ids) or len(place) != len(second.ids) or set(place) != set(second.ids):
+        return None
+    order = np.array([place[post_id] for post_id in second.ids])
+    labels = first.labels[order]
+    if not np.array_equal(labels, second.labels):
+        return None
+    # eight outcomes: truth x what the first says x what the second says
+    outcome = labels * 4 + (first.logits[order] > 0) * 2 + (second.logits > 0)
+    counts = np.bincount(outcome, minlength=8).astype(np.int64)
+    one, other = _marginals(counts[None, :])
+    value = float((count_metrics(other)["macro_f1"] - count_metrics(one)["macro_f1"])[0])
+    one, other = _marginals(_resampled(counts))
+    return percentile_interval(value, count_metrics(other)["macro_f1"] - count_metrics(one)["macro_f1"])
+
+
+def count_metrics(counts: IntArray) -> dict[str, FloatArray]:
+    """Return metric -> [R], from confusion counts [R, 4]. A share of nothing is 0."""
+    tn, fp, fn, tp = counts.T.astype(np.float64)
+    positive = _share(2 * tp, 2 * tp + fp + fn)
+    negative = _share(2 * tn, 2 * tn + fp + fn)
+    return {
+        "macro_f1": (positive + negative) / 2,
+        "accuracy": _share(tp + tn, tp + tn + fp + fn),
+        "precision": _share(tp, tp + fp),
+        "recall": _share(tp, tp + fn),
+    }
+
+
+def _marginals(joint: IntArray) -> tuple[IntArray, IntArray]:
+    """Turn [R, 8] joint outcomes into the confusion counts [R, 4] of the first and of the second."""
+    cube = joint.reshape(-1, 2, 2, 2)
+    return cube.sum(axis=3).reshape(-1, 4), cube.sum(axis=2).reshape(-1, 4)
+
+
+def _resampled(counts: IntArray) -> IntArray:
+    total = int(counts.sum())
+    if total < 1:
+        raise ValueError("no post: an interval needs at least one")
+    # the draws are the same for the same counts, whatever was asked before
+    return np.random.default_rng(SEED).multinomial(total, counts / total, size=RESAMPLES)
+
+
+def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.base import FeatureLayout
 from backbones.loading import Placement
+from backbones.minilm_efficientnet import MAX_TOKENS, MiniLMEfficientNet
 from selftrain.errors import ServingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.head import Head
@@ -29,22 +28,12 @@ from selftrain.models.onnx_predictor import FORMAT, METADATA_KEY
 from selftrain.models.run_predictor import RunPredictor
 from selftrain.store import atomic
 
-if TYPE_CHECKING:
-    from backbones.minilm_efficientnet import MiniLMEfficientNet
-
 OUTPUTS = ("logits", "probabilities")
 _INPUTS = ("ids", "mask", "text_rows", "pixels", "image_rows", "size")
 
 
-class Exported(NamedTuple):
-    """What was written: names of the graph's inputs, in order, and whether it is the head alone."""
-
-    inputs: tuple[str, ...]
-    head_only: bool
-
-
-def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> Exported:
-    """Write the best classifier of a run.
+def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> tuple[str, ...]:
+    """Write the best classifier of a run, and return the names of the graph's inputs in order.
 
     The whole graph takes what `collate` of `MiniLMEfficientNet` gives: ids and mask [N, L], text_rows [N],
     pixels [M, 3, H, W], image_rows [M], size []. There has to be one text at least; where no post has one,
@@ -75,9 +64,8 @@ def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> Exporte
             " --head-only"
         )
     graph = _head_graph(model) if head_only else _whole_graph(model)
-    metadata = _metadata(model, head_only=head_only)
-    _write(graph, metadata, file)
-    return Exported(graph.names, head_only)
+    _write(graph, _metadata(model, head_only=head_only), file)
+    return graph.names
 
 
 class _Graph(NamedTuple):
@@ -136,8 +124,6 @@ def _head_graph(model: RunPredictor) -> _Graph:
 
 
 def _whole_graph(model: RunPredictor) -> _Graph:
-    from backbones.minilm_efficientnet import MAX_TOKENS
-
     backbone = _minilm_efficientnet(model)
     towers, side = backbone.module.cpu(), backbone.reading()["crop"]
     towers.placement = Placement(torch.device("cpu"), torch.float32)
@@ -184,10 +170,8 @@ def _write(graph: _Graph, metadata: dict[str, Any], file: Path) -> None:
     atomic.write_bytes(file, proto.SerializeToString())
 
 
-# ---- what a file says of itself ---------------------------------------------------------------------
-
-
 def _metadata(model: RunPredictor, *, head_only: bool) -> dict[str, Any]:
+    layout = model.backbone.layout
     common = {
         "format": FORMAT,
         "name": model.name,
@@ -195,27 +179,21 @@ def _metadata(model: RunPredictor, *, head_only: bool) -> dict[str, Any]:
         "positive": model.positive,
         "fingerprint": model.fingerprint,
         "backbone": {"name": model.backbone.name, "fingerprint": model.pretrained},
-        "layout": _layout(model.backbone.layout),
+        # column ranges of a feature row, ends excluded
+        "layout": {
+            "text": (layout.text.start, layout.text.stop),
+            "image": (layout.image.start, layout.image.stop),
+            "has_text": (layout.has_text, layout.has_text + 1),
+            "has_image": (layout.has_image, layout.has_image + 1),
+        },
     }
     return common if head_only else common | {"reading": _minilm_efficientnet(model).reading()}
 
 
 def _minilm_efficientnet(model: RunPredictor) -> MiniLMEfficientNet:
-    from backbones.minilm_efficientnet import MiniLMEfficientNet
-
     if not isinstance(model.backbone, MiniLMEfficientNet):
         raise ServingError(
             f"{model.folder.path} uses the backbone {model.backbone.name!r}, which is not exported; expected"
             " 'minilm_efficientnet'. --head-only writes the head of a run that trained the head alone"
         )
     return model.backbone
-
-
-def _layout(layout: FeatureLayout) -> dict[str, Sequence[int]]:
-    """Column ranges of a feature row, ends excluded."""
-    return {
-        "text": (layout.text.start, layout.text.stop),
-        "image": (layout.image.start, layout.image.stop),
-        "has_text": (layout.has_text, layout.has_text + 1),
-        "has_image": (layout.has_image, layout.has_image + 1),
-    }

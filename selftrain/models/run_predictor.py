@@ -26,8 +26,7 @@ from selftrain.data.preparation import cache_folder
 from selftrain.errors import RunMismatchError, RunStateError, TrainingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.classifier import FORMAT, load_head
-from selftrain.models.finetune_network import Network
-from selftrain.models.finetuned import load_finetuned, read_format
+from selftrain.models.finetune_network import Network, load_finetuned, read_format
 from selftrain.models.head import Head
 from selftrain.models.predictor import Prediction, ValidationScores, from_probs, in_chunks
 from selftrain.models.pretrained import build_backbone, finetuning_backbone

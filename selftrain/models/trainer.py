@@ -13,24 +13,29 @@ from losses.base import RoundLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.classifier import HeadClassifier, load_head, train_head
-from selftrain.models.head import HeadKind, HeadSettings, Progress, Scaling, fit_scaling
+from selftrain.models.head import HeadKind, HeadSettings, Scaling, fit_scaling
+from selftrain.models.train_loop import EpochResult
 
 
 class Model(Protocol):
-    """A trained and calibrated classifier."""
+    """A trained and calibrated classifier of two classes.
+
+    Attributes:
+        curve: Loss parts and validation macro-F1 over the epochs.
+        best_epoch: The epoch, counted from 1, whose weights these are.
+    """
 
     @property
-    def curve(self) -> Sequence[Progress]:
-        """Loss parts and validation macro-F1 over the epochs."""
-        ...
-
+    def curve(self) -> Sequence[EpochResult]: ...
     @property
-    def best_epoch(self) -> int:
-        """The epoch whose weights these are."""
-        ...
+    def best_epoch(self) -> int: ...
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Write safetensors, atomically."""
+        """Write the model and JSON `metadata` as safetensors, whole or not at all.
+
+        Raises:
+            StorageError: The disk is full or refuses.
+        """
         ...
 
 
@@ -38,7 +43,10 @@ M = TypeVar("M", bound=Model)
 
 
 class Trainer(Protocol[M]):
-    """Fits, scores and loads models of one kind."""
+    """Fits, scores and loads models of one kind: `HeadTrainer`, `FineTuner`, or one of your own.
+
+    Positions are indices into `corpus.posts`. The same seed, posts and start give the same model.
+    """
 
     def fit(
         self,
@@ -50,23 +58,41 @@ class Trainer(Protocol[M]):
         where: str,
         start: M | None,
     ) -> M:
-        """A model fitted to `training`, its best epoch by validation macro-F1, calibrated on validation."""
+        """Fit a model, keep its best epoch by validation macro-F1, calibrate it on the validation posts.
+
+        Args:
+            corpus: Posts, labels (-1 where hidden) and, if features were extracted, rows [N, D].
+            training: M positions with their groups [M] (`losses.Group`) and soft targets [M] in [0, 1].
+            loss: Of logits [B], groups [B] and targets [B].
+            seed: Of everything that is drawn.
+            where: Said in errors: "round 3".
+            start: A model of this trainer to go on from; None: from pretrained weights.
+
+        Raises:
+            NonFiniteLossError: A NaN or infinite loss or logit.
+            TrainingError: The device is out of memory, or settings and posts do not go together.
+        """
         ...
 
     def logits(
         self, model: M, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """(positions [n], calibrated logits [n]) in chunks, in the order given."""
+        """Yield (positions [n], calibrated logits [n]) in chunks, in the order given.
+
+        A logit is the log-odds of the positive class; NaN for a post that cannot be read.
+        """
         ...
 
     def load(self, file: Path) -> M:
-        """A model that `save` wrote."""
+        """Load a model that `save` wrote.
+
+        Raises:
+            RunStateError: The file is missing, damaged, or of another kind of model.
+        """
         ...
 
 
 SCALING_SAMPLE = 10_000  # posts; enough for a mean and a deviation, few enough for any machine
-
-
 _DEFAULTS = HeadSettings()
 
 
@@ -108,17 +134,11 @@ class HeadTrainer:
         start: HeadClassifier | None,
     ) -> HeadClassifier:
         return train_head(
-            corpus.rows(training.positions),
-            training,
-            corpus.rows(corpus.validation),
-            corpus.labels[corpus.validation],
-            scaling=self._fit_scaling(corpus),
-            loss=loss,
-            settings=self.settings,
-            seed=seed,
-            start=start,
+            corpus.rows(training.positions), training,
+            corpus.rows(corpus.validation), corpus.labels[corpus.validation],
+            scaling=self._fit_scaling(corpus), loss=loss, settings=self.settings, seed=seed, start=start,
             where=where,
-        )
+        )  # fmt: skip
 
     def logits(
         self, model: HeadClassifier, corpus: Corpus, positions: IntArray
@@ -131,7 +151,7 @@ class HeadTrainer:
         return load_head(file)[0]
 
     def _fit_scaling(self, corpus: Corpus) -> Scaling:
-        """From the labelled posts and an even sample of the pool, once a run."""
+        """Fit it on the labelled posts and an even sample of the pool, once a run."""
         if self._scaling is None:
             assert corpus.table is not None, "features are extracted before the loop begins"
             step = max(1, len(corpus.pool) // SCALING_SAMPLE)

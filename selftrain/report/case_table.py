@@ -11,7 +11,7 @@ from typing import Any
 
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
-from selftrain.agentps.video import is_video
+from selftrain.agentps.frames import is_video
 from selftrain.report.model_records import Case, QuestionMetrics
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting

@@ -1,6 +1,6 @@
 // The case table: a row a post, a column a question. Question 0 is the final one.
 (() => {
-  const { byId, data, make, isolated, figure, number, meter, label, pictureRow, postText } = shared;
+  const { byId, data, make, button, isolated, figure, number, meter, label, pictureRow, postText } = shared;
   const root = byId("cases-browser");
   if (!root) return;
   const listing = data("listing"), asked = listing.questions;
@@ -11,95 +11,73 @@
   const truthOf = (q, i) => asked[q].answers[listing.truth[q][i]];
 
   // ---- cells ----
-  const cell = (className, title) => {
-    const made = make("td", className);
+  const cell = (className, title, ...inside) => {
+    const made = make("td", className, title ? isolated(title, "cell-name") : null, ...inside);
     made.setAttribute("role", "cell");
-    if (title) made.append(isolated(title, "cell-name"));
     return made;
   };
-  const likeliest = (q, i, probabilities) => { // only classes have colours
-    const made = make("span", "says"), place = listing.said[q][i], name = asked[q].answers[place];
-    made.append(q ? isolated(name, "label") : label(name, place));
-    if (probabilities[q]) made.append(make("span", "figure faint", " " + figure(probabilities[q][place])));
-    return made;
+  const likeliest = (q, i, probs) => { // only classes have colours
+    const place = listing.said[q][i], name = asked[q].answers[place];
+    return make("span", "says", q ? isolated(name, "label") : label(name, place),
+      probs[q] && make("span", "figure faint", " " + figure(probs[q][place])));
   };
   const judged = (q, i) => {
     if (!known(q, i)) return make("span", "judged faint", "truth not known");
     if (!wrong(q, i)) return make("span", "judged right", "✓ right");
     if (q === 0) return make("span", "judged wrong", "✗ wrong"); // the truth stands beside it
-    const made = make("span", "judged wrong", "✗ truth: ");
-    made.append(isolated(truthOf(q, i)));
-    return made;
+    return make("span", "judged wrong", "✗ truth: ", isolated(truthOf(q, i)));
   };
-  const scoreCell = (q, i, probabilities) => {
-    const made = cell(wrong(q, i) ? "score missed" : "score", asked[q].name), score = listing.score[q][i];
-    made.append(make("span", "figure value-of", figure(score)), meter(score), likeliest(q, i, probabilities), judged(q, i));
-    return made;
+  const scoreCell = (q, i, probs) => {
+    const score = listing.score[q][i];
+    return cell(wrong(q, i) ? "score missed" : "score", asked[q].name,
+      make("span", "figure value-of", figure(score)), meter(score), likeliest(q, i, probs), judged(q, i));
   };
-  const truthCell = (i) => {
-    const made = cell("truth", "truth");
-    made.append(known(0, i) ? label(truthOf(0, i), listing.truth[0][i]) : make("span", "faint", "not known"));
-    return made;
-  };
-  const allProbabilities = (probabilities) => { // of questions with more than two answers
-    const made = make("div", "all-probs");
-    probabilities.forEach((probs, q) => {
-      if (!probs) return;
-      const part = make("div"), one = make("dl", "probs");
-      one.setAttribute("aria-label", asked[q].name);
-      probs.forEach((prob, k) => {
-        const name = make("dt"), value = make("dd", "figure", figure(prob));
-        name.append(isolated(asked[q].answers[k]));
-        value.append(meter(prob));
-        one.append(name, value);
-      });
-      part.append(isolated(asked[q].name, "probs-of"), one);
-      made.append(part);
-    });
-    return made;
+  const truthCell = (i) => cell("truth", "truth",
+    known(0, i) ? label(truthOf(0, i), listing.truth[0][i]) : make("span", "faint", "not known"));
+  const answers = (probs, q) => { // of a question with more than two
+    const made = make("dl", "probs", ...probs.flatMap((prob, k) => [
+      make("dt", "", isolated(asked[q].answers[k])), make("dd", "figure", figure(prob), meter(prob))]));
+    made.setAttribute("aria-label", asked[q].name);
+    return make("div", "", isolated(asked[q].name, "probs-of"), made);
   };
   const content = (i, open) => {
-    const [text, images, pictures, probabilities] = view.record(i);
-    const made = make("div", open ? "content open" : "content");
-    made.append(postText(text, "case-text", "no text was recorded"));
+    const [text, images, pictures, probs] = view.record(i);
+    const made = make("div", open ? "content open" : "content", postText(text, "case-text", "no text was recorded"));
     if (images.length) {
       const few = open ? images.length : Math.min(FEW_PICTURES, images.length);
-      const shown = pictureRow(images, listing.pictures, few);
-      if (pictures > few) shown.append(make("span", "faint", `${few} of ${number(pictures)}`));
-      made.append(shown);
+      made.append(pictureRow(images, listing.pictures, few));
+      if (pictures > few) made.lastChild.append(make("span", "faint", `${few} of ${number(pictures)}`));
     }
-    if (open && probabilities.some(Boolean)) made.append(allProbabilities(probabilities));
+    const many = probs.flatMap((one, q) => one ? [answers(one, q)] : []);
+    if (open && many.length) made.append(make("div", "all-probs", ...many));
     return made;
   };
   const holdsMore = (i) => {
-    const [text, images, , probabilities] = view.record(i), words = text || "";
-    return words.length > LONG || words.split("\n").length > LINES || images.length > FEW_PICTURES || probabilities.some(Boolean);
+    const [text, images, , probs] = view.record(i), words = text || "";
+    return words.length > LONG || words.split("\n").length > LINES || images.length > FEW_PICTURES || probs.some(Boolean);
   };
   const postCell = (i) => {
-    const made = cell("post");
-    made.append(isolated(listing.id[i], "case-id"), content(i, false));
-    if (holdsMore(i)) {
-      const more = make("button", "link unfold", "More");
-      more.type = "button";
-      more.setAttribute("aria-expanded", "false");
-      more.addEventListener("click", () => {
-        const open = more.getAttribute("aria-expanded") === "false";
-        made.querySelector(".content").replaceWith(content(i, open));
-        more.setAttribute("aria-expanded", open);
-        more.textContent = open ? "Less" : "More";
-      });
-      made.append(more);
-    }
+    const made = cell("post", "", isolated(listing.id[i], "case-id"), content(i, false));
+    if (!holdsMore(i)) return made;
+    const more = button("link unfold", "More", () => {
+      const open = more.getAttribute("aria-expanded") === "false";
+      made.querySelector(".content").replaceWith(content(i, open));
+      more.setAttribute("aria-expanded", open);
+      more.textContent = open ? "Less" : "More";
+    });
+    more.setAttribute("aria-expanded", "false");
+    made.append(more);
     return made;
   };
 
   // ---- rows: the current one is that which Tab reaches ----
   const row = (i, place) => {
-    const made = make("tr", wrong(0, i) ? "case missed" : "case"), probabilities = view.record(i)[3];
+    const probs = view.record(i)[3];
+    const made = make("tr", wrong(0, i) ? "case missed" : "case",
+      postCell(i), truthCell(i), ...asked.map((_, q) => scoreCell(q, i, probs)));
     made.tabIndex = -1;
     made.setAttribute("role", "row");
     made.setAttribute("aria-rowindex", place + 2);
-    made.append(postCell(i), truthCell(i), ...asked.map((_, q) => scoreCell(q, i, probabilities)));
     made.addEventListener("focusin", () => { view.stay(place); reach(made); });
     return made;
   };

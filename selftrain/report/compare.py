@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from markupsafe import Markup
-
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Interval, Json
-from selftrain.models.intervals import METRICS, counts_of, difference, estimates
-from selftrain.report.status import Score, Summary, score, summarise
+from selftrain.models.metrics import METRICS, counts_of, difference, estimates
+from selftrain.report.status import Summary, score, summarise
 from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
@@ -21,9 +19,6 @@ from selftrain.web.html import render_page
 
 SPLITS = ("validation", "test")
 MACRO_F1 = "macro_f1"
-METRIC_NAMES = {
-    MACRO_F1: "macro-F1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
-}  # fmt: skip
 
 
 class Side(NamedTuple):
@@ -33,10 +28,9 @@ class Side(NamedTuple):
         name: Unique among the runs compared.
         task, posts: The task's name, and the digest of who is in which split with which label.
         simulated: Whether its agents' answers were drawn from the labels.
-        rounds: (number, kept, score) of each finished round.
-        summary: Its figures in short.
+        rounds: All finished ones; `summary` has their figures in short.
+        splits: Name -> metrics of the best model.
         estimates: Split -> metric -> value and 95 % interval, of the best model.
-        points: Split -> figure without an interval ("auc", "brier") -> value or None.
         scores: Split -> scores of the best model; empty when its round kept none.
         cost: Of all rounds; None where nobody was called.
     """
@@ -45,10 +39,10 @@ class Side(NamedTuple):
     task: str
     posts: str
     simulated: bool
-    rounds: Sequence[tuple[int, bool, Score]]
+    rounds: Sequence[RoundResult]
     summary: Summary
+    splits: Mapping[str, SplitMetrics]
     estimates: Mapping[str, Mapping[str, Interval]]
-    points: Mapping[str, Mapping[str, float | None]]
     scores: Mapping[str, Scored]
     cost: Cost | None
 
@@ -79,8 +73,11 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
     Raises:
         RunStateError: No run folder, no finished round, or a damaged one.
     """
-    runs = [_side(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-    splits = [split for split in SPLITS if all(split in run.estimates for run in runs)]
+    names = [folder.path.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder.path) for folder in folders]
+    runs = [_side(folder, name) for folder, name in zip(folders, names, strict=True)]
+    splits = [split for split in SPLITS if all(split in run.splits for run in runs)]
     return Comparison(
         runs=runs,
         recipe=_differences([flatten(folder.recipe()) for folder in folders]),
@@ -91,35 +88,26 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
     )
 
 
-def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """Return the folders' names, or their paths where two have the same name."""
-    short = [folder.path.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder.path) for folder in folders]
-
-
 def _side(folder: RunFolder, name: str) -> Side:
     folder.recipe()
     best = folder.best_round()  # says what to do when no round is finished
     environment, rounds = folder.environment(), finished_rounds(folder)
     positive, negative = folder.class_names()
-    splits = _splits(rounds[best])
+    measured = {"validation": rounds[best].validation, "test": rounds[best].test}
+    splits = {split: one for split, one in measured.items() if one is not None}
     cost = total_cost(rounds)
     return Side(
         name=name,
         task=environment.task,
         posts=environment.identity.get("posts", ""),
         simulated=environment.simulated,
-        rounds=[(one.number, one.kept, score(one)) for one in rounds],
+        rounds=rounds,
         summary=summarise(rounds),
+        splits=splits,
         estimates={split: estimates(counts_of(one)) for split, one in splits.items()},
-        points={split: {"auc": one.auc, "brier": one.brier} for split, one in splits.items()},
         scores=read_scores(folder.round_path(best), positive=positive, negative=negative) or {},
         cost=cost if cost.calls else None,
     )
-
-
-def _splits(one: RoundResult) -> dict[str, SplitMetrics]:
-    return {"validation": one.validation} | ({"test": one.test} if one.test else {})
 
 
 def _gain(first: Side, run: Side, split: str) -> Interval | None:
@@ -145,18 +133,17 @@ def to_json(comparison: Comparison) -> Json:
             {
                 "name": run.name, "task": run.task, "simulated": run.simulated,
                 "rounds": [
-                    {"round": number, "kept": kept, **found._asdict()} for number, kept, found in run.rounds
+                    {"round": one.number, "kept": one.kept, **score(one)._asdict()} for one in run.rounds
                 ],
-                "summary": run.summary._asdict() | {
-                    "labels_alone": run.summary.labels_alone._asdict(), "best": run.summary.best._asdict()
-                },
+                "summary": run.summary.to_json(),
                 "cost": {"calls": run.cost.calls, "tokens": run.cost.tokens} if run.cost else None,
                 "final": {
-                    split: {name: one._asdict() for name, one in found.items()} | dict(run.points[split])
-                    for split, found in run.estimates.items()
+                    split: {name: value._asdict() for name, value in run.estimates[split].items()}
+                    | {"auc": one.auc, "brier": one.brier}
+                    for split, one in run.splits.items()
                 },
                 "gain": {
-                    split: None if (one := gains[place]) is None else one._asdict()
+                    split: one._asdict() if (one := gains[place]) else None
                     for split, gains in comparison.gains.items()
                 },
             }
@@ -179,27 +166,18 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 
 def render_comparison(comparison: Comparison) -> str:
     """Return the page as HTML; it needs no script."""
-    runs = [
-        [charts.RoundPoint(number, kept, found.validation, found.test) for number, kept, found in run.rounds]
-        for run in comparison.runs
-    ]
-    longest = max(len(points) for points in runs)
+    points = [[charts.RoundPoint(r.number, r.kept, *score(r)) for r in run.rounds] for run in comparison.runs]
     values = comparison._asdict() | {
-        "curve": charts.runs_curve(runs),
-        "intervals": _intervals(comparison),
-        "metrics": [(name, METRIC_NAMES[name]) for name in METRICS],
-        "longest": longest,
+        "curve": charts.runs_curve(points),
+        "intervals": {
+            split: charts.intervals_chart(
+                [run.estimates[split][MACRO_F1] for run in comparison.runs],
+                f"intervals-{split}",
+                f"Macro-F1 on {split} of each run, with its interval",
+            )
+            for split in comparison.splits
+        },
+        "metrics": [(name, "macro-F1" if name == MACRO_F1 else name) for name in METRICS],
+        "longest": max(map(len, points)),
     }
     return render_page("comparison.html.j2", values, folder=Path(__file__).parent).html
-
-
-def _intervals(comparison: Comparison) -> Mapping[str, Markup]:
-    """Draw for each split macro-F1 of every run with its interval."""
-    return {
-        split: charts.intervals_chart(
-            [run.estimates[split][MACRO_F1] for run in comparison.runs],
-            f"intervals-{split}",
-            f"Macro-F1 on {split} of each run, with its interval",
-        )
-        for split in comparison.splits
-    }

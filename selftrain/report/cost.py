@@ -8,17 +8,15 @@ in its store. How often agents disagree is not known before they are asked: call
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from agents.judgment import Judgment, PostLike, State
-
-if TYPE_CHECKING:
-    from agents.ask.judge import JudgePanel
-    from selftrain.config import Recipe
-    from selftrain.data.corpus import Corpus
+from agents.ask.judge import JudgePanel
+from agents.judgment import Judgment, State
+from selftrain.config import Recipe
+from selftrain.data.corpus import Corpus
 
 SAMPLE, PROBE = 16, 8
 """Pool posts whose prompts are measured; labelled posts that are judged to see the speed."""
@@ -29,6 +27,10 @@ class Range(NamedTuple):
 
     low: float
     high: float
+
+    def __str__(self) -> str:
+        low, high = (f"{round(value):,}" for value in self)
+        return low if low == high else f"{low} to {high}"
 
 
 class RunCost(NamedTuple):
@@ -56,21 +58,21 @@ class RunCost(NamedTuple):
     probe_seconds: float
 
     def lines(self, cap: int | None = None) -> Iterator[str]:
-        """Yield the estimate for people to read."""
+        """Yield the estimate for people to read; `cap` is the most tokens that the run may take."""
         yield f"labelled       {self.labelled:,} posts, judged once"
         yield f"candidates     at most {self.candidates:,}, on {self.posts:,} posts"
-        yield f"calls          {_span(self.calls)}"
-        yield f"prompt tokens  {_span(self.prompt)}, of which pictures {_span(self.image)}"
-        yield f"answer tokens  {_span(self.completion)}"
+        yield f"calls          {self.calls}"
+        yield f"prompt tokens  {self.prompt}, of which pictures {self.image}"
+        yield f"answer tokens  {self.completion}"
         if self.seconds is None:
             yield "time           not known: the probe's answers were all in the store"
         else:
-            low, high = (_clock(seconds) for seconds in self.seconds)
+            low, high = map(_clock, self.seconds)
             speed = self.probe_calls / self.probe_seconds
             yield f"time           {low} to {high}, at the probe's {speed:.2g} calls a second"
         yield "The lower figures hold if all agree at once, the higher if everybody is asked again each time."
         if cap is not None:
-            least, most = (self.prompt[i] + self.completion[i] for i in (0, 1))
+            least, most = (p + c for p, c in zip(self.prompt, self.completion, strict=True))
             verdict = (
                 "is enough" if most <= cap else "may end the run early" if least <= cap else "is too low"
             )
@@ -87,52 +89,36 @@ def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
     before, began = panel.usage(), time.monotonic()
     panel.fit(labelled[:PROBE])
     seconds, paid = time.monotonic() - began, panel.usage().minus(before)
-    answered = paid.calls or 1
-    said = Judgment("reviewer", 0, State.LABEL, corpus.positive, None, _usual_words(recipe), "estimate")
-    sizes = panel.measure(_sample(corpus, recipe.seed), said, corpus.negative)
+    # a rationale as long as they may be: rather an estimate too high than too low
+    words = "words of a usual length " * (recipe.vlm.rationale_chars // 24)
+    said = Judgment("reviewer", 0, State.LABEL, corpus.positive, None, words, "estimate")
+    rng = np.random.default_rng(recipe.seed)
+    chosen = rng.choice(corpus.pool, size=min(SAMPLE, len(corpus.pool)), replace=False)
+    sizes = panel.measure([corpus.posts[i] for i in chosen], said, corpus.negative)
 
     candidates = recipe.selection.k * recipe.rounds.max
     if recipe.rounds.budget is not None:
         candidates = min(candidates, recipe.rounds.budget)
     posts = min(candidates, len(corpus.pool))
-    alone = (len(labelled) + posts) * sizes.first_calls
-    again = candidates * sizes.review_calls
-    written = paid.usage.completion / answered if paid.calls else _longest(recipe)
+    alone, again = (len(labelled) + posts) * sizes.first_calls, candidates * sizes.review_calls
+
+    def span(first: float, review: float) -> Range:
+        return Range(alone * first, alone * first + again * review)
+
+    # tokens of an answer where none was seen: as many characters as allowed, four to a token
+    written = paid.usage.completion / paid.calls if paid.calls else recipe.vlm.rationale_chars / 4 + 16
     return RunCost(
         len(labelled),
         candidates,
         posts,
         calls=Range(alone, alone + again),
-        prompt=Range(alone * sizes.first[0], alone * sizes.first[0] + again * sizes.review[0]),
-        image=Range(alone * sizes.first[1], alone * sizes.first[1] + again * sizes.review[1]),
-        completion=Range(alone * written, (alone + again) * written),
-        seconds=Range(alone * seconds / answered, (alone + again) * seconds / answered)
-        if paid.calls
-        else None,
+        prompt=span(sizes.first[0], sizes.review[0]),
+        image=span(sizes.first[1], sizes.review[1]),
+        completion=span(written, written),
+        seconds=span(seconds / paid.calls, seconds / paid.calls) if paid.calls else None,
         probe_calls=paid.calls,
         probe_seconds=seconds,
     )
-
-
-def _sample(corpus: Corpus, seed: int) -> Sequence[PostLike]:
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(corpus.pool, size=min(SAMPLE, len(corpus.pool)), replace=False)
-    return [corpus.posts[i] for i in chosen]
-
-
-def _usual_words(recipe: Recipe) -> str:
-    """Return a rationale as long as they may be: rather an estimate too high than too low."""
-    return "words of a usual length " * (recipe.vlm.rationale_chars // 24)
-
-
-def _longest(recipe: Recipe) -> float:
-    """Return tokens of an answer where none was seen: as many characters as allowed, four to a token."""
-    return recipe.vlm.rationale_chars / 4 + 16
-
-
-def _span(value: Range) -> str:
-    low, high = (f"{round(v):,}" for v in value)
-    return low if low == high else f"{low} to {high}"
 
 
 def _clock(seconds: float) -> str:

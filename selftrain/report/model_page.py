@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from selftrain._util.types import BoolArray
-from selftrain.agentps.folder import ABOUT, METRICS, TASK, VALIDATION
-from selftrain.agentps.journal import LOSSES
-from selftrain.agentps.questions import FINAL, questionnaire
+from selftrain.agentps.checkpoint import ABOUT, METRICS, TASK, VALIDATION
+from selftrain.agentps.dataset import FINAL, question_set
 from selftrain.data.task import Task, load_task
 from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
+from selftrain.models.training_log import LOSSES
 from selftrain.report.case_table import gather_cases
 from selftrain.report.left_out import QUARANTINED, LeftOutRow, Quarantine
 from selftrain.report.model_records import (
@@ -161,7 +161,7 @@ def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
 
 
 def _wording(task: Task, name: str) -> str:
-    asked = questionnaire(task, "vanilla").final if name == FINAL else task.question(name)
+    asked = question_set(task, "vanilla").final if name == FINAL else task.question(name)
     return asked.wording if asked else ""
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from selftrain._util.types import Interval
-from selftrain.agentps.questions import FINAL
+from selftrain.agentps.dataset import FINAL
 from selftrain.errors import ModelError
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
-from agents.judgment import State, Verdict
+from agents.judgment import Judgment, State, Verdict
 from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import RunStateError
@@ -66,7 +66,8 @@ def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHist
                 chapters.append(Chapter(one.number, one.kept, verdict))
     if not chapters:
         raise RunStateError(_unknown(folder, post_id, number, list(seen)))
-    text, images = find_post(folder, post_id)
+    found = find_posts(folder, [post_id]).get(post_id)
+    text, images = (None, ()) if found is None else (found.text, found.names)
     return PostHistory(post_id, text, images, tuple(chapters))
 
 
@@ -108,19 +109,21 @@ def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterat
 
 
 def _is(verdict: Verdict, kind: Kind) -> bool:
-    if kind == "failed":
-        return any(judgment.state is State.FAILED for judgment in verdict.judgments)
     steps = verdict.by_agent().values()
-    if kind == "changed":
-        return any(judgments[0].label != judgments[-1].label for judgments in steps)
+    if kind != "disagreements":
+        return any(map(any_failed if kind == "failed" else changed_mind, steps))
     named = {judgments[-1].label for judgments in steps} - {None}
     return len(named | {verdict.classifier_label}) > 1
 
 
-def find_post(folder: RunFolder, post_id: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return text and image paths of a post, from the run's manifests; (None, ()) if they went."""
-    found = find_posts(folder, [post_id]).get(post_id)
-    return (None, ()) if found is None else (found.text, found.names)
+def changed_mind(judgments: Sequence[Judgment]) -> bool:
+    """Return whether an agent's last label is not its first; its judgments are in their order."""
+    return judgments[0].label != judgments[-1].label
+
+
+def any_failed(judgments: Sequence[Judgment]) -> bool:
+    """Return whether one of them failed."""
+    return any(judgment.state is State.FAILED for judgment in judgments)
 
 
 def _unknown(folder: RunFolder, post_id: str, number: int | None, seen: list[str]) -> str:

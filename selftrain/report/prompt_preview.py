@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from agents.ask.judge import VLMAgent
@@ -54,15 +53,8 @@ def previews(
         ManifestError: The manifest or a picture cannot be read, or no post has that id.
     """
     post, section = _find(recipe, task, post_id), recipe.vlm
-    said = Judgment(
-        "reviewer",
-        0,
-        State.LABEL,
-        task.positive,
-        None,
-        "(here stands the rationale of this agent)",
-        "preview",
-    )
+    words = "(here stands the rationale of this agent)"
+    said = Judgment("reviewer", 0, State.LABEL, task.positive, None, words, "preview")
     first, review = all_queries(agent.protocol, said, task.negative)
     prepared = asyncio.run(prepare_post(post, opener, side=section.image_side, most=section.max_images))
     if prepared.fault:
@@ -71,13 +63,13 @@ def previews(
 
 
 def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:
-    files: list[Path] = [f for f in (recipe.data.manifest, recipe.data.pool) if f is not None]
+    files = [file for file in (recipe.data.manifest, recipe.data.pool) if file is not None]
     for file in files:
         report = read_manifest(
             file, task, max_pixels=recipe.data.max_image_pixels, columns=recipe.data.columns, videos=False
         )
         for post in report.posts:
-            if post_id is None or post.id == post_id:
+            if post_id in (None, post.id):
                 return post
     raise ManifestError(
         f"no post {post_id!r} in {' or '.join(map(str, files))}: give the id of a row that `selftrain data"

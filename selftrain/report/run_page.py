@@ -15,8 +15,7 @@ from agents.trust import Trust
 from selftrain._util.types import Interval, Json
 from selftrain.data.task import load_task
 from selftrain.errors import RunStateError, TaskError
-from selftrain.models.intervals import counts_of, estimates
-from selftrain.models.metrics import histogram, precision_recall, reliability
+from selftrain.models.metrics import counts_of, estimates, histogram, precision_recall, reliability
 from selftrain.report.left_out import Quarantine, read_quarantine
 from selftrain.report.status import Summary, is_held, missing_reviews, score, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts

@@ -56,6 +56,11 @@ class Summary(NamedTuple):
     simulated: bool
     human: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return a record of JSON values."""
+        scores = {"labels_alone": self.labels_alone._asdict(), "best": self.best._asdict()}
+        return self._asdict() | scores
+
 
 def summarise(rounds: Sequence[RoundResult]) -> Summary:
     """Sum up finished rounds, round 0 first; at least one."""

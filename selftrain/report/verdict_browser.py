@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from agents.judgment import Judgment, State, Verdict
+from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
+from selftrain.report.post_history import any_failed, changed_mind
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
@@ -36,6 +36,14 @@ class Browser(NamedTuple):
     truth_known: bool
 
 
+class _Shown(NamedTuple):
+    """A verdict in the page: its round, and its post as far as a manifest has it."""
+
+    round: int
+    verdict: Verdict
+    post: FoundPost | None
+
+
 def gather_verdicts(
     folder: RunFolder, outcomes: Mapping[int, str], classes: Sequence[str], *, budget: int = BUDGET
 ) -> Browser:
@@ -55,38 +63,58 @@ def gather_verdicts(
         for number in sorted(outcomes, reverse=True)
         for verdict in sorted(folder.verdicts(number), key=lambda one: one.consistent)
     ]
-    shown = found[:MOST_RECORDS]
-    posts = find_posts(folder, {verdict.post_id for _, verdict in shown})
-    pictures = embed((path for _, verdict in shown for path in _images(posts, verdict)), budget=budget)
-    text, rationale = _lengths([verdict for _, verdict in shown], posts)
-    writer = _Writer(classes, posts, pictures, text, rationale)
-    records = [writer.record(verdict) for _, verdict in shown]
-    index = writer.index(shown, outcomes)
-    rounds = [(number, outcomes[number]) for number in dict.fromkeys(number for number, _ in shown)]
-    truth_known = any(writer.truth(verdict.post_id) >= 0 for _, verdict in shown)
-    controls = _controls(rounds, writer.class_names(), writer.agent_names(), truth_known=truth_known)
+    posts = find_posts(folder, {verdict.post_id for _, verdict in found[:MOST_RECORDS]})
+    shown = [_Shown(n, verdict, posts.get(verdict.post_id)) for n, verdict in found[:MOST_RECORDS]]
+    pictures = embed((path for one in shown if one.post for path in one.post.images), budget=budget)
+    texts = [len(one.post.text) for one in shown if one.post]
+    rationales = [len(said.rationale) for one in shown for said in one.verdict.judgments]
+    lengths = fitting(LENGTHS, texts, rationales)
+    names = _Names(classes)
+    records = [_record(one, names, pictures, lengths) for one in shown]
+    index = _index(shown, names, outcomes)
+    rounds = [(number, outcomes[number]) for number in dict.fromkeys(one.round for one in shown)]
+    truth_known = any(names.truth(one) >= 0 for one in shown)
+    controls = _controls(rounds, names, truth_known=truth_known)
     return Browser(
-        embed_table("verdicts", controls, index, records, pictures, total=len(found), cut=text),
-        without_text=len({verdict.post_id for _, verdict in shown} - posts.keys()),
+        embed_table("verdicts", controls, index, records, pictures, total=len(found), cut=lengths[0]),
+        without_text=len({one.verdict.post_id for one in shown if one.post is None}),
         rounds=rounds,
         truth_known=truth_known,
     )
 
 
-def _controls(
-    rounds: Sequence[tuple[int, str]], classes: Sequence[str], agents: Sequence[str], *, truth_known: bool
-) -> list[Control]:
-    numbered = [(number, f"{number}, {outcome}") for number, outcome in rounds]
-    some_agent = [("", "no matter"), ("any", "any agent"), *enumerate(agents)]
+class _Names:
+    """The classes and agents by number, which they get as they turn up."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = {name: number for number, name in enumerate(classes)}
+        self.agents: dict[str, int] = {}
+
+    def label(self, name: str | None) -> int:
+        """Return the number of a class; -1 for none."""
+        return -1 if name is None else self.classes.setdefault(name, len(self.classes))
+
+    def agent(self, name: str) -> int:
+        """Return the number of an agent."""
+        return self.agents.setdefault(name, len(self.agents))
+
+    def truth(self, one: _Shown) -> int:
+        """Return the number of a post's true class; -1 where it is not known."""
+        return -1 if one.post is None or one.post.label is None else self.classes.get(one.post.label, -1)
+
+
+def _controls(rounds: Sequence[tuple[int, str]], names: _Names, *, truth_known: bool) -> list[Control]:
+    classes = [("", "any class"), *enumerate(map(printable, names.classes))]
+    some_agent = [("", "no matter"), ("any", "any agent"), *enumerate(map(printable, names.agents))]
     truths = [("", "no matter"), ("wrong", "classifier wrong"), ("right", "classifier right")]
     orders = [
         ("newest", "newest round first"), ("oldest", "oldest round first"), ("low", "least sure first"),
         ("high", "surest first"),
     ]  # fmt: skip
     return [
-        Control("f-round", "Round", [("", "all"), *numbered]),
+        Control("f-round", "Round", [("", "all"), *((n, f"{n}, {outcome}") for n, outcome in rounds)]),
         Control("f-set", "Set", [("", "all"), (1, "consistent"), (0, "divergent")]),
-        Control("f-class", "Classifier says", [("", "any class"), *enumerate(classes)]),
+        Control("f-class", "Classifier says", classes),
         Control("f-changed", "Changed its mind", some_agent),
         Control("f-failed", "Failed", some_agent),
         *([Control("f-truth", "Truth", truths)] if truth_known else []),
@@ -94,106 +122,49 @@ def _controls(
     ]
 
 
-class _Writer:
-    """Verdicts to records and columns; names of classes and agents become numbers as they turn up."""
+def _record(one: _Shown, names: _Names, pictures: Pictures, lengths: Sequence[int]) -> list[Any]:
+    """Return [text or None, [[picture number or -1, name]], judgments, remark].
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        posts: Mapping[str, FoundPost],
-        pictures: Pictures,
-        text: int,
-        rationale: int,
-    ) -> None:
-        self._classes = {name: number for number, name in enumerate(classes)}
-        self._agents: dict[str, int] = {}
-        self._posts, self._pictures = posts, pictures
-        self._text, self._rationale = text, rationale
-
-    def record(self, verdict: Verdict) -> list[Any]:
-        """Return what the page tells of a verdict.
-
-        It is [text or None, [[picture number or -1, name]], judgments, remark], and a judgment [agent, step,
-        state, class or -1, probability, rationale].
-        """
-        post = self._posts.get(verdict.post_id)
-        said = [
-            [
-                self._agent(one.agent), one.step, printable(str(one.state)), self._class(one.label),
-                one.probability, cut_text(one.rationale, self._rationale),
-            ]
-            for one in verdict.judgments
-        ]  # fmt: skip
-        if post is None:
-            return [None, [], said, ""]
-        images = [
-            self._pictures.shown(path, name) for path, name in zip(post.images, post.names, strict=True)
+    A judgment is [agent, step, state, class or -1, probability, rationale].
+    """
+    text, rationale = lengths
+    said = [
+        [
+            names.agent(each.agent), each.step, printable(str(each.state)), names.label(each.label),
+            each.probability, cut_text(each.rationale, rationale),
         ]
-        return [cut_text(post.text, self._text), images, said, printable(post.reason)]
-
-    def index(self, shown: Sequence[tuple[int, Verdict]], outcomes: Mapping[int, str]) -> Json:
-        """Return columns, one entry a verdict, and the names that they count."""
-        verdicts = [verdict for _, verdict in shown]
-        truths = [self.truth(verdict.post_id) for verdict in verdicts]
-        labels = [self._class(verdict.classifier_label) for verdict in verdicts]
-        return {
-            "rounds": {str(number): outcome for number, outcome in outcomes.items()},
-            "round": [number for number, _ in shown],
-            "id": [printable(verdict.post_id) for verdict in verdicts],
-            "snippet": [self._snippet(verdict.post_id) for verdict in verdicts],
-            "consistent": [int(verdict.consistent) for verdict in verdicts],
-            "label": labels,
-            "probability": [round(verdict.classifier_probability, 4) for verdict in verdicts],
-            "changed": [self._flags(verdict, _changed) for verdict in verdicts],
-            "failed": [self._flags(verdict, _failed) for verdict in verdicts],
-            "truth": truths,
-            "classes": self.class_names(),
-            "agents": self.agent_names(),
-        }
-
-    def class_names(self) -> list[str]:
-        """Return the classes in the order in which records count them."""
-        return [printable(name) for name in self._classes]
-
-    def agent_names(self) -> list[str]:
-        """Return the agents in the order in which records count them."""
-        return [printable(name) for name in self._agents]
-
-    def truth(self, post_id: str) -> int:
-        """Return the number of a post's true class, -1 where it is not known."""
-        post = self._posts.get(post_id)
-        return -1 if post is None or post.label is None else self._classes.get(post.label, -1)
-
-    def _snippet(self, post_id: str) -> str:
-        post = self._posts.get(post_id)
-        return "" if post is None else cut_text(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET)
-
-    def _flags(self, verdict: Verdict, which: Callable[[Sequence[Judgment]], bool]) -> int:
-        """Return a number whose bit i is set where agent number i did so."""
-        return sum(1 << self._agent(role) for role, steps in verdict.by_agent().items() if which(steps))
-
-    def _agent(self, name: str) -> int:
-        return self._agents.setdefault(name, len(self._agents))
-
-    def _class(self, name: str | None) -> int:
-        return -1 if name is None else self._classes.setdefault(name, len(self._classes))
+        for each in one.verdict.judgments
+    ]  # fmt: skip
+    if (post := one.post) is None:
+        return [None, [], said, ""]
+    images = [pictures.shown(path, name) for path, name in zip(post.images, post.names, strict=True)]
+    return [cut_text(post.text, text), images, said, printable(post.reason)]
 
 
-def _changed(steps: Sequence[Judgment]) -> bool:
-    return steps[0].label != steps[-1].label
+def _index(shown: Sequence[_Shown], names: _Names, outcomes: Mapping[int, str]) -> Json:
+    """Return columns, one entry a verdict, and the names that they count.
+
+    Of `changed` and `failed` bit i is set where agent number i did so.
+    """
+    verdicts = [one.verdict for one in shown]
+    by_agent = [{names.agent(role): said for role, said in one.by_agent().items()} for one in verdicts]
+    columns: Json = {
+        "rounds": {str(number): outcome for number, outcome in outcomes.items()},
+        "round": [one.round for one in shown],
+        "id": [printable(one.post_id) for one in verdicts],
+        "snippet": [_snippet(one.post) for one in shown],
+        "consistent": [int(one.consistent) for one in verdicts],
+        "label": [names.label(one.classifier_label) for one in verdicts],
+        "probability": [round(one.classifier_probability, 4) for one in verdicts],
+        "changed": [sum(1 << i for i, said in one.items() if changed_mind(said)) for one in by_agent],
+        "failed": [sum(1 << i for i, said in one.items() if any_failed(said)) for one in by_agent],
+        "truth": [names.truth(one) for one in shown],
+    }
+    return columns | {  # the names have all turned up by now
+        "classes": list(map(printable, names.classes)),
+        "agents": list(map(printable, names.agents)),
+    }
 
 
-def _failed(steps: Sequence[Judgment]) -> bool:
-    return any(step.state is State.FAILED for step in steps)
-
-
-def _images(posts: Mapping[str, FoundPost], verdict: Verdict) -> tuple[Path, ...]:
-    post = posts.get(verdict.post_id)
-    return () if post is None else post.images
-
-
-def _lengths(verdicts: Sequence[Verdict], posts: Mapping[str, FoundPost]) -> tuple[int, ...]:
-    """Return the longest texts and rationales that the page has room for."""
-    texts = [len(post.text) for v in verdicts if (post := posts.get(v.post_id)) is not None]
-    rationales = [len(one.rationale) for v in verdicts for one in v.judgments]
-    return fitting(LENGTHS, texts, rationales)
+def _snippet(post: FoundPost | None) -> str:
+    return cut_text(" ".join(post.text[: 4 * SNIPPET].split()), SNIPPET) if post else ""

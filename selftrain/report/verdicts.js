@@ -1,36 +1,33 @@
 // The browser of verdicts: a list, and beside it what was said of the chosen post.
 (() => {
-  const { byId, data, make, isolated, figure, number, meter, parties, pictureRow, postText } = shared;
+  const { byId, data, make, button, isolated, figure, number, meter, parties, pictureRow, postText } = shared;
   const root = byId("browser");
   if (!root) return;
   const listing = data("listing");
   const list = byId("list"), detail = byId("detail");
   const label = (classNumber) => shared.label(listing.classes[classNumber], classNumber);
-  const chip = (text, kind) => make("span", "chip " + kind, text);
+  const chip = (text, kind, ...inside) => make("span", "chip " + kind, text, ...inside);
+  const given = (classNumber, probability) => [label(classNumber), make("span", "figure", figure(probability))];
   const wrong = (i) => listing.truth[i] >= 0 && listing.truth[i] !== listing.label[i];
   const flag = (columns, i, wanted) => wanted === "any" ? columns[i] > 0 : (columns[i] >> Number(wanted)) & 1;
   let others = null; // id -> its verdicts, in all rounds
   const sameId = (i) => {
-    if (!others) {
-      others = new Map();
-      listing.id.forEach((id, j) => others.set(id, [...(others.get(id) || []), j]));
-    }
+    others ??= Map.groupBy(listing.id.keys(), (j) => listing.id[j]);
     return others.get(listing.id[i]).filter((j) => j !== i);
   };
 
   // ---- the list ----
   const row = (i, place) => {
-    const made = make("li", "row");
+    const state = listing.consistent[i] ? "consistent" : "divergent";
+    const made = make("li", "row",
+      make("span", "row-head", make("span", "dot " + (listing.consistent[i] ? "agreed" : "split")),
+        isolated(listing.id[i], "row-id"), make("span", "unseen", `, ${state}, round ${listing.round[i]}, `),
+        make("span", "row-said", ...given(listing.label[i], listing.probability[i]))),
+      isolated(listing.snippet[i] || "(no text)", "row-text"));
     made.id = "row-" + place;
     made.setAttribute("role", "option");
     made.setAttribute("aria-posinset", place + 1);
     made.setAttribute("aria-setsize", view.found().length);
-    const head = make("span", "row-head"), last = make("span", "row-said");
-    last.append(label(listing.label[i]), make("span", "figure", figure(listing.probability[i])));
-    const state = listing.consistent[i] ? "consistent" : "divergent";
-    head.append(make("span", "dot " + (listing.consistent[i] ? "agreed" : "split")), isolated(listing.id[i], "row-id"),
-      make("span", "unseen", `, ${state}, round ${listing.round[i]}, `), last);
-    made.append(head, isolated(listing.snippet[i] || "(no text)", "row-text"));
     made.addEventListener("click", () => { view.go(place, ""); reveal(); });
     return made;
   };
@@ -57,62 +54,40 @@
 
   // ---- one verdict ----
   const step = ([, stepNumber, state, classNumber, probability, rationale], earlier) => {
-    const made = make("div", "step"), head = make("div", "step-head");
-    head.append(make("span", "when", stepNumber === 0 ? "alone" : "after cross-review"));
-    if (classNumber < 0) head.append(chip(state === "abstain" ? "abstained" : state, state === "failed" ? "bad" : "quiet"));
-    else head.append(label(classNumber), make("span", "figure", figure(probability)));
-    if (earlier && earlier[3] !== classNumber) head.append(chip("changed its mind", "note"));
     const words = make("p", "said", rationale || "(no rationale)");
     words.dir = "auto";
-    made.append(head, words);
-    return made;
+    const nothing = chip(state === "abstain" ? "abstained" : state, state === "failed" ? "bad" : "quiet");
+    return make("div", "step",
+      make("div", "step-head", make("span", "when", stepNumber === 0 ? "alone" : "after cross-review"),
+        ...(classNumber < 0 ? [nothing] : given(classNumber, probability)),
+        earlier && earlier[3] !== classNumber ? chip("changed its mind", "note") : null),
+      words);
   };
-  const classifier = (i) => {
-    const made = make("div", "step"), head = make("div", "step-head");
-    head.append(label(listing.label[i]), make("span", "figure", figure(listing.probability[i])));
-    made.append(head, meter(listing.probability[i]));
-    return ["classifier", [made]];
-  };
+  const classifier = (i) => ["classifier", [make("div", "step",
+    make("div", "step-head", ...given(listing.label[i], listing.probability[i])), meter(listing.probability[i]))]];
   const agents = (judgments) => listing.agents.map((name, agent) => {
     const own = judgments.filter((one) => one[0] === agent);
     return [name, own.map((one, k) => step(one, own[k - 1]))];
   }).filter(([, steps]) => steps.length);
-  const chips = (i) => {
-    const made = make("p", "chips");
-    made.append(listing.consistent[i] ? chip("consistent", "good") : chip("divergent", "split"));
-    made.append(chip(`round ${listing.round[i]}, ${listing.rounds[listing.round[i]]}`, "quiet"));
-    if (listing.truth[i] >= 0) {
-      const truth = chip(wrong(i) ? "classifier wrong: it is " : "classifier right: it is ", wrong(i) ? "bad" : "quiet");
-      truth.append(isolated(listing.classes[listing.truth[i]]));
-      made.append(truth);
-    }
-    return made;
-  };
-  const again = (i) => {
-    const made = make("p", "again", "Judged in other rounds too: ");
-    for (const j of sameId(i)) {
-      const link = make("button", "link", `round ${listing.round[j]}`);
-      link.type = "button";
-      link.addEventListener("click", () => {
-        if (!view.found().includes(j)) view.reset(); // a filter hides it
-        view.go(view.found().indexOf(j), "");
-      });
-      made.append(link, " ");
-    }
-    return made;
-  };
+  const chips = (i) => make("p", "chips",
+    listing.consistent[i] ? chip("consistent", "good") : chip("divergent", "split"),
+    chip(`round ${listing.round[i]}, ${listing.rounds[listing.round[i]]}`, "quiet"),
+    listing.truth[i] < 0 ? null : chip(wrong(i) ? "classifier wrong: it is " : "classifier right: it is ",
+      wrong(i) ? "bad" : "quiet", isolated(listing.classes[listing.truth[i]])));
+  const again = (i) => make("p", "again", "Judged in other rounds too: ", ...sameId(i).flatMap((j) => [
+    button("link", `round ${listing.round[j]}`, () => {
+      if (!view.found().includes(j)) view.reset(); // a filter hides it
+      view.go(view.found().indexOf(j), "");
+    }), " "]));
   const show = (i) => {
     const [text, images, judgments, remark] = view.record(i);
-    const head = make("header", "verdict-head"), title = make("h3");
+    const title = make("h3", "", isolated(listing.id[i]));
     title.tabIndex = -1;
-    title.append(isolated(listing.id[i]));
-    head.append(title, chips(i));
-    const post = make("div", "post"), all = make("div", "parties");
-    post.append(postText(text, "post-text", "the manifest is not there any more: no text"));
-    if (remark) post.append(make("p", "faint", remark));
-    if (images.length) post.append(pictureRow(images, listing.pictures));
-    all.append(...parties([classifier(i), ...agents(judgments)]));
-    detail.replaceChildren(head, post, all);
+    detail.replaceChildren(
+      make("header", "verdict-head", title, chips(i)),
+      make("div", "post", postText(text, "post-text", "the manifest is not there any more: no text"),
+        remark ? make("p", "faint", remark) : null, images.length ? pictureRow(images, listing.pictures) : null),
+      make("div", "parties", ...parties([classifier(i), ...agents(judgments)])));
     if (sameId(i).length) detail.append(again(i));
   };
 

@@ -29,8 +29,7 @@ from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import ACTModel
 from selftrain.models.head import HeadSettings
-from selftrain.models.intervals import wilson
-from selftrain.models.metrics import macro_f1
+from selftrain.models.metrics import macro_f1, wilson
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer
@@ -95,7 +94,10 @@ class ACTTraining(NamedTuple):
             "learned_from": {"posts": self.posts, "human_labels": self.human, "unbiased": self.unbiased},
             "quality": {split: one._asdict() for split, one in self.quality.items()},
             "best_epoch": self.model.classifier.best_epoch,
-            "curve": [point._asdict() for point in self.model.classifier.curve],
+            "curve": [
+                {"epoch": point.epoch, "parts": point.parts, "macro_f1": point.macro_f1}
+                for point in self.model.classifier.curve
+            ],
             "left_out": [{"id": post_id, "reason": why} for post_id, why in self.left_out.items()],
         }
 

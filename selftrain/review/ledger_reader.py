@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from agents.write_ahead import switch_to_write_ahead
+from agents.ask.cache import switch_to_write_ahead
 from selftrain._util.types import Json
 from selftrain.errors import LedgerError, SelftrainError
 

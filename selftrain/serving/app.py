@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Lifespan
 
 from selftrain.errors import DrainingError, QueueFullError, ScoringError
 from selftrain.models.predictor import Prediction
@@ -27,7 +28,7 @@ from selftrain.serving.wire import BadRequestError, Placed, RequestLimits, answe
 BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
 BODIES = 16  # so many bodies of the largest size may be under way at once, in memory and in files
 RETRY = {"Retry-After": "1"}
-STATUS: dict[type[Exception], int] = {QueueFullError: 429, DrainingError: 503, ScoringError: 500}
+STATUS = {QueueFullError: 429, DrainingError: 503, ScoringError: 500}
 CLIENT_GONE = 499  # nobody reads it; it is counted
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,48 +41,27 @@ _log = logging.getLogger(__name__)
 
 
 class Measures:
-    """One server's counters, in a registry of their own."""
+    """One server's counters, in a registry of their own; the `Observer` of its batcher."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter("selftrain_requests", "Requests answered.", ("path", "status"), registry=own)
+        self.posts = Counter("selftrain_posts", "Posts scored.", registry=own)
+        self.failures = Counter("selftrain_failures", "Posts that could not be scored.", registry=own)
+        self.queue = Gauge("selftrain_queue_posts", "Posts that wait.", registry=own)
+        self.ready = Gauge("selftrain_ready", "1 while the server takes posts.", registry=own)
 
-        def histogram(what: str, text: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(f"selftrain_{what}", text, buckets=buckets, registry=self.registry)
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"selftrain_{name}", text, buckets=buckets, registry=own)
 
-        def counter(what: str, text: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(f"selftrain_{what}", text, labels, registry=self.registry)
-
-        def gauge(what: str, text: str) -> Gauge:
-            return Gauge(f"selftrain_{what}", text, registry=self.registry)
-
-        self._requests = counter("requests", "Requests answered.", ("path", "status"))
-        self._latency = histogram("request_seconds", "From a request for scores to its answer.", _SECONDS)
-        self._posts = counter("posts", "Posts scored.")
-        self._failures = counter("failures", "Posts that could not be scored.")
-        self._batch_posts = histogram("batch_posts", "Posts of a model call.", _POSTS)
-        self._scoring = histogram("scoring_seconds", "Duration of a model call.", _SECONDS)
-        self._queue = gauge("queue_posts", "Posts that wait.")
-        self._ready = gauge("ready", "1 while the server takes posts.")
-
-    def watch(self, *, queued: Callable[[], int], ready: Callable[[], bool]) -> None:
-        """Set where to read what is not counted but looked at."""
-        self._queue.set_function(queued)
-        self._ready.set_function(lambda: float(ready()))
-
-    def request(self, path: str, status: int) -> None:
-        """Count one answer."""
-        self._requests.labels(path, str(status)).inc()
-
-    def answered(self, seconds: float, scored: int, failed: int) -> None:
-        """Count one request for scores, answered with them."""
-        self._latency.observe(seconds)
-        self._posts.inc(scored)
-        self._failures.inc(failed)
+        self.latency = histogram("request_seconds", "From a request for scores to its answer.", _SECONDS)
+        self.batch_posts = histogram("batch_posts", "Posts of a model call.", _POSTS)
+        self.scoring = histogram("scoring_seconds", "Duration of a model call.", _SECONDS)
 
     def batch(self, posts: int, seconds: float) -> None:
-        """Count one model call; see `selftrain.serving.batching.Observer`."""
-        self._batch_posts.observe(posts)
-        self._scoring.observe(seconds)
+        """Count one model call."""
+        self.batch_posts.observe(posts)
+        self.scoring.observe(seconds)
 
     def text(self) -> bytes:
         """Write all of it in Prometheus' text format."""
@@ -112,7 +92,8 @@ class Service:
         self._key = key.encode()
         self._under_way = 0
         self._held = 0
-        measures.watch(queued=lambda: batcher.queued, ready=lambda: self.ready)
+        measures.queue.set_function(lambda: batcher.queued)
+        measures.ready.set_function(lambda: float(self.ready))
 
     @property
     def ready(self) -> bool:
@@ -140,22 +121,22 @@ class Service:
             why = "the server is about to end" if self.draining else "the model is not loaded yet"
             raise DrainingError(f"{why}: ask again later")
         self._under_way += 1
-        held = _Held()
+        request.state.held = 0  # bytes that it has brought in
         try:
-            return await self._score(request, held)
+            return await self._score(request)
         finally:
-            self._held -= held.size
+            self._held -= request.state.held
             self._under_way -= 1
             if self.draining and not self._under_way:
                 self.on_idle()
 
-    async def _score(self, request: Request, held: _Held) -> Response:
+    async def _score(self, request: Request) -> Response:
         started = time.monotonic()
-        body = await self._body(request, held)
+        body = await self._body(request)
         folder = self.scratch.folder()
         owned = True  # until the batcher has the posts
         try:
-            placed = await run_in_threadpool(self._placed, body, folder)
+            placed = await run_in_threadpool(_placed, body, folder, self.limits)
             del body
             results: list[Prediction] | None = []
             if placed.posts:
@@ -168,14 +149,13 @@ class Service:
         if results is None:
             return Response(status_code=CLIENT_GONE)
         failed = len(placed.reasons) + sum(bool(one.reason) for one in results)
-        self.measures.answered(time.monotonic() - started, len(placed.ids) - failed, failed)
+        self.measures.latency.observe(time.monotonic() - started)
+        self.measures.posts.inc(len(placed.ids) - failed)
+        self.measures.failures.inc(failed)
         assert self.batcher.predictor is not None, "posts are taken only once it is loaded"
         return JSONResponse(answer(self.batcher.predictor.name, placed, results))
 
-    def _placed(self, body: bytes, folder: Path) -> Placed:
-        return place(parse(body, self.limits), folder, self.limits.pixels)
-
-    async def _body(self, request: Request, held: _Held) -> bytes:
+    async def _body(self, request: Request) -> bytes:
         """Read the body, counted as it arrives: one that is too large is not read to its end."""
         too_large = BadRequestError(
             413, f"the body is larger than {self.limits.body:,} bytes: send fewer posts"
@@ -187,9 +167,9 @@ class Service:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
-                    held.size += len(part)
+                    request.state.held += len(part)
                     self._held += len(part)
-                    if held.size > self.limits.body:
+                    if request.state.held > self.limits.body:
                         raise too_large
                     if self._held > BODIES * self.limits.body:
                         raise QueueFullError("requests under way fill the memory set aside for them: wait")
@@ -199,10 +179,8 @@ class Service:
         return b"".join(parts)
 
 
-class _Held:
-    """Bytes that one request has brought in."""
-
-    size = 0
+def _placed(body: bytes, folder: Path, limits: RequestLimits) -> Placed:
+    return place(parse(body, limits), folder, limits.pixels)
 
 
 async def _wait(request: Request, scores: Predictions) -> list[Prediction] | None:
@@ -227,8 +205,8 @@ async def _disconnected(request: Request) -> None:
 # ---- routes -----------------------------------------------------------------------------------------
 
 
-def build_app(service: Service) -> Starlette:
-    """Build the application of a service, without the start and the end of its batcher."""
+def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
+    """Build the application of a service; `lifespan` starts and ends its batcher."""
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -253,7 +231,7 @@ def build_app(service: Service) -> Starlette:
 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        service.measures.request("other", error.status_code)
+        service.measures.requests.labels("other", error.status_code).inc()
         expected = "POST /score, GET /health, /ready, /metrics, /model"
         message = f"{request.method} {request.url.path[:100]}: {error.detail}; expected {expected}"
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
@@ -267,6 +245,7 @@ def build_app(service: Service) -> Starlette:
             route("/model", model, "GET"),
         ],
         exception_handlers={HTTPException: unknown},
+        lifespan=lifespan,
     )
 
 
@@ -279,7 +258,7 @@ def _counted(service: Service, path: str, handler: Handler, *, open_to_all: bool
         else:
             message = "no key, or a wrong one; expected the header Authorization: Bearer KEY"
             response = _error(401, message, {"WWW-Authenticate": "Bearer"})
-        service.measures.request(path, response.status_code)
+        service.measures.requests.labels(path, response.status_code).inc()
         return response
 
     return counted

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from selftrain.data.posts import Post
@@ -25,11 +26,9 @@ _FIRST_POST = Post("ready", "One post, scored before the server says that it is 
 
 
 class Observer(Protocol):
-    """Who is told of every model call."""
+    """Who is told of every model call, whether it went well or not."""
 
-    def batch(self, posts: int, seconds: float) -> None:
-        """Note that a batch of so many posts took so long, whether it went well or not."""
-        ...
+    def batch(self, posts: int, seconds: float) -> None: ...
 
 
 class _Job:
@@ -148,21 +147,16 @@ class Batcher:
                 raise ScoringError(f"the model cannot score a post of plain words: {first.reason}")  # noqa: TRY301
         except Exception as error:
             self.failure = error
-            self._abandon(error)
+            with self._changed:
+                self._closing = True
+            for job in list(self._jobs):  # nobody will ever score what waits
+                self._fail(job, ScoringError(f"the model could not be loaded: {error}"))
             self._on_loaded()
             return
         self.predictor = predictor
         self._on_loaded()
         while batch := self._next_batch():
             self._score(predictor, batch)
-
-    def _abandon(self, error: Exception) -> None:
-        """Fail what waits: nobody will ever score it."""
-        with self._changed:
-            self._closing = True
-            jobs = list(self._jobs)
-        for job in jobs:
-            self._fail(job, ScoringError(f"the model could not be loaded: {error}"))
 
     def _next_batch(self) -> list[_Taken]:
         """Wait for posts, and a little for more of them; empty when closed and nothing waits."""
@@ -202,23 +196,19 @@ class Batcher:
             for job in {id(taken.job): taken.job for taken in batch}.values():
                 self._fail(job, ScoringError(f"the model failed: {type(error).__name__}"))
         else:
-            for taken, result in zip(batch, results, strict=True):
-                self._put(taken, result)
+            for (job, place, _), result in zip(batch, results, strict=True):
+                job.results[place] = result
+                if len(job.results) == job.size:
+                    _settle(job.scores, [job.results[number] for number in range(job.size)])
         self._observer.batch(len(batch), time.monotonic() - started)
         for taken in batch:
             with self._changed:
                 taken.job.taken -= 1
             self._release_unused(taken.job)
 
-    def _put(self, taken: _Taken, result: Prediction) -> None:
-        job = taken.job
-        job.results[taken.place] = result
-        if len(job.results) == job.size:
-            _settle(job.scores, lambda: job.scores.set_result([job.results[n] for n in range(job.size)]))
-
     def _fail(self, job: _Job, error: Exception) -> None:
         self._forget(job)
-        _settle(job.scores, lambda: job.scores.set_exception(error))
+        _settle(job.scores, error)
 
     def _forget(self, job: _Job) -> None:
         """Take back what of a request still waits."""
@@ -238,10 +228,10 @@ class Batcher:
         release()
 
 
-def _settle(scores: Predictions, settle: Callable[[], None]) -> None:
+def _settle(scores: Predictions, outcome: list[Prediction] | Exception) -> None:
     """Settle a request, unless its client went away at this very moment and wants no answer any more."""
-    try:
-        settle()
-    except InvalidStateError:
-        if not scores.cancelled():
-            raise
+    with suppress(InvalidStateError):
+        if isinstance(outcome, Exception):
+            scores.set_exception(outcome)
+        else:
+            scores.set_result(outcome)

@@ -10,12 +10,10 @@ import shutil
 import tempfile
 from itertools import count
 from pathlib import Path
-from typing import IO
 
 from selftrain.store import atomic
 
-_PREFIX = "selftrain-serve-"
-_LOCK = "in-use"
+_PREFIX, _LOCK = "selftrain-serve-", "in-use"
 
 
 class Scratch:
@@ -33,7 +31,8 @@ class Scratch:
         _remove_leftovers(root)
         try:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))  # mode 0700
-            self._lock = _hold(self.path)
+            self._lock = (self.path / _LOCK).open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as error:
             raise atomic.storage_error(root, None, error) from error
         self._numbers = count()
@@ -54,18 +53,11 @@ class Scratch:
         self._lock.close()
 
 
-def _hold(folder: Path) -> IO[bytes]:
-    lock = (folder / _LOCK).open("wb")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
-
-
 def _remove_leftovers(root: Path) -> None:
-    """Remove folders of servers that are gone; a folder without a lock file is just being made."""
     for folder in root.glob(f"{_PREFIX}*"):
         try:
             with (folder / _LOCK).open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
-        except OSError:  # it is in use, another user's, or gone by now
+        except OSError:  # it is in use, just being made, another user's, or gone by now
             continue

@@ -97,24 +97,19 @@ async def _serve(
 
     batcher = Batcher(load, **batching._asdict(), observer=measures, on_loaded=loaded)
     service = Service(batcher, scratch, measures, limits=limits, key=key)
-    server = _DrainingServer(_application(service, batcher), service, tell)
-    tell(f"listening on {endpoint_of(listener)}, loading the model")
-    await server.serve([listener])
-    if batcher.failure is not None:
-        raise batcher.failure
-    return not batcher.busy
 
-
-def _application(service: Service, batcher: Batcher) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         batcher.start()
         yield
         await asyncio.to_thread(batcher.close)
 
-    app = build_app(service)
-    app.router.lifespan_context = lifespan
-    return app
+    server = _DrainingServer(build_app(service, lifespan), service, tell)
+    tell(f"listening on {endpoint_of(listener)}, loading the model")
+    await server.serve([listener])
+    if batcher.failure is not None:
+        raise batcher.failure
+    return not batcher.busy
 
 
 class _DrainingServer(HttpServer):
@@ -124,14 +119,13 @@ class _DrainingServer(HttpServer):
         super().__init__(app, lifespan=True)
         self._service, self._tell = service, tell
         self._loop = asyncio.get_running_loop()
-        service.on_idle = self._end
+        service.on_idle = lambda: setattr(self, "should_exit", True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, end at once on the second; raise neither, so that the status is 0."""
         if self._service.draining:
             logging.getLogger("uvicorn.error").disabled = True  # what is cut off now was meant to be
-            self.force_exit = True
-            self.should_exit = True
+            self.force_exit = self.should_exit = True
         else:
             # out of the signal handler, which may have interrupted anything
             self._loop.call_soon_threadsafe(self._drain)
@@ -139,9 +133,6 @@ class _DrainingServer(HttpServer):
     def _drain(self) -> None:
         self._tell("ending: what was taken is finished first")
         self._service.drain()
-
-    def _end(self) -> None:
-        self.should_exit = True
 
 
 def compute_threads(asked: int | None) -> int:

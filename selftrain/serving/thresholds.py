@@ -15,8 +15,7 @@ import numpy as np
 from selftrain._util.types import Interval
 from selftrain.data.manifest import Names, read_manifest
 from selftrain.errors import ServingError
-from selftrain.models.intervals import clopper_pearson
-from selftrain.models.metrics import Curve, curve
+from selftrain.models.metrics import Curve, clopper_pearson, curve
 from selftrain.models.predictor import Predictor, ValidationScores
 
 HAIR = 1e-6  # a score moves by less when its post is scored in another batch, or was stored in six decimals
@@ -44,7 +43,7 @@ class MeasuredPosts(NamedTuple):
     """Scores of labelled posts, and how many of them have none."""
 
     scores: ValidationScores
-    left_out: int
+    left_out: int = 0
 
 
 def validation_scores(
@@ -65,7 +64,7 @@ def validation_scores(
                 f"{predictor.name} has no scores of its validation posts: give labelled posts with"
                 " --validation"
             )
-        return MeasuredPosts(stored, 0)
+        return MeasuredPosts(stored)
     report = read_manifest(manifest, columns=columns, videos=predictor.kind == "agentps")
     names = Names(predictor.classes)
     posts = [

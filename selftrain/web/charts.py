@@ -1,6 +1,7 @@
 """The charts of the pages: plain numbers in, SVG out. Words from a run never enter a chart.
 
-Legends stand in the page, beside the chart: they wrap, and whatever a class is called stays text.
+Legends stand in the page, beside the chart: they wrap, and whatever a class is called stays text. Of every
+chart `name` prefixes the ids inside of its SVG, and `what` is what a screen reader says.
 """
 
 from __future__ import annotations
@@ -131,8 +132,6 @@ def stacked_bars(
         rounds: Their numbers.
         parts: For each part, in the order of `SERIES`, a count a round.
         kept: Of each round.
-        name: Of the SVG.
-        what: For a screen reader.
     """
     with _figure(SMALL) as (figure, axes):
         floor = [0] * len(rounds)
@@ -160,8 +159,6 @@ def lines(
     Args:
         across: Rounds or epochs.
         series: Name -> a value for each of `across`.
-        name: Of the SVG.
-        what: For a screen reader.
         share: Whether the values are shares, whose axis ends at 1.
         marker: matplotlib's; "" for none.
         kept: One of `across`, marked by an upright line.
@@ -195,8 +192,6 @@ def precision_recall_chart(
 
     Args:
         curves: Recall, rising, and precision of each curve, in the order of `SERIES`.
-        name: Of the SVG.
-        what: For a screen reader.
         base_rate: What choosing blindly reaches, drawn as a level line.
     """
     with _figure(SMALL) as (figure, axes):
@@ -212,10 +207,7 @@ def precision_recall_chart(
 
 
 def reliability_chart(diagrams: Sequence[Sequence[ReliabilityDot]], name: str, what: str) -> Markup:
-    """Draw the share of positives over predicted probability: on the diagonal both are equal.
-
-    `diagrams` are the bins of each model, in the order of `SERIES`; `name` and `what` are the SVG's.
-    """
+    """Draw the share of positives over predicted probability, of the bins of each model, and the diagonal."""
     with _figure(SMALL) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)
         for colour, dots in zip(SERIES, diagrams, strict=False):

@@ -76,9 +76,8 @@ def security_policy(style: str, script: str, *, served: bool = False) -> str:
             only a header may give); else the only pictures are those that the page itself holds.
     """
     allowed = f"'sha256-{_sha256(script)}'" if script else "'none'"
-    sources = (
-        "img-src 'self'; connect-src 'self'; frame-ancestors 'none'" if served else "img-src data:"
-    )  # fmt: skip
+    own = "img-src 'self'; connect-src 'self'; frame-ancestors 'none'"
+    sources = own if served else "img-src data:"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'sha256-{_sha256(style)}'; {sources};"
         " base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

@@ -52,17 +52,9 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
         raise ServingError(f"{host}:{port} cannot be listened on: give a --port of 0 to 65535")
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(place)
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, place = found[0]
+        listener = socket.create_server(place, family=family, backlog=2048)
     except OSError as error:
         why = error.strerror or error
         raise ServingError(f"{host}:{port} cannot be listened on ({why}): give another --port") from error

@@ -1,5 +1,5 @@
 // What the scripts of all pages share. The page holds its data as JSON in elements, in chunks that are parsed
-// when somebody looks. Whatever comes from a file goes through textContent: it is shown, never interpreted.
+// when somebody looks. Whatever comes from a file becomes a text node: it is shown, never interpreted.
 "use strict";
 const shared = (() => {
   const byId = (id) => document.getElementById(id);
@@ -10,17 +10,19 @@ const shared = (() => {
     if (!parsed.has(id)) parsed.set(id, JSON.parse(byId(id).textContent));
     return parsed.get(id);
   };
-  const pictureUrl = (starts, number) => { // starts: the number of each chunk's first picture
-    let at = 0;
-    while (at + 1 < starts.length && starts[at + 1] <= number) at += 1;
-    return data("pictures-" + at)[number - starts[at]];
-  };
+  const pictureUrl = (chunk, number) => data("pictures-" + Math.floor(number / chunk))[number % chunk];
 
-  // ---- elements ----
-  const make = (tag, className, text) => {
+  // ---- elements: strings among `inside` become text ----
+  const make = (tag, className, ...inside) => {
     const made = document.createElement(tag);
     if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
+    made.append(...inside.filter((one) => one !== undefined && one !== null));
+    return made;
+  };
+  const button = (className, text, clicked) => {
+    const made = make("button", className, text);
+    made.type = "button";
+    made.addEventListener("click", clicked);
     return made;
   };
   const isolated = (text, className) => { // a name of any script disturbs nothing around it
@@ -31,9 +33,8 @@ const shared = (() => {
   const figure = (value) => value === null ? "–" : value.toFixed(3);
   const number = (value) => value.toLocaleString("en");
   const meter = (value) => {
-    const made = make("span", "meter"), bar = make("span");
+    const bar = make("span"), made = make("span", "meter", bar);
     bar.style.width = Math.round(100 * value) + "%";
-    made.append(bar);
     made.setAttribute("aria-hidden", "true");
     return made;
   };
@@ -45,9 +46,7 @@ const shared = (() => {
   const parties = (all) => { // [name, elements]: what was said at the same step stands at the same height
     const rows = 1 + Math.max(0, ...all.map(([, steps]) => steps.length));
     return all.map(([name, steps]) => {
-      const made = make("section", "party"), title = make("h4");
-      title.append(isolated(name));
-      made.append(title, ...steps);
+      const made = make("section", "party", make("h4", "", isolated(name)), ...steps);
       made.style.gridRow = "span " + rows;
       return made;
     });
@@ -55,31 +54,23 @@ const shared = (() => {
   const label = (name, place) => isolated(name, "label class-" + Math.min(place, 2));
 
   // ---- pictures: veiled until somebody asks ----
-  const unveil = (button, yes) => {
-    button.setAttribute("aria-pressed", yes);
-    button.classList.toggle("shown", yes);
+  const unveil = (picture, yes) => {
+    picture.setAttribute("aria-pressed", yes);
+    picture.classList.toggle("shown", yes);
   };
-  const picture = (starts, [place, name], k, all, shown) => {
-    if (place < 0) {
-      const missing = make("div", "picture missing");
-      missing.append(make("span", "", "not embedded"), isolated(name, "path"));
-      return missing;
-    }
-    const made = make("button", "picture");
-    made.type = "button";
-    const image = make("img");
+  const picture = (chunk, [place, name], k, all, shown) => {
+    if (place < 0) return make("div", "picture missing", make("span", "", "not embedded"), isolated(name, "path"));
+    const image = make("img"), made = button("picture", image, () => unveil(made, !made.classList.contains("shown")));
     image.alt = `picture ${k + 1} of ${all.length}`;
-    image.src = pictureUrl(starts, place);
-    made.append(image, make("span", "veil", "Show"));
-    unveil(made, shown);
-    made.addEventListener("click", () => unveil(made, !made.classList.contains("shown")));
+    image.src = pictureUrl(chunk, place);
+    made.append(make("span", "veil", "Show"));
     made.title = name;
+    unveil(made, shown);
     return made;
   };
-  const pictureRow = (images, starts, most = images.length) => {
-    const made = make("div", "pictures"), all = byId("pictures").checked;
-    made.append(...images.slice(0, most).map((one, k) => picture(starts, one, k, images, all)));
-    return made;
+  const pictureRow = (images, chunk, most = images.length) => {
+    const shown = byId("pictures").checked;
+    return make("div", "pictures", ...images.slice(0, most).map((one, k) => picture(chunk, one, k, images, shown)));
   };
   const unveilAll = (inside, yes) => {
     for (const one of inside.querySelectorAll("button.picture")) unveil(one, yes);
@@ -93,6 +84,6 @@ const shared = (() => {
     });
   };
   return {
-    byId, data, make, isolated, figure, number, meter, label, postText, parties, pictureRow, unveilAll, searched,
+    byId, data, make, button, isolated, figure, number, meter, label, postText, parties, pictureRow, unveilAll, searched,
   };
 })();

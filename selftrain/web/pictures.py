@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,40 +57,36 @@ def embed(paths: Iterable[Path], *, budget: int = BUDGET, most: int = MOST) -> P
         budget: See `BUDGET`.
         most: See `MOST`.
     """
-    urls: list[str] = []
-    known, place, unreadable = dict[str, int](), dict[Path, int](), dict[Path, str]()
+    known, place, unreadable = dict[str, int](), dict[Path, int](), dict[Path, str]()  # known: by URL
     wanted = list(dict.fromkeys(paths))
     spent = 0
-    for path, url, reason in _thumbnails(wanted):
-        if url is None:
-            unreadable[path] = reason
+    for path, url in _thumbnails(wanted):
+        if isinstance(url, ImageError):
+            unreadable[path] = str(url)
             continue
-        digest = hashlib.sha256(url.encode()).hexdigest()
-        if digest not in known:
-            if spent + len(url) > budget or len(urls) >= most:
+        if url not in known:
+            if spent + len(url) > budget or len(known) >= most:
                 break
-            known[digest] = len(urls)
-            urls.append(url)
+            known[url] = len(known)
             spent += len(url)
-        place[path] = known[digest]
-    return Pictures(urls, place, unreadable, len(wanted) - len(place) - len(unreadable))
+        place[path] = known[url]
+    return Pictures(list(known), place, unreadable, len(wanted) - len(place) - len(unreadable))
 
 
-def _thumbnails(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None, str]]:
-    """Yield (path, data URL or None, why not), in order; no more than a batch is decoded ahead."""
+def _thumbnails(paths: Sequence[Path]) -> Iterator[tuple[Path, str | ImageError]]:
+    """Yield (path, data URL or why there is none), in order; no more than a batch is decoded ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         rest = iter(paths)
         while batch := list(islice(rest, _BATCH)):
-            for path, (url, reason) in zip(batch, pool.map(_thumbnail, batch), strict=True):
-                yield path, url, reason
+            yield from zip(batch, pool.map(_thumbnail, batch), strict=True)
 
 
-def _thumbnail(path: Path) -> tuple[str | None, str]:
+def _thumbnail(path: Path) -> str | ImageError:
     try:
         image = open_image(path, target_size=SIDE)
     except ImageError as error:
-        return None, str(error)
+        return error
     image.thumbnail((SIDE, SIDE))
     written = io.BytesIO()
     image.save(written, format="WEBP", quality=QUALITY, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}", ""
+    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"

@@ -48,8 +48,13 @@ def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Ma
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": True}):
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     root = ElementTree.fromstring(written.getvalue())
-    used = set(re.findall(rb'#([\w-]+)["\)]', written.getvalue()))
-    _tidy(root, name, {one.decode() for one in used})
+    used = {one.decode() for one in re.findall(rb'#([\w-]+)["\)]', written.getvalue())}
+    for parent in [*root.iter()]:
+        for child in [*parent]:
+            if child.tag == f"{_SVG}metadata" or child.find(f"{_SVG}style") is not None:
+                parent.remove(child)
+    for element in root.iter():
+        _tidy(element, name, used)
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
     root.attrib |= {"class": f"chart {when}".strip(), "role": "img", "aria-label": description}
@@ -58,33 +63,7 @@ def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Ma
 
 
 def _tidy(element: ElementTree.Element, prefix: str, used: set[str]) -> None:
-    """Clean in place: no metadata, no style, ids that are unique in the page, links without xlink."""
-    for child in list(element):
-        if child.tag in (f"{_SVG}metadata", f"{_SVG}style") or (
-            child.tag == f"{_SVG}defs" and child.find(f"{_SVG}style") is not None and len(child) == 1
-        ):
-            element.remove(child)
-        else:
-            _tidy(child, prefix, used)
-    classes = _styled(element)
-    identity = element.attrib.pop("id", "")
-    if identity.startswith(MARK):
-        classes.append(identity)
-    elif identity in used:
-        element.set("id", f"{prefix}-{identity}")
-    if link := element.attrib.pop(f"{_XLINK}href", ""):
-        element.set("href", f"#{prefix}-{link.removeprefix('#')}")
-    if clip := element.attrib.get("clip-path"):
-        element.set("clip-path", clip.replace("url(#", f"url(#{prefix}-"))
-    if element.get("transform", "").startswith("rotate(-0 "):
-        del element.attrib["transform"]
-    if classes:
-        element.set("class", " ".join(classes))
-    element.text, element.tail = _collapsed(element.text), _collapsed(element.tail)
-
-
-def _styled(element: ElementTree.Element) -> list[str]:
-    """Turn the style attribute into attributes; the classes that stand for its colours."""
+    """Clean one element in place: no style, an id that is unique in the page, links without xlink."""
     classes = []
     for declaration in filter(None, element.attrib.pop("style", "").split(";")):
         name, _, value = (part.strip() for part in declaration.partition(":"))
@@ -94,9 +73,20 @@ def _styled(element: ElementTree.Element) -> list[str]:
             classes.append(f"{name}-{_NAMES[value]}")
         elif name not in _DROPPED:
             element.set(name, value)
-    return classes
-
-
-def _collapsed(text: str | None) -> str | None:
-    """Drop line breaks between elements and inside of path data: they are only weight."""
-    return None if text is None or not text.strip() else text
+    identity = element.attrib.pop("id", "")
+    if identity.startswith(MARK):
+        classes.append(identity)
+    elif identity in used:
+        element.set("id", f"{prefix}-{identity}")
+    if link := element.attrib.pop(f"{_XLINK}href", ""):
+        element.set("href", f"#{prefix}-{link.removeprefix('#')}")
+    if clip := element.get("clip-path"):
+        element.set("clip-path", clip.replace("url(#", f"url(#{prefix}-"))
+    if element.get("transform", "").startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    if classes:
+        element.set("class", " ".join(classes))
+    # line breaks between elements are only weight
+    element.text, element.tail = (
+        (text if (text or "").strip() else None) for text in (element.text, element.tail)
+    )

@@ -6,7 +6,7 @@ looks. Whoever makes the records makes visible what could steer or hide; the scr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -15,8 +15,8 @@ from selftrain._util.printable import printable_lines
 from selftrain.web.html import as_json
 from selftrain.web.pictures import Pictures
 
-CHUNK, PICTURE_CHUNK = 200, 400_000
-"""Records, and characters of pictures, that are parsed at once."""
+CHUNK, PICTURE_CHUNK = 200, 40
+"""Records, and pictures, that are parsed at once."""
 TEXT_BUDGET = 24_000_000
 """Characters of all texts of a page together."""
 MOST_RECORDS = 50_000
@@ -39,7 +39,7 @@ class TableData(NamedTuple):
         controls: The filters, then the sort.
         listing: JSON of the index.
         chunks: JSON of the records, `CHUNK` each; record i lies in chunk i // CHUNK.
-        pictures: JSON of data URLs by number; the index says which chunk begins with which.
+        pictures: JSON of data URLs by number, `PICTURE_CHUNK` each.
         shown, total: How many records are in the page, and in all.
         embedded, left_out: Pictures in the page, and those that found no room.
         cut: Characters to which texts were cut.
@@ -72,13 +72,12 @@ def embed_table(
     Raises:
         ValueError: A number that is not finite.
     """
-    albums = list(_albums(pictures.urls))
     return TableData(
         name=name,
         controls=controls,
-        listing=as_json({"chunk": CHUNK, **index, "pictures": [first for first, _ in albums]}),
-        chunks=[as_json(records[start : start + CHUNK]) for start in range(0, len(records), CHUNK)],
-        pictures=[as_json(urls) for _, urls in albums],
+        listing=as_json({"chunk": CHUNK, **index, "pictures": PICTURE_CHUNK}),
+        chunks=_chunks(records, CHUNK),
+        pictures=_chunks(pictures.urls, PICTURE_CHUNK),
         shown=len(records),
         total=total,
         embedded=len(pictures.urls),
@@ -87,17 +86,8 @@ def embed_table(
     )
 
 
-def _albums(urls: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of the first, data URLs), about `PICTURE_CHUNK` characters each."""
-    start, album, held = 0, list[str](), 0
-    for number, url in enumerate(urls):
-        if album and held + len(url) > PICTURE_CHUNK:
-            yield start, album
-            start, album, held = number, [], 0
-        album.append(url)
-        held += len(url)
-    if album:
-        yield start, album
+def _chunks(items: Sequence[object], size: int) -> list[Markup]:
+    return [as_json(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def cut_text(text: str, most: int) -> str:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from agentps_helpers import accelerating, built_model, drawn_posts, llava_onevision
 
-from selftrain.agentps.evaluation import quick
-from selftrain.agentps.examples import examples
-from selftrain.agentps.scoring import score
-from selftrain.agentps.training import WEIGHTS, Schedule, train
-from selftrain.agentps.weights import load_weights
+from selftrain.agentps.checkpoint import WEIGHTS, load_weights
+from selftrain.agentps.dataset import example
+from selftrain.agentps.evaluate import headline, score
+from selftrain.agentps.recipe import TrainingSettings
+from selftrain.agentps.train import train
 
 pytestmark = pytest.mark.gpu
 
@@ -25,22 +25,24 @@ def card():
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_learns_and_a_cpu_reads_what_it_kept(tmp_path, card, checkpointing):
     built = built_model()
-    posts = examples(drawn_posts(120), built.asked)
-    test = examples(drawn_posts(60, seed=9), built.asked)
+    posts = [example(post, built.questions) for post in drawn_posts(120)]
+    test = [example(post, built.questions) for post in drawn_posts(60, seed=9)]
     if checkpointing:
         built.base.module.activation_checkpointing_enable({"use_reentrant": False})
     found = lambda device, precise: list(  # noqa: E731
         score(built.model, built.collator, test, batch_size=16, device=device, precise=precise)
     )
+    settings = TrainingSettings(
+        epochs=4, batch_size=8, part=8, learning_rate=3e-3, head_learning_rate=3e-3, metric="auc"
+    )
     train(
-        built.model, built.collator, posts,
-        schedule=Schedule(4, 8, 8, learning_rate=3e-3, head_learning_rate=3e-3), folder=tmp_path,
-        identity="cuda", validate=lambda _: quick(built.asked, found("cuda", precise=False)), metric="auc",
-        accelerator=card, progress_bar=False,
+        built, posts, settings=settings, seed=0, folder=tmp_path, identity="cuda",
+        accelerator=card, bar=False,
+        validate=lambda _: headline(built.questions, found("cuda", precise=False)),
     )  # fmt: skip
     load_weights(built.model, tmp_path / WEIGHTS)
     there = found("cuda", precise=True)
-    assert quick(built.asked, there)["auc"] > 0.95
+    assert headline(built.questions, there)["auc"] > 0.95
     card.unwrap_model(built.model, keep_fp32_wrapper=False)
     built.model.to("cpu")
     here = found("cpu", precise=True)

@@ -18,8 +18,7 @@ import filelock  # noqa: F401 -- once, not in every child
 import tqdm  # noqa: F401
 
 from selftrain.models.predictor import Prediction
-from selftrain.serving.filtering import filter_posts
-from selftrain.serving.sink import FilterSink
+from selftrain.serving.filter import FilterSink, filter_posts
 
 
 class NumberPredictor:

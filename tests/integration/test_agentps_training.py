@@ -133,12 +133,11 @@ def test_the_merged_checkpoint_is_a_model_of_transformers_with_the_same_states(p
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from backbones.mllm.hub import from_parts
-    from selftrain.agentps.examples import examples
-    from selftrain.agentps.folder import load
-    from selftrain.agentps.questions import questionnaire
+    from selftrain.agentps.checkpoint import load
+    from selftrain.agentps.dataset import example, question_set
 
     loaded = load(model)
-    posts = examples(drawn_posts(4), loaded.built.asked)
+    posts = [example(post, loaded.built.questions) for post in drawn_posts(4)]
     with torch.no_grad():
         expected = loaded.built.model(loaded.built.collator.inputs(posts))
     merged = place / "merged"
@@ -148,8 +147,8 @@ def test_the_merged_checkpoint_is_a_model_of_transformers_with_the_same_states(p
     fresh = load(model).built.model  # for its heads' shapes alone
     fresh.language = base.module
     fresh.heads.load_state_dict(load_file(merged / "answer_heads" / "model.safetensors"))
-    reader = base.reader(questionnaire(TASK, "agentps").wording, "left", 96)
-    from backbones.mllm.base import Prompt
+    reader = base.reader(question_set(TASK, "agentps").wording, "left", 96)
+    from backbones.mllm.prompts import Prompt
 
     with torch.no_grad():
         found = fresh.eval()(reader.read([Prompt(one.text) for one in posts]))

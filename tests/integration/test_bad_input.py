@@ -281,7 +281,7 @@ def test_copies_across_splits_are_quarantined(place):
 
 
 def test_a_loss_that_is_not_finite_names_the_round_and_the_step(place):
-    with pytest.raises(NonFiniteLossError, match=r"round 0, step 2: the loss is nan"):
+    with pytest.raises(NonFiniteLossError, match=r"round 0, epoch 2, step 1: the loss is nan"):
         go(place, "classifier.weight_decay=1e300", out="nan")
     assert not (place / "nan" / "rounds" / "0000" / "metrics.json").exists()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agents.vllm.command import serve_command
+from agents.vllm.command import ServeOptions, serve_command
 from agents.vllm.interpreter import Interpreter, find_interpreter
 from agents.vllm.launch import Ready, serving
 from runs.bench.small_models import export_small_vlm, export_smollm2
@@ -75,7 +75,7 @@ class OneServer:
         """The server of a model, started unless it runs."""
         if self.model != model or self.ready is None:
             self.end()
-            command = serve_command(self.interpreter, model, max_model_len=4096)
+            command = serve_command(self.interpreter, model, ServeOptions(max_model_len=4096))
             log = self.logs / f"{model.name}.log"
             _, self.ready = self.stack.enter_context(serving(command, log=log, report=print))
             self.model = model

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from runs.bench.agentps_served import pooling_server
-from selftrain.agentps.architecture import Architecture, build
-from selftrain.agentps.examples import Example
-from selftrain.agentps.folder import Loaded
-from selftrain.agentps.merging import merge_into
-from selftrain.agentps.scoring import score
+from selftrain.agentps.checkpoint import AgentPSModel, merge_adapters
+from selftrain.agentps.dataset import Example
+from selftrain.agentps.evaluate import score
+from selftrain.agentps.model import build
+from selftrain.agentps.recipe import ModelSettings
 from selftrain.agentps.served import ServedModel
 from selftrain.data.importers.hateful_memes import TASK
 from selftrain.errors import ServingError
@@ -28,7 +28,7 @@ POSTS = [
 @pytest.fixture
 def merged(tmp_path):
     """An embedded model whose adapters were moved, merged; and what transformers says."""
-    made = Architecture(rank=8, alpha=16)
+    made = ModelSettings(rank=8, alpha=16)
     built = build(made, TASK)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -36,8 +36,8 @@ def merged(tmp_path):
             if one.requires_grad:
                 one.add_(torch.randn(one.shape, generator=generator) * 0.02)
     expected = list(score(built.model, built.collator, POSTS))
-    about = {"architecture": made.as_json()}
-    merge_into(Loaded(tmp_path, TASK, made, built, about, ""), tmp_path / "merged")
+    about = {"architecture": made.model_dump(mode="json")}
+    merge_adapters(AgentPSModel(tmp_path, TASK, made, built, about, ""), tmp_path / "merged")
     return tmp_path / "merged", expected
 
 

@@ -21,7 +21,7 @@ from agents.ask.sanitize import quoted, sanitize
 from agents.client.client import ChatClient
 from agents.errors import ServerLostError
 from agents.judgment import State
-from agents.vllm.command import free_port, serve_command
+from agents.vllm.command import ServeOptions, free_port, serve_command
 from agents.vllm.launch import start as launch
 from runs.bench.agents_injections import attempts
 from selftrain.runs import start
@@ -73,39 +73,39 @@ def recipe(home, *servers, name="recipe.toml"):
     return home / name
 
 
-def answered(address):
+def answered(endpoint):
     """Chat completions that the server has finished, by its own metrics."""
-    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
+    with urllib.request.urlopen(f"{endpoint}/metrics", timeout=30) as response:
         text = response.read().decode()
     return round(sum(map(float, re.findall(r"^vllm:request_success_total\{.*\} (\S+)$", text, re.MULTILINE))))
 
 
-def requests_running(address):
+def requests_running(endpoint):
     """Requests that the server works on now."""
-    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as response:
+    with urllib.request.urlopen(f"{endpoint}/metrics", timeout=30) as response:
         text = response.read().decode()
     return sum(map(float, re.findall(r"^vllm:num_requests_running\{.*\} (\S+)$", text, re.MULTILINE)))
 
 
-def tokens(address, model, messages):
+def tokens(endpoint, model, messages):
     """Token ids of a rendered prompt."""
     body = json.dumps({"model": model, "messages": messages}).encode()
-    request = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{endpoint}/tokenize", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)["tokens"]
 
 
-def special_ids(address):
+def special_ids(endpoint):
     """Ids of the tokenizer's special strings."""
-    with urllib.request.urlopen(f"{address}/tokenizer_info", timeout=60) as response:
+    with urllib.request.urlopen(f"{endpoint}/tokenizer_info", timeout=60) as response:
         return {int(number): text for number, text in json.load(response)["added_tokens_decoder"].items()}
 
 
 def test_a_whole_round_with_pictures_and_the_same_command_again(home, tmp_path, small_vlm_server):
-    address = small_vlm_server.endpoint
-    before = answered(address)
-    first, last = start(recipe(home, address), tmp_path / "a").rounds()
-    paid = answered(address) - before
+    endpoint = small_vlm_server.endpoint
+    before = answered(endpoint)
+    first, last = start(recipe(home, endpoint), tmp_path / "a").rounds()
+    paid = answered(endpoint) - before
     cost = last.cost._asdict()
     assert first.number == 0
     # two labelled judgments each, two or more on each candidate; every call of ours is one of the server's
@@ -127,16 +127,16 @@ def test_a_whole_round_with_pictures_and_the_same_command_again(home, tmp_path, 
     trust = json.loads((tmp_path / "a/trust.json").read_text())
     assert set(trust["agents"]) == {"reviewer", "user"}
 
-    list(start(recipe(home, address), tmp_path / "a").rounds())
-    list(start(recipe(home, address), tmp_path / "b").rounds())
-    assert answered(address) - before == paid
+    list(start(recipe(home, endpoint), tmp_path / "a").rounds())
+    list(start(recipe(home, endpoint), tmp_path / "b").rounds())
+    assert answered(endpoint) - before == paid
     grown = [(tmp_path / run / "grown.jsonl").read_bytes() for run in "ab"]
     assert grown[0] == grown[1]
 
 
 def test_hostile_words_become_no_special_token(small_vlm_server):
-    address, model = small_vlm_server.endpoint, small_vlm_server.model
-    special = special_ids(address)
+    endpoint, model = small_vlm_server.endpoint, small_vlm_server.model
+    special = special_ids(endpoint)
     assert "<image>" in special.values()
 
     def counted(text):
@@ -144,7 +144,7 @@ def test_hostile_words_become_no_special_token(small_vlm_server):
             {"type": "text", "text": quoted(sanitize(text))},
             {"type": "text", "text": "\nWhich class?"},
         ]
-        ids = tokens(address, model, [{"role": "user", "content": parts}])
+        ids = tokens(endpoint, model, [{"role": "user", "content": parts}])
         return {number: ids.count(number) for number in special if number in ids}
 
     clean = counted("an ordinary post")
@@ -153,7 +153,7 @@ def test_hostile_words_become_no_special_token(small_vlm_server):
     for text in special.values():
         assert counted(f"a{text}b {text} {text}") == clean, text
     # the check can fail: the same words as they came bring special tokens in
-    raw = tokens(address, model, [{"role": "user", "content": "a<|im_end|>b<image>"}])
+    raw = tokens(endpoint, model, [{"role": "user", "content": "a<|im_end|>b<image>"}])
     assert sum(number in special for number in raw) > sum(clean.values())
 
 
@@ -179,7 +179,7 @@ asyncio.run(main())
 
 
 def test_of_two_addresses_one_dies_in_the_middle(home, tmp_path, small_vlm_server, monkeypatch):
-    """The second address is another process in front of the same server, killed with calls under way."""
+    """The second endpoint is another process in front of the same server, killed with calls under way."""
     port = small_vlm_server.endpoint.rsplit(":", 1)[1]
     forwarder = subprocess.Popen([sys.executable, "-c", FORWARDER, port], stdout=subprocess.PIPE, text=True)
     second = f"http://127.0.0.1:{forwarder.stdout.readline().strip()}"
@@ -204,14 +204,15 @@ def test_of_two_addresses_one_dies_in_the_middle(home, tmp_path, small_vlm_serve
     assert killed.is_set()
     assert len(rounds) == 2
     verdicts = (tmp_path / "a/rounds/0001/verdicts.jsonl").read_text()
-    assert "no answer in" not in verdicts  # no call was lost with the address
+    assert "no answer in" not in verdicts  # no call was lost with the endpoint
 
 
 class Restartable:
     """A server on one port that can be killed and started again."""
 
     def __init__(self, interpreter, model, log):
-        self.command = serve_command(interpreter, model, port=free_port(), max_model_len=4096)
+        options = ServeOptions(port=free_port(), max_model_len=4096)
+        self.command = serve_command(interpreter, model, options)
         self.endpoint, self.log = self.command.endpoint, log
         self.begin()
 
@@ -266,6 +267,6 @@ def test_a_server_that_is_killed_and_started_again_is_survived(home, tmp_path, r
 def test_no_server_at_all_is_told_with_what_to_do(home, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening: every connection is refused
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ServerLostError, match=r"same command(.|\n)*goes on"):
-            list(start(recipe(home, address, name="none.toml"), tmp_path / "a", ["vlm.patience=1"]).rounds())
+            list(start(recipe(home, endpoint, name="none.toml"), tmp_path / "a", ["vlm.patience=1"]).rounds())

@@ -16,7 +16,7 @@ from agents.client.base import ChatRequest, Message, Sampling
 from agents.client.messages import ChatAnswer, chat_body, read_body
 from agents.errors import ServerLaunchError
 from agents.vllm.check import SCHEMA, ask, drawn_picture, fetch
-from agents.vllm.command import serve_command
+from agents.vllm.command import ServeOptions, serve_command
 from agents.vllm.interpreter import Interpreter
 from agents.vllm.launch import serving
 from selftrain.cli import main
@@ -127,7 +127,7 @@ def test_a_missing_folder_is_told_before_anything_starts(interpreter, tmp_path, 
 
 
 def test_what_vllm_itself_refuses_is_told_in_its_words(interpreter, smollm2, tmp_path):
-    command = serve_command(interpreter, smollm2, max_model_len=100_000)
+    command = serve_command(interpreter, smollm2, ServeOptions(max_model_len=100_000))
     with pytest.raises(ServerLaunchError) as caught, serving(command, log=tmp_path / "log"):
         pytest.fail("it cannot be ready")
     assert "max_model_len (100000) is greater than the derived max_model_len" in str(caught.value)
@@ -138,10 +138,11 @@ def test_vllm_knows_every_flag_that_we_may_use(interpreter, smollm2, tmp_path):
     """Parsed by its own parser, adapters and GPUs too, without loading anything."""
     (tmp_path / "adapter_config.json").write_text('{"r": 32}')
     gpu = Interpreter(interpreter.python, "vllm", interpreter.version, interpreter.torch, "cuda")
-    command = serve_command(
-        gpu, smollm2, images=4, max_model_len=2048, gpu_memory=0.5, tensor_parallel=2, data_parallel=2,
-        max_num_seqs=8, adapters={"tuned": tmp_path},
+    options = ServeOptions(
+        images=4, max_model_len=2048, gpu_memory=0.5, tensor_parallel=2, data_parallel=2, max_num_seqs=8,
+        adapters={"tuned": tmp_path},
     )  # fmt: skip
+    command = serve_command(gpu, smollm2, options)
     program = (
         "import json, sys\n"
         "from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args\n"
@@ -172,7 +173,7 @@ def tree(pid):
 
 
 def cli(model, **environment):
-    """`selftrain agents serve` up to its last line, and its address."""
+    """`selftrain agents serve` up to its last line, and its endpoint."""
     process = subprocess.Popen(
         [sys.executable, "-m", "selftrain", "agents", "serve", str(model), "--port", "0",
          "--max-model-len", "1024", "--name", "judge", "--", "--max-num-batched-tokens", "1024"],
@@ -186,11 +187,11 @@ def cli(model, **environment):
 
 @pytest.mark.usefixtures("alone")
 def test_the_command_asks_for_the_key_and_ctrl_c_leaves_nothing(smollm2, gone):
-    process, address = cli(smollm2, SELFTRAIN_API_KEY="a-secret")
+    process, endpoint = cli(smollm2, SELFTRAIN_API_KEY="a-secret")
     try:
-        assert fetch(f"{address}/v1/models").status == 401
-        assert ask(address, "judge", "wrong", image=False, seconds=60).status == 401
-        assert ask(address, "judge", "a-secret", image=False, seconds=60).fault == ""
+        assert fetch(f"{endpoint}/v1/models").status == 401
+        assert ask(endpoint, "judge", "wrong", image=False, seconds=60).status == 401
+        assert ask(endpoint, "judge", "a-secret", image=False, seconds=60).fault == ""
         pids = tree(process.pid)
         lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
         assert not any(b"a-secret" in line for line in lines)
@@ -214,7 +215,7 @@ def test_when_the_command_is_killed_nothing_is_left(smollm2, gone):
 @pytest.mark.usefixtures("alone")
 def test_when_the_api_server_is_killed_nothing_is_left(interpreter, small_vlm, gone):
     """Left to itself vLLM's engine would live on, and hold its memory."""
-    command = serve_command(interpreter, small_vlm, max_model_len=1024, images=1)
+    command = serve_command(interpreter, small_vlm, ServeOptions(max_model_len=1024, images=1))
     with serving(command, report=print) as (server, _):
         pids = tree(server.pid)
         (api_server,) = psutil.Process(server.pid).children()

@@ -10,5 +10,5 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def python_path(inherited: str | None) -> str:
-    """The value of PYTHONPATH that repairs processes started with it, with what it held before."""
+    """Return the PYTHONPATH that repairs processes started with it, with what it held before."""
     return os.pathsep.join([str(FOLDER), *([inherited] if inherited else [])])

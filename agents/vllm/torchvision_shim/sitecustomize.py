@@ -49,7 +49,7 @@ def _declare() -> None:
 
 
 def _run_the_hidden_one() -> None:
-    """This file hides the environment's own sitecustomize, if it has one."""
+    """Run the environment's own sitecustomize, which this file hides, if it has one."""
     here = Path(__file__).resolve().parent
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     spec = importlib.machinery.PathFinder.find_spec(__name__, elsewhere)

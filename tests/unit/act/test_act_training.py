@@ -15,8 +15,9 @@ from losses import BatchError
 from selftrain.act.training import ACTSet, ACTTrainer, labelled_set, train_classes
 from selftrain.data.posts import Post
 from selftrain.errors import NonFiniteLossError, RunMismatchError, RunStateError, TrainingError
-from selftrain.models.act_model import ACTModel, load_classes_head
+from selftrain.models.act_model import ACTModel
 from selftrain.models.calibration import fit_calibration
+from selftrain.models.classifier import CLASSES_FORMAT, load_head
 from selftrain.models.head import Head, HeadSettings, fit_scaling
 from selftrain.models.metrics import macro_f1
 
@@ -96,7 +97,7 @@ def test_a_few_human_labels_undo_a_systematic_error_of_the_machine():
 def test_a_model_is_saved_and_loaded(tmp_path):
     model = train(labelled_set(TRUTH))
     model.save(tmp_path / "model.safetensors", {"task": "clouds"})
-    loaded, header = load_classes_head(tmp_path / "model.safetensors")
+    loaded, header = load_head(tmp_path / "model.safetensors", CLASSES_FORMAT)
     assert header == {"task": "clouds"}
     assert loaded.classes == CLASSES
     assert np.array_equal(loaded.probabilities(TEST), model.probabilities(TEST))
@@ -107,16 +108,16 @@ def test_files_that_are_no_model_are_refused(tmp_path):
 
     file = tmp_path / "model.safetensors"
     with pytest.raises(RunStateError):
-        load_classes_head(file)
+        load_head(file, CLASSES_FORMAT)
     file.write_bytes(b"nothing of the kind")
     with pytest.raises(RunStateError):
-        load_classes_head(file)
+        load_head(file, CLASSES_FORMAT)
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-head-1"}'})
     with pytest.raises(RunStateError, match="selftrain-head-1"):
-        load_classes_head(file)
+        load_head(file, CLASSES_FORMAT)
     save_file({"x": np.zeros(1)}, file, {"selftrain": '{"format": "selftrain-classes-2"}'})
     with pytest.raises(RunStateError, match="incomplete"):
-        load_classes_head(file)
+        load_head(file, CLASSES_FORMAT)
 
 
 def test_the_temperature_is_the_one_that_was_put_on():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from agentps_helpers import accelerating
 
-from selftrain.agentps.examples import examples
+from selftrain.agentps.dataset import example
 
 
 @pytest.fixture
@@ -16,4 +16,4 @@ def cpu():
 
 @pytest.fixture
 def as_examples():
-    return lambda posts, built, shares=None: examples(posts, built.asked, shares)
+    return lambda posts, built: [example(post, built.questions) for post in posts]

@@ -9,10 +9,9 @@ import pytest
 from agentps_helpers import training_folder
 from PIL import Image
 
-from selftrain.agentps.fitting import fit
-from selftrain.agentps.folder import load
+from selftrain.agentps.checkpoint import load
 from selftrain.agentps.predict import predict
-from selftrain.agentps.recipe import load_agentps_recipe
+from selftrain.agentps.train import train_agentps
 from selftrain.cli import main
 from selftrain.data.posts import Post
 from selftrain.serving.load_predictor import load_predictor
@@ -21,11 +20,9 @@ from selftrain.serving.load_predictor import load_predictor
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = training_folder(tmp_path_factory.mktemp("predictor"), frames=2)
-    data = [f'data.manifest="{place / "posts.jsonl"}"', f'data.task="{place / "task.toml"}"']
-    fit(
-        load_agentps_recipe(place / "recipe.toml", [*data, "training.epochs=1"]),
-        place / "model",
-        progress=False,
+    changes = [f'data.task="{place / "task.toml"}"', "training.epochs=1"]
+    train_agentps(
+        place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
     )
     return place
 

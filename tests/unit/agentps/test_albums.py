@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backbones.errors import ImageError
-from selftrain.agentps.albums import Frames, chosen, load_frames
-from selftrain.agentps.video import read_frames
+from selftrain.agentps.frames import Frames, chosen, load_frames, read_frames
 from selftrain.errors import MediaError
 
 SMALL = {"width": 20, "height": 30}

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from agentps_helpers import TASK, drawn_posts
 
-from selftrain.agentps.gathering import gather, of_split, stream_posts
-from selftrain.agentps.questions import questionnaire, targets
-from selftrain.agentps.recipe import DataSection, load_agentps_recipe
+from selftrain.agentps.dataset import example, load_posts, of_split, question_set, stream_posts
+from selftrain.agentps.recipe import SourceSettings, load_agentps_recipe
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, dump_task
@@ -26,20 +25,20 @@ def place(tmp_path):
 
 
 def section(place, **kinds):
-    return DataSection(manifest=place / "posts.jsonl", task=place / "task.toml", **kinds)
+    return SourceSettings(manifest=place / "posts.jsonl", task=place / "task.toml", **kinds)
 
 
 def test_a_share_of_each_class_validates(place):
-    found = gather(section(place, validation_share=0.25), 3)
+    found = load_posts(section(place, validation_share=0.25), 3)
     assert len(found.train) + len(found.validation) == 40
     for label in ("rude", "kind"):
         whole = sum(p.label == label for p in drawn_posts(40))
         assert sum(p.label == label for p in found.validation) == round(0.25 * whole)
     assert [p.id for p in found.validation] == [
-        p.id for p in gather(section(place, validation_share=0.25), 3).validation
+        p.id for p in load_posts(section(place, validation_share=0.25), 3).validation
     ]
     assert [p.id for p in found.validation] != [
-        p.id for p in gather(section(place, validation_share=0.25), 4).validation
+        p.id for p in load_posts(section(place, validation_share=0.25), 4).validation
     ]
 
 
@@ -51,14 +50,14 @@ def with_splits(place, names):
 
 def test_splits_of_the_manifest_come_first(place):
     with_splits(place, ["train"] * 25 + ["validation"] * 10 + ["test"] * 5)
-    found = gather(section(place), 0)
+    found = load_posts(section(place), 0)
     assert [p.id for p in found.train] == [f"p{i}" for i in range(25)]
     assert [p.id for p in found.validation] == [f"p{i}" for i in range(25, 35)]
 
 
 def test_splits_without_validation_draw_it_from_training_posts_never_from_the_test(place):
     with_splits(place, ["train"] * 30 + ["pool"] * 4 + ["test"] * 6)
-    found = gather(section(place, validation_share=0.2), 0)
+    found = load_posts(section(place, validation_share=0.2), 0)
     both = [p.id for p in (*found.train, *found.validation)]
     assert sorted(both) == sorted(f"p{i}" for i in range(30))
     assert 4 <= len(found.validation) <= 8
@@ -67,14 +66,14 @@ def test_splits_without_validation_draw_it_from_training_posts_never_from_the_te
 def test_test_posts_stay_out_beside_a_validation_manifest_too(place):
     write_manifest(drawn_posts(40)[:5], place / "check.jsonl")
     with_splits(place, ["train"] * 30 + ["test"] * 10)
-    found = gather(section(place, validation=place / "check.jsonl"), 0)
+    found = load_posts(section(place, validation=place / "check.jsonl"), 0)
     assert [p.id for p in found.train] == [f"p{i}" for i in range(5, 30)]
 
 
 def test_a_split_of_another_name_is_refused_not_left_out(place):
     with_splits(place, ["train"] * 30 + ["dev"] * 10)
     with pytest.raises(SplitError, match="10 of 40 posts have no known 'split', 'p30' with 'dev' first"):
-        gather(section(place), 0)
+        load_posts(section(place), 0)
 
 
 def test_what_is_measured_is_said_where_there_are_splits():
@@ -97,7 +96,7 @@ def test_what_is_measured_is_said_where_there_are_splits():
 
 def test_a_validation_manifest_is_kept_out_of_training(place):
     write_manifest(drawn_posts(40)[30:], place / "check.jsonl")
-    found = gather(section(place, validation=place / "check.jsonl"), 0)
+    found = load_posts(section(place, validation=place / "check.jsonl"), 0)
     assert [p.id for p in found.validation] == [f"p{i}" for i in range(30, 40)]
     assert not {p.id for p in found.train} & {p.id for p in found.validation}
 
@@ -108,7 +107,7 @@ def test_answers_of_another_manifest_are_laid_over(place):
         {"id": "other", "text": "y"},
     ]
     (place / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = gather(section(place, process=place / "answers.jsonl"), 0)
+    found = load_posts(section(place, process=place / "answers.jsonl"), 0)
     posts = {p.id: p for p in (*found.train, *found.validation)}
     assert posts["p0"].process == {"insult": "no", "tone": "merry"}
     assert posts["p1"].process == drawn_posts(2)[1].process
@@ -116,12 +115,12 @@ def test_answers_of_another_manifest_are_laid_over(place):
 
 
 def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
-    found = gather(DataSection(run=small_run, soft_target=0.7), 0)
+    found = load_posts(SourceSettings(run=small_run, soft_target=0.7), 0)
     grown = {row["id"]: row for row in read_jsonl(small_run / "grown.jsonl")}
     assert {p.id: p.label for p in found.train} == {i: row["label"] for i, row in grown.items()}
     pseudo = {i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label"}
     assert pseudo
-    assert found.shares == dict.fromkeys(pseudo, 0.7)
+    assert found.label_probs == dict.fromkeys(pseudo, 0.7)
     folder = RunFolder(small_run)
     scores = read_jsonl(folder.round_path(folder.best_round()) / "scores.jsonl")
     assert {p.id: p.label for p in found.validation} == {
@@ -132,28 +131,31 @@ def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
 
 
 def test_soft_targets_and_missing_answers():
-    asked = questionnaire(TASK, "agentps")
-    found = targets(asked, "rude", {"tone": "calm"}, share=0.8)
-    assert [one.tolist() for one in found] == [[0, 0], [0, 1, 0], pytest.approx([0.8, 0.2])]
-    assert [one.tolist() for one in targets(asked, None, {})] == [[0, 0], [0, 0, 0], [0, 0]]
+    asked = question_set(TASK, "agentps")
+
+    def found(label, process, prob=1.0):
+        return [one.tolist() for one in example(Post("a", "x", (), label, process), asked, prob=prob).targets]
+
+    assert found("rude", {"tone": "calm"}, 0.8) == [[0, 0], [0, 1, 0], pytest.approx([0.8, 0.2])]
+    assert found(None, {}) == [[0, 0], [0, 0, 0], [0, 0]]
     with pytest.raises(TaskError, match="none of"):
-        targets(asked, "rude", {"tone": "loud"})
+        found("rude", {"tone": "loud"})
 
 
 def test_what_a_variant_asks():
-    names = {v: [one.name for one in questionnaire(TASK, v).all] for v in ("vanilla", "multitask", "agentps")}
+    names = {v: [one.name for one in question_set(TASK, v).all] for v in ("vanilla", "multitask", "agentps")}
     assert names == {
         "vanilla": ["final"],
         "multitask": ["insult", "tone", "final"],
         "agentps": ["insult", "tone", "final"],
     }
-    assert questionnaire(TASK, "multitask").wording.questions == ()
-    assert len(questionnaire(TASK, "agentps").wording.questions) == 2
-    assert TASK.policy in questionnaire(TASK, "agentps", policy=True).wording.opening
+    assert question_set(TASK, "multitask").wording.questions == ()
+    assert len(question_set(TASK, "agentps").wording.questions) == 2
+    assert TASK.policy in question_set(TASK, "agentps", policy=True).wording.opening
     bare = Task("bare", TASK.classes, "rude", "p")
     with pytest.raises(TaskError, match="has no questions"):
-        questionnaire(bare, "multitask")
-    assert questionnaire(bare, "vanilla").process == ()
+        question_set(bare, "multitask")
+    assert question_set(bare, "vanilla").process == ()
 
 
 @pytest.mark.parametrize(
@@ -166,13 +168,13 @@ def test_what_a_variant_asks():
 )
 def test_sections_that_cannot_be(change, error, words):
     with pytest.raises(error, match=words):
-        gather(DataSection(**change), 0)
+        load_posts(SourceSettings(**change), 0)
 
 
 def test_no_labelled_post(place):
     (place / "posts.jsonl").write_text('{"id": "a", "text": "b"}\n')
     with pytest.raises(DataError, match="no labelled post to learn from"):
-        gather(section(place), 0)
+        load_posts(section(place), 0)
 
 
 def test_albums_beyond_sixteen_and_videos_are_read(place):
@@ -192,7 +194,7 @@ def test_albums_beyond_sixteen_and_videos_are_read(place):
     path = place / "albums.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     left_out = []
-    posts = list(stream_posts(path, left_out, DataSection(max_bad_share=1)))
+    posts = list(stream_posts(path, left_out, SourceSettings(max_bad_share=1)))
     assert [len(p.images) for p in posts] == [40, 0]
     assert posts[1].video == (place / "film.mp4").resolve()
     assert [one["id"] for one in left_out] == ["c", "d"]
@@ -203,7 +205,7 @@ def test_a_stream_stops_at_too_many_bad_rows(place):
     path = place / "bad.jsonl"
     path.write_text('{"id": "a", "text": "b"}\n' + "{\n" * 30)
     left_out = []
-    stream = stream_posts(path, left_out, DataSection(max_bad_rows=5))
+    stream = stream_posts(path, left_out, SourceSettings(max_bad_rows=5))
     assert next(stream).id == "a"
     with pytest.raises(QuarantineError, match="6 of the first 7 rows"):
         next(stream)
@@ -211,12 +213,12 @@ def test_a_stream_stops_at_too_many_bad_rows(place):
 
 def test_recipes():
     recipe = load_agentps_recipe(None, ["model.rank=4", "training.weights={final=2.0}"])
-    assert recipe.schedule(["insult", "final"]).weights == (1.0, 2.0)
-    assert recipe.architecture().rank == 4
-    assert recipe.architecture().frames is not None
-    assert load_agentps_recipe(None, ["frames.count=0"]).architecture().frames is None
+    assert recipe.training.question_weights(["insult", "final"]) == (1.0, 2.0)
+    assert recipe.model_settings().rank == 4
+    assert recipe.model_settings().frames is not None
+    assert load_agentps_recipe(None, ["frames.count=0"]).model_settings().frames is None
     with pytest.raises(RecipeError, match="names"):
-        recipe.schedule(["insult"])
+        recipe.training.question_weights(["insult"])
     for wrong in ("model.variant=psy", "training.metric=accuracy", "model.ranks=3", "frames.repeat=maybe"):
         with pytest.raises(RecipeError, match="fault"):
             load_agentps_recipe(None, [wrong])
@@ -261,7 +263,7 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     ids = [row["id"] for row in read_jsonl(run / "grown.jsonl")][:12]
-    names = gather(DataSection(run=run), 0).task.names
+    names = load_posts(SourceSettings(run=run), 0).task.names
     human = {post_id: names[i % 2] for i, post_id in enumerate(ids)}
     machine = {post_id: names[i % 3 == 0] for i, post_id in enumerate(ids)}
     inclusion = np.linspace(0.1, 0.55, 12)
@@ -275,18 +277,18 @@ def test_a_reviewed_sample_gives_the_unbiased_targets(small_run, tmp_path):
         ledger.add("batch", entries, [ids[i] for i in systematic_sample(inclusion, seed)])
         if seed == 0:
             with pytest.raises(DataError, match="4 of 4 posts drawn for review wait"):
-                gather(DataSection(run=run, reviews="batch"), 0)
+                load_posts(SourceSettings(run=run, reviews="batch"), 0)
         while (post := ledger.next_post("me")) is not None:
             ledger.decide("me", post.item.post_id, human[post.item.post_id])
         ledger.close()
-        found = gather(DataSection(run=run, reviews="batch"), 0)
+        found = load_posts(SourceSettings(run=run, reviews="batch"), 0)
         assert {p.id for p in found.train} >= set(ids)
         assert len({p.id for p in found.train}) == len(found.train)
-        targets_now = np.stack([found.finals[p] for p in ids])
+        targets_now = np.stack([found.final_targets[p] for p in ids])
         assert targets_now.sum(1) == pytest.approx(np.ones(12), abs=1e-5)
         mean += targets_now / draws
     wanted = np.stack([[names[0] == human[p], names[1] == human[p]] for p in ids])
     error = np.sqrt((1 - inclusion) / inclusion / draws)  # of a mean of delta / pi
     assert (np.abs(mean - wanted).max(1) <= 4 * error + 1e-6).all()
     with pytest.raises(RecipeError, match="expected one of"):
-        gather(DataSection(run=run, reviews="another"), 0)
+        load_posts(SourceSettings(run=run, reviews="another"), 0)

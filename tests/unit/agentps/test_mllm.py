@@ -7,10 +7,8 @@ import torch
 from agentps_helpers import SPARE_ROWS, llava_onevision, picture, qwen25_vl, tiny_embedded
 
 from backbones.errors import PromptFitError
-from backbones.mllm.adapters import adapt, merge, trained_names
-from backbones.mllm.answer_token import ANSWER_TOKEN, defuse
-from backbones.mllm.answering import AnsweringModel, answer_positions, last_positions
-from backbones.mllm.base import Prompt, Wording
+from backbones.mllm.answering import AnsweringModel, adapt, last_positions, merge, trained_names
+from backbones.mllm.prompts import ANSWER_TOKEN, Prompt, Wording, answer_positions, defuse
 
 WORDING = Wording("Post:", ("Is there a face?", "Is it a joke?"), "Is it harmful?")
 PROMPTS = [
@@ -19,7 +17,7 @@ PROMPTS = [
     Prompt("two pictures", [picture("blue"), picture("green")]),
 ]
 FAMILIES = {
-    "embedded": lambda: (tiny_embedded(), None, None),
+    "smollm2": lambda: (tiny_embedded(), None, None),
     "llava": llava_onevision,
     "llava, as a video": lambda: llava_onevision("video"),
     "qwen": qwen25_vl,
@@ -34,9 +32,14 @@ def family(request):
 def answering(mllm, variant="agentps", padding="left", wording=WORDING, **kinds):
     reader = mllm.reader(wording, padding, 96)
     torch.manual_seed(1)
-    adapted = adapt(mllm, reader.answer_id, rank=4, alpha=8, **kinds)
+    adapted = adapt(mllm, reader.words.answer_id, rank=4, alpha=8, **kinds)
     model = AnsweringModel(
-        adapted, width=mllm.width, answers=(2, 3, 2), variant=variant, answer_id=reader.answer_id, hidden=16
+        adapted,
+        width=mllm.width,
+        answers=(2, 3, 2),
+        variant=variant,
+        answer_id=reader.words.answer_id,
+        hidden=16,
     )
     return model.eval(), reader
 
@@ -57,7 +60,7 @@ def test_logits_have_the_shapes_of_the_answers(family):
     assert all(one.dtype == torch.float32 for one in logits)
 
 
-@pytest.mark.parametrize("name", ["embedded", "llava", "qwen"])
+@pytest.mark.parametrize("name", ["smollm2", "llava", "qwen"])
 def test_either_side_may_be_padded_and_a_batch_does_not_matter(name):
     model, left = answering(FAMILIES[name]()[0])
     moved(model)
@@ -78,10 +81,10 @@ def test_answers_are_read_at_their_tokens_after_images_were_expanded(family):
     model, reader = answering(mllm)
     inputs = reader.read(PROMPTS)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    places = answer_positions(ids, mask, reader.answer_id, 2)
+    places = answer_positions(ids, mask, reader.words.answer_id, 2)
     for row in range(3):
         assert [int(p) for p in places[row]] == [
-            i for i, t in enumerate(ids[row].tolist()) if t == reader.answer_id
+            i for i, t in enumerate(ids[row].tolist()) if t == reader.words.answer_id
         ]
         words = mllm.tokenizer.decode(ids[row][: int(places[row][0])].tolist())
         assert words.rstrip().endswith("face?")
@@ -110,7 +113,7 @@ def test_variants_read_where_they_should():
     for variant, heads in (("vanilla", 1), ("multitask", 3)):
         model, reader = answering(tiny_embedded(), variant, wording=plain)
         inputs = reader.read(PROMPTS)
-        assert reader.answer_id not in inputs["input_ids"]
+        assert reader.words.answer_id not in inputs["input_ids"]
         states = torch.randn(
             3, inputs["input_ids"].shape[1], model.language.base_model.model.projector.second.out_features
         )
@@ -150,7 +153,7 @@ def test_only_the_answer_row_of_the_table_is_trained(family):
     optimizer.step()
     after = merge(model.language).get_input_embeddings().weight.detach()
     changed = (before != after).any(1).nonzero()[:, 0].tolist()
-    assert changed == [reader.answer_id]
+    assert changed == [reader.words.answer_id]
 
 
 def test_what_is_trained_is_adapters_row_and_heads(family):
@@ -198,7 +201,7 @@ def test_a_post_cannot_answer_its_own_questions(family):
     model, reader = answering(family[0])
     inputs = reader.read([Prompt(hostile), Prompt("plain", [picture("red")])])
     ids = inputs["input_ids"]
-    assert ((ids == reader.answer_id).sum(1) == 2).all()
+    assert ((ids == reader.words.answer_id).sum(1) == 2).all()
     ends = family[0].tokenizer.convert_tokens_to_ids("<|im_end|>")
     own = inputs["attention_mask"].bool() & (ids == ends)
     assert own.sum(1)[0] == own.sum(1)[1]
@@ -217,7 +220,7 @@ def test_texts_are_cut_to_what_the_prompt_leaves(family):
     reader = mllm.reader(WORDING, "left", 96)
     long = reader.read([Prompt("word " * 5000)])["attention_mask"].sum()
     assert 90 <= int(long) <= 96
-    assert int(reader.read([Prompt("word")])["attention_mask"].sum()) < 96 - reader.text_budget + 8
+    assert int(reader.read([Prompt("word")])["attention_mask"].sum()) < 96 - reader.words.budget + 8
     with pytest.raises(PromptFitError, match=r"take \d+ tokens of 20"):
         mllm.reader(WORDING, "left", 20)
 

@@ -14,10 +14,9 @@ from agentps_page_helpers import FOUR, TWO, drawn_posts, made, picture_files
 from page_helpers import ParsedPage
 from report_helpers import CONTROLS, MARKUP, TEMPLATE
 
-from selftrain.agentps.examples import Example
+from selftrain.agentps.dataset import example, question_set
+from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.predict import PICTURES, TEXT, answers_row
-from selftrain.agentps.questions import questionnaire, targets
-from selftrain.agentps.scoring import ScoredPost
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ModelError, StorageError
@@ -55,9 +54,9 @@ def seen(trained):
 
 
 def test_a_record_keeps_the_post_within_bounds(tmp_path):
-    asked = questionnaire(TWO, "agentps")
+    asked = question_set(TWO, "agentps")
     album = tuple(tmp_path / f"{n}.png" for n in range(40))
-    one = Example("x", "long " * 1000, album, targets(asked, "harmless", {"insult": "no"}))
+    one = example(Post("x", "long " * 1000, album, "harmless", {"insult": "no"}), asked)
     odds = tuple(np.full(len(q.answers), 1 / len(q.answers), np.float32) for q in asked.all)
     row = answers_row(asked, ScoredPost(one, odds))
     assert row["text"] == ("long " * 1000)[:TEXT]

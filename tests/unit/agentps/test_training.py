@@ -12,30 +12,29 @@ from agentps_helpers import TASK, accelerating, built_model, drawn_posts, llava_
 
 from backbones.mllm.hub import from_parts
 from losses.process import process_loss
-from selftrain.agentps import scoring, training
-from selftrain.agentps.architecture import Architecture, assemble
-from selftrain.agentps.evaluation import quick
-from selftrain.agentps.fitting import make_accelerator
-from selftrain.agentps.prompts import stack_targets
-from selftrain.agentps.questions import questionnaire
-from selftrain.agentps.recipe import load_agentps_recipe
-from selftrain.agentps.scoring import score
-from selftrain.agentps.steps import Order
-from selftrain.agentps.training import PROGRESS, WEIGHTS, Schedule, train
-from selftrain.agentps.weights import load_weights, trained
+from selftrain.agentps import evaluate
+from selftrain.agentps import train as training
+from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, load_weights, trained
+from selftrain.agentps.dataset import question_set
+from selftrain.agentps.evaluate import headline, score
+from selftrain.agentps.model import assemble, stack_targets
+from selftrain.agentps.recipe import ModelSettings, TrainingSettings
+from selftrain.agentps.train import Order, make_accelerator, share_of_step, train
 from selftrain.errors import ModelError, NonFiniteLossError, TrainingError
 
-FAST = Schedule(epochs=2, batch_size=8, part=3, learning_rate=3e-3, head_learning_rate=3e-3, save_every=2)
+FAST = TrainingSettings(
+    epochs=2, batch_size=8, part=3, learning_rate=3e-3, head_learning_rate=3e-3, save_every=2, metric="auc"
+)
 
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
-def go(built, posts, folder, cpu, schedule=FAST, *, validate=None, identity="same"):
+def go(built, posts, folder, cpu, *, validate=None, identity="same", **changes):
     return train(
-        built.model, built.collator, posts, schedule=schedule, folder=folder, identity=identity, metric="auc",
-        validate=validate or (lambda _: {"auc": 0.5}), accelerator=cpu, progress_bar=False,
+        built, posts, settings=FAST.model_copy(update=changes), seed=0, folder=folder, identity=identity,
+        validate=validate or (lambda _: {"auc": 0.5}), accelerator=cpu, bar=False,
     )  # fmt: skip
 
 
@@ -49,41 +48,39 @@ def weights(model):
 @pytest.mark.parametrize(("posts", "batch"), [(1, 4), (7, 3), (50, 8), (101, 16)])
 def test_an_epoch_holds_every_post_once_in_batches_of_even_size(posts, batch):
     lengths = list(np.random.default_rng(0).integers(5, 90, posts))
-    order = Order(lengths, batch, 3, seed=1)
-    numbers = []
+    order = Order(lengths, batch, seed=1)
     for epoch in range(3):
         steps = order.epoch(epoch)
-        assert sorted(np.concatenate([one.posts for one in steps])) == list(range(posts))
-        sizes = [len(one.posts) for one in steps]
+        assert len(steps) == order.steps_per_epoch
+        assert sorted(np.concatenate(steps)) == list(range(posts))
+        sizes = [len(one) for one in steps]
         assert max(sizes) - min(sizes) <= 1
-        numbers += [one.number for one in steps]
-    assert numbers == list(range(order.steps))
-    assert [one.posts.tolist() for one in order.epoch(1)] == [one.posts.tolist() for one in order.epoch(1)]
+    assert [one.tolist() for one in order.epoch(1)] == [one.tolist() for one in order.epoch(1)]
 
 
 def test_epochs_differ_and_so_do_seeds():
-    order, other = Order([9] * 40, 4, 2, seed=1), Order([9] * 40, 4, 2, seed=2)
-    first = [one.posts.tolist() for one in order.epoch(0)]
-    assert first != [one.posts.tolist() for one in order.epoch(1)]
-    assert first != [one.posts.tolist() for one in other.epoch(0)]
+    order, other = Order([9] * 40, 4, seed=1), Order([9] * 40, 4, seed=2)
+    first = [one.tolist() for one in order.epoch(0)]
+    assert first != [one.tolist() for one in order.epoch(1)]
+    assert first != [one.tolist() for one in other.epoch(0)]
 
 
 def test_batches_waste_less_than_half_of_what_unsorted_ones_do():
     lengths = np.random.default_rng(0).integers(5, 200, 640)
-    order = Order(list(lengths), 16, 1, seed=0)
+    order = Order(list(lengths), 16, seed=0)
 
     def waste(batches):
         return sum(lengths[b].max() * len(b) - lengths[b].sum() for b in batches)
 
     shuffled = np.random.default_rng(0).permutation(640)
-    assert waste([one.posts for one in order.epoch(0)]) < 0.5 * waste(np.array_split(shuffled, 40))
+    assert waste(order.epoch(0)) < 0.5 * waste(np.array_split(shuffled, 40))
 
 
 @pytest.mark.parametrize(("processes", "size"), [(1, 100), (1, 3), (2, 3), (3, 2), (8, 4)])
 def test_processes_share_a_step(processes, size):
-    [step, *_] = Order([5] * 16, 16, 1, seed=0).epoch(0)
-    parts = [step.parts(rank, processes, size) for rank in range(processes)]
-    assert sorted(np.concatenate([p for rank in parts for p in rank])) == sorted(step.posts)
+    [step, *_] = Order([5] * 16, 16, seed=0).epoch(0)
+    parts = [share_of_step(step, rank, processes, size) for rank in range(processes)]
+    assert sorted(np.concatenate([p for rank in parts for p in rank])) == sorted(step)
     assert all(rank and max(map(len, rank)) <= size for rank in parts)
 
 
@@ -94,9 +91,8 @@ def test_a_step_in_parts_is_a_step_in_one(tmp_path, cpu, as_examples):
     results = []
     for part in (16, 3):
         built = built_model()
-        schedule = FAST._replace(part=part, epochs=2, batch_size=16)
         (tmp_path / str(part)).mkdir()
-        go(built, as_examples(drawn_posts(32), built), tmp_path / str(part), cpu, schedule)
+        go(built, as_examples(drawn_posts(32), built), tmp_path / str(part), cpu, part=part, batch_size=16)
         results.append(lines(tmp_path / str(part)))
     assert len(results[0]) == 4
     for one, other in zip(*results, strict=True):
@@ -107,12 +103,12 @@ def test_a_step_in_parts_is_a_step_in_one(tmp_path, cpu, as_examples):
 def test_the_first_loss_is_that_of_the_formula(tmp_path, cpu, as_examples):
     built = built_model()
     posts = as_examples(drawn_posts(8), built)
-    schedule = FAST._replace(epochs=1, batch_size=8, weights=(0.5, 2.0, 1.0))
+    weights = {"insult": 0.5, "tone": 2.0}
     built.model.train()
     with torch.no_grad():
         logits = built.model(built.collator.inputs(posts))
     expected = process_loss(logits, stack_targets(posts), [0.5, 2.0, 1.0])
-    go(built, posts, tmp_path, cpu, schedule)
+    go(built, posts, tmp_path, cpu, epochs=1, batch_size=8, weights=weights)
     [line] = lines(tmp_path)
     assert line["loss"] == pytest.approx(expected.loss.item(), abs=1e-4)
     assert line["parts"] == pytest.approx(expected.parts.tolist(), abs=1e-4)
@@ -122,7 +118,7 @@ def test_what_is_read_ahead_of_a_gpu_trains_and_scores_alike(tmp_path, cpu, as_e
     folders, scores = [], []
     for threads in (0, 3):
         monkeypatch.setattr(training, "threads_for", lambda _, threads=threads: threads)
-        monkeypatch.setattr(scoring, "threads_for", lambda _, threads=threads: threads)
+        monkeypatch.setattr(evaluate, "threads_for", lambda _, threads=threads: threads)
         built = built_model()
         posts = as_examples(drawn_posts(100), built)
         folders.append(tmp_path / str(threads))
@@ -142,9 +138,9 @@ def test_it_learns(tmp_path, cpu, as_examples):
     test = as_examples(drawn_posts(60, seed=9), built)
 
     def figures(_=None):
-        return quick(built.asked, list(score(built.model, built.collator, test, batch_size=16)))
+        return headline(built.questions, list(score(built.model, built.collator, test, batch_size=16)))
 
-    go(built, posts, tmp_path, cpu, FAST._replace(epochs=4, part=8), validate=figures)
+    go(built, posts, tmp_path, cpu, validate=figures, epochs=4, part=8)
     found = figures()
     assert found["auc"] > 0.95
     assert found["insult/macro_f1"] > 0.9
@@ -154,16 +150,16 @@ def test_a_base_in_bfloat16_learns_with_everything_trained_in_float32(tmp_path, 
     """As hubs give it: a step of 1e-4 would be lost in the rounding of bfloat16 weights."""
     _, whole, processor = llava_onevision()
     base = from_parts("bfloat16", whole.to(torch.bfloat16), processor)
-    made = Architecture(rank=4, alpha=8, hidden=16, max_tokens=96)
-    built = assemble(made, questionnaire(TASK, made.variant), base)
+    made = ModelSettings(rank=4, alpha=8, hidden=16, max_tokens=96)
+    built = assemble(made, question_set(TASK, made.variant), base)
     assert {one.dtype for one in trained(built.model).values()} == {torch.float32}
     posts = as_examples(drawn_posts(60), built)
 
     def figures(_=None):
-        return quick(built.asked, list(score(built.model, built.collator, posts, precise=False)))
+        return headline(built.questions, list(score(built.model, built.collator, posts, precise=False)))
 
     with accelerating(cpu=True, mixed_precision="bf16") as halved:
-        go(built, posts, tmp_path, halved, FAST._replace(epochs=3, part=8), validate=figures)
+        go(built, posts, tmp_path, halved, validate=figures, epochs=3, part=8)
     assert figures()["auc"] > 0.8
 
 
@@ -179,8 +175,8 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path, cpu, as_examples):
         seen.append(weights(model))
         return {"auc": next(scores)}
 
-    outcome = go(built, posts, tmp_path, cpu, FAST._replace(epochs=4), validate=validate)
-    assert outcome.best == 1
+    results = go(built, posts, tmp_path, cpu, epochs=4, validate=validate)
+    assert [one.metrics["auc"] for one in results] == [0.6, 0.9, 0.9, 0.1]
     load_weights(built.model, tmp_path / WEIGHTS)
     now = weights(built.model)
     assert all(torch.equal(now[name], seen[1][name]) for name in now)
@@ -245,7 +241,7 @@ def test_damaged_progress_is_said(tmp_path, cpu, as_examples):
 
 def test_weights_of_another_architecture_are_refused(tmp_path, cpu, as_examples):
     built = built_model()
-    go(built, as_examples(drawn_posts(16), built), tmp_path, cpu, FAST._replace(epochs=1))
+    go(built, as_examples(drawn_posts(16), built), tmp_path, cpu, epochs=1)
     other = built_model("vanilla")
     with pytest.raises(ModelError, match="another architecture"):
         load_weights(other.model, tmp_path / WEIGHTS)
@@ -260,7 +256,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_posts(tmp_path, cpu, as_ex
     before = weights(built.model)
     with torch.no_grad():
         built.model.heads[0][1].weight.fill_(math.nan)
-    with pytest.raises(NonFiniteLossError, match=r"step 0 of epoch 0.*begin with p\d+"):
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1: .*begin with p\d+"):
         go(built, posts, tmp_path, cpu)
     assert not (tmp_path / PROGRESS).exists()
     after = weights(built.model)
@@ -281,9 +277,8 @@ def test_out_of_memory_says_what_to_lower(tmp_path, cpu, as_examples, monkeypatc
 
 
 def test_another_precision_in_the_same_process_says_what_to_do(cpu):
-    recipe = load_agentps_recipe(None, ["training.device=cpu", "training.precision=bfloat16"])
     with pytest.raises(TrainingError, match=r"bfloat16 on cpu.*in a process of its own"):
-        make_accelerator(recipe)
+        make_accelerator(TrainingSettings(device="cpu", precision="bfloat16"))
 
 
 def test_no_posts(tmp_path, cpu):

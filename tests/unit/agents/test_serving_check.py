@@ -18,7 +18,7 @@ from selftrain.cli import main
 
 @contextlib.contextmanager
 def fake(tmp_path, behaviour):
-    """A fake server in a thread; its address."""
+    """A fake server in a thread; its endpoint."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(behaviour, tmp_path / "notes"))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -37,8 +37,8 @@ def _no_key(monkeypatch):
 
 
 def test_a_server_that_can(tmp_path):
-    with fake(tmp_path, "good") as address:
-        alive, model, answer = check_server(address)
+    with fake(tmp_path, "good") as endpoint:
+        alive, model, answer = check_server(endpoint)
     assert [alive.passed, model.passed, answer.passed] == [True, True, True]
     assert model.detail == "fake (/models/fake, 4096 tokens, vllm 0.32.0)"
     assert "50 prompt tokens, 20 of them of images, 16 cached" in answer.detail
@@ -46,8 +46,8 @@ def test_a_server_that_can(tmp_path):
 
 
 def test_what_it_lacks_is_noted(tmp_path):
-    with fake(tmp_path, "roomy") as address:
-        *_, answer = check_server(address)
+    with fake(tmp_path, "roomy") as endpoint:
+        *_, answer = check_server(endpoint)
     assert answer.passed
     assert "it allows white space in JSON" in answer.detail
     assert "--enable-prompt-tokens-details" in answer.detail
@@ -62,25 +62,25 @@ def test_what_it_lacks_is_noted(tmp_path):
     ],
 )
 def test_the_first_failure_is_the_last_step(tmp_path, behaviour, arguments, what, detail):
-    with fake(tmp_path, behaviour) as address:
-        *before, last = check_server(address, **arguments)
+    with fake(tmp_path, behaviour) as endpoint:
+        *before, last = check_server(endpoint, **arguments)
     assert all(check.passed for check in before)
     assert (last.what, last.passed) == (what, False)
     assert detail in last.detail
 
 
 def test_a_text_only_server_answers_about_a_text(tmp_path):
-    with fake(tmp_path, "text only") as address:
-        *_, answer = check_server(address, image=False)
+    with fake(tmp_path, "text only") as endpoint:
+        *_, answer = check_server(endpoint, image=False)
     assert answer.passed
     assert "about a text" in answer.detail
 
 
 def test_a_key_is_needed_and_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "a-secret")
-    with fake(tmp_path, "good") as address:
-        *_, refused = check_server(address)
-        assert all(check.passed for check in check_server(address, key="a-secret"))
+    with fake(tmp_path, "good") as endpoint:
+        *_, refused = check_server(endpoint)
+        assert all(check.passed for check in check_server(endpoint, key="a-secret"))
     assert refused.detail == "/v1/models: HTTP 401, Unauthorized: set the key in the environment"
 
 
@@ -101,7 +101,7 @@ def test_the_command_says_it_all_and_fails_where_one_cannot(tmp_path, capsys):
     assert sum(line.startswith("  answer  FAILED") for line in lines) == 1
 
 
-def test_the_command_wants_an_address(capsys):
+def test_the_command_wants_an_endpoint(capsys):
     assert main(["agents", "check", "no address at all"]) == 2
     assert "error:" in capsys.readouterr().err
 
@@ -116,14 +116,14 @@ def test_the_picture_is_one():
 
 
 def test_a_redirect_is_not_followed(tmp_path):
-    with fake(tmp_path, "elsewhere") as address:
-        assert fetch(f"{address}/health", "a-secret").status == 302
+    with fake(tmp_path, "elsewhere") as endpoint:
+        assert fetch(f"{endpoint}/health", "a-secret").status == 302
 
 
 def test_a_proxy_is_not_asked_for_our_own_servers(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with fake(tmp_path, "good") as address:
-        assert ask(address, "fake", "", image=True, seconds=10).fault == ""
+    with fake(tmp_path, "good") as endpoint:
+        assert ask(endpoint, "fake", "", image=True, seconds=10).fault == ""
 
 
 @pytest.mark.parametrize(

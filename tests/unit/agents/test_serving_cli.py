@@ -100,10 +100,10 @@ def test_it_serves_until_it_is_told_to_end(model, python, tmp_path, number):
     assert gone(pids(tmp_path)[0])
     [ready] = [line for line in lines if line.startswith("ready: ")]
     recipe = tomllib.loads("\n".join(lines[lines.index(ready) + 1 :]))
-    [address] = recipe["vlm"]["servers"]
-    assert ready == f"ready: {address} model fake (vllm 0.32.0), context 4096, images 16"
+    [endpoint] = recipe["vlm"]["servers"]
+    assert ready == f"ready: {endpoint} model fake (vllm 0.32.0), context 4096, images 16"
     assert recipe["agents"] == {"kind": "vlm"}
-    assert VlmSection(**recipe["vlm"]).servers == (address,)
+    assert VlmSection(**recipe["vlm"]).servers == (endpoint,)
     argv = json.loads((tmp_path / "argv").read_text())
     assert argv[-2:] == ["--max-num-batched-tokens", "64"]
     assert argv[argv.index("--model") + 1] == str(model)

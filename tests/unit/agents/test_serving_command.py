@@ -9,6 +9,7 @@ import pytest
 
 from agents.errors import ServerLaunchError
 from agents.vllm.command import (
+    ServeOptions,
     adapter_rank,
     cpu_dtype,
     model_folder,
@@ -39,7 +40,8 @@ def model(tmp_path):
 
 
 def built(interpreter, model, **arguments):
-    return serve_command(interpreter, model, **{"environ": {}, **arguments})
+    environ = arguments.pop("environ", {})
+    return serve_command(interpreter, model, ServeOptions(**arguments), environ)
 
 
 def value(command, flag):
@@ -164,11 +166,11 @@ def test_other_machines_are_let_in_only_when_that_is_said(model, host):
 
 
 @pytest.mark.parametrize(
-    ("host", "address"),
+    ("host", "endpoint"),
     [("0.0.0.0", "http://127.0.0.1:81"), ("::", "http://[::1]:81"), ("127.0.0.2", "http://127.0.0.2:81")],
 )
-def test_where_it_is_reached_from_here(model, host, address):
-    assert built(GPU, model, host=host, port=81, allow_remote=True).endpoint == address
+def test_where_it_is_reached_from_here(model, host, endpoint):
+    assert built(GPU, model, host=host, port=81, allow_remote=True).endpoint == endpoint
 
 
 def test_port_0_is_one_that_is_free(model):

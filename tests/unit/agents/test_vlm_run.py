@@ -139,8 +139,8 @@ def test_the_token_cap_ends_the_run_in_good_order(home, serve, tmp_path, capsys)
     assert (tmp_path / "a" / "report.html").exists()
     assert main([*command, "--set", "vlm.token_cap=1000000"]) == 0
     assert len(start(home / "recipe.toml", tmp_path / "a").folder.round_records()) == 3
-    addresses = [request.to_json() for request in backend.requests]
-    assert len({json.dumps(one, sort_keys=True) for one in addresses}) == len(addresses)
+    asked = [request.to_json() for request in backend.requests]
+    assert len({json.dumps(one, sort_keys=True) for one in asked}) == len(asked)
 
 
 def test_where_the_model_is_served_may_change_on_the_way_and_what_it_is_asked_may_not(home, serve, tmp_path):

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.ask.cache import CachedAnswer, Note, ResponseCache
+from agents.ask.cache import CachedAnswer, Note, ResponseCache, switch_to_write_ahead
 from agents.client.base import Usage
 from agents.errors import StoreError
-from agents.write_ahead import switch_to_write_ahead
 
 CHECKOUT = Path(__file__).parents[3]
 NOTE = Note("run", "post", "reviewer", 0, "model")
@@ -34,7 +33,7 @@ def test_what_is_put_is_got_back(tmp_path):
     )
 
 
-def test_the_first_answer_at_an_address_stays(tmp_path):
+def test_the_first_answer_under_a_key_stays(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     store.put("a", paid("first"), NOTE, 0)
     store.put("a", paid("second"), NOTE, 0)
@@ -131,6 +130,6 @@ def test_a_file_that_stays_locked_or_cannot_be_switched_is_an_error(monkeypatch)
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         switch_to_write_ahead(readonly)
     assert readonly.asked == 1
-    monkeypatch.setattr("agents.write_ahead.PATIENCE", 0.05)
+    monkeypatch.setattr("agents.ask.cache.PATIENCE", 0.05)
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         switch_to_write_ahead(Switching(10**6))

@@ -9,10 +9,10 @@ from agentps_helpers import accelerating, llava_onevision, picture
 
 from runs.bench import agentps_gpu
 from runs.bench.__main__ import main
-from selftrain.agentps.albums import Frames
-from selftrain.agentps.architecture import Architecture, assemble
-from selftrain.agentps.examples import Example
-from selftrain.agentps.questions import questionnaire
+from selftrain.agentps.dataset import Example, question_set
+from selftrain.agentps.frames import Frames
+from selftrain.agentps.model import assemble
+from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.importers import hateful_memes as memes
 
 
@@ -54,8 +54,8 @@ def test_posts_a_second_and_their_cost_come_out_of_a_real_training(cpu, album, m
 def test_operations_are_those_of_the_products(cpu, tmp_path):
     """A second post of the same length doubles them; a training step costs two to three times its forward."""
     picture("red").save(tmp_path / "one.png")
-    made = Architecture(rank=4, alpha=8, hidden=16, frames=Frames(2, 28, 28))
-    built = assemble(made, questionnaire(memes.TASK, made.variant), llava_onevision()[0])
+    made = ModelSettings(rank=4, alpha=8, hidden=16, frames=Frames(2, 28, 28))
+    built = assemble(made, question_set(memes.TASK, made.variant), llava_onevision()[0])
     answer = np.array([1, 0], dtype=np.float32)
     post = Example("a", "late again", (tmp_path / "one.png",), (answer,) * 4)
     alone = agentps_gpu.flops_a_post(built, [post], cpu)

@@ -12,7 +12,8 @@ import pytest
 from selftrain.build import build
 from selftrain.cli import main
 from selftrain.config import load_recipe
-from selftrain.models.finetune import FineTuner, load_finetuned
+from selftrain.models.finetune import FineTuner
+from selftrain.models.finetune_network import load_finetuned
 from selftrain.models.pretrained import finetuning_backbone
 
 RECIPE = (
@@ -45,14 +46,14 @@ def test_the_recipe_sets_the_trainer(recipe):
     trainer = build(load_recipe(recipe)).classifier
     assert isinstance(trainer, FineTuner)
     assert (trainer.architecture.mode, trainer.architecture.lora_rank) == ("lora", 4)
-    settings = trainer.descent
+    settings = trainer.settings
     assert (settings.epochs, settings.batch_size, settings.learning_rate) == (1, 8, 0.001)
     # what the recipe leaves open is the trainer's own default, not the head's
     changed = load_recipe(recipe, ["classifier.mode=full", "classifier.epochs=3"])
-    left_open = build(changed).classifier.descent
+    left_open = build(changed).classifier.settings
     assert (left_open.epochs, left_open.weight_decay) == (
         3,
-        FineTuner(lambda: None).descent.weight_decay,
+        FineTuner(lambda: None).settings.weight_decay,
     )
 
 

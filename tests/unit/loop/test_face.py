@@ -16,13 +16,16 @@ NAMES = [
     "HumanLabel",
     "HumanReview",
     "Judgment",
+    "Mixed",
     "NoPanel",
     "OfflinePanel",
     "Panel",
     "Post",
     "Prediction",
     "Predictor",
+    "RandomPosts",
     "Recipe",
+    "ReplayedPanel",
     "Reviewers",
     "RoundLimits",
     "RoundLoss",
@@ -37,6 +40,7 @@ NAMES = [
     "Task",
     "TopK",
     "Trainer",
+    "Uncertain",
     "VLMPanel",
     "Verdict",
     "backbones",
@@ -49,6 +53,7 @@ NAMES = [
     "run",
     "split",
     "start",
+    "train_agentps",
 ]
 
 

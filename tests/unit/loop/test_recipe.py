@@ -14,7 +14,7 @@ from selftrain.errors import RecipeError
 from selftrain.loop import LoopSettings
 from selftrain.models.head import HeadSettings
 from selftrain.models.trainer import HeadTrainer
-from selftrain.selection import TopK
+from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain
 from selftrain.store.run_dir import RunFolder, without_none
 
 LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
@@ -51,6 +51,30 @@ def test_paths_are_relative_to_the_recipe_wherever_it_is_read_from(write, tmp_pa
     assert recipe.agents.file == root / "old/verdicts.jsonl"
 
 
+def test_every_path_of_a_list_is_relative_to_the_recipe_or_to_where_it_is_typed(write, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = write(LEAST + '[agents]\nkind = "replayed"\nfiles = ["llama.jsonl", "/abs/gpt.jsonl"]\n')
+    assert load_recipe(file).agents.files == (tmp_path / "llama.jsonl", Path("/abs/gpt.jsonl"))
+    here = (tmp_path / "elsewhere").resolve()
+    assert load_recipe(file, ['agents.files=["one.jsonl"]']).agents.files == (here / "one.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "selector"),
+    [
+        ("k = 7", TopK(7, "equal")),
+        ("kind = 'top_k'\nshares = 'any'", TopK(500, "any")),
+        ("kind = 'uncertain'\nk = 7", Uncertain(7, "any")),
+        ("kind = 'random'\nshares = 'equal'", RandomPosts(500, "equal")),
+        ("kind = 'mixed'\nmix = { uncertain = 1.0 }", Mixed(500, {"uncertain": 1.0}, "any")),
+        ("kind = 'mixed'", Mixed()),
+    ],
+)
+def test_a_selection_is_built_by_its_kind_with_quotas_only_where_they_are_its_default(write, lines, selector):
+    assert build(load_recipe(write(f"{LEAST}[selection]\n{lines}\n"))).selector == selector
+
+
 def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -71,6 +95,8 @@ def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_
         ("[loss]\ntheta = 1.0", "loss: .*theta is 1: expected a share between 0 and 1"),
         ("[loss]\nform = 'hinge'", "loss.form: .*'hinge'"),
         ("[agents]\nkind = 'replayed'", "agents: .*names no file to replay"),
+        ("[agents]\nkind = 'replayed'\nfile = 'a'\nfiles = ['b']", "agents: .*expected one of them"),
+        ("[selection]\nkind = 'best'", "selection.kind: .*'best'"),
         ("[backbone]\nkind = 'resnet'", "backbone.kind: .*'resnet'"),
         ("rounds = 3", "rounds: "),
     ],

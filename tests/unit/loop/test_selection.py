@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from selftrain import selection
 from selftrain.errors import SplitError
-from selftrain.selection import quotas, select
+from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain, quotas, select
 
 
 def whole(logits):
@@ -123,3 +123,114 @@ def test_only_k_posts_a_class_are_held_while_a_large_pool_streams_by(monkeypatch
     assert len(held) == 200
     assert max(count for count, _ in held) == 10
     assert max(size for _, size in held) <= 10 * 8
+
+
+# ---- other criteria than confidence ---------------------------------------------------------------------
+
+SPREAD = np.random.default_rng(1).permutation(np.linspace(-3, 3.1, 60)).astype(np.float32)
+
+
+def picked(selector, logits=SPREAD, most=None, seed=0, size=7):
+    """Positions, from chunks of `size` posts."""
+    positions = np.arange(len(logits))
+    chunks = [(positions[i : i + size], logits[i : i + size]) for i in range(0, len(logits), size)]
+    found = selector.select(chunks, most=most, classes=("spam", "ham"), seed=seed)
+    np.testing.assert_array_equal(found.logits, logits[found.positions])
+    assert len(set(found.positions.tolist())) == len(found.positions)
+    return found.positions.tolist()
+
+
+def test_uncertain_takes_the_smallest_margins_whatever_their_class():
+    assert chosen_by(Uncertain(3)) == [6, 4, 2]
+    assert picked(Uncertain(9)) == np.argsort(np.abs(SPREAD), kind="stable")[:9].tolist()
+
+
+def chosen_by(selector):
+    return picked(selector, np.array(LOGITS, np.float32))
+
+
+def test_uncertain_with_quotas_takes_them_of_both_classes():
+    assert chosen_by(Uncertain(2, "equal")) == [6, 4]
+    assert chosen_by(Uncertain(4, {"spam": 0.25, "ham": 0.75})) == [6, 4, 1, 5]
+
+
+def test_top_k_without_quotas_takes_the_surest_of_all():
+    assert chosen_by(TopK(3, "any")) == [5, 0, 3]
+
+
+def test_random_posts_depend_on_the_seed_and_not_on_the_chunks():
+    first = picked(RandomPosts(20), seed=3)
+    assert first == picked(RandomPosts(20), seed=3, size=60)
+    assert first != picked(RandomPosts(20), seed=4)
+    # the first ten of twenty are the ten: a smaller budget is a beginning of a larger one
+    assert picked(RandomPosts(20), seed=3, most=10) == first[:10]
+
+
+def test_random_posts_are_drawn_evenly():
+    counts = np.zeros(60)
+    for seed in range(500):
+        counts[picked(RandomPosts(15), seed=seed, size=60)] += 1
+    # 125 expected of each post, standard deviation 9.7
+    assert abs(counts.mean() - 125) < 1e-9
+    assert counts.std() < 14
+    assert abs(counts[::2].sum() - counts[1::2].sum()) < 4 * np.sqrt(500 * 15)
+
+
+def test_random_posts_with_quotas_are_so_many_of_each_class():
+    found = SPREAD[picked(RandomPosts(10, "equal"))]
+    assert (found > 0).sum() == 5
+
+
+def test_a_mix_takes_each_post_once():
+    mix = {"uncertain": 0.5, "confident": 0.25, "random": 0.25}
+    found = picked(Mixed(20, mix))
+    assert len(found) == 20
+    margins = np.argsort(np.abs(SPREAD), kind="stable").tolist()
+    assert found[:10] == margins[:10]
+    assert set(found[10:15]) == set(margins[-5:])
+    # a pool smaller than what is asked is chosen whole, by whichever criterion
+    assert sorted(picked(Mixed(20, mix), SPREAD[:12])) == list(range(12))
+
+
+def test_a_mix_of_one_criterion_is_that_selector():
+    assert picked(Mixed(9, {"uncertain": 1.0})) == picked(Uncertain(9))
+    assert picked(Mixed(9, {"random": 1.0}), seed=5) == picked(RandomPosts(9), seed=5)
+    assert picked(Mixed(9, {"confident": 1.0}, "equal")) == picked(TopK(9))
+
+
+@given(
+    st.integers(1, 70), st.floats(0, 1), st.sampled_from(["any", "equal", "natural"]), st.integers(0, 2**40)
+)
+@settings(max_examples=100, deadline=None)
+def test_any_mix_gives_the_posts_asked_for_and_no_more(k, share, shares, seed):
+    mix = {"uncertain": share, "random": (1 - share) / 2, "confident": (1 - share) / 2}
+    found = picked(Mixed(k, mix, shares), seed=seed)
+    assert len(found) <= k
+    if shares == "any":
+        assert len(found) == min(k, 60)
+
+
+@pytest.mark.parametrize("mix", [{"uncertain": 0.5}, {"sure": 1.0}, {"uncertain": 1.5, "random": -0.5}, {}])
+def test_a_mix_that_is_none_is_refused(mix):
+    with pytest.raises(SplitError, match="expected shares of uncertain, confident, random that add up to 1"):
+        Mixed(10, mix)
+
+
+def test_the_budget_left_cuts_every_selector():
+    for selector in (TopK(9), Uncertain(9), RandomPosts(9), Mixed(9)):
+        assert len(picked(selector, most=4)) == 4
+
+
+@pytest.mark.parametrize("selector", [Uncertain(10), RandomPosts(10), Mixed(10)])
+def test_no_selector_holds_more_than_k_a_criterion(monkeypatch, selector):
+    held = []
+
+    class Watched(selection._Best):
+        def offer(self, positions, logits):
+            super().offer(positions, logits)
+            held.append(len(self.positions))
+
+    monkeypatch.setattr(selection, "_Best", Watched)
+    logits = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
+    assert len(picked(selector, logits, size=500)) == 10
+    assert max(held) == 10

@@ -17,7 +17,7 @@ from losses.pnu import PNULoss
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.classifier import load_head, train_head
-from selftrain.models.head import HeadSettings, LossWatch, fit_scaling
+from selftrain.models.head import HeadSettings, fit_scaling
 from selftrain.models.metrics import macro_f1
 
 CHECKOUT = Path(__file__).parents[3]
@@ -142,12 +142,14 @@ def test_training_can_start_from_the_best_head():
 def test_nan_in_the_features_stops_training_and_names_the_step():
     rows, labels = toy(100, seed=1)
     rows[7, 0] = np.nan
-    with pytest.raises(NonFiniteLossError, match=r"round 7, step 1: the loss is nan \(.*pn"):
+    with pytest.raises(NonFiniteLossError, match=r"round 7, epoch 1, step 1: the loss is nan \(.*pn"):
         fit(rows, labels, where="round 7")
 
 
 def test_a_huge_learning_rate_stops_training_and_names_the_step():
-    with pytest.raises(NonFiniteLossError, match=r"round 3, step 2: the loss is (nan|inf) .*learning_rate"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"round 3, epoch 2, step 1: the loss is (nan|inf) .*learning_rate"
+    ):
         fit(settings=SETTINGS._replace(learning_rate=1e37), where="round 3")
 
 
@@ -157,15 +159,6 @@ def test_a_last_step_that_spoils_the_weights_is_an_error_too():
         NonFiniteLossError, match="round 3: the trained head gives logits that are not finite"
     ):
         fit(settings=settings, where="round 3")
-
-
-def test_the_watch_gives_mean_parts_since_it_was_last_asked():
-    watch = LossWatch("here")
-    for step, value in enumerate([1.0, 3.0]):
-        watch.add(step, torch.tensor(value), {"pn": torch.tensor(2 * value)})
-    assert watch.mean() == {"loss": 2.0, "pn": 4.0}
-    watch.add(3, torch.tensor(5.0), {})
-    assert watch.mean() == {"loss": 5.0}
 
 
 def test_scaling_makes_both_blocks_equally_loud_and_skips_what_never_varies():

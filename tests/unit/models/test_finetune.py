@@ -12,7 +12,8 @@ from losses import PNULoss
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.classifier import train_head
-from selftrain.models.finetune import FineTuner, load_finetuned, read_format
+from selftrain.models.finetune import FineTuner
+from selftrain.models.finetune_network import load_finetuned, read_format
 from selftrain.models.head import HeadSettings, fit_scaling
 
 LOSS = PNULoss(form="convex", balance=0.1)
@@ -114,7 +115,7 @@ def test_the_head_begins_as_a_probe_of_the_pretrained_features(corpus, training)
 @MODES
 def test_the_best_epoch_is_what_remains(mode, corpus, training, monkeypatch):
     scores = iter([0.4, 0.9, 0.9, 0.2])
-    monkeypatch.setattr("selftrain.models.finetune_descent.macro_f1", lambda *_: next(scores))
+    monkeypatch.setattr("selftrain.models.finetune_stepper.macro_f1", lambda *_: next(scores))
     model = fit(trainer(mode, epochs=4), corpus, training)
     assert model.best_epoch == 2
     assert [progress.macro_f1 for progress in model.curve] == [0.4, 0.9, 0.9, 0.2]

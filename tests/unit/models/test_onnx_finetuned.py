@@ -11,8 +11,7 @@ import torch
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
 from selftrain.models.calibration import Calibration
-from selftrain.models.finetune_network import Architecture, Network
-from selftrain.models.finetuned import FinetunedClassifier
+from selftrain.models.finetune_network import FinetunedClassifier, Network, NetworkShape
 from selftrain.models.pretrained import finetuning_backbone
 from selftrain.models.run_predictor import RunPredictor, stored_recipe
 from selftrain.serving.load_predictor import load_predictor
@@ -26,7 +25,7 @@ def tuned(request, small_run, tmp_path):
     untouched = RunPredictor.load(folder.path)
     torch.manual_seed(4)
     network = Network(
-        finetuning_backbone(stored_recipe(folder)), Architecture(mode=request.param, lora_rank=4)
+        finetuning_backbone(stored_recipe(folder)), NetworkShape(mode=request.param, lora_rank=4)
     )
     weights = network.backbone.state_dict()
     for name, value in weights.items():

@@ -9,8 +9,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from selftrain.errors import RunStateError
-from selftrain.models.intervals import counts_of, difference, estimates
-from selftrain.models.metrics import precision_recall, reliability
+from selftrain.models.metrics import counts_of, difference, estimates, precision_recall, reliability
 from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import Scored, read_scores, write_scores
 

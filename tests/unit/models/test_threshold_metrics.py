@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
-from selftrain.models.intervals import threshold_intervals
-from selftrain.models.metrics import accuracy_and_f1, curve, threshold_metrics
+from selftrain.models.metrics import accuracy_and_f1, curve, threshold_intervals, threshold_metrics
 
 
 def case(seed, count=60, ties=8):
@@ -30,6 +29,7 @@ def test_the_curve_is_scikit_learns(seed, ties):
         assert (p, r) == pytest.approx(theirs[t])
 
 
+@settings(deadline=None)  # the first case imports scikit-learn
 @given(st.integers(0, 5000))
 def test_figures_by_definition(seed):
     truth, scores = case(seed)
@@ -75,6 +75,7 @@ def test_one_answer_alone_is_refused(truth):
         threshold_metrics(np.array(truth), np.array([0.1, 0.9]))
 
 
+@settings(deadline=None)  # the first case imports scikit-learn
 @given(st.integers(0, 5000))
 def test_many_answers(seed):
     generator = np.random.default_rng(seed)

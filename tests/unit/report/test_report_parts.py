@@ -167,9 +167,9 @@ def test_of_more_verdicts_than_a_page_takes_the_newest_are_there(tmp_path, monke
     assert found.rounds == [(2, "rolled back")]
 
 
-def test_chunks_hold_a_fixed_number_and_pictures_are_found_by_their_first(tmp_path, monkeypatch):
+def test_chunks_hold_a_fixed_number_of_records_and_of_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "CHUNK", 2)
-    monkeypatch.setattr(table, "PICTURE_CHUNK", 1)
+    monkeypatch.setattr(table, "PICTURE_CHUNK", 3)
     folder = made(tmp_path, PLAIN)
     rows, verdicts = [], []
     for number in range(5):
@@ -180,7 +180,8 @@ def test_chunks_hold_a_fixed_number_and_pictures_are_found_by_their_first(tmp_pa
     lines(folder.round_path(2) / "verdicts.jsonl", verdicts)
     found = browser.gather_verdicts(folder, {2: "kept"}, ("positive", "negative"))
     assert [len(json.loads(str(chunk))) for chunk in found.table.chunks] == [2, 2, 1]
-    assert json.loads(str(found.table.listing))["pictures"] == [0, 1, 2, 3, 4]
+    assert json.loads(str(found.table.listing))["pictures"] == 3
+    assert [len(json.loads(str(chunk))) for chunk in found.table.pictures] == [3, 2]
     assert not found.truth_known
 
 

@@ -14,8 +14,7 @@ from serving_helpers import TextPredictor, validation_of
 
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
-from selftrain.serving.filtering import filter_posts
-from selftrain.serving.sink import FilterSink
+from selftrain.serving.filter import FilterSink, filter_posts
 from selftrain.serving.thresholds import validation_scores
 
 

@@ -11,7 +11,7 @@ from serving_helpers import validation_of
 from sklearn.metrics import precision_recall_curve
 
 from selftrain.errors import ServingError
-from selftrain.models.intervals import clopper_pearson
+from selftrain.models.metrics import clopper_pearson
 from selftrain.serving.thresholds import lowest_threshold
 
 # few distinct values, so that ties are the rule

@@ -11,23 +11,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from backbones.loading import quiet_loading
 from backbones.minilm_efficientnet import IMAGE_SHA256, image_tower
-from backbones.mllm.answer_token import add_answer_token
-from backbones.mllm.answering import answer_positions
-from backbones.mllm.base import Inputs, Mllm, Padding, Prompt, Wording, linear_layers
-from backbones.mllm.words import Words
+from backbones.mllm.base import Mllm, Padding, linear_layers
+from backbones.mllm.prompts import Inputs, Prompt, Wording, Words, add_answer_token
 from backbones.smollm2 import SHA256, load_smollm2
 from backbones.towers import freeze_batch_norm
 
-NAME = "embedded"
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+NAME = "smollm2_efficientnet"
 IMAGE_TOKEN = "<image>"
 SIDE = 4
 IMAGE_TOKENS = SIDE * SIDE
@@ -53,7 +54,7 @@ class Projector(nn.Module):
         return states
 
 
-class EmbeddedMllm(nn.Module):
+class SmolLM2EfficientNet(nn.Module):
     """``forward`` as a model of transformers: ids, mask and pixels to hidden states."""
 
     def __init__(self, tower: nn.Module, language_model: Any, image_id: int) -> None:  # noqa: ANN401
@@ -64,13 +65,13 @@ class EmbeddedMllm(nn.Module):
         self.language_model = language_model
         self.image_id = image_id
 
-    def train(self, mode: bool = True) -> EmbeddedMllm:
+    def train(self, mode: bool = True) -> SmolLM2EfficientNet:
         super().train(mode)
         freeze_batch_norm(self)
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table of token embeddings, as peft asks for it."""
+        """Return the table of token embeddings, as peft asks for it."""
         table: nn.Module = self.language_model.get_input_embeddings()
         return table
 
@@ -103,41 +104,32 @@ class EmbeddedMllm(nn.Module):
         return output
 
     def _cells(self, pixels: Tensor) -> Tensor:
-        """[M, SIDE^2, 1280], row by row."""
+        """Return [M, SIDE^2, 1280], row by row."""
         maps = self.tower.forward_features(pixels.contiguous(memory_format=torch.channels_last))
         return F.adaptive_avg_pool2d(maps.float(), SIDE).flatten(2).transpose(1, 2)
 
 
-class EmbeddedReader:
+class SmolLM2Reader:
     """Prompts of SmolLM2's chat: the images' tokens, the words, the assistant's turn."""
 
     def __init__(self, tokenizer: Any, wording: Wording, padding: Padding, max_tokens: int) -> None:  # noqa: ANN401
-        self._tokenizer = tokenizer
-        self._padding = padding
+        self._tokenizer, self._padding = tokenizer, padding
         marks = len(tokenizer(_BEFORE + _AFTER, add_special_tokens=False)["input_ids"])
-        self._words = Words(tokenizer, wording, max_tokens, marks)
-        self.answer_id = int(tokenizer.convert_tokens_to_ids("<ans>"))
-
-    @property
-    def text_budget(self) -> int:
-        return self._words.budget
+        self.words = Words(tokenizer, wording, max_tokens, marks)
 
     def length(self, text: str, images: int) -> int:
-        return self._words.fixed + self._words.count(self._words.cut(text)) + images * IMAGE_TOKENS
+        return self.words.length(text) + images * IMAGE_TOKENS
 
     def read(self, prompts: Sequence[Prompt]) -> Inputs:
         texts = [
-            _BEFORE + IMAGE_TOKEN * (IMAGE_TOKENS * len(one.images)) + self._words.around(one.text) + _AFTER
+            _BEFORE + IMAGE_TOKEN * (IMAGE_TOKENS * len(one.images)) + self.words.around(one.text) + _AFTER
             for one in prompts
         ]
         batch = self._tokenizer(
             texts, add_special_tokens=False, padding=True, padding_side=self._padding, return_tensors="pt"
         )
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if self._words.questions:
-            answer_positions(
-                inputs["input_ids"], inputs["attention_mask"], self.answer_id, self._words.questions
-            )
+        self.words.check(inputs)
         images = [pixels(image) for one in prompts for image in one.images]
         return inputs | ({"pixel_values": torch.stack(images)} if images else {})
 
@@ -145,9 +137,8 @@ class EmbeddedReader:
         self._tokenizer.save_pretrained(folder)
 
 
-def pixels(image: Any) -> Tensor:  # noqa: ANN401 -- an image of Pillow
-    """[3, 224, 224] in [-1, 1]; the whole picture, squeezed: the words of a meme stand at its edges."""
-    from PIL import Image
+def pixels(image: Image.Image) -> Tensor:
+    """Return [3, 224, 224] in [-1, 1]; the whole picture, squeezed: a meme's words stand at its edges."""
     from torchvision.transforms.functional import pil_to_tensor
 
     small = image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
@@ -155,8 +146,8 @@ def pixels(image: Any) -> Tensor:  # noqa: ANN401 -- an image of Pillow
     return scaled
 
 
-def load_embedded(seed: int = 0) -> Mllm:
-    """The model on the CPU, in float32; takes about half a minute.
+def load(seed: int = 0) -> Mllm:
+    """Load the model on the CPU, in float32; takes about half a minute.
 
     Args:
         seed: Of the projector's first weights.
@@ -169,7 +160,7 @@ def load_embedded(seed: int = 0) -> Mllm:
 
 
 def from_parts(name: str, language_model: Any, tokenizer: Any, *, seed: int = 0) -> Mllm:  # noqa: ANN401
-    """The same around a language model at hand, whose tokenizer is SmolLM2's.
+    """Return the same around a language model at hand, whose tokenizer is SmolLM2's.
 
     Args:
         name: For messages and recipes.
@@ -185,7 +176,7 @@ def from_parts(name: str, language_model: Any, tokenizer: Any, *, seed: int = 0)
     add_answer_token(language_model, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = EmbeddedMllm(image_tower(), language_model, image_id)
+        module = SmolLM2EfficientNet(image_tower(), language_model, image_id)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return Mllm(
@@ -193,7 +184,7 @@ def from_parts(name: str, language_model: Any, tokenizer: Any, *, seed: int = 0)
         module=module.eval(),
         width=language_model.config.hidden_size,
         tokenizer=tokenizer,
-        reader=lambda wording, padding, budget: EmbeddedReader(tokenizer, wording, padding, budget),
+        reader=lambda wording, padding, budget: SmolLM2Reader(tokenizer, wording, padding, budget),
         language_layers=linear_layers(module, "language_model"),
         vision_layers=tuple(
             name for name, layer in module.named_modules()
@@ -206,10 +197,10 @@ def from_parts(name: str, language_model: Any, tokenizer: Any, *, seed: int = 0)
 
 
 def _write(module: nn.Module, folder: Path) -> None:
-    """The language model as one of transformers, tower and projector beside it."""
+    """Write the language model as one of transformers, tower and projector beside it."""
     from safetensors.torch import save_file
 
-    assert isinstance(module, EmbeddedMllm)
+    assert isinstance(module, SmolLM2EfficientNet)
     with quiet_loading():
         module.language_model.save_pretrained(folder)
     for part in ("tower", "projector"):

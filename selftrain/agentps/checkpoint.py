@@ -1,0 +1,308 @@
+"""The folder of a model: its weights, what is needed to build it again, and a training that goes on.
+
+models/NAME/
+├── agentps.json          the settings, the questions, the base model's fingerprint, the best epoch
+├── task.toml             the task that it was trained for
+├── training.toml         the recipe as resolved
+├── model.safetensors     adapters, heads and the answer token's row; the base model is not in it
+├── validation.jsonl      every answer's probability on the validation posts
+├── metrics.json          metrics of every question with intervals; report.html shows them
+├── quarantine.jsonl      what was left out, each with its reason
+├── losses.jsonl          one line a step; tensorboard/ has the same
+└── training.safetensors  while training goes on: weights and the optimizer's moments, replaced whole
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from backbones.mllm.answering import merge, trained_names
+from selftrain._util.types import Json
+from selftrain.agentps.dataset import QuestionSet
+from selftrain.agentps.model import Built, build
+from selftrain.agentps.recipe import ModelSettings
+from selftrain.data.task import Task, dump_task, load_task
+from selftrain.errors import ModelError
+from selftrain.models.train_loop import EpochResult, TrainingState
+from selftrain.store import atomic
+
+ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
+VALIDATION, METRICS = "validation.jsonl", "metrics.json"
+FORMAT = 1
+MERGED = "agentps-merged.json"
+# a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
+HEADS = "answer_heads/model.safetensors"
+
+
+# ---- a trained model ------------------------------------------------------------------------------------
+
+
+class AgentPSModel(NamedTuple):
+    """A trained model, on the CPU.
+
+    Attributes:
+        folder: Where it was.
+        task: That it was trained for.
+        settings: That it was built from.
+        built: The model with all that leads posts into it.
+        about: What agentps.json says.
+        fingerprint: Hex SHA-256 of everything that can change a score.
+    """
+
+    folder: Path
+    task: Task
+    settings: ModelSettings
+    built: Built
+    about: Json
+    fingerprint: str
+
+    @property
+    def best_epoch(self) -> int:
+        """Return the epoch, from 1, whose weights these are."""
+        return int(self.about["best_epoch"]) + 1
+
+
+def describe(
+    folder: Path, settings: ModelSettings, task: Task, questions: QuestionSet, *, base: str, more: Json
+) -> None:
+    """Write agentps.json and task.toml.
+
+    Args:
+        base: The base model's fingerprint.
+        more: Whatever else is worth keeping, the best epoch for instance.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    dump_task(task, folder / TASK)
+    about = {
+        "format": FORMAT,
+        "architecture": settings.model_dump(mode="json"),
+        "questions": {one.name: list(one.answers) for one in questions.all},
+        "base_fingerprint": base,
+    }
+    atomic.write_json(folder / ABOUT, about | more)
+
+
+def load(folder: Path | str) -> AgentPSModel:
+    """Load the model of a folder.
+
+    Raises:
+        ModelError: No model, a damaged one, one whose training did not end, or one of another base model.
+        BackboneError: The base model cannot be had.
+    """
+    folder = Path(folder)
+    settings = settings_of(read_about(folder), folder / ABOUT)
+    task = load_task(folder / TASK)
+    return fill(folder, build(settings, task), task, settings)
+
+
+def settings_of(about: Json, file: Path) -> ModelSettings:
+    """Return what a description says that the model was built from.
+
+    Raises:
+        ModelError: It says nothing that can be built; `file` is named.
+    """
+    try:
+        return ModelSettings.model_validate(about["architecture"])
+    except (KeyError, ValidationError) as error:
+        raise ModelError(f"{file} describes no model ({error}): the folder is damaged") from error
+
+
+def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> AgentPSModel:
+    """`load`, into a model that was built already.
+
+    Raises:
+        ModelError: As `load`.
+    """
+    about = read_about(folder)
+    if {one.name: list(one.answers) for one in built.questions.all} != about["questions"]:
+        raise ModelError(
+            f"{folder / TASK} asks other questions than the model was trained on"
+            f" ({', '.join(about['questions'])}): restore the file, or train again"
+        )
+    if built.base.fingerprint != about["base_fingerprint"]:
+        raise ModelError(
+            f"{folder} was trained on another {settings.base} than this one (fingerprint"
+            f" {about['base_fingerprint'][:12]}, here {built.base.fingerprint[:12]}): use those weights"
+        )
+    load_weights(built.model, folder / WEIGHTS)
+    built.model.eval()
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digest.update((folder / TASK).read_bytes())
+    digest.update((folder / WEIGHTS).read_bytes())
+    return AgentPSModel(folder, task, settings, built, about, digest.hexdigest())
+
+
+def read_about(folder: Path) -> Json:
+    """Read agentps.json of a finished model.
+
+    Raises:
+        ModelError: It is not there, is no JSON, or the training has not ended.
+    """
+    file = folder / ABOUT
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} holds no model: it has no {ABOUT}. `selftrain agentps train RUN --out DIR` makes one"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}): the folder is damaged") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ModelError(f"{file} has not the format {FORMAT}: it is of another version of selftrain")
+    if not about.get("finished"):
+        raise ModelError(f"the training of {folder} has not ended: start the same command again, it goes on")
+    return about
+
+
+def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
+    """Write a whole checkpoint, the adapters multiplied into the base; the model loses them.
+
+    The language part is one that transformers and vLLM load by themselves; answer_heads/ holds what they do
+    not know.
+
+    Raises:
+        ModelError: `out` holds something already.
+        StorageError: The disk is full or refuses.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ModelError(f"{out} is not empty: give --merge a folder of its own")
+    out.mkdir(parents=True, exist_ok=True)
+    built = trained_model.built
+    try:
+        built.model.language = merge(built.model.language)
+        built.base.write(built.model.language, out)
+        built.collator.reader.save(out)
+        _write(out / HEADS, {name: one.detach() for name, one in built.model.heads.state_dict().items()})
+    except OSError as error:
+        raise atomic.storage_error(out, None, error) from error
+    dump_task(trained_model.task, out / TASK)
+    more = {"merged": True, "answer_id": built.model.answer_id}
+    atomic.write_json(out / MERGED, trained_model.about | more)
+
+
+# ---- trained weights, and a training in progress --------------------------------------------------------
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trained parameters by name."""
+    wanted = set(trained_names(model))
+    return {name: parameter for name, parameter in model.named_parameters() if name in wanted}
+
+
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Write the trained weights as safetensors.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    _write(file, {name: one.detach() for name, one in trained(model).items()})
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Put the weights of `save_weights` into a model of the same settings.
+
+    Raises:
+        ModelError: No such file, no safetensors, or weights of another architecture.
+    """
+    _fill(trained(model), _read(file)[0], file)
+
+
+def save_training(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, identity: str, file: Path
+) -> None:
+    """Write weights, the optimizer's moments and where training stands, atomically.
+
+    accelerate's `save_state` would leave pickles, which run whatever somebody put into them.
+
+    Args:
+        identity: What is trained on what; another training cannot go on from here.
+
+    Raises:
+        StorageError: The disk is full or refuses; an earlier file is as it was.
+    """
+    tensors = {f"weight/{name}": one.detach() for name, one in trained(model).items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"moment/{number}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    epochs = [dict(one.metrics) for one in state.results]
+    progress = {"step": state.step, "identity": identity, "epochs": epochs}
+    _write(file, tensors, {"progress": json.dumps(progress)})
+
+
+def load_training(
+    model: nn.Module, optimizer: torch.optim.Optimizer, file: Path, identity: str
+) -> TrainingState:
+    """Put everything back as `save_training` found it; a file that is not there is a training's beginning.
+
+    Raises:
+        ModelError: The file is damaged, or of another training.
+    """
+    if not file.exists():
+        return TrainingState()
+    tensors, metadata = _read(file)
+    progress = json.loads(metadata.get("progress", "{}"))
+    if progress.get("identity") != identity:
+        raise ModelError(
+            f"{file.parent} holds a training of other posts or settings: give another --out, or restore the"
+            " recipe and the data that it was begun with"
+        )
+    weights, moments = dict[str, Tensor](), defaultdict[int, dict[str, Tensor]](dict)
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "weight":
+            weights[rest] = tensor
+        else:
+            number, _, key = rest.partition("/")
+            moments[int(number)][key] = tensor
+    _fill(trained(model), weights, file)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(moments)})
+    results = (EpochResult(number, {}, metrics) for number, metrics in enumerate(progress["epochs"], 1))
+    return TrainingState(progress["step"], tuple(results))
+
+
+def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], file: Path) -> None:
+    found = {name: tuple(one.shape) for name, one in tensors.items()}
+    wanted = {name: tuple(one.shape) for name, one in parameters.items()}
+    if found != wanted:
+        names = sorted(found.keys() | wanted.keys())
+        differing = [name for name in names if found.get(name) != wanted.get(name)]
+        raise ModelError(
+            f"{file} holds weights of another architecture: {len(differing)} of {len(wanted)} differ,"
+            f" {differing[0]} first (found {found.get(differing[0])}, expected {wanted.get(differing[0])})."
+            " Use the base model, task and recipe that it was trained with"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
+    ready = {name: one.cpu().contiguous() for name, one in tensors.items()}
+    size = sum(one.numel() * one.element_size() for one in ready.values())
+    with atomic.replacing(file, size) as part:
+        save_file(ready, part, metadata={"format": "pt", **(metadata or {})})
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in list(opened.keys())}, opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{file} cannot be read as safetensors ({error}): expected the weights of a trained model."
+            " Restore the file, or train again"
+        ) from error

@@ -1,0 +1,405 @@
+"""What the model is asked about every post, and the posts with their targets that it learns from.
+
+Shape legend: ``Q`` process questions, ``K`` answers of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from backbones.mllm.answering import Variant
+from backbones.mllm.prompts import Wording
+from selftrain._util.types import Float32Array, Json
+from selftrain.agentps.recipe import SourceSettings
+from selftrain.data.manifest import RowError, Rows, enforce, read_manifest
+from selftrain.data.posts import MAX_ALBUM, Post
+from selftrain.data.splits import parts_by_column
+from selftrain.data.task import Question, Task, load_task
+from selftrain.errors import DataError, QuarantineError, RecipeError, SplitError, TaskError
+from selftrain.review.estimates import BatchOutcome, outcome
+from selftrain.review.ledger_reader import LEDGER, LedgerReader
+from selftrain.store.run_dir import RunFolder, read_jsonl
+from selftrain.store.scores import FILE as SCORES
+
+FINAL = "final"
+Target = Float32Array
+
+# ---- questions ------------------------------------------------------------------------------------------
+
+
+class QuestionSet(NamedTuple):
+    """The questions of a task as one variant asks them; answers stand in the order of the logits.
+
+    Attributes:
+        process: The Q process questions that have a head; none for "vanilla".
+        final: The classes.
+        positive: The index of the class that is looked for.
+        wording: The words around every post; only "agentps" reads the process questions.
+    """
+
+    process: tuple[Question, ...]
+    final: Question
+    positive: int
+    wording: Wording
+
+    @property
+    def all(self) -> tuple[Question, ...]:
+        """Return every question that has a head, the final one last."""
+        return (*self.process, self.final)
+
+
+def question_set(task: Task, variant: Variant, *, policy: bool = False) -> QuestionSet:
+    """Return the questions of `task`.
+
+    Args:
+        task: With questions, unless the variant is "vanilla".
+        variant: Where the heads read.
+        policy: Put the policy before the post; otherwise only the meaning of the positive class.
+
+    Raises:
+        TaskError: A task without questions, a question called like the final one, for a variant that asks.
+    """
+    if variant != "vanilla" and not task.questions:
+        raise TaskError(
+            f"task {task.name!r} has no questions, and the variant {variant!r} learns from their answers:"
+            " add [[questions]] to the task (`selftrain data tasks` shows some), or set"
+            ' model.variant = "vanilla"'
+        )
+    if task.question(FINAL) is not None:
+        raise TaskError(f"a question is called {FINAL!r}, which stands for the classes: rename it")
+    meaning = next(one.meaning for one in task.classes if one.name == task.positive)
+    if len(task.classes) == 2:
+        closing = f"Is this post {_spoken(task.positive)}: {meaning}?"
+    else:
+        closing = f"Which is it: {', '.join(map(_spoken, task.names))}?"
+    read = task.questions if variant == "agentps" else ()
+    return QuestionSet(
+        () if variant == "vanilla" else tuple(task.questions),
+        Question(FINAL, closing, task.names),
+        task.names.index(task.positive),
+        Wording(
+            f"Policy: {task.policy}\nPost:" if policy else "Post:",
+            tuple(one.wording for one in read),
+            closing,
+        ),
+    )
+
+
+def _spoken(name: str) -> str:
+    """Return the name of a class as a word in a sentence: ``not_hateful`` as "not hateful"."""
+    return name.replace("_", " ").replace("-", " ")
+
+
+# ---- posts with targets ---------------------------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """One post.
+
+    Attributes:
+        id: As in its manifest.
+        text: May be empty.
+        pictures: Image files, or one video.
+        targets: One [K] a question, the final one last; zeros where nobody answered.
+    """
+
+    id: str
+    text: str
+    pictures: tuple[Path, ...]
+    targets: tuple[Target, ...]
+
+
+def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example:
+    """Return a post with what is known of it.
+
+    Args:
+        post: Its video, if it has one, stands for its pictures.
+        questions: Its targets are about.
+        prob: Of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
+
+    Raises:
+        TaskError: A label or an answer that the task does not know.
+    """
+    pictures = post.images if post.video is None else (post.video,)
+    process = (make_target(one.answers, post.process.get(one.name)) for one in questions.process)
+    return Example(
+        post.id, post.text, pictures, (*process, make_target(questions.final.answers, post.label, prob))
+    )
+
+
+def make_target(answers: Sequence[str], answer: str | None, prob: float = 1.0) -> Target:
+    """Return [K] `prob` for the answer, the rest evenly over the others; zeros where there is no answer.
+
+    Raises:
+        TaskError: An answer outside `answers`.
+    """
+    if answer is None:  # the loss leaves it out
+        return np.zeros(len(answers), dtype=np.float32)
+    if answer not in answers:
+        raise TaskError(f"the answer {answer!r} is none of {list(answers)}: correct it, or leave it out")
+    target = np.full(len(answers), (1.0 - prob) / (len(answers) - 1), dtype=np.float32)
+    target[answers.index(answer)] = prob
+    return target
+
+
+def answer_of(target: Target) -> int | None:
+    """Return the index of the answer that a target stands for; None where it is missing."""
+    return int(target.argmax()) if target.any() else None
+
+
+# ---- which posts ----------------------------------------------------------------------------------------
+
+
+class LabelledPosts(NamedTuple):
+    """Posts with labels, and what was left out.
+
+    Attributes:
+        task: Classes, policy, questions.
+        train: Posts to learn from.
+        label_probs: Post id -> what its label is worth as a target, for pseudo-labels.
+        validation: Posts to choose the best epoch and thresholds by; none of them is in `train`.
+        quarantine: Rows left out, each with its reason.
+        final_targets: Post id -> the target [K] of the final question of a reviewed sample (ACT); may leave
+            [0, 1].
+    """
+
+    task: Task
+    train: list[Post]
+    label_probs: Mapping[str, float]
+    validation: list[Post]
+    quarantine: list[Json]
+    final_targets: Mapping[str, Target] = {}
+
+    def examples(self, questions: QuestionSet) -> tuple[list[Example], list[Example]]:
+        """Return the labelled posts to learn from, and those to validate on."""
+        train = []
+        for post in self.train:
+            if post.label is not None:
+                one = example(post, questions, prob=self.label_probs.get(post.id, 1.0))
+                *process, final = one.targets
+                targets = (*process, self.final_targets.get(post.id, final))
+                train.append(one._replace(targets=targets))
+        return train, [example(post, questions) for post in self.validation]
+
+
+def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
+    """Read the posts that a recipe's data section names.
+
+    Raises:
+        RecipeError: Neither or both of run and manifest, or a manifest without a task.
+        TaskError, ManifestError, SplitError, QuarantineError, RunStateError: What is named cannot be used.
+        DataError: No post to learn from, or none to validate on.
+    """
+    if (sources.run is None) == (sources.manifest is None):
+        raise RecipeError(
+            f"data.run is {sources.run} and data.manifest is {sources.manifest}: expected one of the two,"
+            " a finished run or a manifest with labels"
+        )
+    if sources.run is not None:
+        found = _of_run(sources.run, sources)
+    elif sources.reviews is not None:
+        raise RecipeError("data.reviews names a batch of a run's ledger, but data.run names no run")
+    else:
+        found = _of_manifest(sources, seed)
+    if sources.process is not None:
+        found = _with_process(found, sources.process, sources)
+    for name, posts in (("learn from", found.train), ("validate on", found.validation)):
+        if not any(post.label is not None for post in posts):
+            raise DataError(f"there is no labelled post to {name}: expected some of every class")
+    return found
+
+
+def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
+    """Read the grown dataset to train on, the run's own validation posts to validate on."""
+    folder = RunFolder(run)
+    files = folder.recipe()["data"]
+    own_task = folder.path / "task.toml"
+    task = load_task(sources.task or (own_task if own_task.exists() else Path(files["task"])))
+    grown = {str(row["id"]): row for row in read_jsonl(folder.path / "grown.jsonl")}
+    scores = read_jsonl(folder.round_path(folder.best_round()) / SCORES)
+    validated = {str(row["id"]): str(row["label"]) for row in scores if row["split"] == "validation"}
+    posts, quarantine = dict[str, Post](), list[Json]()
+    sources = sources.model_copy(update={"columns": files.get("columns", {})})
+    for name in ("manifest", "validation", "pool"):  # never the test's
+        if files.get(name) is not None:
+            read, left_out = read_posts(Path(files[name]), task, sources)
+            posts |= {post.id: post for post in read}
+            quarantine += left_out
+    quarantine += [
+        {"kind": "gone", "id": one, "reason": "in no manifest of the run any more"}
+        for one in (*grown, *validated)
+        if one not in posts
+    ]
+    pseudo = (i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label")
+    found = LabelledPosts(
+        task,
+        [replace(posts[i], label=str(row["label"])) for i, row in grown.items() if i in posts],
+        dict.fromkeys(pseudo, sources.soft_target),
+        [replace(posts[i], label=label) for i, label in validated.items() if i in posts],
+        quarantine,
+    )
+    return found if sources.reviews is None else _with_reviews(found, run, sources.reviews, posts)
+
+
+def _of_manifest(sources: SourceSettings, seed: int) -> LabelledPosts:
+    if sources.task is None:
+        raise RecipeError("data.manifest is named without data.task: name the task whose labels it holds")
+    assert sources.manifest is not None
+    task = load_task(sources.task)
+    posts, quarantine = read_posts(sources.manifest, task, sources)
+    train, validation = [post for post in posts if post.label is not None], list[Post]()
+    if has_splits(train):
+        parts = parts_by_column(train)
+        train, validation = parts["labelled"], parts["validation"]
+    if sources.validation is not None:
+        validation, left_out = read_posts(sources.validation, task, sources)
+        known = {post.id for post in validation}
+        train = [post for post in train if post.id not in known]
+        quarantine = quarantine + left_out
+    elif not validation:
+        train, validation = _draw_validation(train, sources.validation_share, seed)
+    return LabelledPosts(task, train, {}, validation, quarantine)
+
+
+def _draw_validation(posts: list[Post], share: float, seed: int) -> tuple[list[Post], list[Post]]:
+    """Draw a share of each class to validate on, at least one; both parts in the posts' order."""
+    generator = np.random.default_rng([seed, 1])
+    chosen: set[str] = set()
+    for label in dict.fromkeys(post.label for post in posts):
+        ids = [post.id for post in posts if post.label == label]
+        wanted = max(round(share * len(ids)), 1)
+        chosen |= {ids[i] for i in generator.permutation(len(ids))[:wanted]}
+    return [p for p in posts if p.id not in chosen], [p for p in posts if p.id in chosen]
+
+
+def _with_reviews(found: LabelledPosts, run: Path, batch: str, posts: Mapping[str, Post]) -> LabelledPosts:
+    """Add the posts of a reviewed sample, with targets that make their loss ACT's.
+
+    ``t_m + (t_h - t_m) delta / pi``: cross-entropy is linear in its target, so that the mean over many draws
+    is the loss of human labels for every post of the batch, whatever the machine's labels are worth.
+    """
+    reviewed = _reviewed(run, batch)
+    names, targets = found.task.names, {}
+    for i, post_id in enumerate(reviewed.post_ids):
+        machine, human = make_target(names, reviewed.machine[i]), reviewed.human[i]
+        correction = 0.0 if human is None else (make_target(names, human) - machine) / reviewed.inclusion[i]
+        targets[post_id] = (machine + correction).astype(np.float32)
+    labels = dict(zip(reviewed.post_ids, reviewed.labels, strict=True))
+    kept = [post for post in found.train if post.id not in labels]
+    known = {post.id for post in found.validation}
+    added = [replace(posts[i], label=label) for i, label in labels.items() if i in posts and i not in known]
+    return found._replace(train=kept + added, final_targets=targets)
+
+
+def _reviewed(run: Path, batch: str) -> BatchOutcome:
+    """Read a batch of the run's ledger, once every post drawn has its answer."""
+    ledger = LedgerReader(run / LEDGER)
+    try:
+        if batch not in ledger.batches():
+            raise RecipeError(f"data.reviews is {batch!r}; expected one of {ledger.batches()}")
+        drawn, waiting = ledger.drawn(batch), set(ledger.waiting())
+        missing = sum(post_id in waiting for post_id in drawn)
+        if missing:
+            raise DataError(
+                f"{missing} of {len(drawn)} posts drawn for review wait for an answer: a sample that is half"
+                " reviewed is no longer the one that was drawn. Finish the review (`selftrain review serve`)"
+            )
+        return outcome(ledger, batch)
+    finally:
+        ledger.close()
+
+
+def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings) -> LabelledPosts:
+    """Lay the process answers of another manifest over those at hand."""
+    read, left_out = read_posts(manifest, found.task, sources)
+    answers = {post.id: post.process for post in read}
+
+    def filled(posts: list[Post]) -> list[Post]:
+        return [replace(post, process={**post.process, **answers.get(post.id, {})}) for post in posts]
+
+    quarantine = [*found.quarantine, *left_out]
+    return found._replace(
+        train=filled(found.train), validation=filled(found.validation), quarantine=quarantine
+    )
+
+
+# ---- manifests ------------------------------------------------------------------------------------------
+
+
+def read_posts(path: Path, task: Task, sources: SourceSettings) -> tuple[list[Post], list[Json]]:
+    """Read the posts of a manifest, albums of any length, and the rows set aside."""
+    report = read_manifest(
+        path, task, max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns
+    )
+    enforce(report, sources.max_bad_rows, sources.max_bad_share)
+    return list(report.posts), report.quarantine
+
+
+def stream_posts(path: Path, quarantine: list[Json], sources: SourceSettings) -> Iterator[Post]:
+    """Yield the posts of a manifest of any length, one in memory at a time; labels are not judged.
+
+    Args:
+        path: JSON lines, CSV or Parquet. Ids are not compared: that would need memory for all of them.
+        quarantine: Gets the rows set aside.
+        sources: How many rows may be set aside.
+
+    Raises:
+        ManifestError: The file cannot be read.
+        QuarantineError: More rows are bad than tolerated; the posts before them were given.
+    """
+    rows = Rows(
+        path, None,
+        max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns, labels=False,
+        remember=False,
+    )  # fmt: skip
+    met = bad = 0
+    for raw in rows.table.rows:
+        met += raw.rows
+        try:
+            yield rows.post(raw)
+        except RowError as error:
+            bad += raw.rows
+            quarantine.append({"kind": "row", "line": raw.line, "id": error.post_id, "reason": error.reason})
+            if bad > sources.max_bad_rows:
+                break
+    if bad > sources.max_bad_rows or bad > sources.max_bad_share * met:
+        first = "\n".join(f"  line {one.get('line')}: {one['reason']}" for one in quarantine[:10])
+        raise QuarantineError(
+            f"{path}: {bad} of the first {met} rows are set aside; at most {sources.max_bad_rows} and"
+            f" {sources.max_bad_share:.0%} are tolerated:\n{first}\nCorrect these rows"
+        )
+
+
+def has_splits(posts: Iterable[Post]) -> bool:
+    """Return whether the manifest says of its posts what they are for."""
+    return any("split" in post.extra for post in posts)
+
+
+def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
+    """Return the posts of one split: what a model learned from is no measure of it.
+
+    Args:
+        posts: Of a manifest.
+        name: "train", "validation", "pool", "test" or "all"; None will do where the manifest has no splits.
+
+    Raises:
+        SplitError: There are splits and no name, no splits and a name, or no post of that name.
+    """
+    if not has_splits(posts):
+        if name in (None, "all"):
+            return posts
+        raise SplitError(f"--split {name}: the manifest has no field `split`; leave the option out")
+    columns = parts_by_column(posts).items()
+    parts: dict[str, Any] = {"train" if kind == "labelled" else kind: part for kind, part in columns}
+    found = parts | {"all": posts}
+    if name is None or not found[name]:
+        sizes = ", ".join(f"{len(part):,} {kind}" for kind, part in parts.items() if part)
+        asked = "the manifest's field `split` says" if name is None else f"no post of split {name}: there are"
+        raise SplitError(f"{asked} {sizes}; say which to measure, --split test for instance, or --split all")
+    selected: Sequence[Post] = found[name]
+    return selected

@@ -1,0 +1,220 @@
+"""Probabilities of every answer for posts in any number, and metrics where the answers are known.
+
+Shape legend: ``B`` posts, ``Q`` questions, the final one last, ``K`` answers of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from backbones.mllm.answering import AnsweringModel
+from backbones.mllm.base import to_device
+from backbones.mllm.prompts import Inputs
+from backbones.prefetch import prefetch, threads_for
+from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json
+from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of
+from selftrain.agentps.model import Collator, Unread
+from selftrain.data.task import Question
+from selftrain.errors import DataError, TrainingError
+from selftrain.models.metrics import accuracy_and_f1, threshold_intervals, threshold_metrics
+
+_Readable = tuple[Inputs | None, list[int], list[Unread]]
+_SORTED_BATCHES = 16
+
+
+class ScoredPost(NamedTuple):
+    """One post's answers.
+
+    Attributes:
+        example: The post.
+        answers: One [K] of probabilities a question, the final one last; empty where `reason` says why.
+        reason: Why the post could not be read; empty for a scored one.
+    """
+
+    example: Example
+    answers: tuple[Float32Array, ...]
+    reason: str = ""
+
+
+class _Batch(NamedTuple):
+    """Posts of like length, their places in the stretch that was sorted, and whether that ends here."""
+
+    posts: list[Example]
+    places: list[int]
+    last: bool
+
+
+def score(
+    model: AnsweringModel,
+    collator: Collator,
+    posts: Iterable[Example],
+    *,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    precise: bool = True,
+) -> Iterator[ScoredPost]:
+    """Yield scored posts in the order given, reading no further ahead than some dozens of batches.
+
+    While a GPU computes a batch, threads read the next ones.
+
+    Args:
+        model: In evaluation mode afterwards.
+        collator: Of the model.
+        posts: Any number, targets not read.
+        batch_size: Posts computed at once, at least 1.
+        device: Where `model` is.
+        precise: Multiply in float32; else in bfloat16 where the device has it.
+
+    Raises:
+        TrainingError: The device has no memory for a batch; says what to lower.
+    """
+    model.eval()
+
+    def read(batch: _Batch) -> tuple[_Batch, _Readable]:
+        return batch, collator.readable(batch.posts)
+
+    found: dict[int, ScoredPost] = {}
+    batches = _batches(collator, iter(posts), batch_size)
+    for batch, readable in prefetch(read, batches, threads_for(torch.device(device).type)):
+        scored = _score_batch(model, batch.posts, readable, device, precise=precise)
+        found |= zip(batch.places, scored, strict=True)
+        if batch.last:
+            yield from (found[place] for place in range(len(found)))
+            found = {}
+
+
+def _batches(collator: Collator, stream: Iterator[Example], size: int) -> Iterator[_Batch]:
+    while stretch := list(islice(stream, size * _SORTED_BATCHES)):
+        order = np.argsort(collator.lengths(stretch), kind="stable").tolist()
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            yield _Batch([stretch[i] for i in places], places, start + size >= len(order))
+
+
+def _score_batch(
+    model: AnsweringModel,
+    posts: Sequence[Example],
+    readable: _Readable,
+    device: torch.device | str,
+    *,
+    precise: bool,
+) -> list[ScoredPost]:
+    inputs, places, unread = readable
+    result = {one.place: ScoredPost(posts[one.place], (), one.reason) for one in unread}
+    if inputs is not None:
+        kind = torch.device(device).type
+        try:
+            with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=not precise):
+                logits = model(to_device(inputs, device))
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"no memory left for {len(posts)} posts of {inputs['input_ids'].shape[1]} tokens on the"
+                " device: lower the batch size"
+            ) from error
+        probs = [torch.softmax(one.float(), 1).cpu().numpy() for one in logits]
+        for row, place in enumerate(places):
+            result[place] = ScoredPost(posts[place], tuple(one[row] for one in probs))
+    return [result[place] for place in range(len(posts))]
+
+
+# ---- metrics --------------------------------------------------------------------------------------------
+
+
+class QuestionScores(NamedTuple):
+    """The posts that answer one question.
+
+    Attributes:
+        question: The question.
+        looked_for: The index of the answer that recall and precision are about.
+        ids: [B] posts.
+        truth: [B] indices of the true answers.
+        probs: [B, K] probabilities.
+    """
+
+    question: Question
+    looked_for: int
+    ids: tuple[str, ...]
+    truth: IntArray
+    probs: FloatArray
+
+    @property
+    def found(self) -> BoolArray:
+        """Return [B] whether the answer looked for is the true one."""
+        found: BoolArray = self.truth == self.looked_for
+        return found
+
+    @property
+    def scores(self) -> FloatArray:
+        """Return [B] the probability of the answer looked for."""
+        return self.probs[:, self.looked_for]
+
+    def all_answers(self) -> dict[str, float]:
+        """Return accuracy and macro-F1 over all answers."""
+        return accuracy_and_f1(self.truth, self.probs.argmax(1))
+
+
+def question_scores(questions: QuestionSet, scored: Iterable[ScoredPost]) -> list[QuestionScores]:
+    """Return one a question, the final one last; of a process question its first answer is looked for."""
+    read = [one for one in scored if not one.reason]
+    result = []
+    for q, question in enumerate(questions.all):
+        known = [(one, answer_of(one.example.targets[q])) for one in read]
+        answered = [(one, truth) for one, truth in known if truth is not None]
+        probs = np.array([one.answers[q] for one, _ in answered], dtype=np.float64)
+        result.append(
+            QuestionScores(
+                question,
+                questions.positive if question.name == FINAL else 0,
+                tuple(one.example.id for one, _ in answered),
+                np.array([truth for _, truth in answered], dtype=np.int64),
+                probs.reshape(len(answered), len(question.answers)),
+            )
+        )
+    return result
+
+
+def headline(questions: QuestionSet, scored: Iterable[ScoredPost]) -> Json:
+    """Return metrics of the final question without intervals, and macro-F1 of each process question.
+
+    Raises:
+        DataError: The posts do not hold both the positive class and another one.
+    """
+    *process, final = question_scores(questions, scored)
+    if not final.found.any() or final.found.all():
+        raise DataError(
+            f"of {len(final.ids)} labelled posts {int(final.found.sum())} are"
+            f" {final.question.answers[final.looked_for]!r}: expected some of it and some of another class;"
+            " add labelled posts to validate on"
+        )
+    result: Json = {"posts": len(final.ids)} | threshold_metrics(final.found, final.scores)
+    if len(final.question.answers) > 2:
+        result |= final.all_answers()
+    return result | {
+        f"{one.question.name}/macro_f1": one.all_answers()["macro_f1"] for one in process if len(one.ids)
+    }
+
+
+def full_report(questions: QuestionSet, scored: Iterable[ScoredPost]) -> dict[str, Json]:
+    """Return question -> posts, answers, metrics with intervals; a note where only one answer occurs."""
+    result: dict[str, Json] = {}
+    for one in question_scores(questions, scored):
+        answers = one.question.answers
+        about: Json = {
+            "posts": len(one.ids),
+            "looked_for": answers[one.looked_for],
+            "answers": {answer: int((one.truth == k).sum()) for k, answer in enumerate(answers)},
+        }
+        if one.found.any() and not one.found.all():
+            intervals = threshold_intervals(one.found, one.scores)
+            about["figures"] = {name: value._asdict() for name, value in intervals.items()}
+        else:
+            about["note"] = "only one answer occurs among these posts: nothing to tell apart"
+        if len(answers) > 2 and len(one.ids):
+            about["all_answers"] = one.all_answers()
+        result[one.question.name] = about
+    return result
