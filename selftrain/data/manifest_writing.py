@@ -168,7 +168,18 @@ def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
                 raise
         else:
             return pa.field(name, array.type), array
-    encoded = [None if value is None else _json(value) for value in values]
+    try:
+        encoded = [None if value is None else _json(value) for value in values]
+    except (
+        ManifestError
+    ):  # numbers that JSON has no word for, in lists or tables: Arrow's own types hold them
+        try:
+            array = pa.array(values)
+        except (OverflowError, UnicodeError, TypeError, pa.ArrowException):
+            array = None
+        if array is None:
+            raise
+        return pa.field(name, array.type), array
     return pa.field(name, pa.string(), metadata=JSON_MARK), pa.array(encoded, type=pa.string())
 
 

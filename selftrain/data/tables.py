@@ -35,6 +35,7 @@ SUFFIXES = (*JSON_LINES, *CSV, ".parquet")
 JSON_MARK = {b"selftrain": b"json"}
 
 _HEAD = 1 << 20  # bytes that are looked at to find out what a file is
+LISTED = "one JSON list"
 _MOST_NOTES = 100
 _LONG = 100  # lines of one CSV row from which on a lost quote is likelier than a long text
 _COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
@@ -201,9 +202,7 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
     if header is None and not delimiter and _is_json(path, start):
         scanned = _spans_lines(start)
         if scanned:
-            notes.append(
-                "one JSON list" if start.lstrip().startswith("[") else "JSON objects of several lines"
-            )
+            notes.append(LISTED if start.lstrip().startswith("[") else "JSON objects of several lines")
         rows = _scanned_rows(path, lines, notes) if scanned else _json_rows(lines, notes)
         return Table("JSON", None, _guarded(path, rows, lines), notes)
     return _csv_table(path, lines, start, header=header, delimiter=delimiter, notes=notes)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.manifest import Names
-from selftrain.data.tables import RawRow, Table, fold, open_table
+from selftrain.data.tables import LISTED, RawRow, Table, fold, open_table
 from selftrain.errors import ExchangeError, ManifestError
 from selftrain.review.exchange.review_export import CONTROL, FORMULA, NUMBER
 from selftrain.review.ledger import OutsideDecision, Refusal, ReviewLedger
@@ -85,6 +85,10 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
     try:
         table = open_table(file, named=False)
         if table.form == "JSON":
+            if LISTED not in table.notes:
+                raise ExchangeError(
+                    f"{file} holds no list: expected a list of tasks, as Label Studio exports"
+                )
             return _from_json(list(table.rows), reviewer)
         decisions, refused, empty = list[OutsideDecision](), list[Refusal](), 0
         for row in _table_rows(table):
@@ -169,7 +173,7 @@ def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
             continue
         cells = {key: str(row.fields.get(name, "")) for key, name in names.items()}
         reviewer = cells.get("reviewer") or reviewer_name(cells.get("annotator", ""))
-        found = (cells["post_id"], cells.get("batch", ""), cells["label"], reviewer)
+        found = (cells.get("post_id", ""), cells.get("batch", ""), cells.get("label", ""), reviewer)
         post_id, batch, label, who = map(_plain, found)
         yield OutsideDecision(row.line, post_id, label.strip(), who.strip(), batch)
 
