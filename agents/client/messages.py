@@ -130,11 +130,7 @@ class ChatAnswer(BaseModel):
     details: _PromptDetails | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens_details"))
 
     def completion(self, *, logprobs: bool, seconds: float) -> Completion:
-        """Return the answer in it.
-
-        Args:
-            logprobs: Whether log-probabilities were asked for.
-            seconds: How long the call took.
+        """Return the answer in it, with log-probabilities where they were asked for.
 
         Raises:
             ServerRefusedError: The server reports no tokens, or no log-probabilities although it was asked.

@@ -82,8 +82,8 @@ def check_server(
         endpoint: ``http://127.0.0.1:8000``, without /v1.
         model: The name that must be served; empty: the only one that is.
         key: What the server wants to be shown; empty: nothing.
-        image: Whether to ask about a picture, or about a text.
-        seconds: The time that its answer may take; the first constrained one takes longest.
+        image: Ask about a picture, not about a text.
+        seconds: That its answer may take; the first constrained one takes longest.
     """
     health = fetch(f"{endpoint}/health", key)
     if health.status == 0 or health.status >= 500:

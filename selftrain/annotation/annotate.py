@@ -58,17 +58,6 @@ def prepare_annotation(
 ) -> PreparedAnnotation:
     """Read and check everything; nothing is asked and nothing written.
 
-    Args:
-        manifest: Whose posts are asked about.
-        task: A task file with questions.
-        out: The manifest to write; its suffix says its format.
-        settings: Tolerances, and how many pictures are sent.
-        questions: Names of those to ask; None: all.
-        direct: Ask the final question too.
-        again: Ask anew what a model has answered before.
-        limit: Only about the first posts.
-        columns: Field -> column of the manifest that holds it, where that is called otherwise.
-
     Raises:
         TaskError, ManifestError, QuarantineError: What cannot be used, and what to do.
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from selftrain._util.deferred import deferred
 from selftrain.cli.commands import noun
 from selftrain.cli.options import Columns, Manifest, argument, option, read_columns
-from selftrain.cli.printing import print_some, say
+from selftrain.cli.printing import echo, print_some
 from selftrain.errors import TaskError
 
 if TYPE_CHECKING:
@@ -91,16 +91,16 @@ def import_published(
     done = importers.import_named(
         name, source, out, allow_missing_images=allow_missing_images, decode_entities=decode_entities
     )
-    say(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
+    echo(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
     if done.text_only:
-        say(f"{done.text_only:,} images are missing: those posts have their text only")
+        echo(f"{done.text_only:,} images are missing: those posts have their text only")
     if done.entities:
         what = "decoded" if decode_entities else "left as they are written; --decode-entities decodes them"
-        say(f"{done.entities:,} texts hold HTML entities: {what}")
+        echo(f"{done.entities:,} texts hold HTML entities: {what}")
     for note in done.notes:
-        say(f"note: {note}")
+        echo(f"note: {note}")
     if done.skipped:
-        say(f"{sum(one.rows for one in done.skipped):,} rows left out:")
+        echo(f"{sum(one.rows for one in done.skipped):,} rows left out:")
         print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
 
 
@@ -122,7 +122,7 @@ def tasks(
         print(templates.template_file(name).read_text(encoding="utf-8"), end="")
     else:
         task = templates.write_template(name, out)
-        say(f"{out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like")
+        echo(f"{out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like")
 
 
 def _list_tasks(names: Sequence[str]) -> None:
@@ -166,23 +166,23 @@ def _document(
 def _print_report(
     report: ManifestReport, copies: list[DuplicateGroup] | None, conflicts: list[tuple[Post, ...]]
 ) -> None:
-    say(f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside")
+    echo(f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside")
     for label, count in sorted(report.counts.items(), key=str):
-        say(f"  {'no label' if label is None else label}: {count:,}")
-    say("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
+        echo(f"  {'no label' if label is None else label}: {count:,}")
+    echo("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
     if report.problems:
-        say("set aside:")
+        echo("set aside:")
         print_some(
             [f"  line {one.line}, id {one.post_id!r}: {one.reason}; {one.remedy}" for one in report.problems]
         )
     if report.notes:
-        say("how it was read:")
+        echo("how it was read:")
         print_some([f"  {note}" for note in report.notes])
     if conflicts:
-        say(f"copies with different labels: {len(conflicts):,}")
+        echo(f"copies with different labels: {len(conflicts):,}")
         print_some(
             ["  " + ", ".join(f"{post.id} {post.label!r}" for post in group[:6]) for group in conflicts]
         )
     if copies is not None:
-        say(f"groups of copies: {len(copies):,}")
+        echo(f"groups of copies: {len(copies):,}")
         print_some([f"  {group.kind}: {', '.join(group.ids[:6])} ({group.detail})" for group in copies])

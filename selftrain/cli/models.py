@@ -23,7 +23,7 @@ from selftrain.cli.options import (
     option,
     read_columns,
 )
-from selftrain.cli.printing import check_target, print_some, say, write_records
+from selftrain.cli.printing import check_target, echo, print_some, write_records
 from selftrain.errors import ServingError
 
 if TYPE_CHECKING:
@@ -111,11 +111,11 @@ def serve(
         )
     http_server.quiet_logs()
     if host not in _LOOPBACK and not key:
-        say("warning: other machines may reach this address, and no key is asked for: give --key-variable")
+        echo("warning: other machines may reach this address, and no key is asked for: give --key-variable")
     count = server.compute_threads(threads)
     ended = server.serve(
         lambda: load_predictor.load_predictor(model, threads=count),
-        host=host, port=port, key=key, tell=say,
+        host=host, port=port, key=key, tell=echo,
         batching=server.Batching(max_batch, max_wait_ms / 1000, max_queue),
         limits=wire.RequestLimits(
             int(max_body_mb * 1e6), max_posts, max_text, int(max_image_mb * 1e6), max_pixels
@@ -175,14 +175,14 @@ def filter_stream(
     measured = thresholds.validation_scores(opened, validation, named)
     point = thresholds.lowest_threshold(measured.scores, precision)
     for line in _threshold_lines(point, measured, opened.positive):
-        say(line)
+        echo(line)
     counts = filtering.filter_posts(
         opened, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
-        columns=named, tell=say, progress=sys.stderr.isatty(),
+        columns=named, tell=echo, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    say(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
+    echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:
-        say(f"failures are listed in {sink}.quarantine.jsonl")
+        echo(f"failures are listed in {sink}.quarantine.jsonl")
 
 
 def _threshold_lines(
@@ -222,4 +222,4 @@ def export(
         )
     inputs = onnx_export.export_onnx(run, onnx, head_only=head_only)
     size = onnx.stat().st_size / 1e6
-    say(f"{onnx}: {size:.1f} MB, {' + '.join(inputs)} -> logits, probabilities")
+    echo(f"{onnx}: {size:.1f} MB, {' + '.join(inputs)} -> logits, probabilities")

@@ -23,7 +23,7 @@ def option(text: str, *names: str, metavar: str | None = None, panel: str | None
     """Declare an option.
 
     Args:
-        text: What the help says of it.
+        text: Its line in the help.
         names: "--name" where it is not the parameter's; always of a switch, which has no opposite.
         metavar: What stands for its value.
         panel: Heading that it stands under.

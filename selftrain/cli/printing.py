@@ -48,8 +48,8 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def say(text: object) -> None:
-    """Print lines at once."""
+def echo(text: object) -> None:
+    """Print a line, or several, at once."""
     print(printable_lines(str(text)), flush=True)
 
 
@@ -95,7 +95,7 @@ class LeftOut(NamedTuple):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LeftOut:
-        """Return what a record of a quarantine says."""
+        """Return what a record of a quarantine holds."""
         return cls(record["id"], record["reason"], record.get("line"))
 
     def __str__(self) -> str:

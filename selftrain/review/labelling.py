@@ -128,11 +128,6 @@ def review_folder(path: Path | str) -> RunFolder:
 def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder, or check that this is the same labelling going on.
 
-    Args:
-        folder: Where.
-        manifest, task: The data.
-        settings: What was asked of whom, and how posts are drawn.
-
     Raises:
         RunMismatchError: The folder holds another labelling.
         TaskError: The task cannot be used.
@@ -205,13 +200,6 @@ def annotate_pool(
     """Annotate and criticize every post, and draw those that people look at.
 
     Safe to repeat: answers are paid for once, and what was drawn stays drawn.
-
-    Args:
-        folder: Begun, see `begin`.
-        posts: Without labels.
-        annotating, criticizing: Who labels and who doubts the labels, and how they are asked.
-        classes: Of the task.
-        drawing: Budget and rule.
 
     Raises:
         BudgetError: Most posts got no machine label, no label an estimate, or the budget cannot be spent.

@@ -72,11 +72,6 @@ class ReviewTasks(NamedTuple):
 def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: bool = False) -> ReviewTasks:
     """Gather the posts of a run that lack a review, in the order in which they are handed out.
 
-    Args:
-        folder: The run.
-        hide_opinions: Leave out what classifier and agents said: reviewers who read it lean towards it.
-        everything: Posts that are reviewed already too.
-
     Raises:
         RunStateError: No run folder, or a damaged one.
         LedgerError: The run has no ledger, or it cannot be read.
@@ -124,11 +119,6 @@ def write_label_studio(
     found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Path:
     """Write task objects, and the labelling configuration beside them; return where that lies.
-
-    Args:
-        found: What waits.
-        out: The tasks' file; the configuration ends in .xml.
-        pictures, root: See `to_tasks`.
 
     Raises:
         ExchangeError, ImageError: As `labelling_config` and `to_tasks`; nothing is written.

@@ -43,12 +43,6 @@ def import_reviews(
 ) -> ImportedReviews:
     """Enter a file of reviews into a run's ledger, in one change: a kill leaves all of it or none.
 
-    Args:
-        folder: The run.
-        file: Label Studio's JSON, JSON-MIN or CSV export, or our table with `label` filled in.
-        reviewer: Who decided, where a line does not say.
-        all_or_nothing: Take nothing where a line is refused.
-
     Raises:
         ExchangeError: The file cannot be read as any of these.
         RunStateError: No run folder.
