@@ -13,12 +13,12 @@ from selftrain._util.types import Json
 from selftrain.data.manifest import enforce, read_manifest, tolerance_hint
 from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES
 from selftrain.errors import QuarantineError
+from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE
 from selftrain.models.predictor import AGENTPS_FILE, RUN_FILE, Prediction
 from selftrain.models.run_predictor import RunPredictor, stored_recipe
 from selftrain.serving.load_predictor import kind_of, load_predictor
 from selftrain.store.run_dir import RunFolder
 
-MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # a recipe's defaults, for models without one
 _CHUNK = 512  # posts between two steps of the bar
 _LISTED = 20
 
