@@ -100,8 +100,8 @@ class PartSection(Section):
 
     def arguments(self) -> Options:
         """Return the keys as arguments of a built-in part; what is None is left to its constructor."""
-        given = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in given.items() if value is not None} | self.options
+        keys = type(self).model_fields.keys() - {"kind", "options"}
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
 
 class DataSection(Section):

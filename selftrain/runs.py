@@ -36,7 +36,7 @@ from selftrain.data.manifest import COLUMNS
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
-from selftrain.errors import RecipeError
+from selftrain.errors import RecipeError, RunStateError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
 from selftrain.models.run_predictor import stored_recipe
@@ -56,7 +56,7 @@ _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft
 
 
 def start(recipe: Recipe | Path | str, out: Path | str, overrides: Sequence[str] = ()) -> Run:
-    """A run of `recipe` in the folder `out`; nothing is computed yet.
+    """Return a run of `recipe` in the folder `out`; nothing is computed yet.
 
     Args:
         recipe: A recipe, or the path of one.
@@ -278,6 +278,11 @@ class Run:
 
     def _prepared(self, parts: Parts, *, progress: bool) -> PreparedData:
         """Return the posts with their features, on the backbone given or a newly loaded one."""
+        if self._data is None and self.recipe.data.task == Path():
+            raise RunStateError(
+                f"{self.folder.path} was begun in Python, where the task was an object: go on with"
+                " `SelfTrainer.fit` on the same posts and parts"
+            )
         backbone = parts.backbone or build_backbone(self.recipe)
         if self._data is None:
             return prepare(self.recipe, backbone, progress=progress)

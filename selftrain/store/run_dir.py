@@ -22,12 +22,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
+
+import tomli_w
+from filelock import FileLock, Timeout
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
@@ -68,7 +72,7 @@ class RunEnvironment:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunEnvironment:
-        """The environment of a record; a labelling's has fewer entries.
+        """Return the environment of a record; a labelling's has fewer entries.
 
         Raises:
             KeyError, TypeError, AttributeError: The record is none.
@@ -104,19 +108,19 @@ class HumanLabel:
     post_id: str
     label: str
     reviewers: tuple[str, ...]
-    contested: bool
-    batch: str
-    inclusion: float
-    machine_label: str
+    contested: bool = False
+    batch: str = ""
+    inclusion: float = 1.0
+    machine_label: str = ""
 
     def to_json(self) -> Json:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         return {
             "id": self.post_id, "label": self.label, **self.provenance(),
         }  # fmt: skip
 
     def provenance(self) -> Json:
-        """Where the label comes from, as grown.jsonl has it."""
+        """Return where the label comes from, as grown.jsonl has it."""
         return {
             "reviewers": list(self.reviewers), "contested": self.contested, "batch": self.batch,
             "inclusion": self.inclusion, "machine_label": self.machine_label,
@@ -124,7 +128,7 @@ class HumanLabel:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> HumanLabel:
-        """The label of a record.
+        """Return the label of a record.
 
         Raises:
             KeyError, TypeError: The record is incomplete.
@@ -150,8 +154,6 @@ class RunFolder:
         Raises:
             RunBusyError: Another process holds it.
         """
-        from filelock import FileLock, Timeout
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -182,8 +184,6 @@ class RunFolder:
         Raises:
             RunMismatchError: The folder holds a run of another recipe, or of other posts.
         """
-        import tomli_w
-
         self.check_recipe(recipe)
         if self.recipe_path.exists():
             self._check_same(
@@ -254,13 +254,11 @@ class RunFolder:
         return self.path / "recipe.toml"
 
     def recipe(self) -> Json:
-        """The resolved recipe.
+        """Return the resolved recipe.
 
         Raises:
             RunStateError: This is no run folder.
         """
-        import tomllib
-
         try:
             return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -274,7 +272,7 @@ class RunFolder:
             ) from error
 
     def environment(self) -> RunEnvironment:
-        """What the run was made with.
+        """Return what the run was made with.
 
         Raises:
             RunStateError: The file cannot be read, or is none.
@@ -286,7 +284,7 @@ class RunFolder:
             raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
 
     def class_names(self) -> tuple[str, ...]:
-        """The task's classes, the positive one first; those of a labelling in its task's order.
+        """Return the task's classes, the positive one first; those of a labelling in its task's order.
 
         Raises:
             RunStateError: The folder does not name them.
@@ -304,14 +302,14 @@ class RunFolder:
         return self.path / "rounds" / f"{number:04d}"
 
     def finished(self) -> int:
-        """How many rounds are finished, round 0 (the labels alone) included."""
+        """Count the finished rounds, round 0 (the labels alone) included."""
         count = 0
         while (self.round_path(count) / "metrics.json").exists():
             count += 1
         return count
 
     def round_records(self) -> list[Json]:
-        """metrics.json of every finished round, round 0 first; see `selftrain.rounds.finished_rounds`.
+        """Return metrics.json of every finished round, round 0 first; `rounds.finished_rounds` types it.
 
         Raises:
             RunStateError: A file that is not the metrics of its round.
@@ -326,7 +324,7 @@ class RunFolder:
         return records
 
     def best_round(self) -> int:
-        """Number of the last kept round.
+        """Return the number of the last kept round.
 
         Raises:
             RunStateError: No round is finished.
@@ -337,7 +335,7 @@ class RunFolder:
         return int(kept[-1])
 
     def verdicts(self, number: int) -> list[Verdict]:
-        """The verdicts of a round, in the order of its candidates; empty for round 0.
+        """Return the verdicts of a round, in the order of its candidates; none for round 0.
 
         Raises:
             RunStateError: A line that is no verdict, with its number.
@@ -345,7 +343,7 @@ class RunFolder:
         return list(_read_typed(self.round_path(number) / "verdicts.jsonl", Verdict.from_json))
 
     def human_labels(self, number: int) -> list[HumanLabel]:
-        """People's labels that a round was the first to use; empty where it used none.
+        """Return people's labels that a round was the first to use; none where it used none.
 
         Raises:
             RunStateError: A line that is no such label, with its number.
@@ -353,7 +351,7 @@ class RunFolder:
         return list(_read_typed(self.round_path(number) / HUMAN, HumanLabel.from_json))
 
     def read_json(self, file: Path) -> Json:
-        """One JSON object of this folder, or a RunStateError that names the file."""
+        """Read one JSON object of this folder, or raise a RunStateError that names the file."""
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -367,7 +365,7 @@ class RunFolder:
     # ---- writing ------------------------------------------------------------------------------------
 
     def open_round(self, number: int) -> Path:
-        """An empty folder for round `number`; what an interrupted attempt left there is removed."""
+        """Make an empty folder for round `number`; what an interrupted attempt left there is removed."""
         folder = self.round_path(number)
         try:
             shutil.rmtree(folder, ignore_errors=True)
@@ -400,12 +398,12 @@ MAY_CHANGE = {
 
 
 def _comparable(recipe: Mapping[str, Any]) -> Json:
-    """section.key -> value, without the keys that a run may change on its way."""
+    """Return section.key -> value, without the keys that a run may change on its way."""
     return {key: value for key, value in flatten(without_none(recipe)).items() if key not in MAY_CHANGE}
 
 
 def without_none(table: Mapping[str, Any]) -> Json:
-    """TOML has no null: what is None is left out."""
+    """Return a table without what is None: TOML has no null."""
     return {
         key: without_none(value) if isinstance(value, Mapping) else value
         for key, value in table.items()
@@ -414,7 +412,7 @@ def without_none(table: Mapping[str, Any]) -> Json:
 
 
 def _read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
-    """What each line of a round's file stands for; nothing where the round has no such file."""
+    """Yield what each line of a round's file stands for; nothing where the round has no such file."""
     if not file.exists():
         return
     for number, record in enumerate(read_jsonl(file), 1):
@@ -427,7 +425,7 @@ def _read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
 
 
 def read_jsonl(file: Path) -> Iterator[Json]:
-    """The objects of a JSON lines file.
+    """Yield the objects of a JSON lines file.
 
     Raises:
         RunStateError: A line is not JSON, with its number.

@@ -20,7 +20,7 @@ TREES = [
     ("selftrain.errors", "RunStateError"),
     ("agents.errors", "LearningError"),
     ("backbones.errors", "WeightsError"),
-    ("losses.errors", "SettingError"),
+    ("losses.base", "SettingError"),
 ]
 
 
