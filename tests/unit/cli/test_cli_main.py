@@ -30,7 +30,7 @@ TREES = [
 def check_that_raises(monkeypatch, error):
     """`selftrain data check FILE`, which raises `error`."""
 
-    def reading(file, task):
+    def reading(file, task, *, columns):
         raise error
 
     monkeypatch.setattr("selftrain.data.manifest.read_manifest", reading)
