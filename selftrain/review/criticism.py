@@ -77,9 +77,7 @@ class LoopCriticizer:
             AgentError: Nobody can be asked, or the token cap is reached.
             StorageError: The disk is full or refuses.
         """
-        annotations = [
-            _annotation(verdict, one.label) for verdict, one in zip(verdicts, labels, strict=True)
-        ]
+        annotations = [_annotation(verdict, one.label) for verdict, one in zip(verdicts, labels, strict=True)]
         posts = [self._posts[one.post_id] for one in labels]
         before = self._runner.usage()
         given = self._criticizer.criticize(self._runner, posts, annotations)
