@@ -34,7 +34,7 @@ def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
 
 
 def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor], Json]:
-    """The tensors and the header of a model, its `format` taken out.
+    """Read the tensors and the header of a model, its `format` taken out.
 
     Raises:
         RunStateError: Missing, damaged, or of none of `formats`.
@@ -52,7 +52,7 @@ def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor],
 
 @contextmanager
 def opened_model(file: Path) -> Iterator[tuple[Any, Json]]:
-    """The open safetensors file and our part of its header; no tensor is read yet.
+    """Give the open safetensors file and our part of its header; no tensor is read yet.
 
     Raises:
         RunStateError: Missing, or damaged.
