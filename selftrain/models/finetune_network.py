@@ -20,7 +20,7 @@ from selftrain._util.types import Float32Array, Json
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.head import Head, Scaling
-from selftrain.models.model_file import opened_model, read_model, write_model
+from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult
 
 Mode = Literal["full", "lora"]
@@ -207,19 +207,6 @@ class FinetunedClassifier:
             "calibration": self.calibration._asdict(),
         }
         write_model(file, dict(metadata) | own, self.weights)
-
-
-def read_format(file: Path) -> str:
-    """Return which kind of model a file holds, by its header: "selftrain-head-1", "selftrain-lora-1", ...
-
-    Raises:
-        RunStateError: Missing, damaged, or no model of selftrain.
-    """
-    with opened_model(file) as (_, header):
-        found = header.get("format")
-    if not isinstance(found, str):
-        raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")
-    return found
 
 
 def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:
