@@ -15,7 +15,7 @@ _TREES = (
     ("selftrain.errors", "SelftrainError"),
     ("agents.errors", "AgentError"),
     ("backbones.errors", "BackboneError"),
-    ("losses.errors", "LossError"),
+    ("losses.base", "LossError"),
 )
 
 

@@ -159,7 +159,7 @@ def shape(line: str) -> str:
 def test_a_finished_run_is_told_again_from_python(followed):
     _, said = followed
     (block,) = (block for block in blocks() if block.language == "python")
-    assert len(said[block.line].splitlines()) == 6 + 3  # round 0, the five of the recipe, three predictions
+    assert len(said[block.line].splitlines()) == 6  # round 0 and the five of the recipe
 
 
 @pytest.mark.parametrize("guide", GUIDES)
