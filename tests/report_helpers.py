@@ -51,7 +51,8 @@ def split(macro_f1):
 def figures(number, said, *, kept, macro_f1, simulated=False, **more):
     counts = AgentCounts(3 * number, number, 0, reconsidered=2, changed_mind=1, truth_known=4, right=3)
     return {
-        "round": number, "kept": kept, "simulated": simulated, "seconds": 1.25, "grown": 10 + number,
+        "round": number, "kept": kept, "score": macro_f1, "simulated": simulated,
+        "seconds": 1.25, "grown": 10 + number,
         "validation": split(macro_f1), "test": split(macro_f1 - 0.1),
         "candidates": chosen(4 * number, said, 0.5 if number else None),
         "consistent": chosen(3 * number, said, 0.75 if number else None),
@@ -84,7 +85,7 @@ def verdict(said, post_id):
     ]  # fmt: skip
     return {
         "post_id": post_id, "classifier_label": said["positive"], "classifier_probability": 0.875,
-        "consistent": False, "judgments": judgments, "deciders": [],
+        "consistent": False, "judgments": judgments, "deciders": [], "posterior": None,
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def verdict(said, post_id):
     ]  # fmt: skip
     return {
         "post_id": post_id, "classifier_label": said["positive"], "classifier_probability": 0.875,
-        "consistent": False, "judgments": judgments, "deciders": [],
+        "consistent": False, "judgments": judgments, "deciders": [], "posterior": None,
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def verdict(post_id, consistent=False, label="positive", probability=0.875):
     judgments = [judgment(SAID, "reviewer", 0, label), judgment(SAID, "user", 0, other)]
     return {
         "post_id": post_id, "classifier_label": label, "classifier_probability": probability,
-        "consistent": consistent, "judgments": judgments, "deciders": [],
+        "consistent": consistent, "judgments": judgments, "deciders": [], "posterior": None,
     }  # fmt: skip
 
 

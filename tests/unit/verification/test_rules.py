@@ -135,7 +135,7 @@ def test_a_run_that_was_stopped_after_any_round_ends_like_one_that_never_was(tmp
     list(rounds_of(tmp_path / "whole", corpus, rounds=3))
     for _ in range(4):
         rounds = rounds_of(tmp_path / "stopped", corpus, rounds=3)
-        known = len(list((tmp_path / "stopped").glob("round-*/metrics.json")))
+        known = len(list((tmp_path / "stopped").glob("rounds/*/metrics.json")))
         for number, _ in enumerate(rounds):
             if number == known:
                 break
