@@ -113,7 +113,10 @@ class DataSection(Section):
     validation: Path | None = None
     test: Path | None = None
     pool: Path | None = None
-    # "column": every row of `manifest` names its split; "shares": stratified by label
+    # field -> column of the manifests that holds it, where that is called otherwise: { label = "class" }
+    columns: dict[str, str] = Field(default_factory=dict)
+    # "column": every row of `manifest` names its split; "shares": stratified by label. Where rows name a
+    # split and this is not set, the run stops and asks
     split: Literal["shares", "column"] = "shares"
     train_share: float = Field(0.7, gt=0, le=1)
     validation_share: float = Field(0.3, ge=0, lt=1)

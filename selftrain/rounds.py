@@ -6,6 +6,7 @@ Nothing here needs features or torch: a run is read in the time that its files t
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from agents.trust import Trust
 from losses.base import Group
 from selftrain._util.types import Json, LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.data.manifest import SPLIT
 from selftrain.errors import RunStateError
 from selftrain.state import LastVerdict, LoopState
 from selftrain.store.run_dir import RunFolder
@@ -496,9 +498,24 @@ def _post_row(corpus: Corpus, post_id: str, root: Path) -> Json:
     post = corpus.posts[corpus.position_of[post_id]]
     images = [os.path.relpath(image, root) for image in post.images]
     row: Json = {"id": post.id, "text": post.text, "images": images}
+    if post.video is not None:
+        row["video"] = os.path.relpath(post.video, root)
     if post.process:
         row["process"] = dict(post.process)
-    return row
+    # the split that a post was in is no property of it any more: an accepted post of the pool trains
+    return row | {name: _writable(value) for name, value in post.extra.items() if name != SPLIT}
+
+
+def _writable(value: object) -> object:
+    """Return a value of a manifest as JSON has it: dates of Parquet and infinite numbers as texts."""
+    if isinstance(value, dict):
+        return {str(name): _writable(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(one) for one in value]
+    plain = (
+        value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    )
+    return value if plain else str(value)
 
 
 def _provenance(accepted: LastVerdict) -> Json:

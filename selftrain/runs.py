@@ -32,6 +32,7 @@ from selftrain._util.types import Json
 from selftrain.build import Parts, build, build_settings, describe, run_context
 from selftrain.config import Recipe, load_recipe
 from selftrain.data.context import ForRun, in_run
+from selftrain.data.manifest import COLUMNS
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
@@ -233,7 +234,7 @@ class Run:
             prepared = self._prepared(parts, progress=progress)
             context = run_context(recipe, folder, prepared, progress=progress)
             panel: Panel = in_run(parts.panel, context)
-            folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel))
+            folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel), prepared.posts)
             atomic.write_jsonl(folder.path / "quarantine.jsonl", prepared.quarantine)
             dump_task(prepared.task, folder.path / "task.toml")
             reviewers: Reviewers | None = in_run(parts.reviewers, context)
@@ -345,7 +346,7 @@ def _git_commit() -> str | None:
 def post_from_json(record: Json, root: Path) -> Post:
     """Return the post of a line of grown.jsonl, its images relative to `root`."""
     images = tuple(root / name for name in record["images"])
-    extra = {"provenance": record["provenance"]}
-    return Post(
-        record["id"], record["text"], images, record["label"], process=record.get("process", {}), extra=extra
-    )
+    video = root / record["video"] if "video" in record else None
+    extra = {name: value for name, value in record.items() if name not in COLUMNS}
+    process = record.get("process", {})
+    return Post(record["id"], record["text"], images, record["label"], process, extra, video)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from agents.client.base import is_loopback
+from agents.client.base import check_environment, is_loopback, proxy_words
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ class Endpoint:
         # the transport calls a refused connection a timeout too: only this one is that of an answer
         if isinstance(error.__cause__, httpx2.ReadTimeout):
             return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
-        return Failure("lost", self.key.clean(f"{self.url}: {_innermost_words(error)}"))
+        words = _innermost_words(error) + proxy_words(self.url)
+        return Failure("lost", self.key.clean(f"{self.url}: {words}"))
 
 
 def plain_endpoint(text: str) -> str:
@@ -270,6 +271,7 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     import httpx2
     import openai
 
+    check_environment(url)
     local = is_loopback(urlsplit(url).hostname or "")
     client = openai.AsyncOpenAI(
         api_key=key.reveal(),

@@ -274,10 +274,16 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         base=(under.root or under.id) if under else card.parent or "",
         # an adapter's card has none
         context=card.max_model_len or (under.max_model_len if under else None) or 0,
-        server="openai-compatible"
-        if version is None
-        else f"vllm {read_body(version, ServerVersion).version}",
+        server=_server_of(version),
     )
+
+
+def _server_of(version: bytes | None) -> str:
+    """Return "vllm VERSION"; a web page or anything else at this path is what other servers have there."""
+    try:
+        return "openai-compatible" if version is None else f"vllm {read_body(version, ServerVersion).version}"
+    except BrokenAnswerError:
+        return "openai-compatible"
 
 
 def identify(served: Served, revision: str) -> Identity:

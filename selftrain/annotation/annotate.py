@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +54,7 @@ def prepare_annotation(
     direct: bool = False,
     again: bool = False,
     limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> PreparedAnnotation:
     """Read and check everything; nothing is asked and nothing written.
 
@@ -65,7 +66,7 @@ def prepare_annotation(
     for given, what in ((manifest, "the manifest that is read"), (task, "the task")):
         if out.resolve() == given.resolve() or (out.exists() and given.exists() and out.samefile(given)):
             raise ManifestError(f"{out} is {what}; expected another file to write to: name one")
-    found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels)
+    found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels, columns=columns)
     enforce(found, settings.max_bad_rows, settings.max_bad_share)
     check_writable(found.posts, out)
     planned = plan_questions(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from agents.ask.questioner import QuestionAnswer
@@ -136,4 +136,4 @@ def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
             tables[PROVENANCE][name] = answer.to_json()
     extra = {name: value for name, value in post.extra.items() if name not in tables}
     extra |= {name: value for name, value in tables.items() if value}
-    return Post(post.id, post.text, post.images, post.label, process, extra)
+    return replace(post, process=process, extra=extra)

@@ -135,7 +135,9 @@ def plan_questions(
             # an answer that the task no longer offers is none
             if earlier.get(one.name, {}).get("answer") in one.answers:
                 continue
-            if one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
+            if post.video is not None:
+                unasked[one.name] = "the post has a video, which the model is not shown"
+            elif one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
                 unasked[one.name] = reason
             else:
                 asks.append(one)
@@ -172,7 +174,7 @@ class AnnotationCost(NamedTuple):
         yield f"posts          {self.posts:,}"
         yield f"calls          {self.calls:,}"
         if self.unasked:
-            yield f"not asked      {self.unasked:,} questions that cannot be: counts where no pictures are"
+            yield f"not asked      {self.unasked:,} questions that cannot be: counts without pictures, videos"
         if self.prompt is None or self.image is None:
             yield f"prompt tokens  not known: {self.fault}"
         else:

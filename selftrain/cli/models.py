@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selftrain._util.deferred import deferred
-from selftrain.cli.options import LIMITS, Host, Manifest, Model, OutFile, RunPath, option
-from selftrain.cli.printing import echo, write_records
+from selftrain.cli.options import (
+    LIMITS,
+    Columns,
+    Host,
+    Manifest,
+    MaxBadRows,
+    MaxBadShare,
+    Model,
+    OutFile,
+    RunPath,
+    option,
+    read_columns,
+)
+from selftrain.cli.printing import check_target, echo, print_some, write_records
 from selftrain.errors import ServingError
 
 if TYPE_CHECKING:
@@ -42,10 +54,19 @@ MaxText = Annotated[int, option("Characters of a text.", min=1, metavar="N", pan
 def predict(
     model: Model,
     manifest: Manifest,
+    *,
     out: OutFile,
+    columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
 ) -> None:
     """Label other posts with a trained model."""
-    found = manifest_predictions.ManifestPredictions(model, manifest, progress=sys.stderr.isatty())
+    check_target(out)
+    found = manifest_predictions.ManifestPredictions(
+        model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
+        max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,
+    )  # fmt: skip
+    print_some([hint.strip() for hint in found.hints], file=sys.stderr)
     write_records(out, found.rows(), found.quarantine, "labelled")
 
 
@@ -141,6 +162,7 @@ def filter_stream(
             metavar="MANIFEST",
         ),
     ] = None,
+    columns: Columns,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
 ) -> None:
@@ -149,14 +171,14 @@ def filter_stream(
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
-    opened = load_predictor.load_predictor(model)
-    measured = thresholds.validation_scores(opened, validation)
+    opened, named = load_predictor.load_predictor(model), read_columns(columns)
+    measured = thresholds.validation_scores(opened, validation, named)
     point = thresholds.lowest_threshold(measured.scores, precision)
     for line in _threshold_lines(point, measured, opened.positive):
         echo(line)
     counts = filtering.filter_posts(
         opened, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
-        progress=sys.stderr.isatty(),
+        columns=named, tell=echo, progress=sys.stderr.isatty(),
     )  # fmt: skip
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:

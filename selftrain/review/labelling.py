@@ -49,7 +49,7 @@ def read_posts(manifest: Path, task: Task) -> Sequence[Post]:
     Raises:
         ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
     """
-    report = read_manifest(manifest, task)
+    report = read_manifest(manifest, task, videos=False)
     enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
     return report.posts
 
@@ -276,7 +276,7 @@ def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
         found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
     posts, human, machine = list[Post](), 0, 0
-    for post in read_manifest(folder.data_files().manifest, task).posts:
+    for post in read_manifest(folder.data_files().manifest, task, videos=False).posts:
         place = places.get(post.id)
         if post.label is not None or place is None:
             posts.append(post)

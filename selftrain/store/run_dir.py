@@ -3,6 +3,7 @@
     runs/NAME/
     ├── recipe.toml          as resolved
     ├── environment.json     versions, devices, seed, git, what the posts and the backbone were
+    ├── posts.json           each post's split and digest, to tell which are others when the run goes on
     ├── quarantine.jsonl     rows, duplicates and posts left out, each with its reason
     ├── trust.json           the agents on posts of known label, before the last round's candidates
     ├── rounds/0003/         candidates.jsonl, verdicts.jsonl, scores.jsonl, model.safetensors, metrics.json
@@ -25,6 +26,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +42,7 @@ from selftrain.store import atomic
 
 T = TypeVar("T")
 
-HUMAN = "human.jsonl"
+HUMAN, POSTS = "human.jsonl", "posts.json"
 MODEL = "model.safetensors"
 
 
@@ -170,20 +172,28 @@ class RunFolder:
         finally:
             lock.release()
 
-    def begin(self, recipe: Mapping[str, Any], environment: Json) -> None:
+    def begin(
+        self, recipe: Mapping[str, Any], environment: Json, posts: Mapping[str, str] | None = None
+    ) -> None:
         """Write the recipe and environment of a new run, or check that this is the same run going on.
 
         `environment["identity"]` holds what must not change between starts (posts, backbone, code format).
         `rounds.max`, `rounds.patience` and `rounds.budget` may: a finished run can be asked for more rounds.
+        `posts` (post id -> split and digest) tells which posts differ where they do.
 
         Raises:
             RunMismatchError: The folder holds a run of another recipe, or of other posts.
         """
         self.check_recipe(recipe)
         if self.recipe_path.exists():
-            self._check_same("identity", dict(self.environment().identity), environment["identity"])
+            self._check_same(
+                "identity", dict(self.environment().identity), environment["identity"],
+                self._differing_posts(posts or {}),
+            )  # fmt: skip
         self.clear_temporary()
         if not self.recipe_path.exists():
+            if posts is not None:
+                atomic.write_json(self.path / POSTS, dict(posts))
             atomic.write_json(self.path / "environment.json", environment)
         # last: a folder with a recipe.toml is a run
         atomic.write_text(self.recipe_path, tomli_w.dumps(without_none(recipe)))
@@ -197,10 +207,35 @@ class RunFolder:
         if self.recipe_path.exists():
             self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
 
-    def _check_same(self, what: str, found: Json, expected: Json) -> None:
+    def _differing_posts(self, posts: Mapping[str, str]) -> str:
+        """Say which posts are not what they were when the run began; empty where that is not known."""
+        try:
+            before = json.loads((self.path / POSTS).read_bytes())
+        except (OSError, ValueError):
+            return ""
+        since = datetime.fromtimestamp((self.path / POSTS).stat().st_mtime).astimezone()
+        common = before.keys() & posts.keys()
+        moved = {one for one in common if before[one].split()[0] != posts[one].split()[0]}
+        kinds = {
+            "new": posts.keys() - before.keys(),
+            "gone": before.keys() - posts.keys(),
+            "in another split": moved,
+            "of another text or label": {one for one in common - moved if before[one] != posts[one]},
+        }
+        told = []
+        for kind, ids in kinds.items():
+            some = ", ".join(map(repr, sorted(ids)[:5])) + (", ..." if len(ids) > 5 else "")
+            told += [f"{len(ids):,} {kind} ({some})"] if ids else []
+        return f"{', '.join(told) or 'the same, in another order'}, since {since:%Y-%m-%d %H:%M}"
+
+    def _check_same(self, what: str, found: Json, expected: Json, posts: str = "") -> None:
         differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
         if differing:
-            lines = [f"  {k}: {found.get(k)!r} in the folder, {expected.get(k)!r} now" for k in differing]
+            lines = [
+                f"  {k}: {posts}" if k == "posts" and posts
+                else f"  {k}: {found.get(k)!r} in the folder, {expected.get(k)!r} now"
+                for k in differing
+            ]  # fmt: skip
             raise RunMismatchError(
                 f"{self.path} holds a run of another {what}; nothing was touched:\n"
                 + "\n".join(lines)
