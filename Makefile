@@ -2,6 +2,7 @@
 # make test         ruff, mypy, every test but those of a real vLLM; the gpu tier says why where it is skipped
 # make vllm         the environment of the vLLM server, .venv-vllm
 # make test-vllm    tests against real vLLM servers; makes .venv-vllm first
+# make cases        what people bring: the readers' tests, and their table in docs/reliability.md
 # make lint         ruff and mypy alone
 # make bench        the studies, e.g. make bench ARGS="--help"
 # make clean        caches and build products; never an environment, never a run
@@ -30,7 +31,7 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_CREATED := $(VLLM_VENV)/.created
 VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 
-.PHONY: quickstart test lint vllm test-vllm bench clean
+.PHONY: quickstart test cases lint vllm test-vllm bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -40,6 +41,9 @@ quickstart: $(INSTALLED)
 test: lint
 	sh tests/integration/install_chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rs -n auto --dist loadfile
+
+cases: $(INSTALLED_DEV)
+	SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/unit/data/test_cases.py -rs
 
 vllm: $(VLLM_INSTALLED)
 

@@ -50,7 +50,7 @@ class AgentReliability:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> AgentReliability:
-        """Return the reliability of a record that `to_json` made."""
+        """Return the reliability of a record."""
         return cls(record["brier"], record["ece"], tuple(TrustBin(**one) for one in record["bins"]))
 
 
@@ -228,12 +228,7 @@ OnNearChance = Literal["stop", "continue"]
 
 
 def check_agents(panel: Panel, labelled: Sequence[LabelledPost], on_near_chance: OnNearChance) -> Trust:
-    """Return the agents' figures on the labelled posts.
-
-    Args:
-        panel: Fitted on `labelled` already.
-        labelled: Posts of known label.
-        on_near_chance: What to do about an agent that may be guessing.
+    """Return the agents' figures on the labelled posts, on which the panel is fitted already.
 
     Raises:
         NearChanceError: An agent is near chance and `on_near_chance` is "stop".

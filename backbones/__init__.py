@@ -38,7 +38,7 @@ _MODULES = {
 
 
 def load_backbone(name: str, **options: Any) -> Backbone:  # noqa: ANN401 -- each backbone types its own
-    """Build a backbone by the name that recipes use.
+    """Build a backbone by the name that recipes use, and load its weights.
 
     Args:
         name: "minilm_efficientnet" (no download) or "clip" (any open_clip model).
@@ -52,6 +52,7 @@ def load_backbone(name: str, **options: Any) -> Backbone:  # noqa: ANN401 -- eac
     if name not in BACKBONES:
         raise UnknownBackboneError(f"no backbone is called {name!r}; expected one of {', '.join(BACKBONES)}")
     backbone: Backbone = __getattr__(BACKBONES[name])(**options)
+    _ = backbone.layout  # the look loads the weights: what is missing is said here
     return backbone
 
 

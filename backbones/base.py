@@ -87,8 +87,10 @@ class Backbone(Protocol):
         layout: Widths T and I of the two blocks; the same for every post.
     """
 
-    name: str
-    layout: FeatureLayout
+    @property
+    def name(self) -> str: ...
+    @property
+    def layout(self) -> FeatureLayout: ...
 
     def fingerprint(self) -> str:
         """Return the hex SHA-256 of everything that can change a row.

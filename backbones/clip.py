@@ -33,6 +33,13 @@ _CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
 Tokenize = Callable[[list[str]], Tensor]
 """From texts, N of them, to ids [N, C]."""
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+# set by `CLIP._load`
+_NEEDS_WEIGHTS = frozenset(
+    {
+        *("_towers", "_evaluate", "_augment", "_sides", "_digest", "layout"),
+        *("_module", "_tokenizer", "_architecture", "_preprocessing"),
+    }
+)
 
 # What a tokenizer makes of these stands for it in the fingerprint: case, scripts, emoji, cutting.
 _PROBES = ("Straße, NAÏVE & co. #tag @user 😀 ١٢٣", "", "a b " * 600)
@@ -61,8 +68,9 @@ class CLIPModule(Towers):
 class CLIP(TwoTowers):
     """An open_clip model: both towers, its own preprocessing and tokenizer (see `Backbone` for the rows).
 
-    ``CLIP("ViT-L-14", "openai")`` needs the weights on this machine, or a network once; a row has
-    ``T + I + 2`` numbers, 768 + 768 + 2 for ViT-L-14.
+    ``CLIP("ViT-L-14", "openai")`` loads nothing yet: the weights are needed at the first look at rows, layout
+    or fingerprint, on this machine or by a network once. A row has ``T + I + 2`` numbers, 768 + 768 + 2 for
+    ViT-L-14.
 
     Args:
         model: A model name of open_clip, or ``local-dir:FOLDER`` / ``hf-hub:OWNER/NAME`` (`weights` is then
@@ -75,8 +83,8 @@ class CLIP(TwoTowers):
         dtype: Of the towers' products: "auto" (fp32 on a CPU, else bf16 or fp16), "fp32", "bf16", "fp16".
 
     Raises:
-        WeightsError: an unknown model or tag, weights that are not on this machine and cannot be fetched, or
-            that do not fit the model.
+        WeightsError: an unknown model or tag, at once; at the first look, weights that are not on this
+            machine and cannot be fetched, or that do not fit the model.
         ValueError: another dtype, or "cuda" where there is none.
     """
 
@@ -89,11 +97,24 @@ class CLIP(TwoTowers):
         device: str = "auto",
         dtype: str = "auto",
     ) -> None:
+        self.model, self.weights, self.like, self.device, self.dtype = model, weights, like, device, dtype
         self.name = "clip:local-dir" if model.startswith("local-dir:") else f"clip:{model}"
-        module = CLIPModule(load_model(model, weights, like), place(device, dtype))
+        self._placement = place(device, dtype)
+        if parse_model_name(model)[0] is None:
+            _check_choice(model, weights, like)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever needs the weights
+        """Load the weights at the first look at what needs them: naming a model is to cost nothing."""
+        if name not in _NEEDS_WEIGHTS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self._load()
+        return getattr(self, name)
+
+    def _load(self) -> None:
+        module = CLIPModule(load_model(self.model, self.weights, self.like), self._placement)
         module.to(module.placement.device).eval()
-        self._tokenizer = _load_tokenizer(model)
-        self._architecture = _architecture(model, weights, like)
+        self._tokenizer = _load_tokenizer(self.model)
+        self._architecture = _architecture(self.model, self.weights, self.like)
         # what belongs to the loaded weights
         self._preprocessing: dict[str, Any] = dict(open_clip.get_model_preprocess_cfg(module.model))
         size = self._preprocessing["size"]

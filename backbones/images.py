@@ -80,13 +80,6 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
 @contextmanager
 def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """Give the opened, undecoded image; closed on leaving."""
-    image = _open_header(path)
-    with image:
-        _check_size(path, image.width, image.height, max_pixels)
-        yield image
-
-
-def _open_header(path: Path) -> Image.Image:
     from PIL import Image
 
     # A FIFO or a device would block or never end, so only regular files are opened.
@@ -96,7 +89,7 @@ def _open_header(path: Path) -> Image.Image:
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: the file is empty; expected an image. Fetch it again.")
     try:
-        return Image.open(path, formats=FORMATS)
+        image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: {error}; scale it down or drop it.") from error
     except Exception as error:
@@ -104,6 +97,9 @@ def _open_header(path: Path) -> Image.Image:
             f"{path}: not an image that can be read ({type(error).__name__}); expected one of "
             f"{', '.join(FORMATS)}. Convert it, or drop it from the manifest."
         ) from error
+    with image:
+        _check_size(path, image.width, image.height, max_pixels)
+        yield image
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -140,11 +136,7 @@ def prefetch_images(
     """Yield `decode` of each of `paths`, in order; an `ImageError` is yielded, not raised.
 
     Pillow releases the interpreter lock while it decodes and resizes, so threads do, and need no pickling.
-
-    Args:
-        paths: Image files.
-        decode: A path to whatever the caller wants of it.
-        workers: Threads; 0 decodes in the calling one. See `backbones.prefetch`.
+    No `workers`: the calling thread decodes. See `backbones.prefetch`.
     """
 
     def attempt(path: Path) -> Decoded | ImageError:

@@ -34,11 +34,7 @@ def check_file(path: Path, sha256: str, package: str) -> None:
 
 
 def package_folder(module: str, package: str) -> Path:
-    """Return the folder of an installed package that carries weights.
-
-    Args:
-        module: As it is imported.
-        package: As it is installed.
+    """Return the folder of a package that carries weights, imported as `module`, installed as `package`.
 
     Raises:
         WeightsError: The package is not installed.

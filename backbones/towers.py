@@ -129,12 +129,7 @@ class TwoTowers:
     def collate(self, posts: Sequence[Encodable], *, train: bool = False) -> dict[str, Tensor]:
         """Build `inputs` of `module`: its tokens, text_rows [N], pixels [M, 3, H, W], image_rows [M], size.
 
-        Args:
-            posts: B posts.
-            train: Crop images at random (torch's seed decides).
-
-        Raises:
-            ImageError: An image cannot be read; the message names the post.
+        For training, images are cropped at random. Raises as `Backbone.collate`.
         """
         to_pixels = self._augment if train else self._evaluate
         pixels: list[Tensor] = []

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from losses.act import act_variance as act_variance
     from losses.act import act_weights as act_weights
     from losses.act import equals_mixed_labels as equals_mixed_labels
+    from losses.base import BatchError as BatchError
+    from losses.base import Group as Group
+    from losses.base import LossError as LossError
     from losses.base import LossOutput as LossOutput
+    from losses.base import PriorEstimateError as PriorEstimateError
     from losses.base import RoundLoss as RoundLoss
-    from losses.errors import BatchError as BatchError
-    from losses.errors import LossError as LossError
-    from losses.errors import PriorEstimateError as PriorEstimateError
-    from losses.errors import SettingError as SettingError
-    from losses.group import Group as Group
+    from losses.base import SettingError as SettingError
     from losses.pnu import Form as Form
     from losses.pnu import PNULoss as PNULoss
     from losses.pnu import PNUWeights as PNUWeights
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ACTWeights": "act",
-    "BatchError": "errors",
+    "BatchError": "base",
     "Form": "pnu",
-    "Group": "group",
-    "LossError": "errors",
+    "Group": "base",
+    "LossError": "base",
     "LossOutput": "base",
     "PNULoss": "pnu",
     "PNUWeights": "pnu",
-    "PriorEstimateError": "errors",
+    "PriorEstimateError": "base",
     "ProcessOutput": "process",
     "RoundLoss": "base",
-    "SettingError": "errors",
+    "SettingError": "base",
     "act_cross_entropy": "act",
     "act_loss": "act",
     "act_variance": "act",

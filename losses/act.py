@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.base import LossOutput
-from losses.errors import BatchError, SettingError
+from losses.base import BatchError, LossOutput, SettingError
 
 
 class ACTWeights(NamedTuple):

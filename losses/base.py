@@ -1,4 +1,9 @@
-"""What a training loop needs of a loss; whoever offers this can be trained with.
+"""What all losses share: errors, the groups of posts, what a training loop needs of a loss. Free of torch.
+
+LossError
+├── SettingError         a setting outside its range, or a form that does not exist
+├── BatchError           tensors that do not fit together, or hold what a loss cannot use
+└── PriorEstimateError   a quantity that cannot be estimated from what was given
 
 Shape legend: ``B`` posts of a batch, ``M`` posts of a whole round.
 """
@@ -6,9 +11,37 @@ Shape legend: ``B`` posts of a batch, ``M`` posts of a whole round.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LossError(Exception):
+    """Base of the tree."""
+
+
+class SettingError(LossError, ValueError):
+    """A setting outside its range, or a form that does not exist."""
+
+
+class BatchError(LossError, ValueError):
+    """Tensors that do not fit together, or hold what a loss cannot use."""
+
+
+class PriorEstimateError(LossError, ValueError):
+    """A quantity that cannot be estimated from what was given."""
+
+
+class Group(IntEnum):
+    """What is known of a post; the values of the `groups` tensor."""
+
+    POSITIVE = 0
+    NEGATIVE = 1
+    AGREED_POSITIVE = 2
+    AGREED_NEGATIVE = 3
+    DIVERGENT = 4
 
 
 class LossOutput(NamedTuple):

@@ -35,20 +35,9 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from losses.base import LossOutput, SupportsArray
-from losses.errors import SettingError
-from losses.group import Group
-from losses.groups import SURROGATES, GroupedBatch, group_batch
-from losses.unlabelled import (
-    UnlabelledRisk,
-    labelled_and_agreed_means,
-    labelled_means,
-    leaky,
-    non_negative,
-    one_sided_risk,
-    uncorrected,
-)
+from losses.base import BatchError, Group, LossOutput, SettingError, SupportsArray
 
 LAMBDA_U = 0.1
 AGREED_WEIGHT = 0.5
@@ -276,3 +265,248 @@ def _between(name: str, found: float, low: float, high: float, *, open_ends: boo
                 else f"one in [{low:g}, {high:g}]"
             )
         raise SettingError(f"{name} is {found}: expected {written}")
+
+
+# ---- a batch sorted into the five groups, and means over them -------------------------------------------
+
+
+def logistic(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """l+(z) = softplus(-z), l-(z) = softplus(z); the cross-entropy of the sigmoid."""
+    return F.softplus(-logits), F.softplus(logits)
+
+
+def sigmoid(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """l+(z) = sigmoid(-z), l-(z) = sigmoid(z); bounded and symmetric, Kiryo et al. (2017), section 5."""
+    return torch.sigmoid(-logits), torch.sigmoid(logits)
+
+
+SURROGATES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"logistic": logistic, "sigmoid": sigmoid}
+"""Both surrogate losses of logits [B]: l+ and l-."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedBatch:
+    """The surrogate losses of a batch, and who belongs where.
+
+    Attributes:
+        plus: l+ of every post [B], float32 or float64.
+        minus: l- of every post [B], same type.
+        groups: Group of every post [B], integer.
+        targets: Soft target of every post [B] in [0, 1]; meaningful for agreed posts only.
+        weights: Weight of every post [B], non-negative.
+    """
+
+    plus: Tensor
+    minus: Tensor
+    groups: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def mean(self, values: Tensor, group: Group) -> Tensor:
+        """Weighted mean [] of `values` [B] over one group; exactly 0 where the group carries no weight."""
+        mask = self.groups == group
+        # `where` and not a product, so that an infinite value in another group cannot make a NaN here
+        weights = torch.where(mask, self.weights, 0.0)
+        total = weights.sum()
+        shares = weights / torch.where(total > 0, total, 1.0)
+        return torch.where(mask, shares * values, 0.0).sum()
+
+    def occupied(self, group: Group) -> Tensor:
+        """Whether the group carries any weight: bool []."""
+        return torch.where(self.groups == group, self.weights, 0.0).sum() > 0
+
+    @property
+    def soft(self) -> Tensor:
+        """BCE(z, t) = t l+ + (1-t) l- of every post [B]."""
+        return self.targets * self.plus + (1.0 - self.targets) * self.minus
+
+    @property
+    def soft_flipped(self) -> Tensor:
+        """BCE(z, 1-t) of every post [B]: the loss of the opposite soft label."""
+        return (1.0 - self.targets) * self.plus + self.targets * self.minus
+
+
+def group_batch(
+    logits: Tensor,
+    groups: Tensor,
+    targets: Tensor | None,
+    weights: Tensor | None,
+    *,
+    surrogate: str,
+    soft_positive: float,
+    soft_negative: float,
+) -> GroupedBatch:
+    """Check a batch and compute its surrogate losses, in float32 at least.
+
+    Args:
+        logits: z [B], any floating type; half precision is widened, also under autocast.
+        groups: `Group` values [B], integer.
+        targets: Soft targets [B] in [0, 1], read for agreed posts only, or None for the two constants.
+        weights: Non-negative finite weights [B], or None for ones.
+
+    Raises:
+        BatchError: Shapes or types that do not fit, an unknown group, a weight or target out of range.
+    """
+    _check_shapes(logits, groups, targets, weights)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    groups = groups.to(wide.device)
+    agreed = (groups == Group.AGREED_POSITIVE) | (groups == Group.AGREED_NEGATIVE)
+    if targets is None:
+        filled = torch.where(groups == Group.AGREED_NEGATIVE, soft_negative, soft_positive).to(wide)
+    else:
+        filled = torch.where(agreed, targets.detach().to(wide), 0.0)
+    used = torch.ones_like(wide) if weights is None else weights.detach().to(wide)
+    _check_values(groups, filled, used)
+    if weights is not None and used.numel() > 0:
+        # only ratios count; the largest becomes 1, so that no sum of huge weights overflows
+        used = used / used.max().clamp(min=torch.finfo(used.dtype).tiny)
+    plus, minus = SURROGATES[surrogate](wide)
+    return GroupedBatch(plus=plus, minus=minus, groups=groups, targets=filled, weights=used)
+
+
+def _check_shapes(logits: Tensor, groups: Tensor, targets: Tensor | None, weights: Tensor | None) -> None:
+    if logits.ndim != 1 or not logits.is_floating_point():
+        raise BatchError(
+            f"logits have shape {tuple(logits.shape)} and type {logits.dtype}: expected floats [B], "
+            "one logit a post; squeeze a trailing axis of width 1"
+        )
+    if groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
+        raise BatchError(f"groups have type {groups.dtype}: expected integers, the values of losses.Group")
+    others = {"groups": groups, "targets": targets, "weights": weights}
+    for name, tensor in others.items():
+        if tensor is not None and tensor.shape != logits.shape:
+            raise BatchError(
+                f"{name} have shape {tuple(tensor.shape)}, logits {tuple(logits.shape)}: expected the same, "
+                "one value a post"
+            )
+
+
+def _check_values(groups: Tensor, targets: Tensor, weights: Tensor) -> None:
+    known = (groups >= min(Group)) & (groups <= max(Group))
+    target_fits = (targets >= 0) & (targets <= 1)
+    weight_fits = (weights >= 0) & torch.isfinite(weights)
+    if bool((known & target_fits & weight_fits).all()):  # one wait for the device instead of three
+        return
+    if not bool(known.all()):
+        names = ", ".join(f"{group.value} {group.name}" for group in Group)
+        raise BatchError(f"group {int(groups[~known][0])} is unknown: expected one of {names}")
+    if not bool(target_fits.all()):
+        found = float(targets[~target_fits][0])
+        raise BatchError(f"an agreed post has soft target {found}: expected a number in [0, 1]")
+    found = float(weights[~weight_fits][0])
+    reason = "negative" if not math.isnan(found) and found < 0 else "not finite"
+    raise BatchError(f"weight {found} is {reason}: expected finite numbers >= 0; 0 leaves a post out")
+
+
+# ---- risks of one labelled class and unlabelled posts ---------------------------------------------------
+
+
+# All have one shape. With l the loss of the labelled class's own side and l' that of the other side, pi the
+# prior of the labelled class and D the unlabelled posts::
+#
+#     risk = pi mean_labelled l + correct(bracket),   bracket = mean_D l' - pi mean_labelled l'
+#
+# The bracket estimates the risk of the class that has no labels here, which cannot be negative; on few posts
+# the estimate can. What `correct` does about it is all that the published risks differ in.
+
+
+class OneSided(NamedTuple):
+    """Means [] that a one-sided risk is built of.
+
+    Attributes:
+        own: mean_labelled l, the labelled posts judged as what they are.
+        opposite: mean_labelled l', the same posts judged as the other class.
+        unlabelled: mean_D l', the unlabelled posts judged as the other class.
+        present: Whether D carries any weight, bool [].
+    """
+
+    own: Tensor
+    opposite: Tensor
+    unlabelled: Tensor
+    present: Tensor
+
+
+class UnlabelledRisk(NamedTuple):
+    """A one-sided risk [], its bracket [] before correction, and whether it was clipped, 0 or 1 []."""
+
+    risk: Tensor
+    bracket: Tensor
+    clipped: Tensor
+
+
+Correction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(pi mean_labelled l [], bracket []) -> (risk [], clipped bool [])"""
+
+
+def labelled_means(batch: GroupedBatch, *, positive: bool) -> OneSided:
+    """The means over the labelled posts of one class alone, and over D (Sakai, Kiryo, the article)."""
+    own, opposite = (batch.plus, batch.minus) if positive else (batch.minus, batch.plus)
+    group = Group.POSITIVE if positive else Group.NEGATIVE
+    return OneSided(
+        own=batch.mean(own, group),
+        opposite=batch.mean(opposite, group),
+        unlabelled=batch.mean(opposite, Group.DIVERGENT),
+        present=batch.occupied(Group.DIVERGENT),
+    )
+
+
+def labelled_and_agreed_means(batch: GroupedBatch, *, positive: bool) -> OneSided:
+    """As `labelled_means`, the labelled and the agreed posts of the class at half weight each (the paper).
+
+    R+ = 1/2 [mean_P l+ + mean_AP BCE(z, t)]; its opposite judges the agreed posts by the flipped target,
+    BCE(z, 1-t), which for t = .67 is the paper's BCE(z, .33).
+    """
+    labelled = labelled_means(batch, positive=positive)
+    agreed = Group.AGREED_POSITIVE if positive else Group.AGREED_NEGATIVE
+    return labelled._replace(
+        own=0.5 * (labelled.own + batch.mean(batch.soft, agreed)),
+        opposite=0.5 * (labelled.opposite + batch.mean(batch.soft_flipped, agreed)),
+    )
+
+
+def one_sided_risk(means: OneSided, prior: float, correct: Correction) -> UnlabelledRisk:
+    """The risk of the module's docstring; exactly 0, its gradient too, where D is empty.
+
+    Without D there is nothing to subtract from: the bracket would be -pi mean_labelled l', uPU would sink
+    without bound, and nnPU's way out of a negative bracket would push the labelled posts to the wrong side.
+    """
+    bracket = means.unlabelled - prior * means.opposite
+    risk, clipped = correct(prior * means.own, bracket)
+    zero = torch.zeros_like(bracket)
+    return UnlabelledRisk(
+        risk=torch.where(means.present, risk, zero),
+        bracket=torch.where(means.present, bracket, zero),
+        clipped=(means.present & clipped).to(bracket.dtype),
+    )
+
+
+def uncorrected(own: Tensor, bracket: Tensor) -> tuple[Tensor, Tensor]:
+    """Unbiased and unbounded below: uPU, and R_pu and R_nu of Sakai et al. (2017)."""
+    return own + bracket, torch.zeros_like(bracket, dtype=torch.bool)
+
+
+def leaky(own: Tensor, bracket: Tensor) -> tuple[Tensor, Tensor]:
+    """own + h(bracket), h(x) = x if x >= 0 else -.01 x (arXiv 2511.13759); value and gradient agree."""
+    clipped = bracket < 0
+    return own + torch.where(clipped, -0.01 * bracket, bracket), clipped
+
+
+def non_negative(beta: float, gamma: float) -> Correction:
+    """nnPU, Kiryo et al. (2017), equation 6 and algorithm 1.
+
+    The value is own + max(bracket, -beta). Where the bracket lies below -beta the gradient is not that of
+    the value, but that of -gamma bracket alone: a step back, out of the overfitting that made it negative.
+
+    Args:
+        beta: How far below 0 the bracket may go, >= 0.
+        gamma: Length of the step back, in [0, 1].
+    """
+
+    def correct(own: Tensor, bracket: Tensor) -> tuple[Tensor, Tensor]:
+        clipped = bracket < -beta
+        way_back = -gamma * bracket
+        # x - x.detach() is exactly 0 and has the gradient of x: value from one side, gradient from the other
+        stepped = (own - beta).detach() + (way_back - way_back.detach())
+        return torch.where(clipped, stepped, own + bracket), clipped
+
+    return correct

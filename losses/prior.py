@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from losses.base import SupportsArray
-from losses.errors import PriorEstimateError, SettingError
+from losses.base import PriorEstimateError, SettingError, SupportsArray
 
 BOUNDS = (0.05, 0.95)
 """Where an estimate is cut: PU and NU risks with a prior near 0 or 1 stop using one of their sides."""

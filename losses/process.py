@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from losses.errors import BatchError, SettingError
+from losses.base import BatchError, SettingError
 
 # targets are float32 at least; a row adds up to one as far as that holds it
 _TOLERANCE = 1e-3

@@ -100,8 +100,8 @@ class PartSection(Section):
 
     def arguments(self) -> Options:
         """Return the keys as arguments of a built-in part; what is None is left to its constructor."""
-        given = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: value for name, value in given.items() if value is not None} | self.options
+        keys = type(self).model_fields.keys() - {"kind", "options"}
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
 
 class DataSection(Section):
@@ -113,7 +113,10 @@ class DataSection(Section):
     validation: Path | None = None
     test: Path | None = None
     pool: Path | None = None
-    # "column": every row of `manifest` names its split; "shares": stratified by label
+    # field -> column of the manifests that holds it, where that is called otherwise: { label = "class" }
+    columns: dict[str, str] = Field(default_factory=dict)
+    # "column": every row of `manifest` names its split; "shares": stratified by label. Where rows name a
+    # split and this is not set, the run stops and asks
     split: Literal["shares", "column"] = "shares"
     train_share: float = Field(0.7, gt=0, le=1)
     validation_share: float = Field(0.3, ge=0, lt=1)

@@ -77,14 +77,10 @@ def self_train(
 
     Args:
         corpus: Posts with features.
-        trainer: Fits and scores models.
-        panel: Judges candidates.
-        selector: Chooses whom the agents judge.
-        loss: The loss; its `for_round` fills in what follows from a round's own posts.
+        trainer, panel, selector, loss, reviewers: See the protocols `Trainer`, `Panel`, `Selector`,
+            `RoundLoss` and `Reviewers`; without reviewers nobody is asked.
         folder: Opened and locked.
         settings: See `LoopSettings`.
-        reviewers: People who review what the agents cannot agree on; None: nobody. The loop ends before the
-            round for which their decisions are missing, see `Reviewers.ready`.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
@@ -98,62 +94,52 @@ def self_train(
 
     # ---- round 0: the labels alone ------------------------------------------------------------------
     if not finished:
-        round_ = OpenRound(corpus, folder, 0)
+        this = OpenRound(corpus, folder, 0)
         training = state.training_set(corpus, soft_positive=loss.soft_positive)
         model = trainer.fit(corpus, training, loss=loss, seed=settings.seed, where="round 0", start=None)
-        measured = round_.measure(trainer, model)
+        measured = this.measure(trainer, model)
         state = state.keep(state, measured.validation.macro_f1)
-        yield round_.close(state, settings.root, training, model, measured, simulated=panel.simulated)
+        yield this.close(state, settings.root, training, model, measured, simulated=panel.simulated)
 
     while state.why_stop(settings.limits, len(corpus.pool)) is None:
-        number = state.next_round
+        number, seed = state.next_round, settings.seed + state.next_round
 
         # ---- people: labels for posts that the rounds before left divergent ----------------------------
         if reviewers is not None and not reviewers.ready(number):
             return
-        round_ = OpenRound(corpus, folder, number)
-        state = apply_human_labels(reviewers, folder, corpus, state, round_.path)
+        this = OpenRound(corpus, folder, number)
+        state = apply_human_labels(reviewers, folder, corpus, state, this.path)
         best = trainer.load(folder.round_path(state.best_round) / MODEL)
 
         # ---- select: whom the agents judge; accepted posts whose label flipped go back -----------------
         flipped = flipped_posts(trainer, best, corpus, state) if settings.retract_flipped else []
-        chosen = selector.select(
-            trainer.logits(best, corpus, open_positions(state, corpus, settings.limits)),
-            most=state.budget_left(settings.limits),
-            classes=(corpus.positive, corpus.negative),
-            seed=settings.seed + number,
-        )
-        candidates = round_.write_candidates(chosen)
+        scored = trainer.logits(best, corpus, open_positions(state, corpus, settings.limits))
+        most, classes = state.budget_left(settings.limits), (corpus.positive, corpus.negative)
+        candidates = this.write_candidates(selector.select(scored, most=most, classes=classes, seed=seed))
 
-        # ---- trust: the agents on posts of known label, before the pool is spent on -------------------
+        # ---- trust: the agents learn, and are measured on the labels, before the pool is spent on ------
         paid_before = usage_of(panel)
-        labelled = [corpus.posts[i] for i in corpus.labelled]
-        pool = [corpus.posts[i] for i in corpus.pool]
-        panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
-        trusted = check_agents(panel, labelled, settings.on_near_chance)
+        trusted = fit_agents(panel, corpus, state, settings.on_near_chance)
         atomic.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review --------------------------------------
-        verdicts = round_.write_verdicts(panel.verify(candidates))
+        verdicts = this.write_verdicts(panel.verify(candidates))
 
         # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
         trial = state.merge(verdicts, flipped)
         training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
-        # ---- retrain --------------------------------------------------------------------------------
+        # ---- retrain: with the loss as this round's posts fill it in ----------------------------------
         prior = partial(prior_of_divergent, trainer, best, corpus, trial)
         trial_loss = loss.for_round(training.groups, prior)
-        start, seed = (best if settings.start == "best" else None), settings.seed + number
-        model = trainer.fit(
-            corpus, training, loss=trial_loss, seed=seed, where=f"round {number}", start=start
-        )
+        start, where = best if settings.start == "best" else None, f"round {number}"
+        model = trainer.fit(corpus, training, loss=trial_loss, seed=seed, where=where, start=start)
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
-        measured = round_.measure(trainer, model)
+        measured, human = this.measure(trainer, model), human_counts(reviewers, state, number)
         kept = measured.validation.macro_f1 > state.best_score
-        human = human_counts(reviewers, state, number)
         state = state.keep(trial, measured.validation.macro_f1) if kept else state.roll_back(verdicts)
-        yield round_.close(
+        yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, theta=trial_loss.theta, human=human, trust=trusted,
             cost=cost_since(paid_before, panel),
@@ -266,6 +252,19 @@ class OpenRound:
 def publish(folder: RunFolder, corpus: Corpus, state: LoopState, root: Path) -> None:
     """Bring `best` and `grown.jsonl` in line with the finished rounds."""
     folder.publish(state.best_round, grown_rows(corpus, state, root))
+
+
+def fit_agents(panel: Panel, corpus: Corpus, state: LoopState, on_near_chance: OnNearChance) -> Trust:
+    """Let the agents learn from what is known so far; return how good they are on the labelled posts.
+
+    Raises:
+        NearChanceError: An agent may be guessing and `on_near_chance` is "stop".
+        AgentError: Nobody can be asked, or nothing can be learned.
+    """
+    labelled = [corpus.posts[i] for i in corpus.labelled]
+    pool = [corpus.posts[i] for i in corpus.pool]
+    panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
+    return check_agents(panel, labelled, on_near_chance)
 
 
 def usage_of(panel: Panel) -> UsageTotals:

@@ -6,6 +6,7 @@ Nothing here needs features or torch: a run is read in the time that its files t
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,9 +18,10 @@ import numpy as np
 
 from agents.judgment import Judgment, Verdict
 from agents.trust import Trust
-from losses.group import Group
+from losses.base import Group
 from selftrain._util.types import Json, LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.data.manifest import SPLIT
 from selftrain.errors import RunStateError
 from selftrain.state import LastVerdict, LoopState
 from selftrain.store.run_dir import RunFolder
@@ -155,12 +157,8 @@ class Cost(NamedTuple):
         return self.prompt + self.completion
 
     def plus(self, other: Cost) -> Cost:
-        """Both together."""
-        return Cost(
-            self.calls + other.calls, self.stored + other.stored, self.failed + other.failed,
-            self.prompt + other.prompt, self.cached + other.cached, self.image + other.image,
-            self.completion + other.completion, self.seconds + other.seconds,
-        )  # fmt: skip
+        """Return both together."""
+        return Cost._make(a + b for a, b in zip(self, other, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +225,7 @@ class RoundResult:
         return "labels alone" if self.number == 0 else "kept" if self.kept else "rolled back"
 
     def to_json(self) -> Json:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         splits = {"validation": self.validation} | ({"test": self.test} if self.test else {})
         return {
             "round": self.number,
@@ -251,7 +249,7 @@ class RoundResult:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RoundResult:
-        """The round of a record.
+        """Return the round of a record.
 
         Raises:
             KeyError, TypeError, AttributeError: The record is incomplete, or holds what is not known here.
@@ -297,7 +295,7 @@ def _without_none(record: Mapping[str, Any]) -> Json:
 
 
 def trust_lines(finished: RoundResult, before: RoundResult | None) -> Iterator[str]:
-    """How good the agents are on posts of known label; nothing where the round before said the same."""
+    """Yield how good the agents are on the labelled posts; nothing where the round before had the same."""
     if not finished.trust or (before is not None and before.trust == finished.trust):
         return
     for role, agent in finished.trust.agents.items():
@@ -312,7 +310,7 @@ def trust_lines(finished: RoundResult, before: RoundResult | None) -> Iterator[s
 
 
 def cost_lines(finished: RoundResult) -> Iterator[str]:
-    """What a round cost, and what came of the cross-review; nothing for agents that cost nothing."""
+    """Yield what a round cost, and what came of the cross-review; nothing for agents that cost nothing."""
     cost = finished.cost
     if not cost or not (cost.calls or cost.stored):
         return
@@ -331,7 +329,7 @@ def cost_lines(finished: RoundResult) -> Iterator[str]:
 
 
 def precision(corpus: Corpus, labels: Iterable[tuple[str, str]]) -> float | None:
-    """Share of right labels among the posts whose truth is known; None where none is.
+    """Return the share of right labels among posts whose truth is known; None where none is.
 
     Args:
         corpus: Knows the truth of some posts.
@@ -348,7 +346,7 @@ def _truth(corpus: Corpus, post_id: str) -> str | None:
 
 
 def candidate_sets(corpus: Corpus, verdicts: Sequence[Verdict]) -> CandidateSets:
-    """Counts and, where truth is known, precision of candidates, consistent and divergent ones."""
+    """Count candidates, consistent and divergent ones, with their precision where truth is known."""
     consistent = [verdict for verdict in verdicts if verdict.consistent]
     divergent = [verdict for verdict in verdicts if not verdict.consistent]
     return CandidateSets(*(_set_counts(corpus, some) for some in (verdicts, consistent, divergent)))
@@ -364,7 +362,7 @@ def _set_counts(corpus: Corpus, verdicts: Sequence[Verdict]) -> SetCounts:
 
 
 def agent_counts(corpus: Corpus, verdicts: Iterable[Verdict]) -> dict[str, AgentCounts]:
-    """Role -> what the agent did over a round's candidates."""
+    """Return role -> what the agent did over a round's candidates."""
     counts: dict[str, Counter[str]] = {}
     for verdict in verdicts:
         truth = _truth(corpus, verdict.post_id)
@@ -374,7 +372,7 @@ def agent_counts(corpus: Corpus, verdicts: Iterable[Verdict]) -> dict[str, Agent
 
 
 def _behaviour(judgments: Sequence[Judgment], truth: str | None) -> dict[str, int]:
-    """What one agent's judgments on one post add to its counts."""
+    """Return what one agent's judgments on one post add to its counts."""
     first, last = judgments[0], judgments[-1]
     changed = first.label != last.label
     counts = {str(last.state): 1, "reconsidered": int(len(judgments) > 1), "changed_mind": int(changed)}
@@ -388,13 +386,13 @@ def _behaviour(judgments: Sequence[Judgment], truth: str | None) -> dict[str, in
 
 
 def group_counts(training: TrainingSet) -> GroupCounts:
-    """How many posts of each group a model learned from."""
+    """Count the posts of each group that a model learned from."""
     counts = Counter(training.groups.tolist())
     return GroupCounts(*(counts[int(group)] for group in Group))
 
 
 def pseudo_labels(corpus: Corpus, state: LoopState) -> PseudoLabels:
-    """The pseudo-labels of grown.jsonl: how many, and the share of right ones where truth is known."""
+    """Count the pseudo-labels of grown.jsonl, and the right ones where truth is known."""
     labels = [(post_id, last.verdict.classifier_label) for post_id, last in state.accepted.items()]
     known = sum(_truth(corpus, post_id) is not None for post_id, _ in labels)
     return PseudoLabels(len(labels), known, precision(corpus, labels))
@@ -406,7 +404,7 @@ def labels_known(labels: LabelArray) -> bool:
 
 
 def total_cost(rounds: Iterable[RoundResult]) -> Cost:
-    """What all rounds cost together."""
+    """Return what all rounds cost together."""
     total = Cost()
     for one in rounds:
         total = total if one.cost is None else total.plus(one.cost)
@@ -417,7 +415,7 @@ def total_cost(rounds: Iterable[RoundResult]) -> Cost:
 
 
 def finished_rounds(folder: RunFolder) -> list[RoundResult]:
-    """Every finished round, round 0 (the labels alone) first.
+    """Return every finished round, round 0 (the labels alone) first.
 
     Raises:
         RunStateError: A damaged folder.
@@ -435,7 +433,7 @@ def finished_rounds(folder: RunFolder) -> list[RoundResult]:
 
 
 def replay(folder: RunFolder) -> tuple[LoopState, list[RoundResult]]:
-    """The state after the finished rounds of `folder`, and those rounds.
+    """Return the state after the finished rounds of `folder`, and those rounds.
 
     Raises:
         RunStateError: A damaged folder.
@@ -474,7 +472,7 @@ def check_pool(corpus: Corpus, state: LoopState, folder: RunFolder) -> None:
 
 
 def grown_rows(corpus: Corpus, state: LoopState, root: Path) -> Iterator[Json]:
-    """The grown dataset: labelled posts, then people's labels and accepted posts by round, with provenance.
+    """Yield the grown dataset: labelled posts, people's labels and accepted posts by round, with provenance.
 
     Args:
         corpus: The posts.
@@ -500,9 +498,24 @@ def _post_row(corpus: Corpus, post_id: str, root: Path) -> Json:
     post = corpus.posts[corpus.position_of[post_id]]
     images = [os.path.relpath(image, root) for image in post.images]
     row: Json = {"id": post.id, "text": post.text, "images": images}
+    if post.video is not None:
+        row["video"] = os.path.relpath(post.video, root)
     if post.process:
         row["process"] = dict(post.process)
-    return row
+    # the split that a post was in is no property of it any more: an accepted post of the pool trains
+    return row | {name: _writable(value) for name, value in post.extra.items() if name != SPLIT}
+
+
+def _writable(value: object) -> object:
+    """Return a value of a manifest as JSON has it: dates of Parquet and infinite numbers as texts."""
+    if isinstance(value, dict):
+        return {str(name): _writable(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(one) for one in value]
+    plain = (
+        value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    )
+    return value if plain else str(value)
 
 
 def _provenance(accepted: LastVerdict) -> Json:

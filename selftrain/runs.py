@@ -32,10 +32,11 @@ from selftrain._util.types import Json
 from selftrain.build import Parts, build, build_settings, describe, run_context
 from selftrain.config import Recipe, load_recipe
 from selftrain.data.context import ForRun, in_run
+from selftrain.data.manifest import COLUMNS
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
-from selftrain.errors import RecipeError
+from selftrain.errors import RecipeError, RunStateError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
 from selftrain.models.run_predictor import stored_recipe
@@ -55,7 +56,7 @@ _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft
 
 
 def start(recipe: Recipe | Path | str, out: Path | str, overrides: Sequence[str] = ()) -> Run:
-    """A run of `recipe` in the folder `out`; nothing is computed yet.
+    """Return a run of `recipe` in the folder `out`; nothing is computed yet.
 
     Args:
         recipe: A recipe, or the path of one.
@@ -233,7 +234,7 @@ class Run:
             prepared = self._prepared(parts, progress=progress)
             context = run_context(recipe, folder, prepared, progress=progress)
             panel: Panel = in_run(parts.panel, context)
-            folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel))
+            folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel), prepared.posts)
             atomic.write_jsonl(folder.path / "quarantine.jsonl", prepared.quarantine)
             dump_task(prepared.task, folder.path / "task.toml")
             reviewers: Reviewers | None = in_run(parts.reviewers, context)
@@ -277,6 +278,11 @@ class Run:
 
     def _prepared(self, parts: Parts, *, progress: bool) -> PreparedData:
         """Return the posts with their features, on the backbone given or a newly loaded one."""
+        if self._data is None and self.recipe.data.task == Path():
+            raise RunStateError(
+                f"{self.folder.path} was begun in Python, where the task was an object: go on with"
+                " `SelfTrainer.fit` on the same posts and parts"
+            )
         backbone = parts.backbone or build_backbone(self.recipe)
         if self._data is None:
             return prepare(self.recipe, backbone, progress=progress)
@@ -340,7 +346,7 @@ def _git_commit() -> str | None:
 def post_from_json(record: Json, root: Path) -> Post:
     """Return the post of a line of grown.jsonl, its images relative to `root`."""
     images = tuple(root / name for name in record["images"])
-    extra = {"provenance": record["provenance"]}
-    return Post(
-        record["id"], record["text"], images, record["label"], process=record.get("process", {}), extra=extra
-    )
+    video = root / record["video"] if "video" in record else None
+    extra = {name: value for name, value in record.items() if name not in COLUMNS}
+    process = record.get("process", {})
+    return Post(record["id"], record["text"], images, record["label"], process, extra, video)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from agents.judgment import Verdict
-from losses.group import Group
+from losses.base import Group
 from selftrain._util.types import LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.store.run_dir import HumanLabel
@@ -55,7 +55,7 @@ class RoundLimits(NamedTuple):
 
     @classmethod
     def from_json(cls, recipe: Mapping[str, Any]) -> RoundLimits:
-        """The limits of a resolved recipe, as recipe.toml has it."""
+        """Return the limits of a resolved recipe, as recipe.toml has it."""
         rounds, selection = recipe["rounds"], recipe["selection"]
         return cls(rounds["max"], rounds["patience"], rounds.get("budget"), selection["reselect_divergent"])
 
@@ -95,12 +95,12 @@ class LoopState:
     # ---- who may be chosen, and whether anybody should be ---------------------------------------------
 
     def closed(self, limits: RoundLimits) -> frozenset[str]:
-        """Pool posts that may not be chosen now."""
+        """Return the pool posts that may not be chosen now."""
         closed = self.accepted.keys() | self.human.keys() | self.deferred
         return frozenset(closed if limits.reselect_divergent else closed | self.divergent)
 
     def why_stop(self, limits: RoundLimits, pool: int) -> str | None:
-        """Why no further round follows within the limits and a pool of so many posts, or None."""
+        """Return why no further round follows, in a pool of so many posts; None: one does."""
         if self.next_round > limits.rounds:
             return f"all {limits.rounds} rounds are done"
         if self.rejections >= limits.patience:
@@ -112,17 +112,17 @@ class LoopState:
         return None
 
     def budget_left(self, limits: RoundLimits) -> int | None:
-        """Candidates that may still be verified; None: any number."""
+        """Return how many candidates may still be verified; None: any number."""
         return None if limits.budget is None else limits.budget - self.judged
 
     def last_verdicts_on(self, post_ids: Collection[str]) -> dict[str, LastVerdict]:
-        """The last verdicts on some posts, in the order of the first ones."""
+        """Return the last verdicts on some posts, in the order of the first ones."""
         return {post_id: last for post_id, last in self.last_verdicts.items() if post_id in post_ids}
 
     # ---- what a round changes -------------------------------------------------------------------------
 
     def apply_human_labels(self, labels: Iterable[HumanLabel]) -> LoopState:
-        """The state once people's labels are used, from the coming round on.
+        """Return the state once people's labels are used, from the coming round on.
 
         What classifier and agents said of these posts is moot.
         """
@@ -136,7 +136,7 @@ class LoopState:
         )
 
     def merge(self, verdicts: Sequence[Verdict], flipped: Collection[str]) -> LoopState:
-        """The state as it would be if the coming round were kept; `keep` makes it so.
+        """Return the state as it would be if the coming round were kept; `keep` makes it so.
 
         Args:
             verdicts: On the round's candidates.
@@ -161,7 +161,7 @@ class LoopState:
         )
 
     def keep(self, trial: LoopState, score: float) -> LoopState:
-        """The round counted: `trial` becomes the truth, and what was deferred may be chosen again."""
+        """Make `trial` the truth: the round counted, and what was deferred may be chosen again."""
         return replace(
             trial,
             next_round=self.next_round + 1,
@@ -172,7 +172,7 @@ class LoopState:
         )
 
     def roll_back(self, verdicts: Sequence[Verdict]) -> LoopState:
-        """The round did not count: no label came of it, and its candidates wait for a better model.
+        """Drop the round: no label came of it, and its candidates wait for a better model.
 
         Who disagreed in it disagreed nevertheless: people may be asked about these posts.
         """
@@ -194,7 +194,7 @@ class LoopState:
     # ---- what a model learns from ---------------------------------------------------------------------
 
     def training_set(self, corpus: Corpus, *, soft_positive: float) -> TrainingSet:
-        """Labelled, agreed and divergent posts with their groups, in the order of their positions.
+        """Return labelled, agreed and divergent posts with their groups, in the order of their positions.
 
         Posts that people labelled follow the labelled ones, and are in their groups.
 
@@ -228,6 +228,6 @@ class LoopState:
 
 
 def _values(corpus: Corpus, positions: Iterable[int], labels: Mapping[str, str]) -> LabelArray:
-    """[n] 1 where a post's label is the positive class, else 0."""
+    """Return [n] 1 where a post's label is the positive class, else 0."""
     named = [labels[corpus.posts[int(position)].id] for position in positions]
     return np.array([label == corpus.positive for label in named], dtype=np.int8)

@@ -26,8 +26,15 @@ def data_root() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the gpu tier where there is no accelerator, and say why; imports torch for that tier alone."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is slow unless asked for, and the gpu tier where there is no accelerator, and say why.
+
+    Imports torch for that tier alone.
+    """
+    if "slow" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="minutes of fuzzing: ask for it with -m slow"))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

@@ -53,14 +53,7 @@ class Annotation(NamedTuple):
 
 
 class Annotator:
-    """Asks for a label, with reasons first or without.
-
-    Args:
-        prompts: The prompt files.
-        reasoning: Whether reasons are written first.
-        rationale_chars: Most characters of them.
-        seed: Of the model's draws where an answer has to be asked for again.
-    """
+    """Asks for a label, with reasons first or without; `seed` is that of answers asked for again."""
 
     def __init__(
         self, prompts: AnnotationPrompts, *, reasoning: bool = True, rationale_chars: int = 360, seed: int = 0

@@ -40,20 +40,13 @@ CREATE INDEX IF NOT EXISTS responses_by_run ON responses (run);
 
 
 class Note(NamedTuple):
-    """For whom an answer was paid; kept beside it, not part of its cache key.
+    """For whom an answer was paid; kept beside it, not part of its cache key."""
 
-    Attributes:
-        run: The run that paid: the resolved path of its folder.
-        post: Id of the post.
-        role, step: As in `Judgment`.
-        model: Who answered.
-    """
-
-    run: str
-    post: str
-    role: str
+    run: str  # who paid: the resolved path of a run's folder
+    post: str  # id
+    role: str  # as in `Judgment`, like `step`
     step: int
-    model: str
+    model: str  # who answered
 
 
 class CachedAnswer(NamedTuple):

@@ -93,14 +93,7 @@ class Criticism(NamedTuple):
 
 
 class Criticizer:
-    """Asks how likely a label is wrong.
-
-    Args:
-        prompts: The prompt files.
-        strategy: A name of `STRATEGIES`.
-        rationale_chars: Most characters of its reasons.
-        seed: As for `Annotator`.
-    """
+    """Asks how likely a label is wrong, in one of the `STRATEGIES`."""
 
     def __init__(
         self,
@@ -121,8 +114,7 @@ class Criticizer:
         """Return one criticism a post, in order; nothing is asked of a post without a label.
 
         Raises:
-            JudgmentError: Annotations of other posts.
-            AgentError, KeyboardInterrupt: As `Runner.map`.
+            JudgmentError: Annotations of other posts. Else as `Runner.map`.
         """
         if [post.id for post in posts] != [annotation.post_id for annotation in annotations]:
             raise JudgmentError(

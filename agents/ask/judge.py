@@ -37,9 +37,7 @@ class JudgePrompts(PromptFiles):
     def opening(self, schema: AnswerSchema, roles: Sequence[str] = ()) -> Message:
         """Return the task, its policy and classes, the roles and the form of an answer.
 
-        Args:
-            schema: Of the answers.
-            roles: The agents that take part; each reads of the others too. A judge alone has no role.
+        Each agent reads of the others' roles too; a judge alone has none.
         """
         described = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
         form = self.fill(f"form.{schema.form}", labels=listed(schema.labels), unsure=schema.unsure)
@@ -78,9 +76,6 @@ class VLMAgent:
         rationale_chars: Most characters of a rationale.
         examples: Labelled posts of each class that a protocol with examples shows.
         seed: Of the draw of examples and of the model's own.
-
-    Attributes:
-        calibrations: Role -> the correction of its probabilities; empty before a panel is fitted.
     """
 
     def __init__(
@@ -96,6 +91,7 @@ class VLMAgent:
         brief = prompts.brief
         self.protocol = protocol
         self.schema = AnswerSchema(brief.names, brief.unsure, form or protocol.form, rationale_chars)
+        # role -> the correction of its probabilities; empty before a panel is fitted
         self.calibrations: dict[str, LabelCalibration] = {}
         self._prompts = prompts
         self._per_class = examples if protocol.examples else 0
@@ -289,11 +285,11 @@ class JudgePanel:
 
     async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
         prepared = await self._runner.prepare(post)
-        return tuple(await self._carried_out(self._protocol.first_round(), prepared))
+        return tuple(await self._carried_out(self._protocol.first_round, prepared))
 
     async def _verdict(self, candidate: Candidate) -> Verdict:
         prepared = await self._runner.prepare(candidate.post)
-        first = await self._carried_out(self._protocol.first_round(), prepared)
+        first = await self._carried_out(self._protocol.first_round, prepared)
         plan = self._protocol.cross_review(first, candidate.label, self._always_cross_review)
         # a verdict lists a step's judgments in the order of the roles, whoever was asked first
         again = sorted(
@@ -310,16 +306,11 @@ class JudgePanel:
     async def _carried_out(self, plan: QueryPlan, post: PreparedPost) -> list[Judgment]:
         """Return all judgments of a plan, in the order of its queries."""
         judgments: list[Judgment] = []
-        try:
-            queries = next(plan)
-            while True:
-                prompts = [self._agent.prompt(post, query) for query in queries]
-                responses = await self._runner.ask_together(prompts)
-                answers = [self._agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
-                judgments += answers
-                queries = plan.send(answers)
-        except StopIteration:
-            return judgments
+        for queries in plan(judgments):
+            prompts = [self._agent.prompt(post, query) for query in queries]
+            responses = await self._runner.ask_together(prompts)
+            judgments += [self._agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
+        return judgments
 
     def _raw_probs(self, role: str, ids: Sequence[str]) -> list[dict[str, float] | None]:
         """Return a role's uncalibrated probabilities on labelled posts, None where it gave none."""

@@ -108,13 +108,7 @@ class Metered(Protocol):
 class MeteredClient:
     """A model that answers for one run, each prompt paid for once. Lives on one event loop.
 
-    Args:
-        backend: Opened.
-        identity: Who answers.
-        cache: Where answers are kept.
-        run: Who pays.
-        attempts: Most answers to one prompt, 1 or more.
-        token_cap: Most tokens that the run may cost in all its starts; None: any number.
+    Its `backend` is open and says that it is `identity`; the rest is as for `agents.ask.runner.Runner`.
     """
 
     def __init__(

@@ -94,13 +94,9 @@ class PromptFiles:
         return Message("system", (words,))
 
     def about(self, post: PreparedPost, template: str, schema: AnswerSchema, **values: str) -> Message:
-        """Return one post, its pictures, and at the end what is asked about it.
+        """Return one post, its pictures, and at the end what the file `template` asks about it.
 
-        Args:
-            post: Prepared.
-            template: The file that asks, without its ending.
-            schema: Of the answer; the file may list its labels, or its options: those without doubt.
-            values: What else the file shows.
+        The file may list the labels of `schema`, or its options: those without doubt.
         """
         offered = {"labels": listed(schema.labels), "options": listed(schema.classes)}
         ending = self.fill(template, **offered, unsure=schema.unsure, **values)

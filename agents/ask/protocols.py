@@ -1,7 +1,7 @@
 """Who is asked what, in which order: the ways in which agents can verify a candidate.
 
-A protocol asks nothing itself. Its plans are generators: one yields the queries that can be asked together,
-is sent the judgments in their order, and goes on from there. Whoever runs it decides where answers come from.
+A protocol asks nothing itself. A plan yields the queries that can be asked together; whoever runs it decides
+where answers come from, and appends the judgments to the list that the plan was given before it goes on.
 
 The first round does not depend on the classifier: it is asked once a post, of labelled posts too. The cross-
 review goes on from its judgments once there is a classifier's label.
@@ -9,7 +9,7 @@ review goes on from its judgments once there is a classifier's label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
@@ -18,25 +18,18 @@ from agents.judgment import Judgment
 
 
 class Query(NamedTuple):
-    """One question to one agent.
+    """One question to one agent."""
 
-    Attributes:
-        role: Who is asked.
-        step: Of the judgment: 0 for the first of its role, 1 after the others were seen.
-        template: The prompt file, without its ending.
-        own, other: Judgments that the prompt shows.
-        classifier: The classifier's label, where the prompt shows it.
-    """
-
-    role: str
-    step: int
-    template: str
-    own: Judgment | None = None
+    role: str  # who is asked
+    step: int  # of the judgment: 0 for the first of its role, 1 after the others were seen
+    template: str  # the prompt file, without its ending
+    own: Judgment | None = None  # judgments that the prompt shows
     other: Judgment | None = None
-    classifier: str | None = None
+    classifier: str | None = None  # the classifier's label, where the prompt shows it
 
 
-QueryPlan: TypeAlias = Generator[tuple[Query, ...], Sequence[Judgment], None]
+QueryPlan: TypeAlias = Callable[[Sequence[Judgment]], Iterator[tuple[Query, ...]]]
+"""From the judgments so far, which grow meanwhile, to queries that can be asked together, in turns."""
 
 
 class Protocol(NamedTuple):
@@ -46,85 +39,76 @@ class Protocol(NamedTuple):
     roles: tuple[str, ...]  # who judges, in the order in which verdicts list them
     deciders: tuple[str, ...]  # the roles whose last judgments must name the classifier's label
     form: AnswerForm  # of its answers, unless the user chooses one
-    first_round: Callable[[], QueryPlan]  # asks about a post; the label of no classifier is known
+    first_round: QueryPlan  # asks about a post; the label of no classifier is known
     # goes on from the judgments of the first round with the classifier's label; the flag asks everybody again
     # even where the verdict is settled
     cross_review: Callable[[Sequence[Judgment], str, bool], QueryPlan]
     examples: str = ""  # the prompt file under which labelled posts are shown first; empty: none are shown
 
 
-def _each_alone() -> QueryPlan:
+def _each_alone(given: Sequence[Judgment]) -> Iterator[tuple[Query, ...]]:
     yield (Query("reviewer", 0, "reviewer.first"), Query("user", 0, "user.first"))
 
 
 def _both_again(first: Sequence[Judgment], classifier: str, always: bool) -> QueryPlan:
-    """Ask both again where anybody disagrees, each seeing the other's first words.
+    """Plan to ask both again where anybody disagrees, each seeing the other's first words.
 
     Two calls are saved unless `always`. Whoever disagreed with the classifier is asked first: if that agent
     stays, the candidate is divergent whatever the other would say. And where neither gave a label, there is
     no argument to exchange: shown nothing but the classifier's label, they would at best repeat it.
     """
-    if all(judgment.label == classifier for judgment in first):
-        return
-    if not always and all(judgment.label is None for judgment in first):
-        return
     queries = [
         Query(own.agent, 1, f"{own.agent}.again", own, other, classifier)
         for own, other in zip(first, reversed(first), strict=True)
     ]
+    settled = all(judgment.label == classifier for judgment in first)
+    if settled or (not always and all(judgment.label is None for judgment in first)):
+        return lambda given: iter(())
     if always:
-        yield tuple(queries)
-        return
-    for query in sorted(queries, key=lambda one: one.own is not None and one.own.label == classifier):
-        (again,) = yield (query,)
-        if again.label != classifier:
-            return
+        return lambda given: iter([tuple(queries)])
+    queries.sort(key=lambda one: one.own is not None and one.own.label == classifier)
+
+    def one_by_one(given: Sequence[Judgment]) -> Iterator[tuple[Query, ...]]:
+        for query in queries:
+            yield (query,)
+            if given[-1].label != classifier:
+                return
+
+    return one_by_one
 
 
-def _in_turn() -> QueryPlan:
-    (reviewer,) = yield (Query("reviewer", 0, "reviewer.first"),)
-    yield (Query("user", 0, "user.sequential", other=reviewer),)
+def _in_turn(given: Sequence[Judgment]) -> Iterator[tuple[Query, ...]]:
+    yield (Query("reviewer", 0, "reviewer.first"),)
+    yield (Query("user", 0, "user.sequential", other=given[-1]),)
 
 
-def _one_judge(template: str) -> Callable[[], QueryPlan]:
-    def first_round() -> QueryPlan:
-        yield (Query("judge", 0, template),)
-
-    return first_round
+def _one_judge(template: str) -> QueryPlan:
+    return lambda given: iter([(Query("judge", 0, template),)])
 
 
 def _nothing_more(first: Sequence[Judgment], classifier: str, always: bool) -> QueryPlan:
-    return
-    yield  # a generator that ends at once
+    return lambda given: iter(())
 
 
 def all_queries(
     protocol: Protocol, stand_in: Judgment, classifier: str
 ) -> tuple[tuple[Query, ...], tuple[Query, ...]]:
-    """Return every query that the first round and the cross-review can ask, with stand-ins for judgments.
+    """Return every query that the first round and the cross-review can ask.
 
-    Args:
-        protocol: Whose.
-        stand_in: Taken for every judgment, of another label than `classifier`.
-        classifier: The classifier's label.
+    `stand_in` is taken for every judgment; it has another label than the `classifier` has.
     """
-    first, judgments = _driven(protocol.first_round(), stand_in)
-    then, _ = _driven(protocol.cross_review(judgments, classifier, True), stand_in)
-    return first, then
+    first, judgments = _asked(protocol.first_round, stand_in)
+    review, _ = _asked(protocol.cross_review(judgments, classifier, True), stand_in)
+    return first, review
 
 
-def _driven(plan: QueryPlan, stand_in: Judgment) -> tuple[tuple[Query, ...], list[Judgment]]:
+def _asked(plan: QueryPlan, stand_in: Judgment) -> tuple[tuple[Query, ...], list[Judgment]]:
     asked: list[Query] = []
-    judgments: list[Judgment] = []
-    try:
-        queries = next(plan)
-        while True:
-            answers = [replace(stand_in, agent=query.role, step=query.step) for query in queries]
-            asked += queries
-            judgments += answers
-            queries = plan.send(answers)
-    except StopIteration:
-        return tuple(asked), judgments
+    given: list[Judgment] = []
+    for queries in plan(given):
+        asked += queries
+        given += [replace(stand_in, agent=query.role, step=query.step) for query in queries]
+    return tuple(asked), given
 
 
 _BOTH, _ONE = ("reviewer", "user"), ("judge",)

@@ -95,8 +95,7 @@ class Questioner:
     Args:
         runner: What answers, and where answers are kept; closed here, its cache too.
         prompts: The files, filled for the task.
-        form: Of every answer, see `AnswerSchema`.
-        rationale_chars: Most characters of a rationale.
+        form, rationale_chars: Of every answer, see `AnswerSchema`.
         seed: Of the model's draws.
         max_failed: The largest share of questions without a usable answer, in [0, 1].
     """
@@ -124,8 +123,7 @@ class Questioner:
 
         Raises:
             TooManyFailedError: More questions without a usable answer than tolerated; raised as soon as it
-                is clear, not after the last post.
-            AgentError, KeyboardInterrupt: As `Runner.map`.
+                is clear, not after the last post. Else as `Runner.map`.
         """
         failures = _Failures(self._max_failed)
 

@@ -86,13 +86,8 @@ class Runner:
     ) -> list[Result]:
         """Return `work` of each item, done side by side, in the order of the items.
 
-        Args:
-            what: Is worked on, for a bar.
-            items: Posts, or whatever stands for them.
-            work: On one item; runs on the loop and may `prepare`, `ask` and `measure`.
-            first: Comes before all of them.
-
-        What was paid for is kept, whatever is raised.
+        It runs on the loop and may `prepare`, `ask` and `measure`; `first` comes before all of it, and `what`
+        is shown on a bar. What was paid for is kept, whatever is raised.
 
         Raises:
             TokenCapError: The tokens are spent.

@@ -9,9 +9,16 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from agents.errors import ServerRefusedError
 
 
 class Picture(NamedTuple):
@@ -174,3 +181,50 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def check_environment(url: str) -> None:
+    """Refuse proxies and certificates named in the environment that no call to another machine could use.
+
+    Raises:
+        ServerRefusedError: Which variable, and what to do.
+    """
+    if is_loopback(urlsplit(url).hostname or ""):
+        return
+    for scheme, proxy in getproxies().items():
+        if scheme not in ("http", "https", "all") or not proxy:
+            continue
+        variable = f"{scheme.upper()}_PROXY"
+        try:
+            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is none
+            usable = False
+        if not usable:
+            raise ServerRefusedError(
+                f"{variable} is {_without_password(proxy)!r}, a proxy that cannot be used: expected"
+                f" http://HOST:PORT (SOCKS is not spoken). Correct it, or unset {variable}"
+            )
+    for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        named = os.environ.get(variable)
+        if named and not Path(named).exists():
+            raise ServerRefusedError(
+                f"{variable} is {named!r}, which does not exist: correct it, or unset it to use the"
+                " certificates that come with Python"
+            )
+
+
+def proxy_words(url: str) -> str:
+    """Return by which proxy of the environment `url` is called, to be added to a failure; or nothing."""
+    parts = urlsplit(url)
+    if is_loopback(parts.hostname or "") or proxy_bypass(parts.hostname or ""):
+        return ""
+    found = getproxies()
+    scheme = next((one for one in (parts.scheme, "all") if found.get(one)), "")
+    if not scheme:
+        return ""
+    return f" (called through the proxy {_without_password(found[scheme])} of {scheme.upper()}_PROXY)"
+
+
+def _without_password(proxy: str) -> str:
+    return re.sub(r"//[^@/]*@", "//", proxy)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from agents.client.base import is_loopback
+from agents.client.base import check_environment, is_loopback, proxy_words
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
@@ -119,9 +119,7 @@ class Limiter:
     def overloaded(self, sent: float, now: float) -> bool:
         """Halve unless the call was sent before the last cut, and return whether `limit` changed.
 
-        Args:
-            sent: When the call that met the overload was sent, in seconds of some clock.
-            now: On the same clock.
+        Both times are seconds of one clock; the call that met the overload was `sent` then.
         """
         if sent < self._last_cut:
             return False
@@ -142,20 +140,14 @@ class Endpoint:
         key: Sent with every request, and removed from whatever is shown.
         maximum: Most calls in flight, >= 1.
         timeout: Seconds without a byte after which an exchange is given up.
-
-    Attributes:
-        up: Whether calls may be sent there.
-        reason: Why not, in words that begin with the URL.
-        since: When that changed last, on the event loop's clock.
-        times_up: How often it came up: tells a failure of before from one of now.
-        flights: Scopes of the calls in flight there; cancelling one ends its call.
     """
 
     def __init__(self, url: str, key: Key, maximum: int, timeout: float) -> None:
         self.url, self.limiter = url, Limiter(maximum)
-        self.up, self.reason, self.times_up = False, "", 0
-        self.since = now()
-        self.flights: set[anyio.CancelScope] = set()
+        self.up, self.reason = False, ""  # whether calls may be sent there, and why not: "URL: ..."
+        self.since = now()  # when that changed last
+        self.times_up = 0  # how often it came up: tells a failure of before from one of now
+        self.flights: set[anyio.CancelScope] = set()  # of calls in flight there; cancelling one ends its call
         self.key, self._timeout = key, timeout
         self._client = _open_client(url, key, maximum, timeout)
 
@@ -223,7 +215,8 @@ class Endpoint:
         # the transport calls a refused connection a timeout too: only this one is that of an answer
         if isinstance(error.__cause__, httpx2.ReadTimeout):
             return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
-        return Failure("lost", self.key.clean(f"{self.url}: {_innermost_words(error)}"))
+        words = _innermost_words(error) + proxy_words(self.url)
+        return Failure("lost", self.key.clean(f"{self.url}: {words}"))
 
 
 def plain_endpoint(text: str) -> str:
@@ -278,6 +271,7 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     import httpx2
     import openai
 
+    check_environment(url)
     local = is_loopback(urlsplit(url).hostname or "")
     client = openai.AsyncOpenAI(
         api_key=key.reveal(),

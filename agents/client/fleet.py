@@ -42,15 +42,11 @@ class Served(NamedTuple):
 
 
 class Fleet:
-    """The endpoints of one client.
+    """The endpoints of one client, one at least; what is not explained here is as for `ChatClient`.
 
     Args:
-        endpoints: At least one.
+        endpoints: Open.
         on_event: Receives "down" and "up".
-        model: Name that must be served; "": the only one that is.
-        revision: Of the weights, as the user knows it; "": see `identify`.
-        patience: Seconds without any endpoint up after which calls fail.
-        probe_delays: Seconds from the first probe to the second, and the most between two; they double.
         probe_seconds: How long an answer to a probe may take.
     """
 
@@ -258,11 +254,7 @@ def rendezvous(affinity: str, url: str) -> bytes:
 def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> Served:
     """Read what a server serves under the name `wanted`; under its only name where that is empty.
 
-    Args:
-        url: For the messages.
-        models: Body of /v1/models.
-        version: Body of /version; None: there is no such path.
-        wanted: Model name or "".
+    `models` and `version` are the bodies of /v1/models and /version; None: there is no such path.
 
     Raises:
         ServerRefusedError: It is not served, or there are several to choose from.
@@ -282,10 +274,16 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         base=(under.root or under.id) if under else card.parent or "",
         # an adapter's card has none
         context=card.max_model_len or (under.max_model_len if under else None) or 0,
-        server="openai-compatible"
-        if version is None
-        else f"vllm {read_body(version, ServerVersion).version}",
+        server=_server_of(version),
     )
+
+
+def _server_of(version: bytes | None) -> str:
+    """Return "vllm VERSION"; a web page or anything else at this path is what other servers have there."""
+    try:
+        return "openai-compatible" if version is None else f"vllm {read_body(version, ServerVersion).version}"
+    except BrokenAnswerError:
+        return "openai-compatible"
 
 
 def identify(served: Served, revision: str) -> Identity:

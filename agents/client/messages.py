@@ -10,7 +10,7 @@ alternatives are all answered with 400 and a message that says which.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationError
@@ -80,11 +80,39 @@ class _Alternative(BaseModel):
 class _Written(_Alternative):
     top_logprobs: list[_Alternative] | None = None
 
-    def token_of_answer(self) -> Token:
-        listed = [(one.token, one.logprob) for one in self.top_logprobs or () if one.logprob > IMPOSSIBLE]
-        if self.token not in (text for text, _ in listed):
-            listed.append((self.token, self.logprob))  # drawn from further down than the list reaches
-        return Token(self.token, self.logprob, tuple(listed))
+    def token_of_answer(self, decode: Callable[[str], str]) -> Token:
+        likely = (one for one in self.top_logprobs or () if one.logprob > IMPOSSIBLE)
+        listed = [(decode(one.token), one.logprob) for one in likely]
+        text = decode(self.token)
+        if text not in (one for one, _ in listed):
+            listed.append((text, self.logprob))  # drawn from further down than the list reaches
+        return Token(text, self.logprob, tuple(listed))
+
+
+def _byte_level() -> dict[str, int]:
+    """Return the letters by which GPT-2's vocabulary and its heirs write bytes: a space is an accented G."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_level()
+
+
+def _from_bytes(token: str) -> str:
+    if all(letter in _BYTES for letter in token):
+        return bytes(_BYTES[letter] for letter in token).decode("utf-8", "replace")
+    return token
+
+
+def _decoder(written: Sequence[_Written], content: str) -> Callable[[str], str]:
+    """Return what makes tokens text again: some servers send them as the vocabulary has them."""
+    ways: tuple[Callable[[str], str], ...] = (
+        lambda token: token, _from_bytes, lambda token: token.replace("\u2581", " "),
+    )  # fmt: skip
+    whole = "".join(one.token for one in written)
+    fits = (way for way in ways if content.strip() in way(whole))
+    return next(fits, ways[0])
 
 
 class ChatAnswer(BaseModel):
@@ -102,11 +130,7 @@ class ChatAnswer(BaseModel):
     details: _PromptDetails | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens_details"))
 
     def completion(self, *, logprobs: bool, seconds: float) -> Completion:
-        """Return the answer in it.
-
-        Args:
-            logprobs: Whether log-probabilities were asked for.
-            seconds: How long the call took.
+        """Return the answer in it, with log-probabilities where they were asked for.
 
         Raises:
             ServerRefusedError: The server reports no tokens, or no log-probabilities although it was asked.
@@ -118,11 +142,19 @@ class ChatAnswer(BaseModel):
             )
         details = self.details or _PromptDetails()
         usage = Usage(self.prompt, details.cached or 0, details.image or 0, self.completed)
-        tokens = tuple(one.token_of_answer() for one in (self.written or ()) if logprobs)
+        written = self.written or [] if logprobs else []
+        decode = _decoder(written, self.content or "")
+        tokens = tuple(one.token_of_answer(decode) for one in written)
         if logprobs and self.content and not tokens:
             raise ServerRefusedError(
                 "the server sends no log-probabilities although they are asked for, so the probability of a "
                 "label cannot be known: use a server that does (vLLM), or ask for none (top_logprobs 0)"
+            )
+        if written and not any(one.top_logprobs for one in written):
+            raise ServerRefusedError(
+                "the server sends the log-probability of what the model wrote, but no alternatives to it"
+                " (top_logprobs is empty), so every label would look certain: use a server that sends them"
+                " (vLLM, up to --max-logprobs), or ask for none (top_logprobs 0)"
             )
         return Completion(self.content or "", self.finish, usage, tokens, self.refusal or "", seconds)
 

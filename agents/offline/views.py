@@ -215,11 +215,7 @@ class TextView:
     ) -> list[list[Word]]:
         """Return what each word adds to the margin of the label judged over the others, in shares.
 
-        Args:
-            found: The M occurrences in the texts.
-            count: Texts, B.
-            weights: [M, K] of the occurrences.
-            labels: [B] class indices.
+        The M occurrences in B = `count` texts have weights [M, K]; labels [B] are class indices.
         """
         own = labels[found.text]
         mine = np.take_along_axis(weights, own[:, None], axis=1)[:, 0]

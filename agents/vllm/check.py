@@ -12,7 +12,18 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Sampling, is_loopback, picture
+from agents.client.base import (
+    ChatRequest,
+    Completion,
+    Message,
+    Part,
+    Picture,
+    Sampling,
+    check_environment,
+    is_loopback,
+    picture,
+    proxy_words,
+)
 from agents.client.endpoints import server_words
 from agents.client.fleet import Served, read_served
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
@@ -71,8 +82,8 @@ def check_server(
         endpoint: ``http://127.0.0.1:8000``, without /v1.
         model: The name that must be served; empty: the only one that is.
         key: What the server wants to be shown; empty: nothing.
-        image: Whether to ask about a picture, or about a text.
-        seconds: The time that its answer may take; the first constrained one takes longest.
+        image: Ask about a picture, not about a text.
+        seconds: That its answer may take; the first constrained one takes longest.
     """
     health = fetch(f"{endpoint}/health", key)
     if health.status == 0 or health.status >= 500:
@@ -94,13 +105,14 @@ def fetch(url: str, key: str = "", body: object = None, seconds: float = 10.0) -
     import httpx2
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    check_environment(url)
     # a proxy named in the environment cannot reach this machine's own servers
     trust_env = not is_loopback(urlsplit(url).hostname or "")
     with httpx2.Client(trust_env=trust_env, timeout=seconds, headers=headers) as client:
         try:
             reply = client.get(url) if body is None else client.post(url, json=body)
         except httpx2.HTTPError as error:
-            return HttpReply(0, (str(error) or type(error).__name__).encode())
+            return HttpReply(0, ((str(error) or type(error).__name__) + proxy_words(url)).encode())
     return HttpReply(reply.status_code, reply.content)
 
 

@@ -106,13 +106,7 @@ def serve_command(
     options: ServeOptions | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Command:
-    """Return how to serve a model.
-
-    Args:
-        interpreter: The Python that has vLLM.
-        model: A folder, or a name on the Hugging Face hub.
-        options: See `ServeOptions`.
-        environ: The environment that the server inherits.
+    """Return how to serve a model: a folder, or a name on the Hugging Face hub.
 
     Raises:
         ServerLaunchError: A value out of range, no such model, or a device that this vLLM cannot serve on.

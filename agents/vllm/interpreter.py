@@ -69,11 +69,6 @@ def find_interpreter(
     working folder, then the Python that runs this, if it has vLLM. One that is named must work: no other
     takes its place.
 
-    Args:
-        python: As the user names it.
-        environ: The environment variables.
-        folder: The working folder; None: that of this process.
-
     Raises:
         ServerLaunchError: None is found, or the one that was named does not run or has no vLLM.
     """
@@ -94,11 +89,9 @@ def find_interpreter(
 
 
 def inspect_interpreter(python: Path, named_by: str = "") -> Interpreter:
-    """Return what vLLM a Python has.
+    """Return what vLLM a Python has; `named_by` says in the message where its name comes from.
 
-    Args:
-        python: The executable; kept as it is, for a link in an environment means that environment.
-        named_by: Where its name comes from, for the message.
+    The executable is kept as it is: a link in an environment means that environment.
 
     Raises:
         ServerLaunchError: It does not run, or has no vLLM.

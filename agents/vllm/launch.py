@@ -38,12 +38,7 @@ class Ready(NamedTuple):
 
 
 class Server:
-    """A running server. `start` makes one.
-
-    Attributes:
-        command: How it was started.
-        log: The file of its output.
-    """
+    """A running server. `start` makes one."""
 
     def __init__(
         self, command: Command, log: Path, process: subprocess.Popen[bytes], log_start: int, grace: float
@@ -62,11 +57,7 @@ class Server:
         return self._process.poll()
 
     def wait_until_ready(self, seconds: float, report: Report = lambda _: None) -> Ready:
-        """Wait until it has given one answer as agents need it.
-
-        Args:
-            seconds: How long to wait at most.
-            report: Receives every stage.
+        """Wait until it has given one answer as agents need it, and report every stage.
 
         Raises:
             ServerLaunchError: It ended, cannot do what agents need, or the time is over.
@@ -152,10 +143,7 @@ class Server:
 def start(command: Command, log: Path, grace: float = 20.0) -> Server:
     """Start a server, with a supervisor that ends it when this process does.
 
-    Args:
-        command: From `serve_command`.
-        log: Its output is added to this file.
-        grace: Seconds between SIGTERM and SIGKILL at its end.
+    Its output is added to the file `log`; `grace` are seconds between SIGTERM and SIGKILL at its end.
 
     Raises:
         ServerLaunchError: Somebody else listens there.
@@ -192,7 +180,7 @@ def serving(
     """Run a server that can serve, for as long as the block runs.
 
     Args:
-        command: From `serve_command`.
+        command: See `serve_command`.
         log: The file of its output; None: a temporary one, which stays only where something went wrong.
         seconds: How long to wait for it at most.
         grace: Seconds between SIGTERM and SIGKILL at its end.

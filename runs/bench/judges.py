@@ -403,10 +403,13 @@ def find_sets(data: Path, names: str = ALL, agents: str | None = None) -> Iterat
         )
     for name in _chosen(names, found, "set"):
         task = load_task(found[name] / "task.toml")
-        posts = tuple(read_manifest(found[name] / "manifest.jsonl", task).posts)
+        report = read_manifest(found[name] / "manifest.jsonl", task)
+        if report.problems:
+            first = report.problems[0]
+            print(f"{name}: {len(report.problems)} rows left out, line {first.line} first: {first.reason}")
         files = _agents_of(found[name], agents)
         shown = name if agents is None else f"{name} ({'+'.join(file.stem for file in files)})"
-        yield JudgedSet(shown, found[name], task, posts, files)
+        yield JudgedSet(shown, found[name], task, tuple(report.posts), files)
 
 
 def _answer_files(folder: Path) -> dict[str, Path]:

@@ -37,7 +37,7 @@ def read_table(
     table: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -76,7 +76,12 @@ def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str,
         raise RecipeError(f"--set {override!r}: expected section.key=value, for instance rounds.max=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if text.lstrip()[:1] in ("[", "{", '"', "'"):
+            raise RecipeError(
+                f"--set {override!r} is not TOML: {error}. Texts of a list or table stand in double quotes,"
+                f""" and the whole in single ones: --set '{name.strip()}=["a", "b"]'"""
+            ) from error
         value = text  # a bare word: --set classifier.head=mlp
     section = table
     for key in keys[:-1]:

@@ -15,7 +15,7 @@ Shape legend: ``N`` posts with a machine label, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,12 +38,12 @@ class Gaps(NamedTuple):
 
 
 def accuracy(truth: Labels, labels: Labels) -> float:
-    """Share of right labels."""
+    """Return the share of right labels."""
     return float((truth == labels).mean())
 
 
 def gaps(human: float, machine: float, act: float) -> Gaps:
-    """Human-machine and human-ACT gap of one quality."""
+    """Return the human-machine and human-ACT gap of one quality."""
     return Gaps(human - machine, human - act)
 
 
@@ -56,10 +56,10 @@ def aqg(
     quality: Quality = accuracy,
     seed: int = 0,
 ) -> float:
-    """AQG(B): what reviewing the B labels with the largest estimates adds to `quality`.
+    """Return AQG(B): what reviewing the B labels with the largest estimates adds to `quality`.
 
     Args:
-        truth: [N] what a reviewer would say.
+        truth: [N] what a reviewer would answer.
         machine: [N] the machine's labels.
         errors: [N] the criticizer's estimates.
         budget: B, 0 <= B <= N.
@@ -69,43 +69,23 @@ def aqg(
     Raises:
         BudgetError: Arrays of different lengths, an estimate outside [0, 1], a budget outside [0, N].
     """
-    return float(aqg_curve_at(truth, machine, errors, [budget], quality=quality, seed=seed)[0])
-
-
-def aqg_curve_at(
-    truth: Labels,
-    machine: Labels,
-    errors: npt.ArrayLike,
-    budgets: Sequence[int],
-    *,
-    quality: Quality = accuracy,
-    seed: int = 0,
-) -> FloatArray:
-    """AQG at several budgets. Raises as `aqg`."""
     values = checked(errors)
     if not truth.shape == machine.shape == values.shape or not len(values):
         raise BudgetError(
             f"{len(truth)} true labels, {len(machine)} machine labels, {len(values)} estimates: expected as"
             " many of each, one or more"
         )
-    if not all(0 <= budget <= len(values) for budget in budgets):
-        raise BudgetError(f"budgets {list(budgets)} for {len(values)} posts: expected 0 to {len(values)}")
+    if not 0 <= budget <= len(values):
+        raise BudgetError(f"a budget of {budget} for {len(values)} posts: expected 0 to {len(values)}")
     shuffled = np.random.default_rng(seed).permutation(len(values))
-    order = shuffled[np.argsort(-values[shuffled], kind="stable")]
-    before, gained = quality(truth, machine), []
-    for budget in budgets:
-        labels = machine.copy()
-        labels[order[:budget]] = truth[order[:budget]]
-        gained.append(quality(truth, labels) - before)
-    return np.array(gained)
+    reviewed = shuffled[np.argsort(-values[shuffled], kind="stable")][:budget]
+    labels = machine.copy()
+    labels[reviewed] = truth[reviewed]
+    return quality(truth, labels) - quality(truth, machine)
 
 
 def aqg_curve(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> FloatArray:
-    """AQG(B) in accuracy for B = 0..N [N + 1]; equal estimates count as reviewed in a random order.
-
-    Args:
-        wrong: [N], True where the machine's label is wrong.
-        errors: [N], the criticizer's estimates.
+    """Return AQG(B) in accuracy for B = 0..N [N + 1]; equal estimates count as in a random order.
 
     Raises:
         BudgetError: Arrays of different lengths, an estimate outside [0, 1].
@@ -121,17 +101,17 @@ def aqg_curve(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> FloatArray:
 
 
 def abs_score(wrong: npt.ArrayLike, errors: npt.ArrayLike) -> float | None:
-    """ABS, see the module; None where no label is wrong: there is nothing to find. Raises as `aqg_curve`."""
+    """Return ABS, see the module; None where no label is wrong. Errors as of `aqg_curve`."""
     perfect = _area(aqg_curve(wrong, np.asarray(wrong, dtype=np.float64)))
     return _area(aqg_curve(wrong, errors)) / perfect if perfect > 0 else None
 
 
 def chance_abs(wrong: npt.ArrayLike) -> float | None:
-    """ABS of a criticizer that says the same of every label: 1 / (2 - r), r the share of wrong ones."""
+    """Return ABS of a criticizer that gives every label the same estimate: 1 / (2 - r), r the wrong share."""
     rate = float(np.asarray(wrong, dtype=np.float64).mean())
     return 1.0 / (2.0 - rate) if rate > 0 else None
 
 
 def _area(curve: FloatArray) -> float:
-    """Under the curve over B in [0, N], by trapezoids: between two budgets a part of a post is reviewed."""
+    """Return the area under the curve over B in [0, N] by trapezoids: budgets may end within a post."""
     return float((curve[1:] + curve[:-1]).sum() / 2)

@@ -140,10 +140,6 @@ def systematic_sample(pi: npt.ArrayLike, seed: int) -> IntArray:
     uniform u: never more than the budget and never fewer, unlike independent draws. The sample is shuffled,
     so that those who stop before its end have still reviewed a chance part of it.
 
-    Args:
-        pi: [N] in [0, 1], their sum a whole number.
-        seed: Of the order and of u.
-
     Raises:
         BudgetError: A pi outside [0, 1], or a sum that is no whole number.
     """

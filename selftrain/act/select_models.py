@@ -227,21 +227,21 @@ def advise(wrong: int, total: int, *, buffer: float = BUFFER, pool: int | None =
 
 
 def _warnings(annotator: AnnotatorScore, criticizer: CriticizerScore, models: int) -> tuple[str, ...]:
-    said = []
+    found = []
     if annotator.posts < _FEW:
-        said.append(f"{annotator.posts} labelled posts are few, as the intervals say: label {_FEW} or more")
+        found.append(f"{annotator.posts} labelled posts are few, as the intervals say: label {_FEW} or more")
     if annotator.unlabelled > annotator.posts / 10:
-        said.append(
+        found.append(
             f"{annotator.model} gave no label to {annotator.unlabelled} of {annotator.posts} posts; they"
             " count as wrong"
         )
     if criticizer.auc is None:
-        said.append("the annotator's labels are all right, or all wrong: no criticizer can be judged on them")
+        found.append("the annotator's labels are all right, or all wrong: they judge no criticizer")
     elif criticizer.auc.low <= 0.5:
-        said.append(
+        found.append(
             f"{criticizer.model} ({criticizer.strategy}) may find errors no better than chance: AUC"
             f" {criticizer.auc.value:.2f}, from {criticizer.auc.low:.2f} to {criticizer.auc.high:.2f}"
         )
     if models == 1:
-        said.append("one model alone criticizes itself: a second one finds other errors")
-    return tuple(said)
+        found.append("one model alone criticizes itself: a second one finds other errors")
+    return tuple(found)

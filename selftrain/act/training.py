@@ -138,7 +138,7 @@ class ACTSet(NamedTuple):
 
 
 def labelled_set(labels: IntArray) -> ACTSet:
-    """Labels that are all trusted alike: with them the ACT loss is the cross-entropy."""
+    """Return labels that are all trusted alike: with them the ACT loss is the cross-entropy."""
     nobody = np.zeros(len(labels), dtype=bool)
     return ACTSet(labels, labels, nobody, np.ones(len(labels)))
 
@@ -161,14 +161,7 @@ def train_classes(
     Args:
         rows: [M, D] feature rows of the training posts.
         labels: Their labels, human and machine; `labelled_set` for plain ones.
-        validation_rows: [V, D].
         validation_labels: [V], trusted.
-        classes: K names, in the order of the indices.
-        scaling: Of the rows, see `selftrain.models.head.fit_scaling`.
-        settings: See `HeadSettings`.
-        seed: Of the initial weights and of dropout.
-        power: lambda of the ACT loss.
-        where: Said in an error.
 
     Raises:
         TrainingError: No training or no validation post, or fewer than two classes.

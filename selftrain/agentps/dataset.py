@@ -16,7 +16,7 @@ from backbones.mllm.answering import Variant
 from backbones.mllm.prompts import Wording
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
-from selftrain.data.manifest import RowError, Rows, enforce, read_manifest, read_rows
+from selftrain.data.manifest import RowError, Rows, enforce, read_manifest
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column
 from selftrain.data.task import Question, Task, load_task
@@ -224,6 +224,7 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
     scores = read_jsonl(folder.round_path(folder.best_round()) / SCORES)
     validated = {str(row["id"]): str(row["label"]) for row in scores if row["split"] == "validation"}
     posts, quarantine = dict[str, Post](), list[Json]()
+    sources = sources.model_copy(update={"columns": files.get("columns", {})})
     for name in ("manifest", "validation", "pool"):  # never the test's
         if files.get(name) is not None:
             read, left_out = read_posts(Path(files[name]), task, sources)
@@ -332,13 +333,11 @@ def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings)
 
 def read_posts(path: Path, task: Task, sources: SourceSettings) -> tuple[list[Post], list[Json]]:
     """Read the posts of a manifest, albums of any length, and the rows set aside."""
-    report = read_manifest(path, task, max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM)
+    report = read_manifest(
+        path, task, max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns
+    )
     enforce(report, sources.max_bad_rows, sources.max_bad_share)
-    left_out: list[Json] = [
-        {"kind": "row", "file": str(path), "line": one.line, "id": one.post_id, "reason": one.reason}
-        for one in report.problems
-    ]
-    return list(report.posts), left_out
+    return list(report.posts), report.quarantine
 
 
 def stream_posts(path: Path, quarantine: list[Json], sources: SourceSettings) -> Iterator[Post]:
@@ -354,16 +353,17 @@ def stream_posts(path: Path, quarantine: list[Json], sources: SourceSettings) ->
         QuarantineError: More rows are bad than tolerated; the posts before them were given.
     """
     rows = Rows(
-        path.parent, None, allow_missing_text=True, max_pixels=sources.max_image_pixels,
-        max_images=MAX_ALBUM, remember=False,
+        path, None,
+        max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns, labels=False,
+        remember=False,
     )  # fmt: skip
     met = bad = 0
-    for raw in read_rows(path):
-        met += 1
+    for raw in rows.table.rows:
+        met += raw.rows
         try:
             yield rows.post(raw)
         except RowError as error:
-            bad += 1
+            bad += raw.rows
             quarantine.append({"kind": "row", "line": raw.line, "id": error.post_id, "reason": error.reason})
             if bad > sources.max_bad_rows:
                 break

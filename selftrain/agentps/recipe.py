@@ -36,6 +36,7 @@ class SourceSettings(Section):
     reviews: str | None = None
     # what an accepted pseudo-label is worth as a target; 1 takes it for a person's
     soft_target: float = Field(0.8, gt=0.5, le=1)
+    columns: dict[str, str] = Field(default_factory=dict)  # field -> column that holds it, as of a run
     max_bad_rows: int = Field(100, ge=0)
     max_bad_share: float = Field(0.05, ge=0, le=1)
     max_image_pixels: int = Field(50_000_000, ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,18 +54,9 @@ def prepare_annotation(
     direct: bool = False,
     again: bool = False,
     limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> PreparedAnnotation:
     """Read and check everything; nothing is asked and nothing written.
-
-    Args:
-        manifest: Whose posts are asked about.
-        task: A task file with questions.
-        out: The manifest to write; its suffix says its format.
-        settings: Tolerances, and how many pictures are sent.
-        questions: Names of those to ask; None: all.
-        direct: Ask the final question too.
-        again: Ask anew what a model has answered before.
-        limit: Only about the first posts.
 
     Raises:
         TaskError, ManifestError, QuarantineError: What cannot be used, and what to do.
@@ -75,7 +66,7 @@ def prepare_annotation(
     for given, what in ((manifest, "the manifest that is read"), (task, "the task")):
         if out.resolve() == given.resolve() or (out.exists() and given.exists() and out.samefile(given)):
             raise ManifestError(f"{out} is {what}; expected another file to write to: name one")
-    found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels)
+    found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels, columns=columns)
     enforce(found, settings.max_bad_rows, settings.max_bad_share)
     check_writable(found.posts, out)
     planned = plan_questions(

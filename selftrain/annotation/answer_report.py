@@ -146,14 +146,7 @@ class AnnotationReport(NamedTuple):
 def annotation_report(
     posts: Sequence[Post], task: Task, questions: Sequence[Question], direct: bool
 ) -> AnnotationReport:
-    """Report on posts as they are written.
-
-    Args:
-        posts: With answers filled in.
-        task: For the classes.
-        questions: Those asked.
-        direct: Whether the final question was asked too.
-    """
+    """Report on posts as they are written."""
     known = [known_answers(post) for post in posts]
     lacking = [table(post, MISSING) for post in posts]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from agents.ask.questioner import QuestionAnswer
@@ -49,13 +49,7 @@ class ModelAnswer:
 
 
 def read_given(given: QuestionAnswer, question: Question | None, pictures: int) -> ModelAnswer | str:
-    """Return the answer in what came back, or why there is none.
-
-    Args:
-        given: What came back.
-        question: What was asked; None: the final question.
-        pictures: How many the post has; of a counting question 1 or more.
-    """
+    """Return the answer in what came back, or why there is none."""
     if given.answer is None:
         return UNSURE if given.state is State.ABSTAIN else given.fault
     if question is None or question.counting is None:
@@ -125,12 +119,7 @@ def table(post: Post, name: str) -> Mapping[str, Any]:
 
 
 def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
-    """Return the post with what was answered; people's answers and earlier ones that got no new one stay.
-
-    Args:
-        post: As it was read.
-        answers: Question -> the answer, or why there is none.
-    """
+    """Return the post with what was answered; people's answers and earlier ones that got no new one stay."""
     known = known_answers(post).known
     process = dict(post.process)
     tables = {name: dict(table(post, name)) for name in (PROVENANCE, MODEL, MISSING, DIRECT)}
@@ -147,4 +136,4 @@ def filled(post: Post, answers: Mapping[str, ModelAnswer | str]) -> Post:
             tables[PROVENANCE][name] = answer.to_json()
     extra = {name: value for name, value in post.extra.items() if name not in tables}
     extra |= {name: value for name, value in tables.items() if value}
-    return Post(post.id, post.text, post.images, post.label, process, extra)
+    return replace(post, process=process, extra=extra)

@@ -115,11 +115,6 @@ def plan_questions(
     that a model has answered is not asked again.
 
     Args:
-        posts: Of a manifest.
-        task: For the classes.
-        questions: To be asked, in order.
-        direct: Whether the final question is asked too.
-        again: Ask anew what a model has answered.
         limit: Only about the first posts; None: about all.
         max_images: Most pictures of a post that are sent.
 
@@ -140,7 +135,9 @@ def plan_questions(
             # an answer that the task no longer offers is none
             if earlier.get(one.name, {}).get("answer") in one.answers:
                 continue
-            if one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
+            if post.video is not None:
+                unasked[one.name] = "the post has a video, which the model is not shown"
+            elif one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
                 unasked[one.name] = reason
             else:
                 asks.append(one)
@@ -177,7 +174,7 @@ class AnnotationCost(NamedTuple):
         yield f"posts          {self.posts:,}"
         yield f"calls          {self.calls:,}"
         if self.unasked:
-            yield f"not asked      {self.unasked:,} questions that cannot be: counts where no pictures are"
+            yield f"not asked      {self.unasked:,} questions that cannot be: counts without pictures, videos"
         if self.prompt is None or self.image is None:
             yield f"prompt tokens  not known: {self.fault}"
         else:
@@ -204,7 +201,7 @@ def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int
     completion = sum(questioner.most_tokens(one) for one in asking)
     if not asking:
         return AnnotationCost(0, 0, unasked, 0.0, 0.0, 0, 0)
-    questioner.runner.identity()  # a server that is none is told as such, not as one that does not measure
+    questioner.runner.identity()  # a server that is none is refused as such, not as one that does not measure
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
     try:
@@ -230,12 +227,8 @@ def build_questioner(
     """Build the questioner; nothing is asked yet.
 
     Args:
-        settings: Of `annotation_settings`.
-        task: Name, classes and policy.
         out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
-        prompts: A folder of prompt files that replace the built-in ones.
         max_failed: The largest share of questions without a usable answer, in [0, 1].
-        progress: Whether to show a bar.
 
     Raises:
         PromptFileError, StoreError: With what to do.

@@ -29,7 +29,7 @@ from selftrain.cli.options import (
     option,
     several,
 )
-from selftrain.cli.printing import console, number, plain, print_json, quoted, say, table
+from selftrain.cli.printing import console, echo, number, plain, print_json, quoted, table
 from selftrain.errors import BudgetError, RecipeError
 from selftrain.store import atomic
 
@@ -237,7 +237,7 @@ def annotate(
 ) -> None:
     """Label a pool by a model, and draw the doubtful labels for review.
 
-    One model labels every unlabelled post of the manifest, another one says how likely each label is wrong,
+    One model labels every unlabelled post of the manifest, another estimates how likely each label is wrong,
     and a sample of the doubtful ones goes to review: `selftrain review serve DIR`. Answers are kept and paid
     for once; killed, the same command goes on. Two classes or more. The servers' key is taken from
     SELFTRAIN_API_KEY, never from the command line.
@@ -266,7 +266,7 @@ def annotate(
                 drawing=drawing,
             )
     for line in found.lines(out):
-        say(line)
+        echo(line)
 
 
 @app.command(epilog="Example: selftrain act export labels --out labelled.jsonl")
@@ -275,23 +275,23 @@ def export(
 ) -> None:
     """Write a manifest with the labels of a labelling: people's, else the machine's.
 
-    Every label says where it comes from (`provenance`). Tells how wrong the machine's labels are, by the
+    Every label has where it comes from (`provenance`). Prints how wrong the machine's labels are, by the
     reviewed sample, with a 95 % interval.
     """
     labels = labelling.LabelFolder(folder)
     found = labelling.mixed_posts(labels, tasks.load_task(labels.data_files().task))
     manifest_writing.write_manifest(found.posts, out)
     labels_of = f"{found.human:,} labels from review, {found.machine:,} of the machine"
-    say(f"{out}: {len(found.posts):,} posts, {labels_of}")
+    echo(f"{out}: {len(found.posts):,} posts, {labels_of}")
     if found.waiting:
-        say(f"{found.waiting:,} posts wait for a review: selftrain review serve {quoted(folder)}")
+        echo(f"{found.waiting:,} posts wait for a review: selftrain review serve {quoted(folder)}")
     if found.errors is None:
-        say("how wrong the machine's labels are cannot be told: nobody has reviewed, or by threshold alone")
+        echo("how wrong the machine's labels are cannot be told: nobody has reviewed, or by threshold alone")
     else:
-        say(f"wrong machine labels: {found.errors.all.interval.per_cent()}")
-        say(f"wrong labels left in the file: {found.errors.all.after_correction().interval.per_cent()}")
+        echo(f"wrong machine labels: {found.errors.all.interval.per_cent()}")
+        echo(f"wrong labels left in the file: {found.errors.all.after_correction().interval.per_cent()}")
     if found.human:
-        say(f"next: {labelling.train_command(folder)}")
+        echo(f"next: {labelling.train_command(folder)}")
 
 
 @app.command(epilog="Example: selftrain act train labels --out models/labels --validation validation.jsonl")
@@ -330,11 +330,11 @@ def train(
         seed=seed,
         progress=sys.stderr.isatty(),
     )
-    say(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
+    echo(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
     if found.left_out:
-        say(f"{len(found.left_out):,} posts could not be encoded and are left out, see act.json")
+        echo(f"{len(found.left_out):,} posts could not be encoded and are left out, see act.json")
     if not found.unbiased:
-        say("note: some posts had no chance of review (threshold without a floor): as wrong as their labels")
+        echo("note: some posts had no chance of review (threshold without a floor): as wrong as their labels")
     for split, quality in found.quality.items():
-        say(f"{split}: {quality}")
-    say(f"next: selftrain predict {quoted(out)} MANIFEST --out FILE, or serve, filter")
+        echo(f"{split}: {quality}")
+    echo(f"next: selftrain predict {quoted(out)} MANIFEST --out FILE, or serve, filter")

@@ -190,12 +190,13 @@ class _QuestionMetrics(NamedTuple):
         return cls(record["posts"], tuple(cells), record.get("note", ""))
 
 
+def _questions_from_json(record: Mapping[str, Any]) -> dict[str, _QuestionMetrics]:
+    return {name: _QuestionMetrics.from_json(one) for name, one in record["questions"].items()}
+
+
 def _print_metrics(file: Path) -> None:
     """Print one row a question."""
-    questions = {
-        name: _QuestionMetrics.from_json(record)
-        for name, record in json.loads(file.read_text(encoding="utf-8")).get("questions").items()
-    }
+    questions = _questions_from_json(json.loads(file.read_text(encoding="utf-8")))
     found = table("question", *HEADINGS, title="metrics with 95 % intervals", show_edge=True, pad_edge=True)
     for name, one in questions.items():
         found.add_row(name, str(one.posts), *(one.cells or ["-"] * len(METRICS)))

@@ -19,7 +19,7 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
 from selftrain.cli.commands import noun
 from selftrain.cli.options import KEY_VARIABLE, Host, Overrides, Recipe, argument, option, several
-from selftrain.cli.printing import say
+from selftrain.cli.printing import echo
 from selftrain.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -121,15 +121,15 @@ def serve(
     )  # fmt: skip
     command = vllm_command.serve_command(interpreter.find_interpreter(python), model, options)
     if allow_remote and not command.api_key:
-        say(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
+        echo(f"note: whoever reaches {host} may use this server: set {KEY_VARIABLE} to ask for a key")
     with _ended_by_signals():
         try:
-            with launch.serving(command, log=log, seconds=time_limit, report=say) as (server, ready):
-                say(_ready_line(ready))
-                say(_recipe_lines(server, ready))
+            with launch.serving(command, log=log, seconds=time_limit, report=echo) as (server, ready):
+                echo(_ready_line(ready))
+                echo(_recipe_lines(server, ready))
                 server.wait()
         except KeyboardInterrupt:
-            say("stopped")
+            echo("stopped")
 
 
 @app.command(epilog="Example: selftrain agents check http://127.0.0.1:8000")
@@ -151,11 +151,11 @@ def check(
     """
     key, failed = os.environ.get(key_variable, ""), False
     for endpoint in map(endpoints.plain_endpoint, servers):
-        say(endpoint)
+        echo(endpoint)
         for found in checking.check_server(
             endpoint, model=model, key=key, image=not text_only, seconds=time_limit
         ):
-            say(f"  {found.what:<8}{'ok' if found.passed else 'FAILED':<8}{found.detail}")
+            echo(f"  {found.what:<8}{'ok' if found.passed else 'FAILED':<8}{found.detail}")
             failed |= not found.passed
     return 1 if failed else 0
 
@@ -188,10 +188,10 @@ def prompts(
         if as_json:
             print(json.dumps({"prompt": preview.template, **preview.request.to_json()}, ensure_ascii=False))
             continue
-        say(f"=== {preview.template} ===")
+        echo(f"=== {preview.template} ===")
         for line in preview.lines():
             print(printable(line))
-        say(f"--- answer: {json.dumps(preview.request.schema)}\n")
+        echo(f"--- answer: {json.dumps(preview.request.schema)}\n")
 
 
 def _ready_line(ready: launch.Ready) -> str:

@@ -10,8 +10,18 @@ import typer
 
 from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
-from selftrain.cli.options import COST, Manifest, Overrides, TaskFile, TokenCap, option, several
-from selftrain.cli.printing import console, number, plain, table
+from selftrain.cli.options import (
+    COST,
+    Columns,
+    Manifest,
+    Overrides,
+    TaskFile,
+    TokenCap,
+    option,
+    read_columns,
+    several,
+)
+from selftrain.cli.printing import console, number, plain, print_some, table
 from selftrain.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -55,6 +65,7 @@ def annotate(
         option("Take the section vlm, seed and tolerances of it.", metavar="RECIPE", panel=SERVERS),
     ] = None,
     overrides: Overrides,
+    columns: Columns,
     questions: Annotated[
         str | None,
         option("Ask these only; by default all of the task.", metavar="NAME,NAME", panel=QUESTIONS),
@@ -98,10 +109,12 @@ def annotate(
     settings = question_plan.annotation_settings(recipe, servers, token_cap, overrides)
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
     prepared = annotation.prepare_annotation(
-        manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit
-    )
+        manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit,
+        columns=read_columns(columns),
+    )  # fmt: skip
+    print_some([f"note: {note}" for note in prepared.manifest.notes])
     if problems := prepared.manifest.problems:  # to be known before anything is paid for
-        print(f"{len(problems):,} rows are set aside and will not be written:")
+        print(f"{prepared.manifest.set_aside:,} rows are set aside and will not be written:")
         for line in manifests.describe(problems):
             print(printable(line))
     questioner = question_plan.build_questioner(

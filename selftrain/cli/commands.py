@@ -1,4 +1,4 @@
-"""The commands of ``selftrain``, by name: which module holds each, and what the help says of it.
+"""The commands of ``selftrain``, by name: which module holds each, and its line in the help.
 
 A noun's module is loaded when the noun was chosen. Help, completion and the hint after a typing error need
 this table alone, so they answer at once.
@@ -89,13 +89,13 @@ class CommandLine(TyperGroup):
         found = _entry(args[0])
         if found is not None:
             return found.name, load(found), args[1:]
-        if not ctx.resilient_parsing:  # completion asks what there is, and is told nothing
+        if not ctx.resilient_parsing:  # completion asks what there is, and gets no error
             inner = [f"{entry.name} {command}" for entry in ENTRIES for command in entry.commands]
             _refuse(ctx, args[0], self.list_commands(ctx), inner)
         return None, None, args[1:]
 
     def invoke(self, ctx: Context) -> int:
-        """Run the chosen command and return its exit status; what can go wrong is said here."""
+        """Run the chosen command and return its exit status; what can go wrong is printed here."""
         return guarded(lambda: super(CommandLine, self).invoke(ctx))
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from selftrain._util.deferred import deferred
 from selftrain.cli.commands import noun
-from selftrain.cli.options import Manifest, argument, option
-from selftrain.cli.printing import print_some, say
+from selftrain.cli.options import Columns, Manifest, argument, option, read_columns
+from selftrain.cli.printing import echo, print_some
 from selftrain.errors import TaskError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from selftrain.data import task as task_files
     from selftrain.data.duplicates import DuplicateGroup
     from selftrain.data.manifest import ManifestReport
+    from selftrain.data.posts import Post
 else:
     duplicates, importers, manifests, task_files, templates = deferred(
         "selftrain.data.duplicates", "selftrain.data.importers", "selftrain.data.manifest",
@@ -33,6 +34,8 @@ app = noun("Check manifests, import published data sets, begin with a task.")
 @app.command(epilog="Example: selftrain data check posts.jsonl --task task.toml")
 def check(
     manifest: Manifest,
+    *,
+    columns: Columns,
     task: Annotated[
         Path | None, option("The task; labels and answers must be its own.", metavar="FILE")
     ] = None,
@@ -46,16 +49,19 @@ def check(
 
     Exit status 1 where a row is bad.
     """
-    report = manifests.read_manifest(manifest, None if task is None else task_files.load_task(task))
+    report = manifests.read_manifest(
+        manifest, None if task is None else task_files.load_task(task), columns=read_columns(columns)
+    )
     shown = sys.stderr.isatty() and not as_json
     copies = (
         [] if no_duplicates
         else duplicates.find_duplicates(report.posts, workers=workers, progress=shown)
     )  # fmt: skip
+    conflicts = [] if no_duplicates else duplicates.conflicting_labels(report.posts)
     if as_json:
-        print(json.dumps(_document(report, copies), ensure_ascii=False, indent=2))
+        print(json.dumps(_document(report, copies, conflicts), ensure_ascii=False, indent=2))
     else:
-        _print_report(report, None if no_duplicates else copies)
+        _print_report(report, None if no_duplicates else copies, conflicts)
     return 1 if report.problems else 0
 
 
@@ -74,19 +80,27 @@ def import_published(
     allow_missing_images: Annotated[
         bool, option("Keep the text of posts whose image is not there.", "--allow-missing-images")
     ] = False,
+    decode_entities: Annotated[
+        bool, option("Write HTML entities (&amp;) as what they stand for.", "--decode-entities")
+    ] = False,
 ) -> None:
     """Make a manifest and a task of a published data set.
 
     You fetch the files yourself, under their own terms.
     """
-    done = importers.import_named(name, source, out, allow_missing_images=allow_missing_images)
-    say(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
+    done = importers.import_named(
+        name, source, out, allow_missing_images=allow_missing_images, decode_entities=decode_entities
+    )
+    echo(f"{done.posts:,} posts in {done.manifest}, their task in {done.task}")
     if done.text_only:
-        say(f"{done.text_only:,} images are missing: those posts have their text only")
+        echo(f"{done.text_only:,} images are missing: those posts have their text only")
+    if done.entities:
+        what = "decoded" if decode_entities else "left as they are written; --decode-entities decodes them"
+        echo(f"{done.entities:,} texts hold HTML entities: {what}")
     for note in done.notes:
-        say(f"note: {note}")
+        echo(f"note: {note}")
     if done.skipped:
-        say(f"{len(done.skipped):,} rows left out:")
+        echo(f"{sum(one.rows for one in done.skipped):,} rows left out:")
         print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
 
 
@@ -108,7 +122,7 @@ def tasks(
         print(templates.template_file(name).read_text(encoding="utf-8"), end="")
     else:
         task = templates.write_template(name, out)
-        say(f"{out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like")
+        echo(f"{out}: {len(task.classes)} classes, {len(task.questions)} questions; edit it as you like")
 
 
 def _list_tasks(names: Sequence[str]) -> None:
@@ -124,14 +138,17 @@ def _counts(report: ManifestReport) -> dict[str, int]:
     """Return how many posts there are of each make."""
     posts = report.posts
     return {
-        "text only": sum(not post.images for post in posts),
-        "images only": sum(not post.text.strip() for post in posts),
+        "text only": sum(not post.images and post.video is None for post in posts),
+        "images only": sum(bool(post.images) and not post.text.strip() for post in posts),
         "text and images": sum(bool(post.images and post.text.strip()) for post in posts),
         "several images": sum(len(post.images) > 1 for post in posts),
+        "videos": sum(post.video is not None for post in posts),
     }
 
 
-def _document(report: ManifestReport, copies: list[DuplicateGroup]) -> Json:
+def _document(
+    report: ManifestReport, copies: list[DuplicateGroup], conflicts: list[tuple[Post, ...]]
+) -> Json:
     return {
         "manifest": str(report.path),
         "rows": report.rows,
@@ -140,23 +157,32 @@ def _document(report: ManifestReport, copies: list[DuplicateGroup]) -> Json:
         "unlabelled": report.counts.get(None, 0),
         "makes": _counts(report),
         "problems": [problem._asdict() for problem in report.problems],
+        "notes": [note._asdict() for note in report.notes],
         "duplicates": [group._asdict() for group in copies],
+        "conflicts": [{post.id: post.label for post in group} for group in conflicts],
     }
 
 
-def _print_report(report: ManifestReport, copies: list[DuplicateGroup] | None) -> None:
-    say(
-        f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, "
-        f"{len(report.problems):,} set aside"
-    )
+def _print_report(
+    report: ManifestReport, copies: list[DuplicateGroup] | None, conflicts: list[tuple[Post, ...]]
+) -> None:
+    echo(f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside")
     for label, count in sorted(report.counts.items(), key=str):
-        say(f"  {'no label' if label is None else label}: {count:,}")
-    say("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
+        echo(f"  {'no label' if label is None else label}: {count:,}")
+    echo("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
     if report.problems:
-        say("set aside:")
+        echo("set aside:")
         print_some(
             [f"  line {one.line}, id {one.post_id!r}: {one.reason}; {one.remedy}" for one in report.problems]
         )
+    if report.notes:
+        echo("how it was read:")
+        print_some([f"  {note}" for note in report.notes])
+    if conflicts:
+        echo(f"copies with different labels: {len(conflicts):,}")
+        print_some(
+            ["  " + ", ".join(f"{post.id} {post.label!r}" for post in group[:6]) for group in conflicts]
+        )
     if copies is not None:
-        say(f"groups of copies: {len(copies):,}")
+        echo(f"groups of copies: {len(copies):,}")
         print_some([f"  {group.kind}: {', '.join(group.ids[:6])} ({group.detail})" for group in copies])

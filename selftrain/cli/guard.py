@@ -15,7 +15,7 @@ _TREES = (
     ("selftrain.errors", "SelftrainError"),
     ("agents.errors", "AgentError"),
     ("backbones.errors", "BackboneError"),
-    ("losses.errors", "LossError"),
+    ("losses.base", "LossError"),
 )
 
 
@@ -60,7 +60,7 @@ def quiet() -> None:
 
 
 def _expected(error: Exception) -> bool:
-    """Return whether the message alone tells the user what to do.
+    """Return whether the message alone is enough for the user to act on.
 
     An error of a tree can only be here if the tree's module is loaded: nothing is imported to find out.
     """

@@ -10,8 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from selftrain._util.deferred import deferred
-from selftrain.cli.options import LIMITS, Host, Manifest, Model, OutFile, RunPath, option
-from selftrain.cli.printing import say, write_records
+from selftrain.cli.options import (
+    LIMITS,
+    Columns,
+    Host,
+    Manifest,
+    MaxBadRows,
+    MaxBadShare,
+    Model,
+    OutFile,
+    RunPath,
+    option,
+    read_columns,
+)
+from selftrain.cli.printing import check_target, echo, print_some, write_records
 from selftrain.errors import ServingError
 
 if TYPE_CHECKING:
@@ -42,10 +54,19 @@ MaxText = Annotated[int, option("Characters of a text.", min=1, metavar="N", pan
 def predict(
     model: Model,
     manifest: Manifest,
+    *,
     out: OutFile,
+    columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
 ) -> None:
     """Label other posts with a trained model."""
-    found = manifest_predictions.ManifestPredictions(model, manifest, progress=sys.stderr.isatty())
+    check_target(out)
+    found = manifest_predictions.ManifestPredictions(
+        model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
+        max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,
+    )  # fmt: skip
+    print_some([hint.strip() for hint in found.hints], file=sys.stderr)
     write_records(out, found.rows(), found.quarantine, "labelled")
 
 
@@ -90,11 +111,11 @@ def serve(
         )
     http_server.quiet_logs()
     if host not in _LOOPBACK and not key:
-        say("warning: other machines may reach this address, and no key is asked for: give --key-variable")
+        echo("warning: other machines may reach this address, and no key is asked for: give --key-variable")
     count = server.compute_threads(threads)
     ended = server.serve(
         lambda: load_predictor.load_predictor(model, threads=count),
-        host=host, port=port, key=key, tell=say,
+        host=host, port=port, key=key, tell=echo,
         batching=server.Batching(max_batch, max_wait_ms / 1000, max_queue),
         limits=wire.RequestLimits(
             int(max_body_mb * 1e6), max_posts, max_text, int(max_image_mb * 1e6), max_pixels
@@ -141,6 +162,7 @@ def filter_stream(
             metavar="MANIFEST",
         ),
     ] = None,
+    columns: Columns,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
 ) -> None:
@@ -149,18 +171,18 @@ def filter_stream(
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
-    opened = load_predictor.load_predictor(model)
-    measured = thresholds.validation_scores(opened, validation)
+    opened, named = load_predictor.load_predictor(model), read_columns(columns)
+    measured = thresholds.validation_scores(opened, validation, named)
     point = thresholds.lowest_threshold(measured.scores, precision)
     for line in _threshold_lines(point, measured, opened.positive):
-        say(line)
+        echo(line)
     counts = filtering.filter_posts(
         opened, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
-        progress=sys.stderr.isatty(),
+        columns=named, tell=echo, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    say(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
+    echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:
-        say(f"failures are listed in {sink}.quarantine.jsonl")
+        echo(f"failures are listed in {sink}.quarantine.jsonl")
 
 
 def _threshold_lines(
@@ -200,4 +222,4 @@ def export(
         )
     inputs = onnx_export.export_onnx(run, onnx, head_only=head_only)
     size = onnx.stat().st_size / 1e6
-    say(f"{onnx}: {size:.1f} MB, {' + '.join(inputs)} -> logits, probabilities")
+    echo(f"{onnx}: {size:.1f} MB, {' + '.join(inputs)} -> logits, probabilities")

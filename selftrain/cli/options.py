@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ def option(text: str, *names: str, metavar: str | None = None, panel: str | None
     """Declare an option.
 
     Args:
-        text: What the help says of it.
+        text: Its line in the help.
         names: "--name" where it is not the parameter's; always of a switch, which has no opposite.
         metavar: What stands for its value.
         panel: Heading that it stands under.
@@ -42,7 +43,20 @@ Recipe = Annotated[Path, argument("RECIPE", "A TOML file.")]
 RunPath = Annotated[Path, argument("RUN", "A run folder.")]
 Model = Annotated[Path, argument("MODEL", "A run folder, an AgentPS model's, or an .onnx file.")]
 Manifest = Annotated[Path, argument("MANIFEST", "JSON lines, CSV or Parquet.")]
-OutFile = Annotated[str, option("JSON lines; - for standard output.", metavar="FILE")]
+OutFile = Annotated[
+    str, option("JSON lines, or CSV where it ends in .csv; - for standard output.", metavar="FILE")
+]
+Columns = Annotated[
+    list[str],
+    several(
+        "The manifest's column that holds a field, where it is called otherwise: label=class.",
+        "--column", metavar="FIELD=NAME",
+    ),
+]  # fmt: skip
+MaxBadRows = Annotated[int | None, option("Most rows that may be set aside.", metavar="N", min=0)]
+MaxBadShare = Annotated[
+    float | None, option("Largest share of rows that may be set aside.", metavar="SHARE", min=0, max=1)
+]
 TaskFile = Annotated[Path, option("A TOML file: classes, policy, questions.", metavar="FILE")]
 AsJson = Annotated[bool, option("Print JSON instead of text.", "--json")]
 Overrides = Annotated[
@@ -65,3 +79,18 @@ Doubled = Annotated[
         "Of the posts, reviewed by two people.", "--double-annotation-rate", metavar="SHARE", panel=DRAWING
     ),
 ]
+
+
+def read_columns(given: Sequence[str]) -> dict[str, str]:
+    """Return field -> column of what `--column` says.
+
+    Raises:
+        BadParameter: One that is not FIELD=NAME.
+    """
+    pairs = [one.partition("=") for one in given]
+    for field, equals, name in pairs:
+        if not (field and equals and name):
+            raise typer.BadParameter(
+                f"--column {field}{equals}{name}: expected FIELD=NAME, for instance label=class"
+            )
+    return {field.strip(): name for field, _, name in pairs}

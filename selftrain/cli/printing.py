@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import sys
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selftrain._util.printable import printable, printable_lines
+from selftrain.errors import DataError
 from selftrain.store import atomic
 
 NARROWEST = 100  # columns of output that goes into a file
@@ -46,8 +48,8 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def say(text: object) -> None:
-    """Print lines at once."""
+def echo(text: object) -> None:
+    """Print a line, or several, at once."""
     print(printable_lines(str(text)), flush=True)
 
 
@@ -93,7 +95,7 @@ class LeftOut(NamedTuple):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LeftOut:
-        """Return what a record of a quarantine says."""
+        """Return what a record of a quarantine holds."""
         return cls(record["id"], record["reason"], record.get("line"))
 
     def __str__(self) -> str:
@@ -107,7 +109,8 @@ def write_records(
     """Write one record a post, and what was left out beside it, which is listed on standard error.
 
     Args:
-        target: A file, which is whole afterwards or as it was; or "-" for standard output.
+        target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
+            output.
         rows: The records; they may fill `left_out` as they come.
         left_out: What was left out, each with its reason; beside a file it is kept as NAME.quarantine.jsonl.
         done: What happened to the posts that are in the file: "scored".
@@ -121,14 +124,59 @@ def write_records(
             print_json(row)
         _list_left_out(left_out, "")
         return
-    out, count = Path(target), 0
-    with atomic.replacing(out) as part, part.open("w", encoding="utf-8") as file:
-        for count, row in enumerate(rows, 1):  # noqa: B007 -- counted
-            file.write(_escaped(row) + "\n")
+    out = Path(target)
+    write = _write_csv if out.suffix.lower() == ".csv" else _write_json
+    with atomic.replacing(out) as part, part.open("w", encoding="utf-8", newline="") as file:
+        count = write(file, rows)
     beside = out.with_name(f"{out.name}.quarantine.jsonl")
     keep_left_out(beside, left_out)
     print(f"{count:,} posts {done} in {out}")
     _list_left_out(left_out, f", listed in {beside}")
+
+
+def check_target(target: str) -> None:
+    """Refuse a file that `write_records` could not write, before anything is computed for it.
+
+    Raises:
+        DataError: Its suffix names another format, or it is a folder.
+    """
+    out = Path(target)
+    if out.suffix.lower() in (".parquet", ".xlsx", ".xls", ".tsv"):
+        raise DataError(
+            f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"
+        )
+    if target != "-" and out.is_dir():
+        raise DataError(f"{out} is a folder; expected a file to write: name one")
+
+
+def _write_json(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 -- counted
+        file.write(_escaped(row) + "\n")
+    return count
+
+
+def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write a table; of a field that holds named values each becomes a column, FIELD.NAME.
+
+    The first row tells the columns: records of one command are all alike.
+    """
+    writer: csv.DictWriter[str] | None = None
+    count = 0
+    for row in map(_flat, rows):
+        count += 1
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), quoting=csv.QUOTE_ALL, lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    return count
+
+
+def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return flat
 
 
 def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:

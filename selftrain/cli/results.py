@@ -10,7 +10,7 @@ import typer
 
 from selftrain._util.deferred import deferred
 from selftrain.cli.options import AsJson, RunPath, argument, option
-from selftrain.cli.printing import console, plain, print_hints, print_json, print_texts, quoted, say
+from selftrain.cli.printing import console, echo, plain, print_hints, print_json, print_texts, quoted
 
 if TYPE_CHECKING:
     from agents.judgment import Verdict
@@ -88,7 +88,7 @@ def report(
     out: Annotated[Path | None, option("Where to, instead of report.html in RUN.", metavar="FILE")] = None,
 ) -> None:
     """Render a run's report.html anew."""
-    say(pages.write_report(run_dir.RunFolder(run), out))
+    echo(pages.write_report(run_dir.RunFolder(run), out))
 
 
 @app.command(epilog="Example: selftrain compare runs/plain runs/vlm --html side_by_side.html")
@@ -107,7 +107,7 @@ def compare(
         return
     _print_comparison(comparison)
     if html is not None:
-        say(html)
+        echo(html)
 
 
 def _show_post(folder: RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:

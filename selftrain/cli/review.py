@@ -25,7 +25,7 @@ from selftrain.cli.options import (
     argument,
     option,
 )
-from selftrain.cli.printing import print_json, quoted, say
+from selftrain.cli.printing import echo, print_json, quoted
 from selftrain.errors import BudgetError, LedgerError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def serve(
         str, option("Put a name into the URL that is printed.", metavar="NAME", show_default=False)
     ] = "",
     show_opinions: Annotated[
-        bool, option("Show what machines said before the reviewer answers.", "--show-opinions")
+        bool, option("Show the machines' labels before the reviewer answers.", "--show-opinions")
     ] = False,
     port: Annotated[int, option("0: the last one if it is free, else any that is.")] = 0,
     host: Host = "127.0.0.1",
@@ -125,17 +125,17 @@ def serve(
     http_server.quiet_logs()
     session = review_server.open_session(folder, show_opinions=show_opinions)
     if begun is not None:
-        say(f"drawn {len(begun.drawn):,} of {begun.posts:,} posts into {begun.ledger}")
-    say(_progress_line(session))
+        echo(f"drawn {len(begun.drawn):,} of {begun.posts:,} posts into {begun.ledger}")
+    echo(_progress_line(session))
     try:
         review_server.serve(
             folder, session, review_server.Opening(host, port, reviewer),
-            report=say, opened=lambda where: None if no_browser else _open_browser(where),
+            report=echo, opened=lambda where: None if no_browser else _open_browser(where),
         )  # fmt: skip
-        say(_progress_line(session))
+        echo(_progress_line(session))
         if session.ledger.progress().finished:
-            say(f"next: {review_server.next_command(folder)}")
-            say(f"or: {labelling.train_command(folder.path)}")
+            echo(f"next: {review_server.next_command(folder)}")
+            echo(f"or: {labelling.train_command(folder.path)}")
     finally:
         session.close()
 
@@ -199,7 +199,7 @@ def export(
     to: Annotated[Literal["label-studio", "csv"], option("The format.")],
     out: Annotated[Path, option("Where to.", metavar="FILE")],
     hide_opinions: Annotated[
-        bool, option("Leave out what classifier and agents said.", "--hide-opinions")
+        bool, option("Leave out the labels of classifier and agents.", "--hide-opinions")
     ] = False,
     everything: Annotated[bool, option("Posts that are reviewed already too.", "--all")] = False,
     pictures: Annotated[
@@ -220,13 +220,13 @@ def export(
     )
     if to == "csv":
         review_export.write_csv(found.tasks, out)
-        say(f"{out}: {len(found.tasks):,} posts; fill in label and reviewer")
+        echo(f"{out}: {len(found.tasks):,} posts; fill in label and reviewer")
     else:
         config = review_export.write_label_studio(found, out, pictures=pictures, root=local_root)
-        say(f"{out}: {len(found.tasks):,} tasks to import")
-        say(f"{config}: the labelling configuration")
-    say(f"then: selftrain review import {quoted(run)} FILE")
-    say(f"and: {labelling.train_command(run)}")
+        echo(f"{out}: {len(found.tasks):,} tasks to import")
+        echo(f"{config}: the labelling configuration")
+    echo(f"then: selftrain review import {quoted(run)} FILE")
+    echo(f"and: {labelling.train_command(run)}")
 
 
 @app.command("import", epilog="Example: selftrain review import runs/mine export.json")
@@ -255,13 +255,13 @@ def import_file(
         print_json(found._asdict() | {"refused": [one._asdict() for one in found.refused]})
         return REFUSED if found.refused else 0
     for one in found.refused:
-        say(f"line {one.line}, post {one.post_id!r}: {one.reason}")
+        echo(f"line {one.line}, post {one.post_id!r}: {one.reason}")
     nothing = ": nothing was taken" if found.nothing else ""
-    say(
+    echo(
         f"{found.taken:,} taken, {found.known:,} known before, {found.empty:,} without a review,"
         f" {len(found.refused):,} refused{nothing}"
     )
-    say(f"next: {labelling.train_command(run)}")
+    echo(f"next: {labelling.train_command(run)}")
     return REFUSED if found.refused else 0
 
 
@@ -278,7 +278,7 @@ def audit(
     """Have a sample of a run's pseudo-labels reviewed: how wrong are they?
 
     Draws pseudo-labels with known probabilities into the run's review, beside its budget. Once people have
-    looked at them, `selftrain show` and the report tell the share of wrong pseudo-labels with its 95 %
+    looked at them, `selftrain show` and the report show the share of wrong pseudo-labels with its 95 %
     interval; corrections enter grown.jsonl when the run's command is given again.
     """
     found = sampling.request_audit(
@@ -290,6 +290,6 @@ def audit(
         seed=seed,
     )
     drawn = "drawn" if found.new else "were drawn before"
-    say(f"{len(found.drawn):,} of {found.posts:,} pseudo-labels {drawn}: {found.batch!r} in {found.ledger}")
-    say(f"review them with: selftrain review serve {quoted(run)}")
-    say(f"then: {labelling.train_command(run)}")
+    echo(f"{len(found.drawn):,} of {found.posts:,} pseudo-labels {drawn}: {found.batch!r} in {found.ledger}")
+    echo(f"review them with: selftrain review serve {quoted(run)}")
+    echo(f"then: {labelling.train_command(run)}")

@@ -12,7 +12,7 @@ import typer
 
 from selftrain._util.deferred import deferred
 from selftrain.cli.options import Overrides, Recipe, option
-from selftrain.cli.printing import console, print_hints, quoted, say
+from selftrain.cli.printing import console, echo, print_hints, quoted
 from selftrain.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run_recipe(
         return
     started = runs.start(recipe, out, overrides)
     for line in started.estimate(progress=sys.stderr.isatty()).lines(started.recipe.vlm.token_cap):
-        say(line)
+        echo(line)
 
 
 @app.command(epilog="Example: selftrain quickstart --out runs/first")
@@ -67,7 +67,7 @@ def quickstart(
     """
     data = out / "quickstart-data"
     if not (data / "task.toml").exists():  # written last
-        say(f"drawing {QUICKSTART_POSTS} posts of a notice board into {data}")
+        echo(f"drawing {QUICKSTART_POSTS} posts of a notice board into {data}")
         drawn.draw_posts(data, QUICKSTART_POSTS)
     # quoted: a folder may have a name that TOML reads as something else
     paths = {"manifest": data / "manifest.jsonl", "task": data / "task.toml"}
@@ -94,15 +94,15 @@ def quickstart_recipe() -> Path:
 def _run(recipe: Path, out: Path, overrides: Sequence[str]) -> None:
     started = runs.start(recipe, out, overrides)
     earlier = run_dir.RunFolder(out).finished()
-    say(f"{'going on with' if earlier else 'starting'} the run {out}")
+    echo(f"{'going on with' if earlier else 'starting'} the run {out}")
     before: rounds.RoundResult | None = None
     for finished in started.rounds(progress=sys.stderr.isatty()):
-        say(f"{finished}{'  (finished earlier)' if finished.number < earlier else ''}")
+        echo(f"{finished}{'  (finished earlier)' if finished.number < earlier else ''}")
         for line in (*rounds.trust_lines(finished, before), *rounds.cost_lines(finished)):
-            say(f"         | {line}")
+            echo(f"         | {line}")
         before = finished
     if started.stopped:
-        say(f"\nstopped: {started.stopped}")
+        echo(f"\nstopped: {started.stopped}")
     if started.folder.finished():
         _close(started.folder)
 

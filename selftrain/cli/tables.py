@@ -80,7 +80,7 @@ def _outcome(one: RoundResult) -> str:
 
 def status_lines(state: RunStatus) -> list[tuple[str, str]]:
     """Return name and value, one a line."""
-    held = {True: "yes, a process works on it now", False: "no", None: "cannot be told here"}[state.held]
+    held = {True: "yes, a process works on it now", False: "no", None: "not known here"}[state.held]
     lines = [
         ("run", state.path),
         ("recipe", state.recipe or "made in Python"),
@@ -125,12 +125,12 @@ def post_lines(post: PostHistory) -> list[Text]:
 
 def verdict_lines(verdict: Verdict) -> list[Text]:
     """Return the classifier's label, every judgment in the order it was made, and what came of it."""
-    said = f"{verdict.classifier_label} ({number(verdict.classifier_probability, 2)})"
-    lines = [_field("classifier", said, 2)]
+    label = f"{verdict.classifier_label} ({number(verdict.classifier_probability, 2)})"
+    lines = [_field("classifier", label, 2)]
     for one in verdict.judgments:
-        said = str(one.state) if one.label is None else f"{one.label} ({number(one.probability, 2)})"
+        label = str(one.state) if one.label is None else f"{one.label} ({number(one.probability, 2)})"
         step = "alone" if one.step == 0 else f"after cross-review, step {one.step}"
-        lines.append(_field(one.agent, f"{said}, {step}, state {one.state}", 2))
+        lines.append(_field(one.agent, f"{label}, {step}, state {one.state}", 2))
         lines.append(plain(f"{'':14}{one.rationale or '(no rationale)'}", "dim"))
     agreed = "consistent: classifier and agents agree" if verdict.consistent else "divergent: no agreement"
     return [*lines, _field("verdict", agreed, 2)]

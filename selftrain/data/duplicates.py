@@ -8,7 +8,8 @@ colour matches only byte for byte.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -21,10 +22,12 @@ from selftrain.data.matching import (
     Reference,
     Traits,
     close_pairs,
+    normalise_text,
     traits_of,
 )
 from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
+from selftrain.errors import SplitError
 
 __all__ = [
     "COSINE",
@@ -32,6 +35,8 @@ __all__ = [
     "DuplicateGroup",
     "Embeddings",
     "Match",
+    "conflicting_labels",
+    "describe_copies",
     "find_duplicates",
     "in_order",
     "separate",
@@ -153,7 +158,48 @@ def separate(
             for one, copy in copies.items()
         ]
         kept.update((one, name) for one in here if one not in copies)
-    return splits.without({drop.post_id for drop in dropped}), dropped
+    try:
+        return splits.without({drop.post_id for drop in dropped}), dropped
+    except SplitError as error:
+        raise SplitError(f"{error}\n{describe_copies(dropped)}") from error
+
+
+def describe_copies(dropped: Sequence[Dropped]) -> str:
+    """Say in one line what `separate` has dropped."""
+    counts = Counter(one.split for one in dropped)
+    told = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+    first = dropped[0]
+    return (
+        f"  copies of posts in another split were taken out: {told}; the first is {first.post_id!r}, whose"
+        f" {first.kind} matches {first.kept_id!r} in {first.kept_split}. `selftrain data check` lists copies:"
+        " keep one of each, or set data.duplicates"
+    )
+
+
+def conflicting_labels(posts: Sequence[Post]) -> list[tuple[Post, ...]]:
+    """Find copies that people have labelled differently: same normalised text, same pictures byte for byte.
+
+    Only posts with a label count; one that cannot be read is nobody's copy.
+    """
+    alike: dict[str, list[Post]] = defaultdict(list)
+    for post in posts:
+        if post.label is not None:
+            alike[normalise_text(post.text)].append(post)
+    groups: dict[tuple[str, ...], list[Post]] = defaultdict(list)
+    for text, members in alike.items():
+        if len({post.label for post in members}) > 1:
+            for post in members:
+                pictures = _digests(post) if post.images else ()
+                if pictures is not None and (text or pictures):
+                    groups[text, *pictures].append(post)
+    return [tuple(group) for group in groups.values() if len({post.label for post in group}) > 1]
+
+
+def _digests(post: Post) -> tuple[str, ...] | None:
+    try:
+        return tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in post.images)
+    except OSError:
+        return None
 
 
 def _close(embeddings: Embeddings | None, here: Sequence[int], kept: Sequence[int]) -> dict[int, list[int]]:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.manifest import COLUMNS, JSON_LINES, JSON_MARK, PROCESS_PREFIX
+from selftrain.data.manifest import COLUMNS, PROCESS_PREFIX
 from selftrain.data.posts import Post
+from selftrain.data.tables import JSON_LINES, JSON_MARK
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import replacing
 
@@ -40,11 +41,15 @@ def write_manifest(posts: Iterable[Post], path: Path) -> None:
 def check_writable(posts: Iterable[Post], path: Path) -> None:
     """Check that `write_manifest` takes these posts at this path; for those who have much to do before.
 
+    They are written, into a file that is removed again: a number that JSON has no word for, or a folder that
+    may not be written, is found in no other way.
+
     Raises:
-        ManifestError: As `write_manifest`.
+        ManifestError, OSError: As `write_manifest`.
     """
-    _writer(Path(path))
-    _rows(posts, Path(path).parent)
+    path = Path(path)
+    write_manifest(posts, path.with_name(f".check-{path.name}"))
+    path.with_name(f".check-{path.name}").unlink()
 
 
 def _writer(path: Path) -> Callable[[Sequence[dict[str, Any]], Path], None]:
@@ -163,7 +168,18 @@ def _arrow(name: str, values: list[Any], kind: object) -> tuple[Any, Any]:
                 raise
         else:
             return pa.field(name, array.type), array
-    encoded = [None if value is None else _json(value) for value in values]
+    try:
+        encoded = [None if value is None else _json(value) for value in values]
+    except (
+        ManifestError
+    ):  # numbers that JSON has no word for, in lists or tables: Arrow's own types hold them
+        try:
+            array = pa.array(values)
+        except (OverflowError, UnicodeError, TypeError, pa.ArrowException):
+            array = None
+        if array is None:
+            raise
+        return pa.field(name, array.type), array
     return pa.field(name, pa.string(), metadata=JSON_MARK), pa.array(encoded, type=pa.string())
 
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from backbones.base import Backbone
 from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
-from selftrain.data.duplicates import Dropped, Embeddings, in_order, separate
+from selftrain.data.duplicates import (
+    Dropped,
+    Embeddings,
+    conflicting_labels,
+    describe_copies,
+    in_order,
+    separate,
+)
 from selftrain.data.features import FeatureTable, extract_features
-from selftrain.data.manifest import ManifestReport, enforce, read_manifest
+from selftrain.data.manifest import NOTE, SPLIT, ManifestReport, enforce, read_manifest, tolerance_hint
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
@@ -31,12 +39,14 @@ class PreparedData(NamedTuple):
         corpus: Posts by position, with features.
         quarantine: Everything left out: bad rows, copies across splits, posts that could not be encoded.
         identity: What must be the same when the run goes on.
+        posts: Post id -> its split, and a digest of text and label: says what differs where that is not so.
     """
 
     task: Task
     corpus: Corpus
     quarantine: list[Json]
     identity: Json
+    posts: Mapping[str, str]
 
 
 class SplitPosts(NamedTuple):
@@ -47,7 +57,8 @@ class SplitPosts(NamedTuple):
         splits: Every label of train still in use; which of them to hide is drawn when features are known.
         section: How they were split.
         seed: Of the draws.
-        quarantine: Rows left out.
+        quarantine: Rows left out, and notes.
+        hints: What may have been read otherwise than it was meant, one line each.
     """
 
     task: Task
@@ -55,6 +66,7 @@ class SplitPosts(NamedTuple):
     section: DataSection
     seed: int
     quarantine: list[Json]
+    hints: tuple[str, ...] = ()
 
 
 def split(
@@ -64,6 +76,7 @@ def split(
     labelled: int | None = None,
     validation: float = 0.3,
     test: float = 0.0,
+    by: Literal["shares", "column"] | None = None,
     seed: int = 0,
 ) -> SplitPosts:
     """Split the posts of a manifest as a recipe's `data` section does.
@@ -73,6 +86,8 @@ def split(
         task: Two classes.
         labelled: Labels to use; the other labelled posts join the pool, their labels hidden. None: all.
         validation, test: Shares of the labelled posts, in [0, 1).
+        by: "column": as the manifest's field `split` says; "shares": anew, whatever it says. None: by shares,
+            where no post names a split.
         seed: Of every draw.
 
     Raises:
@@ -82,10 +97,12 @@ def split(
     section = DataSection(
         manifest=report.path.resolve(), task=Path(), labelled=labelled,
         train_share=1 - validation - test, validation_share=validation, test_share=test,
+        **({} if by is None else {"split": by}),
     )  # fmt: skip
     enforce(report, section.max_bad_rows, section.max_bad_share)
-    splits = _split({"manifest": report.posts}, task, section, seed)
-    return SplitPosts(task, splits, section, seed, _problem_rows(report))
+    with _explained(report.hints):
+        splits = _split({"manifest": report.posts}, task, section, seed)
+    return SplitPosts(task, splits, section, seed, report.quarantine, report.hints)
 
 
 def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> PreparedData:
@@ -101,10 +118,13 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
             recipe.selection.k, recipe.selection.shares,
             positive=task.positive, negative=task.negative, positive_share=0.5,
         )  # fmt: skip
-    posts, quarantine = _read(recipe.data, task)
-    drawn = SplitPosts(
-        task, _split(posts, task, recipe.data, recipe.seed), recipe.data, recipe.seed, quarantine
-    )
+    reports = _read(recipe.data, task)
+    hints = tuple(hint for report in reports.values() for hint in report.hints)
+    with _explained(hints):
+        posts = {name: report.posts for name, report in reports.items()}
+        splits = _split(posts, task, recipe.data, recipe.seed)
+    quarantine = [row for report in reports.values() for row in report.quarantine]
+    drawn = SplitPosts(task, splits, recipe.data, recipe.seed, quarantine, hints)
     return prepare_split(recipe, drawn, backbone, progress=progress)
 
 
@@ -117,8 +137,11 @@ def prepare_split(
         QuarantineError, SplitError, CacheError: With what to do.
     """
     task, drawn, quarantine = data.task, data.splits, list(data.quarantine)
+    conflicts = _conflicts(drawn)
+    hints = [*data.hints, *(f"  {row['reason']}" for row in conflicts[:1])]
     # before hours of encoding
-    _check_sizes(_draw_labels(drawn, task, recipe.data, recipe.seed), task, recipe)
+    with _explained(hints):
+        _check_sizes(_draw_labels(drawn, task, recipe.data, recipe.seed), task, recipe)
 
     def extract(wanted: list[Post]) -> FeatureTable:
         return extract_features(
@@ -128,15 +151,17 @@ def prepare_split(
 
     splits, failed = _without_failures(drawn, extract(in_order(drawn)))
     _enforce_failures(failed, len(in_order(drawn)), recipe.data)
-    splits, dropped = _keep_apart(splits, recipe.data, extract)
-    splits = _draw_labels(splits, task, recipe.data, recipe.seed)
-    _check_sizes(splits, task, recipe)  # again: failures and copies are gone
+    with _explained(hints):
+        splits, dropped = _keep_apart(splits, recipe.data, extract)
+    with _explained([*hints, *([describe_copies(dropped)] if dropped else ())]):
+        splits = _draw_labels(splits, task, recipe.data, recipe.seed)
+        _check_sizes(splits, task, recipe)  # again: failures and copies are gone
     posts_in_order = ordered_posts(splits)
     corpus = build_corpus(splits, task, extract(list(posts_in_order)))
     quarantine += [{"kind": "image", "id": post_id, "reason": reason} for post_id, reason in failed.items()]
-    quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped]
+    quarantine += [{"kind": "copy", **_dropped_row(one)} for one in dropped] + conflicts
     identity = {"posts": _digest(corpus), "backbone": backbone.fingerprint(), "task": task.name}
-    return PreparedData(task, corpus, quarantine, identity)
+    return PreparedData(task, corpus, quarantine, identity, _fingerprints(corpus))
 
 
 def cache_folder(section: BackboneSection) -> Path:
@@ -147,30 +172,60 @@ def cache_folder(section: BackboneSection) -> Path:
     return Path(home).expanduser() / "selftrain" / "features"
 
 
-def _read(section: DataSection, task: Task) -> tuple[dict[str, tuple[Post, ...]], list[Json]]:
-    """Read posts of each manifest named, and the rows set aside; past the threshold it stops."""
-    posts, quarantine = {}, []
+@contextmanager
+def _explained(hints: Sequence[str]) -> Iterator[None]:
+    """Add to what splits lack what may be the cause: columns that were not read, copies taken out."""
+    try:
+        yield
+    except SplitError as error:
+        raise SplitError("\n".join([str(error), *hints])) from error
+
+
+def _read(section: DataSection, task: Task) -> dict[str, ManifestReport]:
+    """Read each manifest named; past the threshold it stops."""
+    reports = {}
     for name in ("manifest", "validation", "test", "pool"):
         path = getattr(section, name)
-        if path is None:
-            continue
-        report = read_manifest(path, task, max_pixels=section.max_image_pixels)
-        enforce(report, section.max_bad_rows, section.max_bad_share)
-        posts[name] = report.posts
-        quarantine += _problem_rows(report)
-    return posts, quarantine
+        if path is not None:
+            reports[name] = read_manifest(
+                path, task, max_pixels=section.max_image_pixels, columns=section.columns, videos=False
+            )
+            enforce(reports[name], section.max_bad_rows, section.max_bad_share)
+    return reports
 
 
-def _problem_rows(report: ManifestReport) -> list[Json]:
+def _conflicts(splits: Splits) -> list[Json]:
+    """Return a note for each group of copies whose labels differ, the first of them with the count of all."""
+    known = [post for name in ("labelled", "validation", "test") for post in splits[name]]
+    groups = conflicting_labels(known)
+    told = [", ".join(f"{post.id!r} {post.label!r}" for post in group[:6]) for group in groups]
+    count = f" (the first of {len(groups):,} groups)" if len(groups) > 1 else ""
     return [
-        {"kind": "row", "file": str(report.path), "line": p.line, "id": p.post_id, "reason": p.reason}
-        for p in report.problems
+        {
+            "kind": NOTE,
+            "id": group[0].id,
+            "reason": f"copies with different labels{'' if place else count}: {one}",
+        }
+        for place, (group, one) in enumerate(zip(groups, told, strict=True))
     ]
+
+
+def _check_split_named(posts: Sequence[Post], section: DataSection) -> None:
+    """Stop where rows say which split they belong to, and the recipe does not say whether that counts."""
+    named = [post.extra[SPLIT] for post in posts if post.extra.get(SPLIT) not in (None, "")]
+    if named and "split" not in section.model_fields_set:
+        found = ", ".join(sorted({str(one) for one in named})[:6])
+        raise SplitError(
+            f"{len(named):,} of {len(posts):,} posts of {section.manifest} name a split ({found}), and the"
+            " recipe does not set data.split: by shares, posts marked test would be trained on. Set"
+            ' data.split = "column" to keep to the splits named, or data.split = "shares" to draw others'
+        )
 
 
 def _split(posts: dict[str, tuple[Post, ...]], task: Task, section: DataSection, seed: int) -> Splits:
     """Build the splits with every label of train still in use: which of them to hide is drawn last."""
     manifest = posts["manifest"]
+    _check_split_named(manifest, section)
     if section.split == "column":
         return split_by_column(manifest, task, seed=seed, allow_empty_pool=True)
     if "validation" in posts:
@@ -237,9 +292,11 @@ def _enforce_failures(failed: dict[str, str], total: int, section: DataSection) 
     share = len(failed) / max(total, 1)
     if len(failed) > section.max_bad_rows or share > section.max_bad_share:
         listed = "\n".join(f"  id {post_id!r}: {reason}" for post_id, reason in list(failed.items())[:20])
+        hint = tolerance_hint(len(failed), share, section.max_bad_rows, section.max_bad_share)
         raise QuarantineError(
             f"{len(failed)} of {total} posts ({share:.2%}) could not be encoded; at most"
             f" {section.max_bad_rows} posts and {section.max_bad_share:.2%} are tolerated:\n{listed}"
+            f"\nReplace them, or raise the tolerance{hint}"
         )
 
 
@@ -248,6 +305,15 @@ def _dropped_row(one: Dropped) -> Json:
         "id": one.post_id,
         "reason": f"its {one.kind} matches {one.kept_id!r} in {one.kept_split}; it was in {one.split}",
     }
+
+
+def _fingerprints(corpus: Corpus) -> dict[str, str]:
+    found = {}
+    for name in ("labelled", "validation", "pool", "test"):
+        for post in (corpus.posts[position] for position in getattr(corpus, name)):
+            content = repr((post.text, post.label)).encode("utf-8", "surrogatepass")
+            found[post.id] = f"{name} {hashlib.sha256(content).hexdigest()[:16]}"
+    return found
 
 
 def _digest(corpus: Corpus) -> str:

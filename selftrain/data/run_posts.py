@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backbones.images import MAX_PIXELS
-from selftrain.data.manifest import RawRow, RowError, Rows, read_rows
+from selftrain.data.manifest import RowError, Rows
+from selftrain.data.tables import RawRow
 from selftrain.errors import ManifestError
 from selftrain.store.run_dir import RunFolder
 
@@ -44,9 +44,9 @@ def find_posts(folder: RunFolder, wanted: Iterable[str]) -> dict[str, FoundPost]
     missing, found = {post_id.strip(): post_id for post_id in wanted}, dict[str, FoundPost]()
     section: dict[str, Any] = folder.recipe()["data"]
     for path in (Path(section[name]) for name in MANIFESTS if name in section):
-        rows = Rows(path.parent, None, allow_missing_text=True, max_pixels=MAX_PIXELS)
         try:
-            for raw in read_rows(path):
+            rows = Rows(path, None, columns=section.get("columns"), videos=False)
+            for raw in rows.table.rows:
                 if not missing:
                     return found
                 post_id = missing.pop(str((raw.fields or {}).get("id")).strip(), None)

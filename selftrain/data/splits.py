@@ -14,18 +14,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from selftrain.data.posts import Post
+from selftrain.data.tables import fold
 from selftrain.data.task import Task
 from selftrain.errors import SplitError
 
 # the copy in the split that stands first stays, see duplicates.separate
 PRIORITY = ("test", "validation", "labelled", "pool")
 SPLIT_NAMES = {
-    "train": "labelled",
-    "labelled": "labelled",
-    "validation": "validation",
-    "pool": "pool",
-    "test": "test",
-}
+    "train": "labelled", "training": "labelled", "labelled": "labelled", "labeled": "labelled",
+    "validation": "validation", "valid": "validation", "val": "validation",
+    "pool": "pool", "unlabelled": "pool", "unlabeled": "pool", "test": "test",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +202,16 @@ def parts_by_column(posts: Sequence[Post], column: str = "split") -> dict[str, l
         SplitError: A post whose field is missing or none of these.
     """
     parts: dict[str, list[Post]] = {name: [] for name in PRIORITY}
-    strange = [post for post in posts if post.extra.get(column) not in SPLIT_NAMES]
+    found = [SPLIT_NAMES.get(fold(str(post.extra.get(column, "")))) for post in posts]
+    strange = [post for post, name in zip(posts, found, strict=True) if name is None]
     if strange:
         raise SplitError(
             f"{len(strange)} of {len(posts)} posts have no known {column!r}, {strange[0].id!r} with "
             f"{strange[0].extra.get(column)!r} first; expected one of {list(SPLIT_NAMES)}: correct the column"
         )
-    for post in posts:
-        parts[SPLIT_NAMES[post.extra[column]]].append(post)
+    for post, name in zip(posts, found, strict=True):
+        if name is not None:
+            parts[name].append(post)
     return parts
 
 

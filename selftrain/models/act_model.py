@@ -5,9 +5,6 @@ MODEL/
 ├── act.json            what it learned from, and how good it is on posts of known label
 └── scores.jsonl        the scores of those posts, for thresholds
 
-It reads feature rows as the loop's head does (`selftrain.models.classifier`) and is kept beside it: that one
-has one logit and learns from divergent posts, this one has K and learns from machine and human labels.
-
 Shape legend: ``B`` posts, ``D`` width of a feature row, ``K`` classes.
 """
 
@@ -24,14 +21,21 @@ import numpy as np
 
 from backbones import load_backbone
 from backbones.base import Backbone, Encodable
-from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.posts import Post
-from selftrain.errors import RunMismatchError, RunStateError, TrainingError
+from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.classifier import CLASSES_FORMAT, HeadClassifier, load_head
-from selftrain.models.predictor import ACT_FILE, Prediction, ValidationScores, from_probs, in_chunks
+from selftrain.models.predictor import (
+    ACT_FILE,
+    Prediction,
+    ValidationScores,
+    check_backbone,
+    from_probs,
+    in_chunks,
+    stored_validation,
+)
 from selftrain.store import atomic
-from selftrain.store.scores import Scored, read_scores, write_scores
+from selftrain.store.scores import Scored, write_scores
 
 MODEL_FILE = "model.safetensors"
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
@@ -72,7 +76,7 @@ class ACTModel:
     # ---- what it gives --------------------------------------------------------------------------------
 
     def probabilities(self, data: Sequence[Encodable] | Float32Array) -> Float32Array:
-        """Calibrated probabilities [B, K] of posts or of feature rows [B, D].
+        """Return calibrated probabilities [B, K] of posts or of feature rows [B, D].
 
         Raises:
             TrainingError: Posts for a model without a backbone, or one that cannot be encoded.
@@ -118,9 +122,7 @@ class ACTModel:
         """Return the stored scores of the validation posts; None where none were stored."""
         if self.folder is None:
             return None
-        stored = read_scores(self.folder, positive=self.positive, negative=_others(self.positive))
-        found = (stored or {}).get("validation")
-        return None if found is None else ValidationScores(found.labels, sigmoid(found.logits))
+        return stored_validation(self.folder, positive=self.positive, negative=_others(self.positive))
 
     def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
         if self.backbone is None:
@@ -175,7 +177,7 @@ class ACTModel:
     def load(
         cls, folder: Path, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
     ) -> ACTModel:
-        """A saved model.
+        """Load a saved model.
 
         Args:
             folder: As `save` wrote it.
@@ -197,12 +199,8 @@ class ACTModel:
             ) from error
         if backbone is None and choice.name:
             backbone = load_backbone(choice.name, **{**choice.options, "device": device})
-        if backbone is not None and choice.fingerprint and backbone.fingerprint() != choice.fingerprint:
-            raise RunMismatchError(
-                f"{folder} was trained on features of the backbone {choice.fingerprint[:12]}, here"
-                f" {backbone.name!r} is {backbone.fingerprint()[:12]}: its weights, libraries or number"
-                " format differ. Use the versions that it was trained with, or train again"
-            )
+        if backbone is not None and choice.fingerprint:
+            check_backbone(backbone, choice.fingerprint, folder)
         return cls(classifier, positive, backbone, folder, workers=workers)
 
 
@@ -218,7 +216,7 @@ def rows_of(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Float32Array:
-    """Feature rows [B, D]: as given, or computed from posts.
+    """Return feature rows [B, D]: as given, or computed from posts.
 
     Raises:
         TrainingError: Posts without a backbone, or one that cannot be encoded; the message names it.

@@ -31,9 +31,11 @@ from selftrain.models.finetune_network import (
     Precision,
     load_finetuned,
 )
-from selftrain.models.finetune_stepper import FineTuneSettings, train_network
+from selftrain.models.finetune_stepper import NetworkStepper
+from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import HeadKind, HeadSettings, fit_scaling
-from selftrain.models.train_loop import best_epoch
+from selftrain.models.train_loop import EpochResult, best_epoch, train_epochs, warm_up_schedule
+from selftrain.models.training_log import TrainingLog
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
@@ -94,16 +96,6 @@ class FineTuner:
         self.architecture = NetworkShape(
             self.mode, self.head, self.hidden, self.dropout, self.lora_rank, self.lora_alpha
         )
-        rate = LEARNING_RATES[self.mode] if self.learning_rate is None else self.learning_rate
-        self.settings = FineTuneSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=rate,
-            head_learning_rate=self.head_learning_rate,
-            weight_decay=self.weight_decay,
-            augment=self.augment,
-            progress=self.progress,
-        )
         self._network: Network | None = None
         self._holds: FinetunedClassifier | None = None  # whose weights the network has
         self._pretrained = ""
@@ -150,10 +142,12 @@ class FineTuner:
             else:
                 _check_origin(network, start)
                 network.put(start.weights)
-            best, curve = train_network(
-                network, corpus, training, loss=loss, seed=seed, settings=self.settings, where=where,
+            batches = GroupBatches(training.groups, self.batch_size, seed)
+            best = NetworkStepper(
+                network, corpus, training, batches, loss=loss, augment=self.augment, where=where,
                 validate=lambda: network.classify(self._rows(network, corpus, corpus.validation, where)),
             )  # fmt: skip
+            curve = self._descend(best, batches.steps, where)
         self._network = network
         calibration = fit_calibration(best.raw, corpus.labels[corpus.validation])
         return FinetunedClassifier(
@@ -190,6 +184,26 @@ class FineTuner:
         with _memory_advice(str(file), self._advice()):
             self._ready(model)
         return model
+
+    def _descend(self, stepper: NetworkStepper, steps_per_epoch: int, where: str) -> tuple[EpochResult, ...]:
+        """Train with AdamW, a warm-up and a cosine decay."""
+        network = stepper.model
+        assert network.head is not None, "a head is attached before training"
+        trained = [weight for weight in network.backbone.parameters() if weight.requires_grad]
+        rate = LEARNING_RATES[self.mode] if self.learning_rate is None else self.learning_rate
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": trained, "lr": rate},
+                {"params": list(network.head.parameters()), "lr": self.head_learning_rate},
+            ],
+            weight_decay=self.weight_decay,
+        )
+        steps = self.epochs * steps_per_epoch
+        with TrainingLog(steps, name=where, bar=self.progress) as log:
+            return train_epochs(
+                stepper, optimizer, warm_up_schedule(optimizer, steps, decay="cosine"),
+                epochs=self.epochs, steps_per_epoch=steps_per_epoch, where=where, log=log,
+            )  # fmt: skip
 
     # ---- networks -----------------------------------------------------------------------------------
 
@@ -266,7 +280,7 @@ class FineTuner:
         switch = "" if self.gradient_checkpointing else " turn on gradient checkpointing,"
         lora = ' or set classifier.mode = "lora"' if self.architecture.mode == "full" else ""
         return (
-            f"Lower classifier.batch_size (now {self.settings.batch_size}),{switch} lower the evaluation"
+            f"Lower classifier.batch_size (now {self.batch_size}),{switch} lower the evaluation"
             f" batch (now {self.evaluation_batch}){lora}"
         )
 

@@ -1,4 +1,4 @@
-"""The steps of fine-tuning: AdamW over batches that hold every group, the best epoch kept.
+"""The steps of fine-tuning: batches that hold every group, clipped gradients, the best weights kept.
 
 Shape legend: ``V`` validation posts.
 """
@@ -6,7 +6,7 @@ Shape legend: ``V`` validation posts.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,22 +20,9 @@ from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import ADVICE
 from selftrain.models.metrics import macro_f1
-from selftrain.models.train_loop import EpochResult, StepLoss, train_epochs, warm_up_schedule
-from selftrain.models.training_log import TrainingLog
+from selftrain.models.train_loop import StepLoss
 
 CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
-
-
-class FineTuneSettings(NamedTuple):
-    """How the weights are moved; `FineTuner` says what each is."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    head_learning_rate: float
-    weight_decay: float
-    augment: bool
-    progress: bool
 
 
 class NetworkStepper:
@@ -111,43 +98,3 @@ class NetworkStepper:
 
     def advice(self, batch: IntArray) -> str:
         return ADVICE
-
-
-def train_network(
-    network: Network,
-    corpus: Corpus,
-    training: TrainingSet,
-    *,
-    loss: RoundLoss,
-    seed: int,
-    settings: FineTuneSettings,
-    where: str,
-    validate: Callable[[], Float32Array],
-) -> tuple[NetworkStepper, tuple[EpochResult, ...]]:
-    """Train `network` in place, with a warm-up and a cosine decay; what is best of it, and the epochs.
-
-    Raises:
-        NonFiniteLossError: A NaN or infinite loss or validation logit, with the epoch and the step.
-        TrainingError: The batch size cannot hold a post of each group.
-    """
-    batches = GroupBatches(training.groups, settings.batch_size, seed)
-    assert network.head is not None, "a head is attached before training"
-    trained = [weight for weight in network.backbone.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": trained, "lr": settings.learning_rate},
-            {"params": list(network.head.parameters()), "lr": settings.head_learning_rate},
-        ],
-        weight_decay=settings.weight_decay,
-    )
-    stepper = NetworkStepper(
-        network, corpus, training, batches,
-        loss=loss, augment=settings.augment, validate=validate, where=where,
-    )  # fmt: skip
-    steps = settings.epochs * batches.steps
-    with TrainingLog(steps, name=where, bar=settings.progress) as log:
-        curve = train_epochs(
-            stepper, optimizer, warm_up_schedule(optimizer, steps, decay="cosine"),
-            epochs=settings.epochs, steps_per_epoch=batches.steps, where=where, log=log,
-        )  # fmt: skip
-    return stepper, curve

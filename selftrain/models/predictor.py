@@ -6,12 +6,19 @@ Shape legend: ``V`` validation posts, ``K`` classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json, LabelArray
 from selftrain.data.posts import Post
+from selftrain.errors import RunMismatchError
+from selftrain.store.scores import read_scores
+
+if TYPE_CHECKING:
+    from backbones.base import Backbone  # which brings torch; an ONNX file does without
 
 AGENTPS_FILE = "agentps.json"
 ACT_FILE = "act.json"
@@ -102,6 +109,32 @@ class Predictor(Protocol):
     def validation(self) -> ValidationScores | None:
         """Return the stored predictions of the validation posts; None when none were stored."""
         ...
+
+
+def stored_validation(folder: Path, *, positive: str, negative: str) -> ValidationScores | None:
+    """Read the calibrated logits of the validation posts in a folder's scores.jsonl; None where it has none.
+
+    Raises:
+        RunStateError: The file is damaged.
+    """
+    found = (read_scores(folder, positive=positive, negative=negative) or {}).get("validation")
+    return None if found is None else ValidationScores(found.labels, sigmoid(found.logits))
+
+
+def check_backbone(backbone: Backbone, expected: str, folder: Path) -> None:
+    """Compare a backbone's fingerprint with that of the one that a folder's model was trained with.
+
+    Raises:
+        RunMismatchError: It is another one.
+    """
+    found = backbone.fingerprint()
+    if found != expected:
+        raise RunMismatchError(
+            f"{folder} was trained on features of the backbone {expected[:12]}, here {backbone.name!r} is"
+            f" {found[:12]}: its weights, libraries or number format differ. Use the versions that it was"
+            f" trained with ({folder / 'environment.json'} of a run lists them), on the same kind of device,"
+            " or train again"
+        )
 
 
 def in_chunks(

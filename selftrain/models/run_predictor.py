@@ -23,15 +23,21 @@ from selftrain.config import Recipe
 from selftrain.data.features import extract_features
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
-from selftrain.errors import RunMismatchError, RunStateError, TrainingError
+from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.classifier import FORMAT, load_head
 from selftrain.models.finetune_network import Network, load_finetuned, read_format
 from selftrain.models.head import Head
-from selftrain.models.predictor import Prediction, ValidationScores, from_probs, in_chunks
+from selftrain.models.predictor import (
+    Prediction,
+    ValidationScores,
+    check_backbone,
+    from_probs,
+    in_chunks,
+    stored_validation,
+)
 from selftrain.models.pretrained import build_backbone, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import read_scores
 
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 _CACHED_CHUNK = 4096
@@ -86,13 +92,13 @@ class RunPredictor:
         if read_format(file) == FORMAT:
             backbone, network = build_backbone(recipe), None
             pretrained = folder.environment().identity["backbone"]
-            _check_same(folder, backbone, pretrained)
+            check_backbone(backbone, pretrained, folder.path)
             trained = load_head(file)[0]
             head, calibration = trained.head, trained.calibration
         else:
             tuned = load_finetuned(file)[0]
             backbone, pretrained = finetuning_backbone(recipe), tuned.pretrained
-            _check_same(folder, backbone, pretrained)
+            check_backbone(backbone, pretrained, folder.path)
             network = Network(backbone, tuned.architecture)
             network.put(tuned.weights)
             network.eval()
@@ -137,8 +143,7 @@ class RunPredictor:
     def validation(self) -> ValidationScores | None:
         """Return the best round's; None for a run that is older than the file they are in."""
         positive, negative = self.classes
-        stored = (read_scores(self.file.parent, positive=positive, negative=negative) or {}).get("validation")
-        return None if stored is None else ValidationScores(stored.labels, sigmoid(stored.logits))
+        return stored_validation(self.file.parent, positive=positive, negative=negative)
 
     def encode(self, posts: Sequence[Encodable]) -> Encoded:
         """Compute feature rows [B, D], not cached; NaN, and a reason, for posts that cannot be encoded.
@@ -189,13 +194,3 @@ def stored_recipe(folder: RunFolder) -> Recipe:
             f"{folder.recipe_path} does not describe a recipe any more ({error.error_count()} faults):"
             " restore the file as the run wrote it"
         ) from error
-
-
-def _check_same(folder: RunFolder, backbone: Backbone, expected: str) -> None:
-    found = backbone.fingerprint()
-    if found != expected:
-        raise RunMismatchError(
-            f"{folder.path} was trained on features of the backbone {expected[:12]}, here {backbone.name!r}"
-            f" is {found[:12]}: its weights, libraries or number format differ. Use the versions that"
-            f" {folder.path / 'environment.json'} lists, on the same kind of device, or train again"
-        )

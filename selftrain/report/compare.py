@@ -22,15 +22,13 @@ MACRO_F1 = "macro_f1"
 
 
 class Side(NamedTuple):
-    """One run.
+    """One run, under a name that no other has.
 
     Attributes:
-        name: Unique among the runs compared.
-        task, posts: The task's name, and the digest of who is in which split with which label.
+        posts: Digest of who is in which split with which label.
         simulated: Whether its agents' answers were drawn from the labels.
         rounds: All finished ones; `summary` has their figures in short.
-        splits: Name -> metrics of the best model.
-        estimates: Split -> metric -> value and 95 % interval, of the best model.
+        splits, estimates: Split -> metrics of the best model; each with its 95 % interval.
         scores: Split -> scores of the best model; empty when its round kept none.
         cost: Of all rounds; None where nobody was called.
     """

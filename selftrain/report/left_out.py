@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selftrain._util.types import Json
+from selftrain.data.manifest import NOTE
 from selftrain.store.run_dir import read_jsonl
 
 QUARANTINED = 200
@@ -29,11 +30,15 @@ class LeftOutRow(NamedTuple):
 
 
 class Quarantine(NamedTuple):
-    """What was left out: the first rows, how many there are in all, and how many of each kind."""
+    """What was left out: the first rows, how many there are in all, and how many of each kind.
+
+    `notes` of `rows` are about how a manifest was read, and count as nothing left out.
+    """
 
     rows: Sequence[LeftOutRow]
     total: int
     kinds: Mapping[str, int]
+    notes: int = 0
 
 
 def read_quarantine(file: Path) -> Quarantine:
@@ -43,4 +48,6 @@ def read_quarantine(file: Path) -> Quarantine:
         RunStateError: A line is not JSON.
     """
     rows = [LeftOutRow.from_json(one) for one in read_jsonl(file)] if file.exists() else []
-    return Quarantine(rows[:QUARANTINED], len(rows), dict(Counter(row.kind for row in rows).most_common()))
+    kinds = Counter(row.kind for row in rows)
+    notes = kinds.pop(NOTE, 0)
+    return Quarantine(rows[:QUARANTINED], kinds.total(), dict(kinds.most_common()), notes)

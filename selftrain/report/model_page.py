@@ -21,16 +21,7 @@ from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
 from selftrain.models.training_log import LOSSES
 from selftrain.report.case_table import gather_cases
 from selftrain.report.left_out import QUARANTINED, LeftOutRow, Quarantine
-from selftrain.report.model_records import (
-    AboutModel,
-    Case,
-    LossStep,
-    ModelMetrics,
-    QuestionMetrics,
-    damaged,
-    read_record,
-    read_records,
-)  # fmt: skip
+from selftrain.report.model_records import AboutModel, Case, LossStep, ModelMetrics, QuestionMetrics, damaged
 from selftrain.store import atomic
 from selftrain.web import charts
 from selftrain.web.charts import ChartPanel, legend
@@ -134,10 +125,10 @@ def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
         ModelError: A file is missing, or damaged.
         TaskError: The task cannot be read.
     """
-    metrics = read_record(folder / METRICS, ModelMetrics)
-    about = read_record(folder / ABOUT, AboutModel) if (folder / ABOUT).exists() else AboutModel()
+    metrics = ModelMetrics.read(folder / METRICS)
+    about = AboutModel.read(folder / ABOUT) if (folder / ABOUT).exists() else AboutModel()
     task = load_task(folder / TASK)
-    rows = read_records(folder / VALIDATION, Case)
+    rows = Case.read_lines(folder / VALIDATION)
     read = [case for case in rows if case.reason is None]
     try:
         questions = {FINAL: metrics.questions[FINAL]} | metrics.questions
@@ -187,7 +178,7 @@ def _reason(case: Case) -> str:
 
 
 def _training(losses: Path, metrics: ModelMetrics, about: AboutModel) -> Training:
-    steps = read_records(losses, LossStep) if losses.exists() else []
+    steps = LossStep.read_lines(losses) if losses.exists() else []
     size, rest = divmod(len(steps), len(metrics.epochs))  # all epochs have the same number of steps
     means = [
         fmean(step.loss for step in steps[size * n : size * (n + 1)]) if size and not rest else None

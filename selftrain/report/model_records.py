@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,8 +15,33 @@ from selftrain.errors import ModelError
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read the only record of a file.
 
-Record = TypeVar("Record", bound=_Record)
+        Raises:
+            ModelError: It is not there, or damaged.
+        """
+        return cls._parse(file, _read(file))
+
+    @classmethod
+    def read_lines(cls, file: Path) -> list[Self]:
+        """Read a record a line.
+
+        Raises:
+            ModelError: The file is not there, or a line is damaged, with its number.
+        """
+        lines = enumerate(_read(file).splitlines(), 1)
+        return [cls._parse(f"{file}, line {number}", line) for number, line in lines]
+
+    @classmethod
+    def _parse(cls, where: object, text: bytes) -> Self:
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            place = "".join(f"{part}: " for part in fault.get("loc", ()))
+            raise damaged(where, f"{place}{fault.get('msg')}") from error
 
 
 class QuestionMetrics(_Record):
@@ -95,34 +120,6 @@ class LossStep(_Record):
     step: int
     loss: float
     parts: list[float]
-
-
-def read_record(file: Path, kind: type[Record]) -> Record:
-    """Read the only record of a file.
-
-    Raises:
-        ModelError: It is not there, or damaged.
-    """
-    return _parse(file, _read(file), kind)
-
-
-def read_records(file: Path, kind: type[Record]) -> list[Record]:
-    """Read a record a line.
-
-    Raises:
-        ModelError: The file is not there, or a line, whose number is told, is damaged.
-    """
-    lines = enumerate(_read(file).splitlines(), 1)
-    return [_parse(f"{file}, line {number}", line, kind) for number, line in lines]
-
-
-def _parse(where: object, text: bytes, kind: type[Record]) -> Record:
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = "".join(f"{part}: " for part in fault.get("loc", ()))
-        raise damaged(where, f"{place}{fault.get('msg')}") from error
 
 
 def damaged(where: object, fault: str) -> ModelError:

@@ -15,13 +15,7 @@ from selftrain.store.run_dir import RunFolder
 
 
 class Chapter(NamedTuple):
-    """One round in which a post was a candidate.
-
-    Attributes:
-        round: Its number.
-        kept: Whether the round was kept; a rolled back round's verdicts did not count.
-        verdict: The classifier's label and every judgment.
-    """
+    """One round in which a post was a candidate; the verdicts of a round that was not kept did not count."""
 
     round: int
     kept: bool
@@ -32,7 +26,6 @@ class PostHistory(NamedTuple):
     """What became of one post.
 
     Attributes:
-        post_id: Its id.
         text: None when the run's manifests are not there any more, or changed.
         images: Paths relative to the manifest.
         chapters: One a round, oldest first; at least one.

@@ -65,7 +65,10 @@ def previews(
 def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:
     files = [file for file in (recipe.data.manifest, recipe.data.pool) if file is not None]
     for file in files:
-        for post in read_manifest(file, task, max_pixels=recipe.data.max_image_pixels).posts:
+        report = read_manifest(
+            file, task, max_pixels=recipe.data.max_image_pixels, columns=recipe.data.columns, videos=False
+        )
+        for post in report.posts:
             if post_id in (None, post.id):
                 return post
     raise ManifestError(

@@ -20,15 +20,7 @@ from selftrain.report.left_out import Quarantine, read_quarantine
 from selftrain.report.status import Summary, is_held, missing_reviews, score, summarise, why_stopped
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.review.estimates import ReviewedBatch, percent, reviewed_batches
-from selftrain.rounds import (
-    AgentCounts,
-    CandidateSets,
-    Cost,
-    RoundResult,
-    SplitMetrics,
-    finished_rounds,
-    total_cost,
-)  # fmt: skip
+from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, read_scores
 from selftrain.web import charts
@@ -256,7 +248,8 @@ def render(page: RunPage) -> str:
 def _set_panels(page: RunPage, rounds: Sequence[RoundResult]) -> Iterator[ChartPanel]:
     numbers, kept = [row.number for row in rounds], [row.kept for row in rounds]
     classes = (page.task.positive, page.task.negative)
-    sets = {name: [row.sets[place] for row in rounds] for place, name in enumerate(CandidateSets._fields)}
+    names = rounds[0].sets._fields
+    sets = {name: [row.sets[place] for row in rounds] for place, name in enumerate(names)}
     for which in ("consistent", "divergent"):
         parts = [[one.by_class.get(name, 0) for one in sets[which]] for name in classes]
         sizes = [f"round {n} {one.posts}" for n, one in zip(numbers, sets[which], strict=True)]

@@ -129,9 +129,7 @@ class RunStatus(NamedTuple):
     """Where a run stands, for one screen.
 
     Attributes:
-        path: The run folder.
         recipe: The recipe's file name, or "" when it was built in Python.
-        task: The task's name.
         finished: Finished rounds, round 0 included.
         best_round: The last kept round; None before round 0 is finished.
         held: Whether a process holds the run's lock now; None where that cannot be told.

@@ -8,7 +8,7 @@ join them with pi = 1. The validation posts choose the epoch and calibrate; the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,6 @@ from selftrain.data.splits import split_by_shares
 from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import ACTModel
-from selftrain.models.head import HeadSettings
 from selftrain.models.metrics import macro_f1, wilson
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.run_predictor import stored_recipe
@@ -114,7 +113,7 @@ def train_on_reviews(
     seed: int = 0,
     progress: bool = False,
 ) -> ACTTraining:
-    """Train with the ACT loss on what people said in a folder's reviews, and write the model.
+    """Train with the ACT loss on people's labels in a folder's reviews, and write the model.
 
     Args:
         path: A labelling's folder, or a run's.
@@ -137,7 +136,8 @@ def train_on_reviews(
     batches = _batches(folder)
     recipe = None if isinstance(folder, LabelFolder) else stored_recipe(folder)
     backbone = backbone or (BackboneSection() if recipe is None else recipe.backbone)
-    settings = head_settings(classifier or (ClassifierSection() if recipe is None else recipe.classifier))
+    head = classifier or (ClassifierSection() if recipe is None else recipe.classifier)
+    settings = HeadTrainer(**accepted(HeadTrainer, head.arguments())).settings
     options = backbone_options(backbone)
     encoder = load_backbone(backbone.kind, **options)
     if isinstance(folder, LabelFolder):
@@ -145,21 +145,10 @@ def train_on_reviews(
     else:
         task, trusted = _of_run(folder, encoder, validation, test, progress=progress)
     _check_validation(path, trusted)
-    # --- features of everybody, through the cache
-    everybody = dict(trusted.by_id) | {post.id: post for post in (*trusted.validation, *trusted.test)}
-    table = extract_features(
-        list(everybody.values()), encoder, cache_folder(backbone),
-        batch_size=backbone.batch_size, workers=backbone.workers, progress=progress,
-    )  # fmt: skip
-    place_of = {post_id: place for place, post_id in enumerate(everybody)}
-
-    def rows(posts: Sequence[Post]) -> Float32Array:
-        return table.rows([place_of[post.id] for post in posts])
-
-    learned = reviewed_labels(batches, trusted, table.failed)
+    rows, failed = _encode(trusted, encoder, backbone, progress=progress)
+    learned = reviewed_labels(batches, trusted, failed)
     checked, tested = (
-        [post for post in posts if post.id not in table.failed]
-        for posts in (trusted.validation, trusted.test)
+        [post for post in posts if post.id not in failed] for posts in (trusted.validation, trusted.test)
     )
     trainer = ACTTrainer(
         task.names, backbone=encoder, positive=task.positive, settings=settings, power=power, seed=seed,
@@ -177,7 +166,7 @@ def train_on_reviews(
     }
     found = ACTTraining(
         model, len(learned.posts), sum(one is not None for one in learned.human),
-        bool((learned.inclusion > 0).all()), table.failed,
+        bool((learned.inclusion > 0).all()), failed,
         {split: _quality(task.names, labels, probs) for split, (_, labels, probs) in measured.items()},
     )  # fmt: skip
     record = {"from": str(path.resolve()), "task": task.name, "power": power, "seed": seed, **found.to_json()}
@@ -185,9 +174,17 @@ def train_on_reviews(
     return found._replace(model=saved)
 
 
-def head_settings(section: ClassifierSection) -> HeadSettings:
-    """Return how a recipe's head is built and trained; what it leaves open stays at the head's defaults."""
-    return HeadTrainer(**accepted(HeadTrainer, section.arguments())).settings
+def _encode(
+    trusted: TrustedPosts, encoder: Backbone, section: BackboneSection, *, progress: bool
+) -> tuple[Callable[[Sequence[Post]], Float32Array], Mapping[str, str]]:
+    """Compute features of everybody, through the cache; return what looks rows up, and who has none."""
+    everybody = dict(trusted.by_id) | {post.id: post for post in (*trusted.validation, *trusted.test)}
+    place_of = {post_id: place for place, post_id in enumerate(everybody)}
+    table = extract_features(
+        list(everybody.values()), encoder, cache_folder(section),
+        batch_size=section.batch_size, workers=section.workers, progress=progress,
+    )  # fmt: skip
+    return lambda posts: table.rows([place_of[post.id] for post in posts]), table.failed
 
 
 def reviewed_labels(

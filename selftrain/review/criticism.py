@@ -57,14 +57,7 @@ class LabelCriticism(NamedTuple):
 
 
 class LoopCriticizer:
-    """A model that criticizes what classifier and agents say together.
-
-    Args:
-        runner: The model at work; closed here, its cache too.
-        criticizer: The way of asking.
-        posts: Post id -> the post, of the whole pool.
-        folder: The run.
-    """
+    """A model that criticizes what classifier and agents say together; `close` lets it and its cache go."""
 
     def __init__(
         self, runner: Runner, criticizer: Criticizer, posts: Mapping[str, PostLike], folder: RunFolder
@@ -77,10 +70,7 @@ class LoopCriticizer:
     ) -> list[float | None]:
         """Return an error estimate in [0, 1] for each post, None where the model gave none.
 
-        Args:
-            batch: What the posts may be drawn for; asked again, it replaces what was said before.
-            verdicts: The last verdict on each post.
-            suspected: The label that is criticized, of the same posts in the same order.
+        A batch that is asked for again replaces what was kept of it.
 
         Raises:
             BudgetError: No post got an estimate: the model cannot do this work, and a draw would be blind.

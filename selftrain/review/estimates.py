@@ -1,6 +1,6 @@
 """From a ledger of reviews to what learns from it and what a run's pages show: arrays and estimates.
 
-Each batch speaks of the posts that it was drawn from, and of no others: an audit of the pseudo-labels that
+Each batch is about the posts that it was drawn from, and of no others: an audit of the pseudo-labels that
 stood when it was drawn, any other of the divergent posts, whose machine label is what classifier and agents
 together would have given them.
 """
@@ -30,7 +30,7 @@ class BatchOutcome(NamedTuple):
     machine: tuple[str, ...]  # machine labels, class names
     # human labels where one was given, else None; of a contested post the first
     human: tuple[str | None, ...]
-    errors: FloatArray  # e; a missing one as `budget.filled` says
+    errors: FloatArray  # e; a missing one as `budget.filled` fills it
     inclusion: FloatArray  # pi
     reviewed: BoolArray  # delta: whether there is a human label. A reviewer who was unsure gives none
     parts: tuple[str, ...]  # what estimates are wanted for
@@ -126,7 +126,7 @@ class ReviewedBatch(NamedTuple):
     # share of wrong machine labels among `posts`; None where it cannot be estimated, see `why`
     errors: LabelErrors | None
     # the same among all labels of the grown dataset as it stood then, those that people gave taken as right;
-    # None where it cannot be told
+    # None where it is not known
     grown: ErrorEstimate | None
     why: str  # why there is no estimate
 

@@ -49,7 +49,7 @@ def read_posts(manifest: Path, task: Task) -> Sequence[Post]:
     Raises:
         ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
     """
-    report = read_manifest(manifest, task)
+    report = read_manifest(manifest, task, videos=False)
     enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
     return report.posts
 
@@ -128,11 +128,6 @@ def review_folder(path: Path | str) -> RunFolder:
 def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str, Any]) -> None:
     """Make the folder, or check that this is the same labelling going on.
 
-    Args:
-        folder: Where.
-        manifest, task: The data.
-        settings: What was asked of whom, and how posts are drawn.
-
     Raises:
         RunMismatchError: The folder holds another labelling.
         TaskError: The task cannot be used.
@@ -205,13 +200,6 @@ def annotate_pool(
     """Annotate and criticize every post, and draw those that people look at.
 
     Safe to repeat: answers are paid for once, and what was drawn stays drawn.
-
-    Args:
-        folder: Begun, see `begin`.
-        posts: Without labels.
-        annotating, criticizing: Who labels and who doubts the labels, and how they are asked.
-        classes: Of the task.
-        drawing: Budget and rule.
 
     Raises:
         BudgetError: Most posts got no machine label, no label an estimate, or the budget cannot be spent.
@@ -288,7 +276,7 @@ def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
         found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
     posts, human, machine = list[Post](), 0, 0
-    for post in read_manifest(folder.data_files().manifest, task).posts:
+    for post in read_manifest(folder.data_files().manifest, task, videos=False).posts:
         place = places.get(post.id)
         if post.label is not None or place is None:
             posts.append(post)

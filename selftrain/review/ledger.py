@@ -56,7 +56,7 @@ class OutsideDecision(NamedTuple):
     post_id: str
     label: str  # a class name, or `UNSURE`
     reviewer: str  # who decided
-    batch: str = ""  # the batch that the file says the post is of; "" where it says none
+    batch: str = ""  # the batch of the post by the file; "" where it names none
 
 
 class Refusal(NamedTuple):
@@ -96,13 +96,11 @@ class ReviewLedger(LedgerReader):
         """Create an empty ledger; or open the one that is there, when it was made with the same settings.
 
         Args:
-            path: The file; its folder is made if need be.
             classes: The task's class names, two or more.
             budget: Most posts that may ever be reviewed, >= 0.
             double_annotation_rate: Share of the posts that two people review, in [0, 1].
             lease_seconds: How long a reviewer keeps a post without deciding, > 0.
             seed: Chooses the doubled posts.
-            clock: As above.
 
         Raises:
             BudgetError: A setting outside its range.
@@ -294,13 +292,7 @@ class ReviewLedger(LedgerReader):
     def import_decisions(
         self, decisions: Sequence[OutsideDecision], *, all_or_nothing: bool = False, dry: bool = False
     ) -> ImportedDecisions:
-        """Take decisions that were made elsewhere, all in one change; what a page could not do is refused.
-
-        Args:
-            decisions: In the order of their file.
-            all_or_nothing: Take none where one is refused.
-            dry: Take none; return what would be refused.
-        """
+        """Take decisions that were made elsewhere, all in one change; what a page could not do is refused."""
         now = self._clock()
         with self._change() as connection:
             connection.execute("SAVEPOINT decisions")
@@ -357,8 +349,8 @@ def _create(connection: sqlite3.Connection, path: Path, settings: Json) -> None:
         found = read_settings(connection)
         differing = sorted(key for key in settings if found.get(key) != settings[key])
         if differing:
-            told = ", ".join(f"{key} {found.get(key)!r}, now {settings[key]!r}" for key in differing)
-            raise LedgerError(f"{path} holds a review with other settings ({told}): name another file")
+            differ = ", ".join(f"{key} {found.get(key)!r}, now {settings[key]!r}" for key in differing)
+            raise LedgerError(f"{path} holds a review with other settings ({differ}): name another file")
         return
     if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
         raise LedgerError(f"{path} is a database of something else: name another file")

@@ -245,10 +245,6 @@ class LedgerSettings(NamedTuple):
 class LedgerReader:
     """A ledger that is there, to read. Not for several threads at once: open one for each, or lock around it.
 
-    Args:
-        path: A file that `ReviewLedger.create` made.
-        clock: Seconds since 1970; tests move it.
-
     Raises:
         LedgerError: No ledger there, one of another version, or a file that cannot be used; as every method.
 

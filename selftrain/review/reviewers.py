@@ -37,7 +37,7 @@ POLL_SECONDS = 2.0
 
 
 def batch_after(number: int) -> str:
-    """Name of the batch that is drawn when round `number` is finished."""
+    """Return the name of the batch that is drawn when round `number` is finished."""
     return f"round {number}"
 
 
@@ -75,7 +75,7 @@ class Reviewers(Protocol):
         ...
 
     def answers(self, used: Mapping[str, str]) -> Sequence[HumanLabel]:
-        """Labels of pool posts that no round has used yet.
+        """Return labels of pool posts that no round has used yet.
 
         Args:
             used: Post id -> the label that earlier rounds used. A post in it is given again only when its
@@ -187,7 +187,7 @@ class LedgerReviewers:
         return self._settings.wait == "poll" and self._until_reviewed(waiting)
 
     def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
-        """Decisions on posts of the run that no round has used, in order of review.
+        """Return decisions on posts of the run that no round has used, in order of review.
 
         A post on which every reviewer was unsure has none; of a contested one the first label counts.
 
@@ -258,7 +258,7 @@ class LedgerReviewers:
 
 
 def waiting_for(folder: RunFolder) -> Waiting | None:
-    """What the loop has sent to review and how much of it is open; None where it has sent nothing.
+    """Return what the loop has sent to review and how much is open; None where it has sent nothing.
 
     Raises:
         LedgerError: The ledger cannot be read.

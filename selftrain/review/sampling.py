@@ -2,7 +2,7 @@
 
 Which posts are disputed now, and which pseudo-labels stand, follows from the finished rounds, see
 `selftrain.state`. How likely a label is wrong is estimated by a criticizer, or from what classifier and
-agents said last: every voice spreads probability over the classes, the label is the class with the largest
+agents gave last: every voice spreads probability over the classes, the label is the class with the largest
 mean, and
 
     e = 1 - mean over the voices of the probability that each gives the label.
@@ -69,7 +69,7 @@ def error_estimates(
 
     A voice that names a class with a probability gives the rest to the others evenly, unless it states what
     each gets; one that names a class without a probability gives it all. An abstention or a failed judgment
-    says nothing: every class gets the same. Agents count by their last judgment, the classifier as one voice.
+    gives every class the same. Agents count by their last judgment, the classifier as one voice.
 
     Args:
         verdicts: One a post.
@@ -184,14 +184,9 @@ def request_reviews(
     after further rounds. Posts that were sent to review earlier are not drawn again.
 
     Args:
-        folder: The run.
         budget: B of the whole ledger: most posts of the run that may ever be reviewed.
-        batch: The sample's name, for instance "round 3".
         sample: Posts of this batch; None: all that the budget has left.
-        rule, floor: See `selftrain.act.budget.inclusion`.
-        double_annotation_rate: Share of the posts that two people review.
         seed: Of the draws; every batch has its own.
-        among: The divergent posts, or the pseudo-labels that stand.
         order: How posts are handed out: as sampled, which is at random, or the most likely wrong ones first.
             Only the first is right for an estimate while the review is under way.
         estimator: Says how likely each label is wrong; None: the disagreement of classifier and agents does.
@@ -284,9 +279,7 @@ def request_audit(
     asked about before are not drawn again, and the estimate leaves them out.
 
     Args:
-        folder: The run.
         budget: B, posts to review beside all that the ledger's budget allows.
-        rule, floor: See `selftrain.act.budget.inclusion`; threshold needs a floor.
         double_annotation_rate, seed: Of a new ledger; one that is there keeps its own.
 
     Raises:

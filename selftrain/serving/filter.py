@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,9 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from selftrain._util.types import Json
-from selftrain.data.manifest import RawRow, RowError, Rows, read_json_lines, read_rows
+from selftrain.data.manifest import RowError, Rows
 from selftrain.data.posts import Post
+from selftrain.data.tables import RawRow, Table, read_json_lines
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.store import atomic
@@ -60,6 +61,8 @@ def filter_posts(
     threshold: float,
     text_limit: int,
     max_pixels: int,
+    columns: Mapping[str, str] | None = None,
+    tell: Callable[[str], None] = print,
     commit_seconds: float = COMMIT_SECONDS,
     progress: bool = False,
 ) -> Tally:
@@ -77,6 +80,8 @@ def filter_posts(
         threshold: In [0, 1].
         text_limit: Characters; a longer text makes a bad row.
         max_pixels: The largest width x height that an image's header may claim.
+        columns: Field -> column that holds it, where that is called otherwise.
+        tell: Called with what may have been read otherwise than it was meant.
         commit_seconds: At least so long between two commits.
         progress: Draw a bar over the rows.
 
@@ -90,7 +95,10 @@ def filter_posts(
     identity = {"model": predictor.fingerprint, "threshold": threshold, "text_limit": text_limit}
     with FilterSink(sink, identity).opened() as opened:
         tally = opened.tally
-        rows = read_source(source, tally, max_pixels=max_pixels, text_limit=text_limit)
+        rows = read_source(
+            source, tally, max_pixels=max_pixels, text_limit=text_limit, columns=columns,
+            videos=predictor.kind == "agentps", tell=tell,
+        )  # fmt: skip
         bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
         committed = time.monotonic()
         while part := list(islice(rows, _CHUNK)):
@@ -154,21 +162,33 @@ class SourceRow(NamedTuple):
     digest: str
 
 
-def read_source(source: str, done: Tally, *, max_pixels: int, text_limit: int) -> Iterator[SourceRow]:
+def read_source(
+    source: str,
+    done: Tally,
+    *,
+    max_pixels: int,
+    text_limit: int,
+    columns: Mapping[str, str] | None = None,
+    videos: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Iterator[SourceRow]:
     """Yield the rows of a manifest, or of JSON lines on standard input, after those that are done.
 
     Ids are not compared between rows: that would need memory for all of them. Images are relative to the
-    manifest's folder, those of standard input to the working directory, and must lie inside.
+    manifest's folder, those of standard input to the working directory, and must lie inside. After the last
+    row `tell` gets what may have been read otherwise than it was meant.
 
     Raises:
         ManifestError: The source cannot be read.
         RunMismatchError: It does not begin with the rows that are done; they are read again, and not judged.
     """
-    folder = Path() if source == STDIN else Path(source).parent
-    rows = Rows(folder, None, allow_missing_text=True, max_pixels=max_pixels, remember=False)
-    raws = read_json_lines(sys.stdin.buffer) if source == STDIN else read_rows(Path(source))
+    table = Table("JSON", None, read_json_lines(sys.stdin.buffer), []) if source == STDIN else None
+    rows = Rows(
+        Path(source), None,
+        table=table, max_pixels=max_pixels, columns=columns, labels=False, videos=videos, remember=False,
+    )  # fmt: skip
     digest, met = "", 0
-    for met, raw in enumerate(raws, 1):
+    for met, raw in enumerate(rows.table.rows, 1):
         # row by row, so that a later start can follow wherever an earlier one paused
         content = json.dumps([raw.line, raw.fields, raw.reason], default=str)
         digest = hashlib.sha256(f"{digest}\n{content}".encode()).hexdigest()
@@ -184,6 +204,9 @@ def read_source(source: str, done: Tally, *, max_pixels: int, text_limit: int) -
             f"{source} has {met:,} rows, {done.rows:,} were read before: it was cut, or is another source."
             " Restore it, or give another --sink"
         )
+    for note in rows.notes():
+        if note.remedy:
+            tell(str(note))
 
 
 def _checked(raw: RawRow, rows: Rows, text_limit: int, digest: str) -> SourceRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from tqdm import tqdm
 
 from backbones.images import MAX_PIXELS
 from selftrain._util.types import Json
-from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.manifest import enforce, read_manifest, tolerance_hint
 from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES
 from selftrain.errors import QuarantineError
+from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE
 from selftrain.models.predictor import AGENTPS_FILE, RUN_FILE, Prediction
 from selftrain.models.run_predictor import RunPredictor, stored_recipe
 from selftrain.serving.load_predictor import kind_of, load_predictor
 from selftrain.store.run_dir import RunFolder
 
-MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # a recipe's defaults, for models without one
 _CHUNK = 512  # posts between two steps of the bar
 _LISTED = 20
 
@@ -30,6 +30,8 @@ class ManifestPredictions:
         path: As for `load_predictor`. Of a run, features come from its cache and are kept there.
         manifest: The posts.
         progress: Draw a bar.
+        columns: Field -> column that holds it, where that is called otherwise.
+        max_bad_rows, max_bad_share: How many rows may be set aside; None: as the run's recipe says.
 
     Raises:
         ManifestError, QuarantineError: The manifest cannot be read, or too many of its rows are bad.
@@ -37,18 +39,38 @@ class ManifestPredictions:
 
     Attributes:
         quarantine: What was left out, each with its reason; complete once `rows` is exhausted.
+        hints: What may have been read otherwise than it was meant, one line each.
     """
 
-    def __init__(self, path: Path, manifest: Path, *, progress: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Path,
+        *,
+        progress: bool = False,
+        columns: Mapping[str, str] | None = None,
+        max_bad_rows: int | None = None,
+        max_bad_share: float | None = None,
+    ) -> None:
         kind, self._progress = kind_of(path), progress
         # what is quickly refused comes before the weights
         pixels, self._most = MAX_PIXELS, (MAX_BAD_ROWS, MAX_BAD_SHARE)
         if kind == RUN_FILE:
             limits = stored_recipe(RunFolder(path)).data
             pixels, self._most = limits.max_image_pixels, (limits.max_bad_rows, limits.max_bad_share)
+        rows, share = self._most
+        self._most = (
+            rows if max_bad_rows is None else max_bad_rows,
+            share if max_bad_share is None else max_bad_share,
+        )
         most_images = MAX_ALBUM if kind == AGENTPS_FILE else MAX_IMAGES
-        report = read_manifest(manifest, max_pixels=pixels, max_images=most_images)
+        report = read_manifest(
+            manifest, max_pixels=pixels, max_images=most_images, columns=columns, labels=False,
+            videos=kind == AGENTPS_FILE,
+        )  # fmt: skip
         enforce(report, *self._most)
+        self.hints = report.hints
+        self._unread = report.set_aside
         self._posts, self._total = report.posts, report.rows
         self.quarantine: list[Json] = [
             {"kind": "row", "line": p.line, "id": p.post_id, "reason": p.reason} for p in report.problems
@@ -64,6 +86,7 @@ class ManifestPredictions:
         for one in self._predictions():
             if one.reason:
                 self.quarantine.append({"kind": "image", "id": one.id, "reason": one.reason})
+                self._unread += 1
                 self._enforce()
             else:
                 record = {"id": one.id} | one.to_json()
@@ -82,10 +105,11 @@ class ManifestPredictions:
 
     def _enforce(self) -> None:
         """Rows and posts set aside count together."""
-        count, (rows, share) = len(self.quarantine), self._most
+        count, (rows, share) = self._unread, self._most
         if count > rows or count > share * max(self._total, 1):
             listed = "\n".join(f"  id {one['id']!r}: {one['reason']}" for one in self.quarantine[:_LISTED])
             raise QuarantineError(
                 f"{count} of {self._total} posts ({count / self._total:.2%}) had to be set aside;"
-                f" {rows} posts and {share:.2%} are tolerated:\n{listed}"
+                f" {rows} posts and {share:.2%} are tolerated:\n{listed}\nReplace them, or raise the"
+                f" tolerance{tolerance_hint(count, count / self._total, rows, share)}"
             )

@@ -5,13 +5,15 @@ Shape legend: ``V`` posts, ``T`` distinct probabilities among them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from selftrain._util.types import Interval
-from selftrain.data.manifest import read_manifest
+from selftrain.data.manifest import Names, read_manifest
 from selftrain.errors import ServingError
 from selftrain.models.metrics import Curve, clopper_pearson, curve
 from selftrain.models.predictor import Predictor, ValidationScores
@@ -44,8 +46,12 @@ class MeasuredPosts(NamedTuple):
     left_out: int = 0
 
 
-def validation_scores(predictor: Predictor, manifest: Path | None) -> MeasuredPosts:
+def validation_scores(
+    predictor: Predictor, manifest: Path | None, columns: Mapping[str, str] | None = None
+) -> MeasuredPosts:
     """Score the posts to choose a threshold on: those of `manifest`, else the ones that the model stored.
+
+    `columns` says which column holds a field, where that is called otherwise.
 
     Raises:
         ServingError: None were stored, or no row of `manifest` has a label and a score.
@@ -59,9 +65,14 @@ def validation_scores(predictor: Predictor, manifest: Path | None) -> MeasuredPo
                 " --validation"
             )
         return MeasuredPosts(stored)
-    report = read_manifest(manifest)
-    posts = [post for post in report.posts if post.label is not None]
-    unknown = sorted({str(post.label) for post in posts} - set(predictor.classes))
+    report = read_manifest(manifest, columns=columns, videos=predictor.kind == "agentps")
+    names = Names(predictor.classes)
+    posts = [
+        replace(post, label=names.find(post.label) or post.label)
+        for post in report.posts
+        if post.label is not None
+    ]
+    unknown = sorted({str(post.label) for post in posts} - set(names))
     if unknown:
         raise ServingError(
             f"{manifest} has the label {unknown[0]!r}; expected one of {sorted(predictor.classes)}: correct"
@@ -73,10 +84,11 @@ def validation_scores(predictor: Predictor, manifest: Path | None) -> MeasuredPo
         if not result.reason
     ]
     if not scored:
-        raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label")
+        hints = "".join(f"\n{hint}" for hint in report.hints)
+        raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label{hints}")
     labels, probs = zip(*scored, strict=True)
     scores = ValidationScores(np.array(labels, np.int8), np.array(probs, np.float64))
-    return MeasuredPosts(scores, len(report.problems) + len(posts) - len(scored))
+    return MeasuredPosts(scores, report.set_aside + len(posts) - len(scored))
 
 
 def lowest_threshold(scores: ValidationScores, precision: float) -> OperatingPoint:

@@ -3,6 +3,7 @@
     runs/NAME/
     ├── recipe.toml          as resolved
     ├── environment.json     versions, devices, seed, git, what the posts and the backbone were
+    ├── posts.json           each post's split and digest, to tell which are others when the run goes on
     ├── quarantine.jsonl     rows, duplicates and posts left out, each with its reason
     ├── trust.json           the agents on posts of known label, before the last round's candidates
     ├── rounds/0003/         candidates.jsonl, verdicts.jsonl, scores.jsonl, model.safetensors, metrics.json
@@ -21,11 +22,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
+
+import tomli_w
+from filelock import FileLock, Timeout
 
 from agents.errors import JudgmentError
 from agents.judgment import Verdict
@@ -36,7 +42,7 @@ from selftrain.store import atomic
 
 T = TypeVar("T")
 
-HUMAN = "human.jsonl"
+HUMAN, POSTS = "human.jsonl", "posts.json"
 MODEL = "model.safetensors"
 
 
@@ -66,7 +72,7 @@ class RunEnvironment:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunEnvironment:
-        """The environment of a record; a labelling's has fewer entries.
+        """Return the environment of a record; a labelling's has fewer entries.
 
         Raises:
             KeyError, TypeError, AttributeError: The record is none.
@@ -102,19 +108,19 @@ class HumanLabel:
     post_id: str
     label: str
     reviewers: tuple[str, ...]
-    contested: bool
-    batch: str
-    inclusion: float
-    machine_label: str
+    contested: bool = False
+    batch: str = ""
+    inclusion: float = 1.0
+    machine_label: str = ""
 
     def to_json(self) -> Json:
-        """A record of JSON values."""
+        """Return a record of JSON values."""
         return {
             "id": self.post_id, "label": self.label, **self.provenance(),
         }  # fmt: skip
 
     def provenance(self) -> Json:
-        """Where the label comes from, as grown.jsonl has it."""
+        """Return where the label comes from, as grown.jsonl has it."""
         return {
             "reviewers": list(self.reviewers), "contested": self.contested, "batch": self.batch,
             "inclusion": self.inclusion, "machine_label": self.machine_label,
@@ -122,7 +128,7 @@ class HumanLabel:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> HumanLabel:
-        """The label of a record.
+        """Return the label of a record.
 
         Raises:
             KeyError, TypeError: The record is incomplete.
@@ -148,8 +154,6 @@ class RunFolder:
         Raises:
             RunBusyError: Another process holds it.
         """
-        from filelock import FileLock, Timeout
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -168,22 +172,28 @@ class RunFolder:
         finally:
             lock.release()
 
-    def begin(self, recipe: Mapping[str, Any], environment: Json) -> None:
+    def begin(
+        self, recipe: Mapping[str, Any], environment: Json, posts: Mapping[str, str] | None = None
+    ) -> None:
         """Write the recipe and environment of a new run, or check that this is the same run going on.
 
         `environment["identity"]` holds what must not change between starts (posts, backbone, code format).
         `rounds.max`, `rounds.patience` and `rounds.budget` may: a finished run can be asked for more rounds.
+        `posts` (post id -> split and digest) tells which posts differ where they do.
 
         Raises:
             RunMismatchError: The folder holds a run of another recipe, or of other posts.
         """
-        import tomli_w
-
         self.check_recipe(recipe)
         if self.recipe_path.exists():
-            self._check_same("identity", dict(self.environment().identity), environment["identity"])
+            self._check_same(
+                "identity", dict(self.environment().identity), environment["identity"],
+                self._differing_posts(posts or {}),
+            )  # fmt: skip
         self.clear_temporary()
         if not self.recipe_path.exists():
+            if posts is not None:
+                atomic.write_json(self.path / POSTS, dict(posts))
             atomic.write_json(self.path / "environment.json", environment)
         # last: a folder with a recipe.toml is a run
         atomic.write_text(self.recipe_path, tomli_w.dumps(without_none(recipe)))
@@ -197,10 +207,35 @@ class RunFolder:
         if self.recipe_path.exists():
             self._check_same("recipe", _comparable(self.recipe()), _comparable(recipe))
 
-    def _check_same(self, what: str, found: Json, expected: Json) -> None:
+    def _differing_posts(self, posts: Mapping[str, str]) -> str:
+        """Say which posts are not what they were when the run began; empty where that is not known."""
+        try:
+            before = json.loads((self.path / POSTS).read_bytes())
+        except (OSError, ValueError):
+            return ""
+        since = datetime.fromtimestamp((self.path / POSTS).stat().st_mtime).astimezone()
+        common = before.keys() & posts.keys()
+        moved = {one for one in common if before[one].split()[0] != posts[one].split()[0]}
+        kinds = {
+            "new": posts.keys() - before.keys(),
+            "gone": before.keys() - posts.keys(),
+            "in another split": moved,
+            "of another text or label": {one for one in common - moved if before[one] != posts[one]},
+        }
+        told = []
+        for kind, ids in kinds.items():
+            some = ", ".join(map(repr, sorted(ids)[:5])) + (", ..." if len(ids) > 5 else "")
+            told += [f"{len(ids):,} {kind} ({some})"] if ids else []
+        return f"{', '.join(told) or 'the same, in another order'}, since {since:%Y-%m-%d %H:%M}"
+
+    def _check_same(self, what: str, found: Json, expected: Json, posts: str = "") -> None:
         differing = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
         if differing:
-            lines = [f"  {k}: {found.get(k)!r} in the folder, {expected.get(k)!r} now" for k in differing]
+            lines = [
+                f"  {k}: {posts}" if k == "posts" and posts
+                else f"  {k}: {found.get(k)!r} in the folder, {expected.get(k)!r} now"
+                for k in differing
+            ]  # fmt: skip
             raise RunMismatchError(
                 f"{self.path} holds a run of another {what}; nothing was touched:\n"
                 + "\n".join(lines)
@@ -219,13 +254,11 @@ class RunFolder:
         return self.path / "recipe.toml"
 
     def recipe(self) -> Json:
-        """The resolved recipe.
+        """Return the resolved recipe.
 
         Raises:
             RunStateError: This is no run folder.
         """
-        import tomllib
-
         try:
             return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -239,7 +272,7 @@ class RunFolder:
             ) from error
 
     def environment(self) -> RunEnvironment:
-        """What the run was made with.
+        """Return what the run was made with.
 
         Raises:
             RunStateError: The file cannot be read, or is none.
@@ -251,7 +284,7 @@ class RunFolder:
             raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
 
     def class_names(self) -> tuple[str, ...]:
-        """The task's classes, the positive one first; those of a labelling in its task's order.
+        """Return the task's classes, the positive one first; those of a labelling in its task's order.
 
         Raises:
             RunStateError: The folder does not name them.
@@ -269,14 +302,14 @@ class RunFolder:
         return self.path / "rounds" / f"{number:04d}"
 
     def finished(self) -> int:
-        """How many rounds are finished, round 0 (the labels alone) included."""
+        """Count the finished rounds, round 0 (the labels alone) included."""
         count = 0
         while (self.round_path(count) / "metrics.json").exists():
             count += 1
         return count
 
     def round_records(self) -> list[Json]:
-        """metrics.json of every finished round, round 0 first; see `selftrain.rounds.finished_rounds`.
+        """Return metrics.json of every finished round, round 0 first; `rounds.finished_rounds` types it.
 
         Raises:
             RunStateError: A file that is not the metrics of its round.
@@ -291,7 +324,7 @@ class RunFolder:
         return records
 
     def best_round(self) -> int:
-        """Number of the last kept round.
+        """Return the number of the last kept round.
 
         Raises:
             RunStateError: No round is finished.
@@ -302,7 +335,7 @@ class RunFolder:
         return int(kept[-1])
 
     def verdicts(self, number: int) -> list[Verdict]:
-        """The verdicts of a round, in the order of its candidates; empty for round 0.
+        """Return the verdicts of a round, in the order of its candidates; none for round 0.
 
         Raises:
             RunStateError: A line that is no verdict, with its number.
@@ -310,7 +343,7 @@ class RunFolder:
         return list(_read_typed(self.round_path(number) / "verdicts.jsonl", Verdict.from_json))
 
     def human_labels(self, number: int) -> list[HumanLabel]:
-        """People's labels that a round was the first to use; empty where it used none.
+        """Return people's labels that a round was the first to use; none where it used none.
 
         Raises:
             RunStateError: A line that is no such label, with its number.
@@ -318,7 +351,7 @@ class RunFolder:
         return list(_read_typed(self.round_path(number) / HUMAN, HumanLabel.from_json))
 
     def read_json(self, file: Path) -> Json:
-        """One JSON object of this folder, or a RunStateError that names the file."""
+        """Read one JSON object of this folder, or raise a RunStateError that names the file."""
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -332,7 +365,7 @@ class RunFolder:
     # ---- writing ------------------------------------------------------------------------------------
 
     def open_round(self, number: int) -> Path:
-        """An empty folder for round `number`; what an interrupted attempt left there is removed."""
+        """Make an empty folder for round `number`; what an interrupted attempt left there is removed."""
         folder = self.round_path(number)
         try:
             shutil.rmtree(folder, ignore_errors=True)
@@ -365,12 +398,12 @@ MAY_CHANGE = {
 
 
 def _comparable(recipe: Mapping[str, Any]) -> Json:
-    """section.key -> value, without the keys that a run may change on its way."""
+    """Return section.key -> value, without the keys that a run may change on its way."""
     return {key: value for key, value in flatten(without_none(recipe)).items() if key not in MAY_CHANGE}
 
 
 def without_none(table: Mapping[str, Any]) -> Json:
-    """TOML has no null: what is None is left out."""
+    """Return a table without what is None: TOML has no null."""
     return {
         key: without_none(value) if isinstance(value, Mapping) else value
         for key, value in table.items()
@@ -379,7 +412,7 @@ def without_none(table: Mapping[str, Any]) -> Json:
 
 
 def _read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
-    """What each line of a round's file stands for; nothing where the round has no such file."""
+    """Yield what each line of a round's file stands for; nothing where the round has no such file."""
     if not file.exists():
         return
     for number, record in enumerate(read_jsonl(file), 1):
@@ -392,7 +425,7 @@ def _read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
 
 
 def read_jsonl(file: Path) -> Iterator[Json]:
-    """The objects of a JSON lines file.
+    """Yield the objects of a JSON lines file.
 
     Raises:
         RunStateError: A line is not JSON, with its number.

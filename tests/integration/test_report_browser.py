@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from browser_helpers import DESKTOP
 from report_helpers import HOSTILE, PLAIN, made, trust
 
 from agents.judgment import Verdict
+from runs.bench.__main__ import main as bench
 from runs.bench.synthetic_run import synthetic_run
 from selftrain.report import write_report
 from selftrain.report.compare import compare, write_comparison
@@ -25,7 +24,6 @@ sync_api = pytest.importorskip(
 )
 expect = sync_api.expect
 
-CHECKOUT = Path(__file__).parents[2]
 VERDICTS, LARGE = 450, 10_000
 PHONE = {"width": 375, "height": 760}
 ROWS = "#list > li"
@@ -112,12 +110,10 @@ def test_ten_thousand_verdicts_keep_document_and_file_small(open_page, tmp_path)
     assert page.evaluate("document.querySelectorAll('*').length") < 5000
 
 
-def test_the_bench_prints_what_a_browser_takes(browser):
-    # a process of its own: Playwright drives one browser a thread
-    command = [sys.executable, "-m", "runs.bench", "report", "--n", "60"]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    figures = {line.split()[1]: float(line.split()[3]) for line in done.stdout.splitlines()}
+def test_the_bench_prints_what_a_browser_takes(browser, capsys):
+    with ThreadPoolExecutor(1) as pool:  # a thread of its own: Playwright drives one browser a thread
+        assert pool.submit(bench, ["report", "--n", "60"]).result() == 0
+    figures = {line.split()[1]: float(line.split()[3]) for line in capsys.readouterr().out.splitlines()}
     assert set(figures) == {
         "write_seconds", "page_mb", "open_seconds", "search_seconds", "search_again_seconds", "sort_seconds",
         "elements",

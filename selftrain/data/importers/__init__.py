@@ -18,7 +18,7 @@ IMPORTERS = {one.name: one for one in (HSOL, SENTIMENT140, HARMEME, HATEFUL_MEME
 
 
 def import_named(
-    name: str, source: Path, out: Path, *, allow_missing_images: bool = False
+    name: str, source: Path, out: Path, *, allow_missing_images: bool = False, decode_entities: bool = False
 ) -> ImportedDataset:
     """Import the data set called `name`; see `importers.base.import_dataset`.
 
@@ -27,4 +27,7 @@ def import_named(
     """
     if name not in IMPORTERS:
         raise ManifestError(f"no importer is called {name!r}; expected one of {sorted(IMPORTERS)}")
-    return import_dataset(IMPORTERS[name], Path(source), Path(out), allow_missing_images=allow_missing_images)
+    return import_dataset(
+        IMPORTERS[name], Path(source), Path(out),
+        allow_missing_images=allow_missing_images, decode_entities=decode_entities,
+    )  # fmt: skip

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.manifest import Problem
-from selftrain.data.manifest import read_json_lines as json_rows
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
+from selftrain.data.tables import open_table
 from selftrain.data.task import Task, dump_task
 from selftrain.errors import ManifestError
 
@@ -86,6 +87,7 @@ class ImportedDataset:
         text_only: How many of them lost a missing image.
         skipped: The rows left out, each with its reason.
         notes: What a person should know.
+        entities: How many texts hold HTML entities; decoded where that was asked for.
     """
 
     manifest: Path
@@ -94,19 +96,27 @@ class ImportedDataset:
     text_only: int = 0
     skipped: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    entities: int = 0
 
 
 @dataclass(slots=True)
 class _Writing:
     out: Path
     allow_missing_images: bool
+    decode_entities: bool
+    entities: int = 0
     ids: set[str] = field(default_factory=set)
     missing: list[Path] = field(default_factory=list)
     skipped: list[Problem] = field(default_factory=list)
 
 
 def import_dataset(
-    importer: Importer, source: Path, out: Path, *, allow_missing_images: bool = False
+    importer: Importer,
+    source: Path,
+    out: Path,
+    *,
+    allow_missing_images: bool = False,
+    decode_entities: bool = False,
 ) -> ImportedDataset:
     """Read a published data set and write ``manifest.jsonl``, ``task.toml`` and ``images/`` into `out`.
 
@@ -118,6 +128,7 @@ def import_dataset(
         source: The folder, or the file, that was published.
         out: Made if need be.
         allow_missing_images: Keep the text of a post whose image is missing, instead of stopping.
+        decode_entities: Write ``&amp;`` and its kin as the characters that they stand for.
 
     Raises:
         ManifestError: The files are not there, images are missing, or no row can be used.
@@ -129,7 +140,7 @@ def import_dataset(
         )
     read = importer.read(source)
     root = (source if source.is_dir() else source.parent).resolve()
-    writing = _Writing(Path(out), allow_missing_images)
+    writing = _Writing(Path(out), allow_missing_images, decode_entities)
     posts = list(_posts(read.records, root, writing))
     if writing.missing and not allow_missing_images:
         raise ManifestError(
@@ -144,8 +155,9 @@ def import_dataset(
     write_manifest(posts, manifest)
     dump_task(read.task, task)
     return ImportedDataset(
-        manifest, task, len(posts), len(writing.missing), tuple(writing.skipped), read.notes
-    )
+        manifest, task, len(posts), len(writing.missing), tuple(writing.skipped), read.notes,
+        writing.entities,
+    )  # fmt: skip
 
 
 def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -> Iterator[Post]:
@@ -156,7 +168,8 @@ def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -
             line = record.line
             shown = record.id if isinstance(record, Record) else record.post_id
             remedy = "" if isinstance(record, Record) else record.remedy
-            writing.skipped.append(Problem(line, shown, str(error), remedy or "left out"))
+            rows = 1 if isinstance(record, Record) else record.rows
+            writing.skipped.append(Problem(line, shown, str(error), remedy or "left out", rows))
 
 
 def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
@@ -168,9 +181,12 @@ def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
     if not record.text.strip() and image is None:
         raise Unusable("neither text nor image")
     writing.ids.add(record.id)
+    text = record.text.replace("\0", "")
+    decoded = html.unescape(text)
+    writing.entities += decoded != text
     return Post(
         id=record.id,
-        text=record.text.replace("\0", ""),
+        text=decoded if writing.decode_entities else text,
         images=() if image is None else (image,),
         label=record.label,
         process=record.process,
@@ -214,11 +230,12 @@ def find_file(source: Path, *names: str) -> Path | None:
     return None
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
-    """Read line number and object of each line, or why a line is none."""
-    with path.open("rb") as file:
-        for row in json_rows(file):
-            if row.fields is None:
-                yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy)
-            else:
-                yield row.line, row.fields
+def read_table(
+    path: Path, *, header: Sequence[str] | None = None, delimiter: str = "", fallback: str = ""
+) -> Iterator[tuple[int, dict[str, Any]] | Problem]:
+    """Read line number and fields of each row, or why a row has none; arguments as of `tables.open_table`."""
+    for row in open_table(path, header=header, delimiter=delimiter, fallback=fallback).rows:
+        if row.fields is None:
+            yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy, row.rows)
+        else:
+            yield row.line, row.fields

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file, read_json_lines
+from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
 from selftrain.data.manifest import Problem
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ManifestError
@@ -50,7 +50,7 @@ def read(source: Path) -> Source:
 def _records(source: Path, files: dict[str, Path], whole: bool) -> Iterator[Record | Problem]:
     folders = [path for path in (source, *source.rglob("images"), *source.rglob("img")) if path.is_dir()]
     for split, path in files.items():
-        for row in read_json_lines(path):
+        for row in read_table(path):
             if isinstance(row, Problem):
                 yield row
             else:
@@ -61,6 +61,8 @@ def _record(
     path: Path, split: str, row: tuple[int, dict[str, Any]], folders: list[Path], whole: bool
 ) -> Record | Problem:
     line, fields = row
+    if "id" not in fields:
+        return Problem(line, None, f"{path.name}: no id", "give the file as published")
     labels = fields.get("labels") or [fields.get("severity")]
     severity = labels[0] if isinstance(labels, list) else None
     label = _SEVERITIES.get(severity) if isinstance(severity, str) else fields.get("label")
@@ -72,7 +74,8 @@ def _record(
     targets = [one for one in labels[1:] if one in TARGETS] if "labels" in fields else None
     process = {} if targets is None else {"target": targets[0] if targets else "none"}
     images = fields.get("images") or [fields.get("image")]
-    extra = {key: value for key, value in fields.items() if key not in ("id", "text", "images", "label")}
+    read = ("id", "text", "images", "image", "label")
+    extra = {key: value for key, value in fields.items() if key not in read}
     extra["published_split"] = split
     if whole:
         extra["split"] = _SPLITS[split]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file, read_json_lines
+from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
 from selftrain.data.manifest import Problem
 from selftrain.data.templates import load_template
 from selftrain.errors import ManifestError
@@ -32,17 +32,23 @@ def read(source: Path) -> Source:
         )
     splits = _splits(files)
     plan = ", ".join(f"{name} is {split}" for name, split in splits.items())
-    return Source(
-        TASK, _records(files, splits), (f"splits: {plan}; rows without label are written unlabelled",)
-    )
+    notes = [f"splits: {plan}; rows without label are written unlabelled"]
+    notes += [
+        f"{name} has no labels: its posts go to the pool, but those that a labelled file has too"
+        for name, split in splits.items()
+        if split == "pool"
+    ]
+    return Source(TASK, _records(files, splits), tuple(notes))
 
 
 def _splits(files: dict[str, Path]) -> dict[str, str]:
     """Map published file -> split; without a labelled test file the development posts are the test."""
-    tested = any(_labelled(path) for name, path in files.items() if name.startswith("test"))
+    labelled = {name for name, path in files.items() if _labelled(path)}
+    tested = any(name.startswith("test") for name in labelled)
     splits = {}
-    for name, path in files.items():
-        if not _labelled(path):
+    # of a post that stands in two files the first row counts: those with labels come first
+    for name in sorted(files, key=lambda name: name not in labelled):
+        if name not in labelled:
             splits[name] = "pool"
         elif name.startswith("dev"):
             splits[name] = "validation" if tested else "test"
@@ -52,15 +58,14 @@ def _splits(files: dict[str, Path]) -> dict[str, str]:
 
 
 def _labelled(path: Path) -> bool:
-    rows = (row for row in read_json_lines(path) if not isinstance(row, Problem))
-    first = next((fields for _, fields in rows), {})
-    return "label" in first or "gold_hate" in first
+    rows = (row for row in read_table(path) if not isinstance(row, Problem))
+    return any(_label(fields) is not None for _, fields in rows)
 
 
 def _records(files: dict[str, Path], splits: dict[str, str]) -> Iterator[Record | Problem]:
-    for name, path in files.items():
-        for row in read_json_lines(path):
-            yield row if isinstance(row, Problem) else _record(path, name, splits[name], row)
+    for name, split in splits.items():
+        for row in read_table(files[name]):
+            yield row if isinstance(row, Problem) else _record(files[name], name, split, row)
 
 
 def _record(path: Path, name: str, split: str, row: tuple[int, dict[str, Any]]) -> Record | Problem:
@@ -72,8 +77,9 @@ def _record(path: Path, name: str, split: str, row: tuple[int, dict[str, Any]]) 
     if label is not None and label not in TASK.names:
         return Problem(line, post_id, f"{path.name}: label {label}", "expected 0, 1, hateful or not_hateful")
     image = path.parent / str(fields["img"]) if fields.get("img") else None
-    extra = {key: value for key, value in fields.items() if key not in ("id", "text", "label")}
-    extra |= {"published_split": name, "split": split}
+    extra = {key: value for key, value in fields.items() if key not in ("id", "text", "img", "label")}
+    # a post without label can be neither learned from nor measured on
+    extra |= {"published_split": name, "split": "pool" if label is None else split}
     return Record(path, line, post_id, str(fields.get("text") or ""), image, label, _process(fields), extra)
 
 

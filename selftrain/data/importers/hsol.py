@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file
+from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
 from selftrain.data.manifest import Problem
+from selftrain.data.tables import open_table
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
 
@@ -41,22 +41,21 @@ def read(source: Path) -> Source:
 
 
 def _records(path: Path) -> Iterator[Record | Problem]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if not set(rows.fieldnames or ()) >= _COLUMNS:
-            raise ManifestError(
-                f"{path} has the columns {rows.fieldnames}; expected {sorted(_COLUMNS)} among them"
-            )
-        for row in rows:
-            index = row.pop("", "") or str(rows.line_num)
-            label = _LABELS.get(row["class"])
-            if label is None:
-                yield Problem(
-                    rows.line_num, index, f"class {row['class']!r} is none of 0, 1, 2", "correct the file"
-                )
-                continue
-            tweet = row.pop("tweet")
-            yield Record(path, rows.line_num, f"hsol-{index}", tweet, None, label, {}, row)
+    columns = open_table(path).columns or ()
+    if not set(columns) >= _COLUMNS:
+        raise ManifestError(f"{path} has the columns {columns}; expected {sorted(_COLUMNS)} among them")
+    for row in read_table(path):
+        if isinstance(row, Problem):
+            yield row
+            continue
+        line, fields = row
+        index = fields.pop("column 1", "") or str(line)
+        label = _LABELS.get(fields.get("class", ""))
+        if label is None:
+            reason = f"class {fields.get('class')!r} is none of 0, 1, 2"
+            yield Problem(line, index, reason, "correct the file")
+            continue
+        yield Record(path, line, f"hsol-{index}", fields.pop("tweet", ""), None, label, {}, fields)
 
 
 HSOL = Importer("hsol", "HSOL, tweets: offensive or inoffensive (labeled_data.csv)", read)

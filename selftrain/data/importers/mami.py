@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from selftrain.data.importers.base import Importer, Record, Source
+from selftrain.data.importers.base import Importer, Record, Source, read_table
 from selftrain.data.manifest import Problem
+from selftrain.data.tables import open_table
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import ManifestError
 
@@ -40,7 +41,7 @@ _ANSWERS = {"1": "yes", "0": "no"}
 def read(source: Path) -> Source:
     """Read tab-separated files with a ``file_name`` column, images beside; test labels have no header."""
     found = [source] if source.is_file() else sorted([*source.rglob("*.csv"), *source.rglob("*.tsv")])
-    tables = [path for path in found if _header(path)[:1] == ["file_name"]]
+    tables = [path for path in found if _header(path)[:1] == ("file_name",)]
     if not tables:
         raise ManifestError(
             f"{source} holds no tab-separated file with a file_name column; give MAMI's folder"
@@ -51,9 +52,11 @@ def read(source: Path) -> Source:
     return Source(TASK, _records(splits, labels), notes)
 
 
-def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return next(csv.reader(file, delimiter="\t"), [])
+def _header(path: Path) -> tuple[str, ...]:
+    try:
+        return open_table(path, delimiter="\t").columns or ()
+    except ManifestError:  # some other table of the folder
+        return ()
 
 
 def _split(path: Path) -> str:
@@ -65,29 +68,25 @@ def _test_labels(source: Path) -> dict[str, list[str]]:
     """Map file name -> misogynous and the four kinds, from the files of test labels, which have no header."""
     labels = {}
     for path in sorted(source.rglob("*abels*.txt")):
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            labels.update(
-                {
-                    row[0]: row[1:]
-                    for row in csv.reader(file, delimiter="\t")
-                    if len(row) == 1 + 1 + len(KINDS)
-                }
-            )
+        for row in read_table(path, header=("file_name", "misogynous", *KINDS), delimiter="\t"):
+            if not isinstance(row, Problem):
+                name, *marks = row[1].values()
+                if len(marks) == 1 + len(KINDS):
+                    labels[name] = marks
     return labels
 
 
 def _records(splits: dict[Path, str], labels: dict[str, list[str]]) -> Iterator[Record | Problem]:
     for path, split in splits.items():
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t")
-            for row in rows:
-                yield _record(path, rows.line_num, split, row, labels)
+        for row in read_table(path, delimiter="\t"):
+            yield row if isinstance(row, Problem) else _record(path, split, row, labels)
 
 
 def _record(
-    path: Path, line: int, split: str, row: dict[str, str], labels: dict[str, list[str]]
+    path: Path, split: str, found: tuple[int, dict[str, Any]], labels: dict[str, list[str]]
 ) -> Record | Problem:
-    name = row["file_name"]
+    line, row = found
+    name = row.get("file_name", "")
     marks = [row.get(kind) for kind in ("misogynous", *KINDS)]
     if marks[0] is None and name in labels:
         marks = [*labels[name]]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from selftrain.data.importers.base import Importer, Record, Source, find_file
+from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
 from selftrain.data.manifest import Problem
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
@@ -31,7 +30,7 @@ _NAMES = ("training.1600000.processed.noemoticon.csv", "testdata.manual.2009.06.
 
 
 def read(source: Path) -> Source:
-    """Read the CSV (its columns: `_FIELDS`; Latin-1), or ``positive.txt`` and ``negative.txt``."""
+    """Read the CSV (columns `_FIELDS`; UTF-8, else Latin-1), or ``positive.txt`` and ``negative.txt``."""
     files = (
         {label: find_file(source, f"{label}.txt") for label in _LABELS.values()} if source.is_dir() else {}
     )
@@ -50,27 +49,29 @@ def read(source: Path) -> Source:
 
 def _lines(files: dict[str, Path]) -> Iterator[Record | Problem]:
     for label, path in sorted(files.items()):
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+        content = path.read_bytes()
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield Record(path, number, f"{label}-{number}", line, None, label, {}, {})
 
 
 def _table(path: Path) -> Iterator[Record | Problem]:
-    with path.open(encoding="latin-1", newline="") as file:
-        rows = csv.reader(file)
-        for cells in rows:
-            if len(cells) != len(_FIELDS):
-                reason = f"{len(cells)} cells, expected {len(_FIELDS)}: {', '.join(_FIELDS)}"
-                yield Problem(rows.line_num, None, reason, "give the file as published")
-                continue
-            row = dict(zip(_FIELDS, cells, strict=True))
-            label = _LABELS.get(row["polarity"])
-            if label is None:
-                reason = f"polarity {row['polarity']!r} is neither 0 nor 4"
-                yield Problem(rows.line_num, row["id"], reason, "neutral tweets have no class here")
-                continue
-            text, tweet = row.pop("text"), row.pop("id")
-            yield Record(path, rows.line_num, f"tweet-{tweet}", text, None, label, {}, row)
+    for row in read_table(path, header=_FIELDS, delimiter=",", fallback="latin-1"):
+        if isinstance(row, Problem):
+            yield row
+            continue
+        line, fields = row
+        label = _LABELS.get(fields.get("polarity", ""))
+        if label is None:
+            reason = f"polarity {fields.get('polarity')!r} is neither 0 nor 4"
+            yield Problem(line, fields.get("id"), reason, "neutral tweets have no class here")
+            continue
+        text, tweet = fields.pop("text", ""), fields.pop("id", str(line))
+        yield Record(path, line, f"tweet-{tweet}", text, None, label, {}, fields)
 
 
 SENTIMENT140 = Importer(

@@ -10,6 +10,7 @@ import base64
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,8 @@ SIDE, QUALITY = 1024, 80
 """Pixels of the longer side of an embedded picture, at most, and its WebP quality."""
 COLUMNS = ("post_id", "batch", "label", "reviewer", "text", "images", "opinions")
 """Of the table; whoever reviews fills in `label` and `reviewer`."""
+NUMBER = re.compile(r"[+-]?\d[\d.,]*([eE][+-]?\d+)?")
+"""What a spreadsheet takes for a number: it would drop zeros in front, and digits after the fifteenth."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -68,11 +71,6 @@ class ReviewTasks(NamedTuple):
 
 def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: bool = False) -> ReviewTasks:
     """Gather the posts of a run that lack a review, in the order in which they are handed out.
-
-    Args:
-        folder: The run.
-        hide_opinions: Leave out what classifier and agents said: reviewers who read it lean towards it.
-        everything: Posts that are reviewed already too.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -121,11 +119,6 @@ def write_label_studio(
     found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Path:
     """Write task objects, and the labelling configuration beside them; return where that lies.
-
-    Args:
-        found: What waits.
-        out: The tasks' file; the configuration ends in .xml.
-        pictures, root: See `to_tasks`.
 
     Raises:
         ExchangeError, ImageError: As `labelling_config` and `to_tasks`; nothing is written.
@@ -242,8 +235,13 @@ def to_csv(tasks: Sequence[ReviewTask]) -> str:
     for task in tasks:
         opinions = "; ".join(f"{one.who}: {one.label or 'no label'}" for one in task.opinions)
         cells = (task.post_id, task.batch, "", "", task.text, " | ".join(task.names), opinions)
-        writer.writerow([_harmless(cell) for cell in cells])
+        writer.writerow([_as_text(cells[0]), *map(_harmless, cells[1:])])
     return "\ufeff" + written.getvalue()
+
+
+def _as_text(post_id: str) -> str:
+    """Return an id that a spreadsheet leaves as it is."""
+    return f"'{post_id}" if NUMBER.fullmatch(post_id) else _harmless(post_id)
 
 
 def _harmless(cell: str) -> str:

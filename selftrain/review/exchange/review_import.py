@@ -6,20 +6,18 @@ and the ledger decides what of it is taken. The format is that of https://labels
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain.errors import ExchangeError
-from selftrain.review.exchange.review_export import CONTROL, FORMULA
+from selftrain.data.manifest import Names
+from selftrain.data.tables import LISTED, RawRow, Table, fold, open_table
+from selftrain.errors import ExchangeError, ManifestError
+from selftrain.review.exchange.review_export import CONTROL, FORMULA, NUMBER
 from selftrain.review.ledger import OutsideDecision, Refusal, ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
+from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.store.run_dir import RunFolder
-
-_DELIMITERS = ",;\t"
 
 
 class ReadReviews(NamedTuple):
@@ -45,12 +43,6 @@ def import_reviews(
 ) -> ImportedReviews:
     """Enter a file of reviews into a run's ledger, in one change: a kill leaves all of it or none.
 
-    Args:
-        folder: The run.
-        file: Label Studio's JSON, JSON-MIN or CSV export, or our table with `label` filled in.
-        reviewer: Who decided, where a line does not say.
-        all_or_nothing: Take nothing where a line is refused.
-
     Raises:
         ExchangeError: The file cannot be read as any of these.
         RunStateError: No run folder.
@@ -59,6 +51,16 @@ def import_reviews(
     folder.recipe()  # no run folder: said before anything else
     read = read_reviews(file, reviewer)
     with ReviewLedger(folder.path / LEDGER) as ledger:
+        known = {post_id for batch in ledger.batches() for post_id in ledger.drawn(batch)}
+        read = read._replace(
+            decisions=tuple(
+                one._replace(
+                    post_id=matched(one.post_id, known) or one.post_id,
+                    label=Names((*ledger.classes, UNSURE)).find(one.label) or one.label,
+                )
+                for one in read.decisions
+            )
+        )
         # what the ledger refuses of the rest is worth knowing, though nothing is taken
         stop = all_or_nothing and bool(read.refused)
         imported = ledger.import_decisions(read.decisions, all_or_nothing=all_or_nothing, dry=stop)
@@ -75,33 +77,61 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
         ExchangeError: It is neither JSON nor a table.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExchangeError(f"{file} cannot be read as UTF-8 text: {error}") from error
-    if text.lstrip()[:1] in ("[", "{"):
-        return _from_json(file, text, reviewer)
-    rows = list(read_csv(text))
-    decisions = [row._replace(reviewer=row.reviewer or reviewer) for row in rows if row.label]
-    return ReadReviews(tuple(decisions), (), len(rows) - len(decisions))
-
-
-def _from_json(file: Path, text: str, reviewer: str) -> ReadReviews:
-    try:
-        items = json.loads(text)
-    except ValueError as error:
+        table = open_table(file, named=False)
+        if table.form == "JSON":
+            if LISTED not in table.notes:
+                raise ExchangeError(
+                    f"{file} holds no list: expected a list of tasks, as Label Studio exports"
+                )
+            return _from_json(list(table.rows), reviewer)
+        decisions, refused, empty = list[OutsideDecision](), list[Refusal](), 0
+        for row in _table_rows(table):
+            if isinstance(row, Refusal):
+                refused.append(row)
+            elif row.label:
+                decisions.append(row._replace(reviewer=row.reviewer or reviewer))
+            else:
+                empty += 1
+    except ManifestError as error:
         raise ExchangeError(
-            f"{file} is not JSON ({error}): expected Label Studio's export, JSON or JSON-MIN, or a CSV table"
+            f"{error}. Expected Label Studio's export, JSON or JSON-MIN, or a CSV table"
         ) from error
-    if not isinstance(items, list):
-        raise ExchangeError(f"{file} holds one {type(items).__name__}: expected a list of tasks")
+    return ReadReviews(tuple(decisions), tuple(refused), empty)
+
+
+def matched(post_id: str, known: Collection[str]) -> str | None:
+    """Return the one known id that a spreadsheet may have turned into this: ``0084`` into 84, or 8.4E+1.
+
+    None where it is known as it stands, stands for none, or for several.
+    """
+    if post_id in known or not NUMBER.fullmatch(post_id):
+        return None
+    try:
+        value = Decimal(post_id)
+        alike = [one for one in known if NUMBER.fullmatch(one) and _rounds_to(Decimal(one), value, post_id)]
+    except InvalidOperation:  # 1.000,5 and the like: no number in any one country's writing
+        return None
+    return alike[0] if len(alike) == 1 else None
+
+
+def _rounds_to(exact: Decimal, value: Decimal, written: str) -> bool:
+    """Tell whether a number is written so, with the digits that are left of it."""
+    if "e" not in written.lower():
+        # beyond fifteen digits a spreadsheet writes zeros
+        return exact == value or Context(prec=15, rounding=ROUND_DOWN).plus(exact) == value
+    return Context(prec=max(len(value.as_tuple().digits), 1), rounding=ROUND_HALF_UP).plus(exact) == value
+
+
+def _from_json(rows: Sequence[RawRow], reviewer: str) -> ReadReviews:
     decisions, refused, empty = list[OutsideDecision](), list[Refusal](), 0
-    for line, item in enumerate(items, 1):
+    for line, row in enumerate(rows, 1):
+        if row.fields is None:
+            refused.append(Refusal(line, "", f"is {row.reason}: expected a task"))
+            continue
         try:
-            if not isinstance(item, Mapping):
-                raise ItemError(f"is a {type(item).__name__}: expected a task")  # noqa: TRY301 -- as any other
-            found = list(answers_from_json(item))
+            found = list(answers_from_json(row.fields))
         except ItemError as fault:
-            refused.append(Refusal(line, _post_id(item), str(fault)))
+            refused.append(Refusal(line, _post_id(row.fields), str(fault)))
             continue
         empty += not found
         for post_id, label, who, batch in found:
@@ -117,37 +147,35 @@ def _post_id(item: object) -> str:
 # ---- a table -------------------------------------------------------------------------------------------
 
 
-def read_csv(text: str) -> Iterator[OutsideDecision]:
-    """Yield the lines of a table that came back; commas, semicolons or tabs between the cells.
+def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
+    """Yield the lines of a table that came back.
 
     Label Studio's own CSV export is read as well: its column of who decided is `annotator`.
 
     Raises:
-        ExchangeError: No column `post_id` or `label`, or no CSV at all.
+        ExchangeError: No column `post_id` or `label`.
     """
-    text = text.removeprefix("\ufeff")
-    header = text.split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    found = [name for name in reader.fieldnames or [] if name]
-    if not {"post_id", "label"} <= set(found):
+    names = {fold(name): name for name in table.columns or ()}
+    if not {"post_id", "label"} <= set(names):
         raise ExchangeError(
-            f"the table has the columns {found}: expected post_id and label among them, as `selftrain review"
-            " export --to csv` writes them"
+            f"the table has the columns {list(names.values())}: expected post_id and label among them, as"
+            " `selftrain review export --to csv` writes them"
         )
-    try:
-        for row in reader:
-            reviewer = row.get("reviewer") or reviewer_name(row.get("annotator") or "")
-            cells = (row.get("post_id"), row.get("batch"), row.get("label"), reviewer)
-            post_id, batch, label, who = (_plain(cell or "") for cell in cells)
-            yield OutsideDecision(reader.line_num, post_id, label.strip(), who.strip(), batch)
-    except csv.Error as error:
-        raise ExchangeError(f"line {reader.line_num} is not CSV ({error}): save the table again") from error
+    for row in table.rows:
+        if row.fields is None:
+            yield Refusal(row.line, "", f"{row.reason}: {row.remedy}")
+            continue
+        cells = {key: str(row.fields.get(name, "")) for key, name in names.items()}
+        reviewer = cells.get("reviewer") or reviewer_name(cells.get("annotator", ""))
+        found = (cells.get("post_id", ""), cells.get("batch", ""), cells.get("label", ""), reviewer)
+        post_id, batch, label, who = map(_plain, found)
+        yield OutsideDecision(row.line, post_id, label.strip(), who.strip(), batch)
 
 
 def _plain(cell: str) -> str:
-    """Return a cell as it was before `_harmless`."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell
+    """Return a cell as it was before the export put an apostrophe in front."""
+    kept = cell.startswith("'") and (cell[1:].startswith(FORMULA) or NUMBER.fullmatch(cell[1:]))
+    return cell[1:] if kept else cell
 
 
 # ---- Label Studio --------------------------------------------------------------------------------------
@@ -165,10 +193,13 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
     Raises:
         ItemError: An item that is none of ours, or a result that is not one choice.
     """
-    data = item.get("data") if "annotations" in item or "completions" in item else item
-    if not isinstance(data, Mapping) or not isinstance(data.get("post_id"), str):
+    data = item.get("data", item)  # of a task without annotations too: it waits still
+    post_id = data.get("post_id") if isinstance(data, Mapping) else None
+    if isinstance(post_id, int | float) and not isinstance(post_id, bool):
+        post_id = str(post_id)  # a spreadsheet, or a tool that guesses types, was between
+    if not isinstance(data, Mapping) or not isinstance(post_id, str):
         raise ItemError("has no data.post_id: expected a task that `selftrain review export` wrote")
-    post_id, batch = data["post_id"], str(data.get("batch") or "")
+    batch = str(data.get("batch") or "")
     if data is item:
         if CONTROL in item:
             yield post_id, _choice(item[CONTROL]), reviewer_name(item.get("annotator")), batch

@@ -36,7 +36,6 @@ class TokenAuth:
     """Middleware around the whole application.
 
     Args:
-        app: What is guarded.
         token: In the URL once, then in a cookie.
         hosts: Names under which the server may be asked for, beside `localhost` and plain IP addresses.
     """
@@ -48,7 +47,7 @@ class TokenAuth:
         self._cookie = f"selftrain-review-{hashlib.sha256(self._token).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Answer a request, or refuse it."""
         if scope.get("type") != "http":
             await self._app(scope, receive, send)
             return
@@ -86,7 +85,7 @@ class TokenAuth:
         return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token)
 
     def _is_host(self, host: str) -> bool:
-        """Whether the name asked for is ours. An IP address is: nobody else can point one at this machine."""
+        """Return whether the name asked for is ours. An IP address is: it cannot be pointed here."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
             if name in self._hosts:
@@ -98,7 +97,7 @@ class TokenAuth:
 
 
 def _is_own(headers: Headers, host: str) -> bool:
-    """Whether a change comes from the page itself: its origin is the host asked for, its body JSON."""
+    """Return whether a change comes from the page itself: its origin is the host asked for, its body JSON."""
     origin, kind = headers.get("origin", ""), headers.get("content-type", "")
     return (
         urlsplit(origin).netloc.lower() == host.lower() != ""

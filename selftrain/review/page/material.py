@@ -1,4 +1,4 @@
-"""What a reviewer sees of a post: words and pictures, and, once they have answered, what machines said."""
+"""What a reviewer sees of a post: words and pictures, and, once they have answered, what machines gave."""
 
 from __future__ import annotations
 
@@ -35,9 +35,6 @@ class Policy(NamedTuple):
 
 class Material:
     """Posts and verdicts of a run, read when first asked for and kept.
-
-    Args:
-        folder: The run.
 
     Raises:
         RunStateError: No run folder, or a damaged one.
@@ -91,7 +88,7 @@ class Material:
         """Return what machines gave: classifier and agents, or the annotator, and then a criticizer.
 
         Each has `who` and `steps`, oldest first: `state`, `label` (None unless a class was named),
-        `probability` and `words`. Empty where nothing in the folder speaks of the post.
+        `probability` and `words`. Empty where nothing in the folder is about the post.
         """
         self.load([post_id])
         parties: dict[str, list[Json]] = {}
@@ -108,7 +105,7 @@ class Material:
             ]
         criticism = self._criticisms.get(post_id)
         if criticism is not None and parties:
-            # a criticizer names no class: it tells how likely the machine's is wrong, and why
+            # a criticizer names no class: it estimates how likely the machine's is wrong, and why
             error = criticism.error
             doubt = "no estimate" if error is None else f"{error:.0%} likely wrong"
             words = criticism.rationale or criticism.fault

@@ -46,14 +46,7 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
 def build_app(
     session: ReviewSession, page: RenderedPage, *, token: str, hosts: Iterable[str] = ()
 ) -> Starlette:
-    """Build the application.
-
-    Args:
-        session: Answers.
-        page: Shown at ``/``.
-        token: What a URL must carry once.
-        hosts: See `TokenAuth`.
-    """
+    """Build the application."""
     decoding = threading.Semaphore(DECODERS)
 
     async def index(_: Request) -> Response:
@@ -89,7 +82,7 @@ def build_app(
 
 
 def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler that reads a request, has it done, and says in JSON what came of it."""
+    """Return a handler that reads a request, has it done, and answers in JSON what came of it."""
 
     async def handler(request: Request) -> Response:
         try:

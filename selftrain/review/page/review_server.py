@@ -7,21 +7,23 @@ import json
 import re
 import secrets
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from selftrain._util.printable import printable
 from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder, train_command
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import LEDGER
-from selftrain.review.page.material import Material, policy_of
+from selftrain.review.ledger_reader import LEDGER, UNSURE
+from selftrain.review.page.material import Material, Policy, policy_of
 from selftrain.review.page.review_app import build_app
-from selftrain.review.page.review_page import render_review
 from selftrain.review.page.session import ReviewSession
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.html import RenderedPage, as_json, render_page
 from selftrain.web.http_server import HttpServer, endpoint_of, listen
 
 REMEMBERED = ".review.json"
@@ -72,6 +74,39 @@ def _own_material(folder: RunFolder, ledger: ReviewLedger) -> Material:
     return material
 
 
+def render_review(
+    name: str,
+    classes: Sequence[str],
+    policy: Policy,
+    *,
+    lease_seconds: float,
+    command: str,
+    train: str,
+    show_opinions: bool,
+) -> RenderedPage:
+    """Render the page of a run, once: what changes comes later, as JSON.
+
+    `command` and `train` are what comes after the review.
+    """
+    settings = {
+        "classes": [{"name": one, "shown": printable(one)} for one in classes],
+        "unsure": UNSURE, "lease": lease_seconds, "opinions": show_opinions,
+        "command": printable(command), "train": printable(train),
+    }  # fmt: skip
+    values = {
+        "name": name,
+        "task": policy.name,
+        "policy": policy.text,
+        "classes": [(one, "", policy.meanings.get(one, "")) for one in classes],
+        "settings": as_json(settings),
+        "show_opinions": show_opinions,
+    }
+    return render_page(
+        "review.html.j2", values, folder=Path(__file__).parent,
+        scripts=("page.js", "review.js"), styles=("review.css",), served=True,
+    )  # fmt: skip
+
+
 def serve(
     folder: RunFolder,
     session: ReviewSession,
@@ -82,12 +117,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; a second signal does not wait for requests under way.
 
-    Args:
-        folder: The run.
-        session: Of that run; it stays open.
-        opening: Where.
-        report: Gets, line by line, what a person at the terminal should know.
-        opened: Gets the URL, once it answers.
+    `report` gets lines for the person at the terminal, `opened` the URL, once it answers.
 
     Raises:
         ServingError: The port cannot be had.

@@ -35,10 +35,7 @@ class ReviewSession:
 
     Args:
         ledger: Open; the session alone uses it from now on.
-        material: Of the same run.
-        show_opinions: Tell what machines said before the reviewer has answered.
-        refresh_seconds: See `REFRESH_SECONDS`.
-        clock: Seconds that only grow; tests move it.
+        show_opinions: Show the machines' labels before the reviewer has answered.
     """
 
     def __init__(
@@ -75,7 +72,7 @@ class ReviewSession:
             return self._now(reviewer)
 
     def decide(self, reviewer: str, post_id: str, label: str) -> Json:
-        """Save a decision; return what machines said of that post, and the next one.
+        """Save a decision; return the machines' labels of that post, and the next one.
 
         Raises:
             DecisionError: See `ReviewLedger.decide`.

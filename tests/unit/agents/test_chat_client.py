@@ -11,7 +11,18 @@ import traceback
 import pytest
 from chat_stub import ChatStub, answers, ask, card, completion, connected, raw, refuses, run, says
 
-from agents.client.base import ChatRequest, Completion, Message, PromptSize, Sampling, Token, Usage, picture
+from agents.client.base import (
+    ChatRequest,
+    Completion,
+    Message,
+    PromptSize,
+    Sampling,
+    Token,
+    Usage,
+    check_environment,
+    picture,
+    proxy_words,
+)
 from agents.client.client import ChatClient
 from agents.client.endpoints import plain_endpoint, retry_after
 from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
@@ -72,7 +83,8 @@ def test_parts_pictures_schema_and_log_probabilities_are_sent():
         Message("user", (PNG,)),
         Message("user", ()),
     )
-    logprobs = {"content": [{"token": "ok", "logprob": -0.5, "top_logprobs": []}]}
+    listed = [{"token": "ok", "logprob": -0.5}]
+    logprobs = {"content": [{"token": "ok", "logprob": -0.5, "top_logprobs": listed}]}
     request = ChatRequest(turns, SCHEMA, Sampling(5, temperature=0.5, seed=7, top_logprobs=3))
     _, (sent,) = answered(says(completion(logprobs=logprobs)), request=request)
     url = "data:image/png;base64," + base64.b64encode(PNG.data).decode()
@@ -101,6 +113,21 @@ def test_tokens_without_what_the_grammar_masked_but_with_what_was_drawn():
     answer, _ = answered(says(completion("az", logprobs={"content": content})), request=ask(top_logprobs=3))
     both = (("a", -0.25), ("b", -2.0))
     assert answer.tokens == (Token("a", -0.25, both), Token("z", -7.0, (*both, ("z", -7.0))))
+
+
+def test_log_probabilities_without_alternatives_are_no_certainty():
+    content = [{"token": "ok", "logprob": -0.05, "top_logprobs": []}]
+    body = completion("ok", logprobs={"content": content})
+    error = failed(says(body), kind=ServerRefusedError, request=ask(top_logprobs=2))
+    assert "no alternatives" in str(error)
+
+
+@pytest.mark.parametrize("tokens", [("\u0120caf", "\u00c3\u00a9"), ("\u2581caf", "\u00e9")])
+def test_tokens_that_come_as_the_vocabulary_has_them(tokens):
+    content = [{"token": t, "logprob": -1.0, "top_logprobs": [{"token": t, "logprob": -1.0}]} for t in tokens]
+    body = completion(" caf\u00e9", logprobs={"content": content})
+    answer, _ = answered(says(body), request=ask(top_logprobs=2))
+    assert [token.text for token in answer.tokens] == [" caf", "\u00e9"]
 
 
 def test_usage_with_its_parts_and_a_refusal():
@@ -404,3 +431,28 @@ def test_the_stub_tells_pictures_from_text():
 
     asyncio.run(answers(None, Received("/tokenize", {}, json.loads(body)), Writer()))
     assert b'"count": 74' in written[0]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("HTTP_PROXY", "socks://me:secret@x"),
+        ("HTTPS_PROXY", "http://127.0.0.1:port"),
+        ("SSL_CERT_FILE", "/nonexistent/ca.pem"),
+    ],
+)
+def test_an_environment_that_no_call_could_use_is_named(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ServerRefusedError, match=variable) as caught:
+        check_environment("https://models.example.org")
+    assert "secret" not in str(caught.value)
+    check_environment("http://127.0.0.1:8000")
+
+
+def test_a_failure_names_the_proxy_that_was_called(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "here.example.org")
+    told = " (called through the proxy http://127.0.0.1:9 of HTTP_PROXY)"
+    assert proxy_words("http://models.example.org") == told
+    assert proxy_words("http://here.example.org") == proxy_words("http://127.0.0.1:8000") == ""

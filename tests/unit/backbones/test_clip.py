@@ -149,6 +149,19 @@ def test_wrong_choices_say_what_would_be_right(tiny_clip, tmp_path):
             load_backbone("clip", device="cpu", **options)
 
 
+def test_naming_a_model_loads_nothing(monkeypatch):
+    from backbones import CLIP, clip
+
+    loads = []
+    monkeypatch.setattr(clip, "load_model", lambda *asked: loads.append(asked))
+    backbone = CLIP("ViT-L-14", "openai")
+    assert (backbone.name, backbone.weights, loads) == ("clip:ViT-L-14", "openai", [])
+    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+        _ = backbone.colour
+    with pytest.raises(WeightsError, match="no model 'no-such'"):
+        CLIP("no-such")
+
+
 def test_weights_that_are_not_here_and_cannot_be_fetched(tmp_path):
     code = (
         "from backbones import load_backbone\nfrom backbones.errors import WeightsError\n"

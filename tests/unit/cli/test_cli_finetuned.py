@@ -46,14 +46,13 @@ def test_the_recipe_sets_the_trainer(recipe):
     trainer = build(load_recipe(recipe)).classifier
     assert isinstance(trainer, FineTuner)
     assert (trainer.architecture.mode, trainer.architecture.lora_rank) == ("lora", 4)
-    settings = trainer.settings
-    assert (settings.epochs, settings.batch_size, settings.learning_rate) == (1, 8, 0.001)
+    assert (trainer.epochs, trainer.batch_size, trainer.learning_rate) == (1, 8, 0.001)
     # what the recipe leaves open is the trainer's own default, not the head's
     changed = load_recipe(recipe, ["classifier.mode=full", "classifier.epochs=3"])
-    left_open = build(changed).classifier.settings
+    left_open = build(changed).classifier
     assert (left_open.epochs, left_open.weight_decay) == (
         3,
-        FineTuner(lambda: None).settings.weight_decay,
+        FineTuner(lambda: None).weight_decay,
     )
 
 

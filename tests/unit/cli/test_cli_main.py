@@ -20,14 +20,14 @@ TREES = [
     ("selftrain.errors", "RunStateError"),
     ("agents.errors", "LearningError"),
     ("backbones.errors", "WeightsError"),
-    ("losses.errors", "SettingError"),
+    ("losses.base", "SettingError"),
 ]
 
 
 def check_that_raises(monkeypatch, error):
     """`selftrain data check FILE`, which raises `error`."""
 
-    def reading(file, task):
+    def reading(file, task, *, columns):
         raise error
 
     monkeypatch.setattr("selftrain.data.manifest.read_manifest", reading)

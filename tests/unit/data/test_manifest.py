@@ -73,7 +73,6 @@ HOSTILE = {
     "expected an object": b'["r"]',
     "not UTF-8: byte 0xff": b'{"id": "r", "text": "\xff"}',
     "half a surrogate": b'{"id": "r", "text": "\\ud83d"}',
-    "NaN is not a JSON number": b'{"id": "r", "text": "x", "score": NaN}',
 }
 
 
@@ -115,6 +114,12 @@ def test_a_good_row_is_read_whole(folder):
         {"faces": "yes", "link": "no"},
         {"source": {"page": 3}},
     )
+
+
+def test_nan_is_an_absent_value_in_every_format(folder):
+    report = _lines(folder, b'{"id": "r", "text": "x", "score": NaN}')
+    assert (report.posts[0].extra, report.problems) == ({}, ())
+    assert "NaN in column 'score' is read as no value" in str(report.notes)
 
 
 def test_too_large_a_header_and_a_missing_text(folder):

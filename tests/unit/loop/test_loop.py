@@ -6,7 +6,7 @@ import pytest
 from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, rounds_of, run
 
 from agents.panel import NoPanel
-from losses.group import Group
+from losses.base import Group
 from selftrain.rounds import replay
 from selftrain.state import RoundLimits
 from selftrain.store.run_dir import RunFolder

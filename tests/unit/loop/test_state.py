@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from loop_helpers import HashPanel, make_corpus, rounds_of, run
 
 from agents.judgment import Judgment, State, Verdict
-from losses.group import Group
+from losses.base import Group
 from selftrain import loop
 from selftrain.errors import RunStateError
 from selftrain.rounds import check_pool, grown_rows, precision, replay

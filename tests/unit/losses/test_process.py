@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losses.errors import BatchError, SettingError
+from losses.base import BatchError, SettingError
 from losses.process import process_loss
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from backbones.base import FeatureLayout
-from losses.group import Group
+from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError

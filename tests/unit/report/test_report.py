@@ -27,6 +27,20 @@ def page_of(folder):
     return report.write_report(folder).read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run with everything that a page shows, for tests that only look."""
+    folder = made(tmp_path_factory.mktemp("runs"), PLAIN)
+    scored(folder, 1)
+    (folder.path / "trust.json").write_text(json.dumps(trust(PLAIN)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_page(plain):
+    return page_of(plain)
+
+
 def words(text):
     return " ".join(ParsedPage(text).text.split())
 
@@ -72,8 +86,8 @@ def test_the_json_in_the_page_ends_no_element_and_gives_the_strings_back(tmp_pat
     assert "\u202e" not in "".join(listing["agents"] + listing["id"] + listing["snippet"])
 
 
-def test_the_policy_of_the_page_allows_this_script_and_this_style_and_nothing_else(tmp_path):
-    seen = ParsedPage(page_of(made(tmp_path, PLAIN)))
+def test_the_policy_of_the_page_allows_this_script_and_this_style_and_nothing_else(plain_page):
+    seen = ParsedPage(plain_page)
     (policy,) = [a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
 
@@ -94,11 +108,8 @@ def test_the_policy_of_the_page_allows_this_script_and_this_style_and_nothing_el
     assert {a.get("type") for a in seen.all("script")} == {None, "application/json"}
 
 
-def test_no_two_elements_share_an_id(tmp_path):
-    folder = made(tmp_path, PLAIN)
-    scored(folder, 1)
-    (folder.path / "trust.json").write_text(json.dumps(trust(PLAIN)))
-    names = [attributes["id"] for _, attributes in ParsedPage(page_of(folder)).tags if "id" in attributes]
+def test_no_two_elements_share_an_id(plain_page):
+    names = [attributes["id"] for _, attributes in ParsedPage(plain_page).tags if "id" in attributes]
     assert len(names) > 40
     assert len(set(names)) == len(names)
 
@@ -106,8 +117,8 @@ def test_no_two_elements_share_an_id(tmp_path):
 # ---- figures ----------------------------------------------------------------------------------------
 
 
-def test_kept_and_rolled_back_rounds_are_told_apart_in_the_curve_and_in_words(tmp_path):
-    page = page_of(made(tmp_path, PLAIN))
+def test_kept_and_rolled_back_rounds_are_told_apart_in_the_curve_and_in_words(plain_page):
+    page = plain_page
 
     def marks(name):
         group = re.search(rf'<g class="mark-{name}">(.*?)</g></g>', page, re.DOTALL)
@@ -120,11 +131,11 @@ def test_kept_and_rolled_back_rounds_are_told_apart_in_the_curve_and_in_words(tm
     assert rows[:3] == ["", "best", "lost"]
 
 
-def test_the_closing_figures(tmp_path):
-    page = report.gather(made(tmp_path, PLAIN))
+def test_the_closing_figures(plain, plain_page):
+    page = report.gather(plain)
     assert (page.summary.labels_alone.validation, page.summary.best.validation) == (0.5, 0.625)
     assert (len(page.quarantine.rows), page.quarantine.total) == (200, 201)
-    said = words(report.render(page))
+    said = words(plain_page)
     assert "0.625 +0.125 on the labels alone (0.500)" in said
     assert "The first 200 are shown" in said
     assert "Finished: all 2 rounds are done." in said
@@ -147,27 +158,24 @@ def scored(folder, number):
     write_scores(folder.round_path(number), {"validation": one, "test": one}, **names)
 
 
-def test_scores_give_curves_and_without_them_a_word_stands_there(tmp_path):
+def test_scores_give_curves_and_without_them_a_word_stands_there(tmp_path, plain, plain_page):
     folder = made(tmp_path, PLAIN)
-    assert "This round kept no scores" in words(page_of(folder))
+    assert not any(split.reliability for split in report.gather(folder).final)
     scored(folder, 2)  # not the best round
     assert "This round kept no scores" in words(page_of(folder))
-    scored(folder, 1)
-    page = page_of(folder)
-    assert "This round kept no scores" not in words(page)
+    assert "This round kept no scores" not in words(plain_page)
     for part in ("precision-recall", "reliability", "histogram"):
-        assert f'id="{part}-' in page
-    final = report.gather(folder).final
+        assert f'id="{part}-' in plain_page
+    final = report.gather(plain).final
     assert [split.name for split in final] == ["validation", "test"]
     assert sum(sum(side) for side in final[0].histogram) == 40
 
 
-def test_trust_is_shown_and_its_absence_said(tmp_path):
+def test_trust_is_shown_and_its_absence_said(tmp_path, plain_page):
     folder = made(tmp_path, PLAIN)
     said = words(page_of(folder))
     assert "The agents were not measured" in said
-    (folder.path / "trust.json").write_text(json.dumps(trust(PLAIN)))
-    said = words(page_of(folder))
+    said = words(plain_page)
     assert "The agents were not measured" not in said
     assert "Cohen's kappa of agent/x 0.375" in said
     assert "0.800 0.400 to 0.900" in said
@@ -290,7 +298,7 @@ def test_the_command_renders_the_same_page_again_where_it_is_asked_to(tmp_path, 
 
 def passing(folder, rounds):
     """What `Run.rounds` does with the rounds of the loop."""
-    return Run(folder.path)._told(iter(rounds))
+    return Run(folder.path)._logged(iter(rounds))
 
 
 def events_of(folder):

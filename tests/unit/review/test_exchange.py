@@ -16,7 +16,7 @@ from selftrain.cli import main
 from selftrain.errors import ExchangeError, LedgerError
 from selftrain.review.exchange import review_export
 from selftrain.review.exchange.review_export import MachineOpinion, ReviewTask, gather_tasks, to_csv
-from selftrain.review.exchange.review_import import import_reviews, read_csv, read_reviews
+from selftrain.review.exchange.review_import import import_reviews, read_reviews
 from selftrain.review.ledger import OutsideDecision, ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE, ReviewItem
 from selftrain.review.sampling import request_reviews, verdicts_among
@@ -307,21 +307,28 @@ def test_local_files_are_addressed_below_the_root_and_refused_outside(picture, t
 # ---------------------------------------------------------------- tables
 
 
-def test_a_table_disarms_formulas_and_ids_come_back_as_they_were():
+def read_csv(tmp_path, text):
+    file = tmp_path / "filled.csv"
+    file.write_bytes(text.encode())
+    return read_reviews(file).decisions
+
+
+def test_a_table_disarms_formulas_and_ids_come_back_as_they_were(tmp_path):
     posts = ['=HYPERLINK("http://x")', "-1", "'quoted", "plain, with comma", "two\nlines", "@me", "'=x"]
     tasks = [task(text=text)._replace(post_id=text) for text in posts]
     written = to_csv(tasks)
     cells = list(csv.reader(io.StringIO(written.removeprefix("\ufeff"))))
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in cells for cell in row)
     filled = written.replace("round 1,,", "round 1,kind,ann")
-    assert [row.post_id for row in read_csv(filled)][:6] == posts[:6]
-    assert {(row.label, row.reviewer, row.batch) for row in read_csv(filled)} == {("kind", "ann", "round 1")}
+    assert [row.post_id for row in read_csv(tmp_path, filled)][:6] == posts[:6]
+    told = {(row.label, row.reviewer, row.batch) for row in read_csv(tmp_path, filled)}
+    assert told == {("kind", "ann", "round 1")}
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_a_table_is_read_with_the_delimiter_that_the_spreadsheet_wrote(delimiter):
+def test_a_table_is_read_with_the_delimiter_that_the_spreadsheet_wrote(tmp_path, delimiter):
     text = "\ufeffpost_id|batch|label|reviewer\r\np0|round 1|kind|ann\r\n".replace("|", delimiter)
-    assert [tuple(row) for row in read_csv(text)] == [(2, "p0", "kind", "ann", "round 1")]
+    assert [tuple(row) for row in read_csv(tmp_path, text)] == [(2, "p0", "kind", "ann", "round 1")]
 
 
 # ---------------------------------------------------------------- a real run

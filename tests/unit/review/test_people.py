@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, settings
 
-from losses.group import Group
+from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.errors import BudgetError, RunStateError

@@ -22,7 +22,7 @@ from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE, Review
 from selftrain.review.page.material import Material, policy_of
 from selftrain.review.page.review_app import build_app
-from selftrain.review.page.review_page import render_review
+from selftrain.review.page.review_server import render_review
 from selftrain.review.page.session import ReviewSession, seconds_a_post
 from selftrain.review.sampling import request_reviews
 

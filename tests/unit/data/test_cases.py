@@ -1,0 +1,802 @@
+"""What people bring: each kind of input, the command that reads it, and what has to come of it.
+
+The inputs that lie in ``shared/cases`` beside the checkout, or where SELFTRAIN_CASES says, and others of the
+same kinds, written here. ``make cases`` runs this module and writes its table into docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import traceback
+from collections import Counter
+from pathlib import Path
+from shutil import copytree
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from selftrain.cli import main
+from selftrain.data.manifest import read_manifest
+from selftrain.data.manifest_writing import check_writable
+from selftrain.data.task import Task, TaskClass
+from selftrain.errors import ManifestError
+
+CHECKOUT = Path(__file__).parents[3]
+CASES = Path(os.environ.get("SELFTRAIN_CASES") or CHECKOUT.parent / "shared" / "cases")
+TASK = Task("spam", (TaskClass("spam", "unasked for"), TaskClass("fine", "else")), "spam", "p")
+TEXTS = (
+    "Claim your prize now", "The choir meets on Monday", "Cheap pills, click", "Grey cat seen", "Win a phone",
+    "Bakery opens in May", "Who can help?", "Free money",
+)  # fmt: skip
+LABELS = ("spam", "fine", "spam", "fine", "spam", "fine", None, None)
+IDS = tuple(f"{n:03d}" for n in range(1, 9))
+ROWS = [dict(zip(("id", "text", "label"), row, strict=True)) for row in zip(IDS, TEXTS, LABELS, strict=True)]
+
+READ, SET_ASIDE, REFUSED = "read", "set aside", "refused"
+
+
+class Kind(NamedTuple):
+    """A kind of input.
+
+    Attributes:
+        name: What is unusual about it.
+        file: In the folder of cases, or the name of one that is written here.
+        outcome: READ: the eight posts, as they are meant. SET_ASIDE: rows, one by one. REFUSED: the file.
+        told: What the output has to name.
+        content: Bytes of a file that is written here; None for one of the folder.
+        posts: How many posts are left where rows are set aside; None: any number.
+    """
+
+    name: str
+    file: str
+    outcome: str
+    told: tuple[str, ...] = ()
+    content: bytes | None = None
+    posts: int | None = None
+
+
+def sheet(rows=None, *, columns=("id", "text", "label"), encoding="utf-8", **dialect):
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, **{"lineterminator": "\n", **dialect})
+    writer.writerow(columns)
+    writer.writerows([["" if cell is None else cell for cell in row.values()] for row in rows or ROWS])
+    return written.getvalue().encode(encoding)
+
+
+def lines(rows=None, **changes):
+    return "".join(json.dumps({**row, **changes}) + "\n" for row in rows or ROWS).encode()
+
+
+def with_labels(name):
+    """The rows with each label written in another way."""
+    return [row | {"label": row["label"] and name(row["label"])} for row in ROWS]
+
+
+def parquet(**columns):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    written = io.BytesIO()
+    base = {"id": list(IDS), "text": list(TEXTS), "label": list(LABELS)} | columns
+    pq.write_table(pa.table({name: values for name, values in base.items() if values is not None}), written)
+    return written.getvalue()
+
+
+def arrow(values, kind):
+    import pyarrow as pa
+
+    return pa.array(values, type=kind)
+
+
+def times(unit, value, zone=None):
+    import pyarrow as pa
+
+    return pa.array([value] * 8, type=pa.timestamp(unit, tz=zone))
+
+
+COLUMN = "--column "
+HANDED = [
+    Kind("quoted header after a byte order mark", "csv/bom_quoted_header.csv", READ),
+    Kind("quoted header after a byte order mark", "csv/bom_quoted_label_first.csv", READ),
+    Kind(
+        "quoted header after a byte order mark",
+        "csv/bom_quoted_text_first.csv",
+        SET_ASIDE,
+        ("img.png",),
+        posts=0,
+    ),
+    Kind("column one letter off", "csv/upper_label.csv", READ, ("'Label' is read as label",)),
+    Kind("column one word off", "csv/class_col.csv", READ, (COLUMN + "label=class",)),
+    Kind("column one word off", "csv/tweet_col.csv", SET_ASIDE, (COLUMN + "text=tweet",), posts=0),
+    Kind("column one letter off", "json/hateful.jsonl", SET_ASIDE, ("'img' is read as images",), posts=0),
+    Kind("column one letter off", "json/image_key.jsonl", SET_ASIDE, ("'image' is read as images",), posts=0),
+    Kind("pictures inside the table", "parquet/hf_image.parquet", SET_ASIDE, ("picture itself",), posts=0),
+    Kind("separator", "csv/semicolon.csv", READ, ("';'",)),
+    Kind("separator", "csv/tab.csv", READ),
+    Kind("separator", "csv/sep_line.csv", READ),
+    Kind("encoding", "csv/utf16.csv", READ, ("UTF-16",)),
+    Kind("line ends", "csv/cr_only.csv", READ, ("carriage return",)),
+    Kind("JSON that is one list", "json/array_pretty.json", READ),
+    Kind("compressed", "json/gz.jsonl.gz", READ, ("gzip",)),
+    Kind("compressed", "json/gz_named.jsonl", READ, ("gzip",)),
+    Kind("export of another tool", "json/doccano.jsonl", READ),
+    Kind("export of another tool", "json/prodigy.jsonl", SET_ASIDE, ("no id among", COLUMN + "id="), posts=0),
+    Kind("id that a spreadsheet changed", "csv/excel_float.csv", READ, ("'1.0'", "spreadsheet")),
+    Kind("id that a spreadsheet changed", "csv/sci.csv", SET_ASIDE, ("cut the digits off",), posts=1),
+    Kind("label in another spelling", "csv/label_space.csv", READ, ("' spam ' is read as 'spam'",)),
+    Kind("word for nothing", "csv/na_labels.csv", SET_ASIDE, ("leave the label empty",), posts=2),
+    Kind("number for a label", "json/int_label.jsonl", SET_ASIDE, ("label 1 is none of",), posts=2),
+    Kind("number for a label", "parquet/int_label.parquet", SET_ASIDE, ("label 1 is none of",), posts=2),
+    Kind("key twice", "json/dup_key.jsonl", SET_ASIDE, ("['text'] stand twice",), posts=8),
+    Kind("NaN", "json/nan.jsonl", READ, ("NaN in column 'score'",)),
+    Kind("Parquet type", "parquet/ns_time.parquet", READ),
+    Kind("Parquet type", "parquet/far_date.parquet", READ),
+    Kind("Parquet type", "parquet/weird_tz.parquet", READ),
+    Kind("Parquet type", "parquet/bad_utf8_extra.parquet", READ, ("'author'", "not UTF-8")),
+]
+
+
+def ours():
+    """Others of the same kinds."""
+    import datetime
+    import decimal
+
+    import pyarrow as pa
+
+    unclosed = [f"{n},{'x' * 20},fine\n" for n in range(6000)]
+    unclosed[2999] = '2999,"never closed,fine\n'
+    stray = [f"{n},words,fine\n" for n in range(40)]
+    stray[10], stray[30] = '10,"open,fine\n', '30,"quoted, words",fine\n'
+    big = "word " * 40_000
+    return [
+        Kind(
+            "quoted header after a byte order mark",
+            "a.csv",
+            READ,
+            (),
+            sheet(encoding="utf-8-sig", quoting=csv.QUOTE_ALL),
+        ),
+        Kind(
+            "quoted header after a byte order mark",
+            "b.csv",
+            READ,
+            (),
+            sheet(encoding="utf-8-sig", quoting=csv.QUOTE_ALL, delimiter=";"),
+        ),
+        Kind("byte order mark before JSON", "bom.jsonl", READ, (), b"\xef\xbb\xbf" + lines()),
+        Kind(
+            "column one letter off",
+            "c.csv",
+            READ,
+            ("is read as label",),
+            sheet(columns=("ID", "Text", " LABEL ")),
+        ),
+        Kind(
+            "column one letter off",
+            "d.csv",
+            READ,
+            (),
+            sheet(columns=("\u200bid", "text\u00a0", "la\u00adbel")),
+        ),
+        Kind(
+            "column one word off",
+            "e.csv",
+            READ,
+            (COLUMN + "label=category",),
+            sheet(columns=("id", "text", "category")),
+        ),
+        Kind(
+            "column one word off",
+            "f.csv",
+            READ,
+            (COLUMN + "label=lable",),
+            sheet(columns=("id", "text", "lable")),
+        ),
+        Kind(
+            "column one word off",
+            "g.csv",
+            REFUSED,
+            (COLUMN + "id=post_id",),
+            sheet(columns=("post_id", "text", "label")),
+        ),
+        Kind(
+            "two columns for one",
+            "h.csv",
+            SET_ASIDE,
+            ("could both be images", COLUMN),
+            sheet(
+                [{**row, "img": "a", "image": "b"} for row in ROWS],
+                columns=("id", "text", "label", "img", "image"),
+            ),
+            0,
+        ),
+        Kind("column twice", "i.csv", REFUSED, ("more than once",), sheet(columns=("id", "text", "text"))),
+        Kind(
+            "blank column",
+            "j.csv",
+            READ,
+            (),
+            sheet([{"": n, **row} for n, row in enumerate(ROWS)], columns=("", "id", "text", "label")),
+        ),
+        Kind("blank column", "k.csv", READ, (), sheet().replace(b"\n", b",,\n")),
+        Kind("separator", "l.csv", READ, ("'|'",), sheet(delimiter="|")),
+        Kind("separator", "m.csv", READ, (), b"sep=;\r\n" + sheet(delimiter=";", lineterminator="\r\n")),
+        Kind("separator", "n.csv", READ, (), sheet(quoting=csv.QUOTE_ALL).replace(b'","', b'", "')),
+        Kind("encoding", "o.csv", READ, ("UTF-16",), sheet(encoding="utf-16-be", delimiter="\t")),
+        Kind("encoding", "p.csv", READ, ("UTF-32",), sheet(encoding="utf-32")),
+        Kind("encoding", "q.jsonl", READ, ("UTF-16",), lines().decode().encode("utf-16")),
+        Kind(
+            "encoding",
+            "r.csv",
+            SET_ASIDE,
+            ("not UTF-8",),
+            sheet([*ROWS, {"id": "9", "text": "café", "label": "fine"}], encoding="cp1252"),
+            8,
+        ),
+        Kind("line ends", "s.csv", READ, (), sheet(lineterminator="\r\n")),
+        Kind("line ends", "t.csv", READ, (), sheet(lineterminator="\r", quoting=csv.QUOTE_ALL)),
+        Kind("JSON that is one list", "u.jsonl", READ, (), json.dumps(ROWS).encode()),
+        Kind(
+            "JSON over several lines",
+            "v.json",
+            READ,
+            (),
+            b"\n".join(json.dumps(row, indent=2).encode() for row in ROWS),
+        ),
+        Kind(
+            "JSON that is one list",
+            "w.json",
+            REFUSED,
+            ("breaks off",),
+            json.dumps(ROWS, indent=1).encode()[:-1],
+        ),
+        Kind(
+            "JSON that is one list",
+            "x.json",
+            REFUSED,
+            ("no JSON from line",),
+            json.dumps(ROWS, indent=1).encode()[:-20],
+        ),
+        Kind(
+            "JSON of another form",
+            "y.json",
+            SET_ASIDE,
+            ("no id among ['data']",),
+            json.dumps({"data": ROWS}).encode(),
+            0,
+        ),
+        Kind("name of another format", "z.csv", READ, (), lines()),
+        Kind("name of another format", "aa.jsonl", READ, (), sheet()),
+        Kind("name of another format", "ab.csv", READ, (), parquet()),
+        Kind("name of another format", "ac.parquet", REFUSED, ("not a Parquet file",), sheet()),
+        Kind("foreign file", "ad.csv", REFUSED, ("Excel",), b"PK\x03\x04" + b"\0" * 40),
+        Kind("foreign file", "ae.jsonl", REFUSED, ("web page",), b"<!DOCTYPE html><html>sign in</html>"),
+        Kind(
+            "foreign file",
+            "af.csv",
+            REFUSED,
+            ("git lfs pull",),
+            b"version https://git-lfs.github.com/spec/v1\n",
+        ),
+        Kind("compressed", "ag.csv.gz", READ, (), gzip.compress(sheet())),
+        Kind("compressed", "ah.csv.gz", REFUSED, ("damaged",), gzip.compress(sheet() + b"x" * 99)[:-9]),
+        Kind(
+            "quote that is not closed",
+            "ai.csv",
+            SET_ASIDE,
+            ("6,000 rows, 2,999 posts, 3,001 set aside",),
+            ("id,text,label\n" + "".join(unclosed)).encode(),
+            2999,
+        ),
+        Kind(
+            "quote that is not closed",
+            "aj.csv",
+            SET_ASIDE,
+            ("40 rows", "is not closed"),
+            ("id,text,label\n" + "".join(stray)).encode(),
+            19,
+        ),
+        Kind("long text", "ak.csv", READ, (), sheet().replace(b"Free money", big.encode())),
+        Kind(
+            "cells too many or too few",
+            "al.csv",
+            SET_ASIDE,
+            ("the header has 3",),
+            sheet() + b"009,x\n010,a,b,fine\n",
+            8,
+        ),
+        Kind("NUL", "am.csv", SET_ASIDE, ("NUL",), sheet() + b"009,a\0b,fine\n", 8),
+        Kind("label in another spelling", "an.csv", READ, ("is read as",), sheet(with_labels(str.upper))),
+        Kind("label in another spelling", "ao.jsonl", READ, (), lines(with_labels(lambda name: [name]))),
+        Kind("label in another spelling", "ap.csv", READ, (), sheet(with_labels(lambda name: f"['{name}']"))),
+        Kind(
+            "label in another spelling", "aq.csv", READ, (), sheet(with_labels(lambda name: f"{name}\u200b"))
+        ),
+        Kind(
+            "several labels",
+            "ar.jsonl",
+            SET_ASIDE,
+            ("2 labels",),
+            lines(with_labels(lambda name: [name, "fine"])),
+            2,
+        ),
+        Kind(
+            "word for nothing",
+            "as.jsonl",
+            SET_ASIDE,
+            ("leave the label empty",),
+            lines(with_labels(lambda name: "N/A")),
+            2,
+        ),
+        Kind(
+            "id twice",
+            "at.jsonl",
+            SET_ASIDE,
+            ("already in line 1, there with the label 'spam'",),
+            lines() + lines([ROWS[0] | {"label": "fine"}]),
+            8,
+        ),
+        Kind(
+            "number for an id",
+            "au.jsonl",
+            SET_ASIDE,
+            ("id 1.5",),
+            lines() + lines([ROWS[0] | {"id": 1.5}]),
+            8,
+        ),
+        Kind("NaN", "av.jsonl", READ, (), lines(score=float("inf"))),
+        Kind(
+            "picture elsewhere",
+            "aw.jsonl",
+            SET_ASIDE,
+            ("is a URL",),
+            lines(images=["https://x.org/a.png"]),
+            0,
+        ),
+        Kind("picture elsewhere", "ax.jsonl", SET_ASIDE, ("absolute path",), lines(images=["C:\\a.png"]), 0),
+        Kind(
+            "picture paths",
+            "ay.csv",
+            READ,
+            (),
+            sheet(
+                [{**row, "images": "['pictures/a.png']"} for row in ROWS],
+                columns=("id", "text", "label", "images"),
+            ),
+        ),
+        Kind("picture paths", "az.jsonl", READ, ("'img'",), lines(img="pictures\\a.png")),
+        Kind(
+            "Parquet type",
+            "bb.parquet",
+            READ,
+            (),
+            parquet(
+                x=times("ns", 1704067200000000001),
+                y=times("s", 99_999_999_999_999),
+                z=times("us", 1, "Mars/Base"),
+            ),
+        ),
+        Kind(
+            "Parquet type",
+            "bc.parquet",
+            READ,
+            (),
+            parquet(x=[decimal.Decimal("1.5")] * 8, y=[datetime.timedelta(1)] * 8, z=[{"a": [1, None]}] * 8),
+        ),
+        Kind(
+            "Parquet type",
+            "bd.parquet",
+            READ,
+            (),
+            parquet(
+                id=arrow(IDS, pa.large_string()),
+                text=pa.array(TEXTS).dictionary_encode(),
+                label=arrow(LABELS, pa.binary()),
+            ),
+        ),
+        Kind(
+            "Parquet type",
+            "be.parquet",
+            SET_ASIDE,
+            ("text cannot be read",),
+            parquet(text=arrow([b"\xff"] * 8, pa.binary())),
+            0,
+        ),
+        Kind(
+            "Parquet type",
+            "bf.parquet",
+            READ,
+            ("left out where it cannot be read",),
+            parquet(photo=[b"\xff\xd8"] * 8),
+        ),
+        Kind("damaged", "bg.parquet", REFUSED, ("Parquet",), parquet()[:-30]),
+        Kind("empty", "bh.csv", REFUSED, ("expected a header with 'id'",), b""),
+        Kind("empty", "bi.jsonl", SET_ASIDE, ("no rows",), b"", 0),
+    ]
+
+
+OUTCOMES: list[tuple[str, str]] = []
+
+
+def found(kind, report, status, out):
+    """What came of a kind: as expected, or how it went wrong."""
+    if kind.outcome == REFUSED:
+        right = report is None and status == 2
+    elif kind.outcome == READ:
+        labels = tuple(post.label for post in report.posts)
+        named = any(COLUMN + "label" in one for one in kind.told)
+        right = tuple(p.id.removesuffix(".0").zfill(3) for p in report.posts) == IDS and (
+            named or labels == LABELS
+        )
+    else:
+        right = status == 1 and (kind.posts is None or len(report.posts) == kind.posts)
+    if not right:
+        return "misread"
+    return kind.outcome if all(one in out for one in kind.told) else "silent"
+
+
+def pictures_in(folder):
+    (folder / "pictures").mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "pictures" / "a.png")
+
+
+@pytest.mark.parametrize("kind", [*HANDED, *ours()], ids=lambda kind: kind.file)
+def test_each_kind_is_read_or_refused_with_its_reason(kind, tmp_path, capsys):
+    path = CASES / kind.file
+    if kind.content is not None:
+        pictures_in(tmp_path)
+        path = tmp_path / kind.file
+        path.write_bytes(kind.content)
+    elif not path.is_file():
+        pytest.skip(f"no cases: {path} is not there; set SELFTRAIN_CASES to the folder of cases")
+    task = tmp_path / "task.toml"
+    task.write_text('name = "s"\npositive = "spam"\npolicy = "p"\nclasses = { spam = "s", fine = "f" }\n')
+    try:
+        status = main(["data", "check", str(path), "--task", str(task), "--no-duplicates"])
+        report = read_manifest(path, TASK)
+    except ManifestError:
+        report = None
+    except Exception:
+        OUTCOMES.append((kind.name, "traceback"))
+        pytest.fail(traceback.format_exc())
+    shown = capsys.readouterr()
+    outcome = found(kind, report, status, shown.out + shown.err)
+    OUTCOMES.append((kind.name, outcome))
+    assert outcome == kind.outcome, shown
+    if report is not None:
+        assert report.rows == len(report.posts) + report.set_aside
+
+
+# ---- the commands that read a manifest --------------------------------------------------------------------
+
+
+def case(name):
+    path = CASES / name
+    if not path.exists():
+        pytest.skip(f"no cases: {path} is not there; set SELFTRAIN_CASES to the folder of cases")
+    return path
+
+
+def command(kind, capsys, *words):
+    """Run a command; return its status and all that it said."""
+    try:
+        status = main([str(word) for word in words])
+    except Exception:
+        OUTCOMES.append((kind, "traceback"))
+        raise
+    shown = capsys.readouterr()
+    return status, shown.out + shown.err
+
+
+def count(kind, outcome, right, shown):
+    OUTCOMES.append((kind, outcome if right else "misread"))
+    assert right, shown
+
+
+def recipe(tmp_path, manifest, task, *more):
+    file = tmp_path / "recipe.toml"
+    more = "\n".join((*more, "[selection]\nk = 4\n[rounds]\nmax = 1\n[classifier]\nepochs = 2"))
+    file.write_text(
+        f"[data]\nmanifest = {json.dumps(str(manifest))}\ntask = {json.dumps(str(task))}\n{more}\n"
+    )
+    return file
+
+
+def test_run_asks_what_a_split_column_is_for(tmp_path, capsys):
+    folder = case("semantics")
+    file = recipe(tmp_path, folder / "splitcol.jsonl", folder / "task.toml")
+    status, shown = command("split column", capsys, "run", file, "--out", tmp_path / "run")
+    right = status == 2 and 'data.split = "column"' in shown and "name a split" in shown
+    count("split column", REFUSED, right, shown)
+    assert not (tmp_path / "run" / "rounds").exists()
+
+
+@pytest.mark.parametrize("name", ["alldup", "dup_in_class"])
+def test_run_names_copies_as_the_cause_of_too_few_labels(name, tmp_path, capsys):
+    folder = case("semantics")
+    file = recipe(tmp_path, folder / f"{name}.jsonl", folder / "task.toml")
+    status, shown = command("copies", capsys, "run", file, "--out", tmp_path / "run")
+    right = status == 2 and "copies of posts in another split were taken out" in shown
+    count("copies", REFUSED, right, shown)
+
+
+@pytest.mark.parametrize("name", ["conflict", "alldup"])
+def test_check_lists_copies_with_different_labels(name, capsys):
+    folder = case("semantics")
+    words = ("data", "check", folder / f"{name}.jsonl", "--task", folder / "task.toml")
+    status, shown = command("copies with different labels", capsys, *words)
+    right = status == 0 and "copies with different labels" in shown and "'offensive'" in shown
+    count("copies with different labels", READ, right, shown)
+
+
+def test_labels_are_compared_in_one_normal_form():
+    report = read_manifest(
+        case("semantics/nfd.jsonl"),
+        Task("t", (TaskClass("Caf\u00e9", "a"), TaskClass("th\u00e9", "b")), "Caf\u00e9", "p"),
+    )
+    count(
+        "normal form",
+        READ,
+        not report.problems and report.counts == {"Caf\u00e9": 30, "th\u00e9": 30, None: 80},
+        report,
+    )
+
+
+def test_what_cannot_be_written_is_refused_before_a_call(tmp_path, capsys):
+    folder = case("annotate_inf")
+    words = (
+        "annotate",
+        folder / "posts.parquet",
+        "--task",
+        folder / "task.toml",
+        "--server",
+        "http://127.0.0.1:9",
+    )
+    status, shown = command("infinite number", capsys, *words, "--out", tmp_path / "out.jsonl")
+    right = status == 2 and "finite numbers" in shown and not list(tmp_path.iterdir())
+    count("infinite number", REFUSED, right, shown)
+    report = read_manifest(folder / "posts.parquet")
+    check_writable(report.posts, tmp_path / "out.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["posts.jsonl", "vid3.jsonl"])
+def test_a_model_is_never_asked_blind_about_a_video(name, tmp_path):
+    from selftrain.annotation.annotate import prepare_annotation
+    from selftrain.annotation.question_plan import annotation_settings
+
+    folder = case("annotate_video")
+    settings = annotation_settings(None, ["http://127.0.0.1:9"])
+    home = tmp_path / "posts"  # what is written names pictures relative to itself
+    copytree(folder, home)
+    home.chmod(0o755)
+    prepared = prepare_annotation(home / name, home / "task.toml", home / "out.jsonl", settings)
+    asked = {one.post.id for one in prepared.plan if one.asks}
+    told = {one.post.id for one in prepared.plan if "video" in str(one.unasked)}
+    count("video", READ, not asked & {"v1", "v2"} and told == {"v1", "v2"}, (asked, told))
+    aside = read_manifest(folder / name, videos=False)
+    assert {one.post_id for one in aside.problems} == {"v1", "v2"}
+
+
+def test_predict_needs_no_labels_and_says_how_to_tolerate_more(small_run, tmp_path, capsys):
+    home = tmp_path / "posts"
+    copytree(case("predict_small"), home)
+    words = ("predict", small_run, home / "new.jsonl", "--out", tmp_path / "out.jsonl")
+    status, shown = command("one bad picture of few", capsys, *words)
+    right = status == 2 and "--max-bad-share 0.13" in shown and "x.heic" in shown
+    count("one bad picture of few", REFUSED, right, shown)
+    status, shown = command("one bad picture of few", capsys, *words, "--max-bad-share", "0.13")
+    scored = (tmp_path / "out.jsonl").read_text().splitlines() if status == 0 else []
+    count("one bad picture of few", SET_ASIDE, len(scored) == 7 and "x.heic" in shown, shown)
+    odd = home / "odd.csv"
+    odd.write_text("id,body,label,process\n1,free money,[,no json\n2,choir,7,{\n")
+    out = tmp_path / "out.csv"
+    words = ("predict", small_run, odd, "--out", out, "--column", "text=body")
+    status, shown = command("column that is not needed", capsys, *words)
+    rows = list(csv.DictReader(out.open())) if status == 0 else []
+    right = [row["id"] for row in rows] == ["1", "2"] and any("." in name for name in rows[0])
+    count("column that is not needed", READ, right, shown)
+
+
+@pytest.mark.parametrize("name", ["hateful-memes", "sentiment140"])
+def test_import_finds_labels_and_encoding(name, tmp_path, capsys):
+    source = case("import_hateful/src" if name == "hateful-memes" else "import_s140")
+    status, shown = command(
+        "published file", capsys, "data", "import", name, source, "--out", tmp_path / "out"
+    )
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    if name == "sentiment140":
+        right = [row["text"] for row in rows] == ["sad caf\u00e9 \u2026", "happy na\u00efve \U0001f642"]
+    else:
+        right = Counter(row["split"] for row in rows) == {"train": 12, "validation": 9, "test": 6}
+        right = right and "test has no labels" in shown
+    count("published file", READ, status == 0 and right, shown)
+
+
+def test_entities_are_decoded_where_that_is_asked_for(tmp_path, capsys):
+    (tmp_path / "labeled_data.csv").write_text(",count,class,tweet\n0,3,2,I &lt;3 &#128525;\n")
+    words = ("data", "import", "hsol", tmp_path, "--out", tmp_path / "out")
+    status, shown = command("HTML entities", capsys, *words)
+    count("HTML entities", READ, status == 0 and "--decode-entities" in shown, shown)
+    command("HTML entities", capsys, *words, "--decode-entities")
+    text = json.loads((tmp_path / "out" / "manifest.jsonl").read_text())["text"]
+    count("HTML entities", READ, text == "I <3 \U0001f60d", text)
+
+
+def test_ids_come_back_from_a_spreadsheet():
+    from selftrain.review.exchange.review_import import matched, read_reviews
+
+    read = read_reviews(case("spreadsheet/excel.csv"))
+    known = {json.loads(line)["id"] for line in case("spreadsheet/posts.jsonl").read_text().splitlines()}
+    ids = [matched(one.post_id, known) or one.post_id for one in read.decisions]
+    count("id that a spreadsheet changed", READ, ids == ["0084", "0078"], read)
+    tasks = read_reviews(case("spreadsheet/ls_tasks_only.json"))
+    count("export without reviews", READ, not tasks.refused and tasks.empty > 0, tasks)
+    assert matched("1.5E+18", {"1500000000000000123", "1600000000000000123"}) == "1500000000000000123"
+    assert matched("1.5E+18", {"1500000000000000123", "1520000000000000123"}) is None
+    assert matched("7", {"007", "0007"}) is None
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark():
+    from selftrain.config import load_recipe
+
+    count("byte order mark before TOML", READ, load_recipe(case("toml/bom.toml")).rounds.max == 1, "")
+
+
+def test_a_grown_dataset_is_a_manifest_where_its_run_lies(small_run):
+    from selftrain.data.drawn import DRAWN_TASK
+
+    report = read_manifest(small_run / "grown.jsonl", DRAWN_TASK)
+    right = not report.problems and any(post.images for post in report.posts)
+    count("grown dataset", READ, right, report.problems[:3])
+
+
+# ---- fuzz: no traceback, and rows in are posts and rows set aside ----
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".csv.gz")
+cells = st.one_of(
+    st.text(st.characters(codec="utf-8"), max_size=6),
+    st.sampled_from(
+        ["", "1.0", "1e5", "NaN", "None", "[", "['a']", '"', "a;b", "\r", "\n", "\0", "spam", "Spam "]
+    ),
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.just("spam")),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+keys = st.one_of(
+    st.sampled_from(["id", "text", "label", "images", "img", "image", "process", "video", "split", "Label"]),
+    st.text(max_size=4),
+)
+
+
+def read_whole(tmp_path, content, suffix):
+    """The report, or None where the file is refused; anything else is a fault of ours."""
+    path = tmp_path / f"fuzzed{suffix}"
+    path.write_bytes(content)
+    try:
+        report = read_manifest(path, TASK)
+    except ManifestError:
+        return None
+    assert report.rows == len(report.posts) + report.set_aside
+    assert all(str(note) for note in report.notes)
+    return report
+
+
+def fuzz_bytes(tmp_path, content, suffix):
+    read_whole(tmp_path, content, suffix)
+
+
+def fuzz_cells(tmp_path, rows, delimiter, ends, encoding):
+    try:
+        content = sheet(
+            [dict(enumerate(row)) for row in rows] or [{0: "1", 1: "x", 2: ""}],
+            encoding=encoding, delimiter=delimiter, lineterminator=ends, quoting=csv.QUOTE_ALL,
+        )  # fmt: skip
+    except UnicodeEncodeError:
+        return
+    report = read_whole(tmp_path, content, ".csv")
+    assert report is not None
+    assert report.rows == max(len(rows), 1)
+
+
+def fuzz_json(tmp_path, rows, listed):
+    first = {"id": "first", "text": "x"}
+    told = [json.dumps(row) for row in (first, *rows)]
+    content = f"[{', '.join(told)}]" if listed else "\n".join(told)
+    report = read_whole(tmp_path, content.encode(), ".json")
+    assert report is not None
+    assert report.rows == len(told)
+
+
+def fuzz_parquet(tmp_path, columns):
+    import pyarrow as pa
+
+    try:
+        content = parquet(**columns)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError, ValueError, TypeError):
+        return
+    report = read_whole(tmp_path, content, ".parquet")
+    assert report is None or report.rows == 8
+
+
+dates = st.builds(
+    times,
+    st.sampled_from(["s", "ms", "us", "ns"]),
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([None, "UTC", "Mars/Base"]),
+)
+columns = st.one_of(
+    st.lists(values, min_size=8, max_size=8), dates, st.lists(st.binary(max_size=4), min_size=8, max_size=8)
+)
+FUZZED = (
+    (fuzz_bytes, st.tuples(st.binary(max_size=200), st.sampled_from(SUFFIXES))),
+    (
+        fuzz_cells,
+        st.tuples(
+            st.lists(st.tuples(cells, cells, cells), max_size=5),
+            st.sampled_from(",;\t|"),
+            st.sampled_from(["\n", "\r\n", "\r"]),
+            st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+        ),
+    ),
+    (
+        fuzz_json,
+        st.tuples(
+            st.lists(st.one_of(values, st.dictionaries(keys, values, max_size=6)), max_size=4), st.booleans()
+        ),
+    ),
+    (
+        fuzz_parquet,
+        st.tuples(
+            st.dictionaries(
+                st.sampled_from(["id", "text", "label", "images", "process", "x"]), columns, max_size=3
+            )
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(("reader", "given_to"), FUZZED, ids=lambda one: getattr(one, "__name__", ""))
+def test_fuzzed(reader, given_to, tmp_path):
+    settings(deadline=None, max_examples=40)(given(given_to)(lambda args: reader(tmp_path, *args)))()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("reader", "given_to"), FUZZED, ids=lambda one: getattr(one, "__name__", ""))
+def test_fuzzed_long(reader, given_to, tmp_path):
+    settings(deadline=None, max_examples=5000)(given(given_to)(lambda args: reader(tmp_path, *args)))()
+
+
+# ---- the table ----
+
+BEGIN, END = "<!-- cases: written by tests/unit/data/test_cases.py -->", "<!-- end of cases -->"
+
+
+def test_the_table_is_written_where_it_is_asked_for():
+    """Last of the module: SELFTRAIN_CASES_TABLE names the page whose table is written anew."""
+    page = os.environ.get("SELFTRAIN_CASES_TABLE")
+    if not page:
+        pytest.skip("no table: SELFTRAIN_CASES_TABLE names no page")
+    counts = Counter(OUTCOMES)
+    head = ("tried", READ, SET_ASIDE, REFUSED, "misread", "silent", "traceback")
+    table = [f"| kind | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    for name in [*sorted({name for name, _ in OUTCOMES}), "all"]:
+        row = [
+            sum(n for (kind, what), n in counts.items() if name in (kind, "all") and what == one)
+            for one in head[1:]
+        ]
+        table.append(f"| {name} | {' | '.join(map(str, [sum(row), *row]))} |")
+    text = Path(page).read_text()
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    Path(page).write_text(f"{before}{BEGIN}\n" + "\n".join(table) + f"\n{END}{after}")
