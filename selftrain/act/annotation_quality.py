@@ -1,7 +1,7 @@
 """What a human budget buys: AQG, ABS, the gaps, and macro-F1 of any number of classes.
 
 Names of "ACT as Human" (arXiv 2511.09833). AQG(B), the annotation quality gain, is the quality of the labels
-after the B most suspicious ones were reviewed, minus that of the machine's labels as they are. ABS scores a
+after the B likeliest errors were reviewed, minus that of the machine's labels as they are. ABS scores a
 criticizer by the area under AQG over B in [0, N]. The published slides leave its scale open; here it is
 
     ABS = area under AQG / area under AQG of a perfect criticizer,

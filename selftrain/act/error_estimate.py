@@ -82,7 +82,7 @@ def label_error(
 
     Where fewer posts have an answer than the probabilities sum to (the review is under way, or somebody could
     not tell), each counts as drawn with pi n/B. That is right if those without an answer are so by chance:
-    hand posts out in the sampled order, not the most suspicious first, while estimates of a part are wanted.
+    hand posts out in the sampled order, not the likeliest errors first, while estimates of a part are wanted.
 
     Args:
         errors: e [N], in [0, 1].

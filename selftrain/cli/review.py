@@ -135,7 +135,6 @@ def serve(
         echo(_progress_line(session))
         if session.ledger.progress().finished:
             echo(f"next: {review_server.next_command(folder)}")
-            echo(f"or: {labelling.train_command(folder.path)}")
     finally:
         session.close()
 

@@ -168,7 +168,7 @@ class ACTModel:
         return ACTModel(self.classifier, self.positive, self.backbone, folder, self.batch_size, self.workers)
 
     def _scored(self, ids: Sequence[str], labels: IntArray, probs: Float32Array) -> Scored:
-        """The positive class against all others, as thresholds need it."""
+        """Set the positive class against all others, as thresholds need it."""
         place = self.classes.index(self.positive)
         p = probs[:, place].astype(np.float64).clip(_SURE, 1 - _SURE)
         return Scored(ids, (labels == place).astype(np.int8), np.log(p / (1 - p)).astype(np.float32))
@@ -236,5 +236,5 @@ def rows_of(
 
 
 def _others(positive: str) -> str:
-    """What scores.jsonl calls every class but the positive one; never the name of the positive one."""
+    """Return what scores.jsonl calls every class but the positive one; never the name of the positive one."""
     return f"not {positive}"

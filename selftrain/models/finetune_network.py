@@ -20,7 +20,7 @@ from selftrain._util.types import Float32Array, Json
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.head import Head, Scaling
-from selftrain.models.model_file import opened_model, read_model, write_model
+from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult
 
 Mode = Literal["full", "lora"]
@@ -79,7 +79,7 @@ class Network(nn.Module):
         return next(self.backbone.parameters()).device
 
     def new_head(self, scaling: Scaling) -> Head:
-        """An untrained head of this architecture, on the CPU."""
+        """Build an untrained head of this architecture, on the CPU."""
         _, kind, hidden, dropout, *_ = self.architecture
         return Head(scaling, kind, hidden, dropout)
 
@@ -88,14 +88,14 @@ class Network(nn.Module):
         self.head = head.to(self.device)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which the backbone runs."""
+        """Return the context in which the backbone runs."""
         half = self.precision == "bf16"
         if self.precision == "auto" and self.device.type == "cuda":
             half = torch.cuda.is_bf16_supported()
         return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The `collate` of B posts to raw logits [B] with gradients."""
+        """Turn the `collate` of B posts into raw logits [B] with gradients."""
         assert self.head is not None, "a head is attached before the network is used"
         with self.autocast():
             rows = self.backbone(inputs)
@@ -103,20 +103,20 @@ class Network(nn.Module):
         return logits
 
     def encode(self, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
-        """Feature rows [B, D] without gradients; NaN, and a reason, for posts that cannot be encoded."""
+        """Encode posts to rows [B, D] without gradients; NaN, and a reason, for one that cannot be read."""
         with self.autocast():
             return self.source.encode(posts, batch_size=batch_size, workers=workers)
 
     @torch.inference_mode()
     def classify(self, rows: Float32Array) -> Float32Array:
-        """Raw logits [B] of rows [B, D], without dropout."""
+        """Return raw logits [B] of rows [B, D], without dropout."""
         assert self.head is not None, "a head is attached before the network is used"
         self.head.eval()
         logits: Float32Array = self.head(torch.from_numpy(rows).to(self.device)).cpu().numpy()
         return logits
 
     def portable(self) -> dict[str, Tensor]:
-        """Copies on the CPU of all that a fitted model consists of, by name.
+        """Return copies on the CPU of all that a fitted model consists of, by name.
 
         Under "full" every weight and buffer, as training moved them; under "lora" adapters and head alone.
         """
@@ -207,19 +207,6 @@ class FinetunedClassifier:
             "calibration": self.calibration._asdict(),
         }
         write_model(file, dict(metadata) | own, self.weights)
-
-
-def read_format(file: Path) -> str:
-    """Return which kind of model a file holds, by its header: "selftrain-head-1", "selftrain-lora-1", ...
-
-    Raises:
-        RunStateError: Missing, damaged, or no model of selftrain.
-    """
-    with opened_model(file) as (_, header):
-        found = header.get("format")
-    if not isinstance(found, str):
-        raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")
-    return found
 
 
 def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:

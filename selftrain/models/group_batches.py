@@ -49,7 +49,7 @@ class GroupBatches:
         self.steps = steps
 
     def epoch(self, number: int) -> list[IntArray]:
-        """The batches of one epoch: indices [n] into the training posts, n at most the batch size.
+        """Return the batches of one epoch: indices [n] into the training posts, n at most the batch size.
 
         The order depends on the seed and `number` alone, not on what was drawn before.
         """
@@ -58,7 +58,7 @@ class GroupBatches:
         return [np.concatenate(parts) for parts in zip(*dealt, strict=True)]
 
     def _deal(self, members: IntArray, generator: np.random.Generator) -> list[IntArray]:
-        """One group's posts, shuffled, in `steps` runs whose lengths differ by one at most."""
+        """Deal one group's posts, shuffled, in `steps` runs whose lengths differ by one at most."""
         order = generator.permutation(members)
         while len(order) < self.steps:
             order = np.concatenate([order, generator.permutation(members)])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a model, whole or not at all.
-
-    Args:
-        file: Replaced if it is there.
-        header: JSON; `format` names the kind of model.
-        tensors: On any device.
+    """Write a model, whole or not at all; `format` in the header, which is JSON, names its kind.
 
     Raises:
         StorageError: The disk is full or refuses.
@@ -34,29 +28,34 @@ def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
 
 
 def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor], Json]:
-    """The tensors and the header of a model, its `format` taken out.
+    """Read the tensors and the header of a model, its `format` taken out.
 
     Raises:
         RunStateError: Missing, damaged, or of none of `formats`.
     """
-    with opened_model(file) as (opened, header):
-        found = header.pop("format", None)
-        if found not in formats:
-            wanted = " or ".join(map(repr, formats))
-            raise RunStateError(
-                f"{file} has format {found!r}, expected {wanted}: it is no such model of selftrain"
-            )
-        names = list(opened.keys())
-        return {name: opened.get_tensor(name) for name in names}, header
+    tensors, header = _read(file, tensors=True)
+    found = header.pop("format", None)
+    if found not in formats:
+        wanted = " or ".join(map(repr, formats))
+        raise RunStateError(
+            f"{file} has format {found!r}, expected {wanted}: it is no such model of selftrain"
+        )
+    return tensors, header
 
 
-@contextmanager
-def opened_model(file: Path) -> Iterator[tuple[Any, Json]]:
-    """The open safetensors file and our part of its header; no tensor is read yet.
+def read_format(file: Path) -> str:
+    """Return which kind of model a file holds, by its header: "selftrain-head-1", "selftrain-lora-1", ...
 
     Raises:
-        RunStateError: Missing, or damaged.
+        RunStateError: Missing, damaged, or no model of selftrain.
     """
+    found = _read(file, tensors=False)[1].get("format")
+    if not isinstance(found, str):
+        raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")
+    return found
+
+
+def _read(file: Path, *, tensors: bool) -> tuple[dict[str, Tensor], Json]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -64,7 +63,7 @@ def opened_model(file: Path) -> Iterator[tuple[Any, Json]]:
             header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))
             if not isinstance(header, dict):
                 raise ValueError(f"its header holds a {type(header).__name__}")  # noqa: TRY004, TRY301
-            yield opened, header
+            return {name: opened.get_tensor(name) for name in (opened.keys() if tensors else ())}, header
     except (OSError, SafetensorError, ValueError) as error:
         raise RunStateError(
             f"{file} cannot be read as a model ({error}): the run folder is damaged"

@@ -77,7 +77,7 @@ class OnnxPredictor:
         return from_probs(posts, self.classes, probs, probs.argmax(1), reasons)
 
     def _inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Float32Array]]) -> dict[str, Any]:
-        """Texts [B] and pixels of each post's images to the graph's inputs."""
+        """Turn texts [B] and the pixels of each post's images into the graph's inputs."""
         rows = [row for row, text in enumerate(texts) if text.strip()]
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch([texts[row] for row in rows])]
         if not encoded:
@@ -102,7 +102,7 @@ class OnnxPredictor:
         }
 
     def _pixels(self, path: Path) -> Float32Array:
-        """An image file to pixels [3, crop, crop]: short side resized, centre cropped, normalised."""
+        """Read an image file to pixels [3, crop, crop]: short side resized, centre cropped, normalised."""
         short, side = self._reading["resize"], self._reading["crop"]
         image = open_image(path, target_size=side)
         width, height = image.size
@@ -119,7 +119,7 @@ class OnnxPredictor:
 
 
 def _open(file: Path, threads: int) -> tuple[Any, dict[str, Any]]:
-    """The session on the CPU, and our metadata."""
+    """Open a session on the CPU, and read our metadata."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def finetuning_backbone(recipe: Recipe) -> Backbone:
-    """A new pretrained backbone in float32, as fine-tuning wants it."""
+    """Build a new pretrained backbone in float32, as fine-tuning wants it."""
     return build_backbone(recipe, dtype="fp32")
 
 

@@ -26,8 +26,9 @@ from selftrain.data.preparation import cache_folder
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration
 from selftrain.models.classifier import FORMAT, load_head
-from selftrain.models.finetune_network import Network, load_finetuned, read_format
+from selftrain.models.finetune_network import Network, load_finetuned
 from selftrain.models.head import Head
+from selftrain.models.model_file import read_format
 from selftrain.models.predictor import (
     Prediction,
     ValidationScores,

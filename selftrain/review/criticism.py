@@ -66,7 +66,7 @@ class LoopCriticizer:
         self._file = folder.path / CRITICISMS
 
     def __call__(
-        self, batch: str, verdicts: Sequence[Verdict], suspected: Sequence[MachineLabel]
+        self, batch: str, verdicts: Sequence[Verdict], labels: Sequence[MachineLabel]
     ) -> list[float | None]:
         """Return an error estimate in [0, 1] for each post, None where the model gave none.
 
@@ -77,10 +77,8 @@ class LoopCriticizer:
             AgentError: Nobody can be asked, or the token cap is reached.
             StorageError: The disk is full or refuses.
         """
-        annotations = [
-            _annotation(verdict, one.label) for verdict, one in zip(verdicts, suspected, strict=True)
-        ]
-        posts = [self._posts[one.post_id] for one in suspected]
+        annotations = [_annotation(verdict, one.label) for verdict, one in zip(verdicts, labels, strict=True)]
+        posts = [self._posts[one.post_id] for one in labels]
         before = self._runner.usage()
         given = self._criticizer.criticize(self._runner, posts, annotations)
         paid = self._runner.usage().minus(before)

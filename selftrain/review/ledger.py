@@ -161,7 +161,7 @@ class ReviewLedger(LedgerReader):
             batch: Its name, for instance a round's.
             items: The posts that the sample was drawn from, once each.
             order: Ids of the posts to review, in the order in which they are handed out.
-            likeliest_first: Whether that order is by suspicion, not at random: no estimate of a part then.
+            likeliest_first: Whether that order is by falling e, not at random: no estimate of a part then.
 
         Raises:
             BudgetError: More posts than the budget has left, an id twice or unknown, a post of `order` with

@@ -286,7 +286,7 @@ class LedgerReader:
         return [name for (name,) in self._rows("SELECT name FROM batches ORDER BY rowid")]
 
     def likeliest_first(self, batch: str) -> bool:
-        """Return whether the posts of a batch are handed out by suspicion, not at random."""
+        """Return whether the posts of a batch are handed out by falling e, not at random."""
         return bool(self._rows("SELECT 1 FROM settings WHERE name = ?", LIKELIEST_FIRST + batch))
 
     def population(self, batch: str) -> list[ReviewItem]:

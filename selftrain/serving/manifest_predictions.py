@@ -104,7 +104,7 @@ class ManifestPredictions:
                 bar.update(len(part))
 
     def _enforce(self) -> None:
-        """Rows and posts set aside count together."""
+        """Stop when too much is set aside; rows and posts count together."""
         count, (rows, share) = self._unread, self._most
         if count > rows or count > share * max(self._total, 1):
             listed = "\n".join(f"  id {one['id']!r}: {one['reason']}" for one in self.quarantine[:_LISTED])

@@ -56,7 +56,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, place = found[0]
         listener = socket.create_server(place, family=family, backlog=2048)
     except OSError as error:
-        why = error.strerror or error
+        why = str(error.strerror or error).partition(" (while attempting")[0]  # the address is said already
         raise ServingError(f"{host}:{port} cannot be listened on ({why}): give another --port") from error
     listener.setblocking(False)
     return listener

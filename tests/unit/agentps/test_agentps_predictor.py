@@ -60,6 +60,20 @@ def test_a_model_is_a_scorer(place):
         assert one.probs == pytest.approx(rows[post.id]["probabilities"], abs=1e-4)
 
 
+def test_the_common_command_predicts_with_it_too(place, tmp_path):
+    model, manifest = str(place / "model"), str(place / "posts.jsonl")
+    for command in (["predict"], ["agentps", "predict"]):
+        assert main([*command, model, manifest, "--out", str(tmp_path / "-".join(command))]) == 0
+    found, expected = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("predict", "agentps-predict")
+    )
+    assert [row["id"] for row in found] == [row["id"] for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
+        assert set(one["process"]) == {"insult", "tone"}
+
+
 def test_validation_scores_are_those_of_the_kept_epoch(place):
     validation = load_predictor(place / "model").validation()
     rows = [json.loads(line) for line in (place / "model" / "validation.jsonl").read_text().splitlines()]

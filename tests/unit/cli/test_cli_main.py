@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import itertools
 import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +140,21 @@ def test_no_help_imports_what_is_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_is_loaded_later_is_what_type_checkers_are_shown():
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        shown, loaded = {}, {}
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.If):
+                continue
+            for one in node.body:
+                shown |= {a.asname or a.name: f"{one.module}.{a.name}" for a in one.names}
+            for one in node.orelse:
+                names = [name.id for name in one.targets[0].elts]
+                loaded |= dict(zip(names, [word.value for word in one.value.args], strict=True))
+        assert loaded.items() <= shown.items(), file
+        assert all(importlib.util.find_spec(module) for module in loaded.values()), file
 
 
 def completed(*words):

@@ -13,8 +13,9 @@ from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.classifier import train_head
 from selftrain.models.finetune import FineTuner
-from selftrain.models.finetune_network import load_finetuned, read_format
+from selftrain.models.finetune_network import load_finetuned
 from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.models.model_file import read_format
 
 LOSS = PNULoss(form="convex", balance=0.1)
 MODES = pytest.mark.parametrize("mode", ["full", "lora"])

@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from test_finetune_clip import clip_trainer, pictured_corpus
-from selftrain.models.finetune_network import read_format
+from selftrain.models.model_file import read_format
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 file = folder / f"{mode}.safetensors"
 assert read_format(file) == f"selftrain-{mode}-1"

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, ServingError
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
-from selftrain.serving.load_predictor import load_predictor
+from selftrain.serving.load_predictor import KINDS, load_predictor
 from selftrain.serving.manifest_predictions import ManifestPredictions
 from selftrain.store.run_dir import RunFolder
 
@@ -97,6 +98,13 @@ def test_the_fingerprint_follows_the_weights(small_run, predictor, tmp_path):
     assert load_predictor(copied).fingerprint != predictor.fingerprint
 
 
+def test_every_kind_of_folder_names_what_opens_it():
+    for module, name in KINDS.values():
+        opened = getattr(import_module(module), name)
+        assert callable(opened.load)
+        assert callable(opened.predict)
+
+
 @pytest.mark.parametrize("what", ["nothing", "a file", "an empty folder", "a folder of something else"])
 def test_what_is_no_model_is_refused_with_what_was_found(what, tmp_path):
     path = tmp_path / "model"
@@ -155,6 +163,15 @@ def test_onnx_gives_the_scores_of_the_run_for_every_kind_of_batch(predictor, exp
         predictor.name,
     )
     assert onnx.validation() is None
+
+
+def test_the_command_predicts_with_an_exported_file_too(exported, predictor, posts, tmp_path):
+    some, out = tmp_path / "some.jsonl", tmp_path / "out.jsonl"
+    some.write_text("".join(json.dumps({"id": p.id, "text": p.text}) + "\n" for p in posts if p.text))
+    assert main(["predict", str(exported), str(some), "--out", str(out)]) == 0
+    found = [json.loads(line)["probabilities"]["invitation"] for line in out.read_text().splitlines()]
+    expected = predictor.predict([Post(post.id, post.text) for post in posts if post.text])
+    assert found == pytest.approx(positive(expected), abs=1e-4)
 
 
 def test_onnx_reports_what_it_cannot_read(exported, posts, tmp_path):
