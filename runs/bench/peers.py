@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from losses.group import Group
+from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
@@ -83,7 +83,7 @@ def dawid_skene(answers: IntArray, known: LabelArray, classes: int = 2) -> Float
         classes: K.
     """
     votes = np.stack([(answers == k).sum(1) for k in range(classes)], axis=1) + 1e-9
-    posterior = votes / votes.sum(1, keepdims=True)
+    posterior: FloatArray = votes / votes.sum(1, keepdims=True)
     fixed = np.eye(classes)[known[known >= 0]]
     given = np.stack([answers == k for k in range(classes)], axis=2).astype(float)  # [N, A, K]
     for _ in range(EM_STEPS):
