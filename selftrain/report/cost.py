@@ -2,7 +2,7 @@
 
 Prompts are measured exactly, on a sample of the pool, by the server's own tokenizer. How long answers are and
 how fast they come is taken from a short probe on labelled posts, whose answers the run needs anyway and finds
-in its store. How often agents disagree is not known before they are asked: calls are told as a range.
+in its store. How often agents disagree is not known before they are asked: calls are given as a range.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from selftrain.web.table import TableData
 MOST_LOSSES = 200
 """Points of the losses' chart; of more steps each point is a mean."""
 RECALLS = tuple(step / 10 for step in range(1, 11))
-"""Where the table beside the curves tells precision."""
+"""Where the table below the curves gives precision."""
 METRIC_NAMES = {
     "f1": "F1", "macro_f1": "macro-F1", "auc": "AUC",
     **{f"recall_at_precision_{round(one * 100)}": f"recall at precision {one:.2f}" for one in PRECISIONS},
@@ -80,7 +80,7 @@ class ModelPage(NamedTuple):
 
     Attributes:
         name: The folder's.
-        model: The first characters of the fingerprint of the model that was measured, where it is told.
+        model: The first characters of the fingerprint of the model that was measured, where it is known.
         about: Of a trained model what it is.
         questions: The final one first.
         training: None for a folder that only measures.

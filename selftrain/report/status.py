@@ -132,7 +132,7 @@ class RunStatus(NamedTuple):
         recipe: The recipe's file name, or "" when it was built in Python.
         finished: Finished rounds, round 0 included.
         best_round: The last kept round; None before round 0 is finished.
-        held: Whether a process holds the run's lock now; None where that cannot be told.
+        held: Whether a process holds the run's lock now; None where that cannot be known.
         last: The last finished round; None without one.
         stopped: Why no further round follows; None: the same command goes on.
         waiting: Reviews that it waits for, in words; None: none.

@@ -36,6 +36,8 @@ ENDPOINT = "MLFLOW_TRACKING_URI"
 EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
 LONGEST_VALUE = 500
 """Characters of a parameter that every server takes."""
+LAST = "round/seconds"
+"""The metric that is sent last: a server that has it of a round has the whole round."""
 
 # MLflow itself waits for minutes and reports home: neither belongs into a training run. What is set stays.
 _DEFAULTS = {
@@ -74,11 +76,11 @@ def close(folder: RunFolder) -> None:
     if endpoint and sent is not None:
         # KILLED: interrupted, and may go on
         status = "FINISHED" if why_stopped(folder) is not None else "KILLED"
-        _with_server(endpoint, "that the run ends", lambda c: c.set_terminated(sent.run_id, status))
+        _with_server(endpoint, "the end of the run", lambda c: c.set_terminated(sent.run_id, status))
 
 
 def scalars(finished: RoundResult) -> Iterator[tuple[str, float]]:
-    """Yield tag and value of all that is a number and known in this round; `LAST` is the last."""
+    """Yield tag and value of all that is a number and known in this round, `LAST` at the end."""
     groups: dict[str, Mapping[str, float | None]] = {"validation": finished.validation._asdict()}
     if finished.test is not None:
         groups["test"] = finished.test._asdict()
@@ -96,8 +98,6 @@ def scalars(finished: RoundResult) -> Iterator[tuple[str, float]]:
             if value is not None:  # None: not known, or not of this round
                 yield f"{group}/{key}", float(value)
 
-
-LAST = "round/seconds"
 
 # ---- TensorBoard ------------------------------------------------------------------------------------
 
@@ -127,15 +127,15 @@ def write_events(folder: Path, finished: RoundResult) -> None:
 
 
 class _Sent(NamedTuple):
-    """The content of mlflow.json: MLflow's id of the run, and the fingerprint of its server's endpoint."""
+    """The content of mlflow.json: the fingerprint of the server's endpoint, and MLflow's id of the run."""
 
-    address: str
+    endpoint: str
     run_id: str
 
     @classmethod
     def from_json(cls, record: Json) -> _Sent:
         """Return the content of a record."""
-        return cls(record["address"], record["run_id"])
+        return cls(record.get("endpoint", ""), record.get("run_id", ""))
 
 
 def send_rounds(folder: RunFolder, upto: int) -> None:
@@ -146,9 +146,7 @@ def send_rounds(folder: RunFolder, upto: int) -> None:
         StorageError: `mlflow.json` cannot be written.
     """
     if endpoint := os.environ.get(ENDPOINT):
-        _with_server(
-            endpoint, f"of round {upto}", lambda client: _send_missing(client, folder, endpoint, upto)
-        )
+        _with_server(endpoint, f"round {upto}", lambda client: _send_missing(client, folder, endpoint, upto))
 
 
 def _with_server(endpoint: str, what: str, send: Callable[[Client], object]) -> None:
@@ -170,7 +168,7 @@ def _with_server(endpoint: str, what: str, send: Callable[[Client], object]) -> 
     except (MlflowException, OSError) as error:
         shown = _without_secret(endpoint)
         _warn(
-            f"MLflow at {shown} could not be told {what}:"
+            f"MLflow at {shown} did not get {what}:"
             f" {str(error).replace(endpoint, shown)[:500]}. The run goes on"
         )
 
@@ -237,7 +235,7 @@ def _sent_to(folder: RunFolder, endpoint: str) -> _Sent | None:
     if not _file(folder).exists():
         return None
     sent = _Sent.from_json(folder.read_json(_file(folder)))
-    return sent if sent.address == _fingerprint(endpoint) else None
+    return sent if sent.endpoint == _fingerprint(endpoint) else None
 
 
 def _fingerprint(endpoint: str) -> str:

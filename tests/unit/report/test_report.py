@@ -117,7 +117,7 @@ def test_no_two_elements_share_an_id(plain_page):
 # ---- figures ----------------------------------------------------------------------------------------
 
 
-def test_kept_and_rolled_back_rounds_are_told_apart_in_the_curve_and_in_words(plain_page):
+def test_kept_and_rolled_back_rounds_differ_in_the_curve_and_in_words(plain_page):
     page = plain_page
 
     def marks(name):
@@ -309,7 +309,7 @@ def told(events):
     return {int(path.suffixes[-2][1:]) for path in events}
 
 
-def test_every_round_is_told_once_and_the_report_follows_when_the_reader_stops(tmp_path):
+def test_every_round_is_logged_once_and_the_report_follows_when_the_reader_stops(tmp_path):
     folder = made(tmp_path, PLAIN)
     rounds = finished_rounds(folder)
     reading = passing(folder, rounds)
@@ -322,7 +322,7 @@ def test_every_round_is_told_once_and_the_report_follows_when_the_reader_stops(t
     assert list(passing(folder, rounds)) == rounds
     second = events_of(folder)
     assert told(second) == {0, 1, 2}
-    assert first.items() <= second.items()  # a round that was told is not told again
+    assert first.items() <= second.items()  # a round that was logged is not logged again
     assert list(passing(folder, rounds)) == rounds
     assert events_of(folder) == second
 

@@ -1,4 +1,4 @@
-"""Finished rounds told to TensorBoard and MLflow: one run each, no point twice, whatever was killed when."""
+"""Finished rounds in TensorBoard and MLflow: one run each, no point twice, whatever was killed when."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_full_disk_is_a_storage_error_and_leaves_the_older_file(folder, monkey
     assert len(list((folder.path / "tensorboard").iterdir())) == 1
 
 
-def test_a_round_of_an_earlier_start_is_told_only_if_it_was_not(folder, monkeypatch):
+def test_a_round_of_an_earlier_start_is_logged_only_if_it_was_not(folder, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracking.write_events(folder.path, result(0, 0.125))
     rounds = finished_rounds(folder)
@@ -219,7 +219,7 @@ def test_a_server_that_is_not_there_is_a_warning_and_hears_everything_later(fold
         gone = f"http://someone:secret@127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", gone)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        with pytest.warns(tracking.TrackingWarning, match="of round 1.*The run goes on") as said:
+        with pytest.warns(tracking.TrackingWarning, match="did not get round 1.*The run goes on") as said:
             tracking.send_rounds(folder, 1)
     assert "secret" not in str(said[0].message)
     assert not (folder.path / "mlflow.json").exists()
@@ -227,11 +227,11 @@ def test_a_server_that_is_not_there_is_a_warning_and_hears_everything_later(fold
     tracking.send_rounds(folder, 2)
     assert history(server) == [(0, 0.5), (1, 0.625), (2, 0.75)]
     record = json.loads((folder.path / "mlflow.json").read_text())
-    assert set(record) == {"address", "run_id"}
+    assert set(record) == {"endpoint", "run_id"}
     assert there not in json.dumps(record)
 
 
-def test_without_an_address_nothing_is_told_and_without_mlflow_it_is_said(folder, monkeypatch):
+def test_without_an_endpoint_nothing_is_sent_and_without_mlflow_there_is_a_warning(folder, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracking.send_rounds(folder, 2)
     tracking.close(folder)
