@@ -63,65 +63,43 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "ACTTrainer": "selftrain.act.training",
-    "Agent": "agents.judgment",
-    "Backbone": "backbones.base",
-    "Candidate": "agents.judgment",
-    "CrossReview": "agents.panel",
-    "FineTuner": "selftrain.models.finetune",
-    "HeadTrainer": "selftrain.models.trainer",
-    "HumanLabel": "selftrain.store.run_dir",
-    "HumanReview": "selftrain.review.reviewers",
-    "Judgment": "agents.judgment",
-    "Mixed": "selftrain.selection",
-    "NoPanel": "agents.panel",
-    "OfflinePanel": "selftrain.panels",
-    "Panel": "agents.panel",
-    "Post": "selftrain.data.posts",
-    "Prediction": "selftrain.models.predictor",
-    "Predictor": "selftrain.models.predictor",
-    "RandomPosts": "selftrain.selection",
-    "Recipe": "selftrain.config",
-    "ReplayedPanel": "selftrain.panels",
-    "Reviewers": "selftrain.review.reviewers",
-    "RoundLimits": "selftrain.state",
-    "RoundLoss": "losses.base",
-    "RoundResult": "selftrain.rounds",
-    "Run": "selftrain.runs",
-    "RunContext": "selftrain.data.context",
-    "Selection": "selftrain.selection",
-    "Selector": "selftrain.selection",
-    "SelfTrainer": "selftrain.runs",
-    "SelftrainError": "selftrain.errors",
-    "State": "agents.judgment",
-    "Task": "selftrain.data.task",
-    "TopK": "selftrain.selection",
-    "Trainer": "selftrain.models.trainer",
-    "Uncertain": "selftrain.selection",
-    "VLMPanel": "selftrain.panels",
-    "Verdict": "agents.judgment",
-    "backbones": "",
-    "draw_posts": "selftrain.data.drawn",
-    "load_predictor": "selftrain.serving.load_predictor",
-    "load_recipe": "selftrain.config",
-    "load_task": "selftrain.data.task",
-    "losses": "",
-    "read_manifest": "selftrain.data.manifest",
-    "run": "selftrain.runs",
-    "split": "selftrain.data.preparation",
-    "start": "selftrain.runs",
-    "train_agentps": "selftrain.agentps.train",
-}
-__all__ = list(_HOME)
+_NAMES = {
+    "agents.judgment": ["Agent", "Candidate", "Judgment", "State", "Verdict"],
+    "agents.panel": ["CrossReview", "NoPanel", "Panel"],
+    "backbones.base": ["Backbone"],
+    "losses.base": ["RoundLoss"],
+    "selftrain.act.training": ["ACTTrainer"],
+    "selftrain.agentps.train": ["train_agentps"],
+    "selftrain.config": ["Recipe", "load_recipe"],
+    "selftrain.data.context": ["RunContext"],
+    "selftrain.data.drawn": ["draw_posts"],
+    "selftrain.data.manifest": ["read_manifest"],
+    "selftrain.data.posts": ["Post"],
+    "selftrain.data.preparation": ["split"],
+    "selftrain.data.task": ["Task", "load_task"],
+    "selftrain.errors": ["SelftrainError"],
+    "selftrain.models.finetune": ["FineTuner"],
+    "selftrain.models.predictor": ["Prediction", "Predictor"],
+    "selftrain.models.trainer": ["HeadTrainer", "Trainer"],
+    "selftrain.panels": ["OfflinePanel", "ReplayedPanel", "VLMPanel"],
+    "selftrain.review.reviewers": ["HumanReview", "Reviewers"],
+    "selftrain.rounds": ["RoundResult"],
+    "selftrain.runs": ["Run", "SelfTrainer", "run", "start"],
+    "selftrain.selection": ["Mixed", "RandomPosts", "Selection", "Selector", "TopK", "Uncertain"],
+    "selftrain.serving.load_predictor": ["load_predictor"],
+    "selftrain.state": ["RoundLimits"],
+    "selftrain.store.run_dir": ["HumanLabel"],
+}  # fmt: skip
+_PACKAGES = ("backbones", "losses")
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted((*_HOME, *_PACKAGES))  # noqa: PLE0605 -- a list of texts all the same
 
 check_names()
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 -- whatever the table names
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME[name]
-    value = getattr(import_module(home), name) if home else import_module(name)
+    value = import_module(name) if name in _PACKAGES else getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -17,6 +17,7 @@ from selftrain.cli.options import (
     COST,
     KEY_VARIABLE,
     Budget,
+    Columns,
     Doubled,
     DrawingRule,
     Floor,
@@ -27,6 +28,7 @@ from selftrain.cli.options import (
     TokenCap,
     argument,
     option,
+    read_columns,
     several,
 )
 from selftrain.cli.printing import console, echo, number, plain, print_json, quoted, table
@@ -118,6 +120,7 @@ def select_models(
         int | None, option("Posts that the budget is for; by default the unlabelled ones.", metavar="N")
     ] = None,
     buffer: Annotated[float, option("On top of the errors.", metavar="SHARE")] = 0.1,
+    columns: Columns,
     seed: Seed = 0,
     token_cap: TokenCap = None,
     store: Store = None,
@@ -130,7 +133,7 @@ def select_models(
     the command line.
     """
     loaded = tasks.load_task(task)
-    posts, unlabelled = labelling.read_labelled(manifest, loaded, labelled, seed)
+    posts, unlabelled = labelling.read_labelled(manifest, loaded, labelled, seed, read_columns(columns))
     with _runners(servers, manifest, store, token_cap, f"act select-models {manifest.resolve()}") as runners:
         choice = selecting.select_models(
             _by_model(runners),
@@ -218,6 +221,7 @@ def annotate(
     manifest: Manifest,
     *,
     task: TaskFile,
+    columns: Columns,
     annotator: Annotated[str, option("Who labels: a vLLM server.", metavar="URL#MODEL")],
     budget: Budget,
     out: Annotated[Path, option("The labelling's folder.", metavar="DIR")],
@@ -243,7 +247,8 @@ def annotate(
     SELFTRAIN_API_KEY, never from the command line.
     """
     loaded = tasks.load_task(task)
-    posts = [post for post in labelling.read_posts(manifest, loaded) if post.label is None]
+    named = read_columns(columns)
+    posts = [post for post in labelling.read_posts(manifest, loaded, named) if post.label is None]
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
     drawing = sampling.SampleSettings(budget, rule, floor, doubled, seed)
@@ -251,7 +256,8 @@ def annotate(
     criticizer = criticizer or annotator
     with folder.locked():
         # what must stay the same when the command is given again; where models are served may change
-        labelling.begin(folder, manifest, task, {"annotate": mode, "strategy": strategy, **drawing._asdict()})
+        settings = {"annotate": mode, "strategy": strategy, **drawing._asdict()}
+        labelling.begin(folder, manifest, task, settings, named)
         run = f"act annotate {out.resolve()}"
         with _runners((annotator, criticizer), manifest, store, token_cap, run) as runners:
             found = labelling.annotate_pool(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from selftrain._util.deferred import deferred
 from selftrain.cli.commands import noun
-from selftrain.cli.options import Manifest, OutFile, Overrides, argument, option
+from selftrain.cli.options import Columns, Manifest, OutFile, Overrides, argument, option, read_columns
 from selftrain.cli.printing import console, keep_left_out, plain, table, write_records
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
@@ -107,6 +107,7 @@ def predict(
     manifest: Manifest,
     *,
     out: OutFile,
+    columns: Columns,
     batch: Batch = 16,
     device: Device = "auto",
     server: Annotated[
@@ -120,7 +121,7 @@ def predict(
     """Score posts: the final answer and every question's."""
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
-    posts = dataset.stream_posts(manifest, quarantine, recipes.SourceSettings())
+    posts = dataset.stream_posts(manifest, quarantine, recipes.SourceSettings(columns=read_columns(columns)))
     scored: Iterable[ScoredPost]
     if server is not None:
         remote = served.ServedModel(model, server, batch=batch)
@@ -148,6 +149,7 @@ def evaluate(
     manifest: Manifest,
     *,
     out: Annotated[Path, option("For metrics, answers and report.html.", metavar="DIR")],
+    columns: Columns,
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
@@ -157,7 +159,9 @@ def evaluate(
 
     where = _check_device(device)
     loaded = checkpoint.load(model)
-    found, quarantine = dataset.read_posts(manifest, loaded.task, recipes.SourceSettings())
+    found, quarantine = dataset.read_posts(
+        manifest, loaded.task, recipes.SourceSettings(columns=read_columns(columns))
+    )
     posts = dataset.of_split(found, split)
     stream = predicting.predict(loaded, posts, batch_size=batch, device=where)
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))

@@ -21,7 +21,7 @@ from selftrain.cli.options import (
     read_columns,
     several,
 )
-from selftrain.cli.printing import console, number, plain, print_some, table
+from selftrain.cli.printing import console, number, plain, table
 from selftrain.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -112,7 +112,6 @@ def annotate(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit,
         columns=read_columns(columns),
     )  # fmt: skip
-    print_some([f"note: {note}" for note in prepared.manifest.notes])
     if problems := prepared.manifest.problems:  # to be known before anything is paid for
         print(f"{prepared.manifest.set_aside:,} rows are set aside and will not be written:")
         for line in manifests.describe(problems):

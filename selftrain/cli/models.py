@@ -23,7 +23,7 @@ from selftrain.cli.options import (
     option,
     read_columns,
 )
-from selftrain.cli.printing import check_target, echo, print_some, write_records
+from selftrain.cli.printing import check_target, echo, write_records
 from selftrain.errors import ServingError
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ def predict(
         model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
         max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,
     )  # fmt: skip
-    print_some([hint.strip() for hint in found.hints], file=sys.stderr)
     write_records(out, found.rows(), found.quarantine, "labelled")
 
 

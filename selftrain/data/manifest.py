@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -592,6 +593,7 @@ def _counted(question: Question, count: int, images: int) -> str:
 
 
 LISTED = 10
+_LOG = logging.getLogger(__name__)
 NOTE = "note"  # kind of a record in a quarantine that is about no row left out
 
 
@@ -722,7 +724,7 @@ def _picture_folders(path: Path) -> list[Path]:
 
 
 def enforce(report: ManifestReport, max_count: int | None = 0, max_share: float | None = None) -> None:
-    """Stop when more rows were set aside than tolerated.
+    """Stop when more rows were set aside than tolerated; else warn of what may have been meant otherwise.
 
     Args:
         report: What `read_manifest` gave.
@@ -737,6 +739,8 @@ def enforce(report: ManifestReport, max_count: int | None = 0, max_share: float 
     over_count = max_count is not None and bad > max_count
     over_share = max_share is not None and share > max_share
     if not (over_count or over_share):
+        for hint in report.hints:
+            _LOG.warning("%s: %s", report.path, hint.strip())
         return
     limits = [] if max_count is None else [f"{max_count} rows"]
     limits += [] if max_share is None else [f"{max_share:.2%}"]

@@ -247,9 +247,9 @@ def _of_labelling(
     folder: LabelFolder, validation: Path | None, test: Path | None, seed: int
 ) -> tuple[Task, TrustedPosts]:
     """Return the labels that the manifest had; half of them validates where no other manifest does."""
-    manifest, task_file = folder.data_files()
+    manifest, task_file, columns = folder.data_files()
     task = load_task(task_file)
-    posts = read_posts(manifest, task)
+    posts = read_posts(manifest, task, columns)
     labelled = [post for post in posts if post.label is not None]
     checked = _labelled(validation, task)
     if validation is None and labelled:

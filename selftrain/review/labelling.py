@@ -43,25 +43,29 @@ FEWEST = 0.5
 # ---- posts ---------------------------------------------------------------------------------------------
 
 
-def read_posts(manifest: Path, task: Task) -> Sequence[Post]:
+def read_posts(manifest: Path, task: Task, columns: Mapping[str, str] | None = None) -> Sequence[Post]:
     """Read a manifest, with the tolerance for bad rows that recipes have.
+
+    `columns` says which column holds a field, where that is called otherwise.
 
     Raises:
         ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
     """
-    report = read_manifest(manifest, task, videos=False)
+    report = read_manifest(manifest, task, columns=columns, videos=False)
     enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
     return report.posts
 
 
-def read_labelled(manifest: Path, task: Task, count: int, seed: int) -> tuple[list[Post], int]:
+def read_labelled(
+    manifest: Path, task: Task, count: int, seed: int, columns: Mapping[str, str] | None = None
+) -> tuple[list[Post], int]:
     """Return at most `count` labelled posts, drawn by the seed, and how many posts have no label.
 
     Raises:
         ManifestError, QuarantineError: As `read_posts`.
         BudgetError: Fewer than two labelled posts, or asked for.
     """
-    posts = read_posts(manifest, task)
+    posts = read_posts(manifest, task, columns)
     labelled = [post for post in posts if post.label is not None]
     if count < 2 or len(labelled) < 2:
         raise BudgetError(
@@ -80,11 +84,12 @@ class LabellingData(NamedTuple):
 
     manifest: Path
     task: Path
+    columns: Mapping[str, str] = {}  # field -> column of the manifest, where that is called otherwise
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LabellingData:
         """Return the files of a record."""
-        return cls(Path(record["manifest"]), Path(record["task"]))
+        return cls(Path(record["manifest"]), Path(record["task"]), record.get("columns", {}))
 
 
 class LabelFolder(RunFolder):
@@ -125,7 +130,13 @@ def review_folder(path: Path | str) -> RunFolder:
     return found if found.recipe_path.exists() else RunFolder(path)
 
 
-def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str, Any]) -> None:
+def begin(
+    folder: LabelFolder,
+    manifest: Path,
+    task: Path,
+    settings: Mapping[str, Any],
+    columns: Mapping[str, str] | None = None,
+) -> None:
     """Make the folder, or check that this is the same labelling going on.
 
     Raises:
@@ -134,7 +145,9 @@ def begin(folder: LabelFolder, manifest: Path, task: Path, settings: Mapping[str
         StorageError: The disk is full or refuses.
     """
     loaded = load_task(task)
-    data = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
+    data: Json = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
+    if columns:
+        data["columns"] = dict(columns)
     identity = {"task": loaded.name, "classes": list(loaded.names)}
     environment = {"identity": identity, "classes": {"all": list(loaded.names)}}
     folder.begin({"data": data, "labelling": dict(settings)}, environment)
@@ -276,7 +289,8 @@ def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
         found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}
     posts, human, machine = list[Post](), 0, 0
-    for post in read_manifest(folder.data_files().manifest, task, videos=False).posts:
+    files = folder.data_files()
+    for post in read_manifest(files.manifest, task, columns=files.columns, videos=False).posts:
         place = places.get(post.id)
         if post.label is not None or place is None:
             posts.append(post)

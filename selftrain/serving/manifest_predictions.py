@@ -39,7 +39,6 @@ class ManifestPredictions:
 
     Attributes:
         quarantine: What was left out, each with its reason; complete once `rows` is exhausted.
-        hints: What may have been read otherwise than it was meant, one line each.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class ManifestPredictions:
             videos=kind == AGENTPS_FILE,
         )  # fmt: skip
         enforce(report, *self._most)
-        self.hints = report.hints
         self._unread = report.set_aside
         self._posts, self._total = report.posts, report.rows
         self.quarantine: list[Json] = [

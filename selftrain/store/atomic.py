@@ -104,9 +104,10 @@ def storage_error(path: Path, size: int | None, error: OSError) -> StorageError:
 def _beside(path: Path) -> Path:
     """Return a new name in the folder of `path`; opened in the ordinary way, so that the umask applies.
 
-    It holds nothing of the file's own name: TensorBoard reads whatever has "tfevents" in it.
+    It tells whose it is, but for "tfevents": TensorBoard reads whatever has that in its name.
     """
-    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    name = path.name.replace("tfevents", "events")
+    return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def sync_folder(folder: Path) -> None:
