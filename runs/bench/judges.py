@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from selftrain.data.preparation import PreparedData
     from selftrain.data.splits import Splits
     from selftrain.data.task import Task
-    from selftrain.models.metrics import SplitMetrics
-    from selftrain.rounds import RoundResult
+    from selftrain.rounds import RoundResult, SplitMetrics
 
 STUDY = "judges"
 TEST_SHARE = 0.3
