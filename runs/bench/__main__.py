@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from agents.errors import AgentError
 from selftrain.errors import SelftrainError
 
 STUDIES = {
     "hsol": "offensive tweets (Davidson et al. 2017): the loop against labels alone",
     "harmeme": "harmful memes (Pramanick et al. 2021): text and images",
+    "judges": "answers of real models: every rule that could use them, and its peers",
     "selection": "memory of choosing from a growing pool",
     "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",
     "agentps": "process supervision beside its ablations, on a multimodal language model",
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return run_features(args.options) if args.study == "features" else run_study(args.study, args.options)
-    except SelftrainError as error:
+    except (SelftrainError, AgentError) as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
 

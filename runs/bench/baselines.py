@@ -5,30 +5,33 @@ Shape legend: ``M`` posts to learn from, ``D`` width of a feature row.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.data.corpus import Corpus
-from selftrain.models.metrics import macro_f1
+from selftrain.models.metrics import auc, macro_f1
 
 THRESHOLD = 0.75
 REGULARISATION = (1.0, 10.0)
 """C of the logistic regression; on unit vectors scikit-learn's default of 1 regularises strongly."""
 
 
-def labels_only(corpus: Corpus, c: float) -> float:
-    """Test macro-F1 of a logistic regression on the labelled posts."""
+def labels_only(corpus: Corpus, c: float) -> dict[str, float]:
+    """Return test macro-F1 and AUC of a logistic regression on the labelled posts."""
     return _logistic(corpus, corpus.labelled, corpus.labels[corpus.labelled], c)
 
 
-def all_labels(corpus: Corpus, c: float) -> float:
-    """The same with the hidden labels of the pool: what the loop is reaching for."""
-    positions = np.concatenate([corpus.labelled, corpus.pool])
+def all_labels(corpus: Corpus, c: float) -> dict[str, float]:
+    """Return the same with the hidden labels of the pool: what the loop is reaching for."""
+    known = corpus.pool[corpus.truth[corpus.pool] >= 0]
+    positions = np.concatenate([corpus.labelled, known])
     return _logistic(corpus, positions, corpus.truth[positions], c)
 
 
-def self_training(corpus: Corpus, c: float) -> float:
-    """Test macro-F1 of scikit-learn's SelfTrainingClassifier, threshold .75."""
+def self_training(corpus: Corpus, c: float) -> dict[str, float]:
+    """Return test macro-F1 and AUC of scikit-learn's SelfTrainingClassifier, threshold .75."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.semi_supervised import SelfTrainingClassifier
 
@@ -36,14 +39,20 @@ def self_training(corpus: Corpus, c: float) -> float:
     rows = _live(corpus, positions)
     base = LogisticRegression(C=c, max_iter=1000)
     model = SelfTrainingClassifier(base, threshold=THRESHOLD).fit(rows, corpus.labels[positions])
-    return macro_f1(corpus.labels[corpus.test], model.predict(_live(corpus, corpus.test)))
+    return _scores(model, corpus)
 
 
-def _logistic(corpus: Corpus, positions: IntArray, labels: LabelArray, c: float) -> float:
+def _logistic(corpus: Corpus, positions: IntArray, labels: LabelArray, c: float) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=c, max_iter=1000).fit(_live(corpus, positions), labels)
-    return macro_f1(corpus.labels[corpus.test], model.predict(_live(corpus, corpus.test)))
+    return _scores(model, corpus)
+
+
+def _scores(model: Any, corpus: Corpus) -> dict[str, float]:  # noqa: ANN401 -- a classifier of scikit-learn
+    rows, labels = _live(corpus, corpus.test), corpus.labels[corpus.test]
+    ranked = auc(labels == 1, model.predict_proba(rows)[:, 1])
+    return {"macro_f1": macro_f1(labels, model.predict(rows)), "auc": 0.5 if ranked is None else ranked}
 
 
 def _live(corpus: Corpus, positions: IntArray) -> Float32Array:

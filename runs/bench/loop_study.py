@@ -18,7 +18,6 @@ from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
 
 if TYPE_CHECKING:
-    from backbones.base import Backbone
     from selftrain.data.preparation import PreparedData
     from selftrain.rounds import RoundResult, SetCounts
 
@@ -139,7 +138,9 @@ def _one_seed(
             add("baselines", {"done": 1.0})
         else:
             changed = load_recipe(recipe_of(study), [*overrides, *ABLATION[method]])
-            add(method, _loop(changed, prepared, backbone, folder / "run"))
+            began = time.perf_counter()
+            values = summarise(loop_rounds(changed, prepared, folder / "run"))
+            add(method, values | {"seconds": time.perf_counter() - began})
 
 
 def recipe_of(study: LoopStudy) -> Path:
@@ -150,28 +151,28 @@ def recipe_of(study: LoopStudy) -> Path:
 def _baselines(prepared: PreparedData) -> Iterator[tuple[str, dict[str, float]]]:
     from runs.bench import baselines
 
-    compared: dict[str, Callable[..., float]] = {
+    compared: dict[str, Callable[..., dict[str, float]]] = {
         "labels_only": baselines.labels_only,
         "sklearn_self_training": baselines.self_training,
         "all_labels": baselines.all_labels,
     }
     for name, measure in compared.items():
         for c in baselines.REGULARISATION:
-            yield f"{name} C={c:g}", {"macro_f1": measure(prepared.corpus, c)}
+            yield f"{name} C={c:g}", measure(prepared.corpus, c)
 
 
-def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Path) -> dict[str, float]:
-    """One run on extracted features."""
+def loop_rounds(recipe: Recipe, prepared: PreparedData, folder: Path) -> list[RoundResult]:
+    """Return all rounds of one run on extracted features, in a folder that is emptied first."""
     from selftrain.build import build, build_settings, run_context
     from selftrain.data.context import in_run
     from selftrain.loop import self_train
     from selftrain.store.run_dir import RunFolder
 
     shutil.rmtree(folder, ignore_errors=True)
-    began, parts = time.perf_counter(), build(recipe)
+    parts = build(recipe)
     with RunFolder(folder).locked() as opened:
         context = run_context(recipe, opened, prepared)
-        rounds = list(
+        return list(
             self_train(
                 prepared.corpus,
                 in_run(parts.classifier, context),
@@ -183,21 +184,24 @@ def _loop(recipe: Recipe, prepared: PreparedData, backbone: Backbone, folder: Pa
                 rule=parts.rule,
             )
         )
-    return _summarise(rounds) | {"seconds": time.perf_counter() - began}
 
 
-def _summarise(rounds: Sequence[RoundResult]) -> dict[str, float]:
+def summarise(rounds: Sequence[RoundResult]) -> dict[str, float]:
+    """Return the figures of a run: its best round on test, its candidates, and the calls that they took."""
     best = [one for one in rounds if one.kept][-1]
     assert best.test is not None, "the studies have a test split"
     assert rounds[0].test is not None
     return {
         "macro_f1": best.test.macro_f1,
+        "auc": 0.5 if best.test.auc is None else best.test.auc,
         "macro_f1_round_0": rounds[0].test.macro_f1,
         "precision_candidates": _pooled([one.sets.candidates for one in rounds]),
         "precision_consistent": _pooled([one.sets.consistent for one in rounds]),
         "grown": float(best.grown),
         "rounds": float(len(rounds) - 1),
         "rounds_kept": float(sum(one.kept for one in rounds) - 1),
+        "asked": float(sum(one.sets.candidates.posts for one in rounds)),
+        "calls": float(sum(one.cost.calls for one in rounds if one.cost is not None)),
     }
 
 

@@ -30,6 +30,7 @@ class Figure(NamedTuple):
     seed: int
     metric: str
     value: float
+    asked: str = ""  # how many posts may be asked about, where that is varied
 
 
 class Figures:
@@ -47,9 +48,15 @@ class Figures:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         }
 
-    def has(self, study: str, method: str, n: int, seed: int) -> bool:
-        """Whether any figure of this method, n and seed is there."""
-        return any((f.study, f.method, f.n, f.seed) == (study, method, n, seed) for f in self.figures)
+    def has(
+        self, study: str, method: str, n: int, seed: int, *, dataset: str | None = None, asked: str = ""
+    ) -> bool:
+        """Whether any figure of this method, n and seed is there; of one data set, where it is named."""
+        wanted = (study, method, n, seed, asked)
+        return any(
+            (f.study, f.method, f.n, f.seed, f.asked) == wanted and dataset in (None, f.dataset)
+            for f in self.figures
+        )
 
     def add(self, figures: Sequence[Figure]) -> None:
         """Keep the figures of one method on one seed; written in one go, so a kill leaves all or none."""
@@ -63,9 +70,16 @@ class Figures:
             file.flush()
             os.fsync(file.fileno())
 
-    def values(self, method: str, n: int, metric: str) -> dict[int, float]:
-        """Seed -> value."""
-        return {f.seed: f.value for f in self.figures if (f.method, f.n, f.metric) == (method, n, metric)}
+    def values(
+        self, method: str, n: int, metric: str, *, dataset: str | None = None, asked: str = ""
+    ) -> dict[int, float]:
+        """Return seed -> value; of one data set, where it is named."""
+        wanted = (method, n, metric, asked)
+        return {
+            f.seed: f.value
+            for f in self.figures
+            if (f.method, f.n, f.metric, f.asked) == wanted and dataset in (None, f.dataset)
+        }
 
     def table(self) -> Iterator[str]:
         """One line a method, n and metric: mean ± sd over the seeds."""
@@ -82,7 +96,8 @@ def _read(file: Path) -> Iterator[Figure]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             record: dict[str, Any] = json.loads(line)
-            yield Figure(**{name: record[name] for name in Figure._fields})
+            kept = {name: record[name] for name in Figure._fields if name != "asked"}
+            yield Figure(**kept, asked=record.get("asked", ""))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{file}, line {number} is no figure ({error!r}): give another --json, or remove the line"

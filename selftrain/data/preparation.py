@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -249,10 +250,12 @@ def _split(posts: dict[str, tuple[Post, ...]], task: Task, section: DataSection,
 
 def _draw_labels(splits: Splits, task: Task, section: DataSection, seed: int) -> Splits:
     """Hide all labels of train but `section.labelled` of them."""
-    return split_given(
+    drawn = split_given(
         task, splits.labelled, splits.validation, splits.pool, splits.test,
         labelled=section.labelled, balanced=section.balanced_labels, seed=seed,
     )  # fmt: skip
+    # pool posts whose labels were hidden before have none left that could be noted here
+    return replace(drawn, truth={**splits.truth, **drawn.truth})
 
 
 def _check_sizes(splits: Splits, task: Task, recipe: Recipe) -> None:
