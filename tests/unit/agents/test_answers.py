@@ -94,7 +94,7 @@ def test_an_answer_is_counted_once_however_often_it_is_asked_for(llama, gpt):
 
 def test_trust_is_measured_on_one_agent_as_on_three(llama):
     known = [Post("a", label="flower"), Post("b", label="metal"), Post("c", label="metal")]
-    found = trust(AnswersPanel([llama], CLASSES), known)
+    found, _ = trust(AnswersPanel([llama], CLASSES), known)
     assert found.agents["llama"].answered == 2
     assert found.agents["llama"].accuracy.value == 1.0
     assert found.kappa == {}
