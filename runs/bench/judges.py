@@ -2,8 +2,8 @@
 
 Sets are folders with `manifest.jsonl`, `task.toml` and files of answers, one a model (docs/formats.md). By
 the seed 30 % of the posts become test, n posts are labelled, stratified, and the rest is the pool. All
-methods see the same splits and the same features; of the n labels, those who train a head hold a share out to
-choose epochs and rounds by.
+methods see the same splits and the same features. The loop compares its rounds by leaving every label out
+once, unless `--validation` holds a share of them out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from selftrain.data.preparation import PreparedData
     from selftrain.data.splits import Splits
     from selftrain.data.task import Task
-    from selftrain.rounds import RoundResult, SplitMetrics
+    from selftrain.rounds import SplitMetrics
 
 STUDY = "judges"
 TEST_SHARE = 0.3
@@ -52,28 +52,40 @@ AGENTS: Mapping[str, tuple[str, ...]] = {
 
 
 def ours(asked: int, pool: int) -> list[str]:
-    """Return what the product's default becomes where `asked` of `pool` posts may be asked about.
+    """Return the recipe for agents that are models of their own where `asked` of `pool` posts may be asked.
 
-    HOOK: the posterior rule's own settings belong here, as `verification.rule=posterior` and who is asked.
+    The posts that the classifier is least sure of, in two rounds, or the whole pool in one.
     """
-    return [f"selection.k={min(asked, pool)}", f"rounds.budget={asked}"]
+    rounds = 1 if asked >= pool else 2
+    k = pool if asked >= pool else max(asked // rounds, 1)
+    return [
+        "verification.rule=posterior", "selection.kind=uncertain", f"selection.k={k}",
+        f"rounds.max={rounds}", f"rounds.budget={asked}",
+    ]  # fmt: skip
 
 
 def article(asked: int, pool: int) -> list[str]:
-    """Return the article's rule: four rounds on the surest posts, 500 each unless fewer may be asked about.
-
-    HOOK: `verification.rule=unanimous`, and whatever else the article's recipe fixes.
-    """
+    """Return the article's rule: four rounds on the surest posts, 500 each unless fewer may be asked."""
     k = min(500, pool) if asked >= pool else max(asked // 4, 1)
-    return ["selection.kind=top_k", f"selection.k={k}", "rounds.max=4", f"rounds.budget={asked}"]
+    return [
+        "verification.rule=unanimous", "selection.kind=top_k", f"selection.k={k}", "rounds.max=4",
+        f"rounds.budget={asked}",
+    ]  # fmt: skip
 
 
-def judged_probs(rounds: Sequence[RoundResult], folder: Path, corpus: Corpus) -> dict[str, float]:
-    """Return post id -> the loop's probability of the positive class, of all pool posts that it judged.
+def judged_probs(folder: Path, corpus: Corpus) -> dict[str, float]:
+    """Return post id -> the posterior of the positive class, of all pool posts that the loop judged.
 
-    HOOK: read q from the last verdicts in `folder` once they hold it; its calibration is measured with this.
+    Args:
+        folder: A run's.
+        corpus: Its posts.
     """
-    return {}
+    from selftrain.rounds import replay
+    from selftrain.store.run_dir import RunFolder
+
+    state, _ = replay(RunFolder(folder))
+    posteriors = {post_id: last.verdict.posterior for post_id, last in state.last_verdicts.items()}
+    return {post_id: one.probs[corpus.positive] for post_id, one in posteriors.items() if one is not None}
 
 
 # ---- one set, one seed ----------------------------------------------------------------------------------
@@ -265,7 +277,7 @@ def _loop(
     if overrides is ours:
         chosen += trial.changes
     rounds = loop_rounds(load_recipe(trial.recipe, chosen), trial.prepared, trial.folder / "run")
-    probs = judged_probs(rounds, trial.folder / "run", trial.corpus)
+    probs = judged_probs(trial.folder / "run", trial.corpus)
     positions = trial.corpus.positions_of(probs)
     values = np.array([probs[trial.corpus.posts[position].id] for position in positions])
     return summarise(rounds) | calibration_error(trial.corpus, positions, values)
@@ -352,7 +364,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--asked", default="500,all", help="posts that may be asked about (default: 500,all)")
     parser.add_argument("--agents", help="files of answers in each set, by commas (default: two of each set)")
     parser.add_argument("--methods", default=ALL, help=f"by commas, of: {', '.join(METHODS)} (default: all)")
-    parser.add_argument("--validation", type=float, default=0.2, help="share of the n labels (default: 0.2)")
+    parser.add_argument(
+        "--validation", type=float, default=0.0,
+        help="share of the n labels; 0: each label is left out once instead (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change ours")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
     parser.add_argument("--quick", action="store_true", help="two seeds, n = 100, 500 posts asked about")
@@ -520,8 +535,8 @@ def open_trial(
 def draw(judged: JudgedSet, n: int, seed: int, validation: float) -> Splits:
     """Split a set: 30 % of each class are test; of the rest n posts are labelled, stratified.
 
-    Of the n, `validation` of each class, two at least, are the validation split. All else is pool, its labels
-    hidden.
+    Of the n, `validation` of each class, two at least unless it is 0, are the validation split. All else is
+    pool, its labels hidden.
 
     Raises:
         DataError: Too few posts for so many labels.
@@ -543,7 +558,7 @@ def draw(judged: JudgedSet, n: int, seed: int, validation: float) -> Splits:
             there = len(members) - tests
             raise DataError(f"{judged.name}: {n} labels take {count} of {name!r}, {there} are there")
         left -= count
-        held_out = max(round(validation * count), LEAST_PER_CLASS)
+        held_out = max(round(validation * count), LEAST_PER_CLASS) if validation else 0
         parts["test"] += members[:tests].tolist()
         parts["validation"] += members[tests : tests + held_out].tolist()
         parts["labelled"] += members[tests + held_out : tests + count].tolist()
