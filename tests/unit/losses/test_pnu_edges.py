@@ -152,6 +152,14 @@ def test_a_round_sets_what_was_left_open_and_nothing_else():
     assert PNULoss(form="convex").for_round(groups, prior).lambda_soft is None
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_agreed_posts_count_what_the_round_says(weight):
+    groups = GROUPS.numpy()
+    opened = PNULoss().for_round(groups, lambda: 0.3, weight)
+    assert opened.lambda_soft == weight * 2 / 4
+    assert PNULoss(lambda_soft=2.0).for_round(groups, lambda: 0.3, weight).lambda_soft == 2.0
+
+
 def test_before_a_round_the_open_settings_are_one_half_and_one():
     z = torch.tensor(LOGITS)
     assert torch.equal(PNULoss()(z, GROUPS).loss, PNULoss(theta=0.5, lambda_soft=1.0)(z, GROUPS).loss)
