@@ -50,7 +50,7 @@ from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, write_scores
-from selftrain.verification.cross_fit import CrossFit, Fit, labelled_in
+from selftrain.verification.cross_fit import CrossFit, Fit
 from selftrain.verification.rules import Decided, Judged, Unanimous, VerdictRule
 
 
@@ -134,10 +134,10 @@ def self_train(
         atomic.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
-        learned = fit_of(state, corpus, loss, settings.seed)
         judged = Judged(
-            corpus, state, panel.verify(candidates), answers, learned.training,
-            partial(cross_fit, learned), partial(_logits, trainer, best, corpus),
+            corpus, state, panel.verify(candidates), answers,
+            partial(left_out, cross_fit, state, corpus, loss, settings.seed),
+            partial(_logits, trainer, best, corpus),
         )  # fmt: skip
         verdicts, revised = this.write_verdicts(rule.decide(judged))
 
@@ -175,14 +175,16 @@ class Measured(NamedTuple):
     score: float
 
 
-def fit_of(state: LoopState, corpus: Corpus, loss: RoundLoss, seed: int) -> Fit:
-    """Return how the state's best classifier was trained, to train it again without some of its posts."""
+def left_out(
+    cross_fit: CrossFit, state: LoopState, corpus: Corpus, loss: RoundLoss, seed: int
+) -> tuple[TrainingSet, Float32Array]:
+    """Return whom the state's best classifier learned from, and their logits by models that did not."""
     training = state.training_set(corpus, soft_positive=loss.soft_positive)
     prior = state.divergent_prior(corpus.positive)
     known = 0.5 if prior is None else float(np.clip(prior, *BOUNDS))
     filled = loss.for_round(training.groups, lambda: known, state.agreed_weight)
     number = max(state.best_round, 0)
-    return Fit(training, filled, seed + number, f"round {number}")
+    return training, cross_fit(Fit(training, filled, seed + number, f"round {number}"))
 
 
 def validated(
@@ -198,11 +200,10 @@ def validated(
     if len(positions):
         logits = _logits(trainer, model, corpus, positions)
     else:
-        known = labelled_in(fit.training)
-        raw = cross_fit(fit)[known]
-        positions, labels = fit.training.positions[known], (fit.training.targets[known] > 0.5).astype(np.int8)
-        model = trainer.calibrate(model, raw, labels)
-        logits = fit_calibration(raw, labels)(raw)
+        known = fit.training.labelled
+        positions, labels, raw = fit.training.positions[known], fit.training.labels, cross_fit(fit)[known]
+        calibration = fit_calibration(raw, labels)
+        model, logits = trainer.calibrate(model, calibration), calibration(raw)
     return model, Scored([corpus.posts[i].id for i in positions], labels, logits)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from selftrain._util.types import Float32Array, IntArray, LabelArray
+from losses.base import Group
+from selftrain._util.types import BoolArray, Float32Array, IntArray, LabelArray
 from selftrain.errors import SplitError
 
 if TYPE_CHECKING:
@@ -37,6 +38,16 @@ class TrainingSet(NamedTuple):
     positions: IntArray
     groups: IntArray
     targets: Float32Array
+
+    @property
+    def labelled(self) -> BoolArray:
+        """Return which posts [M] have labels, people's labels among them."""
+        return np.isin(self.groups, (Group.POSITIVE, Group.NEGATIVE))
+
+    @property
+    def labels(self) -> LabelArray:
+        """Return 1 or 0 of the labelled posts, in their order."""
+        return np.asarray(self.groups[self.labelled] == Group.POSITIVE, dtype=np.int8)
 
 
 @dataclass(frozen=True)

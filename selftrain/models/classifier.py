@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses.base import Group, LossOutput, RoundLoss
+from losses.base import LossOutput, RoundLoss
 from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
@@ -112,16 +112,15 @@ def train_head(
         NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
     """
     groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
-    unseen, chosen = bool(len(validation_labels)), settings
-    if not unseen:
-        known = np.isin(training.groups, (Group.POSITIVE, Group.NEGATIVE))
-        validation_rows, validation_labels = rows[known], (training.targets[known] > 0.5).astype(np.int8)
+    validated, chosen = bool(len(validation_labels)), settings
+    if not validated:
+        validation_rows, validation_labels = rows[training.labelled], training.labels
         chosen = settings._replace(evaluate_every=settings.epochs)
     fitted = fit_head(
         rows, lambda logits: loss(logits, groups, targets), validation_rows, validation_labels,
         scaling=scaling, settings=chosen, seed=seed, start=start, where=where,
     )  # fmt: skip
-    return fitted if unseen else replace(fitted, calibration=Calibration(), settings=settings)
+    return fitted if validated else replace(fitted, calibration=Calibration(), settings=settings)
 
 
 def fit_head(

@@ -17,11 +17,11 @@ import torch
 
 from backbones.base import Backbone
 from losses.base import RoundLoss
-from selftrain._util.types import Float32Array, IntArray, LabelArray
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError, TrainingError
-from selftrain.models.calibration import fit_calibration
+from selftrain.models.calibration import Calibration, fit_calibration
 from selftrain.models.classifier import train_head
 from selftrain.models.finetune_network import (
     FinetunedClassifier,
@@ -179,10 +179,8 @@ class FineTuner:
                 raw = network.classify(network.encode(posts, self.evaluation_batch, self.workers).rows)
             yield part, model.calibration(raw)
 
-    def calibrate(
-        self, model: FinetunedClassifier, raw: Float32Array, labels: LabelArray
-    ) -> FinetunedClassifier:
-        return replace(model, calibration=fit_calibration(raw, labels))
+    def calibrate(self, model: FinetunedClassifier, calibration: Calibration) -> FinetunedClassifier:
+        return replace(model, calibration=calibration)
 
     def load(self, file: Path) -> FinetunedClassifier:
         """A model that `save` wrote.

@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from losses.base import RoundLoss
-from selftrain._util.types import Float32Array, IntArray, LabelArray
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.models.calibration import fit_calibration
+from selftrain.models.calibration import Calibration
 from selftrain.models.classifier import HeadClassifier, load_head, train_head
 from selftrain.models.head import HeadKind, HeadSettings, Scaling, fit_scaling
 from selftrain.models.train_loop import EpochResult
@@ -84,15 +84,11 @@ class Trainer(Protocol[M]):
         """
         ...
 
-    def calibrate(self, model: M, raw: Float32Array, labels: LabelArray) -> M:
-        """The same model with probabilities fitted to posts that it did not learn from.
+    def calibrate(self, model: M, calibration: Calibration) -> M:
+        """Return the same model with another calibration.
 
-        Called where there is no validation split, on which `fit` calibrates.
-
-        Args:
-            model: Not calibrated yet.
-            raw: [n] logits of posts of known label, by models trained like it without these posts.
-            labels: [n] 1 for the positive class, else 0.
+        Called where there is no validation split, on which `fit` calibrates: the calibration is then one of
+        posts that models trained like this one did not learn from.
         """
         ...
 
@@ -160,8 +156,8 @@ class HeadTrainer:
             part = positions[start : start + self.chunk]
             yield part, model.logits(corpus.rows(part))
 
-    def calibrate(self, model: HeadClassifier, raw: Float32Array, labels: LabelArray) -> HeadClassifier:
-        return replace(model, calibration=fit_calibration(raw, labels))
+    def calibrate(self, model: HeadClassifier, calibration: Calibration) -> HeadClassifier:
+        return replace(model, calibration=calibration)
 
     def load(self, file: Path) -> HeadClassifier:
         return load_head(file)[0]

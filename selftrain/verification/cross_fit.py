@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from losses.base import Group, RoundLoss
-from selftrain._util.types import BoolArray, Float32Array, IntArray
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.trainer import Trainer
 
@@ -24,11 +24,6 @@ class Fit(NamedTuple):
     loss: RoundLoss
     seed: int
     where: str
-
-
-def labelled_in(training: TrainingSet) -> BoolArray:
-    """Return which posts [M] of a training set have labels, people's labels among them."""
-    return np.isin(training.groups, LABELLED)
 
 
 class CrossFit:

@@ -13,7 +13,6 @@ from selftrain._util.types import Float32Array, FloatArray, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RecipeError
 from selftrain.state import LoopState
-from selftrain.verification.cross_fit import labelled_in
 from selftrain.verification.posterior import Beliefs, fit_posterior
 
 
@@ -26,8 +25,8 @@ class Judged(NamedTuple):
         verdicts: On the round's candidates.
         answers: Role -> what it said alone of each labelled post, in their order, without having learned from
             it.
-        training: Whom the best classifier learned from.
-        out_of_fold: Gives logits of the posts of `training`, each by a model that did not learn from it.
+        left_out: Gives whom the best classifier learned from, and logits of these posts, each by a model that
+            did not learn from it.
         predict: Gives the best classifier's calibrated logits of posts that it did not learn from.
     """
 
@@ -35,8 +34,7 @@ class Judged(NamedTuple):
     state: LoopState
     verdicts: Sequence[Verdict]
     answers: Mapping[str, Sequence[Judgment]]
-    training: TrainingSet
-    out_of_fold: Callable[[], Float32Array]
+    left_out: Callable[[], tuple[TrainingSet, Float32Array]]
     predict: Callable[[IntArray], Float32Array]
 
 
@@ -124,11 +122,12 @@ class PosteriorRule:
         }
         verdicts = list({**earlier, **{one.post_id: one for one in judged.verdicts}}.values())
         roles = tuple(judged.answers)
-        logits = self._logits(judged, [one.post_id for one in verdicts])
-        known = labelled_in(judged.training)
+        training, left_out = judged.left_out()
+        positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
+        logits = _unseen_logits(positions, training, left_out, judged.predict)
         posterior = fit_posterior(
-            Beliefs(_two_sided(judged.out_of_fold()[known]), _labelled_states(judged, roles)),
-            (judged.training.targets[known] > 0.5).astype(np.int64),
+            Beliefs(_two_sided(left_out[training.labelled]), _labelled_states(judged, roles)),
+            training.labels.astype(np.int64),
             Beliefs(_two_sided(logits), _states(corpus, [_alone(one, roles) for one in verdicts])),
             roles,
             len(_classes(corpus)),
@@ -148,19 +147,21 @@ class PosteriorRule:
         new = [decided.pop(one.post_id) for one in judged.verdicts]
         return Decided(new, list(decided.values()))
 
-    def _logits(self, judged: Judged, post_ids: Sequence[str]) -> Float32Array:
-        """Logits of judged posts, by models that did not learn from them."""
-        positions = np.array([judged.corpus.position_of[post_id] for post_id in post_ids], np.int64)
-        learned = dict(
-            zip(judged.training.positions.tolist(), range(len(judged.training.positions)), strict=True)
-        )
-        place = np.array([learned.get(position, -1) for position in positions.tolist()], np.int64)
-        logits = np.empty(len(positions), np.float32)
-        if (place < 0).any():
-            logits[place < 0] = judged.predict(positions[place < 0])
-        if (place >= 0).any():
-            logits[place >= 0] = judged.out_of_fold()[place[place >= 0]]
-        return logits
+
+def _unseen_logits(
+    positions: IntArray,
+    training: TrainingSet,
+    left_out: Float32Array,
+    predict: Callable[[IntArray], Float32Array],
+) -> Float32Array:
+    """Return logits [B] of judged posts, by models that did not learn from them."""
+    place = {position: number for number, position in enumerate(training.positions.tolist())}
+    learned = np.isin(positions, training.positions)
+    logits = np.empty(len(positions), np.float32)
+    logits[learned] = left_out[[place[position] for position in positions[learned].tolist()]]
+    if not learned.all():
+        logits[~learned] = predict(positions[~learned])
+    return logits
 
 
 def _classes(corpus: Corpus) -> tuple[str, ...]:
