@@ -1,4 +1,4 @@
-"""`python -m runs.bench speed --against REVISION`: a whole run by the code checked out and by another, in turns.
+"""`python -m runs.bench speed --against REVISION`: whole runs by the code checked out and by another, in turns.
 
 Both are taken out of git, so that what is edited meanwhile changes neither.
 """
@@ -84,7 +84,9 @@ def checkout(revision: str, folder: Path) -> Iterator[Path]:
         DataError: git knows no such commit here.
     """
     git = ["git", "-C", str(HERE), "worktree"]
-    added = subprocess.run([*git, "add", "--detach", str(folder), revision], capture_output=True, text=True)
+    added = subprocess.run(
+        [*git, "add", "--detach", str(folder), revision], check=False, capture_output=True, text=True
+    )
     if added.returncode:
         raise DataError(f"--against {revision}: {added.stderr.strip()}; expected a commit of {HERE}")
     try:
