@@ -1,6 +1,7 @@
-"""`python -m runs.bench speed --against REVISION`: whole runs by the code checked out and by another, in turns.
+"""`python -m runs.bench speed --against REVISION`: whole runs by the code checked out and that of a commit.
 
-Both are taken out of git, so that what is edited meanwhile changes neither.
+They take turns. Both are taken out of git, so that what is edited meanwhile changes neither. Beside the time on
+the clock stands that of the processor, which others on the machine stretch less.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -15,8 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from runs.bench.harmeme import STUDY as HARMEME
 from runs.bench.hsol import STUDY as HSOL
@@ -26,7 +27,7 @@ from selftrain.errors import DataError
 
 SETS = {study.name: study for study in (HSOL, HARMEME)}
 HERE = Path(__file__).parents[2]
-RATIO = "seconds_over_before"
+RATIO = "now over before"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -55,25 +56,39 @@ def run(args: argparse.Namespace) -> int:
             for side, revision in revisions.items()
         }
         for side, code in sides.items():  # features are computed, and kept, before the clock starts
-            _seconds(study, code, folder / f"{side}-features", overrides)
+            _spent(study, code, folder / f"{side}-features", overrides)
         for repeat in range(args.repeats):
             spent = {
-                side: _seconds(study, code, folder / f"{side}-{repeat}", overrides)
+                side: _spent(study, code, folder / f"{side}-{repeat}", overrides)
                 # who goes first changes, as the machine may grow busier or idler meanwhile
                 for side, code in sorted(sides.items(), reverse=bool(repeat % 2))
             }
-            ratio = spent["now"] / spent["before"]
+            before, now = spent["before"], spent["now"]
+            ratios = Spent(now.seconds / before.seconds, now.cpu_seconds / before.cpu_seconds)
             same = _scores(folder / f"now-{repeat}") == _scores(folder / f"before-{repeat}")
-            told = f"{spent['before']:.1f} s before, {spent['now']:.1f} s now, ratio {ratio:.3f}"
-            print(f"{told}, scores {'the same' if same else 'NOT the same'}", flush=True)
-            values = {f"seconds_{side}": value for side, value in spent.items()} | {RATIO: ratio}
-            figures.add(
-                [Figure("speed", study.name, args.against, 0, repeat, *one) for one in values.items()]
+            told = (
+                f"before {before.told()}; now {now.told()}; scores {'the same' if same else 'NOT the same'}"
             )
-    ratios = list(figures.values(args.against, 0, RATIO, dataset=study.name).values())
-    spread = f" ± {stdev(ratios):.3f}" if len(ratios) > 1 else ""
-    print(f"{study.name}, now over {args.against}: {fmean(ratios):.3f}{spread} ({len(ratios)} pairs)")
+            print(told, flush=True)
+            figures.add(
+                [
+                    Figure("speed", study.name, f"{name} of {args.against}", 0, repeat, *one)
+                    for name, each in {**spent, RATIO: ratios}.items()
+                    for one in each._asdict().items()
+                ]
+            )
+    print("\n".join(figures.table()))
     return 0
+
+
+class Spent(NamedTuple):
+    """What a run took: seconds on the clock, and of the processor."""
+
+    seconds: float
+    cpu_seconds: float
+
+    def told(self) -> str:
+        return f"{self.seconds:.1f} s ({self.cpu_seconds:.1f} s of the processor)"
 
 
 @contextmanager
@@ -95,16 +110,21 @@ def checkout(revision: str, folder: Path) -> Iterator[Path]:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True, capture_output=True)
 
 
-def _seconds(study: LoopStudy, code: Path, out: Path, overrides: list[str]) -> float:
-    """Run the recipe in a process of its own, with the packages below `code`; return its seconds."""
+def _spent(study: LoopStudy, code: Path, out: Path, overrides: list[str]) -> Spent:
+    """Run the recipe in a process of its own, with the packages below `code`; return what it took."""
     settings = [part for override in overrides for part in ("--set", override)]
     recipe = str(code / "runs" / study.recipe)
     command = [sys.executable, "-m", "selftrain", "run", recipe, "--out", str(out), *settings]
-    began = time.perf_counter()
-    subprocess.run(
-        command, check=True, stdout=subprocess.DEVNULL, cwd=code, env=os.environ | {"PYTHONPATH": str(code)}
-    )
-    return time.perf_counter() - began
+    environment = os.environ | {"PYTHONPATH": str(code)}
+    began, used = time.perf_counter(), _cpu_seconds()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=code, env=environment)
+    return Spent(time.perf_counter() - began, _cpu_seconds() - used)
+
+
+def _cpu_seconds() -> float:
+    """Return what all processes that were started and have ended took of the processor."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _scores(run: Path) -> list[Any]:
