@@ -1,7 +1,7 @@
 """`python -m runs.bench speed --against REVISION`: whole runs by the code checked out and that of a commit.
 
-They take turns. Both are taken out of git, so that what is edited meanwhile changes neither. Beside the time on
-the clock stands that of the processor, which others on the machine stretch less.
+They take turns. Both are taken out of git, so that what is edited meanwhile changes neither. Beside the time
+on the clock stands that of the processor, which others on the machine stretch less.
 """
 
 from __future__ import annotations
