@@ -270,8 +270,8 @@ class VLMPanel(ModelServers):
         prompts = JudgePrompts(brief, folder=self.prompts, text_chars=self.text_chars)
         protocol = PROTOCOLS[self.protocol]
         return VLMAgent(
-            prompts, alone(protocol) if self.count == 1 else protocol, form=self.form, rationale_chars=self.rationale_chars,
-            examples=self.examples, seed=seed,
+            prompts, alone(protocol) if self.count == 1 else protocol, form=self.form,
+            rationale_chars=self.rationale_chars, examples=self.examples, seed=seed,
         )  # fmt: skip
 
     def _shown(self) -> dict[str, Any]:
