@@ -125,12 +125,16 @@ class Posterior:
         probs: Class name -> probability, in the order of the classes; they add up to 1.
         log_odds: Party -> what it added to the log-odds of `label` over the runner-up, in nats: a rationale
             in numbers. The parties' shares add up to those log-odds.
+        evidence: Class name -> what the agents' answers alone say of it: how likely they are if the post is
+            of this class, as shares that add up to 1. The post is learned by it: what the classifier knows
+            already is not taught to it again.
         threshold: Probability of `label` from which on the post is learned, in [0, 1].
         weight: How much it counts in training beside a labelled post, in [0, 1].
     """
 
     probs: Mapping[str, float]
     log_odds: Mapping[str, float]
+    evidence: Mapping[str, float]
     threshold: float
     weight: float
 
@@ -144,11 +148,17 @@ class Posterior:
         """Of `label`."""
         return self.probs[self.label]
 
+    def evidence_for(self, name: str) -> float:
+        """Return what the answers alone say of one class against the mean of the others, in [0, 1]."""
+        others = (1 - self.evidence[name]) / (len(self.evidence) - 1)
+        return self.evidence[name] / (self.evidence[name] + others)
+
     def to_json(self) -> dict[str, Any]:
         """A record of JSON values, floats rounded."""
         return {
             "probs": rounded(self.probs),
             "log_odds": rounded(self.log_odds),
+            "evidence": rounded(self.evidence),
             "threshold": self.threshold,
             "weight": rounded(self.weight),
         }
@@ -163,7 +173,8 @@ class Posterior:
         fields = _checked(record, _POSTERIOR_TYPES, "posterior")
         if not fields["probs"]:
             raise JudgmentError("a posterior over no class: expected a probability for each")
-        return cls(**{**fields, "probs": dict(fields["probs"]), "log_odds": dict(fields["log_odds"])})
+        maps = {name: dict(fields[name]) for name in ("probs", "log_odds", "evidence")}
+        return cls(**{**fields, **maps})
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +368,7 @@ _VERDICT_TYPES: dict[str, type | tuple[type, ...]] = {
     "judgments": list, "deciders": list, "posterior": (Mapping, type(None)),
 }  # fmt: skip
 _POSTERIOR_TYPES: dict[str, type | tuple[type, ...]] = {
-    "probs": Mapping, "log_odds": Mapping, "threshold": _NUMBER, "weight": _NUMBER,
+    "probs": Mapping, "log_odds": Mapping, "evidence": Mapping, "threshold": _NUMBER, "weight": _NUMBER,
 }  # fmt: skip
 
 

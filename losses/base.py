@@ -77,7 +77,7 @@ class RoundLoss(Protocol):
     def soft_positive(self) -> float: ...
 
     def for_round(
-        self, groups: SupportsArray, prior: Callable[[], float], agreed_weight: float | None = None
+        self, groups: SupportsArray, prior: Callable[[], float], evidence_weight: float | None = None
     ) -> RoundLoss:
         """Return the loss that the model of one round is trained with; a loss without such settings: itself.
 
@@ -85,8 +85,10 @@ class RoundLoss(Protocol):
             groups: `Group` values [M] of all training posts of the round, integers, some labelled among them.
             prior: Gives an estimate of the share of positives among the divergent posts, in (0, 1). It scores
                 them first, so it is called only where the estimate is wanted.
-            agreed_weight: How much an agreed post counts beside a labelled one, in [0, 1]; None: the loss's
-                own choice.
+            evidence_weight: How much an agreed post counts beside a labelled one, in [0, 1], where the
+                targets of agreed posts are evidence: what the agents' answers alone say of the class,
+                P(answers | positive) / (P(answers | positive) + P(answers | negative)). None: the targets
+                are softened labels, and count as much as the loss chooses.
         """
         ...
 

@@ -19,6 +19,11 @@ pn        1, l_soft, 0             labelled_prior  none                         
 mixes them by one number. Published forms other than "convex" know no agreed posts; with lambda_soft = 0 they
 are exactly what was published.
 
+An agreed post adds its cross-entropy BCE(z, t) with a softened label t. Where t is the agents' evidence, it
+adds how unlikely the model makes their answers, -log(t sigmoid(z) + (1-t) sigmoid(-z)) up to a constant
+(Raykar et al., JMLR 2010): no post is pulled towards an undecided 1/2, and answers that tell nothing (their t
+is 1/2) teach nothing.
+
 Sources: "Multi-Agent VLMs Guided Self-Training with PNU Loss" (arXiv 2511.13759): "convex" is its loss as
 written, "weighted" the generalised one; Sakai, du Plessis, Niu, Sugiyama (ICML 2017); Kiryo, Niu, du Plessis,
 Sugiyama (NeurIPS 2017).
@@ -44,6 +49,7 @@ AGREED_WEIGHT = 0.5
 """What an agreed post counts beside a labelled one where lambda_soft is left open."""
 
 Form = Literal["weighted", "convex", "sakai", "nnpu", "upu", "pn"]
+AgreedTerm = Literal["cross_entropy", "likelihood"]
 
 
 class PNUWeights(NamedTuple):
@@ -73,6 +79,9 @@ class PNULoss:
             "convex"), in (0, 1); .5 balances the classes.
         lambda_soft: Weight of L_soft, >= 0. None: `for_round` sets it by the number of agreed posts; until
             then 1. The convex form fixes it, so there it must stay None.
+        agreed: What an agreed post adds: its "cross_entropy" with its target, or the "likelihood" of the
+            evidence that its target is. None: `for_round` sets it by what the targets are; until then
+            "cross_entropy".
         lambda_u: Weight of L_u, >= 0; "convex" and "sakai" fix it, so there it must stay at its default.
         soft_positive: Target of agreed positives where none are given, in [0, 1]; agreed negatives get
             1 - soft_positive (published: .67).
@@ -90,6 +99,7 @@ class PNULoss:
     theta: float | None = None
     labelled_prior: float = 0.5
     lambda_soft: float | None = None
+    agreed: AgreedTerm | None = None
     lambda_u: float = LAMBDA_U
     soft_positive: float = 0.8
     surrogate: Literal["logistic", "sigmoid"] = "logistic"
@@ -99,6 +109,8 @@ class PNULoss:
     def __post_init__(self) -> None:
         _choice("form", self.form, get_args(Form))
         _choice("surrogate", self.surrogate, tuple(SURROGATES))
+        if self.agreed is not None:
+            _choice("agreed", self.agreed, get_args(AgreedTerm))
         _between("balance", self.balance, -1.0, 1.0)
         _between("theta", self._theta, 0.0, 1.0, open_ends=True)
         _between("labelled_prior", self.labelled_prior, 0.0, 1.0, open_ends=True)
@@ -131,22 +143,24 @@ class PNULoss:
                 return PNUWeights(1.0, self._lambda_soft, 0.0)
 
     def for_round(
-        self, groups: SupportsArray, prior: Callable[[], float], agreed_weight: float | None = None
+        self, groups: SupportsArray, prior: Callable[[], float], evidence_weight: float | None = None
     ) -> PNULoss:
         """Return this loss with what was left open set by the posts of a round; see `RoundLoss`.
 
         L_pn and L_soft are means over their groups: at a fixed lambda_soft, 100 labels outweigh 5,000 agreed
-        posts or are drowned by 50. Left open, lambda_soft = agreed_weight * agreed / labelled, so that one
-        agreed post counts agreed_weight times as much as a labelled one, however many there are of each
-        (AGREED_WEIGHT where no weight is given).
+        posts or are drowned by 50. Left open, lambda_soft = weight * agreed / labelled, so that one agreed
+        post counts `weight` times as much as a labelled one, however many there are of each; a softened
+        label counts AGREED_WEIGHT.
         """
         filled = self if self.theta is not None else replace(self, theta=prior())
+        if self.agreed is None and evidence_weight is not None:
+            filled = replace(filled, agreed="likelihood")
         if self.lambda_soft is not None or self.form == "convex":
             return filled
         counts = torch.bincount(torch.as_tensor(groups), minlength=len(Group)).tolist()
         agreed = counts[Group.AGREED_POSITIVE] + counts[Group.AGREED_NEGATIVE]
         labelled = counts[Group.POSITIVE] + counts[Group.NEGATIVE]
-        weight = AGREED_WEIGHT if agreed_weight is None else agreed_weight
+        weight = AGREED_WEIGHT if evidence_weight is None else evidence_weight
         return replace(filled, lambda_soft=weight * agreed / labelled)
 
     def __call__(
@@ -154,10 +168,10 @@ class PNULoss:
     ) -> LossOutput:
         """Return the loss of a batch, and every part of the formula by name.
 
-        The parts are "positive" mean_P l+, "negative" mean_N l-, "soft_positive" mean_AP BCE(z, t),
-        "soft_negative" mean_AN BCE(z, t), "pn" L_pn, "soft" L_soft, "unlabelled" L_u, "bracket" of L_u
-        before correction, "clipped" 1 where that was corrected, else 0. All keys are always there;
-        loss = weights . (pn, soft, unlabelled).
+        The parts are "positive" mean_P l+, "negative" mean_N l-, "soft_positive" and "soft_negative" the
+        means over AP and AN of what an agreed post adds (see the module's docstring), "pn" L_pn, "soft"
+        L_soft, "unlabelled" L_u, "bracket" of L_u before correction, "clipped" 1 where that was corrected,
+        else 0. All keys are always there; loss = weights . (pn, soft, unlabelled).
 
         Args:
             logits: z [B], the classifier's logits, any floating type.
@@ -171,6 +185,7 @@ class PNULoss:
         batch = group_batch(
             logits, groups, targets, weights,
             surrogate=self.surrogate, soft_positive=self.soft_positive, soft_negative=self.soft_negative,
+            likelihood=self.agreed == "likelihood",
         )  # fmt: skip
         parts = self._labelled(batch)
         unlabelled = self._unlabelled(batch)
@@ -298,6 +313,7 @@ class GroupedBatch:
         groups: Group of every post [B], integer.
         targets: Soft target of every post [B] in [0, 1]; meaningful for agreed posts only.
         weights: Weight of every post [B], non-negative.
+        likelihood: Whether the targets are evidence: what agreed posts add is -log(t e^-l+ + (1-t) e^-l-).
     """
 
     plus: Tensor
@@ -305,6 +321,7 @@ class GroupedBatch:
     groups: Tensor
     targets: Tensor
     weights: Tensor
+    likelihood: bool = False
 
     def mean(self, values: Tensor, group: Group) -> Tensor:
         """Weighted mean [] of `values` [B] over one group; exactly 0 where the group carries no weight."""
@@ -321,13 +338,18 @@ class GroupedBatch:
 
     @property
     def soft(self) -> Tensor:
-        """BCE(z, t) = t l+ + (1-t) l- of every post [B]."""
-        return self.targets * self.plus + (1.0 - self.targets) * self.minus
+        """What every post [B] adds as an agreed one."""
+        return self._agreed(self.targets)
 
     @property
     def soft_flipped(self) -> Tensor:
-        """BCE(z, 1-t) of every post [B]: the loss of the opposite soft label."""
-        return (1.0 - self.targets) * self.plus + self.targets * self.minus
+        """The same of the opposite target 1-t [B]."""
+        return self._agreed(1.0 - self.targets)
+
+    def _agreed(self, targets: Tensor) -> Tensor:
+        if self.likelihood:
+            return -torch.logaddexp(targets.log() - self.plus, (1.0 - targets).log() - self.minus)
+        return targets * self.plus + (1.0 - targets) * self.minus
 
 
 def group_batch(
@@ -339,6 +361,7 @@ def group_batch(
     surrogate: str,
     soft_positive: float,
     soft_negative: float,
+    likelihood: bool = False,
 ) -> GroupedBatch:
     """Check a batch and compute its surrogate losses, in float32 at least.
 
@@ -347,6 +370,7 @@ def group_batch(
         groups: `Group` values [B], integer.
         targets: Soft targets [B] in [0, 1], read for agreed posts only, or None for the two constants.
         weights: Non-negative finite weights [B], or None for ones.
+        likelihood: Whether the targets are evidence, see `GroupedBatch`.
 
     Raises:
         BatchError: Shapes or types that do not fit, an unknown group, a weight or target out of range.
@@ -365,7 +389,7 @@ def group_batch(
         # only ratios count; the largest becomes 1, so that no sum of huge weights overflows
         used = used / used.max().clamp(min=torch.finfo(used.dtype).tiny)
     plus, minus = SURROGATES[surrogate](wide)
-    return GroupedBatch(plus=plus, minus=minus, groups=groups, targets=filled, weights=used)
+    return GroupedBatch(plus, minus, groups, filled, used, likelihood)
 
 
 def _check_shapes(logits: Tensor, groups: Tensor, targets: Tensor | None, weights: Tensor | None) -> None:

@@ -147,7 +147,7 @@ def self_train(
 
         # ---- retrain: with the loss as this round's posts fill it in ----------------------------------
         prior = partial(prior_of_divergent, trainer, best, corpus, trial)
-        trial_loss = loss.for_round(training.groups, prior, trial.agreed_weight)
+        trial_loss = loss.for_round(training.groups, prior, trial.evidence_weight)
         fit = Fit(training, trial_loss, seed, f"round {number}")
         start = best if settings.start == "best" else None
         model, validation = validated(trainer, cross_fit, corpus, fit, start=start)
@@ -182,7 +182,7 @@ def left_out(
     training = state.training_set(corpus, soft_positive=loss.soft_positive)
     prior = state.divergent_prior(corpus.positive)
     known = 0.5 if prior is None else float(np.clip(prior, *BOUNDS))
-    filled = loss.for_round(training.groups, lambda: known, state.agreed_weight)
+    filled = loss.for_round(training.groups, lambda: known, state.evidence_weight)
     number = max(state.best_round, 0)
     return training, cross_fit(Fit(training, filled, seed + number, f"round {number}"))
 

@@ -237,15 +237,15 @@ class LoopState:
         return TrainingSet(positions, groups, targets)
 
     def _target(self, post_id: str, positive: str, soft_positive: float) -> float:
-        """Probability of the positive class that an accepted post is learned with."""
+        """What an accepted post is learned with: the agents' evidence, or its softened label."""
         verdict = self.accepted[post_id].verdict
         if verdict.posterior is not None:
-            return verdict.posterior.probs[positive]
+            return verdict.posterior.evidence_for(positive)
         return soft_positive if verdict.label == positive else 1 - soft_positive
 
     @property
-    def agreed_weight(self) -> float | None:
-        """How much an accepted post counts beside a labelled one; None: as the loss has it.
+    def evidence_weight(self) -> float | None:
+        """How much an accepted post's evidence counts beside a label; None: it is learned with its label.
 
         All posteriors of a state were given by one round, so that the weight of any of them is everybody's.
         """

@@ -28,10 +28,11 @@ from selftrain._util.types import FloatArray, IntArray
 # ---- constants, chosen on HateBiasNet and HateXplain, confirmed on TweetEval hate and MAMI ---------------
 
 SOFT_WEIGHT = 0.2  # a judged post in the tables, beside a labelled one
-JOINT_POSTS = 5.0  # posts by which the joint table is pulled towards the product of the agents' own tables
-OWN_POSTS = 4.0  # posts by which an agent's own table is pulled towards "says nothing"
+JOINT_POSTS = 10.0  # posts by which the joint table is pulled towards the product of the agents' own tables
+OWN_POSTS = 10.0  # posts by which an agent's own table is pulled towards "says nothing"
 EXPONENTS = (0.5, 1.0)  # of classifier and agents, before the labelled posts are asked
-PULL_POSTS = 20.0  # how strongly the exponents and offsets stay there
+PULL_POSTS = 20.0  # how strongly the classifier's exponent and the offsets stay there
+AGENTS_PULL_POSTS = 4.0  # and the agents' exponent: less, since agents that know nothing should not be heard
 CLIP = 4.0  # log-probability ratios of the classifier beyond this are not believed
 FULL_WEIGHT_AT = (
     1 / 3
@@ -125,11 +126,13 @@ class Evidence(NamedTuple):
         log_odds: Party -> what it added to the log-odds of the label over the runner-up, which the shares add
             up to: "classifier", "base rate", and the agents by role. An agent's share is its Shapley value:
             what two agents say alike is halved between them.
+        evidence: [K] what the agents' answers alone say: P(s|y)^c as shares that add up to 1.
     """
 
     label: int
     probs: tuple[float, ...]
     log_odds: Mapping[str, float]
+    evidence: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ class FittedPosterior:
         """Return each judged post's posterior with the log-odds that every party added."""
         classifier = self.weights.classifier * self.judged.log_probs
         agents = self.weights.agents * self._shapley()
+        shares = softmax(agents.sum(0), axis=1)  # the agents' parts add up to all that they say
         order = np.argsort(-self.probs, axis=1, kind="stable")
         label, second = order[:, 0], order[:, 1]
         rows = np.arange(len(label))
@@ -174,6 +178,7 @@ class FittedPosterior:
                 int(label[row]),
                 tuple(map(float, self.probs[row])),
                 {party: float(values[row]) for party, values in parts.items()},
+                tuple(map(float, shares[row])),
             )
             for row in rows
         ]
@@ -230,7 +235,7 @@ def _fit_weights(log_probs: FloatArray, said: FloatArray, labels: IntArray) -> W
     rows, classes = np.arange(len(labels)), log_probs.shape[1]
     start = np.array([*EXPONENTS, *np.zeros(classes)])
     # two classes have one free offset, written twice with opposite signs: half the pull each
-    pull = PULL_POSTS * np.array([1.0, 1.0, *np.full(classes, 2.0)])
+    pull = np.array([PULL_POSTS, AGENTS_PULL_POSTS, *np.full(classes, 2 * PULL_POSTS)])
     known = np.eye(classes)[labels]
 
     def objective(theta: FloatArray) -> tuple[float, FloatArray]:
@@ -242,7 +247,9 @@ def _fit_weights(log_probs: FloatArray, said: FloatArray, labels: IntArray) -> W
         slope = np.array([(wrong * log_probs).sum(), (wrong * said).sum(), *wrong.sum(0)])
         return float(value), slope + pull * moved
 
-    found = minimize(objective, start, jac=True, method="L-BFGS-B").x
+    free = (None, None)
+    bounds = [free, (0, None), *[free] * classes]  # the tables turn a contrary agent round; nothing else may
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds).x
     return Weights(float(found[0]), float(found[1]), found[2:])
 
 

@@ -138,6 +138,7 @@ class PosteriorRule:
                 posterior=Posterior(
                     probs=dict(zip(_classes(corpus), found.probs, strict=True)),
                     log_odds=found.log_odds,
+                    evidence=dict(zip(_classes(corpus), found.evidence, strict=True)),
                     threshold=self.threshold,
                     weight=posterior.weight,
                 ),

@@ -160,6 +160,42 @@ def test_agreed_posts_count_what_the_round_says(weight):
     assert PNULoss(lambda_soft=2.0).for_round(groups, lambda: 0.3, weight).lambda_soft == 2.0
 
 
+def test_evidence_is_learned_by_its_likelihood():
+    groups = GROUPS.numpy()
+    assert PNULoss().for_round(groups, lambda: 0.3).agreed is None
+    assert PNULoss().for_round(groups, lambda: 0.3, 0.5).agreed == "likelihood"
+    assert PNULoss(agreed="cross_entropy").for_round(groups, lambda: 0.3, 0.5).agreed == "cross_entropy"
+
+
+@pytest.mark.parametrize("form", ["weighted", "pn", "sakai"])
+def test_the_likelihood_of_evidence_is_that_of_the_formula(form):
+    z = [2.0, -1.5, 0.3, -40.0, 1.0]
+    t = [0.9, 0.2, 0.5, 0.7, 0.0]
+    groups = torch.tensor([Group.AGREED_POSITIVE] * 2 + [Group.AGREED_NEGATIVE] * 3)
+    each = [
+        -math.log(b / (1 + math.exp(-a)) + (1 - b) / (1 + math.exp(a))) for a, b in zip(z, t, strict=True)
+    ]
+    loss = PNULoss(form=form, agreed="likelihood")
+    parts = loss(torch.tensor(z).double(), groups, torch.tensor(t).double()).parts
+    assert parts["soft_positive"].item() == pytest.approx(sum(each[:2]) / 2, abs=1e-6)
+    assert parts["soft_negative"].item() == pytest.approx(sum(each[2:]) / 3, abs=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.1, 0.5, 0.8, 1.0])
+def test_evidence_pulls_towards_what_it_says_and_an_even_one_nowhere(target):
+    for logit in (-50.0, -2.0, 0.0, 3.0, 50.0):
+        z = torch.tensor([logit, 0.0], dtype=torch.float64, requires_grad=True)
+        groups = torch.tensor([Group.AGREED_POSITIVE, Group.POSITIVE])
+        loss = PNULoss(form="pn", agreed="likelihood")(z, groups, torch.tensor([target, 1.0]).double()).loss
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert torch.isfinite(gradient).all()
+        assert float(gradient[0]) * (target - 0.5) <= 1e-12
+        # the gradient is what the model says less what it says once it has heard the evidence
+        own = 1 / (1 + math.exp(-logit))
+        heard = own * target / (own * target + (1 - own) * (1 - target)) if 0 < target < 1 else target
+        assert float(gradient[0]) == pytest.approx(0.5 * (own - heard), abs=1e-9)
+
+
 def test_before_a_round_the_open_settings_are_one_half_and_one():
     z = torch.tensor(LOGITS)
     assert torch.equal(PNULoss()(z, GROUPS).loss, PNULoss(theta=0.5, lambda_soft=1.0)(z, GROUPS).loss)

@@ -152,6 +152,15 @@ def test_the_parties_shares_add_up_to_the_log_odds():
         assert one.label == int(np.argmax(one.probs))
 
 
+def test_the_evidence_is_what_the_agents_add():
+    labelled, labels, judged, _ = world(accuracy=(0.8, 0.7))
+    for one in fit_posterior(labelled, labels, judged, ROLES, 2).evidence():
+        other = 1 - one.label
+        added = sum(one.log_odds[role] for role in ROLES)
+        assert np.log(one.evidence[one.label] / one.evidence[other]) == pytest.approx(added, abs=1e-6)
+        assert sum(one.evidence) == pytest.approx(1)
+
+
 def test_agents_that_say_the_same_share_what_they_add():
     labelled, labels, judged, _ = world(accuracy=(0.8,))
     twice = [one._replace(states=np.repeat(one.states, 2, axis=1)) for one in (labelled, judged)]

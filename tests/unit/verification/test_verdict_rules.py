@@ -103,7 +103,7 @@ def written(folder):
 
 
 @pytest.mark.parametrize("validation", [0, 40])
-def test_all_that_was_judged_is_learned_with_its_posterior(tmp_path, validation):
+def test_all_that_was_judged_is_learned_by_what_the_agents_said_of_it(tmp_path, validation):
     corpus = make_corpus(validation=validation)
     first, *later = rounds_of(tmp_path, corpus)
     assert first.validation.posts == (validation or len(corpus.labelled))
@@ -116,8 +116,15 @@ def test_all_that_was_judged_is_learned_with_its_posterior(tmp_path, validation)
     assert np.mean(right) > 0.75
     state, _ = replay(RunFolder(tmp_path))
     training = state.training_set(corpus, soft_positive=0.8)
-    soft = training.targets[np.isin(training.groups, (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE))]
-    assert len(np.unique(soft)) > 4
+    agreed = np.isin(training.groups, (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE))
+    posteriors = [
+        state.accepted[corpus.posts[position].id].verdict.posterior
+        for position in training.positions[agreed].tolist()
+    ]
+    told = [one.evidence[corpus.positive] for one in posteriors]
+    np.testing.assert_allclose(training.targets[agreed], told, atol=1e-6)
+    assert len(set(told)) > 2
+    assert {one.weight for one in posteriors} == {state.evidence_weight}
 
 
 def test_earlier_posts_are_judged_anew_in_every_round(tmp_path):
@@ -176,12 +183,26 @@ def test_a_threshold_that_is_none_is_refused(threshold):
 
 
 def test_a_verdict_with_a_posterior_is_read_as_it_was_written():
-    posterior = Posterior({"fine": 0.25, "bad": 0.75}, {"classifier": 0.5, "reviewer": 0.6}, 0.7, 0.4)
+    posterior = Posterior(
+        {"fine": 0.25, "bad": 0.75},
+        {"classifier": 0.5, "reviewer": 0.6},
+        {"fine": 0.35, "bad": 0.65},
+        0.7,
+        0.4,
+    )
     verdict = Verdict("p1", "fine", 0.6, (), posterior=posterior)
     assert verdict.consistent
     assert verdict.label == "bad"
     assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
     assert not replace(verdict, posterior=replace(posterior, threshold=0.8)).consistent
+
+
+def test_evidence_for_a_class_is_weighed_against_the_mean_of_the_others():
+    even = Posterior({}, {}, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, 0.5, 1.0)
+    assert even.evidence_for("a") == pytest.approx(0.5)
+    sure = replace(even, evidence={"a": 0.8, "b": 0.1, "c": 0.1})
+    assert sure.evidence_for("a") == pytest.approx(8 / 9)
+    assert replace(even, evidence={"a": 0.3, "b": 0.7}).evidence_for("b") == pytest.approx(0.7)
 
 
 def test_folds_spread_every_group_and_leave_two_of_each_class():
