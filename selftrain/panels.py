@@ -59,7 +59,7 @@ class OfflinePanel:
         looks = any(post.images for post in corpus.posts)
         return CrossReview(
             *offline_agents(
-                (corpus.positive, corpus.negative),
+                corpus.shown,
                 image_vectors=_ImageVectors(corpus) if looks else None,
                 seed=run.seed,
             )
@@ -95,11 +95,11 @@ class SimulatedPanel:
         """Return agents that know the truth as far as the run's posts tell it."""
         corpus = run.corpus
         truth = {
-            post.id: corpus.class_name(int(value))
+            post.id: corpus.classes[value]
             for post, value in zip(corpus.posts, corpus.truth, strict=True)
             if value >= 0
         }
-        confusion = symmetric((corpus.positive, corpus.negative), self.accuracy)
+        confusion = symmetric(corpus.shown, self.accuracy)
         agents = (
             SimulatedAgent(role, truth, confusion, abstention=self.abstention, seed=run.seed)
             for role in ROLES
@@ -136,7 +136,7 @@ class ReplayedPanel:
         return CrossReview(*agents)
 
     def _answers(self, corpus: Corpus) -> AnswersPanel:
-        panel = AnswersPanel([Path(file) for file in self.files], (corpus.positive, corpus.negative))
+        panel = AnswersPanel([Path(file) for file in self.files], corpus.shown)
         asked = [corpus.posts[position] for position in (*corpus.labelled, *corpus.pool)]
         for missing in panel.missing(asked):
             logger.warning("%s", missing)
