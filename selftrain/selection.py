@@ -178,15 +178,14 @@ class _Ranked(NamedTuple):
     logits: Float32Array
     sureness: FloatArray
 
-    def at(self, places: npt.NDArray[Any] | slice) -> _Ranked:
-        """Return some of them, in that order."""
+    def at(self, places: npt.NDArray[Any]) -> _Ranked:
+        """Return some of them, in that order: copies, which keep no larger array alive."""
         return _Ranked(self.positions[places], self.logits[places], self.sureness[places])
 
-    def best(self, criterion: Criterion, seed: int) -> _Ranked:
-        """Return them, the most wanted first; a tie goes to the post that stands earlier in the pool."""
-        return self.at(
-            np.lexsort((self.positions, _RANKINGS[criterion](self.positions, self.sureness, seed)))
-        )
+    def best(self, criterion: Criterion, seed: int, most: int | None = None) -> _Ranked:
+        """Return `most` of them, the most wanted first; a tie goes to the post earlier in the pool."""
+        wanted = _RANKINGS[criterion](self.positions, self.sureness, seed)
+        return self.at(np.lexsort((self.positions, wanted))[:most])
 
 
 def _joined(parts: Sequence[_Ranked]) -> _Ranked:
@@ -201,11 +200,11 @@ class _Best:
         self.posts = _Ranked(np.empty(0, np.int64), np.empty((0, classes), np.float32), np.empty(0))
 
     def offer(self, posts: _Ranked) -> None:
-        self.posts = _joined([self.posts, posts]).best(self._criterion, self._seed).at(slice(self._quota))
+        self.posts = _joined([self.posts, posts]).best(self._criterion, self._seed, self._quota)
 
     def without(self, taken: IntArray, count: int) -> _Ranked:
         """Return the `count` most wanted posts that are not `taken`."""
-        return self.posts.at(~np.isin(self.posts.positions, taken)).at(slice(count))
+        return self.posts.at(np.flatnonzero(~np.isin(self.posts.positions, taken))[:count])
 
 
 # ---- choosing -----------------------------------------------------------------------------------------

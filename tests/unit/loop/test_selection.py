@@ -231,9 +231,9 @@ def test_no_selector_holds_more_than_k_a_criterion(monkeypatch, selector):
     held = []
 
     class Watched(selection._Best):
-        def offer(self, positions, logits):
-            super().offer(positions, logits)
-            held.append(len(self.positions))
+        def offer(self, posts):
+            super().offer(posts)
+            held.append(len(self.posts.positions))
 
     monkeypatch.setattr(selection, "_Best", Watched)
     logits = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
