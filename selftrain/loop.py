@@ -27,8 +27,9 @@ from selftrain._util.numeric import decide, log_odds, sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.data.posts import Post
+from selftrain.errors import RunStateError
 from selftrain.models.calibration import fit_calibration
-from selftrain.models.metrics import evaluate, log_likelihood
+from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Model, Trainer
 from selftrain.review.reviewers import Reviewers
 from selftrain.rounds import (
@@ -50,7 +51,7 @@ from selftrain.selection import Selection, Selector
 from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
-from selftrain.store.scores import Scored, write_scores
+from selftrain.store.scores import Scored, read_scores, write_scores
 from selftrain.verification.cross_fit import CrossFit, Fit
 from selftrain.verification.rules import Decided, Judged, Unanimous, VerdictRule
 
@@ -110,7 +111,7 @@ def self_train(
         fit = Fit(training, class_loss, settings.seed, "round 0")
         model, validation = validated(trainer, cross_fit, corpus, fit, start=None)
         measured = this.measure(trainer, model, validation, rule)
-        state = state.keep(state, measured.score)
+        state = state.keep(state)
         yield this.close(state, settings.root, training, model, measured, simulated=panel.simulated)
 
     while state.why_stop(settings.limits, len(corpus.pool)) is None:
@@ -157,8 +158,9 @@ def self_train(
 
         # ---- validate: keep, or roll back ------------------------------------------------------------
         measured = this.measure(trainer, model, validation, rule)
-        kept, human = measured.score > state.best_score, human_counts(reviewers, state, number)
-        state = state.keep(trial, measured.score) if kept else state.roll_back(verdicts)
+        kept = rule.keeps(validation, this.validation_of(state.best_round))
+        human = human_counts(reviewers, state, number)
+        state = state.keep(trial) if kept else state.roll_back(verdicts)
         yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, loss=trial_loss, human=human, trust=trusted,
@@ -256,9 +258,19 @@ class OpenRound:
             )
         write_scores(self.path, scored, corpus.classes)
         metrics, *test = (evaluate(one.labels, one.logits) for one in scored.values())
-        held_out = log_likelihood(validation.labels, validation.logits)
-        score = held_out if rule.scores_likelihood else metrics.macro_f1
-        return Measured(metrics, test[0] if test else None, score)
+        return Measured(metrics, test[0] if test else None, rule.score(validation))
+
+    def validation_of(self, number: int) -> Scored:
+        """Return what the model of an earlier round said of the posts that rounds are compared on.
+
+        Raises:
+            RunStateError: The round's scores are gone or damaged.
+        """
+        path = self._folder.round_path(number)
+        found = (read_scores(path, self._corpus.classes) or {}).get("validation")
+        if found is None:
+            raise RunStateError(f"{path} has no scores of its validation posts: the folder is damaged")
+        return found
 
     def close(
         self,

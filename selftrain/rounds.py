@@ -462,7 +462,7 @@ def replay(folder: RunFolder) -> tuple[LoopState, list[RoundResult]]:
         state = state.apply_human_labels(folder.human_labels(one.number))
         verdicts = folder.verdicts(one.number)
         if one.kept:
-            state = state.keep(state.merge(verdicts, one.flipped, folder.revised(one.number)), one.score)
+            state = state.keep(state.merge(verdicts, one.flipped, folder.revised(one.number)))
         else:
             state = state.roll_back(verdicts)
     return state, rounds

@@ -67,7 +67,6 @@ class LoopState:
     Attributes:
         next_round: Number of the round to come; 0 is the labels alone.
         best_round: The last kept round, -1 before round 0.
-        best_score: Its validation macro-F1.
         rejections: Rounds rolled back in a row.
         judged: Candidates of all rounds, kept or rolled back.
         accepted: Post id -> the verdict that made its label a pseudo-label.
@@ -82,7 +81,6 @@ class LoopState:
 
     next_round: int = 0
     best_round: int = -1
-    best_score: float = -1.0
     rejections: int = 0
     judged: int = 0
     accepted: Mapping[str, LastVerdict] = field(default_factory=dict)
@@ -168,13 +166,12 @@ class LoopState:
             disputed=frozenset(disputed),
         )
 
-    def keep(self, trial: LoopState, score: float) -> LoopState:
+    def keep(self, trial: LoopState) -> LoopState:
         """Make `trial` the truth: the round counted, and what was deferred may be chosen again."""
         return replace(
             trial,
             next_round=self.next_round + 1,
             best_round=self.next_round,
-            best_score=score,
             rejections=0,
             deferred=frozenset(),
         )

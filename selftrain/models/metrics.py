@@ -99,9 +99,9 @@ def _pooled(scored: Scored) -> tuple[BoolArray, FloatArray]:
     return truth.reshape(-1), odds.reshape(-1)
 
 
-def log_likelihood(labels: LabelArray, logits: Float32Array) -> float:
-    """Return the mean log-probability of labels [B] under calibrated logits [B, K], in nats, at most 0."""
-    return float(log_probs(logits)[np.arange(len(labels)), labels].mean())
+def log_likelihoods(labels: LabelArray, logits: Float32Array) -> FloatArray:
+    """Return the log-probability [B] of each label under calibrated logits [B, K], in nats, at most 0."""
+    return log_probs(logits)[np.arange(len(labels)), labels]
 
 
 # ---- labels against scores ----------------------------------------------------------------------------

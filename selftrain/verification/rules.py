@@ -13,7 +13,9 @@ from selftrain._util.numeric import log_probs
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RecipeError
+from selftrain.models.metrics import evaluate, log_likelihoods
 from selftrain.state import LoopState
+from selftrain.store.scores import Scored
 from selftrain.verification.posterior import Beliefs, fit_posterior
 
 
@@ -54,9 +56,15 @@ class Decided(NamedTuple):
 class VerdictRule(Protocol):
     """Decides which posts are consistent, and with which target they are learned."""
 
-    @property
-    def scores_likelihood(self) -> bool:
-        """Whether rounds are compared by held-out log-likelihood; by validation macro-F1 otherwise."""
+    def score(self, validation: Scored) -> float:
+        """Return how good a model is by what it says of posts that it did not learn from; more is better."""
+        ...
+
+    def keeps(self, trial: Scored, best: Scored) -> bool:
+        """Return whether a round is kept: what its model, and the best one so far, say of such posts.
+
+        The posts are the same, but for those that people have labelled since.
+        """
         ...
 
     @property
@@ -82,12 +90,23 @@ class Unanimous:
     Source: "Multi-Agent VLMs Guided Self-Training with PNU Loss" (arXiv 2511.13759).
     """
 
-    scores_likelihood = False
     retracts = True
+
+    def score(self, validation: Scored) -> float:
+        """Return the macro-F1."""
+        return evaluate(validation.labels, validation.logits).macro_f1
+
+    def keeps(self, trial: Scored, best: Scored) -> bool:
+        """Return whether the macro-F1 has risen."""
+        return self.score(trial) > self.score(best)
 
     def decide(self, judged: Judged) -> Decided:
         """Return the verdicts as they are."""
         return Decided(judged.verdicts)
+
+
+WORSE_BY = 1.645
+"""Standard errors by which a round must be worse to be rolled back: a one-sided test at 5 %."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +125,29 @@ class PosteriorRule:
 
     threshold: float = 0.5
 
-    scores_likelihood = True
     retracts = False  # every posterior is computed anew in every round
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.threshold <= 1:
             raise RecipeError(f"threshold is {self.threshold}: expected a probability in [0.5, 1]")
+
+    def score(self, validation: Scored) -> float:
+        """Return the mean log-likelihood of the labels, in nats: less noisy than macro-F1."""
+        return float(log_likelihoods(validation.labels, validation.logits).mean())
+
+    def keeps(self, trial: Scored, best: Scored) -> bool:
+        """Return whether the log-likelihood has not fallen by more than chance would have it.
+
+        On a hundred labels a better model seems worse in one of three rounds; so a round that the agents have
+        taught something is rolled back only where a paired test on the same posts says that it has done harm.
+        """
+        known = {post_id: place for place, post_id in enumerate(best.ids)}
+        shared = [(place, known[post_id]) for place, post_id in enumerate(trial.ids) if post_id in known]
+        new, old = np.array(shared, np.int64).T
+        gain = (
+            log_likelihoods(trial.labels, trial.logits)[new] - log_likelihoods(best.labels, best.logits)[old]
+        )
+        return bool(gain.mean() > -WORSE_BY * gain.std(ddof=1) / len(gain) ** 0.5)
 
     def decide(self, judged: Judged) -> Decided:
         """Return every judged post's verdict with its posterior."""

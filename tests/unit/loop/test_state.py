@@ -60,16 +60,16 @@ def test_flipped_posts_lose_their_label_and_become_divergent():
 
 
 def test_keep_moves_best_and_lets_what_was_deferred_be_chosen_again():
-    before = LoopState(next_round=4, best_round=2, best_score=0.5, rejections=1, deferred=frozenset({"a"}))
-    after = before.keep(before.merge([verdict("b")], []), 0.7)
-    assert (after.next_round, after.best_round, after.best_score) == (5, 4, 0.7)
+    before = LoopState(next_round=4, best_round=2, rejections=1, deferred=frozenset({"a"}))
+    after = before.keep(before.merge([verdict("b")], []))
+    assert (after.next_round, after.best_round) == (5, 4)
     assert (after.rejections, after.deferred, set(after.accepted)) == (0, frozenset(), {"b"})
 
 
 def test_roll_back_counts_the_rejection_and_defers_its_candidates():
-    before = LoopState(next_round=4, best_round=2, best_score=0.5, rejections=1, deferred=frozenset({"a"}))
+    before = LoopState(next_round=4, best_round=2, rejections=1, deferred=frozenset({"a"}))
     after = before.roll_back([verdict("b"), verdict("c", consistent=False)])
-    assert (after.next_round, after.best_round, after.best_score) == (5, 2, 0.5)
+    assert (after.next_round, after.best_round) == (5, 2)
     assert (after.rejections, after.deferred, after.accepted) == (2, {"a", "b", "c"}, {})
     # who disagreed in it disagreed: people may be asked, though the loss does not know of it
     assert (after.divergent, after.disputed, after.judged) == (frozenset(), {"c"}, 2)

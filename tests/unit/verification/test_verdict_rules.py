@@ -22,6 +22,7 @@ from selftrain.rounds import replay
 from selftrain.selection import Uncertain
 from selftrain.state import RoundLimits
 from selftrain.store.run_dir import RunFolder
+from selftrain.store.scores import Scored
 from selftrain.verification.cross_fit import CrossFit, Fit, assign_folds
 from selftrain.verification.rules import PosteriorRule, Unanimous
 
@@ -241,3 +242,30 @@ def test_no_post_is_scored_by_a_model_that_learned_from_it():
     assert len(first) == 20
     assert cross_fit(fit) is first
     assert len(seen) == 4
+
+
+def test_a_round_is_rolled_back_only_where_it_is_surely_worse():
+    draws = np.random.RandomState(0)
+    labels = draws.randint(0, 2, 100)
+    signs = np.where(labels == 1, 1.0, -1.0)
+    ids = [f"p{i}" for i in range(100)]
+
+    def scored(margin):
+        return Scored(ids, labels, np.stack([np.zeros(100), signs * margin], axis=1).astype(np.float32))
+
+    best = scored(1 + draws.normal(size=100))
+    noise = draws.normal(size=100)
+    rule = PosteriorRule()
+    assert rule.keeps(scored(1.5 + noise), best)
+    assert rule.keeps(best, best)
+    assert not rule.keeps(scored(noise - 1), best)
+    # a little worse, but not more than a hundred posts can tell
+    slightly = scored(best.logits[:, 1] * signs - 0.02 * (1 + 20 * noise))
+    assert rule.score(slightly) < rule.score(best)
+    assert rule.keeps(slightly, best)
+    # posts that people have labelled since are no part of the comparison
+    more = Scored(
+        [*ids, "new"], np.append(labels, 1), np.append(best.logits, [[0, -50]], 0).astype(np.float32)
+    )
+    assert rule.keeps(more, best)
+    assert not Unanimous().keeps(slightly, slightly)
