@@ -6,54 +6,29 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from selftrain._util.choices import Mode, StrategyName
 from selftrain._util.deferred import deferred
+from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import (
-    COST,
-    KEY_VARIABLE,
-    Budget,
-    Columns,
-    Doubled,
-    DrawingRule,
-    Floor,
-    Manifest,
-    Overrides,
-    Seed,
-    TaskFile,
-    TokenCap,
-    argument,
-    option,
-    read_columns,
-    several,
-)
+from selftrain.cli.options import COST, argument, option, read_columns, several
 from selftrain.cli.printing import console, echo, number, plain, print_json, quoted, table
 from selftrain.errors import BudgetError, RecipeError
 from selftrain.store import atomic
 
-if TYPE_CHECKING:
+with deferred():
     from agents.ask import annotator as annotators
     from agents.ask import criticizer as criticizers
-    from agents.ask.runner import Runner
+    from agents.ask import runner as running
     from backbones import images
     from selftrain import config, panels
     from selftrain.act import select_models as selecting
     from selftrain.data import manifest_writing
     from selftrain.data import task as tasks
     from selftrain.review import act_training, labelling, sampling
-else:
-    annotators, criticizers, images, config, panels = deferred(
-        "agents.ask.annotator", "agents.ask.criticizer", "backbones.images", "selftrain.config",
-        "selftrain.panels",
-    )  # fmt: skip
-    selecting, manifest_writing, tasks, act_training, labelling, sampling = deferred(
-        "selftrain.act.select_models", "selftrain.data.manifest_writing", "selftrain.data.task",
-        "selftrain.review.act_training", "selftrain.review.labelling", "selftrain.review.sampling",
-    )  # fmt: skip
 
 app = noun("Label a pool by models, and have people put right what is likely wrong.")
 
@@ -79,9 +54,9 @@ def _known(names: list[str] | None) -> list[str]:
     " --server http://127.0.0.1:8001",
 )
 def select_models(
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    task: TaskFile,
+    task: options.TaskFile,
     servers: Annotated[
         list[str],
         option(
@@ -120,9 +95,9 @@ def select_models(
         int | None, option("Posts that the budget is for; by default the unlabelled ones.", metavar="N")
     ] = None,
     buffer: Annotated[float, option("On top of the errors.", metavar="SHARE")] = 0.1,
-    columns: Columns,
-    seed: Seed = 0,
-    token_cap: TokenCap = None,
+    columns: options.Columns,
+    seed: options.Seed = 0,
+    token_cap: options.TokenCap = None,
     store: Store = None,
 ) -> None:
     """Test models on labelled posts: who annotates, who criticizes, what budget.
@@ -157,7 +132,7 @@ def select_models(
 @contextmanager
 def _runners(
     servers: Sequence[str], beside: Path, store: Path | None, token_cap: int | None, run: str
-) -> Iterator[dict[str, Runner]]:
+) -> Iterator[dict[str, running.Runner]]:
     """Yield URL#MODEL -> that model at work, with the answers that were paid for before.
 
     Raises:
@@ -166,11 +141,11 @@ def _runners(
     cache = panels.cache_beside(beside, store)
     with ExitStack() as stack:
         stack.callback(cache.close)
-        runners: dict[str, Runner] = {}
+        runners: dict[str, running.Runner] = {}
         for server in dict.fromkeys(servers):
             url, _, model = server.partition("#")
             served = panels.ModelServers(
-                servers=(url,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap
+                servers=(url,), model=model, key_variable=options.KEY_VARIABLE, token_cap=token_cap
             )
             runners[server] = served.runner(
                 cache, run=run, max_pixels=images.MAX_PIXELS, progress=sys.stderr.isatty()
@@ -179,9 +154,9 @@ def _runners(
         yield runners
 
 
-def _by_model(runners: dict[str, Runner]) -> dict[str, Runner]:
+def _by_model(runners: dict[str, running.Runner]) -> dict[str, running.Runner]:
     """Return the runners by their models' names; two of one name are told apart by their servers."""
-    named: dict[str, Runner] = {}
+    named: dict[str, running.Runner] = {}
     for server, runner in runners.items():
         name = runner.identity().model
         named[name if name not in named else f"{name} at {server}"] = runner
@@ -218,12 +193,12 @@ def _print_choice(choice: selecting.ModelSelection) -> None:
     " --budget 200 --out labels"
 )
 def annotate(
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    task: TaskFile,
-    columns: Columns,
+    task: options.TaskFile,
+    columns: options.Columns,
     annotator: Annotated[str, option("Who labels: a vLLM server.", metavar="URL#MODEL")],
-    budget: Budget,
+    budget: options.Budget,
     out: Annotated[Path, option("The labelling's folder.", metavar="DIR")],
     criticizer: Annotated[
         str | None, option("Who doubts; by default the annotator itself.", metavar="URL#MODEL")
@@ -232,11 +207,11 @@ def annotate(
     strategy: Annotated[
         StrategyName, option("How the criticizer is asked.", panel=ASKING)
     ] = "devils_advocate",
-    rule: DrawingRule = "exponential",
-    floor: Floor = 0.1,
-    doubled: Doubled = 0.1,
-    seed: Seed = 0,
-    token_cap: TokenCap = None,
+    rule: options.DrawingRule = "exponential",
+    floor: options.Floor = 0.1,
+    doubled: options.Doubled = 0.1,
+    seed: options.Seed = 0,
+    token_cap: options.TokenCap = None,
     store: Store = None,
 ) -> None:
     """Label a pool by a model, and draw the doubtful labels for review.
@@ -312,7 +287,7 @@ def train(
     recipe: Annotated[
         Path | None, option("Take the sections backbone and classifier of it.", metavar="RECIPE")
     ] = None,
-    overrides: Overrides,
+    overrides: options.Overrides,
     power: Annotated[float, option("Lambda of the loss.", metavar="LAMBDA")] = 1.0,
     seed: Annotated[int, option("Of split, weights and dropout.", metavar="N")] = 0,
 ) -> None:

@@ -10,31 +10,18 @@ import typer
 
 from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
-from selftrain.cli.options import (
-    COST,
-    Columns,
-    Manifest,
-    Overrides,
-    TaskFile,
-    TokenCap,
-    option,
-    read_columns,
-    several,
-)
+from selftrain.cli import options
+from selftrain.cli.options import COST, option, read_columns, several
 from selftrain.cli.printing import console, number, plain, table
 from selftrain.errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+with deferred():
     from selftrain.annotation import annotate as annotation
     from selftrain.annotation import answer_report, question_plan
     from selftrain.data import manifest as manifests
-else:
-    annotation, question_plan, manifests = deferred(
-        "selftrain.annotation.annotate", "selftrain.annotation.question_plan",
-        "selftrain.data.manifest",
-    )  # fmt: skip
 
 app = typer.Typer()
 
@@ -47,9 +34,9 @@ SERVERS, QUESTIONS = "Who is asked", "What is asked"
     " --out annotated.jsonl --estimate"
 )
 def annotate(
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    task: TaskFile,
+    task: options.TaskFile,
     out: Annotated[Path, option("The manifest to write; beside the other one.", metavar="FILE")],
     servers: Annotated[
         list[str],
@@ -64,8 +51,8 @@ def annotate(
         Path | None,
         option("Take the section vlm, seed and tolerances of it.", metavar="RECIPE", panel=SERVERS),
     ] = None,
-    overrides: Overrides,
-    columns: Columns,
+    overrides: options.Overrides,
+    columns: options.Columns,
     questions: Annotated[
         str | None,
         option("Ask these only; by default all of the task.", metavar="NAME,NAME", panel=QUESTIONS),
@@ -83,7 +70,7 @@ def annotate(
         int | None,
         option("Only about the first N posts; the others are kept.", min=1, metavar="N", panel=COST),
     ] = None,
-    token_cap: TokenCap = None,
+    token_cap: options.TokenCap = None,
     max_failed: Annotated[
         float,
         option(
@@ -95,7 +82,8 @@ def annotate(
         ),
     ] = 0.1,
     estimate: Annotated[
-        bool, option("Tell what it would cost and stop; no answer is asked for.", "--estimate", panel=COST)
+        bool,
+        option("Tell what it would cost and stop; no answer is asked for.", "--estimate", panel=COST),
     ] = False,
 ) -> None:
     """Ask a model a task's questions about every post (process labels).

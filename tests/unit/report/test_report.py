@@ -14,7 +14,7 @@ import pytest
 from page_helpers import ParsedPage
 from report_helpers import HOSTILE, PLAIN, figures, lines, made, trust, verdict
 
-from selftrain import report
+from selftrain.report import run_page as report
 from selftrain.cli import main
 from selftrain.errors import RunStateError, StorageError
 from selftrain.rounds import finished_rounds
