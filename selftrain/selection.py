@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +40,7 @@ class Selector(Protocol):
     was killed is done again.
     """
 
-    def select(
-        self,
-        chunks: Chunks,
-        *,
-        most: int | None,
-        classes: tuple[str, str],
-        seed: int,
-    ) -> Selection:
+    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
         """Return the chosen posts, the most wanted first.
 
         Args:
@@ -64,50 +57,44 @@ class Selector(Protocol):
 
 
 @dataclass(frozen=True)
-class TopK:
-    """The `k` most confident posts, with a quota for each class; see `quotas` for `shares`.
+class _ByOneCriterion:
+    """The `k` posts that one criterion wants most, with a quota for each class; see `quotas` for `shares`."""
+
+    criterion: ClassVar[Criterion]
+    k: int = 500
+    shares: Shares = "any"
+
+    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+        """Return the chosen posts, the most wanted first."""
+        mix = {self.criterion: 1.0}
+        return choose(chunks, at_most(self.k, most), mix, self.shares, classes=classes, seed=seed)
+
+
+@dataclass(frozen=True)
+class TopK(_ByOneCriterion):
+    """The `k` most confident posts, half of each class unless `shares` says otherwise.
 
     They are what the classifier is most often right about, so what agents say of them changes little; but
     a rule that learns only where all agree finds most agreement here.
     """
 
-    k: int = 500
+    criterion = "confident"
     shares: Shares = "equal"
 
-    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
-        """Return the chosen posts, most confident first."""
-        return choose(
-            chunks, at_most(self.k, most), {"confident": 1.0}, self.shares, classes=classes, seed=seed
-        )
 
-
-@dataclass(frozen=True)
-class Uncertain:
+class Uncertain(_ByOneCriterion):
     """The `k` posts that the classifier is least sure of: an answer on them changes most.
 
     Uncertainty sampling: Lewis & Gale, SIGIR 1994.
     """
 
-    k: int = 500
-    shares: Shares = "any"
-
-    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
-        """Return the chosen posts, the least sure first."""
-        return choose(
-            chunks, at_most(self.k, most), {"uncertain": 1.0}, self.shares, classes=classes, seed=seed
-        )
+    criterion = "uncertain"
 
 
-@dataclass(frozen=True)
-class RandomPosts:
+class RandomPosts(_ByOneCriterion):
     """`k` posts drawn evenly from the pool: what is learned from them is true of the pool at large."""
 
-    k: int = 500
-    shares: Shares = "any"
-
-    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
-        """Return the chosen posts, in the order in which they were drawn."""
-        return choose(chunks, at_most(self.k, most), {"random": 1.0}, self.shares, classes=classes, seed=seed)
+    criterion = "random"
 
 
 @dataclass(frozen=True)
@@ -302,15 +289,3 @@ def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_sha
         share = shares[positive]
     n_positive = _rounded(k * share)
     return n_positive, k - n_positive
-
-
-def select(
-    chunks: Chunks,
-    k: int,
-    shares: Shares = "equal",
-    *,
-    positive: str = "positive",
-    negative: str = "negative",
-) -> Selection:
-    """Return the top k of the pool by confidence; see `choose`."""
-    return choose(chunks, k, {"confident": 1.0}, shares, classes=(positive, negative), seed=0)

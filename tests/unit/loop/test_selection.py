@@ -7,11 +7,15 @@ from hypothesis import strategies as st
 
 from selftrain import selection
 from selftrain.errors import SplitError
-from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain, quotas, select
+from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain, quotas
 
 
 def whole(logits):
     return [(np.arange(len(logits)), np.asarray(logits, np.float32))]
+
+
+def select(chunks, k, shares="equal", positive="positive", negative="negative"):
+    return TopK(k, shares).select(chunks, most=None, classes=(positive, negative), seed=0)
 
 
 def chosen(logits, k, shares="equal", **kwargs):
