@@ -1,41 +1,49 @@
-"""Modules that are loaded when something of them is first asked for.
+"""Modules that are imported when something of them is first asked for.
 
 A command's options are known without torch, numpy or pydantic; what the command does is not. Help, completion
-and a typing error are answered at once because the modules that do the work are imported so.
+and a typing error are answered at once because the modules that do the work are imported like this::
+
+    with deferred():
+        from selftrain.data import manifest, task
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+import builtins
+from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import LazyLoader
-from types import ModuleType
-
-_OURS = ("selftrain", "agents", "backbones", "losses")
+from importlib import import_module
+from typing import Any
 
 
-class _LazyFinder:
-    """Finds our modules as Python does, and puts off their loading."""
+class DeferredModule:
+    """Stands for a module until something of it is used.
 
-    @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name.partition(".")[0] not in _OURS:
-            return None
-        found = PathFinder.find_spec(name, path, target)
-        if found is not None and found.loader is not None:
-            found.loader = LazyLoader(found.loader)
-        return found
+    `importlib.util.LazyLoader` would put what stands for it into `sys.modules`, where whoever walks through
+    all modules (torch does, while it is imported) loads it at a bad moment.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever the module holds
+        return getattr(import_module(self._path), name)
+
+
+class _Package:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> DeferredModule:
+        return DeferredModule(f"{self._path}.{name}")
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Import our modules lazily inside: ``with deferred(): from selftrain.data import manifest``."""
-    sys.meta_path.insert(0, _LazyFinder)
+    """Put off every ``from package import module`` inside; type checkers see an ordinary import."""
+    imported = builtins.__import__
+    builtins.__import__ = lambda name, *_: _Package(name)  # type: ignore[assignment]
     try:
         yield
     finally:
-        sys.meta_path.remove(_LazyFinder)
+        builtins.__import__ = imported
