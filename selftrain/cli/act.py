@@ -14,9 +14,9 @@ from selftrain._util.choices import Mode, StrategyName
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import COST, argument, option, read_columns, several
+from selftrain.cli.options import ASKING, COST, argument, option, read_columns, several
 from selftrain.cli.printing import console, echo, number, plain, print_json, quoted, table
-from selftrain.errors import BudgetError, RecipeError
+from selftrain.errors import BudgetError
 from selftrain.store import atomic
 
 with deferred():
@@ -32,8 +32,6 @@ with deferred():
 
 app = noun("Label a pool by models, and have people put right what is likely wrong.")
 
-ASKING = "How models are asked"
-
 Store = Annotated[
     Path | None,
     option("Kept answers; by default responses.sqlite beside MANIFEST.", metavar="FILE", panel=COST),
@@ -41,11 +39,30 @@ Store = Annotated[
 LabelDir = Annotated[Path, argument("DIR", "As `selftrain act annotate` made it.")]
 
 
+Models = Annotated[
+    list[str],
+    option(
+        "A vLLM server, and after # the model's name where it serves several; once for each model.",
+        "--server", metavar="URL#MODEL",
+    ),
+]  # fmt: skip
+
+
 def _known(names: list[str] | None) -> list[str]:
     strangers = [name for name in names or () if name not in get_args(StrategyName)]
     if strangers:
         raise typer.BadParameter(f"{strangers[0]!r} is none of {', '.join(get_args(StrategyName))}")
     return names or []
+
+
+Strategies = Annotated[
+    list[str],
+    several(
+        "How a criticizer is asked; once for each, by default all.",
+        "--strategy", metavar="NAME", panel=ASKING,
+        callback=_known, autocompletion=lambda: list(get_args(StrategyName)),
+    ),
+]  # fmt: skip
 
 
 @app.command(
@@ -57,29 +74,12 @@ def select_models(
     manifest: options.Manifest,
     *,
     task: options.TaskFile,
-    servers: Annotated[
-        list[str],
-        option(
-            "A vLLM server, and after # the model's name where it serves several; once for each model.",
-            "--server",
-            metavar="URL#MODEL",
-        ),
-    ],
+    servers: Models,
     json_file: Annotated[
         str | None,
         option("Write everything that was measured; - for standard output.", "--json", metavar="FILE"),
     ] = None,
-    strategies: Annotated[
-        list[str],
-        several(
-            "How a criticizer is asked; once for each, by default all.",
-            "--strategy",
-            metavar="NAME",
-            callback=_known,
-            autocompletion=lambda: list(get_args(StrategyName)),
-            panel=ASKING,
-        ),
-    ],
+    strategies: Strategies,
     annotate: Annotated[
         Literal["plain", "reasoning", "both"], option("How an annotator answers.", panel=ASKING)
     ] = "both",
@@ -87,9 +87,7 @@ def select_models(
         bool,
         option("Have the best annotator criticize its own labels too.", "--self-criticism", panel=ASKING),
     ] = False,
-    prompts: Annotated[
-        Path | None, option("Prompt files that replace the built-in ones.", metavar="DIR", panel=ASKING)
-    ] = None,
+    prompts: options.Prompts = None,
     labelled: Annotated[int, option("Labelled posts to test on.", metavar="N")] = 100,
     pool: Annotated[
         int | None, option("Posts that the budget is for; by default the unlabelled ones.", metavar="N")
@@ -111,16 +109,13 @@ def select_models(
     posts, unlabelled = labelling.read_labelled(manifest, loaded, labelled, seed, read_columns(columns))
     with _runners(servers, manifest, store, token_cap, f"act select-models {manifest.resolve()}") as runners:
         choice = selecting.select_models(
-            _by_model(runners),
-            posts,
+            _by_model(runners), posts,
             annotators.AnnotationPrompts(panels.brief_of(loaded), folder=prompts),
             strategies=tuple(dict.fromkeys(strategies or get_args(StrategyName))),
             modes=get_args(Mode) if annotate == "both" else (annotate,),
-            self_criticism=self_criticism,
-            buffer=buffer,
-            pool=unlabelled if pool is None else pool,
-            seed=seed,
-        )
+            self_criticism=self_criticism, buffer=buffer,
+            pool=unlabelled if pool is None else pool, seed=seed,
+        )  # fmt: skip
     if json_file == "-":
         print_json(choice.to_json())
         return
@@ -235,17 +230,12 @@ def annotate(
         labelling.begin(folder, manifest, task, settings, named)
         run = f"act annotate {out.resolve()}"
         with _runners((annotator, criticizer), manifest, store, token_cap, run) as runners:
+            labels = annotators.Annotator(prompts, reasoning=mode == "reasoning", seed=seed)
+            doubts = criticizers.Criticizer(prompts, strategy, seed=seed)
             found = labelling.annotate_pool(
-                folder,
-                posts,
-                annotating=(
-                    runners[annotator],
-                    annotators.Annotator(prompts, reasoning=mode == "reasoning", seed=seed),
-                ),
-                criticizing=(runners[criticizer], criticizers.Criticizer(prompts, strategy, seed=seed)),
-                classes=loaded.names,
-                drawing=drawing,
-            )
+                folder, posts, annotating=(runners[annotator], labels),
+                criticizing=(runners[criticizer], doubts), classes=loaded.names, drawing=drawing,
+            )  # fmt: skip
     for line in found.lines(out):
         echo(line)
 
@@ -297,20 +287,13 @@ def train(
     the machine gets wrong is corrected for, as long as every post had a chance of review. Two classes or
     more. predict, serve and filter open the model.
     """
-    if overrides and recipe is None:
-        raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
+    options.refuse_idle_overrides(recipe, overrides)
     sections = None if recipe is None else config.load_recipe(recipe, overrides)
     found = act_training.train_on_reviews(
-        folder,
-        out,
-        validation=validation,
-        test=test,
+        folder, out, validation=validation, test=test, power=power, seed=seed, progress=sys.stderr.isatty(),
         backbone=None if sections is None else sections.backbone,
         classifier=None if sections is None else sections.classifier,
-        power=power,
-        seed=seed,
-        progress=sys.stderr.isatty(),
-    )
+    )  # fmt: skip
     echo(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
     if found.left_out:
         echo(f"{len(found.left_out):,} posts could not be encoded and are left out, see act.json")
