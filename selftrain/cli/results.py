@@ -26,14 +26,15 @@ with deferred():
 app = typer.Typer()
 
 WHAT = "What to show, instead of the rounds"
-DISAGREEMENTS = "verdicts in which classifier and agents name different classes"
-FAILED = "verdicts with a call that failed"
-CHANGED = "verdicts in which an agent changed its mind"
-KINDS: dict[post_history.Kind, str] = {"disagreements": DISAGREEMENTS, "failed": FAILED, "changed": CHANGED}
+KINDS: dict[post_history.Kind, str] = {
+    "disagreements": "verdicts in which classifier and agents name different classes",
+    "failed": "verdicts with a call that failed",
+    "changed": "verdicts in which an agent changed its mind",
+}
 
 
-def _all_of(kind: str, name: str) -> Any:  # noqa: ANN401 -- typer's own
-    return option(f"All {kind}.", name, panel=WHAT)
+def _all_of(kind: post_history.Kind) -> Any:  # noqa: ANN401 -- typer's own
+    return option(f"All {KINDS[kind]}.", f"--{kind}", panel=WHAT)
 
 
 @app.command(epilog="Example: selftrain status runs/mine")
@@ -51,9 +52,9 @@ def show(
     run: RunPath,
     *,
     post: Annotated[str | None, option("The story of one post.", metavar="ID", panel=WHAT)] = None,
-    disagreements: Annotated[bool, _all_of(DISAGREEMENTS, "--disagreements")] = False,
-    failed: Annotated[bool, _all_of(FAILED, "--failed")] = False,
-    changed: Annotated[bool, _all_of(CHANGED, "--changed")] = False,
+    disagreements: Annotated[bool, _all_of("disagreements")] = False,
+    failed: Annotated[bool, _all_of("failed")] = False,
+    changed: Annotated[bool, _all_of("changed")] = False,
     number: Annotated[
         int | None, option("Of one round; alone, its verdicts, one a line.", "--round", metavar="N")
     ] = None,
