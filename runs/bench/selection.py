@@ -89,7 +89,7 @@ def measure(folder: Path) -> tuple[float, float]:
         (part, model.logits(store.read(part)))
         for part in (np.arange(s, min(s + CHUNK, total)) for s in range(0, total, CHUNK))
     )
-    chosen = TopK(K).select(chunks, most=None, classes=("positive", "negative"), seed=0)
+    chosen = TopK(K).select(chunks, most=None, classes=("negative", "positive"), seed=0)
     seconds = time.perf_counter() - began
     if len(chosen.positions) != K:
         raise AssertionError(f"{len(chosen.positions)} posts chosen of {total}, expected {K}")
