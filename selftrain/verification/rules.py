@@ -147,7 +147,7 @@ class PosteriorRule:
         gain = (
             log_likelihoods(trial.labels, trial.logits)[new] - log_likelihoods(best.labels, best.logits)[old]
         )
-        return bool(gain.mean() > -WORSE_BY * gain.std(ddof=1) / len(gain) ** 0.5)
+        return bool(gain.mean() >= -WORSE_BY * gain.std(ddof=1) / len(gain) ** 0.5)
 
     def decide(self, judged: Judged) -> Decided:
         """Return every judged post's verdict with its posterior."""

@@ -116,7 +116,7 @@ def test_a_saved_head_gives_a_logit_a_class(tmp_path):
     np.testing.assert_allclose(head.logits(corpus.rows(corpus.test)), scored.logits, atol=2e-6)
 
 
-def test_the_posterior_is_over_all_classes_and_targets_follow_it(tmp_path):
+def test_the_posterior_is_over_all_classes_and_targets_are_its_evidence(tmp_path):
     corpus = make_corpus()
     list(rounds_of(tmp_path, corpus, PosteriorRule(), selector=Uncertain(40)))
     verdicts = RunFolder(tmp_path).verdicts(1)
@@ -130,7 +130,12 @@ def test_the_posterior_is_over_all_classes_and_targets_follow_it(tmp_path):
     state, _ = replay(RunFolder(tmp_path))
     training = state.training_set(corpus, soft_positive=0.8)
     agreed = np.isin(training.groups[:, 0], (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE))
-    np.testing.assert_allclose(training.targets[agreed].sum(1), 1, atol=1e-5)
+    posteriors = [
+        state.accepted[corpus.posts[position].id].verdict.posterior
+        for position in training.positions[agreed].tolist()
+    ]
+    told = [[one.evidence_for(name) for name in CLASSES] for one in posteriors]
+    np.testing.assert_allclose(training.targets[agreed], told, atol=1e-5)
 
 
 def test_without_a_posterior_the_other_classes_share_what_the_target_leaves():

@@ -186,7 +186,8 @@ def test_evidence_pulls_towards_what_it_says_and_an_even_one_nowhere(target):
     for logit in (-50.0, -2.0, 0.0, 3.0, 50.0):
         z = torch.tensor([logit, 0.0], dtype=torch.float64, requires_grad=True)
         groups = torch.tensor([Group.AGREED_POSITIVE, Group.POSITIVE])
-        loss = PNULoss(form="pn", agreed="likelihood")(z, groups, torch.tensor([target, 1.0]).double()).loss
+        targets = torch.tensor([target, 1.0], dtype=torch.float64)
+        loss = PNULoss(form="pn", agreed="likelihood")(z, groups, targets).loss
         (gradient,) = torch.autograd.grad(loss, z)
         assert torch.isfinite(gradient).all()
         assert float(gradient[0]) * (target - 0.5) <= 1e-12

@@ -119,13 +119,13 @@ def test_all_that_was_judged_is_learned_by_what_the_agents_said_of_it(tmp_path, 
     assert np.mean(right) > 0.75
     state, _ = replay(RunFolder(tmp_path))
     training = state.training_set(corpus, soft_positive=0.8)
-    agreed = np.isin(training.groups, (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE))
+    agreed = np.isin(training.groups[:, 0], (Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE))
     posteriors = [
         state.accepted[corpus.posts[position].id].verdict.posterior
         for position in training.positions[agreed].tolist()
     ]
     told = [one.evidence[corpus.positive] for one in posteriors]
-    np.testing.assert_allclose(training.targets[agreed], told, atol=1e-6)
+    np.testing.assert_allclose(training.targets[agreed, 0], told, atol=1e-6)
     assert len(set(told)) > 2
     assert {one.weight for one in posteriors} == {state.evidence_weight}
 
