@@ -49,7 +49,7 @@ def make_corpus(*, labelled=24, validation=40, pool=160, test=80):
     sizes = (labelled, validation, pool, test)
     truth = (np.arange(sum(sizes)) % 4).astype(np.int16)
     rows = draw.normal(size=(len(truth), 10)).astype(np.float32)
-    rows[np.arange(len(truth)), truth] += 2.0
+    rows[np.arange(len(truth)), truth] += 3.0
     parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(np.cumsum((0, *sizes)))]
     labels = truth.copy()
     labels[parts[2]] = UNKNOWN
@@ -151,7 +151,11 @@ def test_the_page_shows_all_classes(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
         classes = {"positive": corpus.positive, "all": list(corpus.shown)}
-        folder.begin({"seed": 0, "data": {}}, {"classes": classes, "identity": {"task": "emotion"}})
+        limits = {"rounds": {"max": 1, "patience": 3}, "selection": {"reselect_divergent": True}}
+        folder.begin(
+            {"seed": 0, "data": {}, **limits},
+            {"classes": classes, "identity": {"task": "emotion"}, "splits": {"pool": 160}},
+        )
         list(rounds_of(folder.path, corpus, Unanimous(), rounds=1))
     page = gather(folder)
     html = render(page)
