@@ -214,7 +214,7 @@ class SelectionSection(PartSection):
     """
 
     name = "selection"
-    kind: str = "top_k"
+    kind: str = "top_k"  # left out, it is "uncertain" unless the rule is "unanimous"
     k: int = Field(500, ge=1)
     # a quota for each class; left out, it is "equal" for top_k and "any" (none) for the others
     shares: Literal["equal", "natural", "any"] | dict[str, float] = "equal"
@@ -253,12 +253,19 @@ RULES: Mapping[str, str] = {
 """`verification.rule` -> the class that it names."""
 
 
+LEARN_FROM_LABELS = ("offline", "none")
+"""`agents.kind` of agents that know nothing but the labels: they err where the classifier does."""
+
+DEFAULT_RULE = {True: "unanimous", False: "posterior"}
+"""Whether the agents learn from the labels -> the rule that helps most, docs/experiments.md."""
+
+
 class VerificationSection(Section):
     """How the agents' answers become labels."""
 
-    # "unanimous" is the article's: a post counts where both agents repeat the classifier's label; "posterior"
-    # puts together all that classifier and agents know of a post; or "package.module:Class", made of its
-    # options alone
+    # "posterior" puts together all that classifier and agents know of a post; "unanimous" is the article's: a
+    # post counts where both agents repeat the classifier's label; or "package.module:Class", made of its
+    # options alone. Left out: "unanimous" for agents that learn from the labels, else "posterior"
     rule: str = "unanimous"
     options: Options = Field(default_factory=dict)
     # posterior: probability of a label from which on a post is learned with it
@@ -389,6 +396,19 @@ class Recipe(Section):
     vlm: VlmSection = VlmSection()
     rounds: RoundsSection = RoundsSection()
     human: HumanSection = HumanSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_the_agents(cls, table: Any) -> Any:  # noqa: ANN401 -- whatever a recipe holds
+        """Fill in the rule, and whom to ask, by who the agents are."""
+        tables = {name: table.get(name, {}) for name in ("agents", "verification", "selection")}
+        if not all(isinstance(one, Mapping) for one in tables.values()):
+            return table  # what is no section is refused by its own check
+        learn = tables["agents"].get("kind", "offline") in LEARN_FROM_LABELS
+        verification = {"rule": DEFAULT_RULE[learn], **tables["verification"]}
+        by_rule = "top_k" if verification["rule"] == "unanimous" else "uncertain"
+        selection = {"kind": by_rule, **tables["selection"]}
+        return {**table, "verification": verification, "selection": selection}
 
     @model_validator(mode="after")
     def _servers_given(self) -> Recipe:

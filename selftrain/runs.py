@@ -46,11 +46,11 @@ from selftrain.report.cost import RunCost, estimate_cost
 from selftrain.report.status import missing_reviews
 from selftrain.review.reviewers import HumanReview, Reviewers
 from selftrain.rounds import RoundResult
-from selftrain.selection import Selector, TopK
+from selftrain.selection import Selector, TopK, Uncertain
 from selftrain.state import RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
-from selftrain.verification.rules import Unanimous, VerdictRule
+from selftrain.verification.rules import PosteriorRule, Unanimous, VerdictRule
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -95,10 +95,11 @@ class SelfTrainer:
     Args:
         backbone: Posts to features; None: `backbones.MiniLMEfficientNet`.
         classifier: Fits and scores models; None: a `HeadTrainer`.
-        selector: Chooses whom the agents judge; None: `TopK()`.
+        selector: Chooses whom the agents judge; None: `TopK()` under `Unanimous`, else `Uncertain()`.
         panel: The agents; None: an `OfflinePanel`, which learns from the labels.
         loss: None: `losses.PNULoss`.
-        rule: Decides which verdicts become labels; None: `Unanimous()`, the article's.
+        rule: Decides which verdicts become labels; None: `PosteriorRule()`, but `Unanimous()`, the article's,
+            for an `OfflinePanel`.
         folds: Parts in which labelled posts are left out, see `verification.folds` of a recipe.
         reviewers: People, as `HumanReview(budget=200)`; None: nobody is asked, but reviews of the run that
             are there count.
@@ -127,12 +128,14 @@ class SelfTrainer:
         start: Start = "pretrained",
         on_near_chance: OnNearChance | None = None,
     ) -> None:
+        panel = panel or OfflinePanel()
+        rule = rule or (Unanimous() if isinstance(panel, OfflinePanel) else PosteriorRule())
         self._parts = Parts(
             classifier=classifier or HeadTrainer(),
-            selector=selector or TopK(),
-            panel=panel or OfflinePanel(),
+            selector=selector or (TopK() if isinstance(rule, Unanimous) else Uncertain()),
+            panel=panel,
             loss=loss or PNULoss(),
-            rule=rule or Unanimous(),
+            rule=rule,
             reviewers=reviewers or HumanReview(),
             backbone=backbone,
         )
