@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from selftrain._util.plugins import choices, is_own
 from selftrain._util.toml_sections import Section, read_table
+from selftrain.errors import RecipeError
 
 Options = dict[str, Any]
 """Keyword arguments of a class."""
@@ -331,6 +332,10 @@ class VlmSection(Section):
     retries: int = Field(4, ge=0)
     patience: float = Field(120, ge=0)
     attempts: int = Field(3, ge=1)
+    answer_tokens: int | None = Field(None, ge=8)
+    thinking_tokens: int = Field(0, ge=0)
+    extra_body: Options = Field(default_factory=dict)
+    keyed: tuple[Literal["server", "context", "encoder"], ...] = ()
     token_cap: int | None = Field(None, ge=1)
     store: Path | None = None
 
@@ -416,7 +421,21 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file cannot be read, is not TOML, or does not describe a recipe; the message lists
             every fault with its place.
     """
-    return read_table(Recipe, Path(path), overrides, _PATHS)
+    recipe = read_table(Recipe, Path(path), overrides, _PATHS)
+    typed = {override.partition("=")[0].strip() for override in overrides}
+    named = {"vlm.key_variable": recipe.vlm.key_variable}
+    for key, variable in named.items():
+        if not variable.startswith(KEY_PREFIX) and key not in typed:
+            raise RecipeError(
+                f"{key} is {variable!r}: a recipe would send that variable to its own server. Only names that"
+                f" begin with {KEY_PREFIX} stand in a recipe; another is named on the command line, --set"
+                f" {key}={variable}"
+            )
+    return recipe
+
+
+KEY_PREFIX = "SELFTRAIN_"
+"""Of the environment variables that a recipe, which may be a stranger's, has sent to a server as a key."""
 
 
 _PATHS = (

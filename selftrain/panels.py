@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from agents.ask.answer_schema import AnswerForm
 from agents.ask.cache import ResponseCache
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
-from agents.ask.metering import UsageTotals
+from agents.ask.metering import Manner, UsageTotals
 from agents.ask.prepare import Opener
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS
@@ -165,6 +165,11 @@ class ModelServers:
         retries: Of a call that brought no answer.
         patience: Seconds without any server before it gives up.
         attempts: Answers to one question, when they cannot be used.
+        answer_tokens: Most tokens of an answer; None: as many as its form needs.
+        thinking_tokens: Added to them for a model that thinks before it answers.
+        extra_body: Further keys of every request, for instance {"chat_template_kwargs": {...}}.
+        keyed: What else makes an answer another one: "server" (its version), "context", "encoder" (of
+            pictures).
         token_cap: Prompt and answer tokens of the whole run, at most; None: any number.
         store: The SQLite file of paid answers; None: responses.sqlite beside the run folder.
     """
@@ -183,6 +188,10 @@ class ModelServers:
     retries: int = 4
     patience: float = 120
     attempts: int = 3
+    answer_tokens: int | None = None
+    thinking_tokens: int = 0
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    keyed: Sequence[str] = ()
     token_cap: int | None = None
     store: Path | None = None
 
@@ -198,8 +207,14 @@ class ModelServers:
         return Runner(
             build_backend(self), cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
             max_images=self.max_images, width=self.concurrency * max(1, len(self.servers)),
-            attempts=self.attempts, token_cap=self.token_cap, progress=bar if progress else None,
+            manner=self.manner(), token_cap=self.token_cap, progress=bar if progress else None,
         )  # fmt: skip
+
+    def manner(self) -> Manner:
+        """Return how the model is asked."""
+        return Manner(
+            self.answer_tokens, self.thinking_tokens, self.extra_body, self.attempts, tuple(self.keyed)
+        )
 
     def runner_for(self, run: RunContext) -> Runner:
         """Return the runner of a run, which pays for it, with a cache of its own.
@@ -275,7 +290,7 @@ def build_backend(model: ModelServers) -> Backend:
     return ChatClient(
         tuple(model.servers), model=model.model, revision=model.revision, key_variable=model.key_variable,
         maximum=model.concurrency, timeout=model.timeout, retries=model.retries, patience=model.patience,
-        on_event=_log,
+        same=[name for name in model.keyed if name != "encoder"], on_event=_log,
     )  # fmt: skip
 
 
@@ -314,5 +329,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
         logger.warning("a model server is down, calls go elsewhere or wait: %(reason)s", dict(figures))
     elif event == "up":
         logger.info("%(endpoint)s answers", dict(figures))
+    elif event == "lacks":
+        logger.warning("the model's server does without: %(lacks)s", dict(figures))
     else:
         logger.debug("%s %s", event, dict(figures))

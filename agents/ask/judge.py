@@ -19,7 +19,7 @@ from agents.ask.metering import PostPrompt, Response, UsageTotals
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed
 from agents.ask.protocols import Protocol, Query, QueryPlan, all_queries
-from agents.ask.runner import Runner
+from agents.ask.runner import DEFAULT, Runner
 from agents.client.base import Identity, Message, PromptSize
 from agents.errors import LearningError
 from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
@@ -40,7 +40,8 @@ class JudgePrompts(PromptFiles):
         Each agent reads of the others' roles too; a judge alone has none.
         """
         described = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
-        form = self.fill(f"form.{schema.form}", labels=listed(schema.labels), unsure=schema.unsure)
+        spelt = schema.spelt
+        form = self.fill(f"form.{schema.form}", labels=listed(spelt.values()), unsure=spelt[schema.unsure])
         turn = self.system(roles="\n\n".join(described), form=form)
         words = (re.sub(r"\n{3,}", "\n\n", str(part)) for part in turn.parts)  # where there are no roles
         return Message("system", tuple(words))
@@ -128,6 +129,8 @@ class VLMAgent:
             corrected = calibration.apply(answer.probabilities)
             details |= {"uncalibrated": answer.probabilities, "probabilities": corrected}
             probability = None if answer.label is None else corrected[answer.label]
+        if answer.reasoning:
+            details["reasoning"] = answer.reasoning
         return Judgment(
             role, query.step, answer.state, answer.label, probability, response.fault or answer.rationale,
             response.source, details,
@@ -136,6 +139,7 @@ class VLMAgent:
     def _example_turns(self, post_id: str) -> list[Message]:
         """Return labelled posts with their answers, as turns of a conversation that went before."""
         turns: list[Message] = []
+        spelt = self.schema.spelt
         for name in self.schema.classes:
             fitting = [
                 one
@@ -144,7 +148,7 @@ class VLMAgent:
             ]
             for one in fitting[: self._per_class]:
                 turns.append(self._prompts.about(one, self.protocol.examples, self.schema))
-                turns.append(Message("assistant", (json.dumps({"label": name}, ensure_ascii=False),)))
+                turns.append(Message("assistant", (json.dumps({"label": spelt[name]}, ensure_ascii=False),)))
         return turns
 
 
@@ -236,8 +240,8 @@ class JudgePanel:
 
     def describe(self) -> dict[str, Any]:
         """Return protocol and settings; the model too once it was reached."""
-        identity = self._runner.reached()
-        model = {"model": identity._asdict()} if identity is not None else {}
+        reached = {role: identity._asdict() for role, identity in self._runner.reached().items()}
+        model = {"model" if role == DEFAULT else f"model of the {role}": one for role, one in reached.items()}
         return {
             "protocol": self._protocol.name,
             "simulated": False,

@@ -8,7 +8,7 @@ models wrote enters it sanitized and quoted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -98,8 +98,9 @@ class PromptFiles:
 
         The file may list the labels of `schema`, or its options: those without doubt.
         """
-        offered = {"labels": listed(schema.labels), "options": listed(schema.classes)}
-        ending = self.fill(template, **offered, unsure=schema.unsure, **values)
+        spelt = schema.spelt
+        offered = {"labels": listed(spelt.values()), "options": listed(spelt[one] for one in schema.classes)}
+        ending = self.fill(template, **offered, unsure=spelt[schema.unsure], **values)
         return self.post(post.post.text, post.pictures, ending)
 
     def quote(self, words: str) -> str:
@@ -125,7 +126,7 @@ class PromptFiles:
         return Message("user", (about + "\n", *pictures, "\n" + ending))
 
 
-def listed(answers: Sequence[str]) -> str:
+def listed(answers: Iterable[str]) -> str:
     """Return answers as prompts list them: quoted, with commas."""
     return ", ".join(f'"{answer}"' for answer in answers)
 

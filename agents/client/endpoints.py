@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -21,9 +22,11 @@ from urllib.parse import urlsplit
 import anyio
 
 from agents.client.base import check_environment, is_loopback, proxy_words
+from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
+    from httpx2 import Response
     from openai import APIStatusError, AsyncOpenAI
 
 CONNECT_SECONDS = 10.0
@@ -32,6 +35,10 @@ IDLE_SECONDS = 2.0
 is just being closed, a request fails and its endpoint looks dead."""
 SPARE_CONNECTIONS = 4  # for probes, beside the calls
 LONGEST_REASON = 600
+MOST_BYTES = 8 << 20
+"""Of a body where nothing else is said: a list of models may hold hundreds."""
+
+_most_bytes: ContextVar[int] = ContextVar("most_bytes", default=MOST_BYTES)
 
 Kind: TypeAlias = Literal["busy", "late", "broken", "lost", "request", "us"]
 """busy: 429, 503; late: no answer in time; broken: an answer that cannot be read; lost: no connection, or
@@ -82,11 +89,16 @@ class Key:
         """Return the key, for the header alone."""
         return self._value or "EMPTY"
 
-    def clean(self, text: str) -> str:
-        """Return `text` on one line, without the key and cut to a length that can be read."""
+    def mask(self, data: bytes) -> bytes:
+        """Return what a server sent without the key, which it may show to us and we would keep."""
         if self._value:
             for shown in (self._value, json.dumps(self._value)[1:-1]):
-                text = text.replace(shown, f"[{self.variable}]")
+                data = data.replace(shown.encode(), f"[{self.variable}]".encode())
+        return data
+
+    def clean(self, text: str) -> str:
+        """Return `text` on one line, without the key and cut to a length that can be read."""
+        text = self.mask(text.encode("utf-8", "replace")).decode()
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 
@@ -139,7 +151,7 @@ class Endpoint:
         url: As `plain_endpoint` gives it.
         key: Sent with every request, and removed from whatever is shown.
         maximum: Most calls in flight, >= 1.
-        timeout: Seconds without a byte after which an exchange is given up.
+        timeout: Seconds that an exchange may take as a whole: a byte now and then prolongs nothing.
     """
 
     def __init__(self, url: str, key: Key, maximum: int, timeout: float) -> None:
@@ -173,8 +185,16 @@ class Endpoint:
         """Close all connections."""
         await self._client.close()
 
-    async def exchange(self, path: str, body: Mapping[str, Any] | None = None) -> bytes | Failure:
+    async def exchange(
+        self, path: str, body: Mapping[str, Any] | None = None, most_bytes: int = MOST_BYTES
+    ) -> bytes | Failure:
         """Return what comes back from `path`, to `body` or to a GET, or how the exchange failed."""
+        _most_bytes.set(most_bytes)
+        with anyio.move_on_after(self._timeout):
+            return await self._exchanged(path, body)
+        return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
+
+    async def _exchanged(self, path: str, body: Mapping[str, Any] | None) -> bytes | Failure:
         import aiohttp
         import httpx2
         import openai
@@ -192,8 +212,10 @@ class Endpoint:
         # what is no HTTP comes through the library as aiohttp's own error
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
             failure = self._unanswered(error)
+        except BrokenAnswerError as error:
+            failure = Failure("broken", f"{self.url}{path}: {error}")
         else:
-            return bytes(response.content)
+            return self.key.mask(bytes(response.content))
         return failure
 
     def _refused(self, error: APIStatusError, path: str) -> Failure:
@@ -245,7 +267,7 @@ def server_words(text: str) -> str:
     """Return the message in an error body, whose usual forms are tried in turn; else the whole body."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     inner = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(inner, dict):
@@ -263,6 +285,29 @@ def retry_after(value: str | None) -> float | None:
     return None
 
 
+async def _bounded(response: Response) -> None:
+    """Let no more of a body come than was said; what unpacks to more than it weighs is not unpacked."""
+    import httpx2
+
+    most = _most_bytes.get()
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise BrokenAnswerError("it is compressed, which was not asked for")
+    stream = response.stream
+
+    class Counted(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = most
+            async for chunk in stream:
+                if (left := left - len(chunk)) < 0:
+                    raise BrokenAnswerError(f"an answer of more than {most:,} bytes")
+                yield chunk
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    response.stream = Counted()
+
+
 def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenAI:
     """Return a client for one endpoint that neither retries nor follows anybody elsewhere.
 
@@ -278,8 +323,10 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
         base_url=url + "/v1",
         max_retries=0,  # a retry may go to another endpoint, which this client does not know
         timeout=openai.Timeout(timeout, connect=CONNECT_SECONDS),
+        default_headers={"Accept-Encoding": "identity"},
         http_client=openai.DefaultAioHttpClient(
             limits=httpx2.Limits(max_connections=maximum + SPARE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
+            event_hooks={"response": [_bounded]},
             follow_redirects=False,  # it would send posts to a server that nobody named
             # a proxy named in the environment cannot reach this machine's own servers
             trust_env=not local,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +24,13 @@ logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
 """A probe asks for a few bytes: whoever takes longer is not well."""
+UNKNOWN_SERVER = "openai-compatible"
+_LISTED = 20  # names of models in a message
 FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja")
 
 
 class Served(NamedTuple):
-    """What an endpoint serves; endpoints that are used together agree in all of it."""
+    """What an endpoint serves; endpoints that are used together agree in model, root and base."""
 
     model: str  # the name to ask for
     root: str  # what was loaded under it
@@ -39,6 +41,9 @@ class Served(NamedTuple):
     def __str__(self) -> str:
         loaded = f"{self.root} over {self.base}" if self.base else self.root
         return f"{self.model} ({loaded}, {self.context} tokens, {self.server})"
+
+
+SAME = ("model", "root", "base")
 
 
 class Fleet:
@@ -57,12 +62,14 @@ class Fleet:
         *,
         model: str = "",
         revision: str = "",
+        same: Collection[str] = (),
         patience: float = 120.0,
         probe_delays: tuple[float, float] = (0.5, 10.0),
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         self.all = tuple(endpoints)
         self._on_event, self._model, self._revision = on_event, model, revision
+        self._same = (*SAME, *same)
         self._patience, self._delays, self._probe_seconds = patience, probe_delays, probe_seconds
         self._any_up = asyncio.Event()
         self._none_up_since = 0.0
@@ -84,7 +91,7 @@ class Fleet:
                 raise self._lost()
             await asyncio.sleep(min(delay, left))
             delay = min(2 * delay, longest)
-        self._served = _agree({endpoint.url: served for endpoint, served in answered.items()})
+        self._served = _agree({endpoint.url: one for endpoint, one in answered.items()}, self._same)
         self._identity = identify(self._served, self._revision)
         for endpoint in self.all:
             if endpoint in answered:
@@ -188,10 +195,11 @@ class Fleet:
 
     async def _unfit(self, endpoint: Endpoint) -> str | None:
         """Return why no calls may be sent to `endpoint`; None: it is well and serves the same as before."""
-        health = await self._get(endpoint, "/health")
-        # a server without /health says 404; /v1/models decides then
-        if isinstance(health, Failure) and health.kind in ("busy", "late", "lost"):
-            return health.reason
+        # only vLLM's: LiteLLM's calls every model behind it, which costs somebody money
+        if self._served is not None and self._served.server.startswith("vllm"):
+            health = await self._get(endpoint, "/health")
+            if isinstance(health, Failure) and health.kind in ("busy", "late", "lost"):
+                return health.reason
         try:
             served = await self._ask(endpoint)
         except ServerRefusedError as error:
@@ -199,10 +207,13 @@ class Fleet:
         else:
             if isinstance(served, str):
                 return served
-            if identify(served, self._revision) == self._identity:
+            assert self._served is not None
+            alike = _differing(served, self._served, self._same) == ()
+            mine, known = identify(served, self._revision), self._identity
+            if alike and known is not None and mine.revision == known.revision:
                 return None
             reason = f"{endpoint.url} came back with {served}, but {self._served} is in use"
-            if served == self._served:
+            if alike:
                 reason = f"{endpoint.url} came back after the files in {served.root} had changed"
         if endpoint.url not in self._warned:
             self._warned.add(endpoint.url)
@@ -217,6 +228,9 @@ class Fleet:
         """
         models = await self._get(endpoint, "/v1/models")
         if isinstance(models, Failure):
+            # a gateway may list nothing and answer nevertheless: the first call will tell
+            if models.status in (404, 405) and self._model:
+                return Served(self._model, self._model, "", 0, UNKNOWN_SERVER)
             if models.kind in ("us", "request"):
                 raise ServerRefusedError(models.reason)
             return models.reason
@@ -228,10 +242,6 @@ class Fleet:
             return read_served(endpoint.url, models, body, self._model)
         except BrokenAnswerError as error:
             return endpoint.key.clean(f"{endpoint.url}: {error}")
-        except ServerRefusedError as error:
-            refused = endpoint.key.clean(str(error))
-        # raised out here, so that no uncleaned error is in its context
-        raise ServerRefusedError(refused)
 
     async def _get(self, endpoint: Endpoint, path: str) -> bytes | Failure:
         with anyio.move_on_after(self._probe_seconds):
@@ -261,8 +271,14 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         BrokenAnswerError: A body is not what these paths answer.
     """
     cards = {card.id: card for card in read_body(models, ModelList).data}
-    names = ", ".join(cards) or "none"
+    names = ", ".join(list(cards)[:_LISTED]) or "none"
+    if len(cards) > _LISTED:
+        names += f" and {len(cards) - _LISTED} more"
+    server = _server_of(version)
     if wanted and wanted not in cards:
+        # Azure lists models and is asked for deployments; LiteLLM may hide what a key may use
+        if server == UNKNOWN_SERVER:
+            return Served(wanted, wanted, "", 0, server)
         raise ServerRefusedError(f"{url} does not serve {wanted!r}; it serves: {names}")
     if not wanted and len(cards) != 1:
         raise ServerRefusedError(f"{url} serves {len(cards)} models ({names}): say which one to use")
@@ -274,16 +290,16 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         base=(under.root or under.id) if under else card.parent or "",
         # an adapter's card has none
         context=card.max_model_len or (under.max_model_len if under else None) or 0,
-        server=_server_of(version),
+        server=server,
     )
 
 
 def _server_of(version: bytes | None) -> str:
     """Return "vllm VERSION"; a web page or anything else at this path is what other servers have there."""
     try:
-        return "openai-compatible" if version is None else f"vllm {read_body(version, ServerVersion).version}"
+        return UNKNOWN_SERVER if version is None else f"vllm {read_body(version, ServerVersion).version}"
     except BrokenAnswerError:
-        return "openai-compatible"
+        return UNKNOWN_SERVER
 
 
 def identify(served: Served, revision: str) -> Identity:
@@ -312,16 +328,21 @@ def fingerprint(root: str) -> str:
     return digest.hexdigest()
 
 
-def _agree(served: Mapping[str, Served]) -> Served:
+def _differing(one: Served, other: Served, fields: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in fields if getattr(one, name) != getattr(other, name))
+
+
+def _agree(served: Mapping[str, Served], fields: Collection[str]) -> Served:
     """Return the one thing that all endpoints serve; two that differ are refused, and both are shown."""
     (first, common), *others = served.items()
     for url, other in others:
-        if other != common:
+        if _differing(other, common, fields):
             raise ServerRefusedError(
                 f"the endpoints serve different models: {first} {common}, but {url} {other}. "
                 "Answers of both would be kept under one name: give endpoints that serve the same"
             )
-    return common
+    # what every one of them takes
+    return common._replace(context=min(one.context for one in served.values()))
 
 
 def _card_under(cards: Mapping[str, ModelCard], card: ModelCard) -> ModelCard | None:

@@ -26,15 +26,18 @@ if TYPE_CHECKING:
     from agents.client import endpoints
     from agents.vllm import check as checking
     from agents.vllm import command as vllm_command
-    from agents.vllm import interpreter, launch
+    from agents.vllm import interpreter, launch, memory
     from selftrain import config, panels
     from selftrain.data import task as tasks
     from selftrain.report import prompt_preview
 else:
-    endpoints, checking, vllm_command, interpreter, launch, config, panels, tasks, prompt_preview = deferred(
+    (
+        endpoints, checking, vllm_command, interpreter, launch, memory, config, panels, tasks,
+        prompt_preview,
+    ) = deferred(
         "agents.client.endpoints", "agents.vllm.check", "agents.vllm.command", "agents.vllm.interpreter",
-        "agents.vllm.launch", "selftrain.config", "selftrain.panels", "selftrain.data.task",
-        "selftrain.report.prompt_preview",
+        "agents.vllm.launch", "agents.vllm.memory", "selftrain.config", "selftrain.panels",
+        "selftrain.data.task", "selftrain.report.prompt_preview",
     )  # fmt: skip
 
 app = noun("Start or check the vLLM servers of the agents, show their prompts.")
@@ -51,7 +54,11 @@ MostImages = Annotated[
 ]
 MostTokens = Annotated[
     int | None,
-    option("Tokens of prompt and answer; by default the model's.", metavar="N", panel=CAPACITY),
+    option(
+        "Tokens of prompt and answer; by default as many as fit, up to the model's.",
+        metavar="N",
+        panel=CAPACITY,
+    ),
 ]
 MostRequests = Annotated[
     int | None,
@@ -78,14 +85,18 @@ Python = Annotated[
 )
 def serve(
     model: Annotated[str, argument("MODEL", "A folder, or ORGANISATION/NAME on the Hugging Face hub.")],
-    flags: Annotated[list[str] | None, argument("-- FLAGS", "Flags of vLLM, after --.")] = None,
+    flags: Annotated[
+        list[str] | None, argument("-- FLAGS", "Flags of vLLM, after --: passed on as they are.")
+    ] = None,
     *,
     name: Name = "",
     adapter: Annotated[
         list[str], several("A LoRA adapter; may be given several times.", "--adapter", metavar="NAME=FOLDER")
     ],
     log: Log = None,
-    time_limit: Annotated[float, option("Seconds until it can serve.", metavar="S")] = 900.0,
+    time_limit: Annotated[
+        float, option("Seconds without progress until it is given up.", metavar="S")
+    ] = 900.0,
     host: Host = "127.0.0.1",
     allow_remote: Annotated[
         bool, option("Let --host be an address that other machines reach.", "--allow-remote", panel=LISTENING)
@@ -106,9 +117,9 @@ def serve(
 
     Prints every stage, then the lines of a recipe that use it. Ctrl-C or SIGTERM ends the server and
     everything that it started (exit status 0); a server that cannot be started, or ends by itself, is exit
-    status 2. What stands after -- is passed on to vLLM. A key that callers must show is taken from
-    SELFTRAIN_API_KEY, never from the command line. A model that was trained here is served by another
-    command: `selftrain serve`.
+    status 2. What stands after -- is passed on to vLLM. While weights are downloaded or read, or the log goes
+    on, it is waited for. A key that callers must show is taken from SELFTRAIN_API_KEY, never from the command
+    line. A model that was trained here is served by another command: `selftrain serve`.
     """
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
@@ -126,6 +137,8 @@ def serve(
         try:
             with launch.serving(command, log=log, seconds=time_limit, report=echo) as (server, ready):
                 echo(_ready_line(ready))
+                if (most := memory.pictures_that_fit(ready.context)) < ready.images:
+                    echo(f"note: the context has room for some {most} pictures: set vlm.max_images = {most}")
                 echo(_recipe_lines(server, ready))
                 server.wait()
         except KeyboardInterrupt:
@@ -208,7 +221,7 @@ def _recipe_lines(server: launch.Server, ready: launch.Ready) -> str:
     if len(command.models) > 1:
         lines.append(f"model = {json.dumps(ready.model)}  # or {', '.join(command.models[1:])}")
     if command.api_key and not os.environ.get(KEY_VARIABLE):
-        lines.append('key_variable = "VLLM_API_KEY"')
+        lines.append(f"# and where it is run: export {KEY_VARIABLE}=$VLLM_API_KEY")
     return "\n".join([*lines, ""])
 
 

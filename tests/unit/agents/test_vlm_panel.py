@@ -170,14 +170,27 @@ def test_the_same_question_is_never_paid_twice(panels, tmp_path):
         {"root": "org/other"},
         {"base": "org/model-a"},
         {"revision": "rev2"},
-        {"server": "vllm 0.33.0"},
     ],
 )
-def test_another_model_revision_adapter_or_server_is_asked_anew(panels, change):
+def test_another_model_revision_or_adapter_is_asked_anew(panels, change):
     panels(MemoryBackend(by_first_word)).verify(candidates("rude"))
     other = MemoryBackend(by_first_word, identity=IDENTITY._replace(**change))
     panels(other).verify(candidates("rude"))
     assert len(other.requests) == 2
+
+
+@pytest.mark.parametrize("keyed", [(), ("context",), ("server", "encoder")])
+def test_an_upgrade_of_server_context_or_pillow_buys_nothing_unless_the_recipe_says_so(
+    panels, keyed, monkeypatch, tmp_path
+):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    posts = [Candidate(PostStub("p", "kind words", (tmp_path / "a.png",)), "kind", 0.9)]
+    panels(MemoryBackend(by_first_word), keyed=keyed).verify(posts)
+    monkeypatch.setattr("PIL.__version__", "99.0")
+    monkeypatch.setattr("agents.ask.prepare.QUALITY", 60)  # other bytes, as another encoder writes them
+    upgraded = MemoryBackend(by_first_word, identity=IDENTITY._replace(server="vllm 0.40.0", context=9))
+    panels(upgraded, keyed=keyed).verify(posts)
+    assert len(upgraded.requests) == (2 if keyed else 0)
 
 
 def test_another_picture_is_asked_anew_and_another_file_name_is_not(panels, tmp_path):
@@ -221,6 +234,12 @@ def test_a_picture_that_cannot_be_read_fails_the_post_and_asks_nothing(panels, t
 
 
 UNUSABLE = [
+    raw('{"rationale":"half a pair \\ud83d","label":"rude"}'),
+    raw('{"rationale":"' + "ab " * 2_000_000 + '","label":"rude"}'),
+    raw('{"rationale":"a","label":' + "[" * 100_000),
+    raw('{"rationale":"a","label":NaN}'),
+    raw('{"rationale":{},"label":"rude"}'),
+    raw("<think>it may be"),
     raw('{"rationale":"a","label":"rude"}', "length"),
     raw("   "),
     raw('{"rationale": "a", "label": "ru'),
@@ -247,9 +266,17 @@ def test_an_unusable_answer_is_failed_after_the_attempts_and_never_a_label(panel
     assert len({r.sampling.seed for r in backend.requests}) == 3
     assert panel.usage().failed == 1
     assert panel.usage().usage.completion == 3 * completion.usage.completion
-    # and this too was paid for
-    panel.verify(candidates("rude"))
-    assert len(backend.requests) == 3
+    # it is no answer, and a server that was mended is asked again; what it cost stays counted
+    backend.answer = by_first_word
+    (verdict,) = panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=510).verify(
+        candidates("rude")
+    )
+    assert verdict.consistent
+    assert len(backend.requests) == 4
+    with pytest.raises(TokenCapError):
+        panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=510).verify(
+            candidates("kind")
+        )
 
 
 def test_a_later_attempt_that_can_be_used_counts(panels):
