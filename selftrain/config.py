@@ -306,6 +306,25 @@ class AgentsSection(PartSection):
         return self
 
 
+class RoleSection(Section):
+    """Another model for one of the two roles: what is not given is as in `vlm`."""
+
+    # "guard": a model that answers in a template of its own, mapped by `words`
+    kind: Literal["chat", "guard"] = "chat"
+    servers: tuple[str, ...] = ()
+    model: str | None = None
+    revision: str | None = None
+    key_variable: str | None = None
+    answer_tokens: int | None = Field(None, ge=8)
+    thinking_tokens: int | None = Field(None, ge=0)
+    extra_body: Options | None = None
+    words: dict[str, str] = Field(default_factory=dict)
+
+    def given(self) -> Options:
+        """Return the keys that say something."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name))}
+
+
 class VlmSection(Section):
     """Vision-language agents: where they are served, what they are asked, what they may cost.
 
@@ -326,6 +345,8 @@ class VlmSection(Section):
     image_side: int = Field(768, ge=28, le=4096)
     max_images: int = Field(16, ge=0, le=16)
     examples: int = Field(2, ge=1)
+    reviewer: RoleSection | None = None
+    user: RoleSection | None = None
 
     concurrency: int = Field(64, ge=1)
     timeout: float = Field(120, gt=0)
@@ -334,14 +355,19 @@ class VlmSection(Section):
     attempts: int = Field(3, ge=1)
     answer_tokens: int | None = Field(None, ge=8)
     thinking_tokens: int = Field(0, ge=0)
-    extra_body: Options = Field(default_factory=dict)
+    extra_body: Options | None = None
     keyed: tuple[Literal["server", "context", "encoder"], ...] = ()
     token_cap: int | None = Field(None, ge=1)
     store: Path | None = None
 
     def arguments(self) -> Options:
         """Return the keys as arguments of `VLMPanel`."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return given | {role: section and section.given() for role, section in self.roles().items()}
+
+    def roles(self) -> dict[str, RoleSection | None]:
+        """Return role -> its section."""
+        return {"reviewer": self.reviewer, "user": self.user}
 
 
 class RoundsSection(Section):
@@ -424,6 +450,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     recipe = read_table(Recipe, Path(path), overrides, _PATHS)
     typed = {override.partition("=")[0].strip() for override in overrides}
     named = {"vlm.key_variable": recipe.vlm.key_variable}
+    for role, section in recipe.vlm.roles().items():
+        if section is not None and section.key_variable:
+            named[f"vlm.{role}.key_variable"] = section.key_variable
     for key, variable in named.items():
         if not variable.startswith(KEY_PREFIX) and key not in typed:
             raise RecipeError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from agents.ask.answer_schema import AnswerForm
 from agents.ask.cache import ResponseCache
+from agents.ask.guard import guard_words
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.metering import Manner, UsageTotals
 from agents.ask.prepare import Opener
@@ -190,7 +191,7 @@ class ModelServers:
     attempts: int = 3
     answer_tokens: int | None = None
     thinking_tokens: int = 0
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Mapping[str, Any] | None = None
     keyed: Sequence[str] = ()
     token_cap: int | None = None
     store: Path | None = None
@@ -204,16 +205,22 @@ class ModelServers:
             max_pixels: Most pixels of an image file.
             progress: Whether to show bars.
         """
+        others = {role: (build_backend(model), model.manner()) for role, model in self.others().items()}
         return Runner(
             build_backend(self), cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
             max_images=self.max_images, width=self.concurrency * max(1, len(self.servers)),
-            manner=self.manner(), token_cap=self.token_cap, progress=bar if progress else None,
+            manner=self.manner(), others=others, token_cap=self.token_cap,
+            progress=bar if progress else None,
         )  # fmt: skip
+
+    def others(self) -> dict[str, ModelServers]:
+        """Return role -> the model of its own that it has."""
+        return {}
 
     def manner(self) -> Manner:
         """Return how the model is asked."""
         return Manner(
-            self.answer_tokens, self.thinking_tokens, self.extra_body, self.attempts, tuple(self.keyed)
+            self.answer_tokens, self.thinking_tokens, self.extra_body or {}, self.attempts, tuple(self.keyed)
         )
 
     def runner_for(self, run: RunContext) -> Runner:
@@ -236,12 +243,32 @@ class VLMPanel(ModelServers):
         always_cross_review: Ask everybody again even where the verdict is settled.
         prompts: A folder of prompt files that replace the built-in ones.
         examples: Labelled posts of each class that "few_shot" shows.
+        reviewer, user: What is otherwise for that role, where another model plays it: servers, model,
+            revision, key_variable, answer_tokens, thinking_tokens, extra_body; and `words` of a guard model
+            (word or category -> class), which answers in a template of its own.
     """
 
     protocol: str = "cross_review"
     always_cross_review: bool = False
     prompts: Path | None = None
     examples: int = 2
+    reviewer: Mapping[str, Any] | None = None
+    user: Mapping[str, Any] | None = None
+
+    def others(self) -> dict[str, ModelServers]:
+        """Return role -> the model of its own that it has."""
+        mine = {one.name: getattr(self, one.name) for one in fields(ModelServers)}
+        # another server serves another model: what was said of the first one's does not hold there
+        fresh = {"model": "", "revision": ""}
+        found = {}
+        for role, section in self._roles().items():
+            given = {name: value for name, value in section.items() if name not in ("words", "kind")}
+            if given:
+                found[role] = ModelServers(**{**mine, **(fresh if "servers" in given else {}), **given})
+        return found
+
+    def _roles(self) -> dict[str, Mapping[str, Any]]:
+        return {"reviewer": self.reviewer or {}, "user": self.user or {}}
 
     def for_run(self, run: RunContext) -> JudgePanel:
         """Return the agents; nothing is asked yet.
@@ -266,12 +293,19 @@ class VLMPanel(ModelServers):
         return VLMAgent(
             prompts, PROTOCOLS[self.protocol], form=self.form, rationale_chars=self.rationale_chars,
             examples=self.examples, seed=seed,
+            guards={
+                role: guard_words(brief.names, brief.unsure, given.get("words", {}))
+                for role, given in self._roles().items()
+                if given.get("kind") == "guard"
+            },
         )  # fmt: skip
 
     def _shown(self) -> dict[str, Any]:
         """Return the settings that a reader of the run wants to know; never the key."""
         hidden = ("key_variable", "store", "token_cap")
         shown = {name: value for name, value in asdict(self).items() if name not in hidden}
+        for role, given in self._roles().items():
+            shown[role] = {name: value for name, value in given.items() if name != "key_variable"} or None
         shown |= {"servers": list(self.servers), "prompts": self.prompts and str(self.prompts)}
         return {name: value for name, value in shown.items() if value is not None}
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from agents.ask.guard import GuardWords
 from agents.ask.label_probs import label_probs
 from agents.client.base import Completion, Token
 from agents.client.dialect import MOST_LOGPROBS
@@ -24,6 +25,10 @@ from agents.judgment import State
 
 AnswerForm: TypeAlias = Literal["reason_first", "label_first", "label_only", "cot"]
 
+NO_CLAUSE = "none"
+"""What an answer names where no clause of the policy decides."""
+MOST_GUARD = 400
+"""Characters of what a guard wrote that are kept."""
 MOST_REASONING = 20_000
 """Characters of a thinking model's thoughts that are kept."""
 _MOST_CHARACTERS = 8  # an answer is no longer than so many times what was asked for
@@ -43,6 +48,8 @@ class AnswerSchema:
     unsure: str  # the answer of an agent that cannot tell
     form: AnswerForm = "reason_first"  # what is written in which order; the file ``form.NAME.txt`` words it
     rationale_chars: int = 240  # most characters of a rationale; ``cot`` has three times as many
+    clauses: int = 0  # of the policy, numbered from 1, of which an answer names the one that decides; 0: none
+    reverse: bool = False  # list the classes from the last to the first
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -57,13 +64,20 @@ class AnswerSchema:
         heads = {label[:1] for label in self.labels}
         plain = all(head.isascii() and head.isalnum() for head in heads)
         if (plain and len(heads) == len(self.labels)) or len(self.labels) > len(_LETTERS):
-            return {label: label for label in self.labels}
-        return {label: f"{letter} {label}" for letter, label in zip(_LETTERS, self.labels, strict=False)}
+            spelt = {label: label for label in self.labels}
+        else:
+            spelt = {label: f"{letter} {label}" for letter, label in zip(_LETTERS, self.labels, strict=False)}
+        order = (*reversed(self.classes), self.unsure) if self.reverse else self.labels
+        return {label: spelt[label] for label in order}
 
     @property
     def top_logprobs(self) -> int:
         """Alternatives of a token that show all labels: several tokens may begin the same one."""
         return min(max(_LEAST_LOGPROBS, 4 * len(self.labels)), MOST_LOGPROBS)
+
+    def keyed(self) -> dict[str, str]:
+        """Return what an answer is read by beside the schema: nothing."""
+        return {}
 
     @property
     def limit(self) -> int:
@@ -80,9 +94,11 @@ class AnswerSchema:
         """Return the JSON schema; the order of its properties is the order in which they are written."""
         label = {"type": "string", "enum": list(self.spelt.values())}
         rationale = {"type": "string", "minLength": 1, "maxLength": max(self.limit, 1)}
-        properties: dict[str, Any] = {"rationale": rationale, "label": label}
+        numbers = [*map(str, range(1, self.clauses + 1)), NO_CLAUSE]
+        clause = {"clause": {"type": "string", "enum": numbers}} if self.clauses else {}
+        properties: dict[str, Any] = {"rationale": rationale, **clause, "label": label}
         if self.form == "label_first":
-            properties = {"label": label, "rationale": rationale}
+            properties = {"label": label, **clause, "rationale": rationale}
         elif self.form == "label_only":
             properties = {"label": label}
         return {
@@ -106,6 +122,7 @@ class ParsedAnswer:
     perplexity: float | None = None  # of the rationale, >= 1; None without rationale or log-probabilities
     fault: str = ""  # why it failed; empty otherwise
     reasoning: str = ""  # what a thinking model wrote before; empty otherwise
+    clause: str = ""  # number of the policy's clause that decides; empty where none was named
 
     @classmethod
     def failed(cls, fault: str) -> ParsedAnswer:
@@ -117,7 +134,7 @@ class ParsedAnswer:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], schema: AnswerSchema) -> ParsedAnswer:
+    def from_json(cls, record: Mapping[str, Any], schema: AnswerSchema | GuardWords) -> ParsedAnswer:
         """Return the answer of a record.
 
         Raises:
@@ -126,7 +143,7 @@ class ParsedAnswer:
         try:
             answer = cls(
                 State(record["state"]), record["label"], record["rationale"], record["probabilities"],
-                record["perplexity"], record["fault"], record["reasoning"],
+                record["perplexity"], record["fault"], record["reasoning"], record["clause"],
             )  # fmt: skip
             fits = _usable(answer, schema)
         except (KeyError, TypeError, ValueError) as error:
@@ -136,13 +153,14 @@ class ParsedAnswer:
         return answer
 
 
-def _usable(answer: ParsedAnswer, schema: AnswerSchema) -> bool:
+def _usable(answer: ParsedAnswer, schema: AnswerSchema | GuardWords) -> bool:
     """Return whether an answer is one that `parse_answer` gives."""
     probs, perplexed = answer.probabilities, answer.perplexity
     named = answer.label in schema.classes if answer.state is State.LABEL else answer.label is None
     return (
         answer.state is not State.FAILED
         and named
+        and answer.clause == _clause(answer.clause, schema)
         and all(isinstance(text, str) and is_text(text) for text in (answer.rationale, answer.reasoning))
         and (
             probs is None
@@ -152,8 +170,13 @@ def _usable(answer: ParsedAnswer, schema: AnswerSchema) -> bool:
     )
 
 
-def parse_answer(completion: Completion, schema: AnswerSchema) -> ParsedAnswer:
+AnyForm: TypeAlias = AnswerSchema | GuardWords
+
+
+def parse_answer(completion: Completion, schema: AnyForm) -> ParsedAnswer:
     """Parse the answer in a completion; anything but a whole answer of the schema is FAILED."""
+    if isinstance(schema, GuardWords):
+        return _parse_guard(completion, schema)
     # servers that do not take thoughts apart leave them before the answer
     thoughts, _, text = completion.text.rpartition("</think>")
     reasoning = completion.reasoning or thoughts.replace("<think>", "").strip()
@@ -176,12 +199,33 @@ def parse_answer(completion: Completion, schema: AnswerSchema) -> ParsedAnswer:
     return ParsedAnswer(
         state, label if state is State.LABEL else None, rationale if schema.limit else "", probabilities,
         perplexity(completion.tokens), reasoning=reasoning[:MOST_REASONING],
+        clause=_clause(record.get("clause"), schema),
     )  # fmt: skip
+
+
+def _parse_guard(completion: Completion, words: GuardWords) -> ParsedAnswer:
+    """Parse what a guard wrote; its first word decides, so an end by length is one."""
+    text = completion.text.rpartition("</think>")[2].strip()
+    if completion.refusal or completion.finish == "content_filter" or not is_text(text):
+        return ParsedAnswer.failed(f"refused, or no text: {completion.refusal[:200]}")
+    label = words.label(text)
+    if label is None:
+        return ParsedAnswer.failed(f"a word that vlm's `words` do not map: {text[:80]!r}")
+    probabilities = words.probabilities(completion.tokens, label)
+    if label == words.unsure:
+        return ParsedAnswer(State.ABSTAIN, None, text[:MOST_GUARD], probabilities)
+    return ParsedAnswer(State.LABEL, label, text[:MOST_GUARD], probabilities)
 
 
 def is_text(text: str) -> bool:
     """Return whether a text is one: half a surrogate pair can be written nowhere."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _clause(written: object, schema: AnswerSchema | GuardWords) -> str:
+    """Return the number of a clause that there is; empty: it names none."""
+    most = schema.clauses if isinstance(schema, AnswerSchema) else 0
+    return str(written) if str(written) in {str(number) for number in range(1, most + 1)} else ""
 
 
 def _label(written: object, schema: AnswerSchema) -> str | None:
@@ -201,7 +245,7 @@ def _unfinished(completion: Completion, text: str, *, thinking: bool) -> str:
 
 def _malformed(record: object, schema: AnswerSchema) -> str:
     """Return what is wrong with a record, or nothing."""
-    expected = set(schema.to_json()["required"])
+    expected = set(schema.to_json()["required"]) - {"clause"}  # of use, and not what is asked about
     if not isinstance(record, dict) or not expected <= set(record):
         return f"not an object with {' and '.join(sorted(expected))}"
     if _label(record["label"], schema) is None:

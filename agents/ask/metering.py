@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
+from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Note, ResponseCache
 from agents.ask.prepare import PreparedPost, encoder
 from agents.client.base import Backend, ChatRequest, Identity, Message, PromptSize, Sampling, Usage, cache_key
@@ -45,7 +45,7 @@ class PostPrompt:
 
     post: PreparedPost  # the post
     messages: tuple[Message, ...]  # the whole conversation, the post's pictures included
-    schema: AnswerSchema  # of the answer
+    schema: AnyForm  # of the answer
     role: str  # who is asked: "reviewer", "annotator", "question:NAME"
     step: int = 0  # as in `Judgment`
     seed: int = 0  # of the model's draws where an answer has to be asked for again
@@ -197,7 +197,8 @@ class MeteredClient:
         """
         attempts = self._manner.attempts
         requests = [prompt.request(attempt, self._manner) for attempt in range(attempts)]
-        keys = [cache_key(request, self.identity, self._also) for request in requests]
+        also = self._also | prompt.schema.keyed()
+        keys = [cache_key(request, self.identity, also) for request in requests]
         # whichever attempt brought it: those before it could not be used and are not bought again
         for attempt, key in enumerate(keys):
             if (answer := self._stored(key, prompt.schema)) is not None:
@@ -215,7 +216,7 @@ class MeteredClient:
         """Return the size of a prompt; no answer is asked for."""
         return await self._backend.measure(prompt.request(0, self._manner))
 
-    def _stored(self, key: str, schema: AnswerSchema) -> ParsedAnswer | None:
+    def _stored(self, key: str, schema: AnyForm) -> ParsedAnswer | None:
         """Return the kept answer under a key; one that is none any more is taken away."""
         cached = self._account.cache.get(key)
         if cached is None:
@@ -247,7 +248,7 @@ class MeteredClient:
             del self._under_way[key]
         return answer
 
-    async def _buy(self, key: str, request: ChatRequest, schema: AnswerSchema, note: Note) -> ParsedAnswer:
+    async def _buy(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
         account = self._account
         if account.stopped:
             raise StoppedError

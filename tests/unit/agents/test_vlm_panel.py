@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 
 import pytest
 from PIL import Image
 from vlm_helpers import (
+    BRIEF,
     IDENTITY,
     MemoryBackend,
     PostStub,
     by_first_word,
     labelled_posts,
     make_panel,
+    opener,
     pictures_of,
     raw,
     role_of,
@@ -22,7 +25,22 @@ from vlm_helpers import (
     words,
 )
 
-from agents.errors import CallFailedError, LearningError, RequestRefusedError, ServerLostError, TokenCapError
+from agents.ask.cache import ResponseCache
+from agents.ask.guard import guard_words
+from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
+from agents.ask.metering import Manner
+from agents.ask.prompt_files import Brief
+from agents.ask.protocols import PROTOCOLS
+from agents.ask.runner import Runner
+from agents.client.base import Message, Token
+from agents.errors import (
+    CallFailedError,
+    LearningError,
+    RequestRefusedError,
+    ReviewError,
+    ServerLostError,
+    TokenCapError,
+)
 from agents.judgment import Candidate, State, Verdict
 from agents.trust import trust
 
@@ -61,6 +79,13 @@ def test_everything_but_the_ending_is_shared_by_all_calls_on_a_post(panels):
     beginnings = {(r.messages[:-1], r.messages[-1].parts[:-1]) for r in backend.requests}
     assert len(beginnings) == 1
     assert len({r.messages[-1].parts[-1] for r in backend.requests}) == 4
+    # and what is shared has the classes in one order, while the second agent is offered them in the other
+    enums = [r.schema["properties"]["label"]["enum"] for r in backend.requests]
+    assert sorted(map(tuple, enums)) == [("kind", "rude", "unsure")] * 2 + [("rude", "kind", "unsure")] * 2
+    assert all(
+        role_of(r) == "reviewer" or 'The labels are "kind", "rude", "unsure".' in words(r)
+        for r in backend.requests
+    )
     assert {r.affinity for r in backend.requests} == {"p0"}
 
 
@@ -105,6 +130,112 @@ def test_two_abstentions_have_nothing_to_exchange_unless_all_are_asked(panels):
     assert len(verdict.judgments) == len(backend.requests) == 2
     (verdict,) = panels(backend, always_cross_review=True).verify(candidates("rude"))
     assert len(verdict.judgments) == len(backend.requests) == 4
+
+
+CLAUSES = Brief(
+    "manners", "Two things count.\n- Insults are rude.\n2) Threats are rude.\n", dict(BRIEF.classes)
+)
+
+
+def test_the_clause_that_decides_is_named(panels):
+    def answer(request):
+        clause = "2" if role_of(request) == "reviewer" else "none"
+        return raw(json.dumps({"rationale": "an insult", "clause": clause, "label": "rude"}))
+
+    backend = MemoryBackend(answer)
+    (verdict,) = panels(backend, brief=CLAUSES).verify(candidates("rude"))
+    policy = words(backend.requests[0], 0)
+    assert "1. Two things count.\n2. Insults are rude.\n3. Threats are rude." in policy
+    assert 'then "clause", the number of the clause' in policy
+    schema = backend.requests[0].schema
+    assert list(schema["properties"]) == ["rationale", "clause", "label"]
+    assert schema["properties"]["clause"]["enum"] == ["1", "2", "3", "none"]
+    reviewer, user = verdict.judgments
+    assert reviewer.details["clause"] == "2. Insults are rude."
+    assert "clause" not in user.details
+    # read back from the store as it was
+    again = panels(MemoryBackend(lambda r: pytest.fail("paid for")), brief=CLAUSES)
+    assert again.verify(candidates("rude"))[0].to_json() == verdict.to_json()
+
+
+def test_thoughts_are_kept_with_the_judgment_and_room_is_made_for_them(tmp_path):
+    backend = MemoryBackend(lambda r: said("rude", reasoning="let me see"))
+    runner = Runner(
+        backend, ResponseCache(tmp_path / "a.sqlite"), run="r", opener=opener,
+        manner=Manner(answer_tokens=50, thinking_tokens=900, extra_body={"top_k": 1}),
+    )  # fmt: skip
+    panel = JudgePanel(runner, VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cot"]))
+    (verdict,) = panel.verify(candidates("rude"))
+    panel.close()
+    (request,) = backend.requests
+    assert (request.sampling.max_tokens, request.extra) == (950, {"top_k": 1})
+    assert verdict.judgments[0].details["reasoning"] == "let me see"
+
+
+LLAMA_GUARD = {"safe": "kind", "unsafe": "rude", "S7": "kind"}
+
+
+def guard_token(word, share, other):
+    return Token(word, math.log(share), ((word, math.log(share)), (other, math.log(1 - share))))
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "probability"),
+    [
+        (raw("\n\nsafe"), "kind", None),
+        (raw("unsafe\nS1"), "rude", None),
+        (raw("unsafe\nS7,S1"), "kind", None),
+        (raw("unsafe\nS1", tokens=(guard_token("\n\nunsafe", 0.9, "\n\nsafe"),)), "rude", 0.9),
+        (raw("safe", tokens=(guard_token("safe", 0.6, "un"),)), "kind", 0.6),
+        (raw("safe", tokens=(guard_token("safe", 0.6, "perhaps"),)), "kind", None),
+        (raw("perhaps"), None, None),
+        (raw("no: it is unsafe"), None, None),
+    ],
+)
+def test_a_guard_answers_in_its_own_template(tmp_path, answer, label, probability):
+    judge, guard = MemoryBackend(lambda r: said("kind")), MemoryBackend(lambda r: answer)
+    guard.identity = IDENTITY._replace(model="guard")
+    runner = Runner(
+        judge, ResponseCache(tmp_path / "a.sqlite"), run="r", opener=opener,
+        others={"reviewer": (guard, Manner())},
+    )  # fmt: skip
+    words_of = guard_words(tuple(BRIEF.classes), "unsure", LLAMA_GUARD)
+    agent = VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cross_review"], guards={"reviewer": words_of})
+    panel = JudgePanel(runner, agent, always_cross_review=True)
+    (verdict,) = panel.verify(candidates("rude"))
+    reached = panel.describe()
+    panel.close()
+    first, user = verdict.judgments[:2]
+    assert (first.label, first.source, user.label) == (label, "vlm:guard@rev1", "kind")
+    assert first.probability == (None if probability is None else pytest.approx(probability))
+    assert {tuple(r.messages) for r in guard.requests} == {(Message("user", ("rude post 0",)),)}
+    assert guard.requests[0].schema is None
+    assert all("guard" not in words(r, 0) for r in judge.requests)
+    assert (reached["model"]["model"], reached["model of the reviewer"]["model"]) == ("model-a", "guard")
+    assert (judge.closed, guard.closed) == (1, 1)
+    if label is not None:
+        assert verdict.judgments[2].label == label  # asked again it says the same, and is paid once
+        assert len(guard.requests) == 1
+
+
+@pytest.mark.parametrize("table", [{}, {"safe": "evil"}])
+def test_a_table_that_maps_to_no_class_is_refused(table):
+    with pytest.raises(ReviewError, match="expected classes of the task"):
+        guard_words(tuple(BRIEF.classes), "unsure", table)
+
+
+def test_two_models_share_one_budget(tmp_path):
+    other = MemoryBackend(by_first_word, identity=IDENTITY._replace(model="b"))
+    runner = Runner(
+        MemoryBackend(by_first_word), ResponseCache(tmp_path / "a.sqlite"), run="r", opener=opener, width=1,
+        others={"user": (other, Manner())}, token_cap=500,
+    )  # fmt: skip
+    panel = JudgePanel(runner, VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cross_review"]))
+    with pytest.raises(TokenCapError):
+        panel.verify(candidates(*["rude"] * 9))
+    assert panel.usage().usage.total <= 500
+    assert other.requests
+    panel.close()
 
 
 def test_in_sequential_the_user_reads_the_reviewer_and_decides(panels):
