@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def respelt(completion: Completion, request: ChatRequest) -> Completion:
 
     def spell(text: str) -> str:
         for name, value in written.items():
-            text = text.replace(f'"{name}"', f'"{value}"')
+            text = re.sub(rf'"{re.escape(name)}(?="|$)', f'"{value}', text)
         return text
 
     tokens = tuple(

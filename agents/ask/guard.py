@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agents.ask.label_probs import TOLERANCE
 from agents.client.base import Token
@@ -32,8 +33,9 @@ class GuardWords:
     max_tokens = 60
     top_logprobs = 20
 
-    def to_json(self) -> None:
+    def to_json(self) -> dict[str, Any] | None:
         """Return no schema: the template decides what is written."""
+        return None
 
     def keyed(self) -> dict[str, str]:
         """Return what an answer is read by, which is part of its cache key."""

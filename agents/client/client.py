@@ -151,7 +151,7 @@ class ChatClient:
             try:
                 answer = await self._answer(self._completing(request, dialect))
             except (RequestRefusedError, ServerRefusedError) as error:
-                changed = dialect.after(str(error))
+                changed = dialect.after(str(error), request.sampling.top_logprobs)
                 if changed is None:
                     raise
                 dialect = changed

@@ -32,11 +32,19 @@ class Dialect(NamedTuple):
     seed: bool = True
     system: bool = True  # whether there is a system turn; else its words open the first turn
 
-    def after(self, refusal: str) -> Dialect | None:
-        """Return what to ask with after a refusal in these words; None: it is about something else."""
+    def after(self, refusal: str, wanted: int = MOST_LOGPROBS) -> Dialect | None:
+        """Return what to ask with after a refusal in these words; None: it is about something else.
+
+        Args:
+            refusal: The server's.
+            wanted: Alternatives that the request was made for.
+        """
         for pattern, step in _STEPS:
-            if re.search(pattern, refusal, re.IGNORECASE) and (changed := step(self)) is not None:
-                return changed
+            if re.search(pattern, refusal, re.IGNORECASE):
+                sent = min(self.most_logprobs, wanted)
+                now = self._replace(most_logprobs=sent) if step is _fewer_logprobs else self
+                if (changed := step(now)) is not None:
+                    return changed
         return None
 
     def lacks(self) -> Iterator[str]:

@@ -293,6 +293,7 @@ async def _bounded(response: Response) -> None:
     if response.headers.get("content-encoding", "identity") != "identity":
         raise BrokenAnswerError("it is compressed, which was not asked for")
     stream = response.stream
+    assert isinstance(stream, httpx2.AsyncByteStream)
 
     class Counted(httpx2.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -170,7 +170,8 @@ def _asked(endpoint: str, model: str, key: str, asked: ChatRequest, seconds: flo
         body, used = chat_body(asked, model, dialect), dialect
         reply = fetch(f"{endpoint}/v1/chat/completions", key, body, seconds, most)
         refused = 400 <= reply.status < 500
-        dialect = used.after(server_words(reply.body.decode("utf-8", "replace"))) if refused else None
+        words = server_words(reply.body.decode("utf-8", "replace")) if refused else ""
+        dialect = used.after(words, asked.sampling.top_logprobs)
     if reply.status != 200:
         return Trial(None, reply.words, reply.status, dialect=used)
     try:

@@ -137,8 +137,7 @@ def serve(
         try:
             with launch.serving(command, log=log, seconds=time_limit, report=echo) as (server, ready):
                 echo(_ready_line(ready))
-                if (most := memory.pictures_that_fit(ready.context)) < ready.images:
-                    echo(f"note: the context has room for some {most} pictures: set vlm.max_images = {most}")
+
                 echo(_recipe_lines(server, ready))
                 server.wait()
         except KeyboardInterrupt:
@@ -222,6 +221,8 @@ def _recipe_lines(server: launch.Server, ready: launch.Ready) -> str:
         lines.append(f"model = {json.dumps(ready.model)}  # or {', '.join(command.models[1:])}")
     if command.api_key and not os.environ.get(KEY_VARIABLE):
         lines.append(f"# and where it is run: export {KEY_VARIABLE}=$VLLM_API_KEY")
+    if (most := max(1, memory.pictures_that_fit(ready.context))) < ready.images:
+        lines.append(f"max_images = {most}  # as many as the context surely has room for")
     return "\n".join([*lines, ""])
 
 

@@ -173,7 +173,6 @@ HOSTILE = {
     "log-probability abc": lambda: completion(logprobs=logprobs_of("abc")),
     "log-probability NaN": lambda: completion(logprobs=logprobs_of(math.nan)),
     "text for an object": lambda: {"choices": "abc"},
-    "text for logprobs": lambda: completion(logprobs="abc"),
     "half a surrogate": lambda: json.dumps(completion("\ud83d")).encode(),
 }
 
