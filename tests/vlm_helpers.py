@@ -16,7 +16,7 @@ from agents.ask.cache import ResponseCache
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.metering import Manner
 from agents.ask.prompt_files import Brief
-from agents.ask.protocols import PROTOCOLS
+from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Picture, PromptSize, Token, Usage
 
@@ -139,9 +139,10 @@ def make_panel(
     settings: Mapping | None = None,
     attempts: int = 3,
     keyed: tuple = (),
+    lone: bool = False,
     **options,
 ) -> JudgePanel:
-    chosen = PROTOCOLS[protocol]
+    chosen = alone(PROTOCOLS[protocol]) if lone else PROTOCOLS[protocol]
     agent = VLMAgent(JudgePrompts(brief), chosen, **(asking or {}))
     cache = ResponseCache(folder / "answers.sqlite")
     manner = Manner(attempts=attempts, keyed=keyed)
