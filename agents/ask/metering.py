@@ -201,9 +201,9 @@ class MeteredClient:
         keys = [cache_key(request, self.identity, also) for request in requests]
         # whichever attempt brought it: those before it could not be used and are not bought again
         for attempt, key in enumerate(keys):
-            if (answer := self._stored(key, prompt.schema)) is not None:
+            if (kept := self._stored(key, prompt.schema)) is not None:
                 self._account.add(stored=1)
-                return Response(answer, self.source, "", attempt + 1, key[:16])
+                return Response(kept, self.source, "", attempt + 1, key[:16])
         for attempt, (key, request) in enumerate(zip(keys, requests, strict=True)):
             answer = await self._answer(key, request, prompt, attempt)
             if not answer.fault:

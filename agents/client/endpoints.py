@@ -292,8 +292,8 @@ async def _bounded(response: Response) -> None:
     most = _most_bytes.get()
     if response.headers.get("content-encoding", "identity") != "identity":
         raise BrokenAnswerError("it is compressed, which was not asked for")
-    stream = response.stream
-    assert isinstance(stream, httpx2.AsyncByteStream)
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    stream: httpx2.AsyncByteStream = response.stream
 
     class Counted(httpx2.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -38,7 +38,7 @@ class Card(NamedTuple):
 
     name: str
     gib: float  # of each
-    count: int = 1
+    number: int = 1
 
 
 MODELS = (
@@ -59,10 +59,10 @@ CARDS = (
 
 def tokens_that_fit(model: Model, card: Card) -> int:
     """Return the tokens whose keys and values fit beside the weights; 0 or less: the model does not start."""
-    weights = model.weights_gb * 1e9 / card.count
+    weights = model.weights_gb * 1e9 / card.number
     left = (UTILIZATION * card.gib - ACTIVATIONS_GIB) * _GIB - weights
     # every card keeps at least one head of keys and values, shared or copied
-    shared_by = min(card.count, model.kv_heads)
+    shared_by = min(card.number, model.kv_heads)
     return int(left / (model.bytes_a_token / shared_by))
 
 
