@@ -361,7 +361,7 @@ class VlmSection(Section):
     answer_tokens: int | None = Field(None, ge=8)
     thinking_tokens: int = Field(0, ge=0)
     extra_body: Options | None = None
-    keyed: tuple[Literal["server", "context", "encoder"], ...] = ()
+    keyed: tuple[Annotated[str, OneOf("agents.client.base:Recorded")], ...] = ()
     token_cap: int | None = Field(None, ge=1)
     store: Path | None = None
 

@@ -23,7 +23,7 @@ from agents.ask.prepare import Opener
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
-from agents.client.base import Backend
+from agents.client.base import Backend, Recorded
 from agents.client.client import ChatClient
 from agents.errors import ReviewError
 from agents.judgment import PostLike
@@ -210,7 +210,7 @@ class ModelServers:
     answer_tokens: int | None = None
     thinking_tokens: int = 0
     extra_body: Mapping[str, Any] | None = None
-    keyed: Sequence[str] = ()
+    keyed: Sequence[Recorded] = ()
     token_cap: int | None = None
     store: Path | None = None
 

@@ -14,7 +14,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Note, ResponseCache
 from agents.ask.prepare import PreparedPost, encoder
-from agents.client.base import Backend, ChatRequest, Identity, Message, PromptSize, Sampling, Usage, cache_key
+from agents.client.base import (
+    Backend,
+    ChatRequest,
+    Identity,
+    Message,
+    PromptSize,
+    Recorded,
+    Sampling,
+    Usage,
+    cache_key,
+)
 from agents.errors import JudgmentError, ServerRefusedError, TokenCapError
 
 RETRY_TEMPERATURE = 0.7
@@ -33,7 +43,7 @@ class Manner:
     thinking_tokens: int = 0  # added to them for a model that thinks before it answers
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # further keys of every request
     attempts: int = 3  # most answers to one prompt, 1 or more
-    keyed: tuple[str, ...] = ()  # what else is part of the cache key: names of `agents.client.base.RECORDED`
+    keyed: tuple[Recorded, ...] = ()  # what else is part of the cache key
 
 
 USUAL = Manner()
@@ -181,9 +191,13 @@ class MeteredClient:
         self.identity = identity
         self.source = f"vlm:{identity.model}" + (f"@{identity.revision[:12]}" if identity.revision else "")
         self._backend, self._account, self._manner = backend, account, manner
-        known = {"server": identity.server, "context": str(identity.context), "encoder": encoder()}
+        known: dict[Recorded, str] = {
+            "server": identity.server,
+            "context": str(identity.context),
+            "encoder": encoder(),
+        }
         self._recorded = ", ".join(f"{name} {value}" for name, value in known.items())
-        self._also = {name: known[name] for name in manner.keyed}
+        self._also: dict[str, str] = {name: known[name] for name in manner.keyed}
         self._under_way: dict[str, asyncio.Future[ParsedAnswer]] = {}
 
     async def ask(self, prompt: PostPrompt) -> Response:

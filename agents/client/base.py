@@ -166,7 +166,7 @@ class Backend(Protocol):
         ...
 
 
-RECORDED = ("server", "context", "encoder")
+Recorded: TypeAlias = Literal["server", "context", "encoder"]
 """What is noted beside an answer and is no part of its cache key, unless a recipe says so: the server with
 its version, the context length, what encoded the pictures."""
 
