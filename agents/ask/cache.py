@@ -95,7 +95,11 @@ class ResponseCache:
             self._connection = sqlite3.connect(
                 path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
-            self._begin()
+            try:
+                self._begin()
+            except BaseException:
+                self._connection.close()  # it would hold the file locked
+                raise
             switch_to_write_ahead(self._connection)
             # each answer is on the disk before it counts: a power cut loses nothing that was paid for
             self._connection.execute("PRAGMA synchronous = FULL")

@@ -86,8 +86,12 @@ class Identity(NamedTuple):
     root: str  # what was loaded: a hub name or a folder; with an adapter, the adapter's
     base: str  # the model under the adapter; empty without one
     revision: str  # of the weights: as the user states it, or a fingerprint of a folder that can be read here
-    server: str  # what serves it, with its version: "vllm 0.32.0"
-    context: int  # most tokens of prompt and answer together
+    server: str  # what serves it, with its version: "vllm 0.32.0"; "openai-compatible" where it does not say
+    context: int  # most tokens of prompt and answer together; 0: the server does not say
+
+    def __str__(self) -> str:
+        loaded = f"{self.root} over {self.base}" if self.base else self.root
+        return f"{self.model} ({loaded}, {self.context} tokens, {self.server})"
 
 
 class Token(NamedTuple):

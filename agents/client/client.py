@@ -82,7 +82,7 @@ class ChatClient:
         backoff: Seconds before the first retry at most; doubles with each.
         probe_delays: Seconds between the first two probes of a lost endpoint, and the most between two.
         seed: Of the jitter.
-        same: What endpoints must agree in besides the model: names of `Served`'s fields.
+        same: What endpoints must agree in besides the model: names of `Identity`'s fields.
         on_event: Receives "retry", "down", "up", "limit" and "lacks", each with its figures.
 
     Raises:

@@ -35,6 +35,7 @@ IDLE_SECONDS = 2.0
 is just being closed, a request fails and its endpoint looks dead."""
 SPARE_CONNECTIONS = 4  # for probes, beside the calls
 LONGEST_REASON = 600
+_SECRET = 8  # characters of a key that is one
 MOST_BYTES = 8 << 20
 """Of a body where nothing else is said: a list of models may hold hundreds."""
 
@@ -91,16 +92,23 @@ class Key:
 
     def mask(self, data: bytes) -> bytes:
         """Return what a server sent without the key, which it may show to us and we would keep."""
-        if self._value:
-            for shown in (self._value, json.dumps(self._value)[1:-1]):
-                data = data.replace(shown.encode(), f"[{self.variable}]".encode())
-        return data
+        return mask(data, self._value, self.variable)
 
     def clean(self, text: str) -> str:
         """Return `text` on one line, without the key and cut to a length that can be read."""
-        text = self.mask(text.encode("utf-8", "replace")).decode()
+        if self._value:
+            for shown in (self._value, json.dumps(self._value)[1:-1]):
+                text = text.replace(shown, f"[{self.variable}]")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
+
+
+def mask(data: bytes, key: str, name: str) -> bytes:
+    """Return `data` with `name` in place of the key; a short key is no secret, and part of many a word."""
+    if len(key) >= _SECRET:
+        for shown in (key, json.dumps(key)[1:-1]):
+            data = data.replace(shown.encode(), f"[{name}]".encode())
+    return data
 
 
 class Limiter:

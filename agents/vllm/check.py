@@ -16,6 +16,7 @@ from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
 from agents.client.base import (
     ChatRequest,
     Completion,
+    Identity,
     Message,
     Part,
     Picture,
@@ -27,8 +28,8 @@ from agents.client.base import (
 )
 from agents.client.client import most_answer_bytes
 from agents.client.dialect import EVERYTHING, Dialect
-from agents.client.endpoints import MOST_BYTES, server_words
-from agents.client.fleet import Served, read_served
+from agents.client.endpoints import MOST_BYTES, mask, server_words
+from agents.client.fleet import read_served
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
 from agents.errors import ServerRefusedError
 
@@ -133,10 +134,10 @@ def fetch(
                         return HttpReply(0, f"no whole answer within {seconds:g} s".encode())
         except httpx2.HTTPError as error:
             return HttpReply(0, ((str(error) or type(error).__name__) + proxy_words(url)).encode())
-    return HttpReply(reply.status_code, bytes(data).replace(key.encode(), b"[key]") if key else bytes(data))
+    return HttpReply(reply.status_code, mask(bytes(data), key, "key"))
 
 
-def fetch_served(endpoint: str, model: str, key: str) -> Served:
+def fetch_served(endpoint: str, model: str, key: str) -> Identity:
     """Return what a server serves as `model`; as its only one where that is empty.
 
     Raises:
