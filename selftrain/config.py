@@ -314,8 +314,9 @@ class AgentsSection(PartSection):
 class RoleSection(Section):
     """Another model for one of the two roles: what is not given is as in `vlm`."""
 
-    # "guard": a model that answers in a template of its own, mapped by `words`
-    kind: Literal["chat", "guard"] = "chat"
+    # "guard": a model that answers in a template of its own; "moderation": a classifier at /v1/moderations;
+    # what they answer is mapped by `words`
+    kind: Literal["chat", "guard", "moderation"] = "chat"
     servers: tuple[str, ...] = ()
     model: str | None = None
     revision: str | None = None

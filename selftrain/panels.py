@@ -25,6 +25,7 @@ from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
 from agents.client.base import Backend, Recorded
 from agents.client.client import ChatClient
+from agents.client.moderation import ModerationClient
 from agents.errors import ReviewError
 from agents.judgment import PostLike
 from agents.offline.offline_agent import offline_agents
@@ -253,6 +254,11 @@ class ModelServers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModerationServers(ModelServers):
+    """A moderation classifier (/v1/moderations); see `ModelServers`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VLMPanel(ModelServers):
     """Vision-language agents on a server; see `ModelServers` for the other arguments.
 
@@ -262,8 +268,8 @@ class VLMPanel(ModelServers):
         prompts: A folder of prompt files that replace the built-in ones.
         examples: Labelled posts of each class that "few_shot" shows.
         reviewer, user: What is otherwise for that role, where another model plays it: servers, model,
-            revision, key_variable, answer_tokens, thinking_tokens, extra_body; and `words` of a guard model
-            (word or category -> class), which answers in a template of its own.
+            revision, key_variable, answer_tokens, thinking_tokens, extra_body; and `kind` "guard" or
+            "moderation" with its `words` (word or category -> class).
         count: 2: as many agents as the protocol has; 1: its first alone.
     """
 
@@ -283,8 +289,9 @@ class VLMPanel(ModelServers):
         found = {}
         for role, section in self._roles().items():
             given = {name: value for name, value in section.items() if name not in ("words", "kind")}
+            made = ModerationServers if section.get("kind") == "moderation" else ModelServers
             if given:
-                found[role] = ModelServers(**{**mine, **(fresh if "servers" in given else {}), **given})
+                found[role] = made(**{**mine, **(fresh if "servers" in given else {}), **given})
         return found
 
     def _roles(self) -> dict[str, Mapping[str, Any]]:
@@ -317,7 +324,7 @@ class VLMPanel(ModelServers):
             guards={
                 role: guard_words(brief.names, brief.unsure, given.get("words", {}))
                 for role, given in self._roles().items()
-                if given.get("kind") == "guard"
+                if given.get("kind") in ("guard", "moderation")
             },
         )  # fmt: skip
 
@@ -342,7 +349,8 @@ def cache_beside(path: Path, named: Path | None = None) -> ResponseCache:
 
 def build_backend(model: ModelServers) -> Backend:
     """Return the client of a model's servers."""
-    return ChatClient(
+    made = ModerationClient if isinstance(model, ModerationServers) else ChatClient
+    return made(
         tuple(model.servers), model=model.model, revision=model.revision, key_variable=model.key_variable,
         maximum=model.concurrency, timeout=model.timeout, retries=model.retries, patience=model.patience,
         same=[name for name in model.keyed if name != "encoder"], on_event=_log,

@@ -1,8 +1,9 @@
 """Guard models: they know a policy of their own, and answer no question but in a template of their own.
 
-Llama Guard writes "safe", or "unsafe" and the codes of its categories; ShieldGemma "Yes" or "No"; others a
-word of theirs. A table maps words and codes to the task's classes. A guard neither reads another agent's
-words nor gives reasons: what it wrote is its rationale, and asked again it says the same.
+Llama Guard writes "safe", or "unsafe" and the codes of its categories; ShieldGemma "Yes" or "No"; a
+moderation classifier is put into the words "safe", or "flagged" and its categories. A table maps words and
+codes to the task's classes. A guard neither reads another agent's words nor gives reasons: what it wrote is
+its rationale, and asked again it says the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from agents.client.base import Token
 from agents.errors import ReviewError
 
 _WORD = re.compile(r"[^\s,;:.!\"'()\[\]{}]+")
+FLAGGED = "flagged"
+"""What a moderation classifier is said to write before its categories."""
 _CODE = re.compile(r"[A-Za-z]{1,4}-?\d{1,3}")
 
 
@@ -53,7 +56,8 @@ class GuardWords:
         """
         table = self.table
         first, *others = _WORD.findall(text.lower()) or [""]
-        codes = [table[one] for one in others if _CODE.fullmatch(one) and one in table]
+        named = (one for one in others if first == FLAGGED or _CODE.fullmatch(one))
+        codes = [table[one] for one in named if one in table]
         return codes[0] if codes else table.get(first)
 
     def probabilities(self, tokens: tuple[Token, ...], label: str | None) -> dict[str, float] | None:

@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class _Call(Generic[T]):
+class Call(Generic[T]):
     """What is sent, how its answer is read, and what has become of it so far."""
 
     path: str  # of the endpoint
@@ -161,9 +161,9 @@ class ChatClient:
                 self._report("lacks", {"lacks": "; ".join(dialect.lacks())})
             return answer
 
-    def _completing(self, request: ChatRequest, dialect: Dialect) -> _Call[Completion]:
+    def _completing(self, request: ChatRequest, dialect: Dialect) -> Call[Completion]:
         _, model = self._opened()
-        return _Call(
+        return Call(
             "/v1/chat/completions",
             request.affinity,
             lambda: chat_body(request, model, dialect),
@@ -212,13 +212,13 @@ class ChatClient:
     async def _count(self, messages: Sequence[Message], affinity: str) -> int:
         _, model = self._opened()
         return await self._answer(
-            _Call(
+            Call(
                 "/tokenize", affinity, lambda: tokenize_body(messages, model),
                 lambda raw, _: read_body(raw, TokenCount).count,
             )
         )  # fmt: skip
 
-    async def _answer(self, call: _Call[T]) -> T:
+    async def _answer(self, call: Call[T]) -> T:
         """Return the answer to one call, after as many tries as it takes or is allowed."""
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._retries + 1),
@@ -247,7 +247,7 @@ class ChatClient:
             raise self._error(outcome, call)
         return outcome
 
-    async def _attempt(self, call: _Call[T]) -> T | Failure:
+    async def _attempt(self, call: Call[T]) -> T | Failure:
         """Try endpoints until one has answered, or failed otherwise than by being lost for the first time."""
         fleet, _ = self._opened()
         while True:
@@ -263,7 +263,7 @@ class ChatClient:
                     continue
             return outcome
 
-    async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: _Call[T]) -> T | Failure:
+    async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: Call[T]) -> T | Failure:
         """Send one request, and pass on what comes of it about the endpoint."""
         sent, times_up = now(), endpoint.times_up
         # a failed probe ends the flight: from a machine that lost its network nothing ever comes
@@ -299,7 +299,7 @@ class ChatClient:
         figures = {"retry": state.attempt_number, "of": self._retries, "wait": state.upcoming_sleep}
         self._report("retry", {"reason": _failure_of(state).reason, **figures})
 
-    def _error(self, failure: Failure, call: _Call[T]) -> ChatError:
+    def _error(self, failure: Failure, call: Call[T]) -> ChatError:
         if _is_passing(failure):
             return CallFailedError(f"no answer in {self._retries + 1} tries; the last: {failure.reason}")
         if failure.kind == "request":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -27,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from agents.client.base import ChatRequest, Completion, Message, Part, Token, Usage
+from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Token, Usage
 from agents.client.dialect import EVERYTHING, Dialect, plain_schema, without_system
 
 IMPOSSIBLE = -1000.0
@@ -82,14 +83,23 @@ def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
         return ""
     if len(parts) == 1 and isinstance(parts[0], str):
         return parts[0]  # a plain string is what every chat template accepts
-    return [_part(part) for part in parts]
+    return content_parts(parts)
 
 
-def _part(part: Part) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    url = f"data:{part.media_type};base64,{b64encode(part.data).decode('ascii')}"
-    return {"type": "image_url", "image_url": {"url": url}}
+def content_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Return texts and pictures as a list of parts."""
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
+        for part in parts
+    ]
+
+
+@lru_cache(maxsize=64)
+def _data_url(picture: Picture) -> str:
+    """Return a picture as a URL, made once for the calls on a post, which follow each other closely."""
+    return f"data:{picture.media_type};base64,{b64encode(picture.data).decode('ascii')}"
 
 
 # ---- what comes back: no more of it than is used ---------------------------------------------------------

@@ -11,12 +11,16 @@ import pytest
 from chat_stub import ChatStub, card, completion, refuses, response, run
 from vlm_helpers import BRIEF, PostStub
 
+from agents.ask.answer_schema import parse_answer
 from agents.ask.cache import ResponseCache
+from agents.ask.guard import guard_words
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.metering import Manner
 from agents.ask.protocols import PROTOCOLS
 from agents.ask.runner import Runner
+from agents.client.base import ChatRequest, Message, Sampling
 from agents.client.client import ChatClient
+from agents.client.moderation import ModerationClient
 from agents.judgment import Candidate, State
 from agents.vllm.check import check_server
 
@@ -203,6 +207,45 @@ def test_a_server_passes_the_check_and_a_round(name, tmp_path):
     assert health == 0
     # what a server lacks is found out once for all calls: by those that were under way together, at most
     assert 6 <= calls <= 6 * (1 + len(THINKING) + 2)
+
+
+def classified(scores):
+    async def behave(stub, received, writer):
+        found = {name: score > 0.5 for name, score in scores.items()}
+        writer.write(response(200, {"results": [{"categories": found, "category_scores": scores}]}))
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("scores", "written", "label"),
+    [
+        ({"hate": 0.1, "violence": 0.2}, "safe", "harmless"),
+        ({"hate": 0.7, "violence": 0.9, "spam": 0.3}, "flagged\nviolence\nhate", "hateful"),
+        ({"violence": 0.9}, "flagged\nviolence", "harmful"),
+    ],
+)
+def test_a_moderation_classifier_is_a_guard(scores, written, label):
+    table = {"safe": "harmless", "flagged": "harmful", "hate": "hateful"}
+    words = guard_words(("harmless", "harmful", "hateful"), "unsure", table)
+    got = []
+
+    async def scenario():
+        stub = await Lone(classified(scores), **BARE).start()
+        client = ModerationClient([stub.url])
+        await client.open()
+        request = ChatRequest((Message("user", ("some words",)),), None, Sampling(60))
+        got.append(await client.complete(request))
+        (received,) = stub.received
+        assert (received.path, received.body) == (
+            "/v1/moderations", {"model": "tiny", "input": [{"type": "text", "text": "some words"}]},
+        )  # fmt: skip
+        await client.close()
+        await stub.stop()
+
+    run(scenario())
+    answer = parse_answer(got[0], words)
+    assert (got[0].text, answer.label, answer.probabilities) == (written, label, None)
 
 
 def test_what_was_found_out_stays_and_is_told_once(tmp_path):
