@@ -326,13 +326,13 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     import openai
 
     check_environment(url)
-    local = is_loopback(urlsplit(url).hostname or "")
+    local, headers = is_loopback(urlsplit(url).hostname or ""), {"Accept-Encoding": "identity"}
     client = openai.AsyncOpenAI(
         api_key=key.reveal(),
         base_url=url + "/v1",
         max_retries=0,  # a retry may go to another endpoint, which this client does not know
         timeout=openai.Timeout(timeout, connect=CONNECT_SECONDS),
-        default_headers={"Accept-Encoding": "identity"},
+        default_headers=headers,
         http_client=openai.DefaultAioHttpClient(
             limits=httpx2.Limits(max_connections=maximum + SPARE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
             event_hooks={"response": [_bounded]},
@@ -343,8 +343,10 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
             verify=not (local and url.startswith("http:")),
         ),
     )
-    # openai takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID; they are no business of another server
-    client.organization = client.project = None
+    # openai takes these from OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and OPENAI_CUSTOM_HEADERS
+    # which are no business of another server. There is no public way to take the last ones away
+    client.organization = client.project = client.admin_api_key = None
+    client._custom_headers = dict(headers)
     return client
 
 

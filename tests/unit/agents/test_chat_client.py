@@ -391,9 +391,12 @@ def test_without_a_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     monkeypatch.setenv("OPENAI_ORG_ID", "my-organisation")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "my-project")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Mine: {SECRET}\nAuthorization: Bearer {SECRET}")
     _, (sent,) = answered()
     assert sent.headers["authorization"] == "Bearer EMPTY"
-    assert not {"openai-organization", "openai-project"} & set(sent.headers)
+    assert not {"openai-organization", "openai-project", "x-mine"} & set(sent.headers)
+    assert SECRET not in repr(sent.headers)
 
 
 @pytest.mark.parametrize("key", ["two words", "clé", "line\nbreak"])
