@@ -16,7 +16,7 @@ ACTIVATIONS_GIB = 4.0
 _GIB = 2**30
 
 
-class Model(NamedTuple):
+class ModelShape(NamedTuple):
     """What of a model takes memory, from its config.json and the size of its weight files."""
 
     name: str
@@ -42,14 +42,14 @@ class Card(NamedTuple):
 
 
 MODELS = (
-    Model("llava-onevision-qwen2-7b", 16.1, 28, 4, 128, 32_768, 730),
-    Model("Qwen2.5-VL-7B", 16.6, 28, 4, 128, 128_000, 752),
-    Model("Qwen2.5-VL-32B", 66.9, 64, 8, 128, 128_000, 752),
-    Model("Qwen2.5-VL-72B-AWQ", 42.9, 80, 8, 128, 128_000, 752),
-    Model("Qwen3-VL-4B", 8.9, 36, 8, 128, 262_144, 576),
-    Model("Qwen3-VL-8B", 17.5, 36, 8, 128, 262_144, 576),
-    Model("Qwen3-VL-32B", 66.7, 64, 8, 128, 262_144, 576),
-    Model("Qwen3-VL-235B-A22B-FP8", 237.0, 94, 4, 128, 262_144, 576),
+    ModelShape("llava-onevision-qwen2-7b", 16.1, 28, 4, 128, 32_768, 730),
+    ModelShape("Qwen2.5-VL-7B", 16.6, 28, 4, 128, 128_000, 752),
+    ModelShape("Qwen2.5-VL-32B", 66.9, 64, 8, 128, 128_000, 752),
+    ModelShape("Qwen2.5-VL-72B-AWQ", 42.9, 80, 8, 128, 128_000, 752),
+    ModelShape("Qwen3-VL-4B", 8.9, 36, 8, 128, 262_144, 576),
+    ModelShape("Qwen3-VL-8B", 17.5, 36, 8, 128, 262_144, 576),
+    ModelShape("Qwen3-VL-32B", 66.7, 64, 8, 128, 262_144, 576),
+    ModelShape("Qwen3-VL-235B-A22B-FP8", 237.0, 94, 4, 128, 262_144, 576),
 )
 CARDS = (
     Card("24 GB", 23.5), Card("48 GB", 44.5), Card("80 GB", 79.2), Card("141 GB", 139.8),
@@ -57,7 +57,7 @@ CARDS = (
 )  # fmt: skip
 
 
-def tokens_that_fit(model: Model, card: Card) -> int:
+def tokens_that_fit(model: ModelShape, card: Card) -> int:
     """Return the tokens whose keys and values fit beside the weights; 0 or less: the model does not start."""
     weights = model.weights_gb * 1e9 / card.number
     left = (UTILIZATION * card.gib - ACTIVATIONS_GIB) * _GIB - weights
@@ -96,7 +96,7 @@ def table() -> Iterator[str]:
         yield f"| {model.name} | {sizes} | " + " | ".join(cells) + " |"
 
 
-def _cell(tokens: int, model: Model) -> str:
+def _cell(tokens: int, model: ModelShape) -> str:
     if tokens < prompt_tokens(1, picture=model.picture):
         return "no"
     return "whole" if tokens >= model.context else f"{tokens // 1000:,}k"
