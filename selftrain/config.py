@@ -6,7 +6,7 @@ Below this module everything takes plain arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -72,6 +72,16 @@ class OneOf:
         return name
 
 
+def _checked_kind(key: str, kind: str, known: Collection[str]) -> str:
+    """Return the name of a part where it is known, or that of a class of one's own."""
+    if kind not in known and not is_own(kind):
+        names = ", ".join(f'"{name}"' for name in known)
+        raise ValueError(
+            f'{key} is {kind!r}: expected one of {names}, or a "package.module:Class" of your own'
+        )
+    return kind
+
+
 class PartSection(Section):
     """A section that names a part: `kind` is a name of `KINDS` or "package.module:Class".
 
@@ -86,13 +96,7 @@ class PartSection(Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        if kind not in KINDS[cls.name] and not is_own(kind):
-            names = ", ".join(f'"{known}"' for known in KINDS[cls.name])
-            raise ValueError(
-                f'{cls.name}.kind is {kind!r}: expected one of {names}, or a "package.module:Class" of your'
-                " own"
-            )
-        return kind
+        return _checked_kind(f"{cls.name}.kind", kind, KINDS[cls.name])
 
     @property
     def built_in(self) -> bool:
@@ -266,13 +270,7 @@ class VerificationSection(Section):
     @field_validator("rule")
     @classmethod
     def _known(cls, rule: str) -> str:
-        if rule not in RULES and not is_own(rule):
-            names = ", ".join(f'"{known}"' for known in RULES)
-            raise ValueError(
-                f'verification.rule is {rule!r}: expected one of {names}, or a "package.module:Class" of your'
-                " own"
-            )
-        return rule
+        return _checked_kind("verification.rule", rule, RULES)
 
 
 class AgentsSection(PartSection):
@@ -453,7 +451,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file cannot be read, is not TOML, or does not describe a recipe; the message lists
             every fault with its place.
     """
-    recipe = read_table(Recipe, Path(path), overrides, _PATHS)
+    recipe = read_table(Recipe, Path(path), overrides)
     typed = {override.partition("=")[0].strip() for override in overrides}
     named = {"vlm.key_variable": recipe.vlm.key_variable}
     for role, section in recipe.vlm.roles().items():
@@ -471,17 +469,3 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 KEY_PREFIX = "SELFTRAIN_"
 """Of the environment variables that a recipe, which may be a stranger's, has sent to a server as a key."""
-
-
-_PATHS = (
-    ("data", "manifest"),
-    ("data", "task"),
-    ("data", "validation"),
-    ("data", "test"),
-    ("data", "pool"),
-    ("backbone", "cache"),
-    ("agents", "file"),
-    ("agents", "files"),
-    ("vlm", "prompts"),
-    ("vlm", "store"),
-)
