@@ -211,6 +211,10 @@ def validated(
     return model, Scored([corpus.posts[i].id for i in positions], labels, logits)
 
 
+CUT_POSTS = 2000
+"""Pool posts, evenly drawn, that a model's cut is fitted on: a share is known to a hundredth."""
+
+
 class OpenRound:
     """A round that is under way: its folder, emptied first, and what is written there.
 
@@ -247,8 +251,9 @@ class OpenRound:
 
         The scores that they come from are kept too: curves and intervals need them.
         """
-        corpus = self._corpus
-        model.save(self.path / MODEL, {"round": self._number})
+        corpus, step = self._corpus, max(1, len(self._corpus.pool) // CUT_POSTS)
+        cut = rule.cut(lambda: _logits(trainer, model, corpus, corpus.pool[::step]))
+        model.save(self.path / MODEL, {"round": self._number, "cut": cut})
         scored = {"validation": validation}
         if labels_known(corpus.labels[corpus.test]):
             scored["test"] = Scored(
@@ -256,8 +261,9 @@ class OpenRound:
                 corpus.labels[corpus.test],
                 _logits(trainer, model, corpus, corpus.test),
             )
+        scored = {name: one._replace(predicted=decide(one.logits, cut)) for name, one in scored.items()}
         write_scores(self.path, scored, corpus.classes)
-        metrics, *test = (evaluate(one.labels, one.logits) for one in scored.values())
+        metrics, *test = (evaluate(one.labels, one.logits, one.predicted) for one in scored.values())
         return Measured(metrics, test[0] if test else None, rule.score(validation))
 
     def validation_of(self, number: int) -> Scored:

@@ -8,6 +8,8 @@ Shape legend: ``B`` posts, ``K`` classes, ``C`` classes that are set against the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from selftrain._util.types import Float32Array, FloatArray, IntArray
@@ -18,9 +20,15 @@ def sigmoid(logits: Float32Array | FloatArray) -> FloatArray:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))
 
 
-def decide(logits: Float32Array | FloatArray) -> IntArray:
-    """Return the class [B] that logits [B, K] predict: the likeliest, of equals the first."""
-    return np.asarray(logits.argmax(1), dtype=np.int64)
+def decide(logits: Float32Array | FloatArray, cut: Sequence[float] | None = None) -> IntArray:
+    """Return the class [B] that logits [B, K] predict: the likeliest, of equals the first.
+
+    Args:
+        logits: [B, K].
+        cut: [K] what is added to each class's log-probability first; None: nothing.
+    """
+    moved = logits if cut is None else logits + np.asarray(cut, logits.dtype)
+    return np.asarray(moved.argmax(1), dtype=np.int64)
 
 
 def class_columns(classes: int) -> IntArray:

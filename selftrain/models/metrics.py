@@ -65,12 +65,18 @@ def accuracy_and_f1(truth: IntArray, predicted: IntArray) -> dict[str, float]:
     }
 
 
-def evaluate(labels: LabelArray, logits: Float32Array) -> SplitMetrics:
-    """Return metrics of calibrated logits [B, K] against labels [B]."""
+def evaluate(labels: LabelArray, logits: Float32Array, predicted: IntArray | None = None) -> SplitMetrics:
+    """Return metrics of calibrated logits [B, K] against labels [B].
+
+    Args:
+        labels: [B].
+        logits: [B, K].
+        predicted: [B] the classes that are decided on; None: the likeliest.
+    """
     from sklearn.metrics import confusion_matrix
 
     kinds = range(logits.shape[1])
-    predicted = decide(logits)
+    predicted = decide(logits) if predicted is None else predicted
     confusion = confusion_matrix(labels, predicted, labels=list(kinds))
     found = count_metrics(confusion.reshape(1, -1))
     truth, odds = against_rest(labels, logits)
@@ -319,7 +325,7 @@ def difference(first: Scored, second: Scored) -> Interval | None:
     # K x K x K outcomes: truth x what the first says x what the second says
     classes = second.logits.shape[1]
     shape = classes, classes, classes
-    outcome = np.ravel_multi_index((labels, decide(first.logits[order]), decide(second.logits)), shape)
+    outcome = np.ravel_multi_index((labels, first.decided[order], second.decided), shape)
     counts = np.bincount(outcome, minlength=classes**3).astype(np.int64)
     one, other = _marginals(counts[None, :], shape)
     value = float((count_metrics(other)["macro_f1"] - count_metrics(one)["macro_f1"])[0])

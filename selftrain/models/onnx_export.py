@@ -181,6 +181,8 @@ def _metadata(model: RunPredictor, *, head_only: bool) -> dict[str, Any]:
         "name": model.name,
         "classes": list(model.classes),
         "positive": model.positive,
+        # what is added to each class's log-probability before the likeliest is predicted; null: nothing
+        "cut": model.cut,
         "fingerprint": model.fingerprint,
         "backbone": {"name": model.backbone.name, "fingerprint": model.pretrained},
         # column ranges of a feature row, ends excluded

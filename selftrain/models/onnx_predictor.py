@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from backbones.errors import ImageError
 from backbones.images import open_image
+from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array
 from selftrain.data.posts import Post
 from selftrain.errors import ServingError
@@ -51,6 +52,7 @@ class OnnxPredictor:
         self.name: str = metadata["name"]
         self.classes: tuple[str, ...] = tuple(metadata["classes"])
         self.positive: str = metadata["positive"]
+        self._cut: list[float] | None = metadata["cut"]
         self.fingerprint: str = metadata["fingerprint"]
         self._reading: dict[str, Any] = metadata["reading"]
         self._tokenizer = Tokenizer.from_str(self._reading["tokenizer"])
@@ -74,7 +76,9 @@ class OnnxPredictor:
         if readable:
             inputs = self._inputs([posts[index].text for index in readable], list(readable.values()))
             probs[list(readable)] = self._session.run(["probabilities"], inputs)[0]
-        return from_probs(posts, self.classes, probs, probs.argmax(1), reasons)
+        with np.errstate(divide="ignore"):  # log 0 is what it should be
+            chosen = decide(np.log(probs), self._cut)
+        return from_probs(posts, self.classes, probs, chosen, reasons)
 
     def _inputs(self, texts: Sequence[str], pictures: Sequence[Sequence[Float32Array]]) -> dict[str, Any]:
         """Turn texts [B] and the pixels of each post's images into the graph's inputs."""

@@ -57,6 +57,8 @@ class RunPredictor:
         backbone: Pretrained; where `network` is set, with the fine-tuned weights in it.
         head: In evaluation mode, on the backbone's device.
         calibration: From the validation posts.
+        cut: [K] what is added to each class's log-probability before it decides, in the order of `classes`;
+            None: nothing.
         network: Backbone and head as they were fine-tuned; None where the head alone was trained.
         pretrained: Fingerprint of the pretrained backbone.
         cached: Take features from the run's cache and keep new ones there. Only where `network` is None,
@@ -71,6 +73,7 @@ class RunPredictor:
     backbone: Backbone
     head: Head
     calibration: Calibration
+    cut: tuple[float, ...] | None
     network: Network | None
     pretrained: str
     cached: bool = False
@@ -95,10 +98,10 @@ class RunPredictor:
             backbone, network = build_backbone(recipe), None
             pretrained = folder.environment().identity["backbone"]
             check_backbone(backbone, pretrained, folder.path)
-            trained = load_head(file)[0]
+            trained, header = load_head(file)
             head, calibration = trained.head, trained.calibration
         else:
-            tuned = load_finetuned(file)[0]
+            tuned, header = load_finetuned(file)
             backbone, pretrained = finetuning_backbone(recipe), tuned.pretrained
             check_backbone(backbone, pretrained, folder.path)
             network = Network(backbone, tuned.architecture)
@@ -106,7 +109,9 @@ class RunPredictor:
             network.eval()
             assert network.head is not None, "put attaches it"
             head, calibration = network.head, tuned.calibration
-        return cls(folder, recipe, classes, file, backbone, head, calibration, network, pretrained)
+        # the loop numbers the positive class last
+        cut = None if header.get("cut") is None else (header["cut"][-1], *header["cut"][:-1])
+        return cls(folder, recipe, classes, file, backbone, head, calibration, cut, network, pretrained)
 
     @property
     def name(self) -> str:
@@ -178,7 +183,7 @@ class RunPredictor:
     ) -> list[Prediction]:
         logits = self.classify(rows)
         # by the logits, as the loop does: probabilities next to each other may round to the same
-        return from_probs(posts, self.classes, probabilities(logits), decide(logits), reasons)
+        return from_probs(posts, self.classes, probabilities(logits), decide(logits, self.cut), reasons)
 
 
 def stored_recipe(folder: RunFolder) -> Recipe:

@@ -1,8 +1,8 @@
 """What a round's model says of the posts that it is measured on, kept beside its figures.
 
-rounds/0003/scores.jsonl holds one line a post: id, split, label (a class name) and the calibrated logits, in
-the order of the classes. From these follow what a table of figures cannot tell: the precision-recall curve,
-the reliability diagram, and intervals.
+rounds/0003/scores.jsonl holds one line a post: id, split, label and predicted label (class names), and the
+calibrated logits, in the order of the classes. From these follow what a table of figures cannot tell: the
+precision-recall curve, the reliability diagram, and intervals.
 
 Shape legend: ``V`` posts, ``K`` classes.
 """
@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from selftrain._util.types import Float32Array, Json, LabelArray
+from selftrain._util.numeric import decide
+from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
 from selftrain.errors import RunStateError
 from selftrain.store import atomic
 from selftrain.store.run_dir import read_jsonl
@@ -32,11 +33,18 @@ class Scored(NamedTuple):
         ids: [V] post ids.
         labels: [V] the class of each: a column of `logits`.
         logits: [V, K] calibrated.
+        predicted: [V] the class that the model decides on; None: the likeliest.
     """
 
     ids: Sequence[str]
     labels: LabelArray
     logits: Float32Array
+    predicted: IntArray | None = None
+
+    @property
+    def decided(self) -> IntArray:
+        """[V] the class that the model decides on."""
+        return decide(self.logits) if self.predicted is None else self.predicted
 
 
 def numbered(classes: Sequence[str]) -> tuple[str, ...]:
@@ -64,9 +72,15 @@ def write_scores(folder: Path, splits: Mapping[str, Scored], classes: Sequence[s
 
 def _rows(splits: Mapping[str, Scored], names: Sequence[str]) -> Iterator[Json]:
     for split, scored in splits.items():
-        for post_id, label, logits in zip(*scored, strict=True):
-            values = [round(float(logit), DECIMALS) for logit in logits]
-            yield {"id": post_id, "split": split, "label": names[int(label)], "logits": values}
+        columns = (scored.ids, scored.labels, scored.decided, scored.logits)
+        for post_id, label, predicted, logits in zip(*columns, strict=True):
+            yield {
+                "id": post_id,
+                "split": split,
+                "label": names[int(label)],
+                "predicted": names[int(predicted)],
+                "logits": [round(float(logit), DECIMALS) for logit in logits],
+            }
 
 
 def read_scores(folder: Path, classes: Sequence[str]) -> dict[str, Scored] | None:
@@ -78,21 +92,29 @@ def read_scores(folder: Path, classes: Sequence[str]) -> dict[str, Scored] | Non
     file = folder / FILE
     if not file.exists():
         return None
-    columns: dict[str, tuple[list[str], list[int], list[list[float]]]] = {}
+    columns: dict[str, tuple[list[str], list[int], list[int], list[list[float]]]] = {}
     values = {name: number for number, name in enumerate(classes)}
     try:
         for row in read_jsonl(file):
-            ids, labels, logits = columns.setdefault(str(row["split"]), ([], [], []))
+            ids, labels, predicted, logits = columns.setdefault(str(row["split"]), ([], [], [], []))
             ids.append(str(row["id"]))
             labels.append(values[row["label"]])
+            predicted.append(values[row["predicted"]])
             logits.append([float(row["logits"][number]) for number in range(len(classes))])
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RunStateError(
             f"{file} has a line that is no score ({error!r}): the folder is damaged"
         ) from error
     return {
-        split: Scored(ids, np.array(labels, dtype=np.int16), np.array(logits, dtype=np.float32))
-        for split, (ids, labels, logits) in sorted(columns.items(), key=lambda item: _order(item[0]))
+        split: Scored(
+            ids,
+            np.array(labels, dtype=np.int16),
+            np.array(logits, dtype=np.float32),
+            np.array(predicted, dtype=np.int64),
+        )
+        for split, (ids, labels, predicted, logits) in sorted(
+            columns.items(), key=lambda item: _order(item[0])
+        )
     }
 
 

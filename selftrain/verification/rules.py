@@ -13,6 +13,7 @@ from selftrain._util.numeric import log_probs
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RecipeError
+from selftrain.models.calibration import fit_cut
 from selftrain.models.metrics import evaluate, log_likelihoods
 from selftrain.state import LoopState
 from selftrain.store.scores import Scored
@@ -72,6 +73,14 @@ class VerdictRule(Protocol):
         """Whether accepted posts whose label the classifier no longer gives are unlabelled again."""
         ...
 
+    def cut(self, pool: Callable[[], Float32Array]) -> tuple[float, ...] | None:
+        """Return what is added to each class's log-probability before a model decides; None: nothing.
+
+        Args:
+            pool: Gives the model's calibrated logits [B, K] of some posts of the pool.
+        """
+        ...
+
     def decide(self, judged: Judged) -> Decided:
         """Return the verdicts as they count.
 
@@ -99,6 +108,9 @@ class Unanimous:
     def keeps(self, trial: Scored, best: Scored) -> bool:
         """Return whether the macro-F1 has risen."""
         return self.score(trial) > self.score(best)
+
+    def cut(self, pool: Callable[[], Float32Array]) -> None:
+        """Return None: the likeliest class is predicted."""
 
     def decide(self, judged: Judged) -> Decided:
         """Return the verdicts as they are."""
@@ -130,6 +142,10 @@ class PosteriorRule:
     def __post_init__(self) -> None:
         if not 0.5 <= self.threshold <= 1:
             raise RecipeError(f"threshold is {self.threshold}: expected a probability in [0.5, 1]")
+
+    def cut(self, pool: Callable[[], Float32Array]) -> tuple[float, ...]:
+        """Return the cut of the highest expected macro-F1: rounds are not compared by what is decided."""
+        return fit_cut(pool())
 
     def score(self, validation: Scored) -> float:
         """Return the mean log-likelihood of the labels, in nats: less noisy than macro-F1."""

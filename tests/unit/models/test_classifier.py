@@ -268,3 +268,28 @@ def test_soft_targets_are_read_from_the_training_set():
         )  # fmt: skip
         size[name] = float(head.head.layers.weight.detach().norm())
     assert size["hard"] > 1.05 * size["soft"]
+
+
+def test_a_cut_has_the_highest_expected_macro_f1_and_helps_a_rare_class():
+    draws = np.random.RandomState(0)
+    odds = draws.normal(-2.5, 1.2, 4000)
+    truth = draws.random_sample(4000) < 1 / (1 + np.exp(-odds))
+    logits = np.stack([np.zeros(4000), odds], axis=1).astype(np.float32)
+    cut = fit_cut(logits)
+    assert cut[0] == 0
+    assert cut[1] > 0.5
+    tried = {step: macro_f1(truth, odds + step > 0) for step in np.linspace(-4, 4, 81)}
+    assert macro_f1(truth, decide(logits, cut)) > max(tried.values()) - 0.02
+    assert macro_f1(truth, decide(logits, cut)) > tried[0.0] + 0.02
+    even = np.concatenate([logits, logits[:, ::-1]])
+    assert np.abs(fit_cut(even)).max() < 0.3
+    assert fit_cut(np.concatenate([logits, np.full((3, 2), np.nan, np.float32)])) == cut
+
+
+def test_a_cut_of_four_classes_beats_the_likeliest_where_they_are_uneven():
+    draws = np.random.RandomState(1)
+    logits = draws.normal(0, 1.5, (5000, 4)) + np.array([2.0, 0.5, -1.0, -1.0])
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = (probs.cumsum(1) > draws.random_sample((5000, 1))).argmax(1)
+    cut = fit_cut(logits.astype(np.float32))
+    assert macro_f1(truth, decide(logits, cut), range(4)) > macro_f1(truth, decide(logits), range(4)) + 0.01
