@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -173,7 +173,16 @@ def _answer(judgment: Judgment) -> str:
     return FAILED if judgment.state is State.FAILED else ABSTAINED
 
 
-def reliability(truth: Sequence[str], answers: Sequence[Judgment], bins: int = 10) -> AgentReliability | None:
+class Stated(Protocol):
+    """A label, and how probable it is said to be: a judgment, or a posterior."""
+
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def probability(self) -> float | None: ...
+
+
+def reliability(truth: Sequence[str], answers: Sequence[Stated], bins: int = 10) -> AgentReliability | None:
     """Return the calibration of the stated probabilities; None when none is stated."""
     stated = [
         (answer.probability, answer.label == true)

@@ -11,6 +11,7 @@ import typer
 from selftrain._util.deferred import deferred
 from selftrain.cli.options import AsJson, RunPath, argument, option
 from selftrain.cli.printing import console, echo, plain, print_hints, print_json, print_texts, quoted
+from selftrain.store import atomic
 
 if TYPE_CHECKING:
     from agents.judgment import Verdict
@@ -101,7 +102,7 @@ def compare(
     """Hold runs side by side: recipes, curves, final metrics."""
     comparison = comparing.compare([run_dir.RunFolder(path) for path in (first, *others)])
     if html is not None:
-        comparing.write_comparison(comparison, html)
+        atomic.write_text(html, comparing.render_comparison(comparison))
     if as_json:
         print_json(comparing.to_json(comparison))
         return

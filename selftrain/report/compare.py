@@ -9,9 +9,10 @@ from typing import NamedTuple
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Interval, Json
 from selftrain.models.metrics import METRICS, counts_of, difference, estimates
+from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.report.status import Summary, score, summarise
-from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
-from selftrain.store import atomic
+from selftrain.rounds import Cost, RoundResult, SplitMetrics, replay, total_cost
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, read_scores
 from selftrain.web import charts
@@ -31,6 +32,7 @@ class Side(NamedTuple):
         splits, estimates: Split -> metrics of the best model; each with its 95 % interval.
         scores: Split -> scores of the best model; empty when its round kept none.
         cost: Of all rounds; None where nobody was called.
+        posterior: What it came to; None where the run decides by another rule.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Side(NamedTuple):
     estimates: Mapping[str, Mapping[str, Interval]]
     scores: Mapping[str, Scored]
     cost: Cost | None
+    posterior: PosteriorFigures | None
 
 
 class Comparison(NamedTuple):
@@ -89,7 +92,7 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
 def _side(folder: RunFolder, name: str) -> Side:
     folder.recipe()
     best = folder.best_round()  # says what to do when no round is finished
-    environment, rounds = folder.environment(), finished_rounds(folder)
+    environment, (state, rounds) = folder.environment(), replay(folder)
     positive, negative = folder.class_names()
     measured = {"validation": rounds[best].validation, "test": rounds[best].test}
     splits = {split: one for split, one in measured.items() if one is not None}
@@ -105,6 +108,7 @@ def _side(folder: RunFolder, name: str) -> Side:
         estimates={split: estimates(counts_of(one)) for split, one in splits.items()},
         scores=read_scores(folder.round_path(best), positive=positive, negative=negative) or {},
         cost=cost if cost.calls else None,
+        posterior=gather_posterior(state, rounds, JudgedPosts(folder, range(len(rounds)))),
     )
 
 
@@ -135,6 +139,7 @@ def to_json(comparison: Comparison) -> Json:
                 ],
                 "summary": run.summary.to_json(),
                 "cost": {"calls": run.cost.calls, "tokens": run.cost.tokens} if run.cost else None,
+                "posterior": run.posterior.to_json() if run.posterior else None,
                 "final": {
                     split: {name: value._asdict() for name, value in run.estimates[split].items()}
                     | {"auc": one.auc, "brier": one.brier}
@@ -153,18 +158,11 @@ def to_json(comparison: Comparison) -> Json:
 # ---- the page ---------------------------------------------------------------------------------------
 
 
-def write_comparison(comparison: Comparison, out: Path) -> None:
-    """Write the page of a comparison to `out`.
-
-    Raises:
-        StorageError: The disk is full or refuses; an older file is as it was.
-    """
-    atomic.write_text(out, render_comparison(comparison))
-
-
 def render_comparison(comparison: Comparison) -> str:
     """Return the page as HTML; it needs no script."""
-    points = [[charts.RoundPoint(r.number, r.kept, *score(r)) for r in run.rounds] for run in comparison.runs]
+    points = [
+        [charts.RoundPoint(r.number, r.kept, *score(r)[:2]) for r in run.rounds] for run in comparison.runs
+    ]
     values = comparison._asdict() | {
         "curve": charts.runs_curve(points),
         "intervals": {

@@ -16,6 +16,7 @@ import numpy as np
 from selftrain._util.types import BoolArray
 from selftrain.agentps.checkpoint import ABOUT, METRICS, TASK, VALIDATION
 from selftrain.agentps.dataset import FINAL, question_set
+from selftrain.data.run_posts import TaskWords
 from selftrain.data.task import Task, load_task
 from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
 from selftrain.models.training_log import LOSSES
@@ -204,6 +205,7 @@ def render(page: ModelPage) -> str:
     """Return the page as HTML."""
     training = page.training
     values = page._asdict() | {
+        "words": TaskWords.of(page.task, page.task.names),
         "curves": [(one, precision_at(one.curve, RECALLS)) for one in page.questions if one.curve],
         "curve_panels": [
             _curve_panel(n, one, one.curve) for n, one in enumerate(page.questions) if one.curve

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 if sys.platform != "win32":
     import fcntl
 
+from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.review.reviewers import waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay
 from selftrain.state import LoopState, RoundLimits
@@ -16,10 +18,12 @@ from selftrain.store.run_dir import RunFolder
 
 
 class Score(NamedTuple):
-    """Macro-F1 of one round's model; `test` is None without a test split."""
+    """Macro-F1 and area under ROC of one round's model; None where there is no test split, or one class."""
 
     validation: float
     test: float | None
+    validation_auc: float | None = None
+    test_auc: float | None = None
 
 
 class Summary(NamedTuple):
@@ -88,8 +92,9 @@ def summarise(rounds: Sequence[RoundResult]) -> Summary:
 
 
 def score(one: RoundResult) -> Score:
-    """Return macro-F1 of one round."""
-    return Score(one.validation.macro_f1, one.test.macro_f1 if one.test else None)
+    """Return macro-F1 and AUC of one round."""
+    test, test_auc = (one.test.macro_f1, one.test.auc) if one.test else (None, None)
+    return Score(one.validation.macro_f1, test, one.validation.auc, test_auc)
 
 
 def _precision(sets: Sequence[SetCounts]) -> float | None:
@@ -136,6 +141,8 @@ class RunStatus(NamedTuple):
         last: The last finished round; None without one.
         stopped: Why no further round follows; None: the same command goes on.
         waiting: Reviews that it waits for, in words; None: none.
+        posterior: What classifier and agents together came to; None where the run decides otherwise, or where
+            nobody asked for it.
     """
 
     path: str
@@ -147,10 +154,12 @@ class RunStatus(NamedTuple):
     last: RoundResult | None
     stopped: str | None
     waiting: str | None = None
+    posterior: PosteriorFigures | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values."""
-        return self._asdict() | {"last": self.last.to_json() if self.last else None}
+        typed = {"last": self.last, "posterior": self.posterior}
+        return self._asdict() | {name: one.to_json() if one else None for name, one in typed.items()}
 
 
 def run_status(folder: RunFolder) -> RunStatus:
@@ -160,8 +169,18 @@ def run_status(folder: RunFolder) -> RunStatus:
         RunStateError: No run folder, or a damaged one.
     """
     folder.recipe()  # no run folder: said before anything else
-    environment = folder.environment()
     state, rounds = replay(folder)
+    judged = JudgedPosts(folder, range(len(rounds)), find=False)
+    return status_after(folder, state, rounds)._replace(posterior=gather_posterior(state, rounds, judged))
+
+
+def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResult]) -> RunStatus:
+    """Return where the run stands after its finished rounds, which led to `state`; without the posterior.
+
+    Raises:
+        RunStateError: A damaged folder.
+    """
+    environment = folder.environment()
     return RunStatus(
         path=str(folder.path),
         recipe=environment.recipe,
@@ -170,7 +189,7 @@ def run_status(folder: RunFolder) -> RunStatus:
         best_round=state.best_round if rounds else None,
         held=is_held(folder),
         last=rounds[-1] if rounds else None,
-        stopped=_why_stopped(folder, state),
+        stopped=_why_stopped(folder, state) if rounds else None,
         waiting=missing_reviews(folder) if rounds else None,
     )
 

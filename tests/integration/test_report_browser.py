@@ -14,7 +14,7 @@ from agents.judgment import Verdict
 from runs.bench.__main__ import main as bench
 from runs.bench.synthetic_run import synthetic_run
 from selftrain.report import write_report
-from selftrain.report.compare import compare, write_comparison
+from selftrain.report.compare import compare, render_comparison
 from selftrain.store.run_dir import RunFolder
 
 pytestmark = pytest.mark.integration
@@ -378,7 +378,7 @@ def pages(folder, tmp_path_factory):
     """The report, and the page of two runs side by side."""
     place = tmp_path_factory.mktemp("beside")
     bare = made(place, PLAIN)
-    write_comparison(compare([folder, bare]), place / "compare.html")
+    (place / "compare.html").write_text(render_comparison(compare([folder, bare])), encoding="utf-8")
     return {"report": folder.path / "report.html", "compare": place / "compare.html"}
 
 
