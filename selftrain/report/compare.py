@@ -23,48 +23,32 @@ MACRO_F1 = "macro_f1"
 
 
 class Side(NamedTuple):
-    """One run, under a name that no other has.
-
-    Attributes:
-        posts: Digest of who is in which split with which label.
-        simulated: Whether its agents' answers were drawn from the labels.
-        rounds: All finished ones; `summary` has their figures in short.
-        splits, estimates: Split -> metrics of the best model; each with its 95 % interval.
-        scores: Split -> scores of the best model; empty when its round kept none.
-        cost: Of all rounds; None where nobody was called.
-        posterior: What it came to; None where the run decides by another rule.
-    """
+    """One run, under a name that no other has."""
 
     name: str
     task: str
-    posts: str
-    simulated: bool
-    rounds: Sequence[RoundResult]
+    posts: str  # digest of who is in which split with which label
+    simulated: bool  # whether its agents' answers were drawn from the labels
+    rounds: Sequence[RoundResult]  # all finished ones; `summary` has their figures in short
     summary: Summary
-    splits: Mapping[str, SplitMetrics]
+    splits: Mapping[str, SplitMetrics]  # split -> metrics of the best model; each with its 95 % interval
     estimates: Mapping[str, Mapping[str, Interval]]
-    scores: Mapping[str, Scored]
-    cost: Cost | None
-    posterior: PosteriorFigures | None
+    scores: Mapping[str, Scored]  # split -> scores of the best model; empty when its round kept none
+    cost: Cost | None  # of all rounds; None where nobody was called
+    posterior: PosteriorFigures | None  # what it came to; None where the run decides by another rule
 
 
 class Comparison(NamedTuple):
-    """All runs.
+    """All runs."""
 
-    Attributes:
-        runs: In the order given.
-        recipe: (section.key, value in each run), of the keys that are not the same in all.
-        splits: Those that every run was measured on.
-        gains: Split -> macro-F1 of each run minus the first's, paired; None for the first, and where the
-            posts or the scores to compare by are missing.
-        same_task, same_posts: Whether figures may be compared at all, and post by post.
-    """
-
-    runs: Sequence[Side]
+    runs: Sequence[Side]  # in the order given
+    # (section.key, value in each run), of the keys that are not the same in all
     recipe: Sequence[tuple[str, Sequence[object]]]
-    splits: Sequence[str]
+    splits: Sequence[str]  # those that every run was measured on
+    # split -> macro-F1 of each run minus the first's, paired; None for the first, and where the posts or the
+    # scores to compare by are missing
     gains: Mapping[str, Sequence[Interval | None]]
-    same_task: bool
+    same_task: bool  # whether figures may be compared at all, and post by post
     same_posts: bool
 
 

@@ -59,45 +59,29 @@ class QuestionPart(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A training.
+    """A training."""
 
-    Attributes:
-        epochs: (mean of its steps' losses, None where they are not known; metrics on validation) of each.
-        kept: Number of the epoch whose weights are the model's, counted from 1.
-        metric: What said so.
-        steps: The losses, each the mean of `together` steps; none without losses.jsonl.
-        together: Steps of a mean.
-    """
-
+    # (mean of its steps' losses, None where they are not known; metrics on validation) of each
     epochs: Sequence[tuple[float | None, Mapping[str, float]]]
-    kept: int
-    metric: str
-    steps: Sequence[LossStep]
-    together: int
+    kept: int  # number of the epoch whose weights are the model's, counted from 1
+    metric: str  # what said so
+    steps: Sequence[LossStep]  # the losses, each the mean of `together` steps; none without losses.jsonl
+    together: int  # steps of a mean
 
 
 class ModelPage(NamedTuple):
-    """All that the template draws.
+    """All that the template draws."""
 
-    Attributes:
-        name: The folder's.
-        model: The first characters of the fingerprint of the model that was measured, where it is known.
-        about: Of a trained model what it is.
-        questions: The final one first.
-        training: None for a folder that only measures.
-        cases: The posts that were measured on; `truth_known`: whether the class of any is known.
-        unread: Posts that could not be read.
-    """
-
-    name: str
+    name: str  # the folder's
+    # the first characters of the fingerprint of the model that was measured, where it is known
     model: str | None
-    about: AboutModel
+    about: AboutModel  # of a trained model what it is
     task: Task
-    questions: Sequence[QuestionPart]
-    training: Training | None
-    cases: TableData
+    questions: Sequence[QuestionPart]  # the final one first
+    training: Training | None  # none for a folder that only measures
+    cases: TableData  # the posts that were measured on; `truth_known`: whether the class of any is known
     truth_known: bool
-    unread: Quarantine
+    unread: Quarantine  # posts that could not be read
 
 
 def write_report(folder: Path, out: Path) -> None:

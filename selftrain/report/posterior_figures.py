@@ -29,59 +29,39 @@ class ThresholdRow(NamedTuple):
 
 
 class PartyShare(NamedTuple):
-    """What a party adds to the log-odds of the posts' labels.
-
-    Attributes:
-        mean: Its share without its sign, in nats: how much it moves.
-        against: Share of the posts where it speaks against the label, in [0, 1].
-    """
+    """What a party adds to the log-odds of the posts' labels."""
 
     party: str
-    mean: float
-    against: float
+    mean: float  # its share without its sign, in nats: how much it moves
+    against: float  # share of the posts where it speaks against the label, in [0, 1]
 
 
 class RevisedRound(NamedTuple):
-    """What a round thought better of: posts of earlier rounds, against their verdicts before it.
-
-    Attributes:
-        posts: Judged anew.
-        moved: Mean change of the probability of the label that they had.
-        flipped: Posts with another label now; where the truth is known, `better` and `worse` of them.
-        gained, lost: Posts that have become consistent, and that are so no more.
-    """
+    """What a round thought better of: posts of earlier rounds, against their verdicts before it."""
 
     round: int
     kept: bool
-    posts: int
-    moved: float
-    flipped: int
+    posts: int  # judged anew
+    moved: float  # mean change of the probability of the label that they had
+    flipped: int  # posts with another label now; where the truth is known, `better` and `worse` of them
     better: int
     worse: int
-    gained: int
+    gained: int  # posts that have become consistent, and that are so no more
     lost: int
 
 
 class PosteriorFigures(NamedTuple):
-    """The posterior of a run, as it stands after its finished rounds.
+    """The posterior of a run, as it stands after its finished rounds."""
 
-    Attributes:
-        posts: Judged posts that have one.
-        learned: Those that reach `threshold`.
-        weight: How much each counts in training beside a labelled post, in [0, 1].
-        overruled: Posts whose label is another than the classifier's.
-        known: Posts whose truth is known; `calibration` is of these, None without any.
-    """
-
-    posts: int
-    learned: int
+    posts: int  # judged posts that have one
+    learned: int  # those that reach `threshold`
     threshold: float
-    weight: float
-    overruled: int
+    weight: float  # how much each counts in training beside a labelled post, in [0, 1]
+    overruled: int  # posts whose label is another than the classifier's
     thresholds: Sequence[ThresholdRow]
     parties: Sequence[PartyShare]
     revisions: Sequence[RevisedRound]
-    known: int
+    known: int  # posts whose truth is known; `calibration` is of these, None without any
     calibration: AgentReliability | None
 
     def __str__(self) -> str:

@@ -44,64 +44,42 @@ COST_NAMES = {
 
 
 class FinalSplit(NamedTuple):
-    """The best model on one split: "validation" or "test".
-
-    Attributes:
-        confusion: Posts by true class (rows) and the model's (columns), in the order of the task's classes.
-        estimates: Metric -> value and 95 % interval.
-        precision_recall, reliability: None without scores.
-        histogram: Posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of
-            the negative; None without scores.
-    """
+    """The best model on one split: "validation" or "test"."""
 
     name: str
     metrics: SplitMetrics
+    # posts by true class (rows) and the model's (columns), in the order of the task's classes
     confusion: Sequence[Sequence[int]]
-    estimates: Mapping[str, Interval]
-    precision_recall: PrecisionRecall | None
+    estimates: Mapping[str, Interval]  # metric -> value and 95 % interval
+    precision_recall: PrecisionRecall | None  # none without scores
     reliability: ReliabilityDiagram | None
+    # posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of the negative;
+    # None without scores
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 
 class RunPage(NamedTuple):
-    """All that the page shows.
+    """All that the page shows."""
 
-    Attributes:
-        name: The folder's.
-        state: One sentence: what comes next, or why nothing does.
-        finished: Whether nothing comes next.
-        last_written: When the last round was finished, in UTC; None without one.
-        environment: environment.json.
-        summary: None before round 0 is finished, as `final` is empty then.
-        truth_known: Whether some round knows the truth of its candidates.
-        trust: The agents on posts of known label; empty without trust.json.
-        behaviour: What each did on the candidates of all rounds.
-        cost: Of all rounds; None for agents that call nobody.
-        recipe: Section -> its keys; what stands outside of any comes first, under "".
-        posterior: What it came to; None where the run decides by another rule.
-        verdicts: None when no round has verified a post.
-        reviews: What people's reviews say of the labels; empty without any.
-    """
-
-    name: str
+    name: str  # the folder's
     simulated: bool
-    state: str
-    finished: bool
-    last_written: str | None
+    state: str  # one sentence: what comes next, or why nothing does
+    finished: bool  # whether nothing comes next
+    last_written: str | None  # when the last round was finished, in UTC; None without one
     task: TaskWords
-    environment: Mapping[str, Any]
-    summary: Summary | None
+    environment: Mapping[str, Any]  # environment.json
+    summary: Summary | None  # none before round 0 is finished, as `final` is empty then
     rounds: Sequence[RoundResult]
-    truth_known: bool
-    trust: Trust
-    behaviour: Mapping[str, AgentCounts]
-    cost: Cost | None
+    truth_known: bool  # whether some round knows the truth of its candidates
+    trust: Trust  # the agents on posts of known label; empty without trust.json
+    behaviour: Mapping[str, AgentCounts]  # what each did on the candidates of all rounds
+    cost: Cost | None  # of all rounds; None for agents that call nobody
     final: Sequence[FinalSplit]
     quarantine: Quarantine
-    recipe: Mapping[str, Json]
-    posterior: PosteriorFigures | None
-    verdicts: Browser | None
-    reviews: Sequence[ReviewedBatch]
+    recipe: Mapping[str, Json]  # section -> its keys; what stands outside of any comes first, under ""
+    posterior: PosteriorFigures | None  # what it came to; None where the run decides by another rule
+    verdicts: Browser | None  # none when no round has verified a post
+    reviews: Sequence[ReviewedBatch]  # what people's reviews say of the labels; empty without any
 
 
 # ---- reading ------------------------------------------------------------------------------------------

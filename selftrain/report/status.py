@@ -27,38 +27,27 @@ class Score(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """All finished rounds in a few figures.
+    """All finished rounds in a few figures."""
 
-    Attributes:
-        labels_alone: Round 0.
-        best: The last kept round, whose number is `best_round`.
-        rounds: Finished rounds after round 0: `kept` and `rolled_back` of them.
-        candidates, consistent, divergent: Posts, summed over those rounds; a post judged twice counts twice.
-        candidate_precision: Share of right classifier labels among the candidates, before verification.
-        pseudo_label_precision: Share of right labels among the pseudo-labels of grown.jsonl whose truth is
-            known. None where no truth is known, as `candidate_precision` is.
-        labelled, grown: Posts of the labelled set and of the grown dataset.
-        seconds: Time spent in the rounds.
-        simulated: Whether the agents' answers were drawn from the labels.
-        human: Posts of the grown dataset that people labelled during the run.
-    """
-
-    labels_alone: Score
-    best: Score
+    labels_alone: Score  # round 0
+    best: Score  # the last kept round, whose number is `best_round`
     best_round: int
-    rounds: int
+    rounds: int  # finished rounds after round 0: `kept` and `rolled_back` of them
     kept: int
     rolled_back: int
-    candidates: int
+    candidates: int  # posts, summed over those rounds; a post judged twice counts twice
     consistent: int
     divergent: int
+    # share of right classifier labels among the candidates, before verification
     candidate_precision: float | None
+    # share of right labels among the pseudo-labels of grown.jsonl whose truth is known. None where no truth
+    # is known, as `candidate_precision` is.
     pseudo_label_precision: float | None
-    labelled: int
+    labelled: int  # posts of the labelled set and of the grown dataset
     grown: int
-    seconds: float
-    simulated: bool
-    human: int = 0
+    seconds: float  # time spent in the rounds
+    simulated: bool  # whether the agents' answers were drawn from the labels
+    human: int = 0  # posts of the grown dataset that people labelled during the run
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values."""
@@ -131,29 +120,19 @@ def missing_reviews(folder: RunFolder) -> str | None:
 
 
 class RunStatus(NamedTuple):
-    """Where a run stands, for one screen.
-
-    Attributes:
-        recipe: The recipe's file name, or "" when it was built in Python.
-        finished: Finished rounds, round 0 included.
-        best_round: The last kept round; None before round 0 is finished.
-        held: Whether a process holds the run's lock now; None where that cannot be known.
-        last: The last finished round; None without one.
-        stopped: Why no further round follows; None: the same command goes on.
-        waiting: Reviews that it waits for, in words; None: none.
-        posterior: What classifier and agents together came to; None where the run decides otherwise, or where
-            nobody asked for it.
-    """
+    """Where a run stands, for one screen."""
 
     path: str
-    recipe: str
+    recipe: str  # the recipe's file name, or "" when it was built in Python
     task: str
-    finished: int
-    best_round: int | None
-    held: bool | None
-    last: RoundResult | None
-    stopped: str | None
-    waiting: str | None = None
+    finished: int  # finished rounds, round 0 included
+    best_round: int | None  # the last kept round; None before round 0 is finished
+    held: bool | None  # whether a process holds the run's lock now; None where that cannot be known
+    last: RoundResult | None  # the last finished round; None without one
+    stopped: str | None  # why no further round follows; None: the same command goes on
+    waiting: str | None = None  # reviews that it waits for, in words; None: none
+    # what classifier and agents together came to; None where the run decides otherwise, or where nobody asked
+    # for it
     posterior: PosteriorFigures | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -26,19 +26,12 @@ SURE = [
 
 
 class Browser(NamedTuple):
-    """The browser of verdicts.
+    """The browser of verdicts."""
 
-    Attributes:
-        table: Its data.
-        without_text: Posts whose manifest is gone.
-        rounds: Number and outcome of each round that has verdicts, newest first.
-        truth_known: Whether the true class of any shown post is known.
-    """
-
-    table: TableData
-    without_text: int
-    rounds: Sequence[tuple[int, str]]
-    truth_known: bool
+    table: TableData  # its data
+    without_text: int  # posts whose manifest is gone
+    rounds: Sequence[tuple[int, str]]  # number and outcome of each round that has verdicts, newest first
+    truth_known: bool  # whether the true class of any shown post is known
 
 
 class _Shown(NamedTuple):

@@ -42,17 +42,11 @@ def batch_after(number: int) -> str:
 
 
 class Waiting(NamedTuple):
-    """Reviews that a run waits for.
+    """Reviews that a run waits for."""
 
-    Attributes:
-        ledger: The file.
-        posts: Posts that the loop sent to review, in all rounds so far.
-        open: Of them, those without a decision.
-    """
-
-    ledger: Path
-    posts: int
-    open: int
+    ledger: Path  # the file
+    posts: int  # posts that the loop sent to review, in all rounds so far
+    open: int  # of them, those without a decision
 
     def __str__(self) -> str:
         run = shlex.quote(str(self.ledger.parent))

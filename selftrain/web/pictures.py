@@ -26,19 +26,12 @@ _THREADS = 4
 
 
 class Pictures(NamedTuple):
-    """What a page embeds.
+    """What a page embeds."""
 
-    Attributes:
-        urls: Data URLs, no two equal.
-        place: Path -> index into `urls`; a path that is not there was not embedded.
-        unreadable: Path -> why it could not be decoded.
-        left_out: How many paths found no room.
-    """
-
-    urls: Sequence[str]
-    place: dict[Path, int]
-    unreadable: dict[Path, str]
-    left_out: int
+    urls: Sequence[str]  # data URLs, no two equal
+    place: dict[Path, int]  # path -> index into `urls`; a path that is not there was not embedded
+    unreadable: dict[Path, str]  # path -> why it could not be decoded
+    left_out: int  # how many paths found no room
 
     def shown(self, path: Path, name: str) -> tuple[int, str]:
         """Return (its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
