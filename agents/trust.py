@@ -229,10 +229,14 @@ def _mean(parts: Sequence[Proportion]) -> Proportion:
 
 def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None:
     """Return Cohen's kappa over posts that both labelled; None below two such posts or without variation."""
+    both = zip(first, second, strict=True)
+    return cohen_kappa([(a.label, b.label) for a, b in both if a.label is not None and b.label is not None])
+
+
+def cohen_kappa(pairs: Sequence[tuple[str, ...]]) -> float | None:
+    """Return Cohen's kappa (1960) of pairs of labels; None below two pairs, or without variation."""
     from sklearn.metrics import cohen_kappa_score
 
-    both = zip(first, second, strict=True)
-    pairs = [(a.label, b.label) for a, b in both if a.label is not None and b.label is not None]
     if len(pairs) < 2 or len({label for pair in pairs for label in pair}) < 2:
         return None
     return float(cohen_kappa_score(*zip(*pairs, strict=True)))

@@ -112,25 +112,26 @@ def serve(
     if not _goes_on(folder, budget, [name for name, value in options.items() if value is not None]):
         among = among or "divergent"
         begun = sampling.request_reviews(
-            folder,
-            budget=_checked_budget(folder, budget, among),
-            batch=among,
-            rule=rule or "exponential",
-            floor=0.1 if floor is None else floor,
-            double_annotation_rate=0.1 if doubled is None else doubled,
-            seed=seed or 0,
-            among=among,
-            order=order or "sampled",
-        )
+            folder, budget=_checked_budget(folder, budget, among), batch=among, among=among,
+            rule=rule or "exponential", floor=0.1 if floor is None else floor, order=order or "sampled",
+            double_annotation_rate=0.1 if doubled is None else doubled, seed=seed or 0,
+        )  # fmt: skip
     http_server.quiet_logs()
     session = review_server.open_session(folder, show_opinions=show_opinions)
     if begun is not None:
         echo(f"drawn {len(begun.drawn):,} of {begun.posts:,} posts into {begun.ledger}")
+    _serve(folder, session, review_server.Opening(host, port, reviewer), browser=not no_browser)
+
+
+def _serve(
+    folder: RunFolder, session: ReviewSession, opening: review_server.Opening, *, browser: bool
+) -> None:
+    """Serve until it is ended, and say before and after how far the review is."""
     echo(_progress_line(session))
     try:
         review_server.serve(
-            folder, session, review_server.Opening(host, port, reviewer),
-            report=echo, opened=lambda where: None if no_browser else _open_browser(where),
+            folder, session, opening,
+            report=echo, opened=lambda where: _open_browser(where) if browser else None,
         )  # fmt: skip
         echo(_progress_line(session))
         if session.ledger.progress().finished:

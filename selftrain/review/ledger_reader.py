@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from agents.ask.cache import switch_to_write_ahead
+from agents.trust import cohen_kappa
 from selftrain._util.types import Json
 from selftrain.errors import LedgerError, SelftrainError
 
@@ -109,15 +110,6 @@ def agreement_of(decisions: Iterable[Decision]) -> Agreement:
     pairs = [tuple(review.label for review in one.reviews) for one in decisions if len(one.reviews) == 2]
     pairs = [pair for pair in pairs if UNSURE not in pair]
     return Agreement(len(pairs), sum(a == b for a, b in pairs), cohen_kappa(pairs))
-
-
-def cohen_kappa(pairs: Sequence[tuple[str, ...]]) -> float | None:
-    """Return Cohen's kappa (1960) of pairs of labels; None where it is not defined."""
-    if len(pairs) < 2 or len({label for pair in pairs for label in pair}) < 2:
-        return None
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
 # ---- the file -----------------------------------------------------------------------------------------
