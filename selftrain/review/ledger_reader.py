@@ -216,13 +216,13 @@ def explained(path: Path, what: str) -> Iterator[None]:
 
 
 class LedgerSettings(NamedTuple):
-    """What a ledger is created with; see `LedgerReader`."""
+    """What a ledger is created with."""
 
-    classes: tuple[str, ...]
-    budget: int
-    double_annotation_rate: float
-    lease_seconds: float
-    seed: int
+    classes: tuple[str, ...]  # the task's class names, two or more
+    budget: int  # most posts that may ever be reviewed, >= 0; more may be allowed later
+    double_annotation_rate: float  # share of them that two people review, in [0, 1]
+    lease_seconds: float  # how long a reviewer keeps a post without deciding, > 0
+    seed: int  # chooses the doubled posts
 
     def to_json(self) -> Json:
         """Return a record of JSON values."""
@@ -237,15 +237,10 @@ class LedgerSettings(NamedTuple):
 class LedgerReader:
     """A ledger that is there, to read. Not for several threads at once: open one for each, or lock around it.
 
+    Its settings are attributes, see `LedgerSettings`; `base_budget` is the budget that it was created with.
+
     Raises:
         LedgerError: No ledger there, one of another version, or a file that cannot be used; as every method.
-
-    Attributes:
-        classes: The task's class names.
-        base_budget: Most posts that may ever be reviewed, as the ledger was created; see `budget`.
-        double_annotation_rate: Share of them that two people review.
-        lease_seconds: How long a reviewer keeps a post without deciding.
-        seed: Chooses the doubled posts.
     """
 
     def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
