@@ -50,7 +50,7 @@ class QuestionMetrics(_Record):
     posts: int  # how many answer it
     looked_for: str  # the answer that recall and precision are about
     answers: dict[str, int]  # answer -> how many posts have it, in the order of the model's probabilities
-    figures: dict[str, Interval] | None = None  # metric -> value and interval; None where `note` says why
+    metrics: dict[str, Interval] | None = None  # metric -> value and interval; None where `note` says why
     note: str = ""
     # macro-F1 and accuracy over all answers, of a question with more than two
     all_answers: dict[str, float] | None = None
