@@ -19,7 +19,7 @@ from selftrain.errors import NonFiniteLossError
 from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import ADVICE
-from selftrain.models.metrics import macro_f1
+from selftrain.models.metrics import auc, macro_f1
 from selftrain.models.train_loop import StepLoss
 
 CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
@@ -77,7 +77,7 @@ class NetworkStepper:
         return StepLoss.of(output)
 
     def evaluate(self) -> dict[str, Any]:
-        """Return macro-F1.
+        """Return macro-F1 and, where both classes occur, AUC.
 
         Raises:
             NonFiniteLossError: A loss can be finite and its gradient not; then the weights are lost, and only
@@ -91,7 +91,9 @@ class NetworkStepper:
                 f" {len(self._now)} validation logits are not finite. Lower classifier.learning_rate"
             )
         labels = self._corpus.labels[self._corpus.validation]
-        return {"macro_f1": macro_f1(labels, (self._now > 0).astype(np.int8))}
+        ranked = auc(labels == 1, self._now)
+        told = {} if ranked is None else {"auc": ranked}
+        return {"macro_f1": macro_f1(labels, (self._now > 0).astype(np.int8)), **told}
 
     def keep_best(self) -> None:
         self.weights, self.raw = self.model.portable(), self._now

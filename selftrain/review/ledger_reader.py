@@ -287,9 +287,11 @@ class LedgerReader:
         drawn = "SELECT post_id FROM posts WHERE batch = ? AND place IS NOT NULL ORDER BY place"
         return [post_id for (post_id,) in self._rows(drawn, batch)]
 
-    def all_drawn(self) -> dict[str, str]:
-        """Return the id of every post to review -> its batch, in the order of review."""
-        return dict(self._rows("SELECT post_id, batch FROM posts WHERE place IS NOT NULL ORDER BY place"))
+    def all_drawn(self) -> dict[str, tuple[str, ReviewItem]]:
+        """Return the id of every post to review -> its batch and the post, in the order of review."""
+        columns = "batch, post_id, machine_label, error, inclusion, part"
+        rows = self._rows(f"SELECT {columns} FROM posts WHERE place IS NOT NULL ORDER BY place")
+        return {row[1]: (row[0], ReviewItem(*row[1:])) for row in rows}
 
     def waiting(self) -> list[str]:
         """Return ids of the posts that lack a review, the second of doubled ones included, in order."""

@@ -194,15 +194,9 @@ class LedgerReviewers:
         with opened_ledger(self._folder) as ledger:
             if ledger is None:
                 return []
-            entries = {
-                entry.post_id: (batch, entry)
-                for batch in ledger.batches()
-                for drawn in [frozenset(ledger.drawn(batch))]
-                for entry in ledger.population(batch)
-                if entry.post_id in drawn
-            }
+            drawn = ledger.all_drawn()
             return [
-                _human_label(decision, decision.label, *entries[decision.post_id])
+                _human_label(decision, decision.label, *drawn[decision.post_id])
                 for decision in ledger.decisions()
                 if decision.label is not None and used.get(decision.post_id) != decision.label
             ]

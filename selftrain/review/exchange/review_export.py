@@ -69,8 +69,8 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     """
     folder.recipe()  # no run folder: said before anything else
     with LedgerReader(folder.path / LEDGER) as ledger:
-        batch_of, classes = ledger.all_drawn(), ledger.classes
-        chosen = list(batch_of) if everything else ledger.waiting()
+        drawn, classes = ledger.all_drawn(), ledger.classes
+        chosen = list(drawn) if everything else ledger.waiting()
     posts = find_posts(folder, chosen)
     gone = [post_id for post_id in chosen if post_id not in posts or posts[post_id].reason]
     if gone:
@@ -82,7 +82,7 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     opinions = None if hide_opinions else Opinions(folder)
     tasks = []
     for place, post_id in enumerate(chosen):
-        post, batch = posts[post_id], batch_of[post_id]
+        post, (batch, _) = posts[post_id], drawn[post_id]
         given = () if opinions is None else opinions.of(post_id)
         tasks.append(
             ReviewTask(post_id, batch, place, post.text, post.images, post.names, is_audit(batch), given)

@@ -51,7 +51,7 @@ def import_reviews(
     folder.recipe()  # no run folder: said before anything else
     read = read_reviews(file, reviewer)
     with ReviewLedger(folder.path / LEDGER) as ledger:
-        known = {post_id for batch in ledger.batches() for post_id in ledger.drawn(batch)}
+        known = ledger.all_drawn().keys()
         read = read._replace(
             decisions=tuple(
                 one._replace(
