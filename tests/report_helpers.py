@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from PIL import Image
 
@@ -151,9 +152,8 @@ def weigh(folder, said, by_round):
 
     The post of round n is "n"; the manifest says that all are of the negative class.
     """
-    place = folder.path.parent
     rows = [{"id": str(n), "text": said["text"], "label": said["negative"]} for n in by_round]
-    lines(place / "manifest.jsonl", rows)
+    lines(Path(folder.recipe()["data"]["manifest"]), rows)
     for number, values in by_round.items():
         whole = [
             verdict(said, post_id) | {"posterior": posterior(said, q), "consistent": max(q, 1 - q) >= 0.7}

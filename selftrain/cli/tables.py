@@ -64,18 +64,19 @@ def rounds_table(rounds: Sequence[RoundResult]) -> Table:
     """Return one line a round; what it cost where its agents ask a server."""
     paid = any(one.cost and one.cost.calls for one in rounds)
     found = table(
-        "round", "candidates", "consistent", "divergent", "precision", "validation", "AUC", "test", "AUC",
-        "s", *(("calls", "tokens") if paid else ()),
+        "round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s",
+        *(("calls", "tokens") if paid else ()),
         left=0, caption_justify="left", caption_style="dim",
-        caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1; AUC"
-        " beside each.",
+        caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1 and AUC.",
     )  # fmt: skip
     found.add_column("")
     for one in rounds:
         scores, cost = score(one), one.cost or Cost()
         found.add_row(
             str(one.number), *(str(counts.posts) if one.number else "-" for counts in one.sets),
-            number(one.pseudo_label_precision), *(number(getattr(scores, field)) for field in SCORES),
+            number(one.pseudo_label_precision),
+            f"{number(scores.validation)} {number(scores.validation_auc)}",
+            f"{number(scores.test)} {number(scores.test_auc)}",
             f"{one.seconds:.1f}", *((f"{cost.calls:,}", f"{cost.tokens:,}") if paid else ()), _outcome(one),
         )  # fmt: skip
     return found
