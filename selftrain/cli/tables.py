@@ -67,7 +67,7 @@ def rounds_table(rounds: Sequence[RoundResult]) -> Table:
         "round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s",
         *(("calls", "tokens") if paid else ()),
         left=0, caption_justify="left", caption_style="dim",
-        caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1 and AUC.",
+        caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1, AUC.",
     )  # fmt: skip
     found.add_column("")
     for one in rounds:
@@ -75,11 +75,14 @@ def rounds_table(rounds: Sequence[RoundResult]) -> Table:
         found.add_row(
             str(one.number), *(str(counts.posts) if one.number else "-" for counts in one.sets),
             number(one.pseudo_label_precision),
-            f"{number(scores.validation)} {number(scores.validation_auc)}",
-            f"{number(scores.test)} {number(scores.test_auc)}",
+            _scores(scores.validation, scores.validation_auc), _scores(scores.test, scores.test_auc),
             f"{one.seconds:.1f}", *((f"{cost.calls:,}", f"{cost.tokens:,}") if paid else ()), _outcome(one),
         )  # fmt: skip
     return found
+
+
+def _scores(macro_f1: float | None, auc: float | None) -> str:
+    return number(macro_f1) if auc is None else f"{number(macro_f1)} {number(auc)}"
 
 
 def _outcome(one: RoundResult) -> str:

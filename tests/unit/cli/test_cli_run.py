@@ -43,7 +43,7 @@ def test_the_summary_of_rounds_written_by_hand():
         ]
     )
     assert told.labels_alone == (0.5, 0.4, 0.8125, 0.8125)
-    assert (told.best, told.best_round) == ((0.7, 0.65), 3)
+    assert (told.best, told.best_round) == ((0.7, 0.65, 0.8125, 0.8125), 3)
     assert (told.rounds, told.kept, told.rolled_back) == (3, 2, 1)
     assert (told.candidates, told.consistent, told.divergent) == (24, 18, 6)
     assert told.pseudo_label_precision == 0.7  # of grown.jsonl after the last round
