@@ -171,7 +171,7 @@ def _print_comparison(comparison: comparing.Comparison) -> None:
     elif not comparison.same_posts:
         shown.print(plain("not the same posts in the same splits: metrics differ by the draw, too", "bold"))
     best = "best models [95 % interval]; gain: on the first run, paired post by post"
-    curves = "validation macro-F1 by round; in brackets: rolled back"
+    curves = "validation macro-F1 and AUC by round; in brackets: rolled back"
     recipes = "what the recipes differ in" if comparison.recipe else "the same recipe"
     for what, found in (
         (best, tables.final_table(comparison)),

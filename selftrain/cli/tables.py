@@ -64,10 +64,10 @@ def rounds_table(rounds: Sequence[RoundResult]) -> Table:
     """Return one line a round; what it cost where its agents ask a server."""
     paid = any(one.cost and one.cost.calls for one in rounds)
     found = table(
-        "round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s",
+        "round", "candidates", "consistent", "divergent", "right", "validation", "test", "s",
         *(("calls", "tokens") if paid else ()),
         left=0, caption_justify="left", caption_style="dim",
-        caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1, AUC.",
+        caption="right: share of the consistent labels, where truth is known. validation, test: macro-F1, AUC.",
     )  # fmt: skip
     found.add_column("")
     for one in rounds:
@@ -215,18 +215,23 @@ def final_table(comparison: Comparison) -> Table:
     found.add_row("tokens", *(f"{run.cost.tokens:,}" if run.cost else "-" for run in runs))
     found.add_row("seconds in rounds", *(f"{one.seconds:.0f}" for one in sums))
     if any(run.posterior for run in runs):
-        found.add_row("posterior", *(str(run.posterior or "-") for run in runs))
+        told = [run.posterior for run in runs]
+        found.add_row("posterior, learned", *(f"{p.learned:,} of {p.posts:,}" if p else "-" for p in told))
+        found.add_row("posterior, weight", *(number(p.weight if p else None) for p in told))
+        ece = [p.calibration.ece if p and p.calibration else None for p in told]
+        found.add_row("posterior, calibration error", *map(number, ece))
     return found
 
 
 def curves_table(comparison: Comparison) -> Table:
-    """Return validation macro-F1, one line a round; what was rolled back stands in brackets."""
+    """Return validation macro-F1 and AUC, one line a round; what was rolled back stands in brackets."""
     found = _comparison_table(comparison)
     for place in range(max(len(run.rounds) for run in comparison.runs)):
         cells = [plain("")] * len(comparison.runs)
         for column, run in enumerate(comparison.runs):
             if place < len(run.rounds):
-                kept, value = run.rounds[place].kept, number(run.rounds[place].validation.macro_f1)
+                scores = score(run.rounds[place])
+                kept, value = run.rounds[place].kept, _scores(scores.validation, scores.validation_auc)
                 cells[column] = plain(f"{value} ") if kept else plain(f"({value})", "dim")
         found.add_row(f"round {place}", *cells)
     return found
