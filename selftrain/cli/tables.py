@@ -67,7 +67,7 @@ def rounds_table(rounds: Sequence[RoundResult]) -> Table:
         "round", "candidates", "consistent", "divergent", "right", "validation", "test", "s",
         *(("calls", "tokens") if paid else ()),
         left=0, caption_justify="left", caption_style="dim",
-        caption="right: share of the consistent labels, where truth is known. validation, test: macro-F1, AUC.",
+        caption="right: share of the consistent posts, if truth is known. validation, test: macro-F1, AUC.",
     )  # fmt: skip
     found.add_column("")
     for one in rounds:
