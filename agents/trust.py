@@ -235,10 +235,10 @@ def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None
 
 def cohen_kappa(pairs: Sequence[tuple[str, ...]]) -> float | None:
     """Return Cohen's kappa (1960) of pairs of labels; None below two pairs, or without variation."""
-    from sklearn.metrics import cohen_kappa_score
-
     if len(pairs) < 2 or len({label for pair in pairs for label in pair}) < 2:
         return None
+    from sklearn.metrics import cohen_kappa_score  # a second that nobody waits for without pairs
+
     return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
