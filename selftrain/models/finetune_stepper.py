@@ -1,6 +1,6 @@
 """The steps of fine-tuning: batches that hold every group, clipped gradients, the best weights kept.
 
-Shape legend: ``V`` validation posts.
+Shape legend: ``V`` validation posts, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses.base import RoundLoss
+from losses.base import ClassLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError
 from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import ADVICE
-from selftrain.models.metrics import auc, macro_f1
+from selftrain.models.metrics import evaluate
 from selftrain.models.train_loop import StepLoss
 
 CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
@@ -34,11 +34,11 @@ class NetworkStepper:
         batches: Of `training`.
         loss: Computed batch by batch.
         augment: Let the backbone crop training images.
-        validate: Raw logits [V] of the validation posts by the network as it stands.
+        validate: Raw logits [V, K] of the validation posts by the network as it stands.
         where: Said in an error.
 
     Attributes:
-        weights, raw: Of the best epoch: weights on the CPU, raw validation logits [V].
+        weights, raw: Of the best epoch: weights on the CPU, raw validation logits [V, K].
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class NetworkStepper:
         training: TrainingSet,
         batches: GroupBatches,
         *,
-        loss: RoundLoss,
+        loss: ClassLoss,
         augment: bool,
         validate: Callable[[], Float32Array],
         where: str,
     ) -> None:
         self.model = network
         self.weights: dict[str, Tensor] = {}
-        self.raw: Float32Array = np.empty(0, np.float32)
+        self.raw: Float32Array = np.empty((0, 0), np.float32)
         self._corpus, self._training, self._batches = corpus, training, batches
         self._loss, self._augment, self._validate, self._where = loss, augment, validate, where
         self._epoch, self._now = 0, self.raw
@@ -84,16 +84,15 @@ class NetworkStepper:
                 the logits tell.
         """
         self._now = self._validate()
-        broken = int((~np.isfinite(self._now)).sum())
+        broken = int((~np.isfinite(self._now)).any(1).sum())
         if broken:
             raise NonFiniteLossError(
                 f"{self._where}, epoch {self._epoch}, after step {self._batches.steps}: {broken} of"
                 f" {len(self._now)} validation logits are not finite. Lower classifier.learning_rate"
             )
         labels = self._corpus.labels[self._corpus.validation]
-        ranked = auc(labels == 1, self._now)
-        told = {} if ranked is None else {"auc": ranked}
-        return {"macro_f1": macro_f1(labels, (self._now > 0).astype(np.int8)), **told}
+        found = evaluate(labels, self._now)
+        return {"macro_f1": found.macro_f1, **({} if found.auc is None else {"auc": found.auc})}
 
     def keep_best(self) -> None:
         self.weights, self.raw = self.model.portable(), self._now

@@ -24,7 +24,7 @@ from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdict
 from selftrain.review.estimates import ReviewedBatch, percent, reviewed_batches
 from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, replay, total_cost
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, read_scores
+from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, numbered, read_scores
 from selftrain.web import charts
 from selftrain.web.charts import ChartPanel, legend
 from selftrain.web.html import isolated, render_page
@@ -53,7 +53,7 @@ class FinalSplit(NamedTuple):
     estimates: Mapping[str, Interval]  # metric -> value and 95 % interval
     precision_recall: PrecisionRecall | None  # none without scores
     reliability: ReliabilityDiagram | None
-    # posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of the negative;
+    # posts by a class's predicted probability, in `HISTOGRAM` equal bins: its own, and the others;
     # None without scores
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
@@ -168,22 +168,17 @@ def _behaviour(rounds: Sequence[RoundResult]) -> dict[str, AgentCounts]:
 
 
 def _final(folder: RunFolder, best: RoundResult, classes: Sequence[str]) -> Iterator[FinalSplit]:
-    positive, negative = classes
-    scores = read_scores(folder.round_path(best.number), positive=positive, negative=negative) or {}
+    numbers = numbered(classes)
+    scores = read_scores(folder.round_path(best.number), numbers) or {}
+    order = [numbers.index(name) for name in classes]
     for name, split in (("validation", best.validation), ("test", best.test)):
         if split is not None:
             one = scores.get(name)
             drawn = (
                 (precision_recall(one), reliability(one), histogram(one, HISTOGRAM)) if one else (None,) * 3
             )
-            yield FinalSplit(name, split, _confusion(split), estimates(counts_of(split)), *drawn)
-
-
-def _confusion(split: SplitMetrics) -> list[list[int]]:
-    return [
-        [split.true_positive, split.false_negative],
-        [split.false_positive, split.true_negative],
-    ]
+            confusion = [[split.confusion[true][given] for given in order] for true in order]
+            yield FinalSplit(name, split, confusion, estimates(counts_of(split)), *drawn)
 
 
 # ---- drawing ------------------------------------------------------------------------------------------
@@ -260,8 +255,8 @@ def _training_panels(page: RunPage) -> Iterator[ChartPanel]:
     rounds = page.rounds
     learned = [row.training for row in rounds]
     parts = {
-        "labelled": [one.positive + one.negative for one in learned],
-        "agreed": [one.agreed_positive + one.agreed_negative for one in learned],
+        "labelled": [sum(one.labelled.values()) for one in learned],
+        "agreed": [sum(one.agreed.values()) for one in learned],
         "divergent": [one.divergent for one in learned],
     }
     what = "Posts that each round was trained on: labelled, agreed and divergent"
@@ -287,20 +282,22 @@ def _loss_series(losses: Sequence[Mapping[str, float]]) -> dict[str, list[float 
 
 
 def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
-    final, (first, *others) = page.final, page.task.classes
+    final, classes = page.final, page.task.classes
+    # what is said of one class: of two it is the positive one, of more all of them together
+    own, other = classes if len(classes) == 2 else ("each class", "the others")
     if curves := {one.name: one.precision_recall for one in final if one.precision_recall is not None}:
         drawn = [(one.recall, one.precision) for one in curves.values()]
         chart = charts.precision_recall_chart(
             drawn, "precision-recall", "Precision by recall of the best model"
         )
-        under = isolated("of {}, over all thresholds", first)
+        under = isolated("of {}, over all thresholds", own)
         yield ChartPanel("Precision and recall", under, chart, legend(curves))
     if diagrams := {one.name: one.reliability for one in final if one.reliability is not None}:
         dots = [
             [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in found.bins]
             for found in diagrams.values()
         ]
-        what = "Share of positive posts by the probability that the best model gave"
+        what = "Share of posts of a class by the probability that the best model gave it"
         chart = charts.reliability_chart(dots, "reliability", what)
         words = "on the line, the model is as sure as it is right; a dot's size follows its posts"
         yield ChartPanel("Reliability", words, chart, legend(diagrams))
@@ -308,8 +305,8 @@ def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
     for split in [one for one in final if one.histogram is not None][-1:]:
         what = f"Posts of each class by the probability that the best model gave, {split.name}"
         chart = charts.histogram_chart(*(split.histogram or ([], [])), "histogram", what)
-        under = isolated(f"{split.name} posts by probability of {{}}", first)
-        sides = legend([f"{first}, upwards", f"{', '.join(others)}, downwards"])
+        under = isolated(f"{split.name} posts by probability of {{}}", own)
+        sides = legend([f"{own}, upwards", f"{other}, downwards"])
         yield ChartPanel("Where the scores lie", under, chart, sides)
 
 
