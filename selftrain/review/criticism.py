@@ -69,15 +69,11 @@ class LoopCriticizer:
             len(given), self._criticizer.strategy.name, paid.calls, paid.stored, paid.usage.total,
             sum(one.error is None for one in given),
         )  # fmt: skip
-        if all(one.error is None for one in given):
-            raise BudgetError(
-                f"the criticizer gave no estimate for any of {len(given)} posts; of the first:"
-                f" {given[0].fault}. Name another human.strategy or model, or set human.source ="
-                ' "disagreement"'
-            )
+        remedy = 'Name another human.strategy or model, or set human.source = "disagreement"'
+        errors = estimates_of(given, remedy)
         others = [one for one in read_criticisms(self._file) if one.batch != batch]
         write_criticisms(self._file, batch, annotations, given, others)
-        return [one.error for one in given]
+        return errors
 
     def close(self) -> None:
         """Let go of the server and of the cache; safe to repeat."""
@@ -90,6 +86,20 @@ def _annotation(verdict: Verdict, label: str) -> Annotation:
     last = [judgments[-1] for judgments in verdict.by_agent().values()]
     reasons = [judgment.rationale for judgment in last if judgment.label == label and judgment.rationale]
     return Annotation(verdict.post_id, label, None, " ".join(reasons), None, "", "classifier and agents")
+
+
+def estimates_of(given: Sequence[Criticism], remedy: str) -> list[float | None]:
+    """Return the error estimate of each label, None where the criticizer has none.
+
+    Raises:
+        BudgetError: It has none at all, with what to do: a draw would be blind.
+    """
+    if all(one.error is None for one in given):
+        raise BudgetError(
+            f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"
+            f" {given[0].fault}. {remedy}"
+        )
+    return [one.error for one in given]
 
 
 def write_criticisms(

@@ -26,7 +26,7 @@ from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
 from selftrain.errors import BudgetError, EstimateError, RunStateError
-from selftrain.review.criticism import CRITICISMS, write_criticisms
+from selftrain.review.criticism import CRITICISMS, estimates_of, write_criticisms
 from selftrain.review.estimates import LabelErrors, label_errors, outcome
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
@@ -233,16 +233,11 @@ def annotate_pool(
     # --- how likely is each wrong?
     runner, criticizer = criticizing
     given = criticizer.criticize(runner, [p for p, _ in pairs], [a for _, a in pairs])
-    missing = sum(one.error is None for one in given)
-    if missing == len(given):
-        raise BudgetError(
-            f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"
-            f" {given[0].fault}. Name another --strategy or --criticizer; `selftrain act"
-            " select-models` tests them"
-        )
+    remedy = "Name another --strategy or --criticizer; `selftrain act select-models` tests them"
+    estimates = estimates_of(given, remedy)
     write_criticisms(folder.path / CRITICISMS, BATCH, [a for _, a in pairs], given)
     # --- people look at a sample
-    errors = filled([one.error for one in given])
+    errors = filled(estimates)
     labels = [
         MachineLabel(one.post_id, str(one.label), float(error))
         for (_, one), error in zip(pairs, errors, strict=True)
@@ -252,7 +247,8 @@ def annotate_pool(
         double_annotation_rate=drawing.double_annotation_rate, seed=drawing.seed,
     ) as ledger:  # fmt: skip
         drawn = add_sample(ledger, BATCH, labels, [""] * len(labels), drawing)
-    doubt = sum(one.error for one in given if one.error is not None) / (len(given) - missing)
+    known = [error for error in estimates if error is not None]
+    missing, doubt = len(estimates) - len(known), sum(known) / len(known)
     return PoolLabels(len(pairs), len(posts) - len(pairs), reason, doubt, missing, len(drawn))
 
 
