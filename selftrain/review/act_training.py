@@ -175,15 +175,14 @@ def _fit(
     trainer: ACTTrainer, learned: ReviewedLabels, trusted: TrustedPosts, rows: Rows, failed: Mapping[str, str]
 ) -> tuple[ACTTraining, dict[str, Measured]]:
     """Train, and measure on the posts of trusted label that could be encoded."""
-    splits = {
-        name: [post for post in posts if post.id not in failed]
-        for name, posts in (("validation", trusted.validation), ("test", trusted.test))
-    }
-    checked = splits["validation"]
+    checked, tested = (
+        [post for post in posts if post.id not in failed] for posts in (trusted.validation, trusted.test)
+    )
     model = trainer.fit(
         rows(learned.posts), learned.machine, learned.human, learned.inclusion,
         validation=(rows(checked), [str(post.label) for post in checked]),
     )  # fmt: skip
+    splits = {"validation": checked, "test": tested}
     measured = {name: _measured(model, posts, rows(posts)) for name, posts in splits.items() if posts}
     found = ACTTraining(
         model, len(learned.posts), sum(one is not None for one in learned.human),
