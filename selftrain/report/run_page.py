@@ -245,7 +245,7 @@ def _posterior_panels(found: PosteriorFigures) -> Iterator[ChartPanel]:
     kept = ("line faint-line dash", f"threshold of this run, {found.threshold:.2f}")
     yield ChartPanel("Consistent by threshold", "share of judged posts", chart, [*legend(series), kept])
     if found.calibration is not None:
-        dots = [charts.ReliabilityDot(b.confidence, b.accuracy, b.count) for b in found.calibration.bins]
+        dots = [(one.confidence, one.accuracy, one.count) for one in found.calibration.bins]
         what = "How often the posterior's label is right, by its probability"
         under = f"how often its label is right, on {found.known:,} posts of known truth"
         yield ChartPanel("Calibration", under, charts.reliability_chart([dots], "posterior", what))
@@ -294,8 +294,7 @@ def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
         yield ChartPanel("Precision and recall", under, chart, legend(curves))
     if diagrams := {one.name: one.reliability for one in final if one.reliability is not None}:
         dots = [
-            [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in found.bins]
-            for found in diagrams.values()
+            [(one.confidence, one.accuracy, one.posts) for one in found.bins] for found in diagrams.values()
         ]
         what = "Share of posts of a class by the probability that the best model gave it"
         chart = charts.reliability_chart(dots, "reliability", what)
@@ -313,7 +312,7 @@ def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
 def _agent_charts(trust: Trust) -> Iterator[tuple[str, ChartPanel]]:
     for number, (role, one) in enumerate(trust.agents.items(), 1):
         if one.reliability is not None:
-            dots = [charts.ReliabilityDot(b.confidence, b.accuracy, b.count) for b in one.reliability.bins]
+            dots = [(b.confidence, b.accuracy, b.count) for b in one.reliability.bins]
             what = f"How often agent {number} was right, by the probability it gave"
             chart = charts.reliability_chart([dots], f"agent-{number}", what)
             under = (
