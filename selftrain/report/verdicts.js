@@ -69,7 +69,7 @@
       make("span", "faint", `${listing.consistent[i] ? "learned" : "not learned"}: the threshold is ${threshold.toFixed(2)}`)),
     make("p", "faint", "What each party added to the log-odds of this label over the runner-up:"),
     evidence(added),
-    probs.length > 2 && probabilities("posterior", probs.map(([place, q]) => [listing.classes[place], q])),
+    probs.length > 2 && probabilities("posterior", [...probs].sort((a, b) => b[1] - a[1]).map(([place, q]) => [listing.classes[place], q])),
     history.length > 1 && make("p", "faint", "Round by round: ", ...history.flatMap(([number, place, q], k) => [
       k ? " → " : "", `${number}: `, label(place), ` ${figure(q)}`])));
   const weighed = (i) => view.record(i)[4] !== null;

@@ -8,10 +8,10 @@ import pytest
 from page_helpers import ParsedPage
 from report_helpers import HOSTILE, PLAIN, made, weigh
 
-from selftrain import report
 from selftrain.cli import main
 from selftrain.report.compare import compare
 from selftrain.report.posterior_figures import RevisedRound
+from selftrain.report.run_page import gather, render
 from selftrain.report.status import run_status
 from selftrain.review.opinions import Opinions
 from selftrain.review.sampling import MachineLabel, error_estimates, verdicts_among
@@ -28,7 +28,7 @@ def weighed(tmp_path):
 
 
 def test_what_stands_is_what_the_kept_rounds_said(weighed):
-    found = report.gather(weighed).posterior
+    found = gather(weighed).posterior
     # post 1 was revised to .6 in round 2; what round 3 revised does not count, its own verdict does
     assert (found.posts, found.learned, found.threshold) == (3, 2, 0.7)
     assert [(row.at, row.posts) for row in found.thresholds[:4]] == [(0.5, 3), (0.6, 3), (0.7, 2), (0.8, 1)]
@@ -42,14 +42,14 @@ def test_what_stands_is_what_the_kept_rounds_said(weighed):
 
 
 def test_what_a_round_revised_is_counted_against_the_verdicts_before_it(weighed):
-    found = report.gather(weighed).posterior.revisions
+    found = gather(weighed).posterior.revisions
     assert found[0] == RevisedRound(2, True, 1, pytest.approx(0.3), 0, 0, 0, gained=0, lost=1)
     # .6 -> .3 and .2 -> .35: the first takes the true label, and is sure enough of it
     assert found[1] == RevisedRound(3, False, 2, pytest.approx(0.225), 1, 1, 0, gained=1, lost=1)
 
 
 def test_the_browser_has_label_probability_parties_and_every_round(weighed):
-    page = report.gather(weighed)
+    page = gather(weighed)
     table = page.verdicts.table
     listing = json.loads(str(table.listing))
     assert listing["id"] == ["3", "2", "1"]
@@ -60,7 +60,7 @@ def test_the_browser_has_label_probability_parties_and_every_round(weighed):
     assert (threshold, probs) == (0.7, [[1, 0.1], [0, 0.9]])
     assert added == [["classifier", -0.5], ["agent", 1.5], ["base rate", 0.25]]
     assert history == [[1, 0, 0.9], [2, 0, 0.6], [3, 1, 0.7]]
-    said = ParsedPage(report.render(page)).words()
+    said = ParsedPage(render(page)).words()
     assert "Judged posts learned 2 of 3, from 0.70 on" in said
     assert "AUC 0.812" in said
 
@@ -70,7 +70,7 @@ def test_a_hostile_party_is_text(tmp_path):
     for said in (HOSTILE, PLAIN):
         place = tmp_path / str(len(pages))
         folder = made(place, said, scores=(0.5, 0.6, 0.7, 0.65), kept=(True, True, True, False))
-        pages.append(ParsedPage(report.render(report.gather(weigh(folder, said, JUDGED)))))
+        pages.append(ParsedPage(render(gather(weigh(folder, said, JUDGED)))))
     assert [tag for tag, _ in pages[0].tags] == [tag for tag, _ in pages[1].tags]
 
 

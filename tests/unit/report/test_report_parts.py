@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from report_helpers import PLAIN, judgment, lines, made, verdict
 
-from selftrain import report
+from selftrain.report import run_page as report
 from selftrain.report import verdict_browser as browser
 from selftrain.report.judged_posts import JudgedPosts
 from selftrain.web import charts, table
