@@ -221,8 +221,7 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
     own_task = folder.path / "task.toml"
     task = load_task(sources.task or (own_task if own_task.exists() else Path(files["task"])))
     grown = {str(row["id"]): row for row in read_jsonl(folder.path / "grown.jsonl")}
-    scores = read_jsonl(folder.round_path(folder.best_round()) / SCORES)
-    validated = {str(row["id"]): str(row["label"]) for row in scores if row["split"] == "validation"}
+    validated = _scored(folder, "validation")
     posts, quarantine = dict[str, Post](), list[Json]()
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
     for name in ("manifest", "validation", "pool"):  # never the test's
@@ -235,15 +234,45 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
         for one in (*grown, *validated)
         if one not in posts
     ]
+    # what the run knew of a post: its manifest may hold answers that the run hid with the label
+    known = {i: dict(row.get("process", {})) for i, row in grown.items()}
     pseudo = (i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label")
     found = LabelledPosts(
         task,
-        [replace(posts[i], label=str(row["label"])) for i, row in grown.items() if i in posts],
+        [
+            replace(posts[i], label=str(row["label"]), process=known[i])
+            for i, row in grown.items()
+            if i in posts
+        ],
         dict.fromkeys(pseudo, sources.soft_target),
         [replace(posts[i], label=label) for i, label in validated.items() if i in posts],
         quarantine,
     )
-    return found if sources.reviews is None else _with_reviews(found, run, sources.reviews, posts)
+    if sources.reviews is None:
+        return found
+    hidden = {i: replace(post, process={}) for i, post in posts.items() if post.label is not None}
+    seen = {post.id: post for post in found.train}
+    return _with_reviews(found, run, sources.reviews, posts | hidden | seen)
+
+
+def _scored(folder: RunFolder, split: str) -> dict[str, str]:
+    """Return post id -> label of what the run's best round was measured on."""
+    rows = read_jsonl(folder.round_path(folder.best_round()) / SCORES)
+    return {str(row["id"]): str(row["label"]) for row in rows if row["split"] == split}
+
+
+def run_test_posts(run: Path, task: Task, sources: SourceSettings) -> list[Post]:
+    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none.
+
+    Raises:
+        ManifestError, QuarantineError, RunStateError: What the run was made with cannot be read any more.
+    """
+    folder = RunFolder(run)
+    files, tested = folder.recipe()["data"], _scored(folder, "test")
+    sources = sources.model_copy(update={"columns": files.get("columns", {})})
+    named = [Path(files[name]) for name in ("manifest", "test") if files.get(name) is not None]
+    posts = {post.id: post for file in named for post in read_posts(file, task, sources)[0]}
+    return [replace(posts[i], label=label) for i, label in tested.items() if i in posts]
 
 
 def _of_manifest(sources: SourceSettings, seed: int) -> LabelledPosts:

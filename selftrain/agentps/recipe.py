@@ -22,6 +22,9 @@ METRICS = (
 )  # fmt: skip
 
 
+Divisor = Literal["posts", "expected", "answers"]
+
+
 class SourceSettings(Section):
     """Which posts. Paths are relative to the recipe; a run or manifest named at the prompt comes first."""
 
@@ -90,6 +93,11 @@ class TrainingSettings(Section):
     clip: float = Field(1.0, gt=0)  # the largest norm of a gradient
     # question -> weight in the loss, "final" among them; 1 for those not named
     weights: dict[str, float] = Field(default_factory=dict)
+    # what a question's loss is divided by: the posts of the step, so that every post weighs alike (published,
+    # where every post answers); the posts expected to answer it; or those that do
+    divisor: Divisor = "posts"
+    # keep the loss of reviewed posts (data.reviews) above 0; off, it is unbiased and has no lower bound
+    non_negative: bool = True
     metric: str = "macro_f1"  # of the validation posts; says which epoch is best
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"

@@ -139,7 +139,7 @@ def test_the_merged_checkpoint_is_a_model_of_transformers_with_the_same_states(p
     loaded = load(model)
     posts = [example(post, loaded.built.questions) for post in drawn_posts(4)]
     with torch.no_grad():
-        expected = loaded.built.model(loaded.built.collator.inputs(posts))
+        expected = loaded.built.model(loaded.built.collator.read(posts).inputs)
     merged = place / "merged"
     processor = AutoProcessor.from_pretrained(merged)
     whole = AutoModelForImageTextToText.from_pretrained(merged, dtype="float32")

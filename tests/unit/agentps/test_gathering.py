@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from agentps_helpers import TASK, drawn_posts
 
-from selftrain.agentps.dataset import example, load_posts, of_split, question_set, stream_posts
+from selftrain.agentps.dataset import (
+    example,
+    load_posts,
+    of_split,
+    question_set,
+    run_test_posts,
+    stream_posts,
+)
 from selftrain.agentps.recipe import SourceSettings, load_agentps_recipe
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
@@ -128,6 +135,23 @@ def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
     }
     assert not {p.id for p in found.validation} & grown.keys()
     assert any(p.images for p in found.train)
+
+
+def test_nothing_that_the_run_hid_is_learned_from(run_with_questions):
+    """The manifest answers the question about every post; the run hid the pool's answers with its labels."""
+    found = load_posts(SourceSettings(run=run_with_questions), 0)
+    pseudo = [post for post in found.train if post.id in found.label_probs]
+    assert pseudo
+    assert not [post.id for post in pseudo if post.process]
+    assert all(post.process for post in (*found.train, *found.validation) if post not in pseudo)
+
+
+def test_test_posts_of_a_run_are_those_that_nothing_was_chosen_by(run_with_questions):
+    found = load_posts(SourceSettings(run=run_with_questions), 0)
+    tested = run_test_posts(run_with_questions, found.task, SourceSettings())
+    assert len(tested) == 24
+    assert not {p.id for p in tested} & {p.id for p in (*found.train, *found.validation)}
+    assert all(post.label and post.process for post in tested)
 
 
 def test_soft_targets_and_missing_answers():
