@@ -37,7 +37,7 @@ class SourceSettings(Section):
     # a batch of the run's ledger of reviews, for instance "divergent": its posts are learned from by the ACT
     # loss, which stays unbiased though people saw a sample of them
     reviews: str | None = None
-    # what an accepted pseudo-label is worth as a target; 1 takes it for a person's
+    # what an accepted pseudo-label without a posterior is worth as a target; 1 takes it for a person's
     soft_target: float = Field(0.8, gt=0.5, le=1)
     columns: dict[str, str] = Field(default_factory=dict)  # field -> column that holds it, as of a run
     max_bad_rows: int = Field(100, ge=0)

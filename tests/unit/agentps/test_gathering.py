@@ -166,6 +166,28 @@ def test_soft_targets_and_missing_answers():
         found("rude", {"tone": "loud"})
 
 
+def test_a_models_answer_is_worth_its_probability_and_a_persons_is_certain():
+    asked = question_set(TASK, "agentps")
+    model = {"insult": {"answer": "yes", "probability": 0.7}, "tone": {"answer": "calm", "probability": 0.9}}
+    post = Post("a", "x", (), "rude", {"insult": "yes", "tone": "merry"}, {"process_provenance": model})
+    insult, tone, _ = example(post, asked).targets
+    assert insult.tolist() == pytest.approx([0.7, 0.3])
+    assert tone.tolist() == [0, 0, 1], "a person put it right"
+
+
+def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    rows = read_jsonl(run / "grown.jsonl")
+    pseudo = [row for row in rows if row["provenance"]["source"] == "pseudo-label"]
+    pseudo[0]["provenance"]["posterior"] = {"probs": {pseudo[0]["label"]: 0.93}}
+    (run / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_posts(SourceSettings(run=run, soft_target=0.7), 0)
+    assert [found.label_probs[str(row["id"])] for row in pseudo] == [0.93] + [0.7] * (len(pseudo) - 1)
+
+
 def test_what_a_variant_asks():
     names = {v: [one.name for one in question_set(TASK, v).all] for v in ("vanilla", "multitask", "agentps")}
     assert names == {
