@@ -180,7 +180,7 @@ def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, 
 
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
-    rows = read_jsonl(run / "grown.jsonl")
+    rows = list(read_jsonl(run / "grown.jsonl"))
     pseudo = [row for row in rows if row["provenance"]["source"] == "pseudo-label"]
     pseudo[0]["provenance"]["posterior"] = {"probs": {pseudo[0]["label"]: 0.93}}
     (run / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -236,7 +236,7 @@ def test_sixteen_pictures_of_an_album_take_what_was_published_not_the_crops_of_s
     """LLaVA-OneVision 0.5B's processor at its real size: 730 tokens a picture; as single ones 2,075 each."""
     import transformers as hf
 
-    _, small = llava_onevision()
+    whole, small = llava_onevision()
     sides = [384 * i for i in range(1, 7)]
     processor = hf.LlavaOnevisionProcessor(
         image_processor=hf.LlavaOnevisionImageProcessor(
@@ -245,11 +245,11 @@ def test_sixteen_pictures_of_an_album_take_what_was_published_not_the_crops_of_s
         tokenizer=small.tokenizer, video_processor=hf.LlavaOnevisionVideoProcessor(), num_image_tokens=729,
         vision_feature_select_strategy="full", chat_template=small.chat_template,
     )  # fmt: skip
-    add = hub.HubReader(processor, Wording("Post:", (), "Is it harmful?"), "left", 256)
+    reader = Family(whole, processor).base().reader(Wording("Post:", (), "Is it harmful?"), "left", 256)
     album = [picture("red", (360, 636))] * 16
-    tokens = int(add.read([Prompt("x", album)])["attention_mask"].sum())
+    tokens = int(reader.read([Prompt("x", album)])["attention_mask"].sum())
     assert 16 * 730 < tokens < 11_720
-    assert int(add.read([Prompt("x", album[:1])])["attention_mask"].sum()) > 2_000
+    assert int(reader.read([Prompt("x", album[:1])])["attention_mask"].sum()) > 2_000
 
 
 def test_pictures_that_do_not_come_back_are_an_error_with_both_numbers(monkeypatch):
