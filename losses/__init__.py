@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from losses.act import act_weights as act_weights
     from losses.act import equals_mixed_labels as equals_mixed_labels
     from losses.act import non_negative as non_negative
+    from losses.against_rest import AgainstRest as AgainstRest
     from losses.base import BatchError as BatchError
+    from losses.base import ClassLoss as ClassLoss
     from losses.base import Group as Group
     from losses.base import LossError as LossError
     from losses.base import LossOutput as LossOutput
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ACTWeights": "act",
+    "AgainstRest": "against_rest",
     "BatchError": "base",
+    "ClassLoss": "base",
     "Form": "pnu",
     "Group": "base",
     "LossError": "base",

@@ -5,53 +5,32 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from selftrain._util.deferred import deferred
+from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import (
-    Columns,
-    Manifest,
-    OutFile,
-    Overrides,
-    RunPath,
-    TokenCap,
-    argument,
-    option,
-    read_columns,
-    several,
-)
+from selftrain.cli.options import argument, option, read_columns, several
 from selftrain.cli.printing import console, keep_left_out, plain, table, write_records
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
 
-if TYPE_CHECKING:
+with deferred():
     from backbones import loading
     from selftrain.agentps import checkpoint, dataset, served
     from selftrain.agentps import evaluate as evaluation
     from selftrain.agentps import predict as predicting
     from selftrain.agentps import recipe as recipes
     from selftrain.agentps import train as training
-    from selftrain.agentps.evaluate import ScoredPost
     from selftrain.annotation import annotate as annotation
     from selftrain.annotation import question_plan
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
     from selftrain.data.posts import Post
-    from selftrain.report import model_page
-else:
-    loading, checkpoint, dataset, evaluation, predicting, recipes, served, training = deferred(
-        "backbones.loading", "selftrain.agentps.checkpoint", "selftrain.agentps.dataset",
-        "selftrain.agentps.evaluate", "selftrain.agentps.predict", "selftrain.agentps.recipe",
-        "selftrain.agentps.served", "selftrain.agentps.train",
-    )  # fmt: skip
-    annotation, question_plan, tasks, writing, model_page = deferred(
-        "selftrain.annotation.annotate", "selftrain.annotation.question_plan", "selftrain.data.task",
-        "selftrain.data.manifest_writing", "selftrain.report.model_page",
-    )  # fmt: skip
+    from selftrain.report import model_page, model_records
 
 app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")
 
@@ -92,7 +71,7 @@ def train(
     out: Annotated[Path, option("The model's folder.", metavar="DIR")],
     recipe: Annotated[Path | None, option("TOML; without one, the defaults.", metavar="FILE")] = None,
     task: Annotated[Path | None, option("Needed with a manifest.", metavar="FILE")] = None,
-    overrides: Overrides,
+    overrides: options.Overrides,
     merge: Annotated[
         Path | None,
         option(
@@ -123,7 +102,7 @@ def train(
     epilog="Example: selftrain agentps from-run runs/mine --server http://127.0.0.1:8000 --out models/mine"
 )
 def from_run(
-    run: RunPath,
+    run: options.RunPath,
     *,
     out: Annotated[Path, option("The model's folder.", metavar="DIR")],
     servers: Annotated[
@@ -131,8 +110,8 @@ def from_run(
         several("Of an OpenAI-compatible server that answers the questions.", "--server", metavar="URL"),
     ],
     recipe: Annotated[Path | None, option("TOML; without one, the defaults.", metavar="FILE")] = None,
-    overrides: Overrides,
-    token_cap: TokenCap = None,
+    overrides: options.Overrides,
+    token_cap: options.TokenCap = None,
 ) -> None:
     """Have a model answer the questions about a run's posts, train on them, measure on the run's test posts.
 
@@ -180,10 +159,10 @@ def _ask(found: dataset.LabelledPosts, settings: question_plan.AnnotationSetting
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")
 def predict(
     model: Trained,
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    out: OutFile,
-    columns: Columns,
+    out: options.OutFile,
+    columns: options.Columns,
     batch: Batch = 16,
     device: Device = "auto",
     server: Annotated[
@@ -198,7 +177,7 @@ def predict(
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
     posts = dataset.stream_posts(manifest, quarantine, recipes.SourceSettings(columns=read_columns(columns)))
-    scored: Iterable[ScoredPost]
+    scored: Iterable[evaluation.ScoredPost]
     if server is not None:
         remote = served.ServedModel(model, server, batch=batch)
         asked = remote.asked
@@ -222,10 +201,10 @@ def predict(
 @app.command(epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out metrics")
 def evaluate(
     model: Trained,
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
     out: Annotated[Path, option("For metrics, answers and report.html.", metavar="DIR")],
-    columns: Columns,
+    columns: options.Columns,
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
@@ -263,30 +242,14 @@ def _print_next(out: Path) -> None:
     print(f"\nnext:\n  {out / 'report.html'}  curves and cases: open it in a browser")
 
 
-class _QuestionMetrics(NamedTuple):
-    """What metrics.json holds of one question: posts, the cells of its row, or why there are none."""
-
-    posts: int
-    cells: tuple[str, ...]
-    note: str
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> _QuestionMetrics:
-        known = record.get("figures") or {}
-        cells = (f"{m['value']:.3f}\n{m['low']:.3f}-{m['high']:.3f}" for m in map(known.get, METRICS) if m)
-        return cls(record["posts"], tuple(cells), record.get("note", ""))
-
-
-def _questions_from_json(record: Mapping[str, Any]) -> dict[str, _QuestionMetrics]:
-    return {name: _QuestionMetrics.from_json(one) for name, one in record["questions"].items()}
-
-
 def _print_metrics(file: Path) -> None:
     """Print one row a question."""
-    questions = _questions_from_json(json.loads(file.read_text(encoding="utf-8")))
+    questions = model_records.ModelMetrics.read(file).questions
     found = table("question", *HEADINGS, title="metrics with 95 % intervals", show_edge=True, pad_edge=True)
     for name, one in questions.items():
-        found.add_row(name, str(one.posts), *(one.cells or ["-"] * len(METRICS)))
+        known = [] if one.metrics is None else [one.metrics[metric] for metric in METRICS]
+        cells = [f"{m.value:.3f}\n{m.low:.3f}-{m.high:.3f}" for m in known] or ["-"] * len(METRICS)
+        found.add_row(name, str(one.posts), *cells)
     console().print(found)
     for name, one in questions.items():
         if one.note:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selftrain._util.numeric import sigmoid
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, ServingError
+from selftrain.models.calibration import probabilities
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
 from selftrain.serving.load_predictor import KINDS, load_predictor
@@ -61,7 +61,9 @@ def test_a_run_scores_as_predict_does(small_run, predictor, manifest, posts):
 
 def test_its_validation_scores_are_those_of_the_best_round(small_run, predictor):
     rows = map(json.loads, (small_run / "best" / "scores.jsonl").read_text().splitlines())
-    stored = [(row["label"] == "invitation", row["logit"]) for row in rows if row["split"] == "validation"]
+    stored = [
+        (row["label"] == "invitation", row["logits"][1]) for row in rows if row["split"] == "validation"
+    ]
     labels, probs = predictor.validation()
     assert labels.tolist() == [label for label, _ in stored]
     assert probs == pytest.approx(1 / (1 + np.exp(-np.array([logit for _, logit in stored]))), abs=1e-6)
@@ -229,7 +231,7 @@ def test_the_head_alone_takes_features(small_run, predictor, posts, tmp_path):
         logits, odds = session.run(["logits", "probabilities"], {"features": rows[:size]})
         expected = predictor.classify(rows[:size])
         np.testing.assert_allclose(logits, expected, atol=1e-5)
-        np.testing.assert_allclose(odds[:, 0], sigmoid(expected), atol=1e-6)
+        np.testing.assert_allclose(odds, probabilities(expected), atol=1e-6)
         np.testing.assert_allclose(odds.sum(1), 1, atol=1e-6)
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["selftrain"])
     assert metadata["classes"] == list(predictor.classes)
