@@ -15,9 +15,9 @@ from backbones.base import FeatureLayout
 from losses.against_rest import AgainstRest
 from losses.base import Group
 from losses.pnu import PNULoss
+from selftrain._util.numeric import decide
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain._util.numeric import decide
 from selftrain.models.calibration import fit_cut
 from selftrain.models.classifier import load_head, train_head
 from selftrain.models.head import HeadSettings, fit_scaling
