@@ -147,6 +147,7 @@ def posterior(said, positive, threshold=0.7):
     return {
         "probs": {said["negative"]: 1 - positive, said["positive"]: positive}, "threshold": threshold,
         "log_odds": {"classifier": -0.5, said["agent"]: 1.5, "base rate": 0.25}, "weight": 0.625,
+        "evidence": {said["negative"]: 0.25, said["positive"]: 0.75},
     }  # fmt: skip
 
 

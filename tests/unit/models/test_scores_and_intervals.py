@@ -38,7 +38,7 @@ def test_scores_come_back_as_they_were_written_validation_first(tmp_path):
         assert back[split].labels.tolist() == one.labels.tolist()
         assert back[split].logits == pytest.approx(one.logits, abs=1e-6)
     first = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
-    assert set(first) == {"id", "split", "label", "logits"}
+    assert set(first) == {"id", "split", "label", "predicted", "logits"}
     assert first["label"] in ("spam", "ham")
 
 
