@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from selftrain._util.files import read_toml
 from selftrain.errors import RecipeError
 
 Read = TypeVar("Read", bound="Section")
@@ -37,7 +38,7 @@ def read_table(
     table: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            table = read_toml(path)
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -76,7 +77,7 @@ def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str,
         raise RecipeError(f"--set {override!r}: expected section.key=value, for instance rounds.max=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         if text.lstrip()[:1] in ("[", "{", '"', "'"):
             raise RecipeError(
                 f"--set {override!r} is not TOML: {error}. Texts of a list or table stand in double quotes,"

@@ -22,6 +22,8 @@ from selftrain.cli.options import (
     DrawingRule,
     Floor,
     Manifest,
+    MaxBadRows,
+    MaxBadShare,
     Overrides,
     Seed,
     TaskFile,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from backbones import images
     from selftrain import config, panels
     from selftrain.act import select_models as selecting
+    from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing
     from selftrain.data import task as tasks
     from selftrain.review import act_training, labelling, sampling
@@ -50,9 +53,10 @@ else:
         "agents.ask.annotator", "agents.ask.criticizer", "backbones.images", "selftrain.config",
         "selftrain.panels",
     )  # fmt: skip
-    selecting, manifest_writing, tasks, act_training, labelling, sampling = deferred(
-        "selftrain.act.select_models", "selftrain.data.manifest_writing", "selftrain.data.task",
-        "selftrain.review.act_training", "selftrain.review.labelling", "selftrain.review.sampling",
+    selecting, manifests, manifest_writing, tasks, act_training, labelling, sampling = deferred(
+        "selftrain.act.select_models", "selftrain.data.manifest", "selftrain.data.manifest_writing",
+        "selftrain.data.task", "selftrain.review.act_training", "selftrain.review.labelling",
+        "selftrain.review.sampling",
     )  # fmt: skip
 
 app = noun("Label a pool by models, and have people put right what is likely wrong.")
@@ -121,6 +125,8 @@ def select_models(
     ] = None,
     buffer: Annotated[float, option("On top of the errors.", metavar="SHARE")] = 0.1,
     columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
     seed: Seed = 0,
     token_cap: TokenCap = None,
     store: Store = None,
@@ -133,7 +139,10 @@ def select_models(
     the command line.
     """
     loaded = tasks.load_task(task)
-    posts, unlabelled = labelling.read_labelled(manifest, loaded, labelled, seed, read_columns(columns))
+    posts, unlabelled = labelling.read_labelled(
+        manifest, loaded, labelled, seed, read_columns(columns),
+        tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share),
+    )  # fmt: skip
     with _runners(servers, manifest, store, token_cap, f"act select-models {manifest.resolve()}") as runners:
         choice = selecting.select_models(
             _by_model(runners),
@@ -222,6 +231,8 @@ def annotate(
     *,
     task: TaskFile,
     columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
     annotator: Annotated[str, option("Who labels: a vLLM server.", metavar="URL#MODEL")],
     budget: Budget,
     out: Annotated[Path, option("The labelling's folder.", metavar="DIR")],
@@ -248,7 +259,8 @@ def annotate(
     """
     loaded = tasks.load_task(task)
     named = read_columns(columns)
-    posts = [post for post in labelling.read_posts(manifest, loaded, named) if post.label is None]
+    limits = manifests.Tolerance().changed(max_bad_rows, max_bad_share)
+    posts = [post for post in labelling.read_posts(manifest, loaded, named, limits) if post.label is None]
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
     drawing = sampling.SampleSettings(budget, rule, floor, doubled, seed)

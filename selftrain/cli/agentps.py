@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from selftrain._util.deferred import deferred
 from selftrain.cli.commands import noun
-from selftrain.cli.options import Columns, Manifest, OutFile, Overrides, argument, option, read_columns
+from selftrain.cli.options import (
+    Columns,
+    Manifest,
+    MaxBadRows,
+    MaxBadShare,
+    OutFile,
+    Overrides,
+    argument,
+    option,
+    read_columns,
+)
 from selftrain.cli.printing import console, keep_left_out, plain, table, write_records
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
@@ -56,6 +66,14 @@ def _check_device(name: str) -> str:
         return str(loading.place(name).device)
     except (ValueError, RuntimeError) as error:
         raise SelftrainError(f"--device {name}: {error}") from error
+
+
+def _sources(
+    columns: Sequence[str], max_bad_rows: int | None, max_bad_share: float | None
+) -> recipes.SourceSettings:
+    limits = {"max_bad_rows": max_bad_rows, "max_bad_share": max_bad_share}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return recipes.SourceSettings(columns=read_columns(columns)).model_copy(update=given)
 
 
 @app.command(
@@ -108,6 +126,8 @@ def predict(
     *,
     out: OutFile,
     columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
     batch: Batch = 16,
     device: Device = "auto",
     server: Annotated[
@@ -121,7 +141,7 @@ def predict(
     """Score posts: the final answer and every question's."""
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
-    posts = dataset.stream_posts(manifest, quarantine, recipes.SourceSettings(columns=read_columns(columns)))
+    posts = dataset.stream_posts(manifest, quarantine, _sources(columns, max_bad_rows, max_bad_share))
     scored: Iterable[ScoredPost]
     if server is not None:
         remote = served.ServedModel(model, server, batch=batch)
@@ -150,6 +170,8 @@ def evaluate(
     *,
     out: Annotated[Path, option("For metrics, answers and report.html.", metavar="DIR")],
     columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
@@ -159,9 +181,8 @@ def evaluate(
 
     where = _check_device(device)
     loaded = checkpoint.load(model)
-    found, quarantine = dataset.read_posts(
-        manifest, loaded.task, recipes.SourceSettings(columns=read_columns(columns))
-    )
+    sources = _sources(columns, max_bad_rows, max_bad_share)
+    found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
     posts = dataset.of_split(found, split)
     stream = predicting.predict(loaded, posts, batch_size=batch, device=where)
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))

@@ -14,6 +14,8 @@ from selftrain.cli.options import (
     COST,
     Columns,
     Manifest,
+    MaxBadRows,
+    MaxBadShare,
     Overrides,
     TaskFile,
     TokenCap,
@@ -66,6 +68,8 @@ def annotate(
     ] = None,
     overrides: Overrides,
     columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
     questions: Annotated[
         str | None,
         option("Ask these only; by default all of the task.", metavar="NAME,NAME", panel=QUESTIONS),
@@ -107,6 +111,8 @@ def annotate(
     if overrides and recipe is None:
         raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
     settings = question_plan.annotation_settings(recipe, servers, token_cap, overrides)
+    limits = settings.tolerance.changed(max_bad_rows, max_bad_share)
+    settings = settings._replace(tolerance=limits)
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
     prepared = annotation.prepare_annotation(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from selftrain._util.deferred import deferred
+from selftrain._util.printable import printable
 from selftrain.cli.commands import noun
 from selftrain.cli.options import Columns, Manifest, argument, option, read_columns
 from selftrain.cli.printing import echo, print_some
@@ -100,7 +101,7 @@ def import_published(
     for note in done.notes:
         echo(f"note: {note}")
     if done.skipped:
-        echo(f"{sum(one.rows for one in done.skipped):,} rows left out:")
+        echo(f"{len(done.skipped):,} rows left out:")
         print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
 
 
@@ -166,9 +167,10 @@ def _document(
 def _print_report(
     report: ManifestReport, copies: list[DuplicateGroup] | None, conflicts: list[tuple[Post, ...]]
 ) -> None:
-    echo(f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside")
+    counts = f"{report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside"
+    echo(f"{printable(str(report.path))}: {counts}")
     for label, count in sorted(report.counts.items(), key=str):
-        echo(f"  {'no label' if label is None else label}: {count:,}")
+        echo(f"  {'no label' if label is None else printable(label)}: {count:,}")
     echo("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
     if report.problems:
         echo("set aside:")

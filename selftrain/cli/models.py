@@ -27,6 +27,7 @@ from selftrain.cli.printing import check_target, echo, write_records
 from selftrain.errors import ServingError
 
 if TYPE_CHECKING:
+    from selftrain.data import manifest as manifests
     from selftrain.models import onnx_export, predictor
     from selftrain.serving import filter as filtering
     from selftrain.serving import load_predictor, manifest_predictions, server, thresholds, wire
@@ -36,8 +37,9 @@ else:
         "selftrain.models.onnx_export", "selftrain.models.predictor", "selftrain.serving.filter",
         "selftrain.serving.load_predictor", "selftrain.serving.manifest_predictions",
     )  # fmt: skip
-    server, thresholds, wire, http_server = deferred(
-        "selftrain.serving.server", "selftrain.serving.thresholds", "selftrain.serving.wire",
+    manifests, server, thresholds, wire, http_server = deferred(
+        "selftrain.data.manifest", "selftrain.serving.server", "selftrain.serving.thresholds",
+        "selftrain.serving.wire",
         "selftrain.web.http_server",
     )  # fmt: skip
 
@@ -162,6 +164,8 @@ def filter_stream(
         ),
     ] = None,
     columns: Columns,
+    max_bad_rows: MaxBadRows = None,
+    max_bad_share: MaxBadShare = None,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
 ) -> None:
@@ -177,7 +181,8 @@ def filter_stream(
         echo(line)
     counts = filtering.filter_posts(
         opened, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
-        columns=named, tell=echo, progress=sys.stderr.isatty(),
+        columns=named, tolerance=manifests.Tolerance(max_bad_rows, max_bad_share), tell=echo,
+        progress=sys.stderr.isatty(),
     )  # fmt: skip
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:

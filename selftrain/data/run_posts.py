@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain.data.manifest import RowError, Rows
+from selftrain.data.manifest import Rows
 from selftrain.data.tables import RawRow
+from selftrain.data.values import RowError
 from selftrain.errors import ManifestError
 from selftrain.store.run_dir import RunFolder
 

@@ -24,9 +24,10 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from selftrain._util.types import Json
-from selftrain.data.manifest import RowError, Rows
+from selftrain.data.manifest import Rows, Tolerance
 from selftrain.data.posts import Post
-from selftrain.data.tables import RawRow, Table, read_json_lines
+from selftrain.data.tables import RawRow, json_table
+from selftrain.data.values import RowError
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.store import atomic
@@ -62,6 +63,7 @@ def filter_posts(
     text_limit: int,
     max_pixels: int,
     columns: Mapping[str, str] | None = None,
+    tolerance: Tolerance | None = None,
     tell: Callable[[str], None] = print,
     commit_seconds: float = COMMIT_SECONDS,
     progress: bool = False,
@@ -81,6 +83,7 @@ def filter_posts(
         text_limit: Characters; a longer text makes a bad row.
         max_pixels: The largest width x height that an image's header may claim.
         columns: Field -> column that holds it, where that is called otherwise.
+        tolerance: How many posts may fail, earlier starts included; by default any number.
         tell: Called with what may have been read otherwise than it was meant.
         commit_seconds: At least so long between two commits.
         progress: Draw a bar over the rows.
@@ -90,8 +93,10 @@ def filter_posts(
 
     Raises:
         RunMismatchError: The sink was begun with another model, threshold, text limit or source.
+        QuarantineError: More posts failed than tolerated; what passed before is in the sink.
         RunBusyError, RunStateError, StorageError, ManifestError: See `FilterSink` and `read_source`.
     """
+    limits = tolerance or Tolerance(None, None)
     identity = {"model": predictor.fingerprint, "threshold": threshold, "text_limit": text_limit}
     with FilterSink(sink, identity).opened() as opened:
         tally = opened.tally
@@ -106,12 +111,16 @@ def filter_posts(
             opened.write(kept, failed)
             counts = tally.rows + len(part), tally.kept + len(kept), tally.failed + len(failed)
             tally = Tally(*counts, part[-1].digest)
+            if limits.rows is not None and tally.failed > limits.rows:
+                break
             if time.monotonic() - committed >= commit_seconds:
                 opened.commit(tally)
                 committed = time.monotonic()
             bar.update(len(part))
         opened.commit(tally)
         bar.close()
+        listed = f"  they are listed in {opened.quarantine}"
+        limits.check(tally.failed, tally.rows, [listed], what="posts", where=f"{source}: ")
     return tally
 
 
@@ -182,7 +191,7 @@ def read_source(
         ManifestError: The source cannot be read.
         RunMismatchError: It does not begin with the rows that are done; they are read again, and not judged.
     """
-    table = Table("JSON", None, read_json_lines(sys.stdin.buffer), []) if source == STDIN else None
+    table = json_table(sys.stdin.buffer) if source == STDIN else None
     rows = Rows(
         Path(source), None,
         table=table, max_pixels=max_pixels, columns=columns, labels=False, videos=videos, remember=False,
