@@ -290,7 +290,7 @@ class Rows:
             remedy = "write a class name of the task"
             if isinstance(value, str) and fold(value) in NOTHING:
                 remedy = "leave the label empty where nobody has given one"
-            elif isinstance(scalar(value), str) and fold(str(value)) in ("0", "1", "true", "false"):
+            elif isinstance(scalar(value), str) and fold(str(scalar(value))) in ("0", "1", "true", "false"):
                 remedy += ", or call the task's classes so"
             elif isinstance(value, dict) and value:
                 remedy += (

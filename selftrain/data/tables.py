@@ -41,7 +41,7 @@ LISTED = "one JSON list"
 MAX_ROW = 1 << 24  # characters of a row; JSON of empty lists takes twenty times as much memory
 MAX_DEPTH = 100  # lists and objects within each other: what is read must be written again
 # a compressed or Parquet file may unpack to this many times its size; the smallest are given some room
-MAX_RATIO, _ROOM = 100, 1 << 26
+MAX_RATIO, _ROOM, _ROWS = 100, 1 << 26, 100_000
 
 _HEAD = 1 << 20  # bytes that are looked at to find out what a file is
 _MOST_NOTES = 100
@@ -164,27 +164,14 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-class _Unpacked(io.RawIOBase):
-    """What a compressed file holds, as long as that is no bomb."""
-
-    def __init__(self, path: Path, opener: Callable[[Path], Any]) -> None:
-        self._path, self._file = path, opener(path)
-        self._left = max(_ROOM, MAX_RATIO * path.stat().st_size)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 -- as io has it
-        data = self._file.read(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
-            raise _bomb(self._path)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _check_unpacked(path: Path, opener: Callable[[Path], Any]) -> None:
+    """Unpack once, and forget it: a bomb is refused before a row of it is judged."""
+    left = max(_ROOM, MAX_RATIO * path.stat().st_size)
+    with opener(path) as file:
+        while part := file.read(_HEAD):
+            left -= len(part)
+            if left < 0:
+                raise _bomb(path)
 
 
 def _bomb(path: Path) -> ManifestError:
@@ -200,7 +187,8 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
     for magic, opener in _COMPRESSED.items():
         if head.startswith(magic):
             file.close()
-            file = io.BufferedReader(_Unpacked(path, opener), _HEAD)
+            _check_unpacked(path, opener)
+            file = io.BufferedReader(opener(path), _HEAD)
             head = file.peek()
             notes.append(f"compressed with {opener.__module__.removeprefix('_')}")
             break
@@ -706,7 +694,7 @@ def _parquet_rows(
 def _batch_size(path: Path, metadata: pq.FileMetaData, left: int) -> int:
     """Return how many rows are read at once: a dictionary may repeat its largest value in each of them."""
     groups = [metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups)]
-    if sum(groups) > left:
+    if sum(groups) > left or metadata.num_rows > max(_ROWS, MAX_RATIO * path.stat().st_size):
         raise _bomb(path)
     largest: int = max([1, *groups])
     return min(max((1 << 28) // largest, 4), 8192)

@@ -7,19 +7,30 @@ same kinds, written here. ``make cases`` runs this module and writes its table i
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
 import os
 import traceback
 from collections import Counter
 from pathlib import Path
 from shutil import copytree
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from input_kinds import (
+    COLUMN,
+    HANDED,
+    IDS,
+    LABELS,
+    READ,
+    REFUSED,
+    SET_ASIDE,
+    ours,
+    outsiders,
+    parquet,
+    sheet,
+    times,
+)  # fmt: skip
 from PIL import Image
 
 from selftrain.cli import main
@@ -31,397 +42,6 @@ from selftrain.errors import ManifestError
 CHECKOUT = Path(__file__).parents[3]
 CASES = Path(os.environ.get("SELFTRAIN_CASES") or CHECKOUT.parent / "shared" / "cases")
 TASK = Task("spam", (TaskClass("spam", "unasked for"), TaskClass("fine", "else")), "spam", "p")
-TEXTS = (
-    "Claim your prize now", "The choir meets on Monday", "Cheap pills, click", "Grey cat seen", "Win a phone",
-    "Bakery opens in May", "Who can help?", "Free money",
-)  # fmt: skip
-LABELS = ("spam", "fine", "spam", "fine", "spam", "fine", None, None)
-IDS = tuple(f"{n:03d}" for n in range(1, 9))
-ROWS = [dict(zip(("id", "text", "label"), row, strict=True)) for row in zip(IDS, TEXTS, LABELS, strict=True)]
-
-READ, SET_ASIDE, REFUSED = "read", "set aside", "refused"
-
-
-class Kind(NamedTuple):
-    """A kind of input.
-
-    Attributes:
-        name: What is unusual about it.
-        file: In the folder of cases, or the name of one that is written here.
-        outcome: READ: the eight posts, as they are meant. SET_ASIDE: rows, one by one. REFUSED: the file.
-        told: What the output has to name.
-        content: Bytes of a file that is written here; None for one of the folder.
-        posts: How many posts are left where rows are set aside; None: any number.
-    """
-
-    name: str
-    file: str
-    outcome: str
-    told: tuple[str, ...] = ()
-    content: bytes | None = None
-    posts: int | None = None
-
-
-def sheet(rows=None, *, columns=("id", "text", "label"), encoding="utf-8", **dialect):
-    written = io.StringIO(newline="")
-    writer = csv.writer(written, **{"lineterminator": "\n", **dialect})
-    writer.writerow(columns)
-    writer.writerows([["" if cell is None else cell for cell in row.values()] for row in rows or ROWS])
-    return written.getvalue().encode(encoding)
-
-
-def lines(rows=None, **changes):
-    return "".join(json.dumps({**row, **changes}) + "\n" for row in rows or ROWS).encode()
-
-
-def with_labels(name):
-    """The rows with each label written in another way."""
-    return [row | {"label": row["label"] and name(row["label"])} for row in ROWS]
-
-
-def parquet(**columns):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    written = io.BytesIO()
-    base = {"id": list(IDS), "text": list(TEXTS), "label": list(LABELS)} | columns
-    pq.write_table(pa.table({name: values for name, values in base.items() if values is not None}), written)
-    return written.getvalue()
-
-
-def arrow(values, kind):
-    import pyarrow as pa
-
-    return pa.array(values, type=kind)
-
-
-def times(unit, value, zone=None):
-    import pyarrow as pa
-
-    return pa.array([value] * 8, type=pa.timestamp(unit, tz=zone))
-
-
-COLUMN = "--column "
-HANDED = [
-    Kind("quoted header after a byte order mark", "csv/bom_quoted_header.csv", READ),
-    Kind("quoted header after a byte order mark", "csv/bom_quoted_label_first.csv", READ),
-    Kind(
-        "quoted header after a byte order mark",
-        "csv/bom_quoted_text_first.csv",
-        SET_ASIDE,
-        ("img.png",),
-        posts=0,
-    ),
-    Kind("column one letter off", "csv/upper_label.csv", READ, ("'Label' is read as label",)),
-    Kind("column one word off", "csv/class_col.csv", READ, (COLUMN + "label=class",)),
-    Kind("column one word off", "csv/tweet_col.csv", SET_ASIDE, (COLUMN + "text=tweet",), posts=0),
-    Kind("column one letter off", "json/hateful.jsonl", SET_ASIDE, ("'img' is read as images",), posts=0),
-    Kind("column one letter off", "json/image_key.jsonl", SET_ASIDE, ("'image' is read as images",), posts=0),
-    Kind("pictures inside the table", "parquet/hf_image.parquet", SET_ASIDE, ("picture itself",), posts=0),
-    Kind("separator", "csv/semicolon.csv", READ, ("';'",)),
-    Kind("separator", "csv/tab.csv", READ),
-    Kind("separator", "csv/sep_line.csv", READ),
-    Kind("encoding", "csv/utf16.csv", READ, ("UTF-16",)),
-    Kind("line ends", "csv/cr_only.csv", READ, ("carriage return",)),
-    Kind("JSON that is one list", "json/array_pretty.json", READ),
-    Kind("compressed", "json/gz.jsonl.gz", READ, ("gzip",)),
-    Kind("compressed", "json/gz_named.jsonl", READ, ("gzip",)),
-    Kind("export of another tool", "json/doccano.jsonl", READ),
-    Kind("export of another tool", "json/prodigy.jsonl", SET_ASIDE, ("no id among", COLUMN + "id="), posts=0),
-    Kind("id that a spreadsheet changed", "csv/excel_float.csv", READ, ("'1.0'", "spreadsheet")),
-    Kind("id that a spreadsheet changed", "csv/sci.csv", SET_ASIDE, ("cut the digits off",), posts=1),
-    Kind("label in another spelling", "csv/label_space.csv", READ, ("' spam ' is read as 'spam'",)),
-    Kind("word for nothing", "csv/na_labels.csv", SET_ASIDE, ("leave the label empty",), posts=2),
-    Kind("number for a label", "json/int_label.jsonl", SET_ASIDE, ("label 1 is none of",), posts=2),
-    Kind("number for a label", "parquet/int_label.parquet", SET_ASIDE, ("label 1 is none of",), posts=2),
-    Kind("key twice", "json/dup_key.jsonl", SET_ASIDE, ("['text'] stand twice",), posts=8),
-    Kind("NaN", "json/nan.jsonl", READ, ("NaN in column 'score'",)),
-    Kind("Parquet type", "parquet/ns_time.parquet", READ),
-    Kind("Parquet type", "parquet/far_date.parquet", READ),
-    Kind("Parquet type", "parquet/weird_tz.parquet", READ),
-    Kind("Parquet type", "parquet/bad_utf8_extra.parquet", READ, ("'author'", "not UTF-8")),
-]
-
-
-def ours():
-    """Others of the same kinds."""
-    import datetime
-    import decimal
-
-    import pyarrow as pa
-
-    unclosed = [f"{n},{'x' * 20},fine\n" for n in range(6000)]
-    unclosed[2999] = '2999,"never closed,fine\n'
-    stray = [f"{n},words,fine\n" for n in range(40)]
-    stray[10], stray[30] = '10,"open,fine\n', '30,"quoted, words",fine\n'
-    big = "word " * 40_000
-    return [
-        Kind(
-            "quoted header after a byte order mark",
-            "a.csv",
-            READ,
-            (),
-            sheet(encoding="utf-8-sig", quoting=csv.QUOTE_ALL),
-        ),
-        Kind(
-            "quoted header after a byte order mark",
-            "b.csv",
-            READ,
-            (),
-            sheet(encoding="utf-8-sig", quoting=csv.QUOTE_ALL, delimiter=";"),
-        ),
-        Kind("byte order mark before JSON", "bom.jsonl", READ, (), b"\xef\xbb\xbf" + lines()),
-        Kind(
-            "column one letter off",
-            "c.csv",
-            READ,
-            ("is read as label",),
-            sheet(columns=("ID", "Text", " LABEL ")),
-        ),
-        Kind(
-            "column one letter off",
-            "d.csv",
-            READ,
-            (),
-            sheet(columns=("\u200bid", "text\u00a0", "la\u00adbel")),
-        ),
-        Kind(
-            "column one word off",
-            "e.csv",
-            READ,
-            (COLUMN + "label=category",),
-            sheet(columns=("id", "text", "category")),
-        ),
-        Kind(
-            "column one word off",
-            "f.csv",
-            READ,
-            (COLUMN + "label=lable",),
-            sheet(columns=("id", "text", "lable")),
-        ),
-        Kind(
-            "column one word off",
-            "g.csv",
-            REFUSED,
-            (COLUMN + "id=post_id",),
-            sheet(columns=("post_id", "text", "label")),
-        ),
-        Kind(
-            "two columns for one",
-            "h.csv",
-            SET_ASIDE,
-            ("could both be images", COLUMN),
-            sheet(
-                [{**row, "img": "a", "image": "b"} for row in ROWS],
-                columns=("id", "text", "label", "img", "image"),
-            ),
-            0,
-        ),
-        Kind("column twice", "i.csv", REFUSED, ("more than once",), sheet(columns=("id", "text", "text"))),
-        Kind(
-            "blank column",
-            "j.csv",
-            READ,
-            (),
-            sheet([{"": n, **row} for n, row in enumerate(ROWS)], columns=("", "id", "text", "label")),
-        ),
-        Kind("blank column", "k.csv", READ, (), sheet().replace(b"\n", b",,\n")),
-        Kind("separator", "l.csv", READ, ("'|'",), sheet(delimiter="|")),
-        Kind("separator", "m.csv", READ, (), b"sep=;\r\n" + sheet(delimiter=";", lineterminator="\r\n")),
-        Kind("separator", "n.csv", READ, (), sheet(quoting=csv.QUOTE_ALL).replace(b'","', b'", "')),
-        Kind("encoding", "o.csv", READ, ("UTF-16",), sheet(encoding="utf-16-be", delimiter="\t")),
-        Kind("encoding", "p.csv", READ, ("UTF-32",), sheet(encoding="utf-32")),
-        Kind("encoding", "q.jsonl", READ, ("UTF-16",), lines().decode().encode("utf-16")),
-        Kind(
-            "encoding",
-            "r.csv",
-            SET_ASIDE,
-            ("not UTF-8",),
-            sheet([*ROWS, {"id": "9", "text": "café", "label": "fine"}], encoding="cp1252"),
-            8,
-        ),
-        Kind("line ends", "s.csv", READ, (), sheet(lineterminator="\r\n")),
-        Kind("line ends", "t.csv", READ, (), sheet(lineterminator="\r", quoting=csv.QUOTE_ALL)),
-        Kind("JSON that is one list", "u.jsonl", READ, (), json.dumps(ROWS).encode()),
-        Kind(
-            "JSON over several lines",
-            "v.json",
-            READ,
-            (),
-            b"\n".join(json.dumps(row, indent=2).encode() for row in ROWS),
-        ),
-        Kind(
-            "JSON that is one list",
-            "w.json",
-            REFUSED,
-            ("breaks off",),
-            json.dumps(ROWS, indent=1).encode()[:-1],
-        ),
-        Kind(
-            "JSON that is one list",
-            "x.json",
-            REFUSED,
-            ("no JSON from line",),
-            json.dumps(ROWS, indent=1).encode()[:-20],
-        ),
-        Kind(
-            "JSON of another form",
-            "y.json",
-            SET_ASIDE,
-            ("no id among ['data']",),
-            json.dumps({"data": ROWS}).encode(),
-            0,
-        ),
-        Kind("name of another format", "z.csv", READ, (), lines()),
-        Kind("name of another format", "aa.jsonl", READ, (), sheet()),
-        Kind("name of another format", "ab.csv", READ, (), parquet()),
-        Kind("name of another format", "ac.parquet", REFUSED, ("not a Parquet file",), sheet()),
-        Kind("foreign file", "ad.csv", REFUSED, ("Excel",), b"PK\x03\x04" + b"\0" * 40),
-        Kind("foreign file", "ae.jsonl", REFUSED, ("web page",), b"<!DOCTYPE html><html>sign in</html>"),
-        Kind(
-            "foreign file",
-            "af.csv",
-            REFUSED,
-            ("git lfs pull",),
-            b"version https://git-lfs.github.com/spec/v1\n",
-        ),
-        Kind("compressed", "ag.csv.gz", READ, (), gzip.compress(sheet())),
-        Kind("compressed", "ah.csv.gz", REFUSED, ("damaged",), gzip.compress(sheet() + b"x" * 99)[:-9]),
-        Kind(
-            "quote that is not closed",
-            "ai.csv",
-            SET_ASIDE,
-            ("6,000 rows, 2,999 posts, 3,001 set aside",),
-            ("id,text,label\n" + "".join(unclosed)).encode(),
-            2999,
-        ),
-        Kind(
-            "quote that is not closed",
-            "aj.csv",
-            SET_ASIDE,
-            ("40 rows", "is not closed"),
-            ("id,text,label\n" + "".join(stray)).encode(),
-            19,
-        ),
-        Kind("long text", "ak.csv", READ, (), sheet().replace(b"Free money", big.encode())),
-        Kind(
-            "cells too many or too few",
-            "al.csv",
-            SET_ASIDE,
-            ("the header has 3",),
-            sheet() + b"009,x\n010,a,b,fine\n",
-            8,
-        ),
-        Kind("NUL", "am.csv", SET_ASIDE, ("NUL",), sheet() + b"009,a\0b,fine\n", 8),
-        Kind("label in another spelling", "an.csv", READ, ("is read as",), sheet(with_labels(str.upper))),
-        Kind("label in another spelling", "ao.jsonl", READ, (), lines(with_labels(lambda name: [name]))),
-        Kind("label in another spelling", "ap.csv", READ, (), sheet(with_labels(lambda name: f"['{name}']"))),
-        Kind(
-            "label in another spelling", "aq.csv", READ, (), sheet(with_labels(lambda name: f"{name}\u200b"))
-        ),
-        Kind(
-            "several labels",
-            "ar.jsonl",
-            SET_ASIDE,
-            ("2 labels",),
-            lines(with_labels(lambda name: [name, "fine"])),
-            2,
-        ),
-        Kind(
-            "word for nothing",
-            "as.jsonl",
-            SET_ASIDE,
-            ("leave the label empty",),
-            lines(with_labels(lambda name: "N/A")),
-            2,
-        ),
-        Kind(
-            "id twice",
-            "at.jsonl",
-            SET_ASIDE,
-            ("already in line 1, there with the label 'spam'",),
-            lines() + lines([ROWS[0] | {"label": "fine"}]),
-            8,
-        ),
-        Kind(
-            "number for an id",
-            "au.jsonl",
-            SET_ASIDE,
-            ("id 1.5",),
-            lines() + lines([ROWS[0] | {"id": 1.5}]),
-            8,
-        ),
-        Kind("NaN", "av.jsonl", READ, (), lines(score=float("inf"))),
-        Kind(
-            "picture elsewhere",
-            "aw.jsonl",
-            SET_ASIDE,
-            ("is a URL",),
-            lines(images=["https://x.org/a.png"]),
-            0,
-        ),
-        Kind("picture elsewhere", "ax.jsonl", SET_ASIDE, ("absolute path",), lines(images=["C:\\a.png"]), 0),
-        Kind(
-            "picture paths",
-            "ay.csv",
-            READ,
-            (),
-            sheet(
-                [{**row, "images": "['pictures/a.png']"} for row in ROWS],
-                columns=("id", "text", "label", "images"),
-            ),
-        ),
-        Kind("picture paths", "az.jsonl", READ, ("'img'",), lines(img="pictures\\a.png")),
-        Kind(
-            "Parquet type",
-            "bb.parquet",
-            READ,
-            (),
-            parquet(
-                x=times("ns", 1704067200000000001),
-                y=times("s", 99_999_999_999_999),
-                z=times("us", 1, "Mars/Base"),
-            ),
-        ),
-        Kind(
-            "Parquet type",
-            "bc.parquet",
-            READ,
-            (),
-            parquet(x=[decimal.Decimal("1.5")] * 8, y=[datetime.timedelta(1)] * 8, z=[{"a": [1, None]}] * 8),
-        ),
-        Kind(
-            "Parquet type",
-            "bd.parquet",
-            READ,
-            (),
-            parquet(
-                id=arrow(IDS, pa.large_string()),
-                text=pa.array(TEXTS).dictionary_encode(),
-                label=arrow(LABELS, pa.binary()),
-            ),
-        ),
-        Kind(
-            "Parquet type",
-            "be.parquet",
-            SET_ASIDE,
-            ("text cannot be read",),
-            parquet(text=arrow([b"\xff"] * 8, pa.binary())),
-            0,
-        ),
-        Kind(
-            "Parquet type",
-            "bf.parquet",
-            READ,
-            ("left out where it cannot be read",),
-            parquet(photo=[b"\xff\xd8"] * 8),
-        ),
-        Kind("damaged", "bg.parquet", REFUSED, ("Parquet",), parquet()[:-30]),
-        Kind("empty", "bh.csv", REFUSED, ("expected a header with 'id'",), b""),
-        Kind("empty", "bi.jsonl", SET_ASIDE, ("no rows",), b"", 0),
-    ]
-
-
 OUTCOMES: list[tuple[str, str]] = []
 
 
@@ -444,16 +64,17 @@ def found(kind, report, status, out):
 
 def pictures_in(folder):
     (folder / "pictures").mkdir(exist_ok=True)
-    Image.new("RGB", (8, 8), "red").save(folder / "pictures" / "a.png")
+    for name in ("a.png", "\u00f6.png"):
+        Image.new("RGB", (8, 8), "red").save(folder / "pictures" / name)
 
 
-@pytest.mark.parametrize("kind", [*HANDED, *ours()], ids=lambda kind: kind.file)
+@pytest.mark.parametrize("kind", [*HANDED, *ours(), *outsiders()], ids=lambda kind: kind.file)
 def test_each_kind_is_read_or_refused_with_its_reason(kind, tmp_path, capsys):
     path = CASES / kind.file
     if kind.content is not None:
         pictures_in(tmp_path)
         path = tmp_path / kind.file
-        path.write_bytes(kind.content)
+        path.write_bytes(kind.content() if callable(kind.content) else kind.content)
     elif not path.is_file():
         pytest.skip(f"no cases: {path} is not there; set SELFTRAIN_CASES to the folder of cases")
     task = tmp_path / "task.toml"
