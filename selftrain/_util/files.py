@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import re
 import stat
 import tomllib
 from pathlib import Path
 from typing import Any
 
+from selftrain._util.nesting import MAX_DEPTH, is_deep
+
 MAX_TOML = 1_000_000  # bytes; tasks and recipes are written by hand
 
+# a.b.c and so on: the time that these take grows with the square of their number
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){50}""")
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
@@ -40,8 +45,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     check_regular(path, MAX_TOML)
     text = path.read_bytes().decode("utf-8-sig")
     try:
-        return tomllib.loads(text)
+        found = None if _LONG_KEY.search(text) else tomllib.loads(text)
     except RecursionError:
-        raise tomllib.TOMLDecodeError(
-            "lists or tables stand too deep in each other; write them flatter"
-        ) from None
+        found = None
+    if found is None or is_deep(found):
+        raise tomllib.TOMLDecodeError(f"lists or tables stand more than {MAX_DEPTH} deep in each other")
+    return found

@@ -60,7 +60,7 @@ def check(
     )  # fmt: skip
     conflicts = [] if no_duplicates else duplicates.conflicting_labels(report.posts)
     if as_json:
-        print(json.dumps(_document(report, copies, conflicts), ensure_ascii=False, indent=2))
+        print(json.dumps(_document(report, copies, conflicts), indent=2))
     else:
         _print_report(report, None if no_duplicates else copies, conflicts)
     return 1 if report.problems else 0

@@ -6,6 +6,7 @@ What only may be meant is named with what to type, and never read.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,8 +57,9 @@ def inner_names(row: Mapping[str, Any]) -> list[str]:
 
 
 def column_option(field: str, column: str) -> str:
-    """Return what to type so that a column is read as a field."""
-    return f"--column {shlex.quote(f'{field}={column}')}"
+    """Return what to type so that a column is read as a field: in a command, and for a recipe."""
+    told = shlex.quote(f"data.columns={{{field} = {json.dumps(column, ensure_ascii=False)}}}")
+    return f"--column {shlex.quote(f'{field}={column}')}; of a recipe --set {told}"
 
 
 class Columns:

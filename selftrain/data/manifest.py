@@ -25,6 +25,7 @@ from uuid import UUID
 
 from backbones.errors import ImageError
 from backbones.images import MAX_PIXELS, check_image
+from selftrain._util.printable import shorten
 from selftrain._util.types import Json
 from selftrain.data.columns import (
     COLUMNS,
@@ -37,7 +38,7 @@ from selftrain.data.columns import (
 )
 from selftrain.data.inline_pictures import keep_picture
 from selftrain.data.posts import MAX_IMAGES, Post
-from selftrain.data.tables import RawRow, Table, fold, open_table, shorten
+from selftrain.data.tables import RawRow, Table, fold, open_table
 from selftrain.data.task import Task
 from selftrain.data.values import (
     NOTHING,

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from selftrain._util.files import check_regular
+from selftrain._util.nesting import MAX_DEPTH, is_deep
+from selftrain._util.printable import shorten
 from selftrain._util.spreadsheet import unescape
 from selftrain.errors import ManifestError
 
@@ -39,7 +41,6 @@ ESCAPED = "selftrain.escaped"  # a column of CSV files whose cells are written a
 LISTED = "one JSON list"
 
 MAX_ROW = 1 << 24  # characters of a row; JSON of empty lists takes twenty times as much memory
-MAX_DEPTH = 100  # lists and objects within each other: what is read must be written again
 # a compressed or Parquet file may unpack to this many times its size; the smallest are given some room
 MAX_RATIO, _ROOM, _ROWS = 100, 1 << 26, 100_000
 
@@ -140,12 +141,6 @@ def fold(name: str) -> str:
     plain = unicodedata.normalize("NFKC", name).casefold()
     shown = "".join(mark for mark in plain if unicodedata.category(mark) not in ("Cf", "Cc"))
     return unicodedata.normalize("NFKC", " ".join(shown.split()))
-
-
-def shorten(value: object) -> str:
-    """Shorten `value` as a message can carry it."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def is_picture(value: object) -> bool:
@@ -363,7 +358,7 @@ class _Decoder:
             return RawRow(line, None, reason, "write one object a line")
         if self._double:
             return RawRow(line, None, f"the keys {self._double} stand twice", "keep each key once")
-        if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(fields):
+        if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(fields):
             reason = f"lists or objects stand more than {MAX_DEPTH} deep in each other"
             return RawRow(line, None, reason, "write them flatter, or leave that column out")
         if not text.isascii() and (wrong := _SURROGATE.search(text)):
@@ -375,16 +370,6 @@ class _Decoder:
             reason = "half a surrogate pair (\\ud800-\\udfff)"
             return RawRow(line, None, reason, "remove or complete the character")
         return RawRow(line, _present(fields, self._notes))
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inner = [
-            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
-        ]
-        level = [one for each in inner for one in each]
-    return bool(level)
 
 
 def _present(fields: dict[str, Any], notes: list[str]) -> dict[str, Any]:

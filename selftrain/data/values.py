@@ -7,8 +7,9 @@ import json
 import re
 from typing import Any
 
+from selftrain._util.printable import shorten
 from selftrain.data.inline_pictures import decode_picture
-from selftrain.data.tables import fold, is_picture, shorten
+from selftrain.data.tables import fold, is_picture
 from selftrain.data.task import Question
 
 NOTHING = frozenset(("na", "n/a", "nan", "none", "null", "<na>", "-", "?"))

@@ -28,7 +28,7 @@ from selftrain.data.manifest import Rows, Tolerance
 from selftrain.data.posts import Post
 from selftrain.data.tables import RawRow, json_table
 from selftrain.data.values import RowError
-from selftrain.errors import RunBusyError, RunMismatchError, RunStateError
+from selftrain.errors import ManifestError, RunBusyError, RunMismatchError, RunStateError
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.store import atomic
 
@@ -106,7 +106,11 @@ def filter_posts(
         )  # fmt: skip
         bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
         committed = time.monotonic()
-        while part := list(islice(rows, _CHUNK)):
+        fault: ManifestError | None = None
+        while fault is None:
+            part, fault = _next_rows(rows)
+            if not part:
+                break
             kept, failed = _judge(predictor, part, threshold)
             opened.write(kept, failed)
             counts = tally.rows + len(part), tally.kept + len(kept), tally.failed + len(failed)
@@ -119,9 +123,21 @@ def filter_posts(
             bar.update(len(part))
         opened.commit(tally)
         bar.close()
+        if fault is not None:
+            raise fault
         listed = f"  they are listed in {opened.quarantine}"
         limits.check(tally.failed, tally.rows, [listed], what="posts", where=f"{source}: ")
     return tally
+
+
+def _next_rows(rows: Iterator[SourceRow]) -> tuple[list[SourceRow], ManifestError | None]:
+    """Return the next rows, and what ended the reading: the rows before it are worth as much as others."""
+    part: list[SourceRow] = []
+    try:
+        part.extend(islice(rows, _CHUNK))
+    except ManifestError as fault:
+        return part, fault
+    return part, None
 
 
 def _judge(predictor: Predictor, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ import json
 import os
 import traceback
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from shutil import copytree
 
@@ -28,6 +29,7 @@ from input_kinds import (
     ours,
     outsiders,
     parquet,
+    picture,
     sheet,
     times,
 )  # fmt: skip
@@ -35,7 +37,7 @@ from PIL import Image
 
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
-from selftrain.data.manifest_writing import check_writable
+from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
 
@@ -277,6 +279,200 @@ def test_a_grown_dataset_is_a_manifest_where_its_run_lies(small_run):
     report = read_manifest(small_run / "grown.jsonl", DRAWN_TASK)
     right = not report.problems and any(post.images for post in report.posts)
     count("grown dataset", READ, right, report.problems[:3])
+
+
+def test_a_grown_dataset_is_a_manifest_wherever_it_lies(small_run, tmp_path):
+    grown = read_manifest(small_run / "grown.jsonl").posts
+    copied = tmp_path / "copied.jsonl"
+    copied.write_bytes((small_run / "grown.jsonl").read_bytes())
+    found = read_manifest(copied)
+    count("grown dataset", READ, found.posts == grown and not found.problems, found.problems[:3])
+    post = next(post for post in grown if post.images)
+    row = {
+        "id": "x",
+        "images": ["hostname"],
+        "provenance": {"pictures": {"folder": "/etc", "sha256": ["0" * 64]}},
+    }
+    changed = tmp_path / "pictures" / post.images[0].name
+    changed.parent.mkdir()
+    changed.write_bytes(post.images[0].read_bytes())
+    known = sha256(changed.read_bytes()).hexdigest()
+    changed.write_bytes(changed.read_bytes() + b"changed")
+    moved = {"folder": str(changed.parent), "sha256": [known]}
+    (tmp_path / "strange").mkdir()
+    copied = tmp_path / "strange" / "grown.jsonl"
+    second = {"id": "y", "images": [changed.name], "provenance": {"pictures": moved}}
+    copied.write_text(f"{json.dumps(row)}\n{json.dumps(second)}\n")
+    refused = read_manifest(copied)
+    right = not refused.posts and all("nor, unchanged, in" in one.reason for one in refused.problems)
+    count("grown dataset", SET_ASIDE, right, refused)
+
+
+def test_pictures_of_a_table_come_along_into_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFTRAIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in.parquet").write_bytes(parquet(image=[{"bytes": picture(), "path": "a.png"}] * 8))
+    posts = read_manifest(tmp_path / "in.parquet").posts
+    write_manifest(posts, tmp_path / "out" / "posts.csv")
+    back = read_manifest(tmp_path / "out" / "posts.csv").posts
+    right = [path.read_bytes() for post in back for path in post.images] == [picture()] * 8
+    right = right and all(path.is_relative_to(tmp_path / "out") for post in back for path in post.images)
+    count("pictures inside the table", READ, right, back)
+
+
+def test_columns_of_a_recipe_are_read_by_every_command_that_takes_one(tmp_path, capsys):
+    manifest, task = tmp_path / "posts.jsonl", task_file(tmp_path)
+    manifest.write_bytes(
+        lines([{"id": row["id"], "body": row["text"], "class": row["label"]} for row in ROWS])
+    )
+    columns = ("--set", 'data.columns={text = "body", label = "class"}')
+    file = recipe(tmp_path, manifest, task)
+    for name, words in {
+        "prompts": ("agents", "prompts", file),
+        "train": ("agentps", "train", manifest, "--task", task, "--out", tmp_path / "m", "--set",
+                  "training.epochs=1", "--set", "model.variant=\"vanilla\"", "--set", "model.base=\"none\""),
+    }.items():  # fmt: skip
+        status, shown = command("column one word off", capsys, *words)
+        right = status == 2 and ("--column text=body" in shown or "no labelled post" in shown)
+        count("column one word off", REFUSED, right, shown)
+        status, shown = command("column one word off", capsys, *words, *columns)
+        right = (status == 0 and TEXTS[0] in shown) if name == "prompts" else "'none'" in shown
+        count("column one word off", READ, right, shown)
+
+
+def task_file(folder):
+    path = folder / "task.toml"
+    path.write_text('name = "s"\npositive = "spam"\npolicy = "p"\nclasses = { spam = "s", fine = "f" }\n')
+    return path
+
+
+@pytest.mark.parametrize("name", ["fifo", "zero", "folder", "large", "deep", "keys"])
+def test_what_is_no_file_or_no_end_is_refused_unopened(name, tmp_path, capsys):
+    task, manifest = task_file(tmp_path), tmp_path / "posts.jsonl"
+    manifest.write_bytes(lines())
+    odd = tmp_path / "odd"
+    contents = {
+        "large": b"# \n" * 400_000, "deep": b"x = " + b"[" * 9999 + b"]" * 9999, "keys": b"a . " * 20_000 + b"b=1",
+    }  # fmt: skip
+    if name in contents:
+        odd.write_bytes(contents[name])
+    elif name == "folder":
+        odd.mkdir()
+    else:
+        os.mkfifo(odd) if name == "fifo" else odd.symlink_to("/dev/zero")
+    told = {"fifo": "FIFO", "zero": "device", "folder": "folder", "large": "1,000,000", "deep": "100 deep"}
+    prompts = tmp_path / "prompts"
+    (prompts / "judge").mkdir(parents=True)
+    commands = [("data", "check", manifest, "--task", odd), ("run", odd, "--out", tmp_path / "run")]
+    if name not in contents:
+        commands += [("data", "check", odd, "--task", task)]
+    for words in commands:
+        status, shown = command("no regular file", capsys, *words)
+        count("no regular file", REFUSED, status == 2 and told.get(name, "100 deep") in shown, shown)
+
+
+def test_a_prompt_file_is_a_file(tmp_path):
+    from agents.ask.prompt_files import _read_template
+    from agents.errors import PromptFileError
+
+    os.mkfifo(tmp_path / "reviewer.txt")
+    with pytest.raises(PromptFileError, match="no regular file"):
+        _read_template(tmp_path / "reviewer.txt")
+
+
+def test_a_padded_picture_is_refused_by_its_size(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    os.truncate(tmp_path / "a.png", 6 << 30)
+    (tmp_path / "posts.jsonl").write_text('{"id": "1", "image": "a.png"}\n')
+    (problem,) = read_manifest(tmp_path / "posts.jsonl").problems
+    count("too much", SET_ASIDE, "at most 200,000,000 are read" in problem.reason, problem)
+
+
+def test_nothing_that_is_printed_steers_a_terminal(tmp_path, capsys):
+    odd = "\x1b[31m\x9b2J\u202e\x07"
+    place = tmp_path / f"dir{odd}"
+    place.mkdir()
+    manifest = place / f"posts{odd}.jsonl"
+    manifest.write_bytes(lines([row | {"id": odd + row["id"], "label": odd, f"{odd}x": 1} for row in ROWS]))
+    (place / "labeled_data.csv").write_text(f",count,class,tweet\n{odd}0,3,2,hi\n1,3,{odd}9,x\n")
+    for words in (
+        ("data", "check", manifest), ("data", "check", manifest, "--json"),
+        ("data", "check", manifest, "--task", task_file(place)), ("data", "check", place / f"{odd}.csv"),
+        ("data", "import", "hsol", place, "--out", place / odd),
+        ("run", recipe(place, manifest, place / "task.toml"), "--out", place / "run"),
+    ):  # fmt: skip
+        _, shown = command("escape sequences", capsys, *words)
+        count(
+            "escape sequences", READ, not set(odd) & set(shown.replace("[31m2J", "")) - set("[31m2J"), shown
+        )
+
+
+def test_no_cell_that_is_written_begins_like_a_formula(small_run, tmp_path, capsys):
+    ids = ["=cmd(1)", "a;=b(1)", "\t@x", "x\n-1", "'+1", "fine"]
+    manifest = tmp_path / "posts.jsonl"
+    manifest.write_bytes(lines([{"id": one, "text": one} for one in ids]))
+    words = ("predict", small_run, manifest, "--out", tmp_path / "out.csv")
+    status, shown = command("formulas", capsys, *words)
+    posts = read_manifest(manifest).posts
+    write_manifest(posts, tmp_path / "posts.csv")
+    for path in (tmp_path / "out.csv", tmp_path / "posts.csv"):
+        cells = [cell for separator in ",;\t|" for row in csv.reader(path.open(newline=""), delimiter=separator)
+                 for cell in row]  # fmt: skip
+        begins = [line.strip("\"' \t")[:1] for cell in cells for line in (cell.splitlines() or [""])]
+        raw = [line.lstrip('"')[:1] for cell in cells for line in (cell.splitlines() or [""])]
+        count("formulas", READ, status == 0 and begins and not set(raw) & set("=+-@"), (shown, cells))
+    assert read_manifest(tmp_path / "posts.csv").posts == posts
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_long_list_is_read_in_pieces(indent, tmp_path):
+    rows = [{"id": str(n), "text": "\u20ac" * (n % 700) + "x"} for n in range(9000)]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent, ensure_ascii=False))
+    found = read_manifest(tmp_path / "a.json")
+    count("JSON that is one list", READ, [(p.id, p.text) for p in found.posts] == [(*row.values(),) for row in rows],
+          found.problems[:2])  # fmt: skip
+    text = (
+        (tmp_path / "a.json")
+        .read_text()
+        .replace('{"id": "8000"' if indent is None else '"id": "8000"', "oops")
+    )
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ManifestError, match=f"no JSON from line {1 if indent is None else 8000 * 4 + 2} on"):
+        read_manifest(tmp_path / "a.json")
+
+
+def test_every_command_that_reads_a_manifest_for_output_shares_its_tolerance():
+    import typer.main
+
+    from selftrain.cli import app
+
+    found = {}
+
+    def walk(group, path):
+        for name, one in group.commands.items():
+            if hasattr(one, "commands"):
+                walk(one, f"{path}{name} ")
+            else:
+                found[f"{path}{name}"] = {param.name for param in one.params}
+
+    walk(typer.main.get_command(app), "")
+    reading = {name for name, params in found.items() if "columns" in params and name != "data check"}
+    assert reading == {name for name, params in found.items() if {"max_bad_rows", "max_bad_share"} <= params}
+    assert len(reading) >= 7
+
+
+def test_a_filter_keeps_what_stands_before_a_fault_and_counts_what_fails(small_run, tmp_path, capsys):
+    source = tmp_path / "posts.csv"
+    source.write_text("id,text\n" + "".join(f"{n},hello\n" for n in range(9)) + "x,\ny,\n" + '9,"open\n')
+    words = ("filter", small_run, "--source", source, "--precision", ".1", "--sink")
+    status, shown = command("quote that is not closed", capsys, *words, tmp_path / "sink.jsonl")
+    right = status == 2 and "line 13 opens" in shown
+    right = right and len((tmp_path / "sink.jsonl").read_text().splitlines()) == 9
+    count("quote that is not closed", REFUSED, right, shown)
+    source.write_text(source.read_text().replace('9,"open\n', ""))
+    status, shown = command(
+        "one bad row of few", capsys, *words, tmp_path / "b.jsonl", "--max-bad-share", ".1"
+    )
+    count("one bad row of few", REFUSED, status == 2 and "--max-bad-share 0.19" in shown, shown)
 
 
 # ---- fuzz: no traceback, and rows in are posts and rows set aside ----
