@@ -9,6 +9,7 @@ label.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any, Protocol
 
 from agents.errors import LearningError, ReviewError
@@ -90,19 +91,19 @@ class Panel(Protocol):
 
 
 class CrossReview:
-    """Two agents in cross-review; implements `Panel`.
+    """Two agents in cross-review, or one that judges alone; implements `Panel`.
 
     Args:
         reviewer: The first agent; verdicts list its judgments first.
-        user: The second one, of another role.
+        user: The second one, of another role; None: the first has nobody to hear, and is never asked again.
 
     Raises:
         ReviewError: Two agents of one role.
     """
 
-    def __init__(self, reviewer: Agent, user: Agent) -> None:
+    def __init__(self, reviewer: Agent, user: Agent | None = None) -> None:
         self.reviewer, self.user = reviewer, user
-        self._agents = (reviewer, user)
+        self._agents = (reviewer,) if user is None else (reviewer, user)
         _check_roles(self._agents)
 
     @property
@@ -144,7 +145,7 @@ class CrossReview:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "protocol": "cross_review",
+            "protocol": "cross_review" if self.user is not None else "alone",
             "simulated": self.simulated,
             "agents": [agent.describe() for agent in self._agents],
         }
@@ -154,10 +155,9 @@ def review(candidates: Sequence[Candidate], agents: Sequence[Agent]) -> list[Ver
     """Return verdicts on `candidates`, in their order.
 
     Raises:
-        ReviewError: Not two agents of two roles, or one that did not answer every candidate once.
+        ReviewError: Not one agent, nor two of two roles, or one that did not answer every candidate once.
     """
     _check_roles(agents)
-    reviewer, user = agents
     posts = [candidate.post for candidate in candidates]
     alone = {agent.role: _answers(agent, posts, agent.judge(posts)) for agent in agents}
     asked = [
@@ -165,8 +165,8 @@ def review(candidates: Sequence[Candidate], agents: Sequence[Agent]) -> list[Ver
         for i, candidate in enumerate(candidates)
         if any(alone[agent.role][i].label != candidate.label for agent in agents)
     ]
-    again: dict[str, dict[int, Judgment]] = {}
-    for agent, other in ((reviewer, user), (user, reviewer)):
+    again: dict[str, dict[int, Judgment]] = {agent.role: {} for agent in agents}
+    for agent, other in permutations(agents, 2):
         chosen = [candidates[i] for i in asked]
         own, words = ([alone[one.role][i] for i in asked] for one in (agent, other))
         answers = agent.reconsider(chosen, own, words) if chosen else []
@@ -188,8 +188,8 @@ def review(candidates: Sequence[Candidate], agents: Sequence[Agent]) -> list[Ver
 
 def _check_roles(agents: Sequence[Agent]) -> None:
     roles = [agent.role for agent in agents]
-    if len(roles) != 2 or len(set(roles)) != 2:
-        raise ReviewError(f"cross-review takes two agents of two roles, not {roles}")
+    if len(roles) not in (1, 2) or len(set(roles)) != len(roles):
+        raise ReviewError(f"cross-review takes two agents of two roles, or one alone, not {roles}")
 
 
 def _answers(

@@ -26,8 +26,13 @@ class SimulatedAgent:
         confusion: True label -> answer -> probability; each row sums to 1.
         abstention: Share of posts on which the agent abstains, in [0, 1].
         failure: Share of posts on which the call fails, in [0, 1]; with `abstention` at most 1.
-        shared: Share of posts, in [0, 1], on which the role draws the number that all roles of this seed
-            draw there, so that they err together; 0 makes them independent given the label.
+        shared: What two agents have in common, in [0, 1]: the share of posts on which all roles of one seed
+            draw the same number, so that they err together and to the same label. Each agent's own matrix
+            holds whatever the share. With error rates e <= f on a class, a share s + (1 - s) f of the first
+            agent's errors are errors of the second too, and the correlation of being wrong there is
+            phi = s sqrt(e (1 - f) / (f (1 - e))): s itself for agents that are equally good. Between prompts
+            of one published model phi is .6 to .87, between models .2 to .6; 0 makes agents independent given
+            the label, which no two models are.
         seed: With role and post id, fixes every draw.
 
     Raises:
@@ -44,7 +49,7 @@ class SimulatedAgent:
         *,
         abstention: float = 0.0,
         failure: float = 0.0,
-        shared: float = 0.0,
+        shared: float = 0.7,
         seed: int = 0,
     ) -> None:
         for true, row in confusion.items():
@@ -91,7 +96,7 @@ class SimulatedAgent:
             return self._judgment(step, State.FAILED, None, None, "Simulated failure.")
         if fate < self._failure + self._abstention:
             return self._judgment(step, State.ABSTAIN, None, None, "Simulated abstention.")
-        together = self._uniform("together", self.role, post_id) < self._shared
+        together = self._uniform("together", post_id) < self._shared  # for all roles, or for none
         place = self._uniform("answer", "" if together else f"role {self.role}", post_id)
         # the right answer comes first: with one shared number, the agent that errs less errs within the other
         row = sorted(self._confusion[true].items(), key=lambda item: (item[0] != true, item[0]))

@@ -98,9 +98,9 @@ def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
     """Build the agents of a recipe."""
     section = recipe.agents
     if section.kind == "vlm":
-        return VLMPanel(**recipe.vlm.arguments())
+        return VLMPanel(**recipe.vlm.arguments(), count=section.count)
     if section.kind == "cross_review":
-        return CrossReview(*_two_agents(section))
+        return CrossReview(*_own_agents(section))
     panel: Panel = build_named(section)
     return panel
 
@@ -113,8 +113,8 @@ def build_rule(section: VerificationSection) -> VerdictRule:
     return rule
 
 
-def _two_agents(section: AgentsSection) -> list[Any]:
-    pair = {"reviewer": section.reviewer, "user": section.user}
+def _own_agents(section: AgentsSection) -> list[Any]:
+    pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
     return [build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one]
 
 
@@ -162,11 +162,13 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
     sections |= {"verification": _rule_section(parts.rule)}
     if isinstance(parts.panel, VLMPanel):
-        sections |= {"agents": {"kind": "vlm"}, "vlm": options_of(parts.panel)}
+        options = options_of(parts.panel)
+        sections |= {"agents": {"kind": "vlm", "count": options.pop("count")}, "vlm": options}
     if isinstance(parts.panel, CrossReview):
         pair = {"reviewer": parts.panel.reviewer, "user": parts.panel.user}
-        sections["agents"] = {"kind": "cross_review"} | {
-            role: {"kind": name_of(agent), "options": options_of(agent)} for role, agent in pair.items()
+        given = {role: agent for role, agent in pair.items() if agent is not None}
+        sections["agents"] = {"kind": "cross_review", "count": len(given)} | {
+            role: {"kind": name_of(agent), "options": options_of(agent)} for role, agent in given.items()
         }
     return sections
 

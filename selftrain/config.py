@@ -279,12 +279,16 @@ class AgentsSection(PartSection):
 
     name = "agents"
     kind: str = "offline"
-    reviewer: AgentSection | None = None  # cross_review: two agents of one's own
+    reviewer: AgentSection | None = None  # cross_review: agents of one's own
     user: AgentSection | None = None
     file: Path | None = None  # replayed: verdicts.jsonl of a run,
     files: tuple[Path, ...] = ()  # or answers of any models, a file each; see docs/formats.md
     accuracy: float = Field(0.9, ge=0, le=1)  # simulated
     abstention: float = Field(0.0, ge=0, le=1)  # simulated
+    # simulated: how much they err together; the correlation of their errors, as they are equally good
+    shared: float = Field(0.7, ge=0, le=1)
+    # 1: the first agent alone, half the calls; the estimate before a run says what a second would add
+    count: int = Field(2, ge=1, le=2)
     # an agent whose balanced accuracy on the labelled posts may be chance ends the run; offline agents, which
     # cost nothing and learn again each round, only unless this is said
     on_near_chance: Annotated[str | None, OneOf("agents.trust:OnNearChance")] = None
@@ -297,10 +301,11 @@ class AgentsSection(PartSection):
             )
         if self.file is not None and self.files:
             raise ValueError("agents.file and agents.files are both given: expected one of them")
-        if self.kind == "cross_review" and (self.reviewer is None or self.user is None):
+        if self.kind == "cross_review" and (self.reviewer is None or (self.user is None and self.count > 1)):
             raise ValueError(
                 'agents.kind is "cross_review" but agents.reviewer or agents.user is missing: write for each'
-                ' { kind = "package.module:Class", options = { ... } }'
+                ' { kind = "package.module:Class", options = { ... } }, or agents.count = 1 for the reviewer'
+                " alone"
             )
         return self
 

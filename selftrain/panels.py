@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.metering import UsageTotals
 from agents.ask.prepare import Opener
 from agents.ask.prompt_files import Brief
-from agents.ask.protocols import PROTOCOLS
+from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
 from agents.client.base import Backend
 from agents.client.client import ChatClient
@@ -51,19 +51,26 @@ ROLES = ("reviewer", "user")
 
 @dataclass(frozen=True)
 class OfflinePanel:
-    """Reviewer and User that need no model server: they learn words and pictures from the labelled posts."""
+    """Reviewer and User that need no model server: they learn words and pictures from the labelled posts.
+
+    Args:
+        count: 2, or 1: the Reviewer alone, who reads words and looks at the nearest pictures.
+    """
+
+    count: int = 2
+
+    free: ClassVar[bool] = True
 
     def for_run(self, run: RunContext) -> CrossReview:
-        """Return the two agents, for the run's classes and features."""
+        """Return the agents, for the run's classes and features."""
         corpus = run.corpus
         looks = any(post.images for post in corpus.posts)
-        return CrossReview(
-            *offline_agents(
-                (corpus.positive, corpus.negative),
-                image_vectors=_ImageVectors(corpus) if looks else None,
-                seed=run.seed,
-            )
+        agents = offline_agents(
+            corpus.shown,
+            image_vectors=_ImageVectors(corpus) if looks else None,
+            seed=run.seed,
         )
+        return CrossReview(*agents[: self.count])
 
 
 class _ImageVectors:
@@ -86,23 +93,29 @@ class SimulatedPanel:
     Args:
         accuracy: Share of posts that each gets right, in [0, 1].
         abstention: Share of posts on which each abstains, in [0, 1].
+        shared: How much they err together, in [0, 1]: see `agents.simulated.SimulatedAgent`.
+        count: 2, or 1 alone.
     """
 
     accuracy: float = 0.9
     abstention: float = 0.0
+    shared: float = 0.7
+    count: int = 2
+
+    free: ClassVar[bool] = True
 
     def for_run(self, run: RunContext) -> CrossReview:
         """Return agents that know the truth as far as the run's posts tell it."""
         corpus = run.corpus
         truth = {
-            post.id: corpus.class_name(int(value))
+            post.id: corpus.classes[value]
             for post, value in zip(corpus.posts, corpus.truth, strict=True)
             if value >= 0
         }
-        confusion = symmetric((corpus.positive, corpus.negative), self.accuracy)
+        confusion = symmetric(corpus.shown, self.accuracy)
+        rates = {"abstention": self.abstention, "shared": self.shared}
         agents = (
-            SimulatedAgent(role, truth, confusion, abstention=self.abstention, seed=run.seed)
-            for role in ROLES
+            SimulatedAgent(role, truth, confusion, **rates, seed=run.seed) for role in ROLES[: self.count]
         )
         return CrossReview(*agents)
 
@@ -115,28 +128,33 @@ class ReplayedPanel:
         file: The verdicts.jsonl of a run, of two agents.
         files: Answers of any models, a file an agent, one or more: `agents.replayed.AnswersPanel`. Exactly
             one of `file` and `files` is given.
+        count: 2: all agents that are there; 1: the first alone.
     """
 
     file: Path | str | None = None
     files: Sequence[Path | str] = ()
+    count: int = 2
+
+    free: ClassVar[bool] = True
 
     def for_run(self, run: RunContext) -> CrossReview | AnswersPanel:
         """Return the agents of the files; posts that a file of answers does not hold are told at once.
 
         Raises:
             ReplayError: A file that cannot be read, or a line of it that cannot be used.
-            ReviewError: Verdicts of other than two roles.
+            ReviewError: Verdicts of more than two roles.
         """
         if self.file is None:
             return self._answers(run.corpus)
         agents = replayed_agents(Path(self.file))
-        if len(agents) != len(ROLES):
+        if len(agents) > len(ROLES):
             roles = [agent.role for agent in agents]
-            raise ReviewError(f"{self.file}: cross-review takes two agents of two roles, not {roles}")
-        return CrossReview(*agents)
+            raise ReviewError(f"{self.file}: cross-review takes two agents of two roles, or one, not {roles}")
+        return CrossReview(*agents[: self.count])
 
     def _answers(self, corpus: Corpus) -> AnswersPanel:
-        panel = AnswersPanel([Path(file) for file in self.files], (corpus.positive, corpus.negative))
+        files = [Path(file) for file in (self.files[:1] if self.count == 1 else self.files)]
+        panel = AnswersPanel(files, corpus.shown)
         asked = [corpus.posts[position] for position in (*corpus.labelled, *corpus.pool)]
         for missing in panel.missing(asked):
             logger.warning("%s", missing)
@@ -221,12 +239,14 @@ class VLMPanel(ModelServers):
         always_cross_review: Ask everybody again even where the verdict is settled.
         prompts: A folder of prompt files that replace the built-in ones.
         examples: Labelled posts of each class that "few_shot" shows.
+        count: 2: as many agents as the protocol has; 1: its first alone.
     """
 
     protocol: str = "cross_review"
     always_cross_review: bool = False
     prompts: Path | None = None
     examples: int = 2
+    count: int = 2
 
     def for_run(self, run: RunContext) -> JudgePanel:
         """Return the agents; nothing is asked yet.
@@ -248,9 +268,10 @@ class VLMPanel(ModelServers):
             PromptFileError: A prompt file that cannot be used.
         """
         prompts = JudgePrompts(brief, folder=self.prompts, text_chars=self.text_chars)
+        protocol = PROTOCOLS[self.protocol]
         return VLMAgent(
-            prompts, PROTOCOLS[self.protocol], form=self.form, rationale_chars=self.rationale_chars,
-            examples=self.examples, seed=seed,
+            prompts, alone(protocol) if self.count == 1 else protocol, form=self.form,
+            rationale_chars=self.rationale_chars, examples=self.examples, seed=seed,
         )  # fmt: skip
 
     def _shown(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 from agents.ask.cache import ResponseCache
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
 from agents.ask.prompt_files import Brief
-from agents.ask.protocols import PROTOCOLS
+from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
 from agents.client.base import ChatRequest, Completion, Identity, Picture, PromptSize, Token, Usage
 
@@ -117,9 +117,10 @@ def make_panel(
     asking: Mapping | None = None,
     always_cross_review: bool = False,
     settings: Mapping | None = None,
+    lone: bool = False,
     **options,
 ) -> JudgePanel:
-    chosen = PROTOCOLS[protocol]
+    chosen = alone(PROTOCOLS[protocol]) if lone else PROTOCOLS[protocol]
     agent = VLMAgent(JudgePrompts(brief), chosen, **(asking or {}))
     cache = ResponseCache(folder / "answers.sqlite")
     runner = Runner(backend, cache, run=run, opener=opener, **options)

@@ -90,6 +90,17 @@ def _nothing_more(first: Sequence[Judgment], classifier: str, always: bool) -> Q
     return lambda given: iter(())
 
 
+def alone(protocol: Protocol) -> Protocol:
+    """Return the protocol with its first agent alone, whom nobody answers; one judge stays one judge."""
+    if len(protocol.roles) == 1:
+        return protocol
+    first = protocol.roles[:1]
+    return protocol._replace(
+        name="alone", roles=first, deciders=first, cross_review=_nothing_more,
+        first_round=lambda given: iter([next(protocol.first_round(given))[:1]]),
+    )  # fmt: skip
+
+
 def all_queries(
     protocol: Protocol, stand_in: Judgment, classifier: str
 ) -> tuple[tuple[Query, ...], tuple[Query, ...]]:

@@ -15,12 +15,14 @@ STUDIES = {
     "hsol": "offensive tweets (Davidson et al. 2017): the loop against labels alone",
     "harmeme": "harmful memes (Pramanick et al. 2021): text and images",
     "judges": "answers of real models: every rule that could use them, and its peers",
+    "emotion": "four classes, agents drawn from the labels: the same rules and peers",
     "selection": "memory of choosing from a growing pool",
     "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",
     "agentps": "process supervision beside its ablations, on a multimodal language model",
     "report": "size of a long run's report, and how fast a browser opens it",
     "act": "what a human budget buys, and whether error estimates cover the truth",
     "features": "speed of text features beside sentence-transformers",
+    "speed": "a whole run, features cached, by this code and by that of another commit",
 }
 FAILED = 2
 

@@ -31,8 +31,9 @@ ABLATION: Mapping[str, tuple[str, ...]] = {
     "p=0.1": ("loss.balance=0.1", "loss.lambda_u=0.1"),
     "p=0.2": ("loss.balance=0.2", "loss.lambda_u=0.2"),
     "theta=0.5": ("loss.theta=0.5",),
-    "simulated_agents_95": ("agents.kind=simulated", "agents.accuracy=0.95"),
-    "simulated_agents_90": ("agents.kind=simulated", "agents.accuracy=0.9"),
+    # independent errors: a ceiling
+    "simulated_agents_95": ("agents.kind=simulated", "agents.accuracy=0.95", "agents.shared=0.0"),
+    "simulated_agents_90": ("agents.kind=simulated", "agents.accuracy=0.9", "agents.shared=0.0"),
 }
 """Method -> what it changes in the recipe. Simulated agents know the truth: a ceiling, not a result."""
 

@@ -211,7 +211,7 @@ def full_report(questions: QuestionSet, scored: Iterable[ScoredPost]) -> dict[st
         }
         if one.found.any() and not one.found.all():
             intervals = threshold_intervals(one.found, one.scores)
-            about["figures"] = {name: value._asdict() for name, value in intervals.items()}
+            about["metrics"] = {name: value._asdict() for name, value in intervals.items()}
         else:
             about["note"] = "only one answer occurs among these posts: nothing to tell apart"
         if len(answers) > 2 and len(one.ids):

@@ -210,7 +210,7 @@ class _QuestionMetrics(NamedTuple):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> _QuestionMetrics:
-        known = record.get("figures") or {}
+        known = record.get("metrics") or {}
         cells = (f"{m['value']:.3f}\n{m['low']:.3f}-{m['high']:.3f}" for m in map(known.get, METRICS) if m)
         return cls(record["posts"], tuple(cells), record.get("note", ""))
 

@@ -94,7 +94,7 @@ def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
     said = Judgment("reviewer", 0, State.LABEL, corpus.positive, None, words, "estimate")
     rng = np.random.default_rng(recipe.seed)
     chosen = rng.choice(corpus.pool, size=min(SAMPLE, len(corpus.pool)), replace=False)
-    sizes = panel.measure([corpus.posts[i] for i in chosen], said, corpus.negative)
+    sizes = panel.measure([corpus.posts[i] for i in chosen], said, corpus.shown[1])
 
     candidates = recipe.selection.k * recipe.rounds.max
     if recipe.rounds.budget is not None:

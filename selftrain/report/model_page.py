@@ -157,7 +157,7 @@ def _wording(task: Task, name: str) -> str:
 
 
 def _curve(name: str, question: QuestionMetrics, cases: Sequence[Case]) -> Curve | None:
-    if question.figures is None:
+    if question.metrics is None:
         return None
     known = [case for case in cases if case.truth[name] is not None]
     truth: BoolArray = np.array([case.truth[name] == question.looked_for for case in known])

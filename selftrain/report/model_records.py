@@ -51,14 +51,14 @@ class QuestionMetrics(_Record):
         posts: How many answer it.
         looked_for: The answer that recall and precision are about.
         answers: Answer -> how many posts have it, in the order of the model's probabilities.
-        figures: Metric -> value and interval; None where `note` says why.
+        metrics: Metric -> value and interval; None where `note` says why.
         all_answers: Macro-F1 and accuracy over all answers, of a question with more than two.
     """
 
     posts: int
     looked_for: str
     answers: dict[str, int]
-    figures: dict[str, Interval] | None = None
+    metrics: dict[str, Interval] | None = None
     note: str = ""
     all_answers: dict[str, float] | None = None
 

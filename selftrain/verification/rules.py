@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from agents.judgment import Judgment, Posterior, State, Verdict
-from selftrain._util.types import Float32Array, FloatArray, IntArray
+from selftrain._util.numeric import log_probs
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RecipeError
 from selftrain.state import LoopState
@@ -27,7 +28,7 @@ class Judged(NamedTuple):
             it.
         left_out: Gives whom the best classifier learned from, and logits of these posts, each by a model that
             did not learn from it.
-        predict: Gives the best classifier's calibrated logits of posts that it did not learn from.
+        predict: Gives the best classifier's calibrated logits [n, K] of posts that it did not learn from.
     """
 
     corpus: Corpus
@@ -126,17 +127,17 @@ class PosteriorRule:
         positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
         logits = _unseen_logits(positions, training, left_out, judged.predict)
         posterior = fit_posterior(
-            Beliefs(_two_sided(left_out[training.labelled]), _labelled_states(judged, roles)),
+            Beliefs(log_probs(left_out[training.labelled]), _labelled_states(judged, roles)),
             training.labels.astype(np.int64),
-            Beliefs(_two_sided(logits), _states(corpus, [_alone(one, roles) for one in verdicts])),
+            Beliefs(log_probs(logits), _states(corpus.classes, [_alone(one, roles) for one in verdicts])),
             roles,
-            len(_classes(corpus)),
+            len(corpus.classes),
         )
         decided = {
             verdict.post_id: replace(
                 verdict,
                 posterior=Posterior(
-                    probs=dict(zip(_classes(corpus), found.probs, strict=True)),
+                    probs=dict(zip(corpus.classes, found.probs, strict=True)),
                     log_odds=found.log_odds,
                     threshold=self.threshold,
                     weight=posterior.weight,
@@ -154,25 +155,14 @@ def _unseen_logits(
     left_out: Float32Array,
     predict: Callable[[IntArray], Float32Array],
 ) -> Float32Array:
-    """Return logits [B] of judged posts, by models that did not learn from them."""
+    """Return logits [B, K] of judged posts, by models that did not learn from them."""
     place = {position: number for number, position in enumerate(training.positions.tolist())}
     learned = np.isin(positions, training.positions)
-    logits = np.empty(len(positions), np.float32)
+    logits = np.empty((len(positions), left_out.shape[1]), np.float32)
     logits[learned] = left_out[[place[position] for position in positions[learned].tolist()]]
     if not learned.all():
         logits[~learned] = predict(positions[~learned])
     return logits
-
-
-def _classes(corpus: Corpus) -> tuple[str, ...]:
-    """Class names in the order of their numbers."""
-    return corpus.negative, corpus.positive
-
-
-def _two_sided(logits: Float32Array) -> FloatArray:
-    """Log-probabilities [B, 2] of the two classes."""
-    wide = logits.astype(np.float64)
-    return np.stack([-np.logaddexp(0, wide), -np.logaddexp(0, -wide)], axis=1)
 
 
 def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
@@ -199,12 +189,11 @@ def _labelled_states(judged: Judged, roles: Sequence[str]) -> IntArray:
             judged.corpus.posts[int(p)].id for p in judged.corpus.positions_of(judged.state.human)
         )
     ]
-    return _states(judged.corpus, [*labelled, *human])
+    return _states(judged.corpus.classes, [*labelled, *human])
 
 
-def _states(corpus: Corpus, rows: Sequence[Sequence[Judgment | None]]) -> IntArray:
+def _states(classes: Sequence[str], rows: Sequence[Sequence[Judgment | None]]) -> IntArray:
     """[B, A] a class's number, or K for no label, or K + 1 for no usable answer."""
-    classes = _classes(corpus)
     numbers = {name: number for number, name in enumerate(classes)}
 
     def state(judgment: Judgment | None) -> int:

@@ -94,7 +94,9 @@ def test_a_kind_is_the_first_name_of_a_class_that_a_recipe_can_build(section, ki
 
 
 def test_the_vlm_section_has_every_argument_of_its_panel():
-    assert set(SECTIONS["vlm"].model_fields) == {field.name for field in fields(VLMPanel)}
+    """But for how many agents there are, which every kind has: `agents.count`."""
+    named = set(SECTIONS["vlm"].model_fields) | {"count"}
+    assert named == {field.name for field in fields(VLMPanel)}
 
 
 def test_what_the_recipe_calls_otherwise_has_the_same_defaults():

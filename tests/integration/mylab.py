@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import selftrain as st
+from selftrain import agents
 
 
 class Words:
@@ -32,7 +33,7 @@ class Words:
 
     def _judgment(self, post, step):
         label = self.classes[0 if any(word in post.text.lower() for word in self.words) else 1]
-        return st.Judgment(self.role, step, st.State.LABEL, label, 0.75, "by its words", "words")
+        return agents.Judgment(self.role, step, agents.State.LABEL, label, 0.75, "by its words", "words")
 
 
 class Means:
@@ -55,13 +56,14 @@ class NearestMean:
         self.sharpness = sharpness
 
     def fit(self, corpus, training, *, loss, seed, where, start):
-        rows, targets = corpus.rows(training.positions), training.targets
+        rows, targets = corpus.rows(training.positions), training.targets[:, 0]
         up, down = rows[targets > 0.5].mean(0), rows[targets < 0.5].mean(0)
         return Means(up - down, (up @ up - down @ down) / 2)
 
     def logits(self, model, corpus, positions):
         rows = corpus.rows(positions)
-        yield positions, (self.sharpness * (rows @ model.direction - model.middle)).astype(np.float32)
+        positive = self.sharpness * (rows @ model.direction - model.middle)
+        yield positions, np.stack([np.zeros_like(positive), positive], axis=1).astype(np.float32)
 
     def load(self, file):
         record = json.loads(Path(file).read_text())

@@ -163,7 +163,7 @@ def test_evaluate_writes_figures_and_a_page(place, model):
     assert done.returncode == 0, done.stderr
     figures = json.loads((out / "metrics.json").read_text())["questions"]
     assert list(figures) == ["insult", "tone", "final"]
-    final = figures["final"]["figures"]
+    final = figures["final"]["metrics"]
     assert final["auc"]["low"] <= final["auc"]["value"] <= final["auc"]["high"]
     assert figures["final"]["posts"] == 60
     assert "<html" in (out / "report.html").read_text()[:200].lower()

@@ -83,7 +83,7 @@ def test_every_question_has_its_figures_with_intervals_the_final_one_first(train
             for label, one in zip(
                 ("F1", "macro-F1", "AUC", *(f"recall at precision 0.{p}" for p in (60, 65, 70, 75, 80)),
                  "precision at recall 0.50"),
-                questions[name]["figures"].values(),
+                questions[name]["metrics"].values(),
                 strict=True,
             )
         )  # fmt: skip

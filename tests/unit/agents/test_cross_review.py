@@ -74,7 +74,19 @@ def test_an_agent_that_answers_under_another_name_is_refused():
         review(candidates("a"), [other, borrowed])
 
 
-@pytest.mark.parametrize("roles", [["reviewer"], ["user", "user"], ["reviewer", "user", "third"]])
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_one_agent_alone_is_never_asked_again_and_decides_with_the_classifier(answer):
+    agent = Scripted("reviewer", {"a": answer})
+    panel = CrossReview(agent)
+    (verdict,) = panel.verify(candidates("a"))
+    assert [(one.agent, one.step) for one in verdict.judgments] == [("reviewer", 0)]
+    assert verdict.consistent == (answer == "flower")
+    assert agent.asked == []
+    assert list(panel.predict_out_of_fold([Post("a", label="flower")])) == ["reviewer"]
+    assert panel.describe()["protocol"] == "alone"
+
+
+@pytest.mark.parametrize("roles", [[], ["user", "user"], ["reviewer", "user", "third"]])
 def test_cross_review_takes_two_roles(roles):
     agents = [Scripted(role, {}) for role in roles]
     with pytest.raises(ReviewError, match="two agents of two roles"):

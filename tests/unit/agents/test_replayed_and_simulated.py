@@ -98,22 +98,47 @@ def test_draws_depend_on_seed_role_and_post_alone():
     said = agent.judge(POSTS[:200])
     assert agent.judge(POSTS[:200][::-1])[::-1] == said
     assert [agent.judge([post])[0] for post in POSTS[:200]] == said
-    others = [SimulatedAgent("user", TRUE, MATRIX, seed=2), SimulatedAgent("reviewer", TRUE, MATRIX, seed=1)]
+    agent = SimulatedAgent("user", TRUE, MATRIX, shared=0.0, seed=1)  # with a share, roles agree on purpose
+    said = agent.judge(POSTS[:200])
+    others = [
+        SimulatedAgent("user", TRUE, MATRIX, shared=0.0, seed=2),
+        SimulatedAgent("reviewer", TRUE, MATRIX, shared=0.0, seed=1),
+    ]
     for other in others:
         assert [j.label for j in other.judge(POSTS[:200])] != [j.label for j in said]
 
 
-def test_shared_draws_correlate_errors():
-    def correlation(shared):
-        agents = [
-            SimulatedAgent(role, TRUE, symmetric(["flower", "metal"], 0.8), shared=shared) for role in "ab"
-        ]
-        wrong = [[j.label != TRUE[p.id] for j, p in zip(a.judge(POSTS), POSTS, strict=True)] for a in agents]
-        return np.corrcoef(wrong)[0, 1]
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("shared", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("accuracies", [(0.8, 0.8), (0.9, 0.6)])
+def test_agents_err_together_as_much_as_is_said_and_each_stays_as_good_as_it_is(classes, shared, accuracies):
+    names = [f"class {k}" for k in range(classes)]
+    truth = [names[i % classes] for i in range(COUNT)]
+    posts = [Post(f"post {i}", label=one) for i, one in enumerate(truth)]
+    known = dict(zip((post.id for post in posts), truth, strict=True))
+    said = [
+        [j.label for j in SimulatedAgent(role, known, symmetric(names, share), shared=shared).judge(posts)]
+        for role, share in zip("ab", accuracies, strict=True)
+    ]
+    wrong = np.array([[label != true for label, true in zip(one, truth, strict=True)] for one in said])
+    for rate, accuracy in zip(wrong.mean(1), accuracies, strict=True):
+        assert abs(rate - (1 - accuracy)) < 4 * np.sqrt(accuracy * (1 - accuracy) / COUNT)
+    fewer, more = sorted(1 - accuracy for accuracy in accuracies)
+    phi = shared * np.sqrt(fewer * (1 - more) / (more * (1 - fewer)))
+    assert np.corrcoef(wrong)[0, 1] == pytest.approx(phi, abs=4.5 / np.sqrt(COUNT))
+    both = shared + (1 - shared) * more  # of the better agent's errors, those that the other makes too
+    better = wrong[int(np.argmax(accuracies))]
+    errors = wrong.all(0).sum() / better.sum()
+    assert errors == pytest.approx(both, abs=4.5 * np.sqrt(0.25 / better.sum()))
 
-    assert abs(correlation(0.0)) < 4 / np.sqrt(COUNT)
-    assert correlation(0.7) == pytest.approx(0.49, abs=0.08)  # both share with probability .7 each
-    assert correlation(1.0) == pytest.approx(1.0)
+
+def test_agents_that_share_all_give_the_same_wrong_label():
+    names = ["a", "b", "c", "d"]
+    known = {f"post {i}": names[i % 4] for i in range(400)}
+    agents = [SimulatedAgent(role, known, symmetric(names, 0.5), shared=1.0) for role in "xy"]
+    first, second = ([j.label for j in agent.judge([Post(i) for i in known])] for agent in agents)
+    assert first == second
+    assert {label for label, true in zip(first, known.values(), strict=True) if label != true} == set(names)
 
 
 def test_a_post_without_a_known_label_is_failed():

@@ -54,6 +54,19 @@ def test_agreement_takes_two_calls_and_is_consistent(panels):
     assert len(backend.requests) == 4
 
 
+@pytest.mark.parametrize("protocol", ["cross_review", "sequential"])
+def test_one_agent_alone_is_asked_once_a_post(panels, protocol):
+    backend = MemoryBackend(lambda r: said("rude"))
+    panel = panels(backend, protocol, lone=True)
+    verdicts = panel.verify(candidates("rude", "kind"))
+    assert [v.consistent for v in verdicts] == [True, False]
+    assert {role_of(r) for r in backend.requests} == {"reviewer"}
+    assert len(backend.requests) == 2
+    assert list(panel.predict_out_of_fold(labelled_posts())) == ["reviewer"]
+    sizes = panel.measure([PostStub("m", "rude post")], verdicts[0].judgments[0], "kind")
+    assert (sizes.first_calls, sizes.review_calls) == (1, 0)
+
+
 def test_everything_but_the_ending_is_shared_by_all_calls_on_a_post(panels):
     backend = MemoryBackend(lambda r: said("rude" if role_of(r) == "reviewer" else "kind"))
     panels(backend, always_cross_review=True).verify(candidates("rude"))

@@ -7,13 +7,15 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.panel import CrossReview
 from losses import PNULoss
-from selftrain.build import build, build_settings
+from selftrain.build import build, build_settings, describe
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
 from selftrain.loop import LoopSettings
 from selftrain.models.head import HeadSettings
 from selftrain.models.trainer import HeadTrainer
+from selftrain.panels import OfflinePanel, ReplayedPanel, SimulatedPanel, VLMPanel
 from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain
 from selftrain.store.run_dir import RunFolder, without_none
 
@@ -73,6 +75,35 @@ def test_every_path_of_a_list_is_relative_to_the_recipe_or_to_where_it_is_typed(
 )
 def test_a_selection_is_built_by_its_kind_with_quotas_only_where_they_are_its_default(write, lines, selector):
     assert build(load_recipe(write(f"{LEAST}[selection]\n{lines}\n"))).selector == selector
+
+
+ONE = 'reviewer = { kind = "agents_helpers:Scripted", options = { role = "reviewer", first = {} } }'
+
+
+@pytest.mark.parametrize(
+    ("lines", "panel"),
+    [
+        ('kind = "offline"', OfflinePanel(count=1)),
+        ('kind = "simulated"\nshared = 0.25', SimulatedPanel(shared=0.25, count=1)),
+        ('kind = "replayed"\nfiles = ["/a.jsonl"]', ReplayedPanel(files=(Path("/a.jsonl"),), count=1)),
+        ('kind = "vlm"\n[vlm]\nservers = ["http://x:1"]', VLMPanel(servers=("http://x:1",), count=1)),
+    ],
+)
+def test_a_recipe_may_ask_one_agent_alone(write, lines, panel):
+    parts = build(load_recipe(write(f"{LEAST}[agents]\ncount = 1\n{lines}\n")))
+    assert parts.panel == panel
+    assert describe(parts)["agents"]["count"] == 1
+
+
+def test_one_agent_of_ones_own_is_enough_where_one_is_asked(write):
+    text = f'{LEAST}[agents]\nkind = "cross_review"\n{ONE}\n'
+    with pytest.raises(RecipeError, match=r"agents\.user is missing.*agents\.count = 1"):
+        load_recipe(write(text))
+    parts = build(load_recipe(write(text + "count = 1\n")))
+    assert isinstance(parts.panel, CrossReview)
+    assert parts.panel.user is None
+    again = describe(parts)["agents"]
+    assert (again["count"], set(again)) == (1, {"kind", "count", "reviewer"})
 
 
 def test_a_path_typed_at_the_prompt_is_relative_to_where_it_is_typed(write, tmp_path, monkeypatch):
