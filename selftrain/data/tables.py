@@ -136,6 +136,25 @@ def open_table(
         raise ManifestError(f"{path} is damaged: {error}; fetch it again") from error
 
 
+def read_text(path: Path, fallback: str = "") -> str:
+    """Return a text file whole, in the encoding that it has a mark of, else UTF-8, else `fallback`.
+
+    Raises:
+        ManifestError: It is no regular file, cannot be read, or is in none of these.
+    """
+    try:
+        check_regular(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror or error}; give another") from error
+    try:
+        return content.decode(_encoding(content)).lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        if not fallback:
+            raise ManifestError(f"{path} is not UTF-8: {error.reason}; fetch it again") from error
+        return content.decode(fallback)
+
+
 def fold(name: str) -> str:
     """Reduce a name to what its spellings share: no case, odd spaces or invisible signs, one normal form."""
     plain = unicodedata.normalize("NFKC", name).casefold()
