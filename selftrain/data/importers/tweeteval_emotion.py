@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from selftrain.data.columns import SPLIT
 from selftrain.data.importers.base import Importer, Record, Source, find_file
-from selftrain.data.manifest import SPLIT, Problem
+from selftrain.data.manifest import Problem
 from selftrain.data.tables import read_text
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
