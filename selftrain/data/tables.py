@@ -213,7 +213,7 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
     if encoding not in ("utf-8", "utf-8-sig"):
         notes.append(f"text in {encoding.upper()}")
     start = head.decode(encoding, "replace").lstrip("\ufeff")
-    if "\0" in start.partition("\n")[0]:
+    if "\0" in re.split("[\r\n]", start, maxsplit=1)[0]:
         raise ManifestError(
             f"{path} begins with NUL bytes or has them in its first line: no text, or text in UTF-32; save it"
             " as UTF-8"
@@ -634,7 +634,9 @@ def _swallowed(lines: Sequence[str], columns: Sequence[str], delimiter: str, fou
         return re.sub(r"\d+", "0", cells[place]) if whole else ""
 
     own = re.sub(r"\d+", "0", [*lines[0].split(delimiter), *columns][place])
-    return len(columns) > 1 and (all if fits else any)(form(line) == own for line in lines[1:])
+    if len(columns) < 2 or not own.strip() or '"' in own:
+        return False
+    return (all if fits else any)(form(line) == own for line in lines[1:])
 
 
 def _csv_row(line: int, columns: Sequence[str], cells: list[str], delimiter: str) -> RawRow:
