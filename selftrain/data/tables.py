@@ -16,6 +16,7 @@ import lzma
 import re
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -361,8 +362,8 @@ class _Decoder:
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            self._double += sorted({name for name in names if names.count(name) > 1})
+            counts = Counter(name for name, _ in pairs)
+            self._double += sorted(name for name, count in counts.items() if count > 1)
         return found
 
     def value(self, text: str, start: int) -> tuple[Any, int]:
@@ -559,7 +560,7 @@ def check_names(path: Path, names: Sequence[str]) -> None:
             f"{path} has the columns {shorten(list(names)[:12])}; expected readable names in UTF-8: correct"
             " the header"
         )
-    double = sorted({name for name in names if names.count(name) > 1})
+    double = sorted(name for name, count in Counter(names).items() if count > 1)
     if double:
         raise ManifestError(
             f"{path} has the columns {double} more than once; expected each once: rename them"
@@ -684,7 +685,7 @@ def _parquet_rows(
     with file, opened:
         try:
             for batch in opened.iter_batches(batch_size=_batch_size(path, opened.metadata, left)):
-                left -= batch.nbytes
+                left -= sum(map(_size, batch.columns))
                 if left < 0:
                     raise _bomb(path)
                 columns = [_values(batch.column(place)) for place in range(batch.num_columns)]
@@ -704,6 +705,20 @@ def _batch_size(path: Path, metadata: pq.FileMetaData, left: int) -> int:
         raise _bomb(path)
     largest: int = max([1, *groups])
     return min(max((1 << 28) // largest, 4), 8192)
+
+
+def _size(column: pa.Array) -> int:
+    """Return the bytes of a column's values, each counted where it stands: a dictionary holds it once."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        return _size(column.dictionary_decode())
+    if pa.types.is_struct(column.type):
+        return sum(_size(column.field(place)) for place in range(column.type.num_fields))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return 8 * len(column) + _size(column.flatten())
+    size: int = column.nbytes
+    return size
 
 
 # what pyarrow raises for values that Python has no type for
