@@ -833,6 +833,16 @@ def outsiders():  # noqa: PLR0915 -- a list
     too_much("o118.json", lambda: b"[" + long + long, "16,777,216 characters")
     too_much("o119.jsonl.gz", lambda: gzip.compress(lines() + b"{}\n" * (25 << 20)), "100 times its size")
     too_much("o120.parquet", lambda: parquet(label=None, y=["z" * (10 << 20)] * 8), "100 times its size")
+
+    def repeated():
+        return pa.DictionaryArray.from_arrays(pa.array([0] * 8, pa.int32()), ["z" * (10 << 20)])
+
+    too_much("o123.parquet", lambda: parquet(text=repeated()), "100 times its size")
+    too_much(
+        "o124.csv",
+        lambda: b"id,text," + b",".join(b"c%d" % n for n in range(50_000)) + b",c0\n",
+        "more than once",
+    )
     too_much("o122.parquet", lambda: parquet(id=["1"] * 400_000, text=None, label=None), "100 times its size")
     read(
         "many notes",
