@@ -44,6 +44,8 @@ _LIKE_KEYS = {field: frozenset(names.split()) for field, names in _LIKE.items()}
 def resembling(field: str, names: Iterable[str]) -> str | None:
     """Return the name that may well be meant for a field that no column is called like."""
     keys = {_key(name): name for name in reversed([*islice(names, 1000)])}
+    if not keys:
+        return None
     near = [key for key in keys if key in _LIKE_KEYS.get(field, ())]
     others = {key: name for key, name in keys.items() if key not in _SAME}
     near = near or [key for key, name in others.items() if field in re.split(r"[\W_]+", fold(name))]
