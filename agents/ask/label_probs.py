@@ -87,9 +87,12 @@ def _followed(
             probs[name] = probs.get(name, 0.0) + mass * share / total
         # Other ways to write the key lead to the same text and, from there, to the same labels. Only a token
         # that holds its end and the label at once may shift them, by as much as beliefs hang on such a thing.
-        unknown = unlisted + (_SHIFT * others if len(rest) <= _END else 0.0)
-        missed += mass * unknown / (total + unknown)
+        decides = not rest.startswith(token.text[before:])
+        if decides or len(rest) <= _END:
+            # before that, what is not listed is another way for the rationale to go on
+            unknown = unlisted + _SHIFT * others
+            missed += mass * unknown / (total + unknown)
         mass *= going_on / total
-        if not rest.startswith(token.text[before:]) or mass <= 0.0:
+        if decides or mass <= 0.0:
             return probs, missed
     return probs, missed + mass
