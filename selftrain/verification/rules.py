@@ -126,9 +126,9 @@ class PosteriorRule:
         positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
         logits = _unseen_logits(positions, training, left_out, judged.predict)
         posterior = fit_posterior(
-            Beliefs(_two_sided(left_out[training.labelled]), _labelled_states(judged, roles)),
+            _beliefs(corpus, _two_sided(left_out[training.labelled]), _labelled_answers(judged, roles)),
             training.labels.astype(np.int64),
-            Beliefs(_two_sided(logits), _states(corpus, [_alone(one, roles) for one in verdicts])),
+            _beliefs(corpus, _two_sided(logits), [_alone(one, roles) for one in verdicts]),
             roles,
             len(_classes(corpus)),
         )
@@ -185,8 +185,8 @@ def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
     return [given[role][0] if role in given else None for role in roles]
 
 
-def _labelled_states(judged: Judged, roles: Sequence[str]) -> IntArray:
-    """States of the labelled posts, then of those that people labelled."""
+def _labelled_answers(judged: Judged, roles: Sequence[str]) -> list[list[Judgment | None]]:
+    """What each role said of the labelled posts, then of those that people labelled."""
     columns = [judged.answers[role] for role in roles]
     labelled: list[list[Judgment | None]] = [list(row) for row in zip(*columns, strict=True)] or [
         [] for _ in judged.corpus.labelled
@@ -199,11 +199,11 @@ def _labelled_states(judged: Judged, roles: Sequence[str]) -> IntArray:
             judged.corpus.posts[int(p)].id for p in judged.corpus.positions_of(judged.state.human)
         )
     ]
-    return _states(judged.corpus, [*labelled, *human])
+    return [*labelled, *human]
 
 
-def _states(corpus: Corpus, rows: Sequence[Sequence[Judgment | None]]) -> IntArray:
-    """[B, A] a class's number, or K for no label, or K + 1 for no usable answer."""
+def _beliefs(corpus: Corpus, log_probs: FloatArray, rows: Sequence[Sequence[Judgment | None]]) -> Beliefs:
+    """What classifier [B, K] and agents [B, A] say, in numbers."""
     classes = _classes(corpus)
     numbers = {name: number for number, name in enumerate(classes)}
 
@@ -212,5 +212,12 @@ def _states(corpus: Corpus, rows: Sequence[Sequence[Judgment | None]]) -> IntArr
             return len(classes) + 1
         return len(classes) if judgment.label is None else numbers[judgment.label]
 
+    nothing = (np.nan,) * len(classes)
     width = len(rows[0]) if rows else 0
-    return np.array([[state(one) for one in row] for row in rows], np.int64).reshape(len(rows), width)
+    states = [[state(one) for one in row] for row in rows]
+    stated = [[(one and one.log_probs(classes)) or nothing for one in row] for row in rows]
+    return Beliefs(
+        log_probs,
+        np.array(states, np.int64).reshape(len(rows), width),
+        np.array(stated, np.float64).reshape(len(rows), width, len(classes)),
+    )
