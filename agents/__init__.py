@@ -6,7 +6,17 @@ The names below are imported when they are first asked for: ``import agents`` lo
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.judgment import Agent as Agent
+    from agents.judgment import Candidate as Candidate
+    from agents.judgment import Judgment as Judgment
+    from agents.judgment import State as State
+    from agents.judgment import Verdict as Verdict
+    from agents.panel import CrossReview as CrossReview
+    from agents.panel import NoPanel as NoPanel
+    from agents.panel import Panel as Panel
 
 _NAMES = {
     "agents.ask.cache": ["ResponseCache"],

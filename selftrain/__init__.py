@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING, Any
 from selftrain._util.package_names import check_names
 
 if TYPE_CHECKING:
+    import agents as agents
     import backbones as backbones
     import losses as losses
-    from agents.judgment import Agent as Agent
-    from agents.judgment import Candidate as Candidate
-    from agents.judgment import Judgment as Judgment
-    from agents.judgment import State as State
-    from agents.judgment import Verdict as Verdict
     from agents.panel import CrossReview as CrossReview
-    from agents.panel import NoPanel as NoPanel
-    from agents.panel import Panel as Panel
-    from backbones.base import Backbone as Backbone
-    from losses.base import RoundLoss as RoundLoss
+    from selftrain import errors as errors
+    from selftrain import selection as selection
     from selftrain.act.training import ACTTrainer as ACTTrainer
     from selftrain.agentps.train import train_agentps as train_agentps
     from selftrain.config import Recipe as Recipe
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
     from selftrain.data.preparation import split as split
     from selftrain.data.task import Task as Task
     from selftrain.data.task import load_task as load_task
-    from selftrain.errors import SelftrainError as SelftrainError
     from selftrain.models.finetune import FineTuner as FineTuner
     from selftrain.models.predictor import Prediction as Prediction
     from selftrain.models.predictor import Predictor as Predictor
@@ -51,26 +44,16 @@ if TYPE_CHECKING:
     from selftrain.runs import SelfTrainer as SelfTrainer
     from selftrain.runs import run as run
     from selftrain.runs import start as start
-    from selftrain.selection import Mixed as Mixed
-    from selftrain.selection import RandomPosts as RandomPosts
-    from selftrain.selection import Selection as Selection
-    from selftrain.selection import Selector as Selector
     from selftrain.selection import TopK as TopK
-    from selftrain.selection import Uncertain as Uncertain
     from selftrain.serving.load_predictor import load_predictor as load_predictor
     from selftrain.state import RoundLimits as RoundLimits
     from selftrain.store.run_dir import HumanLabel as HumanLabel
-    from selftrain.verification.rules import PosteriorRule as PosteriorRule
-    from selftrain.verification.rules import Unanimous as Unanimous
-    from selftrain.verification.rules import VerdictRule as VerdictRule
+    from selftrain.verification import rules as rules
 
 __version__ = "0.1.0"
 
 _NAMES = {
-    "agents.judgment": ["Agent", "Candidate", "Judgment", "State", "Verdict"],
-    "agents.panel": ["CrossReview", "NoPanel", "Panel"],
-    "backbones.base": ["Backbone"],
-    "losses.base": ["RoundLoss"],
+    "agents.panel": ["CrossReview"],
     "selftrain.act.training": ["ACTTrainer"],
     "selftrain.agentps.train": ["train_agentps"],
     "selftrain.config": ["Recipe", "load_recipe"],
@@ -80,7 +63,6 @@ _NAMES = {
     "selftrain.data.posts": ["Post"],
     "selftrain.data.preparation": ["split"],
     "selftrain.data.task": ["Task", "load_task"],
-    "selftrain.errors": ["SelftrainError"],
     "selftrain.models.finetune": ["FineTuner"],
     "selftrain.models.predictor": ["Prediction", "Predictor"],
     "selftrain.models.trainer": ["HeadTrainer", "Trainer"],
@@ -88,15 +70,22 @@ _NAMES = {
     "selftrain.review.reviewers": ["HumanReview", "Reviewers"],
     "selftrain.rounds": ["RoundResult"],
     "selftrain.runs": ["Run", "SelfTrainer", "run", "start"],
-    "selftrain.selection": ["Mixed", "RandomPosts", "Selection", "Selector", "TopK", "Uncertain"],
+    "selftrain.selection": ["TopK"],
     "selftrain.serving.load_predictor": ["load_predictor"],
     "selftrain.state": ["RoundLimits"],
     "selftrain.store.run_dir": ["HumanLabel"],
-    "selftrain.verification.rules": ["PosteriorRule", "Unanimous", "VerdictRule"],
-}  # fmt: skip
-_PACKAGES = ("backbones", "losses")
+}
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = sorted((*_HOME, *_PACKAGES))  # noqa: PLE0605 -- a list of texts all the same
+_MODULES = {
+    "agents": "agents",
+    "backbones": "backbones",
+    "errors": "selftrain.errors",
+    "losses": "losses",
+    "rules": "selftrain.verification.rules",
+    "selection": "selftrain.selection",
+}
+"""What is named in its module: protocols, values and errors of one kind."""
+__all__ = sorted((*_HOME, *_MODULES))  # noqa: PLE0605 -- a list of texts all the same
 
 check_names()
 
@@ -104,6 +93,6 @@ check_names()
 def __getattr__(name: str) -> Any:  # noqa: ANN401 -- whatever the table names
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = import_module(name) if name in _PACKAGES else getattr(import_module(_HOME[name]), name)
+    value = import_module(_MODULES[name]) if name in _MODULES else getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import selftrain as st
+from selftrain import agents
 
 
 class Words:
@@ -32,7 +33,7 @@ class Words:
 
     def _judgment(self, post, step):
         label = self.classes[0 if any(word in post.text.lower() for word in self.words) else 1]
-        return st.Judgment(self.role, step, st.State.LABEL, label, 0.75, "by its words", "words")
+        return agents.Judgment(self.role, step, agents.State.LABEL, label, 0.75, "by its words", "words")
 
 
 class Means:

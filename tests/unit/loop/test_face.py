@@ -3,67 +3,69 @@
 import subprocess
 import sys
 
+import pytest
+
 import selftrain
 
 NAMES = [
     "ACTTrainer",
-    "Agent",
-    "Backbone",
-    "Candidate",
     "CrossReview",
     "FineTuner",
     "HeadTrainer",
     "HumanLabel",
     "HumanReview",
-    "Judgment",
-    "Mixed",
-    "NoPanel",
     "OfflinePanel",
-    "Panel",
     "Post",
-    "PosteriorRule",
     "Prediction",
     "Predictor",
-    "RandomPosts",
     "Recipe",
     "ReplayedPanel",
     "Reviewers",
     "RoundLimits",
-    "RoundLoss",
     "RoundResult",
     "Run",
     "RunContext",
-    "Selection",
-    "Selector",
     "SelfTrainer",
-    "SelftrainError",
-    "State",
     "Task",
     "TopK",
     "Trainer",
-    "Unanimous",
-    "Uncertain",
     "VLMPanel",
-    "Verdict",
-    "VerdictRule",
+    "agents",
     "backbones",
     "draw_posts",
+    "errors",
     "load_predictor",
     "load_recipe",
     "load_task",
     "losses",
     "read_manifest",
+    "rules",
     "run",
+    "selection",
     "split",
     "start",
     "train_agentps",
 ]
+
+IN_MODULES = {
+    "agents": "Agent Candidate Judgment NoPanel Panel State Verdict",
+    "backbones": "Backbone",
+    "errors": "SelftrainError",
+    "losses": "PNULoss RoundLoss",
+    "rules": "PosteriorRule Unanimous VerdictRule",
+    "selection": "Mixed RandomPosts Selection Selector TopK Uncertain",
+}
 
 
 def test_the_names_are_these_and_each_is_found():
     assert selftrain.__all__ == sorted(selftrain.__all__) == NAMES
     assert all(getattr(selftrain, name) is not None for name in NAMES)
     assert callable(selftrain.run)
+
+
+@pytest.mark.parametrize("module", IN_MODULES)
+def test_what_stands_in_a_module_is_found_there(module):
+    assert all(hasattr(getattr(selftrain, module), name) for name in IN_MODULES[module].split())
 
 
 def test_nothing_heavy_is_imported_with_them():
