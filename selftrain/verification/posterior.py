@@ -260,7 +260,7 @@ class Said(NamedTuple):
 
     def rows(self, chosen: BoolArray) -> Said:
         """Return some of the posts."""
-        return Said(*(column[chosen] for column in self))
+        return Said(self.log_probs[chosen], self.states[chosen], self.leanings[chosen])
 
 
 def _prepared(labelled: Beliefs, judged: Beliefs, classes: int) -> tuple[Said, Said]:

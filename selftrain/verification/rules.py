@@ -191,7 +191,7 @@ def _labelled_answers(judged: Judged, roles: Sequence[str]) -> list[list[Judgmen
     labelled: list[list[Judgment | None]] = [list(row) for row in zip(*columns, strict=True)] or [
         [] for _ in judged.corpus.labelled
     ]
-    human = [
+    human: list[list[Judgment | None]] = [
         _alone(judged.state.last_verdicts[post_id].verdict, roles)
         if post_id in judged.state.last_verdicts
         else [None] * len(roles)
