@@ -154,7 +154,8 @@ def _round(
         test=evaluate(scored["test"].labels, scored["test"].logits),
         sets=sets, flipped=(), agents=agent_counts(corpus, verdicts),
         training=GroupCounts(LABELLED // 2, LABELLED // 2, 0, sets.consistent.posts, sets.divergent.posts),
-        theta=None, best_epoch=2, curve=_curve(), human=None, trust=None, cost=_cost(len(positions)),
+        theta=None, best_epoch=2, curve=_curve(), human=None, trust=None, gains={},
+        cost=_cost(len(positions)),
         grown=LABELLED + sets.consistent.posts,
         pseudo_labels=PseudoLabels(sets.consistent.posts, 0, sets.consistent.precision), seconds=1.5,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from selftrain.cli.printing import console, echo, plain, print_hints, print_json
 if TYPE_CHECKING:
     from agents.judgment import Verdict
     from selftrain import report as pages
+    from selftrain import rounds as finished
     from selftrain.cli import tables
     from selftrain.report import compare as comparing
     from selftrain.report import post_history
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from selftrain.store import run_dir
     from selftrain.store.run_dir import RunFolder
 else:
-    pages, tables, comparing, post_history, statuses, estimates, run_dir = deferred(
-        "selftrain.report", "selftrain.cli.tables", "selftrain.report.compare",
+    pages, finished, tables, comparing, post_history, statuses, estimates, run_dir = deferred(
+        "selftrain.report", "selftrain.rounds", "selftrain.cli.tables", "selftrain.report.compare",
         "selftrain.report.post_history", "selftrain.report.status", "selftrain.review.estimates",
         "selftrain.store.run_dir",
     )  # fmt: skip
@@ -143,6 +144,9 @@ def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
         print_json(*(one.to_json() for one in rounds))
         return
     console().print(tables.rounds_table(rounds))
+    # what the last round that asked the agents says of them
+    gains = next((one.gains for one in reversed(rounds) if one.gains), {})
+    print_texts(map(plain, finished.gain_lines(gains)))
     line = estimates.newest_estimate(estimates.reviewed_batches(folder))
     if line is not None:
         print_texts([plain(""), plain(line)])

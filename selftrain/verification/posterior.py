@@ -29,6 +29,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
+from agents.judgment import Judgment, State
 from selftrain._util.types import BoolArray, FloatArray, IntArray
 
 # ---- constants, chosen on HateBiasNet and HateXplain, confirmed on TweetEval hate and MAMI ---------------
@@ -38,7 +39,7 @@ JOINT_POSTS = 5.0  # posts by which the joint table is pulled towards the produc
 OWN_POSTS = 4.0  # posts by which an agent's own table is pulled towards "says nothing"
 EXPONENTS = (0.5, 1.0)  # of classifier and agents, before the labelled posts are asked
 PULL_POSTS = 20.0  # how strongly the exponents and offsets stay there, and the weights of probabilities at 0
-GRADE_FOLDS = 5  # parts in which labelled posts are left out to see whether probabilities help
+HELD_OUT_FOLDS = 5  # parts in which labelled posts are left out to see whether something helps
 CLIP = 4.0  # log-probability ratios of the classifier beyond this are not believed
 FULL_WEIGHT_AT = (
     1 / 3
@@ -59,6 +60,34 @@ class Beliefs(NamedTuple):
     log_probs: FloatArray
     states: IntArray
     stated: FloatArray | None = None
+
+
+def beliefs_of(
+    classes: Sequence[str], log_probs: FloatArray, answers: Sequence[Sequence[Judgment | None]]
+) -> Beliefs:
+    """Return what classifier and agents say, in numbers.
+
+    Args:
+        classes: K names, in the order of their numbers.
+        log_probs: [n, K] the classifier's.
+        answers: [n, A] the agents'; None: no usable answer.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+
+    def state(judgment: Judgment | None) -> int:
+        if judgment is None or judgment.state is State.FAILED:
+            return len(classes) + 1
+        return len(classes) if judgment.label is None else numbers[judgment.label]
+
+    nothing = (np.nan,) * len(classes)
+    width = len(answers[0]) if answers else 0
+    states = [[state(one) for one in row] for row in answers]
+    stated = [[(one and one.log_probs(classes)) or nothing for one in row] for row in answers]
+    return Beliefs(
+        log_probs,
+        np.array(states, np.int64).reshape(len(answers), width),
+        np.array(stated, np.float64).reshape(len(answers), width, len(classes)),
+    )
 
 
 @dataclass(frozen=True)
@@ -315,19 +344,10 @@ def helpful_grades(said: Said, tables: FloatArray, labels: IntArray) -> tuple[in
         tables: [n, K] log P(s|y), each post left out.
         labels: [n].
     """
-    fold = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        fold[members] = np.arange(len(members)) % GRADE_FOLDS
+    rows = np.arange(len(labels))
 
     def held_out(agents: tuple[int, ...]) -> float:
-        total = 0.0
-        for number in range(GRADE_FOLDS):
-            out = fold == number
-            weights = _fit_weights(said.rows(~out), tables[~out], labels[~out], agents)
-            log_q = log_softmax(_combined(weights, said.rows(out), tables[out]), axis=1)
-            total += float(log_q[np.arange(out.sum()), labels[out]].sum())
-        return total
+        return float(_held_out(said, tables, labels, agents)[rows, labels].sum())
 
     chosen: tuple[int, ...] = ()
     stating = [agent for agent in range(said.states.shape[1]) if np.ptp(said.leanings[:, agent]) > 1e-9]
@@ -337,6 +357,37 @@ def helpful_grades(said: Said, tables: FloatArray, labels: IntArray) -> tuple[in
         if found > best:
             chosen, best = (*chosen, agent), found
     return chosen
+
+
+def _held_out(said: Said, tables: FloatArray, labels: IntArray, graded: tuple[int, ...]) -> FloatArray:
+    """Log q [n, K] of labelled posts, each by weights that were fitted on the other folds."""
+    fold = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        fold[members] = np.arange(len(members)) % HELD_OUT_FOLDS
+    log_q = np.empty_like(tables)
+    for number in range(HELD_OUT_FOLDS):
+        out = fold == number
+        weights = _fit_weights(said.rows(~out), tables[~out], labels[~out], graded)
+        log_q[out] = log_softmax(_combined(weights, said.rows(out), tables[out]), axis=1)
+    return log_q
+
+
+def held_out_log_probs(labelled: Beliefs, labels: IntArray, classes: int) -> FloatArray:
+    """Return log q [n, K] of labelled posts by tables and weights that know nothing of their labels.
+
+    The tables are those of the labelled posts alone. Arguments as of `fit_posterior`.
+    """
+    none = np.zeros(0, np.int64)
+    said, _ = _prepared(labelled, _some(labelled, none), classes)
+    known, agents = np.eye(classes)[labels], tuple(range(labelled.states.shape[1]))
+    tables = StateCounts(said.states, known).log_likelihood(said.states, agents, own=known)
+    return _held_out(said, tables, labels, helpful_grades(said, tables, labels))
+
+
+def _some(beliefs: Beliefs, rows: IntArray) -> Beliefs:
+    stated = None if beliefs.stated is None else beliefs.stated[rows]
+    return Beliefs(beliefs.log_probs[rows], beliefs.states[rows], stated)
 
 
 def _fit_weights(said: Said, tables: FloatArray, labels: IntArray, graded: Sequence[int]) -> Weights:

@@ -8,12 +8,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from agents.judgment import Judgment, Posterior, State, Verdict
+from agents.judgment import Judgment, Posterior, Verdict
 from selftrain._util.types import Float32Array, FloatArray, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RecipeError
+from selftrain.rounds import AgentGain
 from selftrain.state import LoopState
-from selftrain.verification.posterior import Beliefs, fit_posterior
+from selftrain.verification.gains import agent_gains
+from selftrain.verification.posterior import beliefs_of, fit_posterior
 
 
 class Judged(NamedTuple):
@@ -44,10 +46,13 @@ class Decided(NamedTuple):
     Attributes:
         verdicts: On the round's candidates, as they count.
         revised: New verdicts on posts of earlier rounds.
+        gains: Role -> what its answers add to what the classifier, as far as the rule asks it, and the other
+            agents know.
     """
 
     verdicts: Sequence[Verdict]
     revised: Sequence[Verdict] = ()
+    gains: Mapping[str, AgentGain] = {}
 
 
 class VerdictRule(Protocol):
@@ -86,7 +91,13 @@ class Unanimous:
 
     def decide(self, judged: Judged) -> Decided:
         """Return the verdicts as they are."""
-        return Decided(judged.verdicts)
+        corpus, roles = judged.corpus, tuple(judged.answers)
+        labels = corpus.labels[corpus.labelled].astype(np.int64)
+        known = len(_classes(corpus))
+        said = list(zip(*judged.answers.values(), strict=True))
+        nothing = np.zeros((len(labels), known))  # the classifier is not asked about posts that taught it
+        gains = agent_gains(beliefs_of(_classes(corpus), nothing, said), labels, roles, known) if said else {}
+        return Decided(judged.verdicts, gains=gains)
 
 
 @dataclass(frozen=True)
@@ -125,18 +136,18 @@ class PosteriorRule:
         training, left_out = judged.left_out()
         positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
         logits = _unseen_logits(positions, training, left_out, judged.predict)
+        classes, labels = _classes(corpus), training.labels.astype(np.int64)
+        own = _two_sided(left_out[training.labelled])
+        labelled = beliefs_of(classes, own, _labelled_answers(judged, roles))
+        answers = [_alone(one, roles) for one in verdicts]
         posterior = fit_posterior(
-            _beliefs(corpus, _two_sided(left_out[training.labelled]), _labelled_answers(judged, roles)),
-            training.labels.astype(np.int64),
-            _beliefs(corpus, _two_sided(logits), [_alone(one, roles) for one in verdicts]),
-            roles,
-            len(_classes(corpus)),
+            labelled, labels, beliefs_of(classes, _two_sided(logits), answers), roles, len(classes)
         )
         decided = {
             verdict.post_id: replace(
                 verdict,
                 posterior=Posterior(
-                    probs=dict(zip(_classes(corpus), found.probs, strict=True)),
+                    probs=dict(zip(classes, found.probs, strict=True)),
                     log_odds=found.log_odds,
                     threshold=self.threshold,
                     weight=posterior.weight,
@@ -145,7 +156,8 @@ class PosteriorRule:
             for verdict, found in zip(verdicts, posterior.evidence(), strict=True)
         }
         new = [decided.pop(one.post_id) for one in judged.verdicts]
-        return Decided(new, list(decided.values()))
+        gains = agent_gains(labelled, labels, roles, len(classes))
+        return Decided(new, list(decided.values()), gains)
 
 
 def _unseen_logits(
@@ -200,24 +212,3 @@ def _labelled_answers(judged: Judged, roles: Sequence[str]) -> list[list[Judgmen
         )
     ]
     return [*labelled, *human]
-
-
-def _beliefs(corpus: Corpus, log_probs: FloatArray, rows: Sequence[Sequence[Judgment | None]]) -> Beliefs:
-    """What classifier [B, K] and agents [B, A] say, in numbers."""
-    classes = _classes(corpus)
-    numbers = {name: number for number, name in enumerate(classes)}
-
-    def state(judgment: Judgment | None) -> int:
-        if judgment is None or judgment.state is State.FAILED:
-            return len(classes) + 1
-        return len(classes) if judgment.label is None else numbers[judgment.label]
-
-    nothing = (np.nan,) * len(classes)
-    width = len(rows[0]) if rows else 0
-    states = [[state(one) for one in row] for row in rows]
-    stated = [[(one and one.log_probs(classes)) or nothing for one in row] for row in rows]
-    return Beliefs(
-        log_probs,
-        np.array(states, np.int64).reshape(len(rows), width),
-        np.array(stated, np.float64).reshape(len(rows), width, len(classes)),
-    )
