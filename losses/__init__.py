@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from losses.act import act_variance as act_variance
     from losses.act import act_weights as act_weights
     from losses.act import equals_mixed_labels as equals_mixed_labels
+    from losses.against_rest import AgainstRest as AgainstRest
     from losses.base import BatchError as BatchError
+    from losses.base import ClassLoss as ClassLoss
     from losses.base import Group as Group
     from losses.base import LossError as LossError
     from losses.base import LossOutput as LossOutput
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ACTWeights": "act",
+    "AgainstRest": "against_rest",
     "BatchError": "base",
+    "ClassLoss": "base",
     "Form": "pnu",
     "Group": "base",
     "LossError": "base",

@@ -5,7 +5,8 @@ LossError
 ├── BatchError           tensors that do not fit together, or hold what a loss cannot use
 └── PriorEstimateError   a quantity that cannot be estimated from what was given
 
-Shape legend: ``B`` posts of a batch, ``M`` posts of a whole round.
+Shape legend: ``B`` posts of a batch, ``M`` posts of a whole round, ``K`` classes, ``C`` classes that are set
+against the rest: of two classes the positive one alone, since the other is its mirror; of more, all.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class PriorEstimateError(LossError, ValueError):
 
 
 class Group(IntEnum):
-    """What is known of a post; the values of the `groups` tensor."""
+    """What is known of a post, with regard to one class; the values of the `groups` tensor."""
 
     POSITIVE = 0
     NEGATIVE = 1
@@ -62,8 +63,25 @@ class SupportsArray(Protocol):
     def __array__(self) -> object: ...
 
 
+class ClassLoss(Protocol):
+    """What a trainer minimises: the loss of K classes, as `losses.against_rest` makes it of a `RoundLoss`."""
+
+    def __call__(self, logits: Tensor, groups: Tensor, targets: Tensor) -> LossOutput:
+        """Return the loss of a batch, with its graph, and its parts.
+
+        Args:
+            logits: [B, K] uncalibrated logits, any floating type.
+            groups: `Group` values [B, C], integers: what each post is to each class set against the rest.
+            targets: Soft targets [B, C] in [0, 1], read for agreed posts alone.
+
+        Raises:
+            BatchError: Shapes, types or values that do not fit.
+        """
+        ...
+
+
 class RoundLoss(Protocol):
-    """A loss of self-training. It is a value: called any number of times, it gives the same.
+    """A loss of self-training, of one class against the rest. It is a value: it always gives the same.
 
     Attributes:
         theta: Prior of the positives among the divergent posts, in (0, 1), for the round's record; None where

@@ -20,9 +20,10 @@ from agents.ask.metering import Metered, UsageTotals
 from agents.judgment import Accepted, Candidate, Verdict
 from agents.panel import Panel
 from agents.trust import Answers, OnNearChance, Trust, check_agents
+from losses.against_rest import AgainstRest
 from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
-from selftrain._util.numeric import sigmoid
+from selftrain._util.numeric import decide, log_odds, sigmoid
 from selftrain._util.types import Float32Array, IntArray, Json
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.data.posts import Post
@@ -95,6 +96,7 @@ def self_train(
     """
     # ---- where we stand: the state follows from the finished rounds ----------------------------------
     rule = rule or Unanimous()
+    class_loss = AgainstRest((loss,) * len(corpus.columns))
     cross_fit = CrossFit(trainer, corpus, settings.folds)
     state, finished = replay(folder)
     check_pool(corpus, state, folder)
@@ -106,7 +108,7 @@ def self_train(
     if not finished:
         this = OpenRound(corpus, folder, 0)
         training = state.training_set(corpus, soft_positive=loss.soft_positive)
-        fit = Fit(training, loss, settings.seed, "round 0")
+        fit = Fit(training, class_loss, settings.seed, "round 0")
         model, validation = validated(trainer, cross_fit, corpus, fit, start=None)
         measured = this.measure(trainer, model, validation, rule)
         state = state.keep(state, measured.score)
@@ -126,8 +128,9 @@ def self_train(
         retract = settings.retract_flipped and rule.retracts
         flipped = flipped_posts(trainer, best, corpus, state) if retract else []
         scored = trainer.logits(best, corpus, open_positions(state, corpus, settings.limits))
-        most, classes = state.budget_left(settings.limits), (corpus.positive, corpus.negative)
-        candidates = this.write_candidates(selector.select(scored, most=most, classes=classes, seed=seed))
+        most = state.budget_left(settings.limits)
+        chosen = selector.select(scored, most=most, classes=corpus.classes, seed=seed)
+        candidates = this.write_candidates(chosen)
 
         # ---- trust: the agents learn, and are measured on the labels, before the pool is spent on ------
         paid_before = usage_of(panel)
@@ -137,7 +140,7 @@ def self_train(
         # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
         judged = Judged(
             corpus, state, panel.verify(candidates), answers,
-            partial(left_out, cross_fit, state, corpus, loss, settings.seed),
+            partial(left_out, cross_fit, state, corpus, class_loss, settings.seed),
             partial(_logits, trainer, best, corpus),
         )  # fmt: skip
         decision = rule.decide(judged)
@@ -148,8 +151,8 @@ def self_train(
         training = trial.training_set(corpus, soft_positive=loss.soft_positive)
 
         # ---- retrain: with the loss as this round's posts fill it in ----------------------------------
-        prior = partial(prior_of_divergent, trainer, best, corpus, trial)
-        trial_loss = loss.for_round(training.groups, prior, trial.agreed_weight)
+        priors = partial(priors_of_divergent, trainer, best, corpus, trial)
+        trial_loss = class_loss.for_round(training.groups, priors, trial.agreed_weight)
         fit = Fit(training, trial_loss, seed, f"round {number}")
         start = best if settings.start == "best" else None
         model, validation = validated(trainer, cross_fit, corpus, fit, start=start)
@@ -160,7 +163,7 @@ def self_train(
         state = state.keep(trial, measured.score) if kept else state.roll_back(verdicts)
         yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
-            verdicts=verdicts, flipped=flipped, theta=trial_loss.theta, human=human, trust=trusted,
+            verdicts=verdicts, flipped=flipped, loss=trial_loss, human=human, trust=trusted,
             gains=decision.gains, cost=cost_since(paid_before, panel),
         )  # fmt: skip
 
@@ -178,12 +181,11 @@ class Measured(NamedTuple):
 
 
 def left_out(
-    cross_fit: CrossFit, state: LoopState, corpus: Corpus, loss: RoundLoss, seed: int
+    cross_fit: CrossFit, state: LoopState, corpus: Corpus, loss: AgainstRest, seed: int
 ) -> tuple[TrainingSet, Float32Array]:
     """Return whom the state's best classifier learned from, and their logits by models that did not."""
     training = state.training_set(corpus, soft_positive=loss.soft_positive)
-    prior = state.divergent_prior(corpus.positive)
-    known = 0.5 if prior is None else float(np.clip(prior, *BOUNDS))
+    known = posterior_priors(state, corpus) or even_priors(corpus)
     filled = loss.for_round(training.groups, lambda: known, state.agreed_weight)
     number = max(state.best_round, 0)
     return training, cross_fit(Fit(training, filled, seed + number, f"round {number}"))
@@ -204,7 +206,7 @@ def validated(
     else:
         known = fit.training.labelled
         positions, labels, raw = fit.training.positions[known], fit.training.labels, cross_fit(fit)[known]
-        calibration = fit_calibration(raw, labels)
+        calibration = fit_calibration(raw[:, corpus.columns], labels)
         model, logits = trainer.calibrate(model, calibration), calibration(raw)
     return model, Scored([corpus.posts[i].id for i in positions], labels, logits)
 
@@ -254,7 +256,7 @@ class OpenRound:
                 corpus.labels[corpus.test],
                 _logits(trainer, model, corpus, corpus.test),
             )
-        write_scores(self.path, scored, positive=corpus.positive, negative=corpus.negative)
+        write_scores(self.path, scored, corpus.classes)
         metrics, *test = (evaluate(one.labels, one.logits) for one in scored.values())
         held_out = log_likelihood(validation.labels, validation.logits)
         score = held_out if rule.scores_likelihood else metrics.macro_f1
@@ -272,7 +274,7 @@ class OpenRound:
         kept: bool = True,
         verdicts: Sequence[Verdict] = (),
         flipped: Sequence[str] = (),
-        theta: float | None = None,
+        loss: AgainstRest | None = None,
         human: HumanCounts | None = None,
         trust: Trust | None = None,
         gains: Mapping[str, AgentGain] | None = None,
@@ -286,14 +288,17 @@ class OpenRound:
             training: Whom the model learned from.
             model: The round's.
             measured: Its metrics.
-            simulated, kept, verdicts, flipped, theta, human, trust, gains, cost: See `RoundResult`.
+            loss: As the round's posts filled it in.
+            simulated, kept, verdicts, flipped, human, trust, gains, cost: See `RoundResult`.
         """
         corpus = self._corpus
+        thetas = [] if loss is None else [one.theta for one in loss.losses]
+        theta = dict(zip([corpus.classes[k] for k in corpus.columns], thetas, strict=False))
         result = RoundResult(
             number=self._number, kept=kept, score=measured.score, simulated=simulated,
             validation=measured.validation, test=measured.test, sets=candidate_sets(corpus, verdicts),
             flipped=tuple(flipped),
-            agents=agent_counts(corpus, verdicts), training=group_counts(training), theta=theta,
+            agents=agent_counts(corpus, verdicts), training=group_counts(corpus, training), theta=theta,
             best_epoch=model.best_epoch,
             curve=tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
             human=human, trust=trust, gains=gains or {}, cost=cost,
@@ -338,7 +343,7 @@ def cost_since(before: UsageTotals, panel: Panel) -> Cost:
 
 def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
     parts = [logits for _, logits in trainer.logits(model, corpus, positions)]
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+    return np.concatenate(parts) if parts else np.empty((0, len(corpus.classes)), np.float32)
 
 
 def open_positions(state: LoopState, corpus: Corpus, limits: RoundLimits) -> IntArray:
@@ -350,34 +355,44 @@ def open_positions(state: LoopState, corpus: Corpus, limits: RoundLimits) -> Int
 def flipped_posts(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> list[str]:
     """Return accepted posts whose pseudo-label the model no longer gives: they are consistent no more."""
     accepted = corpus.positions_of(state.accepted)
-    logits = _logits(trainer, model, corpus, accepted)
-    given = zip((corpus.posts[int(p)].id for p in accepted), logits > 0, strict=True)
+    given = decide(_logits(trainer, model, corpus, accepted))
+    post_ids = [corpus.posts[int(p)].id for p in accepted]
     return [
         post_id
-        for post_id, positive in given
-        if positive != (state.accepted[post_id].verdict.label == corpus.positive)
+        for post_id, number in zip(post_ids, given.tolist(), strict=True)
+        if corpus.classes[number] != state.accepted[post_id].verdict.label
     ]
 
 
-def prior_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> float:
-    """Estimate the share of positives among the divergent posts: they are a selected set."""
+def priors_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: LoopState) -> Sequence[float]:
+    """Estimate the shares [C] of classes among the divergent posts: they are a selected set."""
     divergent = corpus.positions_of(state.divergent)
     if not len(divergent):
-        return 0.5  # no divergent post, no unlabelled part: any value gives the same loss
-    known = state.divergent_prior(corpus.positive)
-    if known is not None:
-        return float(np.clip(known, *BOUNDS))
-    checked = corpus.validation if len(corpus.validation) else corpus.labelled
-    training_prior = float((corpus.labels[checked] == 1).mean())
-    return estimate_prior(sigmoid(_logits(trainer, model, corpus, divergent)), training_prior)
+        return even_priors(corpus)  # no unlabelled part: any value gives the same loss
+    if (known := posterior_priors(state, corpus)) is not None:
+        return known
+    checked = corpus.labels[corpus.validation if len(corpus.validation) else corpus.labelled]
+    probs = sigmoid(log_odds(_logits(trainer, model, corpus, divergent)))
+    return [estimate_prior(probs[:, k], float((checked == k).mean())) for k in corpus.columns]
+
+
+def posterior_priors(state: LoopState, corpus: Corpus) -> list[float] | None:
+    """Return the same [C] as posteriors have them; None where the divergent posts have none."""
+    means = state.divergent_priors([corpus.classes[k] for k in corpus.columns])
+    return None if means is None else [float(np.clip(mean, *BOUNDS)) for mean in means]
+
+
+def even_priors(corpus: Corpus) -> list[float]:
+    """Return the priors [C] of classes that are equally common."""
+    return [1 / len(corpus.classes)] * len(corpus.columns)
 
 
 def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
     """Return the chosen posts as the agents see them: with the classifier's label and its probability."""
-    probs = sigmoid(np.abs(chosen.logits))
+    probs = sigmoid(log_odds(chosen.logits).max(1))
     return [
-        Candidate(corpus.posts[position], corpus.class_name(int(logit > 0)), float(probability))
-        for position, logit, probability in zip(chosen.positions, chosen.logits, probs, strict=True)
+        Candidate(corpus.posts[position], corpus.classes[number], float(probability))
+        for position, number, probability in zip(chosen.positions, decide(chosen.logits), probs, strict=True)
     ]
 
 

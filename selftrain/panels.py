@@ -69,7 +69,7 @@ class OfflinePanel:
         corpus = run.corpus
         looks = any(post.images for post in corpus.posts)
         agents = offline_agents(
-            (corpus.positive, corpus.negative),
+            corpus.shown,
             image_vectors=_ImageVectors(corpus) if looks else None,
             seed=run.seed,
         )
@@ -113,11 +113,11 @@ class SimulatedPanel:
         """Return agents that know the truth as far as the run's posts tell it."""
         corpus = run.corpus
         truth = {
-            post.id: corpus.class_name(int(value))
+            post.id: corpus.classes[value]
             for post, value in zip(corpus.posts, corpus.truth, strict=True)
             if value >= 0
         }
-        confusion = symmetric((corpus.positive, corpus.negative), self.accuracy)
+        confusion = symmetric(corpus.shown, self.accuracy)
         rates = {"abstention": self.abstention, "shared": self.shared}
         agents = (
             SimulatedAgent(role, truth, confusion, **rates, seed=run.seed) for role in ROLES[: self.count]
@@ -162,7 +162,7 @@ class ReplayedPanel:
 
     def _answers(self, corpus: Corpus) -> AnswersPanel:
         files = [Path(file) for file in (self.files[:1] if self.count == 1 else self.files)]
-        panel = AnswersPanel(files, (corpus.positive, corpus.negative))
+        panel = AnswersPanel(files, corpus.shown)
         asked = [corpus.posts[position] for position in (*corpus.labelled, *corpus.pool)]
         for missing in panel.missing(asked):
             logger.warning("%s", missing)

@@ -35,10 +35,10 @@ class SplitMetrics(NamedTuple):
     Attributes:
         posts: Of the split.
         macro_f1, accuracy: In [0, 1].
-        precision, recall: Of the positive class, in [0, 1].
-        brier: Mean squared error of the probability.
-        true_positive, false_positive, false_negative, true_negative: Posts.
-        auc: Area under the ROC curve; None when only one class occurs.
+        precision, recall: Of the positive of two classes, in [0, 1]; of more the mean over all of them.
+        brier: Mean squared error of the same classes' probabilities.
+        confusion: [K][K] posts: true class by row, the model's by column, the positive one last.
+        auc: Area under the ROC curve, of the same classes, each against the rest; None where one is missing.
     """
 
     posts: int
@@ -47,10 +47,7 @@ class SplitMetrics(NamedTuple):
     precision: float
     recall: float
     brier: float
-    true_positive: int
-    false_positive: int
-    false_negative: int
-    true_negative: int
+    confusion: Sequence[Sequence[int]]
     auc: float | None = None
 
 
@@ -124,12 +121,15 @@ class AgentGain(NamedTuple):
 
 
 class GroupCounts(NamedTuple):
-    """Posts that the round's model learned from, by their group."""
+    """Posts that the round's model learned from.
 
-    positive: int
-    negative: int
-    agreed_positive: int
-    agreed_negative: int
+    Attributes:
+        labelled, agreed: Class name -> posts, the positive class first.
+        divergent: Posts without a label.
+    """
+
+    labelled: Mapping[str, int]
+    agreed: Mapping[str, int]
     divergent: int
 
 
@@ -200,7 +200,8 @@ class RoundResult:
         flipped: Accepted posts whose label the best classifier no longer gave: unlabelled again.
         agents: Role -> what it did.
         training: Whom the model learned from.
-        theta: Prior of the divergent posts in the loss; None in round 0.
+        theta: Class set against the rest -> its prior among the divergent posts in the loss, None where the
+            loss knows none; empty in round 0.
         best_epoch: The epoch whose weights the model has.
         curve: Its training.
         human: None where nobody is asked.
@@ -222,7 +223,7 @@ class RoundResult:
     flipped: tuple[str, ...]
     agents: Mapping[str, AgentCounts]
     training: GroupCounts
-    theta: float | None
+    theta: Mapping[str, float | None]
     best_epoch: int
     curve: tuple[CurvePoint, ...]
     human: HumanCounts | None
@@ -266,7 +267,7 @@ class RoundResult:
             "flipped": list(self.flipped),
             "agents": {role: counts._asdict() for role, counts in self.agents.items()},
             "training": self.training._asdict(),
-            "theta": self.theta,
+            "theta": dict(self.theta),
             "best_epoch": self.best_epoch,
             "curve": [point._asdict() for point in self.curve],
             **({"human": self.human._asdict()} if self.human else {}),
@@ -395,7 +396,7 @@ def precision(corpus: Corpus, labels: Iterable[tuple[str, str]]) -> float | None
 
 def _truth(corpus: Corpus, post_id: str) -> str | None:
     value = int(corpus.truth[corpus.position_of[post_id]])
-    return corpus.class_name(value) if value >= 0 else None
+    return corpus.classes[value] if value >= 0 else None
 
 
 def candidate_sets(corpus: Corpus, verdicts: Sequence[Verdict]) -> CandidateSets:
@@ -409,7 +410,7 @@ def _set_counts(corpus: Corpus, verdicts: Sequence[Verdict]) -> SetCounts:
     counts = Counter(verdict.label for verdict in verdicts)
     return SetCounts(
         len(verdicts),
-        {name: counts[name] for name in (corpus.positive, corpus.negative)},
+        {name: counts[name] for name in corpus.shown},
         precision(corpus, [(verdict.post_id, verdict.label) for verdict in verdicts]),
     )
 
@@ -438,10 +439,21 @@ def _behaviour(judgments: Sequence[Judgment], truth: str | None) -> dict[str, in
     return counts
 
 
-def group_counts(training: TrainingSet) -> GroupCounts:
-    """Count the posts of each group that a model learned from."""
-    counts = Counter(training.groups.tolist())
-    return GroupCounts(*(counts[int(group)] for group in Group))
+def group_counts(corpus: Corpus, training: TrainingSet) -> GroupCounts:
+    """Count the posts that a model learned from, by what is known of them."""
+
+    def by_class(own: Group, other: Group) -> dict[str, int]:
+        some = training.groups[np.isin(training.groups[:, 0], (own, other))]
+        kinds = np.arange(len(corpus.classes))
+        rows = corpus.groups(kinds, own, other)
+        counts = [int((some == row).all(1).sum()) for row in rows]
+        return {name: counts[corpus.classes.index(name)] for name in corpus.shown}
+
+    return GroupCounts(
+        by_class(Group.POSITIVE, Group.NEGATIVE),
+        by_class(Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE),
+        int((training.groups[:, 0] == Group.DIVERGENT).sum()),
+    )
 
 
 def pseudo_labels(corpus: Corpus, state: LoopState) -> PseudoLabels:

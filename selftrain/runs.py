@@ -326,7 +326,7 @@ class Run:
             "identity": prepared.identity,
             "agents": panel.describe(),
             "simulated": panel.simulated,
-            "classes": {"positive": corpus.positive, "negative": corpus.negative},
+            "classes": {"positive": corpus.positive, "all": list(corpus.shown)},
             "splits": {n: len(getattr(corpus, n)) for n in ("labelled", "validation", "pool", "test")},
         }
 

@@ -1,19 +1,23 @@
 """Which pool posts to send for verification: the surest, the least sure, any, or a mix of these.
 
-Posts are ranked by one number, their calibrated logit, and memory does not grow with the pool: logits
-arrive in chunks, and of each ranking only the best `k` of each class stay.
+Posts are ranked by one number, the log-odds of their likeliest class, and memory does not grow with the pool:
+logits arrive in chunks, and of each ranking only the best `k` of each class stay.
+
+Shape legend: ``K`` classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from selftrain._util.types import BoolArray, Float32Array, IntArray
+from selftrain._util.numeric import decide, log_odds
+from selftrain._util.types import Float32Array, FloatArray, IntArray
 from selftrain.errors import SplitError
 
 Shares = Literal["equal", "natural", "any"] | Mapping[str, float]
@@ -26,7 +30,7 @@ class Selection(NamedTuple):
 
     Attributes:
         positions: [k] positions in the pool that was scored.
-        logits: [k] calibrated logits of the positive class; the sign is the label.
+        logits: [k, K] calibrated logits.
     """
 
     positions: IntArray
@@ -45,16 +49,16 @@ class Selector(Protocol):
         chunks: Chunks,
         *,
         most: int | None,
-        classes: tuple[str, str],
+        classes: Sequence[str],
         seed: int,
     ) -> Selection:
         """Return the chosen posts, the most wanted first.
 
         Args:
-            chunks: (positions [n], calibrated logits [n] of the positive class) of the open pool posts, each
-                post once. The pool may be large: keep what is chosen, not the chunks.
+            chunks: (positions [n], calibrated logits [n, K]) of the open pool posts, each post once. The pool
+                may be large: keep what is chosen, not the chunks.
             most: Posts that may be chosen at most, at least 1; None: any number.
-            classes: Names of the positive and of the negative class.
+            classes: K names, the positive one last.
             seed: Of this round's draws.
 
         Raises:
@@ -74,7 +78,7 @@ class TopK:
     k: int = 500
     shares: Shares = "equal"
 
-    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, most confident first."""
         return choose(
             chunks, at_most(self.k, most), {"confident": 1.0}, self.shares, classes=classes, seed=seed
@@ -91,7 +95,7 @@ class Uncertain:
     k: int = 500
     shares: Shares = "any"
 
-    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, the least sure first."""
         return choose(
             chunks, at_most(self.k, most), {"uncertain": 1.0}, self.shares, classes=classes, seed=seed
@@ -105,7 +109,7 @@ class RandomPosts:
     k: int = 500
     shares: Shares = "any"
 
-    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, in the order in which they were drawn."""
         return choose(chunks, at_most(self.k, most), {"random": 1.0}, self.shares, classes=classes, seed=seed)
 
@@ -135,18 +139,18 @@ class Mixed:
                 " add up to 1"
             )
 
-    def select(self, chunks: Chunks, *, most: int | None, classes: tuple[str, str], seed: int) -> Selection:
+    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, criterion by criterion, in the order of `_RANKINGS`."""
         return choose(chunks, at_most(self.k, most), self.mix, self.shares, classes=classes, seed=seed)
 
 
 # ---- rankings -----------------------------------------------------------------------------------------
 
-Ranking = Callable[[IntArray, Float32Array, int], npt.NDArray[Any]]
-"""(positions [n], logits [n], seed) -> [n] numbers, the smallest for the most wanted post."""
+Ranking = Callable[[IntArray, FloatArray, int], npt.NDArray[Any]]
+"""(positions [n], log-odds of the likeliest class [n], seed) -> [n], the smallest for the most wanted."""
 
 
-def _drawn(positions: IntArray, logits: Float32Array, seed: int) -> npt.NDArray[np.uint64]:
+def _drawn(positions: IntArray, sureness: FloatArray, seed: int) -> npt.NDArray[np.uint64]:
     """Return [n] numbers as if drawn, each from seed and position alone: chunks and their order do not count.
 
     Source: the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
@@ -161,31 +165,46 @@ def _drawn(positions: IntArray, logits: Float32Array, seed: int) -> npt.NDArray[
 
 # in the order in which a mix takes its shares: what is rare and telling first, what abounds last
 _RANKINGS: Mapping[Criterion, Ranking] = {
-    "uncertain": lambda positions, logits, seed: np.abs(logits),
-    "confident": lambda positions, logits, seed: -np.abs(logits),
+    "uncertain": lambda positions, sureness, seed: sureness,
+    "confident": lambda positions, sureness, seed: -sureness,
     "random": _drawn,
 }
 
 
+class _Ranked(NamedTuple):
+    """Posts with their logits [n, K] and the log-odds of their likeliest class [n]."""
+
+    positions: IntArray
+    logits: Float32Array
+    sureness: FloatArray
+
+    def at(self, places: npt.NDArray[Any]) -> _Ranked:
+        """Return some of them, in that order: copies, which keep no larger array alive."""
+        return _Ranked(self.positions[places], self.logits[places], self.sureness[places])
+
+    def best(self, criterion: Criterion, seed: int, most: int | None = None) -> _Ranked:
+        """Return `most` of them, the most wanted first; a tie goes to the post earlier in the pool."""
+        wanted = _RANKINGS[criterion](self.positions, self.sureness, seed)
+        return self.at(np.lexsort((self.positions, wanted))[:most])
+
+
+def _joined(parts: Sequence[_Ranked]) -> _Ranked:
+    return _Ranked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
 class _Best:
-    """The `quota` most wanted posts of one class; a tie goes to the post that stands earlier in the pool."""
+    """The `quota` most wanted posts of one class."""
 
-    def __init__(self, quota: int, criterion: Criterion = "confident", seed: int = 0) -> None:
-        self.quota = quota
-        self._ranking, self._seed = _RANKINGS[criterion], seed
-        self.positions = np.empty(0, np.int64)
-        self.logits = np.empty(0, np.float32)
+    def __init__(self, quota: int, classes: int, criterion: Criterion = "confident", seed: int = 0) -> None:
+        self._quota, self._criterion, self._seed = quota, criterion, seed
+        self.posts = _Ranked(np.empty(0, np.int64), np.empty((0, classes), np.float32), np.empty(0))
 
-    def offer(self, positions: IntArray, logits: Float32Array) -> None:
-        positions = np.concatenate([self.positions, positions])
-        logits = np.concatenate([self.logits, logits])
-        order = np.lexsort((positions, self._ranking(positions, logits, self._seed)))[: self.quota]
-        self.positions, self.logits = positions[order], logits[order]
+    def offer(self, posts: _Ranked) -> None:
+        self.posts = _joined([self.posts, posts]).best(self._criterion, self._seed, self._quota)
 
-    def without(self, taken: IntArray, count: int) -> Selection:
+    def without(self, taken: IntArray, count: int) -> _Ranked:
         """Return the `count` most wanted posts that are not `taken`."""
-        left = ~np.isin(self.positions, taken)
-        return Selection(self.positions[left][:count], self.logits[left][:count])
+        return self.posts.at(np.flatnonzero(~np.isin(self.posts.positions, taken))[:count])
 
 
 # ---- choosing -----------------------------------------------------------------------------------------
@@ -197,20 +216,20 @@ def choose(
     mix: Mapping[Criterion, float],
     shares: Shares,
     *,
-    classes: tuple[str, str],
+    classes: Sequence[str],
     seed: int,
 ) -> Selection:
     """Return the `k` most wanted posts of the pool, by criteria and, unless `shares` is "any", by class.
 
-    A class with fewer posts than its quota leaves the rest of it unused: filling it up from the other class
+    A class with fewer posts than its quota leaves the rest of it unused: filling it up from another class
     would undo the balance that the quota is for.
 
     Args:
-        chunks: (positions [n], logits [n]) of the pool, each post once, in any chunking.
+        chunks: (positions [n], logits [n, K]) of the pool, each post once, in any chunking.
         k: How many posts, at least 1.
         mix: Criterion -> its share of the posts; no post counts for two of them.
         shares: See `quotas`; "any": no quotas.
-        classes: Names of the positive class (logit > 0) and of the negative one.
+        classes: K names, the positive one last.
         seed: Of the draws.
 
     Raises:
@@ -218,28 +237,30 @@ def choose(
     """
     criteria = [criterion for criterion in _RANKINGS if mix.get(criterion)]
     # "natural" quotas are known only at the end, and posts may be taken by two criteria: each keeps k
-    sides = [{one: _Best(k, one, seed) for one in criteria} for _ in range(1 if shares == "any" else 2)]
-    total = positives = 0
+    sides = [
+        {one: _Best(k, len(classes), one, seed) for one in criteria}
+        for _ in (classes if shares != "any" else ("any",))
+    ]
+    found = np.zeros(len(classes), np.int64)
     for positions, logits in chunks:
-        up: BoolArray = logits > 0
-        total, positives = total + len(logits), positives + int(up.sum())
-        parts = (np.ones_like(up),) if shares == "any" else (up, ~up)
-        for side, part in zip(sides, parts, strict=True):
-            for best in side.values():
-                best.offer(positions[part], logits[part])
-    share = positives / total if total else 0.5
-    counts: tuple[int, ...] = (k,)
-    if shares != "any":
-        counts = quotas(k, shares, positive=classes[0], negative=classes[1], positive_share=share)
+        posts, given = _Ranked(positions, logits, log_odds(logits).max(1)), decide(logits)
+        found += np.bincount(given, minlength=len(classes))
+        for side, bests in enumerate(sides):
+            part = posts.at(given == side) if shares != "any" else posts
+            for best in bests.values():
+                best.offer(part)
+    counts = [k] if shares == "any" else quotas(k, shares, classes=classes, found=found)
     taken = [_by_criteria(side, count, mix) for side, count in zip(sides, counts, strict=True)]
-    return _joined([_ranked([one[criterion] for one in taken], criterion, seed) for criterion in criteria])
+    # what a criterion took of each class, the most wanted first
+    chosen = _joined([_joined([one[this] for one in taken]).best(this, seed) for this in criteria])
+    return Selection(chosen.positions, chosen.logits)
 
 
 def _by_criteria(
     side: Mapping[Criterion, _Best], count: int, mix: Mapping[Criterion, float]
-) -> dict[Criterion, Selection]:
+) -> dict[Criterion, _Ranked]:
     """Return the posts of one class that each criterion takes, `count` in all."""
-    found: dict[Criterion, Selection] = {}
+    found: dict[Criterion, _Ranked] = {}
     done, begun = np.empty(0, np.int64), 0.0
     for criterion, best in side.items():
         # rounded along the sum, so that the parts add up to the whole
@@ -247,19 +268,6 @@ def _by_criteria(
         found[criterion] = best.without(done, _rounded(ended) - _rounded(begun))
         done, begun = np.concatenate([done, found[criterion].positions]), ended
     return found
-
-
-def _ranked(parts: list[Selection], criterion: Criterion, seed: int) -> Selection:
-    """Join what a criterion took of each class, the most wanted first."""
-    positions, logits = _joined(parts)
-    order = np.lexsort((positions, _RANKINGS[criterion](positions, logits, seed)))
-    return Selection(positions[order], logits[order])
-
-
-def _joined(parts: list[Selection]) -> Selection:
-    return Selection(
-        np.concatenate([part.positions for part in parts]), np.concatenate([part.logits for part in parts])
-    )
 
 
 def _rounded(count: float) -> int:
@@ -271,46 +279,28 @@ def at_most(k: int, most: int | None) -> int:
     return k if most is None else min(k, most)
 
 
-def quotas(k: int, shares: Shares, *, positive: str, negative: str, positive_share: float) -> tuple[int, int]:
-    """Return how many posts of the positive and of the negative class make up `k`.
+def quotas(k: int, shares: Shares, *, classes: Sequence[str], found: IntArray | None = None) -> list[int]:
+    """Return how many posts of each class make up `k`.
 
     Args:
         k: Posts in all.
-        shares: "equal" halves, "natural" by the classifier's own shares of the pool, or class name -> share.
-        positive: Name of the positive class.
-        negative: Name of the negative class.
-        positive_share: Share of the pool that the classifier calls positive, in [0, 1] (for "natural").
+        shares: "equal" parts, "natural" by the classifier's own shares of the pool, or class name -> share.
+        classes: K names, the positive one last.
+        found: [K] pool posts by the class that the classifier gives them (for "natural"); None: unknown.
 
     Raises:
-        SplitError: Shares that do not name both classes, or do not add up to 1.
+        SplitError: Shares that do not name all classes, or do not add up to 1.
     """
-    if shares == "equal":
-        share = 0.5
-    elif shares == "natural":
-        share = positive_share
+    if isinstance(shares, Mapping):
+        named = set(shares) == set(classes) and abs(sum(shares.values()) - 1) <= 1e-6
+        if not named or min(shares.values()) < 0:
+            expected = " and ".join([", ".join(map(repr, classes[:-1])), repr(classes[-1])])
+            raise SplitError(f"selection shares are {dict(shares)}: expected {expected} adding up to 1")
+        parts = [shares[name] for name in classes]
+    elif shares == "natural" and found is not None and found.sum():
+        parts = (found / found.sum()).tolist()
     else:
-        if (
-            not isinstance(shares, Mapping)
-            or set(shares) != {positive, negative}
-            or abs(sum(shares.values()) - 1) > 1e-6
-            or min(shares.values()) < 0
-        ):
-            found = dict(shares) if isinstance(shares, Mapping) else shares
-            raise SplitError(
-                f"selection shares are {found}: expected {positive!r} and {negative!r} adding up to 1"
-            )
-        share = shares[positive]
-    n_positive = _rounded(k * share)
-    return n_positive, k - n_positive
-
-
-def select(
-    chunks: Chunks,
-    k: int,
-    shares: Shares = "equal",
-    *,
-    positive: str = "positive",
-    negative: str = "negative",
-) -> Selection:
-    """Return the top k of the pool by confidence; see `choose`."""
-    return choose(chunks, k, {"confident": 1.0}, shares, classes=(positive, negative), seed=0)
+        parts = [1 / len(classes)] * len(classes)
+    # rounded along the sum, the positive class first, so that the parts add up to the whole
+    ends = [_rounded(k * end) for end in np.cumsum(parts[::-1]).tolist()]
+    return [end - start for start, end in pairwise([0, *ends[:-1], k])][::-1]

@@ -208,40 +208,37 @@ class LoopState:
 
         Args:
             corpus: Gives the labelled posts, and every post's position.
-            soft_positive: Target of agreed positives without a posterior; agreed negatives get 1 minus it.
+            soft_positive: Target of an agreed post's class without a posterior; the others share the rest.
         """
         human = corpus.positions_of(self.human)
         agreed, divergent = corpus.positions_of(self.accepted), corpus.positions_of(self.divergent)
         given = _values(corpus, human, {i: used.given.label for i, used in self.human.items()})
         values = _values(corpus, agreed, {i: last.verdict.label for i, last in self.accepted.items()})
-        soft = [
-            self._target(corpus.posts[int(position)].id, corpus.positive, soft_positive)
-            for position in agreed
-        ]
         labels = np.concatenate([corpus.labels[corpus.labelled], given])
-        groups = np.concatenate(
-            [
-                np.where(labels == 1, Group.POSITIVE, Group.NEGATIVE),
-                np.where(values == 1, Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE),
-                np.full(len(divergent), Group.DIVERGENT),
-            ]
-        ).astype(np.int64)
-        targets = np.concatenate(
-            [
-                (labels == 1).astype(np.float32),
-                np.array(soft, np.float32),
-                np.full(len(divergent), 0.5),
-            ]
-        ).astype(np.float32)
-        positions = np.concatenate([corpus.labelled, human, agreed, divergent])
-        return TrainingSet(positions, groups, targets)
+        groups = [
+            corpus.groups(labels, Group.POSITIVE, Group.NEGATIVE),
+            corpus.groups(values, Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE),
+            np.full((len(divergent), len(corpus.columns)), Group.DIVERGENT),
+        ]
+        targets = [
+            np.eye(len(corpus.classes))[labels],
+            np.array([self._target(corpus, position, soft_positive) for position in agreed.tolist()]),
+            np.full((len(divergent), len(corpus.classes)), 1 / len(corpus.classes)),
+        ]
+        probs = np.concatenate([one.reshape(-1, len(corpus.classes)) for one in targets])
+        return TrainingSet(
+            np.concatenate([corpus.labelled, human, agreed, divergent]),
+            np.concatenate(groups),
+            probs[:, corpus.columns].astype(np.float32),
+        )
 
-    def _target(self, post_id: str, positive: str, soft_positive: float) -> float:
-        """Probability of the positive class that an accepted post is learned with."""
-        verdict = self.accepted[post_id].verdict
+    def _target(self, corpus: Corpus, position: int, soft_positive: float) -> list[float]:
+        """Probabilities [K] that an accepted post is learned with."""
+        verdict = self.accepted[corpus.posts[position].id].verdict
         if verdict.posterior is not None:
-            return verdict.posterior.probs[positive]
-        return soft_positive if verdict.label == positive else 1 - soft_positive
+            return [verdict.posterior.probs[name] for name in corpus.classes]
+        others = (1 - soft_positive) / (len(corpus.classes) - 1)
+        return [soft_positive if name == verdict.label else others for name in corpus.classes]
 
     @property
     def agreed_weight(self) -> float | None:
@@ -252,14 +249,14 @@ class LoopState:
         posteriors = (last.verdict.posterior for last in self.accepted.values())
         return next((one.weight for one in posteriors if one is not None), None)
 
-    def divergent_prior(self, positive: str) -> float | None:
-        """Mean posterior of the positive class over the divergent posts; None where they have none."""
+    def divergent_priors(self, classes: Sequence[str]) -> list[float] | None:
+        """Mean posterior of some classes over the divergent posts; None where they have none."""
         posteriors = (self.last_verdicts[post_id].verdict.posterior for post_id in sorted(self.divergent))
-        probs = [one.probs[positive] for one in posteriors if one is not None]
-        return sum(probs) / len(probs) if probs else None
+        probs = [one.probs for one in posteriors if one is not None]
+        return [sum(one[name] for one in probs) / len(probs) for name in classes] if probs else None
 
 
 def _values(corpus: Corpus, positions: Iterable[int], labels: Mapping[str, str]) -> LabelArray:
-    """Return [n] 1 where a post's label is the positive class, else 0."""
+    """Return the labels [n] of some posts as the corpus counts them."""
     named = [labels[corpus.posts[int(position)].id] for position in positions]
-    return np.array([label == corpus.positive for label in named], dtype=np.int8)
+    return np.array([corpus.classes.index(label) for label in named], dtype=np.int16)

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import torch
+from class_helpers import column
 from torch import nn
 
 from backbones.base import Encoded, EncodeFailure, FeatureLayout
@@ -84,7 +85,7 @@ def words_corpus(labelled=12, validation=8, pool=20, seed=0):
     shown = truth.copy()
     shown[labelled + validation :] = -1
     parts = np.split(np.arange(len(posts)), [labelled, labelled + validation])
-    return Corpus(tuple(posts), None, *parts, np.empty(0, np.int64), shown, truth, "flower", "metal")
+    return Corpus(tuple(posts), None, *parts, np.empty(0, np.int64), shown, truth, ("metal", "flower"))
 
 
 def words_training(corpus, agreed=3, divergent=2):
@@ -100,4 +101,4 @@ def words_training(corpus, agreed=3, divergent=2):
         groups.append(Group.DIVERGENT)
     group_array = np.array(groups, np.int64)
     targets = np.where(group_array == Group.AGREED_POSITIVE, 0.67, 0.33).astype(np.float32)
-    return TrainingSet(np.array(positions, np.int64), group_array, targets)
+    return TrainingSet(np.array(positions, np.int64), column(group_array), column(targets))

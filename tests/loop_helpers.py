@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from class_helpers import both
 
 from agents.judgment import Judgment, State, Verdict
 from losses.pnu import PNULoss
@@ -38,7 +39,7 @@ def make_corpus(pool=30, labelled=6, test=0):
         Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else names[truth[i]])
         for i in range(total)
     ]
-    return Corpus(posts, None, *parts, labels, truth, "spam", "ham")
+    return Corpus(posts, None, *parts, labels, truth, names)
 
 
 def chance(*key):
@@ -80,7 +81,7 @@ class ScriptedTrainer:
             first = int(corpus.validation[0])
             scored = (part >= first) & (part < first + VALIDATION)
             value[scored] = np.where(part[scored] - first < model.right, 1, -1) * sign[scored]
-            yield part, value.astype(np.float32)
+            yield part, both(value)
 
     def load(self, file):
         record = json.loads(Path(file).read_text())

@@ -44,7 +44,7 @@ def chosen(posts, said, precision=None):
 def split(macro_f1):
     return {
         "posts": 20, "macro_f1": macro_f1, "accuracy": 0.75, "brier": 0.2, "precision": 0.8, "recall": 0.7,
-        "true_positive": 8, "false_positive": 2, "false_negative": 3, "true_negative": 7, "auc": 0.8125,
+        "confusion": [[7, 2], [3, 8]], "auc": 0.8125,
     }  # fmt: skip
 
 
@@ -56,10 +56,13 @@ def figures(number, said, *, kept, macro_f1, simulated=False, **more):
         "validation": split(macro_f1), "test": split(macro_f1 - 0.1),
         "candidates": chosen(4 * number, said, 0.5 if number else None),
         "consistent": chosen(3 * number, said, 0.75 if number else None),
-        "divergent": chosen(number, said, 0.25 if number else None), "theta": 0.4 if number else None,
+        "divergent": chosen(number, said, 0.25 if number else None),
+        "theta": {said["positive"]: 0.4} if number else {},
         "agents": {said["agent"]: counts._asdict()} if number else {},
-        "training": {"positive": 5, "negative": 5, "agreed_positive": number, "agreed_negative": 2 * number,
-                     "divergent": number},
+        "training": {
+            "labelled": {said["positive"]: 5, said["negative"]: 5},
+            "agreed": {said["positive"]: number, said["negative"]: 2 * number}, "divergent": number,
+        },
         "flipped": [], "best_epoch": 2,
         "pseudo_labels": {"posts": number, "truth_known": number, "precision": 0.75 if number else None},
         "curve": [{"epoch": 1, "macro_f1": 0.1, "loss": {"loss": 9.0, "pn": 9.0}},
@@ -122,7 +125,7 @@ def made(
     environment = {
         "identity": {"task": said["reason"], "posts": "0"}, "simulated": simulated,
         "splits": {"pool": 9}, "versions": {"x": said["reason"]}, "platform": said["reason"],
-        "classes": {"positive": said["positive"], "negative": said["negative"]},
+        "classes": {"positive": said["positive"], "all": [said["positive"], said["negative"]]},
         "agents": {"agents": [{"role": said["agent"], "source": said["reason"]}]},
     }  # fmt: skip
     with folder.locked():

@@ -58,7 +58,7 @@ def run_of(place, posts=12, *, pictures=None, said=WORDS, ids=None, name="run"):
     recipe = {"data": {"manifest": str(place / "manifest.jsonl"), "task": str(place / "task.toml")}}
     environment = {
         "identity": {"task": "notices"}, "recipe": "notices.toml",
-        "classes": {"positive": said["positive"], "negative": said["negative"]},
+        "classes": {"positive": said["positive"], "all": [said["positive"], said["negative"]]},
     }  # fmt: skip
     with folder.locked():
         folder.begin(recipe, environment)

@@ -118,7 +118,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
     corpus, folder = prepared.corpus, RunFolder(path)
     truth = {post.id: int(value) for post, value in zip(corpus.posts, corpus.truth, strict=True)}
     with folder.locked():
-        classes = {"positive": corpus.positive, "negative": corpus.negative}
+        classes = {"positive": corpus.positive, "all": list(corpus.shown)}
         environment = {"classes": classes, "identity": prepared.identity}
         folder.begin(recipe.model_dump(mode="json"), environment)
         asking = max(recipe.rounds.max - 1, 1)  # the rounds before which people are asked
@@ -144,7 +144,7 @@ def run_with_people(recipe: Recipe, prepared: PreparedData, path: Path, budget: 
                 break
             ledger = ReviewLedger(path / LEDGER)
             while (post := ledger.next_post("simulated")) is not None:
-                label = corpus.class_name(truth[post.item.post_id])
+                label = corpus.classes[truth[post.item.post_id]]
                 ledger.decide("simulated", post.item.post_id, label)
             ledger.close()
     best = [one for one in rounds if one.kept][-1]
@@ -166,7 +166,7 @@ def judged_posts(folder: RunFolder, prepared: PreparedData) -> Judged:
     accepted, disputed = state.last_verdicts_on(state.accepted), state.last_verdicts_on(state.disputed)
     labels = {post_id: last.verdict.classifier_label for post_id, last in accepted.items()}
     verdicts = [last.verdict for last in (accepted | disputed).values()]
-    found = error_estimates(verdicts, (corpus.positive, corpus.negative), labels=labels)
+    found = error_estimates(verdicts, corpus.shown, labels=labels)
     position_of = {corpus.posts[int(p)].id: int(p) for p in corpus.pool}
     positions = np.array([position_of[one.post_id] for one in found], dtype=np.int64)
     machine = np.array([one.label == corpus.positive for one in found], dtype=np.int64)
@@ -212,7 +212,7 @@ def _trained(prepared: PreparedData, judged: Judged, labels: ACTSet, seed: int) 
     rows = corpus.rows(np.concatenate([corpus.labelled, judged.positions]))
     model = train_classes(
         rows, whole, corpus.rows(corpus.validation), corpus.labels[corpus.validation].astype(np.int64),
-        classes=(corpus.negative, corpus.positive), scaling=fit_scaling(rows, corpus.table.layout),
+        classes=corpus.classes, scaling=fit_scaling(rows, corpus.table.layout),
         settings=HeadSettings(), seed=seed,
     )  # fmt: skip
     truth = corpus.labels[corpus.test].astype(np.int64)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from selftrain._util.numeric import class_columns
 from selftrain._util.types import Float32Array, IntArray, LabelArray
 from selftrain.data.corpus import Corpus
 from selftrain.models.metrics import auc, macro_f1
@@ -51,8 +52,11 @@ def _logistic(corpus: Corpus, positions: IntArray, labels: LabelArray, c: float)
 
 def _scores(model: Any, corpus: Corpus) -> dict[str, float]:  # noqa: ANN401 -- a classifier of scikit-learn
     rows, labels = _live(corpus, corpus.test), corpus.labels[corpus.test]
-    ranked = auc(labels == 1, model.predict_proba(rows)[:, 1])
-    return {"macro_f1": macro_f1(labels, model.predict(rows)), "auc": 0.5 if ranked is None else ranked}
+    probs = model.predict_proba(rows)
+    columns = class_columns(probs.shape[1])
+    areas = [auc(labels == k, probs[:, k]) for k in columns]
+    ranked = float(np.mean([0.5 if area is None else area for area in areas]))
+    return {"macro_f1": macro_f1(labels, model.predict(rows)), "auc": ranked}
 
 
 def _live(corpus: Corpus, positions: IntArray) -> Float32Array:

@@ -73,8 +73,8 @@ def article(asked: int, pool: int) -> list[str]:
     ]  # fmt: skip
 
 
-def judged_probs(folder: Path, corpus: Corpus) -> dict[str, float]:
-    """Return post id -> the posterior of the positive class, of all pool posts that the loop judged.
+def judged_probs(folder: Path, corpus: Corpus) -> dict[str, list[float]]:
+    """Return post id -> the posterior [K], of all pool posts that the loop judged.
 
     Args:
         folder: A run's.
@@ -85,7 +85,11 @@ def judged_probs(folder: Path, corpus: Corpus) -> dict[str, float]:
 
     state, _ = replay(RunFolder(folder))
     posteriors = {post_id: last.verdict.posterior for post_id, last in state.last_verdicts.items()}
-    return {post_id: one.probs[corpus.positive] for post_id, one in posteriors.items() if one is not None}
+    return {
+        post_id: [one.probs[name] for name in corpus.classes]
+        for post_id, one in posteriors.items()
+        if one is not None
+    }
 
 
 # ---- one set, one seed ----------------------------------------------------------------------------------
@@ -97,7 +101,7 @@ class JudgedSet(NamedTuple):
     Attributes:
         name: The folder's, with the agents' where they are not the usual ones.
         folder: Where it lies.
-        task: Two classes.
+        task: Its classes.
         posts: In the manifest's order; those without a label are pool posts of unknown truth.
         agents: A file of answers each.
     """
@@ -144,15 +148,15 @@ class Trial:
         """The product's head on the labels alone."""
         from runs.bench.peers import train_student
 
-        return train_student(self.corpus, np.empty(0, np.int64), np.empty(0), self.seed)
+        return train_student(self.corpus, *_nothing(self.corpus), self.seed)
 
     def least_sure(self, count: int) -> IntArray:
         """Return the pool posts that a peer asks about: the head on the labels is least sure of them."""
         from selftrain.selection import Uncertain
 
         chunks = self.head.trainer.logits(self.head.model, self.corpus, self.corpus.pool)
-        classes = (self.corpus.positive, self.corpus.negative)
-        return Uncertain(count).select(chunks, most=None, classes=classes, seed=self.seed).positions
+        chosen = Uncertain(count).select(chunks, most=None, classes=self.corpus.classes, seed=self.seed)
+        return chosen.positions
 
     def ask(self, positions: IntArray) -> tuple[IntArray, int]:
         """Return the agents' answers [N, A] about some posts, and the calls that they took."""
@@ -162,7 +166,7 @@ class Trial:
         panel = AnswersPanel(self.judged.agents, self.judged.task.names)
         said = panel.predict_out_of_fold([self.corpus.posts[position] for position in positions])
         labels = {role: [one.label for one in answers] for role, answers in said.items()}
-        return answer_matrix(labels, self.corpus.positive), panel.usage().calls
+        return answer_matrix(labels, self.corpus.classes), panel.usage().calls
 
     def score(self, student: Student) -> dict[str, float]:
         """Return the student's figures on test."""
@@ -172,23 +176,28 @@ class Trial:
         return _figures(evaluate(self.corpus.labels[test], student.logits(self.corpus, test)))
 
 
+def _nothing(corpus: Corpus) -> tuple[IntArray, FloatArray]:
+    """Return no pool post and no probability."""
+    return np.empty(0, np.int64), np.empty((0, len(corpus.classes)))
+
+
 def _figures(measured: SplitMetrics) -> dict[str, float]:
     return {"macro_f1": measured.macro_f1, "auc": measured.auc if measured.auc is not None else 0.5}
 
 
 def calibration_error(corpus: Corpus, positions: IntArray, probs: FloatArray) -> dict[str, float]:
-    """Return the expected calibration error of pool labels [N] where truth is known; {} where it never is."""
+    """Return the expected calibration error of pool labels [N, K] where truth is known; {}: nowhere."""
+    from selftrain._util.numeric import decide
     from selftrain.models.metrics import reliability
     from selftrain.store.scores import Scored
 
     known = corpus.truth[positions] >= 0
     if not known.any():
         return {}
-    kept = np.clip(probs[known], 1e-6, 1 - 1e-6)
-    logits = np.log(kept / (1 - kept)).astype(np.float32)
+    logits = np.log(np.clip(probs[known], 1e-6, 1 - 1e-6)).astype(np.float32)
     ids = [corpus.posts[position].id for position in positions[known]]
     truth = corpus.truth[positions[known]]
-    right = float(np.mean((kept > 0.5) == (truth == 1)))
+    right = float(np.mean(decide(logits) == truth))
     return {"ece": reliability(Scored(ids, truth, logits)).ece, "pool_accuracy": right}
 
 
@@ -219,14 +228,14 @@ def _all_labels_head(trial: Trial, asked: int) -> dict[str, float]:
     labels = np.where(np.isin(np.arange(len(corpus.posts)), corpus.pool), corpus.truth, corpus.labels)
     known = corpus.pool[corpus.truth[corpus.pool] >= 0]
     told = replace(corpus, labels=labels, labelled=np.concatenate([corpus.labelled, known]))
-    return trial.score(train_student(told, np.empty(0, np.int64), np.empty(0), trial.seed))
+    return trial.score(train_student(told, *_nothing(told), trial.seed))
 
 
 def _majority(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
     from runs.bench.peers import majority
 
     answers, calls = trial.ask(positions)
-    return majority(answers), calls
+    return majority(answers, len(trial.corpus.classes)), calls
 
 
 def _dawid_skene(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
@@ -234,9 +243,9 @@ def _dawid_skene(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
 
     labelled = trial.whole.labelled
     answers, calls = trial.ask(np.concatenate([labelled, positions]))
-    unknown: LabelArray = np.full(len(positions), -1, np.int8)
+    unknown: LabelArray = np.full(len(positions), -1, np.int16)
     known = np.concatenate([trial.whole.labels[labelled], unknown])
-    return dawid_skene(answers, known)[len(labelled) :, 1], calls
+    return dawid_skene(answers, known, len(trial.corpus.classes))[len(labelled) :], calls
 
 
 def _crowdlab(trial: Trial, positions: IntArray) -> tuple[FloatArray, int]:
@@ -254,7 +263,7 @@ def _peer(
 
     positions = trial.least_sure(asked)
     probs, calls = label(trial, positions)
-    known = ~np.isnan(probs)
+    known = ~np.isnan(probs).any(1)
     student = train_student(trial.corpus, positions[known], probs[known], trial.seed)
     return (
         trial.score(student)
@@ -280,6 +289,7 @@ def _loop(
     probs = judged_probs(trial.folder / "run", trial.corpus)
     positions = trial.corpus.positions_of(probs)
     values = np.array([probs[trial.corpus.posts[position].id] for position in positions])
+    values = values.reshape(-1, len(trial.corpus.classes))
     return summarise(rounds) | calibration_error(trial.corpus, positions, values)
 
 
@@ -291,8 +301,10 @@ Answer = Callable[[str | None, str | None, np.random.RandomState], str | None]
 
 def broken(kind: str, trial: Trial) -> list[Path]:
     """Write the answers of two agents that are broken in one way, and return the files."""
-    positive, negative = trial.corpus.positive, trial.corpus.negative
-    flipped = {positive: negative, negative: positive, None: None}
+    shown = trial.corpus.shown
+    positive, negative = shown[:2]
+    # each class for the next: of two, the other
+    flipped = dict(zip((*shown, None), (*shown[1:], positive, None), strict=True))
 
     def drawn(
         draws: np.random.RandomState, share: float, first: str | None, second: str | None
@@ -544,7 +556,7 @@ def draw(judged: JudgedSet, n: int, seed: int, validation: float) -> Splits:
     from selftrain.data.splits import LEAST_PER_CLASS, split_given
 
     task, posts = judged.task, judged.posts
-    classes = [name for name in task.names if name != task.positive] + [task.positive]
+    classes = task.numbered
     random = np.random.RandomState(seed)
     known = sum(post.label is not None for post in posts)
     parts: dict[str, list[int]] = {"test": [], "labelled": [], "validation": []}

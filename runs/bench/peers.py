@@ -8,16 +8,17 @@ Shape legend: ``N`` posts asked about, ``A`` agents, ``K`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from losses.against_rest import AgainstRest
 from losses.base import Group
 from losses.pnu import PNULoss
-from selftrain._util.numeric import sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.models.calibration import probabilities
 from selftrain.models.classifier import HeadClassifier
 from selftrain.models.trainer import HeadTrainer
 
@@ -32,38 +33,39 @@ class Student(NamedTuple):
     trainer: HeadTrainer
 
     def logits(self, corpus: Corpus, positions: IntArray) -> Float32Array:
-        """Return calibrated logits [N] of the positive class."""
+        """Return calibrated logits [N, K]."""
         parts = [logits for _, logits in self.trainer.logits(self.model, corpus, positions)]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        return np.concatenate(parts) if parts else np.empty((0, len(corpus.classes)), np.float32)
 
 
 def train_student(corpus: Corpus, positions: IntArray, probs: FloatArray, seed: int) -> Student:
-    """Train a head on the labelled posts, and on pool posts by the probability of the positive class.
+    """Train a head on the labelled posts, and on pool posts by their probabilities.
 
     Args:
         corpus: Posts, labels and features.
         positions: [N] pool posts; none of them, and it is the head on the labels alone: the loop's round 0.
-        probs: [N] in [0, 1].
+        probs: [N, K] in [0, 1].
         seed: Of the head's draws.
     """
-    labels, positive = corpus.labels[corpus.labelled], probs > 0.5
+    labels, columns = corpus.labels[corpus.labelled], corpus.columns
     groups = np.concatenate(
         [
-            np.where(labels == 1, Group.POSITIVE, Group.NEGATIVE),
-            np.where(positive, Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE),
+            corpus.groups(labels, Group.POSITIVE, Group.NEGATIVE),
+            corpus.groups(probs.argmax(1), Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE),
         ]
-    ).astype(np.int64)
-    targets = np.concatenate([labels == 1, probs]).astype(np.float32)
+    )
+    targets = np.concatenate([labels[:, None] == columns, probs[:, columns]]).astype(np.float32)
     training = TrainingSet(np.concatenate([corpus.labelled, positions]), groups, targets)
     trainer = HeadTrainer()
-    loss = PNULoss(form="pn").for_round(groups, lambda: 0.5)
+    loss = AgainstRest((PNULoss(form="pn"),) * len(columns)).for_round(groups, lambda: [0.5] * len(columns))
     return Student(trainer.fit(corpus, training, loss=loss, seed=seed, where="student", start=None), trainer)
 
 
-def majority(answers: IntArray) -> FloatArray:
-    """Return [N] 1 or 0, whether most of [N, A] answers are the positive class; NaN without a majority."""
-    votes = (answers == 1).sum(1) - (answers == 0).sum(1)
-    return np.where(votes > 0, 1.0, np.where(votes < 0, 0.0, np.nan))
+def majority(answers: IntArray, classes: int = 2) -> FloatArray:
+    """Return [N, K] 1 for the class that most of [N, A] answers name, else 0; NaN where there is none."""
+    votes = np.stack([(answers == k).sum(1) for k in range(classes)], axis=1)
+    most = votes == votes.max(1, keepdims=True)
+    return np.where(most.sum(1, keepdims=True) == 1, most.astype(float), np.nan)
 
 
 EM_STEPS = 50
@@ -99,14 +101,14 @@ def dawid_skene(answers: IntArray, known: LabelArray, classes: int = 2) -> Float
 
 
 def crowdlab(answers: IntArray, probs: FloatArray) -> FloatArray:
-    """Return [N] the positive class's probability by CROWDLAB; NaN where no agent answered.
+    """Return probabilities [N, K] by CROWDLAB, all but the likeliest alike; NaN where no agent answered.
 
     Source: Goh, Tkachenko, Mueller, "CROWDLAB" (arXiv 2210.06812), as cleanlab has it. It takes two agents at
     least, because it weighs each by its agreement with the others.
 
     Args:
-        answers: [N, A] 1 positive, 0 negative, or `MISSING`.
-        probs: [N] of the positive class, by a classifier that has not seen these posts' labels.
+        answers: [N, A] classes, or `MISSING`.
+        probs: [N, K] by a classifier that has not seen these posts' labels.
 
     Raises:
         ValueError: Answers that CROWDLAB cannot weigh: one agent, or agents of one class only.
@@ -114,25 +116,24 @@ def crowdlab(answers: IntArray, probs: FloatArray) -> FloatArray:
     from cleanlab.multiannotator import get_label_quality_multiannotator
 
     asked: BoolArray = (answers != MISSING).any(1)
-    found = np.full(len(answers), np.nan)
+    found = np.full(probs.shape, np.nan)
     given = np.where(answers[asked] == MISSING, np.nan, answers[asked].astype(float))
     result = get_label_quality_multiannotator(
-        given[:, ~np.isnan(given).all(0)], np.stack([1 - probs[asked], probs[asked]], axis=1),
+        given[:, ~np.isnan(given).all(0)], probs[asked],
         return_detailed_quality=False, return_annotator_stats=False, verbose=False,
     )["label_quality"]  # fmt: skip
     label, quality = (result[f"consensus_{name}"].to_numpy() for name in ("label", "quality_score"))
-    found[asked] = np.where(label == 1, quality, 1 - quality)
+    chosen = label.astype(int)[:, None] == np.arange(probs.shape[1])
+    found[asked] = np.where(chosen, quality[:, None], (1 - quality[:, None]) / (probs.shape[1] - 1))
     return found
 
 
-def answer_matrix(said: Mapping[str, list[str | None]], positive: str) -> IntArray:
-    """Return answers [N, A] of agents: 1 the positive class, 0 another one, `MISSING` none."""
-    columns = [
-        [MISSING if label is None else int(label == positive) for label in one] for one in said.values()
-    ]
+def answer_matrix(said: Mapping[str, list[str | None]], classes: Sequence[str]) -> IntArray:
+    """Return answers [N, A] of agents: the places of classes, `MISSING` for none."""
+    columns = [[MISSING if label is None else classes.index(label) for label in one] for one in said.values()]
     return np.array(columns, dtype=np.int64).T
 
 
 def pool_probs(student: Student, corpus: Corpus, positions: IntArray) -> FloatArray:
-    """Return the student's probabilities [N] of the positive class."""
-    return sigmoid(student.logits(corpus, positions))
+    """Return the student's probabilities [N, K]."""
+    return probabilities(student.logits(corpus, positions))

@@ -74,7 +74,7 @@ def measure(folder: Path) -> tuple[float, float]:
     from selftrain.models.calibration import Calibration
     from selftrain.models.classifier import HeadClassifier
     from selftrain.models.head import Head, HeadSettings, Scaling
-    from selftrain.selection import select
+    from selftrain.selection import TopK
 
     layout = FeatureLayout(TEXT_WIDTH, 0)
     store = FeatureStore(folder, "0" * 64, layout)
@@ -89,7 +89,7 @@ def measure(folder: Path) -> tuple[float, float]:
         (part, model.logits(store.read(part)))
         for part in (np.arange(s, min(s + CHUNK, total)) for s in range(0, total, CHUNK))
     )
-    chosen = select(chunks, K)
+    chosen = TopK(K).select(chunks, most=None, classes=("negative", "positive"), seed=0)
     seconds = time.perf_counter() - began
     if len(chosen.positions) != K:
         raise AssertionError(f"{len(chosen.positions)} posts chosen of {total}, expected {K}")

@@ -62,7 +62,7 @@ def synthetic_run(
 def _corpus(place: Path, pool: int, pictures: int, random: np.random.Generator) -> Corpus:
     sizes = (LABELLED, MEASURED, pool, MEASURED)
     total = sum(sizes)
-    truth = random.integers(0, 2, total).astype(np.int8)
+    truth = random.integers(0, 2, total).astype(np.int16)
     bounds = np.cumsum((0, *sizes))
     labelled, validation, in_pool, test = (np.arange(a, b, dtype=np.int64) for a, b in pairwise(bounds))
     task = Task(
@@ -91,7 +91,7 @@ def _corpus(place: Path, pool: int, pictures: int, random: np.random.Generator) 
             for number, post in enumerate(posts)
         ),
     )
-    return Corpus(posts, None, labelled, validation, in_pool, test, truth.copy(), truth, POSITIVE, NEGATIVE)
+    return Corpus(posts, None, labelled, validation, in_pool, test, truth.copy(), truth, names)
 
 
 def _sentence(random: np.random.Generator, words: int) -> str:
@@ -128,7 +128,7 @@ def _environment(corpus: Corpus) -> Json:
     return {
         "identity": {"posts": "0" * 64, "backbone": "0" * 64, "task": "drawn-at-random"},
         "simulated": True,
-        "classes": {"positive": corpus.positive, "negative": corpus.negative},
+        "classes": {"positive": corpus.positive, "all": list(corpus.shown)},
         "splits": splits,
     }
 
@@ -145,7 +145,7 @@ def _round(
     scored = {
         name: _scored(corpus, getattr(corpus, name), sharpness, random) for name in ("validation", "test")
     }
-    write_scores(path, scored, positive=corpus.positive, negative=corpus.negative)
+    write_scores(path, scored, corpus.classes)
     sets = candidate_sets(corpus, verdicts)
     validation = evaluate(scored["validation"].labels, scored["validation"].logits)
     result = RoundResult(
@@ -153,8 +153,10 @@ def _round(
         validation=validation,
         test=evaluate(scored["test"].labels, scored["test"].logits),
         sets=sets, flipped=(), agents=agent_counts(corpus, verdicts),
-        training=GroupCounts(LABELLED // 2, LABELLED // 2, 0, sets.consistent.posts, sets.divergent.posts),
-        theta=None, best_epoch=2, curve=_curve(), human=None, trust=None, gains={},
+        training=GroupCounts(
+            dict.fromkeys(corpus.shown, LABELLED // 2), sets.consistent.by_class, sets.divergent.posts
+        ),
+        theta={}, best_epoch=2, curve=_curve(), human=None, trust=None, gains={},
         cost=_cost(len(positions)),
         grown=LABELLED + sets.consistent.posts,
         pseudo_labels=PseudoLabels(sets.consistent.posts, 0, sets.consistent.precision), seconds=1.5,
@@ -179,7 +181,8 @@ def _scored(
 ) -> Scored:  # fmt: skip
     labels = corpus.truth[positions]
     logits = (2.0 * labels - 1) * sharpness + random.normal(0, 1, len(labels))
-    return Scored([corpus.posts[p].id for p in positions], labels, logits.astype(np.float32))
+    both = np.stack([np.zeros_like(logits), logits], axis=1).astype(np.float32)
+    return Scored([corpus.posts[p].id for p in positions], labels, both)
 
 
 def _verdict(corpus: Corpus, position: int, random: np.random.Generator) -> Verdict:
@@ -187,11 +190,11 @@ def _verdict(corpus: Corpus, position: int, random: np.random.Generator) -> Verd
     truth = int(corpus.truth[position])
     said = truth if random.random() < 0.9 else 1 - truth
     judgments = [_judgment(role, 0, truth, corpus, random) for role in ("reviewer", "user")]
-    if len({one.label for one in judgments} | {corpus.class_name(said)}) > 1:
+    if len({one.label for one in judgments} | {corpus.classes[said]}) > 1:
         judgments += [_judgment(role, 1, truth, corpus, random) for role in ("reviewer", "user")]
     post_id = corpus.posts[position].id
     probability = float(random.uniform(0.5, 1))
-    return Verdict(post_id, corpus.class_name(said), probability, tuple(judgments))
+    return Verdict(post_id, corpus.classes[said], probability, tuple(judgments))
 
 
 def _judgment(
@@ -203,7 +206,7 @@ def _judgment(
         return Judgment(role, step, State.FAILED, None, None, rationale, "made up")
     if draw < 0.1:
         return Judgment(role, step, State.ABSTAIN, None, None, rationale, "made up")
-    label = corpus.class_name(truth if draw < 0.88 else 1 - truth)
+    label = corpus.classes[truth if draw < 0.88 else 1 - truth]
     return Judgment(role, step, State.LABEL, label, float(random.uniform(0.5, 1)), rationale, "made up")
 
 

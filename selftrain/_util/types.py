@@ -22,7 +22,7 @@ Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 """Positions, counts and class indices."""
 
-LabelArray = npt.NDArray[np.int8]
+LabelArray = npt.NDArray[np.int16]
 """One label a post: the class index, or -1 where there is none."""
 
 BoolArray = npt.NDArray[np.bool_]

@@ -60,7 +60,7 @@ class AgentPSPredictor:
         rows = [row for row in read_jsonl(file) if "probabilities" in row]
         labels = [row["truth"][FINAL] == self.positive for row in rows]
         probs = [row["probabilities"][self.positive] for row in rows]
-        return ValidationScores(np.array(labels, dtype=np.int8), np.array(probs, dtype=np.float64))
+        return ValidationScores(np.array(labels, dtype=np.int16), np.array(probs, dtype=np.float64))
 
 
 def predict(

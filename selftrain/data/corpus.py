@@ -1,6 +1,9 @@
 """All posts of a run in one order, their features, and who is in which split. Positions count from 0 here.
 
 Everything downstream of this module speaks in positions: one row of the feature table, one post.
+
+Shape legend: ``M`` training posts, ``K`` classes, ``C`` classes that are set against the rest: of two the
+positive one, of more all (`selftrain._util.numeric.class_columns`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from losses.base import Group
+from selftrain._util.numeric import class_columns
 from selftrain._util.types import BoolArray, Float32Array, IntArray, LabelArray
 from selftrain.errors import SplitError
 
@@ -31,8 +35,8 @@ class TrainingSet(NamedTuple):
 
     Attributes:
         positions: [M] positions of the posts.
-        groups: [M] `losses.Group` values.
-        targets: [M] soft targets in [0, 1], read for agreed posts.
+        groups: [M, C] `losses.Group` values: what a post is to each class that is set against the rest.
+        targets: [M, C] probability of that class, in [0, 1].
     """
 
     positions: IntArray
@@ -42,12 +46,13 @@ class TrainingSet(NamedTuple):
     @property
     def labelled(self) -> BoolArray:
         """Return which posts [M] have labels, people's labels among them."""
-        return np.isin(self.groups, (Group.POSITIVE, Group.NEGATIVE))
+        return np.isin(self.groups[:, 0], (Group.POSITIVE, Group.NEGATIVE))
 
     @property
     def labels(self) -> LabelArray:
-        """Return 1 or 0 of the labelled posts, in their order."""
-        return np.asarray(self.groups[self.labelled] == Group.POSITIVE, dtype=np.int8)
+        """Return the labels of the labelled posts, in their order."""
+        columns = class_columns(max(self.groups.shape[1], 2))
+        return np.asarray((self.groups[self.labelled] == Group.POSITIVE) @ columns, dtype=np.int16)
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,9 @@ class Corpus:
         posts: Labelled, validation, pool and test posts, in this order.
         table: Feature rows of `posts`; None until they are extracted.
         labelled, validation, pool, test: Positions of each split.
-        labels: [len(posts)] 1 positive, 0 negative, -1 where no label may be used (the pool).
+        labels: [len(posts)] places in `classes`, -1 where no label may be used (the pool).
         truth: [len(posts)] like `labels`, and the hidden labels of pool posts too: for measuring only.
-        positive, negative: Class names.
+        classes: K names, the positive one last.
     """
 
     posts: Sequence[Post]
@@ -71,12 +76,26 @@ class Corpus:
     test: IntArray
     labels: LabelArray
     truth: LabelArray
-    positive: str
-    negative: str
+    classes: tuple[str, ...]
 
-    def class_name(self, value: int) -> str:
-        """Return the class name: 1 -> the positive class's name, 0 -> the negative's."""
-        return self.positive if value == 1 else self.negative
+    @property
+    def positive(self) -> str:
+        """The class that is looked for."""
+        return self.classes[-1]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The classes as people and agents see them, the positive one first."""
+        return self.classes[-1], *self.classes[:-1]
+
+    @cached_property
+    def columns(self) -> IntArray:
+        """[C] labels of the classes that are set against the rest."""
+        return class_columns(len(self.classes))
+
+    def groups(self, labels: LabelArray | IntArray, own: Group, other: Group) -> IntArray:
+        """Return groups [n, C] of posts of labels [n]: `own` with regard to their class, else `other`."""
+        return np.where(labels[:, None] == self.columns, own, other).astype(np.int64)
 
     @cached_property
     def position_of(self) -> dict[str, int]:
@@ -102,7 +121,7 @@ def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corp
 
     Args:
         splits: Checked splits; pool posts carry no label, `splits.truth` what is known of them.
-        task: Two classes.
+        task: Its classes.
         table: Features of `ordered_posts(splits)`, or None.
 
     Raises:
@@ -113,16 +132,14 @@ def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corp
     labelled, validation, pool, test = (
         np.arange(start, end, dtype=np.int64) for start, end in pairwise(bounds)
     )
-    values = {task.positive: 1, task.negative: 0}
-    labels = np.array([UNKNOWN if p.label is None else values[p.label] for p in posts], dtype=np.int8)
+    values = {name: number for number, name in enumerate(task.numbered)}
+    labels = np.array([UNKNOWN if p.label is None else values[p.label] for p in posts], dtype=np.int16)
     truth = labels.copy()
     for position in pool:
         known = splits.truth.get(posts[position].id)
         if known is not None:
             truth[position] = values[known]
-    corpus = Corpus(
-        posts, table, labelled, validation, pool, test, labels, truth, task.positive, task.negative
-    )
+    corpus = Corpus(posts, table, labelled, validation, pool, test, labels, truth, task.numbered)
     _check(corpus)
     return corpus
 
@@ -135,11 +152,11 @@ def ordered_posts(splits: Splits) -> tuple[Post, ...]:
 def _check(corpus: Corpus) -> None:
     for name, positions in (("labelled", corpus.labelled), ("validation", corpus.validation)):
         # without validation posts every labelled post is left out once
-        for value in (1, 0) if len(positions) or name == "labelled" else ():
-            found = int((corpus.labels[positions] == value).sum())
+        for one in corpus.shown if len(positions) or name == "labelled" else ():
+            found = int((corpus.labels[positions] == corpus.classes.index(one)).sum())
             if found < 2:
                 raise SplitError(
-                    f"the {name} split has {found} post(s) of class {corpus.class_name(value)!r}: expected at"
+                    f"the {name} split has {found} post(s) of class {one!r}: expected at"
                     " least 2. Label more posts of it, or change the shares of [data]"
                 )
     if not len(corpus.pool):

@@ -83,7 +83,7 @@ def split(
 
     Args:
         report: Of `read_manifest`.
-        task: Two classes.
+        task: Its classes.
         labelled: Labels to use; the other labelled posts join the pool, their labels hidden. None: all.
         validation, test: Shares of the labelled posts, in [0, 1).
         by: "column": as the manifest's field `split` says; "shares": anew, whatever it says. None: by shares,
@@ -113,11 +113,8 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
     """
     task = load_task(recipe.data.task)
     if isinstance(recipe.selection.shares, Mapping):
-        # PNU knows two classes, and the shares name them: say so before anything is computed
-        quotas(
-            recipe.selection.k, recipe.selection.shares,
-            positive=task.positive, negative=task.negative, positive_share=0.5,
-        )  # fmt: skip
+        # the shares name the classes: say so before anything is computed
+        quotas(recipe.selection.k, recipe.selection.shares, classes=task.numbered)
     reports = _read(recipe.data, task)
     hints = tuple(hint for report in reports.values() for hint in report.hints)
     with _explained(hints):

@@ -3,10 +3,10 @@
 On disk it is a TOML file::
 
     name = "offensive-tweets"
-    positive = "offensive"
+    positive = "offensive"       # the class that is looked for: filters let it pass
     policy = "..."
 
-    [classes]
+    [classes]                    # two or more
     offensive = "insults, threatens or demeans"
     inoffensive = "everything else"
 
@@ -162,22 +162,13 @@ class Task:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes' names, in the task's order; a class index is relative to this tuple."""
+        """The classes' names, in the task's order."""
         return tuple(one.name for one in self.classes)
 
     @property
-    def negative(self) -> str:
-        """The other class of a two-class task.
-
-        Raises:
-            TaskError: There are more than two classes.
-        """
-        if len(self.classes) != 2:
-            raise TaskError(
-                f"task {self.name!r} has {len(self.classes)} classes {list(self.names)}; expected 2: "
-                "only then is there one negative class"
-            )
-        return next(name for name in self.names if name != self.positive)
+    def numbered(self) -> tuple[str, ...]:
+        """The classes' names as the loop numbers them: the positive one last, so that of two it is 1."""
+        return (*(name for name in self.names if name != self.positive), self.positive)
 
     def question(self, name: str) -> Question | None:
         """Return the question of that name, or None."""

@@ -122,7 +122,7 @@ class ACTModel:
         """Return the stored scores of the validation posts; None where none were stored."""
         if self.folder is None:
             return None
-        return stored_validation(self.folder, positive=self.positive, negative=_others(self.positive))
+        return stored_validation(self.folder, self.classes, self.positive)
 
     def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
         if self.backbone is None:
@@ -162,16 +162,13 @@ class ACTModel:
         choice = BackboneChoice(options.pop("name", ""), options, fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
         self.classifier.save(folder / MODEL_FILE, {"positive": self.positive, "backbone": choice._asdict()})
-        scored = {split: self._scored(*each) for split, each in (measured or {}).items()}
-        write_scores(folder, scored, positive=self.positive, negative=_others(self.positive))
+        scored = {
+            split: Scored(ids, labels.astype(np.int16), np.log(probs.clip(_SURE, 1)))
+            for split, (ids, labels, probs) in (measured or {}).items()
+        }
+        write_scores(folder, scored, self.classes)
         atomic.write_json(folder / ACT_FILE, {"classes": list(self.classes), **(record or {})})
         return ACTModel(self.classifier, self.positive, self.backbone, folder, self.batch_size, self.workers)
-
-    def _scored(self, ids: Sequence[str], labels: IntArray, probs: Float32Array) -> Scored:
-        """Set the positive class against all others, as thresholds need it."""
-        place = self.classes.index(self.positive)
-        p = probs[:, place].astype(np.float64).clip(_SURE, 1 - _SURE)
-        return Scored(ids, (labels == place).astype(np.int8), np.log(p / (1 - p)).astype(np.float32))
 
     @classmethod
     def load(
@@ -190,7 +187,7 @@ class ACTModel:
             RunMismatchError: Another backbone than the one that it was trained with.
             BackboneError: The backbone's weights are missing or damaged.
         """
-        classifier, header = load_head(folder / MODEL_FILE, CLASSES_FORMAT)
+        classifier, header = load_head(folder / MODEL_FILE, [CLASSES_FORMAT])
         try:
             positive, choice = str(header["positive"]), BackboneChoice(**header["backbone"])
         except (KeyError, TypeError) as error:
@@ -233,8 +230,3 @@ def rows_of(
             f" {data[first.index].id!r} ({first.reason}): leave them out"
         )
     return encoded.rows
-
-
-def _others(positive: str) -> str:
-    """Return what scores.jsonl calls every class but the positive one; never the name of the positive one."""
-    return f"not {positive}"

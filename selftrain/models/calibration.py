@@ -1,6 +1,7 @@
 """Logits to probabilities: a slope and an offset fitted on the validation posts, for two classes or more.
 
-Shape legend: ``B`` posts, ``V`` validation posts, ``K`` classes.
+Shape legend: ``B`` posts, ``V`` validation posts, ``K`` classes, ``C`` columns that a head computes: one of
+two classes, or all K.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from selftrain._util.numeric import sigmoid
 from selftrain._util.types import Float32Array, FloatArray
 
 # Strength of the pull towards (slope 1, offset 0), in posts: with a handful of validation posts the
@@ -19,17 +19,19 @@ PRIOR_POSTS = 20.0
 
 
 class Calibration(NamedTuple):
-    """Calibrated logit = slope * logit + offset (Platt 1999).
+    """Calibrated logits = slope * logits, and the offset beside the last (Platt 1999, for two classes).
 
-    Of K logits a post, slope is 1 / temperature (Guo et al. 2017), and the offset is 0: one that all K share
-    changes no probability.
+    Of K computed logits a post, slope is 1 / temperature (Guo et al. 2017), and the offset is 0.
     """
 
     slope: float = 1.0
     offset: float = 0.0
 
     def __call__(self, logits: Float32Array) -> Float32Array:
-        return np.asarray(self.slope * logits + self.offset, dtype=np.float32)
+        """Return calibrated logits [B, K] of raw ones [B, K]."""
+        calibrated = np.asarray(self.slope * logits, dtype=np.float32)
+        calibrated[:, -1] += self.offset
+        return calibrated
 
 
 def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
@@ -38,18 +40,17 @@ def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) 
     The slope stays positive (its logarithm is what is fitted), so that the order of posts never changes.
 
     Args:
-        logits: [V] raw logits of the positive class, or [V, K] one a class.
-        labels: [V] 1 for the positive class and 0 for the negative, both of which must occur; of K classes
-            their indices.
+        logits: [V, C] raw logits that a head computes.
+        labels: [V] classes; of two both must occur where one logit tells them apart.
 
     Raises:
         ValueError: One class only, or no posts.
     """
-    if logits.ndim == 2:
+    if logits.shape[1] > 1:
         return Calibration(_fit_slope(logits.astype(np.float64), labels))
     if len(np.unique(labels)) < 2:
         raise ValueError(f"{len(labels)} validation posts of one class: calibration needs both")
-    return _fit_both(logits.astype(np.float64), np.where(labels == 1, 1.0, -1.0))
+    return _fit_both(logits[:, 0].astype(np.float64), np.where(labels == 1, 1.0, -1.0))
 
 
 def _fit_both(z: FloatArray, sign: FloatArray) -> Calibration:
@@ -89,7 +90,7 @@ def _fit_slope(z: FloatArray, labels: npt.NDArray[np.integer[Any]]) -> float:
 
 
 def probabilities(logits: npt.NDArray[np.floating[Any]]) -> FloatArray:
-    """Return the probability of the positive class [B] for logits [B], of every class [B, K] for [B, K]."""
+    """Return the probabilities [B, K] of logits [B, K]."""
     from scipy.special import softmax
 
-    return sigmoid(logits) if logits.ndim == 1 else np.asarray(softmax(logits.astype(np.float64), axis=1))
+    return np.asarray(softmax(logits.astype(np.float64), axis=1))

@@ -1,4 +1,4 @@
-"""A trained head with its calibration, for two classes or K: trained on feature rows, saved and loaded.
+"""A trained head with its calibration: trained on feature rows, saved and loaded.
 
 Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts, ``D`` width of a feature row, ``K``
 classes.
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses.base import LossOutput, RoundLoss
+from losses.base import ClassLoss, LossOutput
+from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
@@ -26,7 +27,8 @@ from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult, best_epoch
 
 FORMAT, CLASSES_FORMAT = "selftrain-head-1", "selftrain-classes-2"
-"""Of a file whose head has one logit for two classes, and of one with a logit a class."""
+"""Of a file whose head computes one logit for two classes, and of one with a logit a class."""
+FORMATS = (FORMAT, CLASSES_FORMAT)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class HeadClassifier:
         settings: As it was built.
         curve: Validation macro-F1 and loss parts over the epochs.
         best_epoch: The epoch whose weights these are.
-        classes: K names, in the order of the logits; none where one logit tells two classes apart.
+        classes: K names, in the order of the logits; none where one computed logit tells two classes apart.
     """
 
     head: Head
@@ -51,16 +53,16 @@ class HeadClassifier:
 
     @torch.inference_mode()
     def logits(self, rows: Float32Array) -> Float32Array:
-        """Return calibrated logits of rows [B, D]: of the positive class [B], or of all [B, K]."""
+        """Return calibrated logits [B, K] of rows [B, D]."""
         return self.calibration(self.head(torch.from_numpy(rows)).numpy())
 
     def probabilities(self, rows: Float32Array) -> Float32Array:
-        """Return calibrated probabilities of rows [B, D]: of the positive class [B], or of all [B, K]."""
+        """Return calibrated probabilities [B, K] of rows [B, D]."""
         return np.asarray(probabilities(self.logits(rows)), dtype=np.float32)
 
     def predict(self, rows: Float32Array) -> IntArray:
-        """Return the likeliest class of each row [B]: its index, or 1 for the positive one and 0."""
-        return _predicted(self.logits(rows))
+        """Return the class of each row [B]: its column."""
+        return decide(self.logits(rows))
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
         """Write safetensors, with settings, calibration and `metadata` in the header."""
@@ -71,16 +73,16 @@ class HeadClassifier:
         write_model(file, dict(metadata) | own | kind, self.head.state_dict())
 
 
-def load_head(file: Path, format: str = FORMAT) -> tuple[HeadClassifier, Json]:  # noqa: A002 -- the header's word
+def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassifier, Json]:
     """Load a saved head, and the metadata that it was saved with.
 
     Raises:
-        RunStateError: Missing, damaged, or not a head of this format.
+        RunStateError: Missing, damaged, or not a head of these formats.
     """
-    tensors, header = read_model(file, [format])
+    tensors, header = read_model(file, formats)
     try:
         settings = HeadSettings(**header.pop("settings"))
-        classes = tuple(header.pop("classes")) if format == CLASSES_FORMAT else ()
+        classes = tuple(header.pop("classes", ()))
         scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
         head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
         head.load_state_dict(tensors)
@@ -97,13 +99,14 @@ def train_head(
     validation_labels: LabelArray,
     *,
     scaling: Scaling,
-    loss: RoundLoss,
+    loss: ClassLoss,
     settings: HeadSettings,
     seed: int,
+    classes: Sequence[str] = (),
     start: HeadClassifier | None = None,
     where: str = "training",
 ) -> HeadClassifier:
-    """Train a head for two classes on rows [M, D] of `training.positions`; see `fit_head`.
+    """Train a head on rows [M, D] of `training.positions`; see `fit_head`.
 
     Without validation posts there is nothing to choose an epoch by, or to calibrate on: the last epoch
     counts, its macro-F1 is that on the labels themselves, and the logits are left as they are.
@@ -118,7 +121,7 @@ def train_head(
         chosen = settings._replace(evaluate_every=settings.epochs)
     fitted = fit_head(
         rows, lambda logits: loss(logits, groups, targets), validation_rows, validation_labels,
-        scaling=scaling, settings=chosen, seed=seed, start=start, where=where,
+        scaling=scaling, settings=chosen, seed=seed, classes=classes, start=start, where=where,
     )  # fmt: skip
     return fitted if validated else replace(fitted, calibration=Calibration(), settings=settings)
 
@@ -143,13 +146,13 @@ def fit_head(
 
     Args:
         rows: [M, D].
-        loss: Of the logits of `rows`, [M] or [M, K].
+        loss: Of the logits [M, K] of `rows`.
         validation_rows: [V, D].
-        validation_labels: [V], 1 for the positive class; of K classes the indices.
+        validation_labels: [V] classes.
         scaling: Of the rows; a head given as `start` keeps its own.
         settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
-        classes: K names; none for a head of one logit.
+        classes: K names; none for a head that computes one logit for two.
         start: Go on from this head rather than from new weights.
         where: Said in an error ("round 3").
 
@@ -168,7 +171,7 @@ def fit_head(
         prepared = head.prepare(torch.from_numpy(validation_rows))
         curve = train_layers(
             head, head.prepare(torch.from_numpy(rows)), prepared, loss=loss,
-            score=lambda logits: macro_f1(validation_labels, _predicted(logits.numpy())),
+            score=lambda logits: macro_f1(validation_labels, decide(logits.numpy())),
             settings=settings, where=where,
         )  # fmt: skip
     with torch.inference_mode():
@@ -177,9 +180,5 @@ def fit_head(
         raise NonFiniteLossError(
             f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
         )
-    calibration = fit_calibration(raw, validation_labels)
+    calibration = fit_calibration(raw[:, -(len(classes) or 1) :], validation_labels)
     return HeadClassifier(head, calibration, settings, curve, best_epoch(curve).epoch, tuple(classes))
-
-
-def _predicted(logits: Float32Array) -> IntArray:
-    return np.asarray(logits > 0 if logits.ndim == 1 else logits.argmax(1), dtype=np.int64)

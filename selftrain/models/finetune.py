@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from backbones.base import Backbone
-from losses.base import RoundLoss
+from losses.base import ClassLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus, TrainingSet
@@ -109,7 +109,7 @@ class FineTuner:
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: RoundLoss,
+        loss: ClassLoss,
         seed: int,
         where: str,
         start: FinetunedClassifier | None,
@@ -130,10 +130,11 @@ class FineTuner:
             NonFiniteLossError: A NaN or infinite loss or logit, with the epoch and the step.
             TrainingError: Out of memory, a post that cannot be encoded, or settings that do not fit.
         """
-        if start is not None and start.architecture != self.architecture:
+        shape = self.architecture._replace(outputs=len(corpus.columns))
+        if start is not None and start.architecture != shape:
             raise TrainingError(
                 f"{where} is to go on from a model of {start.architecture}, this trainer's is"
-                f" {self.architecture}: start from the pretrained backbone, or restore the settings"
+                f" {shape}: start from the pretrained backbone, or restore the settings"
             )
         if not len(corpus.validation):
             raise TrainingError(
@@ -142,7 +143,7 @@ class FineTuner:
                 " (data.validation_share above 0), or train the head alone"
             )
         with _random_state(seed), _memory_advice(where, self._advice()):
-            network = self._build(self.architecture)
+            network = self._build(shape)
             if start is None:
                 self._begin_head(network, corpus, training, loss=loss, seed=seed, where=where)
             else:
@@ -155,15 +156,15 @@ class FineTuner:
             )  # fmt: skip
             curve = self._descend(best, batches.steps, where)
         self._network = network
-        calibration = fit_calibration(best.raw, corpus.labels[corpus.validation])
+        calibration = fit_calibration(best.raw[:, corpus.columns], corpus.labels[corpus.validation])
         return FinetunedClassifier(
-            best.weights, self.architecture, network.pretrained, calibration, curve, best_epoch(curve).epoch
+            best.weights, shape, network.pretrained, calibration, curve, best_epoch(curve).epoch
         )
 
     def logits(
         self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """(positions [n], calibrated logits [n]) in chunks, in order; NaN for a post that cannot be encoded.
+        """(positions [n], calibrated logits [n, K]) in chunks, in order; NaN where a post cannot be encoded.
 
         Raises:
             TrainingError: Out of memory.
@@ -254,7 +255,7 @@ class FineTuner:
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: RoundLoss,
+        loss: ClassLoss,
         seed: int,
         where: str,
     ) -> None:
@@ -265,11 +266,11 @@ class FineTuner:
         if not self.probe:
             network.attach(network.new_head(scaling))
             return
-        _, kind, hidden, dropout, *_ = self.architecture
         count = len(training.positions)
         probe = train_head(
             rows[:count], training, rows[count:], corpus.labels[corpus.validation], scaling=scaling,
-            loss=loss, settings=HeadSettings(kind, hidden, dropout), seed=seed, where=f"{where}, head alone",
+            loss=loss, settings=HeadSettings(self.head, self.hidden, self.dropout), seed=seed,
+            classes=corpus.classes if len(corpus.classes) > 2 else (), where=f"{where}, head alone",
         )  # fmt: skip
         network.attach(probe.head)
 
@@ -287,7 +288,7 @@ class FineTuner:
 
     def _advice(self) -> str:
         switch = "" if self.gradient_checkpointing else " turn on gradient checkpointing,"
-        lora = ' or set classifier.mode = "lora"' if self.architecture.mode == "full" else ""
+        lora = ' or set classifier.mode = "lora"' if self.mode == "full" else ""
         return (
             f"Lower classifier.batch_size (now {self.batch_size}),{switch} lower the evaluation"
             f" batch (now {self.evaluation_batch}){lora}"

@@ -1,6 +1,6 @@
 """A backbone and a head as one network, trained whole or through low-rank adapters, and its file.
 
-Shape legend: ``B`` posts, ``D`` width of a feature row.
+Shape legend: ``B`` posts, ``D`` width of a feature row, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class NetworkShape(NamedTuple):
         mode: "full": every weight of the backbone is trained; "lora": low-rank adapters beside frozen ones.
         head: "linear" or "mlp"; `hidden` and `dropout` are those of the mlp.
         lora_rank, lora_alpha: Of the adapters, whose output is scaled by alpha / rank; unread under "full".
+        outputs: Logits that the head computes: 1 for two classes, else one a class.
     """
 
     mode: Mode = "full"
@@ -42,10 +43,11 @@ class NetworkShape(NamedTuple):
     dropout: float = 0.3
     lora_rank: int = 16
     lora_alpha: int = 32
+    outputs: int = 1
 
 
 class Network(nn.Module):
-    """Backbone and head; ``forward(inputs)`` gives raw logits [B], float32.
+    """Backbone and head; ``forward(inputs)`` gives raw logits [B, K], float32.
 
     Attributes:
         source: The backbone whose module is trained: it collates and encodes.
@@ -80,8 +82,8 @@ class Network(nn.Module):
 
     def new_head(self, scaling: Scaling) -> Head:
         """Build an untrained head of this architecture, on the CPU."""
-        _, kind, hidden, dropout, *_ = self.architecture
-        return Head(scaling, kind, hidden, dropout)
+        shape = self.architecture
+        return Head(scaling, shape.head, shape.hidden, shape.dropout, shape.outputs)
 
     def attach(self, head: Head) -> None:
         """Make `head` this network's."""
@@ -95,7 +97,7 @@ class Network(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Turn the `collate` of B posts into raw logits [B] with gradients."""
+        """Turn the `collate` of B posts into raw logits [B, K] with gradients."""
         assert self.head is not None, "a head is attached before the network is used"
         with self.autocast():
             rows = self.backbone(inputs)
@@ -109,7 +111,7 @@ class Network(nn.Module):
 
     @torch.inference_mode()
     def classify(self, rows: Float32Array) -> Float32Array:
-        """Return raw logits [B] of rows [B, D], without dropout."""
+        """Return raw logits [B, K] of rows [B, D], without dropout."""
         assert self.head is not None, "a head is attached before the network is used"
         self.head.eval()
         logits: Float32Array = self.head(torch.from_numpy(rows).to(self.device)).cpu().numpy()

@@ -1,6 +1,6 @@
 """The steps of fine-tuning: batches that hold every group, clipped gradients, the best weights kept.
 
-Shape legend: ``V`` validation posts.
+Shape legend: ``V`` validation posts, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses.base import RoundLoss
+from losses.base import ClassLoss
+from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError
@@ -34,11 +35,11 @@ class NetworkStepper:
         batches: Of `training`.
         loss: Computed batch by batch.
         augment: Let the backbone crop training images.
-        validate: Raw logits [V] of the validation posts by the network as it stands.
+        validate: Raw logits [V, K] of the validation posts by the network as it stands.
         where: Said in an error.
 
     Attributes:
-        weights, raw: Of the best epoch: weights on the CPU, raw validation logits [V].
+        weights, raw: Of the best epoch: weights on the CPU, raw validation logits [V, K].
     """
 
     def __init__(
@@ -48,14 +49,14 @@ class NetworkStepper:
         training: TrainingSet,
         batches: GroupBatches,
         *,
-        loss: RoundLoss,
+        loss: ClassLoss,
         augment: bool,
         validate: Callable[[], Float32Array],
         where: str,
     ) -> None:
         self.model = network
         self.weights: dict[str, Tensor] = {}
-        self.raw: Float32Array = np.empty(0, np.float32)
+        self.raw: Float32Array = np.empty((0, 0), np.float32)
         self._corpus, self._training, self._batches = corpus, training, batches
         self._loss, self._augment, self._validate, self._where = loss, augment, validate, where
         self._epoch, self._now = 0, self.raw
@@ -84,14 +85,14 @@ class NetworkStepper:
                 the logits tell.
         """
         self._now = self._validate()
-        broken = int((~np.isfinite(self._now)).sum())
+        broken = int((~np.isfinite(self._now)).any(1).sum())
         if broken:
             raise NonFiniteLossError(
                 f"{self._where}, epoch {self._epoch}, after step {self._batches.steps}: {broken} of"
                 f" {len(self._now)} validation logits are not finite. Lower classifier.learning_rate"
             )
         labels = self._corpus.labels[self._corpus.validation]
-        return {"macro_f1": macro_f1(labels, (self._now > 0).astype(np.int8))}
+        return {"macro_f1": macro_f1(labels, decide(self._now))}
 
     def keep_best(self) -> None:
         self.weights, self.raw = self.model.portable(), self._now

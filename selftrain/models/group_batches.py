@@ -1,6 +1,7 @@
 """Batches that hold posts of every PNU group: the risks are made of means over groups.
 
-Shape legend: ``M`` training posts, ``G`` groups that are not empty.
+Shape legend: ``M`` training posts, ``C`` classes set against the rest, ``G`` groups that are not empty: the
+labelled posts of a class, its agreed ones, the divergent ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class GroupBatches:
         steps: Batches in an epoch: as few as keep each within the batch size.
 
     Args:
-        groups: [M] group of every training post.
+        groups: [M, C] groups of every training post.
         batch_size: The most posts in a batch, at least G.
         seed: Of the order.
 
@@ -32,14 +33,15 @@ class GroupBatches:
     """
 
     def __init__(self, groups: IntArray, batch_size: int, seed: int) -> None:
-        self._members = [np.flatnonzero(groups == group).astype(np.int64) for group in np.unique(groups)]
+        kinds, kind = np.unique(groups, axis=0, return_inverse=True)
+        self._members = [np.flatnonzero(kind.reshape(-1) == one) for one in range(len(kinds))]
         self._seed = seed
         if not self._members:
             raise TrainingError("there are no posts to train on")
         if batch_size < len(self._members):
             raise TrainingError(
                 f"a batch of {batch_size} cannot hold posts of all {len(self._members)} groups (labelled and"
-                f" agreed, positive and negative, divergent): set classifier.batch_size to at least"
+                f" agreed of each class, divergent): set classifier.batch_size to at least"
                 f" {len(self._members)}"
             )
         sizes = np.array([len(members) for members in self._members])

@@ -1,7 +1,7 @@
 """The head on feature rows, for two classes or more: how it is scaled, built and trained.
 
 Shape legend: ``M`` training posts, ``B`` posts, ``D`` width of a feature row, ``C`` columns that are read,
-``K`` outputs.
+``K`` classes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backbones.base import FeatureLayout
 from losses.base import LossOutput
@@ -49,9 +50,9 @@ class Scaling(NamedTuple):
 
 
 class Head(nn.Module):
-    """Feature rows [B, D] to logits; the rows are centred and scaled as `Scaling` says.
+    """Feature rows [B, D] to logits [B, K]; the rows are centred and scaled as `Scaling` says.
 
-    One output, the positive class's logit [B], tells two classes apart; more give logits [B, K].
+    One output tells two classes apart: it is the second one's logit, beside a 0 for the first.
     """
 
     columns: Tensor
@@ -84,9 +85,9 @@ class Head(nn.Module):
         return self.read(self.prepare(rows))
 
     def read(self, prepared: Tensor) -> Tensor:
-        """Logits of rows that `prepare` gave."""
+        """Logits [B, K] of rows that `prepare` gave."""
         logits: Tensor = self.layers(prepared)
-        return logits.squeeze(-1) if logits.shape[-1] == 1 else logits
+        return F.pad(logits, (1, 0)) if logits.shape[-1] == 1 else logits
 
 
 BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a step of the optimiser goes

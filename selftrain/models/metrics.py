@@ -4,18 +4,23 @@ scikit-learn and scipy compute what they offer. Macro-F1, accuracy, precision an
 only through the confusion counts, so that drawing posts anew is drawing counts anew: one multinomial draw a
 resample instead of as many as posts.
 
-Shape legend: ``B`` posts, ``T`` thresholds that tell posts apart, ``R`` resamples.
+What is said of one class (precision, AUC, a curve) is said of those that are set against the rest: of two the
+positive one, of more all together.
+
+Shape legend: ``B`` posts, ``T`` thresholds that tell posts apart, ``R`` resamples, ``K`` classes, ``C``
+classes set against the rest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from selftrain._util.numeric import sigmoid
+from selftrain._util.numeric import class_columns, decide, log_odds, log_probs, sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Interval, LabelArray
 from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import PrecisionRecall, ReliabilityBin, ReliabilityDiagram, Scored
@@ -61,30 +66,42 @@ def accuracy_and_f1(truth: IntArray, predicted: IntArray) -> dict[str, float]:
 
 
 def evaluate(labels: LabelArray, logits: Float32Array) -> SplitMetrics:
-    """Return metrics of calibrated logits [B] against labels [B] (1 positive, 0 negative)."""
+    """Return metrics of calibrated logits [B, K] against labels [B]."""
     from sklearn.metrics import confusion_matrix
 
-    predicted = (logits > 0).astype(np.int8)
-    tn, fp, fn, tp = confusion_matrix(labels, predicted, labels=[0, 1]).ravel().tolist()
+    kinds = range(logits.shape[1])
+    predicted = decide(logits)
+    confusion = confusion_matrix(labels, predicted, labels=list(kinds))
+    found = count_metrics(confusion.reshape(1, -1))
+    truth, odds = against_rest(labels, logits)
+    areas = [auc(truth[:, c], odds[:, c]) for c in range(truth.shape[1])]
     return SplitMetrics(
         posts=len(labels),
-        macro_f1=macro_f1(labels, predicted, (0, 1)),
-        accuracy=(tp + tn) / max(len(labels), 1),
-        precision=tp / max(tp + fp, 1),
-        recall=tp / max(tp + fn, 1),
-        brier=float(np.mean((sigmoid(logits) - labels) ** 2)) if len(labels) else 0.0,
-        true_positive=tp,
-        false_positive=fp,
-        false_negative=fn,
-        true_negative=tn,
-        auc=auc(labels == 1, logits),
+        macro_f1=macro_f1(labels, predicted, kinds),
+        accuracy=float(found["accuracy"][0]),
+        precision=float(found["precision"][0]),
+        recall=float(found["recall"][0]),
+        brier=float(np.mean((sigmoid(odds) - truth).ravel() ** 2)) if len(labels) else 0.0,
+        confusion=confusion.tolist(),
+        auc=None if None in areas else float(np.mean(areas)),  # type: ignore[arg-type]
     )
 
 
+def against_rest(labels: LabelArray, logits: Float32Array) -> tuple[BoolArray, FloatArray]:
+    """Return, of each class set against the rest, whether a post is one and its log-odds, both [B, C]."""
+    columns = class_columns(logits.shape[1])
+    return labels[:, None] == columns, log_odds(logits)[:, columns]
+
+
+def _pooled(scored: Scored) -> tuple[BoolArray, FloatArray]:
+    """Return the same of all these classes together, both [B * C]."""
+    truth, odds = against_rest(scored.labels, scored.logits)
+    return truth.reshape(-1), odds.reshape(-1)
+
+
 def log_likelihood(labels: LabelArray, logits: Float32Array) -> float:
-    """Return the mean log-probability of labels [B] under calibrated logits [B], in nats, at most 0."""
-    margin = np.where(labels == 1, logits, -logits).astype(np.float64)
-    return -float(np.logaddexp(0, -margin).mean())
+    """Return the mean log-probability of labels [B] under calibrated logits [B, K], in nats, at most 0."""
+    return float(log_probs(logits)[np.arange(len(labels)), labels].mean())
 
 
 # ---- labels against scores ----------------------------------------------------------------------------
@@ -167,20 +184,22 @@ BINS = 10
 
 
 def precision_recall(scored: Scored) -> PrecisionRecall | None:
-    """Return the curve, thinned to `MOST_POINTS`; None when one class does not occur."""
+    """Return the curve, thinned to `MOST_POINTS`; None when only one class occurs."""
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     if len(np.unique(scored.labels)) < 2:
         return None
-    precision, recall, _ = precision_recall_curve(scored.labels, scored.logits)
+    truth, odds = _pooled(scored)
+    precision, recall, _ = precision_recall_curve(truth, odds)
     chosen = np.unique(np.linspace(0, len(recall) - 1, min(MOST_POINTS, len(recall))).round().astype(int))
-    average = float(average_precision_score(scored.labels, scored.logits))
+    average = float(average_precision_score(truth, odds))
     return PrecisionRecall(recall[chosen][::-1].tolist(), precision[chosen][::-1].tolist(), average)
 
 
 def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
-    """Return the share of positives by predicted probability, in `bins` equal intervals of [0, 1]."""
-    probs = sigmoid(scored.logits)
+    """Return how often a class is true by its predicted probability, in `bins` equal intervals of [0, 1]."""
+    truth, odds = _pooled(scored)
+    probs = sigmoid(odds)
     place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
         ReliabilityBin(
@@ -188,7 +207,7 @@ def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
             high=(number + 1) / bins,
             posts=int(inside.sum()),
             confidence=float(probs[inside].mean()),
-            accuracy=float((scored.labels[inside] == 1).mean()),
+            accuracy=float(truth[inside].mean()),
         )
         for number in range(bins)
         if (inside := place == number).any()
@@ -198,12 +217,11 @@ def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
 
 
 def histogram(scored: Scored, bins: int) -> tuple[list[int], list[int]]:
-    """Count the posts of the positive class by probability, in `bins` equal intervals, and the others."""
-    probs = sigmoid(scored.logits)
-    positive, negative = (
-        np.histogram(probs[scored.labels == value], bins=bins, range=(0, 1))[0].tolist() for value in (1, 0)
-    )
-    return positive, negative
+    """Count a class's posts by its probability, in `bins` equal intervals, and the others."""
+    truth, odds = _pooled(scored)
+    probs = sigmoid(odds)
+    own, other = (np.histogram(probs[some], bins=bins, range=(0, 1))[0].tolist() for some in (truth, ~truth))
+    return own, other
 
 
 # ---- intervals of shares --------------------------------------------------------------------------------
@@ -272,16 +290,15 @@ def threshold_intervals(truth: BoolArray, scores: FloatArray, resamples: int = 1
 
 
 def counts_of(one: SplitMetrics) -> IntArray:
-    """Return [4] true negatives, false positives, false negatives, true positives of one split."""
-    counts = (one.true_negative, one.false_positive, one.false_negative, one.true_positive)
-    return np.array(counts, dtype=np.int64)
+    """Return [K * K] posts of one split by true and predicted class."""
+    return np.array(one.confusion, dtype=np.int64).ravel()
 
 
 def estimates(counts: IntArray) -> dict[str, Interval]:
     """Return every metric of `METRICS` with its interval.
 
     Args:
-        counts: [4] as `counts_of` gives them; at least one post.
+        counts: [K * K] as `counts_of` gives them; at least one post.
 
     Raises:
         ValueError: No post.
@@ -297,34 +314,37 @@ def difference(first: Scored, second: Scored) -> Interval | None:
         return None
     order = np.array([place[post_id] for post_id in second.ids])
     labels = first.labels[order]
-    if not np.array_equal(labels, second.labels):
+    if not np.array_equal(labels, second.labels) or first.logits.shape != second.logits.shape:
         return None
-    # eight outcomes: truth x what the first says x what the second says
-    outcome = labels * 4 + (first.logits[order] > 0) * 2 + (second.logits > 0)
-    counts = np.bincount(outcome, minlength=8).astype(np.int64)
-    one, other = _marginals(counts[None, :])
+    # K x K x K outcomes: truth x what the first says x what the second says
+    classes = second.logits.shape[1]
+    shape = classes, classes, classes
+    outcome = np.ravel_multi_index((labels, decide(first.logits[order]), decide(second.logits)), shape)
+    counts = np.bincount(outcome, minlength=classes**3).astype(np.int64)
+    one, other = _marginals(counts[None, :], shape)
     value = float((count_metrics(other)["macro_f1"] - count_metrics(one)["macro_f1"])[0])
-    one, other = _marginals(_resampled(counts))
+    one, other = _marginals(_resampled(counts), shape)
     return percentile_interval(value, count_metrics(other)["macro_f1"] - count_metrics(one)["macro_f1"])
 
 
 def count_metrics(counts: IntArray) -> dict[str, FloatArray]:
-    """Return metric -> [R], from confusion counts [R, 4]. A share of nothing is 0."""
-    tn, fp, fn, tp = counts.T.astype(np.float64)
-    positive = _share(2 * tp, 2 * tp + fp + fn)
-    negative = _share(2 * tn, 2 * tn + fp + fn)
+    """Return metric -> [R], from confusion counts [R, K * K]. A share of nothing is 0."""
+    classes = math.isqrt(counts.shape[1])
+    table = counts.reshape(-1, classes, classes).astype(np.float64)
+    right, true, given = np.diagonal(table, axis1=1, axis2=2), table.sum(2), table.sum(1)
+    columns = class_columns(classes)
     return {
-        "macro_f1": (positive + negative) / 2,
-        "accuracy": _share(tp + tn, tp + tn + fp + fn),
-        "precision": _share(tp, tp + fp),
-        "recall": _share(tp, tp + fn),
+        "macro_f1": _share(2 * right, true + given).mean(1),
+        "accuracy": _share(right.sum(1), table.sum((1, 2))),
+        "precision": _share(right, given)[:, columns].mean(1),
+        "recall": _share(right, true)[:, columns].mean(1),
     }
 
 
-def _marginals(joint: IntArray) -> tuple[IntArray, IntArray]:
-    """Turn [R, 8] joint outcomes into the confusion counts [R, 4] of the first and of the second."""
-    cube = joint.reshape(-1, 2, 2, 2)
-    return cube.sum(axis=3).reshape(-1, 4), cube.sum(axis=2).reshape(-1, 4)
+def _marginals(joint: IntArray, shape: tuple[int, int, int]) -> tuple[IntArray, IntArray]:
+    """Turn joint outcomes [R, K^3] into the confusion counts [R, K * K] of the first and of the second."""
+    cube = joint.reshape(-1, *shape)
+    return cube.sum(axis=3).reshape(len(cube), -1), cube.sum(axis=2).reshape(len(cube), -1)
 
 
 def _resampled(counts: IntArray) -> IntArray:

@@ -3,7 +3,7 @@
 The file carries what scoring needs beside the graph (classes, tokenizer, preprocessing) as metadata, so that
 `selftrain.models.onnx_predictor` reads posts with it where torch is not installed.
 
-Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images, ``D`` width of a row.
+Shape legend: ``B`` posts, ``N`` texts, ``L`` tokens, ``M`` images, ``D`` width of a row, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> tuple[s
 
     The whole graph takes what `collate` of `MiniLMEfficientNet` gives: ids and mask [N, L], text_rows [N],
     pixels [M, 3, H, W], image_rows [M], size []. There has to be one text at least; where no post has one,
-    any token with text_rows -1 belongs to no post. The head alone takes features [B, D]. Both give logits
-    [B], calibrated, of the positive class, and probabilities [B, 2] in the order of the metadata's classes.
+    any token with text_rows -1 belongs to no post. The head alone takes features [B, D]. Both give calibrated
+    logits [B, K] and probabilities [B, K], in the order of the metadata's classes.
 
     Adapters are merged into the weights that they stand beside.
 
@@ -78,17 +78,21 @@ class _Graph(NamedTuple):
 
 
 class _Calibrated(nn.Module):
-    """A head with its calibration: rows [B, D] to logits [B] and probabilities [B, 2]."""
+    """A head with its calibration: rows [B, D] to logits and probabilities [B, K], positive class first."""
 
-    def __init__(self, head: Head, calibration: Calibration) -> None:
+    offset: Tensor
+
+    def __init__(self, head: Head, calibration: Calibration, classes: int) -> None:
         super().__init__()
         self.head = head
-        self.slope, self.offset = calibration
+        self.slope, offset = calibration
+        self.register_buffer("offset", torch.tensor([offset, *[0.0] * (classes - 1)]))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.slope * self.head(features) + self.offset
-        positive = torch.sigmoid(logits)
-        return logits, torch.stack([positive, 1 - positive], dim=1)
+        numbered = self.head(features)  # the loop numbers the positive class last
+        shown = torch.cat([numbered[:, -1:], numbered[:, :-1]], dim=1)
+        logits = self.slope * shown + self.offset
+        return logits, logits.softmax(1)
 
 
 class _Whole(nn.Module):
@@ -118,7 +122,7 @@ class _Whole(nn.Module):
 
 def _head_graph(model: RunPredictor) -> _Graph:
     width = model.backbone.layout.width
-    module = _Calibrated(model.head.cpu(), model.calibration)
+    module = _Calibrated(model.head.cpu(), model.calibration, len(model.classes))
     posts = torch.export.Dim("posts")
     return _Graph(module, ("features",), (torch.zeros(3, width),), ({0: posts},))
 
@@ -128,7 +132,7 @@ def _whole_graph(model: RunPredictor) -> _Graph:
     towers, side = backbone.module.cpu(), backbone.reading()["crop"]
     towers.placement = Placement(torch.device("cpu"), torch.float32)
     _merge_adapters(towers)
-    module = _Whole(towers, _Calibrated(model.head.cpu(), model.calibration))
+    module = _Whole(towers, _Calibrated(model.head.cpu(), model.calibration, len(model.classes)))
     texts, images = (torch.export.Dim(name) for name in ("texts", "images"))
     tokens = torch.export.Dim("tokens", max=MAX_TOKENS)
     # no size of 0 or 1, which the exporter would take for a constant

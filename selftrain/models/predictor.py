@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from selftrain._util.numeric import sigmoid
+from selftrain._util.numeric import log_odds, sigmoid
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json, LabelArray
 from selftrain.data.posts import Post
 from selftrain.errors import RunMismatchError
@@ -62,8 +62,8 @@ class ValidationScores(NamedTuple):
     """What a model said of the posts that it was validated on; thresholds are chosen on them.
 
     Attributes:
-        labels: [V] 1 positive, 0 negative.
-        probs: [V] of the positive class, in [0, 1].
+        labels: [V] 1 for the class that is looked for, 0 for any other.
+        probs: [V] of that class, in [0, 1].
     """
 
     labels: LabelArray
@@ -111,14 +111,23 @@ class Predictor(Protocol):
         ...
 
 
-def stored_validation(folder: Path, *, positive: str, negative: str) -> ValidationScores | None:
-    """Read the calibrated logits of the validation posts in a folder's scores.jsonl; None where it has none.
+def stored_validation(folder: Path, classes: Sequence[str], positive: str) -> ValidationScores | None:
+    """Read what a folder's scores.jsonl says of the validation posts; None where it has none.
+
+    Args:
+        folder: Of a round, or of a model.
+        classes: K names, in the order of the logits.
+        positive: The class that is looked for.
 
     Raises:
         RunStateError: The file is damaged.
     """
-    found = (read_scores(folder, positive=positive, negative=negative) or {}).get("validation")
-    return None if found is None else ValidationScores(found.labels, sigmoid(found.logits))
+    found = (read_scores(folder, classes) or {}).get("validation")
+    if found is None:
+        return None
+    place = classes.index(positive)
+    labels = np.asarray(found.labels == place, dtype=np.int16)
+    return ValidationScores(labels, sigmoid(log_odds(found.logits)[:, place]))
 
 
 def check_backbone(backbone: Backbone, expected: str, folder: Path) -> None:

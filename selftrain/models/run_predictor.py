@@ -17,15 +17,15 @@ import torch
 from pydantic import ValidationError
 
 from backbones.base import Backbone, Encodable, Encoded
-from selftrain._util.numeric import sigmoid
+from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array
 from selftrain.config import Recipe
 from selftrain.data.features import extract_features
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
 from selftrain.errors import RunStateError, TrainingError
-from selftrain.models.calibration import Calibration
-from selftrain.models.classifier import FORMAT, load_head
+from selftrain.models.calibration import Calibration, probabilities
+from selftrain.models.classifier import FORMATS, load_head
 from selftrain.models.finetune_network import Network, load_finetuned
 from selftrain.models.head import Head
 from selftrain.models.model_file import read_format
@@ -39,6 +39,7 @@ from selftrain.models.predictor import (
 )
 from selftrain.models.pretrained import build_backbone, finetuning_backbone
 from selftrain.store.run_dir import RunFolder
+from selftrain.store.scores import numbered
 
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 _CACHED_CHUNK = 4096
@@ -51,7 +52,7 @@ class RunPredictor:
     Attributes:
         folder: The run.
         recipe: As the run resolved it.
-        classes: The positive class, then the negative one.
+        classes: K names, the positive one first.
         file: The weights of the best round.
         backbone: Pretrained; where `network` is set, with the fine-tuned weights in it.
         head: In evaluation mode, on the backbone's device.
@@ -90,7 +91,7 @@ class RunPredictor:
         folder = RunFolder(path)
         recipe, classes = stored_recipe(folder), folder.class_names()
         file = folder.round_path(folder.best_round()) / "model.safetensors"
-        if read_format(file) == FORMAT:
+        if read_format(file) in FORMATS:
             backbone, network = build_backbone(recipe), None
             pretrained = folder.environment().identity["backbone"]
             check_backbone(backbone, pretrained, folder.path)
@@ -143,8 +144,7 @@ class RunPredictor:
 
     def validation(self) -> ValidationScores | None:
         """Return the best round's; None for a run that is older than the file they are in."""
-        positive, negative = self.classes
-        return stored_validation(self.file.parent, positive=positive, negative=negative)
+        return stored_validation(self.file.parent, numbered(self.classes), self.positive)
 
     def encode(self, posts: Sequence[Encodable]) -> Encoded:
         """Compute feature rows [B, D], not cached; NaN, and a reason, for posts that cannot be encoded.
@@ -164,9 +164,10 @@ class RunPredictor:
 
     @torch.inference_mode()
     def classify(self, rows: Float32Array) -> Float32Array:
-        """Return calibrated logits [B] of the positive class for feature rows [B, D]."""
+        """Return calibrated logits [B, K] for feature rows [B, D], in the order of `classes`."""
         device = self.head.mean.device
-        return self.calibration(self.head(torch.from_numpy(rows).to(device)).cpu().numpy())
+        logits = self.calibration(self.head(torch.from_numpy(rows).to(device)).cpu().numpy())
+        return np.roll(logits, 1, axis=1)  # the loop numbers the positive class last
 
     def _predict(self, posts: Sequence[Post]) -> list[Prediction]:
         encoded = self.encode(posts)
@@ -176,10 +177,8 @@ class RunPredictor:
         self, posts: Sequence[Post], rows: Float32Array, reasons: dict[int, str]
     ) -> list[Prediction]:
         logits = self.classify(rows)
-        probs = sigmoid(logits)
-        # by the logit, as the loop does: a probability next to one half may round to it
-        chosen = np.where(logits > 0, 0, 1)
-        return from_probs(posts, self.classes, np.stack([probs, 1 - probs], axis=1), chosen, reasons)
+        # by the logits, as the loop does: probabilities next to each other may round to the same
+        return from_probs(posts, self.classes, probabilities(logits), decide(logits), reasons)
 
 
 def stored_recipe(folder: RunFolder) -> Recipe:

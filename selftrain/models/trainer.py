@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from losses.base import RoundLoss
+from losses.base import ClassLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.calibration import Calibration
@@ -19,7 +19,7 @@ from selftrain.models.train_loop import EpochResult
 
 
 class Model(Protocol):
-    """A trained and calibrated classifier of two classes.
+    """A trained and calibrated classifier.
 
     Attributes:
         curve: Loss parts and validation macro-F1 over the epochs.
@@ -46,7 +46,8 @@ M = TypeVar("M", bound=Model)
 class Trainer(Protocol[M]):
     """Fits, scores and loads models of one kind: `HeadTrainer`, `FineTuner`, or one of your own.
 
-    Positions are indices into `corpus.posts`. The same seed, posts and start give the same model.
+    Positions are indices into `corpus.posts`. The same seed, posts and start give the same model. Of K
+    classes C are set against the rest: `corpus.columns`.
     """
 
     def fit(
@@ -54,7 +55,7 @@ class Trainer(Protocol[M]):
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: RoundLoss,
+        loss: ClassLoss,
         seed: int,
         where: str,
         start: M | None,
@@ -63,8 +64,8 @@ class Trainer(Protocol[M]):
 
         Args:
             corpus: Posts, labels (-1 where hidden) and, if features were extracted, rows [N, D].
-            training: M positions with their groups [M] (`losses.Group`) and soft targets [M] in [0, 1].
-            loss: Of logits [B], groups [B] and targets [B].
+            training: M positions with their groups [M, C] (`losses.Group`) and soft targets [M, C] in [0, 1].
+            loss: Of logits [B, K], groups [B, C] and targets [B, C].
             seed: Of everything that is drawn.
             where: Said in errors: "round 3".
             start: A model of this trainer to go on from; None: from pretrained weights.
@@ -78,9 +79,9 @@ class Trainer(Protocol[M]):
     def logits(
         self, model: M, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """Yield (positions [n], calibrated logits [n]) in chunks, in the order given.
+        """Yield (positions [n], calibrated logits [n, K]) in chunks, in the order given.
 
-        A logit is the log-odds of the positive class; NaN for a post that cannot be read.
+        Their softmax gives the probabilities of `corpus.classes`; NaN for a post that cannot be read.
         """
         ...
 
@@ -137,7 +138,7 @@ class HeadTrainer:
         corpus: Corpus,
         training: TrainingSet,
         *,
-        loss: RoundLoss,
+        loss: ClassLoss,
         seed: int,
         where: str,
         start: HeadClassifier | None,
@@ -145,8 +146,8 @@ class HeadTrainer:
         return train_head(
             corpus.rows(training.positions), training,
             corpus.rows(corpus.validation), corpus.labels[corpus.validation],
-            scaling=self._fit_scaling(corpus), loss=loss, settings=self.settings, seed=seed, start=start,
-            where=where,
+            scaling=self._fit_scaling(corpus), loss=loss, settings=self.settings, seed=seed,
+            classes=corpus.classes if len(corpus.classes) > 2 else (), start=start, where=where,
         )  # fmt: skip
 
     def logits(

@@ -13,7 +13,7 @@ from selftrain.report.status import Summary, score, summarise
 from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import Scored, read_scores
+from selftrain.store.scores import Scored, numbered, read_scores
 from selftrain.web import charts
 from selftrain.web.html import render_page
 
@@ -90,7 +90,6 @@ def _side(folder: RunFolder, name: str) -> Side:
     folder.recipe()
     best = folder.best_round()  # says what to do when no round is finished
     environment, rounds = folder.environment(), finished_rounds(folder)
-    positive, negative = folder.class_names()
     measured = {"validation": rounds[best].validation, "test": rounds[best].test}
     splits = {split: one for split, one in measured.items() if one is not None}
     cost = total_cost(rounds)
@@ -103,7 +102,7 @@ def _side(folder: RunFolder, name: str) -> Side:
         summary=summarise(rounds),
         splits=splits,
         estimates={split: estimates(counts_of(one)) for split, one in splits.items()},
-        scores=read_scores(folder.round_path(best), positive=positive, negative=negative) or {},
+        scores=read_scores(folder.round_path(best), numbered(folder.class_names())) or {},
         cost=cost if cost.calls else None,
     )
 

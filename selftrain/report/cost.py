@@ -103,7 +103,7 @@ def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
     said = Judgment("reviewer", 0, State.LABEL, corpus.positive, None, words, "estimate")
     rng = np.random.default_rng(recipe.seed)
     chosen = rng.choice(corpus.pool, size=min(SAMPLE, len(corpus.pool)), replace=False)
-    sizes = panel.measure([corpus.posts[i] for i in chosen], said, corpus.negative)
+    sizes = panel.measure([corpus.posts[i] for i in chosen], said, corpus.shown[1])
 
     candidates = most_candidates(recipe)
     posts = min(candidates, len(corpus.pool))

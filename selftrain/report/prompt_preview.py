@@ -55,7 +55,7 @@ def previews(
     post, section = _find(recipe, task, post_id), recipe.vlm
     words = "(here stands the rationale of this agent)"
     said = Judgment("reviewer", 0, State.LABEL, task.positive, None, words, "preview")
-    first, review = all_queries(agent.protocol, said, task.negative)
+    first, review = all_queries(agent.protocol, said, task.numbered[0])
     prepared = asyncio.run(prepare_post(post, opener, side=section.image_side, most=section.max_images))
     if prepared.fault:
         raise ManifestError(f"post {post.id!r} cannot be shown: {prepared.fault}")

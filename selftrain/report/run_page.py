@@ -22,7 +22,7 @@ from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdict
 from selftrain.review.estimates import ReviewedBatch, percent, reviewed_batches
 from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
 from selftrain.store.run_dir import RunFolder
-from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, read_scores
+from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, numbered, read_scores
 from selftrain.web import charts
 from selftrain.web.charts import ChartPanel, legend
 from selftrain.web.html import isolated, render_page
@@ -42,13 +42,17 @@ COST_NAMES = {
 
 
 class TaskText(NamedTuple):
-    """The task in words; `policy` is None and `meanings` are empty when its file is gone."""
+    """The task in words, positive class first; `policy` is None, `meanings` empty when its file is gone."""
 
     name: str
-    positive: str
-    negative: str
+    classes: Sequence[str]
     policy: str | None
     meanings: Mapping[str, str]
+
+    @property
+    def positive(self) -> str:
+        """What the figures of one class are of, in words: of two the positive one."""
+        return self.classes[0] if len(self.classes) == 2 else "each class"
 
 
 class FinalSplit(NamedTuple):
@@ -57,8 +61,8 @@ class FinalSplit(NamedTuple):
     Attributes:
         estimates: Metric -> value and 95 % interval.
         precision_recall, reliability: None without scores.
-        histogram: Posts by predicted probability, in `HISTOGRAM` equal bins: of the positive class, and of
-            the negative; None without scores.
+        histogram: Posts by a class's predicted probability, in `HISTOGRAM` equal bins: its own, and the
+            others; None without scores.
     """
 
     name: str
@@ -169,15 +173,15 @@ def _last_written(folder: RunFolder, finished: int) -> str | None:
 
 
 def _task(folder: RunFolder, recipe: Json) -> TaskText:
-    name, (positive, negative) = folder.environment().task, folder.class_names()
+    name, classes = folder.environment().task, folder.class_names()
     # the run's own copy: the original may have moved, or say something else by now
     copied, original = folder.path / "task.toml", recipe.get("data", {}).get("task", "")
     try:
         task = load_task(copied if copied.exists() else Path(original))
     except TaskError:  # the file went, or was changed: the run's own names are enough
-        return TaskText(name, positive, negative, None, {})
+        return TaskText(name, classes, None, {})
     meanings = {one.name: one.meaning for one in task.classes}
-    return TaskText(name, positive, negative, task.policy, meanings)
+    return TaskText(name, classes, task.policy, meanings)
 
 
 def _read_trust(folder: RunFolder) -> Trust:
@@ -201,7 +205,7 @@ def _behaviour(rounds: Sequence[RoundResult]) -> dict[str, AgentCounts]:
 
 def _final(folder: RunFolder, best: RoundResult, task: TaskText) -> Iterator[FinalSplit]:
     path = folder.round_path(best.number)
-    scores = read_scores(path, positive=task.positive, negative=task.negative) or {}
+    scores = read_scores(path, numbered(task.classes)) or {}
     for name, split in (("validation", best.validation), ("test", best.test)):
         if split is not None:
             one = scores.get(name)
@@ -218,7 +222,7 @@ def _verdicts(
     following = len(rounds)
     if following and (folder.round_path(following) / "verdicts.jsonl").exists():
         outcomes[following] = UNFINISHED  # written whole before the round's training: worth reading already
-    found = gather_verdicts(folder, outcomes, (task.positive, task.negative), budget=budget)
+    found = gather_verdicts(folder, outcomes, task.classes, budget=budget)
     return found if found.table.shown else None
 
 
@@ -247,11 +251,13 @@ def render(page: RunPage) -> str:
 
 def _set_panels(page: RunPage, rounds: Sequence[RoundResult]) -> Iterator[ChartPanel]:
     numbers, kept = [row.number for row in rounds], [row.kept for row in rounds]
-    classes = (page.task.positive, page.task.negative)
+    classes, together = _few(page.task.classes)
     names = rounds[0].sets._fields
     sets = {name: [row.sets[place] for row in rounds] for place, name in enumerate(names)}
     for which in ("consistent", "divergent"):
-        parts = [[one.by_class.get(name, 0) for one in sets[which]] for name in classes]
+        parts = [
+            [sum(one.by_class.get(name, 0) for name in part) for one in sets[which]] for part in together
+        ]
         sizes = [f"round {n} {one.posts}" for n, one in zip(numbers, sets[which], strict=True)]
         what = f"Posts of the {which} set by round, by the classifier's class: {', '.join(sizes[-20:])}"
         chart = charts.stacked_bars(numbers, parts, kept, which, what)
@@ -266,12 +272,21 @@ def _set_panels(page: RunPage, rounds: Sequence[RoundResult]) -> Iterator[ChartP
         )
 
 
+def _few(classes: Sequence[str]) -> tuple[list[str], list[Sequence[str]]]:
+    """Return what a chart calls its parts, and the classes of each: no more parts than it has colours."""
+    most = len(charts.SERIES)
+    if len(classes) <= most:
+        return list(classes), [[name] for name in classes]
+    first, rest = classes[: most - 1], classes[most - 1 :]
+    return [*first, f"{len(rest)} other classes"], [*([name] for name in first), rest]
+
+
 def _training_panels(page: RunPage) -> Iterator[ChartPanel]:
     rounds = page.rounds
     learned = [row.training for row in rounds]
     parts = {
-        "labelled": [one.positive + one.negative for one in learned],
-        "agreed": [one.agreed_positive + one.agreed_negative for one in learned],
+        "labelled": [sum(one.labelled.values()) for one in learned],
+        "agreed": [sum(one.agreed.values()) for one in learned],
         "divergent": [one.divergent for one in learned],
     }
     what = "Posts that each round was trained on: labelled, agreed and divergent"
@@ -310,7 +325,7 @@ def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
             [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in found.bins]
             for found in diagrams.values()
         ]
-        what = "Share of positive posts by the probability that the best model gave"
+        what = "Share of posts of a class by the probability that the best model gave it"
         chart = charts.reliability_chart(dots, "reliability", what)
         words = "on the line, the model is as sure as it is right; a dot's size follows its posts"
         yield ChartPanel("Reliability", words, chart, legend(diagrams))
@@ -319,7 +334,8 @@ def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
         what = f"Posts of each class by the probability that the best model gave, {split.name}"
         chart = charts.histogram_chart(*(split.histogram or ([], [])), "histogram", what)
         under = isolated(f"{split.name} posts by probability of {{}}", task.positive)
-        sides = legend([f"{task.positive}, upwards", f"{task.negative}, downwards"])
+        other = task.classes[1] if len(task.classes) == 2 else "the others"
+        sides = legend([f"{task.positive}, upwards", f"{other}, downwards"])
         yield ChartPanel("Where the scores lie", under, chart, sides)
 
 

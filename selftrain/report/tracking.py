@@ -81,9 +81,11 @@ def close(folder: RunFolder) -> None:
 
 def scalars(finished: RoundResult) -> Iterator[tuple[str, float]]:
     """Yield tag and value of all that is a number and known in this round, `LAST` at the end."""
-    groups: dict[str, Mapping[str, float | None]] = {"validation": finished.validation._asdict()}
-    if finished.test is not None:
-        groups["test"] = finished.test._asdict()
+    splits = {"validation": finished.validation} | ({"test": finished.test} if finished.test else {})
+    groups: dict[str, Mapping[str, float | None]] = {
+        name: {key: value for key, value in split._asdict().items() if key != "confusion"}
+        for name, split in splits.items()
+    }
     for name, counts in finished.sets._asdict().items():
         groups[name] = {"posts": counts.posts, "precision": counts.precision}
     groups["pseudo_labels"] = finished.pseudo_labels._asdict()
@@ -91,7 +93,9 @@ def scalars(finished: RoundResult) -> Iterator[tuple[str, float]]:
     groups["cost"] = finished.cost._asdict() if finished.cost is not None else {}
     groups["loss"] = finished.curve[-1].loss if finished.curve else {}
     groups["round"] = {
-        "kept": finished.kept, "theta": finished.theta, "grown": finished.grown, "seconds": finished.seconds,
+        "kept": finished.kept, "grown": finished.grown, "seconds": finished.seconds,
+        # the positive class's, which is the last
+        "theta": next(reversed(list(finished.theta.values())), None),
     }  # fmt: skip
     for group, values in groups.items():
         for key, value in values.items():

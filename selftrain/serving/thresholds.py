@@ -87,7 +87,7 @@ def validation_scores(
         hints = "".join(f"\n{hint}" for hint in report.hints)
         raise ServingError(f"{manifest} has no labelled post that can be scored: give some a label{hints}")
     labels, probs = zip(*scored, strict=True)
-    scores = ValidationScores(np.array(labels, np.int8), np.array(probs, np.float64))
+    scores = ValidationScores(np.array(labels, np.int16), np.array(probs, np.float64))
     return MeasuredPosts(scores, report.set_aside + len(posts) - len(scored))
 
 

@@ -78,7 +78,7 @@ class RunEnvironment:
             KeyError, TypeError, AttributeError: The record is none.
         """
         identity, classes = record.get("identity", {}), record.get("classes") or {}
-        named = classes.get("all") or [classes[key] for key in ("positive", "negative") if key in classes]
+        named = classes.get("all", ())
         return cls(
             recipe=record.get("recipe") or "",
             task=identity.get("task", ""),

@@ -1,8 +1,10 @@
 """What a round's model says of the posts that it is measured on, kept beside its figures.
 
-rounds/0003/scores.jsonl holds one line a post: id, split, label (a class name) and the calibrated logit of
-the positive class. From these follow what a table of figures cannot tell: the precision-recall curve, the
-reliability diagram, and intervals.
+rounds/0003/scores.jsonl holds one line a post: id, split, label (a class name) and the calibrated logits, in
+the order of the classes. From these follow what a table of figures cannot tell: the precision-recall curve,
+the reliability diagram, and intervals.
+
+Shape legend: ``V`` posts, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class Scored(NamedTuple):
 
     Attributes:
         ids: [V] post ids.
-        labels: [V] 1 positive, 0 negative.
-        logits: [V] calibrated logits of the positive class.
+        labels: [V] the class of each: a column of `logits`.
+        logits: [V, K] calibrated.
     """
 
     ids: Sequence[str]
@@ -37,13 +39,18 @@ class Scored(NamedTuple):
     logits: Float32Array
 
 
-def write_scores(folder: Path, splits: Mapping[str, Scored], *, positive: str, negative: str) -> None:
+def numbered(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a run's class names, given with the positive one first, as its labels number them: it last."""
+    return *classes[1:], classes[0]
+
+
+def write_scores(folder: Path, splits: Mapping[str, Scored], classes: Sequence[str]) -> None:
     """Write `scores.jsonl` of one round.
 
     Args:
         folder: The round's folder.
         splits: "validation" and, where its labels are known, "test".
-        positive, negative: The class names.
+        classes: K names, in the order of the labels.
 
     Raises:
         ValueError: An unknown split, or ids, labels and logits of different lengths.
@@ -52,18 +59,17 @@ def write_scores(folder: Path, splits: Mapping[str, Scored], *, positive: str, n
     unknown = sorted(splits.keys() - set(_SPLITS))
     if unknown:
         raise ValueError(f"splits {unknown}: expected {list(_SPLITS)} alone")
-    names = (negative, positive)
-    atomic.write_jsonl(folder / FILE, _rows(splits, names))
+    atomic.write_jsonl(folder / FILE, _rows(splits, classes))
 
 
 def _rows(splits: Mapping[str, Scored], names: Sequence[str]) -> Iterator[Json]:
     for split, scored in splits.items():
-        for post_id, label, logit in zip(*scored, strict=True):
-            value = round(float(logit), DECIMALS)
-            yield {"id": post_id, "split": split, "label": names[int(label)], "logit": value}
+        for post_id, label, logits in zip(*scored, strict=True):
+            values = [round(float(logit), DECIMALS) for logit in logits]
+            yield {"id": post_id, "split": split, "label": names[int(label)], "logits": values}
 
 
-def read_scores(folder: Path, *, positive: str, negative: str) -> dict[str, Scored] | None:
+def read_scores(folder: Path, classes: Sequence[str]) -> dict[str, Scored] | None:
     """Read the splits of one round's `scores.jsonl`; None when the round has none.
 
     Raises:
@@ -72,20 +78,20 @@ def read_scores(folder: Path, *, positive: str, negative: str) -> dict[str, Scor
     file = folder / FILE
     if not file.exists():
         return None
-    columns: dict[str, tuple[list[str], list[int], list[float]]] = {}
-    values = {positive: 1, negative: 0}
+    columns: dict[str, tuple[list[str], list[int], list[list[float]]]] = {}
+    values = {name: number for number, name in enumerate(classes)}
     try:
         for row in read_jsonl(file):
             ids, labels, logits = columns.setdefault(str(row["split"]), ([], [], []))
             ids.append(str(row["id"]))
             labels.append(values[row["label"]])
-            logits.append(float(row["logit"]))
-    except (KeyError, TypeError, ValueError) as error:
+            logits.append([float(row["logits"][number]) for number in range(len(classes))])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RunStateError(
             f"{file} has a line that is no score ({error!r}): the folder is damaged"
         ) from error
     return {
-        split: Scored(ids, np.array(labels, dtype=np.int8), np.array(logits, dtype=np.float32))
+        split: Scored(ids, np.array(labels, dtype=np.int16), np.array(logits, dtype=np.float32))
         for split, (ids, labels, logits) in sorted(columns.items(), key=lambda item: _order(item[0]))
     }
 

@@ -1,6 +1,6 @@
 """What a classifier says of posts that it did not learn from: every training post left out once.
 
-Shape legend: ``M`` training posts.
+Shape legend: ``M`` training posts, ``K`` classes, ``C`` classes set against the rest.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from losses.base import Group, RoundLoss
+from losses.base import ClassLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.trainer import Trainer
-
-LABELLED = (Group.POSITIVE, Group.NEGATIVE)
 
 
 class Fit(NamedTuple):
     """How a model was trained: on whom, with which loss and seed; `where` is said in an error."""
 
     training: TrainingSet
-    loss: RoundLoss
+    loss: ClassLoss
     seed: int
     where: str
 
@@ -32,7 +30,7 @@ class CrossFit:
     Args:
         trainer: Fits and scores.
         corpus: The posts.
-        folds: At most; never more than the smaller labelled class has posts, so that each model sees both.
+        folds: At most; never more than the smallest labelled class has posts, so that each model sees all.
     """
 
     def __init__(self, trainer: Trainer[Any], corpus: Corpus, folds: int) -> None:
@@ -40,15 +38,15 @@ class CrossFit:
         self._last: tuple[Fit, Float32Array] | None = None
 
     def __call__(self, fit: Fit) -> Float32Array:
-        """Return logits [M] of the posts of `fit`, each by a model trained like it on the other folds."""
+        """Return logits [M, K] of the posts of `fit`, each by a model trained like it on the other folds."""
         if self._last is None or not _same(self._last[0], fit):
             self._last = fit, self._logits(fit)
         return self._last[1]
 
     def _logits(self, fit: Fit) -> Float32Array:
         training = fit.training
-        fold = assign_folds(training.groups, self._folds, fit.seed)
-        logits = np.empty(len(fold), np.float32)
+        fold = assign_folds(training, self._folds, fit.seed)
+        logits = np.empty((len(fold), len(self._corpus.classes)), np.float32)
         for number in range(int(fold.max()) + 1):
             left_out = fold == number
             rest = TrainingSet(*(column[~left_out] for column in training))
@@ -67,18 +65,19 @@ def _same(one: Fit, other: Fit) -> bool:
     return posts and (one.loss, one.seed) == (other.loss, other.seed)
 
 
-def assign_folds(groups: IntArray, folds: int, seed: int) -> IntArray:
-    """Return the fold [M] of every post: each group is spread evenly.
+def assign_folds(training: TrainingSet, folds: int, seed: int) -> IntArray:
+    """Return the fold [M] of every post: those of one class and kind are spread evenly.
 
     Args:
-        groups: [M] `losses.Group` values; at least two posts of each labelled class.
+        training: At least two labelled posts of each class.
         folds: Most folds, at least 2.
         seed: Of the order within the groups.
     """
-    count = min(folds, *(int((groups == group).sum()) for group in LABELLED))
+    count = min(folds, int(np.unique(training.labels, return_counts=True)[1].min()))
+    kinds, kind = np.unique(training.groups, axis=0, return_inverse=True)
     draw = np.random.RandomState(seed % 2**32)
-    fold = np.empty(len(groups), np.int64)
-    for group in np.unique(groups):
-        members = draw.permutation(np.flatnonzero(groups == group))
+    fold = np.empty(len(kind), np.int64)
+    for number in range(len(kinds)):
+        members = draw.permutation(np.flatnonzero(kind.reshape(-1) == number))
         fold[members] = np.arange(len(members)) % count
     return fold

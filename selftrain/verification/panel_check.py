@@ -94,22 +94,21 @@ def check_panel(panel: Panel, corpus: Corpus, *, asked: int, advice: str, seed: 
     figures, answers = trust(panel, labelled)
     more = panel.predict_out_of_fold(pool[:LOOKED_AT])
     said = {role: [*answers[role], *more[role]] for role in answers}
-    classes = (corpus.negative, corpus.positive)
     rows = list(zip(*answers.values(), strict=True))
     labels = corpus.labels[corpus.labelled].astype(np.int64)
-    known = beliefs_of(classes, _plain_classifier(corpus, len(classes), seed), rows)
+    known = beliefs_of(corpus.classes, _plain_classifier(corpus, seed), rows)
     return PanelCheck(
         trust=figures,
         answered={role: sum(one.label is not None for one in given) for role, given in said.items()},
         failed={role: sum(one.state is State.FAILED for one in given) for role, given in said.items()},
         looked_at=len(labelled) + len(pool[:LOOKED_AT]),
-        gains=agent_gains(known, labels, tuple(answers), len(classes)),
+        gains=agent_gains(known, labels, tuple(answers), len(corpus.classes)),
         asked=asked,
         advice=advice,
     )
 
 
-def _plain_classifier(corpus: Corpus, classes: int, seed: int) -> FloatArray:
+def _plain_classifier(corpus: Corpus, seed: int) -> FloatArray:
     """Log-probabilities [n, K] of the labelled posts by logistic regression on the features, out of fold.
 
     It stands for the classifier that the run will train: for what a second agent adds it is close enough, and
@@ -119,7 +118,7 @@ def _plain_classifier(corpus: Corpus, classes: int, seed: int) -> FloatArray:
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     labels = corpus.labels[corpus.labelled]
-    folds = min(5, int(np.bincount(labels, minlength=classes).min()))
+    folds = min(5, int(np.bincount(labels, minlength=len(corpus.classes)).min()))
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
     model = LogisticRegression(C=10, max_iter=1000)
     probs = cross_val_predict(model, corpus.rows(corpus.labelled), labels, cv=parts, method="predict_proba")

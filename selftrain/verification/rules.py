@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from agents.judgment import Judgment, Posterior, Verdict
-from selftrain._util.types import Float32Array, FloatArray, IntArray
+from selftrain._util.numeric import log_probs
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RecipeError
 from selftrain.rounds import AgentGain
@@ -29,7 +30,7 @@ class Judged(NamedTuple):
             it.
         left_out: Gives whom the best classifier learned from, and logits of these posts, each by a model that
             did not learn from it.
-        predict: Gives the best classifier's calibrated logits of posts that it did not learn from.
+        predict: Gives the best classifier's calibrated logits [n, K] of posts that it did not learn from.
     """
 
     corpus: Corpus
@@ -93,10 +94,10 @@ class Unanimous:
         """Return the verdicts as they are."""
         corpus, roles = judged.corpus, tuple(judged.answers)
         labels = corpus.labels[corpus.labelled].astype(np.int64)
-        known = len(_classes(corpus))
+        known = len(corpus.classes)
         said = list(zip(*judged.answers.values(), strict=True))
         nothing = np.zeros((len(labels), known))  # the classifier is not asked about posts that taught it
-        gains = agent_gains(beliefs_of(_classes(corpus), nothing, said), labels, roles, known) if said else {}
+        gains = agent_gains(beliefs_of(corpus.classes, nothing, said), labels, roles, known) if said else {}
         return Decided(judged.verdicts, gains=gains)
 
 
@@ -136,12 +137,12 @@ class PosteriorRule:
         training, left_out = judged.left_out()
         positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
         logits = _unseen_logits(positions, training, left_out, judged.predict)
-        classes, labels = _classes(corpus), training.labels.astype(np.int64)
-        own = _two_sided(left_out[training.labelled])
+        classes, labels = corpus.classes, training.labels.astype(np.int64)
+        own = log_probs(left_out[training.labelled])
         labelled = beliefs_of(classes, own, _labelled_answers(judged, roles))
         answers = [_alone(one, roles) for one in verdicts]
         posterior = fit_posterior(
-            labelled, labels, beliefs_of(classes, _two_sided(logits), answers), roles, len(classes)
+            labelled, labels, beliefs_of(classes, log_probs(logits), answers), roles, len(classes)
         )
         decided = {
             verdict.post_id: replace(
@@ -166,25 +167,14 @@ def _unseen_logits(
     left_out: Float32Array,
     predict: Callable[[IntArray], Float32Array],
 ) -> Float32Array:
-    """Return logits [B] of judged posts, by models that did not learn from them."""
+    """Return logits [B, K] of judged posts, by models that did not learn from them."""
     place = {position: number for number, position in enumerate(training.positions.tolist())}
     learned = np.isin(positions, training.positions)
-    logits = np.empty(len(positions), np.float32)
+    logits = np.empty((len(positions), left_out.shape[1]), np.float32)
     logits[learned] = left_out[[place[position] for position in positions[learned].tolist()]]
     if not learned.all():
         logits[~learned] = predict(positions[~learned])
     return logits
-
-
-def _classes(corpus: Corpus) -> tuple[str, ...]:
-    """Class names in the order of their numbers."""
-    return corpus.negative, corpus.positive
-
-
-def _two_sided(logits: Float32Array) -> FloatArray:
-    """Log-probabilities [B, 2] of the two classes."""
-    wide = logits.astype(np.float64)
-    return np.stack([-np.logaddexp(0, wide), -np.logaddexp(0, -wide)], axis=1)
 
 
 def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from class_helpers import column
 
-from losses import Group, PNULoss
+from losses import AgainstRest, Group, PNULoss
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.data.posts import Post
 
@@ -63,7 +64,7 @@ def corpus(tmp_path_factory):
     )
     labels = np.where(np.arange(30) < 24, truth, np.int8(-1))
     parts = np.split(np.arange(30), [16, 24])
-    return Corpus(posts, None, *parts, np.empty(0, np.int64), labels, truth, "dark", "bright")
+    return Corpus(posts, None, *parts, np.empty(0, np.int64), labels, truth, ("bright", "dark"))
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
@@ -74,9 +75,11 @@ def test_an_epoch_in_bfloat16_trains_and_its_model_scores_on_the_cpu(mode, make_
     trainer = FineTuner(make_backbone("cuda"), **options)
     groups = np.append(1 - corpus.labels[corpus.labelled], [Group.DIVERGENT] * 4).astype(np.int64)
     positions = np.concatenate([corpus.labelled, corpus.pool[:4]])
-    training = TrainingSet(positions, groups, np.full(20, 0.5, np.float32))
+    training = TrainingSet(positions, column(groups), np.full((20, 1), 0.5, np.float32))
     state = torch.cuda.get_rng_state()
-    model = trainer.fit(corpus, training, loss=PNULoss(balance=0.1), seed=0, where="round 1", start=None)
+    model = trainer.fit(
+        corpus, training, loss=AgainstRest((PNULoss(balance=0.1),)), seed=0, where="round 1", start=None
+    )
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert np.isfinite(model.curve[0].parts["loss"])
     assert {
@@ -110,7 +113,9 @@ def test_running_out_of_device_memory_says_what_to_lower(make_backbone, corpus, 
 
     trainer = FineTuner(make_backbone("cuda"), progress=False)
     training = TrainingSet(
-        corpus.labelled, (1 - corpus.labels[corpus.labelled]).astype(np.int64), np.full(16, 0.5, np.float32)
+        corpus.labelled,
+        column(1 - corpus.labels[corpus.labelled]).astype(np.int64),
+        np.full((16, 1), 0.5, np.float32),
     )
     backbone = type(make_backbone("cpu")())
 

@@ -56,13 +56,14 @@ class NearestMean:
         self.sharpness = sharpness
 
     def fit(self, corpus, training, *, loss, seed, where, start):
-        rows, targets = corpus.rows(training.positions), training.targets
+        rows, targets = corpus.rows(training.positions), training.targets[:, 0]
         up, down = rows[targets > 0.5].mean(0), rows[targets < 0.5].mean(0)
         return Means(up - down, (up @ up - down @ down) / 2)
 
     def logits(self, model, corpus, positions):
         rows = corpus.rows(positions)
-        yield positions, (self.sharpness * (rows @ model.direction - model.middle)).astype(np.float32)
+        positive = self.sharpness * (rows @ model.direction - model.middle)
+        yield positions, np.stack([np.zeros_like(positive), positive], axis=1).astype(np.float32)
 
     def load(self, file):
         record = json.loads(Path(file).read_text())

@@ -148,7 +148,7 @@ def test_seeds_are_a_range_or_a_list() -> None:
 
 def test_broken_agents_are_broken_as_they_say(tmp_path) -> None:
     (judged,) = find_sets(write_set(tmp_path / "one", right=1.0))
-    corpus = argparse.Namespace(positive="fruit", negative="metal")
+    corpus = argparse.Namespace(shown=("fruit", "metal"))
     trial = argparse.Namespace(judged=judged, corpus=corpus, folder=tmp_path, seed=0)
     truth = [post.label for post in judged.posts]
     shares = {}
@@ -178,8 +178,9 @@ def drawn_answers(accuracies, posts=600):
 
 def test_a_majority_is_hard_and_absent_in_a_tie() -> None:
     answers = np.array([[1, 1], [0, 0], [1, 0], [1, MISSING], [MISSING, MISSING]])
-    assert majority(answers).tolist()[:2] == [1.0, 0.0]
-    assert np.isnan(majority(answers)).tolist() == [False, False, True, False, True]
+    assert majority(answers).tolist()[:2] == [[0.0, 1.0], [1.0, 0.0]]
+    assert np.isnan(majority(answers)).any(1).tolist() == [False, False, True, False, True]
+    assert majority(np.array([[2, 2], [0, 1]]), 3)[0].tolist() == [0.0, 0.0, 1.0]
 
 
 def test_dawid_and_skene_weigh_agents_by_what_the_known_posts_say() -> None:
@@ -198,7 +199,7 @@ def test_crowdlab_is_as_good_as_its_parts_and_silent_where_nobody_answered() -> 
     truth, answers = drawn_answers([0.9, 0.8])
     answers[:3] = MISSING
     probs = np.where(truth == 1, 0.7, 0.3)
-    found = crowdlab(answers, probs)
+    found = crowdlab(answers, np.stack([1 - probs, probs], axis=1))[:, 1]
     assert np.isnan(found).sum() == (answers == MISSING).all(1).sum()
     kept = ~np.isnan(found)
     assert np.mean((found[kept] > 0.5) == truth[kept]) > 0.9

@@ -48,7 +48,7 @@ def test_labels_are_those_of_the_best_model(small_run, manifest, tmp_path, capsy
     posts = read_manifest(manifest).posts
     assert [one["id"] for one in told] == [post.id for post in posts]
     table = extract_features(posts, load_backbone("minilm_efficientnet"), small_run.parent / "cache")
-    logits = load_head(small_run / "best" / "model.safetensors")[0].logits(table.rows(range(10)))
+    logits = load_head(small_run / "best" / "model.safetensors")[0].logits(table.rows(range(10)))[:, 1]
     assert [one["label"] for one in told] == [
         "invitation" if logit > 0 else "advertisement" for logit in logits
     ]

@@ -78,11 +78,10 @@ def test_other_counting_rules_are_refused(rule):
         Question("faces", "Faces?", ("yes", "no"), rule)
 
 
-def test_the_negative_class_is_the_other_of_two():
-    assert Task("t", two, "spam", "p").negative == "ham"
-    assert Task("t", two, "ham", "p").negative == "spam"
-    with pytest.raises(TaskError, match="3 classes"):
-        _ = Task("t", (*two, TaskClass("odd", "neither")), "spam", "p").negative
+def test_the_loop_numbers_the_positive_class_last():
+    assert Task("t", two, "spam", "p").numbered == ("ham", "spam")
+    assert Task("t", two, "ham", "p").numbered == ("spam", "ham")
+    assert Task("t", (*two, TaskClass("odd", "neither")), "ham", "p").numbered[-1] == "ham"
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_model_of_the_best_round_selects_and_not_the_rejected_one(tmp_path):
     for row in lines(tmp_path / "rounds/0003/candidates.jsonl"):
         position = int(row["id"][1:])
         ((_, logits),) = ScriptedTrainer([]).logits(best, corpus, corpus.pool[corpus.pool == position])
-        assert row["label"] == corpus.class_name(int(logits[0] > 0))
+        assert row["label"] == corpus.classes[logits[0].argmax()]
 
 
 @pytest.mark.parametrize(("start", "expected"), [("best", [None, 0, 1, 1]), ("pretrained", [None] * 4)])

@@ -2,20 +2,27 @@
 
 import numpy as np
 import pytest
+from class_helpers import both
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftrain import selection
 from selftrain.errors import SplitError
-from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain, quotas, select
+from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain, quotas
+
+CLASSES = ("ham", "spam")
 
 
 def whole(logits):
-    return [(np.arange(len(logits)), np.asarray(logits, np.float32))]
+    return [(np.arange(len(logits)), both(logits))]
 
 
-def chosen(logits, k, shares="equal", **kwargs):
-    return select(whole(logits), k, shares, **kwargs).positions.tolist()
+def select(chunks, k, shares="equal"):
+    return TopK(k, shares).select(chunks, most=None, classes=CLASSES, seed=0)
+
+
+def chosen(logits, k, shares="equal"):
+    return select(whole(logits), k, shares).positions.tolist()
 
 
 LOGITS = [3.0, -2.0, 1.0, 2.5, -0.5, -4.0, 0.2, 2.0]
@@ -36,7 +43,7 @@ def test_natural_quotas_follow_the_classifiers_own_shares():
 
 def test_custom_quotas_go_by_class_name():
     shares = {"spam": 0.25, "ham": 0.75}
-    assert chosen(LOGITS, 4, shares, positive="spam", negative="ham") == [5, 0, 1, 4]
+    assert chosen(LOGITS, 4, shares) == [5, 0, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +51,8 @@ def test_custom_quotas_go_by_class_name():
     [{"spam": 0.5}, {"spam": 0.5, "ham": 0.6}, {"spam": 1.5, "ham": -0.5}, {"spam": 0.5, "egg": 0.5}],
 )
 def test_shares_that_do_not_fit_are_refused(shares):
-    with pytest.raises(SplitError, match="expected 'spam' and 'ham' adding up to 1"):
-        quotas(10, shares, positive="spam", negative="ham", positive_share=0.5)
+    with pytest.raises(SplitError, match="expected 'ham' and 'spam' adding up to 1"):
+        quotas(10, shares, classes=CLASSES)
 
 
 def test_a_class_with_too_few_posts_leaves_the_rest_of_its_quota_unused():
@@ -60,7 +67,7 @@ def test_a_logit_of_zero_is_negative():
 
 def test_ties_go_to_the_earlier_post_in_whatever_order_they_arrive():
     positions = np.array([9, 2, 7, 4, 1, 8])
-    logits = np.array([1, 1, 1, -1, -1, -1], np.float32)
+    logits = both([1, 1, 1, -1, -1, -1])
     assert select([(positions, logits)], 2).positions.tolist() == [1, 2]
     assert select([(positions[::-1], logits[::-1])], 4).positions.tolist() == [1, 2, 4, 7]
 
@@ -97,10 +104,10 @@ def test_any_chunking_in_any_order_is_one_sort_of_the_whole(values, k, shares, r
     while order:
         size = random.randint(1, 9)
         part, order = np.array(order[:size], np.int64), order[size:]
-        chunks.append((part, logits[part]))
+        chunks.append((part, both(logits[part])))
     found = select(chunks, k, shares)
     assert found.positions.tolist() == by_one_sort(logits, k, shares)
-    np.testing.assert_array_equal(found.logits, logits[found.positions])
+    np.testing.assert_array_equal(found.logits, both(logits[found.positions]))
 
 
 @pytest.mark.parametrize("shares", ["equal", "natural"])
@@ -108,17 +115,15 @@ def test_only_k_posts_a_class_are_held_while_a_large_pool_streams_by(monkeypatch
     held = []
 
     class Watched(selection._Best):
-        def offer(self, positions, logits):
-            super().offer(positions, logits)
+        def offer(self, posts):
+            super().offer(posts)
             # a slice would keep the array it was cut from alive
-            bases = [a.nbytes if a.base is None else a.base.nbytes for a in (self.positions, self.logits)]
-            held.append((len(self.positions), max(bases)))
+            bases = [a.nbytes if a.base is None else a.base.nbytes for a in self.posts]
+            held.append((len(self.posts.positions), max(bases)))
 
     monkeypatch.setattr(selection, "_Best", Watched)
     random = np.random.default_rng(0)
-    chunks = (
-        (np.arange(i, i + 500), random.normal(size=500).astype(np.float32)) for i in range(0, 50_000, 500)
-    )
+    chunks = ((np.arange(i, i + 500), both(random.normal(size=500))) for i in range(0, 50_000, 500))
     assert len(select(chunks, 10, shares).positions) == 10
     assert len(held) == 200
     assert max(count for count, _ in held) == 10
@@ -133,9 +138,9 @@ SPREAD = np.random.default_rng(1).permutation(np.linspace(-3, 3.1, 60)).astype(n
 def picked(selector, logits=SPREAD, most=None, seed=0, size=7):
     """Positions, from chunks of `size` posts."""
     positions = np.arange(len(logits))
-    chunks = [(positions[i : i + size], logits[i : i + size]) for i in range(0, len(logits), size)]
-    found = selector.select(chunks, most=most, classes=("spam", "ham"), seed=seed)
-    np.testing.assert_array_equal(found.logits, logits[found.positions])
+    chunks = [(positions[i : i + size], both(logits[i : i + size])) for i in range(0, len(logits), size)]
+    found = selector.select(chunks, most=most, classes=CLASSES, seed=seed)
+    np.testing.assert_array_equal(found.logits, both(logits[found.positions]))
     assert len(set(found.positions.tolist())) == len(found.positions)
     return found.positions.tolist()
 
@@ -226,9 +231,9 @@ def test_no_selector_holds_more_than_k_a_criterion(monkeypatch, selector):
     held = []
 
     class Watched(selection._Best):
-        def offer(self, positions, logits):
-            super().offer(positions, logits)
-            held.append(len(self.positions))
+        def offer(self, posts):
+            super().offer(posts)
+            held.append(len(self.posts.positions))
 
     monkeypatch.setattr(selection, "_Best", Watched)
     logits = np.random.default_rng(0).normal(size=20_000).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from class_helpers import both
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -18,18 +19,18 @@ def test_a_known_slope_and_offset_are_recovered_on_many_posts(slope, offset, siz
     random = np.random.default_rng(3)
     logits = (size * random.normal(size=40_000)).astype(np.float32)
     labels = (random.random(40_000) < sigmoid(slope * logits + np.float32(offset))).astype(np.int8)
-    found = fit_calibration(logits, labels)
+    found = fit_calibration(logits[:, None], labels)
     assert found.slope == pytest.approx(slope, rel=0.05)
     assert found.offset == pytest.approx(offset, abs=0.05)
 
 
 def test_it_stays_near_identity_with_few_posts_even_if_they_separate(monkeypatch):
     logits, labels = np.array([-2, -1, -3, 2, 1, 3], np.float32), np.array([0, 0, 0, 1, 1, 1], np.int8)
-    found = fit_calibration(logits, labels)
+    found = fit_calibration(logits[:, None], labels)
     assert 0.7 < found.slope < 2.0
     assert abs(found.offset) < 0.3
     monkeypatch.setattr(calibration, "PRIOR_POSTS", 0.0)
-    assert fit_calibration(logits, labels).slope > 10  # what the prior holds back
+    assert fit_calibration(logits[:, None], labels).slope > 10  # what the prior holds back
 
 
 @pytest.mark.parametrize("count", [8, 300])
@@ -38,7 +39,7 @@ def test_it_minimises_what_it_says(count):
     random = np.random.default_rng(0)
     logits = random.normal(size=count).astype(np.float32)
     labels = (random.random(count) < sigmoid(2 * logits + 1)).astype(np.int8)
-    found = fit_calibration(logits, labels)
+    found = fit_calibration(logits[:, None], labels)
 
     def cost(slope, offset):
         margin = np.where(labels == 1, 1, -1) * (slope * logits.astype(float) + offset)
@@ -57,16 +58,16 @@ def test_it_minimises_what_it_says(count):
 def test_the_order_of_posts_never_changes(logits, seed):
     labels = np.random.default_rng(seed).integers(0, 2, len(logits)).astype(np.int8)
     labels[:2] = (0, 1)
-    found = fit_calibration(logits, labels)
+    found = fit_calibration(logits[:, None], labels)
     assert found.slope > 0
     assert np.isfinite(found).all()
-    assert (np.diff(found(np.sort(logits))) >= 0).all()
+    assert (np.diff(found(both(np.sort(logits)))[:, 1]) >= 0).all()
 
 
 @pytest.mark.parametrize("labels", [[], [1, 1], [0, 0, 0]])
 def test_one_class_alone_is_refused(labels):
     with pytest.raises(ValueError, match=f"{len(labels)} validation posts of one class"):
-        fit_calibration(np.zeros(len(labels), np.float32), np.array(labels, np.int8))
+        fit_calibration(np.zeros((len(labels), 1), np.float32), np.array(labels, np.int8))
 
 
 def test_probabilities_do_not_overflow():
@@ -76,8 +77,8 @@ def test_probabilities_do_not_overflow():
 
 
 def test_a_calibration_is_slope_times_logit_plus_offset():
-    found = Calibration(2.0, -1.0)(np.array([1, 0], np.float32))
-    assert found.tolist() == [1.0, -1.0]
+    found = Calibration(2.0, -1.0)(both([1, 0]))
+    assert found.tolist() == [[0.0, 1.0], [0.0, -1.0]]
     assert found.dtype == np.float32
 
 
@@ -93,7 +94,7 @@ def test_metrics_equal_scikit_learns(cases):
     labels = np.array([label for label, _ in cases], np.int8)
     logits = np.array([logit for _, logit in cases], np.float32)
     predicted = (logits > 0).astype(np.int8)
-    found = evaluate(labels, logits)
+    found = evaluate(labels, both(logits))
     expected = {
         "posts": len(cases),
         "macro_f1": sk.f1_score(labels, predicted, labels=[0, 1], average="macro", zero_division=0),
@@ -102,11 +103,11 @@ def test_metrics_equal_scikit_learns(cases):
         "recall": sk.recall_score(labels, predicted, zero_division=0),
         "brier": np.mean((1 / (1 + np.exp(-logits.astype(float))) - labels) ** 2),
     }
-    (tn, fp), (fn, tp) = sk.confusion_matrix(labels, predicted, labels=[0, 1])
-    expected |= {"true_positive": tp, "false_positive": fp, "false_negative": fn, "true_negative": tn}
     if len(set(labels.tolist())) == 2:
         expected["auc"] = sk.roc_auc_score(labels, logits)
-    assert {k: v for k, v in found._asdict().items() if v is not None} == pytest.approx(expected)
+    figures = {k: v for k, v in found._asdict().items() if v is not None}
+    assert figures.pop("confusion") == sk.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
+    assert figures == pytest.approx(expected)
 
 
 def test_macro_f1_of_nothing_is_zero():

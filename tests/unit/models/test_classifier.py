@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from class_helpers import column
 from safetensors.torch import save_file
 
 from backbones.base import FeatureLayout
+from losses.against_rest import AgainstRest
 from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain.data.corpus import TrainingSet
@@ -48,14 +49,14 @@ def training_set(labels):
         labels[fifth : 3 * fifth] == 1, Group.AGREED_POSITIVE, Group.AGREED_NEGATIVE
     )
     targets = np.where(labels == 1, 0.67, 0.33).astype(np.float32)
-    return TrainingSet(np.arange(len(labels)), groups, targets)
+    return TrainingSet(np.arange(len(labels)), column(groups), column(targets))
 
 
 def fit(rows=None, labels=None, **kwargs):
     train, truth = toy(100, seed=1)
     rows, labels = train if rows is None else rows, truth if labels is None else labels
     validation, validation_labels = toy(60, seed=2)
-    options = {"loss": PNULoss(), "settings": SETTINGS, "seed": 0} | kwargs
+    options = {"loss": AgainstRest((PNULoss(),)), "settings": SETTINGS, "seed": 0} | kwargs
     scaling = fit_scaling(toy(100, seed=1)[0], LAYOUT)
     return train_head(rows, training_set(labels), validation, validation_labels, scaling=scaling, **options)
 
@@ -64,9 +65,9 @@ def fit(rows=None, labels=None, **kwargs):
 @pytest.mark.parametrize("form", ["weighted", "convex", "sakai", "nnpu"])
 def test_a_head_separates_two_clouds_with_every_loss(kind, form):
     loss = PNULoss(form=form, balance=0.1)
-    head = fit(loss=loss, settings=SETTINGS._replace(kind=kind, hidden=16))
+    head = fit(loss=AgainstRest((loss,)), settings=SETTINGS._replace(kind=kind, hidden=16))
     rows, labels = toy(200, seed=3)
-    assert macro_f1(labels, (head.logits(rows) > 0).astype(np.int8)) > 0.82
+    assert macro_f1(labels, head.predict(rows)) > 0.82
 
 
 def test_the_groups_decide_what_is_learned():
@@ -74,12 +75,13 @@ def test_the_groups_decide_what_is_learned():
     rows, labels = toy(100, seed=1)
     validation, validation_labels = toy(60, seed=2)
     groups = np.where(labels == 1, Group.AGREED_NEGATIVE, Group.AGREED_POSITIVE).astype(np.int64)
-    training = TrainingSet(np.arange(100), groups, np.where(labels == 1, 0.05, 0.95).astype(np.float32))
+    targets = np.where(labels == 1, 0.05, 0.95).astype(np.float32)
+    training = TrainingSet(np.arange(100), column(groups), column(targets))
     head = train_head(
         rows, training, validation, 1 - validation_labels,
-        scaling=fit_scaling(rows, LAYOUT), loss=PNULoss(), settings=SETTINGS, seed=0,
+        scaling=fit_scaling(rows, LAYOUT), loss=AgainstRest((PNULoss(),)), settings=SETTINGS, seed=0,
     )  # fmt: skip
-    assert macro_f1(labels, (head.logits(rows) > 0).astype(np.int8)) < 0.15
+    assert macro_f1(labels, head.predict(rows)) < 0.15
 
 
 def test_the_best_epoch_by_validation_counts():
@@ -88,7 +90,7 @@ def test_the_best_epoch_by_validation_counts():
     first = next(progress.epoch for progress in head.curve if progress.macro_f1 == best)
     assert head.best_epoch == first
     validation, labels = toy(60, seed=2)
-    raw = (head.logits(validation) - head.calibration.offset) / head.calibration.slope
+    raw = (head.logits(validation)[:, 1] - head.calibration.offset) / head.calibration.slope
     assert macro_f1(labels, (raw > 0).astype(np.int8)) == best
     assert [progress.epoch for progress in head.curve] == [10, 20, 30, 40]
 
@@ -99,7 +101,7 @@ def test_of_equally_good_epochs_the_first_counts_and_gives_the_weights():
     for every in (10, 40):
         head = train_head(
             rows, training_set(labels), validation, truth,
-            scaling=fit_scaling(rows, LAYOUT), loss=PNULoss(),
+            scaling=fit_scaling(rows, LAYOUT), loss=AgainstRest((PNULoss(),)),
             settings=SETTINGS._replace(evaluate_every=every), seed=0,
         )  # fmt: skip
         assert {progress.macro_f1 for progress in head.curve} == {1.0}
@@ -255,13 +257,13 @@ def test_soft_targets_are_read_from_the_training_set():
     """With hard targets for the agreed posts the head grows more certain than with soft ones."""
     rows, labels = toy(100, seed=1)
     training = training_set(labels)
-    hard = training._replace(targets=(labels == 1).astype(np.float32))
+    hard = training._replace(targets=column(labels == 1).astype(np.float32))
     validation, validation_labels = toy(60, seed=2)
     size = {}
     for name, one in (("soft", training), ("hard", hard)):
         head = train_head(
             rows, one, validation, validation_labels,
-            scaling=fit_scaling(rows, LAYOUT), loss=replace(PNULoss(), balance=0.0),
+            scaling=fit_scaling(rows, LAYOUT), loss=AgainstRest((PNULoss(balance=0.0),)),
             settings=SETTINGS._replace(evaluate_every=40), seed=0,
         )  # fmt: skip
         size[name] = float(head.head.layers.weight.detach().norm())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from class_helpers import column
 
 from selftrain.data.corpus import Corpus
 from selftrain.data.posts import Post
@@ -70,7 +71,7 @@ def pictured_corpus(folder):
     truth = np.array(labels, np.int8)
     shown = np.where(np.arange(24) < 18, truth, np.int8(-1))
     parts = np.split(np.arange(24), [12, 18])
-    return Corpus(tuple(posts), None, *parts, np.empty(0, np.int64), shown, truth, "dark", "bright")
+    return Corpus(tuple(posts), None, *parts, np.empty(0, np.int64), shown, truth, ("bright", "dark"))
 
 
 @pytest.fixture(scope="module")
@@ -99,14 +100,14 @@ def folder(tmp_path_factory):
 
 
 def fit(trainer, corpus, **options):
-    from losses import PNULoss
+    from losses import AgainstRest, PNULoss
     from selftrain.data.corpus import TrainingSet
 
     groups = np.concatenate([1 - corpus.labels[corpus.labelled], np.full(3, 4)]).astype(np.int64)
     training = TrainingSet(
-        np.concatenate([corpus.labelled, corpus.pool[:3]]), groups, np.full(15, 0.5, np.float32)
+        np.concatenate([corpus.labelled, corpus.pool[:3]]), column(groups), np.full((15, 1), 0.5, np.float32)
     )
-    loss = PNULoss(form="weighted", lambda_u=0.1)
+    loss = AgainstRest((PNULoss(form="weighted", lambda_u=0.1),))
     return trainer.fit(corpus, training, loss=loss, seed=0, where="round 1", start=None, **options)
 
 

@@ -61,7 +61,9 @@ def test_a_run_scores_as_predict_does(small_run, predictor, manifest, posts):
 
 def test_its_validation_scores_are_those_of_the_best_round(small_run, predictor):
     rows = map(json.loads, (small_run / "best" / "scores.jsonl").read_text().splitlines())
-    stored = [(row["label"] == "invitation", row["logit"]) for row in rows if row["split"] == "validation"]
+    stored = [
+        (row["label"] == "invitation", row["logits"][1]) for row in rows if row["split"] == "validation"
+    ]
     labels, probs = predictor.validation()
     assert labels.tolist() == [label for label, _ in stored]
     assert probs == pytest.approx(1 / (1 + np.exp(-np.array([logit for _, logit in stored]))), abs=1e-6)

@@ -6,19 +6,20 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from class_helpers import both
+from sklearn.metrics import confusion_matrix, f1_score
 
 from selftrain.errors import RunStateError
 from selftrain.models.metrics import counts_of, difference, estimates, precision_recall, reliability
 from selftrain.rounds import SplitMetrics
 from selftrain.store.scores import Scored, read_scores, write_scores
 
-NAMES = {"positive": "spam", "negative": "ham"}
+NAMES = ("ham", "spam")
 
 
 def scored(labels, logits):
     ids = [f"p{i}" for i in range(len(labels))]
-    return Scored(ids, np.array(labels, dtype=np.int8), np.array(logits, dtype=np.float32))
+    return Scored(ids, np.array(labels, dtype=np.int8), both(logits))
 
 
 def drawn(posts, seed, sharpness=1.5):
@@ -29,31 +30,33 @@ def drawn(posts, seed, sharpness=1.5):
 
 def test_scores_come_back_as_they_were_written_validation_first(tmp_path):
     splits = {"test": drawn(5, 1), "validation": drawn(7, 2)}
-    write_scores(tmp_path, splits, **NAMES)
-    back = read_scores(tmp_path, **NAMES)
+    write_scores(tmp_path, splits, NAMES)
+    back = read_scores(tmp_path, NAMES)
     assert list(back) == ["validation", "test"]
     for split, one in splits.items():
         assert back[split].ids == one.ids
         assert back[split].labels.tolist() == one.labels.tolist()
         assert back[split].logits == pytest.approx(one.logits, abs=1e-6)
     first = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
-    assert set(first) == {"id", "split", "label", "logit"}
+    assert set(first) == {"id", "split", "label", "logits"}
     assert first["label"] in ("spam", "ham")
 
 
 def test_a_round_without_scores_has_none_and_a_damaged_line_is_named(tmp_path):
-    assert read_scores(tmp_path, **NAMES) is None
-    (tmp_path / "scores.jsonl").write_text('{"id": "a", "split": "test", "label": "eggs", "logit": 1}\n')
+    assert read_scores(tmp_path, NAMES) is None
+    (tmp_path / "scores.jsonl").write_text(
+        '{"id": "a", "split": "test", "label": "eggs", "logits": [0, 1]}\n'
+    )
     with pytest.raises(RunStateError, match="eggs"):
-        read_scores(tmp_path, **NAMES)
+        read_scores(tmp_path, NAMES)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="train"):
-        write_scores(tmp_path, {"train": drawn(3, 0)}, **NAMES)
+        write_scores(tmp_path, {"train": drawn(3, 0)}, NAMES)
     short = drawn(3, 0)._replace(ids=["p0"])
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        write_scores(tmp_path, {"test": short}, **NAMES)
+        write_scores(tmp_path, {"test": short}, NAMES)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,27 +87,24 @@ def test_reliability_counts_every_post_once_and_weighs_the_gap_by_posts():
     assert certain.ece == pytest.approx(0, abs=1e-6)
 
 
+def said(one):
+    return (one.logits[:, 1] > 0).astype(int)
+
+
 def confusion(one):
-    said = one.logits > 0
-    counts = {
-        "true_positive": int(((one.labels == 1) & said).sum()),
-        "false_positive": int(((one.labels == 0) & said).sum()),
-        "false_negative": int(((one.labels == 1) & ~said).sum()),
-        "true_negative": int(((one.labels == 0) & ~said).sum()),
-    }
-    return SplitMetrics(len(said), 0.0, 0.0, 0.0, 0.0, 0.0, **counts)
+    counts = confusion_matrix(one.labels, said(one), labels=[0, 1])
+    return SplitMetrics(len(one.labels), 0.0, 0.0, 0.0, 0.0, 0.0, counts.tolist())
 
 
 def test_the_interval_is_that_of_a_bootstrap_over_posts():
     one = drawn(200, 4)
     found = estimates(counts_of(confusion(one)))["macro_f1"]
-    said = (one.logits > 0).astype(int)
     random = np.random.default_rng(0)
     naive = []
     for _ in range(2000):
         chosen = random.integers(0, 200, 200)
-        naive.append(f1_score(one.labels[chosen], said[chosen], average="macro"))
-    assert found.value == pytest.approx(f1_score(one.labels, said, average="macro"))
+        naive.append(f1_score(one.labels[chosen], said(one)[chosen], average="macro"))
+    assert found.value == pytest.approx(f1_score(one.labels, said(one), average="macro"))
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(naive, [0.025, 0.975])), abs=0.012)
 
 
@@ -117,7 +117,8 @@ def test_more_posts_give_a_narrower_interval_and_none_is_refused():
 
 def test_a_paired_difference_is_narrower_than_two_intervals_suggest():
     first = drawn(400, 6)
-    better = first._replace(logits=np.where(np.arange(400) < 20, (2 * first.labels - 1) * 5.0, first.logits))
+    right = np.where(np.arange(400) < 20, (2 * first.labels - 1) * 5.0, first.logits[:, 1])
+    better = first._replace(logits=both(right))
     gain = difference(first, better)
     alone = estimates(counts_of(confusion(first)))["macro_f1"]
     assert gain.value > 0

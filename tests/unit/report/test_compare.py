@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from class_helpers import both
 from report_helpers import HOSTILE, PLAIN, made
 
 from selftrain.cli import main
@@ -26,9 +27,8 @@ def run(place, said=PLAIN, *, sharpness=None, recipe=(), **more):
         random = np.random.default_rng(0)
         labels = (np.arange(200) % 2).astype(np.int8)
         logits = (2 * labels - 1) * sharpness + random.normal(0, 1, 200)
-        scored = Scored([f"v{i}" for i in range(200)], labels, logits.astype(np.float32))
-        names = {"positive": said["positive"], "negative": said["negative"]}
-        write_scores(folder.round_path(1), {"validation": scored}, **names)
+        scored = Scored([f"v{i}" for i in range(200)], labels, both(logits))
+        write_scores(folder.round_path(1), {"validation": scored}, (said["negative"], said["positive"]))
     return folder
 
 

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 import pytest
+from class_helpers import both
 from page_helpers import ParsedPage
 from report_helpers import HOSTILE, PLAIN, figures, lines, made, trust, verdict
 
@@ -151,11 +152,9 @@ def test_pseudo_label_precision_is_that_of_grown(tmp_path):
 def scored(folder, number):
     random = np.random.default_rng(0)
     labels = np.arange(40, dtype=np.int8) % 2
-    one = Scored(
-        [f"v{i}" for i in range(40)], labels, (labels * 2 - 1 + random.normal(0, 1, 40)).astype(np.float32)
-    )
-    names = {"positive": PLAIN["positive"], "negative": PLAIN["negative"]}
-    write_scores(folder.round_path(number), {"validation": one, "test": one}, **names)
+    one = Scored([f"v{i}" for i in range(40)], labels, both(labels * 2 - 1 + random.normal(0, 1, 40)))
+    names = (PLAIN["negative"], PLAIN["positive"])
+    write_scores(folder.round_path(number), {"validation": one, "test": one}, names)
 
 
 def test_scores_give_curves_and_without_them_a_word_stands_there(tmp_path, plain, plain_page):

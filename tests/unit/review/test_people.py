@@ -33,7 +33,7 @@ def begin(folder, budget=20, *, rounds=4):
     limits = f"[rounds]\nmax = {rounds}\npatience = 9\n[selection]\nreselect_divergent = true\n"
     recipe = f"[human]\nbudget = {budget}\n{limits}"
     (folder / "recipe.toml").write_text(recipe)
-    classes = {"positive": "spam", "negative": "ham"}
+    classes = {"positive": "spam", "all": ["spam", "ham"]}
     atomic.write_json(folder / "environment.json", {"classes": classes, "splits": {"pool": 60}})
 
 

@@ -29,7 +29,7 @@ def verdict(post_id, consistent=False, label="positive", probability=0.875):
 def run_of(tmp_path, *rounds):
     """A run after round 0 of (kept, verdicts, flipped ids)."""
     folder = RunFolder(tmp_path / "run")
-    environment = {"identity": {}, "classes": {"positive": "positive", "negative": "negative"}}
+    environment = {"identity": {}, "classes": {"positive": "positive", "all": ["positive", "negative"]}}
     with folder.locked():
         folder.begin({"data": {}}, environment)
         for number, (kept, verdicts, flipped) in enumerate([(True, [], []), *rounds]):

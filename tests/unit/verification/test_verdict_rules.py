@@ -6,9 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from class_helpers import column
 
 from agents.judgment import Judgment, Posterior, State, Verdict
 from backbones.base import FeatureLayout
+from losses.against_rest import AgainstRest
 from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain import loop
@@ -51,7 +53,7 @@ def make_corpus(*, labelled=20, validation=0, pool=120, test=60):
         Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else NAMES[truth[i]])
         for i in range(len(truth))
     ]
-    return Corpus(posts, Rows(rows), *parts, labels, truth, "bad", "fine")
+    return Corpus(posts, Rows(rows), *parts, labels, truth, NAMES)
 
 
 class Panel:
@@ -151,7 +153,7 @@ def test_below_the_threshold_posts_stay_unlabelled_and_their_mean_is_the_prior(t
     assert unsure
     assert all(v.posterior.probability >= 0.9 for v in verdicts if v.consistent)
     assert one.divergent == len(unsure)
-    assert one.theta == pytest.approx(np.clip(np.mean(unsure), 0.05, 0.95), abs=1e-6)
+    assert one.theta["bad"] == pytest.approx(np.clip(np.mean(unsure), 0.05, 0.95), abs=1e-6)
 
 
 def test_unanimity_leaves_verdicts_as_they_are(tmp_path):
@@ -186,12 +188,13 @@ def test_a_verdict_with_a_posterior_is_read_as_it_was_written():
 
 def test_folds_spread_every_group_and_leave_two_of_each_class():
     groups = np.array([Group.POSITIVE] * 3 + [Group.NEGATIVE] * 40 + [Group.DIVERGENT] * 10)
-    fold = assign_folds(groups, 5, seed=0)
+    training = TrainingSet(np.arange(53), column(groups), np.zeros((53, 1), np.float32))
+    fold = assign_folds(training, 5, seed=0)
     assert set(fold) == {0, 1, 2}  # three positives: no fold without one
     for group in np.unique(groups):
         counts = np.bincount(fold[groups == group], minlength=3)
         assert counts.max() - counts.min() <= 1
-    assert (fold == assign_folds(groups, 5, seed=0)).all()
+    assert (fold == assign_folds(training, 5, seed=0)).all()
 
 
 def test_no_post_is_scored_by_a_model_that_learned_from_it():
@@ -207,9 +210,11 @@ def test_no_post_is_scored_by_a_model_that_learned_from_it():
             return super().logits(model, corpus, positions)
 
     groups = np.array([Group.POSITIVE, Group.NEGATIVE] * 10)
-    training = TrainingSet(corpus.labelled, groups, (groups == Group.POSITIVE).astype(np.float32))
+    training = TrainingSet(
+        corpus.labelled, column(groups), column(groups == Group.POSITIVE).astype(np.float32)
+    )
     cross_fit = CrossFit(Spy(epochs=2), corpus, 4)
-    fit = Fit(training, PNULoss(), 0, "round 0")
+    fit = Fit(training, AgainstRest((PNULoss(),)), 0, "round 0")
     first = cross_fit(fit)
     assert len(seen) == 4
     assert len(first) == 20

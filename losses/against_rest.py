@@ -1,0 +1,74 @@
+"""The loss of K classes: the mean over classes of one-against-rest losses.
+
+A post's logit with regard to a class is its log-odds against all others together, z_k - log sum exp z_j, so
+that the losses of all classes speak of one distribution. Of two classes one is set against the other, once.
+
+Shape legend: ``B`` posts, ``M`` posts of a whole round, ``K`` classes, ``C`` classes set against the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from losses.base import LossOutput, RoundLoss
+
+
+@dataclass(frozen=True, slots=True)
+class AgainstRest:
+    """A `losses.base.ClassLoss`: the mean of its parts.
+
+    Attributes:
+        losses: C of them, one a class that is set against the rest: the last C of K.
+    """
+
+    losses: tuple[RoundLoss, ...]
+
+    @property
+    def soft_positive(self) -> float:
+        """Target of an agreed post's class; the others share the rest."""
+        return self.losses[0].soft_positive
+
+    def for_round(
+        self,
+        groups: npt.NDArray[np.int64],
+        priors: Callable[[], Sequence[float]],
+        agreed_weight: float | None = None,
+    ) -> AgainstRest:
+        """Return the loss that the model of one round is trained with; see `RoundLoss.for_round`.
+
+        Args:
+            groups: `Group` values [M, C].
+            priors: Gives C estimates of a class's share among the divergent posts; asked once at most.
+            agreed_weight: How much an agreed post counts beside a labelled one, in [0, 1].
+        """
+        known = cache(priors)
+
+        def filled(column: int) -> RoundLoss:
+            return self.losses[column].for_round(groups[:, column], lambda: known()[column], agreed_weight)
+
+        return AgainstRest(tuple(map(filled, range(len(self.losses)))))
+
+    def __call__(self, logits: Tensor, groups: Tensor, targets: Tensor) -> LossOutput:
+        """See `ClassLoss`; a part is the mean of the classes' parts of that name."""
+        first = logits.shape[1] - len(self.losses)
+        parts = [
+            loss(_against_rest(logits, first + column), groups[:, column], targets[:, column])
+            for column, loss in enumerate(self.losses)
+        ]
+        return LossOutput(
+            torch.stack([one.loss for one in parts]).mean(),
+            {name: torch.stack([one.parts[name] for one in parts]).mean() for name in parts[0].parts},
+        )
+
+
+def _against_rest(logits: Tensor, place: int) -> Tensor:
+    """Return the log-odds [B] of one class."""
+    rest = torch.cat([logits[:, :place], logits[:, place + 1 :]], dim=1)
+    return logits[:, place] - rest.logsumexp(1)
