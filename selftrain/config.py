@@ -6,7 +6,7 @@ Below this module everything takes plain arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -71,6 +71,16 @@ class OneOf:
         return name
 
 
+def _checked_kind(key: str, kind: str, known: Collection[str]) -> str:
+    """Return the name of a part where it is known, or that of a class of one's own."""
+    if kind not in known and not is_own(kind):
+        names = ", ".join(f'"{name}"' for name in known)
+        raise ValueError(
+            f'{key} is {kind!r}: expected one of {names}, or a "package.module:Class" of your own'
+        )
+    return kind
+
+
 class PartSection(Section):
     """A section that names a part: `kind` is a name of `KINDS` or "package.module:Class".
 
@@ -85,13 +95,7 @@ class PartSection(Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        if kind not in KINDS[cls.name] and not is_own(kind):
-            names = ", ".join(f'"{known}"' for known in KINDS[cls.name])
-            raise ValueError(
-                f'{cls.name}.kind is {kind!r}: expected one of {names}, or a "package.module:Class" of your'
-                " own"
-            )
-        return kind
+        return _checked_kind(f"{cls.name}.kind", kind, KINDS[cls.name])
 
     @property
     def built_in(self) -> bool:
@@ -265,13 +269,7 @@ class VerificationSection(Section):
     @field_validator("rule")
     @classmethod
     def _known(cls, rule: str) -> str:
-        if rule not in RULES and not is_own(rule):
-            names = ", ".join(f'"{known}"' for known in RULES)
-            raise ValueError(
-                f'verification.rule is {rule!r}: expected one of {names}, or a "package.module:Class" of your'
-                " own"
-            )
-        return rule
+        return _checked_kind("verification.rule", rule, RULES)
 
 
 class AgentsSection(PartSection):
@@ -421,18 +419,4 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file cannot be read, is not TOML, or does not describe a recipe; the message lists
             every fault with its place.
     """
-    return read_table(Recipe, Path(path), overrides, _PATHS)
-
-
-_PATHS = (
-    ("data", "manifest"),
-    ("data", "task"),
-    ("data", "validation"),
-    ("data", "test"),
-    ("data", "pool"),
-    ("backbone", "cache"),
-    ("agents", "file"),
-    ("agents", "files"),
-    ("vlm", "prompts"),
-    ("vlm", "store"),
-)
+    return read_table(Recipe, Path(path), overrides)

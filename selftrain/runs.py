@@ -28,7 +28,6 @@ from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
 from losses.pnu import PNULoss
-from selftrain import report
 from selftrain._util.types import Json
 from selftrain.build import Parts, build, build_settings, describe, run_context
 from selftrain.config import Recipe, load_recipe
@@ -43,7 +42,7 @@ from selftrain.models.pretrained import build_backbone
 from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer, Trainer
 from selftrain.panels import AskedForNothing, OfflinePanel, VLMPanel
-from selftrain.report import tracking
+from selftrain.report import run_page, tracking
 from selftrain.report.cost import RunCost, estimate_cost, most_candidates
 from selftrain.report.status import missing_reviews
 from selftrain.review.reviewers import HumanReview, Reviewers
@@ -343,7 +342,7 @@ class Run:
                 yield finished
         finally:
             if any_round:
-                report.write_report(self.folder)
+                run_page.write_report(self.folder)
                 tracking.close(self.folder)
 
 

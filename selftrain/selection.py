@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +44,7 @@ class Selector(Protocol):
     was killed is done again.
     """
 
-    def select(
-        self,
-        chunks: Chunks,
-        *,
-        most: int | None,
-        classes: Sequence[str],
-        seed: int,
-    ) -> Selection:
+    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, the most wanted first.
 
         Args:
@@ -68,50 +61,44 @@ class Selector(Protocol):
 
 
 @dataclass(frozen=True)
-class TopK:
-    """The `k` most confident posts, with a quota for each class; see `quotas` for `shares`.
+class _ByOneCriterion:
+    """The `k` posts that one criterion wants most, with a quota for each class; see `quotas` for `shares`."""
+
+    criterion: ClassVar[Criterion]
+    k: int = 500
+    shares: Shares = "any"
+
+    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
+        """Return the chosen posts, the most wanted first."""
+        mix = {self.criterion: 1.0}
+        return choose(chunks, at_most(self.k, most), mix, self.shares, classes=classes, seed=seed)
+
+
+@dataclass(frozen=True)
+class TopK(_ByOneCriterion):
+    """The `k` most confident posts, as many of each class unless `shares` says otherwise.
 
     They are what the classifier is most often right about, so what agents say of them changes little; but
     a rule that learns only where all agree finds most agreement here.
     """
 
-    k: int = 500
+    criterion = "confident"
     shares: Shares = "equal"
 
-    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
-        """Return the chosen posts, most confident first."""
-        return choose(
-            chunks, at_most(self.k, most), {"confident": 1.0}, self.shares, classes=classes, seed=seed
-        )
 
-
-@dataclass(frozen=True)
-class Uncertain:
+class Uncertain(_ByOneCriterion):
     """The `k` posts that the classifier is least sure of: an answer on them changes most.
 
     Uncertainty sampling: Lewis & Gale, SIGIR 1994.
     """
 
-    k: int = 500
-    shares: Shares = "any"
-
-    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
-        """Return the chosen posts, the least sure first."""
-        return choose(
-            chunks, at_most(self.k, most), {"uncertain": 1.0}, self.shares, classes=classes, seed=seed
-        )
+    criterion = "uncertain"
 
 
-@dataclass(frozen=True)
-class RandomPosts:
+class RandomPosts(_ByOneCriterion):
     """`k` posts drawn evenly from the pool: what is learned from them is true of the pool at large."""
 
-    k: int = 500
-    shares: Shares = "any"
-
-    def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
-        """Return the chosen posts, in the order in which they were drawn."""
-        return choose(chunks, at_most(self.k, most), {"random": 1.0}, self.shares, classes=classes, seed=seed)
+    criterion = "random"
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import numpy as np
 from runs.bench import act_coverage, act_loop, act_reviewers
 from runs.bench.act_simulation import annotated, annotated_like, criticized
 from runs.bench.act_tables import gap_lines, mean_lines, order_lines
+from runs.bench.annotation_quality import accuracy, chance_abs
 from runs.bench.study import Figure, Figures
 from selftrain._util.choices import Rule
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
-from selftrain.act.annotation_quality import abs_score, accuracy, aqg_curve, chance_abs
+from selftrain.act.annotation_quality import abs_score, aqg_curve
 from selftrain.act.budget import inclusion, systematic_sample
 from selftrain.errors import DataError
 from selftrain.models.head import HeadSettings

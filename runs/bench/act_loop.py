@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from runs.bench.annotation_quality import accuracy
 from runs.bench.study import Figure, Figures
 from selftrain._util.choices import Rule
 from selftrain._util.types import FloatArray, IntArray
-from selftrain.act.annotation_quality import abs_score, accuracy
+from selftrain.act.annotation_quality import abs_score
 from selftrain.act.budget import inclusion, systematic_sample
 from selftrain.models.metrics import macro_f1
 from selftrain.store.run_dir import RunFolder

@@ -86,7 +86,7 @@ def measure(place: Path, verdicts: int, browser: str) -> dict[str, float]:
         SelftrainError: Playwright is not installed.
     """
     from runs.bench.synthetic_run import synthetic_run
-    from selftrain.report import write_report
+    from selftrain.report.run_page import write_report
 
     folder = synthetic_run(place, verdicts)
     began = time.perf_counter()

@@ -1,26 +1,49 @@
 """Modules that are imported when something of them is first asked for.
 
 A command's options are known without torch, numpy or pydantic; what the command does is not. Help, completion
-and a typing error are answered at once because the modules that do the work stand behind one of these.
+and a typing error are answered at once because the modules that do the work are imported like this::
+
+    with deferred():
+        from selftrain.data import manifest, task
 """
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 
-class _Deferred:
-    def __init__(self, name: str) -> None:
-        self._name = name
+class DeferredModule:
+    """Stands for a module until something of it is used.
 
-    def __getattr__(self, attribute: str) -> Any:  # noqa: ANN401 -- whatever the module holds
-        return getattr(import_module(self._name), attribute)
-
-
-def deferred(*names: str) -> tuple[Any, ...]:
-    """Return what stands for these modules until they are used.
-
-    Type checkers are told by an ordinary import under TYPE_CHECKING, of which this is the `else`.
+    `importlib.util.LazyLoader` would put what stands for it into `sys.modules`, where whoever walks through
+    all modules (torch does, while it is imported) loads it at a bad moment.
     """
-    return tuple(map(_Deferred, names))
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever the module holds
+        return getattr(import_module(self._path), name)
+
+
+class _Package:
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> DeferredModule:
+        return DeferredModule(f"{self._path}.{name}")
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Put off every ``from package import module`` inside; type checkers see an ordinary import."""
+    imported = builtins.__import__
+    builtins.__import__ = lambda name, *_: _Package(name)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.__import__ = imported

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,20 +20,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def read_table(
-    kind: type[Read], path: Path | None, overrides: Sequence[str], paths: Collection[tuple[str, str]]
-) -> Read:
+def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) -> Read:
     """Read a TOML file as a checked table.
+
+    Paths in it are relative to the file, those of overrides to where they are typed.
 
     Args:
         kind: What it describes.
         path: The file; None: an empty one.
         overrides: ``section.key=value``, applied after it.
-        paths: Keys that hold paths: relative to the file, those of overrides to where they are typed.
 
     Raises:
         RecipeError: As `load_recipe`.
     """
+    paths = set(_path_keys(kind))
     table: dict[str, Any] = {}
     if path is not None:
         try:
@@ -61,6 +61,15 @@ def flatten(table: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def _path_keys(kind: type[Section]) -> Iterator[tuple[str, str]]:
+    """Yield section and key of whatever is declared as a path, or several."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            for key, inner in field.annotation.model_fields.items():
+                if Path in (inner.annotation, *get_args(inner.annotation)):
+                    yield name, key
 
 
 def _resolve_paths(table: dict[str, Any], folder: Path, paths: Collection[tuple[str, str]]) -> None:

@@ -75,14 +75,7 @@ class ModelSelection(NamedTuple):
 
     def to_json(self) -> Json:
         """Return a record of JSON values."""
-        return {
-            "annotator": _record(self.annotator),
-            "criticizer": _record(self.criticizer),
-            "budget": _record(self.budget),
-            "annotators": [_record(one) for one in self.annotators],
-            "criticizers": [_record(one) for one in self.criticizers],
-            "warnings": list(self.warnings),
-        }
+        return {name: _record(value) for name, value in self._asdict().items()}
 
     def lines(self) -> Iterator[str]:
         """Yield what to do, in words."""

@@ -140,9 +140,6 @@ class AgentPSRecipe(Section):
         return ModelSettings(**self.model.model_dump(), frames=shown, seed=self.seed)
 
 
-_PATHS = tuple(("data", key) for key in ("run", "manifest", "task", "process", "validation"))
-
-
 def load_agentps_recipe(
     path: Path | None, overrides: Sequence[str] = (), *, source: Path | None = None
 ) -> AgentPSRecipe:
@@ -157,7 +154,7 @@ def load_agentps_recipe(
         RecipeError: The file cannot be read, or does not describe a recipe; the message lists every fault.
             Or `source` is not there.
     """
-    recipe = read_table(AgentPSRecipe, path, overrides, _PATHS)
+    recipe = read_table(AgentPSRecipe, path, overrides)
     if source is None:
         return recipe
     if not source.exists():

@@ -17,13 +17,6 @@ NO_ANSWER = "(none)"
 _REASONS = 20
 
 
-class AnswerPair(NamedTuple):
-    """A person's answer and the model's; None where it gave none."""
-
-    known: str
-    answer: str | None
-
-
 class AnswerMetrics(NamedTuple):
     """One question, on the posts whose answer is known."""
 
@@ -48,11 +41,11 @@ class AnswerMetrics(NamedTuple):
         return rounded(counts | self._asdict() | {"accuracy": self.accuracy._asdict()})
 
 
-def answer_metrics(pairs: Sequence[AnswerPair], answers: Sequence[str]) -> AnswerMetrics | None:
+def answer_metrics(pairs: Sequence[tuple[str, str | None]], answers: Sequence[str]) -> AnswerMetrics | None:
     """Measure one question; None where the model answered no post of known answer.
 
     Args:
-        pairs: One a post of known answer, n of them.
+        pairs: A person's answer and the model's, None where it gave none; n, one a post of known answer.
         answers: The question's answers, in the order of the confusion's rows and columns.
     """
     from sklearn.metrics import f1_score, recall_score
@@ -155,7 +148,7 @@ def annotation_report(
         given = [answer if answer in answers else None for answer in recorded]  # others are offered no more
         # a post counts where the question was put to it: those beyond a limit tell nothing of the model
         pairs = [
-            AnswerPair(each.known[name], answer)
+            (each.known[name], answer)
             for each, answer, reasons in zip(known, given, lacking, strict=True)
             if name in each.known and (answer is not None or name in reasons)
         ]

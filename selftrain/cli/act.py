@@ -6,64 +6,46 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
 from selftrain._util.choices import Mode, StrategyName
 from selftrain._util.deferred import deferred
+from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import (
-    COST,
-    KEY_VARIABLE,
-    Budget,
-    Columns,
-    Doubled,
-    DrawingRule,
-    Floor,
-    Manifest,
-    Overrides,
-    Seed,
-    TaskFile,
-    TokenCap,
-    argument,
-    option,
-    read_columns,
-    several,
-)
+from selftrain.cli.options import ASKING, COST, argument, option, read_columns, several
 from selftrain.cli.printing import console, echo, number, plain, print_json, quoted, table
-from selftrain.errors import BudgetError, RecipeError
+from selftrain.errors import BudgetError
 from selftrain.store import atomic
 
-if TYPE_CHECKING:
+with deferred():
     from agents.ask import annotator as annotators
     from agents.ask import criticizer as criticizers
-    from agents.ask.runner import Runner
+    from agents.ask import runner as running
     from backbones import images
     from selftrain import config, panels
     from selftrain.act import select_models as selecting
     from selftrain.data import manifest_writing
     from selftrain.data import task as tasks
     from selftrain.review import act_training, labelling, sampling
-else:
-    annotators, criticizers, images, config, panels = deferred(
-        "agents.ask.annotator", "agents.ask.criticizer", "backbones.images", "selftrain.config",
-        "selftrain.panels",
-    )  # fmt: skip
-    selecting, manifest_writing, tasks, act_training, labelling, sampling = deferred(
-        "selftrain.act.select_models", "selftrain.data.manifest_writing", "selftrain.data.task",
-        "selftrain.review.act_training", "selftrain.review.labelling", "selftrain.review.sampling",
-    )  # fmt: skip
 
 app = noun("Label a pool by models, and have people put right what is likely wrong.")
-
-ASKING = "How models are asked"
 
 Store = Annotated[
     Path | None,
     option("Kept answers; by default responses.sqlite beside MANIFEST.", metavar="FILE", panel=COST),
 ]
 LabelDir = Annotated[Path, argument("DIR", "As `selftrain act annotate` made it.")]
+
+
+Models = Annotated[
+    list[str],
+    option(
+        "A vLLM server, and after # the model's name where it serves several; once for each model.",
+        "--server", metavar="URL#MODEL",
+    ),
+]  # fmt: skip
 
 
 def _known(names: list[str] | None) -> list[str]:
@@ -73,38 +55,31 @@ def _known(names: list[str] | None) -> list[str]:
     return names or []
 
 
+Strategies = Annotated[
+    list[str],
+    several(
+        "How a criticizer is asked; once for each, by default all.",
+        "--strategy", metavar="NAME", panel=ASKING,
+        callback=_known, autocompletion=lambda: list(get_args(StrategyName)),
+    ),
+]  # fmt: skip
+
+
 @app.command(
     "select-models",
     epilog="Example: selftrain act select-models posts.jsonl --task task.toml --server http://127.0.0.1:8000"
     " --server http://127.0.0.1:8001",
 )
 def select_models(
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    task: TaskFile,
-    servers: Annotated[
-        list[str],
-        option(
-            "A vLLM server, and after # the model's name where it serves several; once for each model.",
-            "--server",
-            metavar="URL#MODEL",
-        ),
-    ],
+    task: options.TaskFile,
+    servers: Models,
     json_file: Annotated[
         str | None,
         option("Write everything that was measured; - for standard output.", "--json", metavar="FILE"),
     ] = None,
-    strategies: Annotated[
-        list[str],
-        several(
-            "How a criticizer is asked; once for each, by default all.",
-            "--strategy",
-            metavar="NAME",
-            callback=_known,
-            autocompletion=lambda: list(get_args(StrategyName)),
-            panel=ASKING,
-        ),
-    ],
+    strategies: Strategies,
     annotate: Annotated[
         Literal["plain", "reasoning", "both"], option("How an annotator answers.", panel=ASKING)
     ] = "both",
@@ -112,17 +87,15 @@ def select_models(
         bool,
         option("Have the best annotator criticize its own labels too.", "--self-criticism", panel=ASKING),
     ] = False,
-    prompts: Annotated[
-        Path | None, option("Prompt files that replace the built-in ones.", metavar="DIR", panel=ASKING)
-    ] = None,
+    prompts: options.Prompts = None,
     labelled: Annotated[int, option("Labelled posts to test on.", metavar="N")] = 100,
     pool: Annotated[
         int | None, option("Posts that the budget is for; by default the unlabelled ones.", metavar="N")
     ] = None,
     buffer: Annotated[float, option("On top of the errors.", metavar="SHARE")] = 0.1,
-    columns: Columns,
-    seed: Seed = 0,
-    token_cap: TokenCap = None,
+    columns: options.Columns,
+    seed: options.Seed = 0,
+    token_cap: options.TokenCap = None,
     store: Store = None,
 ) -> None:
     """Test models on labelled posts: who annotates, who criticizes, what budget.
@@ -136,16 +109,13 @@ def select_models(
     posts, unlabelled = labelling.read_labelled(manifest, loaded, labelled, seed, read_columns(columns))
     with _runners(servers, manifest, store, token_cap, f"act select-models {manifest.resolve()}") as runners:
         choice = selecting.select_models(
-            _by_model(runners),
-            posts,
+            _by_model(runners), posts,
             annotators.AnnotationPrompts(panels.brief_of(loaded), folder=prompts),
             strategies=tuple(dict.fromkeys(strategies or get_args(StrategyName))),
             modes=get_args(Mode) if annotate == "both" else (annotate,),
-            self_criticism=self_criticism,
-            buffer=buffer,
-            pool=unlabelled if pool is None else pool,
-            seed=seed,
-        )
+            self_criticism=self_criticism, buffer=buffer,
+            pool=unlabelled if pool is None else pool, seed=seed,
+        )  # fmt: skip
     if json_file == "-":
         print_json(choice.to_json())
         return
@@ -157,7 +127,7 @@ def select_models(
 @contextmanager
 def _runners(
     servers: Sequence[str], beside: Path, store: Path | None, token_cap: int | None, run: str
-) -> Iterator[dict[str, Runner]]:
+) -> Iterator[dict[str, running.Runner]]:
     """Yield URL#MODEL -> that model at work, with the answers that were paid for before.
 
     Raises:
@@ -166,11 +136,11 @@ def _runners(
     cache = panels.cache_beside(beside, store)
     with ExitStack() as stack:
         stack.callback(cache.close)
-        runners: dict[str, Runner] = {}
+        runners: dict[str, running.Runner] = {}
         for server in dict.fromkeys(servers):
             url, _, model = server.partition("#")
             served = panels.ModelServers(
-                servers=(url,), model=model, key_variable=KEY_VARIABLE, token_cap=token_cap
+                servers=(url,), model=model, key_variable=options.KEY_VARIABLE, token_cap=token_cap
             )
             runners[server] = served.runner(
                 cache, run=run, max_pixels=images.MAX_PIXELS, progress=sys.stderr.isatty()
@@ -179,9 +149,9 @@ def _runners(
         yield runners
 
 
-def _by_model(runners: dict[str, Runner]) -> dict[str, Runner]:
+def _by_model(runners: dict[str, running.Runner]) -> dict[str, running.Runner]:
     """Return the runners by their models' names; two of one name are told apart by their servers."""
-    named: dict[str, Runner] = {}
+    named: dict[str, running.Runner] = {}
     for server, runner in runners.items():
         name = runner.identity().model
         named[name if name not in named else f"{name} at {server}"] = runner
@@ -218,12 +188,12 @@ def _print_choice(choice: selecting.ModelSelection) -> None:
     " --budget 200 --out labels"
 )
 def annotate(
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    task: TaskFile,
-    columns: Columns,
+    task: options.TaskFile,
+    columns: options.Columns,
     annotator: Annotated[str, option("Who labels: a vLLM server.", metavar="URL#MODEL")],
-    budget: Budget,
+    budget: options.Budget,
     out: Annotated[Path, option("The labelling's folder.", metavar="DIR")],
     criticizer: Annotated[
         str | None, option("Who doubts; by default the annotator itself.", metavar="URL#MODEL")
@@ -232,11 +202,11 @@ def annotate(
     strategy: Annotated[
         StrategyName, option("How the criticizer is asked.", panel=ASKING)
     ] = "devils_advocate",
-    rule: DrawingRule = "exponential",
-    floor: Floor = 0.1,
-    doubled: Doubled = 0.1,
-    seed: Seed = 0,
-    token_cap: TokenCap = None,
+    rule: options.DrawingRule = "exponential",
+    floor: options.Floor = 0.1,
+    doubled: options.Doubled = 0.1,
+    seed: options.Seed = 0,
+    token_cap: options.TokenCap = None,
     store: Store = None,
 ) -> None:
     """Label a pool by a model, and draw the doubtful labels for review.
@@ -260,17 +230,12 @@ def annotate(
         labelling.begin(folder, manifest, task, settings, named)
         run = f"act annotate {out.resolve()}"
         with _runners((annotator, criticizer), manifest, store, token_cap, run) as runners:
+            labels = annotators.Annotator(prompts, reasoning=mode == "reasoning", seed=seed)
+            doubts = criticizers.Criticizer(prompts, strategy, seed=seed)
             found = labelling.annotate_pool(
-                folder,
-                posts,
-                annotating=(
-                    runners[annotator],
-                    annotators.Annotator(prompts, reasoning=mode == "reasoning", seed=seed),
-                ),
-                criticizing=(runners[criticizer], criticizers.Criticizer(prompts, strategy, seed=seed)),
-                classes=loaded.names,
-                drawing=drawing,
-            )
+                folder, posts, annotating=(runners[annotator], labels),
+                criticizing=(runners[criticizer], doubts), classes=loaded.names, drawing=drawing,
+            )  # fmt: skip
     for line in found.lines(out):
         echo(line)
 
@@ -312,7 +277,7 @@ def train(
     recipe: Annotated[
         Path | None, option("Take the sections backbone and classifier of it.", metavar="RECIPE")
     ] = None,
-    overrides: Overrides,
+    overrides: options.Overrides,
     power: Annotated[float, option("Lambda of the loss.", metavar="LAMBDA")] = 1.0,
     seed: Annotated[int, option("Of split, weights and dropout.", metavar="N")] = 0,
 ) -> None:
@@ -322,20 +287,13 @@ def train(
     the machine gets wrong is corrected for, as long as every post had a chance of review. Two classes or
     more. predict, serve and filter open the model.
     """
-    if overrides and recipe is None:
-        raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
+    options.refuse_idle_overrides(recipe, overrides)
     sections = None if recipe is None else config.load_recipe(recipe, overrides)
     found = act_training.train_on_reviews(
-        folder,
-        out,
-        validation=validation,
-        test=test,
+        folder, out, validation=validation, test=test, power=power, seed=seed, progress=sys.stderr.isatty(),
         backbone=None if sections is None else sections.backbone,
         classifier=None if sections is None else sections.classifier,
-        power=power,
-        seed=seed,
-        progress=sys.stderr.isatty(),
-    )
+    )  # fmt: skip
     echo(f"{out}: learned from {found.posts:,} labels, {found.human:,} of them people's")
     if found.left_out:
         echo(f"{len(found.left_out):,} posts could not be encoded and are left out, see act.json")

@@ -5,35 +5,28 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from selftrain._util.deferred import deferred
+from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import Columns, Manifest, OutFile, Overrides, argument, option, read_columns
+from selftrain.cli.options import argument, option, read_columns
 from selftrain.cli.printing import console, keep_left_out, plain, table, write_records
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
 
-if TYPE_CHECKING:
+with deferred():
     from backbones import loading
     from selftrain.agentps import checkpoint, dataset, served
     from selftrain.agentps import evaluate as evaluation
     from selftrain.agentps import predict as predicting
     from selftrain.agentps import recipe as recipes
     from selftrain.agentps import train as training
-    from selftrain.agentps.evaluate import ScoredPost
     from selftrain.data import task as tasks
-    from selftrain.report import model_page
-else:
-    loading, checkpoint, dataset, evaluation, predicting, recipes, served, training = deferred(
-        "backbones.loading", "selftrain.agentps.checkpoint", "selftrain.agentps.dataset",
-        "selftrain.agentps.evaluate", "selftrain.agentps.predict", "selftrain.agentps.recipe",
-        "selftrain.agentps.served", "selftrain.agentps.train",
-    )  # fmt: skip
-    tasks, model_page = deferred("selftrain.data.task", "selftrain.report.model_page")
+    from selftrain.report import model_page, model_records
 
 app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")
 
@@ -74,7 +67,7 @@ def train(
     out: Annotated[Path, option("The model's folder.", metavar="DIR")],
     recipe: Annotated[Path | None, option("TOML; without one, the defaults.", metavar="FILE")] = None,
     task: Annotated[Path | None, option("Needed with a manifest.", metavar="FILE")] = None,
-    overrides: Overrides,
+    overrides: options.Overrides,
     merge: Annotated[
         Path | None,
         option(
@@ -104,10 +97,10 @@ def train(
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")
 def predict(
     model: Trained,
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    out: OutFile,
-    columns: Columns,
+    out: options.OutFile,
+    columns: options.Columns,
     batch: Batch = 16,
     device: Device = "auto",
     server: Annotated[
@@ -122,7 +115,7 @@ def predict(
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
     posts = dataset.stream_posts(manifest, quarantine, recipes.SourceSettings(columns=read_columns(columns)))
-    scored: Iterable[ScoredPost]
+    scored: Iterable[evaluation.ScoredPost]
     if server is not None:
         remote = served.ServedModel(model, server, batch=batch)
         asked = remote.asked
@@ -146,10 +139,10 @@ def predict(
 @app.command(epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out metrics")
 def evaluate(
     model: Trained,
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
     out: Annotated[Path, option("For metrics, answers and report.html.", metavar="DIR")],
-    columns: Columns,
+    columns: options.Columns,
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
@@ -180,30 +173,14 @@ def _print_next(out: Path) -> None:
     print(f"\nnext:\n  {out / 'report.html'}  curves and cases: open it in a browser")
 
 
-class _QuestionMetrics(NamedTuple):
-    """What metrics.json holds of one question: posts, the cells of its row, or why there are none."""
-
-    posts: int
-    cells: tuple[str, ...]
-    note: str
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> _QuestionMetrics:
-        known = record.get("metrics") or {}
-        cells = (f"{m['value']:.3f}\n{m['low']:.3f}-{m['high']:.3f}" for m in map(known.get, METRICS) if m)
-        return cls(record["posts"], tuple(cells), record.get("note", ""))
-
-
-def _questions_from_json(record: Mapping[str, Any]) -> dict[str, _QuestionMetrics]:
-    return {name: _QuestionMetrics.from_json(one) for name, one in record["questions"].items()}
-
-
 def _print_metrics(file: Path) -> None:
     """Print one row a question."""
-    questions = _questions_from_json(json.loads(file.read_text(encoding="utf-8")))
+    questions = model_records.ModelMetrics.read(file).questions
     found = table("question", *HEADINGS, title="metrics with 95 % intervals", show_edge=True, pad_edge=True)
     for name, one in questions.items():
-        found.add_row(name, str(one.posts), *(one.cells or ["-"] * len(METRICS)))
+        known = [] if one.metrics is None else [one.metrics[metric] for metric in METRICS]
+        cells = [f"{m.value:.3f}\n{m.low:.3f}-{m.high:.3f}" for m in known] or ["-"] * len(METRICS)
+        found.add_row(name, str(one.posts), *cells)
     console().print(found)
     for name, one in questions.items():
         if one.note:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ from selftrain.cli.options import KEY_VARIABLE, Host, Overrides, Recipe, argumen
 from selftrain.cli.printing import echo
 from selftrain.errors import RecipeError
 
-if TYPE_CHECKING:
+with deferred():
     from agents.client import endpoints
     from agents.vllm import check as checking
     from agents.vllm import command as vllm_command
@@ -30,12 +30,6 @@ if TYPE_CHECKING:
     from selftrain import config, panels
     from selftrain.data import task as tasks
     from selftrain.report import prompt_preview
-else:
-    endpoints, checking, vllm_command, interpreter, launch, config, panels, tasks, prompt_preview = deferred(
-        "agents.client.endpoints", "agents.vllm.check", "agents.vllm.command", "agents.vllm.interpreter",
-        "agents.vllm.launch", "selftrain.config", "selftrain.panels", "selftrain.data.task",
-        "selftrain.report.prompt_preview",
-    )  # fmt: skip
 
 app = noun("Start or check the vLLM servers of the agents, show their prompts.")
 

@@ -10,36 +10,53 @@ import typer
 
 from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
-from selftrain.cli.options import (
-    COST,
-    Columns,
-    Manifest,
-    Overrides,
-    TaskFile,
-    TokenCap,
-    option,
-    read_columns,
-    several,
-)
+from selftrain.cli import options
+from selftrain.cli.options import COST, option, read_columns, several
 from selftrain.cli.printing import console, number, plain, table
-from selftrain.errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+with deferred():
     from selftrain.annotation import annotate as annotation
     from selftrain.annotation import answer_report, question_plan
     from selftrain.data import manifest as manifests
-else:
-    annotation, question_plan, manifests = deferred(
-        "selftrain.annotation.annotate", "selftrain.annotation.question_plan",
-        "selftrain.data.manifest",
-    )  # fmt: skip
 
 app = typer.Typer()
 
 _REASONS = 3
-SERVERS, QUESTIONS = "Who is asked", "What is asked"
+ASKED, ASKING = "Who is asked", options.ASKING
+
+Servers = Annotated[
+    list[str],
+    several(
+        "Of an OpenAI-compatible server, for instance http://127.0.0.1:8000; may be given several times.",
+        "--server", metavar="URL", panel=ASKED,
+    ),
+]  # fmt: skip
+FromRecipe = Annotated[
+    Path | None, option("Take the section vlm, seed and tolerances of it.", metavar="RECIPE", panel=ASKED)
+]
+Questions = Annotated[
+    str | None, option("Ask these only; by default all of the task.", metavar="NAME,NAME", panel=ASKING)
+]
+Direct = Annotated[bool, option("Ask for the class too, directly, to compare.", "--direct", panel=ASKING)]
+Again = Annotated[
+    bool, option("Ask anew what a model has answered in this manifest.", "--again", panel=ASKING)
+]
+Limit = Annotated[
+    int | None, option("Only about the first N posts; the others are kept.", min=1, metavar="N", panel=COST)
+]
+MaxFailed = Annotated[
+    float,
+    option(
+        "Stop above this share of questions without a usable answer.",
+        min=0, max=1, metavar="SHARE", panel=COST,
+    ),
+]  # fmt: skip
+Estimate = Annotated[
+    bool, option("Tell what it would cost and stop; no answer is asked for.", "--estimate", panel=COST)
+]
 
 
 @app.command(
@@ -47,56 +64,22 @@ SERVERS, QUESTIONS = "Who is asked", "What is asked"
     " --out annotated.jsonl --estimate"
 )
 def annotate(
-    manifest: Manifest,
+    manifest: options.Manifest,
     *,
-    task: TaskFile,
+    task: options.TaskFile,
     out: Annotated[Path, option("The manifest to write; beside the other one.", metavar="FILE")],
-    servers: Annotated[
-        list[str],
-        several(
-            "Of an OpenAI-compatible server, for instance http://127.0.0.1:8000; may be given several times.",
-            "--server",
-            metavar="URL",
-            panel=SERVERS,
-        ),
-    ],
-    recipe: Annotated[
-        Path | None,
-        option("Take the section vlm, seed and tolerances of it.", metavar="RECIPE", panel=SERVERS),
-    ] = None,
-    overrides: Overrides,
-    columns: Columns,
-    questions: Annotated[
-        str | None,
-        option("Ask these only; by default all of the task.", metavar="NAME,NAME", panel=QUESTIONS),
-    ] = None,
-    direct: Annotated[
-        bool, option("Ask for the class too, directly, to compare.", "--direct", panel=QUESTIONS)
-    ] = False,
-    again: Annotated[
-        bool, option("Ask anew what a model has answered in this manifest.", "--again", panel=QUESTIONS)
-    ] = False,
-    prompts: Annotated[
-        Path | None, option("Prompt files that replace the built-in ones.", metavar="DIR", panel=QUESTIONS)
-    ] = None,
-    limit: Annotated[
-        int | None,
-        option("Only about the first N posts; the others are kept.", min=1, metavar="N", panel=COST),
-    ] = None,
-    token_cap: TokenCap = None,
-    max_failed: Annotated[
-        float,
-        option(
-            "Stop above this share of questions without a usable answer.",
-            min=0,
-            max=1,
-            metavar="SHARE",
-            panel=COST,
-        ),
-    ] = 0.1,
-    estimate: Annotated[
-        bool, option("Tell what it would cost and stop; no answer is asked for.", "--estimate", panel=COST)
-    ] = False,
+    servers: Servers,
+    recipe: FromRecipe = None,
+    overrides: options.Overrides,
+    columns: options.Columns,
+    questions: Questions = None,
+    direct: Direct = False,
+    again: Again = False,
+    prompts: options.Prompts = None,
+    limit: Limit = None,
+    token_cap: options.TokenCap = None,
+    max_failed: MaxFailed = 0.1,
+    estimate: Estimate = False,
 ) -> None:
     """Ask a model a task's questions about every post (process labels).
 
@@ -104,8 +87,7 @@ def annotate(
     provenance, else into `process_model`, for a report to measure them. Labels and known answers are not
     shown to the model. Interrupted, the same command goes on; nothing is paid for twice.
     """
-    if overrides and recipe is None:
-        raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
+    options.refuse_idle_overrides(recipe, overrides)
     settings = question_plan.annotation_settings(recipe, servers, token_cap, overrides)
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
     prepared = annotation.prepare_annotation(

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from selftrain._util.deferred import deferred
 from selftrain.cli.commands import noun
@@ -14,19 +14,10 @@ from selftrain.cli.options import Columns, Manifest, argument, option, read_colu
 from selftrain.cli.printing import echo, print_some
 from selftrain.errors import TaskError
 
-if TYPE_CHECKING:
-    from selftrain._util.types import Json
-    from selftrain.data import duplicates, importers, templates
+with deferred():
+    from selftrain.data import duplicates, importers, posts, templates
     from selftrain.data import manifest as manifests
     from selftrain.data import task as task_files
-    from selftrain.data.duplicates import DuplicateGroup
-    from selftrain.data.manifest import ManifestReport
-    from selftrain.data.posts import Post
-else:
-    duplicates, importers, manifests, task_files, templates = deferred(
-        "selftrain.data.duplicates", "selftrain.data.importers", "selftrain.data.manifest",
-        "selftrain.data.task", "selftrain.data.templates",
-    )  # fmt: skip
 
 app = noun("Check manifests, import published data sets, begin with a task.")
 
@@ -134,7 +125,7 @@ def _list_tasks(names: Sequence[str]) -> None:
             print(f"  {question.name}: {' / '.join(question.answers)}{rule}")
 
 
-def _counts(report: ManifestReport) -> dict[str, int]:
+def _counts(report: manifests.ManifestReport) -> dict[str, int]:
     """Return how many posts there are of each make."""
     posts = report.posts
     return {
@@ -147,8 +138,10 @@ def _counts(report: ManifestReport) -> dict[str, int]:
 
 
 def _document(
-    report: ManifestReport, copies: list[DuplicateGroup], conflicts: list[tuple[Post, ...]]
-) -> Json:
+    report: manifests.ManifestReport,
+    copies: list[duplicates.DuplicateGroup],
+    conflicts: list[tuple[posts.Post, ...]],
+) -> dict[str, Any]:
     return {
         "manifest": str(report.path),
         "rows": report.rows,
@@ -164,7 +157,9 @@ def _document(
 
 
 def _print_report(
-    report: ManifestReport, copies: list[DuplicateGroup] | None, conflicts: list[tuple[Post, ...]]
+    report: manifests.ManifestReport,
+    copies: list[duplicates.DuplicateGroup] | None,
+    conflicts: list[tuple[posts.Post, ...]],
 ) -> None:
     echo(f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside")
     for label, count in sorted(report.counts.items(), key=str):

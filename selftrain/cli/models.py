@@ -5,41 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from selftrain._util.deferred import deferred
-from selftrain.cli.options import (
-    LIMITS,
-    Columns,
-    Host,
-    Manifest,
-    MaxBadRows,
-    MaxBadShare,
-    Model,
-    OutFile,
-    RunPath,
-    option,
-    read_columns,
-)
+from selftrain.cli import options
+from selftrain.cli.options import LIMITS, option, read_columns
 from selftrain.cli.printing import check_target, echo, write_records
 from selftrain.errors import ServingError
 
-if TYPE_CHECKING:
+with deferred():
     from selftrain.models import onnx_export, predictor
     from selftrain.serving import filter as filtering
     from selftrain.serving import load_predictor, manifest_predictions, server, thresholds, wire
     from selftrain.web import http_server
-else:
-    onnx_export, predictor, filtering, load_predictor, manifest_predictions = deferred(
-        "selftrain.models.onnx_export", "selftrain.models.predictor", "selftrain.serving.filter",
-        "selftrain.serving.load_predictor", "selftrain.serving.manifest_predictions",
-    )  # fmt: skip
-    server, thresholds, wire, http_server = deferred(
-        "selftrain.serving.server", "selftrain.serving.thresholds", "selftrain.serving.wire",
-        "selftrain.web.http_server",
-    )  # fmt: skip
 
 app = typer.Typer()
 
@@ -52,13 +32,13 @@ MaxText = Annotated[int, option("Characters of a text.", min=1, metavar="N", pan
 
 @app.command(epilog="Example: selftrain predict runs/mine new.jsonl --out predicted.jsonl")
 def predict(
-    model: Model,
-    manifest: Manifest,
+    model: options.Model,
+    manifest: options.Manifest,
     *,
-    out: OutFile,
-    columns: Columns,
-    max_bad_rows: MaxBadRows = None,
-    max_bad_share: MaxBadShare = None,
+    out: options.OutFile,
+    columns: options.Columns,
+    max_bad_rows: options.MaxBadRows = None,
+    max_bad_share: options.MaxBadShare = None,
 ) -> None:
     """Label other posts with a trained model."""
     check_target(out)
@@ -71,9 +51,9 @@ def predict(
 
 @app.command(epilog="Example: selftrain serve runs/mine --port 8080")
 def serve(
-    model: Model,
+    model: options.Model,
     *,
-    host: Host = "127.0.0.1",
+    host: options.Host = "127.0.0.1",
     port: Annotated[int, option("0: one that is free.")] = 8080,
     key_variable: Annotated[
         str,
@@ -136,7 +116,7 @@ def _share(value: float) -> float:
     epilog="Example: selftrain filter runs/mine --source posts.jsonl --sink found.jsonl --precision .8",
 )
 def filter_stream(
-    model: Model,
+    model: options.Model,
     *,
     source: Annotated[
         str,
@@ -161,7 +141,7 @@ def filter_stream(
             metavar="MANIFEST",
         ),
     ] = None,
-    columns: Columns,
+    columns: options.Columns,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
 ) -> None:
@@ -199,7 +179,7 @@ def _threshold_lines(
 
 @app.command(epilog="Example: selftrain export runs/mine --onnx model.onnx")
 def export(
-    run: RunPath,
+    run: options.RunPath,
     onnx: Annotated[Path, option("The file to write.", metavar="FILE")],
     head_only: Annotated[
         bool,

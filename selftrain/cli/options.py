@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selftrain._util.choices import Rule
+from selftrain.errors import RecipeError
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 """Environment variable of the key for the agents' servers; a key never stands on a command line."""
@@ -38,6 +39,7 @@ def several(text: str, name: str, *, metavar: str, **more: Any) -> Any:  # noqa:
 
 
 DRAWING, COST, LIMITS = "How posts are drawn for review", "Cost", "Limits on what comes in"
+ASKING = "What models are asked, and how"
 
 Recipe = Annotated[Path, argument("RECIPE", "A TOML file.")]
 RunPath = Annotated[Path, argument("RUN", "A run folder.")]
@@ -65,6 +67,10 @@ Overrides = Annotated[
         "Change one value of the recipe; may be given several times.", "--set", metavar="SECTION.KEY=VALUE"
     ),
 ]
+Prompts = Annotated[
+    Path | None,
+    option("Prompt files that replace the built-in ones.", metavar="DIR", panel=ASKING),
+]
 Host = Annotated[str, option("Address to listen on.")]
 Seed = Annotated[int, option("Of every draw.", metavar="N")]
 TokenCap = Annotated[
@@ -79,6 +85,16 @@ Doubled = Annotated[
         "Of the posts, reviewed by two people.", "--double-annotation-rate", metavar="SHARE", panel=DRAWING
     ),
 ]
+
+
+def refuse_idle_overrides(recipe: Path | None, overrides: Sequence[str]) -> None:
+    """Refuse overrides of a recipe that is not given.
+
+    Raises:
+        RecipeError: With what to add.
+    """
+    if overrides and recipe is None:
+        raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
 
 
 def read_columns(given: Sequence[str]) -> dict[str, str]:

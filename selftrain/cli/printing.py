@@ -8,15 +8,19 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
 from selftrain.errors import DataError
 from selftrain.store import atomic
+
+with deferred():
+    from selftrain.report import left_out as quarantined
 
 NARROWEST = 100  # columns of output that goes into a file
 _LISTED = 10
@@ -84,23 +88,6 @@ def print_json(*records: Mapping[str, Any]) -> None:
     """Print one JSON object a line."""
     for record in records:
         print(_escaped(record))
-
-
-class LeftOut(NamedTuple):
-    """A post that is not in what was written, and why; `line` of its manifest where it is known."""
-
-    id: str
-    reason: str
-    line: int | None = None
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> LeftOut:
-        """Return what a record of a quarantine holds."""
-        return cls(record["id"], record["reason"], record.get("line"))
-
-    def __str__(self) -> str:
-        place = "" if self.line is None else f"line {self.line}, "
-        return f"{place}id {self.id!r}: {self.reason}"
 
 
 def write_records(
@@ -199,5 +186,5 @@ def _escaped(record: Mapping[str, Any]) -> str:
 def _list_left_out(left_out: Sequence[Mapping[str, Any]], where: str) -> None:
     if left_out:
         print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)
-        lines = [f"  {LeftOut.from_json(record)}" for record in left_out]
+        lines = [f"  {quarantined.LeftOutRow.from_json(record)}" for record in left_out]
         print_some(lines, most=_LISTED, file=sys.stderr)

@@ -14,34 +14,28 @@ from selftrain.cli.printing import console, echo, plain, print_hints, print_json
 
 if TYPE_CHECKING:
     from agents.judgment import Verdict
-    from selftrain import report as pages
+
+with deferred():
     from selftrain import rounds as finished
     from selftrain.cli import tables
     from selftrain.report import compare as comparing
-    from selftrain.report import post_history
+    from selftrain.report import post_history, run_page
     from selftrain.report import status as statuses
-    from selftrain.report.post_history import Kind
     from selftrain.review import estimates
     from selftrain.store import run_dir
-    from selftrain.store.run_dir import RunFolder
-else:
-    pages, finished, tables, comparing, post_history, statuses, estimates, run_dir = deferred(
-        "selftrain.report", "selftrain.rounds", "selftrain.cli.tables", "selftrain.report.compare",
-        "selftrain.report.post_history", "selftrain.report.status", "selftrain.review.estimates",
-        "selftrain.store.run_dir",
-    )  # fmt: skip
 
 app = typer.Typer()
 
 WHAT = "What to show, instead of the rounds"
-DISAGREEMENTS = "verdicts in which classifier and agents name different classes"
-FAILED = "verdicts with a call that failed"
-CHANGED = "verdicts in which an agent changed its mind"
-KINDS: dict[Kind, str] = {"disagreements": DISAGREEMENTS, "failed": FAILED, "changed": CHANGED}
+KINDS: dict[post_history.Kind, str] = {
+    "disagreements": "verdicts in which classifier and agents name different classes",
+    "failed": "verdicts with a call that failed",
+    "changed": "verdicts in which an agent changed its mind",
+}
 
 
-def _all_of(kind: str, name: str) -> Any:  # noqa: ANN401 -- typer's own
-    return option(f"All {kind}.", name, panel=WHAT)
+def _all_of(kind: post_history.Kind) -> Any:  # noqa: ANN401 -- typer's own
+    return option(f"All {KINDS[kind]}.", f"--{kind}", panel=WHAT)
 
 
 @app.command(epilog="Example: selftrain status runs/mine")
@@ -59,16 +53,20 @@ def show(
     run: RunPath,
     *,
     post: Annotated[str | None, option("The story of one post.", metavar="ID", panel=WHAT)] = None,
-    disagreements: Annotated[bool, _all_of(DISAGREEMENTS, "--disagreements")] = False,
-    failed: Annotated[bool, _all_of(FAILED, "--failed")] = False,
-    changed: Annotated[bool, _all_of(CHANGED, "--changed")] = False,
+    disagreements: Annotated[bool, _all_of("disagreements")] = False,
+    failed: Annotated[bool, _all_of("failed")] = False,
+    changed: Annotated[bool, _all_of("changed")] = False,
     number: Annotated[
         int | None, option("Of one round; alone, its verdicts, one a line.", "--round", metavar="N")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the rounds of a run, or everything said about one post."""
-    asked: dict[Kind, bool] = {"disagreements": disagreements, "failed": failed, "changed": changed}
+    asked: dict[post_history.Kind, bool] = {
+        "disagreements": disagreements,
+        "failed": failed,
+        "changed": changed,
+    }
     kinds = [kind for kind, wanted in asked.items() if wanted]
     if len(kinds) + (post is not None) > 1:
         raise typer.BadParameter("only one of --post, --disagreements, --failed and --changed at a time")
@@ -89,7 +87,7 @@ def report(
     out: Annotated[Path | None, option("Where to, instead of report.html in RUN.", metavar="FILE")] = None,
 ) -> None:
     """Render a run's report.html anew."""
-    echo(pages.write_report(run_dir.RunFolder(run), out))
+    echo(run_page.write_report(run_dir.RunFolder(run), out))
 
 
 @app.command(epilog="Example: selftrain compare runs/plain runs/vlm --html side_by_side.html")
@@ -111,7 +109,7 @@ def compare(
         echo(html)
 
 
-def _show_post(folder: RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:
+def _show_post(folder: run_dir.RunFolder, post_id: str, number: int | None, *, as_json: bool) -> None:
     story = post_history.load(folder, post_id, number)
     if as_json:
         print_json(*story.to_json())
@@ -119,7 +117,7 @@ def _show_post(folder: RunFolder, post_id: str, number: int | None, *, as_json: 
         print_texts(tables.post_lines(story))
 
 
-def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
+def _show_round(folder: run_dir.RunFolder, number: int, *, as_json: bool) -> None:
     post_history.select_rounds(folder, number)
     verdicts = folder.verdicts(number)
     if as_json:
@@ -129,7 +127,9 @@ def _show_round(folder: RunFolder, number: int, *, as_json: bool) -> None:
     print_texts([*map(tables.verdict_line, verdicts), *nothing])
 
 
-def _show_kind(folder: RunFolder, number: int | None, kind: Kind, *, as_json: bool) -> None:
+def _show_kind(
+    folder: run_dir.RunFolder, number: int | None, kind: post_history.Kind, *, as_json: bool
+) -> None:
     chosen = post_history.chosen_verdicts(folder, number, kind)
     if as_json:
         print_json(*({"round": one.round, "kept": one.kept, **one.verdict.to_json()} for one in chosen))
@@ -138,7 +138,7 @@ def _show_kind(folder: RunFolder, number: int | None, kind: Kind, *, as_json: bo
     print_texts([*map(tables.chapter_line, chosen)] or [plain(f"none in {where}: no {KINDS[kind]}")])
 
 
-def _show_rounds(folder: RunFolder, *, as_json: bool) -> None:
+def _show_rounds(folder: run_dir.RunFolder, *, as_json: bool) -> None:
     rounds = post_history.select_rounds(folder, None)
     if as_json:
         print_json(*(one.to_json() for one in rounds))

@@ -8,43 +8,25 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from selftrain._util.choices import Among, Order, Pictures, Rule
+import typer
+
+from selftrain._util.choices import Among, Order, Pictures
 from selftrain._util.deferred import deferred
+from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import (
-    DRAWING,
-    Budget,
-    Doubled,
-    DrawingRule,
-    Floor,
-    Host,
-    RunPath,
-    Seed,
-    argument,
-    option,
-)
+from selftrain.cli.options import DRAWING, argument, option
 from selftrain.cli.printing import echo, print_json, quoted
 from selftrain.errors import BudgetError, LedgerError
 
-if TYPE_CHECKING:
+with deferred():
     from selftrain.review import labelling, ledger, sampling
     from selftrain.review.exchange import review_export, review_import
     from selftrain.review.page import review_server
-    from selftrain.review.page.session import ReviewSession
+    from selftrain.review.page import session as sessions
     from selftrain.store import run_dir
-    from selftrain.store.run_dir import RunFolder
     from selftrain.web import http_server
-else:
-    labelling, ledger, sampling, review_export, review_import = deferred(
-        "selftrain.review.labelling", "selftrain.review.ledger",
-        "selftrain.review.sampling", "selftrain.review.exchange.review_export",
-        "selftrain.review.exchange.review_import",
-    )  # fmt: skip
-    review_server, run_dir, http_server = deferred(
-        "selftrain.review.page.review_server", "selftrain.store.run_dir", "selftrain.web.http_server"
-    )
 
 app = noun("Have people review posts: on a page, or in a tool of yours.")
 
@@ -56,7 +38,7 @@ Reviewed = Annotated[Path, argument("RUN", "A run folder with a review.")]
 
 @app.command(epilog="Example: selftrain review serve runs/mine --budget 40")
 def serve(
-    run: RunPath,
+    run: options.RunPath,
     *,
     budget: Annotated[
         int | None, option("Most posts that may be reviewed; begins a review.", metavar="B")
@@ -68,35 +50,18 @@ def serve(
         bool, option("Show the machines' labels before the reviewer answers.", "--show-opinions")
     ] = False,
     port: Annotated[int, option("0: the last one if it is free, else any that is.")] = 0,
-    host: Host = "127.0.0.1",
+    host: options.Host = "127.0.0.1",
     no_browser: Annotated[bool, option("Print the URL and open nothing.", "--no-browser")] = False,
-    rule: Annotated[Rule | None, option("By default exponential.", panel=DRAWING)] = None,
-    floor: Annotated[
-        float | None,
-        option(
-            "Of the budget that is drawn from all posts alike; by default .1.", metavar="SHARE", panel=DRAWING
-        ),
-    ] = None,
-    doubled: Annotated[
-        float | None,
-        option(
-            "Of posts that two people review; by default .1.",
-            "--double-annotation-rate",
-            metavar="SHARE",
-            panel=DRAWING,
-        ),
-    ] = None,
+    rule: options.DrawingRule = "exponential",
+    floor: options.Floor = 0.1,
+    doubled: options.Doubled = 0.1,
     order: Annotated[
-        Order | None,
-        option(
-            "By default sampled; uncertain, the likely errors first: no estimate before all are reviewed.",
-            panel=DRAWING,
-        ),
-    ] = None,
-    among: Annotated[
-        Among | None, option("By default divergent; accepted: pseudo-labels.", panel=DRAWING)
-    ] = None,
-    seed: Annotated[int | None, option("By default 0.", metavar="N", panel=DRAWING)] = None,
+        Order,
+        option("uncertain: the likely errors first, no estimate before the end.", panel=DRAWING),
+    ] = "sampled",
+    among: Annotated[Among, option("accepted: pseudo-labels.", panel=DRAWING)] = "divergent",
+    seed: Annotated[int, option("Of the draw.", metavar="N", panel=DRAWING)] = 0,
+    context: typer.Context,
 ) -> None:
     """Serve the page on which people review a run's divergent posts, within a budget.
 
@@ -104,24 +69,12 @@ def serve(
     the page on which people label them. A review that exists goes on.
     """
     folder = labelling.review_folder(run)
-    options = {
-        "--rule": rule, "--floor": floor, "--double-annotation-rate": doubled, "--order": order,
-        "--among": among, "--seed": seed,
-    }  # fmt: skip
     begun = None
-    if not _goes_on(folder, budget, [name for name, value in options.items() if value is not None]):
-        among = among or "divergent"
+    if not _goes_on(folder, budget, _drawing_given(context)):
         begun = sampling.request_reviews(
-            folder,
-            budget=_checked_budget(folder, budget, among),
-            batch=among,
-            rule=rule or "exponential",
-            floor=0.1 if floor is None else floor,
-            double_annotation_rate=0.1 if doubled is None else doubled,
-            seed=seed or 0,
-            among=among,
-            order=order or "sampled",
-        )
+            folder, budget=_checked_budget(folder, budget, among), batch=among, rule=rule, floor=floor,
+            double_annotation_rate=doubled, seed=seed, among=among, order=order,
+        )  # fmt: skip
     http_server.quiet_logs()
     session = review_server.open_session(folder, show_opinions=show_opinions)
     if begun is not None:
@@ -139,7 +92,17 @@ def serve(
         session.close()
 
 
-def _goes_on(folder: RunFolder, budget: int | None, drawing: Sequence[str]) -> bool:
+def _drawing_given(context: typer.Context) -> list[str]:
+    """Return the options on how posts are drawn that stand on the command line."""
+    sources = {
+        param.opts[0]: context.get_parameter_source(param.name or "")
+        for param in context.command.params
+        if getattr(param, "rich_help_panel", None) == DRAWING
+    }
+    return [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
+
+
+def _goes_on(folder: run_dir.RunFolder, budget: int | None, drawing: Sequence[str]) -> bool:
     """Return whether the run has a review with posts in it, for these options.
 
     Raises:
@@ -164,7 +127,7 @@ def _goes_on(folder: RunFolder, budget: int | None, drawing: Sequence[str]) -> b
     return True
 
 
-def _checked_budget(folder: RunFolder, budget: int | None, among: Among) -> int:
+def _checked_budget(folder: run_dir.RunFolder, budget: int | None, among: Among) -> int:
     if budget is not None:
         return budget
     posts = len(sampling.verdicts_among(folder, among))
@@ -174,7 +137,7 @@ def _checked_budget(folder: RunFolder, budget: int | None, among: Among) -> int:
     )
 
 
-def _progress_line(session: ReviewSession) -> str:
+def _progress_line(session: sessions.ReviewSession) -> str:
     """Return how far the review is, in a line."""
     progress = session.ledger.progress()
     second = f", {progress.second:,} of {progress.doubled:,} second reviews" if progress.doubled else ""
@@ -266,13 +229,13 @@ def import_file(
 
 @app.command(epilog="Example: selftrain review audit runs/mine --budget 100")
 def audit(
-    run: RunPath,
+    run: options.RunPath,
     *,
-    budget: Budget,
-    rule: DrawingRule = "exponential",
-    floor: Floor = 0.2,
-    doubled: Doubled = 0.0,
-    seed: Seed = 0,
+    budget: options.Budget,
+    rule: options.DrawingRule = "exponential",
+    floor: options.Floor = 0.2,
+    doubled: options.Doubled = 0.0,
+    seed: options.Seed = 0,
 ) -> None:
     """Have a sample of a run's pseudo-labels reviewed: how wrong are they?
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,17 +15,12 @@ from selftrain.cli.options import Overrides, Recipe, option
 from selftrain.cli.printing import console, echo, print_hints, quoted
 from selftrain.errors import RecipeError
 
-if TYPE_CHECKING:
+with deferred():
     from selftrain import rounds, runs
     from selftrain.cli import tables
     from selftrain.data import drawn
     from selftrain.report import status
     from selftrain.store import run_dir
-else:
-    rounds, runs, tables, drawn, status, run_dir = deferred(
-        "selftrain.rounds", "selftrain.runs", "selftrain.cli.tables", "selftrain.data.drawn",
-        "selftrain.report.status", "selftrain.store.run_dir",
-    )  # fmt: skip
 
 app = typer.Typer()
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from selftrain._util.types import Json
 from selftrain.data.manifest import NOTE
 from selftrain.store.run_dir import read_jsonl
 
@@ -24,9 +23,13 @@ class LeftOutRow(NamedTuple):
     reason: str = ""
 
     @classmethod
-    def from_json(cls, record: Json) -> LeftOutRow:
+    def from_json(cls, record: Mapping[str, Any]) -> LeftOutRow:
         """Return the row of a record."""
         return cls(**{name: record[name] for name in cls._fields if record.get(name) is not None})
+
+    def __str__(self) -> str:
+        place = f"line {self.line}, " if self.line else ""
+        return f"{place}id {self.id!r}: {self.reason}"
 
 
 class Quarantine(NamedTuple):

@@ -21,6 +21,7 @@ from selftrain.report.status import Summary, is_held, missing_reviews, score, su
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.review.estimates import ReviewedBatch, percent, reviewed_batches
 from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
+from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, numbered, read_scores
 from selftrain.web import charts
@@ -349,3 +350,15 @@ def _agent_charts(trust: Trust) -> Iterator[tuple[str, ChartPanel]]:
                 "how often it was right, by the probability it gave; on the line it is as sure as it is right"
             )
             yield role, ChartPanel("Calibration", under, chart)
+
+
+def write_report(folder: RunFolder, out: Path | None = None) -> Path:
+    """Render the report anew, `report.html` in the run folder or `out`, and return its path.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+        StorageError: The disk is full or refuses; an older report is as it was.
+    """
+    path = folder.path / "report.html" if out is None else out
+    atomic.write_text(path, render(gather(folder)))
+    return path

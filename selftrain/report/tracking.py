@@ -92,10 +92,10 @@ def scalars(finished: RoundResult) -> Iterator[tuple[str, float]]:
     groups |= {f"agents/{role}": counts._asdict() for role, counts in finished.agents.items()}
     groups["cost"] = finished.cost._asdict() if finished.cost is not None else {}
     groups["loss"] = finished.curve[-1].loss if finished.curve else {}
+    # of the prior, the positive class's, which is the last
+    theta = next(reversed(list(finished.theta.values())), None)
     groups["round"] = {
-        "kept": finished.kept, "grown": finished.grown, "seconds": finished.seconds,
-        # the positive class's, which is the last
-        "theta": next(reversed(list(finished.theta.values())), None),
+        "kept": finished.kept, "theta": theta, "grown": finished.grown, "seconds": finished.seconds,
     }  # fmt: skip
     for group, values in groups.items():
         for key, value in values.items():

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class Measures:
-    """One server's counters, in a registry of their own; the `Observer` of its batcher."""
+    """One server's counters, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from selftrain.data.posts import Post
 from selftrain.errors import DrainingError, QueueFullError, ScoringError
@@ -23,12 +23,6 @@ Predictions = Future[list[Prediction]]
 
 _log = logging.getLogger(__name__)
 _FIRST_POST = Post("ready", "One post, scored before the server says that it is ready.")
-
-
-class Observer(Protocol):
-    """Who is told of every model call, whether it went well or not."""
-
-    def batch(self, posts: int, seconds: float) -> None: ...
 
 
 class _Job:
@@ -60,7 +54,7 @@ class Batcher:
         max_batch: Posts of one model call.
         max_wait: Seconds that the first post of a batch waits for company.
         max_queue: Posts that may wait.
-        observer: Told of every batch.
+        observe: Gets posts and seconds of every model call, whether it went well or not.
         on_loaded: Called in the model's thread when `predictor` or `failure` has been set.
 
     Attributes:
@@ -75,12 +69,12 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         max_queue: int,
-        observer: Observer,
+        observe: Callable[[int, float], None],
         on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self.predictor: Predictor | None = None
         self.failure: Exception | None = None
-        self._load, self._on_loaded, self._observer = load, on_loaded, observer
+        self._load, self._on_loaded, self._observe = load, on_loaded, observe
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._jobs: deque[_Job] = deque()
         self._queued = 0
@@ -200,7 +194,7 @@ class Batcher:
                 job.results[place] = result
                 if len(job.results) == job.size:
                     _settle(job.scores, [job.results[number] for number in range(job.size)])
-        self._observer.batch(len(batch), time.monotonic() - started)
+        self._observe(len(batch), time.monotonic() - started)
         for taken in batch:
             with self._changed:
                 taken.job.taken -= 1

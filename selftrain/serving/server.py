@@ -95,7 +95,7 @@ async def _serve(
             classes = " / ".join(predictor.classes)
             tell(f"ready: {predictor.kind} {predictor.name}, {classes}, {predictor.fingerprint[:12]}")
 
-    batcher = Batcher(load, **batching._asdict(), observer=measures, on_loaded=loaded)
+    batcher = Batcher(load, **batching._asdict(), observe=measures.batch, on_loaded=loaded)
     service = Service(batcher, scratch, measures, limits=limits, key=key)
 
     @asynccontextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import selftrain as st
+from selftrain.cli import main
 
 CHECKOUT = Path(__file__).parents[2]
 PAGE = (CHECKOUT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -82,6 +83,14 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def beside(home, monkeypatch):
+    """The folder of the third party's modules, importable in this process."""
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.setenv("SELFTRAIN_CACHE", str(home / "cache"))
+    return home
+
+
 def start(home, *command):
     path = os.pathsep.join([str(CHECKOUT), str(home)])
     environment = os.environ | {"PYTHONPATH": path, "SELFTRAIN_CACHE": str(home / "cache")}
@@ -110,38 +119,35 @@ def test_the_page_has_four_examples_and_begins_with_a_selector_of_a_few_lines():
     assert len(code.split("class HalfRandom")[1].strip().splitlines()) < 15
 
 
-def test_all_four_go_through_a_recipe(home, tmp_path):
-    (tmp_path / "recipe.toml").write_text(least(home) + "".join(SECTIONS.values()))
-    done = start(home, "-m", "selftrain", "run", tmp_path / "recipe.toml", "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    run = st.Run(tmp_path / "run")
+def test_all_four_go_through_a_recipe(beside, tmp_path):
+    (tmp_path / "recipe.toml").write_text(least(beside) + "".join(SECTIONS.values()))
+    run = st.run(tmp_path / "recipe.toml", tmp_path / "run")
     verdicts = run.verdicts(round=1)
     assert len(verdicts) == 20
     assert {one.judgments[0].source for one in verdicts} == {"word_panel"}
     assert len(run.grown()) >= 20
 
 
-def test_a_class_that_is_not_there_is_said_before_anything_is_computed(home, tmp_path):
+def test_a_class_that_is_not_there_is_said_before_anything_is_computed(home, tmp_path, capsys):
     (tmp_path / "recipe.toml").write_text(least(home) + '[selection]\nkind = "nowhere:Nothing"\n')
-    done = start(home, "-m", "selftrain", "run", tmp_path / "recipe.toml", "--out", tmp_path / "run")
-    assert done.returncode == 2
-    assert 'selection.kind is "nowhere:Nothing", which cannot be imported' in done.stderr
+    assert main(["run", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]) == 2
+    assert 'selection.kind is "nowhere:Nothing", which cannot be imported' in capsys.readouterr().err
 
 
-def test_a_recipe_of_third_parties_goes_on_after_a_kill_as_if_it_had_not_been(home, tmp_path):
+def test_a_recipe_of_third_parties_goes_on_after_a_kill_as_if_it_had_not_been(beside, tmp_path):
+    home = beside
     named = [SECTIONS[name] for name in ("half_random", "plain_loss", "letter_counts")]
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(least(home, rounds=2) + "".join(named) + AGENTS + TOYS)
-    command = ("-m", "selftrain", "run", recipe, "--out")
     assert start(home, "killed.py", recipe, tmp_path / "parts").returncode == -signal.SIGKILL
-    for folder in ("parts", "whole"):
-        done = start(home, *command, tmp_path / folder)
-        assert done.returncode == 0, done.stderr
+    done = start(home, "-m", "selftrain", "run", recipe, "--out", tmp_path / "parts")
+    assert done.returncode == 0, done.stderr
+    st.run(recipe, tmp_path / "whole")
     assert_same(tmp_path / "parts", tmp_path / "whole")
     assert {one.judgments[0].source for one in st.Run(tmp_path / "parts").verdicts(round=2)} == {"words"}
 
 
-def test_python_takes_the_same_parts_and_goes_on_with_the_same_arguments_only(home, tmp_path):
+def test_python_takes_the_same_parts_and_goes_on_with_the_same_arguments_only(home, tmp_path, capsys):
     whole = start(home, "program.py", home, tmp_path / "whole", "-1", 20)
     assert whole.returncode == 0, whole.stderr
     killed = start(home, "program.py", home, tmp_path / "parts", "1", 20)
@@ -153,6 +159,6 @@ def test_python_takes_the_same_parts_and_goes_on_with_the_same_arguments_only(ho
     assert again.returncode == 0, again.stderr
     assert_same(tmp_path / "parts", tmp_path / "whole")
     # the folder's recipe names the same parts: the command line goes on with it too
-    done = start(home, "-m", "selftrain", "run", tmp_path / "parts/recipe.toml", "--out", tmp_path / "parts")
-    assert done.returncode == 2, done.stdout  # the recipe lacks the task's file, which Python had read
-    assert "data.task" in done.stderr
+    words = ["run", str(tmp_path / "parts/recipe.toml"), "--out", str(tmp_path / "parts")]
+    assert main(words) == 2  # the recipe lacks the task's file, which Python had read
+    assert "data.task" in capsys.readouterr().err

@@ -12,6 +12,8 @@ import sys
 import pytest
 from kill_helpers import ENVIRONMENT, child
 
+from selftrain.cli import main
+
 pytestmark = pytest.mark.integration
 
 
@@ -153,20 +155,16 @@ def test_memory_does_not_grow_with_the_source(launch, tmp_path):
     assert sum(1 for _ in (tmp_path / "sink-200000.jsonl").open()) > 80_000
 
 
-def test_the_command_on_a_real_run(small_run, tmp_path):
+def test_the_command_on_a_real_run(small_run, tmp_path, capsys):
     manifest = small_run.parent / "data" / "manifest.jsonl"
-    command = [
-        sys.executable, "-m", "selftrain", "filter", str(small_run), "--source", str(manifest),
-        "--sink", str(tmp_path / "sink.jsonl"), "--precision", ".6",
-    ]  # fmt: skip
-
-    def go(*extra):
-        return subprocess.run(
-            [*command, *extra], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
-            env=ENVIRONMENT,
-        )  # fmt: skip
-
-    first = go("--validation", str(manifest))
+    words = ["filter", str(small_run), "--source", str(manifest), "--precision", ".6"]
+    first = subprocess.run(
+        [
+            *(sys.executable, "-m", "selftrain", *words),
+            *("--sink", str(tmp_path / "sink.jsonl"), "--validation", str(manifest)),
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
     assert first.returncode == 0, first.stderr
     assert "on 120 validation posts" in first.stdout
     kept = lines(tmp_path / "sink.jsonl")
@@ -179,9 +177,8 @@ def test_the_command_on_a_real_run(small_run, tmp_path):
     assert f"recall {labels.count('invitation') / positives:.3f}" in first.stdout
     assert f"kept {len(kept)} in" in first.stdout
     other = ["--sink", str(tmp_path / "other.jsonl"), "--precision", "1"]
-    impossible = go(*other, "--validation", str(hopeless(manifest, tmp_path)))
-    assert impossible.returncode == 2
-    assert "no threshold reaches the precision 1" in impossible.stderr
+    assert main([*words, *other, "--validation", str(hopeless(manifest, tmp_path))]) == 2
+    assert "no threshold reaches the precision 1" in capsys.readouterr().err
     assert not list(tmp_path.glob("other*"))
 
 

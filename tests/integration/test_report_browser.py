@@ -13,8 +13,8 @@ from report_helpers import HOSTILE, PLAIN, made, trust
 from agents.judgment import Verdict
 from runs.bench.__main__ import main as bench
 from runs.bench.synthetic_run import synthetic_run
-from selftrain.report import write_report
 from selftrain.report.compare import compare, write_comparison
+from selftrain.report.run_page import write_report
 from selftrain.store.run_dir import RunFolder
 
 pytestmark = pytest.mark.integration

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
 import socket
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 
 import pytest
-from review_helpers import CHECKOUT, Server, as_json, review_of, run_of
+from cli_helpers import here
+from review_helpers import Server, as_json, review_of, run_of
 
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER
@@ -132,17 +130,9 @@ def test_the_remembered_token_is_for_its_owner_alone(tmp_path):
 # ---- the command line -----------------------------------------------------------------------------------
 
 
-def command(*options):
-    return subprocess.run(
-        [sys.executable, "-m", "selftrain", "review", "serve", *map(str, options), "--no-browser"],
-        cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False,
-        env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
-
-
 def refused(*options):
     """The message of a command that ends with 2, one line without a traceback."""
-    ended = command(*options)
+    ended = here("review", "serve", *options, "--no-browser")
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     return ended.stderr
 

@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from selftrain.act.annotation_quality import (
-    abs_score,
-    accuracy,
-    aqg,
-    aqg_curve,
-    chance_abs,
-    gaps,
-)
+from runs.bench.annotation_quality import accuracy, aqg, chance_abs, gaps
+from selftrain.act.annotation_quality import abs_score, aqg_curve
 from selftrain.errors import BudgetError
 from selftrain.models.metrics import macro_f1
 

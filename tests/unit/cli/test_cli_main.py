@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import itertools
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from selftrain import cli
+from selftrain._util.deferred import DeferredModule
 from selftrain._util.printable import printable
 from selftrain.cli.commands import ENTRIES, load
 
@@ -142,19 +142,26 @@ def test_no_help_imports_what_is_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_what_is_loaded_later_is_what_type_checkers_are_shown():
+def test_a_deferred_module_is_imported_when_something_of_it_is_asked_for():
+    code = (
+        "import sys\nfrom selftrain._util.deferred import deferred\n"
+        "with deferred():\n    from selftrain.data import manifest as read, nothing\n"
+        "import json\nprint('selftrain.data.manifest' in sys.modules)\n"
+        "print(read.read_manifest.__name__)\nprint('selftrain.data.manifest' in sys.modules)\n"
+        "try:\n    nothing.at_all\nexcept ImportError as error:\n    print(error.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "read_manifest", "True", "selftrain.data.nothing"]
+
+
+def test_what_is_deferred_is_there():
     for file in Path(cli.__file__).parent.glob("*.py"):
-        shown, loaded = {}, {}
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if not isinstance(node, ast.If):
-                continue
-            for one in node.body:
-                shown |= {a.asname or a.name: f"{one.module}.{a.name}" for a in one.names}
-            for one in node.orelse:
-                names = [name.id for name in one.targets[0].elts]
-                loaded |= dict(zip(names, [word.value for word in one.value.args], strict=True))
-        assert loaded.items() <= shown.items(), file
-        assert all(importlib.util.find_spec(module) for module in loaded.values()), file
+        names = vars(importlib.import_module(f"selftrain.cli.{file.stem}")).values()
+        for one in names:
+            assert not isinstance(one, DeferredModule) or importlib.util.find_spec(one._path), (
+                file,
+                one._path,
+            )
 
 
 def completed(*words):

@@ -198,3 +198,36 @@ def test_names_and_folders_that_are_not_there(tmp_path):
             import_named(name, tmp_path / "none", tmp_path / "out")
         with pytest.raises(ManifestError, match="holds n"):
             import_named(name, tmp_path, tmp_path / "out")
+
+
+def test_real_tweeteval_emotion(data_root, tmp_path):
+    posts, done = _import("tweeteval-emotion", data_root / "tweeteval" / "emotion", tmp_path)
+    counts = {"anger": 1560, "joy": 805, "optimism": 322, "sadness": 944}
+    assert Counter(post.label for post in posts.values()) == counts
+    assert Counter(post.extra["split"] for post in posts.values()) == {"train": 3257, "validation": 374}
+    assert done.skipped == ()
+
+
+def _emotion(folder, texts, labels, mapping="0\tanger\n1\tjoy\n2\toptimism\n3\tsadness\n"):
+    folder.mkdir(exist_ok=True)
+    (folder / "mapping.txt").write_text(mapping)
+    (folder / "train_text.txt").write_text(texts)
+    (folder / "train_labels.txt").write_text(labels)
+    return folder
+
+
+def test_a_tweet_may_hold_what_others_take_for_a_line_end(tmp_path):
+    posts, done = _import("tweeteval-emotion", _emotion(tmp_path / "e", "a\u2028b\nc\n", "3\n7\n"), tmp_path)
+    assert [(post.text, post.label) for post in posts.values()] == [("a\u2028b", "sadness")]
+    assert "none of" in done.skipped[0].reason
+
+
+def test_files_of_another_task_or_of_other_lengths_are_refused(tmp_path):
+    irony = _emotion(tmp_path / "e", "a\n", "0\n", "0\tnon_irony\n1\tirony\n")
+    with pytest.raises(ManifestError, match="give the folder `emotion`"):
+        import_named("tweeteval-emotion", irony, tmp_path / "out")
+    with pytest.raises(ManifestError, match=r"2 lines and train_labels.txt 1"):
+        import_named("tweeteval-emotion", _emotion(tmp_path / "e", "a\nb\n", "0\n"), tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError, match=r"holds no mapping.txt"):
+        import_named("tweeteval-emotion", tmp_path / "empty", tmp_path / "out")

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from finetune_helpers import WordsBackbone, words_corpus, words_training
+from finetune_helpers import VOCABULARY, WordsBackbone, words_corpus, words_training
 
-from losses import AgainstRest, PNULoss
+from losses import AgainstRest, Group, PNULoss
 from selftrain._util.numeric import decide
-from selftrain.data.corpus import TrainingSet
+from selftrain.data.corpus import Corpus, TrainingSet
+from selftrain.data.posts import Post
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.classifier import train_head
 from selftrain.models.finetune import FineTuner
@@ -181,7 +183,7 @@ def test_same_seed_same_weights_whatever_happened_before(mode, corpus, training)
 def test_batches_collated_for_training_hold_every_group(corpus, training):
     make = Built()
     fit(trainer("full", make, epochs=2, augment=True), corpus, training)
-    group = {corpus.posts[p].id: int(g) for p, g in zip(training.positions, training.groups, strict=True)}
+    group = {corpus.posts[p].id: int(g) for p, (g,) in zip(training.positions, training.groups, strict=True)}
     batches = [ids for ids, train in make.backbones[0].collated if train]
     assert len(batches) > 2
     assert all({group[one] for one in ids} == set(range(5)) and len(ids) <= 8 for ids in batches)
@@ -242,8 +244,8 @@ def test_posts_that_cannot_be_encoded(corpus, training):
     model = fit(one, corpus, training)
     for position, text in ((corpus.pool[-1], "broken"), (corpus.validation[0], "broken")):
         posts[position] = type(posts[position])(posts[position].id, text)
-    broken = type(corpus)(**(vars(corpus) | {"posts": tuple(posts)}))
-    missing = np.flatnonzero(np.isnan(scored(one, model, broken)))
+    broken = replace(corpus, posts=tuple(posts))
+    missing = np.flatnonzero(np.isnan(scored(one, model, broken)).any(1))
     assert missing.tolist() == [corpus.validation[0], corpus.pool[-1]]
     with pytest.raises(TrainingError, match=r"1 of 28 posts .* \(p12: no words\)"):
         fit(one, broken, training)
@@ -302,3 +304,33 @@ def test_files_that_are_no_such_model(corpus, training, tmp_path):
     file.write_bytes(bytes.fromhex(digest))
     with pytest.raises(RunStateError, match="run folder is damaged"):
         read_format(file)
+
+
+@MODES
+def test_three_classes_are_trained_scored_saved_and_loaded(mode, tmp_path):
+    words = (("rose", "lily"), ("iron",), ("zinc",))
+    generator = np.random.default_rng(0)
+    truth = (np.arange(60) % 3).astype(np.int16)
+    posts = tuple(
+        Post(f"p{i}", " ".join([generator.choice(words[k]), *generator.choice(VOCABULARY[4:], 2)]))
+        for i, k in enumerate(truth)
+    )
+    shown = np.where(np.arange(60) < 42, truth, np.int16(-1))
+    parts = np.split(np.arange(60), [24, 42])
+    corpus = Corpus(posts, None, *parts, np.empty(0, np.int64), shown, truth, ("flower", "iron", "zinc"))
+    positions = np.concatenate([corpus.labelled, corpus.pool[:4]])
+    labelled = corpus.groups(truth[corpus.labelled], Group.POSITIVE, Group.NEGATIVE)
+    groups = np.concatenate([labelled, np.full((4, 3), Group.DIVERGENT)])
+    targets = np.concatenate([np.eye(3)[truth[corpus.labelled]], np.full((4, 3), 1 / 3)])
+    training = TrainingSet(positions, groups, targets.astype(np.float32))
+    loss = AgainstRest((PNULoss(),) * 3)
+    one = trainer(mode, epochs=15, probe=True)
+    model = one.fit(corpus, training, loss=loss, seed=1, where="round 1", start=None)
+    found = scored(one, model, corpus)
+    assert found.shape == (60, 3)
+    assert np.mean(decide(found)[corpus.pool] == truth[corpus.pool]) > 0.6  # a guess is right in a third
+    model.save(tmp_path / "model.safetensors", {"round": 1})
+    other = trainer(mode)
+    np.testing.assert_allclose(
+        scored(other, other.load(tmp_path / "model.safetensors"), corpus), found, atol=1e-5
+    )

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selftrain._util.numeric import sigmoid
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, ServingError
+from selftrain.models.calibration import probabilities
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
 from selftrain.serving.load_predictor import KINDS, load_predictor
@@ -231,7 +231,7 @@ def test_the_head_alone_takes_features(small_run, predictor, posts, tmp_path):
         logits, odds = session.run(["logits", "probabilities"], {"features": rows[:size]})
         expected = predictor.classify(rows[:size])
         np.testing.assert_allclose(logits, expected, atol=1e-5)
-        np.testing.assert_allclose(odds[:, 0], sigmoid(expected), atol=1e-6)
+        np.testing.assert_allclose(odds, probabilities(expected), atol=1e-6)
         np.testing.assert_allclose(odds.sum(1), 1, atol=1e-6)
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["selftrain"])
     assert metadata["classes"] == list(predictor.classes)

@@ -15,9 +15,9 @@ from class_helpers import both
 from page_helpers import ParsedPage
 from report_helpers import HOSTILE, PLAIN, figures, lines, made, trust, verdict
 
-from selftrain import report
 from selftrain.cli import main
 from selftrain.errors import RunStateError, StorageError
+from selftrain.report import run_page as report
 from selftrain.rounds import finished_rounds
 from selftrain.runs import Run
 from selftrain.store.run_dir import RunFolder

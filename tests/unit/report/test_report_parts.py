@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from report_helpers import PLAIN, judgment, lines, made, verdict
 
-from selftrain import report
+from selftrain.report import run_page as report
 from selftrain.report import verdict_browser as browser
 from selftrain.web import charts, table
 from selftrain.web.html import as_json, render_page, security_policy

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from selftrain.cli import main
-from selftrain.report import gather, render
+from selftrain.report.run_page import gather, render
 from selftrain.review.estimates import newest_estimate, reviewed_batches
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE

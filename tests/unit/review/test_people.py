@@ -117,12 +117,12 @@ def test_reviewed_posts_become_labels_of_the_next_round_and_no_candidates_again(
     corpus = make_corpus(pool=60)
     assert go(tmp_path, corpus, trainer=trainer, panel=panel) == [0, 1, 2]
     training = trainer.trainings[2]
-    group = dict(zip(training.positions.tolist(), training.groups.tolist(), strict=True))
+    group = dict(zip(training.positions.tolist(), training.groups[:, 0].tolist(), strict=True))
     for post_id in asked:
         expected = Group.POSITIVE if truth_of(post_id) == "spam" else Group.NEGATIVE
         assert group[int(post_id[1:])] == expected
     assert len(training.positions) == len(set(training.positions.tolist()))
-    targets = dict(zip(training.positions.tolist(), training.targets.tolist(), strict=True))
+    targets = dict(zip(training.positions.tolist(), training.targets[:, 0].tolist(), strict=True))
     assert [targets[int(i[1:])] for i in asked] == [float(truth_of(i) == "spam") for i in asked]
     later = to_the_end(tmp_path)
     assert later == [0, 1, 2, 3, 4]

@@ -33,7 +33,7 @@ class Served:
         self.predictor, self.measures, self.scratch = predictor, Measures(), Scratch(root)
         self.loaded = threading.Event()
         self.batcher = Batcher(
-            lambda: predictor, max_batch=4, max_wait=0, max_queue=8, observer=self.measures,
+            lambda: predictor, max_batch=4, max_wait=0, max_queue=8, observe=self.measures.batch,
             on_loaded=self.loaded.set,
         )  # fmt: skip
         self.service = Service(self.batcher, self.scratch, self.measures, limits=limits, key=key)

@@ -37,7 +37,7 @@ def make():
 
     def build(predictor, **options):
         loaded = threading.Event()
-        settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 100, "observer": Observer()} | options
+        settings = {"max_batch": 4, "max_wait": 0.0, "max_queue": 100, "observe": Observer().batch} | options
         batcher = Batcher(lambda: predictor, on_loaded=loaded.set, **settings)
         batcher.start()
         assert loaded.wait(WAIT)
@@ -64,7 +64,7 @@ def test_one_post_is_scored_before_the_model_counts_as_loaded(make):
 
 def test_results_come_in_the_order_of_the_posts_whatever_the_batches(make):
     predictor, seen = TextPredictor(), Observer()
-    batcher = make(predictor, observer=seen)
+    batcher = make(predictor, observe=seen.batch)
     probs = [n / 100 for n in range(11)]
     assert texts(batcher.submit(posts_of(*map(str, probs))).result(WAIT)) == probs
     batcher.close()
@@ -131,7 +131,7 @@ def test_a_full_queue_refuses_and_says_how_full(make):
 
 def test_a_fault_fails_the_requests_of_its_batch_and_no_others(make, caplog):
     predictor, seen = HeldPredictor(), Observer()
-    batcher = make(predictor, max_batch=2, observer=seen)
+    batcher = make(predictor, max_batch=2, observe=seen.batch)
     batcher.submit(posts_of("0.1"))
     assert predictor.entered.acquire(timeout=WAIT)
     struck = batcher.submit(posts_of("raise", "0.2", "0.3", "0.4"))
@@ -221,7 +221,9 @@ def test_a_model_that_cannot_be_loaded_or_scores_nothing_is_told(first):
             return super().predict([Post("x", first) for _ in posts])
 
     loaded = threading.Event()
-    batcher = Batcher(Broken, max_batch=1, max_wait=0, max_queue=1, observer=Observer(), on_loaded=loaded.set)
+    batcher = Batcher(
+        Broken, max_batch=1, max_wait=0, max_queue=1, observe=Observer().batch, on_loaded=loaded.set
+    )
     early = batcher.submit(posts_of("0.1"))
     batcher.start()
     assert loaded.wait(WAIT)

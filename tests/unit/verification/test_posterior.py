@@ -81,6 +81,28 @@ def test_a_joint_state_that_was_never_seen_falls_back_to_the_agents_own_tables()
     assert abs(differ[1] - differ[0]) < 0.7  # what one says for a class the other says against it
 
 
+def test_with_four_classes_and_few_labels_rare_states_are_judged_by_the_agents_own_tables():
+    labelled, labels, judged, truth = world(
+        classes=4, labelled=24, judged=1000, accuracy=(0.85, 0.75), shared=0.3
+    )
+    weights = np.eye(4)[labels]
+    counts = StateCounts(labelled.states, weights)
+    seen = {tuple(state) for state in labelled.states.tolist()}
+    unseen = np.array([[a, b] for a in range(4) for b in range(4) if (a, b) not in seen])
+    assert len(unseen) >= 4  # of 16 that two agents who always answer can give
+    product = sum(counts.log_likelihood(unseen, (agent,)) for agent in (0, 1))
+    expected = np.log(JOINT_POSTS) + product - np.log(weights.sum(0) + JOINT_POSTS)
+    np.testing.assert_allclose(counts.log_likelihood(unseen, (0, 1)), expected, rtol=1e-9)
+    # and what is made of it is better than either agent, on posts whose state no labelled post shows too
+    found = fit_posterior(labelled, labels, judged, ROLES, 4).probs
+    rare = np.array([tuple(state) not in seen for state in judged.states.tolist()])
+    assert rare.sum() > 20
+    better = max(float((judged.states[:, agent] == truth).mean()) for agent in (0, 1))
+    assert accuracy_of(found, truth) > better
+    agents = [float((judged.states[rare, agent] == truth[rare]).mean()) for agent in (0, 1)]
+    assert accuracy_of(found[rare], truth[rare]) > max(agents) - 0.05
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_it_beats_the_classifier_and_the_better_agent(classes):
     labelled, labels, judged, truth = world(classes=classes, judged=2000)
