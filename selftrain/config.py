@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from selftrain._util.plugins import choices, is_own
 from selftrain._util.toml_sections import Section, read_table
+from selftrain.errors import RecipeError
 
 Options = dict[str, Any]
 """Keyword arguments of a class."""
@@ -308,6 +309,26 @@ class AgentsSection(PartSection):
         return self
 
 
+class RoleSection(Section):
+    """Another model for one of the two roles: what is not given is as in `vlm`."""
+
+    # "guard": a model that answers in a template of its own; "moderation": a classifier at /v1/moderations;
+    # what they answer is mapped by `words`
+    kind: Literal["chat", "guard", "moderation"] = "chat"
+    servers: tuple[str, ...] = ()
+    model: str | None = None
+    revision: str | None = None
+    key_variable: str | None = None
+    answer_tokens: int | None = Field(None, ge=8)
+    thinking_tokens: int | None = Field(None, ge=0)
+    extra_body: Options | None = None
+    words: dict[str, str] = Field(default_factory=dict)
+
+    def given(self) -> Options:
+        """Return the keys that say something."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name))}
+
+
 class VlmSection(Section):
     """Vision-language agents: where they are served, what they are asked, what they may cost.
 
@@ -328,18 +349,29 @@ class VlmSection(Section):
     image_side: int = Field(768, ge=28, le=4096)
     max_images: int = Field(16, ge=0, le=16)
     examples: int = Field(2, ge=1)
+    reviewer: RoleSection | None = None
+    user: RoleSection | None = None
 
     concurrency: int = Field(64, ge=1)
     timeout: float = Field(120, gt=0)
     retries: int = Field(4, ge=0)
     patience: float = Field(120, ge=0)
     attempts: int = Field(3, ge=1)
+    answer_tokens: int | None = Field(None, ge=8)
+    thinking_tokens: int = Field(0, ge=0)
+    extra_body: Options | None = None
+    keyed: tuple[Annotated[str, OneOf("agents.client.base:Recorded")], ...] = ()
     token_cap: int | None = Field(None, ge=1)
     store: Path | None = None
 
     def arguments(self) -> Options:
         """Return the keys as arguments of `VLMPanel`."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return given | {role: section and section.given() for role, section in self.roles().items()}
+
+    def roles(self) -> dict[str, RoleSection | None]:
+        """Return role -> its section."""
+        return {"reviewer": self.reviewer, "user": self.user}
 
 
 class RoundsSection(Section):
@@ -419,4 +451,21 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file cannot be read, is not TOML, or does not describe a recipe; the message lists
             every fault with its place.
     """
-    return read_table(Recipe, Path(path), overrides)
+    recipe = read_table(Recipe, Path(path), overrides)
+    typed = {override.partition("=")[0].strip() for override in overrides}
+    named = {"vlm.key_variable": recipe.vlm.key_variable}
+    for role, section in recipe.vlm.roles().items():
+        if section is not None and section.key_variable:
+            named[f"vlm.{role}.key_variable"] = section.key_variable
+    for key, variable in named.items():
+        if not variable.startswith(KEY_PREFIX) and key not in typed:
+            raise RecipeError(
+                f"{key} is {variable!r}: a recipe would send that variable to its own server. Only names that"
+                f" begin with {KEY_PREFIX} stand in a recipe; another is named on the command line, --set"
+                f" {key}={variable}"
+            )
+    return recipe
+
+
+KEY_PREFIX = "SELFTRAIN_"
+"""Of the environment variables that a recipe, which may be a stranger's, has sent to a server as a key."""

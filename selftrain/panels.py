@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,14 +16,16 @@ import numpy as np
 
 from agents.ask.answer_schema import AnswerForm
 from agents.ask.cache import ResponseCache
+from agents.ask.guard import guard_words
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
-from agents.ask.metering import UsageTotals
+from agents.ask.metering import Manner, UsageTotals
 from agents.ask.prepare import Opener
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
-from agents.client.base import Backend
+from agents.client.base import Backend, Recorded
 from agents.client.client import ChatClient
+from agents.client.moderation import ModerationClient
 from agents.errors import ReviewError
 from agents.judgment import PostLike
 from agents.offline.offline_agent import offline_agents
@@ -194,6 +196,11 @@ class ModelServers:
         retries: Of a call that brought no answer.
         patience: Seconds without any server before it gives up.
         attempts: Answers to one question, when they cannot be used.
+        answer_tokens: Most tokens of an answer; None: as many as its form needs.
+        thinking_tokens: Added to them for a model that thinks before it answers.
+        extra_body: Further keys of every request, for instance {"chat_template_kwargs": {...}}.
+        keyed: What else makes an answer another one: "server" (its version), "context", "encoder" (of
+            pictures).
         token_cap: Prompt and answer tokens of the whole run, at most; None: any number.
         store: The SQLite file of paid answers; None: responses.sqlite beside the run folder.
     """
@@ -212,6 +219,10 @@ class ModelServers:
     retries: int = 4
     patience: float = 120
     attempts: int = 3
+    answer_tokens: int | None = None
+    thinking_tokens: int = 0
+    extra_body: Mapping[str, Any] | None = None
+    keyed: Sequence[Recorded] = ()
     token_cap: int | None = None
     store: Path | None = None
 
@@ -224,11 +235,23 @@ class ModelServers:
             max_pixels: Most pixels of an image file.
             progress: Whether to show bars.
         """
+        others = {role: (build_backend(model), model.manner()) for role, model in self.others().items()}
         return Runner(
             build_backend(self), cache, run=run, opener=opener(max_pixels), image_side=self.image_side,
             max_images=self.max_images, width=self.concurrency * max(1, len(self.servers)),
-            attempts=self.attempts, token_cap=self.token_cap, progress=bar if progress else None,
+            manner=self.manner(), others=others, token_cap=self.token_cap,
+            progress=bar if progress else None,
         )  # fmt: skip
+
+    def others(self) -> dict[str, ModelServers]:
+        """Return role -> the model of its own that it has."""
+        return {}
+
+    def manner(self) -> Manner:
+        """Return how the model is asked."""
+        return Manner(
+            self.answer_tokens, self.thinking_tokens, self.extra_body or {}, self.attempts, tuple(self.keyed)
+        )
 
     def runner_for(self, run: RunContext) -> Runner:
         """Return the runner of a run, which pays for it, with a cache of its own.
@@ -242,6 +265,11 @@ class ModelServers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModerationServers(ModelServers):
+    """A moderation classifier (/v1/moderations); see `ModelServers`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VLMPanel(ModelServers):
     """Vision-language agents on a server; see `ModelServers` for the other arguments.
 
@@ -250,6 +278,9 @@ class VLMPanel(ModelServers):
         always_cross_review: Ask everybody again even where the verdict is settled.
         prompts: A folder of prompt files that replace the built-in ones.
         examples: Labelled posts of each class that "few_shot" shows.
+        reviewer, user: What is otherwise for that role, where another model plays it: servers, model,
+            revision, key_variable, answer_tokens, thinking_tokens, extra_body; and `kind` "guard" or
+            "moderation" with its `words` (word or category -> class).
         count: 2: as many agents as the protocol has; 1: its first alone.
     """
 
@@ -257,7 +288,25 @@ class VLMPanel(ModelServers):
     always_cross_review: bool = False
     prompts: Path | None = None
     examples: int = 2
+    reviewer: Mapping[str, Any] | None = None
+    user: Mapping[str, Any] | None = None
     count: int = 2
+
+    def others(self) -> dict[str, ModelServers]:
+        """Return role -> the model of its own that it has."""
+        mine = {one.name: getattr(self, one.name) for one in fields(ModelServers)}
+        # another server serves another model: what was said of the first one's does not hold there
+        fresh = {"model": "", "revision": ""}
+        found = {}
+        for role, section in self._roles().items():
+            given = {name: value for name, value in section.items() if name not in ("words", "kind")}
+            made = ModerationServers if section.get("kind") == "moderation" else ModelServers
+            if given:
+                found[role] = made(**{**mine, **(fresh if "servers" in given else {}), **given})
+        return found
+
+    def _roles(self) -> dict[str, Mapping[str, Any]]:
+        return {"reviewer": self.reviewer or {}, "user": self.user or {}}
 
     def for_run(self, run: RunContext) -> JudgePanel:
         """Return the agents; nothing is asked yet.
@@ -283,12 +332,19 @@ class VLMPanel(ModelServers):
         return VLMAgent(
             prompts, alone(protocol) if self.count == 1 else protocol, form=self.form,
             rationale_chars=self.rationale_chars, examples=self.examples, seed=seed,
+            guards={
+                role: guard_words(brief.names, brief.unsure, given.get("words", {}))
+                for role, given in self._roles().items()
+                if given.get("kind") in ("guard", "moderation")
+            },
         )  # fmt: skip
 
     def _shown(self) -> dict[str, Any]:
         """Return the settings that a reader of the run wants to know; never the key."""
         hidden = ("key_variable", "store", "token_cap")
         shown = {name: value for name, value in asdict(self).items() if name not in hidden}
+        for role, given in self._roles().items():
+            shown[role] = {name: value for name, value in given.items() if name != "key_variable"} or None
         shown |= {"servers": list(self.servers), "prompts": self.prompts and str(self.prompts)}
         return {name: value for name, value in shown.items() if value is not None}
 
@@ -304,10 +360,11 @@ def cache_beside(path: Path, named: Path | None = None) -> ResponseCache:
 
 def build_backend(model: ModelServers) -> Backend:
     """Return the client of a model's servers."""
-    return ChatClient(
+    made = ModerationClient if isinstance(model, ModerationServers) else ChatClient
+    return made(
         tuple(model.servers), model=model.model, revision=model.revision, key_variable=model.key_variable,
         maximum=model.concurrency, timeout=model.timeout, retries=model.retries, patience=model.patience,
-        on_event=_log,
+        same=[name for name in model.keyed if name != "encoder"], on_event=_log,
     )  # fmt: skip
 
 
@@ -346,5 +403,7 @@ def _log(event: str, figures: Mapping[str, Any]) -> None:
         logger.warning("a model server is down, calls go elsewhere or wait: %(reason)s", dict(figures))
     elif event == "up":
         logger.info("%(endpoint)s answers", dict(figures))
+    elif event == "lacks":
+        logger.warning("the model's server does without: %(lacks)s", dict(figures))
     else:
         logger.debug("%s %s", event, dict(figures))

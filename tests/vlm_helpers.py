@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from agents.ask.cache import ResponseCache
 from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
+from agents.ask.metering import Manner
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, alone
 from agents.ask.runner import Runner
@@ -67,6 +69,24 @@ def raw(text: str, finish: str = "stop", **more) -> Completion:
     return Completion(text, finish, Usage(100, 0, 0, 7), **more)
 
 
+def respelt(completion: Completion, request: ChatRequest) -> Completion:
+    """A whole answer with its labels written as the schema of the request has them."""
+    written = {
+        value[2:]: value for value in request.schema["properties"]["label"]["enum"] if value[1:2] == " "
+    }
+
+    def spell(text: str) -> str:
+        for name, value in written.items():
+            text = re.sub(rf'"{re.escape(name)}(?="|$)', f'"{value}', text)
+        return text
+
+    tokens = tuple(
+        Token(spell(one.text), one.logprob, tuple((spell(t), p) for t, p in one.alternatives))
+        for one in completion.tokens
+    )
+    return replace(completion, text=spell(completion.text), tokens=tokens)
+
+
 @dataclass
 class MemoryBackend:
     """Implements `Backend`; `answer` may return a completion or raise."""
@@ -117,13 +137,16 @@ def make_panel(
     asking: Mapping | None = None,
     always_cross_review: bool = False,
     settings: Mapping | None = None,
+    attempts: int = 3,
+    keyed: tuple = (),
     lone: bool = False,
     **options,
 ) -> JudgePanel:
     chosen = alone(PROTOCOLS[protocol]) if lone else PROTOCOLS[protocol]
     agent = VLMAgent(JudgePrompts(brief), chosen, **(asking or {}))
     cache = ResponseCache(folder / "answers.sqlite")
-    runner = Runner(backend, cache, run=run, opener=opener, **options)
+    manner = Manner(attempts=attempts, keyed=keyed)
+    runner = Runner(backend, cache, run=run, opener=opener, manner=manner, **options)
     return JudgePanel(runner, agent, always_cross_review=always_cross_review, settings=settings)
 
 

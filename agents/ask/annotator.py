@@ -11,9 +11,6 @@ from agents.ask.prompt_files import BUILT_IN, PromptFiles
 from agents.ask.runner import Runner
 from agents.judgment import PostLike
 
-# eleven steps of ten per cent begin with ten different digits, and a quote may come in between
-TOP_LOGPROBS = 16
-
 
 class AnnotationPrompts(PromptFiles):
     """The prompt files of annotator and criticizer; see `PromptFiles`.
@@ -71,7 +68,7 @@ class Annotator:
             asked = self._prompts.about(prepared, f"annotate.{self.name}", self._schema)
             prompt = PostPrompt(
                 prepared, (self._prompts.system(), asked), self._schema, "annotator",
-                seed=self._seed, top_logprobs=TOP_LOGPROBS,
+                seed=self._seed,
             )  # fmt: skip
             return Annotation.of(post.id, await runner.ask(prompt))
 

@@ -1,8 +1,8 @@
 """The schema of an answer, and the state, label and rationale parsed out of what came back.
 
-A label's probability is read from the log-probabilities of its tokens, never from a number that the model
-writes. A class name may be several tokens, and several names may begin alike, so the tokens are walked like
-a tree: at each one, the alternatives that leave the chosen name give their share to the names they lead to.
+Anything that is not a whole answer of the schema is FAILED, whoever sent it: a server may ignore the schema,
+and a store may be damaged. A label's probability is read from the log-probabilities of its tokens
+(`label_probs`), never from a number that the model writes.
 """
 
 from __future__ import annotations
@@ -10,19 +10,33 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from agents.ask.guard import GuardWords
+from agents.ask.label_probs import label_probs
 from agents.client.base import Completion, Token
+from agents.client.dialect import MOST_LOGPROBS
+from agents.errors import JudgmentError
 from agents.judgment import State
 
 AnswerForm: TypeAlias = Literal["reason_first", "label_first", "label_only", "cot"]
 
+NO_CLAUSE = "none"
+"""What an answer names where no clause of the policy decides."""
+MOST_GUARD = 400
+"""Characters of what a guard wrote that are kept."""
+MOST_REASONING = 20_000
+"""Characters of a thinking model's thoughts that are kept."""
+_MOST_CHARACTERS = 8  # an answer is no longer than so many times what was asked for
 # compressed below this share of its length, a text says the same thing again and again (prose: .5 and more)
 _LOOP_SHARE = 0.3
 _LOOP_LENGTH = 80
+_LETTERS = string.ascii_uppercase + string.ascii_lowercase
+_LEAST_LOGPROBS = 8
 _REPEATED = re.compile(r"(.{4,60}?)\1{3,}", re.DOTALL)
 
 
@@ -34,10 +48,36 @@ class AnswerSchema:
     unsure: str  # the answer of an agent that cannot tell
     form: AnswerForm = "reason_first"  # what is written in which order; the file ``form.NAME.txt`` words it
     rationale_chars: int = 240  # most characters of a rationale; ``cot`` has three times as many
+    clauses: int = 0  # of the policy, numbered from 1, of which an answer names the one that decides; 0: none
+    reverse: bool = False  # list the classes from the last to the first
 
     @property
     def labels(self) -> tuple[str, ...]:
         return (*self.classes, self.unsure)
+
+    @property
+    def spelt(self) -> dict[str, str]:
+        """Label -> how the model writes it: with a letter before it where two labels begin alike.
+
+        A first character outside ASCII may share its first byte with another's, and tokens may end there.
+        """
+        heads = {label[:1] for label in self.labels}
+        plain = all(head.isascii() and head.isalnum() for head in heads)
+        if (plain and len(heads) == len(self.labels)) or len(self.labels) > len(_LETTERS):
+            spelt = {label: label for label in self.labels}
+        else:
+            spelt = {label: f"{letter} {label}" for letter, label in zip(_LETTERS, self.labels, strict=False)}
+        order = (*reversed(self.classes), self.unsure) if self.reverse else self.labels
+        return {label: spelt[label] for label in order}
+
+    @property
+    def top_logprobs(self) -> int:
+        """Alternatives of a token that show all labels: several tokens may begin the same one."""
+        return min(max(_LEAST_LOGPROBS, 4 * len(self.labels)), MOST_LOGPROBS)
+
+    def keyed(self) -> dict[str, str]:
+        """Return what an answer is read by beside the schema: nothing."""
+        return {}
 
     @property
     def limit(self) -> int:
@@ -52,11 +92,13 @@ class AnswerSchema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON schema; the order of its properties is the order in which they are written."""
-        label = {"enum": list(self.labels)}
+        label = {"type": "string", "enum": list(self.spelt.values())}
         rationale = {"type": "string", "minLength": 1, "maxLength": max(self.limit, 1)}
-        properties: dict[str, Any] = {"rationale": rationale, "label": label}
+        numbers = [*map(str, range(1, self.clauses + 1)), NO_CLAUSE]
+        clause = {"clause": {"type": "string", "enum": numbers}} if self.clauses else {}
+        properties: dict[str, Any] = {"rationale": rationale, **clause, "label": label}
         if self.form == "label_first":
-            properties = {"label": label, "rationale": rationale}
+            properties = {"label": label, **clause, "rationale": rationale}
         elif self.form == "label_only":
             properties = {"label": label}
         return {
@@ -79,6 +121,8 @@ class ParsedAnswer:
     probabilities: Mapping[str, float] | None = None
     perplexity: float | None = None  # of the rationale, >= 1; None without rationale or log-probabilities
     fault: str = ""  # why it failed; empty otherwise
+    reasoning: str = ""  # what a thinking model wrote before; empty otherwise
+    clause: str = ""  # number of the policy's clause that decides; empty where none was named
 
     @classmethod
     def failed(cls, fault: str) -> ParsedAnswer:
@@ -90,56 +134,127 @@ class ParsedAnswer:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> ParsedAnswer:
-        """Return the answer of a record. Older records of judges hold no perplexity."""
-        return cls(
-            State(record["state"]),
-            record["label"],
-            record["rationale"],
-            record["probabilities"],
-            record.get("perplexity"),
-            record["fault"],
+    def from_json(cls, record: Mapping[str, Any], schema: AnswerSchema | GuardWords) -> ParsedAnswer:
+        """Return the answer of a record.
+
+        Raises:
+            JudgmentError: It is no usable answer of the schema.
+        """
+        try:
+            answer = cls(
+                State(record["state"]), record["label"], record["rationale"], record["probabilities"],
+                record["perplexity"], record["fault"], record["reasoning"], record["clause"],
+            )  # fmt: skip
+            fits = _usable(answer, schema)
+        except (KeyError, TypeError, ValueError) as error:
+            raise JudgmentError(f"no record of an answer: {error}") from error
+        if not fits:
+            raise JudgmentError("a record of an answer that could not have been kept")
+        return answer
+
+
+def _usable(answer: ParsedAnswer, schema: AnswerSchema | GuardWords) -> bool:
+    """Return whether an answer is one that `parse_answer` gives."""
+    probs, perplexed = answer.probabilities, answer.perplexity
+    named = answer.label in schema.classes if answer.state is State.LABEL else answer.label is None
+    return (
+        answer.state is not State.FAILED
+        and named
+        and answer.clause == _clause(answer.clause, schema)
+        and all(isinstance(text, str) and is_text(text) for text in (answer.rationale, answer.reasoning))
+        and (
+            probs is None
+            or (tuple(probs) == schema.classes and all(0.0 <= one <= 1.0 for one in probs.values()))
         )
+        and (perplexed is None or (math.isfinite(perplexed) and perplexed >= 0.0))
+    )
 
 
-def parse_answer(completion: Completion, schema: AnswerSchema) -> ParsedAnswer:
+AnyForm: TypeAlias = AnswerSchema | GuardWords
+
+
+def parse_answer(completion: Completion, schema: AnyForm) -> ParsedAnswer:
     """Parse the answer in a completion; anything but a whole answer of the schema is FAILED."""
-    if fault := _unfinished(completion):
+    if isinstance(schema, GuardWords):
+        return _parse_guard(completion, schema)
+    # servers that do not take thoughts apart leave them before the answer
+    thoughts, _, text = completion.text.rpartition("</think>")
+    reasoning = completion.reasoning or thoughts.replace("<think>", "").strip()
+    if fault := _unfinished(completion, text, thinking=bool(reasoning) or "<think>" in text):
         return ParsedAnswer.failed(fault)
+    if len(text) > _MOST_CHARACTERS * (schema.limit + 100) or not is_text(reasoning):
+        return ParsedAnswer.failed("far longer than was asked for, or no text")
     try:
-        record = json.loads(completion.text)
-    except ValueError:
+        # where no schema holds it, a model puts words or a fence of code around its object
+        record = json.loads(text[text.find("{") : text.rfind("}") + 1] or text)
+    except (ValueError, RecursionError):
         return ParsedAnswer.failed("not JSON")
     if fault := _malformed(record, schema):
         return ParsedAnswer.failed(fault)
-    label, rationale = record["label"], record.get("rationale", "").strip()
+    label, rationale = _label(record["label"], schema), record.get("rationale", "").strip()
     if schema.limit and len(rationale) >= schema.limit:
-        rationale += "…"  # the schema's limit may have ended it in the middle
-    probabilities, perplexed = label_probs(completion.tokens, schema), perplexity(completion.tokens)
-    if label == schema.unsure:
-        return ParsedAnswer(State.ABSTAIN, None, rationale, probabilities, perplexed)
-    return ParsedAnswer(State.LABEL, label, rationale, probabilities, perplexed)
+        rationale = rationale[: schema.limit] + "…"  # its limit may have ended it in the middle
+    probabilities = label_probs(completion.tokens, schema.spelt, schema.classes)
+    state = State.ABSTAIN if label == schema.unsure else State.LABEL
+    return ParsedAnswer(
+        state, label if state is State.LABEL else None, rationale if schema.limit else "", probabilities,
+        perplexity(completion.tokens), reasoning=reasoning[:MOST_REASONING],
+        clause=_clause(record.get("clause"), schema),
+    )  # fmt: skip
 
 
-def _unfinished(completion: Completion) -> str:
+def _parse_guard(completion: Completion, words: GuardWords) -> ParsedAnswer:
+    """Parse what a guard wrote; its first word decides, so an end by length is one."""
+    text = completion.text.rpartition("</think>")[2].strip()
+    if completion.refusal or completion.finish == "content_filter" or not is_text(text):
+        return ParsedAnswer.failed(f"refused, or no text: {completion.refusal[:200]}")
+    label = words.label(text)
+    if label is None:
+        return ParsedAnswer.failed(f"a word that vlm's `words` do not map: {text[:80]!r}")
+    probabilities = words.probabilities(completion.tokens, label)
+    if label == words.unsure:
+        return ParsedAnswer(State.ABSTAIN, None, text[:MOST_GUARD], probabilities)
+    return ParsedAnswer(State.LABEL, label, text[:MOST_GUARD], probabilities)
+
+
+def is_text(text: str) -> bool:
+    """Return whether a text is one: half a surrogate pair can be written nowhere."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _clause(written: object, schema: AnswerSchema | GuardWords) -> str:
+    """Return the number of a clause that there is; empty: it names none."""
+    most = schema.clauses if isinstance(schema, AnswerSchema) else 0
+    return str(written) if str(written) in {str(number) for number in range(1, most + 1)} else ""
+
+
+def _label(written: object, schema: AnswerSchema) -> str | None:
+    """Return the label that is written, with its letter or without; None: it was not offered."""
+    return next((name for name, spelt in schema.spelt.items() if written in (spelt, name)), None)
+
+
+def _unfinished(completion: Completion, text: str, *, thinking: bool) -> str:
     """Return why a completion holds no whole answer, or nothing."""
     if completion.refusal or completion.finish == "content_filter":
         return f"refused: {completion.refusal or 'stopped by a content filter'}"
     if completion.finish == "length":
-        return f"cut off after {completion.usage.completion} tokens"
-    return "" if completion.text.strip() else "empty"
+        cut = f"cut off after {completion.usage.completion} tokens"
+        return f"{cut}, thinking included: raise vlm.thinking_tokens" if thinking else cut
+    return "" if text.strip() else "empty"
 
 
 def _malformed(record: object, schema: AnswerSchema) -> str:
     """Return what is wrong with a record, or nothing."""
-    expected = set(schema.to_json()["required"])
-    if not isinstance(record, dict) or set(record) != expected:
-        return f"not an object with {' and '.join(sorted(expected))} alone"
-    if record["label"] not in schema.labels:
+    expected = set(schema.to_json()["required"]) - {"clause"}  # of use, and not what is asked about
+    if not isinstance(record, dict) or not expected <= set(record):
+        return f"not an object with {' and '.join(sorted(expected))}"
+    if _label(record["label"], schema) is None:
         return "a label that was not offered"
     rationale = record.get("rationale", "")
-    if schema.limit and (not isinstance(rationale, str) or not rationale.strip()):
+    if not isinstance(rationale, str) or (schema.limit and not rationale.strip()):
         return "no rationale"
+    if not is_text(rationale):
+        return "a rationale with half a surrogate pair, which is no text"
     return "a rationale that repeats itself" if loops(rationale) else ""
 
 
@@ -154,86 +269,14 @@ def loops(text: str) -> bool:
 def perplexity(tokens: Sequence[Token]) -> float | None:
     """Return exp(- mean log-probability) of the tokens that write the rationale, if there are any."""
     text = "".join(token.text for token in tokens)
-    found = re.search(r'"rationale"\s*:\s*"((?:[^"\\]|\\.)*)', text, re.DOTALL)
-    if found is None:
+    found = list(re.finditer(r'(?<!\\)"rationale"\s*:\s*"((?:[^"\\]|\\.)*)', text, re.DOTALL))
+    if not found:
         return None
-    begin, end = found.span(1)
+    begin, end = found[-1].span(1)  # the last one: thoughts come before the answer
     position, logprobs = 0, []
     for token in tokens:
         # a token belongs to the reasons when it begins in them; the one that opens the quotation does not
         if begin <= position < end:
             logprobs.append(token.logprob)
         position += len(token.text)
-    return math.exp(-sum(logprobs) / len(logprobs)) if logprobs else None
-
-
-def label_probs(tokens: Sequence[Token], schema: AnswerSchema) -> dict[str, float] | None:
-    """Return class name -> probability, read from the tokens of the label; None when they tell nothing.
-
-    What falls to `unsure` is left out and the rest scaled up to 1.
-    """
-    probs = _walk(tokens, _start_of_label(tokens, schema), schema.labels)
-    known = sum(probs.get(name, 0.0) for name in schema.classes)
-    if known <= 0.0:
-        return None
-    return {name: probs.get(name, 0.0) / known for name in schema.classes}
-
-
-def _start_of_label(tokens: Sequence[Token], schema: AnswerSchema) -> int | None:
-    """Return the character at which the label's value begins in the joined text of `tokens`.
-
-    A rationale may quote the key too, but inside a JSON string its quotes are escaped: the last unescaped
-    one is the key, or the first where the label comes first.
-    """
-    found = list(re.finditer(r'(?<!\\)"label"\s*:\s*"', "".join(token.text for token in tokens)))
-    if not found:
-        return None
-    return (found[0] if schema.form == "label_first" else found[-1]).end()
-
-
-def _walk(tokens: Sequence[Token], start: int | None, names: Sequence[str]) -> dict[str, float]:
-    """Return name -> probability, following the tokens from character `start` to the closing quote."""
-    probs = dict.fromkeys(names, 0.0)
-    # what json.dumps writes for a name, and its end
-    spelt = {name: json.dumps(name, ensure_ascii=False)[1:] for name in names}
-    written, mass, position = "", 1.0, 0
-    for token in tokens:
-        begin, position = position, position + len(token.text)
-        if start is None or position <= start:
-            continue
-        # the first token of the value may begin before it, with the opening quote
-        skipped = max(start - begin, 0)
-        prefix = token.text[:skipped]
-        weights = _leading_to(token, prefix, skipped, written, spelt)
-        total = sum(weight for weight, _ in weights.values())
-        if total <= 0.0:
-            return probs
-        written += token.text[skipped:]
-        for text, (weight, led) in weights.items():
-            if text != token.text:
-                for name in led:
-                    probs[name] += mass * weight / total / len(led)
-        mass *= weights[token.text][0] / total if token.text in weights else 0.0
-        left = [
-            name for name, whole in spelt.items() if whole.startswith(written) or written.startswith(whole)
-        ]
-        if len(left) <= 1 or any(written.startswith(spelt[name]) for name in left):
-            for name in left:
-                probs[name] += mass / len(left)
-            return probs
-    return probs
-
-
-def _leading_to(
-    token: Token, prefix: str, skipped: int, written: str, spelt: Mapping[str, str]
-) -> dict[str, tuple[float, list[str]]]:
-    """Return the alternatives that can begin or go on with a name: text -> (probability, names)."""
-    found: dict[str, tuple[float, list[str]]] = {}
-    for text, logprob in dict([*token.alternatives, (token.text, token.logprob)]).items():
-        if text[:skipped] != prefix:
-            continue
-        so_far = written + text[skipped:]
-        led = [n for n, whole in spelt.items() if whole.startswith(so_far) or so_far.startswith(whole)]
-        if led:
-            found[text] = (math.exp(logprob), led)
-    return found
+    return math.exp(min(-sum(logprobs) / len(logprobs), 700.0)) if logprobs else None

@@ -1,16 +1,19 @@
 """Every answer that was paid for, in one SQLite file that all runs of a folder share.
 
-An answer lies under its cache key (`agents.client.base.cache_key`): whatever could change it changes the key.
-A row is written as soon as its answer arrives and is on the disk before anybody acts on it. Several processes
-may use one file at a time.
+An answer lies under its cache key (`agents.client.base.cache_key`): whatever changes it on purpose changes
+the key. Only answers that can be used are kept; of the others stands what they cost. A row is written as soon
+as its answer arrives and is on the disk before anybody acts on it, and carries a digest: one that was damaged
+since is no answer. Several processes may use one file at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,25 +21,39 @@ from typing import Any, NamedTuple
 from agents.client.base import Usage
 from agents.errors import StoreError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+APPLICATION_ID = 0x5E1F7A11
+"""Tells the file from other programs' SQLite files, in which nothing is written."""
 PATIENCE = 60.0
 """Seconds that connections wait for each other's writes."""
 
-_CREATE = """
-CREATE TABLE IF NOT EXISTS responses (
+logger = logging.getLogger(__name__)
+
+_COST = """
+    run TEXT NOT NULL,              -- who paid
+    post TEXT NOT NULL, role TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    recorded TEXT NOT NULL,         -- server, context, encoder: not part of the key
+    prompt INTEGER NOT NULL, cached INTEGER NOT NULL, image INTEGER NOT NULL, completion INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+"""
+_CREATE = (
+    f"""CREATE TABLE responses (
     cache_key TEXT PRIMARY KEY,
     answer TEXT NOT NULL,           -- what was read out of it, JSON
     text TEXT NOT NULL,             -- as it came
     finish TEXT NOT NULL,
-    prompt INTEGER NOT NULL, cached INTEGER NOT NULL, image INTEGER NOT NULL, completion INTEGER NOT NULL,
-    seconds REAL NOT NULL,
-    run TEXT NOT NULL,              -- who paid
-    post TEXT NOT NULL, role TEXT NOT NULL, step INTEGER NOT NULL, attempt INTEGER NOT NULL,
-    model TEXT NOT NULL,
-    created TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS responses_by_run ON responses (run);
-"""
+    digest TEXT NOT NULL,           -- of the key, the answer and what it cost
+    {_COST}) WITHOUT ROWID""",
+    f"CREATE TABLE unusable (fault TEXT NOT NULL, {_COST})",
+    "CREATE INDEX responses_by_run ON responses (run)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_COST_COLUMNS = "run, post, role, step, attempt, model, recorded, prompt, cached, image, completion, seconds"
+_SUM = "SELECT COALESCE(SUM(prompt), 0), COALESCE(SUM(cached), 0), COALESCE(SUM(image), 0),"
+_SUM += " COALESCE(SUM(completion), 0) FROM"
 
 
 class Note(NamedTuple):
@@ -47,6 +64,8 @@ class Note(NamedTuple):
     role: str  # as in `Judgment`, like `step`
     step: int
     model: str  # who answered
+    attempt: int = 0  # which try it was
+    recorded: str = ""  # server with its version, context length, encoder of the pictures
 
 
 class CachedAnswer(NamedTuple):
@@ -69,81 +88,124 @@ class ResponseCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._explained("opened"):
+            if path.exists() and not path.is_file():
+                raise StoreError(f"{path} is no file: name a SQLite file of this program, or a new one")
             path.parent.mkdir(parents=True, exist_ok=True)
             # judgments arrive on the event loop's thread, the store is made on the caller's
             self._connection = sqlite3.connect(
                 path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
+            try:
+                self._begin()
+            except BaseException:
+                self._connection.close()  # it would hold the file locked
+                raise
             switch_to_write_ahead(self._connection)
             # each answer is on the disk before it counts: a power cut loses nothing that was paid for
             self._connection.execute("PRAGMA synchronous = FULL")
-            self._check_version()
-            self._connection.executescript(_CREATE)
 
     def get(self, key: str) -> CachedAnswer | None:
-        """Return the answer under a cache key, or None."""
+        """Return the answer under a cache key; None: there is none, or it was damaged."""
         with self._explained("read"):
             row = self._connection.execute(
-                "SELECT answer, text, finish, prompt, cached, image, completion, seconds FROM responses"
-                " WHERE cache_key = ?",
+                "SELECT answer, text, finish, prompt, cached, image, completion, seconds, digest"
+                " FROM responses WHERE cache_key = ?",
                 (key,),
             ).fetchone()
         if row is None:
             return None
+        if row[-1] != _digest(key, row[:-1]):
+            self.discard(key, "damaged in the file")
+            return None
         return CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
 
-    def put(self, key: str, cached: CachedAnswer, note: Note, attempt: int) -> None:
+    def put(self, key: str, cached: CachedAnswer, note: Note) -> None:
         """Keep an answer. The first one under a key stays: a second was paid by another process.
 
         Keys keep their order: an answer read back is written to a run's files byte for byte like a fresh one.
         """
-        values = (
-            key, json.dumps(cached.answer), cached.text, cached.finish, *cached.usage,
-            cached.seconds, note.run, note.post, note.role, note.step, attempt, note.model,
-        )  # fmt: skip
+        seconds = float(cached.seconds)  # as the column gives it back: the digest is of what is read
+        row = (json.dumps(cached.answer), cached.text, cached.finish, *cached.usage, seconds)
+        values = (key, *row[:3], _digest(key, row), *_cost(note, cached.usage, seconds))
+        self._insert(f"responses (cache_key, answer, text, finish, digest, {_COST_COLUMNS})", values)
+
+    def charge(self, fault: str, usage: Usage, seconds: float, note: Note) -> None:
+        """Note what an answer cost that cannot be used, and why; it is no answer to anything."""
+        self._insert(f"unusable (fault, {_COST_COLUMNS})", (fault, *_cost(note, usage, seconds)))
+
+    def discard(self, key: str, fault: str) -> None:
+        """Take away an answer that cannot be used after all; what it cost stays noted."""
+        logger.warning("an answer in %s cannot be used and is asked for again: %s", self.path, fault)
         with self._explained("written"):
+            self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute(
-                "INSERT OR IGNORE INTO responses (cache_key, answer, text, finish, prompt, cached, image,"
-                " completion, seconds, run, post, role, step, attempt, model)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                values,
+                f"INSERT INTO unusable (fault, {_COST_COLUMNS}) SELECT ?, {_COST_COLUMNS}"
+                " FROM responses WHERE cache_key = ?",
+                (fault, key),
             )
+            self._connection.execute("DELETE FROM responses WHERE cache_key = ?", (key,))
+            self._connection.execute("COMMIT")
 
     def spent(self, run: str) -> Usage:
         """Return the tokens that a run has paid for, in all its starts."""
         with self._explained("read"):
-            row = self._connection.execute(
-                "SELECT COALESCE(SUM(prompt), 0), COALESCE(SUM(cached), 0), COALESCE(SUM(image), 0),"
-                " COALESCE(SUM(completion), 0) FROM responses WHERE run = ?",
-                (run,),
-            ).fetchone()
-        return Usage(*row)
+            usable, unusable = (
+                Usage(*self._connection.execute(f"{_SUM} {table} WHERE run = ?", (run,)).fetchone())
+                for table in ("responses", "unusable")
+            )
+        return usable.plus(unusable)
 
     def close(self) -> None:
         """Close the file; safe to repeat."""
         self._connection.close()
 
-    def _check_version(self) -> None:
+    def _insert(self, into: str, values: tuple[object, ...]) -> None:
+        places = ", ".join("?" * len(values))
+        with self._explained("written"):
+            self._connection.execute(f"INSERT OR IGNORE INTO {into} VALUES ({places})", values)
+
+    def _begin(self) -> None:
+        """Make the tables of a new file; see that another is ours before anything is written into it."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        (owner,) = self._connection.execute("PRAGMA application_id").fetchone()
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        (things,) = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        if (owner, version, things) == (0, 0, 0):
+            for statement in _CREATE:
+                self._connection.execute(statement)
+        elif owner != APPLICATION_ID and (version, things) != (2, 2):
+            raise StoreError(
+                f"{self.path} is a SQLite file of another program, in which nothing is written: name another"
+            )
         elif version != SCHEMA_VERSION:
             raise StoreError(
                 f"{self.path} is a cache of version {version}; this program reads version {SCHEMA_VERSION}: "
                 "use the program that wrote it, or name another file"
             )
+        self._connection.execute("COMMIT")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(
                 f"the answers in {self.path} cannot be {what} ({error}); expected a SQLite file of this"
                 " program on a disk with room: make room, or name another file"
             ) from error
+
+
+def _cost(note: Note, usage: Usage, seconds: float) -> tuple[object, ...]:
+    return (
+        note.run, note.post, note.role, note.step, note.attempt, note.model, note.recorded, *usage, seconds,
+    )  # fmt: skip
+
+
+def _digest(key: str, row: Sequence[object]) -> str:
+    """Return SHA-256, in hex, of a key and what lies under it."""
+    return hashlib.sha256(json.dumps([key, *row]).encode()).hexdigest()
 
 
 def switch_to_write_ahead(connection: sqlite3.Connection) -> None:

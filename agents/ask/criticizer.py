@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from agents.ask.annotator import TOP_LOGPROBS, Annotation, AnnotationPrompts
+from agents.ask.annotator import Annotation, AnnotationPrompts
 from agents.ask.answer_schema import AnswerForm, AnswerSchema, ParsedAnswer
 from agents.ask.metering import PostPrompt, Response
 from agents.ask.runner import Runner
@@ -135,7 +135,7 @@ class Criticizer:
             )  # fmt: skip
             prompt = PostPrompt(
                 prepared, (self._prompts.system(), asked), self._schema, "criticizer", 1,
-                seed=self._seed, top_logprobs=TOP_LOGPROBS,
+                seed=self._seed,
             )  # fmt: skip
             return self._criticism(post.id, await runner.ask(prompt))
 

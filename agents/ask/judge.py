@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 from agents.ask.answer_schema import AnswerForm, AnswerSchema
+from agents.ask.guard import GuardWords
 from agents.ask.label_calibration import LabelCalibration, fit_calibration, held_out, identity
 from agents.ask.metering import PostPrompt, Response, UsageTotals
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import BUILT_IN, PromptFiles, listed
 from agents.ask.protocols import Protocol, Query, QueryPlan, all_queries
-from agents.ask.runner import Runner
+from agents.ask.runner import DEFAULT, Runner
 from agents.client.base import Identity, Message, PromptSize
 from agents.errors import LearningError
 from agents.judgment import Accepted, Candidate, Judgment, LabelledPost, PostLike, State, Verdict
@@ -40,7 +41,12 @@ class JudgePrompts(PromptFiles):
         Each agent reads of the others' roles too; a judge alone has none.
         """
         described = [f"The {role.capitalize()}: {self._role(role)}" for role in roles]
-        form = self.fill(f"form.{schema.form}", labels=listed(schema.labels), unsure=schema.unsure)
+        spelt = schema.spelt
+        clause = self.fill("form.clause") + " " if schema.clauses else ""
+        form = self.fill(
+            f"form.{schema.form}",
+            labels=listed(spelt.values()), unsure=spelt[schema.unsure], clause=clause,
+        )  # fmt: skip
         turn = self.system(roles="\n\n".join(described), form=form)
         words = (re.sub(r"\n{3,}", "\n\n", str(part)) for part in turn.parts)  # where there are no roles
         return Message("system", tuple(words))
@@ -76,6 +82,7 @@ class VLMAgent:
         rationale_chars: Most characters of a rationale.
         examples: Labelled posts of each class that a protocol with examples shows.
         seed: Of the draw of examples and of the model's own.
+        guards: Role -> the words of a guard model that plays it.
     """
 
     def __init__(
@@ -87,10 +94,15 @@ class VLMAgent:
         rationale_chars: int = 240,
         examples: int = 2,
         seed: int = 0,
+        guards: Mapping[str, GuardWords] | None = None,
     ) -> None:
         brief = prompts.brief
+        self._guards = dict(guards or {})
         self.protocol = protocol
-        self.schema = AnswerSchema(brief.names, brief.unsure, form or protocol.form, rationale_chars)
+        self._clauses = brief.clauses
+        self.schema = AnswerSchema(
+            brief.names, brief.unsure, form or protocol.form, rationale_chars, clauses=len(self._clauses)
+        )
         # role -> the correction of its probabilities; empty before a panel is fitted
         self.calibrations: dict[str, LabelCalibration] = {}
         self._prompts = prompts
@@ -113,9 +125,15 @@ class VLMAgent:
 
     def prompt(self, post: PreparedPost, query: Query) -> PostPrompt:
         """Return the prompt that asks `query` about `post`."""
-        asked = self._prompts.asking(query, post, self.schema)
+        if guard := self._guards.get(query.role):
+            # a guard's own template says all but the post; asked again it is shown no more, and says the same
+            shown = (Message("user", self._prompts.bare(post)),)
+            return PostPrompt(post, shown, guard, query.role, query.step, seed=self._seed)
+        # the second agent reads the classes the other way round: what a place in a list does cancels out
+        schema = replace(self.schema, reverse=query.role == ROLES[1])
+        asked = self._prompts.asking(query, post, schema)
         messages = (self._system, *self._example_turns(post.post.id), asked)
-        return PostPrompt(post, messages, self.schema, query.role, query.step, seed=self._seed)
+        return PostPrompt(post, messages, schema, query.role, query.step, seed=self._seed)
 
     def judgment(self, query: Query, response: Response) -> Judgment:
         """Return the judgment in a response; FAILED with the reason where there is none."""
@@ -128,6 +146,10 @@ class VLMAgent:
             corrected = calibration.apply(answer.probabilities)
             details |= {"uncalibrated": answer.probabilities, "probabilities": corrected}
             probability = None if answer.label is None else corrected[answer.label]
+        if answer.reasoning:
+            details["reasoning"] = answer.reasoning
+        if answer.clause:
+            details["clause"] = f"{answer.clause}. {self._clauses[int(answer.clause) - 1]}"
         return Judgment(
             role, query.step, answer.state, answer.label, probability, response.fault or answer.rationale,
             response.source, details,
@@ -136,6 +158,7 @@ class VLMAgent:
     def _example_turns(self, post_id: str) -> list[Message]:
         """Return labelled posts with their answers, as turns of a conversation that went before."""
         turns: list[Message] = []
+        spelt = self.schema.spelt
         for name in self.schema.classes:
             fitting = [
                 one
@@ -144,7 +167,7 @@ class VLMAgent:
             ]
             for one in fitting[: self._per_class]:
                 turns.append(self._prompts.about(one, self.protocol.examples, self.schema))
-                turns.append(Message("assistant", (json.dumps({"label": name}, ensure_ascii=False),)))
+                turns.append(Message("assistant", (json.dumps({"label": spelt[name]}, ensure_ascii=False),)))
         return turns
 
 
@@ -236,8 +259,8 @@ class JudgePanel:
 
     def describe(self) -> dict[str, Any]:
         """Return protocol and settings; the model too once it was reached."""
-        identity = self._runner.reached()
-        model = {"model": identity._asdict()} if identity is not None else {}
+        reached = {role: identity._asdict() for role, identity in self._runner.reached().items()}
+        model = {"model" if role == DEFAULT else f"model of the {role}": one for role, one in reached.items()}
         return {
             "protocol": self._protocol.name,
             "simulated": False,

@@ -1,20 +1,31 @@
 """Asking at a price: the cache first, then the model, within a cap; an answer is paid for once.
 
-An answer that cannot be used is asked for again, each time with a draw of its own, so every attempt has a
-cache key of its own and none is paid twice either.
+An answer that cannot be used is no answer: what it cost is noted, and it is asked for again, each time with a
+draw of its own. Every attempt has a cache key of its own, so that what a later one brought is found again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
+from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Note, ResponseCache
-from agents.ask.prepare import PreparedPost
-from agents.client.base import Backend, ChatRequest, Identity, Message, Sampling, Usage, cache_key
-from agents.errors import TokenCapError
+from agents.ask.prepare import PreparedPost, encoder
+from agents.client.base import (
+    Backend,
+    ChatRequest,
+    Identity,
+    Message,
+    PromptSize,
+    Recorded,
+    Sampling,
+    Usage,
+    cache_key,
+)
+from agents.errors import JudgmentError, ServerRefusedError, TokenCapError
 
 RETRY_TEMPERATURE = 0.7
 """Of attempts after the first: at 0 the model would write the same unusable answer again."""
@@ -25,27 +36,42 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Manner:
+    """How a model is asked, whatever it is asked."""
+
+    answer_tokens: int | None = None  # most tokens of an answer; None: as many as its schema needs
+    thinking_tokens: int = 0  # added to them for a model that thinks before it answers
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # further keys of every request
+    attempts: int = 3  # most answers to one prompt, 1 or more
+    keyed: tuple[Recorded, ...] = ()  # what else is part of the cache key
+
+
+USUAL = Manner()
+
+
+@dataclass(frozen=True, slots=True)
 class PostPrompt:
     """One thing that is asked about one post."""
 
     post: PreparedPost  # the post
     messages: tuple[Message, ...]  # the whole conversation, the post's pictures included
-    schema: AnswerSchema  # of the answer
+    schema: AnyForm  # of the answer
     role: str  # who is asked: "reviewer", "annotator", "question:NAME"
     step: int = 0  # as in `Judgment`
     seed: int = 0  # of the model's draws where an answer has to be asked for again
-    top_logprobs: int = 8  # how many alternatives come back with each token, 0-20
 
-    def request(self, attempt: int = 0) -> ChatRequest:
+    def request(self, attempt: int = 0, manner: Manner = USUAL) -> ChatRequest:
         """Return the call that asks; a later attempt is drawn instead of likeliest, by a seed of its own."""
         sampling = Sampling(
-            self.schema.max_tokens,
+            (manner.answer_tokens or self.schema.max_tokens) + manner.thinking_tokens,
             temperature=RETRY_TEMPERATURE if attempt else 0.0,
             seed=self.seed + attempt,
-            top_logprobs=self.top_logprobs,
+            top_logprobs=self.schema.top_logprobs,
         )
         # all calls on a post go to one server, which holds what they share in its prefix cache
-        return ChatRequest(self.messages, self.schema.to_json(), sampling, affinity=self.post.post.id)
+        return ChatRequest(
+            self.messages, self.schema.to_json(), sampling, self.post.post.id, extra=manner.extra_body
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,44 +131,74 @@ class Metered(Protocol):
         ...
 
 
-class MeteredClient:
-    """A model that answers for one run, each prompt paid for once. Lives on one event loop.
+class Account:
+    """What one run may spend and has spent, over all the models that it asks."""
 
-    Its `backend` is open and says that it is `identity`; the rest is as for `agents.ask.runner.Runner`.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        identity: Identity,
-        cache: ResponseCache,
-        *,
-        run: str,
-        attempts: int = 3,
-        token_cap: int | None = None,
-    ) -> None:
-        self._backend = backend
-        self.identity = identity
-        self.source = f"vlm:{identity.model}" + (f"@{identity.revision[:12]}" if identity.revision else "")
-        self._cache = cache
-        self._run = run
-        self._attempts = attempts
-        self._cap = token_cap
+    def __init__(self, cache: ResponseCache, run: str, cap: int | None) -> None:
+        self.cache, self.run, self.cap = cache, run, cap
+        self.totals = UsageTotals()
+        self.stopped = False
         self._spent = cache.spent(run).total
         self._expected = 0  # tokens of calls under way, at most
         self._dearest = 0  # largest prompt so far
-        self._under_way: dict[str, asyncio.Future[ParsedAnswer]] = {}
-        self._stopped = False
-        self.totals = UsageTotals()
-
-    def stop(self) -> None:
-        """Buy nothing more; what is under way may still arrive and is kept."""
-        self._stopped = True
 
     def resume(self) -> None:
-        """Buy again; others may have paid for the same run meanwhile."""
-        self._stopped = False
-        self._spent = self._cache.spent(self._run).total
+        """Buy again after `stopped`; others may have paid for the same run meanwhile."""
+        self.stopped = False
+        self._spent = self.cache.spent(self.run).total
+
+    def add(self, **more: int) -> None:
+        """Count `stored` or `failed` ones."""
+        changed = {name: getattr(self.totals, name) + count for name, count in more.items()}
+        self.totals = self.totals._replace(**changed)
+
+    def paid(self, usage: Usage, seconds: float) -> None:
+        """Count an answer that came."""
+        self._spent += usage.total
+        self._dearest = max(self._dearest, usage.prompt)
+        self.totals = self.totals._replace(
+            calls=self.totals.calls + 1,
+            usage=self.totals.usage.plus(usage),
+            seconds=self.totals.seconds + seconds,
+        )
+
+    def reserve(self, max_tokens: int) -> int:
+        """Hold back the tokens that a call may cost; its prompt may be as dear as any so far."""
+        if self.cap is None:
+            return 0
+        held = self._dearest + max_tokens
+        if self._spent + self._expected + held > self.cap:
+            raise TokenCapError(
+                f"{self._spent:,} tokens of at most {self.cap:,} are spent, {self._expected:,} more are"
+                f" under way, and the next call may take {held:,}: raise the token cap to go on; what was"
+                " paid for is kept"
+            )
+        self._expected += held
+        return held
+
+    def release(self, held: int) -> None:
+        """Let go of what `reserve` held back."""
+        self._expected -= held
+
+
+class MeteredClient:
+    """A model that answers for one run, each prompt paid for once. Lives on one event loop.
+
+    Its `backend` is open and says that it is `identity`; see `agents.ask.runner.Runner` for the rest.
+    """
+
+    def __init__(self, backend: Backend, identity: Identity, account: Account, manner: Manner) -> None:
+        self.identity = identity
+        self.source = f"vlm:{identity.model}" + (f"@{identity.revision[:12]}" if identity.revision else "")
+        self._backend, self._account, self._manner = backend, account, manner
+        known: dict[Recorded, str] = {
+            "server": identity.server,
+            "context": str(identity.context),
+            "encoder": encoder(),
+        }
+        self._recorded = ", ".join(f"{name} {value}" for name, value in known.items())
+        self._also: dict[str, str] = {name: known[name] for name in manner.keyed}
+        self._under_way: dict[str, asyncio.Future[ParsedAnswer]] = {}
 
     async def ask(self, prompt: PostPrompt) -> Response:
         """Return the answer to `prompt`, from the cache or from the model.
@@ -153,31 +209,50 @@ class MeteredClient:
             StoreError: The answer cannot be kept.
             StoppedError: The work is ending.
         """
-        for attempt in range(self._attempts):
-            request = prompt.request(attempt)
-            key = cache_key(request, self.identity)
+        attempts = self._manner.attempts
+        requests = [prompt.request(attempt, self._manner) for attempt in range(attempts)]
+        also = self._also | prompt.schema.keyed()
+        keys = [cache_key(request, self.identity, also) for request in requests]
+        # whichever attempt brought it: those before it could not be used and are not bought again
+        for attempt, key in enumerate(keys):
+            if (kept := self._stored(key, prompt.schema)) is not None:
+                self._account.add(stored=1)
+                return Response(kept, self.source, "", attempt + 1, key[:16])
+        for attempt, (key, request) in enumerate(zip(keys, requests, strict=True)):
             answer = await self._answer(key, request, prompt, attempt)
             if not answer.fault:
                 return Response(answer, self.source, "", attempt + 1, key[:16])
-        self.totals = self.totals._replace(failed=self.totals.failed + 1)
-        fault = f"no usable answer in {self._attempts} attempt(s); the last was {answer.fault}"
-        return Response(answer, self.source, fault, self._attempts, key[:16])
+        self._account.add(failed=1)
+        fault = f"no usable answer in {attempts} attempt(s); the last was {answer.fault}"
+        return Response(answer, self.source, fault, attempts)
+
+    async def measure(self, prompt: PostPrompt) -> PromptSize:
+        """Return the size of a prompt; no answer is asked for."""
+        return await self._backend.measure(prompt.request(0, self._manner))
+
+    def _stored(self, key: str, schema: AnyForm) -> ParsedAnswer | None:
+        """Return the kept answer under a key; one that is none any more is taken away."""
+        cached = self._account.cache.get(key)
+        if cached is None:
+            return None
+        try:
+            return ParsedAnswer.from_json(cached.answer, schema)
+        except JudgmentError as error:
+            self._account.cache.discard(key, str(error))
+            return None
 
     async def _answer(self, key: str, request: ChatRequest, prompt: PostPrompt, attempt: int) -> ParsedAnswer:
-        """Read or buy one answer; whoever asks the same meanwhile waits for this one."""
-        cached = self._cache.get(key)
-        if cached is not None:
-            self.totals = self.totals._replace(stored=self.totals.stored + 1)
-            return ParsedAnswer.from_json(cached.answer)
+        """Buy one answer; whoever asks the same meanwhile waits for this one."""
         if key in self._under_way:
             return await asyncio.shield(self._under_way[key])
         future: asyncio.Future[ParsedAnswer] = asyncio.get_running_loop().create_future()
         self._under_way[key] = future
         try:
-            cached = await self._buy(request, prompt.schema)
-            note = Note(self._run, prompt.post.post.id, prompt.role, prompt.step, self.identity.model)
-            self._cache.put(key, cached, note, attempt)
-            answer = ParsedAnswer.from_json(cached.answer)
+            note = Note(
+                self._account.run, prompt.post.post.id, prompt.role, prompt.step, self.identity.model,
+                attempt, self._recorded,
+            )  # fmt: skip
+            answer = await self._buy(key, request, prompt.schema, note)
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error if isinstance(error, Exception) else StoppedError())
@@ -187,35 +262,26 @@ class MeteredClient:
             del self._under_way[key]
         return answer
 
-    async def _buy(self, request: ChatRequest, schema: AnswerSchema) -> CachedAnswer:
-        if self._stopped:
+    async def _buy(self, key: str, request: ChatRequest, schema: AnyForm, note: Note) -> ParsedAnswer:
+        account = self._account
+        if account.stopped:
             raise StoppedError
-        reserved = self._reserve(request)
+        held = account.reserve(request.sampling.max_tokens)
         try:
             completion = await self._backend.complete(request)
         finally:
-            self._expected -= reserved
-        usage = completion.usage
-        self._spent += usage.total
-        self._dearest = max(self._dearest, usage.prompt)
-        self.totals = self.totals._replace(
-            calls=self.totals.calls + 1,
-            usage=self.totals.usage.plus(usage),
-            seconds=self.totals.seconds + completion.seconds,
-        )
-        answer = parse_answer(completion, schema).to_json()
-        return CachedAnswer(answer, completion.text, completion.finish, usage, completion.seconds)
-
-    def _reserve(self, request: ChatRequest) -> int:
-        """Hold back the tokens that a call may cost; its prompt may be as dear as any so far."""
-        if self._cap is None:
-            return 0
-        held = self._dearest + request.sampling.max_tokens
-        if self._spent + self._expected + held > self._cap:
-            raise TokenCapError(
-                f"{self._spent:,} tokens of at most {self._cap:,} are spent, {self._expected:,} more are"
-                f" under way, and the next call may take {held:,}: raise the token cap to go on; what was"
-                " paid for is kept"
+            account.release(held)
+        if account.cap is not None and not completion.counted:
+            raise ServerRefusedError(
+                "the server's answers carry no `usage`, so what a call costs is not known and no cap on"
+                " tokens can be kept: take away vlm.token_cap, or use a server that counts tokens (vLLM does)"
             )
-        self._expected += held
-        return held
+        usage, seconds = completion.usage, completion.seconds
+        account.paid(usage, seconds)
+        answer = parse_answer(completion, schema)
+        if answer.fault:
+            account.cache.charge(answer.fault, usage, seconds, note)
+        else:
+            kept = CachedAnswer(answer.to_json(), completion.text, completion.finish, usage, seconds)
+            account.cache.put(key, kept, note)
+        return answer

@@ -7,13 +7,14 @@ call weighs: a photo of 12 megapixels costs a model thousands of tokens and tell
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from agents.client.base import Picture, picture
+from agents.client.base import Picture
 from agents.judgment import PostLike
 
 if TYPE_CHECKING:
@@ -49,9 +50,18 @@ async def prepare_post(post: PostLike, opener: Opener, *, side: int, most: int) 
     return PreparedPost(post, tuple(pictures))
 
 
+def encoder() -> str:
+    """Return what encodes pictures, with its version: noted beside the answers."""
+    from PIL import __version__
+
+    return f"pillow {__version__}, JPEG {QUALITY}"
+
+
 def _encode(path: Path, opener: Opener, side: int) -> Picture:
     image = opener(path, side)
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
-    return picture(buffer.getvalue(), "image/jpeg")
+    with path.open("rb") as file:
+        source = hashlib.file_digest(file, "sha256").hexdigest()
+    return Picture(f"{source} {side}", "image/jpeg", buffer.getvalue())

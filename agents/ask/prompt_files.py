@@ -8,7 +8,8 @@ models wrote enters it sanitized and quoted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -17,9 +18,10 @@ from typing import ClassVar
 from agents.ask.answer_schema import AnswerSchema
 from agents.ask.prepare import PreparedPost
 from agents.ask.sanitize import cut, quoted, sanitize
-from agents.client.base import Message, Picture
+from agents.client.base import Message, Part, Picture
 from agents.errors import PromptFileError
 
+_MARK = re.compile(r"^(?:[-*\u2022]|\d{1,3}[.)])\s+")  # of a list's item
 BUILT_IN = Path(__file__).parent / "prompt_texts"
 """The package's own files, a folder a kind."""
 
@@ -42,6 +44,19 @@ class Brief:
     def listing(self) -> str:
         """A line a class, with its meaning."""
         return "\n".join(f"- {name}: {meaning}" for name, meaning in self.classes.items())
+
+    @property
+    def clauses(self) -> tuple[str, ...]:
+        """The lines of the policy, without their own numbers or marks; none where it is a single one."""
+        lines = (_MARK.sub("", line.strip()) for line in self.policy.splitlines())
+        found = tuple(line for line in lines if line)
+        return found if len(found) > 1 else ()
+
+    @property
+    def numbered(self) -> str:
+        """The policy with a number before each clause."""
+        clauses = self.clauses
+        return "\n".join(f"{n}. {text}" for n, text in enumerate(clauses, 1)) or self.policy.strip()
 
     @property
     def unsure(self) -> str:
@@ -88,9 +103,7 @@ class PromptFiles:
     def system(self, **values: str) -> Message:
         """Return the turn that comes first: task, policy and classes, and what else the kind says."""
         brief = self.brief
-        words = self.fill(
-            "system", task=brief.task, policy=brief.policy.strip(), classes=brief.listing, **values
-        )
+        words = self.fill("system", task=brief.task, policy=brief.numbered, classes=brief.listing, **values)
         return Message("system", (words,))
 
     def about(self, post: PreparedPost, template: str, schema: AnswerSchema, **values: str) -> Message:
@@ -98,9 +111,15 @@ class PromptFiles:
 
         The file may list the labels of `schema`, or its options: those without doubt.
         """
-        offered = {"labels": listed(schema.labels), "options": listed(schema.classes)}
-        ending = self.fill(template, **offered, unsure=schema.unsure, **values)
+        spelt = schema.spelt
+        offered = {"labels": listed(spelt.values()), "options": listed(spelt[one] for one in schema.classes)}
+        ending = self.fill(template, **offered, unsure=spelt[schema.unsure], **values)
         return self.post(post.post.text, post.pictures, ending)
+
+    def bare(self, post: PreparedPost) -> tuple[Part, ...]:
+        """Return one post and nothing else, for a model whose own template asks."""
+        words = cut(sanitize(post.post.text), self._text_chars).text
+        return (*((words,) if words.strip() or not post.pictures else ()), *post.pictures)
 
     def quote(self, words: str) -> str:
         """Return what another model said, cut and quoted line by line."""
@@ -125,7 +144,7 @@ class PromptFiles:
         return Message("user", (about + "\n", *pictures, "\n" + ending))
 
 
-def listed(answers: Sequence[str]) -> str:
+def listed(answers: Iterable[str]) -> str:
     """Return answers as prompts list them: quoted, with commas."""
     return ", ".join(f'"{answer}"' for answer in answers)
 

@@ -17,8 +17,6 @@ from agents.judgment import PostLike, State
 
 QuestionKind: TypeAlias = Literal["choice", "count", "final"]
 
-# as many alternatives of a token as there are answers, within what servers give
-_FEWEST_LOGPROBS, _MOST_LOGPROBS = 8, 20
 # of so few questions a share of failures says little
 _FEWEST = 20
 _LISTED = 5
@@ -177,9 +175,8 @@ class Questioner:
         asked = self._prompts.about(
             post, f"question.{question.kind}", schema, wording=question.wording.strip()
         )
-        top = min(max(len(schema.labels), _FEWEST_LOGPROBS), _MOST_LOGPROBS)
         role = f"question:{question.name}"
-        return PostPrompt(post, (self._system, asked), schema, role, seed=self._seed, top_logprobs=top)
+        return PostPrompt(post, (self._system, asked), schema, role, seed=self._seed)
 
     async def _answer(self, post: PreparedPost, question: AgentQuestion) -> QuestionAnswer:
         if post.fault:  # its pictures are not there to be counted

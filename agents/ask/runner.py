@@ -9,7 +9,7 @@ the server and then read from its prefix cache.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import TypeVar
@@ -17,7 +17,16 @@ from typing import TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from agents.ask.cache import ResponseCache
-from agents.ask.metering import MeteredClient, PostPrompt, Response, StoppedError, UsageTotals
+from agents.ask.metering import (
+    USUAL,
+    Account,
+    Manner,
+    MeteredClient,
+    PostPrompt,
+    Response,
+    StoppedError,
+    UsageTotals,
+)
 from agents.ask.prepare import Opener, PreparedPost, prepare_post
 from agents.client.base import Backend, Identity, PromptSize
 from agents.errors import CallFailedError, RequestRefusedError
@@ -25,6 +34,9 @@ from agents.judgment import PostLike
 
 ShowProgress = Callable[[str, int], Callable[[UsageTotals], None]]
 """From what is done and how many there are to a function that is called after each."""
+
+DEFAULT = ""
+"""The role under which the model stands that everybody asks who has none of their own."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,7 +56,8 @@ class Runner:
         image_side: Longest side of a picture, in pixels.
         max_images: Most pictures of a post that are sent, in order.
         width: Posts under way at a time.
-        attempts: Most answers to one prompt, 1 or more.
+        manner: How the model is asked.
+        others: Role -> another model that answers whatever is asked of that role, and how it is asked.
         token_cap: Most tokens of the run in all its starts; None: any number.
         progress: Shows how far the work is, or None.
     """
@@ -59,19 +72,21 @@ class Runner:
         image_side: int = 768,
         max_images: int = 16,
         width: int = 64,
-        attempts: int = 3,
+        manner: Manner = USUAL,
+        others: Mapping[str, tuple[Backend, Manner]] | None = None,
         token_cap: int | None = None,
         progress: ShowProgress | None = None,
     ) -> None:
         self.cache = cache
         self.max_images = max_images
-        self._backend = backend
+        self._models = {DEFAULT: (backend, manner), **(others or {})}
         self._opener, self._image_side = opener, image_side
-        self._run, self._attempts, self._cap = run, attempts, token_cap
+        self._account = Account(cache, run, token_cap)
         self._width = width
         self._progress = progress
-        self._client: MeteredClient | None = None
-        self._begun = False
+        self._opening = asyncio.Lock()
+        self._clients: dict[str, MeteredClient] = {}
+        self._begun: set[str] = set()
         self._portal: BlockingPortal | None = None
         self._stack = ExitStack()
 
@@ -101,11 +116,10 @@ class Runner:
 
         def stop() -> None:
             stopped.set()
-            if self._client is not None:
-                self._client.stop()
+            self._account.stopped = True
 
         async def run() -> list[Result]:
-            (await self.client()).resume()
+            self._account.resume()
             if first is not None:
                 await first()
             return await self._side_by_side(items, work, stopped, stop, show)
@@ -116,34 +130,34 @@ class Runner:
         """Return the model that answers; it is reached if it was not before."""
         return self._call(self.client).identity
 
-    def reached(self) -> Identity | None:
-        """Return the model that answers, if it was reached."""
-        return self._client.identity if self._client is not None else None
+    def reached(self) -> dict[str, Identity]:
+        """Return role -> the model that answers it, of those that were reached; see `DEFAULT`."""
+        return {role: client.identity for role, client in self._clients.items()}
 
     def usage(self) -> UsageTotals:
         """Return what this process has asked and paid so far."""
-        return self._client.totals if self._client is not None else UsageTotals()
+        return self._account.totals
 
     def close(self) -> None:
-        """Let go of the server; safe to repeat."""
-        if self._begun:
-            self._begun = False
-            self._call(self._backend.close)
+        """Let go of the servers; safe to repeat."""
+        while self._begun:
+            backend, _ = self._models[self._begun.pop()]
+            self._call(backend.close)
         self._stack.close()
         self._portal = None
 
     # ---- on the event loop ----------------------------------------------------------------------------
 
-    async def client(self) -> MeteredClient:
-        """Return whoever pays for answers; the model is reached if it was not before."""
-        if self._client is None:
-            self._begun = True  # also if it fails: what was begun is to be closed
-            identity = await self._backend.open()
-            self._client = MeteredClient(
-                self._backend, identity, self.cache,
-                run=self._run, attempts=self._attempts, token_cap=self._cap,
-            )  # fmt: skip
-        return self._client
+    async def client(self, role: str = DEFAULT) -> MeteredClient:
+        """Return whoever pays for answers of a role; its model is reached if it was not before."""
+        place = role if role in self._models else DEFAULT
+        async with self._opening:
+            if place not in self._clients:
+                self._begun.add(place)  # also if it fails: what was begun is to be closed
+                backend, manner = self._models[place]
+                identity = await backend.open()
+                self._clients[place] = MeteredClient(backend, identity, self._account, manner)
+        return self._clients[place]
 
     async def prepare(self, post: PostLike) -> PreparedPost:
         """Return `post` with its pictures as they are sent."""
@@ -155,7 +169,7 @@ class Runner:
         Raises:
             TokenCapError, ServerRefusedError, ServerLostError, StoreError: Nobody can be asked any more.
         """
-        client = await self.client()
+        client = await self.client(prompt.role)
         if prompt.post.fault:
             return Response.failed(prompt.post.fault, client.source)
         try:
@@ -174,7 +188,8 @@ class Runner:
 
     async def measure(self, prompt: PostPrompt) -> PromptSize:
         """Return the size of a prompt; no answer is asked for."""
-        return await self._backend.measure(prompt.request())
+        client = await self.client(prompt.role)
+        return await client.measure(prompt)
 
     async def _side_by_side(
         self,

@@ -1,7 +1,7 @@
 """What is asked of a model and what comes back, whatever serves it.
 
 A request is made of plain values, so that it can be shown, hashed and sent anywhere. Pictures stand in it as
-bytes with their SHA-256: the cache (`cache_key`) sees the hash, the server the bytes.
+bytes with their origin: the cache (`cache_key`) sees the file that they were made of, the server the bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from agents.errors import ServerRefusedError
 
 
 class Picture(NamedTuple):
-    """An encoded image as it is sent; `sha256` is that of `data`, in hex."""
+    """An encoded image as it is sent."""
 
-    sha256: str
+    # SHA-256, in hex, of the file it was made of, and how large it was made: the same whichever encoder wrote
+    # `data`, so that a newer one buys no answer again
+    source: str
     media_type: str
     data: bytes
 
@@ -45,7 +47,8 @@ class Sampling(NamedTuple):
     max_tokens: int  # most tokens of the answer
     temperature: float = 0.0  # 0: the likeliest token always
     seed: int = 0  # of the draw where the temperature is above 0
-    top_logprobs: int = 20  # how many alternatives come back with each token, 0-20; 0: no log-probabilities
+    # how many alternatives are wanted with each token; 0: no log-probabilities. A server may give fewer
+    top_logprobs: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +61,21 @@ class ChatRequest:
     # requests of one affinity share the beginning of their prompt: whoever has several servers sends them to
     # the same one. Not part of what is asked
     affinity: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further keys of the body, as the user gave them
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything that the answer may depend on, pictures by their hash; JSON values."""
+        """Return everything that changes an answer on purpose, pictures by their source; JSON values."""
         return {
             "messages": [
                 {
                     "role": m.role,
-                    "parts": [p if isinstance(p, str) else {"sha256": p.sha256} for p in m.parts],
+                    "parts": [p if isinstance(p, str) else {"picture": p.source} for p in m.parts],
                 }
                 for m in self.messages
             ],
             "schema": self.schema,
             "sampling": self.sampling._asdict(),
+            "extra": dict(self.extra),
         }
 
 
@@ -81,8 +86,12 @@ class Identity(NamedTuple):
     root: str  # what was loaded: a hub name or a folder; with an adapter, the adapter's
     base: str  # the model under the adapter; empty without one
     revision: str  # of the weights: as the user states it, or a fingerprint of a folder that can be read here
-    server: str  # what serves it, with its version: "vllm 0.32.0"
-    context: int  # most tokens of prompt and answer together
+    server: str  # what serves it, with its version: "vllm 0.32.0"; "openai-compatible" where it does not say
+    context: int  # most tokens of prompt and answer together; 0: the server does not say
+
+    def __str__(self) -> str:
+        loaded = f"{self.root} over {self.base}" if self.base else self.root
+        return f"{self.model} ({loaded}, {self.context} tokens, {self.server})"
 
 
 class Token(NamedTuple):
@@ -117,11 +126,12 @@ class Completion:
 
     text: str  # what the model wrote
     finish: str  # why it stopped: "stop", "length" (cut off), "content_filter", or the server's word for it
-    usage: Usage  # tokens of this call
-    # the answer's tokens; empty when no log-probabilities were asked for
-    tokens: tuple[Token, ...] = field(default=(), repr=False)
+    usage: Usage  # tokens of this call; zeros where the server does not count, see `counted`
+    tokens: tuple[Token, ...] = field(default=(), repr=False)  # of the answer; empty: no log-probabilities
     refusal: str = ""  # the server's own refusal text; empty for an ordinary answer
     seconds: float = 0.0  # from sending to the last byte, retries and waiting apart
+    reasoning: str = ""  # what a thinking model wrote before its answer
+    counted: bool = True  # whether the server said how many tokens the call took
 
 
 class PromptSize(NamedTuple):
@@ -160,18 +170,25 @@ class Backend(Protocol):
         ...
 
 
-def cache_key(request: ChatRequest, identity: Identity) -> str:
+Recorded: TypeAlias = Literal["server", "context", "encoder"]
+"""What is noted beside an answer and is no part of its cache key, unless a recipe says so: the server with
+its version, the context length, what encoded the pictures."""
+
+
+def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] | None = None) -> str:
     """Return the key of an answer: SHA-256, in hex, of the request and of who answers it.
 
-    A change of model, adapter, revision, prompt, picture, sampling, schema or server version is another key.
+    A change of model, adapter, revision, prompt, picture file or size, sampling or schema is another key, and
+    whatever `also` names; an upgrade of server or libraries is not: nothing is bought again for it.
     """
-    material = {"request": request.to_json(), "identity": identity._asdict()}
+    who = {name: getattr(identity, name) for name in ("model", "root", "base", "revision")}
+    material = {"request": request.to_json(), "identity": who | dict(also or {})}
     text = json.dumps(material, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def picture(data: bytes, media_type: str) -> Picture:
-    """Return a picture with the hash of its bytes."""
+    """Return a picture that is sent as it is."""
     return Picture(hashlib.sha256(data).hexdigest(), media_type, data)
 
 

@@ -6,7 +6,7 @@ What a failure leads to:
     no answer in time     the same
     an unreadable answer  this call tries again
     no connection, 5xx    the endpoint is down until a probe finds it well; its calls move on at once
-    400, 413, 422         RequestRefusedError
+    400, 413, 422         asked again without what was refused (`dialect`), else RequestRefusedError
     401, 403, 404         ServerRefusedError
     all endpoints down    calls wait; past the patience, ServerLostError
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Generic, TypeVar
@@ -29,8 +29,9 @@ from typing import Any, Generic, TypeVar
 import anyio
 import tenacity
 
-from agents.client.base import ChatRequest, Completion, Identity, Message, PromptSize
-from agents.client.endpoints import Endpoint, Failure, Key, OnEvent, now, plain_endpoint
+from agents.client.base import ChatRequest, Completion, Identity, Message, PromptSize, Sampling
+from agents.client.dialect import EVERYTHING, Dialect
+from agents.client.endpoints import MOST_BYTES, Endpoint, Failure, Key, OnEvent, now, plain_endpoint
 from agents.client.fleet import PROBE_SECONDS, Fleet
 from agents.client.messages import (
     BrokenAnswerError,
@@ -46,12 +47,14 @@ logger = logging.getLogger(__name__)
 
 LONGEST_BACKOFF = 30.0
 TOKENIZE_ABSENT = "An estimate needs vLLM's /tokenize: use a vLLM server, or go without the estimate"
+_BODY_BYTES, _TOKEN_BYTES = 1 << 20, 200
+"""Of an answer: what it may weigh at most without its tokens, and what one alternative of a token weighs."""
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
-class _Call(Generic[T]):
+class Call(Generic[T]):
     """What is sent, how its answer is read, and what has become of it so far."""
 
     path: str  # of the endpoint
@@ -59,6 +62,7 @@ class _Call(Generic[T]):
     # makes the body, for each try when it is sent: calls that wait hold no encoded pictures
     body: Callable[[], Mapping[str, Any]]
     read: Callable[[bytes, float], T]  # reads the answer, given the seconds it took
+    most_bytes: int = MOST_BYTES  # that the answer may weigh
     failed_at: set[Endpoint] = field(default_factory=set)  # endpoints that were lost under this call
     avoid: Endpoint | None = None  # the endpoint that failed it last
 
@@ -78,7 +82,8 @@ class ChatClient:
         backoff: Seconds before the first retry at most; doubles with each.
         probe_delays: Seconds between the first two probes of a lost endpoint, and the most between two.
         seed: Of the jitter.
-        on_event: Receives "retry", "down", "up" and "limit", each with its figures.
+        same: What endpoints must agree in besides the model: names of `Identity`'s fields.
+        on_event: Receives "retry", "down", "up", "limit" and "lacks", each with its figures.
 
     Raises:
         ServerRefusedError: An endpoint that is none, or given twice, or none at all.
@@ -98,6 +103,7 @@ class ChatClient:
         backoff: float = 0.5,
         probe_delays: tuple[float, float] = (0.5, 10.0),
         seed: int = 0,
+        same: Collection[str] = (),
         on_event: OnEvent | None = None,
     ) -> None:
         self._urls = [plain_endpoint(text) for text in servers]
@@ -106,7 +112,8 @@ class ChatClient:
         self._model, self._revision, self._key_variable = model, revision, key_variable
         self._maximum, self._timeout, self._retries = maximum, timeout, retries
         self._patience, self._backoff, self._probe_delays = patience, backoff, probe_delays
-        self._random, self._on_event = Random(seed), on_event
+        self._random, self._same, self._on_event = Random(seed), same, on_event
+        self.dialect = EVERYTHING  # what the servers understand, as far as is known
         self._fleet: Fleet | None = None
         self._identity: Identity | None = None
         self._calls: set[anyio.CancelScope] = set()  # those under way, wherever they are
@@ -127,7 +134,7 @@ class ChatClient:
         key = Key(self._key_variable)
         self._fleet = Fleet(
             [Endpoint(url, key, self._maximum, self._timeout) for url in self._urls], self._report,
-            model=self._model, revision=self._revision, patience=self._patience,
+            model=self._model, revision=self._revision, same=self._same, patience=self._patience,
             probe_delays=self._probe_delays, probe_seconds=min(self._timeout, PROBE_SECONDS),
         )  # fmt: skip
         try:
@@ -139,14 +146,30 @@ class ChatClient:
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Return the answer to one request; waits for its turn. Raises as `Backend.complete` says."""
-        logprobs = request.sampling.top_logprobs > 0
+        dialect = self.dialect
+        while True:
+            try:
+                answer = await self._answer(self._completing(request, dialect))
+            except (RequestRefusedError, ServerRefusedError) as error:
+                changed = dialect.after(str(error), request.sampling.top_logprobs)
+                if changed is None:
+                    raise
+                dialect = changed
+                continue
+            if dialect != self.dialect:
+                self.dialect = dialect
+                self._report("lacks", {"lacks": "; ".join(dialect.lacks())})
+            return answer
 
-        def read(raw: bytes, seconds: float) -> Completion:
-            return read_body(raw, ChatAnswer).completion(logprobs=logprobs, seconds=seconds)
-
+    def _completing(self, request: ChatRequest, dialect: Dialect) -> Call[Completion]:
         _, model = self._opened()
-        call = _Call("/v1/chat/completions", request.affinity, lambda: chat_body(request, model), read)
-        return await self._answer(call)
+        return Call(
+            "/v1/chat/completions",
+            request.affinity,
+            lambda: chat_body(request, model, dialect),
+            lambda raw, seconds: read_body(raw, ChatAnswer).completion(seconds=seconds),
+            most_answer_bytes(request.sampling),
+        )
 
     async def measure(self, request: ChatRequest) -> PromptSize:
         """Return the size of a prompt, by vLLM's /tokenize; raises as `complete`.
@@ -189,13 +212,13 @@ class ChatClient:
     async def _count(self, messages: Sequence[Message], affinity: str) -> int:
         _, model = self._opened()
         return await self._answer(
-            _Call(
+            Call(
                 "/tokenize", affinity, lambda: tokenize_body(messages, model),
                 lambda raw, _: read_body(raw, TokenCount).count,
             )
         )  # fmt: skip
 
-    async def _answer(self, call: _Call[T]) -> T:
+    async def _answer(self, call: Call[T]) -> T:
         """Return the answer to one call, after as many tries as it takes or is allowed."""
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._retries + 1),
@@ -224,7 +247,7 @@ class ChatClient:
             raise self._error(outcome, call)
         return outcome
 
-    async def _attempt(self, call: _Call[T]) -> T | Failure:
+    async def _attempt(self, call: Call[T]) -> T | Failure:
         """Try endpoints until one has answered, or failed otherwise than by being lost for the first time."""
         fleet, _ = self._opened()
         while True:
@@ -240,7 +263,7 @@ class ChatClient:
                     continue
             return outcome
 
-    async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: _Call[T]) -> T | Failure:
+    async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: Call[T]) -> T | Failure:
         """Send one request, and pass on what comes of it about the endpoint."""
         sent, times_up = now(), endpoint.times_up
         # a failed probe ends the flight: from a machine that lost its network nothing ever comes
@@ -248,7 +271,7 @@ class ChatClient:
         with anyio.CancelScope() as flight:
             endpoint.flights.add(flight)
             try:
-                came = await endpoint.exchange(call.path, call.body())
+                came = await endpoint.exchange(call.path, call.body(), call.most_bytes)
                 outcome = came if isinstance(came, Failure) else call.read(came, now() - sent)
             except BrokenAnswerError as error:
                 outcome = Failure("broken", endpoint.key.clean(f"{endpoint.url}: {error}"))
@@ -276,7 +299,7 @@ class ChatClient:
         figures = {"retry": state.attempt_number, "of": self._retries, "wait": state.upcoming_sleep}
         self._report("retry", {"reason": _failure_of(state).reason, **figures})
 
-    def _error(self, failure: Failure, call: _Call[T]) -> ChatError:
+    def _error(self, failure: Failure, call: Call[T]) -> ChatError:
         if _is_passing(failure):
             return CallFailedError(f"no answer in {self._retries + 1} tries; the last: {failure.reason}")
         if failure.kind == "request":
@@ -293,6 +316,11 @@ class ChatClient:
             self._on_event(event, figures)
         except Exception:
             logger.exception("on_event failed at %r", event)
+
+
+def most_answer_bytes(sampling: Sampling) -> int:
+    """Return what an honest answer weighs at most."""
+    return _BODY_BYTES + sampling.max_tokens * (sampling.top_logprobs + 2) * _TOKEN_BYTES
 
 
 def _is_passing(outcome: object) -> bool:

@@ -12,7 +12,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -21,9 +22,11 @@ from urllib.parse import urlsplit
 import anyio
 
 from agents.client.base import check_environment, is_loopback, proxy_words
+from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
 if TYPE_CHECKING:
+    from httpx2 import Response
     from openai import APIStatusError, AsyncOpenAI
 
 CONNECT_SECONDS = 10.0
@@ -32,6 +35,11 @@ IDLE_SECONDS = 2.0
 is just being closed, a request fails and its endpoint looks dead."""
 SPARE_CONNECTIONS = 4  # for probes, beside the calls
 LONGEST_REASON = 600
+_SECRET = 8  # characters of a key that is one
+MOST_BYTES = 8 << 20
+"""Of a body where nothing else is said: a list of models may hold hundreds."""
+
+_most_bytes: ContextVar[int] = ContextVar("most_bytes", default=MOST_BYTES)
 
 Kind: TypeAlias = Literal["busy", "late", "broken", "lost", "request", "us"]
 """busy: 429, 503; late: no answer in time; broken: an answer that cannot be read; lost: no connection, or
@@ -82,6 +90,10 @@ class Key:
         """Return the key, for the header alone."""
         return self._value or "EMPTY"
 
+    def mask(self, data: bytes) -> bytes:
+        """Return what a server sent without the key, which it may show to us and we would keep."""
+        return mask(data, self._value, self.variable)
+
     def clean(self, text: str) -> str:
         """Return `text` on one line, without the key and cut to a length that can be read."""
         if self._value:
@@ -89,6 +101,14 @@ class Key:
                 text = text.replace(shown, f"[{self.variable}]")
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
+
+
+def mask(data: bytes, key: str, name: str) -> bytes:
+    """Return `data` with `name` in place of the key; a short key is no secret, and part of many a word."""
+    if len(key) >= _SECRET:
+        for shown in (key, json.dumps(key)[1:-1]):
+            data = data.replace(shown.encode(), f"[{name}]".encode())
+    return data
 
 
 class Limiter:
@@ -139,7 +159,7 @@ class Endpoint:
         url: As `plain_endpoint` gives it.
         key: Sent with every request, and removed from whatever is shown.
         maximum: Most calls in flight, >= 1.
-        timeout: Seconds without a byte after which an exchange is given up.
+        timeout: Seconds that an exchange may take as a whole: a byte now and then prolongs nothing.
     """
 
     def __init__(self, url: str, key: Key, maximum: int, timeout: float) -> None:
@@ -173,8 +193,16 @@ class Endpoint:
         """Close all connections."""
         await self._client.close()
 
-    async def exchange(self, path: str, body: Mapping[str, Any] | None = None) -> bytes | Failure:
+    async def exchange(
+        self, path: str, body: Mapping[str, Any] | None = None, most_bytes: int = MOST_BYTES
+    ) -> bytes | Failure:
         """Return what comes back from `path`, to `body` or to a GET, or how the exchange failed."""
+        _most_bytes.set(most_bytes)
+        with anyio.move_on_after(self._timeout):
+            return await self._exchanged(path, body)
+        return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
+
+    async def _exchanged(self, path: str, body: Mapping[str, Any] | None) -> bytes | Failure:
         import aiohttp
         import httpx2
         import openai
@@ -192,8 +220,10 @@ class Endpoint:
         # what is no HTTP comes through the library as aiohttp's own error
         except (openai.APIConnectionError, aiohttp.ClientError) as error:
             failure = self._unanswered(error)
+        except BrokenAnswerError as error:
+            failure = Failure("broken", f"{self.url}{path}: {error}")
         else:
-            return bytes(response.content)
+            return self.key.mask(bytes(response.content))
         return failure
 
     def _refused(self, error: APIStatusError, path: str) -> Failure:
@@ -245,7 +275,7 @@ def server_words(text: str) -> str:
     """Return the message in an error body, whose usual forms are tried in turn; else the whole body."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     inner = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(inner, dict):
@@ -263,6 +293,30 @@ def retry_after(value: str | None) -> float | None:
     return None
 
 
+async def _bounded(response: Response) -> None:
+    """Let no more of a body come than was said; what unpacks to more than it weighs is not unpacked."""
+    import httpx2
+
+    most = _most_bytes.get()
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise BrokenAnswerError("it is compressed, which was not asked for")
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    stream: httpx2.AsyncByteStream = response.stream
+
+    class Counted(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = most
+            async for chunk in stream:
+                if (left := left - len(chunk)) < 0:
+                    raise BrokenAnswerError(f"an answer of more than {most:,} bytes")
+                yield chunk
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    response.stream = Counted()
+
+
 def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenAI:
     """Return a client for one endpoint that neither retries nor follows anybody elsewhere.
 
@@ -272,14 +326,16 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     import openai
 
     check_environment(url)
-    local = is_loopback(urlsplit(url).hostname or "")
+    local, headers = is_loopback(urlsplit(url).hostname or ""), {"Accept-Encoding": "identity"}
     client = openai.AsyncOpenAI(
         api_key=key.reveal(),
         base_url=url + "/v1",
         max_retries=0,  # a retry may go to another endpoint, which this client does not know
         timeout=openai.Timeout(timeout, connect=CONNECT_SECONDS),
+        default_headers=headers,
         http_client=openai.DefaultAioHttpClient(
             limits=httpx2.Limits(max_connections=maximum + SPARE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
+            event_hooks={"response": [_bounded]},
             follow_redirects=False,  # it would send posts to a server that nobody named
             # a proxy named in the environment cannot reach this machine's own servers
             trust_env=not local,
@@ -287,8 +343,10 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
             verify=not (local and url.startswith("http:")),
         ),
     )
-    # openai takes these from OPENAI_ORG_ID and OPENAI_PROJECT_ID; they are no business of another server
-    client.organization = client.project = None
+    # openai takes these from OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and OPENAI_CUSTOM_HEADERS
+    # which are no business of another server. There is no public way to take the last ones away
+    client.organization = client.project = client.admin_api_key = None
+    client._custom_headers = dict(headers)
     return client
 
 

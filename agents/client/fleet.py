@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import anyio
 
@@ -24,21 +23,12 @@ logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
 """A probe asks for a few bytes: whoever takes longer is not well."""
+UNKNOWN_SERVER = "openai-compatible"
+_LISTED = 20  # names of models in a message
 FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja")
 
 
-class Served(NamedTuple):
-    """What an endpoint serves; endpoints that are used together agree in all of it."""
-
-    model: str  # the name to ask for
-    root: str  # what was loaded under it
-    base: str  # root of the model under an adapter; empty without one
-    context: int  # most tokens of prompt and answer; 0: the server does not say
-    server: str  # "vllm <version>", or "openai-compatible" where there is no /version
-
-    def __str__(self) -> str:
-        loaded = f"{self.root} over {self.base}" if self.base else self.root
-        return f"{self.model} ({loaded}, {self.context} tokens, {self.server})"
+SAME = ("model", "root", "base")
 
 
 class Fleet:
@@ -57,16 +47,17 @@ class Fleet:
         *,
         model: str = "",
         revision: str = "",
+        same: Collection[str] = (),
         patience: float = 120.0,
         probe_delays: tuple[float, float] = (0.5, 10.0),
         probe_seconds: float = PROBE_SECONDS,
     ) -> None:
         self.all = tuple(endpoints)
         self._on_event, self._model, self._revision = on_event, model, revision
+        self._same = (*SAME, *same)
         self._patience, self._delays, self._probe_seconds = patience, probe_delays, probe_seconds
         self._any_up = asyncio.Event()
         self._none_up_since = 0.0
-        self._served: Served | None = None
         self._identity: Identity | None = None
         self._warned: set[str] = set()
         self._probes: dict[Endpoint, asyncio.Task[None]] = {}
@@ -84,8 +75,8 @@ class Fleet:
                 raise self._lost()
             await asyncio.sleep(min(delay, left))
             delay = min(2 * delay, longest)
-        self._served = _agree({endpoint.url: served for endpoint, served in answered.items()})
-        self._identity = identify(self._served, self._revision)
+        agreed = _agree({endpoint.url: one for endpoint, one in answered.items()}, self._same)
+        self._identity = identify(agreed, self._revision)
         for endpoint in self.all:
             if endpoint in answered:
                 self.mark_up(endpoint)
@@ -153,7 +144,7 @@ class Fleet:
 
     # ---- probes -------------------------------------------------------------------------------------------
 
-    async def _ask_all(self) -> dict[Endpoint, Served]:
+    async def _ask_all(self) -> dict[Endpoint, Identity]:
         """Return what those that answer serve; the reason is noted at the others."""
         # all are waited for, so that none is left running where one refuses
         answers = await asyncio.gather(*map(self._ask, self.all), return_exceptions=True)
@@ -161,7 +152,7 @@ class Fleet:
         for endpoint, answer in zip(self.all, answers, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
-            if isinstance(answer, Served):
+            if isinstance(answer, Identity):
                 answered[endpoint] = answer
                 continue
             if not endpoint.reason:  # whoever waits wants to know for what, once
@@ -188,10 +179,12 @@ class Fleet:
 
     async def _unfit(self, endpoint: Endpoint) -> str | None:
         """Return why no calls may be sent to `endpoint`; None: it is well and serves the same as before."""
-        health = await self._get(endpoint, "/health")
-        # a server without /health says 404; /v1/models decides then
-        if isinstance(health, Failure) and health.kind in ("busy", "late", "lost"):
-            return health.reason
+        # only vLLM's: LiteLLM's calls every model behind it, which costs somebody money
+        assert self._identity is not None, "endpoints are probed once it is known what they serve"
+        if self._identity.server.startswith("vllm"):
+            health = await self._get(endpoint, "/health")
+            if isinstance(health, Failure) and health.kind in ("busy", "late", "lost"):
+                return health.reason
         try:
             served = await self._ask(endpoint)
         except ServerRefusedError as error:
@@ -199,17 +192,18 @@ class Fleet:
         else:
             if isinstance(served, str):
                 return served
-            if identify(served, self._revision) == self._identity:
+            alike = _alike(served, self._identity, self._same)
+            if alike and identify(served, self._revision).revision == self._identity.revision:
                 return None
-            reason = f"{endpoint.url} came back with {served}, but {self._served} is in use"
-            if served == self._served:
+            reason = f"{endpoint.url} came back with {served}, but {self._identity} is in use"
+            if alike:
                 reason = f"{endpoint.url} came back after the files in {served.root} had changed"
         if endpoint.url not in self._warned:
             self._warned.add(endpoint.url)
             logger.warning("%s: the endpoint is left out until it serves the same again", reason)
         return reason
 
-    async def _ask(self, endpoint: Endpoint) -> Served | str:
+    async def _ask(self, endpoint: Endpoint) -> Identity | str:
         """Return what `endpoint` serves, or why it does not answer.
 
         Raises:
@@ -217,6 +211,9 @@ class Fleet:
         """
         models = await self._get(endpoint, "/v1/models")
         if isinstance(models, Failure):
+            # a gateway may list nothing and answer nevertheless: the first call will tell
+            if models.status in (404, 405) and self._model:
+                return Identity(self._model, self._model, "", "", UNKNOWN_SERVER, 0)
             if models.kind in ("us", "request"):
                 raise ServerRefusedError(models.reason)
             return models.reason
@@ -228,10 +225,6 @@ class Fleet:
             return read_served(endpoint.url, models, body, self._model)
         except BrokenAnswerError as error:
             return endpoint.key.clean(f"{endpoint.url}: {error}")
-        except ServerRefusedError as error:
-            refused = endpoint.key.clean(str(error))
-        # raised out here, so that no uncleaned error is in its context
-        raise ServerRefusedError(refused)
 
     async def _get(self, endpoint: Endpoint, path: str) -> bytes | Failure:
         with anyio.move_on_after(self._probe_seconds):
@@ -251,8 +244,10 @@ def rendezvous(affinity: str, url: str) -> bytes:
 # ---- which model it is -----------------------------------------------------------------------------------
 
 
-def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> Served:
+def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> Identity:
     """Read what a server serves under the name `wanted`; under its only name where that is empty.
+
+    Its revision is open: see `identify`.
 
     `models` and `version` are the bodies of /v1/models and /version; None: there is no such path.
 
@@ -261,37 +256,44 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         BrokenAnswerError: A body is not what these paths answer.
     """
     cards = {card.id: card for card in read_body(models, ModelList).data}
-    names = ", ".join(cards) or "none"
+    names = ", ".join(list(cards)[:_LISTED]) or "none"
+    if len(cards) > _LISTED:
+        names += f" and {len(cards) - _LISTED} more"
+    server = _server_of(version)
     if wanted and wanted not in cards:
+        # Azure lists models and is asked for deployments; LiteLLM may hide what a key may use
+        if server == UNKNOWN_SERVER:
+            return Identity(wanted, wanted, "", "", server, 0)
         raise ServerRefusedError(f"{url} does not serve {wanted!r}; it serves: {names}")
     if not wanted and len(cards) != 1:
         raise ServerRefusedError(f"{url} serves {len(cards)} models ({names}): say which one to use")
     card = cards[wanted or next(iter(cards))]
     under = _card_under(cards, card)
-    return Served(
+    return Identity(
         model=card.id,
         root=card.root or card.id,
         base=(under.root or under.id) if under else card.parent or "",
+        revision="",
+        server=server,
         # an adapter's card has none
         context=card.max_model_len or (under.max_model_len if under else None) or 0,
-        server=_server_of(version),
     )
 
 
 def _server_of(version: bytes | None) -> str:
     """Return "vllm VERSION"; a web page or anything else at this path is what other servers have there."""
     try:
-        return "openai-compatible" if version is None else f"vllm {read_body(version, ServerVersion).version}"
+        return UNKNOWN_SERVER if version is None else f"vllm {read_body(version, ServerVersion).version}"
     except BrokenAnswerError:
-        return "openai-compatible"
+        return UNKNOWN_SERVER
 
 
-def identify(served: Served, revision: str) -> Identity:
+def identify(served: Identity, revision: str) -> Identity:
     """Return `served` with the revision that the user states, else fingerprints of the folders here."""
     if not revision:
         marks = [fingerprint(root) for root in (served.root, served.base) if root]
         revision = "+".join(mark for mark in marks if mark)
-    return Identity(served.model, served.root, served.base, revision, served.server, served.context)
+    return served._replace(revision=revision)
 
 
 def fingerprint(root: str) -> str:
@@ -312,16 +314,21 @@ def fingerprint(root: str) -> str:
     return digest.hexdigest()
 
 
-def _agree(served: Mapping[str, Served]) -> Served:
+def _alike(one: Identity, other: Identity, fields: Collection[str]) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
+
+
+def _agree(served: Mapping[str, Identity], fields: Collection[str]) -> Identity:
     """Return the one thing that all endpoints serve; two that differ are refused, and both are shown."""
     (first, common), *others = served.items()
     for url, other in others:
-        if other != common:
+        if not _alike(other, common, fields):
             raise ServerRefusedError(
                 f"the endpoints serve different models: {first} {common}, but {url} {other}. "
                 "Answers of both would be kept under one name: give endpoints that serve the same"
             )
-    return common
+    # what every one of them takes
+    return common._replace(context=min(one.context for one in served.values()))
 
 
 def _card_under(cards: Mapping[str, ModelCard], card: ModelCard) -> ModelCard | None:

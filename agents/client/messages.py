@@ -3,45 +3,74 @@
 What was seen of vLLM 0.32: `usage.prompt_tokens_details` is null unless the server runs with
 --enable-prompt-tokens-details; tokens that the JSON grammar forbids come back among the alternatives with a
 log-probability of -9999; /tokenize expands pictures as the chat endpoint does; a picture that cannot be
-decoded, more pictures than --limit-mm-per-prompt allows, a prompt longer than the context and more than 20
-alternatives are all answered with 400 and a message that says which.
+decoded, more pictures than --limit-mm-per-prompt allows, a prompt longer than the context and more
+alternatives than --max-logprobs are all answered with 400 and a message that says which.
+
+Nothing here trusts the server: figures outside their range, a log-probability that is none, text in place of
+an object make an answer broken, never a value.
 """
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AliasPath, BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from agents.client.base import ChatRequest, Completion, Message, Part, Token, Usage
-from agents.errors import ServerRefusedError
+from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Token, Usage
+from agents.client.dialect import EVERYTHING, Dialect, plain_schema, without_system
 
 IMPOSSIBLE = -1000.0
 """Alternatives at or below this log-probability were masked by the grammar, not weighed by the model."""
 
 Body = TypeVar("Body", bound=BaseModel)
+Count = Annotated[int, Field(ge=0, le=10**9)]
+# printable and short: it goes into files and onto terminals
+ModelName = Annotated[
+    str, Field(max_length=400, pattern=r"^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e]*$")
+]
+LogProb = Annotated[float, Field(le=0.001)]  # a hair above 0 is rounding; above that it is none
 
 
 class BrokenAnswerError(ValueError):
     """A body that is no answer: not JSON, or without what an answer must have. Never leaves this package."""
 
 
-def chat_body(request: ChatRequest, model: str) -> dict[str, Any]:
-    """Return the body of a chat completion; pictures are encoded here, so call it when it is sent."""
+def chat_body(request: ChatRequest, model: str, dialect: Dialect = EVERYTHING) -> dict[str, Any]:
+    """Return the body of a chat completion, as far as the server understands it.
+
+    Pictures are encoded here, so call it when it is sent.
+    """
     sampling = request.sampling
-    body = tokenize_body(request.messages, model) | {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "seed": sampling.seed,
-    }
-    if sampling.top_logprobs > 0:
-        body |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
-    if request.schema is not None:
-        answer = {"name": "answer", "schema": dict(request.schema), "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": answer}
-    return body
+    messages = request.messages if dialect.system else without_system(request.messages)
+    body = tokenize_body(messages, model) | {dialect.tokens_key: sampling.max_tokens}
+    if dialect.temperature:
+        body["temperature"] = sampling.temperature
+    if dialect.seed:
+        body["seed"] = sampling.seed
+    if alternatives := min(sampling.top_logprobs, dialect.most_logprobs):
+        body |= {"logprobs": True, "top_logprobs": alternatives}
+    if request.schema is not None and dialect.form != "text":
+        schema = dict(request.schema)
+        shown = schema if dialect.form == "schema" else plain_schema(schema)
+        answer = {"name": "answer", "schema": shown, "strict": True}
+        body["response_format"] = (
+            {"type": "json_object"}
+            if dialect.form == "json"
+            else {"type": "json_schema", "json_schema": answer}
+        )
+    return body | dict(request.extra)
 
 
 def tokenize_body(messages: Sequence[Message], model: str) -> dict[str, Any]:
@@ -54,31 +83,47 @@ def _content(parts: Sequence[Part]) -> str | list[dict[str, Any]]:
         return ""
     if len(parts) == 1 and isinstance(parts[0], str):
         return parts[0]  # a plain string is what every chat template accepts
-    return [_part(part) for part in parts]
+    return content_parts(parts)
 
 
-def _part(part: Part) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    url = f"data:{part.media_type};base64,{b64encode(part.data).decode('ascii')}"
-    return {"type": "image_url", "image_url": {"url": url}}
+def content_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Return texts and pictures as a list of parts."""
+    return [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
+        for part in parts
+    ]
+
+
+@lru_cache(maxsize=64)
+def _data_url(picture: Picture) -> str:
+    """Return a picture as a URL, made once for the calls on a post, which follow each other closely."""
+    return f"data:{picture.media_type};base64,{b64encode(picture.data).decode('ascii')}"
 
 
 # ---- what comes back: no more of it than is used ---------------------------------------------------------
 
 
 class _PromptDetails(BaseModel):
-    cached: NonNegativeInt | None = Field(None, validation_alias="cached_tokens")
-    image: NonNegativeInt | None = Field(None, validation_alias=AliasPath("multimodal_tokens", "image"))
+    cached: Count | None = Field(None, validation_alias="cached_tokens")
+    image: Count | None = Field(None, validation_alias=AliasPath("multimodal_tokens", "image"))
 
 
 class _Alternative(BaseModel):
     token: str
-    logprob: float
+    logprob: LogProb
 
 
 class _Written(_Alternative):
     top_logprobs: list[_Alternative] | None = None
+
+    @field_validator("logprob")
+    @classmethod
+    def _is_one(cls, value: float) -> float:
+        if not math.isfinite(value):
+            raise ValueError("the log-probability of a token that was written is none")
+        return value
 
     def token_of_answer(self, decode: Callable[[str], str]) -> Token:
         likely = (one for one in self.top_logprobs or () if one.logprob > IMPOSSIBLE)
@@ -119,59 +164,50 @@ class ChatAnswer(BaseModel):
     """The body of a chat completion, its first choice alone."""
 
     content: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "content"))
+    # vLLM says "reasoning", others "reasoning_content"
+    reasoning: str | None = Field(
+        None,
+        validation_alias=AliasChoices(
+            AliasPath("choices", 0, "message", "reasoning"),
+            AliasPath("choices", 0, "message", "reasoning_content"),
+        ),
+    )
     refusal: str | None = Field(None, validation_alias=AliasPath("choices", 0, "message", "refusal"))
-    finish: str = Field(validation_alias=AliasPath("choices", 0, "finish_reason"))
+    finish: str | None = Field(validation_alias=AliasPath("choices", 0, "finish_reason"))
     written: list[_Written] | None = Field(
         None, validation_alias=AliasPath("choices", 0, "logprobs", "content")
     )
-    prompt: NonNegativeInt | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens"))
-    completed: NonNegativeInt | None = Field(None, validation_alias=AliasPath("usage", "completion_tokens"))
+    prompt: Count | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens"))
+    completed: Count | None = Field(None, validation_alias=AliasPath("usage", "completion_tokens"))
     # cached and image tokens, where the server counts them apart
     details: _PromptDetails | None = Field(None, validation_alias=AliasPath("usage", "prompt_tokens_details"))
 
-    def completion(self, *, logprobs: bool, seconds: float) -> Completion:
-        """Return the answer in it, with log-probabilities where they were asked for.
-
-        Raises:
-            ServerRefusedError: The server reports no tokens, or no log-probabilities although it was asked.
-        """
-        if self.prompt is None or self.completed is None:
-            raise ServerRefusedError(
-                "the server's answers carry no `usage`: what a call costs cannot be known, so no cap on "
-                "tokens could be kept. Use a server that counts tokens (vLLM does)"
-            )
+    def completion(self, *, seconds: float) -> Completion:
+        """Return the answer in it, with log-probabilities where there are any."""
         details = self.details or _PromptDetails()
-        usage = Usage(self.prompt, details.cached or 0, details.image or 0, self.completed)
-        written = self.written or [] if logprobs else []
-        decode = _decoder(written, self.content or "")
-        tokens = tuple(one.token_of_answer(decode) for one in written)
-        if logprobs and self.content and not tokens:
-            raise ServerRefusedError(
-                "the server sends no log-probabilities although they are asked for, so the probability of a "
-                "label cannot be known: use a server that does (vLLM), or ask for none (top_logprobs 0)"
-            )
-        if written and not any(one.top_logprobs for one in written):
-            raise ServerRefusedError(
-                "the server sends the log-probability of what the model wrote, but no alternatives to it"
-                " (top_logprobs is empty), so every label would look certain: use a server that sends them"
-                " (vLLM, up to --max-logprobs), or ask for none (top_logprobs 0)"
-            )
-        return Completion(self.content or "", self.finish, usage, tokens, self.refusal or "", seconds)
+        usage = Usage(self.prompt or 0, details.cached or 0, details.image or 0, self.completed or 0)
+        written, content = self.written or [], self.content or ""
+        decode = _decoder(written, content)
+        return Completion(
+            content, self.finish or "stop", usage, tuple(one.token_of_answer(decode) for one in written),
+            self.refusal or "", seconds, self.reasoning or "",
+            counted=self.prompt is not None and self.completed is not None,
+        )  # fmt: skip
 
 
 class TokenCount(BaseModel):
     """The body of an answer of vLLM's /tokenize."""
 
-    count: NonNegativeInt
+    count: Count
 
 
 class ModelCard(BaseModel):
     """One served model; `parent` is the model under an adapter."""
 
-    id: str
-    root: str | None = None
-    parent: str | None = None
-    max_model_len: int | None = None
+    id: ModelName
+    root: ModelName | None = None
+    parent: ModelName | None = None
+    max_model_len: Count | None = None
 
 
 class ModelList(BaseModel):
@@ -179,11 +215,16 @@ class ModelList(BaseModel):
 
     data: list[ModelCard]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, found: object) -> object:
+        return {"data": found} if isinstance(found, list) else found  # as Together answers
+
 
 class ServerVersion(BaseModel):
     """The body of vLLM's /version."""
 
-    version: str
+    version: Annotated[str, Field(max_length=80, pattern=r"^[\w.+\- ]*$")]
 
 
 def read_body(raw: bytes, kind: type[Body]) -> Body:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+import re
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
 from agents.client.base import (
     ChatRequest,
     Completion,
+    Identity,
     Message,
     Part,
     Picture,
@@ -24,19 +26,18 @@ from agents.client.base import (
     picture,
     proxy_words,
 )
-from agents.client.endpoints import server_words
-from agents.client.fleet import Served, read_served
+from agents.client.client import most_answer_bytes
+from agents.client.dialect import EVERYTHING, Dialect
+from agents.client.endpoints import MOST_BYTES, mask, server_words
+from agents.client.fleet import read_served
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
 from agents.errors import ServerRefusedError
 
-LABELS = ("acceptable", "unacceptable")
-SCHEMA = {
-    "type": "object",
-    "properties": {"label": {"enum": list(LABELS)}, "sure": {"enum": ["yes", "no"]}},
-    "required": ["label", "sure"],
-    "additionalProperties": False,
-}
+SCHEMA = AnswerSchema(("acceptable", "unacceptable"), "unsure", "label_first", rationale_chars=80)
 """Two keys: between them a server that allows white space shows it."""
+
+THINKING_TOKENS = 4000
+"""For a model that turns out to think: enough for a small question."""
 
 _SIDE = 64  # pixels; some models refuse pictures that are smaller than their patches
 
@@ -71,6 +72,9 @@ class Trial(NamedTuple):
     status: int = 200  # the HTTP status behind it; 0: nothing came
     compact: bool = True  # whether its JSON stood without white space between keys
     detailed: bool = True  # whether it counted cached and image tokens apart
+    answer: ParsedAnswer = ParsedAnswer.failed("")  # what was read out of it
+    dialect: Dialect = EVERYTHING  # what the server understood of the question
+    thinks: bool = False  # whether it wrote thoughts before
 
 
 def check_server(
@@ -85,12 +89,12 @@ def check_server(
         image: Ask about a picture, not about a text.
         seconds: That its answer may take; the first constrained one takes longest.
     """
-    health = fetch(f"{endpoint}/health", key)
-    if health.status == 0 or health.status >= 500:
-        yield Check("alive", False, f"{health.words}: is a server running at this endpoint, and well?")
+    # not /health: a gateway's calls every model behind it
+    listed = fetch(f"{endpoint}/v1/models", key)
+    if listed.status == 0 or listed.status >= 500:
+        yield Check("alive", False, f"{listed.words}: is a server running at this endpoint, and well?")
         return
-    path = "" if health.status == 200 else f"; it has no /health (HTTP {health.status})"
-    yield Check("alive", True, f"it answers{path}")
+    yield Check("alive", True, "it answers")
     try:
         served = fetch_served(endpoint, model, key)
     except ServerRefusedError as error:
@@ -100,23 +104,40 @@ def check_server(
     yield _judge(ask(endpoint, served.model, key, image=image, seconds=seconds), image=image)
 
 
-def fetch(url: str, key: str = "", body: object = None, seconds: float = 10.0) -> HttpReply:
-    """GET, or POST a JSON body; follows no redirect, which would send the key to a server nobody named."""
+def fetch(
+    url: str, key: str = "", body: object = None, seconds: float = 10.0, most_bytes: int = MOST_BYTES
+) -> HttpReply:
+    """GET, or POST a JSON body; follows no redirect, which would send the key to a server nobody named.
+
+    Args:
+        url: Whom to ask.
+        key: What to show; whatever comes back is shown without it.
+        body: JSON values; None: GET.
+        seconds: That it may take as a whole.
+        most_bytes: That may come back.
+    """
     import httpx2
 
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
     check_environment(url)
     # a proxy named in the environment cannot reach this machine's own servers
     trust_env = not is_loopback(urlsplit(url).hostname or "")
+    until, data = time.monotonic() + seconds, bytearray()
     with httpx2.Client(trust_env=trust_env, timeout=seconds, headers=headers) as client:
         try:
-            reply = client.get(url) if body is None else client.post(url, json=body)
+            with client.stream("GET" if body is None else "POST", url, json=body) as reply:
+                for chunk in reply.iter_raw():
+                    data += chunk
+                    if len(data) > most_bytes:
+                        return HttpReply(0, f"an answer of more than {most_bytes:,} bytes".encode())
+                    if time.monotonic() > until:
+                        return HttpReply(0, f"no whole answer within {seconds:g} s".encode())
         except httpx2.HTTPError as error:
             return HttpReply(0, ((str(error) or type(error).__name__) + proxy_words(url)).encode())
-    return HttpReply(reply.status_code, reply.content)
+    return HttpReply(reply.status_code, mask(bytes(data), key, "key"))
 
 
-def fetch_served(endpoint: str, model: str, key: str) -> Served:
+def fetch_served(endpoint: str, model: str, key: str) -> Identity:
     """Return what a server serves as `model`; as its only one where that is empty.
 
     Raises:
@@ -133,34 +154,51 @@ def fetch_served(endpoint: str, model: str, key: str) -> Served:
 
 
 def ask(endpoint: str, model: str, key: str, *, image: bool, seconds: float) -> Trial:
-    """Ask one question whose answer is constrained to two labels, about a small drawn picture or a text."""
-    asked, began = chat_body(question(image=image), model), time.monotonic()
-    reply = fetch(f"{endpoint}/v1/chat/completions", key, asked, seconds)
+    """Ask one question as agents ask theirs, about a small drawn picture or a text.
+
+    What the server refuses by name is left away; a model that thinks gets room for it.
+    """
+    trial = _asked(endpoint, model, key, question(image=image), seconds)
+    if trial.completion is None and trial.thinks:
+        trial = _asked(endpoint, model, key, question(image=image, thinking=THINKING_TOKENS), seconds)
+    return trial
+
+
+def _asked(endpoint: str, model: str, key: str, asked: ChatRequest, seconds: float) -> Trial:
+    dialect: Dialect | None = EVERYTHING
+    began, most = time.monotonic(), most_answer_bytes(asked.sampling)
+    while dialect is not None:
+        body, used = chat_body(asked, model, dialect), dialect
+        reply = fetch(f"{endpoint}/v1/chat/completions", key, body, seconds, most)
+        refused = 400 <= reply.status < 500
+        words = server_words(reply.body.decode("utf-8", "replace")) if refused else ""
+        dialect = used.after(words, asked.sampling.top_logprobs)
     if reply.status != 200:
-        return Trial(None, reply.words, reply.status)
+        return Trial(None, reply.words, reply.status, dialect=used)
     try:
-        body = read_body(reply.body, ChatAnswer)
-        completion = body.completion(logprobs=True, seconds=time.monotonic() - began)
-        answer = json.loads(completion.text)
-    except (BrokenAnswerError, ServerRefusedError) as error:
-        return Trial(None, str(error))
-    except ValueError:
-        return Trial(None, f"the answer is not constrained to JSON: {completion.text[:100]!r}")
-    if not isinstance(answer, dict) or answer.get("label") not in LABELS or completion.finish != "stop":
-        return Trial(
-            None,
-            f"the answer breaks its schema: {completion.text[:100]!r}, ended by {completion.finish!r};"
-            f" expected a label of {', '.join(LABELS)}",
-        )
-    compact = not any(mark.isspace() for mark in completion.text)
-    return Trial(completion, compact=compact, detailed=body.details is not None)
+        came = read_body(reply.body, ChatAnswer)
+        completion = came.completion(seconds=time.monotonic() - began)
+    except BrokenAnswerError as error:
+        return Trial(None, str(error), dialect=used)
+    thinks = bool(completion.reasoning) or "<think>" in completion.text
+    answer = parse_answer(completion, SCHEMA)
+    if answer.fault:
+        fault = f"{answer.fault}: {completion.text[:100]!r}, ended by {completion.finish!r}"
+        return Trial(None, fault, dialect=used, thinks=thinks)
+    compact = re.search(r'[{,:]\s|\s[}"]\w', completion.text.partition('"rationale"')[0]) is None
+    return Trial(completion, "", 200, compact, came.details is not None, answer, used, thinks)
 
 
-def question(*, image: bool) -> ChatRequest:
+def question(*, image: bool, thinking: int = 0) -> ChatRequest:
     """Return what is asked to see whether a server can serve."""
     shown: tuple[Part, ...] = (drawn_picture(),) if image else ("A cat sits on a chair.",)
-    text = "Is this post acceptable? Answer in JSON with a label, and whether you are sure."
-    return ChatRequest((Message("user", (*shown, text)),), SCHEMA, Sampling(max_tokens=64))
+    labels = ", ".join(f'"{label}"' for label in SCHEMA.spelt.values())
+    text = (
+        'Is this post acceptable? Answer with one JSON object: first "label", one of'
+        f' {labels}; then "rationale", what you see, in a few words.'
+    )
+    sampling = Sampling(SCHEMA.max_tokens + thinking, top_logprobs=SCHEMA.top_logprobs)
+    return ChatRequest((Message("user", (*shown, text)),), SCHEMA.to_json(), sampling)
 
 
 def drawn_picture(seed: int = 0) -> Picture:
@@ -178,9 +216,20 @@ def _judge(trial: Trial, *, image: bool) -> Check:
         return Check("answer", False, f"to a question about {about}: {trial.fault}")
     usage = trial.completion.usage
     notes = [
-        f"constrained, about {about}, after {trial.completion.seconds:.1f} s; {usage.prompt} prompt tokens,"
-        f" {usage.image} of them of images, {usage.cached} cached"
+        f"about {about}, after {trial.completion.seconds:.1f} s; {usage.prompt} prompt tokens,"
+        f" {usage.image} of them of images, {usage.cached} cached",
+        *trial.dialect.lacks(),
     ]
+    if trial.thinks:
+        notes.append(
+            f"it thinks before it answers: set vlm.thinking_tokens = {THINKING_TOKENS}; or, where its"
+            " template can do without,"
+            " vlm.extra_body = { chat_template_kwargs = { enable_thinking = false } }"
+        )
+    if trial.answer.probabilities is None and trial.dialect.most_logprobs:
+        notes.append("no probability of the label can be read: verdicts go on without")
+    if not trial.completion.counted:
+        notes.append("it does not say what a call costs: vlm.token_cap cannot be kept")
     if not trial.compact:
         notes.append(
             "it allows white space in JSON, in which a small model may lose itself; vLLM forbids it with"

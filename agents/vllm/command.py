@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.client.base import is_loopback
+from agents.client.dialect import MOST_LOGPROBS
 from agents.errors import ServerLaunchError
 from agents.vllm.interpreter import Interpreter
 from agents.vllm.torchvision_shim import python_path
@@ -36,6 +37,8 @@ THREADS_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 KEY_VARIABLE = "VLLM_API_KEY"
 """The key travels in the environment, which other users cannot read; every user can read command lines."""
 
+CONFIG, MISTRAL_CONFIG = "config.json", "params.json"
+
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 # decided here, so not left to whoever adds flags
 _OURS = (
@@ -47,8 +50,8 @@ _SIGHT = ("vision", "visual", "image", "img_processor", "mm_")
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # what processors that multiply it themselves say of it
 _CPUINFO = Path("/proc/cpuinfo")
 _MODEL_EXPECTED = (
-    "Name a folder as save_pretrained writes it (config.json, weights as safetensors, tokenizer), or a model"
-    " of the Hugging Face hub as ORGANISATION/NAME"
+    "Name a folder as save_pretrained writes it (config.json, weights as safetensors, tokenizer) or as"
+    " Mistral does (params.json), or a model of the Hugging Face hub as ORGANISATION/NAME"
 )
 _AT_LEAST_ONE = ("max_model_len", "tensor_parallel", "data_parallel", "kv_cache_gib", "max_num_seqs")
 _RANGES: dict[str, tuple[float, float | None]] = {
@@ -66,7 +69,7 @@ class ServeOptions:
     port: int = 0  # 0: one that is free
     allow_remote: bool = False  # let other machines in
     images: int | None = None  # most of one prompt, 0-16; None: 16 if the model is seen to take any
-    max_model_len: int | None = None  # most tokens of prompt and answer together; None: what the model states
+    max_model_len: int | None = None  # most tokens of prompt and answer together; None: as many as fit
     dtype: str = "auto"  # of weights and activations; auto: on the CPU the faster one, else the model's
     device: Device = "auto"  # auto: what this vLLM was built for
     tensor_parallel: int = 1  # GPUs among which each layer is shared out
@@ -118,6 +121,7 @@ def serve_command(
     images = options.images
     if images is None and folder is not None:
         images = MOST_IMAGES if takes_images(folder) else 0
+    mistral = folder is not None and not (folder / CONFIG).is_file()
     name, port = options.name or Path(model).name, options.port or free_port(options.host)
     flags = {
         "model": folder or model,
@@ -126,6 +130,7 @@ def serve_command(
         "port": port,
         # a text-only model ignores it
         "limit-mm-per-prompt": {"image": MOST_IMAGES if images is None else images, "video": 0, "audio": 0},
+        **(dict.fromkeys(("tokenizer-mode", "config-format", "load-format"), "mistral") if mistral else {}),
         **_flags(options, on_cpu=interpreter.on_cpu),
     }
     return Command(
@@ -150,6 +155,8 @@ def _flags(options: ServeOptions, *, on_cpu: bool) -> dict[str, object]:
         "dtype": cpu_dtype() if on_cpu and options.dtype == "auto" else options.dtype,
         "enable-prefix-caching": True,
         "enable-prompt-tokens-details": True,
+        # of a task with many classes every label's beginning is to be among the alternatives
+        "max-logprobs": MOST_LOGPROBS,
         "enable-tokenizer-info-endpoint": True,
         # vLLM takes the second only with a backend that is named
         "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
@@ -160,7 +167,10 @@ def _flags(options: ServeOptions, *, on_cpu: bool) -> dict[str, object]:
         "gpu-memory-utilization": None if on_cpu else options.gpu_memory,
         "tensor-parallel-size": options.tensor_parallel if options.tensor_parallel > 1 else None,
         "data-parallel-size": options.data_parallel if options.data_parallel > 1 else None,
-        "max-model-len": options.max_model_len,
+        # left out, vLLM takes the model's own, and ends where that does not fit beside the weights
+        "max-model-len": options.max_model_len or "auto",
+        # sharing out pictures costs less than sharing out the encoder's layers; falls back where it must
+        "mm-encoder-tp-mode": "data" if options.tensor_parallel > 1 and options.images != 0 else None,
         "max-num-seqs": options.max_num_seqs,
         **_adapter_flags(options.adapters),
     }
@@ -181,8 +191,8 @@ def model_folder(model: str) -> Path | None:
     """
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ServerLaunchError(f"{path} is no model: expected a config.json in it. {_MODEL_EXPECTED}")
+        if not any((path / name).is_file() for name in (CONFIG, MISTRAL_CONFIG)):
+            raise ServerLaunchError(f"{path} is no model: expected a {CONFIG} in it. {_MODEL_EXPECTED}")
         return path
     if model.startswith(("/", "./", "../", "~")):
         raise ServerLaunchError(f"there is no model folder {path}. {_MODEL_EXPECTED}")
@@ -195,7 +205,8 @@ def takes_images(folder: Path) -> bool:
     Raises:
         ServerLaunchError: The configuration cannot be read.
     """
-    config = _read_json(folder / "config.json")
+    file = folder / CONFIG
+    config = _read_json(file if file.is_file() else folder / MISTRAL_CONFIG)
     return any(part in key for key in config for part in _SIGHT)
 
 

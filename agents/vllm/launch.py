@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,13 +19,14 @@ import psutil
 from agents.errors import ServerLaunchError, ServerRefusedError
 from agents.vllm.check import ask, fetch, fetch_served
 from agents.vllm.command import KEY_VARIABLE, MOST_IMAGES, Command
-from agents.vllm.diagnose_log import diagnose_log
+from agents.vllm.diagnose_log import diagnose_log, read_tail
 from agents.vllm.supervisor import STRAGGLERS
 
 Report = Callable[[str], None]
 
 _SUPERVISOR = Path(__file__).resolve().with_name("supervisor.py")
 _PAUSE = 0.25  # seconds between two looks at a server that starts
+_MOVED = 16 << 20  # bytes read or written that count as progress: looking at us and waiting take less
 
 
 class Ready(NamedTuple):
@@ -60,14 +62,17 @@ class Server:
         """Wait until it has given one answer as agents need it, and report every stage.
 
         Raises:
-            ServerLaunchError: It ended, cannot do what agents need, or the time is over.
+            ServerLaunchError: It ended, cannot do what agents need, or made no progress for so many seconds.
         """
         began = time.monotonic()
-        deadline = began + seconds
+        deadline, progress = began + seconds, Progress(self.pid, self.log, self._log_start)
         endpoint, key = self.command.endpoint, self.command.api_key
         while fetch(f"{endpoint}/health", key, seconds=2.0).status != 200:
+            if progress.made():  # a first download of 150 GB takes hours
+                deadline = time.monotonic() + seconds
             self._check_alive(deadline, "answer /health", seconds)
             time.sleep(_PAUSE)
+        deadline = time.monotonic() + seconds
         # two servers that start at the same time can both bind a port before either listens there
         if listens(self.pid, self.command.port) is False:
             raise ServerLaunchError(
@@ -132,12 +137,44 @@ class Server:
         if self.status is not None:
             raise self._lost("vLLM ended before it could serve")
         if time.monotonic() > deadline:
-            raise self._lost(f"vLLM did not {what} within {seconds:g} s")
+            raise self._lost(f"vLLM did not {what}, nor make progress, for {seconds:g} s")
 
     def _lost(self, what: str) -> ServerLaunchError:
         status = self.status
         ended = "" if status is None else f" with exit status {status}"
         return ServerLaunchError(f"{what}{ended}; {diagnose_log(self.log, self._log_start, status)}")
+
+
+class Progress:
+    """Whether a starting server comes forward: it reads or writes, or its log says something new.
+
+    Processes that wait say the same again and again, with another time or number in it.
+    """
+
+    def __init__(self, pid: int, log: Path, begins: int) -> None:
+        self._pid, self._log, self._begins = pid, log, begins
+        self._lines: set[str] = set()
+        self._moved = 0  # bytes, when last counted as progress
+
+    def made(self) -> bool:
+        """Return whether there was any since the last call."""
+        lines = {re.sub(r"\d+", "", line) for line in read_tail(self._log, self._begins).splitlines()}
+        new, moved = not lines <= self._lines, self._bytes()
+        self._lines |= lines
+        if moved - self._moved >= _MOVED:
+            self._moved, new = moved, True
+        return new
+
+    def _bytes(self) -> int:
+        """Return what its processes have read and written, as far as the system says."""
+        total = 0
+        with contextlib.suppress(psutil.Error, AttributeError):
+            process = psutil.Process(self._pid)
+            for one in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    counted = one.io_counters()
+                    total += counted.read_chars + counted.write_chars
+        return total
 
 
 def start(command: Command, log: Path, grace: float = 20.0) -> Server:
@@ -182,7 +219,7 @@ def serving(
     Args:
         command: See `serve_command`.
         log: The file of its output; None: a temporary one, which stays only where something went wrong.
-        seconds: How long to wait for it at most.
+        seconds: How long to wait for it while it makes no progress.
         grace: Seconds between SIGTERM and SIGKILL at its end.
         report: Receives every stage.
 

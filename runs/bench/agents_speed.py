@@ -204,6 +204,7 @@ def recorded_panel(
 
     from agents.ask.cache import ResponseCache
     from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
+    from agents.ask.metering import Manner
     from agents.ask.protocols import PROTOCOLS
     from agents.ask.runner import Runner
     from agents.client.client import ChatClient
@@ -214,7 +215,8 @@ def recorded_panel(
     agent = VLMAgent(JudgePrompts(brief), PROTOCOLS[protocol], rationale_chars=_RATIONALE)
     recording = Recording(ChatClient([address], timeout=600.0))
     runner = Runner(
-        recording, ResponseCache(folder / "answers.sqlite"), run=name, attempts=1, image_side=336,
+        recording, ResponseCache(folder / "answers.sqlite"), run=name, manner=Manner(attempts=1),
+        image_side=336,
         opener=lambda path, side: open_image(path, target_size=side),
     )  # fmt: skip
     return JudgePanel(runner, agent), recording

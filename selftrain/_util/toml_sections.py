@@ -81,7 +81,7 @@ def _resolve_paths(table: dict[str, Any], folder: Path, paths: Collection[tuple[
 def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str, str]]) -> None:
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
-    if not equals or not all(keys) or len(keys) > 2:
+    if not equals or not all(keys) or len(keys) > 3:  # vlm.user.servers: a table within a section
         raise RecipeError(f"--set {override!r}: expected section.key=value, for instance rounds.max=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]

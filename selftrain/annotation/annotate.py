@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from agents.ask.metering import UsageTotals
 from agents.ask.questioner import PostQuestions, Questioner
+from agents.ask.runner import DEFAULT
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
 from selftrain.annotation.answers import ModelAnswer, filled, read_given
 from selftrain.annotation.question_plan import (
@@ -98,7 +99,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
         posts.append(filled(one.post, answers))
 
     report = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
-    usage, identity, out = questioner.runner.usage(), questioner.runner.reached(), prepared.out
+    usage, identity, out = questioner.runner.usage(), questioner.runner.reached().get(DEFAULT), prepared.out
     record = {
         "manifest": str(prepared.manifest.path),
         "task": str(prepared.task_file),

@@ -26,7 +26,7 @@ with deferred():
     from agents.client import endpoints
     from agents.vllm import check as checking
     from agents.vllm import command as vllm_command
-    from agents.vllm import interpreter, launch
+    from agents.vllm import interpreter, launch, memory
     from selftrain import config, panels
     from selftrain.data import task as tasks
     from selftrain.report import prompt_preview
@@ -45,7 +45,11 @@ MostImages = Annotated[
 ]
 MostTokens = Annotated[
     int | None,
-    option("Tokens of prompt and answer; by default the model's.", metavar="N", panel=CAPACITY),
+    option(
+        "Tokens of prompt and answer; by default as many as fit, up to the model's.",
+        metavar="N",
+        panel=CAPACITY,
+    ),
 ]
 MostRequests = Annotated[
     int | None,
@@ -72,14 +76,18 @@ Python = Annotated[
 )
 def serve(
     model: Annotated[str, argument("MODEL", "A folder, or ORGANISATION/NAME on the Hugging Face hub.")],
-    flags: Annotated[list[str] | None, argument("-- FLAGS", "Flags of vLLM, after --.")] = None,
+    flags: Annotated[
+        list[str] | None, argument("-- FLAGS", "Flags of vLLM, after --: passed on as they are.")
+    ] = None,
     *,
     name: Name = "",
     adapter: Annotated[
         list[str], several("A LoRA adapter; may be given several times.", "--adapter", metavar="NAME=FOLDER")
     ],
     log: Log = None,
-    time_limit: Annotated[float, option("Seconds until it can serve.", metavar="S")] = 900.0,
+    time_limit: Annotated[
+        float, option("Seconds without progress until it is given up.", metavar="S")
+    ] = 900.0,
     host: Host = "127.0.0.1",
     allow_remote: Annotated[
         bool, option("Let --host be an address that other machines reach.", "--allow-remote", panel=LISTENING)
@@ -100,9 +108,9 @@ def serve(
 
     Prints every stage, then the lines of a recipe that use it. Ctrl-C or SIGTERM ends the server and
     everything that it started (exit status 0); a server that cannot be started, or ends by itself, is exit
-    status 2. What stands after -- is passed on to vLLM. A key that callers must show is taken from
-    SELFTRAIN_API_KEY, never from the command line. A model that was trained here is served by another
-    command: `selftrain serve`.
+    status 2. What stands after -- is passed on to vLLM. While weights are downloaded or read, or the log goes
+    on, it is waited for. A key that callers must show is taken from SELFTRAIN_API_KEY, never from the command
+    line. A model that was trained here is served by another command: `selftrain serve`.
     """
     if flags and not flags[0].startswith("-"):
         raise typer.BadParameter(f"{flags[0]!r} follows MODEL: what is meant for vLLM stands after --")
@@ -120,6 +128,7 @@ def serve(
         try:
             with launch.serving(command, log=log, seconds=time_limit, report=echo) as (server, ready):
                 echo(_ready_line(ready))
+
                 echo(_recipe_lines(server, ready))
                 server.wait()
         except KeyboardInterrupt:
@@ -202,7 +211,9 @@ def _recipe_lines(server: launch.Server, ready: launch.Ready) -> str:
     if len(command.models) > 1:
         lines.append(f"model = {json.dumps(ready.model)}  # or {', '.join(command.models[1:])}")
     if command.api_key and not os.environ.get(KEY_VARIABLE):
-        lines.append('key_variable = "VLLM_API_KEY"')
+        lines.append(f"# and where it is run: export {KEY_VARIABLE}=$VLLM_API_KEY")
+    if (most := max(1, memory.pictures_that_fit(ready.context))) < ready.images:
+        lines.append(f"max_images = {most}  # as many as the context surely has room for")
     return "\n".join([*lines, ""])
 
 

@@ -29,7 +29,7 @@ class Preview(NamedTuple):
             yield f"--- {message.role} ---"
             for part in message.parts:
                 if isinstance(part, Picture):
-                    yield f"[picture: {part.media_type}, {len(part.data):,} bytes, sha256 {part.sha256[:12]}]"
+                    yield f"[picture: {part.media_type}, {len(part.data):,} bytes, sha256 {part.source[:12]}]"
                 else:
                     yield from part.split("\n")
 

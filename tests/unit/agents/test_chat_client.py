@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import logging
+import math
 import traceback
 
 import pytest
 from chat_stub import ChatStub, answers, ask, card, completion, connected, raw, refuses, run, says
 
+from agents.ask.label_probs import label_probs
 from agents.client.base import (
     ChatRequest,
     Completion,
@@ -25,7 +28,7 @@ from agents.client.base import (
 )
 from agents.client.client import ChatClient
 from agents.client.endpoints import plain_endpoint, retry_after
-from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
+from agents.errors import CallFailedError, RequestRefusedError, ServerLostError, ServerRefusedError
 
 pytestmark = pytest.mark.filterwarnings("error")
 PNG = picture(b"\x89PNG not really", "image/png")
@@ -116,10 +119,10 @@ def test_tokens_without_what_the_grammar_masked_but_with_what_was_drawn():
 
 
 def test_log_probabilities_without_alternatives_are_no_certainty():
-    content = [{"token": "ok", "logprob": -0.05, "top_logprobs": []}]
-    body = completion("ok", logprobs={"content": content})
-    error = failed(says(body), kind=ServerRefusedError, request=ask(top_logprobs=2))
-    assert "no alternatives" in str(error)
+    text = '{"label":"rude"}'
+    content = [{"token": t, "logprob": -0.05, "top_logprobs": []} for t in ('{"label":"', 'rude"}')]
+    answer, _ = answered(says(completion(text, logprobs={"content": content})), request=ask(top_logprobs=2))
+    assert label_probs(answer.tokens, {"rude": "rude", "kind": "kind"}, ("rude", "kind")) is None
 
 
 @pytest.mark.parametrize("tokens", [("a\u0120caf", "\u00c3\u00a9"), ("a\u2581caf", "\u00e9")])
@@ -140,16 +143,80 @@ def test_usage_with_its_parts_and_a_refusal():
     assert (answer.usage, answer.text, answer.refusal) == (Usage(300, 96, 118, 4), "", "I will not")
 
 
-def test_an_answer_without_usage_is_refused_since_it_cannot_be_budgeted():
-    body = completion() | {"usage": None}
-    error = failed(says(body), kind=ServerRefusedError)
-    assert "no `usage`" in str(error)
-    assert "no cap on tokens" in str(error)
+def test_an_answer_without_usage_or_log_probabilities_is_one():
+    answer, _ = answered(says(completion() | {"usage": None}), request=ask(top_logprobs=2))
+    assert (answer.text, answer.counted, answer.usage, answer.tokens) == ("ok", False, Usage(), ())
 
 
-def test_log_probabilities_that_were_asked_for_and_do_not_come():
-    error = failed(says(completion()), kind=ServerRefusedError, request=ask(top_logprobs=2))
-    assert "no log-probabilities" in str(error)
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content"])
+def test_thoughts_are_kept_apart(key):
+    answer, _ = answered(says(completion("yes", **{key: "let me see"})))
+    assert (answer.text, answer.reasoning) == ("yes", "let me see")
+
+
+def test_further_keys_of_a_body_are_sent():
+    request = ChatRequest((Message("user", ("hi",)),), None, Sampling(8, top_logprobs=0), extra={"top_k": 1})
+    _, (sent,) = answered(request=request)
+    assert sent.body["top_k"] == 1
+
+
+def logprobs_of(value):
+    return {"content": [{"token": "ok", "logprob": value, "top_logprobs": [{"token": "ok", "logprob": -1}]}]}
+
+
+HOSTILE = {
+    "a gigabyte": lambda: b'{"choices": "' + b"x" * (40 << 20) + b'"}',
+    "deep": lambda: b"[" * 1_000_000,
+    "deep inside": lambda: json.dumps(completion()).encode().replace(b'"ok"', b"[" * 500_000),
+    "tokens": lambda: completion(usage={"prompt_tokens": 10**19, "completion_tokens": 1}),
+    "log-probability 800": lambda: completion(logprobs=logprobs_of(800)),
+    "log-probability abc": lambda: completion(logprobs=logprobs_of("abc")),
+    "log-probability NaN": lambda: completion(logprobs=logprobs_of(math.nan)),
+    "text for an object": lambda: {"choices": "abc"},
+    "half a surrogate": lambda: json.dumps(completion("\ud83d")).encode(),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_broken_and_costs_nothing_but_tries(name):
+    error = failed(*[says(HOSTILE[name]())] * 2, kind=CallFailedError, request=ask(top_logprobs=2), retries=1)
+    assert len(str(error)) < 1200
+
+
+def test_what_was_packed_is_not_unpacked():
+    bomb = gzip.compress(json.dumps(completion("x" * (30 << 20))).encode())
+    error = failed(*[says(bomb, content_encoding="gzip")] * 2, kind=CallFailedError, retries=1)
+    assert "compressed" in str(error)
+    _, (sent,) = answered()
+    assert sent.headers["accept-encoding"] == "identity"
+
+
+def test_errors_of_any_size_and_depth_are_told_shortly():
+    for body in (b"x" * (40 << 20), b"[" * 500_000, b'{"error": ' * 100_000):
+        error = failed(
+            *[says(body, 500)] * 3, kind=(CallFailedError, ServerLostError), retries=1, patience=0.2
+        )
+        assert len(str(error)) < 2500
+
+
+async def drips(stub, received, writer):
+    """A byte now and then, for ever."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+def test_a_byte_now_and_then_prolongs_nothing():
+    error = failed(drips, drips, kind=CallFailedError, retries=1, timeout=0.3)
+    assert "no answer within 0.3 s" in str(error)
+
+
+def test_a_key_in_an_answer_is_masked_before_anybody_keeps_it(monkeypatch):
+    monkeypatch.setenv("SELFTRAIN_API_KEY", SECRET)
+    answer, _ = answered(says(completion(f"you sent {SECRET}")))
+    assert answer.text == "you sent [SELFTRAIN_API_KEY]"
 
 
 @pytest.mark.parametrize(
@@ -324,9 +391,12 @@ def test_without_a_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     monkeypatch.setenv("OPENAI_ORG_ID", "my-organisation")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "my-project")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Mine: {SECRET}\nAuthorization: Bearer {SECRET}")
     _, (sent,) = answered()
     assert sent.headers["authorization"] == "Bearer EMPTY"
-    assert not {"openai-organization", "openai-project"} & set(sent.headers)
+    assert not {"openai-organization", "openai-project", "x-mine"} & set(sent.headers)
+    assert SECRET not in repr(sent.headers)
 
 
 @pytest.mark.parametrize("key", ["two words", "clé", "line\nbreak"])

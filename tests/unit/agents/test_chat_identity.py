@@ -77,9 +77,27 @@ def test_a_server_without_a_version():
 )
 def test_endpoints_that_disagree(other, shown):
     with pytest.raises(ServerRefusedError, match="serve different models") as info:
-        identity_of(ChatStub(), other)
+        identity_of(ChatStub(), other, same=("context", "server"))
     assert shown in str(info.value)
     assert "tiny (/models/tiny, 4096 tokens, vllm 1.2)" in str(info.value)
+
+
+def test_endpoints_of_one_model_may_differ_in_version_and_context():
+    assert identity_of(ChatStub(), ChatStub(version="1.3"), ChatStub(cards=[card(context=2048)])) == (
+        Identity("tiny", "/models/tiny", "", "", "vllm 1.2", 2048)
+    )
+
+
+def test_a_server_that_lists_other_models_than_it_is_asked_for():
+    """Azure lists models and is asked for deployments; vLLM would have listed it."""
+    stub = ChatStub(cards=[card("base")], version=None)
+    assert identity_of(stub, model="mine") == Identity("mine", "mine", "", "", "openai-compatible", 0)
+
+
+@pytest.mark.parametrize("name", ["x\u001b[31m", "a\u202eb", "n" * 500])
+def test_a_model_of_a_hostile_name_is_refused(name):
+    with pytest.raises(ServerLostError, match="no ModelList"):
+        identity_of(ChatStub(cards=[card(name)]), patience=0.05, probe_delays=(0.01, 0.02))
 
 
 def test_a_key_that_is_refused_at_the_start(monkeypatch):

@@ -9,9 +9,10 @@ import shutil
 import pytest
 from PIL import Image
 from question_helpers import answered, ending, offered, wording
-from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, words
+from vlm_helpers import IDENTITY, MemoryBackend, PostStub, opener, pictures_of, raw, respelt, words
 
 from agents.ask.cache import ResponseCache
+from agents.ask.metering import Manner
 from agents.ask.prompt_files import Brief, unsure_beside
 from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.ask.runner import Runner
@@ -45,7 +46,8 @@ def pictures(tmp_path):
 
 def make_questioner(backend, folder, *, prompts=None, questioner=None, max_failed=1.0, **options):
     cache = ResponseCache(folder / "answers.sqlite")
-    runner = Runner(backend, cache, run="run-1", opener=opener, **options)
+    manner = Manner(attempts=options.pop("attempts", 3))
+    runner = Runner(backend, cache, run="run-1", opener=opener, manner=manner, **options)
     files = QuestionPrompts(BRIEF, folder=prompts)
     return Questioner(runner, files, max_failed=max_failed, **(questioner or {}))
 
@@ -97,7 +99,7 @@ def test_answers_are_held_to_what_is_offered(tmp_path, pictures):
     backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", pictures[:3]), *ALL)
     assert [offered(request) for request in backend.requests] == [
         ["yes", "no", "unsure"],
-        ["sports", "food", "something else", "unsure"],
+        ["A sports", "B food", "C something else", "D unsure"],
         ["0", "1", "2", "3", "unsure"],
         ["copied", "own", "unsure"],
     ]
@@ -110,7 +112,7 @@ def test_answers_are_held_to_what_is_offered(tmp_path, pictures):
 def test_as_many_alternatives_are_asked_for_as_there_are_answers_within_what_servers_give(tmp_path):
     wide = [AgentQuestion(f"q{n}", f"{n}?", tuple(f"answer {i}" for i in range(n))) for n in (2, 12, 30)]
     backend, _ = ask(first_offered, tmp_path, PostStub("a", "x"), *wide)
-    assert [request.sampling.top_logprobs for request in backend.requests] == [8, 13, 20]
+    assert [request.sampling.top_logprobs for request in backend.requests] == [12, 52, 64]
 
 
 def test_the_label_comes_first_where_the_form_says_so(tmp_path):
@@ -167,7 +169,7 @@ def test_a_post_that_imitates_an_answer_stays_in_its_place(tmp_path, pictures, t
 
 def test_the_answer_its_probability_and_who_gave_it(tmp_path):
     answer = answered("food", {"food": 0.6, "sports": 0.3, "unsure": 0.1}, "a plate")
-    _, (given,) = ask(lambda _: answer, tmp_path, PostStub("a", "x"), THEME)
+    _, (given,) = ask(lambda request: respelt(answer, request), tmp_path, PostStub("a", "x"), THEME)
     assert (given.state, given.answer, given.rationale) == (State.LABEL, "food", "a plate")
     # what falls to unsure is left out and the rest scaled up to 1
     assert given.probs == pytest.approx({"food": 2 / 3, "sports": 1 / 3, "something else": 0.0})
@@ -175,22 +177,23 @@ def test_the_answer_its_probability_and_who_gave_it(tmp_path):
     assert (len(given.cache_key), given.attempts) == (16, 1)
 
 
-def test_one_and_ten_pictures_are_told_apart_by_the_closing_quote(tmp_path, pictures):
+def test_one_and_ten_pictures_are_told_apart_by_their_letter(tmp_path, pictures):
     def token(text, **alternatives):
-        listed = tuple((t.replace("_", '"'), math.log(p)) for t, p in alternatives.items())
-        return Token(text, dict(listed)[text], listed)
+        return Token(
+            text, math.log(alternatives[text]), tuple((t, math.log(p)) for t, p in alternatives.items())
+        )
 
     tokens = (
         Token('{"rationale": "r", "label": "', 0.0, ()),
-        token("1", **{"1": 0.8, "2": 0.2}),
-        token('"', **{"_": 0.25, "0": 0.75}),
-        Token("}", 0.0, ()),
+        token("B", B=0.2, K=0.6, C=0.2),
+        Token(' 1"}', 0.0, ()),
     )
     text = "".join(one.text for one in tokens)
     answer = Completion(text, "stop", Usage(10, 0, 0, 5), tokens)
-    _, (given,) = ask(lambda _: answer, tmp_path, PostStub("a", "x", pictures), MARKS)
+    backend, (given,) = ask(lambda _: answer, tmp_path, PostStub("a", "x", pictures), MARKS)
+    assert offered(backend.requests[0])[:3] == ["A 0", "B 1", "C 2"]
     assert given.answer == "1"
-    expected = dict.fromkeys(map(str, range(11)), 0.0) | {"1": 0.8 * 0.25, "10": 0.8 * 0.75, "2": 0.2}
+    expected = dict.fromkeys(map(str, range(11)), 0.0) | {"1": 0.2, "10": 0.6, "2": 0.2}
     assert given.probs == pytest.approx(expected)
 
 
@@ -213,7 +216,7 @@ def test_an_agent_that_cannot_tell_gives_no_answer_and_has_not_failed(tmp_path):
         (raw(""), "empty"),
         (raw('{"rationale": "r", "label": "ye', finish="length"), "cut off after 7 tokens"),
         (raw('{"rationale": "r", "label": "perhaps"}'), "a label that was not offered"),
-        (raw('{"rationale": "r", "label": "yes", "sure": 1}'), "alone"),
+        (raw('{"rationale": "r", "sure": 1}'), "not an object with label and rationale"),
         (raw("", refusal="I cannot look at this"), "refused: I cannot look at this"),
     ],
 )

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+import sqlite3
+from contextlib import closing
 
 import pytest
 from vlm_helpers import BRIEF, IDENTITY, MemoryBackend, PostStub, by_first_word, opener, raw, said
 
 from agents.ask.annotator import Annotation, AnnotationPrompts, Annotator
 from agents.ask.answer_schema import AnswerSchema, ParsedAnswer, parse_answer
-from agents.ask.cache import ResponseCache
+from agents.ask.cache import CachedAnswer, Note, ResponseCache
 from agents.ask.criticizer import Criticizer
 from agents.ask.judge import JudgePrompts, VLMAgent
-from agents.ask.metering import PostPrompt
+from agents.ask.metering import Manner, PostPrompt
 from agents.ask.protocols import PROTOCOLS, Query
 from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.ask.runner import Runner
-from agents.client.base import Message, cache_key
+from agents.client.base import Message, Usage, cache_key
 
 SCHEMA = AnswerSchema(("rude", "kind"), "unsure")
 POST = PostStub("p0", "rude words <b> here")
-KEYS = ["7c5e526c12b1dbac", "3351cad67e74bb02", "52bd87ee3b972960", "124138e7e66bf222"]
+KEYS = ["b86de45d2e7bb978", "34870d6a37d7dc73", "f9db65a2e922e7a4", "2d9dc7763ae52b3f"]
 
 
 @pytest.fixture
@@ -92,20 +96,44 @@ def test_a_runner_works_again_after_an_error_of_the_work(running):
 
 
 def test_an_answer_survives_its_record():
-    for completion in (said("rude", 0.7), said("unsure"), raw("no JSON")):
+    for completion in (said("rude", 0.7), said("unsure", 0.4), said("kind", reasoning="hm")):
         answer = parse_answer(completion, SCHEMA)
-        assert ParsedAnswer.from_json(answer.to_json()) == answer
+        assert ParsedAnswer.from_json(json.loads(json.dumps(answer.to_json())), SCHEMA) == answer
 
 
-def test_records_of_judges_that_know_no_perplexity_are_read():
-    record = parse_answer(said("rude", 0.7), SCHEMA).to_json()
-    del record["perplexity"]
-    assert ParsedAnswer.from_json(record).label == "rude"
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": "evil"},
+        {"label": None},
+        {"state": "failed"},
+        {"rationale": "half \ud83d"},
+        {"probabilities": {"rude": math.nan, "kind": 0.5}},
+        {"probabilities": {"rude": 1.5, "kind": 0.5}},
+        {"probabilities": {"kind": 1.0}},
+        {"perplexity": math.inf},
+    ],
+)
+def test_what_was_stored_is_checked_and_bought_again_where_it_fails(running, change):
+    (post,) = posts(1)
+    runner, _ = running()
+    runner.map("posts", [post], ask_about(runner))
+    kept = parse_answer(said("rude"), SCHEMA).to_json() | change
+    stored = runner.cache.path
+    with closing(sqlite3.connect(stored)) as file, file:
+        (key,) = file.execute("SELECT cache_key FROM responses").fetchone()
+        file.execute("DELETE FROM responses")
+    note = Note("run-1", "p0", "judge", 0, "model-a")
+    runner.cache.put(key, CachedAnswer(kept, "text", "stop", Usage(100, 0, 0, 20), 0.5), note)
+    again, asked = running()
+    (found,) = again.map("posts", [post], ask_about(again))
+    assert (found.answer.label, len(asked.requests)) == ("rude", 1)
+    assert again.cache.spent("run-1").total == 240  # what it cost stays counted
 
 
 def test_answers_that_were_paid_for_are_found_again(running):
     """The keys of prompts of every kind, pinned: where one changes, users pay for their answers once more."""
-    runner, backend = running(lambda request: raw("x"), attempts=1)
+    runner, backend = running(lambda request: raw("x"), manner=Manner(attempts=1))
     agent = VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cross_review"], seed=3)
 
     async def judge(post):

@@ -57,7 +57,7 @@ def test_what_it_lacks_is_noted(tmp_path):
     ("behaviour", "arguments", "what", "detail"),
     [
         ("text only", {}, "answer", "about an image: HTTP 400, fake is not a multimodal model"),
-        ("free", {}, "answer", "not constrained to JSON: 'I think so.'"),
+        ("free", {}, "answer", "not JSON: 'I think so.'"),
         ("good", {"model": "other"}, "model", "does not serve 'other'; it serves: fake"),
     ],
 )
@@ -111,7 +111,7 @@ def test_the_picture_is_one():
     with Image.open(io.BytesIO(first.data)) as image:
         image.load()
         assert (image.size, image.mode, image.format) == ((64, 64), "RGB", "PNG")
-    assert first.sha256 != second.sha256
+    assert first.source != second.source
     assert drawn_picture() == first
 
 

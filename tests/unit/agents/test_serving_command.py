@@ -61,7 +61,10 @@ def test_on_the_cpu(model):
     assert value(command, "--generation-config") == "vllm"
     always = {"--enable-prefix-caching", "--enable-prompt-tokens-details", "--enable-tokenizer-info-endpoint"}
     assert always | {"--enforce-eager"} <= set(command.argv)
-    assert not {"--gpu-memory-utilization", "--max-model-len", "--enable-lora"} & set(command.argv)
+    assert not {"--gpu-memory-utilization", "--mm-encoder-tp-mode", "--enable-lora"} & set(command.argv)
+    # without it vLLM takes the model's own, and ends where that does not fit
+    assert value(command, "--max-model-len") == "auto"
+    assert value(command, "--max-logprobs") == "64"
     threads = {} if thread_binding() is None else {"VLLM_CPU_OMP_THREADS_BIND": thread_binding()}
     assert command.environment == threads | {
         "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1",
@@ -87,11 +90,20 @@ def test_on_gpus(model):
     assert value(command, "--data-parallel-size") == "3"
     assert value(command, "--max-model-len") == "8192"
     assert value(command, "--max-num-seqs") == "32"
+    assert value(command, "--mm-encoder-tp-mode") == "data"
     assert value(command, "--served-model-name") == "judge"
     assert json.loads(value(command, "--limit-mm-per-prompt"))["image"] == 4
     assert command.argv[-2:] == ("--max-num-batched-tokens", "4096")
     assert "--enforce-eager" not in command.argv
     assert not {"PYTHONPATH", "VLLM_CPU_KVCACHE_SPACE"} & command.environment.keys()
+
+
+def test_a_folder_as_mistral_writes_it(tmp_path):
+    (tmp_path / "params.json").write_text(json.dumps({"dim": 8, "vision_encoder": {"patch_size": 14}}))
+    command = built(GPU, tmp_path)
+    flags = ("--tokenizer-mode", "--config-format", "--load-format")
+    assert [value(command, flag) for flag in flags] == ["mistral"] * 3
+    assert command.images == 16
 
 
 def test_one_gpu_needs_no_flags_of_parallelism(model):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 
 import pytest
 from PIL import Image
 from vlm_helpers import (
+    BRIEF,
     IDENTITY,
     MemoryBackend,
     PostStub,
     by_first_word,
     labelled_posts,
     make_panel,
+    opener,
     pictures_of,
     raw,
     role_of,
@@ -22,7 +25,22 @@ from vlm_helpers import (
     words,
 )
 
-from agents.errors import CallFailedError, LearningError, RequestRefusedError, ServerLostError, TokenCapError
+from agents.ask.cache import ResponseCache
+from agents.ask.guard import guard_words
+from agents.ask.judge import JudgePanel, JudgePrompts, VLMAgent
+from agents.ask.metering import Manner
+from agents.ask.prompt_files import Brief
+from agents.ask.protocols import PROTOCOLS
+from agents.ask.runner import Runner
+from agents.client.base import Message, Token
+from agents.errors import (
+    CallFailedError,
+    LearningError,
+    RequestRefusedError,
+    ReviewError,
+    ServerLostError,
+    TokenCapError,
+)
 from agents.judgment import Candidate, State, Verdict
 from agents.trust import trust
 
@@ -74,6 +92,13 @@ def test_everything_but_the_ending_is_shared_by_all_calls_on_a_post(panels):
     beginnings = {(r.messages[:-1], r.messages[-1].parts[:-1]) for r in backend.requests}
     assert len(beginnings) == 1
     assert len({r.messages[-1].parts[-1] for r in backend.requests}) == 4
+    # and what is shared has the classes in one order, while the second agent is offered them in the other
+    enums = [r.schema["properties"]["label"]["enum"] for r in backend.requests]
+    assert sorted(map(tuple, enums)) == [("kind", "rude", "unsure")] * 2 + [("rude", "kind", "unsure")] * 2
+    assert all(
+        role_of(r) == "reviewer" or 'The labels are "kind", "rude", "unsure".' in words(r)
+        for r in backend.requests
+    )
     assert {r.affinity for r in backend.requests} == {"p0"}
 
 
@@ -118,6 +143,112 @@ def test_two_abstentions_have_nothing_to_exchange_unless_all_are_asked(panels):
     assert len(verdict.judgments) == len(backend.requests) == 2
     (verdict,) = panels(backend, always_cross_review=True).verify(candidates("rude"))
     assert len(verdict.judgments) == len(backend.requests) == 4
+
+
+CLAUSES = Brief(
+    "manners", "Two things count.\n- Insults are rude.\n2) Threats are rude.\n", dict(BRIEF.classes)
+)
+
+
+def test_the_clause_that_decides_is_named(panels):
+    def answer(request):
+        clause = "2" if role_of(request) == "reviewer" else "none"
+        return raw(json.dumps({"rationale": "an insult", "clause": clause, "label": "rude"}))
+
+    backend = MemoryBackend(answer)
+    (verdict,) = panels(backend, brief=CLAUSES).verify(candidates("rude"))
+    policy = words(backend.requests[0], 0)
+    assert "1. Two things count.\n2. Insults are rude.\n3. Threats are rude." in policy
+    assert 'then "clause", the number of the clause' in policy
+    schema = backend.requests[0].schema
+    assert list(schema["properties"]) == ["rationale", "clause", "label"]
+    assert schema["properties"]["clause"]["enum"] == ["1", "2", "3", "none"]
+    reviewer, user = verdict.judgments
+    assert reviewer.details["clause"] == "2. Insults are rude."
+    assert "clause" not in user.details
+    # read back from the store as it was
+    again = panels(MemoryBackend(lambda r: pytest.fail("paid for")), brief=CLAUSES)
+    assert again.verify(candidates("rude"))[0].to_json() == verdict.to_json()
+
+
+def test_thoughts_are_kept_with_the_judgment_and_room_is_made_for_them(tmp_path):
+    backend = MemoryBackend(lambda r: said("rude", reasoning="let me see"))
+    runner = Runner(
+        backend, ResponseCache(tmp_path / "a.sqlite"), run="r", opener=opener,
+        manner=Manner(answer_tokens=50, thinking_tokens=900, extra_body={"top_k": 1}),
+    )  # fmt: skip
+    panel = JudgePanel(runner, VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cot"]))
+    (verdict,) = panel.verify(candidates("rude"))
+    panel.close()
+    (request,) = backend.requests
+    assert (request.sampling.max_tokens, request.extra) == (950, {"top_k": 1})
+    assert verdict.judgments[0].details["reasoning"] == "let me see"
+
+
+LLAMA_GUARD = {"safe": "kind", "unsafe": "rude", "S7": "kind"}
+
+
+def guard_token(word, share, other):
+    return Token(word, math.log(share), ((word, math.log(share)), (other, math.log(1 - share))))
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "probability"),
+    [
+        (raw("\n\nsafe"), "kind", None),
+        (raw("unsafe\nS1"), "rude", None),
+        (raw("unsafe\nS7,S1"), "kind", None),
+        (raw("unsafe\nS1", tokens=(guard_token("\n\nunsafe", 0.9, "\n\nsafe"),)), "rude", 0.9),
+        (raw("safe", tokens=(guard_token("safe", 0.6, "un"),)), "kind", 0.6),
+        (raw("safe", tokens=(guard_token("safe", 0.6, "perhaps"),)), "kind", None),
+        (raw("perhaps"), None, None),
+        (raw("no: it is unsafe"), None, None),
+    ],
+)
+def test_a_guard_answers_in_its_own_template(tmp_path, answer, label, probability):
+    judge, guard = MemoryBackend(lambda r: said("kind")), MemoryBackend(lambda r: answer)
+    guard.identity = IDENTITY._replace(model="guard")
+    runner = Runner(
+        judge, ResponseCache(tmp_path / "a.sqlite"), run="r", opener=opener,
+        others={"reviewer": (guard, Manner())},
+    )  # fmt: skip
+    words_of = guard_words(tuple(BRIEF.classes), "unsure", LLAMA_GUARD)
+    agent = VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cross_review"], guards={"reviewer": words_of})
+    panel = JudgePanel(runner, agent, always_cross_review=True)
+    (verdict,) = panel.verify(candidates("rude"))
+    reached = panel.describe()
+    panel.close()
+    first, user = verdict.judgments[:2]
+    assert (first.label, first.source, user.label) == (label, "vlm:guard@rev1", "kind")
+    assert first.probability == (None if probability is None else pytest.approx(probability))
+    assert {tuple(r.messages) for r in guard.requests} == {(Message("user", ("rude post 0",)),)}
+    assert guard.requests[0].schema is None
+    assert all("guard" not in words(r, 0) for r in judge.requests)
+    assert (reached["model"]["model"], reached["model of the reviewer"]["model"]) == ("model-a", "guard")
+    assert (judge.closed, guard.closed) == (1, 1)
+    if label is not None:
+        assert verdict.judgments[2].label == label  # asked again it says the same, and is paid once
+        assert len(guard.requests) == 1
+
+
+@pytest.mark.parametrize("table", [{}, {"safe": "evil"}])
+def test_a_table_that_maps_to_no_class_is_refused(table):
+    with pytest.raises(ReviewError, match="expected classes of the task"):
+        guard_words(tuple(BRIEF.classes), "unsure", table)
+
+
+def test_two_models_share_one_budget(tmp_path):
+    other = MemoryBackend(by_first_word, identity=IDENTITY._replace(model="b"))
+    runner = Runner(
+        MemoryBackend(by_first_word), ResponseCache(tmp_path / "a.sqlite"), run="r", opener=opener, width=1,
+        others={"user": (other, Manner())}, token_cap=500,
+    )  # fmt: skip
+    panel = JudgePanel(runner, VLMAgent(JudgePrompts(BRIEF), PROTOCOLS["cross_review"]))
+    with pytest.raises(TokenCapError):
+        panel.verify(candidates(*["rude"] * 9))
+    assert panel.usage().usage.total <= 500
+    assert other.requests
+    panel.close()
 
 
 def test_in_sequential_the_user_reads_the_reviewer_and_decides(panels):
@@ -183,14 +314,27 @@ def test_the_same_question_is_never_paid_twice(panels, tmp_path):
         {"root": "org/other"},
         {"base": "org/model-a"},
         {"revision": "rev2"},
-        {"server": "vllm 0.33.0"},
     ],
 )
-def test_another_model_revision_adapter_or_server_is_asked_anew(panels, change):
+def test_another_model_revision_or_adapter_is_asked_anew(panels, change):
     panels(MemoryBackend(by_first_word)).verify(candidates("rude"))
     other = MemoryBackend(by_first_word, identity=IDENTITY._replace(**change))
     panels(other).verify(candidates("rude"))
     assert len(other.requests) == 2
+
+
+@pytest.mark.parametrize("keyed", [(), ("context",), ("server", "encoder")])
+def test_an_upgrade_of_server_context_or_pillow_buys_nothing_unless_the_recipe_says_so(
+    panels, keyed, monkeypatch, tmp_path
+):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    posts = [Candidate(PostStub("p", "kind words", (tmp_path / "a.png",)), "kind", 0.9)]
+    panels(MemoryBackend(by_first_word), keyed=keyed).verify(posts)
+    monkeypatch.setattr("PIL.__version__", "99.0")
+    monkeypatch.setattr("agents.ask.prepare.QUALITY", 60)  # other bytes, as another encoder writes them
+    upgraded = MemoryBackend(by_first_word, identity=IDENTITY._replace(server="vllm 0.40.0", context=9))
+    panels(upgraded, keyed=keyed).verify(posts)
+    assert len(upgraded.requests) == (2 if keyed else 0)
 
 
 def test_another_picture_is_asked_anew_and_another_file_name_is_not(panels, tmp_path):
@@ -234,6 +378,12 @@ def test_a_picture_that_cannot_be_read_fails_the_post_and_asks_nothing(panels, t
 
 
 UNUSABLE = [
+    raw('{"rationale":"half a pair \\ud83d","label":"rude"}'),
+    raw('{"rationale":"' + "ab " * 2_000_000 + '","label":"rude"}'),
+    raw('{"rationale":"a","label":' + "[" * 100_000),
+    raw('{"rationale":"a","label":NaN}'),
+    raw('{"rationale":{},"label":"rude"}'),
+    raw("<think>it may be"),
     raw('{"rationale":"a","label":"rude"}', "length"),
     raw("   "),
     raw('{"rationale": "a", "label": "ru'),
@@ -260,9 +410,17 @@ def test_an_unusable_answer_is_failed_after_the_attempts_and_never_a_label(panel
     assert len({r.sampling.seed for r in backend.requests}) == 3
     assert panel.usage().failed == 1
     assert panel.usage().usage.completion == 3 * completion.usage.completion
-    # and this too was paid for
-    panel.verify(candidates("rude"))
-    assert len(backend.requests) == 3
+    # it is no answer, and a server that was mended is asked again; what it cost stays counted
+    backend.answer = by_first_word
+    (verdict,) = panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=510).verify(
+        candidates("rude")
+    )
+    assert verdict.consistent
+    assert len(backend.requests) == 4
+    with pytest.raises(TokenCapError):
+        panels(backend, "zero_shot", asking={"form": "reason_first"}, token_cap=510).verify(
+            candidates("kind")
+        )
 
 
 def test_a_later_attempt_that_can_be_used_counts(panels):

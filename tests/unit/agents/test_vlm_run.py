@@ -10,6 +10,7 @@ from vlm_helpers import MemoryBackend
 
 from agents.client.base import Completion, Token, Usage
 from agents.errors import NearChanceError
+from selftrain.build import build_panel
 from selftrain.cli import main
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError, RunMismatchError
@@ -208,6 +209,29 @@ def test_prompts_are_shown_as_they_are_sent(home, capsys):
     assert main(["agents", "prompts", recipe, "--post", "nobody"]) == 2
     assert "no post 'nobody'" in capsys.readouterr().err
     assert main(["agents", "prompts", recipe, "--only", "judge.cot"]) == 2
+
+
+def test_a_recipe_sends_no_variable_but_its_own_to_its_server(home):
+    text = (home / "recipe.toml").read_text()
+    for place in ("[vlm]", "[vlm.user]\nservers = ['http://127.0.0.1:8']"):
+        recipe = home / "stranger.toml"
+        lines = f'{place}\nkey_variable = "AWS_SECRET_ACCESS_KEY"'
+        recipe.write_text(text.replace("[vlm]", lines) if place == "[vlm]" else f"{text}\n{lines}\n")
+        key = "vlm.key_variable" if place == "[vlm]" else "vlm.user.key_variable"
+        with pytest.raises(RecipeError, match=f"{key} is 'AWS_SECRET_ACCESS_KEY'.*command line"):
+            load_recipe(recipe)
+        load_recipe(recipe, [f"{key}=SELFTRAIN_OTHER_KEY"])
+        load_recipe(recipe, [f"{key}=OPENAI_API_KEY"])
+
+
+def test_a_role_may_have_a_model_of_its_own(home):
+    roles = ['vlm.reviewer={kind="guard", servers=["http://127.0.0.1:8"], words={safe="a"}}', "vlm.model=one"]
+    recipe = load_recipe(home / "recipe.toml", [*roles, "vlm.user.thinking_tokens=500"])
+    panel = build_panel(recipe)
+    reviewer, user = panel.others()["reviewer"], panel.others()["user"]
+    assert (reviewer.servers, reviewer.model, reviewer.thinking_tokens) == (("http://127.0.0.1:8",), "", 0)
+    assert (user.servers, user.model, user.thinking_tokens) == (("http://127.0.0.1:9",), "one", 500)
+    assert user.concurrency == 4
 
 
 @pytest.mark.parametrize(

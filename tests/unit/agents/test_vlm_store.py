@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def paid(text="text", prompt=10):
 def test_what_is_put_is_got_back(tmp_path):
     store = ResponseCache(tmp_path / "deep" / "answers.sqlite")
     assert store.get("a") is None
-    store.put("a", paid("\u2028 \U0001f600 '; DROP TABLE answers"), NOTE, 0)
+    store.put("a", paid("\u2028 \U0001f600 '; DROP TABLE answers"), NOTE)
     store.close()
     assert ResponseCache(tmp_path / "deep" / "answers.sqlite").get("a") == paid(
         "\u2028 \U0001f600 '; DROP TABLE answers"
@@ -35,8 +36,8 @@ def test_what_is_put_is_got_back(tmp_path):
 
 def test_the_first_answer_under_a_key_stays(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
-    store.put("a", paid("first"), NOTE, 0)
-    store.put("a", paid("second"), NOTE, 0)
+    store.put("a", paid("first"), NOTE)
+    store.put("a", paid("second"), NOTE)
     assert store.get("a").text == "first"
 
 
@@ -44,8 +45,8 @@ def test_what_a_run_has_spent_is_told_by_run(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     assert store.spent("run") == Usage()
     for place in "abc":
-        store.put(place, paid(prompt=100), NOTE, 0)
-    store.put("d", paid(), NOTE._replace(run="other"), 0)
+        store.put(place, paid(prompt=100), NOTE)
+    store.put("d", paid(), NOTE._replace(run="other"))
     assert store.spent("run") == Usage(300, 12, 6, 9)
 
 
@@ -57,7 +58,7 @@ from agents.ask.cache import ResponseCache, Note, CachedAnswer
 store = ResponseCache(Path(sys.argv[1]))
 for i in range(int(sys.argv[2])):
     note, paid = Note("run", "", "", 0, ""), CachedAnswer({}, str(i), "stop", Usage(1, 0, 0, 1), 0)
-    store.put(f"{sys.argv[3]}{i}", paid, note, 0)
+    store.put(f"{sys.argv[3]}{i}", paid, note)
     print(i, flush=True)
 if sys.argv[4] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -91,6 +92,36 @@ def test_a_file_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(StoreError, match=r"a\.sqlite"):
         ResponseCache(tmp_path / "a.sqlite")
     assert (tmp_path / "a.sqlite").read_text().startswith("not a database")
+
+
+def test_another_program_s_file_is_refused_and_stays_as_it_was(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "a.sqlite")) as file, file:
+        file.execute("CREATE TABLE places (url TEXT)")
+    before = (tmp_path / "a.sqlite").read_bytes()
+    with pytest.raises(StoreError, match="another program"):
+        ResponseCache(tmp_path / "a.sqlite")
+    assert (tmp_path / "a.sqlite").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.sqlite"]
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.sqlite")
+    with pytest.raises(StoreError, match="is no file"):
+        ResponseCache(tmp_path / "a.sqlite")
+
+
+@pytest.mark.parametrize("column", ["answer", "text", "finish", "prompt", "completion"])
+def test_an_answer_that_was_damaged_is_none_and_what_it_cost_stays(tmp_path, column, caplog):
+    store = ResponseCache(tmp_path / "a.sqlite")
+    store.put("a", paid(), NOTE)
+    store.charge("cut off", Usage(5, 0, 0, 5), 0.1, NOTE)
+    with closing(sqlite3.connect(tmp_path / "a.sqlite")) as file, file:
+        file.execute(f"UPDATE responses SET {column} = CAST({column} AS TEXT) || '1'")
+    assert store.get("a") is None
+    assert "cannot be used" in caplog.text
+    assert store.spent("run").total >= 23
+    store.put("a", paid("again"), NOTE)
+    assert store.get("a").text == "again"
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import unicodedata
 from typing import get_args
 
@@ -12,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vlm_helpers import BRIEF, CLASSES, PostStub, raw, said
 
-from agents.ask.answer_schema import AnswerForm, AnswerSchema, label_probs, loops, parse_answer
+from agents.ask.answer_schema import AnswerForm, AnswerSchema, loops, parse_answer
 from agents.ask.judge import ROLES, JudgePrompts
 from agents.ask.label_calibration import fit_calibration, held_out
 from agents.ask.prepare import PreparedPost
 from agents.ask.prompt_files import Brief
 from agents.ask.protocols import PROTOCOLS, Query, all_queries
 from agents.ask.sanitize import cut, quoted, sanitize
-from agents.client.base import Token, picture
+from agents.client.base import picture
 from agents.errors import PromptFileError
 from agents.judgment import Judgment, State
 
@@ -145,7 +143,7 @@ def test_a_user_s_file_that_cannot_be_used_is_named(tmp_path, name, text, compla
 def test_every_built_in_file_is_used():
     used = {query.template for one in PROTOCOLS.values() for part in queries_of(one) for query in part}
     used |= {f"{role}.role" for role in ROLES} | {f"form.{name}" for name in get_args(AnswerForm)}
-    assert {file.stem for file in JudgePrompts.built_in.iterdir()} == used | {"system", "post"}
+    assert {file.stem for file in JudgePrompts.built_in.iterdir()} == used | {"system", "post", "form.clause"}
 
 
 def queries_of(protocol):
@@ -164,66 +162,6 @@ def test_schema_order_is_the_order_of_writing(name):
     assert list(schema["properties"]) == schema["required"] == order
     assert schema["properties"]["label"]["enum"] == ["rude", "kind", "unsure"]
     assert asked.limit == {"label_only": 0, "cot": 300}.get(name, 100)
-
-
-def token(text, *alternatives):
-    return Token(text, dict(alternatives)[text], tuple(alternatives))
-
-
-def test_label_probs_of_whole_tokens():
-    assert label_probs(said("rude", 0.8).tokens, SCHEMA) == pytest.approx({"rude": 0.8, "kind": 0.2})
-
-
-def test_label_probs_where_names_begin_alike_and_unsure_is_left_out():
-    schema = AnswerSchema(("harm none", "harm much"), "unsure")
-    tokens = [
-        token('{"label": "', ('{"label": "', 0.0)),
-        token("ha", ("ha", math.log(0.6)), ("h", math.log(0.1)), ("un", math.log(0.3))),
-        token("rm ", ("rm ", 0.0)),
-        token("much", ("much", math.log(0.75)), ("no", math.log(0.25))),
-    ]
-    # "h" may become either: half of its tenth each; of "ha"'s six tenths a quarter turns to "none"
-    none, much = 0.05 + 0.6 * 0.25, 0.05 + 0.6 * 0.75
-    assert label_probs(tokens, schema) == pytest.approx(
-        {"harm none": none / (none + much), "harm much": much / (none + much)}
-    )
-
-
-def test_label_probs_ignore_what_no_name_can_begin_with():
-    tokens = [
-        token('"label":"', ('"label":"', 0.0)),
-        token("ru", ("ru", math.log(0.3)), ("ki", math.log(0.1)), ("xx", math.log(0.6))),
-        token('de"', ('de"', 0.0)),
-    ]
-    assert label_probs(tokens, SCHEMA) == pytest.approx({"rude": 0.75, "kind": 0.25})
-
-
-def test_a_key_quoted_in_the_rationale_is_not_the_label():
-    text = json.dumps({"rationale": 'it says "label": "kind" itself', "label": "rude"})
-    head, tail = text.rsplit('"rude', 1)
-    tokens = [
-        token(head, (head, 0.0)),
-        token('"rude', ('"rude', math.log(0.9)), ('"kind', math.log(0.1))),
-        token('"' + tail, ('"' + tail, 0.0)),
-    ]
-    assert label_probs(tokens, SCHEMA) == pytest.approx({"rude": 0.9, "kind": 0.1})
-
-
-@pytest.mark.parametrize("tokens", [(), (token("nothing", ("nothing", 0.0)),)])
-def test_no_label_no_probs(tokens):
-    assert label_probs(tokens, SCHEMA) is None
-
-
-@settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(["rude", "kind", "unsure", "ru", "k"]), st.floats(-8, 0), min_size=1))
-def test_probs_add_up_to_one(logprobs):
-    chosen = max(logprobs, key=logprobs.get)
-    tokens = [
-        token('"label":"', ('"label":"', 0.0)),
-        Token(chosen, logprobs[chosen], tuple(logprobs.items())),
-    ]
-    shares = label_probs(tokens, SCHEMA)
-    assert shares is None or sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_an_answer_is_read():

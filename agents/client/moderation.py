@@ -1,0 +1,47 @@
+"""A client of moderation classifiers: OpenAI's /v1/moderations and those that answer like it.
+
+What they flag is put into words, "flagged" and the categories from the surest to the least, or "safe", which
+a guard's table maps to classes (`agents.ask.guard`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AliasPath, BaseModel, Field
+
+from agents.client.base import ChatRequest, Completion, Usage
+from agents.client.client import Call, ChatClient
+from agents.client.dialect import Dialect
+from agents.client.messages import content_parts, read_body
+
+Score = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ModerationAnswer(BaseModel):
+    """The body of an answer, its first result alone."""
+
+    categories: dict[str, bool | None] = Field(validation_alias=AliasPath("results", 0, "categories"))
+    scores: dict[str, Score | None] = Field({}, validation_alias=AliasPath("results", 0, "category_scores"))
+
+    def completion(self, seconds: float) -> Completion:
+        """Return it in words. No tokens are counted: there is nothing to pay by them."""
+        flagged = [name for name, found in self.categories.items() if found]
+        flagged.sort(key=lambda name: -(self.scores.get(name) or 0.0))
+        text = "\n".join(["flagged", *flagged]) if flagged else "safe"
+        return Completion(text, "stop", Usage(), seconds=seconds)
+
+
+class ModerationClient(ChatClient):
+    """A `Backend` that has posts classified; of a request only the last turn is sent."""
+
+    def _completing(self, request: ChatRequest, dialect: Dialect) -> Call[Completion]:
+        _, model = self._opened()
+
+        def body() -> dict[str, Any]:
+            return {"model": model, "input": content_parts(request.messages[-1].parts)}
+
+        return Call(
+            "/v1/moderations", request.affinity, body,
+            lambda raw, seconds: read_body(raw, ModerationAnswer).completion(seconds),
+        )  # fmt: skip

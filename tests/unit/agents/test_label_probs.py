@@ -1,0 +1,254 @@
+"""Label probabilities against a model whose every path can be counted, through tokenizers of seven kinds."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import zlib
+from functools import cache
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from agents.ask.answer_schema import AnswerSchema
+from agents.ask.label_probs import TOLERANCE, label_probs
+from agents.client.base import Token
+
+SCRIPTS = {
+    "latin": "harmful harmless harm under offensive office odd one once only open our out over own",
+    "arabic": "مسيء مسموح ساخر عدائي عادي مقبول مرفوض مضر محايد مهين ضار آمن مؤذ سليم خطر نافع",
+    "devanagari": "हानिकारक हानिरहित अपमानजनक सामान्य व्यंग्य घृणा मित्रवत स्वीकार्य तटस्थ शत्रु खतरा सुरक्षित अच्छा बुरा",
+    "han": "有害 无害 辱骂 正常 讽刺 仇恨 友好 可接受 不可接受 中立 敌对 危险 安全 好 坏 有毒",
+}
+CORPUS = [
+    json.dumps({"rationale": word, "label": f"{letter} {word}"}, ensure_ascii=False, separators=(",", ":"))
+    for words in SCRIPTS.values()
+    for word in words.split()
+    for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+]
+
+
+def labels_of(script: str, count: int) -> tuple[str, ...]:
+    """So many labels of a script, many of which begin alike."""
+    words = SCRIPTS[script].split()
+    return tuple((words + [f"{a}-{b}" for a in words for b in words])[:count])
+
+
+def trained(kind: str) -> tuple[bytes, ...]:
+    """The vocabulary of a tokenizer of this kind, as the bytes that its tokens write."""
+    special = ["<unk>"]
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer: object
+    if kind == "bytes":
+        return tuple(bytes([byte]) for byte in range(256))
+    if kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=700, special_tokens=special, unk_token="<unk>")
+    elif kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=900, special_tokens=special)
+    elif kind == "bpe of characters":
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special)
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        regex = kind != "byte-level bpe across words"
+        steps = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)]
+        if kind == "byte-level bpe with digits":
+            steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        tokenizer.decoder = decoders.ByteLevel()
+        size = 3000 if kind == "large byte-level bpe" else 700
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    byte_of = {letter: byte for byte, letter in byte_level().items()}
+    pieces = {bytes([byte]) for byte in range(256)} if fallback and kind != "wordpiece" else set()
+    for token in tokenizer.get_vocab():
+        if "byte-level" in kind:
+            pieces.add(bytes(byte_of[letter] for letter in token))
+        else:
+            pieces.add(token.removeprefix("##").replace("\u2581", " ").encode())
+    if kind == "wordpiece":
+        pieces |= {character.encode() for character in {*"".join(CORPUS), "-"}}
+    # so small a corpus makes tokens of whole keys, which no real one has; but some have a quote and a letter
+    pieces = {piece for piece in pieces if b'"' not in piece or len(piece) <= 3}
+    if kind == "byte-level bpe across words":
+        pieces |= {b'"' + bytes([letter]) for letter in range(65, 91)}
+    return tuple(sorted(pieces - {b"", b"<unk>"}))
+
+
+def byte_level():
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+KINDS = (
+    "byte-level bpe", "byte-level bpe across words", "byte-level bpe with digits", "large byte-level bpe",
+    "bpe of characters", "unigram", "wordpiece", "bytes",
+)  # fmt: skip
+
+
+@cache
+def vocabulary(kind: str) -> tuple[bytes, ...]:
+    return trained(kind)
+
+
+class Model:
+    """Held to the grammar of an answer; what it writes next depends on the text so far alone."""
+
+    def __init__(self, kind: str, schema: AnswerSchema, seed: int) -> None:
+        self.seed = seed
+        self.ends = {f'","label":"{spelt}"}}'.encode(): name for name, spelt in schema.spelt.items()}
+        text = max(self.ends, key=len)
+        self.vocabulary = [t for t in vocabulary(kind) if any(t in end for end in self.ends)]
+        assert all(bytes([byte]) in self.vocabulary for byte in text) or kind == "wordpiece"
+
+    @cache  # noqa: B019 -- lives as long as a test
+    def next_tokens(self, written: bytes) -> dict[bytes, float]:
+        """What can follow, each with its probability.
+
+        A trained model writes what its tokenizer would: a longest token of some answer is far likelier than
+        a shorter one.
+        """
+        rests = {end[len(written) :] for end in self.ends if end.startswith(written)}
+        fits = {rest: [token for token in self.vocabulary if rest.startswith(token)] for rest in rests}
+        usual = {max(tokens, key=len) for tokens in fits.values()}
+        weights = {}
+        for token in sorted({token for tokens in fits.values() for token in tokens}):
+            # what is believed of the label does not hang on how its first letter comes to be written
+            _, key, head = (written + token).rpartition(b'"label":"')
+            about = head[:1] if key and head and not written.endswith(head) else written + b"|" + token
+            draw = random.Random(zlib.crc32(about) ^ self.seed)
+            weights[token] = math.exp(draw.gauss(0.0, 1.0)) * (1000.0 if token in usual else 1.0)
+        total = sum(weights.values())
+        return {token: weight / total for token, weight in weights.items()}
+
+    @cache  # noqa: B019
+    def truth(self, written: bytes) -> dict[str, float]:
+        """Label -> probability, over every way in which it can be written."""
+        left = {name for end, name in self.ends.items() if end.startswith(written)}
+        if len(left) == 1:  # the rest is forced
+            return {left.pop(): 1.0}
+        found: dict[str, float] = {}
+        for token, share in self.next_tokens(written).items():
+            for name, inner in self.truth(written + token).items():
+                found[name] = found.get(name, 0.0) + share * inner
+        return found
+
+    def answer(self, top: int) -> list[Token]:
+        """The likeliest answer, with so many alternatives of each token."""
+        tokens, written = [Token('{"rationale":"x', 0.0, ())], b""
+        while written not in self.ends:
+            likely = sorted(self.next_tokens(written).items(), key=lambda pair: -pair[1])[:top]
+            listed = tuple((token.decode("utf-8", "replace"), math.log(share)) for token, share in likely)
+            tokens.append(Token(*listed[0], listed))
+            written += likely[0][0]
+        return tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_probabilities_are_exact_or_absent(kind):
+    absent, tried = 0, 0
+    for script, count, seed in product(SCRIPTS, (2, 3, 7, 8, 20), range(3)):
+        schema = AnswerSchema(labels_of(script, count), "unsure", "label_only")
+        model = Model(kind, schema, seed)
+        whole = model.truth(b"")
+        known = sum(share for name, share in whole.items() if name != "unsure")
+        found = label_probs(model.answer(schema.top_logprobs), schema.spelt, schema.classes)
+        tried += 1
+        absent += found is None
+        expected = {name: whole.get(name, 0.0) / known for name in schema.classes}
+        assert found is None or found == pytest.approx(expected, abs=TOLERANCE), (script, count, seed)
+    assert absent <= 0.1 * tried
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_where_too_few_alternatives_are_listed_there_is_none(script):
+    schema = AnswerSchema(labels_of(script, 20), "unsure", "label_only")
+    found = [
+        label_probs(Model("byte-level bpe", schema, seed).answer(5), schema.spelt, schema.classes)
+        for seed in range(4)
+    ]
+    assert found == [None] * 4
+
+
+def test_labels_that_begin_alike_get_a_letter_each_and_others_stay_as_they_are():
+    assert AnswerSchema(("rude", "kind"), "unsure").spelt == {
+        "rude": "rude",
+        "kind": "kind",
+        "unsure": "unsure",
+    }
+    alike = AnswerSchema(("harmful", "harmless"), "unsure")
+    assert list(alike.spelt.values()) == ["A harmful", "B harmless", "C unsure"]
+    assert alike.to_json()["properties"]["label"]["enum"] == list(alike.spelt.values())
+    assert list(AnswerSchema(("有害", "无害"), "unsure").spelt.values()) == ["A 有害", "B 无害", "C unsure"]
+
+
+def token(text, *alternatives):
+    return Token(text, dict(alternatives)[text], tuple(alternatives))
+
+
+SPELT = {"rude": "rude", "kind": "kind", "unsure": "unsure"}
+
+
+def read(*tokens):
+    return label_probs(tokens, SPELT, ("rude", "kind"))
+
+
+def test_what_no_label_can_begin_with_is_left_out_and_so_is_unsure():
+    tokens = (
+        token('"label":"', ('"label":"', 0.0)),
+        token(
+            "ru", ("ru", math.log(0.3)), ("ki", math.log(0.1)), ("xx", math.log(0.4)), ("un", math.log(0.2))
+        ),
+        token('de"', ('de"', 0.0)),
+    )
+    assert read(*tokens) == pytest.approx({"rude": 0.75, "kind": 0.25})
+
+
+def test_a_token_before_the_label_may_bring_its_beginning():
+    tokens = (
+        token('"label":', ('"label":', math.log(0.9)), ('"label":"kind', math.log(0.1))),
+        token('"', ('"', math.log(0.5)), ('"rude', math.log(0.4)), ('"kind', math.log(0.1))),
+        token("rude", ("rude", math.log(0.6)), ("kind", math.log(0.4))),
+    )
+    assert read(*tokens)["kind"] == pytest.approx(0.1 + 0.9 * (0.1 + 0.5 * 0.4))
+
+
+@pytest.mark.parametrize("key", ['"label": "kind" itself', '{"label":"kind"}'])
+def test_a_key_in_the_rationale_or_in_thoughts_is_not_the_label(key):
+    text = json.dumps({"rationale": f"it says {key}", "label": "rude"}, separators=(",", ":"))
+    head, tail = text.rsplit('"rude', 1)
+    tokens = (
+        token(f"<think>{key}</think>", (f"<think>{key}</think>", 0.0)),
+        token(head, (head, 0.0)),
+        token('"rude', ('"rude', math.log(0.9)), ('"kind', math.log(0.1))),
+        token('"' + tail, ('"' + tail, 0.0)),
+    )
+    assert read(*tokens) == pytest.approx({"rude": 0.9, "kind": 0.1})
+
+
+@pytest.mark.parametrize("tokens", [(), (token("nothing", ("nothing", 0.0)),)])
+def test_no_label_no_probs(tokens):
+    assert read(*tokens) is None
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["rude", "kind", "unsure", "ru", "k"]), st.floats(-8, 0), min_size=1))
+def test_probs_add_up_to_one(logprobs):
+    chosen = max(logprobs, key=logprobs.get)
+    shares = read(
+        token('"label":"', ('"label":"', 0.0)),
+        Token(chosen, logprobs[chosen], tuple(logprobs.items())),
+    )
+    assert shares is None or sum(shares.values()) == pytest.approx(1.0)
