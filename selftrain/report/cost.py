@@ -125,7 +125,7 @@ def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
         seconds=span(seconds / paid.calls, seconds / paid.calls) if paid.calls else None,
         probe_calls=paid.calls,
         probe_seconds=seconds,
-        agents=len(panel.describe()["agents"]),
+        agents=sizes.first_calls,
         alone=len(labelled) + posts,
     )
 
