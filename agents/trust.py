@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -173,7 +173,16 @@ def _answer(judgment: Judgment) -> str:
     return FAILED if judgment.state is State.FAILED else ABSTAINED
 
 
-def reliability(truth: Sequence[str], answers: Sequence[Judgment], bins: int = 10) -> AgentReliability | None:
+class Stated(Protocol):
+    """A label, and how probable it is said to be: a judgment, or a posterior."""
+
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def probability(self) -> float | None: ...
+
+
+def reliability(truth: Sequence[str], answers: Sequence[Stated], bins: int = 10) -> AgentReliability | None:
     """Return the calibration of the stated probabilities; None when none is stated."""
     stated = [
         (answer.probability, answer.label == true)
@@ -220,12 +229,16 @@ def _mean(parts: Sequence[Proportion]) -> Proportion:
 
 def kappa(first: Sequence[Judgment], second: Sequence[Judgment]) -> float | None:
     """Return Cohen's kappa over posts that both labelled; None below two such posts or without variation."""
-    from sklearn.metrics import cohen_kappa_score
-
     both = zip(first, second, strict=True)
-    pairs = [(a.label, b.label) for a, b in both if a.label is not None and b.label is not None]
+    return cohen_kappa([(a.label, b.label) for a, b in both if a.label is not None and b.label is not None])
+
+
+def cohen_kappa(pairs: Sequence[tuple[str, ...]]) -> float | None:
+    """Return Cohen's kappa (1960) of pairs of labels; None below two pairs, or without variation."""
     if len(pairs) < 2 or len({label for pair in pairs for label in pair}) < 2:
         return None
+    from sklearn.metrics import cohen_kappa_score  # a second that nobody waits for without pairs
+
     return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 

@@ -20,7 +20,7 @@ class ImageError(BackboneError, ValueError):
 
 
 class PromptFitError(BackboneError, ValueError):
-    """A prompt whose words leave no room for a post, or that lost an answer token."""
+    """A prompt whose words leave no room for a post, or that lost an answer token or a picture."""
 
 
 class TorchvisionError(BackboneError, ImportError):

@@ -60,6 +60,12 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line with words of what a library says, without its full stop."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__).rstrip(".")
+
+
 class Placement(NamedTuple):
     """A device and the type in which the towers multiply; weights and rows are float32 everywhere."""
 

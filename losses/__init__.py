@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from losses.act import act_variance as act_variance
     from losses.act import act_weights as act_weights
     from losses.act import equals_mixed_labels as equals_mixed_labels
+    from losses.act import non_negative as non_negative
     from losses.against_rest import AgainstRest as AgainstRest
     from losses.base import BatchError as BatchError
     from losses.base import ClassLoss as ClassLoss
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from losses.pnu import PNUWeights as PNUWeights
     from losses.prior import estimate_prior as estimate_prior
     from losses.process import ProcessOutput as ProcessOutput
+    from losses.process import answer_sums as answer_sums
     from losses.process import process_loss as process_loss
 
 _HOME = {
@@ -50,8 +52,10 @@ _HOME = {
     "act_loss": "act",
     "act_variance": "act",
     "act_weights": "act",
+    "answer_sums": "process",
     "equals_mixed_labels": "act",
     "estimate_prior": "prior",
+    "non_negative": "act",
     "process_loss": "process",
 }
 __all__ = list(_HOME)

@@ -169,6 +169,27 @@ def act_weights(reviewed: Tensor, inclusion: Tensor, *, power: float = 1.0) -> A
     return ACTWeights(power * (1.0 - ratio), ratio)
 
 
+def non_negative(parts: Tensor, whole: Tensor, *, gamma: float = 1.0) -> Tensor:
+    """Return `parts`, but for those whose sum over the batch is negative; they are 0 and are unlearned.
+
+    A target ``t_m + (t_h - t_m) delta / pi`` is negative where people gave another answer than the machine:
+    a model that learns the sample by heart lowers its loss there without an end (-120 for one post with
+    pi = 1/4 at a logit gap of 40). In the mean over the draws the sum of one answer's terms is that of human
+    labels, which no model makes negative, so a negative sum is chance that was learned. As in nnPU (Kiryo et
+    al., NeurIPS 2017): its value is 0, its gradient -gamma times its own. The loss is no longer unbiased; it
+    errs upwards, where it was clipped.
+
+    Args:
+        parts: [K] sums of target times -log p over some posts of a batch, with a gradient.
+        whole: [K] the same over the whole batch.
+        gamma: In [0, 1].
+    """
+    below = whole < 0
+    value = torch.where(below, 0.0, parts)
+    slope = torch.where(below, -gamma * parts, parts)
+    return slope + (value - slope).detach()
+
+
 def equals_mixed_labels(reviewed: Tensor, inclusion: Tensor) -> bool:
     """Whether the loss (lambda 1) is exactly that on mixed labels: human where reviewed, machine elsewhere.
 

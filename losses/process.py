@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from losses.act import non_negative
 from losses.base import BatchError, SettingError
 
 # targets are float32 at least; a row adds up to one as far as that holds it
@@ -27,14 +28,18 @@ class ProcessOutput(NamedTuple):
 
     Attributes:
         loss: Scalar with a gradient.
-        parts: [Q] the mean cross-entropy of each question over the posts that answer it, unweighted and
-            without a gradient; 0 where no post does.
+        sums: [Q] the sum of each question's cross-entropies, unweighted and without a gradient.
         known: [Q] how many posts answer each question.
     """
 
     loss: Tensor
-    parts: Tensor
+    sums: Tensor
     known: Tensor
+
+    @property
+    def parts(self) -> Tensor:
+        """Return [Q] the mean cross-entropy over the posts that answer; 0 where no post does."""
+        return self.sums / self.known.clamp_min(1.0)
 
 
 def process_loss(
@@ -44,20 +49,27 @@ def process_loss(
     *,
     denominators: Sequence[float] | None = None,
     signed: bool = False,
+    whole: Sequence[Tensor] | None = None,
 ) -> ProcessOutput:
-    """``sum_q w_q / n_q sum_b CE(logits_qb, target_qb)``, with n_q the posts that answer question q.
+    """``sum_q w_q / n_q sum_b CE(logits_qb, target_qb)``, with n_q the posts of the batch.
+
+    So every post's loss is the published sum over the questions that have an answer for it. Divided by the
+    posts that answer instead, the one annotated post of a batch would weigh as much as all final answers
+    together; `denominators` allows that too.
 
     Cross-entropy is linear in its target, so that a target need not be one class: a soft pseudo-label is a
     distribution, and a missing label is a row of zeros. With `signed`, a row may leave [0, 1] as long as it
-    adds up to one: ``t_m + (t_h - t_m) delta / pi`` is the unbiased target of ACT.
+    adds up to one: ``t_m + (t_h - t_m) delta / pi`` is the unbiased target of ACT, and with `whole` its loss
+    is bounded below, see `losses.act.non_negative`.
 
     Args:
         logits: Q tensors [B, K_q].
         targets: Q tensors [B, K_q]; each row adds up to 1, or is all zeros where the answer is missing.
         weights: [Q] w_q >= 0, not all 0; None: all 1, as published.
-        denominators: [Q] n_q > 0 of the whole batch, where this call sees a part of it: losses of the parts
-            then add up to the loss of the whole. None: the posts of this call that answer.
+        denominators: [Q] n_q > 0; where this call sees a part of a batch, those of the whole: losses of the
+            parts then add up to the loss of the whole. None: the posts of this call.
         signed: Accept targets outside [0, 1].
+        whole: [Q] tensors [K_q], `answer_sums` of the whole batch.
 
     Raises:
         SettingError: Weights or denominators of another number than the questions, negative, or not finite.
@@ -67,16 +79,26 @@ def process_loss(
     _check(logits, targets, signed=signed)
     # a bit of every logit, so that a head nobody answered still has a gradient, of zero
     loss = sum((one.float().sum() * 0.0 for one in logits), start=torch.zeros((), device=logits[0].device))
-    parts, known = [], []
+    sums, known = [], []
     for q, (scores, wanted) in enumerate(zip(logits, targets, strict=True)):
-        losses = -(wanted.to(torch.float32) * F.log_softmax(scores.float(), dim=1)).sum(1)
-        count = wanted.detach().sum(1).round().sum()
-        whole = float(count) if denominators is None else _denominator(denominators, q, len(logits))
-        mean = losses.sum() / max(whole, 1.0)  # nobody answered: a sum of nothing, and no division by it
-        loss = loss + factors[q] * mean
-        parts.append(mean.detach())
-        known.append(count)
-    return ProcessOutput(loss, torch.stack(parts), torch.stack(known))
+        found = _by_answer(scores, wanted)
+        if whole is not None:
+            found = non_negative(found, whole[q])
+        posts = float(len(scores)) if denominators is None else _denominator(denominators, q, len(logits))
+        loss = loss + factors[q] * found.sum() / max(posts, 1.0)
+        sums.append(found.detach().sum())
+        known.append(wanted.detach().sum(1).round().sum())
+    return ProcessOutput(loss, torch.stack(sums), torch.stack(known))
+
+
+def answer_sums(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
+    """Return Q tensors [K_q]: of every answer the sum over the posts of target times -log p."""
+    with torch.no_grad():
+        return [_by_answer(scores, wanted) for scores, wanted in zip(logits, targets, strict=True)]
+
+
+def _by_answer(scores: Tensor, wanted: Tensor) -> Tensor:
+    return -(wanted.to(torch.float32) * F.log_softmax(scores.float(), dim=1)).sum(0)
 
 
 def _factors(weights: Sequence[float] | None, questions: int) -> list[float]:

@@ -311,9 +311,9 @@ class RoundResult:
         )
 
     def __str__(self) -> str:
-        parts = [f"round {self.number:>2}", f"validation macro-F1 {self.validation.macro_f1:.3f}"]
+        parts = [f"round {self.number:>2}", f"validation macro-F1 {_scores(self.validation)}"]
         if self.test:
-            parts.append(f"test {self.test.macro_f1:.3f}")
+            parts.append(f"test {_scores(self.test)}")
         if self.number:
             parts.append(f"consistent {self.consistent}, divergent {self.divergent}")
             if self.pseudo_label_precision is not None:
@@ -322,6 +322,10 @@ class RoundResult:
         if self.simulated:
             parts.append("SIMULATED agents")
         return " | ".join(parts)
+
+
+def _scores(split: SplitMetrics) -> str:
+    return f"{split.macro_f1:.3f}" + ("" if split.auc is None else f", AUC {split.auc:.3f}")
 
 
 def _without_none(record: Mapping[str, Any]) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -9,11 +10,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image
+from mllm_families import llava_onevision, picture
 
-from backbones.mllm.hub import from_parts
+from backbones.mllm.answering import AnsweringModel, adapt
+from backbones.mllm.prompts import Wording
 from backbones.smollm2 import load_tokenizer
-from backbones.torchvision_compat import ensure_torchvision
 from runs.bench.agentps_speed import tiny_mllm
 from selftrain.agentps.dataset import question_set
 from selftrain.agentps.model import assemble
@@ -22,17 +23,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task
 
-ensure_torchvision()
-
 _tokenizer = cache(load_tokenizer)  # out of the package's file it takes seconds
-SPARE_ROWS = 64
-_PARTS = (
-    "{{% for message in messages %}}<|im_start|>{{{{ message['role'] }}}}\n"
-    "{{% for part in message['content'] %}}"
-    "{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}{{% elif part['type'] == 'video' %}}{video}"
-    "{{% else %}}{image}{{% endif %}}{{% endfor %}}<|im_end|>\n{{% endfor %}}"
-    "{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
-)
 
 
 @contextmanager
@@ -48,92 +39,9 @@ def accelerating(**kinds):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def picture(color, size=(90, 60)):
-    return Image.new("RGB", size, color)
-
-
 def tiny_embedded():
     """smollm2_efficientnet with a small random language model."""
     return tiny_mllm(deepcopy(_tokenizer()))
-
-
-def llava_onevision(album="images", spare=SPARE_ROWS):
-    """LLaVA-OneVision as it is saved: more rows in the table than tokens."""
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionImageProcessor,
-        LlavaOnevisionProcessor,
-        LlavaOnevisionVideoProcessor,
-        Qwen2Config,
-        SiglipVisionConfig,
-    )
-
-    tokenizer = deepcopy(_tokenizer())
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"]})
-    image_id, video_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
-    rows = len(tokenizer) + spare
-    text = Qwen2Config(
-        vocab_size=rows, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=28,
-        patch_size=14, vision_use_head=False,
-    )  # fmt: skip
-    config = LlavaOnevisionConfig(
-        vision_config=vision, text_config=text, image_token_index=image_id, video_token_index=video_id,
-        image_grid_pinpoints=[[28, 28], [28, 56]], vision_feature_select_strategy="full",
-        vision_feature_layer=-1, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlavaOnevisionForConditionalGeneration(config).eval()
-    size = {"height": 28, "width": 28}
-    processor = LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[28, 28], [28, 56]]),
-        tokenizer=tokenizer, video_processor=LlavaOnevisionVideoProcessor(size=size), num_image_tokens=4,
-        vision_feature_select_strategy="full", chat_template=_PARTS.format(image="<image>", video="<video>"),
-    )  # fmt: skip
-    return from_parts("tiny-llava", model, processor, album=album), model, processor
-
-
-def qwen25_vl():
-    """Qwen2.5-VL: another family, other names, images of any size."""
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
-
-    tokenizer = deepcopy(_tokenizer())
-    names = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": names})
-    start, end, image_id, video_id = tokenizer.convert_tokens_to_ids(names)
-    text = {
-        "vocab_size": len(tokenizer) + 8, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None, "eos_token_id": None,
-        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
-    }  # fmt: skip
-    vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
-        "out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 56,
-    }  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=image_id, video_token_id=video_id,
-        vision_start_token_id=start, vision_end_token_id=end,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    around = "<|vision_start|>{}<|vision_end|>"
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
-        tokenizer=tokenizer, video_processor=Qwen2VLVideoProcessor(min_pixels=28 * 28, max_pixels=56 * 56),
-        chat_template=_PARTS.format(image=around.format(names[2]), video=around.format(names[3])),
-    )  # fmt: skip
-    return from_parts("tiny-qwen", model, processor), model, processor
 
 
 TASK = Task(
@@ -167,6 +75,30 @@ def built_model(variant="agentps", seed=0, **kinds):
     return assemble(made, question_set(TASK, variant), tiny_embedded())
 
 
+WORDING = Wording("Post:", ("Is there a face?", "Is it a joke?"), "Is it harmful?")
+
+
+def answering(mllm, variant="agentps", padding="left", wording=WORDING, budget=96, **kinds):
+    """The model of a wording, its adapters as they begin, and its reader."""
+    reader = mllm.reader(wording, padding, budget)
+    torch.manual_seed(1)
+    adapted = adapt(mllm, reader.words.answer_id, rank=4, alpha=8, **kinds)
+    model = AnsweringModel(
+        adapted, width=mllm.width, answers=(2, 3, 2), variant=variant, answer_id=reader.words.answer_id,
+        hidden=16,
+    )  # fmt: skip
+    return model.eval(), reader
+
+
+def moved(model):
+    """Adapters begin as nothing; move them, so that everything trained counts."""
+    with torch.no_grad():
+        for name, one in model.named_parameters():
+            if one.requires_grad:
+                one.add_(torch.randn(one.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
+    return model
+
+
 RECIPE = """
 [model]
 base = "base"
@@ -192,9 +124,10 @@ device = "cpu"
 
 def training_folder(folder, *, posts=60, frames=0):
     """A folder with base/ (a saved LLaVA-OneVision), task.toml, posts.jsonl and recipe.toml."""
-    _, whole, processor = llava_onevision()
-    whole.save_pretrained(folder / "base")
-    processor.save_pretrained(folder / "base")
+    family = llava_onevision()
+    folder.mkdir(parents=True, exist_ok=True)
+    family.whole.save_pretrained(folder / "base")
+    family.processor.save_pretrained(folder / "base")
     dump_task(TASK, folder / "task.toml")
     drawn = drawn_posts(posts)
     if frames:
@@ -206,3 +139,25 @@ def training_folder(folder, *, posts=60, frames=0):
     base = str(folder / "base")
     (folder / "recipe.toml").write_text(RECIPE.format(frames=frames).replace('"base"', f'"{base}"'))
     return folder
+
+
+def questioned_run(home):
+    """Return home/run, a finished run of two rounds; its manifest answers a question about every post."""
+    from selftrain.data.drawn import draw_posts
+    from selftrain.runs import start
+
+    draw_posts(home / "data", 120)
+    task, manifest = home / "data" / "task.toml", home / "data" / "manifest.jsonl"
+    question = 'name = "loud"\nwording = "Is it loud?"\nanswers = ["yes", "no"]\n'
+    task.write_text(f"{task.read_text()}\n[[questions]]\n{question}")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows = [row | {"process": {"loud": "yes" if i % 2 else "no"}} for i, row in enumerate(rows)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = home / "small.toml"
+    recipe.write_text(
+        'seed = 1\n[data]\nmanifest = "data/manifest.jsonl"\ntask = "data/task.toml"\ntrain_share = 0.5\n'
+        "validation_share = 0.3\ntest_share = 0.2\nlabelled = 20\n"
+        "[classifier]\nepochs = 20\n[selection]\nk = 10\n[rounds]\nmax = 2\n"
+    )
+    list(start(recipe, home / "run").rounds())
+    return home / "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from PIL import Image
 
@@ -138,4 +139,29 @@ def made(
             folder.close_round(number, one)
     quarantined = {"kind": said["reason"], "line": 1, "id": said["id"], "reason": said["reason"]}
     lines(folder.path / "quarantine.jsonl", [quarantined] * 201)
+    return folder
+
+
+def posterior(said, positive, threshold=0.7):
+    """What classifier and agents say together, with so much of it for the positive class."""
+    return {
+        "probs": {said["negative"]: 1 - positive, said["positive"]: positive}, "threshold": threshold,
+        "log_odds": {"classifier": -0.5, said["agent"]: 1.5, "base rate": 0.25}, "weight": 0.625,
+    }  # fmt: skip
+
+
+def weigh(folder, said, by_round):
+    """Give the verdicts of a `made` run posteriors: round -> q of the positive class, then of revised ones.
+
+    The post of round n is "n"; the manifest says that all are of the negative class.
+    """
+    rows = [{"id": str(n), "text": said["text"], "label": said["negative"]} for n in by_round]
+    lines(Path(folder.recipe()["data"]["manifest"]), rows)
+    for number, values in by_round.items():
+        whole = [
+            verdict(said, post_id) | {"posterior": posterior(said, q), "consistent": max(q, 1 - q) >= 0.7}
+            for post_id, q in zip([str(number), *map(str, range(1, number))], values, strict=True)
+        ]
+        lines(folder.round_path(number) / "verdicts.jsonl", whole[:1])
+        lines(folder.round_path(number) / "revised.jsonl", whole[1:])
     return folder

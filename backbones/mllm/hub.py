@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from backbones.errors import PromptFitError, WeightsError
-from backbones.loading import quiet_loading
+from backbones.loading import first_line, quiet_loading
 from backbones.mllm.base import Mllm, Padding, linear_layers
 from backbones.mllm.prompts import Inputs, Prompt, Wording, Words, add_answer_token
 from backbones.torchvision_compat import ensure_torchvision
 
 Album = Literal["images", "video"]
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
+_LANGUAGE = ("language_model", "text_model")
 
 
 class HubReader:
@@ -36,6 +37,10 @@ class HubReader:
         max_tokens: Of words, text and the chat's marks, images aside.
         album: Whether several pictures are given as images or as frames of one video, which costs far fewer
             tokens a picture (LLaVA-OneVision: 196 instead of 730).
+
+    Raises:
+        PromptFitError: The words leave no room for a post, there is no chat template, or an album is to be a
+            video and the processor takes none.
     """
 
     def __init__(
@@ -48,7 +53,15 @@ class HubReader:
     ) -> None:
         self._processor, self._padding, self._album = processor, padding, album
         tokenizer = processor.tokenizer
-        marks = len(tokenizer(self._chat("", 0), add_special_tokens=False)["input_ids"])
+        if album == "video" and getattr(processor, "video_processor", None) is None:
+            raise PromptFitError(
+                f"{type(processor).__name__} takes no videos: of an album given as one, 0 pictures would come"
+                ' to the model. Set model.album = "images"'
+            )
+        bare = self._chat("", 0)
+        # chat templates that write the first token themselves would get a second one from the tokenizer
+        self._first_token = not (tokenizer.bos_token and bare.startswith(tokenizer.bos_token))
+        marks = len(tokenizer(bare, add_special_tokens=self._first_token)["input_ids"])
         self.words = Words(tokenizer, wording, max_tokens, marks)
         self._per_image: int | None = None
 
@@ -59,17 +72,31 @@ class HubReader:
 
     def read(self, prompts: Sequence[Prompt]) -> Inputs:
         texts = [self._chat(self.words.around(one.text), len(one.images)) for one in prompts]
-        pictures = [list(one.images) for one in prompts if one.images]
+        albums = [list(one.images) for one in prompts]
         media: dict[str, Any] = {}
-        if pictures and self._album == "images":
-            media = {"images": [image for album in pictures for image in album]}
-        elif pictures:
-            media = {"videos": [_frames(album) for album in pictures]}
-        batch = self._processor(
-            text=texts, **media, padding=True, padding_side=self._padding, return_tensors="pt"
-        )
+        if any(albums) and self._album == "images":
+            # one list a post, an empty one too: pictures in one flat list are taken for posts of one picture
+            media = {"images": albums}
+        elif any(albums):
+            videos = [_frames(album) for album in albums if album]
+            # the frames were chosen before; a processor that samples again would keep a few of them
+            media = {
+                "videos": videos,
+                "videos_kwargs": {"do_sample_frames": False, "video_metadata": [*map(_metadata, videos)]},
+            }
+        try:
+            batch = self._processor(
+                text=texts, **media, padding=True, padding_side=self._padding, return_tensors="pt",
+                add_special_tokens=self._first_token,
+            )  # fmt: skip
+        except (ValueError, ImportError) as error:
+            raise PromptFitError(
+                f"{type(self._processor).__name__} cannot read {len(texts)} posts with"
+                f" {sum(map(len, albums))} pictures: {error}"
+            ) from error
         inputs: Inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
         self.words.check(inputs)
+        self._check_pictures(albums, texts, inputs)
         self._note_images(prompts, inputs)
         return inputs
 
@@ -88,6 +115,33 @@ class HubReader:
             ) from error
         return str(text)
 
+    def _check_pictures(self, albums: Sequence[list[Any]], texts: Sequence[str], inputs: Inputs) -> None:
+        """Compare the pictures given with the places in the chats and with the pixels that came back.
+
+        Raises:
+            PromptFitError: Some have none: the model would answer as if they were not there.
+        """
+        video = self._album == "video"
+        token = getattr(self._processor, "video_token" if video else "image_token", None)
+        for album, text in zip(albums, texts, strict=True):
+            wanted = min(len(album), 1) if video else len(album)
+            if token is not None and text.count(token) != wanted:
+                raise PromptFitError(
+                    f"a post of {len(album)} pictures has {text.count(token)} places for them in the chat,"
+                    f" expected {wanted}: the model's chat template does not show what it is given"
+                )
+        processor = getattr(self._processor, "video_processor", None)
+        given, found = (
+            sum(map(len, albums)),
+            pictures_in(inputs, getattr(processor, "temporal_patch_size", 1)),
+        )
+        if found < given:
+            raise PromptFitError(
+                f"{given} pictures were given and {found} came back as pixels:"
+                f" {type(self._processor).__name__} leaves the others out. "
+                + ('Set model.album = "images"' if video else "Lower frames.count, or use another base model")
+            )
+
     def _note_images(self, prompts: Sequence[Prompt], inputs: Inputs) -> None:
         first = next((i for i, one in enumerate(prompts) if one.images), None)
         if self._per_image is None and first is not None:
@@ -101,7 +155,7 @@ def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album
     Args:
         name: For instance "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
         revision: Of the weights on the hub.
-        dtype: "auto" (as saved), "float32" or "bfloat16".
+        dtype: "auto" (as saved, see `from_parts`), "float32" or "bfloat16".
         album: See `HubReader`.
 
     Raises:
@@ -114,10 +168,11 @@ def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album
         with quiet_loading():
             processor = AutoProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
             whole = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        # an ImportError names the package that the model's processor wants, and how to install it
         raise WeightsError(
             f"{name} could not be loaded as an image-text-to-text model:"
-            f" {str(error).splitlines()[0].rstrip('.')}. Expected a folder or a name on the hub, for instance"
+            f" {first_line(error)}. Expected a folder or a name on the hub, for instance"
             " llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
         ) from error
     return from_parts(name, whole, processor, album=album)
@@ -131,14 +186,30 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
         whole: A ``...ForConditionalGeneration``.
         processor: Its processor.
         album: See `HubReader`.
+
+    Weights in float16 become bfloat16: float16 ends at 65,504, and what is computed in bfloat16 or learned
+    without a scaled loss does not stay below that.
+
+    Raises:
+        WeightsError: No part of it is known for a language model.
     """
 
     def write(_: nn.Module, folder: Path) -> None:
         with quiet_loading():
             whole.save_pretrained(folder)
 
-    add_answer_token(whole, processor.tokenizer)
+    for tensor in (*whole.parameters(), *whole.buffers()):
+        if tensor.dtype == torch.float16:
+            tensor.data = tensor.data.to(torch.bfloat16)
     module = whole.base_model
+    language = next((name for name in _LANGUAGE if hasattr(module, name)), None)
+    if language is None:
+        parts = ", ".join(name for name, _ in module.named_children())
+        raise WeightsError(
+            f"{name}, a {type(whole).__name__}, has the parts {parts}: expected one of"
+            f" {', '.join(_LANGUAGE)}, whose layers get the adapters"
+        )
+    add_answer_token(whole, processor.tokenizer)
     for parameter in whole.parameters():
         parameter.requires_grad_(False)
     tower = next((name for name in _TOWERS if hasattr(module, name)), None)
@@ -149,7 +220,7 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
         width=text.hidden_size,
         tokenizer=processor.tokenizer,
         reader=lambda wording, padding, budget: HubReader(processor, wording, padding, budget, album),
-        language_layers=linear_layers(module, "language_model"),
+        language_layers=linear_layers(module, language),
         vision_layers=linear_layers(module, tower) if tower else (),
         new_parts=(),
         fingerprint=_fingerprint(module),
@@ -162,6 +233,33 @@ def _frames(album: Sequence[Any]) -> Any:  # noqa: ANN401
     from torchvision.transforms.functional import pil_to_tensor
 
     return torch.stack([pil_to_tensor(image) for image in album])
+
+
+def _metadata(frames: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return what a video's processor is told of its frames: all of them, one a second."""
+    count = len(frames)
+    return {"total_num_frames": count, "fps": 1.0, "frames_indices": list(range(count)), "duration": count}
+
+
+def pictures_in(inputs: Inputs, patch: int = 1) -> int:
+    """Return how many pictures, or tiles of pictures, stand in what a processor gave.
+
+    Args:
+        inputs: Of any family: some say it by sizes, one a picture, some by the shape of the pixels alone.
+        patch: Frames that one step of a video's grid stands for.
+    """
+    for name in ("image_grid_thw", "image_sizes", "spatial_shapes"):
+        if name in inputs:
+            return len(inputs[name])
+    if "video_grid_thw" in inputs:
+        return int(inputs["video_grid_thw"][:, 0].sum()) * patch
+    pixels = inputs.get("pixel_values", inputs.get("pixel_values_videos"))
+    if pixels is None:
+        return 0
+    mask = inputs.get("pixel_attention_mask")
+    if mask is not None and mask.ndim == 4:  # [B, tiles, height, width], padded by empty tiles
+        return int(mask.flatten(2).any(2).sum())
+    return pixels.shape[0] * (pixels.shape[1] if pixels.ndim == 5 else 1)
 
 
 def _fingerprint(module: nn.Module) -> str:

@@ -51,5 +51,5 @@ def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max
             tokenizer = AutoTokenizer.from_pretrained(folder)
             return smollm2_efficientnet.SmolLM2Reader(tokenizer, wording, padding, max_tokens)
         return hub.HubReader(AutoProcessor.from_pretrained(folder), wording, padding, max_tokens)  # type: ignore[no-untyped-call]
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ImportError) as error:
         raise WeightsError(f"{folder} holds no tokenizer that can be read ({error})") from error

@@ -94,7 +94,7 @@ def throughput(base: Mllm, accelerator: Accelerator, *, posts: int, side: int) -
 def flops_a_post(built: Built, posts: Sequence[Example], accelerator: Accelerator) -> float:
     """Floating point operations of the products, forward and backward, by torch's counter."""
     built.model.train()
-    inputs = to_device(built.collator.inputs(posts), accelerator.device)
+    inputs = to_device(built.collator.read(posts).inputs, accelerator.device)
     wanted = [one.to(accelerator.device) for one in stack_targets(posts)]
     with FlopCounterMode(display=False) as counter:
         with accelerator.autocast():

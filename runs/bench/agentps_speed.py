@@ -128,7 +128,7 @@ def _trainer(built: Built, posts: list[Example], folder: Path) -> None:
             return (loss, None) if return_outputs else loss
 
     def collate(batch: list[Example]) -> dict[str, Any]:
-        return {"prompts": built.collator.inputs(batch), "targets": stack_targets(batch)}
+        return {"prompts": built.collator.read(batch).inputs, "targets": stack_targets(batch)}
 
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=16, num_train_epochs=1, learning_rate=1e-4,

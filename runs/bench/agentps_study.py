@@ -18,13 +18,14 @@ from selftrain.agentps.dataset import example
 from selftrain.agentps.evaluate import QuestionScores, headline, question_scores, score
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import build
-from selftrain.agentps.recipe import ModelSettings, TrainingSettings
+from selftrain.agentps.recipe import Divisor, ModelSettings, TrainingSettings
 from selftrain.agentps.train import train
 from selftrain.data.importers import hateful_memes as memes
+from selftrain.data.importers import hsol
 from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
-from selftrain.data.task import Task, TaskClass
+from selftrain.data.task import Question, Task, TaskClass
 from selftrain.models.metrics import curve, threshold_intervals, threshold_metrics
 from selftrain.models.train_loop import best_epoch
 
@@ -107,6 +108,63 @@ def harmeme(
         cpu=cpu,
         wide=True,
     )
+
+
+COMPOSED = Task(
+    name="composed",
+    classes=(
+        TaskClass("one", "exactly one of the two tweets is offensive"),
+        TaskClass("other", "both are, or neither is"),
+    ),
+    positive="one",
+    policy="Of two tweets exactly one is offensive.",
+    questions=(
+        Question("first", "Is the first tweet offensive?", ("yes", "no")),
+        Question("second", "Is the second tweet offensive?", ("yes", "no")),
+    ),
+)
+_LONGEST = 60  # characters of a tweet: pairs of long ones would say no more, and cost twice as much
+
+
+def composed(
+    variant: str,
+    n: int,
+    seed: int,
+    *,
+    divisor: Divisor = "posts",
+    answered: float = 1.0,
+    data: Path,
+    work: Path,
+    epochs: int,
+    cpu: bool,
+) -> dict[str, float]:
+    """Pairs of HSOL's tweets: "exactly one is offensive" is a function of the two process answers.
+
+    n pairs to train on, n // 3 to validate and n to test; no tweet is in two pairs. Args and returns as
+    `hateful_memes`; `answered` is the share of the training pairs with process answers, `divisor` as in
+    `TrainingSettings`.
+    """
+    generator = np.random.default_rng([seed, 3])
+    tweets: dict[str | None, list[str]] = {"offensive": [], "inoffensive": []}
+    for record in hsol.read(data / "hsol").records:
+        if isinstance(record, Record) and len(record.text) <= _LONGEST:
+            tweets[record.label].append(record.text)
+    drawn = {label: iter(generator.permutation(sorted(set(texts)))) for label, texts in tweets.items()}
+    posts = []
+    for i in range(n + n // 3 + n):
+        offensive = [bool(one) for one in ((i >> 1) & 1, i & 1)]  # the four kinds of pairs, one after another
+        texts = [str(next(drawn["offensive" if one else "inoffensive"])) for one in offensive]
+        told = i >= n or generator.random() < answered
+        answers = dict(zip(("first", "second"), ("yes" if one else "no" for one in offensive), strict=True))
+        label = "one" if offensive[0] != offensive[1] else "other"
+        text = f"First tweet: {texts[0]}\nSecond tweet: {texts[1]}"
+        posts.append(Post(f"pair-{i}", text, (), label, answers if told else {}))
+    made = ModelSettings(variant=variant, rank=RANK, alpha=ALPHA, seed=seed)
+    settings = TrainingSettings(epochs=epochs, learning_rate=RATE, metric="auc", divisor=divisor)
+    return _cell(
+        made, COMPOSED, posts[:n], posts[n : n + n // 3], posts[n + n // 3 :], settings=settings,
+        folder=work / f"composed-{variant}-{divisor}-{answered:g}-{n}-{seed}", cpu=cpu,
+    )  # fmt: skip
 
 
 def _harmeme_posts(manifest: Path) -> list[Post]:

@@ -138,38 +138,31 @@ def select_models(
             f" {len(posts)} labelled posts, buffer {buffer}: expected one or more of each, two posts, a"
             " buffer in [0, 1]"
         )
-    truth = [post.label for post in posts]
-    if None in truth:
-        raise BudgetError(f"{truth.count(None)} of {len(truth)} posts have no label: give labelled ones")
+    unlabelled = sum(post.label is None for post in posts)
+    if unlabelled:
+        raise BudgetError(f"{unlabelled} of {len(posts)} posts have no label: give labelled ones")
     # --- everybody annotates; of each model its better mode counts
     options = {"rationale_chars": rationale_chars, "seed": seed}
     annotators = [Annotator(prompts, reasoning=mode == "reasoning", **options) for mode in modes]
-    criticizers = [Criticizer(prompts, strategy, **options) for strategy in strategies]
-    tried = []
-    for model, runner in runners.items():
-        for annotator in annotators:
-            before = runner.usage()
-            found = annotator.annotate(runner, posts)
-            paid = runner.usage().minus(before).usage.total
-            tried.append((_annotator_score(model, annotator.name, found, truth, paid), found))
+    tried = [
+        _annotated(model, runner, annotator, posts)
+        for model, runner in runners.items()
+        for annotator in annotators
+    ]
     tried.sort(key=lambda one: -one[0].accuracy.value)
     best, annotations = tried[0]
     # --- the second best model criticizes the best one's labels
     critics = [score.model for score, _ in tried if score.model != best.model][:1] or [best.model]
     if self_criticism and best.model not in critics:
         critics.append(best.model)
-    wrong = np.array([a.label != label for a, label in zip(annotations, truth, strict=True)])
+    criticizers = [Criticizer(prompts, strategy, **options) for strategy in strategies]
     scores = list[CriticizerScore]()
     for model in critics:
-        runner, own = runners[model], list[CriticizerScore]()
-        for criticizer in criticizers:
-            before = runner.usage()
-            criticisms = criticizer.criticize(runner, posts, annotations)
-            paid = runner.usage().minus(before).usage.total
-            own.append(criticizer_score(model, criticizer.strategy.name, criticisms, wrong, paid, seed=seed))
+        own = [_criticized(model, runners[model], one, posts, annotations, seed=seed) for one in criticizers]
         scores += sorted(own, key=lambda one: -(one.auc.value if one.auc is not None else -1.0))
+    wrong = sum(a.label != post.label for a, post in zip(annotations, posts, strict=True))
     return ModelSelection(
-        best, scores[0], advise(int(wrong.sum()), len(wrong), buffer=buffer, pool=pool),
+        best, scores[0], advise(wrong, len(posts), buffer=buffer, pool=pool),
         tuple(score for score, _ in tried), tuple(scores), _warnings(best, scores[0], len(runners)),
     )  # fmt: skip
 
@@ -177,12 +170,32 @@ def select_models(
 # ---- how good they are, on posts of known label ----------------------------------------------------------
 
 
-def _annotator_score(
-    model: str, mode: str, annotations: Sequence[Annotation], truth: Sequence[str | None], tokens: int
-) -> AnnotatorScore:
-    right = sum(a.label == label for a, label in zip(annotations, truth, strict=True))
-    unlabelled = sum(a.label is None for a in annotations)
-    return AnnotatorScore(model, mode, wilson(right, len(truth)), len(truth), unlabelled, tokens)
+def _annotated(
+    model: str, runner: Runner, annotator: Annotator, posts: Sequence[LabelledPost]
+) -> tuple[AnnotatorScore, Sequence[Annotation]]:
+    before = runner.usage()
+    given = annotator.annotate(runner, posts)
+    paid = runner.usage().minus(before).usage.total
+    right = sum(a.label == post.label for a, post in zip(given, posts, strict=True))
+    unlabelled = sum(a.label is None for a in given)
+    score = AnnotatorScore(model, annotator.name, wilson(right, len(posts)), len(posts), unlabelled, paid)
+    return score, given
+
+
+def _criticized(
+    model: str,
+    runner: Runner,
+    criticizer: Criticizer,
+    posts: Sequence[LabelledPost],
+    annotations: Sequence[Annotation],
+    *,
+    seed: int,
+) -> CriticizerScore:
+    before = runner.usage()
+    given = criticizer.criticize(runner, posts, annotations)
+    paid = runner.usage().minus(before).usage.total
+    wrong = np.array([a.label != post.label for a, post in zip(annotations, posts, strict=True)])
+    return criticizer_score(model, criticizer.strategy.name, given, wrong, paid, seed=seed)
 
 
 def criticizer_score(

@@ -37,7 +37,7 @@ from selftrain.store import atomic
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
 VALIDATION, METRICS = "validation.jsonl", "metrics.json"
-FORMAT = 1
+FORMAT = 2
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
 HEADS = "answer_heads/model.safetensors"

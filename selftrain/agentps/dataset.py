@@ -27,6 +27,8 @@ from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.store.scores import FILE as SCORES
 
 FINAL = "final"
+PROVENANCE = "process_provenance"
+"""Field of a post: question -> a model's answer with its probability, as `selftrain annotate` writes it."""
 Target = Float32Array
 
 # ---- questions ------------------------------------------------------------------------------------------
@@ -126,10 +128,24 @@ def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example
         TaskError: A label or an answer that the task does not know.
     """
     pictures = post.images if post.video is None else (post.video,)
-    process = (make_target(one.answers, post.process.get(one.name)) for one in questions.process)
+    process = (
+        make_target(one.answers, post.process.get(one.name), _answer_prob(post, one))
+        for one in questions.process
+    )
     return Example(
         post.id, post.text, pictures, (*process, make_target(questions.final.answers, post.label, prob))
     )
+
+
+def _answer_prob(post: Post, question: Question) -> float:
+    """Return what an answer is worth as a target: a model's own probability, or 1 for a person's."""
+    given = post.extra.get(PROVENANCE)
+    entry = given.get(question.name) if isinstance(given, dict) else None
+    # an answer that differs from the model's was corrected by a person
+    if not isinstance(entry, dict) or entry.get("answer") != post.process.get(question.name):
+        return 1.0
+    prob = entry.get("probability")
+    return 1.0 if prob is None else max(float(prob), 1.0 / len(question.answers))
 
 
 def make_target(answers: Sequence[str], answer: str | None, prob: float = 1.0) -> Target:
@@ -221,8 +237,7 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
     own_task = folder.path / "task.toml"
     task = load_task(sources.task or (own_task if own_task.exists() else Path(files["task"])))
     grown = {str(row["id"]): row for row in read_jsonl(folder.path / "grown.jsonl")}
-    scores = read_jsonl(folder.round_path(folder.best_round()) / SCORES)
-    validated = {str(row["id"]): str(row["label"]) for row in scores if row["split"] == "validation"}
+    validated = _scored(folder, "validation")
     posts, quarantine = dict[str, Post](), list[Json]()
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
     for name in ("manifest", "validation", "pool"):  # never the test's
@@ -235,15 +250,53 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
         for one in (*grown, *validated)
         if one not in posts
     ]
-    pseudo = (i for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label")
+    # what the run knew of a post: its manifest may hold answers that the run hid with the label
+    known = {i: dict(row.get("process", {})) for i, row in grown.items()}
+    pseudo = {
+        i: row["provenance"] for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label"
+    }
     found = LabelledPosts(
         task,
-        [replace(posts[i], label=str(row["label"])) for i, row in grown.items() if i in posts],
-        dict.fromkeys(pseudo, sources.soft_target),
+        [
+            replace(posts[i], label=str(row["label"]), process=known[i])
+            for i, row in grown.items()
+            if i in posts
+        ],
+        {i: _label_prob(one, str(grown[i]["label"]), sources.soft_target) for i, one in pseudo.items()},
         [replace(posts[i], label=label) for i, label in validated.items() if i in posts],
         quarantine,
     )
-    return found if sources.reviews is None else _with_reviews(found, run, sources.reviews, posts)
+    if sources.reviews is None:
+        return found
+    hidden = {i: replace(post, process={}) for i, post in posts.items() if post.label is not None}
+    seen = {post.id: post for post in found.train}
+    return _with_reviews(found, run, sources.reviews, posts | hidden | seen)
+
+
+def _label_prob(provenance: Json, label: str, otherwise: float) -> float:
+    """Return the posterior's probability of a pseudo-label where the run has one."""
+    posterior = provenance.get("posterior")
+    return otherwise if posterior is None else float(posterior["probs"][label])
+
+
+def _scored(folder: RunFolder, split: str) -> dict[str, str]:
+    """Return post id -> label of what the run's best round was measured on."""
+    rows = read_jsonl(folder.round_path(folder.best_round()) / SCORES)
+    return {str(row["id"]): str(row["label"]) for row in rows if row["split"] == split}
+
+
+def run_test_posts(run: Path, task: Task, sources: SourceSettings) -> list[Post]:
+    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none.
+
+    Raises:
+        ManifestError, QuarantineError, RunStateError: What the run was made with cannot be read any more.
+    """
+    folder = RunFolder(run)
+    files, tested = folder.recipe()["data"], _scored(folder, "test")
+    sources = sources.model_copy(update={"columns": files.get("columns", {})})
+    named = [Path(files[name]) for name in ("manifest", "test") if files.get(name) is not None]
+    posts = {post.id: post for file in named for post in read_posts(file, task, sources)[0]}
+    return [replace(posts[i], label=label) for i, label in tested.items() if i in posts]
 
 
 def _of_manifest(sources: SourceSettings, seed: int) -> LabelledPosts:
@@ -317,15 +370,24 @@ def _reviewed(run: Path, batch: str) -> BatchOutcome:
 def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings) -> LabelledPosts:
     """Lay the process answers of another manifest over those at hand."""
     read, left_out = read_posts(manifest, found.task, sources)
-    answers = {post.id: post.process for post in read}
+    answers = {post.id: post for post in read}
 
     def filled(posts: list[Post]) -> list[Post]:
-        return [replace(post, process={**post.process, **answers.get(post.id, {})}) for post in posts]
+        pairs = ((post, answers.get(post.id)) for post in posts)
+        return [post if found is None else _answered(post, found) for post, found in pairs]
 
     quarantine = [*found.quarantine, *left_out]
     return found._replace(
         train=filled(found.train), validation=filled(found.validation), quarantine=quarantine
     )
+
+
+def _answered(post: Post, found: Post) -> Post:
+    """Return the post with another manifest's answers, and with what that says of the models' among them."""
+    extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
+    if PROVENANCE in found.extra:
+        extra[PROVENANCE] = found.extra[PROVENANCE]
+    return replace(post, process={**post.process, **found.process}, extra=extra)
 
 
 # ---- manifests ------------------------------------------------------------------------------------------

@@ -14,16 +14,14 @@ import torch
 
 from backbones.mllm.answering import AnsweringModel
 from backbones.mllm.base import to_device
-from backbones.mllm.prompts import Inputs
 from backbones.prefetch import prefetch, threads_for
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json
 from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of
-from selftrain.agentps.model import Collator, Unread
+from selftrain.agentps.model import CollatedPosts, Collator
 from selftrain.data.task import Question
 from selftrain.errors import DataError, TrainingError
 from selftrain.models.metrics import accuracy_and_f1, threshold_intervals, threshold_metrics
 
-_Readable = tuple[Inputs | None, list[int], list[Unread]]
 _SORTED_BATCHES = 16
 
 
@@ -75,13 +73,13 @@ def score(
     """
     model.eval()
 
-    def read(batch: _Batch) -> tuple[_Batch, _Readable]:
-        return batch, collator.readable(batch.posts)
+    def read(batch: _Batch) -> tuple[_Batch, CollatedPosts]:
+        return batch, collator.read(batch.posts)
 
     found: dict[int, ScoredPost] = {}
     batches = _batches(collator, iter(posts), batch_size)
-    for batch, readable in prefetch(read, batches, threads_for(torch.device(device).type)):
-        scored = _score_batch(model, batch.posts, readable, device, precise=precise)
+    for batch, collated in prefetch(read, batches, threads_for(torch.device(device).type)):
+        scored = _score_batch(model, batch.posts, collated, device, precise=precise)
         found |= zip(batch.places, scored, strict=True)
         if batch.last:
             yield from (found[place] for place in range(len(found)))
@@ -99,27 +97,28 @@ def _batches(collator: Collator, stream: Iterator[Example], size: int) -> Iterat
 def _score_batch(
     model: AnsweringModel,
     posts: Sequence[Example],
-    readable: _Readable,
+    collated: CollatedPosts,
     device: torch.device | str,
     *,
     precise: bool,
 ) -> list[ScoredPost]:
-    inputs, places, unread = readable
-    result = {one.place: ScoredPost(posts[one.place], (), one.reason) for one in unread}
-    if inputs is not None:
-        kind = torch.device(device).type
-        try:
-            with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=not precise):
-                logits = model(to_device(inputs, device))
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"no memory left for {len(posts)} posts of {inputs['input_ids'].shape[1]} tokens on the"
-                " device: lower the batch size"
-            ) from error
-        probs = [torch.softmax(one.float(), 1).cpu().numpy() for one in logits]
-        for row, place in enumerate(places):
-            result[place] = ScoredPost(posts[place], tuple(one[row] for one in probs))
-    return [result[place] for place in range(len(posts))]
+    inputs, unread = collated
+    kind = torch.device(device).type
+    try:
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=not precise):
+            logits = model(to_device(inputs, device))
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"no memory left for {len(posts)} posts of {inputs['input_ids'].shape[1]} tokens on the device:"
+            " lower the batch size (of a training: training.evaluation_batch)"
+        ) from error
+    probs = [torch.softmax(one.float(), 1).cpu().numpy() for one in logits]
+    return [
+        ScoredPost(post, (), unread[row])
+        if row in unread
+        else ScoredPost(post, tuple(one[row] for one in probs))
+        for row, post in enumerate(posts)
+    ]
 
 
 # ---- metrics --------------------------------------------------------------------------------------------
@@ -178,6 +177,19 @@ def question_scores(questions: QuestionSet, scored: Iterable[ScoredPost]) -> lis
     return result
 
 
+def check_both(questions: QuestionSet, found: int, posts: int) -> None:
+    """Refuse validation posts of one class alone: `found` of `posts` are of the positive one.
+
+    Raises:
+        DataError: All of them are, or none.
+    """
+    if found in (0, posts):
+        raise DataError(
+            f"of {posts} labelled posts {found} are {questions.final.answers[questions.positive]!r}: expected"
+            " some of it and some of another class; add labelled posts to validate on"
+        )
+
+
 def headline(questions: QuestionSet, scored: Iterable[ScoredPost]) -> Json:
     """Return metrics of the final question without intervals, and macro-F1 of each process question.
 
@@ -185,12 +197,7 @@ def headline(questions: QuestionSet, scored: Iterable[ScoredPost]) -> Json:
         DataError: The posts do not hold both the positive class and another one.
     """
     *process, final = question_scores(questions, scored)
-    if not final.found.any() or final.found.all():
-        raise DataError(
-            f"of {len(final.ids)} labelled posts {int(final.found.sum())} are"
-            f" {final.question.answers[final.looked_for]!r}: expected some of it and some of another class;"
-            " add labelled posts to validate on"
-        )
+    check_both(questions, int(final.found.sum()), len(final.ids))
     result: Json = {"posts": len(final.ids)} | threshold_metrics(final.found, final.scores)
     if len(final.question.answers) > 2:
         result |= final.all_answers()

@@ -22,11 +22,17 @@ from selftrain.data.task import Task
 from selftrain.errors import MediaError
 
 
-class Unread(NamedTuple):
-    """A post whose pictures cannot be read: its place in the sequence given, and why."""
+class CollatedPosts(NamedTuple):
+    """What the model is given, and the posts whose pictures cannot be read.
 
-    place: int
-    reason: str
+    Attributes:
+        inputs: Of all posts; one with a picture that cannot be read is there with its words alone, so that a
+            batch keeps its shape. Whoever uses the result leaves it out.
+        unread: Place in the sequence given -> why.
+    """
+
+    inputs: Inputs
+    unread: dict[int, str]
 
 
 class Collator:
@@ -43,34 +49,26 @@ class Collator:
         # a tokenizer pads as it was last told to, whoever told it
         self._reading = threading.Lock()
 
-    def inputs(self, examples: Sequence[Example]) -> Inputs:
-        """Return the model's inputs.
+    def read(self, examples: Sequence[Example]) -> CollatedPosts:
+        """Return the model's inputs, and which posts could not be read.
 
         Raises:
-            ImageError, MediaError: A picture that cannot be read.
             PromptFitError: See `Reader.read`.
         """
-        return self._read([self._prompt(one) for one in examples])
-
-    def readable(self, examples: Sequence[Example]) -> tuple[Inputs | None, list[int], list[Unread]]:
-        """Return the inputs of the posts that can be read, their places, and the other posts with reasons."""
-        prompts, places, unread = [], [], []
+        prompts, unread = [], dict[int, str]()
         for place, one in enumerate(examples):
             try:
                 prompts.append(self._prompt(one))
-                places.append(place)
             except (ImageError, MediaError) as error:
-                unread.append(Unread(place, str(error)))
-        return (self._read(prompts) if prompts else None), places, unread
+                unread[place] = str(error)
+                prompts.append(Prompt(one.text))
+        with self._reading:
+            return CollatedPosts(self.reader.read(prompts), unread)
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
         """Return the tokens of each post, to sort by."""
         with self._reading:
             return [self.reader.length(one.text, self._count(one)) for one in examples]
-
-    def _read(self, prompts: Sequence[Prompt]) -> Inputs:
-        with self._reading:
-            return self.reader.read(prompts)
 
     def _count(self, one: Example) -> int:
         if self.frames is None or not one.pictures:

@@ -80,7 +80,11 @@ def predict(
     built = loaded.built
     built.model.to(device)
     known = (example(_known(post, built.questions), built.questions) for post in posts)
-    yield from score(built.model, built.collator, known, batch_size=batch_size, device=device)
+    # a threshold set on the validation posts is one of their precision
+    precise = loaded.about["precision"] == "float32"
+    yield from score(
+        built.model, built.collator, known, batch_size=batch_size, device=device, precise=precise
+    )
 
 
 def _known(post: Post, asked: QuestionSet) -> Post:

@@ -22,6 +22,9 @@ METRICS = (
 )  # fmt: skip
 
 
+Divisor = Literal["posts", "expected", "answers"]
+
+
 class SourceSettings(Section):
     """Which posts. Paths are relative to the recipe; a run or manifest named at the prompt comes first."""
 
@@ -34,7 +37,7 @@ class SourceSettings(Section):
     # a batch of the run's ledger of reviews, for instance "divergent": its posts are learned from by the ACT
     # loss, which stays unbiased though people saw a sample of them
     reviews: str | None = None
-    # what an accepted pseudo-label is worth as a target; 1 takes it for a person's
+    # what an accepted pseudo-label without a posterior is worth as a target; 1 takes it for a person's
     soft_target: float = Field(0.8, gt=0.5, le=1)
     columns: dict[str, str] = Field(default_factory=dict)  # field -> column that holds it, as of a run
     max_bad_rows: int = Field(100, ge=0)
@@ -90,6 +93,11 @@ class TrainingSettings(Section):
     clip: float = Field(1.0, gt=0)  # the largest norm of a gradient
     # question -> weight in the loss, "final" among them; 1 for those not named
     weights: dict[str, float] = Field(default_factory=dict)
+    # what a question's loss is divided by: the posts of the step, so that every post weighs alike (published,
+    # where every post answers); the posts expected to answer it; or those that do
+    divisor: Divisor = "posts"
+    # keep the loss of reviewed posts (data.reviews) above 0; off, it is unbiased and has no lower bound
+    non_negative: bool = True
     metric: str = "macro_f1"  # of the validation posts; says which epoch is best
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"

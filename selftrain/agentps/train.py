@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tomli_w
@@ -25,17 +26,24 @@ from backbones.mllm.answering import AnsweringModel
 from backbones.mllm.base import to_device
 from backbones.mllm.prompts import Inputs
 from backbones.prefetch import prefetch, threads_for
-from losses.process import process_loss
+from losses.process import answer_sums, process_loss
 from selftrain._util.types import IntArray, Json
 from selftrain.agentps import checkpoint
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, AgentPSModel
-from selftrain.agentps.dataset import Example, LabelledPosts, load_posts
-from selftrain.agentps.evaluate import ScoredPost, full_report, headline, score
-from selftrain.agentps.model import Built, build, stack_targets
+from selftrain.agentps.dataset import (
+    Example,
+    LabelledPosts,
+    QuestionSet,
+    answer_of,
+    load_posts,
+    question_set,
+)
+from selftrain.agentps.evaluate import ScoredPost, check_both, full_report, headline, score
+from selftrain.agentps.model import Built, CollatedPosts, build, stack_targets
 from selftrain.agentps.predict import answers_row
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
 from selftrain.data.task import dump_task
-from selftrain.errors import DataError, ModelError, RunBusyError, TrainingError
+from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
 from selftrain.models.train_loop import (
     EpochResult,
     StepLoss,
@@ -46,10 +54,13 @@ from selftrain.models.train_loop import (
 )
 from selftrain.models.training_log import TrainingLog
 from selftrain.store import atomic
-from selftrain.store.run_dir import without_none
+from selftrain.store.run_dir import read_jsonl, without_none
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+QUARANTINE = "quarantine.jsonl"
 
 # posts of so many steps are sorted by length together: batches waste little, and an epoch stays well shuffled
 _SORTED_STEPS = 8
@@ -110,25 +121,28 @@ class _Stepper:
         built: Built,
         posts: Sequence[Example],
         order: Order,
-        optimizer: torch.optim.Optimizer,
         *,
         settings: TrainingSettings,
         seed: int,
         signed: bool,
         folder: Path,
+        max_unread: int,
         validate: Callable[[AnsweringModel], Json],
         accelerator: Accelerator,
     ) -> None:
         self.model, self._collator, self._questions = built.model, built.collator, built.questions
-        self._wrapped: Any = accelerator.prepare_model(built.model)
+        # prepared together: a wrapper that shards the parameters has to tell the optimizer of its shards
+        self._wrapped, self.optimizer = accelerator.prepare(built.model, _optimizer(built.model, settings))
         self._names = [one.name for one in built.questions.all]
         self._weights = settings.question_weights(self._names)
         self._posts, self._order, self._settings, self._seed = posts, order, settings, seed
         self._signed, self._folder, self._validate = signed, folder, validate
         self._accelerator = accelerator
-        self._parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        self._parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        self._shares = [float(one.sum(1).round().sum()) / len(posts) for one in stack_targets(posts)]
+        self._unread = Unread(folder / QUARANTINE, max_unread)
         self._number = 0
-        self._inputs: Iterator[Inputs] = iter(())
+        self._inputs: Iterator[CollatedPosts] = iter(())
 
     def batches(self, epoch: int, skip: int) -> Generator[IntArray, None, None]:
         """Yield steps. While a GPU computes, threads read the parts of the next ones."""
@@ -144,18 +158,26 @@ class _Stepper:
         accelerator = self._accelerator
         targets = stack_targets([self._posts[place] for place in batch])
         known = [float(one.sum(1).round().sum()) for one in targets]
+        divisors = self._divisors(len(batch), known)
         # dropout depends on the step alone, so that a training that was killed repeats it
         torch.manual_seed(hash((self._seed, self._number, accelerator.process_index)))
-        parts = self._parts(batch)
+        places, whole = self._parts(batch), None
+        parts: Iterable[_Part] = map(self._next_part, places)
+        if self._signed and self._settings.non_negative:
+            parts = list(parts)
+            whole = self._answer_sums(parts)
         total = torch.zeros(len(known) + 1, device=accelerator.device)
-        for i, places in enumerate(parts):
-            last = i == len(parts) - 1
+        for i, part in enumerate(parts):
+            last = i == len(places) - 1
             with nullcontext() if last else accelerator.no_sync(self._wrapped):
-                total += self._part(next(self._inputs), [self._posts[place] for place in places], known)
-        *means, loss = accelerator.reduce(total, reduction="sum").tolist()
+                total += self._backward(part, divisors, whole, last=last)
+        *sums, loss = accelerator.reduce(total, reduction="sum").tolist()
         norm = accelerator.clip_grad_norm_(self._parameters, self._settings.clip)
-        named = dict(zip(self._names, means, strict=True))
-        return StepLoss(loss, named, None if norm is None else float(norm))
+        # of each question the mean over the posts that answer it, whatever the loss divides by
+        means = (one / max(count, 1.0) for one, count in zip(sums, known, strict=True))
+        return StepLoss(
+            loss, dict(zip(self._names, means, strict=True)), None if norm is None else float(norm)
+        )
 
     def evaluate(self) -> Json:
         self.model.eval()
@@ -172,32 +194,107 @@ class _Stepper:
             f" {self._settings.learning_rate:g}), or look at these posts; what was saved before is kept"
         )
 
-    def _read(self, places: IntArray) -> Inputs:
-        return self._collator.inputs([self._posts[place] for place in places])
+    def _read(self, places: IntArray) -> CollatedPosts:
+        return self._collator.read([self._posts[place] for place in places])
 
     def _parts(self, step: IntArray) -> list[IntArray]:
         accelerator = self._accelerator
         return share_of_step(step, accelerator.process_index, accelerator.num_processes, self._settings.part)
 
-    def _part(self, read: Inputs, posts: list[Example], known: list[float]) -> Tensor:
-        """Add a part's gradients to those at hand; the loss of each question, and their weighted sum last."""
+    def _divisors(self, posts: int, known: list[float]) -> list[float]:
+        """Return [Q] what each question's cross-entropies of a step are divided by."""
+        match self._settings.divisor:
+            case "posts":
+                return [float(posts)] * len(known)
+            case "expected":
+                return [posts * share for share in self._shares]
+            case "answers":
+                return known
+
+    def _next_part(self, places: IntArray) -> _Part:
+        """Take the next part that was read; a post that could not be read is there, and counts nothing."""
+        inputs, unread = next(self._inputs)
+        posts = [self._posts[place] for place in places]
+        for row, reason in unread.items():
+            self._unread.add(posts[row].id, reason)
+            posts[row] = posts[row]._replace(targets=tuple(np.zeros_like(one) for one in posts[row].targets))
+        device = self._accelerator.device
+        return _Part(to_device(inputs, device), [one.to(device) for one in stack_targets(posts)])
+
+    def _answer_sums(self, parts: Sequence[_Part]) -> list[Tensor]:
+        """Return [Q] tensors [K] over the whole step, in all processes: what is clipped hangs on no part."""
+        sums = [torch.zeros(one.shape[1], device=one.device) for one in parts[0].targets]
+        for part in parts:
+            with torch.no_grad(), self._accelerator.autocast():
+                logits = self.model(part.inputs)
+            sums = [a + b for a, b in zip(sums, answer_sums(logits, part.targets), strict=True)]
+        return [self._accelerator.reduce(one, reduction="sum") for one in sums]
+
+    def _backward(
+        self, part: _Part, divisors: list[float], whole: list[Tensor] | None, *, last: bool
+    ) -> Tensor:
+        """Add a part's gradients to those at hand; the sum of each question, and their weighted sum last."""
         accelerator = self._accelerator
-        inputs = to_device(read, accelerator.device)
-        wanted = [one.to(accelerator.device) for one in stack_targets(posts)]
         try:
             with accelerator.autocast():
-                logits = self._wrapped(inputs)
-            output = process_loss(logits, wanted, self._weights, denominators=known, signed=self._signed)
+                logits = self._wrapped(part.inputs)
+            output = process_loss(
+                logits, part.targets, self._weights, denominators=divisors, signed=self._signed, whole=whole
+            )
+            loss = output.loss
+            if last and accelerator.distributed_type != "FSDP":
+                # a process whose posts have no picture has to give the vision tower's gradients too, of zero
+                loss = loss + sum((one.sum() for one in self._parameters), loss.new_zeros(())) * 0.0
             # gradients of several processes are averaged: each gives as much as makes their sum
-            accelerator.backward(output.loss * accelerator.num_processes)
+            accelerator.backward(loss * accelerator.num_processes)
         except torch.OutOfMemoryError as error:
-            length = inputs["input_ids"].shape[1]
+            posts, length = part.inputs["input_ids"].shape
             raise TrainingError(
-                f"step {self._number}: no memory left for {len(posts)} posts of {length} tokens on the device"
+                f"step {self._number}: no memory left for {posts} posts of {length} tokens on the device"
                 f" ({str(error).partition('. ')[0]}). Lower training.part (now {self._settings.part}), set"
                 " training.checkpointing, or lower frames.count or model.max_tokens"
             ) from error
-        return torch.cat([output.parts, output.loss.detach()[None]])
+        return torch.cat([output.sums, output.loss.detach()[None]])
+
+
+class _Part(NamedTuple):
+    """Posts computed at once, on their device."""
+
+    inputs: Inputs
+    targets: list[Tensor]  # Q of [B, K]
+
+
+class Unread:
+    """Posts whose pictures were found unreadable at their step: noted in a file as bad rows are, once each.
+
+    Args:
+        file: JSON lines; those of a training that was cut off are known.
+        limit: How many are tolerated.
+    """
+
+    def __init__(self, file: Path, limit: int) -> None:
+        self._file, self._limit = file, limit
+        rows = read_jsonl(file) if file.exists() else []
+        self._reasons = {str(row["id"]): str(row["reason"]) for row in rows if row["kind"] == "picture"}
+
+    def add(self, post_id: str, reason: str) -> None:
+        """Take in a post.
+
+        Raises:
+            QuarantineError: More than the limit; the list is in the message and in the file.
+        """
+        if post_id in self._reasons:
+            return
+        self._reasons[post_id] = reason
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"kind": "picture", "id": post_id, "reason": reason}) + "\n")
+        if len(self._reasons) > self._limit:
+            first = "\n".join(f"  {one}: {why}" for one, why in list(self._reasons.items())[:10])
+            raise QuarantineError(
+                f"{len(self._reasons)} posts have pictures that cannot be read; at most {self._limit} are"
+                f" tolerated:\n{first}\nPut the pictures right, or raise data.max_bad_rows or"
+                " data.max_bad_share; the same command goes on"
+            )
 
 
 def _optimizer(model: AnsweringModel, settings: TrainingSettings) -> torch.optim.Optimizer:
@@ -226,6 +323,7 @@ def train(
     validate: Callable[[AnsweringModel], Json],
     accelerator: Accelerator,
     signed: bool = False,
+    max_unread: int = 0,
     bar: bool = True,
 ) -> tuple[EpochResult, ...]:
     """Train a model; its best epoch's weights end up in `folder`/model.safetensors.
@@ -240,6 +338,7 @@ def train(
         validate: Metrics of the model on validation posts, the same in every process.
         accelerator: Of accelerate, with its precision and its processes.
         signed: Targets may leave [0, 1], as ACT's do.
+        max_unread: Posts whose pictures cannot be read, and that are left out for it.
         bar: Draw one.
 
     Returns:
@@ -248,6 +347,7 @@ def train(
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; nothing of the step is kept.
         TrainingError: No posts, or no memory left.
+        QuarantineError: More posts than `max_unread` cannot be read.
         ModelError: `folder` holds another training.
     """
     if not posts:
@@ -255,12 +355,14 @@ def train(
     model, main = built.model, accelerator.is_main_process
     order = Order(built.collator.lengths(posts), settings.batch_size, seed)
     steps = order.steps_per_epoch * settings.epochs
-    optimizer = _optimizer(model, settings)
+    if signed and not settings.non_negative:
+        logger.warning("training.non_negative is off: the loss of reviewed posts has no lower bound")
     stepper = _Stepper(
-        built, posts, order, optimizer,
-        settings=settings, seed=seed, signed=signed, folder=folder, validate=validate,
+        built, posts, order,
+        settings=settings, seed=seed, signed=signed, folder=folder, max_unread=max_unread, validate=validate,
         accelerator=accelerator,
     )  # fmt: skip
+    optimizer = stepper.optimizer
     state = checkpoint.load_training(model, optimizer, folder / PROGRESS, identity)
     accelerator.wait_for_everyone()
 
@@ -359,23 +461,29 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, bar: bool) -> AgentPSModel:
     found, settings, training = load_posts(recipe.data, recipe.seed), recipe.model_settings(), recipe.training
+    questions = question_set(found.task, settings.variant, policy=settings.policy)
+    posts, validation = found.examples(questions)
+    # all that can be known to be wrong is said before a base model is fetched and loaded
+    _check_examples(questions, training, posts, validation)
     built = build(settings, found.task)
-    posts, validation = found.examples(built.questions)
     identity = _identity(recipe, built, [*posts, *validation])
     if _finished(out, identity):
         return checkpoint.fill(out, built, found.task, settings)
     if accelerator.is_main_process:
-        _begin(out, recipe, found, built, posts)
+        _begin(out, recipe, found)
+    accelerator.wait_for_everyone()
     if training.checkpointing:
         built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
     def scored(model: AnsweringModel) -> list[ScoredPost]:
         return _score_shared(model, built, validation, accelerator, training.evaluation_batch)
 
+    _try_evaluation(built, validation, accelerator, training.evaluation_batch)
+    tolerated = min(recipe.data.max_bad_rows, int(recipe.data.max_bad_share * len(posts)))
     results = train(
         built, posts,
         settings=training, seed=recipe.seed, folder=out, identity=identity, accelerator=accelerator,
-        signed=bool(found.final_targets), bar=bar,
+        signed=bool(found.final_targets), max_unread=tolerated, bar=bar,
         validate=lambda model: headline(built.questions, scored(model)),
     )  # fmt: skip
 
@@ -388,7 +496,10 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
         measured = full_report(built.questions, final)
         epochs = [dict(one.metrics) for one in results]
         atomic.write_json(out / checkpoint.METRICS, {"epochs": epochs, "best": best, "questions": measured})
-        about = {"best_epoch": best, "metric": training.metric, "identity": identity, "finished": True}
+        about = {
+            "best_epoch": best, "metric": training.metric, "identity": identity, "finished": True,
+            "precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16",
+        }  # fmt: skip
         checkpoint.describe(
             out, settings, found.task, built.questions, base=built.base.fingerprint, more=about
         )
@@ -400,21 +511,52 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     return checkpoint.fill(out, built, found.task, settings)
 
 
-def _begin(
-    out: Path, recipe: AgentPSRecipe, found: LabelledPosts, built: Built, posts: Sequence[Example]
+def _check_examples(
+    questions: QuestionSet,
+    training: TrainingSettings,
+    posts: Sequence[Example],
+    validation: Sequence[Example],
 ) -> None:
-    """Write what the folder says before the first step."""
-    for q, question in enumerate(built.questions.process):
-        if posts and not any(one.targets[q].any() for one in posts):
+    """Refuse what would end a training after its base model was loaded, or after an epoch.
+
+    Raises:
+        DataError: A question that no post answers, or validation posts of one class.
+        RecipeError: A weight of a question that is not asked.
+    """
+    training.question_weights([one.name for one in questions.all])
+    for q, question in enumerate(questions.process):
+        if not any(one.targets[q].any() for one in posts):
             raise DataError(
                 f"no post answers the question {question.name!r}, so nothing can be learned about it: give"
                 " answers in the manifest's `process`, have a model give them (`selftrain annotate`) and name"
                 " that manifest as data.process, or take the question out of the task"
             )
+    labels = [answer_of(one.targets[-1]) for one in validation if one.targets[-1].any()]
+    check_both(questions, labels.count(questions.positive), len(labels))
+
+
+def _try_evaluation(
+    built: Built, validation: Sequence[Example], accelerator: Accelerator, batch_size: int
+) -> None:
+    """Score the longest validation posts once: a batch too large is known before an epoch, not after it.
+
+    Raises:
+        TrainingError: The device has no memory for it.
+    """
+    built.model.to(accelerator.device)
+    lengths = built.collator.lengths(validation)
+    longest = sorted(range(len(validation)), key=lambda place: -lengths[place])[:batch_size]
+    _score_shared(built.model, built, [validation[place] for place in longest], accelerator, batch_size)
+
+
+def _begin(out: Path, recipe: AgentPSRecipe, found: LabelledPosts) -> None:
+    """Write what the folder says before the first step."""
     atomic.write_text(out / "training.toml", tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
     dump_task(found.task, out / checkpoint.TASK)
-    if found.quarantine:
-        atomic.write_jsonl(out / "quarantine.jsonl", found.quarantine)
+    noted = read_jsonl(out / QUARANTINE) if (out / QUARANTINE).exists() else []
+    rows = [*found.quarantine, *(row for row in noted if row["kind"] == "picture")]
+    if rows:
+        atomic.write_jsonl(out / QUARANTINE, rows)
 
 
 def _finished(out: Path, identity: str) -> bool:

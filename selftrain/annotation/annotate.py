@@ -19,6 +19,7 @@ from selftrain.annotation.question_plan import (
 )
 from selftrain.data.manifest import ManifestReport, enforce, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
+from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, load_task
 from selftrain.errors import ManifestError
 from selftrain.store.atomic import write_json
@@ -88,16 +89,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
         StorageError: The disk refuses.
     """
     asking = [one for one in prepared.plan if one.asks]
-    came = questioner.ask([PostQuestions(one.post, one.asks) for one in asking])
-    given = {one.post.id: each for one, each in zip(asking, came, strict=True)}
-    questions = {question.name: question for question in prepared.questions}
-    posts = []
-    for one in prepared.plan:
-        answers: dict[str, ModelAnswer | str] = dict(one.unasked)
-        for each in given.get(one.post.id, ()):
-            answers[each.question] = read_given(each, questions.get(each.question), len(one.post.images))
-        posts.append(filled(one.post, answers))
-
+    posts = answer_questions(prepared.plan, prepared.questions, questioner)
     report = annotation_report(posts, prepared.task, prepared.questions, prepared.direct)
     usage, identity, out = questioner.runner.usage(), questioner.runner.reached().get(DEFAULT), prepared.out
     record = {
@@ -114,3 +106,24 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
     write_manifest(posts, out)
     write_json(report_file, record)
     return AnnotatedManifest(out, report_file, report, usage)
+
+
+def answer_questions(
+    plan: Sequence[PlannedPost], questions: Sequence[Question], questioner: Questioner
+) -> list[Post]:
+    """Ask everything that is planned; return the posts with what was answered.
+
+    Raises:
+        AgentError: As `Questioner.ask`.
+    """
+    asking = [one for one in plan if one.asks]
+    came = questioner.ask([PostQuestions(one.post, one.asks) for one in asking])
+    given = {one.post.id: each for one, each in zip(asking, came, strict=True)}
+    asked = {question.name: question for question in questions}
+    posts = []
+    for one in plan:
+        answers: dict[str, ModelAnswer | str] = dict(one.unasked)
+        for each in given.get(one.post.id, ()):
+            answers[each.question] = read_given(each, asked.get(each.question), len(one.post.images))
+        posts.append(filled(one.post, answers))
+    return posts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import argument, option, read_columns
+from selftrain.cli.options import argument, option, read_columns, several
 from selftrain.cli.printing import console, keep_left_out, plain, table, write_records
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
@@ -25,7 +25,11 @@ with deferred():
     from selftrain.agentps import predict as predicting
     from selftrain.agentps import recipe as recipes
     from selftrain.agentps import train as training
+    from selftrain.annotation import annotate as annotation
+    from selftrain.annotation import question_plan
+    from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
+    from selftrain.data.posts import Post
     from selftrain.report import model_page, model_records
 
 app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")
@@ -94,6 +98,64 @@ def train(
     _print_next(out)
 
 
+@app.command(
+    epilog="Example: selftrain agentps from-run runs/mine --server http://127.0.0.1:8000 --out models/mine"
+)
+def from_run(
+    run: options.RunPath,
+    *,
+    out: Annotated[Path, option("The model's folder.", metavar="DIR")],
+    servers: Annotated[
+        list[str],
+        several("Of an OpenAI-compatible server that answers the questions.", "--server", metavar="URL"),
+    ],
+    recipe: Annotated[Path | None, option("TOML; without one, the defaults.", metavar="FILE")] = None,
+    overrides: options.Overrides,
+    token_cap: options.TokenCap = None,
+) -> None:
+    """Have a model answer the questions about a run's posts, train on them, measure on the run's test posts.
+
+    Asked about are the posts that are learned from and those that validate, where the run knows no answer.
+    Interrupted, the same command goes on; no answer is paid for twice.
+    """
+    made = recipes.load_agentps_recipe(recipe, overrides, source=run)
+    found = dataset.load_posts(made.data, made.seed)
+    answers = out / "answers.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
+    _ask(found, question_plan.annotation_settings(None, servers, token_cap), answers)
+    data = made.data.model_copy(update={"process": answers})
+    trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
+    model_page.write_report(out, out / "report.html")
+    tested = dataset.run_test_posts(run, trained.task, made.data)
+    if tested:
+        _measure(trained, tested, out / "test", made.training.evaluation_batch, _check_device("auto"))
+    else:
+        print(f"{run} has no test posts: these are the metrics of the validation posts")
+    _print_metrics((out / "test" if tested else out) / checkpoint.METRICS)
+    _print_next(out / "test" if tested else out)
+
+
+def _ask(found: dataset.LabelledPosts, settings: question_plan.AnnotationSettings, out: Path) -> None:
+    """Write the answers about the posts that are learned from or validate, with their provenance."""
+    posts = [*found.train, *found.validation]
+    plan = [
+        one._replace(asks=tuple(ask for ask in one.asks if ask.name not in one.post.process))
+        for one in question_plan.plan_questions(
+            posts, found.task, found.task.questions, max_images=settings.vlm.max_images
+        )
+    ]
+    questioner = question_plan.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
+    try:
+        answered = annotation.answer_questions(plan, found.task.questions, questioner)
+        paid = questioner.runner.usage()
+    finally:
+        questioner.close()
+    # answers alone, by post id: the pictures stay where the run has them
+    bare = (replace(one, text=one.text or one.id, images=(), video=None, label=None) for one in answered)
+    writing.write_manifest(bare, out)
+    print(f"{paid.calls:,} questions asked, {paid.stored:,} answered before: {out}")
+
+
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")
 def predict(
     model: Trained,
@@ -148,25 +210,32 @@ def evaluate(
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
 ) -> None:
     """Measure every question, and draw a page."""
-    from tqdm import tqdm
-
     where = _check_device(device)
     loaded = checkpoint.load(model)
     found, quarantine = dataset.read_posts(
         manifest, loaded.task, recipes.SourceSettings(columns=read_columns(columns))
     )
-    posts = dataset.of_split(found, split)
-    stream = predicting.predict(loaded, posts, batch_size=batch, device=where)
+    _measure(loaded, dataset.of_split(found, split), out, batch, where)
+    keep_left_out(out / "quarantine.jsonl", quarantine)
+    _print_metrics(out / checkpoint.METRICS)
+    _print_next(out)
+
+
+def _measure(
+    loaded: checkpoint.AgentPSModel, posts: Sequence[Post], out: Path, batch: int, device: str
+) -> None:
+    """Write answers, metrics and the page of posts with labels."""
+    from tqdm import tqdm
+
+    stream = predicting.predict(loaded, posts, batch_size=batch, device=device)
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
     asked = loaded.built.questions
     questions = evaluation.full_report(asked, scored)
+    out.mkdir(parents=True, exist_ok=True)
     atomic.write_jsonl(out / checkpoint.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
     atomic.write_json(out / checkpoint.METRICS, {"model": loaded.fingerprint, "questions": questions})
     tasks.dump_task(loaded.task, out / checkpoint.TASK)
-    keep_left_out(out / "quarantine.jsonl", quarantine)
     model_page.write_report(out, out / "report.html")
-    _print_metrics(out / checkpoint.METRICS)
-    _print_next(out)
 
 
 def _print_next(out: Path) -> None:

@@ -94,10 +94,7 @@ def annotate(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit,
         columns=read_columns(columns),
     )  # fmt: skip
-    if problems := prepared.manifest.problems:  # to be known before anything is paid for
-        print(f"{prepared.manifest.set_aside:,} rows are set aside and will not be written:")
-        for line in manifests.describe(problems):
-            print(printable(line))
+    _print_problems(prepared)  # to be known before anything is paid for
     questioner = question_plan.build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
     )
@@ -105,10 +102,17 @@ def annotate(
         if estimate:
             cost = question_plan.estimate_cost(prepared.plan, questioner, settings.seed)
             print(*cost.lines(settings.vlm.token_cap), sep="\n")
-            return
-        _print_annotated(annotation.annotate(prepared, questioner))
+        else:
+            _print_annotated(annotation.annotate(prepared, questioner))
     finally:
         questioner.close()
+
+
+def _print_problems(prepared: annotation.PreparedAnnotation) -> None:
+    if problems := prepared.manifest.problems:
+        print(f"{prepared.manifest.set_aside:,} rows are set aside and will not be written:")
+        for line in manifests.describe(problems):
+            print(printable(line))
 
 
 def _print_annotated(done: annotation.AnnotatedManifest) -> None:

@@ -11,6 +11,7 @@ import typer
 from selftrain._util.deferred import deferred
 from selftrain.cli.options import AsJson, RunPath, argument, option
 from selftrain.cli.printing import console, echo, plain, print_hints, print_json, print_texts, quoted
+from selftrain.store import atomic
 
 if TYPE_CHECKING:
     from agents.judgment import Verdict
@@ -100,7 +101,7 @@ def compare(
     """Hold runs side by side: recipes, curves, final metrics."""
     comparison = comparing.compare([run_dir.RunFolder(path) for path in (first, *others)])
     if html is not None:
-        comparing.write_comparison(comparison, html)
+        atomic.write_text(html, comparing.render_comparison(comparison))
     if as_json:
         print_json(comparing.to_json(comparison))
         return
@@ -174,7 +175,7 @@ def _print_comparison(comparison: comparing.Comparison) -> None:
     elif not comparison.same_posts:
         shown.print(plain("not the same posts in the same splits: metrics differ by the draw, too", "bold"))
     best = "best models [95 % interval]; gain: on the first run, paired post by post"
-    curves = "validation macro-F1 by round; in brackets: rolled back"
+    curves = "validation macro-F1 and AUC by round; in brackets: rolled back"
     recipes = "what the recipes differ in" if comparison.recipe else "the same recipe"
     for what, found in (
         (best, tables.final_table(comparison)),

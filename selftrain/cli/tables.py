@@ -14,8 +14,14 @@ from selftrain.cli.printing import number, plain, table
 from selftrain.models.metrics import METRICS
 from selftrain.report.compare import Comparison
 from selftrain.report.post_history import Chapter, PostHistory
-from selftrain.report.status import RunStatus, Score, Summary, score
+from selftrain.report.status import RunStatus, Summary, score
 from selftrain.rounds import Cost, RoundResult
+
+SCORES = {
+    "validation": "validation macro-F1", "validation_auc": "validation AUC",
+    "test": "test macro-F1", "test_auc": "test AUC",
+}  # fmt: skip
+"""Field of a `Score` -> what it is."""
 
 # ---- a run ------------------------------------------------------------------------------------------
 
@@ -27,10 +33,10 @@ def summary_table(summary: Summary, stopped: str | None) -> Table:
     found = table(
         "", "labels alone", after, "change", title=title, title_style="bold red", title_justify="left"
     )
-    for name in Score._fields:
-        before, now = getattr(summary.labels_alone, name), getattr(summary.best, name)
+    for field, name in SCORES.items():
+        before, now = getattr(summary.labels_alone, field), getattr(summary.best, field)
         if before is not None and now is not None:
-            found.add_row(f"{name} macro-F1", number(before), number(now), f"{now - before:+.3f}")
+            found.add_row(name, number(before), number(now), f"{now - before:+.3f}")
     more = f"{summary.grown - summary.labelled:+,}"
     found.add_row("training labels", f"{summary.labelled:,}", f"{summary.grown:,}", more)
     found.add_section()
@@ -58,20 +64,25 @@ def rounds_table(rounds: Sequence[RoundResult]) -> Table:
     """Return one line a round; what it cost where its agents ask a server."""
     paid = any(one.cost and one.cost.calls for one in rounds)
     found = table(
-        "round", "candidates", "consistent", "divergent", "precision", "validation", "test", "s",
+        "round", "candidates", "consistent", "divergent", "right", "validation", "test", "s",
         *(("calls", "tokens") if paid else ()),
         left=0, caption_justify="left", caption_style="dim",
-        caption="precision: of the consistent posts, where truth is known. validation, test: macro-F1.",
+        caption="right: share of the consistent posts, if truth is known. validation, test: macro-F1, AUC.",
     )  # fmt: skip
     found.add_column("")
     for one in rounds:
         scores, cost = score(one), one.cost or Cost()
         found.add_row(
             str(one.number), *(str(counts.posts) if one.number else "-" for counts in one.sets),
-            number(one.pseudo_label_precision), number(scores.validation), number(scores.test),
+            number(one.pseudo_label_precision),
+            _scores(scores.validation, scores.validation_auc), _scores(scores.test, scores.test_auc),
             f"{one.seconds:.1f}", *((f"{cost.calls:,}", f"{cost.tokens:,}") if paid else ()), _outcome(one),
         )  # fmt: skip
     return found
+
+
+def _scores(macro_f1: float | None, auc: float | None) -> str:
+    return number(macro_f1) if auc is None else f"{number(macro_f1)} {number(auc)}"
 
 
 def _outcome(one: RoundResult) -> str:
@@ -90,13 +101,19 @@ def status_lines(state: RunStatus) -> list[tuple[str, str]]:
     ]
     if state.last is not None:
         scores = score(state.last)
-        test = "" if scores.test is None else f", test {number(scores.test)}"
+        told = ", ".join(
+            f"{name} {number(value)}"
+            for field, name in SCORES.items()
+            if (value := getattr(scores, field)) is not None
+        )
         lines += [
             ("best round", str(state.best_round)),
             ("last round", f"{state.last.number}, {_outcome(state.last)}"),
-            ("its macro-F1", f"validation {number(scores.validation)}{test}"),
+            ("its scores", told),
             ("grown dataset", f"{state.last.grown:,} posts"),
         ]
+    if state.posterior is not None:
+        lines.append(("posterior", str(state.posterior)))
     if state.stopped:
         following = f"nothing: {state.stopped}"
     elif state.waiting:
@@ -185,7 +202,7 @@ def final_table(comparison: Comparison) -> Table:
             found.add_row(f"{split} {name.replace('_f1', '-F1')}", *cells)
             if name == "macro_f1":
                 found.add_row("  gain", *(_interval(one, "+.3f") for one in comparison.gains[split]))
-        found.add_row(f"{split} AUC", *(number(run.splits[split].auc) for run in runs))
+                found.add_row(f"{split} AUC", *(number(run.splits[split].auc) for run in runs))
         found.add_section()
     sums = [run.summary for run in runs]
     if any(run.simulated for run in runs):
@@ -197,17 +214,24 @@ def final_table(comparison: Comparison) -> Table:
     found.add_row("agent calls", *(f"{run.cost.calls:,}" if run.cost else "-" for run in runs))
     found.add_row("tokens", *(f"{run.cost.tokens:,}" if run.cost else "-" for run in runs))
     found.add_row("seconds in rounds", *(f"{one.seconds:.0f}" for one in sums))
+    if any(run.posterior for run in runs):
+        told = [run.posterior for run in runs]
+        found.add_row("posterior, learned", *(f"{p.learned:,} of {p.posts:,}" if p else "-" for p in told))
+        found.add_row("posterior, weight", *(number(p.weight if p else None) for p in told))
+        ece = [p.calibration.ece if p and p.calibration else None for p in told]
+        found.add_row("posterior, calibration error", *map(number, ece))
     return found
 
 
 def curves_table(comparison: Comparison) -> Table:
-    """Return validation macro-F1, one line a round; what was rolled back stands in brackets."""
+    """Return validation macro-F1 and AUC, one line a round; what was rolled back stands in brackets."""
     found = _comparison_table(comparison)
     for place in range(max(len(run.rounds) for run in comparison.runs)):
         cells = [plain("")] * len(comparison.runs)
         for column, run in enumerate(comparison.runs):
             if place < len(run.rounds):
-                kept, value = run.rounds[place].kept, number(run.rounds[place].validation.macro_f1)
+                scores = score(run.rounds[place])
+                kept, value = run.rounds[place].kept, _scores(scores.validation, scores.validation_auc)
                 cells[column] = plain(f"{value} ") if kept else plain(f"({value})", "dim")
         found.add_row(f"round {place}", *cells)
     return found

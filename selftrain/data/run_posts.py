@@ -1,18 +1,56 @@
-"""The posts that a run speaks of, found again in its manifests: text, pictures, a label if there is one."""
+"""What a run is about, found again: its task in words; its posts with text, pictures, and a label if any."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.manifest import RowError, Rows
 from selftrain.data.tables import RawRow
-from selftrain.errors import ManifestError
+from selftrain.data.task import Task, load_task
+from selftrain.errors import ManifestError, TaskError
 from selftrain.store.run_dir import RunFolder
 
 MANIFESTS = ("manifest", "pool", "validation", "test")
+
+
+class TaskWords(NamedTuple):
+    """A task in words.
+
+    Attributes:
+        classes: In the order of the run.
+        policy: None when the task file is gone or has changed its classes; `meanings` is empty then.
+        meanings: Class name -> one line.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    policy: str | None
+    meanings: Mapping[str, str]
+
+    @classmethod
+    def of(cls, task: Task, classes: Sequence[str]) -> TaskWords:
+        """Return the words of a task that has these classes."""
+        return cls(task.name, tuple(classes), task.policy, {one.name: one.meaning for one in task.classes})
+
+
+def task_words(folder: RunFolder, classes: Sequence[str]) -> TaskWords:
+    """Read the task's text: from the run's own copy, else from the file that its recipe names.
+
+    Raises:
+        RunStateError: No run folder, or a damaged one.
+    """
+    # the original may have moved, or say something else by now
+    copied, original = folder.path / "task.toml", folder.recipe().get("data", {}).get("task", "")
+    try:
+        task = load_task(copied if copied.exists() else Path(original))
+    except TaskError:
+        task = None
+    if task is None or set(task.names) != set(classes):
+        return TaskWords(folder.environment().task, tuple(classes), None, {})
+    return TaskWords.of(task, classes)
 
 
 class FoundPost(NamedTuple):

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from losses.base import ClassLoss
-from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError
 from selftrain.models.finetune_network import Network
 from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import ADVICE
-from selftrain.models.metrics import macro_f1
+from selftrain.models.metrics import evaluate
 from selftrain.models.train_loop import StepLoss
 
 CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
@@ -78,7 +77,7 @@ class NetworkStepper:
         return StepLoss.of(output)
 
     def evaluate(self) -> dict[str, Any]:
-        """Return macro-F1.
+        """Return macro-F1 and, where both classes occur, AUC.
 
         Raises:
             NonFiniteLossError: A loss can be finite and its gradient not; then the weights are lost, and only
@@ -92,7 +91,8 @@ class NetworkStepper:
                 f" {len(self._now)} validation logits are not finite. Lower classifier.learning_rate"
             )
         labels = self._corpus.labels[self._corpus.validation]
-        return {"macro_f1": macro_f1(labels, decide(self._now))}
+        found = evaluate(labels, self._now)
+        return {"macro_f1": found.macro_f1, **({} if found.auc is None else {"auc": found.auc})}
 
     def keep_best(self) -> None:
         self.weights, self.raw = self.model.portable(), self._now

@@ -71,7 +71,8 @@ class TrainingLog:
         """Log the validation metrics after an epoch, counted from 1; `metric` is the one that counts."""
         if self._events is None:
             return
-        self._bar.write(f"epoch {number} | validation {metric} {metrics[metric]:.4f}")
+        told = [f"{name} {metrics[name]:.4f}" for name in dict.fromkeys((metric, "auc")) if name in metrics]
+        self._bar.write(f"epoch {number} | validation {', '.join(told)}")
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"validation/{name}", value, number - 1)

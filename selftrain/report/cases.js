@@ -1,6 +1,6 @@
 // The case table: a row a post, a column a question. Question 0 is the final one.
 (() => {
-  const { byId, data, make, button, isolated, figure, number, meter, label, pictureRow, postText } = shared;
+  const { byId, data, make, button, isolated, figure, number, meter, label, pictureRow, postText, probabilities } = shared;
   const root = byId("cases-browser");
   if (!root) return;
   const listing = data("listing"), asked = listing.questions;
@@ -34,12 +34,8 @@
   };
   const truthCell = (i) => cell("truth", "truth",
     known(0, i) ? label(truthOf(0, i), listing.truth[0][i]) : make("span", "faint", "not known"));
-  const answers = (probs, q) => { // of a question with more than two
-    const made = make("dl", "probs", ...probs.flatMap((prob, k) => [
-      make("dt", "", isolated(asked[q].answers[k])), make("dd", "figure", figure(prob), meter(prob))]));
-    made.setAttribute("aria-label", asked[q].name);
-    return make("div", "", isolated(asked[q].name, "probs-of"), made);
-  };
+  const answers = (probs, q) => make("div", "", isolated(asked[q].name, "probs-of"), // of a question with more than two
+    probabilities(asked[q].name, probs.map((prob, k) => [asked[q].answers[k], prob])));
   const content = (i, open) => {
     const [text, images, pictures, probs] = view.record(i);
     const made = make("div", open ? "content open" : "content", postText(text, "case-text", "no text was recorded"));

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Interval, Json
 from selftrain.models.metrics import METRICS, counts_of, difference, estimates
+from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.report.status import Summary, score, summarise
-from selftrain.rounds import Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
-from selftrain.store import atomic
+from selftrain.rounds import Cost, RoundResult, SplitMetrics, replay, total_cost
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import Scored, numbered, read_scores
 from selftrain.web import charts
@@ -22,46 +23,32 @@ MACRO_F1 = "macro_f1"
 
 
 class Side(NamedTuple):
-    """One run, under a name that no other has.
-
-    Attributes:
-        posts: Digest of who is in which split with which label.
-        simulated: Whether its agents' answers were drawn from the labels.
-        rounds: All finished ones; `summary` has their figures in short.
-        splits, estimates: Split -> metrics of the best model; each with its 95 % interval.
-        scores: Split -> scores of the best model; empty when its round kept none.
-        cost: Of all rounds; None where nobody was called.
-    """
+    """One run, under a name that no other has."""
 
     name: str
     task: str
-    posts: str
-    simulated: bool
-    rounds: Sequence[RoundResult]
+    posts: str  # digest of who is in which split with which label
+    simulated: bool  # whether its agents' answers were drawn from the labels
+    rounds: Sequence[RoundResult]  # all finished ones; `summary` has their figures in short
     summary: Summary
-    splits: Mapping[str, SplitMetrics]
+    splits: Mapping[str, SplitMetrics]  # split -> metrics of the best model; each with its 95 % interval
     estimates: Mapping[str, Mapping[str, Interval]]
-    scores: Mapping[str, Scored]
-    cost: Cost | None
+    scores: Mapping[str, Scored]  # split -> scores of the best model; empty when its round kept none
+    cost: Cost | None  # of all rounds; None where nobody was called
+    posterior: PosteriorFigures | None  # what it came to; None where the run decides by another rule
 
 
 class Comparison(NamedTuple):
-    """All runs.
+    """All runs."""
 
-    Attributes:
-        runs: In the order given.
-        recipe: (section.key, value in each run), of the keys that are not the same in all.
-        splits: Those that every run was measured on.
-        gains: Split -> macro-F1 of each run minus the first's, paired; None for the first, and where the
-            posts or the scores to compare by are missing.
-        same_task, same_posts: Whether figures may be compared at all, and post by post.
-    """
-
-    runs: Sequence[Side]
+    runs: Sequence[Side]  # in the order given
+    # (section.key, value in each run), of the keys that are not the same in all
     recipe: Sequence[tuple[str, Sequence[object]]]
-    splits: Sequence[str]
+    splits: Sequence[str]  # those that every run was measured on
+    # split -> macro-F1 of each run minus the first's, paired; None for the first, and where the posts or the
+    # scores to compare by are missing
     gains: Mapping[str, Sequence[Interval | None]]
-    same_task: bool
+    same_task: bool  # whether figures may be compared at all, and post by post
     same_posts: bool
 
 
@@ -89,7 +76,7 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
 def _side(folder: RunFolder, name: str) -> Side:
     folder.recipe()
     best = folder.best_round()  # says what to do when no round is finished
-    environment, rounds = folder.environment(), finished_rounds(folder)
+    environment, (state, rounds) = folder.environment(), replay(folder)
     measured = {"validation": rounds[best].validation, "test": rounds[best].test}
     splits = {split: one for split, one in measured.items() if one is not None}
     cost = total_cost(rounds)
@@ -104,6 +91,7 @@ def _side(folder: RunFolder, name: str) -> Side:
         estimates={split: estimates(counts_of(one)) for split, one in splits.items()},
         scores=read_scores(folder.round_path(best), numbered(folder.class_names())) or {},
         cost=cost if cost.calls else None,
+        posterior=gather_posterior(state, rounds, JudgedPosts(folder, range(len(rounds)))),
     )
 
 
@@ -134,6 +122,7 @@ def to_json(comparison: Comparison) -> Json:
                 ],
                 "summary": run.summary.to_json(),
                 "cost": {"calls": run.cost.calls, "tokens": run.cost.tokens} if run.cost else None,
+                "posterior": run.posterior.to_json() if run.posterior else None,
                 "final": {
                     split: {name: value._asdict() for name, value in run.estimates[split].items()}
                     | {"auc": one.auc, "brier": one.brier}
@@ -152,18 +141,11 @@ def to_json(comparison: Comparison) -> Json:
 # ---- the page ---------------------------------------------------------------------------------------
 
 
-def write_comparison(comparison: Comparison, out: Path) -> None:
-    """Write the page of a comparison to `out`.
-
-    Raises:
-        StorageError: The disk is full or refuses; an older file is as it was.
-    """
-    atomic.write_text(out, render_comparison(comparison))
-
-
 def render_comparison(comparison: Comparison) -> str:
     """Return the page as HTML; it needs no script."""
-    points = [[charts.RoundPoint(r.number, r.kept, *score(r)) for r in run.rounds] for run in comparison.runs]
+    points = [
+        [charts.RoundPoint(r.number, r.kept, *score(r)[:2]) for r in run.rounds] for run in comparison.runs
+    ]
     values = comparison._asdict() | {
         "curve": charts.runs_curve(points),
         "intervals": {

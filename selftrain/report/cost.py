@@ -34,32 +34,20 @@ class Range(NamedTuple):
 
 
 class RunCost(NamedTuple):
-    """The cost of a whole run.
+    """The cost of a whole run."""
 
-    Attributes:
-        labelled: Labelled posts, judged once.
-        candidates: Most candidates over all rounds.
-        posts: Most different posts among them.
-        calls: Answers asked of the model.
-        prompt, image, completion: Tokens; `image` is part of `prompt`.
-        seconds: At the speed of the probe; None when the probe found all its answers in the store.
-        probe_calls, probe_seconds: What the probe took.
-        agents: How many there are.
-        alone: Calls that the first of them would take without the others.
-    """
-
-    labelled: int
-    candidates: int
-    posts: int
-    calls: Range
-    prompt: Range
+    labelled: int  # labelled posts, judged once
+    candidates: int  # most candidates over all rounds
+    posts: int  # most different posts among them
+    calls: Range  # answers asked of the model
+    prompt: Range  # tokens; `image` is part of `prompt`
     image: Range
     completion: Range
-    seconds: Range | None
-    probe_calls: int
+    seconds: Range | None  # at the speed of the probe; None when the probe found all its answers in the store
+    probe_calls: int  # what the probe took
     probe_seconds: float
-    agents: int
-    alone: int
+    agents: int  # how many there are
+    alone: int  # calls that the first of them would take without the others
 
     def lines(self, cap: int | None = None) -> Iterator[str]:
         """Yield the estimate for people to read; `cap` is the most tokens that the run may take."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.manifest import NOTE
-from selftrain.store.run_dir import read_jsonl
+from selftrain.store.run_dir import read_typed
 
 QUARANTINED = 200
 """Rows that a page shows."""
@@ -50,7 +50,7 @@ def read_quarantine(file: Path) -> Quarantine:
     Raises:
         RunStateError: A line is not JSON.
     """
-    rows = [LeftOutRow.from_json(one) for one in read_jsonl(file)] if file.exists() else []
+    rows = list(read_typed(file, LeftOutRow.from_json))
     kinds = Counter(row.kind for row in rows)
     notes = kinds.pop(NOTE, 0)
     return Quarantine(rows[:QUARANTINED], kinds.total(), dict(kinds.most_common()), notes)

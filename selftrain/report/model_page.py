@@ -16,6 +16,7 @@ import numpy as np
 from selftrain._util.types import BoolArray
 from selftrain.agentps.checkpoint import ABOUT, METRICS, TASK, VALIDATION
 from selftrain.agentps.dataset import FINAL, question_set
+from selftrain.data.run_posts import TaskWords
 from selftrain.data.task import Task, load_task
 from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
 from selftrain.models.training_log import LOSSES
@@ -58,45 +59,29 @@ class QuestionPart(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A training.
+    """A training."""
 
-    Attributes:
-        epochs: (mean of its steps' losses, None where they are not known; metrics on validation) of each.
-        kept: Number of the epoch whose weights are the model's, counted from 1.
-        metric: What said so.
-        steps: The losses, each the mean of `together` steps; none without losses.jsonl.
-        together: Steps of a mean.
-    """
-
+    # (mean of its steps' losses, None where they are not known; metrics on validation) of each
     epochs: Sequence[tuple[float | None, Mapping[str, float]]]
-    kept: int
-    metric: str
-    steps: Sequence[LossStep]
-    together: int
+    kept: int  # number of the epoch whose weights are the model's, counted from 1
+    metric: str  # what said so
+    steps: Sequence[LossStep]  # the losses, each the mean of `together` steps; none without losses.jsonl
+    together: int  # steps of a mean
 
 
 class ModelPage(NamedTuple):
-    """All that the template draws.
+    """All that the template draws."""
 
-    Attributes:
-        name: The folder's.
-        model: The first characters of the fingerprint of the model that was measured, where it is known.
-        about: Of a trained model what it is.
-        questions: The final one first.
-        training: None for a folder that only measures.
-        cases: The posts that were measured on; `truth_known`: whether the class of any is known.
-        unread: Posts that could not be read.
-    """
-
-    name: str
+    name: str  # the folder's
+    # the first characters of the fingerprint of the model that was measured, where it is known
     model: str | None
-    about: AboutModel
+    about: AboutModel  # of a trained model what it is
     task: Task
-    questions: Sequence[QuestionPart]
-    training: Training | None
-    cases: TableData
+    questions: Sequence[QuestionPart]  # the final one first
+    training: Training | None  # none for a folder that only measures
+    cases: TableData  # the posts that were measured on; `truth_known`: whether the class of any is known
     truth_known: bool
-    unread: Quarantine
+    unread: Quarantine  # posts that could not be read
 
 
 def write_report(folder: Path, out: Path) -> None:
@@ -204,6 +189,7 @@ def render(page: ModelPage) -> str:
     """Return the page as HTML."""
     training = page.training
     values = page._asdict() | {
+        "words": TaskWords.of(page.task, page.task.names),
         "curves": [(one, precision_at(one.curve, RECALLS)) for one in page.questions if one.curve],
         "curve_panels": [
             _curve_panel(n, one, one.curve) for n, one in enumerate(page.questions) if one.curve

@@ -45,21 +45,14 @@ class _Record(BaseModel):
 
 
 class QuestionMetrics(_Record):
-    """What was measured of one question.
+    """What was measured of one question."""
 
-    Attributes:
-        posts: How many answer it.
-        looked_for: The answer that recall and precision are about.
-        answers: Answer -> how many posts have it, in the order of the model's probabilities.
-        metrics: Metric -> value and interval; None where `note` says why.
-        all_answers: Macro-F1 and accuracy over all answers, of a question with more than two.
-    """
-
-    posts: int
-    looked_for: str
-    answers: dict[str, int]
-    metrics: dict[str, Interval] | None = None
+    posts: int  # how many answer it
+    looked_for: str  # the answer that recall and precision are about
+    answers: dict[str, int]  # answer -> how many posts have it, in the order of the model's probabilities
+    metrics: dict[str, Interval] | None = None  # metric -> value and interval; None where `note` says why
     note: str = ""
+    # macro-F1 and accuracy over all answers, of a question with more than two
     all_answers: dict[str, float] | None = None
 
     @property
@@ -85,23 +78,15 @@ class AboutModel(_Record):
 
 
 class Case(_Record):
-    """A line of validation.jsonl.
-
-    Attributes:
-        reason: Why the post could not be read; None for one that was measured on.
-        text: None where the folder is older than the texts in it.
-        pictures, picture_count: The first paths, and how many there are in all.
-        truth: Question -> its answer; None where nobody answered.
-        probabilities, process: Answer -> probability, of the final and of each process question.
-    """
+    """A line of validation.jsonl."""
 
     id: str
-    reason: str | None = None
-    text: str | None = None
-    pictures: tuple[Path, ...] = ()
+    reason: str | None = None  # why the post could not be read; None for one that was measured on
+    text: str | None = None  # none where the folder is older than the texts in it
+    pictures: tuple[Path, ...] = ()  # the first paths, and how many there are in all
     picture_count: int | None = None
-    truth: dict[str, str | None]
-    probabilities: dict[str, float] = {}
+    truth: dict[str, str | None]  # question -> its answer; None where nobody answered
+    probabilities: dict[str, float] = {}  # answer -> probability, of the final and of each process question
     process: dict[str, dict[str, float]] = {}
 
     def probs(self, question: str) -> dict[str, float]:

@@ -23,18 +23,12 @@ class Chapter(NamedTuple):
 
 
 class PostHistory(NamedTuple):
-    """What became of one post.
-
-    Attributes:
-        text: None when the run's manifests are not there any more, or changed.
-        images: Paths relative to the manifest.
-        chapters: One a round, oldest first; at least one.
-    """
+    """What became of one post."""
 
     post_id: str
-    text: str | None
-    images: tuple[str, ...]
-    chapters: tuple[Chapter, ...]
+    text: str | None  # none when the run's manifests are not there any more, or changed
+    images: tuple[str, ...]  # paths relative to the manifest
+    chapters: tuple[Chapter, ...]  # one a round, oldest first; at least one
 
     def to_json(self) -> Iterator[Json]:
         """Yield one record a chapter."""

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 from agents.trust import Trust
 from selftrain._util.types import Interval, Json
-from selftrain.data.task import load_task
-from selftrain.errors import RunStateError, TaskError
+from selftrain.data.run_posts import TaskWords, task_words
+from selftrain.errors import RunStateError
 from selftrain.models.metrics import counts_of, estimates, histogram, precision_recall, reliability
+from selftrain.report.judged_posts import JudgedPosts
 from selftrain.report.left_out import Quarantine, read_quarantine
-from selftrain.report.status import Summary, is_held, missing_reviews, score, summarise, why_stopped
+from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
+from selftrain.report.status import RunStatus, Summary, score, status_after, summarise
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
 from selftrain.review.estimates import ReviewedBatch, percent, reviewed_batches
-from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, finished_rounds, total_cost
+from selftrain.rounds import AgentCounts, Cost, RoundResult, SplitMetrics, replay, total_cost
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.store.scores import PrecisionRecall, ReliabilityDiagram, numbered, read_scores
@@ -42,75 +44,43 @@ COST_NAMES = {
 }  # fmt: skip
 
 
-class TaskText(NamedTuple):
-    """The task in words, positive class first; `policy` is None, `meanings` empty when its file is gone."""
-
-    name: str
-    classes: Sequence[str]
-    policy: str | None
-    meanings: Mapping[str, str]
-
-    @property
-    def positive(self) -> str:
-        """What the figures of one class are of, in words: of two the positive one."""
-        return self.classes[0] if len(self.classes) == 2 else "each class"
-
-
 class FinalSplit(NamedTuple):
-    """The best model on one split: "validation" or "test".
-
-    Attributes:
-        estimates: Metric -> value and 95 % interval.
-        precision_recall, reliability: None without scores.
-        histogram: Posts by a class's predicted probability, in `HISTOGRAM` equal bins: its own, and the
-            others; None without scores.
-    """
+    """The best model on one split: "validation" or "test"."""
 
     name: str
     metrics: SplitMetrics
-    estimates: Mapping[str, Interval]
-    precision_recall: PrecisionRecall | None
+    # posts by true class (rows) and the model's (columns), in the order of the task's classes
+    confusion: Sequence[Sequence[int]]
+    estimates: Mapping[str, Interval]  # metric -> value and 95 % interval
+    precision_recall: PrecisionRecall | None  # none without scores
     reliability: ReliabilityDiagram | None
+    # posts by a class's predicted probability, in `HISTOGRAM` equal bins: its own, and the others;
+    # None without scores
     histogram: tuple[Sequence[int], Sequence[int]] | None
 
 
 class RunPage(NamedTuple):
-    """All that the page shows.
+    """All that the page shows."""
 
-    Attributes:
-        name: The folder's.
-        state: One sentence: what comes next, or why nothing does.
-        finished: Whether nothing comes next.
-        last_written: When the last round was finished, in UTC; None without one.
-        environment: environment.json.
-        summary: None before round 0 is finished, as `final` is empty then.
-        truth_known: Whether some round knows the truth of its candidates.
-        trust: The agents on posts of known label; empty without trust.json.
-        behaviour: What each did on the candidates of all rounds.
-        cost: Of all rounds; None for agents that call nobody.
-        recipe: Section -> its keys; what stands outside of any comes first, under "".
-        verdicts: None when no round has verified a post.
-        reviews: What people's reviews say of the labels; empty without any.
-    """
-
-    name: str
+    name: str  # the folder's
     simulated: bool
-    state: str
-    finished: bool
-    last_written: str | None
-    task: TaskText
-    environment: Mapping[str, Any]
-    summary: Summary | None
+    state: str  # one sentence: what comes next, or why nothing does
+    finished: bool  # whether nothing comes next
+    last_written: str | None  # when the last round was finished, in UTC; None without one
+    task: TaskWords
+    environment: Mapping[str, Any]  # environment.json
+    summary: Summary | None  # none before round 0 is finished, as `final` is empty then
     rounds: Sequence[RoundResult]
-    truth_known: bool
-    trust: Trust
-    behaviour: Mapping[str, AgentCounts]
-    cost: Cost | None
+    truth_known: bool  # whether some round knows the truth of its candidates
+    trust: Trust  # the agents on posts of known label; empty without trust.json
+    behaviour: Mapping[str, AgentCounts]  # what each did on the candidates of all rounds
+    cost: Cost | None  # of all rounds; None for agents that call nobody
     final: Sequence[FinalSplit]
     quarantine: Quarantine
-    recipe: Mapping[str, Json]
-    verdicts: Browser | None
-    reviews: Sequence[ReviewedBatch]
+    recipe: Mapping[str, Json]  # section -> its keys; what stands outside of any comes first, under ""
+    posterior: PosteriorFigures | None  # what it came to; None where the run decides by another rule
+    verdicts: Browser | None  # none when no round has verified a post
+    reviews: Sequence[ReviewedBatch]  # what people's reviews say of the labels; empty without any
 
 
 # ---- reading ------------------------------------------------------------------------------------------
@@ -127,17 +97,22 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
         RunStateError: No run folder, or a damaged one.
     """
     recipe, environment = folder.recipe(), folder.environment()
-    rounds = finished_rounds(folder)
+    state, rounds = replay(folder)
     summary = summarise(rounds) if rounds else None
-    task = _task(folder, recipe)
-    state, done = _state(folder, len(rounds))
+    status = status_after(folder, state, rounds)
+    task = task_words(folder, folder.class_names())
+    outcomes = {row.number: row.outcome for row in rounds}
+    if rounds and (folder.round_path(len(rounds)) / "verdicts.jsonl").exists():
+        outcomes[len(rounds)] = UNFINISHED  # written whole before the round's training: worth reading already
+    judged = JudgedPosts(folder, outcomes)
+    verdicts = gather_verdicts(judged, outcomes, task.classes, budget=picture_budget)
     cost = total_cost(rounds)
     outside = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
     return RunPage(
         name=folder.path.resolve().name,
         simulated=environment.simulated or (summary is not None and summary.simulated),
-        state=state,
-        finished=done,
+        state=_state(status),
+        finished=status.stopped is not None,
         last_written=_last_written(folder, len(rounds)),
         task=task,
         environment=environment.record,
@@ -147,23 +122,24 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
         trust=_read_trust(folder),
         behaviour=_behaviour(rounds),
         cost=cost if cost.calls or cost.stored or cost.failed else None,
-        final=[] if summary is None else list(_final(folder, rounds[summary.best_round], task)),
+        final=[] if summary is None else list(_final(folder, rounds[summary.best_round], task.classes)),
         quarantine=read_quarantine(folder.path / "quarantine.jsonl"),
         recipe={"": outside} | {key: value for key, value in recipe.items() if isinstance(value, dict)},
-        verdicts=_verdicts(folder, rounds, task, picture_budget),
+        posterior=gather_posterior(state, rounds, judged),
+        verdicts=verdicts if verdicts.table.shown else None,
         reviews=reviewed_batches(folder),
     )
 
 
-def _state(folder: RunFolder, finished: int) -> tuple[str, bool]:
-    if finished:
-        if (stopped := why_stopped(folder)) is not None:
-            return f"Finished: {stopped}.", True
-        if (missing := missing_reviews(folder)) is not None:
-            return f"Waiting for people: {missing}.", False
-    if is_held(folder):
-        return f"Under way: round {finished} was being worked on when this page was drawn.", False
-    return f"Stopped before round {finished} was finished: the command that began the run goes on.", False
+def _state(status: RunStatus) -> str:
+    following = status.finished
+    if status.stopped is not None:
+        return f"Finished: {status.stopped}."
+    if status.waiting is not None:
+        return f"Waiting for people: {status.waiting}."
+    if status.held:
+        return f"Under way: round {following} was being worked on when this page was drawn."
+    return f"Stopped before round {following} was finished: the command that began the run goes on."
 
 
 def _last_written(folder: RunFolder, finished: int) -> str | None:
@@ -171,18 +147,6 @@ def _last_written(folder: RunFolder, finished: int) -> str | None:
         return None
     written = (folder.round_path(finished - 1) / "metrics.json").stat().st_mtime
     return datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _task(folder: RunFolder, recipe: Json) -> TaskText:
-    name, classes = folder.environment().task, folder.class_names()
-    # the run's own copy: the original may have moved, or say something else by now
-    copied, original = folder.path / "task.toml", recipe.get("data", {}).get("task", "")
-    try:
-        task = load_task(copied if copied.exists() else Path(original))
-    except TaskError:  # the file went, or was changed: the run's own names are enough
-        return TaskText(name, classes, None, {})
-    meanings = {one.name: one.meaning for one in task.classes}
-    return TaskText(name, classes, task.policy, meanings)
 
 
 def _read_trust(folder: RunFolder) -> Trust:
@@ -204,27 +168,18 @@ def _behaviour(rounds: Sequence[RoundResult]) -> dict[str, AgentCounts]:
     return total
 
 
-def _final(folder: RunFolder, best: RoundResult, task: TaskText) -> Iterator[FinalSplit]:
-    path = folder.round_path(best.number)
-    scores = read_scores(path, numbered(task.classes)) or {}
+def _final(folder: RunFolder, best: RoundResult, classes: Sequence[str]) -> Iterator[FinalSplit]:
+    numbers = numbered(classes)
+    scores = read_scores(folder.round_path(best.number), numbers) or {}
+    order = [numbers.index(name) for name in classes]
     for name, split in (("validation", best.validation), ("test", best.test)):
         if split is not None:
             one = scores.get(name)
             drawn = (
                 (precision_recall(one), reliability(one), histogram(one, HISTOGRAM)) if one else (None,) * 3
             )
-            yield FinalSplit(name, split, estimates(counts_of(split)), *drawn)
-
-
-def _verdicts(
-    folder: RunFolder, rounds: Sequence[RoundResult], task: TaskText, budget: int
-) -> Browser | None:  # fmt: skip
-    outcomes = {row.number: row.outcome for row in rounds if row.number}
-    following = len(rounds)
-    if following and (folder.round_path(following) / "verdicts.jsonl").exists():
-        outcomes[following] = UNFINISHED  # written whole before the round's training: worth reading already
-    found = gather_verdicts(folder, outcomes, task.classes, budget=budget)
-    return found if found.table.shown else None
+            confusion = [[split.confusion[true][given] for given in order] for true in order]
+            yield FinalSplit(name, split, confusion, estimates(counts_of(split)), *drawn)
 
 
 # ---- drawing ------------------------------------------------------------------------------------------
@@ -238,10 +193,11 @@ def render(page: RunPage) -> str:
         "roles": list(dict.fromkeys([*page.trust.agents, *page.behaviour])),
         "cost_names": COST_NAMES,
         "error_percent": percent,
-        "curve": charts.rounds_curve([charts.RoundPoint(r.number, r.kept, *score(r)) for r in rounds])
+        "curve": charts.rounds_curve([charts.RoundPoint(r.number, r.kept, *score(r)[:2]) for r in rounds])
         if rounds
         else None,
         "set_panels": list(_set_panels(page, verified)) if verified else [],
+        "posterior_panels": list(_posterior_panels(page.posterior)) if page.posterior else [],
         "training_panels": list(_training_panels(page)) if rounds else [],
         "model_panels": list(_model_panels(page)),
         "agent_charts": dict(_agent_charts(page.trust)),
@@ -252,34 +208,48 @@ def render(page: RunPage) -> str:
 
 def _set_panels(page: RunPage, rounds: Sequence[RoundResult]) -> Iterator[ChartPanel]:
     numbers, kept = [row.number for row in rounds], [row.kept for row in rounds]
-    classes, together = _few(page.task.classes)
+    classes = page.task.classes
+    whose = "the posterior's" if page.posterior else "the classifier's"
     names = rounds[0].sets._fields
     sets = {name: [row.sets[place] for row in rounds] for place, name in enumerate(names)}
     for which in ("consistent", "divergent"):
-        parts = [
-            [sum(one.by_class.get(name, 0) for name in part) for one in sets[which]] for part in together
-        ]
+        parts = _few({name: [one.by_class.get(name, 0) for one in sets[which]] for name in classes})
         sizes = [f"round {n} {one.posts}" for n, one in zip(numbers, sets[which], strict=True)]
-        what = f"Posts of the {which} set by round, by the classifier's class: {', '.join(sizes[-20:])}"
-        chart = charts.stacked_bars(numbers, parts, kept, which, what)
-        title = f"{which.capitalize()} posts"
-        yield ChartPanel(title, "by round and the classifier's class", chart, legend(classes))
+        what = f"Posts of the {which} set by round, by {whose} class: {', '.join(sizes[-20:])}"
+        chart = charts.stacked_bars(numbers, list(parts.values()), kept, which, what)
+        yield ChartPanel(f"{which.capitalize()} posts", f"by round and {whose} class", chart, legend(parts))
     if page.truth_known:
         series = {name: [one.precision for one in found] for name, found in sets.items()}
-        what = "Share of right classifier labels by round, among candidates, consistent and divergent posts"
+        what = "Share of right labels by round, among candidates, consistent and divergent posts"
         chart = charts.lines(numbers, series, "precision", what, share=True)
-        yield ChartPanel(
-            "Right labels", "share of the classifier's labels that are true", chart, legend(series)
-        )
+        yield ChartPanel("Right labels", f"share of {whose} labels that are true", chart, legend(series))
 
 
-def _few(classes: Sequence[str]) -> tuple[list[str], list[Sequence[str]]]:
-    """Return what a chart calls its parts, and the classes of each: no more parts than it has colours."""
-    most = len(charts.SERIES)
-    if len(classes) <= most:
-        return list(classes), [[name] for name in classes]
-    first, rest = classes[: most - 1], classes[most - 1 :]
-    return [*first, f"{len(rest)} other classes"], [*([name] for name in first), rest]
+def _few(parts: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Return as many parts as there are colours; the rarest classes of more are drawn as one."""
+    room = len(charts.SERIES)
+    if len(parts) <= room:
+        return dict(parts)
+    common = sorted(parts, key=lambda name: -sum(parts[name]))[: room - 1]
+    others = [sum(counts) for counts in zip(*(parts[n] for n in parts if n not in common), strict=True)]
+    return {name: parts[name] for name in parts if name in common} | {"other classes": others}
+
+
+def _posterior_panels(found: PosteriorFigures) -> Iterator[ChartPanel]:
+    rows = found.thresholds
+    at = [row.at for row in rows]
+    series: dict[str, list[float | None]] = {"consistent": [row.posts / found.posts for row in rows]}
+    if found.known:
+        series["right of these"] = [row.right for row in rows]
+    what = f"Share of {found.posts} judged posts that would be consistent, by threshold"
+    chart = charts.lines(at, series, "thresholds", what, share=True, kept=found.threshold)
+    kept = ("line faint-line dash", f"threshold of this run, {found.threshold:.2f}")
+    yield ChartPanel("Consistent by threshold", "share of judged posts", chart, [*legend(series), kept])
+    if found.calibration is not None:
+        dots = [(one.confidence, one.accuracy, one.count) for one in found.calibration.bins]
+        what = "How often the posterior's label is right, by its probability"
+        under = f"how often its label is right, on {found.known:,} posts of known truth"
+        yield ChartPanel("Calibration", under, charts.reliability_chart([dots], "posterior", what))
 
 
 def _training_panels(page: RunPage) -> Iterator[ChartPanel]:
@@ -313,18 +283,19 @@ def _loss_series(losses: Sequence[Mapping[str, float]]) -> dict[str, list[float 
 
 
 def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
-    final, task = page.final, page.task
+    final, classes = page.final, page.task.classes
+    # what is said of one class: of two it is the positive one, of more all of them together
+    own, other = classes if len(classes) == 2 else ("each class", "the others")
     if curves := {one.name: one.precision_recall for one in final if one.precision_recall is not None}:
         drawn = [(one.recall, one.precision) for one in curves.values()]
         chart = charts.precision_recall_chart(
             drawn, "precision-recall", "Precision by recall of the best model"
         )
-        under = isolated("of {}, over all thresholds", task.positive)
+        under = isolated("of {}, over all thresholds", own)
         yield ChartPanel("Precision and recall", under, chart, legend(curves))
     if diagrams := {one.name: one.reliability for one in final if one.reliability is not None}:
         dots = [
-            [charts.ReliabilityDot(one.confidence, one.accuracy, one.posts) for one in found.bins]
-            for found in diagrams.values()
+            [(one.confidence, one.accuracy, one.posts) for one in found.bins] for found in diagrams.values()
         ]
         what = "Share of posts of a class by the probability that the best model gave it"
         chart = charts.reliability_chart(dots, "reliability", what)
@@ -334,16 +305,15 @@ def _model_panels(page: RunPage) -> Iterator[ChartPanel]:
     for split in [one for one in final if one.histogram is not None][-1:]:
         what = f"Posts of each class by the probability that the best model gave, {split.name}"
         chart = charts.histogram_chart(*(split.histogram or ([], [])), "histogram", what)
-        under = isolated(f"{split.name} posts by probability of {{}}", task.positive)
-        other = task.classes[1] if len(task.classes) == 2 else "the others"
-        sides = legend([f"{task.positive}, upwards", f"{other}, downwards"])
+        under = isolated(f"{split.name} posts by probability of {{}}", own)
+        sides = legend([f"{own}, upwards", f"{other}, downwards"])
         yield ChartPanel("Where the scores lie", under, chart, sides)
 
 
 def _agent_charts(trust: Trust) -> Iterator[tuple[str, ChartPanel]]:
     for number, (role, one) in enumerate(trust.agents.items(), 1):
         if one.reliability is not None:
-            dots = [charts.ReliabilityDot(b.confidence, b.accuracy, b.count) for b in one.reliability.bins]
+            dots = [(b.confidence, b.accuracy, b.count) for b in one.reliability.bins]
             what = f"How often agent {number} was right, by the probability it gave"
             chart = charts.reliability_chart([dots], f"agent-{number}", what)
             under = (

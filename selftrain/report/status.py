@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 if sys.platform != "win32":
     import fcntl
 
+from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.review.reviewers import waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay
 from selftrain.state import LoopState, RoundLimits
@@ -16,45 +18,36 @@ from selftrain.store.run_dir import RunFolder
 
 
 class Score(NamedTuple):
-    """Macro-F1 of one round's model; `test` is None without a test split."""
+    """Macro-F1 and area under ROC of one round's model; None where there is no test split, or one class."""
 
     validation: float
     test: float | None
+    validation_auc: float | None = None
+    test_auc: float | None = None
 
 
 class Summary(NamedTuple):
-    """All finished rounds in a few figures.
+    """All finished rounds in a few figures."""
 
-    Attributes:
-        labels_alone: Round 0.
-        best: The last kept round, whose number is `best_round`.
-        rounds: Finished rounds after round 0: `kept` and `rolled_back` of them.
-        candidates, consistent, divergent: Posts, summed over those rounds; a post judged twice counts twice.
-        candidate_precision: Share of right classifier labels among the candidates, before verification.
-        pseudo_label_precision: Share of right labels among the pseudo-labels of grown.jsonl whose truth is
-            known. None where no truth is known, as `candidate_precision` is.
-        labelled, grown: Posts of the labelled set and of the grown dataset.
-        seconds: Time spent in the rounds.
-        simulated: Whether the agents' answers were drawn from the labels.
-        human: Posts of the grown dataset that people labelled during the run.
-    """
-
-    labels_alone: Score
-    best: Score
+    labels_alone: Score  # round 0
+    best: Score  # the last kept round, whose number is `best_round`
     best_round: int
-    rounds: int
+    rounds: int  # finished rounds after round 0: `kept` and `rolled_back` of them
     kept: int
     rolled_back: int
-    candidates: int
+    candidates: int  # posts, summed over those rounds; a post judged twice counts twice
     consistent: int
     divergent: int
+    # share of right classifier labels among the candidates, before verification
     candidate_precision: float | None
+    # share of right labels among the pseudo-labels of grown.jsonl whose truth is known. None where no truth
+    # is known, as `candidate_precision` is.
     pseudo_label_precision: float | None
-    labelled: int
+    labelled: int  # posts of the labelled set and of the grown dataset
     grown: int
-    seconds: float
-    simulated: bool
-    human: int = 0
+    seconds: float  # time spent in the rounds
+    simulated: bool  # whether the agents' answers were drawn from the labels
+    human: int = 0  # posts of the grown dataset that people labelled during the run
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values."""
@@ -88,8 +81,9 @@ def summarise(rounds: Sequence[RoundResult]) -> Summary:
 
 
 def score(one: RoundResult) -> Score:
-    """Return macro-F1 of one round."""
-    return Score(one.validation.macro_f1, one.test.macro_f1 if one.test else None)
+    """Return macro-F1 and AUC of one round."""
+    test, test_auc = (one.test.macro_f1, one.test.auc) if one.test else (None, None)
+    return Score(one.validation.macro_f1, test, one.validation.auc, test_auc)
 
 
 def _precision(sets: Sequence[SetCounts]) -> float | None:
@@ -126,31 +120,25 @@ def missing_reviews(folder: RunFolder) -> str | None:
 
 
 class RunStatus(NamedTuple):
-    """Where a run stands, for one screen.
-
-    Attributes:
-        recipe: The recipe's file name, or "" when it was built in Python.
-        finished: Finished rounds, round 0 included.
-        best_round: The last kept round; None before round 0 is finished.
-        held: Whether a process holds the run's lock now; None where that cannot be known.
-        last: The last finished round; None without one.
-        stopped: Why no further round follows; None: the same command goes on.
-        waiting: Reviews that it waits for, in words; None: none.
-    """
+    """Where a run stands, for one screen."""
 
     path: str
-    recipe: str
+    recipe: str  # the recipe's file name, or "" when it was built in Python
     task: str
-    finished: int
-    best_round: int | None
-    held: bool | None
-    last: RoundResult | None
-    stopped: str | None
-    waiting: str | None = None
+    finished: int  # finished rounds, round 0 included
+    best_round: int | None  # the last kept round; None before round 0 is finished
+    held: bool | None  # whether a process holds the run's lock now; None where that cannot be known
+    last: RoundResult | None  # the last finished round; None without one
+    stopped: str | None  # why no further round follows; None: the same command goes on
+    waiting: str | None = None  # reviews that it waits for, in words; None: none
+    # what classifier and agents together came to; None where the run decides otherwise, or where nobody asked
+    # for it
+    posterior: PosteriorFigures | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values."""
-        return self._asdict() | {"last": self.last.to_json() if self.last else None}
+        typed = {"last": self.last, "posterior": self.posterior}
+        return self._asdict() | {name: one.to_json() if one else None for name, one in typed.items()}
 
 
 def run_status(folder: RunFolder) -> RunStatus:
@@ -160,8 +148,18 @@ def run_status(folder: RunFolder) -> RunStatus:
         RunStateError: No run folder, or a damaged one.
     """
     folder.recipe()  # no run folder: said before anything else
-    environment = folder.environment()
     state, rounds = replay(folder)
+    judged = JudgedPosts(folder, range(len(rounds)), find=False)
+    return status_after(folder, state, rounds)._replace(posterior=gather_posterior(state, rounds, judged))
+
+
+def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResult]) -> RunStatus:
+    """Return where the run stands after its finished rounds, which led to `state`; without the posterior.
+
+    Raises:
+        RunStateError: A damaged folder.
+    """
+    environment = folder.environment()
     return RunStatus(
         path=str(folder.path),
         recipe=environment.recipe,
@@ -170,7 +168,7 @@ def run_status(folder: RunFolder) -> RunStatus:
         best_round=state.best_round if rounds else None,
         held=is_held(folder),
         last=rounds[-1] if rounds else None,
-        stopped=_why_stopped(folder, state),
+        stopped=_why_stopped(folder, state) if rounds else None,
         waiting=missing_reviews(folder) if rounds else None,
     )
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
-from selftrain.data.run_posts import FoundPost, find_posts
+from selftrain.data.run_posts import FoundPost
+from selftrain.report.judged_posts import JudgedPosts
 from selftrain.report.post_history import any_failed, changed_mind
-from selftrain.store.run_dir import RunFolder
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 
@@ -18,22 +18,20 @@ SNIPPET = 90
 LENGTHS = ((1200, 900), (500, 320), (240, 160), (120, 80))
 """Characters of a text and of a rationale: the first pair that the page has room for."""
 UNFINISHED = "unfinished"
+SURE = [
+    ("0 0.6", "below 0.60"), ("0.6 0.8", "0.60 to 0.80"), ("0.8 0.95", "0.80 to 0.95"),
+    ("0.95 2", "0.95 and above"),
+]  # fmt: skip
+"""Ranges of a posterior, as verdicts.js reads them, and what they are called."""
 
 
 class Browser(NamedTuple):
-    """The browser of verdicts.
+    """The browser of verdicts."""
 
-    Attributes:
-        table: Its data.
-        without_text: Posts whose manifest is gone.
-        rounds: Number and outcome of each round that has verdicts, newest first.
-        truth_known: Whether the true class of any shown post is known.
-    """
-
-    table: TableData
-    without_text: int
-    rounds: Sequence[tuple[int, str]]
-    truth_known: bool
+    table: TableData  # its data
+    without_text: int  # posts whose manifest is gone
+    rounds: Sequence[tuple[int, str]]  # number and outcome of each round that has verdicts, newest first
+    truth_known: bool  # whether the true class of any shown post is known
 
 
 class _Shown(NamedTuple):
@@ -43,38 +41,41 @@ class _Shown(NamedTuple):
     verdict: Verdict
     post: FoundPost | None
 
+    @property
+    def probability(self) -> float:
+        """Of the verdict's label."""
+        posterior = self.verdict.posterior
+        return self.verdict.classifier_probability if posterior is None else posterior.probability
+
 
 def gather_verdicts(
-    folder: RunFolder, outcomes: Mapping[int, str], classes: Sequence[str], *, budget: int = BUDGET
+    judged: JudgedPosts, outcomes: Mapping[int, str], classes: Sequence[str], *, budget: int = BUDGET
 ) -> Browser:
-    """Read the verdicts of some rounds, newest round first, divergent ones before consistent ones.
+    """Lay out the verdicts of some rounds, newest round first, divergent ones before consistent ones.
 
     Args:
-        folder: The run.
-        outcomes: Number of each round to be shown -> "kept", "rolled back" or `UNFINISHED`.
-        classes: The task's class names, the positive one first.
+        judged: What was judged in these rounds.
+        outcomes: Number of each round -> "kept", "rolled back" or `UNFINISHED`.
+        classes: The task's class names, in the order of the page.
         budget: Characters of all pictures together.
-
-    Raises:
-        RunStateError: A damaged folder.
     """
     found = [
-        (number, verdict)
-        for number in sorted(outcomes, reverse=True)
-        for verdict in sorted(folder.verdicts(number), key=lambda one: one.consistent)
+        (one.number, verdict)
+        for one in reversed(judged.rounds)
+        for verdict in sorted(one.verdicts, key=lambda one: one.consistent)
     ]
-    posts = find_posts(folder, {verdict.post_id for _, verdict in found[:MOST_RECORDS]})
-    shown = [_Shown(n, verdict, posts.get(verdict.post_id)) for n, verdict in found[:MOST_RECORDS]]
+    shown = [_Shown(n, verdict, judged.posts.get(verdict.post_id)) for n, verdict in found[:MOST_RECORDS]]
     pictures = embed((path for one in shown if one.post for path in one.post.images), budget=budget)
     texts = [len(one.post.text) for one in shown if one.post]
     rationales = [len(said.rationale) for one in shown for said in one.verdict.judgments]
     lengths = fitting(LENGTHS, texts, rationales)
     names = _Names(classes)
-    records = [_record(one, names, pictures, lengths) for one in shown]
+    records = [_record(one, names, pictures, lengths, judged) for one in shown]
     index = _index(shown, names, outcomes)
     rounds = [(number, outcomes[number]) for number in dict.fromkeys(one.round for one in shown)]
     truth_known = any(names.truth(one) >= 0 for one in shown)
-    controls = _controls(rounds, names, truth_known=truth_known)
+    weighed = any(one.verdict.posterior for one in shown)
+    controls = _controls(rounds, names, truth_known=truth_known, weighed=weighed)
     return Browser(
         embed_table("verdicts", controls, index, records, pictures, total=len(found), cut=lengths[0]),
         without_text=len({one.verdict.post_id for one in shown if one.post is None}),
@@ -103,27 +104,38 @@ class _Names:
         return -1 if one.post is None or one.post.label is None else self.classes.get(one.post.label, -1)
 
 
-def _controls(rounds: Sequence[tuple[int, str]], names: _Names, *, truth_known: bool) -> list[Control]:
+def _controls(
+    rounds: Sequence[tuple[int, str]], names: _Names, *, truth_known: bool, weighed: bool
+) -> list[Control]:
+    """Return the controls; `weighed`: where some verdict has a posterior."""
     classes = [("", "any class"), *enumerate(map(printable, names.classes))]
     some_agent = [("", "no matter"), ("any", "any agent"), *enumerate(map(printable, names.agents))]
-    truths = [("", "no matter"), ("wrong", "classifier wrong"), ("right", "classifier right")]
+    who = "posterior" if weighed else "classifier"
+    truths = [("", "no matter"), ("wrong", f"{who} wrong"), ("right", f"{who} right")]
+    sure = [("", "any"), ("overruled", "against the classifier"), *SURE]
+    by_posterior = [("q-low", "posterior, least sure first"), ("q-high", "posterior, surest first")]
     orders = [
-        ("newest", "newest round first"), ("oldest", "oldest round first"), ("low", "least sure first"),
-        ("high", "surest first"),
+        ("newest", "newest round first"), ("oldest", "oldest round first"),
+        *(by_posterior if weighed else []),
+        ("low", "classifier, least sure first"), ("high", "classifier, surest first"),
     ]  # fmt: skip
     return [
         Control("f-round", "Round", [("", "all"), *((n, f"{n}, {outcome}") for n, outcome in rounds)]),
         Control("f-set", "Set", [("", "all"), (1, "consistent"), (0, "divergent")]),
+        *([Control("f-decided", "Posterior says", classes), Control("f-sure", "Posterior", sure)]
+          if weighed else []),
         Control("f-class", "Classifier says", classes),
         Control("f-changed", "Changed its mind", some_agent),
         Control("f-failed", "Failed", some_agent),
         *([Control("f-truth", "Truth", truths)] if truth_known else []),
         Control("f-sort", "Sort", orders),
-    ]
+    ]  # fmt: skip
 
 
-def _record(one: _Shown, names: _Names, pictures: Pictures, lengths: Sequence[int]) -> list[Any]:
-    """Return [text or None, [[picture number or -1, name]], judgments, remark].
+def _record(
+    one: _Shown, names: _Names, pictures: Pictures, lengths: Sequence[int], judged: JudgedPosts
+) -> list[Any]:
+    """Return [text or None, [[picture number or -1, name]], judgments, remark, posterior or None].
 
     A judgment is [agent, step, state, class or -1, probability, rationale].
     """
@@ -135,15 +147,32 @@ def _record(one: _Shown, names: _Names, pictures: Pictures, lengths: Sequence[in
         ]
         for each in one.verdict.judgments
     ]  # fmt: skip
+    posterior = _posterior(one.verdict, names, judged)
     if (post := one.post) is None:
-        return [None, [], said, ""]
+        return [None, [], said, "", posterior]
     images = [pictures.shown(path, name) for path, name in zip(post.images, post.names, strict=True)]
-    return [cut_text(post.text, text), images, said, printable(post.reason)]
+    return [cut_text(post.text, text), images, said, printable(post.reason), posterior]
+
+
+def _posterior(verdict: Verdict, names: _Names, judged: JudgedPosts) -> list[Any] | None:
+    """Return [threshold, [[class, q]], [[party, log-odds]], [[round, class, q]]]; a post has a q a round."""
+    found = verdict.posterior
+    if found is None:
+        return None
+    probs = [[names.label(name), round(q, 3)] for name, q in found.probs.items()]
+    log_odds = [[printable(party), round(added, 2)] for party, added in found.log_odds.items()]
+    history = [
+        [number, names.label(each.label), round(each.posterior.probability, 3)]
+        for number, each in judged.histories[verdict.post_id]
+        if each.posterior is not None
+    ]
+    return [found.threshold, probs, log_odds, history]
 
 
 def _index(shown: Sequence[_Shown], names: _Names, outcomes: Mapping[int, str]) -> Json:
     """Return columns, one entry a verdict, and the names that they count.
 
+    `decided` and `sure` are the verdict's label and its probability: the posterior's, or the classifier's.
     Of `changed` and `failed` bit i is set where agent number i did so.
     """
     verdicts = [one.verdict for one in shown]
@@ -156,6 +185,8 @@ def _index(shown: Sequence[_Shown], names: _Names, outcomes: Mapping[int, str]) 
         "consistent": [int(one.consistent) for one in verdicts],
         "label": [names.label(one.classifier_label) for one in verdicts],
         "probability": [round(one.classifier_probability, 4) for one in verdicts],
+        "decided": [names.label(one.label) for one in verdicts],
+        "sure": [round(one.probability, 4) for one in shown],
         "changed": [sum(1 << i for i, said in one.items() if changed_mind(said)) for one in by_agent],
         "failed": [sum(1 << i for i, said in one.items() if any_failed(said)) for one in by_agent],
         "truth": [names.truth(one) for one in shown],

@@ -1,14 +1,14 @@
 // The browser of verdicts: a list, and beside it what was said of the chosen post.
 (() => {
-  const { byId, data, make, button, isolated, figure, number, meter, parties, pictureRow, postText } = shared;
+  const {
+    byId, data, make, button, chip, isolated, figure, number, step, parties, probabilities, evidence, pictureRow, postText,
+  } = shared;
   const root = byId("browser");
   if (!root) return;
   const listing = data("listing");
   const list = byId("list"), detail = byId("detail");
   const label = (classNumber) => shared.label(listing.classes[classNumber], classNumber);
-  const chip = (text, kind, ...inside) => make("span", "chip " + kind, text, ...inside);
-  const given = (classNumber, probability) => [label(classNumber), make("span", "figure", figure(probability))];
-  const wrong = (i) => listing.truth[i] >= 0 && listing.truth[i] !== listing.label[i];
+  const wrong = (i) => listing.truth[i] >= 0 && listing.truth[i] !== listing.decided[i];
   const flag = (columns, i, wanted) => wanted === "any" ? columns[i] > 0 : (columns[i] >> Number(wanted)) & 1;
   let others = null; // id -> its verdicts, in all rounds
   const sameId = (i) => {
@@ -22,7 +22,7 @@
     const made = make("li", "row",
       make("span", "row-head", make("span", "dot " + (listing.consistent[i] ? "agreed" : "split")),
         isolated(listing.id[i], "row-id"), make("span", "unseen", `, ${state}, round ${listing.round[i]}, `),
-        make("span", "row-said", ...given(listing.label[i], listing.probability[i]))),
+        make("span", "row-said", label(listing.decided[i]), make("span", "figure", figure(listing.sure[i])))),
       isolated(listing.snippet[i] || "(no text)", "row-text"));
     made.id = "row-" + place;
     made.setAttribute("role", "option");
@@ -53,26 +53,30 @@
   };
 
   // ---- one verdict ----
-  const step = ([, stepNumber, state, classNumber, probability, rationale], earlier) => {
-    const words = make("p", "said", rationale || "(no rationale)");
-    words.dir = "auto";
-    const nothing = chip(state === "abstain" ? "abstained" : state, state === "failed" ? "bad" : "quiet");
-    return make("div", "step",
-      make("div", "step-head", make("span", "when", stepNumber === 0 ? "alone" : "after cross-review"),
-        ...(classNumber < 0 ? [nothing] : given(classNumber, probability)),
-        earlier && earlier[3] !== classNumber ? chip("changed its mind", "note") : null),
-      words);
-  };
-  const classifier = (i) => ["classifier", [make("div", "step",
-    make("div", "step-head", ...given(listing.label[i], listing.probability[i])), meter(listing.probability[i]))]];
+  const classifier = (i) => ["classifier", [
+    step({ label: label(listing.label[i]), probability: listing.probability[i] })]];
+  const judged = ([, number, state, place, probability, words], earlier) => step({
+    label: place < 0 ? null : label(place), state, probability, words: words || "(no rationale)",
+    when: number === 0 ? "alone" : "after cross-review", changed: earlier && earlier[3] !== place,
+  });
   const agents = (judgments) => listing.agents.map((name, agent) => {
     const own = judgments.filter((one) => one[0] === agent);
-    return [name, own.map((one, k) => step(one, own[k - 1]))];
+    return [name, own.map((one, k) => judged(one, own[k - 1]))];
   }).filter(([, steps]) => steps.length);
+  const together = (i, [threshold, probs, added, history]) => make("section", "together",
+    make("h4", "", "Posterior: all of it together"),
+    make("p", "step-head", label(listing.decided[i]), make("span", "figure", figure(listing.sure[i])),
+      make("span", "faint", `${listing.consistent[i] ? "learned" : "not learned"}: the threshold is ${threshold.toFixed(2)}`)),
+    make("p", "faint", "What each party added to the log-odds of this label over the runner-up:"),
+    evidence(added),
+    probs.length > 2 && probabilities("posterior", [...probs].sort((a, b) => b[1] - a[1]).map(([place, q]) => [listing.classes[place], q])),
+    history.length > 1 && make("p", "faint", "Round by round: ", ...history.flatMap(([number, place, q], k) => [
+      k ? " → " : "", `${number}: `, label(place), ` ${figure(q)}`])));
+  const weighed = (i) => view.record(i)[4] !== null;
   const chips = (i) => make("p", "chips",
     listing.consistent[i] ? chip("consistent", "good") : chip("divergent", "split"),
     chip(`round ${listing.round[i]}, ${listing.rounds[listing.round[i]]}`, "quiet"),
-    listing.truth[i] < 0 ? null : chip(wrong(i) ? "classifier wrong: it is " : "classifier right: it is ",
+    listing.truth[i] < 0 ? null : chip(`${weighed(i) ? "posterior" : "classifier"} ${wrong(i) ? "wrong" : "right"}: it is `,
       wrong(i) ? "bad" : "quiet", isolated(listing.classes[listing.truth[i]])));
   const again = (i) => make("p", "again", "Judged in other rounds too: ", ...sameId(i).flatMap((j) => [
     button("link", `round ${listing.round[j]}`, () => {
@@ -80,18 +84,21 @@
       view.go(view.found().indexOf(j), "");
     }), " "]));
   const show = (i) => {
-    const [text, images, judgments, remark] = view.record(i);
+    const [text, images, judgments, remark, posterior] = view.record(i);
     const title = make("h3", "", isolated(listing.id[i]));
     title.tabIndex = -1;
-    detail.replaceChildren(
+    detail.replaceChildren(make("div", "",
       make("header", "verdict-head", title, chips(i)),
       make("div", "post", postText(text, "post-text", "the manifest is not there any more: no text"),
         remark ? make("p", "faint", remark) : null, images.length ? pictureRow(images, listing.pictures) : null),
-      make("div", "parties", ...parties([classifier(i), ...agents(judgments)])));
+      posterior && together(i, posterior),
+      make("div", "parties", ...parties([classifier(i), ...agents(judgments)]))));
     if (sameId(i).length) detail.append(again(i));
   };
 
   const orders = {
+    "q-low": (a, b) => listing.sure[a] - listing.sure[b],
+    "q-high": (a, b) => listing.sure[b] - listing.sure[a],
     low: (a, b) => listing.probability[a] - listing.probability[b],
     high: (a, b) => listing.probability[b] - listing.probability[a],
     oldest: (a, b) => listing.round[a] - listing.round[b],
@@ -105,6 +112,12 @@
     filters: {
       "f-round": (i, wanted) => listing.round[i] === Number(wanted),
       "f-set": (i, wanted) => listing.consistent[i] === Number(wanted),
+      "f-decided": (i, wanted) => listing.decided[i] === Number(wanted),
+      "f-sure": (i, wanted) => {
+        if (wanted === "overruled") return listing.decided[i] !== listing.label[i];
+        const [low, high] = wanted.split(" ").map(Number);
+        return listing.sure[i] >= low && listing.sure[i] < high;
+      },
       "f-class": (i, wanted) => listing.label[i] === Number(wanted),
       "f-changed": (i, wanted) => flag(listing.changed, i, wanted),
       "f-failed": (i, wanted) => flag(listing.failed, i, wanted),

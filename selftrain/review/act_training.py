@@ -28,7 +28,7 @@ from selftrain.data.splits import split_by_shares
 from selftrain.data.task import Task, load_task
 from selftrain.errors import RunMismatchError, TrainingError
 from selftrain.models.act_model import ACTModel
-from selftrain.models.metrics import macro_f1, wilson
+from selftrain.models.metrics import auc, macro_f1, wilson
 from selftrain.models.pretrained import backbone_options
 from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer
@@ -39,6 +39,12 @@ from selftrain.store.run_dir import RunFolder
 
 VALIDATION_SHARE = 0.5
 """Of a labelling's own trusted labels, where no validation manifest is given."""
+
+
+Rows = Callable[[Sequence[Post]], Float32Array]
+"""Features [B, D] of posts."""
+Measured = tuple[list[str], IntArray, Float32Array]
+"""Ids, class indices [B] and probabilities [B, K] of posts of trusted label."""
 
 
 class TrustedPosts(NamedTuple):
@@ -64,6 +70,7 @@ class SplitQuality(NamedTuple):
 
     posts: int  # how many
     macro_f1: float  # over the classes that occur
+    auc: float | None  # area under ROC, the mean of each class against the rest; None where one class occurs
     accuracy: float  # share of right labels, with the 95 % Wilson interval
     low: float
     high: float
@@ -71,7 +78,8 @@ class SplitQuality(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{self.posts:,} posts, macro-F1 {self.macro_f1:.3f}, accuracy {self.accuracy:.3f}"
+            f"{self.posts:,} posts, macro-F1 {self.macro_f1:.3f}, AUC"
+            f" {'-' if self.auc is None else f'{self.auc:.3f}'}, accuracy {self.accuracy:.3f}"
             f" [{self.low:.3f}, {self.high:.3f}]"
         )
 
@@ -137,46 +145,56 @@ def train_on_reviews(
     recipe = None if isinstance(folder, LabelFolder) else stored_recipe(folder)
     backbone = backbone or (BackboneSection() if recipe is None else recipe.backbone)
     head = classifier or (ClassifierSection() if recipe is None else recipe.classifier)
-    settings = HeadTrainer(**accepted(HeadTrainer, head.arguments())).settings
     options = backbone_options(backbone)
     encoder = load_backbone(backbone.kind, **options)
+    # --- whom to learn from, whom to measure on
     if isinstance(folder, LabelFolder):
         task, trusted = _of_labelling(folder, validation, test, seed)
     else:
         task, trusted = _of_run(folder, encoder, validation, test, progress=progress)
-    _check_validation(path, trusted)
+    if not trusted.validation:
+        raise TrainingError(
+            f"{path} has no post of trusted label to validate on: label some in its manifest, a hundred are"
+            " plenty, or give a manifest of labelled posts with --validation"
+        )
     rows, failed = _encode(trusted, encoder, backbone, progress=progress)
     learned = reviewed_labels(batches, trusted, failed)
+    # --- training, and how good it is
+    trainer = ACTTrainer(
+        task.names, backbone=encoder, positive=task.positive, power=power, seed=seed,
+        settings=HeadTrainer(**accepted(HeadTrainer, head.arguments())).settings,
+        batch_size=backbone.batch_size, workers=backbone.workers,
+    )  # fmt: skip
+    found, measured = _fit(trainer, learned, trusted, rows, failed)
+    record = {"from": str(path.resolve()), "task": task.name, "power": power, "seed": seed, **found.to_json()}
+    kept = {"name": backbone.kind, **options}
+    return found._replace(model=found.model.save(out, backbone=kept, record=record, measured=measured))
+
+
+def _fit(
+    trainer: ACTTrainer, learned: ReviewedLabels, trusted: TrustedPosts, rows: Rows, failed: Mapping[str, str]
+) -> tuple[ACTTraining, dict[str, Measured]]:
+    """Train, and measure on the posts of trusted label that could be encoded."""
     checked, tested = (
         [post for post in posts if post.id not in failed] for posts in (trusted.validation, trusted.test)
     )
-    trainer = ACTTrainer(
-        task.names, backbone=encoder, positive=task.positive, settings=settings, power=power, seed=seed,
-        batch_size=backbone.batch_size, workers=backbone.workers,
-    )  # fmt: skip
     model = trainer.fit(
         rows(learned.posts), learned.machine, learned.human, learned.inclusion,
         validation=(rows(checked), [str(post.label) for post in checked]),
     )  # fmt: skip
-    # --- how good is it, and where is it kept
-    measured = {
-        split: _measured(model, posts, rows(posts))
-        for split, posts in {"validation": checked, "test": tested}.items()
-        if posts
-    }
+    splits = {"validation": checked, "test": tested}
+    measured = {name: _measured(model, posts, rows(posts)) for name, posts in splits.items() if posts}
     found = ACTTraining(
         model, len(learned.posts), sum(one is not None for one in learned.human),
         bool((learned.inclusion > 0).all()), failed,
-        {split: _quality(task.names, labels, probs) for split, (_, labels, probs) in measured.items()},
+        {name: _quality(model.classes, labels, probs) for name, (_, labels, probs) in measured.items()},
     )  # fmt: skip
-    record = {"from": str(path.resolve()), "task": task.name, "power": power, "seed": seed, **found.to_json()}
-    saved = model.save(out, backbone={"name": backbone.kind, **options}, record=record, measured=measured)
-    return found._replace(model=saved)
+    return found, measured
 
 
 def _encode(
     trusted: TrustedPosts, encoder: Backbone, section: BackboneSection, *, progress: bool
-) -> tuple[Callable[[Sequence[Post]], Float32Array], Mapping[str, str]]:
+) -> tuple[Rows, Mapping[str, str]]:
     """Compute features of everybody, through the cache; return what looks rows up, and who has none."""
     everybody = dict(trusted.by_id) | {post.id: post for post in (*trusted.validation, *trusted.test)}
     place_of = {post_id: place for place, post_id in enumerate(everybody)}
@@ -215,14 +233,6 @@ def reviewed_labels(
         [post for post, _, _, _ in kept], [machine for _, machine, _, _ in kept],
         [human for _, _, human, _ in kept], np.array([chance for _, _, _, chance in kept], dtype=np.float64),
     )  # fmt: skip
-
-
-def _check_validation(path: Path, trusted: TrustedPosts) -> None:
-    if not trusted.validation:
-        raise TrainingError(
-            f"{path} has no post of trusted label to validate on: label some in its manifest, a hundred are"
-            " plenty, or give a manifest of labelled posts with --validation"
-        )
 
 
 def _batches(folder: RunFolder) -> list[BatchOutcome]:
@@ -303,9 +313,7 @@ def _labelled(manifest: Path | None, task: Task) -> list[Post]:
     return posts
 
 
-def _measured(
-    model: ACTModel, posts: Sequence[Post], rows: Float32Array
-) -> tuple[list[str], IntArray, Float32Array]:
+def _measured(model: ACTModel, posts: Sequence[Post], rows: Float32Array) -> Measured:
     labels = np.array([model.classes.index(str(post.label)) for post in posts], dtype=np.int64)
     return [post.id for post in posts], labels, model.probabilities(rows)
 
@@ -316,7 +324,9 @@ def _quality(classes: Sequence[str], labels: IntArray, probs: Float32Array) -> S
     predicted = probs.argmax(1).astype(np.int64)
     right = wilson(int((predicted == labels).sum()), len(labels))
     each = f1_score(labels, predicted, labels=range(len(classes)), average=None, zero_division=0.0)
+    ranked = [auc(labels == place, probs[:, place]) for place in range(len(classes))]
+    known = [one for one in ranked if one is not None]
     return SplitQuality(
-        len(labels), macro_f1(labels, predicted), *right,
+        len(labels), macro_f1(labels, predicted), float(np.mean(known)) if known else None, *right,
         {name: round(float(value), 6) for name, value in zip(classes, each, strict=True)},
     )  # fmt: skip

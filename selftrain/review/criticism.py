@@ -15,11 +15,10 @@ from agents.ask.annotator import Annotation
 from agents.ask.criticizer import Criticism, Criticizer
 from agents.ask.runner import Runner
 from agents.judgment import PostLike, Verdict
-from selftrain._util.types import Json
-from selftrain.errors import BudgetError, RunStateError
+from selftrain.errors import BudgetError
 from selftrain.review.sampling import MachineLabel
 from selftrain.store import atomic
-from selftrain.store.run_dir import RunFolder, read_jsonl
+from selftrain.store.run_dir import RunFolder, read_typed
 
 logger = logging.getLogger(__name__)
 
@@ -37,23 +36,6 @@ class LabelCriticism(NamedTuple):
     rationale: str  # the criticizer's reasons; may be empty
     fault: str  # why there is no estimate
     source: str  # what answered
-
-    @classmethod
-    def of(cls, batch: str, annotated: Annotation, given: Criticism) -> LabelCriticism:
-        """Return what a criticizer gave for a label of a batch."""
-        return cls(
-            batch, given.post_id, annotated.label, given.strategy, given.error, given.rationale, given.fault,
-            given.source,
-        )  # fmt: skip
-
-    def to_json(self) -> Json:
-        """Return a record of JSON values."""
-        return self._asdict()
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, object]) -> LabelCriticism:
-        """Return the criticism of a record; a TypeError where it is none."""
-        return cls(**record)  # type: ignore[arg-type]  # checked by those who read the file
 
 
 class LoopCriticizer:
@@ -87,16 +69,11 @@ class LoopCriticizer:
             len(given), self._criticizer.strategy.name, paid.calls, paid.stored, paid.usage.total,
             sum(one.error is None for one in given),
         )  # fmt: skip
-        if all(one.error is None for one in given):
-            raise BudgetError(
-                f"the criticizer gave no estimate for any of {len(given)} posts; of the first:"
-                f" {given[0].fault}. Name another human.strategy or model, or set human.source ="
-                ' "disagreement"'
-            )
+        remedy = 'Name another human.strategy or model, or set human.source = "disagreement"'
+        errors = estimates_of(given, remedy)
         others = [one for one in read_criticisms(self._file) if one.batch != batch]
-        new = [LabelCriticism.of(batch, a, c) for a, c in zip(annotations, given, strict=True)]
-        atomic.write_jsonl(self._file, [one.to_json() for one in (*others, *new)])
-        return [one.error for one in given]
+        write_criticisms(self._file, batch, annotations, given, others)
+        return errors
 
     def close(self) -> None:
         """Let go of the server and of the cache; safe to repeat."""
@@ -111,15 +88,43 @@ def _annotation(verdict: Verdict, label: str) -> Annotation:
     return Annotation(verdict.post_id, label, None, " ".join(reasons), None, "", "classifier and agents")
 
 
+def estimates_of(given: Sequence[Criticism], remedy: str) -> list[float | None]:
+    """Return the error estimate of each label, None where the criticizer has none.
+
+    Raises:
+        BudgetError: It has none at all, with what to do: a draw would be blind.
+    """
+    if all(one.error is None for one in given):
+        raise BudgetError(
+            f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"
+            f" {given[0].fault}. {remedy}"
+        )
+    return [one.error for one in given]
+
+
+def write_criticisms(
+    file: Path,
+    batch: str,
+    annotations: Sequence[Annotation],
+    given: Sequence[Criticism],
+    others: Sequence[LabelCriticism] = (),
+) -> None:
+    """Replace criticisms.jsonl with others, and with what a criticizer gave for the labels of a batch.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    new = [
+        LabelCriticism(batch, label=annotated.label, **one._asdict())
+        for annotated, one in zip(annotations, given, strict=True)
+    ]
+    atomic.write_jsonl(file, [one._asdict() for one in (*others, *new)])
+
+
 def read_criticisms(file: Path) -> list[LabelCriticism]:
     """Read criticisms.jsonl; none where it is not there.
 
     Raises:
         RunStateError: A damaged file.
     """
-    if not file.exists():
-        return []
-    try:
-        return [LabelCriticism.from_json(record) for record in read_jsonl(file)]
-    except TypeError as error:
-        raise RunStateError(f"{file} has a line that is no criticism ({error}): it is damaged") from error
+    return list(read_typed(file, lambda record: LabelCriticism(**record)))

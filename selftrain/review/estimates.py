@@ -110,11 +110,11 @@ def label_errors(found: BatchOutcome) -> LabelErrors:
     return LabelErrors(label_error(*arrays), label_error_by(*arrays, found.machine), parts)
 
 
-# ---- of a run, batch by batch ---------------------------------------------------------------------------
+# ---- batch by batch -------------------------------------------------------------------------------------
 
 
 class ReviewedBatch(NamedTuple):
-    """One batch with at least one decision."""
+    """How far the review of one batch is, and what it says of the machine's labels."""
 
     name: str  # in the ledger
     audit: bool  # whether pseudo-labels were reviewed, instead of divergent posts
@@ -125,10 +125,10 @@ class ReviewedBatch(NamedTuple):
     unsure: int
     # share of wrong machine labels among `posts`; None where it cannot be estimated, see `why`
     errors: LabelErrors | None
+    why: str  # why there is no estimate
     # the same among all labels of the grown dataset as it stood then, those that people gave taken as right;
     # None where it is not known
-    grown: ErrorEstimate | None
-    why: str  # why there is no estimate
+    grown: ErrorEstimate | None = None
 
     @property
     def open(self) -> int:
@@ -136,33 +136,41 @@ class ReviewedBatch(NamedTuple):
         return self.drawn - self.answered - self.unsure
 
 
+def batches_of(ledger: LedgerReader) -> list[ReviewedBatch]:
+    """Return the batches of a ledger, in the order in which they were drawn.
+
+    Raises:
+        LedgerError: The file cannot be read.
+    """
+    decisions = {one.post_id: one.label for one in ledger.decisions()}
+    found = []
+    for name in ledger.batches():
+        drawn, errors, why = ledger.drawn(name), None, ""
+        labels = [decisions[post_id] for post_id in drawn if post_id in decisions]
+        try:
+            errors = label_errors(outcome(ledger, name))
+        except EstimateError as error:
+            why = str(error)
+        unsure = labels.count(None)
+        counts = (len(ledger.population(name)), len(drawn), len(labels) - unsure, unsure)
+        found.append(ReviewedBatch(name, is_audit(name), *counts, errors, why))
+    return found
+
+
 def reviewed_batches(folder: RunFolder) -> list[ReviewedBatch]:
-    """Return the batches of a run's reviews, in the order in which they were drawn; none before a decision.
+    """Return the batches of a run's reviews with at least one decision.
 
     Raises:
         LedgerError: The ledger cannot be read.
         RunStateError: The folder is damaged.
     """
     with opened_ledger(folder) as ledger:
-        if ledger is None:
-            return []
-        decisions = {one.post_id: one.label for one in ledger.decisions()}
-        found = []
-        for name in ledger.batches():
-            drawn = ledger.drawn(name)
-            labels = [decisions[post_id] for post_id in drawn if post_id in decisions]
-            if not labels:
-                continue
-            errors, why, audit = None, "", is_audit(name)
-            try:
-                errors = label_errors(outcome(ledger, name))
-            except EstimateError as error:
-                why = str(error)
-            grown = _of_grown(folder, name, errors.all) if audit and errors is not None else None
-            posts, unsure = len(ledger.population(name)), labels.count(None)
-            counts = (posts, len(drawn), len(labels) - unsure, unsure)
-            found.append(ReviewedBatch(name, audit, *counts, errors, grown, why))
-        return found
+        batches = [] if ledger is None else batches_of(ledger)
+    return [
+        one._replace(grown=_of_grown(folder, one.name, one.errors.all) if one.audit and one.errors else None)
+        for one in batches
+        if one.answered + one.unsure
+    ]
 
 
 def _of_grown(folder: RunFolder, name: str, error: ErrorEstimate) -> ErrorEstimate | None:

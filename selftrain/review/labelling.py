@@ -26,13 +26,13 @@ from selftrain.data.manifest import enforce, read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
 from selftrain.errors import BudgetError, EstimateError, RunStateError
-from selftrain.review.criticism import CRITICISMS, LabelCriticism
+from selftrain.review.criticism import CRITICISMS, estimates_of, write_criticisms
 from selftrain.review.estimates import LabelErrors, label_errors, outcome
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.review.sampling import MachineLabel, SampleSettings, add_sample
 from selftrain.store import atomic
-from selftrain.store.run_dir import RunFolder, read_jsonl
+from selftrain.store.run_dir import RunFolder, read_typed
 
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
 MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
@@ -159,13 +159,8 @@ def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
     Raises:
         RunStateError: A damaged file.
     """
-    file = folder.path / ANNOTATIONS
-    if not file.exists():
-        return {}
-    try:
-        return {one.post_id: one for one in (Annotation(**record) for record in read_jsonl(file))}
-    except TypeError as error:
-        raise RunStateError(f"{file} has a line that is no annotation ({error}): it is damaged") from error
+    found = read_typed(folder.path / ANNOTATIONS, lambda record: Annotation(**record))
+    return {one.post_id: one for one in found}
 
 
 # ---- machines label, people look at a sample -----------------------------------------------------------
@@ -238,17 +233,11 @@ def annotate_pool(
     # --- how likely is each wrong?
     runner, criticizer = criticizing
     given = criticizer.criticize(runner, [p for p, _ in pairs], [a for _, a in pairs])
-    missing = sum(one.error is None for one in given)
-    if missing == len(given):
-        raise BudgetError(
-            f"the criticizer gave no estimate for any of {len(given):,} labels; of the first:"
-            f" {given[0].fault}. Name another --strategy or --criticizer; `selftrain act"
-            " select-models` tests them"
-        )
-    rows = [LabelCriticism.of(BATCH, a, one).to_json() for (_, a), one in zip(pairs, given, strict=True)]
-    atomic.write_jsonl(folder.path / CRITICISMS, rows)
+    remedy = "Name another --strategy or --criticizer; `selftrain act select-models` tests them"
+    estimates = estimates_of(given, remedy)
+    write_criticisms(folder.path / CRITICISMS, BATCH, [a for _, a in pairs], given)
     # --- people look at a sample
-    errors = filled([one.error for one in given])
+    errors = filled(estimates)
     labels = [
         MachineLabel(one.post_id, str(one.label), float(error))
         for (_, one), error in zip(pairs, errors, strict=True)
@@ -258,7 +247,8 @@ def annotate_pool(
         double_annotation_rate=drawing.double_annotation_rate, seed=drawing.seed,
     ) as ledger:  # fmt: skip
         drawn = add_sample(ledger, BATCH, labels, [""] * len(labels), drawing)
-    doubt = sum(one.error for one in given if one.error is not None) / (len(given) - missing)
+    known = [error for error in estimates if error is not None]
+    missing, doubt = len(estimates) - len(known), sum(known) / len(known)
     return PoolLabels(len(pairs), len(posts) - len(pairs), reason, doubt, missing, len(drawn))
 
 

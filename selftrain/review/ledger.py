@@ -95,29 +95,16 @@ class ReviewLedger(LedgerReader):
     ) -> ReviewLedger:
         """Create an empty ledger; or open the one that is there, when it was made with the same settings.
 
-        Args:
-            classes: The task's class names, two or more.
-            budget: Most posts that may ever be reviewed, >= 0.
-            double_annotation_rate: Share of the posts that two people review, in [0, 1].
-            lease_seconds: How long a reviewer keeps a post without deciding, > 0.
-            seed: Chooses the doubled posts.
+        See `LedgerSettings` for the arguments.
 
         Raises:
             BudgetError: A setting outside its range.
             LedgerError: A ledger with other settings is there, or the file cannot be written.
         """
-        if len(set(classes)) < 2 or len(set(classes)) < len(classes) or UNSURE in classes:
-            raise BudgetError(
-                f"classes {list(classes)}: expected two or more different names, none of them {UNSURE!r}"
-            )
-        if budget < 0 or not 0.0 <= double_annotation_rate <= 1.0 or not lease_seconds > 0:
-            raise BudgetError(
-                f"budget {budget}, double annotation rate {double_annotation_rate}, lease of"
-                f" {lease_seconds} s: expected a budget >= 0, a share in [0, 1] and a lease > 0"
-            )
         settings = LedgerSettings(
             tuple(classes), int(budget), float(double_annotation_rate), float(lease_seconds), int(seed)
         )
+        _check_settings(settings)
         path = Path(path)
         with explained(path, "created"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +127,7 @@ class ReviewLedger(LedgerReader):
             BudgetError: Fewer than 0, or fewer in all than are in the ledger already.
         """
         with self._change() as connection:
-            others = sum(n for name, n in allowances(connection).items() if name != purpose)
+            others = sum((allowances(connection) | {purpose: 0}).values())
             entered, budget = _entered(connection), self.base_budget + others + posts
             if posts < 0 or budget < entered:
                 raise BudgetError(
@@ -339,6 +326,19 @@ def changing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def _check_settings(given: LedgerSettings) -> None:
+    classes, budget, rate, lease, _ = given
+    if len(set(classes)) < 2 or len(set(classes)) < len(classes) or UNSURE in classes:
+        raise BudgetError(
+            f"classes {list(classes)}: expected two or more different names, none of them {UNSURE!r}"
+        )
+    if budget < 0 or not 0.0 <= rate <= 1.0 or not lease > 0:
+        raise BudgetError(
+            f"budget {budget}, double annotation rate {rate}, lease of {lease} s: expected a budget >= 0, a"
+            " share in [0, 1] and a lease > 0"
+        )
 
 
 def _create(connection: sqlite3.Connection, path: Path, settings: Json) -> None:

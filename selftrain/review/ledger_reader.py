@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from agents.ask.cache import switch_to_write_ahead
+from agents.trust import cohen_kappa
 from selftrain._util.types import Json
 from selftrain.errors import LedgerError, SelftrainError
 
@@ -109,15 +110,6 @@ def agreement_of(decisions: Iterable[Decision]) -> Agreement:
     pairs = [tuple(review.label for review in one.reviews) for one in decisions if len(one.reviews) == 2]
     pairs = [pair for pair in pairs if UNSURE not in pair]
     return Agreement(len(pairs), sum(a == b for a, b in pairs), cohen_kappa(pairs))
-
-
-def cohen_kappa(pairs: Sequence[tuple[str, ...]]) -> float | None:
-    """Return Cohen's kappa (1960) of pairs of labels; None where it is not defined."""
-    if len(pairs) < 2 or len({label for pair in pairs for label in pair}) < 2:
-        return None
-    from sklearn.metrics import cohen_kappa_score
-
-    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
 
 
 # ---- the file -----------------------------------------------------------------------------------------
@@ -224,13 +216,13 @@ def explained(path: Path, what: str) -> Iterator[None]:
 
 
 class LedgerSettings(NamedTuple):
-    """What a ledger is created with; see `LedgerReader`."""
+    """What a ledger is created with."""
 
-    classes: tuple[str, ...]
-    budget: int
-    double_annotation_rate: float
-    lease_seconds: float
-    seed: int
+    classes: tuple[str, ...]  # the task's class names, two or more
+    budget: int  # most posts that may ever be reviewed, >= 0; more may be allowed later
+    double_annotation_rate: float  # share of them that two people review, in [0, 1]
+    lease_seconds: float  # how long a reviewer keeps a post without deciding, > 0
+    seed: int  # chooses the doubled posts
 
     def to_json(self) -> Json:
         """Return a record of JSON values."""
@@ -245,15 +237,10 @@ class LedgerSettings(NamedTuple):
 class LedgerReader:
     """A ledger that is there, to read. Not for several threads at once: open one for each, or lock around it.
 
+    Its settings are attributes, see `LedgerSettings`; `base_budget` is the budget that it was created with.
+
     Raises:
         LedgerError: No ledger there, one of another version, or a file that cannot be used; as every method.
-
-    Attributes:
-        classes: The task's class names.
-        base_budget: Most posts that may ever be reviewed, as the ledger was created; see `budget`.
-        double_annotation_rate: Share of them that two people review.
-        lease_seconds: How long a reviewer keeps a post without deciding.
-        seed: Chooses the doubled posts.
     """
 
     def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
@@ -300,9 +287,11 @@ class LedgerReader:
         drawn = "SELECT post_id FROM posts WHERE batch = ? AND place IS NOT NULL ORDER BY place"
         return [post_id for (post_id,) in self._rows(drawn, batch)]
 
-    def all_drawn(self) -> dict[str, str]:
-        """Return the id of every post to review -> its batch, in the order of review."""
-        return dict(self._rows("SELECT post_id, batch FROM posts WHERE place IS NOT NULL ORDER BY place"))
+    def all_drawn(self) -> dict[str, tuple[str, ReviewItem]]:
+        """Return the id of every post to review -> its batch and the post, in the order of review."""
+        columns = "batch, post_id, machine_label, error, inclusion, part"
+        rows = self._rows(f"SELECT {columns} FROM posts WHERE place IS NOT NULL ORDER BY place")
+        return {row[1]: (row[0], ReviewItem(*row[1:])) for row in rows}
 
     def waiting(self) -> list[str]:
         """Return ids of the posts that lack a review, the second of doubled ones included, in order."""

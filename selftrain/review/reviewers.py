@@ -42,17 +42,11 @@ def batch_after(number: int) -> str:
 
 
 class Waiting(NamedTuple):
-    """Reviews that a run waits for.
+    """Reviews that a run waits for."""
 
-    Attributes:
-        ledger: The file.
-        posts: Posts that the loop sent to review, in all rounds so far.
-        open: Of them, those without a decision.
-    """
-
-    ledger: Path
-    posts: int
-    open: int
+    ledger: Path  # the file
+    posts: int  # posts that the loop sent to review, in all rounds so far
+    open: int  # of them, those without a decision
 
     def __str__(self) -> str:
         run = shlex.quote(str(self.ledger.parent))
@@ -200,15 +194,9 @@ class LedgerReviewers:
         with opened_ledger(self._folder) as ledger:
             if ledger is None:
                 return []
-            entries = {
-                entry.post_id: (batch, entry)
-                for batch in ledger.batches()
-                for drawn in [frozenset(ledger.drawn(batch))]
-                for entry in ledger.population(batch)
-                if entry.post_id in drawn
-            }
+            drawn = ledger.all_drawn()
             return [
-                _human_label(decision, decision.label, *entries[decision.post_id])
+                _human_label(decision, decision.label, *drawn[decision.post_id])
                 for decision in ledger.decisions()
                 if decision.label is not None and used.get(decision.post_id) != decision.label
             ]

@@ -1,9 +1,9 @@
 """From a run to posts that people should look at: samples of its divergent posts, and of its pseudo-labels.
 
 Which posts are disputed now, and which pseudo-labels stand, follows from the finished rounds, see
-`selftrain.state`. How likely a label is wrong is estimated by a criticizer, or from what classifier and
-agents gave last: every voice spreads probability over the classes, the label is the class with the largest
-mean, and
+`selftrain.state`. How likely a label is wrong is estimated by a criticizer, or by what is known of the post:
+e = 1 - q(label) where the run decides by a posterior q. Else every voice, classifier and agents by what they
+gave last, spreads probability over the classes, the label is the class with the largest mean, and
 
     e = 1 - mean over the voices of the probability that each gives the label.
 
@@ -67,38 +67,45 @@ def error_estimates(
 ) -> list[MachineLabel]:
     """Estimate how likely the machines' labels of some posts are wrong, by what the verdicts on them say.
 
-    A voice that names a class with a probability gives the rest to the others evenly, unless it states what
-    each gets; one that names a class without a probability gives it all. An abstention or a failed judgment
-    gives every class the same. Agents count by their last judgment, the classifier as one voice.
-
     Args:
         verdicts: One a post.
         classes: The task's class names, two or more.
-        labels: Post id -> the label whose error is asked for (a pseudo-label, say); by default the one that
-            the voices give together.
+        labels: Post id -> the label whose error is asked for (a pseudo-label, say); by default the most
+            probable one.
 
     Raises:
         BudgetError: A verdict that names an unknown class.
     """
     found = []
     for verdict in verdicts:
-        voices = [_voice(verdict.classifier_label, verdict.classifier_probability, {}, classes)]
-        for *_, last in verdict.by_agent().values():
-            voices.append(_voice(last.label, last.probability, last.details.get("probabilities"), classes))
-        means = {name: sum(voice[name] for voice in voices) / len(voices) for name in classes}
-        label = (labels or {}).get(verdict.post_id) or max(classes, key=lambda name: means[name])
-        if label not in means:
+        probs = _probs(verdict, classes)
+        label = (labels or {}).get(verdict.post_id) or max(classes, key=lambda name: probs[name])
+        if label not in probs:
             raise BudgetError(
                 f"post {verdict.post_id!r} bears the label {label!r}: expected one of {list(classes)}"
             )
-        found.append(MachineLabel(verdict.post_id, label, min(max(1.0 - means[label], 0.0), 1.0)))
+        found.append(MachineLabel(verdict.post_id, label, min(max(1.0 - probs[label], 0.0), 1.0)))
     return found
+
+
+def _probs(verdict: Verdict, classes: Sequence[str]) -> Mapping[str, float]:
+    """Return class -> its posterior, or the mean over the voices; agents count by their last judgment."""
+    if verdict.posterior is not None:
+        return verdict.posterior.probs
+    voices = [_voice(verdict.classifier_label, verdict.classifier_probability, {}, classes)]
+    for *_, last in verdict.by_agent().values():
+        voices.append(_voice(last.label, last.probability, last.details.get("probabilities"), classes))
+    return {name: sum(voice[name] for voice in voices) / len(voices) for name in classes}
 
 
 def _voice(
     label: str | None, probability: float | None, stated: Mapping[str, float] | None, classes: Sequence[str]
 ) -> dict[str, float]:
-    """Return class -> probability of one voice, adding up to 1."""
+    """Return class -> probability of one voice, adding up to 1.
+
+    What it does not give its label it gives the others evenly, unless it states what each gets; a label
+    without a probability gets all, and no label gives every class the same.
+    """
     if label is None:
         return dict.fromkeys(classes, 1.0 / len(classes))
     if label not in classes:
@@ -198,25 +205,32 @@ def request_reviews(
             a rule or share that is none, no posts at all.
         LedgerError: The ledger was made with other settings, or cannot be read or written.
     """
-    with opened_ledger(folder) as there:
-        asked = {} if there is None else there.all_drawn()
-        new = there is None or batch not in there.batches()
-    if new:  # whatever is refused leaves no ledger behind
-        judged = verdicts_among(folder, among)
-        chosen = {post_id: last for post_id, last in judged.items() if post_id not in asked}
-        count = budget - len(asked) if sample is None else sample
-        _check_count(folder, len(chosen), count, among, again=bool(asked))
+    chosen, asked = _unasked(folder, batch, among)
+    if chosen is not None:  # whatever is refused leaves no ledger behind
+        count = budget - asked if sample is None else sample
+        _check_count(folder, len(chosen), count, among, again=asked > 0)
         labels = _machine_labels(list(chosen.values()), folder.class_names(), among, batch, estimator)
     with ReviewLedger.create(
         folder.path / LEDGER, classes=folder.class_names(), budget=budget,
         double_annotation_rate=double_annotation_rate, seed=seed,
     ) as ledger:  # fmt: skip
-        if new:
+        if chosen is not None:
             parts = [f"round {last.round}" for last in chosen.values()]
             own = int.from_bytes(hashlib.sha256(f"{seed}/{batch}".encode()).digest()[:8], "big")
             drawing = SampleSettings(count, rule, floor, double_annotation_rate, own)
             add_sample(ledger, batch, labels, parts, drawing, order=order)
-        return Requested(ledger.path, batch, len(ledger.population(batch)), tuple(ledger.drawn(batch)), new)
+        posts, drawn = len(ledger.population(batch)), tuple(ledger.drawn(batch))
+        return Requested(ledger.path, batch, posts, drawn, new=chosen is not None)
+
+
+def _unasked(folder: RunFolder, batch: str, among: Among) -> tuple[dict[str, LastVerdict] | None, int]:
+    """Return the posts that a batch may be drawn from, None where it is there; how many were asked about."""
+    with opened_ledger(folder) as ledger:
+        asked = {} if ledger is None else ledger.all_drawn()
+        if ledger is not None and batch in ledger.batches():
+            return None, len(asked)
+    judged = verdicts_among(folder, among)
+    return {post_id: last for post_id, last in judged.items() if post_id not in asked}, len(asked)
 
 
 def _machine_labels(
@@ -228,9 +242,8 @@ def _machine_labels(
 ) -> list[MachineLabel]:
     """Return the posts' labels and how likely each is wrong: by disagreement, or by the estimator."""
     verdicts = [last.verdict for last in chosen]
-    # a pseudo-label is what classifier and agents agreed on
-    accepted = {verdict.post_id: verdict.classifier_label for verdict in verdicts}
-    labels = error_estimates(verdicts, classes, labels=accepted if among == "accepted" else None)
+    accepted = {verdict.post_id: verdict.label for verdict in verdicts} if among == "accepted" else None
+    labels = error_estimates(verdicts, classes, labels=accepted)
     if estimator is None:
         return labels
     errors = filled(estimator(batch, verdicts, labels))
@@ -293,16 +306,9 @@ def request_audit(
             " or nothing can be estimated; give a floor, or another rule"
         )
     batch, path = audit_name(folder), folder.path / LEDGER
-    with opened_ledger(folder) as there:
-        asked = {} if there is None else there.all_drawn()
-        new = there is None or batch not in there.batches()
-    if new:
-        posts = sum(post_id not in asked for post_id in verdicts_among(folder, "accepted"))
-        if not 1 <= budget <= posts:
-            raise BudgetError(
-                f"an audit of {budget:,} of the {posts:,} pseudo-labels of {folder.path} that nobody was"
-                f" asked about: expected a whole number from 1 to {posts:,}"
-            )
+    chosen, asked = _unasked(folder, batch, "accepted")
+    if chosen is not None:
+        _check_count(folder, len(chosen), budget, "accepted", again=asked > 0)
     # a new ledger has no budget but the audit's: the loop, should it ever ask people here, has one of its own
     with (
         ReviewLedger(path) if path.exists() else
@@ -311,7 +317,7 @@ def request_audit(
             double_annotation_rate=double_annotation_rate, seed=seed,
         )
     ) as ledger:  # fmt: skip
-        if new:
+        if chosen is not None:
             ledger.allow(batch, budget)
         base, share, draws = ledger.base_budget, ledger.double_annotation_rate, ledger.seed
     return request_reviews(

@@ -340,7 +340,7 @@ class RunFolder:
         Raises:
             RunStateError: A line that is no verdict, with its number.
         """
-        return list(_read_typed(self.round_path(number) / "verdicts.jsonl", Verdict.from_json))
+        return list(read_typed(self.round_path(number) / "verdicts.jsonl", Verdict.from_json))
 
     def revised(self, number: int) -> list[Verdict]:
         """New verdicts of a round on posts of earlier rounds; empty where it gave none.
@@ -348,7 +348,7 @@ class RunFolder:
         Raises:
             RunStateError: A line that is no verdict, with its number.
         """
-        return list(_read_typed(self.round_path(number) / REVISED, Verdict.from_json))
+        return list(read_typed(self.round_path(number) / REVISED, Verdict.from_json))
 
     def human_labels(self, number: int) -> list[HumanLabel]:
         """Return people's labels that a round was the first to use; none where it used none.
@@ -356,7 +356,7 @@ class RunFolder:
         Raises:
             RunStateError: A line that is no such label, with its number.
         """
-        return list(_read_typed(self.round_path(number) / HUMAN, HumanLabel.from_json))
+        return list(read_typed(self.round_path(number) / HUMAN, HumanLabel.from_json))
 
     def read_json(self, file: Path) -> Json:
         """Read one JSON object of this folder, or raise a RunStateError that names the file."""
@@ -420,8 +420,12 @@ def without_none(table: Mapping[str, Any]) -> Json:
     }
 
 
-def _read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
-    """Yield what each line of a round's file stands for; nothing where the round has no such file."""
+def read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
+    """Yield what each line of a file stands for; nothing where there is no such file.
+
+    Raises:
+        RunStateError: A line is not what it should be, with its number.
+    """
     if not file.exists():
         return
     for number, record in enumerate(read_jsonl(file), 1):

@@ -50,14 +50,6 @@ class RoundPoint(NamedTuple):
     test: float | None
 
 
-class ReliabilityDot(NamedTuple):
-    """Posts of about the same predicted probability: its mean, how often it was so, how many they are."""
-
-    probability: float
-    share: float
-    posts: int
-
-
 # ---- rounds -----------------------------------------------------------------------------------------
 
 
@@ -206,16 +198,20 @@ def precision_recall_chart(
         return to_svg(figure, name, what)
 
 
-def reliability_chart(diagrams: Sequence[Sequence[ReliabilityDot]], name: str, what: str) -> Markup:
-    """Draw the share of positives over predicted probability, of the bins of each model, and the diagonal."""
+def reliability_chart(diagrams: Sequence[Sequence[tuple[float, float, int]]], name: str, what: str) -> Markup:
+    """Draw how often it was so over the probability that was said, and the diagonal.
+
+    Args:
+        diagrams: For each, in the order of `SERIES`, the bins: mean probability, share, posts.
+    """
     with _figure(SMALL) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)
         for colour, dots in zip(SERIES, diagrams, strict=False):
-            most = max((dot.posts for dot in dots), default=1)
-            across, up = [dot.probability for dot in dots], [dot.share for dot in dots]
+            across, up = [probability for probability, _, _ in dots], [share for _, share, _ in dots]
+            most = max((posts for _, _, posts in dots), default=1)
             axes.plot(across, up, color=COLOURS[colour], lw=1.4)
             # a dot's area follows its posts: a bin of three says little
-            areas = [14 + 70 * dot.posts / most for dot in dots]
+            areas = [14 + 70 * posts / most for _, _, posts in dots]
             axes.scatter(across, up, s=areas, color=COLOURS[colour], lw=0)
         axes.set_ylim(-0.02, 1.02)
         _share_axis(axes, "probability said", "share that was so")

@@ -16,7 +16,7 @@ const shared = (() => {
   const make = (tag, className, ...inside) => {
     const made = document.createElement(tag);
     if (className) made.className = className;
-    made.append(...inside.filter((one) => one !== undefined && one !== null));
+    made.append(...inside.filter((one) => one !== undefined && one !== null && one !== false));
     return made;
   };
   const button = (className, text, clicked) => {
@@ -25,11 +25,11 @@ const shared = (() => {
     made.addEventListener("click", clicked);
     return made;
   };
-  const isolated = (text, className) => { // a name of any script disturbs nothing around it
-    const made = make("bdi", className, text);
-    made.dir = "auto";
-    return made;
+  const isolate = (element) => { // text of any script, which disturbs nothing around it
+    element.dir = "auto";
+    return element;
   };
+  const isolated = (text, className) => isolate(make("bdi", className, text));
   const figure = (value) => value === null ? "–" : value.toFixed(3);
   const number = (value) => value.toLocaleString("en");
   const meter = (value) => {
@@ -38,9 +38,19 @@ const shared = (() => {
     made.setAttribute("aria-hidden", "true");
     return made;
   };
-  const postText = (text, className, missing) => { // null: nobody knows it any more
-    const made = make("p", text ? className : className + " none", text === null ? `(${missing})` : text || "(no text)");
-    made.dir = "auto";
+  const postText = (text, className, missing) => // null: nobody knows it any more
+    isolate(make("p", text ? className : className + " none", text === null ? `(${missing})` : text || "(no text)"));
+  const label = (name, place) => isolated(name, "label class-" + place % 4);
+  const chip = (text, kind, ...inside) => make("span", "chip " + kind, text, ...inside);
+
+  // ---- what was said of a post: a label (an element) or why there is none, its probability, the reasons ----
+  const step = ({ label, state, probability, words, when, changed }) => {
+    const nothing = () => chip(state === "abstain" ? "abstained" : state, state === "failed" ? "bad" : "quiet");
+    const sure = probability === null || probability === undefined ? null : figure(probability);
+    const made = make("div", "step", make("div", "step-head", when && make("span", "when", when), label || nothing(),
+      label && sure && make("span", "figure", sure), changed ? chip("changed its mind", "note") : null));
+    if (words) made.append(isolate(make("p", "said", words)));
+    else if (label && sure) made.append(meter(probability));
     return made;
   };
   const parties = (all) => { // [name, elements]: what was said at the same step stands at the same height
@@ -51,7 +61,23 @@ const shared = (() => {
       return made;
     });
   };
-  const label = (name, place) => isolated(name, "label class-" + Math.min(place, 2));
+  const figures = (className, called, rows) => { // [name, elements]
+    const made = make("dl", className, ...rows.flatMap(([name, inside]) => [
+      make("dt", "", isolated(name)), make("dd", "figure", ...inside)]));
+    made.setAttribute("aria-label", called);
+    return made;
+  };
+  const probabilities = (called, all) => // [name, probability]
+    figures("probs", called, all.map(([name, value]) => [name, [figure(value), meter(value)]]));
+  const evidence = (all) => { // [party, log-odds that it added]: for the label to the right, against it to the left
+    const most = Math.max(1, ...all.map(([, value]) => Math.abs(value)));
+    return figures("evidence", "log-odds that each party added", all.map(([name, value]) => {
+      const bar = make("span", value < 0 ? "against" : "for"), made = make("span", "lean", bar);
+      bar.style.width = 50 * Math.abs(value) / most + "%";
+      made.setAttribute("aria-hidden", "true");
+      return [name, [made, (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2)]];
+    }));
+  };
 
   // ---- pictures: veiled until somebody asks ----
   const unveil = (picture, yes) => {
@@ -84,6 +110,7 @@ const shared = (() => {
     });
   };
   return {
-    byId, data, make, button, isolated, figure, number, meter, label, postText, parties, pictureRow, unveilAll, searched,
+    byId, data, make, button, isolated, figure, number, meter, label, chip, postText, step, parties, probabilities,
+    evidence, pictureRow, unveilAll, searched,
   };
 })();

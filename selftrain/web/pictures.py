@@ -26,19 +26,12 @@ _THREADS = 4
 
 
 class Pictures(NamedTuple):
-    """What a page embeds.
+    """What a page embeds."""
 
-    Attributes:
-        urls: Data URLs, no two equal.
-        place: Path -> index into `urls`; a path that is not there was not embedded.
-        unreadable: Path -> why it could not be decoded.
-        left_out: How many paths found no room.
-    """
-
-    urls: Sequence[str]
-    place: dict[Path, int]
-    unreadable: dict[Path, str]
-    left_out: int
+    urls: Sequence[str]  # data URLs, no two equal
+    place: dict[Path, int]  # path -> index into `urls`; a path that is not there was not embedded
+    unreadable: dict[Path, str]  # path -> why it could not be decoded
+    left_out: int  # how many paths found no room
 
     def shown(self, path: Path, name: str) -> tuple[int, str]:
         """Return (its place in `urls` or -1, its name, with the reason where it could not be decoded)."""
@@ -83,10 +76,24 @@ def _thumbnails(paths: Sequence[Path]) -> Iterator[tuple[Path, str | ImageError]
 
 def _thumbnail(path: Path) -> str | ImageError:
     try:
-        image = open_image(path, target_size=SIDE)
+        return data_url(as_webp(path, SIDE, QUALITY))
     except ImageError as error:
         return error
-    image.thumbnail((SIDE, SIDE))
+
+
+def as_webp(path: Path, side: int, quality: int) -> bytes:
+    """Return a picture as WebP, at most `side` pixels a side; of the file's other contents, nothing.
+
+    Raises:
+        ImageError: The file cannot be decoded, or may not be.
+    """
+    image = open_image(path, target_size=side)
+    image.thumbnail((side, side))
     written = io.BytesIO()
-    image.save(written, format="WEBP", quality=QUALITY, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
+    image.save(written, format="WEBP", quality=quality, method=2)
+    return written.getvalue()
+
+
+def data_url(picture: bytes) -> str:
+    """Return the URL that holds a picture of `as_webp`."""
+    return f"data:image/webp;base64,{base64.b64encode(picture).decode('ascii')}"

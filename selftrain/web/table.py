@@ -32,29 +32,18 @@ class Control(NamedTuple):
 
 
 class TableData(NamedTuple):
-    """The table of a page.
+    """The table of a page."""
 
-    Attributes:
-        name: Of the records' chunks: "verdicts", "cases".
-        controls: The filters, then the sort.
-        listing: JSON of the index.
-        chunks: JSON of the records, `CHUNK` each; record i lies in chunk i // CHUNK.
-        pictures: JSON of data URLs by number, `PICTURE_CHUNK` each.
-        shown, total: How many records are in the page, and in all.
-        embedded, left_out: Pictures in the page, and those that found no room.
-        cut: Characters to which texts were cut.
-    """
-
-    name: str
-    controls: Sequence[Control]
-    listing: Markup
-    chunks: Sequence[Markup]
-    pictures: Sequence[Markup]
-    shown: int
+    name: str  # of the records' chunks: "verdicts", "cases"
+    controls: Sequence[Control]  # the filters, then the sort
+    listing: Markup  # JSON of the index
+    chunks: Sequence[Markup]  # JSON of the records, `CHUNK` each; record i lies in chunk i // CHUNK
+    pictures: Sequence[Markup]  # JSON of data URLs by number, `PICTURE_CHUNK` each
+    shown: int  # how many records are in the page, and in all
     total: int
-    embedded: int
+    embedded: int  # pictures in the page, and those that found no room
     left_out: int
-    cut: int
+    cut: int  # characters to which texts were cut
 
 
 def embed_table(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from agentps_helpers import accelerating, built_model, drawn_posts, llava_onevision
+from agentps_helpers import accelerating, built_model, drawn_posts
+from mllm_families import llava_onevision
 
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import example
@@ -54,7 +55,7 @@ def test_it_learns_and_a_cpu_reads_what_it_kept(tmp_path, card, checkpointing):
 def test_the_measure_runs_on_a_small_model(card, album):
     from runs.bench import agentps_gpu
 
-    base, _, _ = llava_onevision(album)
+    base = llava_onevision().base(album=album)
     found = agentps_gpu.throughput(base, card, posts=32, side=28)
     assert all(value > 0 for value in found.values())
     assert agentps_gpu.matmul_rate() > 1e12

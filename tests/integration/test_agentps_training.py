@@ -63,11 +63,15 @@ def test_what_lies_in_the_folder(model):
     assert sum("token_adapter" in name for name in kept) == 1
 
 
+def by_two(place, out, *more):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*launcher, "-m", "selftrain", *argv(place, out, *more)]
+    subprocess.run(command, env=QUIET, check=True, capture_output=True, timeout=400)
+
+
 def test_two_processes_give_the_losses_of_one(place, model):
     out = place / "two"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [*launcher, "-m", "selftrain", *argv(place, out)]
-    subprocess.run(command, env=QUIET, check=True, capture_output=True, timeout=400)
+    by_two(place, out)
     one, two = losses(model), losses(out)
     assert len(one) == len(two) == 12
     for a, b in zip(one, two, strict=True):
@@ -75,6 +79,16 @@ def test_two_processes_give_the_losses_of_one(place, model):
         assert a["parts"] == pytest.approx(b["parts"], abs=1e-4)
     # and two processes did work: sums in another order differ in the last digits
     assert (out / "model.safetensors").read_bytes() != (model / "model.safetensors").read_bytes()
+
+
+def test_a_process_without_a_picture_trains_the_tower_with_the_others(place):
+    """One post a part, one of three without pictures: the last part of a process often has none."""
+    more = ("--set", "model.vision=true", "--set", "training.part=1", "--set", "training.epochs=1")
+    done = selftrain(*argv(place, place / "tower-one", *more))
+    assert done.returncode == 0, done.stderr
+    by_two(place, place / "tower-two", *more)
+    for a, b in zip(losses(place / "tower-one"), losses(place / "tower-two"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("lines", [1, 4, 7])
@@ -140,7 +154,7 @@ def test_the_merged_checkpoint_is_a_model_of_transformers_with_the_same_states(p
     loaded = load(model)
     posts = [example(post, loaded.built.questions) for post in drawn_posts(4)]
     with torch.no_grad():
-        expected = loaded.built.model(loaded.built.collator.inputs(posts))
+        expected = loaded.built.model(loaded.built.collator.read(posts).inputs)
     merged = place / "merged"
     processor = AutoProcessor.from_pretrained(merged)
     whole = AutoModelForImageTextToText.from_pretrained(merged, dtype="float32")

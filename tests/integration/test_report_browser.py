@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from browser_helpers import DESKTOP
-from report_helpers import HOSTILE, PLAIN, made, trust
+from report_helpers import HOSTILE, PLAIN, made, trust, weigh
 
 from agents.judgment import Verdict
 from runs.bench.__main__ import main as bench
 from runs.bench.synthetic_run import synthetic_run
-from selftrain.report.compare import compare, write_comparison
+from selftrain.report.compare import compare, render_comparison
 from selftrain.report.run_page import write_report
 from selftrain.store.run_dir import RunFolder
 
@@ -207,6 +207,28 @@ def test_verdicts_are_sorted_by_probability_both_ways(page, folder):
     assert figures == sorted(figures, reverse=True)
 
 
+def test_a_posterior_is_shown_filtered_and_sorted(open_page, tmp_path):
+    weighed = made(tmp_path, PLAIN, scores=(0.5, 0.6, 0.7, 0.65), kept=(True, True, True, False))
+    page = open_page(write_report(weigh(weighed, PLAIN, {1: [0.9], 2: [0.2, 0.6], 3: [0.75, 0.3, 0.35]})))
+    page.locator("#f-sort").select_option("q-low")
+    assert ids(page) == ["3", "2", "1"]
+    page.locator("#f-sort").select_option("q-high")
+    assert ids(page) == ["1", "2", "3"]
+    page.locator("#f-sure").select_option("overruled")
+    expect(page.locator("#count")).to_have_text("1 of 3 verdicts")
+    expect(page.locator("#detail .together .step-head")).to_have_text(
+        "negative0.800learned: the threshold is 0.70"
+    )
+    expect(page.locator("#detail .evidence dt")).to_have_text(["classifier", "agent", "base rate"])
+    expect(page.locator("#detail .evidence dd")).to_have_text(["\u22120.50", "+1.50", "+0.25"])
+    page.locator("#clear").click()
+    page.locator("#f-sure").select_option("0.8 0.95")
+    expect(page.locator("#count")).to_have_text("2 of 3 verdicts")
+    page.locator("#f-decided").select_option("0")
+    assert ids(page) == ["1"]
+    expect(page.locator("#detail")).to_contain_text("Round by round: 1: positive 0.900 → 2: positive 0.600")
+
+
 def test_pages_follow_each_other_and_end(page):
     first = ids(page)
     expect(page.locator("#previous-page")).to_be_disabled()
@@ -378,7 +400,7 @@ def pages(folder, tmp_path_factory):
     """The report, and the page of two runs side by side."""
     place = tmp_path_factory.mktemp("beside")
     bare = made(place, PLAIN)
-    write_comparison(compare([folder, bare]), place / "compare.html")
+    (place / "compare.html").write_text(render_comparison(compare([folder, bare])), encoding="utf-8")
     return {"report": folder.path / "report.html", "compare": place / "compare.html"}
 
 

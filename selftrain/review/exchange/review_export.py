@@ -6,7 +6,6 @@ strangers: a cell that a spreadsheet would run as a formula gets an apostrophe i
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -17,17 +16,17 @@ from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-from backbones.images import open_image
+from agents.judgment import State
 from selftrain._util.choices import Pictures
 from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import ExchangeError
-from selftrain.review.labelling import annotations_of
 from selftrain.review.ledger_reader import LEDGER, UNSURE, LedgerReader
+from selftrain.review.opinions import Opinion, Opinions
 from selftrain.review.sampling import is_audit
-from selftrain.rounds import replay
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.pictures import as_webp, data_url
 
 CONTROL, TEXT = "label", "text"
 """Names of the choice and of the text that it is about, in the configuration and in every result."""
@@ -40,15 +39,6 @@ NUMBER = re.compile(r"[+-]?\d[\d.,]*([eE][+-]?\d+)?")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-class MachineOpinion(NamedTuple):
-    """A machine's last word: who, the label or None, its probability or None, and why."""
-
-    who: str
-    label: str | None
-    probability: float | None
-    why: str
-
-
 class ReviewTask(NamedTuple):
     """One post that waits for a review."""
 
@@ -59,7 +49,7 @@ class ReviewTask(NamedTuple):
     images: tuple[Path, ...]  # absolute paths
     names: tuple[str, ...]  # the same, relative to the manifest
     audit: bool  # whether a pseudo-label is audited, instead of a divergent post
-    opinions: tuple[MachineOpinion, ...]  # the classifier's first; empty where they are hidden
+    opinions: tuple[Opinion, ...]  # the classifier's first; empty where they are hidden
 
 
 class ReviewTasks(NamedTuple):
@@ -79,8 +69,8 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     """
     folder.recipe()  # no run folder: said before anything else
     with LedgerReader(folder.path / LEDGER) as ledger:
-        batch_of, classes = ledger.all_drawn(), ledger.classes
-        chosen = list(batch_of) if everything else ledger.waiting()
+        drawn, classes = ledger.all_drawn(), ledger.classes
+        chosen = list(drawn) if everything else ledger.waiting()
     posts = find_posts(folder, chosen)
     gone = [post_id for post_id in chosen if post_id not in posts or posts[post_id].reason]
     if gone:
@@ -89,27 +79,15 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
             f"{len(gone)} of {len(chosen)} posts to review are not in the run's manifests as they were, the"
             f" first is {gone[0]!r} ({reason}): put the manifest and its pictures back"
         )
-    opinions = {} if hide_opinions else _opinions(folder)
+    opinions = None if hide_opinions else Opinions(folder)
     tasks = []
     for place, post_id in enumerate(chosen):
-        post, batch = posts[post_id], batch_of[post_id]
-        shown = (post.text, post.images, post.names)
-        tasks.append(ReviewTask(post_id, batch, place, *shown, is_audit(batch), opinions.get(post_id, ())))
+        post, (batch, _) = posts[post_id], drawn[post_id]
+        given = () if opinions is None else opinions.of(post_id)
+        tasks.append(
+            ReviewTask(post_id, batch, place, post.text, post.images, post.names, is_audit(batch), given)
+        )
     return ReviewTasks(tuple(tasks), classes)
-
-
-def _opinions(folder: RunFolder) -> dict[str, tuple[MachineOpinion, ...]]:
-    """Return what machines last gave each post: an annotator, or classifier and agents."""
-    found: dict[str, tuple[MachineOpinion, ...]] = {
-        post_id: (MachineOpinion("annotator", row.label, row.probability, row.rationale),)
-        for post_id, row in annotations_of(folder).items()
-    }
-    for post_id, (_, verdict) in replay(folder)[0].last_verdicts.items():
-        own = MachineOpinion("classifier", verdict.classifier_label, verdict.classifier_probability, "")
-        last = {role: judgments[-1] for role, judgments in verdict.by_agent().items()}
-        agents = (MachineOpinion(who, j.label, j.probability, j.rationale) for who, j in last.items())
-        found[post_id] = (own, *agents)
-    return found
 
 
 # ---- Label Studio --------------------------------------------------------------------------------------
@@ -180,34 +158,36 @@ def to_tasks(
     """
     shown = any(task.opinions for task in tasks)
     for task in tasks:
-        urls = [_local(path, root) if pictures == "local-files" else _embedded(path) for path in task.images]
+        urls = [
+            _local(path, root) if pictures == "local-files" else data_url(as_webp(path, SIDE, QUALITY))
+            for path in task.images
+        ]
         data: Json = {"post_id": task.post_id, "batch": task.batch, TEXT: task.text, "images": urls}
         if shown:
             data["opinions"] = "\n".join(map(_opinion_line, task.opinions))
-        predictions = [_prediction(one) for one in task.opinions if one.label is not None]
+        predictions = [_prediction(one) for one in task.opinions if one.last.label is not None]
         meta = {"post_id": task.post_id, "batch": task.batch, "place": task.place}
         yield {"data": data, "meta": meta, "predictions": predictions}
 
 
-def _prediction(opinion: MachineOpinion) -> Json:
-    result = {
-        "from_name": CONTROL, "to_name": TEXT, "type": "choices", "value": {"choices": [opinion.label]},
-    }  # fmt: skip
-    return {"model_version": opinion.who, "score": opinion.probability, "result": [result]}
+def _prediction(opinion: Opinion) -> Json:
+    last = opinion.last
+    result = {"from_name": CONTROL, "to_name": TEXT, "type": "choices", "value": {"choices": [last.label]}}
+    return {"model_version": opinion.who, "score": last.probability, "result": [result]}
 
 
-def _opinion_line(opinion: MachineOpinion) -> str:
-    sure = "" if opinion.probability is None else f" ({opinion.probability:.2f})"
-    why = f": {opinion.why}" if opinion.why else ""
-    return f"{opinion.who}: {opinion.label or 'no label'}{sure}{why}"
+def _opinion_line(opinion: Opinion) -> str:
+    last = opinion.last
+    sure = "" if last.probability is None else f" ({last.probability:.2f})"
+    added = ", ".join(f"{party} {value:+.2f}" for party, value in opinion.log_odds.items())
+    why = [last.words, f"log-odds: {added}" if added else ""]
+    return ": ".join([opinion.who, f"{_named(opinion)}{sure}", *filter(None, why)])
 
 
-def _embedded(path: Path) -> str:
-    image = open_image(path, target_size=SIDE)
-    image.thumbnail((SIDE, SIDE))
-    written = io.BytesIO()
-    image.save(written, format="WEBP", quality=QUALITY, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
+def _named(opinion: Opinion) -> str:
+    """Return the label, or that there is none; of who names no class at all, what they say."""
+    last = opinion.last
+    return last.label or ("no label" if last.state in list(State) else last.state)
 
 
 def _local(path: Path, root: Path | None) -> str:
@@ -233,7 +213,7 @@ def to_csv(tasks: Sequence[ReviewTask]) -> str:
     writer = csv.writer(written)
     writer.writerow(COLUMNS)
     for task in tasks:
-        opinions = "; ".join(f"{one.who}: {one.label or 'no label'}" for one in task.opinions)
+        opinions = "; ".join(f"{one.who}: {_named(one)}" for one in task.opinions)
         cells = (task.post_id, task.batch, "", "", task.text, " | ".join(task.names), opinions)
         writer.writerow([_as_text(cells[0]), *map(_harmless, cells[1:])])
     return "\ufeff" + written.getvalue()

@@ -6,13 +6,13 @@ and the ledger decides what of it is taken. The format is that of https://labels
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selftrain.data.manifest import Names
-from selftrain.data.tables import LISTED, RawRow, Table, fold, open_table
+from selftrain.data.tables import LISTED, Table, fold, open_table
 from selftrain.errors import ExchangeError, ManifestError
 from selftrain.review.exchange.review_export import CONTROL, FORMULA, NUMBER
 from selftrain.review.ledger import OutsideDecision, Refusal, ReviewLedger
@@ -51,7 +51,7 @@ def import_reviews(
     folder.recipe()  # no run folder: said before anything else
     read = read_reviews(file, reviewer)
     with ReviewLedger(folder.path / LEDGER) as ledger:
-        known = {post_id for batch in ledger.batches() for post_id in ledger.drawn(batch)}
+        known = ledger.all_drawn().keys()
         read = read._replace(
             decisions=tuple(
                 one._replace(
@@ -78,25 +78,19 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
     """
     try:
         table = open_table(file, named=False)
-        if table.form == "JSON":
-            if LISTED not in table.notes:
-                raise ExchangeError(
-                    f"{file} holds no list: expected a list of tasks, as Label Studio exports"
-                )
-            return _from_json(list(table.rows), reviewer)
-        decisions, refused, empty = list[OutsideDecision](), list[Refusal](), 0
-        for row in _table_rows(table):
-            if isinstance(row, Refusal):
-                refused.append(row)
-            elif row.label:
-                decisions.append(row._replace(reviewer=row.reviewer or reviewer))
-            else:
-                empty += 1
+        if table.form == "JSON" and LISTED not in table.notes:
+            raise ExchangeError(f"{file} holds no list: expected a list of tasks, as Label Studio exports")
+        found = list(_json_rows(table) if table.form == "JSON" else _table_rows(table))
     except ManifestError as error:
         raise ExchangeError(
             f"{error}. Expected Label Studio's export, JSON or JSON-MIN, or a CSV table"
         ) from error
-    return ReadReviews(tuple(decisions), tuple(refused), empty)
+    given = [one for one in found if isinstance(one, OutsideDecision)]
+    return ReadReviews(
+        tuple(one._replace(reviewer=one.reviewer or reviewer) for one in given if one.label),
+        tuple(one for one in found if isinstance(one, Refusal)),
+        sum(not one.label for one in given),
+    )
 
 
 def matched(post_id: str, known: Collection[str]) -> str | None:
@@ -122,29 +116,26 @@ def _rounds_to(exact: Decimal, value: Decimal, written: str) -> bool:
     return Context(prec=max(len(value.as_tuple().digits), 1), rounding=ROUND_HALF_UP).plus(exact) == value
 
 
-def _from_json(rows: Sequence[RawRow], reviewer: str) -> ReadReviews:
-    decisions, refused, empty = list[OutsideDecision](), list[Refusal](), 0
-    for line, row in enumerate(rows, 1):
+# ---- line by line; without a label: nobody has reviewed it -------------------------------------------------
+
+
+def _json_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
+    for line, row in enumerate(table.rows, 1):
         if row.fields is None:
-            refused.append(Refusal(line, "", f"is {row.reason}: expected a task"))
+            yield Refusal(line, "", f"is {row.reason}: expected a task")
             continue
         try:
-            found = list(answers_from_json(row.fields))
+            answers = list(answers_from_json(row.fields))
         except ItemError as fault:
-            refused.append(Refusal(line, _post_id(row.fields), str(fault)))
+            yield Refusal(line, _post_id(row.fields), str(fault))
             continue
-        empty += not found
-        for post_id, label, who, batch in found:
-            decisions.append(OutsideDecision(line, post_id, label, who or reviewer, batch))
-    return ReadReviews(tuple(decisions), tuple(refused), empty)
+        for post_id, label, who, batch in answers or [("", "", "", "")]:
+            yield OutsideDecision(line, post_id, label, who, batch)
 
 
 def _post_id(item: object) -> str:
     data = item.get("data", item) if isinstance(item, Mapping) else {}
     return str(data.get("post_id", "")) if isinstance(data, Mapping) else ""
-
-
-# ---- a table -------------------------------------------------------------------------------------------
 
 
 def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:

@@ -2,75 +2,47 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from agents.ask.annotator import Annotation
-from backbones.images import open_image
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost, find_posts
-from selftrain.data.task import load_task
-from selftrain.errors import TaskError
-from selftrain.review.criticism import CRITICISMS, LabelCriticism, read_criticisms
-from selftrain.review.labelling import annotations_of
-from selftrain.rounds import replay
-from selftrain.state import LastVerdict
+from selftrain.review.opinions import Opinion, Opinions
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.pictures import as_webp
 
-SIDE = 1600
-"""Pixels of the longer side of a picture, at most."""
-QUALITY = 85
-
-
-class Policy(NamedTuple):
-    """The task in words."""
-
-    name: str
-    text: str | None  # the policy; None when the task file is gone or has changed its classes
-    meanings: Mapping[str, str]  # class name -> one line; empty as well then
+SIDE, QUALITY = 1600, 85
+"""Pixels of the longer side of a picture, at most, and its WebP quality."""
 
 
 class Material:
     """Posts and verdicts of a run, read when first asked for and kept.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
+        RunStateError: No run folder, or a damaged one; as every method that takes a post.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._posts: dict[str, FoundPost | None] = {}
-        self._last: Mapping[str, LastVerdict] = {}
-        self._criticisms: dict[str, LabelCriticism] = {}
-        self._annotations: dict[str, Annotation] = {}
-        self._rounds = -1
+        self._opinions = Opinions(folder)
+        self._rounds = folder.finished()
 
     def load(self, post_ids: Iterable[str]) -> None:
-        """Read what is not known yet; every manifest is read once however many posts are asked for.
-
-        Raises:
-            RunStateError: A damaged folder.
-        """
+        """Read what is not known yet; every manifest is read once however many posts are asked for."""
         wanted = [post_id for post_id in post_ids if post_id not in self._posts]
         if not wanted:
             return
         found = find_posts(self._folder, wanted)
         self._posts |= {post_id: found.get(post_id) for post_id in wanted}
         if (rounds := self._folder.finished()) != self._rounds:
-            self._last = replay(self._folder)[0].last_verdicts
-            self._annotations = annotations_of(self._folder)
-            criticisms = read_criticisms(self._folder.path / CRITICISMS)
-            self._criticisms = {one.post_id: one for one in criticisms}  # the last batch counts
-            self._rounds = rounds
+            self._opinions, self._rounds = Opinions(self._folder), rounds
 
     def unknown(self, post_ids: Iterable[str]) -> list[str]:
         """Return posts that neither a manifest nor a verdict of the run knows."""
         asked = list(post_ids)
         self.load(asked)
-        return [one for one in asked if self._posts[one] is None and one not in self._last]
+        return [one for one in asked if self._posts[one] is None and one not in self._opinions]
 
     def shown(self, post_id: str) -> Json:
         """Return the post itself, as the page takes it: text None where the manifest is gone."""
@@ -85,32 +57,9 @@ class Material:
         }
 
     def opinions(self, post_id: str) -> list[Json]:
-        """Return what machines gave: classifier and agents, or the annotator, and then a criticizer.
-
-        Each has `who` and `steps`, oldest first: `state`, `label` (None unless a class was named),
-        `probability` and `words`. Empty where nothing in the folder is about the post.
-        """
+        """Return what machines gave, as the page takes it; see `Opinions.of`."""
         self.load([post_id])
-        parties: dict[str, list[Json]] = {}
-        last, annotation = self._last.get(post_id), self._annotations.get(post_id)
-        if last is not None:
-            verdict = last.verdict
-            label, probability = verdict.classifier_label, verdict.classifier_probability
-            parties["classifier"] = [_step("label", label, probability, "")]
-            for role, judgments in verdict.by_agent().items():
-                parties[role] = [_step(str(j.state), j.label, j.probability, j.rationale) for j in judgments]
-        elif annotation is not None:
-            parties["annotator"] = [
-                _step("label", annotation.label, annotation.probability, annotation.rationale)
-            ]
-        criticism = self._criticisms.get(post_id)
-        if criticism is not None and parties:
-            # a criticizer names no class: it estimates how likely the machine's is wrong, and why
-            error = criticism.error
-            doubt = "no estimate" if error is None else f"{error:.0%} likely wrong"
-            words = criticism.rationale or criticism.fault
-            parties["criticizer"] = [_step(f"{criticism.label}: {doubt}", None, None, words)]
-        return [{"who": printable(who), "steps": steps} for who, steps in parties.items()]
+        return [_record(one) for one in self._opinions.of(post_id)]
 
     def picture(self, post_id: str, index: int) -> bytes | None:
         """Return a picture of a post as WebP, at most `SIDE` pixels a side; None: there is no such picture.
@@ -122,11 +71,7 @@ class Material:
         post = self._posts[post_id]
         if post is None or not 0 <= index < len(post.images):
             return None
-        image = open_image(post.images[index], target_size=SIDE)
-        image.thumbnail((SIDE, SIDE))
-        written = io.BytesIO()
-        image.save(written, format="WEBP", quality=QUALITY, method=2)  # of the file's other contents, nothing
-        return written.getvalue()
+        return as_webp(post.images[index], SIDE, QUALITY)
 
     def without_paths(self, reason: str, post_id: str) -> str:
         """Return a reason with the post's files as its manifest names them, not where they lie."""
@@ -134,28 +79,13 @@ class Material:
         return printable(reason if post is None else _without_paths(reason, post))
 
 
-def policy_of(folder: RunFolder, classes: Iterable[str]) -> Policy:
-    """Read the task's text from the file that the run's recipe names, if it still describes these classes.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-    """
-    name = folder.environment().task
-    path = folder.recipe().get("data", {}).get("task")
-    try:
-        task = None if path is None else load_task(Path(path))
-    except TaskError:
-        task = None
-    if task is None or set(task.names) != set(classes):
-        return Policy(name, None, {})
-    return Policy(task.name, task.policy, {one.name: one.meaning for one in task.classes})
-
-
-def _step(state: str, label: str | None, probability: float | None, words: str) -> Json:
-    return {
-        "state": printable(state), "label": label, "probability": probability,
-        "words": printable_lines(words),
-    }  # fmt: skip
+def _record(opinion: Opinion) -> Json:
+    steps = [
+        {**one._asdict(), "state": printable(one.state), "words": printable_lines(one.words)}
+        for one in opinion.steps
+    ]
+    log_odds = [[printable(party), added] for party, added in opinion.log_odds.items()]
+    return {"who": printable(opinion.who), "steps": steps, "log_odds": log_odds}
 
 
 def _without_paths(reason: str, post: FoundPost) -> str:

@@ -1,7 +1,7 @@
 // The review page. It shows one post, sends one answer, and shows the next post only when the server has said
 // that the answer is on its disk; an answer that could not be saved stays on the screen and is sent again.
 (() => {
-  const { byId, data, make, isolated, figure, number, meter, parties } = shared;
+  const { byId, data, make, button, chip, isolated, number, step, parties, evidence } = shared;
   const settings = data("settings");
   const RETRIES = [1, 2, 4, 8, 15]; // seconds
   const POLL = 5, TIMEOUT = 20;
@@ -195,30 +195,20 @@
   const agreement = ({ label, opinions }) => opinions
     .map((one) => compared(one, label) === "agrees" ? `${one.who} agrees.` : `${one.who} said ${wordOf(lastWord(one))}.`)
     .join(" ");
-  const stepOf = (step, earlier) => {
-    const made = make("div", "step"), top = make("div", "step-head");
-    if (step.label === null) top.append(make("span", "chip " + (step.state === "failed" ? "bad" : ""), wordOf(step)));
-    else top.append(named(step.label), make("span", "figure", step.probability === null ? "" : figure(step.probability)));
-    if (earlier && earlier.label !== step.label) top.append(make("span", "chip note", "changed its mind"));
-    made.append(top);
-    if (step.words) {
-      const said = make("p", "said", step.words);
-      said.dir = "auto";
-      made.append(said);
-    } else if (step.probability !== null) made.append(meter(step.probability));
-    return made;
-  };
+  const stepOf = (one, earlier) => step({
+    ...one, label: one.label === null ? null : named(one.label), changed: earlier && earlier.label !== one.label,
+  });
   const showParties = (where, opinions, label) => {
     const all = parties(opinions.map(({ who, steps }) => [who, steps.map((one, k) => stepOf(one, steps[k - 1]))]));
-    all.forEach((one, k) => one.classList.add(...[compared(opinions[k], label)].filter(Boolean)));
+    all.forEach((one, k) => {
+      one.classList.add(...[compared(opinions[k], label)].filter(Boolean));
+      if (opinions[k].log_odds.length) one.lastChild.append(evidence(opinions[k].log_odds));
+    });
     byId(where).replaceChildren(...all);
   };
   const mark = (opinion, label) => {
     const [kind, sign] = { agrees: ["good", " ✓ "], differs: ["bad", " ✗ "], "": ["", " "] }[compared(opinion, label)];
-    const made = make("li"), chip = make("span", "chip " + kind);
-    chip.append(isolated(opinion.who), sign, isolated(wordOf(lastWord(opinion))));
-    made.append(chip);
-    return made;
+    return make("li", "", chip(isolated(opinion.who), kind, sign, isolated(wordOf(lastWord(opinion)))));
   };
   const drawPrevious = () => {
     const shown = last && mode === "post";
@@ -299,12 +289,8 @@
 
   // ---- the end ----
   const percent = (value) => (100 * value).toFixed(1) + " %";
-  const tile = (term, value, more) => {
-    const made = make("div"), shown = make("dd", "", value);
-    if (more) shown.append(make("small", "", more));
-    made.append(make("dt", "", term), shown);
-    return made;
-  };
+  const tile = (term, value, more) =>
+    make("div", "", make("dt", "", term), make("dd", "", value, more && make("small", "", more)));
   const drawEnd = ({ progress, stats, end }) => {
     const spent = progress.left === 0;
     const waiting = progress.entered - progress.reviewed;
@@ -346,16 +332,12 @@
     }
   };
   const estimate = ({ batch, errors, why }) => {
-    const made = make("div"), title = make("h3", "", "Wrong machine labels");
-    made.append(title);
-    const told = make("p");
-    if (!errors) { told.textContent = why; made.append(told); return made; }
+    const title = make("h3", "", "Wrong machine labels");
+    if (!errors) return make("div", "", title, make("p", "", why));
     const all = errors.all, shown = Math.min(Math.max(all.value, all.low), all.high);
-    told.append(make("strong", "", percent(shown)),
+    return make("div", "", title, make("p", "", make("strong", "", percent(shown)),
       ` of ${number(all.posts)} posts, 95 % interval ${percent(all.low)} to ${percent(all.high)}; ${number(all.wrong)} of ${number(all.reviewed)} reviewed labels were wrong. (`,
-      isolated(batch), ")");
-    made.append(told);
-    return made;
+      isolated(batch), ")"));
   };
 
   // ---- the door ----
@@ -399,23 +381,17 @@
   }));
 
   // ---- keys and buttons ----
+  const first = (event, act) => { if (event.detail < 2) act(); }; // a double tap answers one post, not two
   settings.classes.forEach((one, at) => {
     const key = at < 9 ? String(at + 1) : "";
-    const made = make("button", "choice class-" + Math.min(at, 2));
-    made.type = "button";
-    if (key) made.append(make("kbd", "", key));
-    made.append(isolated(one.shown, "label"));
-    if (key) made.setAttribute("aria-keyshortcuts", key);
-    made.addEventListener("click", (event) => { if (event.detail < 2) decide(one.name); });
+    const made = button(`choice class-${at % 4}`, "", (event) => first(event, () => decide(one.name)));
+    made.append(...(key ? [make("kbd", "", key)] : []), isolated(one.shown, "label"));
     byId("classes").append(made);
     if (!key) return;
-    const row = make("tr"), cell = make("td"), what = make("td");
-    cell.append(make("kbd", "", key));
-    what.append(shared.label(one.shown, at));
-    row.append(cell, what);
-    byId("class-keys").append(row);
+    made.setAttribute("aria-keyshortcuts", key);
+    byId("class-keys").append(
+      make("tr", "", make("td", "", make("kbd", "", key)), make("td", "", shared.label(one.shown, at))));
   });
-  const first = (event, act) => { if (event.detail < 2) act(); }; // a double tap answers one post, not two
   byId("unsure").addEventListener("click", (event) => first(event, () => decide(settings.unsure)));
   byId("skip").addEventListener("click", (event) => first(event, skip));
   byId("undo").addEventListener("click", (event) => first(event, undo));

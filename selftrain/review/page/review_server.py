@@ -7,18 +7,20 @@ import json
 import re
 import secrets
 import shlex
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 from selftrain._util.printable import printable
+from selftrain.data.run_posts import TaskWords, task_words
 from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder, train_command
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
-from selftrain.review.page.material import Material, Policy, policy_of
+from selftrain.review.page.material import Material
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.session import ReviewSession
 from selftrain.store import atomic
@@ -75,32 +77,18 @@ def _own_material(folder: RunFolder, ledger: ReviewLedger) -> Material:
 
 
 def render_review(
-    name: str,
-    classes: Sequence[str],
-    policy: Policy,
-    *,
-    lease_seconds: float,
-    command: str,
-    train: str,
-    show_opinions: bool,
+    name: str, task: TaskWords, *, lease_seconds: float, command: str, train: str, show_opinions: bool
 ) -> RenderedPage:
     """Render the page of a run, once: what changes comes later, as JSON.
 
     `command` and `train` are what comes after the review.
     """
     settings = {
-        "classes": [{"name": one, "shown": printable(one)} for one in classes],
+        "classes": [{"name": one, "shown": printable(one)} for one in task.classes],
         "unsure": UNSURE, "lease": lease_seconds, "opinions": show_opinions,
         "command": printable(command), "train": printable(train),
     }  # fmt: skip
-    values = {
-        "name": name,
-        "task": policy.name,
-        "policy": policy.text,
-        "classes": [(one, "", policy.meanings.get(one, "")) for one in classes],
-        "settings": as_json(settings),
-        "show_opinions": show_opinions,
-    }
+    values = {"name": name, "task": task, "settings": as_json(settings), "show_opinions": show_opinions}
     return render_page(
         "review.html.j2", values, folder=Path(__file__).parent,
         scripts=("page.js", "review.js"), styles=("review.css",), served=True,
@@ -123,21 +111,11 @@ def serve(
         ServingError: The port cannot be had.
         StorageError: The run folder cannot be written.
     """
-    token, port = _remembered(folder)
-    listener = None
-    if not opening.port and port:
-        with suppress(ServingError):  # taken meanwhile; any other will do
-            listener = listen(opening.host, port)
-    listener = listener or listen(opening.host, opening.port)
+    listener, token = _listening(folder, opening)
     try:
-        with atomic.replacing(folder.path / REMEMBERED) as part:
-            part.touch(mode=0o600)
-            kept = {"token": token, "port": listener.getsockname()[1]}
-            part.write_text(json.dumps(kept), encoding="utf-8")
         page = render_review(
             folder.path.resolve().name,
-            session.ledger.classes,
-            policy_of(folder, session.ledger.classes),
+            task_words(folder, session.ledger.classes),
             lease_seconds=session.ledger.lease_seconds,
             command=next_command(folder),
             train=train_command(folder.path),
@@ -160,6 +138,25 @@ def serve(
         asyncio.run(HttpServer(app, started=started).serve([listener]))
     finally:
         listener.close()
+
+
+def _listening(folder: RunFolder, opening: Opening) -> tuple[socket.socket, str]:
+    """Listen where the last start did, if that is free, and return its token; keep both for the next one."""
+    token, port = _remembered(folder)
+    listener = None
+    if not opening.port and port:
+        with suppress(ServingError):  # taken meanwhile; any other will do
+            listener = listen(opening.host, port)
+    listener = listener or listen(opening.host, opening.port)
+    try:
+        with atomic.replacing(folder.path / REMEMBERED) as part:
+            part.touch(mode=0o600)
+            kept = {"token": token, "port": listener.getsockname()[1]}
+            part.write_text(json.dumps(kept), encoding="utf-8")
+    except BaseException:
+        listener.close()
+        raise
+    return listener, token
 
 
 _NAMED = "more reviewers open the same URL with another name after reviewer="

@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
-from selftrain.errors import DecisionError, EstimateError
-from selftrain.review.estimates import label_errors, outcome
+from selftrain.errors import DecisionError
+from selftrain.review.estimates import ReviewedBatch, batches_of
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import (
     Assignment,
@@ -125,7 +125,7 @@ class ReviewSession:
             now = self._clock()
             if self._estimates is None or now - self._estimates[0] >= self._refresh:
                 with LedgerReader(self.ledger.path) as ledger:
-                    self._estimates = now, estimates(ledger)
+                    self._estimates = now, [_estimate(one) for one in batches_of(ledger)]
             return {"estimates": self._estimates[1]}
 
     def leave(self, reviewer: str) -> Json:
@@ -196,21 +196,10 @@ class ReviewSession:
         return self._stats[1]
 
 
-def estimates(ledger: LedgerReader) -> list[Json]:
-    """Return the label error of every batch with its 95 % interval, or in words why there is none.
-
-    Raises:
-        LedgerError: The file cannot be read.
-    """
-    found = []
-    for batch in ledger.batches():
-        one: Json = {"batch": printable(batch), "errors": None, "why": ""}
-        try:
-            one["errors"] = label_errors(outcome(ledger, batch)).to_json()
-        except EstimateError as error:
-            one["why"] = printable(str(error))
-        found.append(one)
-    return found
+def _estimate(one: ReviewedBatch) -> Json:
+    """Return the label error of a batch with its 95 % interval, or in words why there is none."""
+    errors = one.errors.to_json() if one.errors else None
+    return {"batch": printable(one.name), "errors": errors, "why": printable(one.why)}
 
 
 def seconds_a_post(reviews: Iterable[Review], longest: float) -> float | None:

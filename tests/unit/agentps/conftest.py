@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agentps_helpers import accelerating
+from agentps_helpers import accelerating, questioned_run
 
 from selftrain.agentps.dataset import example
 
@@ -12,6 +12,11 @@ from selftrain.agentps.dataset import example
 def cpu():
     with accelerating(cpu=True) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def run_with_questions(tmp_path_factory):
+    return questioned_run(tmp_path_factory.mktemp("questions"))
 
 
 @pytest.fixture

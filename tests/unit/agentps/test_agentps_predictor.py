@@ -81,6 +81,17 @@ def test_validation_scores_are_those_of_the_kept_epoch(place):
     assert validation.probs.tolist() == [row["probabilities"]["rude"] for row in rows]
 
 
+def test_it_predicts_in_the_precision_that_its_thresholds_were_set_in(place, tmp_path):
+    loaded = load(place / "model")
+    assert loaded.about["precision"] == "float32"
+    posts = [Post("a", "awful day"), Post("b", "lovely day", (place / "red.png",))]
+    exact = [one.answers[-1] for one in predict(loaded, posts)]
+    halved = loaded._replace(about=loaded.about | {"precision": "bfloat16"})
+    rounded = [one.answers[-1] for one in predict(halved, posts)]
+    assert not np.array_equal(exact, rounded)
+    assert np.allclose(exact, rounded, atol=0.05)
+
+
 def test_its_fingerprint_follows_its_weights(place, tmp_path):
     import shutil
 

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from agentps_helpers import TASK, drawn_posts
 
-from selftrain.agentps.dataset import example, load_posts, of_split, question_set, stream_posts
+from selftrain.agentps.dataset import (
+    example,
+    load_posts,
+    of_split,
+    question_set,
+    run_test_posts,
+    stream_posts,
+)
 from selftrain.agentps.recipe import SourceSettings, load_agentps_recipe
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
@@ -130,6 +137,23 @@ def test_a_run_gives_its_grown_data_and_its_own_validation_posts(small_run):
     assert any(p.images for p in found.train)
 
 
+def test_nothing_that_the_run_hid_is_learned_from(run_with_questions):
+    """The manifest answers the question about every post; the run hid the pool's answers with its labels."""
+    found = load_posts(SourceSettings(run=run_with_questions), 0)
+    pseudo = [post for post in found.train if post.id in found.label_probs]
+    assert pseudo
+    assert not [post.id for post in pseudo if post.process]
+    assert all(post.process for post in (*found.train, *found.validation) if post not in pseudo)
+
+
+def test_test_posts_of_a_run_are_those_that_nothing_was_chosen_by(run_with_questions):
+    found = load_posts(SourceSettings(run=run_with_questions), 0)
+    tested = run_test_posts(run_with_questions, found.task, SourceSettings())
+    assert len(tested) == 24
+    assert not {p.id for p in tested} & {p.id for p in (*found.train, *found.validation)}
+    assert all(post.label and post.process for post in tested)
+
+
 def test_soft_targets_and_missing_answers():
     asked = question_set(TASK, "agentps")
 
@@ -140,6 +164,28 @@ def test_soft_targets_and_missing_answers():
     assert found(None, {}) == [[0, 0], [0, 0, 0], [0, 0]]
     with pytest.raises(TaskError, match="none of"):
         found("rude", {"tone": "loud"})
+
+
+def test_a_models_answer_is_worth_its_probability_and_a_persons_is_certain():
+    asked = question_set(TASK, "agentps")
+    model = {"insult": {"answer": "yes", "probability": 0.7}, "tone": {"answer": "calm", "probability": 0.9}}
+    post = Post("a", "x", (), "rude", {"insult": "yes", "tone": "merry"}, {"process_provenance": model})
+    insult, tone, _ = example(post, asked).targets
+    assert insult.tolist() == pytest.approx([0.7, 0.3])
+    assert tone.tolist() == [0, 0, 1], "a person put it right"
+
+
+def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    rows = list(read_jsonl(run / "grown.jsonl"))
+    pseudo = [row for row in rows if row["provenance"]["source"] == "pseudo-label"]
+    pseudo[0]["provenance"]["posterior"] = {"probs": {pseudo[0]["label"]: 0.93}}
+    (run / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_posts(SourceSettings(run=run, soft_target=0.7), 0)
+    assert [found.label_probs[str(row["id"])] for row in pseudo] == [0.93] + [0.7] * (len(pseudo) - 1)
 
 
 def test_what_a_variant_asks():

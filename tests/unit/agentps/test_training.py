@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from agentps_helpers import TASK, accelerating, built_model, drawn_posts, llava_onevision
+from agentps_helpers import TASK, accelerating, built_model, drawn_posts, training_folder
+from mllm_families import Family, llava_onevision, picture
 
-from backbones.mllm.hub import from_parts
 from losses.process import process_loss
 from selftrain.agentps import evaluate
 from selftrain.agentps import train as training
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, load_weights, trained
 from selftrain.agentps.dataset import question_set
 from selftrain.agentps.evaluate import headline, score
+from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble, stack_targets
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings
-from selftrain.agentps.train import Order, make_accelerator, share_of_step, train
-from selftrain.errors import ModelError, NonFiniteLossError, TrainingError
+from selftrain.agentps.train import (
+    QUARANTINE,
+    Order,
+    make_accelerator,
+    share_of_step,
+    train,
+    train_agentps,
+)
+from selftrain.errors import DataError, ModelError, NonFiniteLossError, QuarantineError, TrainingError
 
 FAST = TrainingSettings(
     epochs=2, batch_size=8, part=3, learning_rate=3e-3, head_learning_rate=3e-3, save_every=2, metric="auc"
@@ -31,10 +40,11 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
 
 
-def go(built, posts, folder, cpu, *, validate=None, identity="same", **changes):
+def go(built, posts, folder, cpu, *, validate=None, identity="same", signed=False, max_unread=0, **changes):
     return train(
         built, posts, settings=FAST.model_copy(update=changes), seed=0, folder=folder, identity=identity,
-        validate=validate or (lambda _: {"auc": 0.5}), accelerator=cpu, bar=False,
+        validate=validate or (lambda _: {"auc": 0.5}), accelerator=cpu, signed=signed, max_unread=max_unread,
+        bar=False,
     )  # fmt: skip
 
 
@@ -106,7 +116,7 @@ def test_the_first_loss_is_that_of_the_formula(tmp_path, cpu, as_examples):
     weights = {"insult": 0.5, "tone": 2.0}
     built.model.train()
     with torch.no_grad():
-        logits = built.model(built.collator.inputs(posts))
+        logits = built.model(built.collator.read(posts).inputs)
     expected = process_loss(logits, stack_targets(posts), [0.5, 2.0, 1.0])
     go(built, posts, tmp_path, cpu, epochs=1, batch_size=8, weights=weights)
     [line] = lines(tmp_path)
@@ -148,8 +158,8 @@ def test_it_learns(tmp_path, cpu, as_examples):
 
 def test_a_base_in_bfloat16_learns_with_everything_trained_in_float32(tmp_path, as_examples):
     """As hubs give it: a step of 1e-4 would be lost in the rounding of bfloat16 weights."""
-    _, whole, processor = llava_onevision()
-    base = from_parts("bfloat16", whole.to(torch.bfloat16), processor)
+    whole, processor = llava_onevision()
+    base = Family(whole.to(torch.bfloat16), processor).base("bfloat16")
     made = ModelSettings(rank=4, alpha=8, hidden=16, max_tokens=96)
     built = assemble(made, question_set(TASK, made.variant), base)
     assert {one.dtype for one in trained(built.model).values()} == {torch.float32}
@@ -204,16 +214,16 @@ def test_a_training_that_was_cut_off_ends_as_one_that_was_not(tmp_path, cpu, as_
 
     built, posts = fresh()
     calls = 0
-    inputs = built.collator.inputs
+    read = built.collator.read
 
     def failing(batch):
         nonlocal calls
         calls += 1
         if calls > cut * 3:  # three parts a step
             raise CutOffError
-        return inputs(batch)
+        return read(batch)
 
-    built.collator.inputs = failing
+    built.collator.read = failing
     with pytest.raises(CutOffError):
         go(built, posts, broken, cpu)
     again, posts = fresh()
@@ -245,6 +255,102 @@ def test_weights_of_another_architecture_are_refused(tmp_path, cpu, as_examples)
     other = built_model("vanilla")
     with pytest.raises(ModelError, match="another architecture"):
         load_weights(other.model, tmp_path / WEIGHTS)
+
+
+# ---- pictures that cannot be read -----------------------------------------------------------------------
+
+
+def with_pictures(posts, folder, broken=()):
+    for number, post in enumerate(posts):
+        path = folder / f"{post.id}.png"
+        picture("red").save(path)
+        if number in broken:
+            path.write_bytes(path.read_bytes()[:60])  # its header is good: only a step finds out
+    return [one._replace(pictures=(folder / f"{one.id}.png",)) for one in posts]
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_training_goes_on(tmp_path, cpu, as_examples):
+    def fresh():
+        built = built_model(frames=Frames(1, 28, 28))
+        return built, with_pictures(as_examples(drawn_posts(32), built), tmp_path, broken=(3, 17))
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    built, posts = fresh()
+    with pytest.raises(QuarantineError, match=r"1 posts have pictures .* at most 0 are") as refused:
+        go(built, posts, whole, cpu)
+    assert "the same command goes on" in str(refused.value)
+    (whole / QUARANTINE).unlink()
+    built, posts = fresh()
+    go(built, posts, whole, cpu, max_unread=2)
+    rows = [json.loads(line) for line in (whole / QUARANTINE).read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == ["p17", "p3"]
+    assert all("cannot be decoded" in row["reason"] for row in rows)
+
+    # left out, not learned from: a training that was cut off meets them again, and notes them once
+    built, posts = fresh()
+    with pytest.raises(QuarantineError):
+        go(built, posts, broken, cpu, max_unread=1)
+    built, posts = fresh()
+    go(built, posts, broken, cpu, max_unread=2)
+    assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert len((broken / QUARANTINE).read_text().splitlines()) == 2
+
+
+def test_a_post_that_cannot_be_read_gives_no_gradient(tmp_path, cpu, as_examples):
+    """Its label may be anything."""
+    found = []
+    for label in ("rude", "kind"):
+        built = built_model(frames=Frames(1, 28, 28))
+        drawn = drawn_posts(8)
+        drawn[3] = replace(drawn[3], label=label)
+        (tmp_path / label).mkdir()
+        go(built, with_pictures(as_examples(drawn, built), tmp_path, broken=(3,)), tmp_path / label, cpu,
+           epochs=1, max_unread=1)  # fmt: skip
+        found.append(weights(built.model))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+# ---- what reviewed posts' loss is bounded by ------------------------------------------------------------
+
+
+def test_the_loss_of_reviewed_posts_is_bounded_and_the_same_in_parts(tmp_path, cpu, as_examples, caplog):
+    """Every third post was reviewed with pi = 1/4 and turned out otherwise: its target is (-3, 4)."""
+
+    def losses(name, **changes):
+        built = built_model()
+        posts = as_examples(drawn_posts(24), built)
+        turned = (np.array([-3, 4], np.float32), np.array([4, -3], np.float32))
+        posts = [
+            one._replace(targets=(*one.targets[:-1], turned[int(one.targets[-1][1])])) if i % 3 == 0 else one
+            for i, one in enumerate(posts)
+        ]
+        (tmp_path / name).mkdir()
+        kinds = {"weights": {"insult": 0.0, "tone": 0.0}, "epochs": 4, "batch_size": 6, "signed": True}
+        go(built, posts, tmp_path / name, cpu, **kinds | changes)
+        return [line["loss"] for line in lines(tmp_path / name)]
+
+    whole, parts = losses("whole", part=6), losses("parts", part=2)
+    assert min(whole) >= 0
+    assert parts == pytest.approx(whole, abs=1e-3)
+    assert not caplog.records
+    assert min(losses("off", non_negative=False, epochs=8)) < 0
+    assert "no lower bound" in caplog.text
+
+
+@pytest.mark.parametrize(("divisor", "expected"), [("posts", 1), ("expected", 2), ("answers", 4)])
+def test_what_a_loss_is_divided_by(tmp_path, cpu, as_examples, divisor, expected):
+    """Half of all posts answer, and two of the eight of a step."""
+    built = built_model("multitask")
+    posts = as_examples([replace(post, process={}) for post in drawn_posts(16)], built)
+    answer = np.array([1, 0], np.float32)
+    posts = [one._replace(targets=(answer, *one.targets[1:])) for one in posts[:8]] + posts[8:]
+    stepper = training._Stepper(
+        built, posts, Order([5] * 16, 8, 0), settings=FAST.model_copy(update={"divisor": divisor}), seed=0,
+        signed=False, folder=tmp_path, max_unread=0, validate=dict, accelerator=cpu,
+    )  # fmt: skip
+    assert stepper._divisors(8, [2.0, 0.0, 8.0])[0] == 8 / expected
+    assert stepper._divisors(8, [2.0, 0.0, 8.0])[2] == 8
 
 
 # ---- what cannot go on ----------------------------------------------------------------------------------
@@ -279,6 +385,40 @@ def test_out_of_memory_says_what_to_lower(tmp_path, cpu, as_examples, monkeypatc
 def test_another_precision_in_the_same_process_says_what_to_do(cpu):
     with pytest.raises(TrainingError, match=r"bfloat16 on cpu.*in a process of its own"):
         make_accelerator(TrainingSettings(device="cpu", precision="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda row: row | {"process": {}}, DataError, "no post answers the question 'insult'"),
+        (lambda row: row | {"label": "kind"}, DataError, "expected some of it and some of another class"),
+    ],
+)
+def test_data_that_cannot_do_is_refused_before_a_base_model_is_looked_for(tmp_path, spoil, error, words):
+    place = training_folder(tmp_path, posts=20)
+    rows = [json.loads(line) for line in (place / "posts.jsonl").read_text().splitlines()]
+    (place / "posts.jsonl").write_text("".join(json.dumps(spoil(row)) + "\n" for row in rows))
+    changes = [f'data.task="{place / "task.toml"}"', 'model.base="nowhere/to-be-found"']
+    with pytest.raises(error, match=words):
+        train_agentps(place / "posts.jsonl", place / "model", overrides=changes, bar=False)
+
+
+def test_an_evaluation_batch_too_large_is_known_before_the_first_step(tmp_path, cpu, monkeypatch):
+    place = training_folder(tmp_path, posts=20)
+    sizes = []
+
+    def full(model, collator, posts, *, batch_size, **_):
+        sizes.append(min(batch_size, len(posts)))
+        raise TrainingError("no memory left: training.evaluation_batch")
+
+    monkeypatch.setattr(training, "score", full)
+    changes = [f'data.task="{place / "task.toml"}"', "training.evaluation_batch=2"]
+    with pytest.raises(TrainingError, match="evaluation_batch"):
+        train_agentps(
+            place / "posts.jsonl", place / "model", recipe=place / "recipe.toml", overrides=changes, bar=False
+        )
+    assert sizes == [2]
+    assert not (place / "model" / "losses.jsonl").exists()
 
 
 def test_no_posts(tmp_path, cpu):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from agentps_helpers import accelerating, llava_onevision, picture
+from agentps_helpers import accelerating
+from mllm_families import llava_onevision, picture
 
 from runs.bench import agentps_gpu
 from runs.bench.__main__ import main
@@ -43,7 +44,7 @@ def test_the_sizes_are_the_published_ones():
 def test_posts_a_second_and_their_cost_come_out_of_a_real_training(cpu, album, monkeypatch):
     monkeypatch.setattr(agentps_gpu, "ALBUM", 3)
     monkeypatch.setattr(agentps_gpu, "STEP", 4)
-    base, _, _ = llava_onevision(album)
+    base = llava_onevision().base(album=album)
     found = agentps_gpu.throughput(base, cpu, posts=6, side=28)
     assert set(found) == {
         "training, posts a second", "scoring, posts a second", "training, TFLOP a post",
@@ -55,13 +56,13 @@ def test_operations_are_those_of_the_products(cpu, tmp_path):
     """A second post of the same length doubles them; a training step costs two to three times its forward."""
     picture("red").save(tmp_path / "one.png")
     made = ModelSettings(rank=4, alpha=8, hidden=16, frames=Frames(2, 28, 28))
-    built = assemble(made, question_set(memes.TASK, made.variant), llava_onevision()[0])
+    built = assemble(made, question_set(memes.TASK, made.variant), llava_onevision().base())
     answer = np.array([1, 0], dtype=np.float32)
     post = Example("a", "late again", (tmp_path / "one.png",), (answer,) * 4)
     alone = agentps_gpu.flops_a_post(built, [post], cpu)
     assert agentps_gpu.flops_a_post(built, [post] * 3, cpu) == pytest.approx(alone)
     with agentps_gpu.FlopCounterMode(display=False) as forward, torch.no_grad():
-        built.model(built.collator.inputs([post]))
+        built.model(built.collator.read([post]).inputs)
     assert 1.5 < alone / forward.get_total_flops() < 3
     assert not any(one.grad is not None for one in built.model.parameters())
 

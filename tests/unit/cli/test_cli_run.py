@@ -42,8 +42,8 @@ def test_the_summary_of_rounds_written_by_hand():
             finished(3, kept=True, validation=0.7, test=0.65, precision=0.7),
         ]
     )
-    assert told.labels_alone == (0.5, 0.4)
-    assert (told.best, told.best_round) == ((0.7, 0.65), 3)
+    assert told.labels_alone == (0.5, 0.4, 0.8125, 0.8125)
+    assert (told.best, told.best_round) == ((0.7, 0.65, 0.8125, 0.8125), 3)
     assert (told.rounds, told.kept, told.rolled_back) == (3, 2, 1)
     assert (told.candidates, told.consistent, told.divergent) == (24, 18, 6)
     assert told.pseudo_label_precision == 0.7  # of grown.jsonl after the last round
@@ -53,7 +53,7 @@ def test_the_summary_of_rounds_written_by_hand():
 
 def test_a_summary_without_truth_or_test_or_rounds():
     told = summarise([finished(0, kept=True, validation=0.5)])
-    assert told.best == told.labels_alone == (0.5, None)
+    assert told.best == told.labels_alone == (0.5, None, 0.8125, None)
     assert (told.best_round, told.pseudo_label_precision, told.candidate_precision) == (0, None, None)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from losses import BatchError, SettingError, act_cross_entropy, act_loss, act_variance, equals_mixed_labels
-from losses.act import act_weights
+from losses.act import act_weights, non_negative
 
 NAN = float("nan")
 
@@ -221,3 +221,30 @@ def test_settings_outside_their_range_are_refused(setting):
 def test_the_variance_refuses_a_pi_of_zero():
     with pytest.raises(BatchError):
         act_variance(floats(1, 1), floats(1, 2), floats(0.5, 0.0))
+
+
+# ---- the bound of a loss with signed targets --------------------------------------------------------------
+
+
+def test_the_signed_target_of_one_post_has_no_lower_bound_and_its_non_negative_form_has():
+    """pi = 1/4, machine and human differ: target (-3, 4); at a logit gap of 40 the loss is -120."""
+    logits = torch.tensor([[-40.0, 0.0]], requires_grad=True)
+    losses = -(torch.tensor([[-3.0, 4.0]]) * torch.log_softmax(logits, 1)).sum(0)
+    assert losses.sum().item() == pytest.approx(-120, abs=1e-3)
+    assert non_negative(losses, losses.detach()).sum().item() == pytest.approx(0, abs=1e-3)
+
+
+def test_value_and_gradient_of_the_non_negative_form_are_those_of_nnpu():
+    """As in nnPU: a negative sum counts 0, and is unlearned with gamma times its gradient turned round."""
+    parts = torch.tensor([2.0, -3.0, 0.0], requires_grad=True)
+    for gamma, expected in ((1.0, [1.0, -1.0, 1.0]), (0.25, [1.0, -0.25, 1.0]), (0.0, [1.0, 0.0, 1.0])):
+        parts.grad = None
+        found = non_negative(parts, torch.tensor([5.0, -1.0, 0.0]), gamma=gamma)
+        assert found.tolist() == [2.0, 0.0, 0.0]
+        found.sum().backward()
+        assert parts.grad.tolist() == expected
+
+
+def test_it_is_the_loss_itself_where_no_sum_is_negative():
+    parts = torch.rand(4, requires_grad=True)
+    assert torch.equal(non_negative(parts, torch.ones(4)), parts)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from losses.base import BatchError, SettingError
-from losses.process import process_loss
+from losses.process import answer_sums, process_loss
 
 
 def reference(logits, targets, weights, counts):
@@ -35,30 +35,30 @@ def batch(seed, posts=5, sizes=(2, 3, 4), missing=0.4):
     return logits, targets
 
 
-def counts_of(targets):
-    return [max(int((one.sum(1) > 0.5).sum()), 1) for one in targets]
+def posts_of(targets):
+    return [len(one) for one in targets]
 
 
 @given(
     st.integers(0, 10_000), st.tuples(*[st.floats(0.0, 3.0) for _ in range(3)]).filter(lambda w: sum(w) > 0.1)
 )
-def test_it_is_the_weighted_sum_of_mean_cross_entropies(seed, weights):
+def test_it_is_the_weighted_sum_of_cross_entropies_over_the_posts(seed, weights):
     logits, targets = batch(seed)
     output = process_loss(logits, targets, weights)
-    expected = reference(logits, targets, weights, counts_of(targets))
+    expected = reference(logits, targets, weights, posts_of(targets))
     assert output.loss.item() == pytest.approx(expected, abs=1e-5)
     assert output.known.tolist() == [float((one.sum(1) > 0.5).sum()) for one in targets]
     for q in range(3):
-        alone = reference(logits[q : q + 1], targets[q : q + 1], [1.0], counts_of(targets[q : q + 1]))
+        alone = reference(logits[q : q + 1], targets[q : q + 1], [1.0], [max(output.known[q].item(), 1)])
         assert output.parts[q].item() == pytest.approx(alone, abs=1e-5)
 
 
 def test_golden_value():
-    """Two questions of two answers: -log sigmoid(2) for the one post that answers, and ln 2 for the final."""
+    """Two questions of two answers: -log sigmoid(2) for one of two posts, and ln 2 for the final."""
     logits = [torch.tensor([[1.0, -1.0], [3.0, 0.0]]), torch.zeros(2, 2)]
     targets = [torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.3, 0.7]])]
     output = process_loss(logits, targets, [0.5, 1.0])
-    assert output.loss.item() == pytest.approx(0.5 * 0.126928 + 0.693147, abs=1e-6)
+    assert output.loss.item() == pytest.approx(0.5 * 0.126928 / 2 + 0.693147, abs=1e-6)
 
 
 def test_a_missing_answer_gives_its_head_no_gradient_and_an_unanswered_question_one_of_zero():
@@ -77,13 +77,55 @@ def test_a_missing_answer_gives_its_head_no_gradient_and_an_unanswered_question_
 def test_parts_of_a_batch_add_up_to_the_whole(seed, cut):
     logits, targets = batch(seed)
     whole = process_loss(logits, targets, [1.0, 2.0, 0.5])
-    counts = [float(one) for one in whole.known]
+    counts = [float(len(one)) for one in targets]
     pieces = [
         process_loss([z[s] for z in logits], [t[s] for t in targets], [1.0, 2.0, 0.5], denominators=counts)
         for s in (slice(0, cut), slice(cut, None))
     ]
     assert sum(one.loss.item() for one in pieces) == pytest.approx(whole.loss.item(), abs=1e-5)
-    assert torch.allclose(pieces[0].parts + pieces[1].parts, whole.parts, atol=1e-5)
+    assert torch.allclose(pieces[0].sums + pieces[1].sums, whole.sums, atol=1e-5)
+
+
+def test_one_annotated_post_in_sixteen_weighs_as_its_final_answer_does():
+    """Divided by those that answer, it weighs as much as all sixteen final answers together."""
+    logits = [torch.zeros(16, 2, requires_grad=True), torch.zeros(16, 2, requires_grad=True)]
+    targets = [torch.zeros(16, 2), torch.eye(2)[[0] * 16]]
+    targets[0][3, 0] = 1.0
+
+    def gradients(denominators):
+        for one in logits:
+            one.grad = None
+        process_loss(logits, targets, denominators=denominators).loss.backward()
+        return [float(one.grad[3, 0]) for one in logits]
+
+    process, final = gradients(None)
+    assert process == pytest.approx(final)
+    process, final = gradients([1.0, 16.0])
+    assert process == pytest.approx(16 * final)
+
+
+def test_a_bounded_loss_has_the_value_of_its_parts_and_the_gradient_of_the_whole():
+    """Signed targets in parts: what is clipped is decided by the sums over all of them."""
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(8, 3, generator=generator) * 4]
+    machine, human = torch.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], torch.eye(3)[[1] * 8]
+    targets = [machine + (human - machine) / 0.2]
+    sums = answer_sums(logits, targets)
+    assert sums[0].min() < 0 < sums[0].max()
+
+    def grown(cuts):
+        z = logits[0].clone().requires_grad_(True)
+        total = 0.0
+        for part in cuts:
+            found = process_loss([z[part]], [targets[0][part]], denominators=[8.0], signed=True, whole=sums)
+            found.loss.backward()
+            total += found.loss.item()
+        return total, z.grad
+
+    whole, parts = grown([slice(0, 8)]), grown([slice(0, 3), slice(3, 8)])
+    assert whole[0] == pytest.approx(sums[0].clamp_min(0).sum().item() / 8, rel=1e-5)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5)
+    assert torch.allclose(parts[1], whole[1], atol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_value():
@@ -96,7 +138,7 @@ def test_the_gradient_is_that_of_the_value():
             moved = [[z.clone() for z in logits] for _ in range(2)]
             moved[0][q][place] += step
             moved[1][q][place] -= step
-            values = [reference(m, targets, [1.0, 2.0, 0.5], counts_of(targets)) for m in moved]
+            values = [reference(m, targets, [1.0, 2.0, 0.5], posts_of(targets)) for m in moved]
             slope = (values[0] - values[1]) / (2 * step)
             assert given_logits[q].grad[place].item() == pytest.approx(slope, abs=1e-4)
         assert one.shape == given_logits[q].grad.shape

@@ -86,7 +86,7 @@ def test_the_command_prints_tables_and_json_and_writes_a_page(tmp_path, capsys):
     assert main(["compare", *paths, "--html", str(page)]) == 0
     out = capsys.readouterr().out
     assert "0.749 [" in out
-    assert "(0.600)" in out  # rolled back
+    assert "(0.600 0.812)" in out  # rolled back
     assert str(page) in out
     assert main(["compare", *paths, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -76,7 +76,7 @@ def test_the_json_in_the_page_ends_no_element_and_gives_the_strings_back(tmp_pat
     for raw in data.values():
         assert raw.isascii()
         assert not set(raw) & set("<>&")
-    text, images, said, _ = json.loads(data["verdicts-0"])[0]
+    text, images, said, *_ = json.loads(data["verdicts-0"])[0]
     assert text.startswith("</script></style></title><script>document.title='owned'</script>")
     assert "\\u202e" in text
     assert "\u202e" not in text
@@ -248,7 +248,7 @@ def test_manifest_pictures_and_quarantine_that_went(tmp_path):
     folder = made(tmp_path, PLAIN)
     (tmp_path / "plain.png").unlink()
     browser = report.gather(folder).verdicts.table
-    text, images, _, remark = json.loads(str(browser.chunks[0]))[0]
+    text, images, _, remark, _ = json.loads(str(browser.chunks[0]))[0]
     assert (text, images) == ("plain", [])
     assert "plain.png" in remark
     (tmp_path / "manifest.jsonl").unlink()

@@ -16,6 +16,7 @@ from report_helpers import PLAIN, judgment, lines, made, verdict
 
 from selftrain.report import run_page as report
 from selftrain.report import verdict_browser as browser
+from selftrain.report.judged_posts import JudgedPosts
 from selftrain.web import charts, table
 from selftrain.web.html import as_json, render_page, security_policy
 from selftrain.web.pictures import SIDE, embed
@@ -133,8 +134,9 @@ def test_a_picture_that_cannot_be_read_is_named_and_stops_nothing(tmp_path):
 # ---- the browser's data -----------------------------------------------------------------------------
 
 
-def gathered(folder):
-    return browser.gather_verdicts(folder, {1: "kept", 2: "rolled back"}, ("positive", "negative"))
+def gathered(folder, outcomes=None):
+    outcomes = outcomes or {1: "kept", 2: "rolled back"}
+    return browser.gather_verdicts(JudgedPosts(folder, outcomes), outcomes, ("positive", "negative"))
 
 
 def test_the_index_counts_what_the_verdicts_say(tmp_path):
@@ -178,7 +180,7 @@ def test_chunks_hold_a_fixed_number_of_records_and_of_pictures(tmp_path, monkeyp
         verdicts.append(verdict(PLAIN, f"p{number}"))
     lines(tmp_path / "manifest.jsonl", rows)
     lines(folder.round_path(2) / "verdicts.jsonl", verdicts)
-    found = browser.gather_verdicts(folder, {2: "kept"}, ("positive", "negative"))
+    found = gathered(folder, {2: "kept"})
     assert [len(json.loads(str(chunk))) for chunk in found.table.chunks] == [2, 2, 1]
     assert json.loads(str(found.table.listing))["pictures"] == 3
     assert [len(json.loads(str(chunk))) for chunk in found.table.pictures] == [3, 2]
@@ -191,7 +193,7 @@ def test_texts_are_cut_harder_when_all_together_would_be_too_long(tmp_path, monk
     monkeypatch.setattr(table, "TEXT_BUDGET", 2000)
     found = gathered(folder)
     assert found.table.cut == 240
-    text, _, said, _ = json.loads(str(found.table.chunks[0]))[0]
+    text, _, said, *_ = json.loads(str(found.table.chunks[0]))[0]
     assert text.endswith(" […]")
     assert len(text) <= 240 + 4
     assert len(said[0][5]) <= 160 + 4

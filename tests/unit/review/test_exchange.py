@@ -15,10 +15,11 @@ from PIL import Image
 from selftrain.cli import main
 from selftrain.errors import ExchangeError, LedgerError
 from selftrain.review.exchange import review_export
-from selftrain.review.exchange.review_export import MachineOpinion, ReviewTask, gather_tasks, to_csv
+from selftrain.review.exchange.review_export import ReviewTask, gather_tasks, to_csv
 from selftrain.review.exchange.review_import import import_reviews, read_reviews
 from selftrain.review.ledger import OutsideDecision, ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE, ReviewItem
+from selftrain.review.opinions import Opinion, Statement
 from selftrain.review.sampling import request_reviews, verdicts_among
 from selftrain.store.run_dir import RunFolder
 
@@ -280,7 +281,10 @@ def task(*opinions, images=(), text="hello"):
 
 
 def test_tasks_carry_post_batch_predictions_and_pictures(picture):
-    said = (MachineOpinion("classifier", "rude", 0.93, ""), MachineOpinion("user", None, None, "cannot tell"))
+    said = (
+        Opinion("classifier", (Statement("label", "rude", 0.93, ""),)),
+        Opinion("user", (Statement("abstain", None, None, "cannot tell"),)),
+    )
     (one,) = review_export.to_tasks([task(*said, images=[picture])])
     assert one["meta"] == {"post_id": "p0", "batch": "round 1", "place": 0}
     assert one["data"]["opinions"] == "classifier: rude (0.93)\nuser: no label: cannot tell"
@@ -294,6 +298,15 @@ def test_tasks_carry_post_batch_predictions_and_pictures(picture):
     (hidden,) = review_export.to_tasks([task(images=[picture])])
     assert hidden["predictions"] == []
     assert "opinions" not in hidden["data"]
+
+
+def test_a_posterior_says_what_each_party_added(picture):
+    learned = Statement("label", "rude", 0.81, "learned: the threshold is 0.50")
+    said = Opinion("posterior", (learned,), {"classifier": 1.2, "user": -0.25})
+    (one,) = review_export.to_tasks([task(said)])
+    line = "posterior: rude (0.81): learned: the threshold is 0.50: log-odds: classifier +1.20, user -0.25"
+    assert one["data"]["opinions"] == line
+    assert [each["model_version"] for each in one["predictions"]] == ["posterior"]
 
 
 def test_local_files_are_addressed_below_the_root_and_refused_outside(picture, tmp_path):

@@ -17,10 +17,11 @@ from report_helpers import HOSTILE
 from review_helpers import WORDS, review_of, run_of
 from starlette.testclient import TestClient
 
+from selftrain.data.run_posts import task_words
 from selftrain.errors import LedgerError
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE, Review
-from selftrain.review.page.material import Material, policy_of
+from selftrain.review.page.material import Material
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_server import render_review
 from selftrain.review.page.session import ReviewSession, seconds_a_post
@@ -50,7 +51,7 @@ class Site:
             self.ledger, Material(folder), show_opinions=show_opinions, refresh_seconds=0, clock=lambda: 0.0
         )
         page = render_review(
-            "run", self.ledger.classes, policy_of(folder, self.ledger.classes),
+            "run", task_words(folder, self.ledger.classes),
             lease_seconds=self.ledger.lease_seconds, command="selftrain run x",
             train="selftrain act train x --out x-act", show_opinions=show_opinions,
         )  # fmt: skip

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
+from agents.trust import cohen_kappa
 from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger import ReviewLedger
-from selftrain.review.ledger_reader import UNSURE, ReviewItem, cohen_kappa
+from selftrain.review.ledger_reader import UNSURE, ReviewItem
 
 CLASSES = ("rude", "kind", "odd")
 

@@ -1,0 +1,189 @@
+"""Every family, as tiny random models of the real classes: what it can do is the table of docs/agentps.md.
+
+`python -m pytest tests/unit/agentps/test_families.py` compares the table with what is found here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from agentps_helpers import WORDING, answering, moved
+from mllm_families import FAMILIES, Family, picture
+
+from backbones.errors import PromptFitError
+from backbones.mllm.answering import merge, trained_names
+from backbones.mllm.hub import pictures_in
+from backbones.mllm.prompts import Prompt
+
+DOCS = Path(__file__).parents[3] / "docs" / "agentps.md"
+BUDGET = 256
+NO_VIDEO = "no: its processor takes no videos"
+CANNOT = {
+    ("Gemma-3", "video"): NO_VIDEO,
+    ("Mistral-3", "video"): NO_VIDEO,
+    ("LLaVA-NeXT", "video"): NO_VIDEO,
+    ("LFM2-VL", "video"): NO_VIDEO,
+}
+ALBUMS = [
+    Prompt("a short one", [picture("red"), picture("green")]),
+    Prompt("a much longer text, so that the batch is padded by a good many tokens"),
+    Prompt("two pictures", [picture("blue"), picture("green")]),
+    Prompt("one picture", [picture("blue")]),
+]
+
+
+def final(model, reader, prompts):
+    with torch.no_grad():
+        return model(reader.read(prompts))[-1]
+
+
+def gradients(model, inputs):
+    model.zero_grad()
+    sum(one.pow(2).sum() for one in model(inputs)).backward()
+    return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+# ---- the columns of the table ---------------------------------------------------------------------------
+
+
+def pictures(family: Family) -> None:
+    model, reader = answering(family.base(), budget=BUDGET)
+    red, blue = (final(model, reader, [Prompt("same words", [picture(c)])]) for c in ("red", "blue"))
+    assert (red - blue).abs().max() > 1e-5
+
+
+def albums(family: Family) -> None:
+    """Two posts of pictures beside one without; order counts."""
+    model, reader = answering(family.base(), budget=BUDGET)
+    inputs = reader.read(ALBUMS)
+    assert pictures_in(inputs, 1) >= 5
+    shown = [[picture(c) for c in colors] for colors in (("red", "blue"), ("blue", "red"), ("red", "green"))]
+    found = final(model, reader, [Prompt("same words", album) for album in shown])
+    assert (found[0] - found[1]).abs().max() > 1e-6
+    assert (found[0] - found[2]).abs().max() > 1e-6
+
+
+def video(family: Family) -> None:
+    """Sixteen frames and no frame less: each one that is changed changes the answer."""
+    model, reader = answering(family.base(album="video"), budget=BUDGET)
+    frames = [picture("red")] * 16
+    changed = [[*frames[:place], picture("blue"), *frames[place + 1 :]] for place in (0, 7, 15)]
+    found = final(model, reader, [Prompt("same words", one) for one in (frames, *changed)])
+    assert ((found[1:] - found[0]).abs().amax(1) > 1e-7).all()
+    assert final(model, reader, [Prompt("no frames"), Prompt("some", frames)]).isfinite().all()
+
+
+def padding_and_batches(family: Family) -> None:
+    """Either side is padded, and a post is answered as if it were alone; no chat begins twice."""
+    base = family.base()
+    model, left = answering(base, budget=BUDGET)
+    moved(model)
+    inputs = left.read(ALBUMS)
+    begins = base.tokenizer.bos_token_id
+    assert ((inputs["input_ids"] == begins).sum(1) <= 1).all()
+    together, other = final(model, left, ALBUMS), final(model, base.reader(WORDING, "right", BUDGET), ALBUMS)
+    alone = torch.cat([final(model, left, [one]) for one in ALBUMS])
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert torch.allclose(together, other, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+def trained_by_gradients(family: Family) -> None:
+    model, reader = answering(family.base(), budget=BUDGET)
+    found = gradients(moved(model).train(), reader.read(ALBUMS))
+    assert found.keys() == set(trained_names(model))
+    assert all(one.isfinite().all() and one.abs().sum() > 0 for one in found.values())
+
+
+def checkpointing(family: Family) -> None:
+    base = family.base()
+    model, reader = answering(base, budget=BUDGET)
+    inputs = reader.read(ALBUMS)
+    before = gradients(moved(model).train(), inputs)
+    base.module.activation_checkpointing_enable({"use_reentrant": False})
+    after = gradients(model, inputs)
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+
+def half_precision(family: Family, another: Family) -> None:
+    """A checkpoint in float16 is held in bfloat16; answers are about those of float32."""
+    exact = final(*answering(family.base(), budget=BUDGET), ALBUMS)
+    halved = Family(another.whole.to(torch.float16), another.processor).base()
+    assert {one.dtype for one in halved.module.parameters()} == {torch.bfloat16}
+    model, reader = answering(halved, budget=BUDGET)
+    precise = final(model, reader, ALBUMS)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = final(model, reader, ALBUMS)
+        found = gradients(model, reader.read(ALBUMS))
+    assert (precise - exact).abs().max() < 0.05
+    assert (mixed - exact).abs().max() < 0.05
+    assert all(one.dtype == torch.float32 and one.isfinite().all() for one in found.values())
+
+
+def adapters(family: Family, another: Family) -> None:
+    """On every linear layer of the language model and on none of the tower, unless that is asked for."""
+    base = family.base()
+    assert len(base.language_layers) >= 12  # two blocks of attention and a network of three layers
+    names = [name for name in trained_names(answering(base, budget=BUDGET)[0]) if "lora_A" in name]
+    assert len(names) == len(base.language_layers)
+    base = another.base()
+    model, reader = answering(base, budget=BUDGET, vision=True)
+    found = gradients(moved(model), reader.read(ALBUMS))
+    made = [n for n in trained_names(model) if any(f".{layer}.lora_A" in n for layer in base.vision_layers)]
+    assert len(made) == len(base.vision_layers) > 0
+    # LLaVA-NeXT reads its tower before the last layer: what is learned there has no gradient
+    assert sum(bool(found[name].any()) for name in made if name in found) >= len(made) // 2
+
+
+def merged_saved_and_loaded(family: Family, folder: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    base = family.base()
+    model, reader = answering(base, budget=BUDGET)
+    before = final(moved(model), reader, ALBUMS)
+    model.language = merge(model.language)
+    base.write(model.language, folder)
+    reader.save(folder)
+    whole = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    fresh = Family(whole, AutoProcessor.from_pretrained(folder)).base()
+    model.language = fresh.module
+    assert torch.allclose(before, final(model, fresh.reader(WORDING, "left", BUDGET), ALBUMS), atol=1e-4)
+
+
+CHECKS = {
+    "pictures": pictures,
+    "albums": albums,
+    "video": video,
+    "padding, batches": padding_and_batches,
+    "gradients": trained_by_gradients,
+    "checkpointing": checkpointing,
+    "bf16": half_precision,
+    "adapters": adapters,
+    "merge, save, load": merged_saved_and_loaded,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_family_does_what_the_table_says(name, check, tmp_path):
+    more = (tmp_path,) if check == "merge, save, load" else ()
+    if check in ("bf16", "adapters"):
+        more = (FAMILIES[name](),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if CANNOT.get((name, check)) == NO_VIDEO:
+            with pytest.raises(PromptFitError, match="takes no videos"):
+                CHECKS[check](FAMILIES[name](), *more)
+        else:
+            CHECKS[check](FAMILIES[name](), *more)
+
+
+def test_the_table_in_docs_is_the_one_that_is_tested():
+    lines = [f"| family | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
+    for name in FAMILIES:
+        lines.append(f"| {name} | {' | '.join(CANNOT.get((name, check), 'yes') for check in CHECKS)} |")
+    assert "\n".join(lines) in DOCS.read_text(encoding="utf-8")

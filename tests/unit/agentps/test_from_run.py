@@ -1,0 +1,50 @@
+"""From a finished run to a measured model in one command; the model that answers is in memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from agentps_helpers import training_folder
+from annotation_helpers import MemoryBackend, answered, rows
+
+from selftrain.agentps.dataset import load_posts
+from selftrain.agentps.recipe import SourceSettings
+from selftrain.cli import main
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    found = MemoryBackend(lambda request: answered("yes" if int(request.affinity[-1]) % 2 else "no"))
+    monkeypatch.setattr("selftrain.panels.build_backend", lambda model: found)
+    return found
+
+
+def test_one_command_asks_trains_and_measures(run_with_questions, backend, tmp_path, capsys):
+    place, out = training_folder(tmp_path / "base"), tmp_path / "model"
+    command = [
+        "agentps", "from-run", str(run_with_questions), "--server", "http://127.0.0.1:9", "--out", str(out),
+        "--recipe", str(place / "recipe.toml"), "--set", "training.epochs=1", "--set", "model.max_tokens=200",
+    ]  # fmt: skip
+    assert main([*command, "--token-cap", "200"]) != 0
+    assert "token" in capsys.readouterr().err
+    assert not (out / "agentps.json").exists()
+    before = len(backend.requests)
+    assert main(command) == 0
+
+    found = load_posts(SourceSettings(run=run_with_questions), 0)
+    unanswered = {post.id for post in (*found.train, *found.validation) if not post.process}
+    asked = [request.affinity for request in backend.requests]
+    assert set(asked) == unanswered == set(found.label_probs)
+    assert len(asked) - before < len(unanswered), "what was paid for before the cap is not paid for again"
+    written = rows(out / "answers.jsonl")
+    assert {post_id for post_id, row in written.items() if "process_provenance" in row} == unanswered
+    tested = json.loads((out / "test" / "metrics.json").read_text())["questions"]
+    assert (tested["final"]["posts"], tested["loud"]["posts"]) == (24, 24)
+    assert (out / "test" / "report.html").exists()
+    assert (out / "report.html").exists()
+
+    asked_until_now = len(backend.requests)
+    assert main(command) == 0
+    assert len(backend.requests) == asked_until_now
+    assert "next:" in capsys.readouterr().out
