@@ -185,7 +185,7 @@ def draw(figures: Figures, file: Path) -> None:
             _line(left, figures, [World(one, shared) for one in ACCURACIES], metric, f"shared {shared:g}")
         for name, variant in VARIANTS.items():
             _line(right, figures, [variant._replace(accuracy=one) for one in SOME], metric, name)
-        left.set_ylabel(f"points of test {label} over the labels alone")
+        left.set_ylabel(f"test {label}, points gained")
         for axis in (left, right):
             axis.axhline(0, color="0.6", linewidth=0.8)
             axis.grid(color="0.92")
