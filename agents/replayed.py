@@ -102,10 +102,16 @@ def _read(record: object) -> tuple[str, tuple[Judgment, ...]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, numbered from 1."""
+    if path.exists() and not path.is_file():  # a FIFO would block, a device never end
+        raise ReplayError(f"{path} is no regular file; expected JSON lines")
     try:
         # not splitlines: JSON may hold U+2028 and its like, which end no line
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ReplayError(
+            f"{path} is no UTF-8 text ({error.reason}); write it as plain JSON lines"
+        ) from error
+    except OSError as error:
         raise ReplayError(f"{path}: {error}") from error
     yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 

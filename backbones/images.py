@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 200_000_000  # of a file: 50 million pixels in 16 bits and four channels are half as much again
 MAX_ASPECT = 100  # resizing the short side of a 1 x 5,000,000 strip to 224 would ask for 750 GB
 
 # An album picture of 2 x the side the tower wants keeps what antialiasing needs.
@@ -88,6 +89,10 @@ def _header(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: {found}; expected an image file. Check the manifest's paths.")
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: the file is empty; expected an image. Fetch it again.")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ImageError(
+            f"{path}: the file has {size:,} bytes; at most {MAX_BYTES:,} are read. Save it anew, or drop it."
+        )
     try:
         image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -6,6 +6,8 @@ Nothing here needs features or torch: a run is read in the time that its files t
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import os
 from collections import Counter
@@ -20,8 +22,9 @@ from agents.judgment import Judgment, Verdict
 from agents.trust import Trust
 from losses.base import Group
 from selftrain._util.types import Json, LabelArray
+from selftrain.data.columns import SPLIT
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.data.manifest import SPLIT
+from selftrain.data.posts import Post
 from selftrain.errors import RunStateError
 from selftrain.state import LastVerdict, LoopState
 from selftrain.store.run_dir import RunFolder
@@ -554,25 +557,39 @@ def grown_rows(corpus: Corpus, state: LoopState, root: Path) -> Iterator[Json]:
 
     for position in corpus.labelled:
         post = corpus.posts[position]
-        yield _post_row(corpus, post.id, root) | {"label": post.label, "provenance": {"source": "label"}}
+        yield _grown_row(post, root, post.label, {"source": "label"})
     for post_id, used in sorted(state.human.items(), key=by_round):
         provenance = {"source": "human", "round": used.round, **used.given.provenance()}
-        yield _post_row(corpus, post_id, root) | {"label": used.given.label, "provenance": provenance}
+        yield _grown_row(_post_of(corpus, post_id), root, used.given.label, provenance)
     for post_id, last in sorted(state.accepted.items(), key=by_round):
-        label = last.verdict.label
-        yield _post_row(corpus, post_id, root) | {"label": label, "provenance": _provenance(last)}
+        yield _grown_row(_post_of(corpus, post_id), root, last.verdict.label, _provenance(last))
 
 
-def _post_row(corpus: Corpus, post_id: str, root: Path) -> Json:
-    post = corpus.posts[corpus.position_of[post_id]]
+def _post_of(corpus: Corpus, post_id: str) -> Post:
+    return corpus.posts[corpus.position_of[post_id]]
+
+
+def _grown_row(post: Post, root: Path, label: str | None, provenance: Json) -> Json:
     images = [os.path.relpath(image, root) for image in post.images]
     row: Json = {"id": post.id, "text": post.text, "images": images}
+    if images:  # found again wherever the file is carried, if they are still the same
+        provenance |= {"pictures": {"folder": str(root), "sha256": [*map(_file_digest, post.images)]}}
     if post.video is not None:
         row["video"] = os.path.relpath(post.video, root)
     if post.process:
         row["process"] = dict(post.process)
     # the split that a post was in is no property of it any more: an accepted post of the pool trains
-    return row | {name: _writable(value) for name, value in post.extra.items() if name != SPLIT}
+    row |= {name: _writable(value) for name, value in post.extra.items() if name != SPLIT}
+    return row | {"label": label, "provenance": provenance}
+
+
+@functools.cache  # once a process: the file is written anew after every round
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # gone since it was encoded: nothing can be found by this
+        return ""
 
 
 def _writable(value: object) -> object:

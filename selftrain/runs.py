@@ -31,8 +31,8 @@ from losses.pnu import PNULoss
 from selftrain._util.types import Json
 from selftrain.build import Parts, build, build_settings, describe, run_context
 from selftrain.config import Recipe, load_recipe
+from selftrain.data.columns import COLUMNS
 from selftrain.data.context import ForRun, RunContext, in_run
-from selftrain.data.manifest import COLUMNS
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task

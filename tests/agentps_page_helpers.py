@@ -122,7 +122,7 @@ def made(place, task, posts, *, epochs=0, steps=0, seed=0, unread=(), skill=1.1,
         ]  # fmt: skip
         metrics = {"epochs": rows, "best": epochs // 2, "questions": figures}
         about = {
-            "format": 1, "architecture": {"base": "smollm2_efficientnet", "variant": "agentps", "rank": 128},
+            "format": 2, "architecture": {"base": "smollm2_efficientnet", "variant": "agentps", "rank": 128},
             "metric": "macro_f1", "finished": True,
         }  # fmt: skip
         atomic.write_json(place / checkpoint.ABOUT, about)

@@ -72,7 +72,7 @@ STRATEGIES = {
 }
 _WITHOUT: Mapping[Reading, str] = {
     "answer": "the criticizer could not read the post",
-    "log_probability": "the server gave no log-probabilities of yes and no",
+    "log_probability": "the server gave no log-probabilities of yes and no, or too few beside them",
     "perplexity": "the server gave no log-probabilities of the reasons",
 }
 """Why an estimate is missing although there is an answer."""

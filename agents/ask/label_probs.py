@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from agents.client.base import Token
 
 TOLERANCE = 0.01
-_END, _SHIFT = len('":"'), 0.2
+_END, _SHIFT = len('":"'), 0.05
 _KEY = re.compile(r'(?<!\\)"label"\s*:\s*"')
 
 
@@ -74,22 +74,25 @@ def _followed(
             led = text[before:]
             if led.startswith(rest) and (name := heads.get(led[len(rest) : len(rest) + 1])):
                 decided[name] = decided.get(name, 0.0) + share
-            elif rest.startswith(led):
-                going_on, others = (
-                    going_on + share * (text == token.text),
-                    others + share * (text != token.text),
-                )
+            elif text == token.text and rest.startswith(led):
+                going_on += share
+            elif led != rest and rest.startswith(led):
+                others += share
         total = sum(decided.values()) + going_on
         if total <= 0.0:
             return {}, 1.0
         unlisted = max(0.0, 1.0 - listed)
         for name, share in decided.items():
             probs[name] = probs.get(name, 0.0) + mass * share / total
-        # Other ways to write the key lead to the same text and, from there, to the same labels. Only a token
-        # that holds its end and the label at once may shift them, by as much as beliefs hang on such a thing.
-        unknown = unlisted + (_SHIFT * others if len(rest) <= _END else 0.0)
-        missed += mass * unknown / (total + unknown)
+        # Other ways to write the key lead to the same text and, from there, to the same labels. Only where
+        # one stops within its end may a token that holds the rest and the label at once shift them, and by
+        # no more than beliefs hang on how a text is cut.
+        decides = not rest.startswith(token.text[before:])
+        if decides or len(rest) <= _END:
+            # before that, what is not listed is another way for the rationale to go on
+            unknown = unlisted + _SHIFT * others
+            missed += mass * unknown / (total + unknown)
         mass *= going_on / total
-        if not rest.startswith(token.text[before:]) or mass <= 0.0:
+        if decides or mass <= 0.0:
             return probs, missed
     return probs, missed + mass

@@ -24,6 +24,7 @@ from agents.errors import PromptFileError
 _MARK = re.compile(r"^(?:[-*\u2022]|\d{1,3}[.)])\s+")  # of a list's item
 BUILT_IN = Path(__file__).parent / "prompt_texts"
 """The package's own files, a folder a kind."""
+MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,8 @@ def _own_files(folder: Path, known: Collection[str]) -> list[Path]:
 
 
 def _read_template(file: Path) -> Template:
+    if not file.is_file() or file.stat().st_size > MAX_BYTES:  # a FIFO would block, a device never end
+        raise PromptFileError(f"the prompt file {file} is no regular file of at most {MAX_BYTES:,} bytes")
     try:
         template = Template(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -28,6 +28,12 @@ def _escape(mark: str) -> str:
     return mark.encode("unicode_escape").decode("ascii")
 
 
+def shorten(value: object) -> str:
+    """Shorten `value` as a message can carry it."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
 def printable_lines(text: str) -> str:
     """Apply `printable`, line by line: what a person broke into lines stays so."""
     return "\n".join(map(printable, text.split("\n")))

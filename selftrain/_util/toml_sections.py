@@ -9,6 +9,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from selftrain._util.files import read_toml
+from selftrain._util.printable import shorten
 from selftrain.errors import RecipeError
 
 Read = TypeVar("Read", bound="Section")
@@ -37,7 +39,7 @@ def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) ->
     table: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            table = read_toml(path)
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -82,21 +84,21 @@ def _override(table: dict[str, Any], override: str, paths: Collection[tuple[str,
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys) or len(keys) > 3:  # vlm.user.servers: a table within a section
-        raise RecipeError(f"--set {override!r}: expected section.key=value, for instance rounds.max=5")
+        raise RecipeError(f"--set {shorten(override)}: expected section.key=value, for instance rounds.max=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         if text.lstrip()[:1] in ("[", "{", '"', "'"):
             raise RecipeError(
-                f"--set {override!r} is not TOML: {error}. Texts of a list or table stand in double quotes,"
-                f""" and the whole in single ones: --set '{name.strip()}=["a", "b"]'"""
+                f"--set {shorten(override)} is not TOML: {error}. Texts of a list or table stand in double"
+                f""" quotes, and the whole in single ones: --set '{name.strip()}=["a", "b"]'"""
             ) from error
         value = text  # a bare word: --set classifier.head=mlp
     section = table
     for key in keys[:-1]:
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
-            raise RecipeError(f"--set {override!r}: {key!r} is not a section of the recipe")
+            raise RecipeError(f"--set {shorten(override)}: {key!r} is not a section of the recipe")
     section[keys[-1]] = _placed(value, Path.resolve) if tuple(keys) in paths else value
 
 
@@ -111,6 +113,6 @@ def _faults(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
         place = ".".join(str(part) for part in fault["loc"]) or "recipe"
-        found = "" if fault["type"] in ("missing", "value_error") else f" (found {fault['input']!r})"
+        found = "" if fault["type"] in ("missing", "value_error") else f" (found {shorten(fault['input'])})"
         lines.append(f"  {place}: {fault['msg']}{found}")
     return "\n".join(lines)

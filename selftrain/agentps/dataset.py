@@ -16,17 +16,19 @@ from backbones.mllm.answering import Variant
 from backbones.mllm.prompts import Wording
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
-from selftrain.data.manifest import RowError, Rows, enforce, read_manifest
+from selftrain.data.manifest import Rows, read_manifest
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column
 from selftrain.data.task import Question, Task, load_task
-from selftrain.errors import DataError, QuarantineError, RecipeError, SplitError, TaskError
+from selftrain.data.values import RowError
+from selftrain.errors import DataError, RecipeError, SplitError, TaskError
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.store.scores import FILE as SCORES
 
 FINAL = "final"
+_LISTED = 10
 PROVENANCE = "process_provenance"
 """Field of a post: question -> a model's answer with its probability, as `selftrain annotate` writes it."""
 Target = Float32Array
@@ -398,7 +400,7 @@ def read_posts(path: Path, task: Task, sources: SourceSettings) -> tuple[list[Po
     report = read_manifest(
         path, task, max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns
     )
-    enforce(report, sources.max_bad_rows, sources.max_bad_share)
+    report.enforce(sources.tolerance)
     return list(report.posts), report.quarantine
 
 
@@ -419,22 +421,19 @@ def stream_posts(path: Path, quarantine: list[Json], sources: SourceSettings) ->
         max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns, labels=False,
         remember=False,
     )  # fmt: skip
-    met = bad = 0
-    for raw in rows.table.rows:
-        met += raw.rows
+    limits, met, lines = sources.tolerance, 0, list[str]()
+    bad = 0
+    for met, raw in enumerate(rows.table.rows, 1):  # noqa: B007 -- counted
         try:
             yield rows.post(raw)
         except RowError as error:
-            bad += raw.rows
+            bad += 1
             quarantine.append({"kind": "row", "line": raw.line, "id": error.post_id, "reason": error.reason})
-            if bad > sources.max_bad_rows:
+            if bad <= _LISTED:
+                lines.append(f"  line {raw.line}: {error.reason}; {error.remedy}")
+            if limits.rows is not None and bad > limits.rows:
                 break
-    if bad > sources.max_bad_rows or bad > sources.max_bad_share * met:
-        first = "\n".join(f"  line {one.get('line')}: {one['reason']}" for one in quarantine[:10])
-        raise QuarantineError(
-            f"{path}: {bad} of the first {met} rows are set aside; at most {sources.max_bad_rows} and"
-            f" {sources.max_bad_share:.0%} are tolerated:\n{first}\nCorrect these rows"
-        )
+    limits.check(bad, met, lines, what="rows", where=f"{path}: ")
 
 
 def has_splits(posts: Iterable[Post]) -> bool:

@@ -13,6 +13,7 @@ from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
 from selftrain._util.toml_sections import Section, read_table
 from selftrain.agentps.frames import Frames
+from selftrain.data.manifest import Tolerance
 from selftrain.errors import RecipeError
 from selftrain.models.metrics import PRECISIONS
 
@@ -43,6 +44,11 @@ class SourceSettings(Section):
     max_bad_rows: int = Field(100, ge=0)
     max_bad_share: float = Field(0.05, ge=0, le=1)
     max_image_pixels: int = Field(50_000_000, ge=1)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How many rows of a manifest may be set aside."""
+        return Tolerance(self.max_bad_rows, self.max_bad_share)
 
 
 class FrameSettings(Section):

@@ -17,7 +17,7 @@ from selftrain.annotation.question_plan import (
     plan_questions,
     select_questions,
 )
-from selftrain.data.manifest import ManifestReport, enforce, read_manifest
+from selftrain.data.manifest import ManifestReport, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, load_task
@@ -69,7 +69,7 @@ def prepare_annotation(
         if out.resolve() == given.resolve() or (out.exists() and given.exists() and out.samefile(given)):
             raise ManifestError(f"{out} is {what}; expected another file to write to: name one")
     found = read_manifest(manifest, read_task, max_pixels=settings.max_pixels, columns=columns)
-    enforce(found, settings.max_bad_rows, settings.max_bad_share)
+    found.enforce(settings.tolerance)
     check_writable(found.posts, out)
     planned = plan_questions(
         found.posts, read_task, chosen,

@@ -14,6 +14,7 @@ from backbones.images import MAX_PIXELS
 from selftrain._util.plugins import accepted
 from selftrain.annotation.answers import FINAL, known_answers
 from selftrain.config import VlmSection, load_recipe
+from selftrain.data.manifest import Tolerance
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task
 from selftrain.errors import RecipeError, TaskError
@@ -29,8 +30,7 @@ class AnnotationSettings(NamedTuple):
     # servers, sampling, pictures, cost; its protocol and prompts are those of judges and not used
     vlm: VlmSection
     seed: int = 0  # of the model's draws
-    max_bad_rows: int = 100  # of the manifest, see `manifest.enforce`
-    max_bad_share: float = 0.05
+    tolerance: Tolerance = Tolerance()  # of rows set aside
     max_pixels: int = MAX_PIXELS  # the largest width x height that an image's header may claim
 
 
@@ -50,7 +50,7 @@ def annotation_settings(
         read = load_recipe(recipe, overrides)
         limits = read.data
         settings = AnnotationSettings(
-            read.vlm, read.seed, limits.max_bad_rows, limits.max_bad_share, limits.max_image_pixels
+            read.vlm, read.seed, Tolerance(limits.max_bad_rows, limits.max_bad_share), limits.max_image_pixels
         )
     changed = {"servers": tuple(servers)} if servers else {}
     capped = {} if token_cap is None else {"token_cap": token_cap}

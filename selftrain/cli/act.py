@@ -26,6 +26,7 @@ with deferred():
     from backbones import images
     from selftrain import config, panels
     from selftrain.act import select_models as selecting
+    from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing
     from selftrain.data import task as tasks
     from selftrain.review import act_training, labelling, sampling
@@ -94,6 +95,8 @@ def select_models(
     ] = None,
     buffer: Annotated[float, option("On top of the errors.", metavar="SHARE")] = 0.1,
     columns: options.Columns,
+    max_bad_rows: options.MaxBadRows = None,
+    max_bad_share: options.MaxBadShare = None,
     seed: options.Seed = 0,
     token_cap: options.TokenCap = None,
     store: Store = None,
@@ -106,7 +109,10 @@ def select_models(
     the command line.
     """
     loaded = tasks.load_task(task)
-    posts, unlabelled = labelling.read_labelled(manifest, loaded, labelled, seed, read_columns(columns))
+    posts, unlabelled = labelling.read_labelled(
+        manifest, loaded, labelled, seed, read_columns(columns),
+        tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share),
+    )  # fmt: skip
     with _runners(servers, manifest, store, token_cap, f"act select-models {manifest.resolve()}") as runners:
         choice = selecting.select_models(
             _by_model(runners), posts,
@@ -192,6 +198,8 @@ def annotate(
     *,
     task: options.TaskFile,
     columns: options.Columns,
+    max_bad_rows: options.MaxBadRows = None,
+    max_bad_share: options.MaxBadShare = None,
     annotator: Annotated[str, option("Who labels: a vLLM server.", metavar="URL#MODEL")],
     budget: options.Budget,
     out: Annotated[Path, option("The labelling's folder.", metavar="DIR")],
@@ -218,7 +226,8 @@ def annotate(
     """
     loaded = tasks.load_task(task)
     named = read_columns(columns)
-    posts = [post for post in labelling.read_posts(manifest, loaded, named) if post.label is None]
+    limits = manifests.Tolerance().changed(max_bad_rows, max_bad_share)
+    posts = [post for post in labelling.read_posts(manifest, loaded, named, limits) if post.label is None]
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
     drawing = sampling.SampleSettings(budget, rule, floor, doubled, seed)

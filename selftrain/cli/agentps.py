@@ -55,6 +55,14 @@ def _check_device(name: str) -> str:
         raise SelftrainError(f"--device {name}: {error}") from error
 
 
+def _sources(
+    columns: Sequence[str], max_bad_rows: int | None, max_bad_share: float | None
+) -> recipes.SourceSettings:
+    limits = {"max_bad_rows": max_bad_rows, "max_bad_share": max_bad_share}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return recipes.SourceSettings(columns=read_columns(columns)).model_copy(update=given)
+
+
 @app.command(
     epilog="Example: selftrain agentps train runs/mine --recipe runs/agentps_hateful_memes.toml"
     " --out models/mine"
@@ -163,6 +171,8 @@ def predict(
     *,
     out: options.OutFile,
     columns: options.Columns,
+    max_bad_rows: options.MaxBadRows = None,
+    max_bad_share: options.MaxBadShare = None,
     batch: Batch = 16,
     device: Device = "auto",
     server: Annotated[
@@ -176,7 +186,7 @@ def predict(
     """Score posts: the final answer and every question's."""
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
-    posts = dataset.stream_posts(manifest, quarantine, recipes.SourceSettings(columns=read_columns(columns)))
+    posts = dataset.stream_posts(manifest, quarantine, _sources(columns, max_bad_rows, max_bad_share))
     scored: Iterable[evaluation.ScoredPost]
     if server is not None:
         remote = served.ServedModel(model, server, batch=batch)
@@ -205,6 +215,8 @@ def evaluate(
     *,
     out: Annotated[Path, option("For metrics, answers and report.html.", metavar="DIR")],
     columns: options.Columns,
+    max_bad_rows: options.MaxBadRows = None,
+    max_bad_share: options.MaxBadShare = None,
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
@@ -212,9 +224,8 @@ def evaluate(
     """Measure every question, and draw a page."""
     where = _check_device(device)
     loaded = checkpoint.load(model)
-    found, quarantine = dataset.read_posts(
-        manifest, loaded.task, recipes.SourceSettings(columns=read_columns(columns))
-    )
+    sources = _sources(columns, max_bad_rows, max_bad_share)
+    found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
     _measure(loaded, dataset.of_split(found, split), out, batch, where)
     keep_left_out(out / "quarantine.jsonl", quarantine)
     _print_metrics(out / checkpoint.METRICS)

@@ -19,7 +19,7 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
 from selftrain.cli.commands import noun
 from selftrain.cli.options import KEY_VARIABLE, Host, Overrides, Recipe, argument, option, several
-from selftrain.cli.printing import echo
+from selftrain.cli.printing import echo, print_json
 from selftrain.errors import RecipeError
 
 with deferred():
@@ -189,7 +189,7 @@ def prompts(
         if only not in (None, preview.template):
             continue
         if as_json:
-            print(json.dumps({"prompt": preview.template, **preview.request.to_json()}, ensure_ascii=False))
+            print_json({"prompt": preview.template, **preview.request.to_json()})
             continue
         echo(f"=== {preview.template} ===")
         for line in preview.lines():

@@ -72,6 +72,8 @@ def annotate(
     recipe: FromRecipe = None,
     overrides: options.Overrides,
     columns: options.Columns,
+    max_bad_rows: options.MaxBadRows = None,
+    max_bad_share: options.MaxBadShare = None,
     questions: Questions = None,
     direct: Direct = False,
     again: Again = False,
@@ -89,6 +91,8 @@ def annotate(
     """
     options.refuse_idle_overrides(recipe, overrides)
     settings = question_plan.annotation_settings(recipe, servers, token_cap, overrides)
+    limits = settings.tolerance.changed(max_bad_rows, max_bad_share)
+    settings = settings._replace(tolerance=limits)
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
     prepared = annotation.prepare_annotation(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit,

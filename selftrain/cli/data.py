@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from selftrain._util.deferred import deferred
+from selftrain._util.printable import printable
 from selftrain.cli.commands import noun
 from selftrain.cli.options import Columns, Manifest, argument, option, read_columns
 from selftrain.cli.printing import echo, print_some
@@ -50,7 +51,7 @@ def check(
     )  # fmt: skip
     conflicts = [] if no_duplicates else duplicates.conflicting_labels(report.posts)
     if as_json:
-        print(json.dumps(_document(report, copies, conflicts), ensure_ascii=False, indent=2))
+        print(json.dumps(_document(report, copies, conflicts), indent=2))
     else:
         _print_report(report, None if no_duplicates else copies, conflicts)
     return 1 if report.problems else 0
@@ -91,7 +92,7 @@ def import_published(
     for note in done.notes:
         echo(f"note: {note}")
     if done.skipped:
-        echo(f"{sum(one.rows for one in done.skipped):,} rows left out:")
+        echo(f"{len(done.skipped):,} rows left out:")
         print_some([f"  line {one.line}, id {one.post_id!r}: {one.reason}" for one in done.skipped])
 
 
@@ -161,9 +162,10 @@ def _print_report(
     copies: list[duplicates.DuplicateGroup] | None,
     conflicts: list[tuple[posts.Post, ...]],
 ) -> None:
-    echo(f"{report.path}: {report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside")
+    counts = f"{report.rows:,} rows, {len(report.posts):,} posts, {report.set_aside:,} set aside"
+    echo(f"{printable(str(report.path))}: {counts}")
     for label, count in sorted(report.counts.items(), key=str):
-        echo(f"  {'no label' if label is None else label}: {count:,}")
+        echo(f"  {'no label' if label is None else printable(label)}: {count:,}")
     echo("  " + ", ".join(f"{make}: {count:,}" for make, count in _counts(report).items()))
     if report.problems:
         echo("set aside:")

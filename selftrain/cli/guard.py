@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -53,10 +54,17 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:  # whoever asks for warnings with -W or PYTHONWARNINGS gets them
         warnings.filterwarnings("ignore", module=r"(torch|torchvision|timm|transformers|open_clip)\b")
+    if logging.lastResort is not None:  # what warnings quote from files is data too
+        logging.lastResort.setFormatter(_Printable())
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def _expected(error: Exception) -> bool:

@@ -16,6 +16,7 @@ from selftrain.cli.printing import check_target, echo, write_records
 from selftrain.errors import ServingError
 
 with deferred():
+    from selftrain.data import manifest as manifests
     from selftrain.models import onnx_export, predictor
     from selftrain.serving import filter as filtering
     from selftrain.serving import load_predictor, manifest_predictions, server, thresholds, wire
@@ -142,6 +143,8 @@ def filter_stream(
         ),
     ] = None,
     columns: options.Columns,
+    max_bad_rows: options.MaxBadRows = None,
+    max_bad_share: options.MaxBadShare = None,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
 ) -> None:
@@ -157,7 +160,8 @@ def filter_stream(
         echo(line)
     counts = filtering.filter_posts(
         opened, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
-        columns=named, tell=echo, progress=sys.stderr.isatty(),
+        columns=named, tolerance=manifests.Tolerance(max_bad_rows, max_bad_share), tell=echo,
+        progress=sys.stderr.isatty(),
     )  # fmt: skip
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
+from selftrain._util.spreadsheet import escape
 from selftrain.errors import DataError
 from selftrain.store import atomic
 
@@ -146,12 +147,13 @@ def _write_json(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
 def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
     """Write a table; of a field that holds named values each becomes a column, FIELD.NAME.
 
-    The first row tells the columns: records of one command are all alike.
+    The first row tells the columns: records of one command are all alike. No cell begins like a formula.
     """
     writer: csv.DictWriter[str] | None = None
     count = 0
-    for row in map(_flat, rows):
+    for named in map(_flat, rows):
         count += 1
+        row = {escape(k): escape(value) if isinstance(value, str) else value for k, value in named.items()}
         if writer is None:
             writer = csv.DictWriter(file, list(row), quoting=csv.QUOTE_ALL, lineterminator="\n")
             writer.writeheader()

@@ -1,42 +1,67 @@
 """Manifests in, checked posts out: a bad row is set aside with its reason and never stops the reading.
 
 A manifest is any table of `tables`. Its columns: ``id`` (unique), ``text``, ``images`` (paths relative to the
-manifest's folder), ``label`` (a class name, or nothing), ``video`` and ``process`` (question -> answer);
-``process.NAME`` columns do as well. Anything else is kept in `Post.extra`. One set of rules holds for every
-format: what is another spelling of one of ours beyond doubt is read and said, what only might be is named.
+manifest's folder, or the pictures themselves), ``label`` (a class name, or nothing), ``video`` and
+``process`` (question -> answer); ``process.NAME`` columns do as well. Anything else is kept in `Post.extra`.
+One set of rules holds for every format: what is another spelling of one of ours beyond doubt is read and
+said, what only might be is named.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
-import json
+import hashlib
 import logging
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
+from urllib.parse import unquote
+from uuid import UUID
 
 from backbones.errors import ImageError
 from backbones.images import MAX_PIXELS, check_image
+from selftrain._util.printable import shorten
 from selftrain._util.types import Json
+from selftrain.data.columns import (
+    COLUMNS,
+    PROCESS_PREFIX,
+    SPLIT,
+    Columns,
+    column_option,
+    inner_names,
+    resembling,
+)
+from selftrain.data.inline_pictures import keep_picture
 from selftrain.data.posts import MAX_IMAGES, Post
-from selftrain.data.tables import RawRow, Table, fold, open_table, shorten
-from selftrain.data.task import Question, Task
-from selftrain.errors import ManifestError, QuarantineError, RunStateError
-from selftrain.store.run_dir import RunFolder
+from selftrain.data.tables import RawRow, Table, fold, open_table
+from selftrain.data.task import Task
+from selftrain.data.values import (
+    NOTHING,
+    Names,
+    RowError,
+    count_answer,
+    holds_picture,
+    image_list,
+    only_one,
+    process_table,
+    scalar,
+    text_of,
+)
+from selftrain.errors import ManifestError, QuarantineError
 
-COLUMNS = ("id", "text", "images", "label", "process", "video")
-PROCESS_PREFIX = "process."
-SPLIT = "split"
+LISTED = 10
+NOTE = "note"  # kind of a record in a quarantine that is about no row left out
+_MOST_PROBLEMS = 100_000  # kept one by one; the others are counted
+_LOG = logging.getLogger(__name__)
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:)?//|^data:", re.IGNORECASE)
 _ENTITY = re.compile(r"&(#\d{1,7}|#x[0-9a-f]{1,6}|amp|lt|gt|quot|apos|nbsp|[a-z]{2,8});", re.IGNORECASE)
 # an id that a spreadsheet has taken for a number: "1.0", "1.23457E+18"
 _SPREADSHEET = re.compile(r"-?\d+\.0+|-?\d(?:\.\d+)?[eE]\+?\d+")
-_NOTHING = frozenset(("na", "n/a", "nan", "none", "null", "<na>", "-", "?"))
 
 
 class ManifestNote(NamedTuple):
@@ -60,107 +85,7 @@ class ManifestNote(NamedTuple):
         return f"{self.reason}{where}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-# ---- which column is which ------------------------------------------------------------------------------
-
-
-def _key(name: str) -> str:
-    return fold(name).replace(" ", "").replace("_", "").replace("-", "")
-
-
-# beside other spellings of the names themselves, what can mean nothing else
-_SAME = {_key(name): name for name in (*COLUMNS, SPLIT)} | {"img": "images", "image": "images"}
-# what often means one of ours, and as often something else: named, never read
-_LIKE = {
-    "id": "postid tweetid uid guid index key statusid commentid itemid docid no number rowid idstr imageid",
-    "text": "tweet content body message caption sentence comment post title words fulltext description ocr"
-    " sentence1 input document meme texttranscription utterance",
-    "images": "imagepath imgpath picture pictures photo photos filename file filepath path imageurl media"
-    " imagefile imgs attachments pixels",
-    "label": "class category target y tag tags labels goldlabel annotation sentiment labelname classlabel"
-    " output answer hateful ishate toxic polarity verdict rating score",
-}
-_LIKE_KEYS = {field: frozenset(names.split()) for field, names in _LIKE.items()}
-
-
-def _resembling(field: str, names: Sequence[str]) -> str | None:
-    """Return the name that may well be meant for a field that no column is called like."""
-    keys = {_key(name): name for name in reversed(names)}
-    near = [key for key in keys if key in _LIKE_KEYS.get(field, ())]
-    near = near or difflib.get_close_matches(
-        field, [key for key in keys if key not in _SAME], n=1, cutoff=0.75
-    )
-    return keys[near[0]] if near else None
-
-
-class _Columns:
-    """Says which field of a post a column is.
-
-    Args:
-        given: Field -> column, as the user says it; beats every name.
-        header: All columns, where they are known beforehand.
-    """
-
-    def __init__(self, given: Mapping[str, str], header: Sequence[str] | None) -> None:
-        strange = [
-            one for one in given if one not in (*COLUMNS, SPLIT) and not one.startswith(PROCESS_PREFIX)
-        ]
-        if strange:
-            raise ManifestError(
-                f"--column {strange[0]}={given[strange[0]]}: expected one of {[*COLUMNS, SPLIT]} before the"
-                " equals sign, and the name of your column after it"
-            )
-        self._given = {column: field for field, column in given.items()}
-        self._header = None if header is None else frozenset(header)
-        self._known: dict[str, tuple[str | None, bool]] = {}
-        self.missing = set(self._given)
-        self.renamed: dict[str, str] = {}
-
-    def field(self, name: str) -> tuple[str | None, bool]:
-        """Return the field, or None, and whether the name leaves no choice."""
-        found = self._known.get(name)
-        if found is None:
-            if len(self._known) > 10_000:  # rows whose keys are data
-                self._known.clear()
-            found = self._known[name] = self._find(name)
-        return found
-
-    def _find(self, name: str) -> tuple[str | None, bool]:
-        if name in self._given:
-            self.missing.discard(name)
-            return self._given[name], True
-        field, exact = name, name in COLUMNS or name == SPLIT or name.startswith(PROCESS_PREFIX)
-        if not exact:
-            field = _SAME.get(_key(name), "")
-        taken = field in self._given.values() or (not exact and field in (self._header or ()))
-        return (None, False) if taken or not field else (field, exact)
-
-
-def _check_header(path: Path, columns: _Columns, header: Sequence[str]) -> None:
-    fields = {columns.field(name)[0] for name in header}
-    shown = list(header)[:12]
-    if columns.missing:
-        raise ManifestError(
-            f"{path} has no column {sorted(columns.missing)[0]!r}: it has {shown}; correct --column"
-        )
-    if "id" not in fields:
-        like = _resembling("id", header)
-        hint = "add it" if like is None else f"add it, or read {like!r} as id (--column id={like})"
-        raise ManifestError(
-            f"{path} has the columns {shown}; expected a header with 'id', and 'text' or 'images': {hint}"
-        )
-
-
 # ---- one raw row to one checked post --------------------------------------------------------------------
-
-
-class RowError(Exception):
-    """Why a row cannot become a post, and what would mend it. Never leaves `read_manifest`."""
-
-    def __init__(self, reason: str, remedy: str, post_id: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.remedy = remedy
-        self.post_id = post_id
 
 
 class Rows:
@@ -197,12 +122,8 @@ class Rows:
         remember: bool = True,
     ) -> None:
         self.table = open_table(path) if table is None else table
-        self.columns = _Columns(columns or {}, self.table.columns)
-        if self.table.columns is not None:
-            _check_header(path, self.columns, self.table.columns)
-        folders = _picture_folders(path)
-        self._folder = folders[0]
-        self._roots = [folder.resolve() for folder in folders]
+        self.columns = Columns(path, columns or {}, self.table.columns)
+        self._folder, self._root = path.parent, path.parent.resolve()
         self._labels = None if task is None else Names(task.names)
         self._questions = None if task is None else {question.name: question for question in task.questions}
         self._allow_missing_text = allow_missing_text
@@ -224,7 +145,8 @@ class Rows:
         if raw.fields is None:
             raise RowError(raw.reason, raw.remedy)
         self._line = raw.line
-        fields, extra = self._sort(raw)
+        fields, extra = self._sort(self.columns.reached(raw.fields))
+        self._check_unread(raw.unread)
         post_id = self._id(fields.get("id"), raw.fields, fields.get("label"))
         try:
             return self._post(post_id, fields, extra)
@@ -241,9 +163,9 @@ class Rows:
         found += self._notes.values()
         unread = list(self._unread)
         for field in ("label", "text", "images"):
-            like = _resembling(field, unread)
+            like = resembling(field, unread)
             if like is not None and not self._fields[field] and (field != "label" or self._read_labels):
-                remedy = f"if it holds that, say so (--column {field}={like}) or rename it"
+                remedy = f"if it holds that, say so ({column_option(field, like)}) or rename it"
                 found.append(ManifestNote(f"no column holds {field}, and {like!r} is not read", remedy))
         if unread:
             more = f" and {len(unread) - 20} more" if len(unread) > 20 else ""
@@ -258,20 +180,17 @@ class Rows:
         elif len(self._notes) < 50:
             self._notes[kind] = ManifestNote(reason, remedy, 1, self._line)
 
-    def _sort(self, raw: RawRow) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _sort(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the fields of a post, and what else the row holds."""
-        fields: dict[str, Any] = {}
-        extra: dict[str, Any] = {}
-        spelled: dict[str, str] = {}
-        assert raw.fields is not None, "rows that could not be read are refused before"
-        for name, value in raw.fields.items():
+        fields, extra, spelled = dict[str, Any](), dict[str, Any](), dict[str, str]()
+        for name, value in row.items():
             field, exact = self.columns.field(name)
             if field is not None and not exact:
-                if field in raw.fields:
+                if field in row:
                     field = None
                 elif field in spelled:
                     reason = f"the columns {spelled[field]!r} and {name!r} could both be {field}"
-                    raise RowError(reason, f"keep one of them, or say which: --column {field}={name}")
+                    raise RowError(reason, f"keep one of them, or say which: {column_option(field, name)}")
                 else:
                     spelled[field] = name
                     self.columns.renamed[name] = field
@@ -280,21 +199,25 @@ class Rows:
             elif field is not None:
                 fields[field] = value
                 self._fields[field] += 1
+            elif holds_picture(value):
+                self._note(f"unread {name}", f"column {name!r} is left out: it holds bytes")
             else:
                 if name not in COLUMNS:  # else --column has put another in its place
                     extra[name] = value
                 if len(self._unread) < 1000:
                     self._unread[name] += 1
-        for name, reason in raw.unread.items():
+        return fields, extra
+
+    def _check_unread(self, unread: Mapping[str, str]) -> None:
+        for name, reason in unread.items():
             field = self.columns.field(name)[0]
             if field is not None and (field not in ("label", "process") or self._read_labels):
                 raise RowError(f"{field} cannot be read: {reason}", "write it as a text")
             self._note(f"unread {name}", f"column {name!r} is left out where it cannot be read: {reason}")
-        return fields, extra
 
     def _post(self, post_id: str, fields: Mapping[str, Any], extra: dict[str, Any]) -> Post:
-        text = _text(fields.get("text"), "text")
-        images = tuple(map(self._image, _image_list(fields.get("images"), self._max_images)))
+        text = text_of(fields.get("text"), "text")
+        images = self._images(fields.get("images"), extra)
         video = self._video(fields.get("video"))
         if images and video is not None:
             raise RowError("images and a video", "keep one of the two")
@@ -304,6 +227,9 @@ class Rows:
             raise RowError("no text", "give the post a text, or allow posts of images alone")
         if "&" in text and (entity := _ENTITY.search(text)):
             self._note("entities", f"HTML entities such as {entity[0]!r} are kept as they are written")
+        if len(text) < 8 and fold(text) in NOTHING:
+            reason = f"texts such as {text!r}, a word for nothing, are kept as they are written"
+            self._note("nothing", reason, "leave the text empty where there is none")
         if "_task_hash" in extra and extra.get("answer") != "accept":
             reason = f"Prodigy's answer is {shorten(extra.get('answer'))}: the label beside it does not hold"
             raise RowError(reason, "write the label that holds, or none")
@@ -314,27 +240,25 @@ class Rows:
 
     def _empty(self, extra: Mapping[str, Any]) -> RowError:
         """Return why there is nothing to read, and which column may hold it."""
-        names = list(extra)
         for field in ("text", "images"):
-            like = _resembling(field, names)
+            like = resembling(field, extra) or next(
+                (one for one in inner_names(extra) if one.endswith(f".{field}")), None
+            )
             if like is not None:
                 return RowError(
                     f"neither text nor image, and {like!r} is not read",
-                    f"if it holds the {field}, say so (--column {field}={like}) or rename it",
+                    f"if it holds the {field}, say so ({column_option(field, like)}) or rename it",
                 )
-        beside = f" among {names[:8]}" if names else ""
+        beside = f" among {[*extra][:8]}" if extra else ""
         return RowError(f"neither text nor image{beside}", "give the post a text, an image, or both")
 
     def _id(self, value: object, row: Mapping[str, Any], label: object) -> str:
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int | UUID) and not isinstance(value, bool):
             value = str(value)  # many published sets number their posts
-        if value is None or value == "":
-            like = _resembling("id", list(row))
-            hint = f" (--column id={like})" if like else " (--column id=NAME)"
-            raise RowError(
-                f"no id among {list(row)[:8]}",
-                f"give every row an id of its own, or say which column holds it{hint}",
-            )
+        elif isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+            value = str(value)  # an id that pandas has made a number stays as CSV would have it
+        if value is None or value == "" or all(isinstance(one, dict) for one in row.values()):
+            raise _no_id(row)
         if not isinstance(value, str) or not value.strip() or "\0" in value:
             raise RowError(
                 f"id {shorten(value)} is not a usable text", "give the row an id that is a plain text"
@@ -343,35 +267,43 @@ class Rows:
         if rounded:
             reason = f"ids such as {value!r} are numbers that a spreadsheet or pandas wrote; kept as they are"
             self._note("ids", reason, "write ids as texts where digits were lost")
-        line, other = (
-            self._met.setdefault(value, (self._line, label)) if self._remember else (self._line, None)
-        )
-        if line != self._line:
+        elif len(value) < 8 and fold(value) in NOTHING:
+            self._note("no ids", f"ids such as {value!r}, a word for nothing, are kept as they are written")
+        if value in self._met:
+            line, other = self._met[value]
             differs = f", there with the label {shorten(other)}" if other != label else ""
             remedy = "remove one of the two or rename it"
             if rounded:
                 remedy = "a spreadsheet has cut the digits off: export the column again, as text"
             raise RowError(f"id stands already in line {line}{differs}", remedy, value)
+        if self._remember:
+            self._met[value] = self._line, label
         return value
 
     def _label(self, value: object) -> str | None:
-        value = _alone(value)
+        value = only_one(value, self._labels or ())
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         if self._labels is None:
-            return _text(_scalar(value), "label")
+            return text_of(scalar(value), "label")
         found = self._labels.find(value)
         if found is None:
             remedy = "write a class name of the task"
-            if isinstance(value, str) and fold(value) in _NOTHING:
+            if isinstance(value, str) and fold(value) in NOTHING:
                 remedy = "leave the label empty where nobody has given one"
+            elif isinstance(scalar(value), str) and fold(str(scalar(value))) in ("0", "1", "true", "false"):
+                remedy += ", or call the task's classes so"
+            elif isinstance(value, dict) and value:
+                remedy += (
+                    f", or say which part it is ({column_option('label', f'label.{next(iter(value))}')})"
+                )
             raise RowError(f"label {shorten(value)} is none of {sorted(self._labels)}", remedy)
         if found != value:
             self._note(f"label {shorten(value)}", f"label {shorten(value)} is read as {found!r}")
         return found
 
     def _process(self, fields: Mapping[str, Any], images: int) -> dict[str, str]:
-        answers = _process_table(fields.get("process"))
+        answers = process_table(fields.get("process"))
         for name, value in fields.items():
             if name.startswith(PROCESS_PREFIX):
                 answers[name.removeprefix(PROCESS_PREFIX)] = value
@@ -383,7 +315,7 @@ class Rows:
 
     def _answer(self, name: str, value: object, images: int) -> str:
         if self._questions is None:
-            return _text(_scalar(value), f"process answer {name!r}")
+            return text_of(scalar(value), f"process answer {name!r}")
         question = self._questions.get(name)
         if question is None:
             known = sorted(self._questions)
@@ -396,37 +328,74 @@ class Rows:
                 kind = f"answer {name} {shorten(value)}"
                 self._note(kind, f"answer {shorten(value)} to {name!r} is read as {found!r}")
             return found
-        if question.counting is not None and (count := _count(value)) is not None:
-            return _counted(question, count, images)
+        counted = count_answer(question, value, images)
+        if counted is not None:
+            return counted
         expected = list(question.answers)
         raise RowError(
             f"answer {shorten(value)} to {name!r} is none of {expected}", "write one of the task's answers"
         )
 
-    def _image(self, written: str) -> Path:
-        found = self._checked.get(written)
+    # ---- pictures ---------------------------------------------------------------------------------------
+
+    def _images(self, value: object, extra: Mapping[str, Any]) -> tuple[Path, ...]:
+        written = image_list(value, self._max_images)
+        recorded = _recorded(extra, len(written)) if written else None
+        return tuple(
+            self._image(one, None if recorded is None else (recorded[0], recorded[1][place]))
+            for place, one in enumerate(written)
+        )
+
+    def _image(self, written: str | bytes, recorded: tuple[Path, str] | None) -> Path:
+        key = written if isinstance(written, str) else hashlib.sha256(written).hexdigest()
+        found = self._checked.get(key)
         if found is None:
             try:
-                found = self._locate(written)
+                found = self._opened(written, recorded)
             except RowError as error:
                 found = error
             if self._remember:
-                self._checked[written] = found
+                self._checked[key] = found
         if isinstance(found, RowError):
             raise RowError(found.reason, found.remedy)
         return found
 
-    def _locate(self, written: str) -> Path:
-        """Return the real path of an image that lies inside the manifest's folder and has a sound header."""
-        path = self._inside(written, "image")
-        if "\\" in written and not path.exists():  # as Windows writes paths
-            path = self._inside(written.replace("\\", "/"), "image")
+    def _opened(self, written: str | bytes, recorded: tuple[Path, str] | None) -> Path:
+        """Return the path of a picture whose header is sound."""
+        if isinstance(written, bytes):
+            path, shown = keep_picture(written), "in the table"
+            self._note("pictures", f"pictures that stand in the table are kept in {path.parent}")
+        else:
+            path, shown = self._locate(written, recorded), shorten(written)
         try:
             check_image(path, max_pixels=self._max_pixels)
         except (ImageError, OSError) as error:
-            raise RowError(
-                f"image {shorten(written)}: {error}", "replace the file or remove it from the row"
-            ) from error
+            remedy = "replace the file or remove it from the row"
+            if isinstance(written, str) and re.search(r"[,|]|^\{", written):
+                remedy += "; several paths are a list, or separated by ';'"
+            fault = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+            raise RowError(f"image {shown}: {fault}", remedy) from error
+        return path
+
+    def _locate(self, written: str, recorded: tuple[Path, str] | None) -> Path:
+        """Return the real path of an image inside the manifest's folder, or where it was recorded."""
+        try:
+            path = self._inside(written, "image")
+            if not path.is_file():
+                # as Windows, browsers and Macs write paths
+                others = {written.replace("\\", "/"), unquote(written)}
+                others |= {unicodedata.normalize(form, written) for form in ("NFC", "NFD")}
+                paths = (self._inside(one, "image") for one in sorted(others - {written}))
+                path = next((one for one in paths if one.is_file()), path)
+        except RowError:
+            if recorded is None:
+                raise
+            path = None
+        except OSError as error:
+            raise RowError(f"image {shorten(written)}: {error.strerror}", "correct the path") from error
+        if recorded is not None and (path is None or not path.is_file()):
+            return _unchanged(written, *recorded)
+        assert path is not None, "a path that is none was raised"
         return path
 
     def _video(self, value: object) -> Path | None:
@@ -454,147 +423,56 @@ class Rows:
             path = (self._folder / written).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise RowError(f"{what} {shown} is no path: {error}", "correct the path") from error
-        if not any(path.is_relative_to(root) for root in self._roots):
+        if not path.is_relative_to(self._root):
             raise RowError(f"{what} {shown} leads out of the manifest's folder", "copy it into that folder")
         return path
 
 
-# ---- values, whatever the format writes them as ---------------------------------------------------------
+def _no_id(row: Mapping[str, Any]) -> RowError:
+    """Return that a row has no id, and which column may hold it, or that the rows stand deeper."""
+    deeper = [
+        name
+        for name, value in row.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    if len(deeper) == 1 and resembling("id", row) is None:
+        return RowError(
+            f"no id among {[*row][:8]}, and {deeper[0]!r} holds {len(row[deeper[0]]):,} objects",
+            "if these are the rows, write that list alone into the file",
+        )
+    if row and all(isinstance(value, dict) for value in row.values()):
+        remedy = "write one object a line, each with an id (pandas: to_json(orient='records', lines=True))"
+        return RowError(f"no id among {[*row][:8]}, all of them objects: a table on its side", remedy)
+    like = resembling("id", row) or next((one for one in inner_names(row) if one.endswith(".id")), "NAME")
+    remedy = f"give every row an id of its own, or say which column holds it ({column_option('id', like)})"
+    return RowError(f"no id among {[*row][:8]}", remedy)
 
 
-class Names(tuple[str, ...]):
-    """Names that are found in another spelling too, as long as only one of them can be meant."""
-
-    __slots__ = ()
-
-    def find(self, value: object) -> str | None:
-        """Return the name that a text, number or truth value stands for; None where it is open or none."""
-        written = _scalar(value)
-        if not isinstance(written, str):
-            return None
-        if written in self:
-            return written
-        key = _spelling(written)
-        alike = [name for name in self if _spelling(name) == key]
-        return alike[0] if len(alike) == 1 else None
-
-
-def _spelling(name: str) -> str:
-    key = fold(name)
-    return re.sub(r"\.0+$", "", key) if re.fullmatch(r"[+-]?\d+\.0+", key) else key
-
-
-def _scalar(value: object) -> object:
-    """Return a number or a truth value as the text that CSV has for it; anything else as it is."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, int | float) else value
-
-
-def _alone(value: object) -> object:
-    """Return what a list holds that holds one thing or nothing, as some tools write a label."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
-        listed = _listed(value)
-        value = listed if isinstance(listed, list) else value
-    if isinstance(value, list):
-        if len(value) > 1:
-            raise RowError(f"{len(value)} labels, {shorten(value)}", "keep one")
-        return value[0] if value else None
-    return value
-
-
-def _listed(value: str) -> object:
-    """Return a list that is written in a text, as JSON or as Python prints it; None where it is none."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+def _recorded(extra: Mapping[str, Any], count: int) -> tuple[Path, list[str]] | None:
+    """Return where a grown dataset says that its pictures lay, and the SHA-256 of each; None elsewhere."""
+    match extra.get("provenance"):
+        case {"pictures": {"folder": str(folder), "sha256": list(digests)}} if len(digests) == count:
+            return Path(folder), [*map(str, digests)]
     return None
 
 
-def _text(value: object, what: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise RowError(
-            f"{what} {shorten(value)} is a {type(value).__name__}, expected a text", "write it as a text"
-        )
-    if "\0" in value:
-        raise RowError(f"{what} holds a NUL byte", "remove it")
-    return value
+def _unchanged(written: str, folder: Path, digest: str) -> Path:
+    """Return a picture where it was recorded: only whoever knew its content can have recorded its SHA-256.
 
-
-def _image_list(value: object, most: int) -> list[str]:
-    """Return the paths as written: a list, a list in a text, or a text separated by semicolons."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        listed = _listed(value) if value.lstrip().startswith("[") else None
-        value = listed if isinstance(listed, list) else [one.strip() for one in value.split(";")]
-        value = [one for one in value if one != ""]
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list):
-        value = [_picture(one) for one in value]
-    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
-        raise RowError(f"images {shorten(value)} is no list of paths", "write the paths as a list of texts")
-    if len(value) > most:
-        raise RowError(f"{len(value)} images, at most {most}", f"keep the {most} that matter")
-    return value
-
-
-def _picture(one: object) -> object:
-    """Return the path of a picture as Hugging Face's datasets write it: bytes, path, or both."""
-    if not isinstance(one, dict) or not set(one) <= {"bytes", "path"}:
-        return one
-    if one.get("bytes") is not None:
-        raise RowError(
-            f"the picture itself stands in the row, with the path {one.get('path')!r}",
-            "write each picture into a file beside the manifest, and its path into images",
-        )
-    return one.get("path")
-
-
-def _process_table(value: object) -> dict[str, Any]:
-    if isinstance(value, str):
-        value = _json(value, "process") if value.strip() else {}
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise RowError(f"process {shorten(value)} is no table", "write an object: question -> answer")
-    return dict(value)
-
-
-def _json(value: str, what: str) -> object:
+    Were the folder alone believed, a stranger's file could name any picture of this machine.
+    """
+    path = (folder / written).resolve()
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{what} {shorten(value)} is not JSON: {error}", "correct it") from error
-
-
-def _count(value: object) -> int | None:
-    """Read a number of pictures; a CSV cell writes it in digits."""
-    value = _scalar(value) if isinstance(value, float) else value
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        return int(value[:9])
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _counted(question: Question, count: int, images: int) -> str:
-    if not 0 <= count <= images or images == 0:
-        raise RowError(
-            f"{count} for the counting question {question.name!r}, the post has {images} images",
-            "count the post's images only",
-        )
-    return question.answer_for_count(count, images)
-
-
-LISTED = 10
-_LOG = logging.getLogger(__name__)
-NOTE = "note"  # kind of a record in a quarantine that is about no row left out
+        if path.is_file():
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                    return path
+    except (OSError, ValueError):
+        pass
+    raise RowError(
+        f"image {shorten(written)} is neither beside this file nor, unchanged, in {folder}",
+        "copy the pictures beside the file",
+    )
 
 
 # ---- a whole manifest -----------------------------------------------------------------------------------
@@ -608,27 +486,89 @@ class Problem(NamedTuple):
         post_id: The row's id as far as it could be read, else None.
         reason: What was found and what was expected.
         remedy: What to do.
-        rows: How many rows it may stand for, see `tables.RawRow`.
     """
 
     line: int
     post_id: str | None
     reason: str
     remedy: str
-    rows: int = 1
+
+
+class Tolerance(NamedTuple):
+    """How much may be set aside before a command stops; both limits must be kept.
+
+    Attributes:
+        rows: The most rows, >= 0; None for any number.
+        share: The largest share of all rows, in [0, 1]; None for any.
+    """
+
+    rows: int | None = 100
+    share: float | None = 0.05
+
+    def check(
+        self,
+        bad: int,
+        total: int,
+        lines: Iterable[str],
+        *,
+        what: str,
+        where: str = "",
+        fault: str = "are set aside",
+    ) -> None:
+        """Stop when more was set aside than tolerated.
+
+        Args:
+            bad: How many were set aside.
+            total: Of how many.
+            lines: The first of them, each with its reason.
+            what: What was counted, "rows" or "posts".
+            where: The file, and a colon.
+            fault: What became of them.
+
+        Raises:
+            QuarantineError: With the count, the share, `lines` and what to type.
+        """
+        share = bad / max(total, 1)
+        over: list[tuple[str, float]] = []
+        if self.rows is not None and bad > self.rows:
+            over.append(("bad-rows", bad))
+        if self.share is not None and share > self.share:
+            over.append(("bad-share", math.ceil(share * 100) / 100))
+        if not over:
+            return
+        limits = [] if self.rows is None else [f"{self.rows} rows"]
+        limits += [] if self.share is None else [f"{self.share:.2%}"]
+        options = " ".join(f"--max-{name} {value:g}" for name, value in over)
+        keys = " ".join(f"--set data.max_{name.replace('-', '_')}={value:g}" for name, value in over)
+        raise QuarantineError(
+            f"{where}{bad} of {total} {what} ({share:.2%}) {fault}, at most {' and '.join(limits)}"
+            " tolerated:\n"
+            + "\n".join(lines)
+            + f"\nCorrect these {what}, or raise the tolerance ({options}; of a recipe {keys})."
+        )
+
+    def changed(self, rows: int | None, share: float | None) -> Tolerance:
+        """Return the limits with those that a command was given in their place."""
+        return Tolerance(self.rows if rows is None else rows, self.share if share is None else share)
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestReport:
     """The posts of a manifest in its order, and the rows set aside; a row is in exactly one of them.
 
-    `notes` say what was not read, or read as something else than it is called.
+    Attributes:
+        path: The manifest.
+        posts: In its order.
+        problems: The rows set aside, the first hundred thousand of them.
+        notes: What was not read, or read as something else than it is called.
+        unlisted: Rows set aside beyond those of `problems`.
     """
 
     path: Path
     posts: tuple[Post, ...]
     problems: tuple[Problem, ...]
     notes: tuple[ManifestNote, ...] = ()
+    unlisted: int = 0
 
     @property
     def rows(self) -> int:
@@ -638,7 +578,7 @@ class ManifestReport:
     @property
     def set_aside(self) -> int:
         """Rows that became no post."""
-        return sum(problem.rows for problem in self.problems if problem.line > 0)
+        return sum(problem.line > 0 for problem in self.problems) + self.unlisted
 
     @property
     def hints(self) -> tuple[str, ...]:
@@ -661,6 +601,18 @@ class ManifestReport:
     def counts(self) -> dict[str | None, int]:
         """Label -> posts, the unlabelled under None."""
         return dict(Counter(post.label for post in self.posts))
+
+    def enforce(self, tolerance: Tolerance) -> None:
+        """Stop when more rows were set aside than tolerated; else warn of what may be meant otherwise.
+
+        Raises:
+            QuarantineError: As `Tolerance.check`.
+        """
+        bad = max(self.set_aside, len(self.problems))
+        lines = (*describe(self.problems), *self.hints)
+        tolerance.check(bad, self.rows, lines, what="rows", where=f"{self.path}: ")
+        for hint in self.hints:
+            _LOG.warning("%s: %s", self.path, hint.strip())
 
 
 def read_manifest(
@@ -694,72 +646,20 @@ def read_manifest(
         path, task, allow_missing_text=allow_missing_text, max_pixels=max_pixels, max_images=max_images,
         columns=columns, labels=labels, videos=videos,
     )  # fmt: skip
-    posts: list[Post] = []
-    problems: list[Problem] = []
+    posts, problems, unlisted = list[Post](), list[Problem](), 0
     for raw in rows.table.rows:
         try:
             posts.append(rows.post(raw))
         except RowError as error:
-            problems.append(Problem(raw.line, error.post_id, error.reason, error.remedy, raw.rows))
+            if len(problems) < _MOST_PROBLEMS:
+                problems.append(Problem(raw.line, error.post_id, error.reason, error.remedy))
+            else:
+                unlisted += 1
     if not posts and not problems:
         problems.append(Problem(0, None, "the file holds no rows", "write at least one post into it"))
     elif rows.columns.missing:
         raise ManifestError(f"no row of {path} has {sorted(rows.columns.missing)}: correct --column")
-    return ManifestReport(path, tuple(posts), tuple(problems), tuple(rows.notes()))
-
-
-def _picture_folders(path: Path) -> list[Path]:
-    """Return the folder that pictures are relative to, and the others that they may lie in.
-
-    Those of a run's grown.jsonl lie where the run's manifests are, not beside it.
-    """
-    if path.name != "grown.jsonl" or not (path.parent / "recipe.toml").is_file():
-        return [path.parent]
-    try:
-        sources = RunFolder(path.parent).recipe().get("data", {})
-    except RunStateError:
-        return [path.parent]
-    files = [Path(sources[name]) for name in ("manifest", "validation", "test", "pool") if name in sources]
-    return [folder for file in files if file != path for folder in _picture_folders(file)] or [path.parent]
-
-
-def enforce(report: ManifestReport, max_count: int | None = 0, max_share: float | None = None) -> None:
-    """Stop when more rows were set aside than tolerated; else warn of what may have been meant otherwise.
-
-    Args:
-        report: What `read_manifest` gave.
-        max_count: The most rows set aside, >= 0; None for any number.
-        max_share: The largest share of all rows, in [0, 1]; None for any. Both must be kept.
-
-    Raises:
-        QuarantineError: With the count, the share and the first rows set aside.
-    """
-    bad = max(report.set_aside, len(report.problems))
-    share = bad / max(report.rows, 1)
-    over_count = max_count is not None and bad > max_count
-    over_share = max_share is not None and share > max_share
-    if not (over_count or over_share):
-        for hint in report.hints:
-            _LOG.warning("%s: %s", report.path, hint.strip())
-        return
-    limits = [] if max_count is None else [f"{max_count} rows"]
-    limits += [] if max_share is None else [f"{max_share:.2%}"]
-    raise QuarantineError(
-        f"{report.path}: {bad} of {report.rows} rows ({share:.2%}) are set aside, at most "
-        f"{' and '.join(limits)} tolerated:\n"
-        + "\n".join([*describe(report.problems), *report.hints])
-        + f"\nCorrect these rows, or raise the tolerance{tolerance_hint(bad, share, max_count, max_share)}."
-    )
-
-
-def tolerance_hint(bad: int, share: float, max_count: int | None, max_share: float | None) -> str:
-    """Say by which options, or keys of a recipe, as much as this is tolerated."""
-    up = math.ceil(share * 100) / 100
-    wanted: list[tuple[str, float]] = [("bad-rows", bad)] if max_count is not None and bad > max_count else []
-    wanted += [("bad-share", up)] if max_share is not None and share > max_share else []
-    options = " ".join(f"--max-{name} {value:g}" for name, value in wanted)
-    keys = " ".join(f"--set data.max_{name.replace('-', '_')}={value:g}" for name, value in wanted)
-    return f" ({options}; of a recipe {keys})"
+    return ManifestReport(path, tuple(posts), tuple(problems), tuple(rows.notes()), unlisted)
 
 
 def describe(problems: tuple[Problem, ...], most: int = LISTED) -> Iterator[str]:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selftrain.data.manifest import COLUMNS, PROCESS_PREFIX
+from selftrain._util.spreadsheet import escape
+from selftrain.data.columns import COLUMNS, PROCESS_PREFIX
+from selftrain.data.inline_pictures import is_kept
 from selftrain.data.posts import Post
-from selftrain.data.tables import JSON_LINES, JSON_MARK
+from selftrain.data.tables import ESCAPED, JSON_LINES, JSON_MARK
 from selftrain.errors import ManifestError
-from selftrain.store.atomic import replacing
+from selftrain.store.atomic import replacing, write_bytes
 
 
 def write_manifest(posts: Iterable[Post], path: Path) -> None:
@@ -93,6 +95,11 @@ def _row(post: Post, root: str) -> dict[str, Any]:
 
 
 def _relative(picture: Path, root: str, post_id: str) -> str:
+    if is_kept(picture):  # it stood in a table, and comes along
+        beside = Path(root, "images", picture.name)
+        if not beside.is_file():
+            write_bytes(beside, picture.read_bytes())
+        picture = beside
     relative = os.path.relpath(os.path.realpath(picture), root)
     if relative.startswith(os.pardir + os.sep):
         raise ManifestError(
@@ -109,12 +116,14 @@ def _write_json(rows: Sequence[dict[str, Any]], part: Path) -> None:
 
 
 def _write_csv(rows: Sequence[dict[str, Any]], part: Path) -> None:
-    columns = _columns(rows)
+    names = _columns(rows)
+    cells = [names, *([_cell(name, row.get(name)) for name in names] for row in rows)]
+    harmless = [[*map(escape, row)] for row in cells]
+    if harmless != cells:  # a column that says so, or they could not be told from what was there before
+        harmless = [[*row, "" if place else ESCAPED] for place, row in enumerate(harmless)]
     with part.open("w", encoding="utf-8", newline="") as file:
         # every cell in quotes: a bare carriage return or an empty row would not come back otherwise
-        writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_cell(name, row.get(name)) for name in columns] for row in rows)
+        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(harmless)
 
 
 def _cell(name: str, value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Literal, NamedTuple
 from backbones.base import Backbone
 from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
+from selftrain.data.columns import SPLIT
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
 from selftrain.data.duplicates import (
     Dropped,
@@ -23,11 +23,12 @@ from selftrain.data.duplicates import (
     separate,
 )
 from selftrain.data.features import FeatureTable, extract_features
-from selftrain.data.manifest import NOTE, SPLIT, ManifestReport, enforce, read_manifest, tolerance_hint
+from selftrain.data.inline_pictures import cache_home
+from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
-from selftrain.errors import QuarantineError, SplitError
+from selftrain.errors import SplitError
 from selftrain.selection import quotas
 
 
@@ -99,7 +100,7 @@ def split(
         train_share=1 - validation - test, validation_share=validation, test_share=test,
         **({} if by is None else {"split": by}),
     )  # fmt: skip
-    enforce(report, section.max_bad_rows, section.max_bad_share)
+    report.enforce(_tolerance(section))
     with _explained(report.hints):
         splits = _split({"manifest": report.posts}, task, section, seed)
     return SplitPosts(task, splits, section, seed, report.quarantine, report.hints)
@@ -163,10 +164,11 @@ def prepare_split(
 
 def cache_folder(section: BackboneSection) -> Path:
     """Return where features are kept: the recipe's folder, else $SELFTRAIN_CACHE, else the user's cache."""
-    if section.cache is not None:
-        return section.cache
-    home = os.environ.get("SELFTRAIN_CACHE") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "selftrain" / "features"
+    return cache_home() / "features" if section.cache is None else section.cache
+
+
+def _tolerance(section: DataSection) -> Tolerance:
+    return Tolerance(section.max_bad_rows, section.max_bad_share)
 
 
 @contextmanager
@@ -187,7 +189,7 @@ def _read(section: DataSection, task: Task) -> dict[str, ManifestReport]:
             reports[name] = read_manifest(
                 path, task, max_pixels=section.max_image_pixels, columns=section.columns, videos=False
             )
-            enforce(reports[name], section.max_bad_rows, section.max_bad_share)
+            reports[name].enforce(_tolerance(section))
     return reports
 
 
@@ -286,15 +288,8 @@ def _without_failures(splits: Splits, table: FeatureTable) -> tuple[Splits, dict
 
 def _enforce_failures(failed: dict[str, str], total: int, section: DataSection) -> None:
     """Count posts whose images could not be decoded like bad rows."""
-    share = len(failed) / max(total, 1)
-    if len(failed) > section.max_bad_rows or share > section.max_bad_share:
-        listed = "\n".join(f"  id {post_id!r}: {reason}" for post_id, reason in list(failed.items())[:20])
-        hint = tolerance_hint(len(failed), share, section.max_bad_rows, section.max_bad_share)
-        raise QuarantineError(
-            f"{len(failed)} of {total} posts ({share:.2%}) could not be encoded; at most"
-            f" {section.max_bad_rows} posts and {section.max_bad_share:.2%} are tolerated:\n{listed}"
-            f"\nReplace them, or raise the tolerance{hint}"
-        )
+    lines = [f"  id {post_id!r}: {reason}" for post_id, reason in list(failed.items())[:20]]
+    _tolerance(section).check(len(failed), total, lines, what="posts", fault="could not be encoded")
 
 
 def _dropped_row(one: Dropped) -> Json:

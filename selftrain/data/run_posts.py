@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain.data.manifest import RowError, Rows
+from selftrain.data.manifest import Rows
 from selftrain.data.tables import RawRow
 from selftrain.data.task import Task, load_task
+from selftrain.data.values import RowError
 from selftrain.errors import ManifestError, TaskError
 from selftrain.store.run_dir import RunFolder
 

@@ -1,8 +1,8 @@
 """Any table that people bring, as raw rows: CSV in its dialects, JSON lines or lists, Parquet, compressed.
 
 The content says what a file is, its name only where the content leaves it open. No row is judged here, unless
-it could not be read at all: then it comes with the reason. Rows in are rows out: where a reader cannot tell
-rows apart any more, it says how many lines that concerns, or stops.
+it could not be read at all: then it comes with the reason. Rows in are rows out: a reader that cannot tell
+rows apart any more stops. What a file makes of memory is bounded, see `MAX_ROW` and `MAX_RATIO`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ import lzma
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from selftrain._util.files import check_regular
+from selftrain._util.nesting import MAX_DEPTH, is_deep
+from selftrain._util.printable import shorten
+from selftrain._util.spreadsheet import unescape
 from selftrain.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -33,9 +38,14 @@ CSV = (".csv", ".tsv")
 SUFFIXES = (*JSON_LINES, *CSV, ".parquet")
 # marks Parquet columns whose values are JSON texts, because no one Arrow type holds them
 JSON_MARK = {b"selftrain": b"json"}
+ESCAPED = "selftrain.escaped"  # a column of CSV files whose cells are written as `spreadsheet.escape` does
+LISTED = "one JSON list"
+
+MAX_ROW = 1 << 24  # characters of a row; JSON of empty lists takes twenty times as much memory
+# a compressed or Parquet file may unpack to this many times its size; the smallest are given some room
+MAX_RATIO, _ROOM, _ROWS = 100, 1 << 26, 100_000
 
 _HEAD = 1 << 20  # bytes that are looked at to find out what a file is
-LISTED = "one JSON list"
 _MOST_NOTES = 100
 _LONG = 100  # lines of one CSV row from which on a lost quote is likelier than a long text
 _COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
@@ -52,13 +62,16 @@ _FOREIGN = {
     b"<!doctype html": "a web page: download the file itself",
     b"<html": "a web page: download the file itself",
     b"<?xml": "an XML document: convert it to JSON lines or CSV",
-}
+    b"\x80\x04\x95": "a pickle, which may run code: write it as Parquet where it was made",
+}  # fmt: skip
 _MARKS = (
     (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
     (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"),
 )  # fmt: skip
 # what a broken compressed file raises beside OSError
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError)
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RawRow(NamedTuple):
@@ -69,7 +82,6 @@ class RawRow(NamedTuple):
         fields: Column -> value; None when the row could not be read.
         reason: Why it could not, else empty.
         remedy: What to do then.
-        rows: How many rows it may stand for, above 1 where a quote that is not closed swallowed others.
         unread: Column -> why its value cannot be read; whoever needs the column refuses the row.
     """
 
@@ -77,7 +89,6 @@ class RawRow(NamedTuple):
     fields: dict[str, Any] | None
     reason: str = ""
     remedy: str = ""
-    rows: int = 1
     unread: Mapping[str, str] = {}
 
 
@@ -98,30 +109,23 @@ class Table(NamedTuple):
 
 
 def open_table(
-    path: Path,
-    *,
-    header: Sequence[str] | None = None,
-    delimiter: str = "",
-    fallback: str = "",
-    named: bool = True,
+    path: Path, *, header: Sequence[str] | None = None, delimiter: str = "", fallback: str = ""
 ) -> Table:
-    """Open a table; only Parquet, and JSON that is one list, need more memory than a row.
+    """Open a table; a row at a time is in memory, of Parquet some thousand.
 
     Args:
-        path: Its suffix is one of `SUFFIXES`, `.txt` where a delimiter is given, or one of them compressed.
+        path: A regular file of any name.
         header: Column names of a CSV file that has none.
         delimiter: Of a CSV file; found out when empty.
-        named: Whether the suffix has to be one of `SUFFIXES`; the content alone tells what it is else.
         fallback: Encoding of a CSV file whose bytes are not UTF-8 throughout; without one those rows are bad.
 
     Raises:
         ManifestError: The file is missing, is no table, or has column names twice; its `rows` raise it too
-            where the file is damaged.
+            where the file is damaged, or holds a row beyond the limits.
     """
     path = Path(path)
-    if named and not delimiter:
-        _check_suffix(path)
     try:
+        check_regular(path)
         if fallback and _is_utf8(path):
             fallback = ""
         return _open(path, header, delimiter, fallback)
@@ -133,13 +137,23 @@ def open_table(
         raise ManifestError(f"{path} is damaged: {error}; fetch it again") from error
 
 
-def read_rows(path: Path) -> Iterator[RawRow]:
-    """Read the rows of a table, one after the other.
+def read_text(path: Path, fallback: str = "") -> str:
+    """Return a text file whole, in the encoding that it has a mark of, else UTF-8, else `fallback`.
 
     Raises:
-        ManifestError: As `open_table`.
+        ManifestError: It is no regular file, cannot be read, or is in none of these.
     """
-    yield from open_table(path).rows
+    try:
+        check_regular(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror or error}; give another") from error
+    try:
+        return content.decode(_encoding(content)).lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        if not fallback:
+            raise ManifestError(f"{path} is not UTF-8: {error.reason}; fetch it again") from error
+        return content.decode(fallback)
 
 
 def fold(name: str) -> str:
@@ -149,10 +163,9 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFKC", " ".join(shown.split()))
 
 
-def shorten(value: object) -> str:
-    """Shorten `value` as a message can carry it."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+def is_picture(value: object) -> bool:
+    """Tell whether bytes begin like one of the pictures that are read."""
+    return isinstance(value, bytes) and value.startswith(_PICTURES)
 
 
 # ---- what a file is -------------------------------------------------------------------------------------
@@ -163,49 +176,75 @@ def _suffix(path: Path) -> str:
     suffixes = [one.lower() for one in path.suffixes]
     if suffixes and suffixes[-1] in (".gz", ".bz2", ".xz"):
         suffixes.pop()
-    return suffixes[-1] if suffixes else path.suffix
+    return suffixes[-1] if suffixes else ""
 
 
-def _check_suffix(path: Path) -> None:
-    found = _suffix(path)
-    if found not in SUFFIXES:
-        hint = "save the sheet as CSV UTF-8" if found.startswith(".xls") else "rename or convert it"
-        raise ManifestError(f"{path} ends in {found!r}; expected one of {sorted(SUFFIXES)}: {hint}")
+def _check_unpacked(path: Path, opener: Callable[[Path], Any]) -> None:
+    """Unpack once, and forget it: a bomb is refused before a row of it is judged."""
+    left = max(_ROOM, MAX_RATIO * path.stat().st_size)
+    with opener(path) as file:
+        while part := file.read(_HEAD):
+            left -= len(part)
+            if left < 0:
+                raise _bomb(path)
+
+
+def _bomb(path: Path) -> ManifestError:
+    return ManifestError(
+        f"{path} unpacks to more than {MAX_RATIO} times its size ({path.stat().st_size:,} bytes), the most"
+        " that is read: give it unpacked, as JSON lines for instance, if you trust it"
+    )
 
 
 def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: str) -> Table:
     file: Any = path.open("rb", buffering=_HEAD)
-    source: Path | IO[bytes] = path
     head, notes = file.peek(), list[str]()
     for magic, opener in _COMPRESSED.items():
         if head.startswith(magic):
             file.close()
-            file = source = io.BufferedReader(opener(path), _HEAD)
+            _check_unpacked(path, opener)
+            file = io.BufferedReader(opener(path), _HEAD)
             head = file.peek()
             notes.append(f"compressed with {opener.__module__.removeprefix('_')}")
             break
-    for magic, what in _FOREIGN.items():
-        if head[:100].lstrip().lower().startswith(magic.lower()):
-            raise ManifestError(f"{path} is {what}")
+    _check_foreign(path, head, packed=bool(notes))
     if head.startswith(b"PAR1") or _suffix(path) == ".parquet":
-        return _parquet_table(path, file, source, notes)
+        return _parquet_table(path, file, io.BytesIO(file.read()) if notes else path, notes)
     encoding = fallback or _encoding(head)
     if encoding not in ("utf-8", "utf-8-sig"):
         notes.append(f"text in {encoding.upper()}")
     start = head.decode(encoding, "replace").lstrip("\ufeff")
+    if "\0" in re.split("[\r\n]", start, maxsplit=1)[0]:
+        raise ManifestError(
+            f"{path} begins with NUL bytes or has them in its first line: no text, or text in UTF-32; save it"
+            " as UTF-8"
+        )
     # a lone carriage return ends lines on old Macs; elsewhere it is a character of a row
     newline = "\r" if re.match(r"[^\r\n]*\r(?!\n)", start) and "\n" not in start.partition("\r")[0] else "\n"
     if newline == "\r":
         notes.append("lines end in a carriage return")
     errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
-    lines = io.TextIOWrapper(file, encoding, errors if encoding.startswith("utf") else None, newline)
+    text = io.TextIOWrapper(file, encoding, errors if encoding.startswith("utf") else None, newline)
     if header is None and not delimiter and _is_json(path, start):
-        scanned = _spans_lines(start)
-        if scanned:
-            notes.append(LISTED if start.lstrip().startswith("[") else "JSON objects of several lines")
-        rows = _scanned_rows(path, lines, notes) if scanned else _json_rows(lines, notes)
-        return Table("JSON", None, _guarded(path, rows, lines), notes)
-    return _csv_table(path, lines, start, header=header, delimiter=delimiter, notes=notes)
+        listed, rows = start.lstrip().startswith("["), _json_rows(path, text, notes)
+        if _spans_lines(start):
+            notes.append(LISTED if listed else "JSON objects of several lines")
+            rows = _scanned_rows(path, text, notes, listed=listed)
+        return Table("JSON", None, _guarded(path, rows, text), notes)
+    return _csv_table(path, text, start, header=header, delimiter=delimiter, notes=notes)
+
+
+def _check_foreign(path: Path, head: bytes, *, packed: bool) -> None:
+    begins = head[:100].lstrip().lower()
+    if is_picture(head):
+        raise ManifestError(f"{path} is a picture: give a table that names it")
+    for magic, what in _FOREIGN.items():
+        if begins.startswith(magic.lower()):
+            raise ManifestError(f"{path} is {what}")
+    if packed and head.startswith(tuple(_COMPRESSED)):
+        raise ManifestError(f"{path} is compressed twice: decompress it once")
+    if head[257:262] == b"ustar":
+        raise ManifestError(f"{path} is a tar archive: unpack it, and give the table in it")
 
 
 def _encoding(head: bytes) -> str:
@@ -272,7 +311,44 @@ def _guarded(path: Path, rows: Iterator[RawRow], file: IO[Any]) -> Iterator[RawR
             ) from error
 
 
+class _Lines:
+    """Lines of a file; those of the row under way are remembered, and bounded."""
+
+    def __init__(self, path: Path, file: IO[str]) -> None:
+        self._path, self._file, self._size = path, file, 0
+        self.number = 0
+        self.row: list[str] = []
+
+    def begin_row(self) -> None:
+        self.row.clear()
+        self._size = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_ROW + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self._size += len(line)
+        if self._size > MAX_ROW:
+            raise _too_long(self._path, self.number - len(self.row))
+        self.row.append(line)
+        return line
+
+
+def _too_long(path: Path, line: int) -> ManifestError:
+    return ManifestError(
+        f"{path}: the row of line {line} has more than {MAX_ROW:,} characters, the most of one row; shorten"
+        " it, or close its quotes"
+    )
+
+
 # ---- JSON -----------------------------------------------------------------------------------------------
+
+_BETWEEN = re.compile(r"[\s,]*")
+_TYPES = {type(None): "null", str: "text", list: "list", bool: "truth value", int: "number", float: "number"}
 
 
 class _Decoder:
@@ -286,11 +362,11 @@ class _Decoder:
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            self._double += sorted({name for name in names if names.count(name) > 1})
+            counts = Counter(name for name, _ in pairs)
+            self._double += sorted(name for name, count in counts.items() if count > 1)
         return found
 
-    def value(self, text: str, start: int = 0) -> tuple[Any, int]:
+    def value(self, text: str, start: int) -> tuple[Any, int]:
         """Return the value that begins at `start`, and where it ends."""
         self._double.clear()
         return self._decoder.raw_decode(text, start)
@@ -298,12 +374,19 @@ class _Decoder:
     def row(self, line: int, fields: object, text: str) -> RawRow:
         """Return the row of the value decoded last; `text` is what it was decoded from."""
         if not isinstance(fields, dict):
-            reason = f"a JSON {type(fields).__name__}, expected an object"
+            reason = f"a JSON {_TYPES[type(fields)]}, expected an object"
             return RawRow(line, None, reason, "write one object a line")
         if self._double:
             return RawRow(line, None, f"the keys {self._double} stand twice", "keep each key once")
+        if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(fields):
+            reason = f"lists or objects stand more than {MAX_DEPTH} deep in each other"
+            return RawRow(line, None, reason, "write them flatter, or leave that column out")
+        if not text.isascii() and (wrong := _SURROGATE.search(text)):
+            at = len(text[: wrong.start()].encode(errors="surrogateescape"))
+            reason = f"not UTF-8: byte {ord(wrong[0]) - 0xDC00:#04x} at {at}"
+            return RawRow(line, None, reason, "save the file as UTF-8")
         # an escaped half of a surrogate pair is legal JSON, but no text that could ever be written out again
-        if ("\\ud" in text or "\\uD" in text) and not _encodable(json.dumps(fields, ensure_ascii=False)):
+        if ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(json.dumps(fields, ensure_ascii=False)):
             reason = "half a surrogate pair (\\ud800-\\udfff)"
             return RawRow(line, None, reason, "remove or complete the character")
         return RawRow(line, _present(fields, self._notes))
@@ -320,82 +403,84 @@ def _present(fields: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     return fields
 
 
-def read_json_lines(lines: Iterable[bytes]) -> Iterator[RawRow]:
-    """Read the rows of JSON lines that come from anywhere, standard input for instance."""
-    return _json_rows((line.decode("utf-8", "surrogateescape") for line in lines), [])
+def json_table(stream: IO[bytes]) -> Table:
+    """Return the table of JSON lines that come from anywhere, standard input for instance."""
+    text = io.TextIOWrapper(stream, "utf-8", "surrogateescape", "\n")
+    return Table("JSON", None, _json_rows(Path("-"), text, []), [])
 
 
-def _json_rows(lines: Iterable[str], notes: list[str]) -> Iterator[RawRow]:
+def _json_rows(path: Path, file: IO[str], notes: list[str]) -> Iterator[RawRow]:
+    decoder, lines = _Decoder(notes), _Lines(path, file)
+    for line in lines:
+        lines.begin_row()
+        content = (line.lstrip("\ufeff") if lines.number == 1 else line).strip()
+        at = _BETWEEN.match(content).end()  # type: ignore[union-attr]
+        while at < len(content):  # several objects of a line, or commas between lines, leave no doubt
+            try:
+                fields, end = decoder.value(content, at)
+            except (ValueError, RecursionError) as error:
+                yield RawRow(lines.number, None, *_no_json(error, content))
+                break
+            yield decoder.row(lines.number, fields, content[at:end])
+            at = _BETWEEN.match(content, end).end()  # type: ignore[union-attr]
+
+
+def _no_json(error: Exception, content: str) -> tuple[str, str]:
+    """Return what is wrong with a line, and the remedy."""
+    remedy = "write one JSON object a line"
+    if isinstance(error, RecursionError):
+        return f"lists or objects stand more than {MAX_DEPTH} deep in each other", "write them flatter"
+    if content.startswith("{'"):
+        remedy += " (json.dumps, instead of Python's str)"
+    return f"not JSON: {error}", remedy
+
+
+def _scanned_rows(path: Path, file: IO[str], notes: list[str], *, listed: bool) -> Iterator[RawRow]:
+    """Read objects wherever they begin and end: in one list, or one after the other over several lines.
+
+    The text at hand begins with the row under way; it grows until that row is whole.
+    """
     decoder = _Decoder(notes)
-    for number, line in enumerate(lines, 1):
-        content = (line.lstrip("\ufeff") if number == 1 else line).strip()
-        if content:
-            yield _json_row(number, content, line, decoder)
-
-
-def _json_row(number: int, content: str, line: str, decoder: _Decoder) -> RawRow:
-    if not content.isascii() and (wrong := re.search("[\udc80-\udcff]", line)):
-        at = len(line[: wrong.start()].encode())
-        reason = f"not UTF-8: byte {ord(wrong[0]) - 0xDC00:#04x} at {at}"
-        return RawRow(number, None, reason, "save the file as UTF-8")
-    try:
-        fields, end = decoder.value(content)
-        if content[end:].strip():
-            raise json.JSONDecodeError("Extra data", content, end)
-    except (ValueError, RecursionError) as error:
-        return RawRow(number, None, f"not JSON: {error}", "write one JSON object a line")
-    return decoder.row(number, fields, content)
-
-
-def _scanned_rows(path: Path, lines: Iterable[str], notes: list[str]) -> Iterator[RawRow]:
-    """Read objects wherever they begin and end: in one list, or one after the other over several lines."""
-    text, decoder = "".join(lines).lstrip("\ufeff"), _Decoder(notes)
-    skipped = re.compile(r"[\s,]*")
-    at = re.compile(r"\s*\[?").match(text).end()  # type: ignore[union-attr]
-    line, counted = 1, 0
+    text = file.read(_HEAD).lstrip("\ufeff")
+    at, line, counted, ended = re.match(r"\s*\[?", text).end(), 1, 0, False  # type: ignore[union-attr]
     while True:
-        at = skipped.match(text, at).end()  # type: ignore[union-attr]
-        if at >= len(text) or text[at] == "]":
-            break
+        at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
         line, counted = line + text.count("\n", counted, at), at
-        try:
-            fields, end = decoder.value(text, at)
-        except (ValueError, RecursionError) as error:
-            place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        fault: Exception | None = None
+        if at < len(text) and text[at] != "]":
+            try:
+                fields, end = decoder.value(text, at)
+            except (ValueError, RecursionError) as error:
+                fault = error
+            else:
+                if end < len(text) or ended:
+                    yield decoder.row(line, fields, text[at:end])
+                    at = end
+                    continue
+        if not ended and len(text) - at <= MAX_ROW:
+            more = file.read(max(_HEAD, len(text) - at))
+            text, at, counted, ended = text[at:] + more, 0, 0, not more
+        elif fault is None:
+            break
+        elif not ended:
+            raise _too_long(path, line) from fault
+        else:
+            place = f" (line {line + text.count(chr(10), at, getattr(fault, 'pos', at))})"
             raise ManifestError(
-                f"{path} is no JSON from line {line} on: {error}{place}; where the rows after it begin cannot"
+                f"{path} is no JSON from line {line} on: {fault}{place}; where the rows after it begin cannot"
                 " be told. Correct it there, or write one JSON object a line"
-            ) from error
-        yield decoder.row(line, fields, text[at:end])
-        at = end
+            ) from fault
     if text[at + 1 :].strip():
         raise ManifestError(f"{path} goes on after its list ends: expected one list, or one object a line")
-    if text.lstrip().startswith("[") and at >= len(text):
+    if listed and at >= len(text):
         raise ManifestError(f"{path} breaks off: its list has no end (']'); fetch or write it again")
 
 
 # ---- CSV ------------------------------------------------------------------------------------------------
 
-
-class _Lines:
-    """Lines of a file, those of the row under way remembered."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
-        self.row: list[str] = []
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.row.append(line)
-        return line
-
-
 # names that tell a header of ours from a line of words
 _USUAL = frozenset(
-    (
+    [
         "id",
         "text",
         "images",
@@ -408,8 +493,9 @@ _USUAL = frozenset(
         "video",
         "split",
         "post_id",
-    )
+    ]
 )
+_SEPARATORS = ",;\t|:^~\x01\x1f"
 
 
 def _names_in(line: str, delimiter: str) -> set[str]:
@@ -418,27 +504,31 @@ def _names_in(line: str, delimiter: str) -> set[str]:
 
 def _delimiter(line: str) -> str:
     """Return the separator under which a header has most of the usual names; the comma where it is open."""
-    return max(",;\t|", key=lambda one: (len(_names_in(line, one)), line.count(one) if one != "|" else 0))
+    return max(
+        _SEPARATORS, key=lambda one: (len(_names_in(line, one)), line.count(one) if one in ",;\t" else 0)
+    )
 
 
 def _csv_table(
-    path: Path, lines: IO[str], start: str, *, header: Sequence[str] | None, delimiter: str, notes: list[str]
+    path: Path, file: IO[str], start: str, *, header: Sequence[str] | None, delimiter: str, notes: list[str]
 ) -> Table:
-    skipped = 0
-    first = re.split("[\r\n]", start, maxsplit=1)[0]
-    told = re.fullmatch(r'"?sep=(.)"?', first.strip("\ufeff "), re.IGNORECASE)
-    if told is not None and header is None:
-        next(lines)
-        skipped, delimiter = 1, told[1]
-        first = "".join(re.split("\r\n|\r|\n", start, maxsplit=2)[1:2])
-    if not delimiter:
-        delimiter = _delimiter(first)
+    lines, starts = _Lines(path, file), re.split("\r\n|\r|\n", start)
+    told = re.fullmatch(r'"?sep=(.)"?', starts[0].strip("\ufeff "), re.IGNORECASE)
+    if header is None:
+        if told is not None:
+            delimiter = told[1]
+        for one in starts[:-1]:  # blank lines before the header, or a line that names the separator
+            if one.strip("\ufeff \t,;") and (told is None or lines.number):
+                break
+            next(lines, "")
+    first = starts[min(lines.number, len(starts) - 1)]
+    delimiter = delimiter or _delimiter(first)
     if delimiter != ",":
         notes.append(f"cells are separated by {delimiter!r}")
     spaced = first.count(delimiter) > 0 and all(one.startswith(" ") for one in first.split(delimiter)[1:])
-    numbered = _Lines(iter(lines))
-    csv.field_size_limit(2**31 - 1)  # a long text is a text; by default the reader gives up at 131,072
-    reader = csv.reader(numbered, delimiter=delimiter, strict=True, skipinitialspace=spaced)
+    csv.field_size_limit(2**31 - 1)  # a row is bounded already
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
+    lines.begin_row()
     try:
         names = list(header) if header is not None else next(reader, [])
     except csv.Error as error:
@@ -446,9 +536,13 @@ def _csv_table(
             f"{path} has no readable header: {error}; expected a line of column names"
         ) from error
     columns = [_column_name(name, place) for place, name in enumerate(names, 1)]
+    if ESCAPED in columns:
+        columns = [*map(unescape, columns)]
     check_names(path, columns)
-    rows = _csv_rows(reader, numbered, columns, skipped=skipped, notes=notes)
-    return Table("CSV", tuple(columns), _guarded(path, rows, lines), notes)
+    _check_one_table(path, columns, starts)
+    return Table(
+        "CSV", tuple(columns), _guarded(path, _csv_rows(path, reader, lines, columns, notes), file), notes
+    )
 
 
 def _column_name(name: str, place: int) -> str:
@@ -463,63 +557,98 @@ def check_names(path: Path, names: Sequence[str]) -> None:
     """
     if any(not name.isprintable() for name in names):
         raise ManifestError(
-            f"{path} has the columns {list(names)[:12]}; expected readable names in UTF-8: correct the header"
+            f"{path} has the columns {shorten(list(names)[:12])}; expected readable names in UTF-8: correct"
+            " the header"
         )
-    double = sorted({name for name in names if names.count(name) > 1})
+    double = sorted(name for name, count in Counter(names).items() if count > 1)
     if double:
         raise ManifestError(
             f"{path} has the columns {double} more than once; expected each once: rename them"
         )
 
 
+def _check_one_table(path: Path, columns: Sequence[str], starts: Sequence[str]) -> None:
+    """Say where the header seems to stand, or what seems to separate cells, if the first line is none."""
+    if _USUAL & {fold(name) for name in columns}:
+        return
+    if len(columns) == 1 and len(_names_in(columns[0], _delimiter(columns[0]))) > 1:
+        raise ManifestError(
+            f"{path} has one column, {columns[0]!r}: whole lines stand in quotes; take these quotes away"
+        )
+    words = [fold(one) for one in re.split(r"\W+", " ".join(columns))]
+    if len(columns) == 1 and len(_USUAL.intersection(words)) > 1:
+        raise ManifestError(
+            f"{path} has one column, {columns[0]!r}: separate cells by a comma, semicolon, tab or bar"
+        )
+    for number, line in enumerate(starts[1:10], 2):
+        if len(_names_in(line, _delimiter(line))) > 1:
+            raise ManifestError(
+                f"{path} has the columns {list(columns)[:12]}, and line {number} looks like the header:"
+                " remove what stands before it"
+            )
+
+
 def _csv_rows(
-    reader: _csv.Reader, lines: _Lines, columns: Sequence[str], *, skipped: int, notes: list[str]
+    path: Path, reader: _csv.Reader, lines: _Lines, columns: Sequence[str], notes: list[str]
 ) -> Iterator[RawRow]:
     while True:
-        lines.row.clear()
-        start = skipped + reader.line_num + 1
+        lines.begin_row()
+        start = lines.number + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            end = skipped + reader.line_num
-            opened = f", a quote that line {start} opens is not closed" if end > start else ""
-            reason = f"not CSV, lines {start} to {end}: {error}{opened}"
-            remedy = "close every quote, and double those inside a cell"
-            yield RawRow(start, None, reason, remedy, rows=end - start + 1)
+            if lines.number > start or lines.row[0].count('"') % 2:
+                raise _lost(path, start, lines.number, str(error)) from error
+            doubled = ", not written with a backslash" if '\\"' in lines.row[0] else ""
+            remedy = f"close every quote, and double those inside a cell{doubled}"
+            yield RawRow(start, None, f"not CSV, lines {start} to {lines.number}: {error}", remedy)
             continue
         if not cells:
             continue
+        while len(cells) > len(columns) and not cells[-1]:
+            cells.pop()  # separators at the end of a line, as spreadsheets leave them
+        if len(lines.row) > 1 and _swallowed(lines.row, columns, reader.dialect.delimiter, len(cells)):
+            raise _lost(path, start, lines.number, "the lines in it look like rows")
         if len(lines.row) > _LONG:
             notes.append(
                 f"the row of line {start} has {len(lines.row):,} lines: else a quote is not closed there"
             )
-        yield _csv_row(start, columns, cells, lines.row, reader.dialect.delimiter)
+        yield _csv_row(start, columns, cells, reader.dialect.delimiter)
 
 
-def _csv_row(
-    line: int, columns: Sequence[str], cells: list[str], lines: Sequence[str], delimiter: str
-) -> RawRow:
-    while len(cells) > len(columns) and not cells[-1]:
-        cells.pop()  # separators at the end of a line, as spreadsheets leave them
+def _lost(path: Path, start: int, end: int, why: str) -> ManifestError:
+    return ManifestError(
+        f"{path}: a quote that line {start} opens is not closed as it should be (lines {start} to {end}:"
+        f" {why}); where the rows after it begin cannot be told. Close it, and double quotes inside a cell"
+    )
+
+
+def _swallowed(lines: Sequence[str], columns: Sequence[str], delimiter: str, found: int) -> bool:
+    """Tell whether a cell of several lines took rows along, each with an id of the form of this row's."""
+    fits, place = found == len(columns), [*map(fold, columns), "id"].index("id") % len(columns)
+
+    def form(line: str) -> str:
+        cells = line.split(delimiter)
+        whole = len(cells) == len(columns) if fits else len(cells) >= len(columns)
+        return re.sub(r"\d+", "0", cells[place]) if whole else ""
+
+    own = re.sub(r"\d+", "0", [*lines[0].split(delimiter), *columns][place])
+    if len(columns) < 2 or not own.strip() or '"' in own:
+        return False
+    return (all if fits else any)(form(line) == own for line in lines[1:])
+
+
+def _csv_row(line: int, columns: Sequence[str], cells: list[str], delimiter: str) -> RawRow:
     if len(cells) != len(columns):
         reason = f"{len(cells)} cells, the header has {len(columns)}"
-        # a quote that is not closed takes the rows after it along: each of their lines looks like a row
-        rows = sum(one.count(delimiter) >= len(columns) - 1 for one in lines) if len(lines) > 1 else 1
-        remedy = f"quote cells that hold {delimiter!r} or a line break"
-        return RawRow(line, None, reason, remedy, rows=max(rows, 1))
-    if not all(cell.isascii() or _encodable(cell) for cell in cells):
+        return RawRow(line, None, reason, f"quote cells that hold {delimiter!r} or a line break")
+    if not all(cell.isascii() or not _SURROGATE.search(cell) for cell in cells):
         return RawRow(line, None, "not UTF-8", "save the file as UTF-8")
+    if ESCAPED in columns:
+        cells = [*map(unescape, cells)]
     return RawRow(line, {name: cell for name, cell in zip(columns, cells, strict=True) if cell})
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # ---- Parquet --------------------------------------------------------------------------------------------
@@ -552,10 +681,13 @@ def _parquet_rows(
 ) -> Iterator[RawRow]:
     import pyarrow as pa
 
-    number = 0
+    number, left = 0, max(_ROOM, MAX_RATIO * path.stat().st_size)
     with file, opened:
         try:
-            for batch in opened.iter_batches(batch_size=8192):
+            for batch in opened.iter_batches(batch_size=_batch_size(path, opened.metadata, left)):
+                left -= sum(map(_size, batch.columns))
+                if left < 0:
+                    raise _bomb(path)
                 columns = [_values(batch.column(place)) for place in range(batch.num_columns)]
                 for values in zip(*columns, strict=True):
                     number += 1
@@ -564,6 +696,29 @@ def _parquet_rows(
                     )
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{path} is damaged after row {number}: {error}; write it again") from error
+
+
+def _batch_size(path: Path, metadata: pq.FileMetaData, left: int) -> int:
+    """Return how many rows are read at once: a dictionary may repeat its largest value in each of them."""
+    groups = [metadata.row_group(place).total_byte_size for place in range(metadata.num_row_groups)]
+    if sum(groups) > left or metadata.num_rows > max(_ROWS, MAX_RATIO * path.stat().st_size):
+        raise _bomb(path)
+    largest: int = max([1, *groups])
+    return min(max((1 << 28) // largest, 4), 8192)
+
+
+def _size(column: pa.Array) -> int:
+    """Return the bytes of a column's values, each counted where it stands: a dictionary holds it once."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        return _size(column.dictionary_decode())
+    if pa.types.is_struct(column.type):
+        return sum(_size(column.field(place)) for place in range(column.type.num_fields))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return 8 * len(column) + _size(column.flatten())
+    size: int = column.nbytes
+    return size
 
 
 # what pyarrow raises for values that Python has no type for
@@ -615,6 +770,6 @@ def _decoded(value: object, encoded: bool) -> object:
         text = value.decode() if isinstance(value, bytes) else value
         return json.loads(text) if encoded and isinstance(text, str) else text
     except UnicodeDecodeError:
-        return _Unreadable("bytes that are no text")
+        return value if is_picture(value) else _Unreadable("bytes that are no text")
     except ValueError as error:
         return _Unreadable(f"not JSON: {error}")

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from selftrain._util.files import read_toml
 from selftrain._util.types import Json
 from selftrain.errors import TaskError
 from selftrain.store.atomic import write_bytes
@@ -183,7 +184,7 @@ def load_task(path: Path) -> Task:
     """
     path = Path(path)
     try:
-        document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        document = read_toml(path)
     except OSError as error:
         raise TaskError(
             f"no task could be read from {path}: {error.strerror}; expected a TOML file"

@@ -40,7 +40,6 @@ from selftrain.store.scores import Scored, write_scores
 MODEL_FILE = "model.safetensors"
 _CHUNK = 256  # posts whose rows are held at once; the backbone takes its own batches out of them
 _SURE = 1e-7
-MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
 
 
 class BackboneChoice(NamedTuple):

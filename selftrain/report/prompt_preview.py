@@ -12,7 +12,7 @@ from agents.ask.protocols import all_queries
 from agents.client.base import ChatRequest, Picture
 from agents.judgment import Judgment, PostLike, State
 from selftrain.config import Recipe
-from selftrain.data.manifest import read_manifest
+from selftrain.data.manifest import describe, read_manifest
 from selftrain.data.task import Task
 from selftrain.errors import ManifestError
 
@@ -64,6 +64,7 @@ def previews(
 
 def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:
     files = [file for file in (recipe.data.manifest, recipe.data.pool) if file is not None]
+    faults = list[str]()
     for file in files:
         report = read_manifest(
             file, task, max_pixels=recipe.data.max_image_pixels, columns=recipe.data.columns, videos=False
@@ -71,7 +72,7 @@ def _find(recipe: Recipe, task: Task, post_id: str | None) -> PostLike:
         for post in report.posts:
             if post_id in (None, post.id):
                 return post
-    raise ManifestError(
-        f"no post {post_id!r} in {' or '.join(map(str, files))}: give the id of a row that `selftrain data"
-        " check` finds no fault with"
-    )
+        faults += [*describe(report.problems, 3), *report.hints]
+    named = "good row" if post_id is None else f"post {post_id!r} among the good rows"
+    told = "".join(f"\n{line}" for line in faults)
+    raise ManifestError(f"no {named} of {' or '.join(map(str, files))}: give the id of another{told}")

@@ -22,6 +22,7 @@ from selftrain.act.error_estimate import realised
 from selftrain.act.training import ACTTrainer
 from selftrain.config import BackboneSection, ClassifierSection
 from selftrain.data.features import extract_features
+from selftrain.data.manifest import Tolerance
 from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder, prepare
 from selftrain.data.splits import split_by_shares
@@ -259,7 +260,7 @@ def _of_labelling(
     """Return the labels that the manifest had; half of them validates where no other manifest does."""
     manifest, task_file, columns = folder.data_files()
     task = load_task(task_file)
-    posts = read_posts(manifest, task, columns)
+    posts = read_posts(manifest, task, columns, Tolerance(None, None))  # judged when it was annotated
     labelled = [post for post in posts if post.label is not None]
     checked = _labelled(validation, task)
     if validation is None and labelled:

@@ -22,7 +22,7 @@ from agents.ask.criticizer import Criticizer
 from agents.ask.runner import Runner
 from selftrain._util.types import Json
 from selftrain.act.budget import filled
-from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.manifest import Tolerance, read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, load_task
 from selftrain.errors import BudgetError, EstimateError, RunStateError
@@ -35,7 +35,6 @@ from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_typed
 
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
-MAX_BAD_ROWS, MAX_BAD_SHARE = 100, 0.05  # as a recipe's defaults
 FEWEST = 0.5
 """The share of posts that must get a machine label: below it, model and posts do not go together."""
 
@@ -43,8 +42,10 @@ FEWEST = 0.5
 # ---- posts ---------------------------------------------------------------------------------------------
 
 
-def read_posts(manifest: Path, task: Task, columns: Mapping[str, str] | None = None) -> Sequence[Post]:
-    """Read a manifest, with the tolerance for bad rows that recipes have.
+def read_posts(
+    manifest: Path, task: Task, columns: Mapping[str, str] | None = None, tolerance: Tolerance | None = None
+) -> Sequence[Post]:
+    """Read a manifest, by default with the tolerance for bad rows that recipes have.
 
     `columns` says which column holds a field, where that is called otherwise.
 
@@ -52,12 +53,18 @@ def read_posts(manifest: Path, task: Task, columns: Mapping[str, str] | None = N
         ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
     """
     report = read_manifest(manifest, task, columns=columns, videos=False)
-    enforce(report, MAX_BAD_ROWS, MAX_BAD_SHARE)
+    report.enforce(tolerance or Tolerance())
     return report.posts
 
 
 def read_labelled(
-    manifest: Path, task: Task, count: int, seed: int, columns: Mapping[str, str] | None = None
+    manifest: Path,
+    task: Task,
+    count: int,
+    seed: int,
+    columns: Mapping[str, str] | None = None,
+    *,
+    tolerance: Tolerance | None = None,
 ) -> tuple[list[Post], int]:
     """Return at most `count` labelled posts, drawn by the seed, and how many posts have no label.
 
@@ -65,7 +72,7 @@ def read_labelled(
         ManifestError, QuarantineError: As `read_posts`.
         BudgetError: Fewer than two labelled posts, or asked for.
     """
-    posts = read_posts(manifest, task, columns)
+    posts = read_posts(manifest, task, columns, tolerance)
     labelled = [post for post in posts if post.label is not None]
     if count < 2 or len(labelled) < 2:
         raise BudgetError(

@@ -24,10 +24,11 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from selftrain._util.types import Json
-from selftrain.data.manifest import RowError, Rows
+from selftrain.data.manifest import Rows, Tolerance
 from selftrain.data.posts import Post
-from selftrain.data.tables import RawRow, Table, read_json_lines
-from selftrain.errors import RunBusyError, RunMismatchError, RunStateError
+from selftrain.data.tables import RawRow, json_table
+from selftrain.data.values import RowError
+from selftrain.errors import ManifestError, RunBusyError, RunMismatchError, RunStateError
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.store import atomic
 
@@ -62,6 +63,7 @@ def filter_posts(
     text_limit: int,
     max_pixels: int,
     columns: Mapping[str, str] | None = None,
+    tolerance: Tolerance | None = None,
     tell: Callable[[str], None] = print,
     commit_seconds: float = COMMIT_SECONDS,
     progress: bool = False,
@@ -81,6 +83,7 @@ def filter_posts(
         text_limit: Characters; a longer text makes a bad row.
         max_pixels: The largest width x height that an image's header may claim.
         columns: Field -> column that holds it, where that is called otherwise.
+        tolerance: How many posts may fail, earlier starts included; by default any number.
         tell: Called with what may have been read otherwise than it was meant.
         commit_seconds: At least so long between two commits.
         progress: Draw a bar over the rows.
@@ -90,8 +93,10 @@ def filter_posts(
 
     Raises:
         RunMismatchError: The sink was begun with another model, threshold, text limit or source.
+        QuarantineError: More posts failed than tolerated; what passed before is in the sink.
         RunBusyError, RunStateError, StorageError, ManifestError: See `FilterSink` and `read_source`.
     """
+    limits = tolerance or Tolerance(None, None)
     identity = {"model": predictor.fingerprint, "threshold": threshold, "text_limit": text_limit}
     with FilterSink(sink, identity).opened() as opened:
         tally = opened.tally
@@ -101,18 +106,38 @@ def filter_posts(
         )  # fmt: skip
         bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
         committed = time.monotonic()
-        while part := list(islice(rows, _CHUNK)):
+        fault: ManifestError | None = None
+        while fault is None:
+            part, fault = _next_rows(rows)
+            if not part:
+                break
             kept, failed = _judge(predictor, part, threshold)
             opened.write(kept, failed)
             counts = tally.rows + len(part), tally.kept + len(kept), tally.failed + len(failed)
             tally = Tally(*counts, part[-1].digest)
+            if limits.rows is not None and tally.failed > limits.rows:
+                break
             if time.monotonic() - committed >= commit_seconds:
                 opened.commit(tally)
                 committed = time.monotonic()
             bar.update(len(part))
         opened.commit(tally)
         bar.close()
+        if fault is not None:
+            raise fault
+        listed = f"  they are listed in {opened.quarantine}"
+        limits.check(tally.failed, tally.rows, [listed], what="posts", where=f"{source}: ")
     return tally
+
+
+def _next_rows(rows: Iterator[SourceRow]) -> tuple[list[SourceRow], ManifestError | None]:
+    """Return the next rows, and what ended the reading: the rows before it are worth as much as others."""
+    part: list[SourceRow] = []
+    try:
+        part.extend(islice(rows, _CHUNK))
+    except ManifestError as fault:
+        return part, fault
+    return part, None
 
 
 def _judge(predictor: Predictor, rows: list[SourceRow], threshold: float) -> tuple[list[str], list[str]]:
@@ -182,7 +207,7 @@ def read_source(
         ManifestError: The source cannot be read.
         RunMismatchError: It does not begin with the rows that are done; they are read again, and not judged.
     """
-    table = Table("JSON", None, read_json_lines(sys.stdin.buffer), []) if source == STDIN else None
+    table = json_table(sys.stdin.buffer) if source == STDIN else None
     rows = Rows(
         Path(source), None,
         table=table, max_pixels=max_pixels, columns=columns, labels=False, videos=videos, remember=False,

@@ -10,10 +10,8 @@ from tqdm import tqdm
 
 from backbones.images import MAX_PIXELS
 from selftrain._util.types import Json
-from selftrain.data.manifest import enforce, read_manifest, tolerance_hint
+from selftrain.data.manifest import Tolerance, read_manifest
 from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES
-from selftrain.errors import QuarantineError
-from selftrain.models.act_model import MAX_BAD_ROWS, MAX_BAD_SHARE
 from selftrain.models.predictor import AGENTPS_FILE, RUN_FILE, Prediction
 from selftrain.models.run_predictor import RunPredictor, stored_recipe
 from selftrain.serving.load_predictor import kind_of, load_predictor
@@ -53,21 +51,17 @@ class ManifestPredictions:
     ) -> None:
         kind, self._progress = kind_of(path), progress
         # what is quickly refused comes before the weights
-        pixels, self._most = MAX_PIXELS, (MAX_BAD_ROWS, MAX_BAD_SHARE)
+        pixels, limits = MAX_PIXELS, Tolerance()
         if kind == RUN_FILE:
-            limits = stored_recipe(RunFolder(path)).data
-            pixels, self._most = limits.max_image_pixels, (limits.max_bad_rows, limits.max_bad_share)
-        rows, share = self._most
-        self._most = (
-            rows if max_bad_rows is None else max_bad_rows,
-            share if max_bad_share is None else max_bad_share,
-        )
+            section = stored_recipe(RunFolder(path)).data
+            pixels, limits = section.max_image_pixels, Tolerance(section.max_bad_rows, section.max_bad_share)
+        self._limits = limits.changed(max_bad_rows, max_bad_share)
         most_images = MAX_ALBUM if kind == AGENTPS_FILE else MAX_IMAGES
         report = read_manifest(
             manifest, max_pixels=pixels, max_images=most_images, columns=columns, labels=False,
             videos=kind == AGENTPS_FILE,
         )  # fmt: skip
-        enforce(report, *self._most)
+        report.enforce(self._limits)
         self._unread = report.set_aside
         self._posts, self._total = report.posts, report.rows
         self.quarantine: list[Json] = [
@@ -85,7 +79,8 @@ class ManifestPredictions:
             if one.reason:
                 self.quarantine.append({"kind": "image", "id": one.id, "reason": one.reason})
                 self._unread += 1
-                self._enforce()
+                lines = [f"  id {one['id']!r}: {one['reason']}" for one in self.quarantine[:_LISTED]]
+                self._limits.check(self._unread, self._total, lines, what="posts")  # rows count together
             else:
                 record = {"id": one.id} | one.to_json()
                 yield record if one.process else {k: v for k, v in record.items() if k != "process"}
@@ -100,14 +95,3 @@ class ManifestPredictions:
                 part = self._posts[start : start + _CHUNK]
                 yield from one.predict(part)
                 bar.update(len(part))
-
-    def _enforce(self) -> None:
-        """Stop when too much is set aside; rows and posts count together."""
-        count, (rows, share) = self._unread, self._most
-        if count > rows or count > share * max(self._total, 1):
-            listed = "\n".join(f"  id {one['id']!r}: {one['reason']}" for one in self.quarantine[:_LISTED])
-            raise QuarantineError(
-                f"{count} of {self._total} posts ({count / self._total:.2%}) had to be set aside;"
-                f" {rows} posts and {share:.2%} are tolerated:\n{listed}\nReplace them, or raise the"
-                f" tolerance{tolerance_hint(count, count / self._total, rows, share)}"
-            )

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from selftrain._util.types import Interval
-from selftrain.data.manifest import Names, read_manifest
+from selftrain.data.manifest import read_manifest
+from selftrain.data.values import Names
 from selftrain.errors import ServingError
 from selftrain.models.metrics import Curve, clopper_pearson, curve
 from selftrain.models.predictor import Predictor, ValidationScores

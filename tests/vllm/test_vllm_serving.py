@@ -30,12 +30,12 @@ LONG = "A post is unacceptable when it insults somebody. " * 15  # more than a b
 def answer(ready, request, key=""):
     reply = fetch(f"{ready.endpoint}/v1/chat/completions", key, chat_body(request, ready.model), seconds=120)
     assert reply.status == 200, reply.words
-    logprobs = request.sampling.top_logprobs > 0
-    return read_body(reply.body, ChatAnswer).completion(logprobs=logprobs, seconds=0)
+    return read_body(reply.body, ChatAnswer).completion(seconds=0)
 
 
-def about(*parts, schema=SCHEMA, **sampling):
-    return ChatRequest((Message("user", parts),), schema, Sampling(**{"max_tokens": 64, **sampling}))
+def about(*parts, schema=None, **sampling):
+    schema = schema or SCHEMA.to_json()
+    return ChatRequest((Message("user", parts),), schema, Sampling(**{"max_tokens": 128, **sampling}))
 
 
 def test_a_vision_language_model_is_ready_with_images(small_vlm_server, interpreter):

@@ -168,8 +168,7 @@ def _posts(records: Iterable[Record | Problem], root: Path, writing: _Writing) -
             line = record.line
             shown = record.id if isinstance(record, Record) else record.post_id
             remedy = "" if isinstance(record, Record) else record.remedy
-            rows = 1 if isinstance(record, Record) else record.rows
-            writing.skipped.append(Problem(line, shown, str(error), remedy or "left out", rows))
+            writing.skipped.append(Problem(line, shown, str(error), remedy or "left out"))
 
 
 def _post(record: Record | Problem, root: Path, writing: _Writing) -> Post:
@@ -236,6 +235,6 @@ def read_table(
     """Read line number and fields of each row, or why a row has none; arguments as of `tables.open_table`."""
     for row in open_table(path, header=header, delimiter=delimiter, fallback=fallback).rows:
         if row.fields is None:
-            yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy, row.rows)
+            yield Problem(row.line, None, f"{path.name}: {row.reason}", row.remedy)
         else:
             yield row.line, row.fields

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
 from selftrain.data.manifest import Problem
+from selftrain.data.tables import read_text
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
 
@@ -49,12 +50,7 @@ def read(source: Path) -> Source:
 
 def _lines(files: dict[str, Path]) -> Iterator[Record | Problem]:
     for label, path in sorted(files.items()):
-        content = path.read_bytes()
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("latin-1")
-        for number, line in enumerate(text.split("\n"), 1):
+        for number, line in enumerate(read_text(path, "latin-1").split("\n"), 1):
             if line.strip():
                 yield Record(path, number, f"{label}-{number}", line, None, label, {}, {})
 

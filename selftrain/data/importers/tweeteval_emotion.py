@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from selftrain.data.columns import SPLIT
 from selftrain.data.importers.base import Importer, Record, Source, find_file
-from selftrain.data.manifest import SPLIT, Problem
+from selftrain.data.manifest import Problem
+from selftrain.data.tables import read_text
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
 
@@ -37,7 +39,7 @@ def read(source: Path) -> Source:
         raise ManifestError(
             f"{source} holds no mapping.txt; give the folder `emotion` of TweetEval's datasets"
         )
-    rows = [line.split() for line in mapping.read_text("utf-8").splitlines() if line.strip()]
+    rows = [line.split() for line in read_text(mapping).splitlines() if line.strip()]
     names = {row[0]: row[-1] for row in rows}
     if set(names.values()) != set(TASK.names):
         raise ManifestError(
@@ -54,7 +56,7 @@ def _records(folder: Path, names: dict[str, str]) -> Iterator[Record | Problem]:
             continue
         # by line feeds alone: tweets hold other characters that some take for the end of a line
         lines, numbers = (
-            path.read_text("utf-8").removesuffix("\n").split("\n") if path.exists() else []
+            read_text(path).removesuffix("\n").split("\n") if path.exists() else []
             for path in (texts, labels)
         )
         if len(lines) != len(numbers):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from xml.etree import ElementTree
 
 from agents.judgment import State
 from selftrain._util.choices import Pictures
+from selftrain._util.spreadsheet import NUMBER, escape
 from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import ExchangeError
@@ -34,9 +34,6 @@ SIDE, QUALITY = 1024, 80
 """Pixels of the longer side of an embedded picture, at most, and its WebP quality."""
 COLUMNS = ("post_id", "batch", "label", "reviewer", "text", "images", "opinions")
 """Of the table; whoever reviews fills in `label` and `reviewer`."""
-NUMBER = re.compile(r"[+-]?\d[\d.,]*([eE][+-]?\d+)?")
-"""What a spreadsheet takes for a number: it would drop zeros in front, and digits after the fifteenth."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class ReviewTask(NamedTuple):
@@ -215,14 +212,10 @@ def to_csv(tasks: Sequence[ReviewTask]) -> str:
     for task in tasks:
         opinions = "; ".join(f"{one.who}: {_named(one)}" for one in task.opinions)
         cells = (task.post_id, task.batch, "", "", task.text, " | ".join(task.names), opinions)
-        writer.writerow([_as_text(cells[0]), *map(_harmless, cells[1:])])
+        writer.writerow([_as_text(cells[0]), *map(escape, cells[1:])])
     return "\ufeff" + written.getvalue()
 
 
 def _as_text(post_id: str) -> str:
     """Return an id that a spreadsheet leaves as it is."""
-    return f"'{post_id}" if NUMBER.fullmatch(post_id) else _harmless(post_id)
-
-
-def _harmless(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(FORMULA) else cell
+    return f"'{post_id}" if NUMBER.fullmatch(post_id) else escape(post_id)

@@ -11,10 +11,11 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal, InvalidOperatio
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selftrain.data.manifest import Names
+from selftrain._util.spreadsheet import NUMBER, unescape
 from selftrain.data.tables import LISTED, Table, fold, open_table
+from selftrain.data.values import Names
 from selftrain.errors import ExchangeError, ManifestError
-from selftrain.review.exchange.review_export import CONTROL, FORMULA, NUMBER
+from selftrain.review.exchange.review_export import CONTROL
 from selftrain.review.ledger import OutsideDecision, Refusal, ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
 from selftrain.store.run_dir import RunFolder
@@ -77,7 +78,7 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
         ExchangeError: It is neither JSON nor a table.
     """
     try:
-        table = open_table(file, named=False)
+        table = open_table(file)
         if table.form == "JSON" and LISTED not in table.notes:
             raise ExchangeError(f"{file} holds no list: expected a list of tasks, as Label Studio exports")
         found = list(_json_rows(table) if table.form == "JSON" else _table_rows(table))
@@ -165,8 +166,7 @@ def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
 
 def _plain(cell: str) -> str:
     """Return a cell as it was before the export put an apostrophe in front."""
-    kept = cell.startswith("'") and (cell[1:].startswith(FORMULA) or NUMBER.fullmatch(cell[1:]))
-    return cell[1:] if kept else cell
+    return cell[1:] if cell.startswith("'") and NUMBER.fullmatch(cell[1:]) else unescape(cell)
 
 
 # ---- Label Studio --------------------------------------------------------------------------------------

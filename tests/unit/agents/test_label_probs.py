@@ -238,6 +238,31 @@ def test_a_key_in_the_rationale_or_in_thoughts_is_not_the_label(key):
     assert read(*tokens) == pytest.approx({"rude": 0.9, "kind": 0.1})
 
 
+def test_another_way_to_write_the_whole_key_shifts_nothing():
+    """As SmolLM2 writes it on vLLM: the rest of the key in one token or in two."""
+    ways = (('":', math.log(0.83)), ('":"', math.log(0.16)), ('"', math.log(0.01)))
+    tokens = (
+        token('{"label', ('{"label', 0.0)),
+        token('":', *ways),
+        token('"', ('"', 0.0)),
+        token("rude", ("rude", math.log(0.8)), ("kind", math.log(0.2))),
+    )
+    assert read(*tokens) == pytest.approx({"rude": 0.8, "kind": 0.2})
+
+
+def test_how_else_the_rationale_might_have_gone_on_does_not_matter():
+    unlisted = ((".", math.log(0.1)), ('","', math.log(0.2)))
+    tokens = (
+        Token('{"rationale":"so', math.log(0.01), ()),
+        Token('","', math.log(0.2), unlisted),
+        token('label":"', ('label":"', 0.0)),
+        token("rude", ("rude", math.log(0.7)), ("kind", math.log(0.3))),
+    )
+    assert read(*tokens) == pytest.approx({"rude": 0.7, "kind": 0.3})
+    one = Token('label":"rude', math.log(0.5), (('label":"rude', math.log(0.5)),))
+    assert read(*tokens[:2], one) is None  # here what is not listed may be the other label
+
+
 @pytest.mark.parametrize("tokens", [(), (token("nothing", ("nothing", 0.0)),)])
 def test_no_label_no_probs(tokens):
     assert read(*tokens) is None

@@ -7,421 +7,48 @@ same kinds, written here. ``make cases`` runs this module and writes its table i
 from __future__ import annotations
 
 import csv
-import gzip
-import io
 import json
 import os
+import re
 import traceback
 from collections import Counter
+from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from shutil import copytree
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from input_kinds import (
+    COLUMN,
+    HANDED,
+    IDS,
+    LABELS,
+    READ,
+    REFUSED,
+    ROWS,
+    SET_ASIDE,
+    TEXTS,
+    lines,
+    ours,
+    outsiders,
+    parquet,
+    picture,
+    sheet,
+    times,
+)  # fmt: skip
 from PIL import Image
 
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
-from selftrain.data.manifest_writing import check_writable
+from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.task import Task, TaskClass
 from selftrain.errors import ManifestError
 
 CHECKOUT = Path(__file__).parents[3]
 CASES = Path(os.environ.get("SELFTRAIN_CASES") or CHECKOUT.parent / "shared" / "cases")
 TASK = Task("spam", (TaskClass("spam", "unasked for"), TaskClass("fine", "else")), "spam", "p")
-TEXTS = (
-    "Claim your prize now", "The choir meets on Monday", "Cheap pills, click", "Grey cat seen", "Win a phone",
-    "Bakery opens in May", "Who can help?", "Free money",
-)  # fmt: skip
-LABELS = ("spam", "fine", "spam", "fine", "spam", "fine", None, None)
-IDS = tuple(f"{n:03d}" for n in range(1, 9))
-ROWS = [dict(zip(("id", "text", "label"), row, strict=True)) for row in zip(IDS, TEXTS, LABELS, strict=True)]
-
-READ, SET_ASIDE, REFUSED = "read", "set aside", "refused"
-
-
-class Kind(NamedTuple):
-    """A kind of input.
-
-    Attributes:
-        name: What is unusual about it.
-        file: In the folder of cases, or the name of one that is written here.
-        outcome: READ: the eight posts, as they are meant. SET_ASIDE: rows, one by one. REFUSED: the file.
-        told: What the output has to name.
-        content: Bytes of a file that is written here; None for one of the folder.
-        posts: How many posts are left where rows are set aside; None: any number.
-    """
-
-    name: str
-    file: str
-    outcome: str
-    told: tuple[str, ...] = ()
-    content: bytes | None = None
-    posts: int | None = None
-
-
-def sheet(rows=None, *, columns=("id", "text", "label"), encoding="utf-8", **dialect):
-    written = io.StringIO(newline="")
-    writer = csv.writer(written, **{"lineterminator": "\n", **dialect})
-    writer.writerow(columns)
-    writer.writerows([["" if cell is None else cell for cell in row.values()] for row in rows or ROWS])
-    return written.getvalue().encode(encoding)
-
-
-def lines(rows=None, **changes):
-    return "".join(json.dumps({**row, **changes}) + "\n" for row in rows or ROWS).encode()
-
-
-def with_labels(name):
-    """The rows with each label written in another way."""
-    return [row | {"label": row["label"] and name(row["label"])} for row in ROWS]
-
-
-def parquet(**columns):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    written = io.BytesIO()
-    base = {"id": list(IDS), "text": list(TEXTS), "label": list(LABELS)} | columns
-    pq.write_table(pa.table({name: values for name, values in base.items() if values is not None}), written)
-    return written.getvalue()
-
-
-def arrow(values, kind):
-    import pyarrow as pa
-
-    return pa.array(values, type=kind)
-
-
-def times(unit, value, zone=None):
-    import pyarrow as pa
-
-    return pa.array([value] * 8, type=pa.timestamp(unit, tz=zone))
-
-
-COLUMN = "--column "
-HANDED = [
-    Kind("quoted header after a byte order mark", "csv/bom_quoted_header.csv", READ),
-    Kind("quoted header after a byte order mark", "csv/bom_quoted_label_first.csv", READ),
-    Kind(
-        "quoted header after a byte order mark",
-        "csv/bom_quoted_text_first.csv",
-        SET_ASIDE,
-        ("img.png",),
-        posts=0,
-    ),
-    Kind("column one letter off", "csv/upper_label.csv", READ, ("'Label' is read as label",)),
-    Kind("column one word off", "csv/class_col.csv", READ, (COLUMN + "label=class",)),
-    Kind("column one word off", "csv/tweet_col.csv", SET_ASIDE, (COLUMN + "text=tweet",), posts=0),
-    Kind("column one letter off", "json/hateful.jsonl", SET_ASIDE, ("'img' is read as images",), posts=0),
-    Kind("column one letter off", "json/image_key.jsonl", SET_ASIDE, ("'image' is read as images",), posts=0),
-    Kind("pictures inside the table", "parquet/hf_image.parquet", SET_ASIDE, ("picture itself",), posts=0),
-    Kind("separator", "csv/semicolon.csv", READ, ("';'",)),
-    Kind("separator", "csv/tab.csv", READ),
-    Kind("separator", "csv/sep_line.csv", READ),
-    Kind("encoding", "csv/utf16.csv", READ, ("UTF-16",)),
-    Kind("line ends", "csv/cr_only.csv", READ, ("carriage return",)),
-    Kind("JSON that is one list", "json/array_pretty.json", READ),
-    Kind("compressed", "json/gz.jsonl.gz", READ, ("gzip",)),
-    Kind("compressed", "json/gz_named.jsonl", READ, ("gzip",)),
-    Kind("export of another tool", "json/doccano.jsonl", READ),
-    Kind("export of another tool", "json/prodigy.jsonl", SET_ASIDE, ("no id among", COLUMN + "id="), posts=0),
-    Kind("id that a spreadsheet changed", "csv/excel_float.csv", READ, ("'1.0'", "spreadsheet")),
-    Kind("id that a spreadsheet changed", "csv/sci.csv", SET_ASIDE, ("cut the digits off",), posts=1),
-    Kind("label in another spelling", "csv/label_space.csv", READ, ("' spam ' is read as 'spam'",)),
-    Kind("word for nothing", "csv/na_labels.csv", SET_ASIDE, ("leave the label empty",), posts=2),
-    Kind("number for a label", "json/int_label.jsonl", SET_ASIDE, ("label 1 is none of",), posts=2),
-    Kind("number for a label", "parquet/int_label.parquet", SET_ASIDE, ("label 1 is none of",), posts=2),
-    Kind("key twice", "json/dup_key.jsonl", SET_ASIDE, ("['text'] stand twice",), posts=8),
-    Kind("NaN", "json/nan.jsonl", READ, ("NaN in column 'score'",)),
-    Kind("Parquet type", "parquet/ns_time.parquet", READ),
-    Kind("Parquet type", "parquet/far_date.parquet", READ),
-    Kind("Parquet type", "parquet/weird_tz.parquet", READ),
-    Kind("Parquet type", "parquet/bad_utf8_extra.parquet", READ, ("'author'", "not UTF-8")),
-]
-
-
-def ours():
-    """Others of the same kinds."""
-    import datetime
-    import decimal
-
-    import pyarrow as pa
-
-    unclosed = [f"{n},{'x' * 20},fine\n" for n in range(6000)]
-    unclosed[2999] = '2999,"never closed,fine\n'
-    stray = [f"{n},words,fine\n" for n in range(40)]
-    stray[10], stray[30] = '10,"open,fine\n', '30,"quoted, words",fine\n'
-    big = "word " * 40_000
-    return [
-        Kind(
-            "quoted header after a byte order mark",
-            "a.csv",
-            READ,
-            (),
-            sheet(encoding="utf-8-sig", quoting=csv.QUOTE_ALL),
-        ),
-        Kind(
-            "quoted header after a byte order mark",
-            "b.csv",
-            READ,
-            (),
-            sheet(encoding="utf-8-sig", quoting=csv.QUOTE_ALL, delimiter=";"),
-        ),
-        Kind("byte order mark before JSON", "bom.jsonl", READ, (), b"\xef\xbb\xbf" + lines()),
-        Kind(
-            "column one letter off",
-            "c.csv",
-            READ,
-            ("is read as label",),
-            sheet(columns=("ID", "Text", " LABEL ")),
-        ),
-        Kind(
-            "column one letter off",
-            "d.csv",
-            READ,
-            (),
-            sheet(columns=("\u200bid", "text\u00a0", "la\u00adbel")),
-        ),
-        Kind(
-            "column one word off",
-            "e.csv",
-            READ,
-            (COLUMN + "label=category",),
-            sheet(columns=("id", "text", "category")),
-        ),
-        Kind(
-            "column one word off",
-            "f.csv",
-            READ,
-            (COLUMN + "label=lable",),
-            sheet(columns=("id", "text", "lable")),
-        ),
-        Kind(
-            "column one word off",
-            "g.csv",
-            REFUSED,
-            (COLUMN + "id=post_id",),
-            sheet(columns=("post_id", "text", "label")),
-        ),
-        Kind(
-            "two columns for one",
-            "h.csv",
-            SET_ASIDE,
-            ("could both be images", COLUMN),
-            sheet(
-                [{**row, "img": "a", "image": "b"} for row in ROWS],
-                columns=("id", "text", "label", "img", "image"),
-            ),
-            0,
-        ),
-        Kind("column twice", "i.csv", REFUSED, ("more than once",), sheet(columns=("id", "text", "text"))),
-        Kind(
-            "blank column",
-            "j.csv",
-            READ,
-            (),
-            sheet([{"": n, **row} for n, row in enumerate(ROWS)], columns=("", "id", "text", "label")),
-        ),
-        Kind("blank column", "k.csv", READ, (), sheet().replace(b"\n", b",,\n")),
-        Kind("separator", "l.csv", READ, ("'|'",), sheet(delimiter="|")),
-        Kind("separator", "m.csv", READ, (), b"sep=;\r\n" + sheet(delimiter=";", lineterminator="\r\n")),
-        Kind("separator", "n.csv", READ, (), sheet(quoting=csv.QUOTE_ALL).replace(b'","', b'", "')),
-        Kind("encoding", "o.csv", READ, ("UTF-16",), sheet(encoding="utf-16-be", delimiter="\t")),
-        Kind("encoding", "p.csv", READ, ("UTF-32",), sheet(encoding="utf-32")),
-        Kind("encoding", "q.jsonl", READ, ("UTF-16",), lines().decode().encode("utf-16")),
-        Kind(
-            "encoding",
-            "r.csv",
-            SET_ASIDE,
-            ("not UTF-8",),
-            sheet([*ROWS, {"id": "9", "text": "café", "label": "fine"}], encoding="cp1252"),
-            8,
-        ),
-        Kind("line ends", "s.csv", READ, (), sheet(lineterminator="\r\n")),
-        Kind("line ends", "t.csv", READ, (), sheet(lineterminator="\r", quoting=csv.QUOTE_ALL)),
-        Kind("JSON that is one list", "u.jsonl", READ, (), json.dumps(ROWS).encode()),
-        Kind(
-            "JSON over several lines",
-            "v.json",
-            READ,
-            (),
-            b"\n".join(json.dumps(row, indent=2).encode() for row in ROWS),
-        ),
-        Kind(
-            "JSON that is one list",
-            "w.json",
-            REFUSED,
-            ("breaks off",),
-            json.dumps(ROWS, indent=1).encode()[:-1],
-        ),
-        Kind(
-            "JSON that is one list",
-            "x.json",
-            REFUSED,
-            ("no JSON from line",),
-            json.dumps(ROWS, indent=1).encode()[:-20],
-        ),
-        Kind(
-            "JSON of another form",
-            "y.json",
-            SET_ASIDE,
-            ("no id among ['data']",),
-            json.dumps({"data": ROWS}).encode(),
-            0,
-        ),
-        Kind("name of another format", "z.csv", READ, (), lines()),
-        Kind("name of another format", "aa.jsonl", READ, (), sheet()),
-        Kind("name of another format", "ab.csv", READ, (), parquet()),
-        Kind("name of another format", "ac.parquet", REFUSED, ("not a Parquet file",), sheet()),
-        Kind("foreign file", "ad.csv", REFUSED, ("Excel",), b"PK\x03\x04" + b"\0" * 40),
-        Kind("foreign file", "ae.jsonl", REFUSED, ("web page",), b"<!DOCTYPE html><html>sign in</html>"),
-        Kind(
-            "foreign file",
-            "af.csv",
-            REFUSED,
-            ("git lfs pull",),
-            b"version https://git-lfs.github.com/spec/v1\n",
-        ),
-        Kind("compressed", "ag.csv.gz", READ, (), gzip.compress(sheet())),
-        Kind("compressed", "ah.csv.gz", REFUSED, ("damaged",), gzip.compress(sheet() + b"x" * 99)[:-9]),
-        Kind(
-            "quote that is not closed",
-            "ai.csv",
-            SET_ASIDE,
-            ("6,000 rows, 2,999 posts, 3,001 set aside",),
-            ("id,text,label\n" + "".join(unclosed)).encode(),
-            2999,
-        ),
-        Kind(
-            "quote that is not closed",
-            "aj.csv",
-            SET_ASIDE,
-            ("40 rows", "is not closed"),
-            ("id,text,label\n" + "".join(stray)).encode(),
-            19,
-        ),
-        Kind("long text", "ak.csv", READ, (), sheet().replace(b"Free money", big.encode())),
-        Kind(
-            "cells too many or too few",
-            "al.csv",
-            SET_ASIDE,
-            ("the header has 3",),
-            sheet() + b"009,x\n010,a,b,fine\n",
-            8,
-        ),
-        Kind("NUL", "am.csv", SET_ASIDE, ("NUL",), sheet() + b"009,a\0b,fine\n", 8),
-        Kind("label in another spelling", "an.csv", READ, ("is read as",), sheet(with_labels(str.upper))),
-        Kind("label in another spelling", "ao.jsonl", READ, (), lines(with_labels(lambda name: [name]))),
-        Kind("label in another spelling", "ap.csv", READ, (), sheet(with_labels(lambda name: f"['{name}']"))),
-        Kind(
-            "label in another spelling", "aq.csv", READ, (), sheet(with_labels(lambda name: f"{name}\u200b"))
-        ),
-        Kind(
-            "several labels",
-            "ar.jsonl",
-            SET_ASIDE,
-            ("2 labels",),
-            lines(with_labels(lambda name: [name, "fine"])),
-            2,
-        ),
-        Kind(
-            "word for nothing",
-            "as.jsonl",
-            SET_ASIDE,
-            ("leave the label empty",),
-            lines(with_labels(lambda name: "N/A")),
-            2,
-        ),
-        Kind(
-            "id twice",
-            "at.jsonl",
-            SET_ASIDE,
-            ("already in line 1, there with the label 'spam'",),
-            lines() + lines([ROWS[0] | {"label": "fine"}]),
-            8,
-        ),
-        Kind(
-            "number for an id",
-            "au.jsonl",
-            SET_ASIDE,
-            ("id 1.5",),
-            lines() + lines([ROWS[0] | {"id": 1.5}]),
-            8,
-        ),
-        Kind("NaN", "av.jsonl", READ, (), lines(score=float("inf"))),
-        Kind(
-            "picture elsewhere",
-            "aw.jsonl",
-            SET_ASIDE,
-            ("is a URL",),
-            lines(images=["https://x.org/a.png"]),
-            0,
-        ),
-        Kind("picture elsewhere", "ax.jsonl", SET_ASIDE, ("absolute path",), lines(images=["C:\\a.png"]), 0),
-        Kind(
-            "picture paths",
-            "ay.csv",
-            READ,
-            (),
-            sheet(
-                [{**row, "images": "['pictures/a.png']"} for row in ROWS],
-                columns=("id", "text", "label", "images"),
-            ),
-        ),
-        Kind("picture paths", "az.jsonl", READ, ("'img'",), lines(img="pictures\\a.png")),
-        Kind(
-            "Parquet type",
-            "bb.parquet",
-            READ,
-            (),
-            parquet(
-                x=times("ns", 1704067200000000001),
-                y=times("s", 99_999_999_999_999),
-                z=times("us", 1, "Mars/Base"),
-            ),
-        ),
-        Kind(
-            "Parquet type",
-            "bc.parquet",
-            READ,
-            (),
-            parquet(x=[decimal.Decimal("1.5")] * 8, y=[datetime.timedelta(1)] * 8, z=[{"a": [1, None]}] * 8),
-        ),
-        Kind(
-            "Parquet type",
-            "bd.parquet",
-            READ,
-            (),
-            parquet(
-                id=arrow(IDS, pa.large_string()),
-                text=pa.array(TEXTS).dictionary_encode(),
-                label=arrow(LABELS, pa.binary()),
-            ),
-        ),
-        Kind(
-            "Parquet type",
-            "be.parquet",
-            SET_ASIDE,
-            ("text cannot be read",),
-            parquet(text=arrow([b"\xff"] * 8, pa.binary())),
-            0,
-        ),
-        Kind(
-            "Parquet type",
-            "bf.parquet",
-            READ,
-            ("left out where it cannot be read",),
-            parquet(photo=[b"\xff\xd8"] * 8),
-        ),
-        Kind("damaged", "bg.parquet", REFUSED, ("Parquet",), parquet()[:-30]),
-        Kind("empty", "bh.csv", REFUSED, ("expected a header with 'id'",), b""),
-        Kind("empty", "bi.jsonl", SET_ASIDE, ("no rows",), b"", 0),
-    ]
-
-
 OUTCOMES: list[tuple[str, str]] = []
 
 
@@ -444,16 +71,17 @@ def found(kind, report, status, out):
 
 def pictures_in(folder):
     (folder / "pictures").mkdir(exist_ok=True)
-    Image.new("RGB", (8, 8), "red").save(folder / "pictures" / "a.png")
+    for name in ("a.png", "\u00f6.png"):
+        Image.new("RGB", (8, 8), "red").save(folder / "pictures" / name)
 
 
-@pytest.mark.parametrize("kind", [*HANDED, *ours()], ids=lambda kind: kind.file)
+@pytest.mark.parametrize("kind", [*HANDED, *ours(), *outsiders()], ids=lambda kind: kind.file)
 def test_each_kind_is_read_or_refused_with_its_reason(kind, tmp_path, capsys):
     path = CASES / kind.file
     if kind.content is not None:
         pictures_in(tmp_path)
         path = tmp_path / kind.file
-        path.write_bytes(kind.content)
+        path.write_bytes(kind.content() if callable(kind.content) else kind.content)
     elif not path.is_file():
         pytest.skip(f"no cases: {path} is not there; set SELFTRAIN_CASES to the folder of cases")
     task = tmp_path / "task.toml"
@@ -656,6 +284,189 @@ def test_a_grown_dataset_is_a_manifest_where_its_run_lies(small_run):
     report = read_manifest(small_run / "grown.jsonl", DRAWN_TASK)
     right = not report.problems and any(post.images for post in report.posts)
     count("grown dataset", READ, right, report.problems[:3])
+
+
+def test_a_grown_dataset_is_a_manifest_wherever_it_lies(small_run, tmp_path):
+    grown = read_manifest(small_run / "grown.jsonl").posts
+    copied = tmp_path / "copied.jsonl"
+    copied.write_bytes((small_run / "grown.jsonl").read_bytes())
+    found = read_manifest(copied)
+    count("grown dataset", READ, found.posts == grown and not found.problems, found.problems[:3])
+    post = next(post for post in grown if post.images)
+    row = {
+        "id": "x",
+        "images": ["hostname"],
+        "provenance": {"pictures": {"folder": "/etc", "sha256": ["0" * 64]}},
+    }
+    changed = tmp_path / "pictures" / post.images[0].name
+    changed.parent.mkdir()
+    changed.write_bytes(post.images[0].read_bytes())
+    known = sha256(changed.read_bytes()).hexdigest()
+    changed.write_bytes(changed.read_bytes() + b"changed")
+    moved = {"folder": str(changed.parent), "sha256": [known]}
+    (tmp_path / "strange").mkdir()
+    copied = tmp_path / "strange" / "grown.jsonl"
+    second = {"id": "y", "images": [changed.name], "provenance": {"pictures": moved}}
+    copied.write_text(f"{json.dumps(row)}\n{json.dumps(second)}\n")
+    refused = read_manifest(copied)
+    right = not refused.posts and all("nor, unchanged, in" in one.reason for one in refused.problems)
+    count("grown dataset", SET_ASIDE, right, refused)
+
+
+def test_pictures_of_a_table_come_along_into_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFTRAIN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in.parquet").write_bytes(parquet(image=[{"bytes": picture(), "path": "a.png"}] * 8))
+    posts = read_manifest(tmp_path / "in.parquet").posts
+    write_manifest(posts, tmp_path / "out" / "posts.csv")
+    back = read_manifest(tmp_path / "out" / "posts.csv").posts
+    right = [path.read_bytes() for post in back for path in post.images] == [picture()] * 8
+    right = right and all(path.is_relative_to(tmp_path / "out") for post in back for path in post.images)
+    count("pictures inside the table", READ, right, back)
+
+
+def test_columns_of_a_recipe_are_read_by_every_command_that_takes_one(tmp_path, capsys):
+    from selftrain.agentps.dataset import load_posts
+    from selftrain.agentps.recipe import load_agentps_recipe
+
+    manifest, task = tmp_path / "posts.jsonl", task_file(tmp_path)
+    rows = [{"id": row["id"], "body": row["text"], "class": row["label"]} for row in ROWS]
+    manifest.write_bytes(lines(rows))
+    columns, kind = 'data.columns={text = "body", label = "class"}', "column one word off"
+    words = ("agents", "prompts", recipe(tmp_path, manifest, task))
+    status, shown = command(kind, capsys, *words)
+    count(kind, REFUSED, status == 2 and "--set 'data.columns={text = \"body\"}'" in shown, shown)
+    status, shown = command(kind, capsys, *words, "--set", columns)
+    count(kind, READ, status == 0 and TEXTS[0] in shown, shown)
+    words = ("agentps", "train", manifest, "--task", task, "--out", tmp_path / "model")
+    status, shown = command(kind, capsys, *words, "--set", 'data.columns={text = "body"}')
+    count(kind, REFUSED, status == 2 and "no labelled post" in shown, shown)
+    given = [f"data.manifest={json.dumps(str(manifest))}", f"data.task={json.dumps(str(task))}", columns]
+    read = load_posts(load_agentps_recipe(None, given).data, 0)
+    found = {(post.id, post.text, post.label) for post in (*read.train, *read.validation)}
+    count(kind, READ, found == {tuple(row.values()) for row in ROWS if row["label"]}, found)
+
+
+def task_file(folder):
+    path = folder / "task.toml"
+    path.write_text('name = "s"\npositive = "spam"\npolicy = "p"\nclasses = { spam = "s", fine = "f" }\n')
+    return path
+
+
+@pytest.mark.parametrize("name", ["fifo", "zero", "folder", "large", "deep", "keys"])
+def test_what_is_no_file_or_no_end_is_refused_unopened(name, tmp_path, capsys):
+    task, manifest = task_file(tmp_path), tmp_path / "posts.jsonl"
+    manifest.write_bytes(lines())
+    odd = tmp_path / "odd"
+    contents = {
+        "large": b"# \n" * 400_000, "deep": b"x = " + b"[" * 9999 + b"]" * 9999,
+        "keys": b"a . " * 20_000 + b"b=1",
+    }  # fmt: skip
+    if name in contents:
+        odd.write_bytes(contents[name])
+    elif name == "folder":
+        odd.mkdir()
+    else:
+        os.mkfifo(odd) if name == "fifo" else odd.symlink_to("/dev/zero")
+    told = {"fifo": "FIFO", "zero": "device", "folder": "folder", "large": "1,000,000", "deep": "100 deep"}
+    prompts = tmp_path / "prompts"
+    (prompts / "judge").mkdir(parents=True)
+    commands = [("data", "check", manifest, "--task", odd), ("run", odd, "--out", tmp_path / "run")]
+    if name not in contents:
+        commands += [("data", "check", odd, "--task", task)]
+    for words in commands:
+        status, shown = command("no regular file", capsys, *words)
+        count("no regular file", REFUSED, status == 2 and told.get(name, "100 deep") in shown, shown)
+
+
+def test_a_prompt_file_is_a_file(tmp_path):
+    from agents.ask.prompt_files import _read_template
+    from agents.errors import PromptFileError
+
+    os.mkfifo(tmp_path / "reviewer.txt")
+    with pytest.raises(PromptFileError, match="no regular file"):
+        _read_template(tmp_path / "reviewer.txt")
+
+
+def test_a_padded_picture_is_refused_by_its_size(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    os.truncate(tmp_path / "a.png", 6 << 30)
+    (tmp_path / "posts.jsonl").write_text('{"id": "1", "image": "a.png"}\n')
+    (problem,) = read_manifest(tmp_path / "posts.jsonl").problems
+    count("too much", SET_ASIDE, "at most 200,000,000 are read" in problem.reason, problem)
+
+
+def test_nothing_that_is_printed_steers_a_terminal(tmp_path, capsys):
+    odd = "\x1b[31m\x9b2J\u202e\x07"
+    place = tmp_path / f"dir{odd}"
+    place.mkdir()
+    manifest = place / f"posts{odd}.jsonl"
+    manifest.write_bytes(lines([row | {"id": odd + row["id"], "label": odd, f"{odd}x": 1} for row in ROWS]))
+    (place / "labeled_data.csv").write_text(f",count,class,tweet\n{odd}0,3,2,hi\n1,3,{odd}9,x\n")
+    for words in (
+        ("data", "check", manifest), ("data", "check", manifest, "--json"),
+        ("data", "check", manifest, "--task", task_file(place)), ("data", "check", place / f"{odd}.csv"),
+        ("data", "import", "hsol", place, "--out", place / odd),
+        ("run", recipe(place, manifest, place / "task.toml"), "--out", place / "run"),
+    ):  # fmt: skip
+        _, shown = command("escape sequences", capsys, *words)
+        steering = set("\x1b\x9b\u202e\x07") & set(shown)
+        count("escape sequences", READ, shown and not steering, shown)
+
+
+def test_no_cell_that_is_written_begins_like_a_formula(small_run, tmp_path, capsys):
+    ids = ["=cmd(1)", "a;=b(1)", "\t@x", "x\n-1", "'+1", "fine"]
+    manifest = tmp_path / "posts.jsonl"
+    manifest.write_bytes(lines([{"id": one, "text": one} for one in ids]))
+    words = ("predict", small_run, manifest, "--out", tmp_path / "out.csv")
+    status, shown = command("formulas", capsys, *words)
+    posts = read_manifest(manifest).posts
+    write_manifest(posts, tmp_path / "posts.csv")
+    for path in (tmp_path / "out.csv", tmp_path / "posts.csv"):
+        begun = [one for one in re.split(r"[,;|\t\n]", path.read_text()) if one.strip('" ')]
+        right = status == 0 and not [one for one in begun if one.lstrip('" ')[:1] in "=+-@"]
+        count("formulas", READ, right, (shown, begun))
+    assert read_manifest(tmp_path / "posts.csv").posts == posts
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_long_list_is_read_in_pieces(indent, tmp_path):
+    rows = [{"id": str(n), "text": "\u20ac" * (n % 700) + "x"} for n in range(9000)]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=indent, ensure_ascii=False))
+    found = read_manifest(tmp_path / "a.json")
+    right = [(post.id, post.text) for post in found.posts] == [(*row.values(),) for row in rows]
+    count("JSON that is one list", READ, right, found.problems[:2])
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace('"id": "8000"', "oops"))
+    with pytest.raises(ManifestError, match=f"no JSON from line {1 if indent is None else 8000 * 4 + 2} on"):
+        read_manifest(tmp_path / "a.json")
+
+
+def test_every_command_that_reads_a_manifest_for_output_shares_its_tolerance():
+    import typer.main
+
+    found = {}
+    for module in ("act", "agentps", "annotate", "data", "models"):
+        group = typer.main.get_command(import_module(f"selftrain.cli.{module}").app)
+        for name, one in getattr(group, "commands", {module: group}).items():
+            found[f"{module} {name}"] = {param.name for param in one.params}
+    reading = {name for name, params in found.items() if "columns" in params} - {"data check"}
+    assert reading == {name for name, params in found.items() if {"max_bad_rows", "max_bad_share"} <= params}
+    assert len(reading) == 7
+
+
+def test_a_filter_keeps_what_stands_before_a_fault_and_counts_what_fails(small_run, tmp_path, capsys):
+    source = tmp_path / "posts.csv"
+    source.write_text("id,text\n" + "".join(f"{n},hello\n" for n in range(9)) + "x,\ny,\n" + '9,"open\n')
+    words = ("filter", small_run, "--source", source, "--precision", ".1", "--sink")
+    status, shown = command("quote that is not closed", capsys, *words, tmp_path / "sink.jsonl")
+    right = status == 2 and "line 13 opens" in shown
+    right = right and len((tmp_path / "sink.jsonl").read_text().splitlines()) == 9
+    count("quote that is not closed", REFUSED, right, shown)
+    source.write_text(source.read_text().replace('9,"open\n', ""))
+    status, shown = command(
+        "one bad row of few", capsys, *words, tmp_path / "b.jsonl", "--max-bad-share", ".1"
+    )
+    count("one bad row of few", REFUSED, status == 2 and "--max-bad-share 0.19" in shown, shown)
 
 
 # ---- fuzz: no traceback, and rows in are posts and rows set aside ----

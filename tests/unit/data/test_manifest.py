@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from selftrain.data.manifest import enforce, read_manifest
+from selftrain.data.manifest import Tolerance, read_manifest
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
@@ -176,10 +176,9 @@ def test_a_bad_csv_row_names_its_first_line(folder, rows, line, reason):
     assert reason in report.problems[0].reason
 
 
-def test_a_quote_that_is_never_closed_is_reported(folder):
-    report = _csv(folder, 'id,text\nfirst,x\nr,"open\nlast,x\n')
-    assert [post.id for post in report.posts] == ["first"]
-    assert "lines 3 to 4" in report.problems[0].reason
+def test_a_quote_that_is_never_closed_stops_the_reading(folder):
+    with pytest.raises(ManifestError, match=r"line 3 opens is not closed .*lines 3 to 4"):
+        _csv(folder, 'id,text\nfirst,x\nr,"open\nlast,x\n')
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_a_quote_that_is_never_closed_is_reported(folder):
         ("posts.csv", b"id,text,text\n", "more than once"),
         ("posts.csv", b"id,te\xffxt\n", "readable names"),
         ("posts.parquet", b"PAR1", "not a Parquet file"),
-        ("posts.xlsx", b"", "ends in '.xlsx'"),
+        ("posts.xlsx", b"PK\x03\x04", "Excel workbook"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all(tmp_path, name, content, message):
@@ -228,21 +227,21 @@ def test_parquet_of_others(tmp_path):
 
 def test_enforcing_counts_and_shares(folder):
     report = _lines(folder, {"id": "a", "text": "x"}, {"id": "b"}, {"id": "c"}, {"id": "d", "text": "x"})
-    enforce(report, 2)
-    enforce(report, None, 0.5)
+    report.enforce(Tolerance(2, None))
+    report.enforce(Tolerance(None, 0.5))
     with pytest.raises(
         QuarantineError, match=r"2 of 4 rows \(50.00%\).*(?s:.*)line 2, id 'b': neither text"
     ) as caught:
-        enforce(report, 1)
+        report.enforce(Tolerance(1, None))
     assert "line 3, id 'c'" in str(caught.value)
     with pytest.raises(QuarantineError, match="49"):
-        enforce(report, None, 0.49)
+        report.enforce(Tolerance(None, 0.49))
 
 
 def test_a_long_list_of_problems_is_cut_and_counted(folder):
     report = _lines(folder, *({"id": str(number)} for number in range(14)))
     with pytest.raises(QuarantineError, match="and 4 more"):
-        enforce(report)
+        report.enforce(Tolerance(0, None))
 
 
 def test_what_cannot_be_written_leaves_the_old_file(folder):

@@ -187,7 +187,7 @@ def test_overrides_are_toml_values_and_bare_words_are_strings(write):
     assert recipe.selection.shares == {"a": 0.25, "b": 0.75}
 
 
-@pytest.mark.parametrize("override", ["rounds.max", "=5", "rounds.=5", ".max=5", "a.b.c=5", ""])
+@pytest.mark.parametrize("override", ["rounds.max", "=5", "rounds.=5", ".max=5", "a.b.c.d=5", ""])
 def test_an_override_that_cannot_be_parsed_is_refused(write, override):
     with pytest.raises(RecipeError, match=r"expected section\.key=value"):
         load_recipe(write(LEAST), [override])

@@ -1,0 +1,150 @@
+"""Which column of a table is which field of a post: by its name, where that leaves no doubt, or as told.
+
+What only may be meant is named with what to type, and never read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from selftrain.data.tables import fold
+from selftrain.errors import ManifestError
+
+COLUMNS = ("id", "text", "images", "label", "process", "video")
+PROCESS_PREFIX = "process."
+SPLIT = "split"
+
+
+def _key(name: str) -> str:
+    return fold(name).replace(" ", "").replace("_", "").replace("-", "")
+
+
+# beside other spellings of the names themselves, what can mean nothing else
+_SAME = {_key(name): name for name in (*COLUMNS, SPLIT)} | {"img": "images", "image": "images"}
+# what often means one of ours, and as often something else: named, never read
+_LIKE = {
+    "id": "postid tweetid uid guid index key statusid commentid itemid docid no number rowid idstr imageid",
+    "text": "tweet content body message caption sentence comment post title words fulltext description ocr"
+    " sentence1 input document meme texttranscription utterance",
+    "images": "imagepath imgpath picture pictures photo photos filename file filepath path imageurl media"
+    " imagefile imgs attachments pixels",
+    "label": "class category target y tag tags labels goldlabel annotation annotations sentiment labelname"
+    " classlabel output answer hateful ishate toxic polarity verdict rating score",
+}
+_LIKE_KEYS = {field: frozenset(names.split()) for field, names in _LIKE.items()}
+
+
+def resembling(field: str, names: Iterable[str]) -> str | None:
+    """Return the name that may well be meant for a field that no column is called like."""
+    keys = {_key(name): name for name in reversed([*islice(names, 1000)])}
+    if not keys:
+        return None
+    near = [key for key in keys if key in _LIKE_KEYS.get(field, ())]
+    others = {key: name for key, name in keys.items() if key not in _SAME}
+    near = near or [key for key, name in others.items() if field in re.split(r"[\W_]+", fold(name))]
+    near = near or difflib.get_close_matches(field, others, n=1, cutoff=0.75)
+    return keys[near[0]] if near else None
+
+
+def inner_names(row: Mapping[str, Any]) -> list[str]:
+    """Return the names of a row, and of what stands in its objects: ``data.text``."""
+    inner = [f"{name}.{key}" for name, value in row.items() if isinstance(value, dict) for key in value]
+    return [*row, *inner]
+
+
+def column_option(field: str, column: str) -> str:
+    """Return what to type so that a column is read as a field: in a command, and for a recipe."""
+    told = shlex.quote(f"data.columns={{{field} = {json.dumps(column, ensure_ascii=False)}}}")
+    return f"--column {shlex.quote(f'{field}={column}')}; of a recipe --set {told}"
+
+
+class Columns:
+    """Says which field of a post a column is.
+
+    Args:
+        path: Of the table, for messages.
+        given: Field -> column, as the user says it; beats every name. ``data.text`` and ``labels.0`` reach
+            into objects and lists.
+        header: All columns, where they are known beforehand.
+
+    Attributes:
+        missing: Columns that were given, and not met so far.
+        renamed: Column -> field, where another spelling was read.
+
+    Raises:
+        ManifestError: A field that is none, a column that the header lacks, or no column for the id.
+    """
+
+    def __init__(self, path: Path, given: Mapping[str, str], header: Sequence[str] | None) -> None:
+        strange = [
+            one for one in given if one not in (*COLUMNS, SPLIT) and not one.startswith(PROCESS_PREFIX)
+        ]
+        if strange:
+            raise ManifestError(
+                f"--column {strange[0]}={given[strange[0]]}: expected one of {[*COLUMNS, SPLIT]} before the"
+                " equals sign, and the name of your column after it"
+            )
+        self._given = {column: field for field, column in given.items()}
+        self._header = None if header is None else frozenset(header)
+        self._known: dict[str, tuple[str | None, bool]] = {}
+        self.missing = set(self._given)
+        self.renamed: dict[str, str] = {}
+        if header is not None:
+            self._check_header(path, header)
+
+    def field(self, name: str) -> tuple[str | None, bool]:
+        """Return the field, or None, and whether the name leaves no choice."""
+        found = self._known.get(name)
+        if found is None:
+            if len(self._known) > 10_000:  # rows whose keys are data
+                self._known.clear()
+            found = self._known[name] = self._find(name)
+        return found
+
+    def _find(self, name: str) -> tuple[str | None, bool]:
+        if name in self._given:
+            self.missing.discard(name)
+            return self._given[name], True
+        field, exact = name, name in COLUMNS or name == SPLIT or name.startswith(PROCESS_PREFIX)
+        if not exact:
+            field = _SAME.get(_key(name), "")
+        taken = field in self._given.values() or (not exact and field in (self._header or ()))
+        return (None, False) if taken or not field else (field, exact)
+
+    def reached(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with what the given columns reach in its objects and lists."""
+        inner = {}
+        for column in self._given:
+            if column not in row and "." in column:
+                value: Any = row
+                for part in column.split("."):
+                    if isinstance(value, list) and part.isdecimal():
+                        value = value[int(part)] if int(part) < len(value) else None
+                    else:
+                        value = value.get(part) if isinstance(value, dict) else None
+                if value is not None:
+                    inner[column] = value
+        return {**row, **inner} if inner else dict(row)
+
+    def _check_header(self, path: Path, header: Sequence[str]) -> None:
+        fields = {self.field(name)[0] for name in header} | set(self._given.values())
+        shown = list(header)[:12]
+        missing = sorted(one for one in self.missing if one.split(".")[0] not in header)
+        if missing:
+            raise ManifestError(f"{path} has no column {missing[0]!r}: it has {shown}; correct --column")
+        if "id" not in fields:
+            like = resembling("id", header)
+            hint = (
+                "add it" if like is None else f"add it, or read {like!r} as id ({column_option('id', like)})"
+            )
+            raise ManifestError(
+                f"{path} has the columns {shown}; expected a header with 'id', and 'text' or 'images':"
+                f" add it{hint}"
+            )

@@ -1,0 +1,163 @@
+"""Values of a row, whatever the format writes them as: one set of rules for CSV, JSON and Parquet."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+from selftrain._util.printable import shorten
+from selftrain.data.inline_pictures import decode_picture
+from selftrain.data.tables import fold, is_picture
+from selftrain.data.task import Question
+
+NOTHING = frozenset(("na", "n/a", "nan", "none", "null", "<na>", "-", "?"))
+
+
+class RowError(Exception):
+    """Why a row cannot become a post, and what would mend it. Never leaves `read_manifest`."""
+
+    def __init__(self, reason: str, remedy: str, post_id: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+        self.post_id = post_id
+
+
+class Names(tuple[str, ...]):
+    """Names that are found in another spelling too, as long as only one of them can be meant."""
+
+    __slots__ = ()
+
+    def find(self, value: object) -> str | None:
+        """Return the name that a text, number or truth value stands for; None where it is open or none."""
+        written = scalar(value)
+        if not isinstance(written, str):
+            return None
+        if written in self:
+            return written
+        key = _spelling(written)
+        alike = [name for name in self if _spelling(name) == key]
+        return alike[0] if len(alike) == 1 else None
+
+
+def _spelling(name: str) -> str:
+    key = fold(name)
+    return re.sub(r"\.0+$", "", key) if re.fullmatch(r"[+-]?\d+\.0+", key) else key
+
+
+def scalar(value: object) -> object:
+    """Return a number or a truth value as the text that CSV has for it; anything else as it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int | float) else value
+
+
+def only_one(value: object, names: tuple[str, ...]) -> object:
+    """Return what a list holds that holds one thing or nothing, as some tools write a label.
+
+    Raises:
+        RowError: It holds several, or a text holds several of `names` with something between them.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
+        listed = _listed(value)
+        value = listed if isinstance(listed, list) else value
+    parts = re.split(r"\s*[;|,/]\s*", value.strip()) if isinstance(value, str) and value not in names else []
+    if len(parts) > 1 and all(Names(names).find(one) for one in parts):
+        value = parts
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise RowError(f"{len(value)} labels, {shorten(value)}", "keep one")
+        return value[0] if value else None
+    return value
+
+
+def _listed(value: str) -> object:
+    """Return a list that is written in a text, as JSON or as Python prints it; None where it is none."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def text_of(value: object, what: str) -> str:
+    """Return a text, empty where there is no value."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        remedy = "write it as a text"
+        if isinstance(value, dict) and value:
+            remedy += f", or say which part of it is meant (--column {what}={what}.{next(iter(value))})"
+        raise RowError(f"{what} {shorten(value)} is a {type(value).__name__}, expected a text", remedy)
+    if "\0" in value:
+        raise RowError(f"{what} holds a NUL byte", "remove it")
+    return value
+
+
+def image_list(value: object, most: int) -> list[str | bytes]:
+    """Return pictures, or their paths as written.
+
+    They come as a list, a list in a text, a text separated by semicolons, or alone.
+    """
+    if value is None:
+        return []
+    if isinstance(value, str):
+        listed = _listed(value) if value.lstrip().startswith("[") else None
+        if not isinstance(listed, list):
+            listed = [value] if decode_picture(value) else [one.strip() for one in value.split(";")]
+        value = [one for one in listed if one != ""]
+    found = [_picture(one) for one in (value if isinstance(value, list) else [value])]
+    taken = [one for one in found if one and isinstance(one, str | bytes)]
+    if len(taken) < len(found):
+        raise RowError(f"images {shorten(value)} is no list of paths", "write the paths as a list of texts")
+    if len(taken) > most:
+        raise RowError(f"{len(taken)} images, at most {most}", f"keep the {most} that matter")
+    return taken
+
+
+def _picture(one: object) -> object:
+    """Return a picture or its path; Hugging Face's datasets write objects of bytes, path, or both."""
+    if isinstance(one, dict) and one and set(one) <= {"bytes", "path"}:
+        one = one.get("path") if one.get("bytes") is None else one["bytes"]
+    if isinstance(one, str):
+        return decode_picture(one) or one
+    return one if is_picture(one) else None
+
+
+def holds_picture(value: object) -> bool:
+    """Return whether a value that nobody reads is a picture, which no manifest could carry along."""
+    return isinstance(value, bytes) or (isinstance(value, dict) and isinstance(value.get("bytes"), bytes))
+
+
+def process_table(value: object) -> dict[str, Any]:
+    """Return question -> answer as written."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"process {shorten(value)} is not JSON: {error}", "correct it") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise RowError(f"process {shorten(value)} is no table", "write an object: question -> answer")
+    return dict(value)
+
+
+def count_answer(question: Question, value: object, images: int) -> str | None:
+    """Return the answer that a number of pictures stands for, be it in digits; None where it is none."""
+    value = scalar(value) if isinstance(value, float) else value
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:9])
+    if question.counting is None or not isinstance(value, int) or isinstance(value, bool):
+        return None
+    if not 0 <= value <= images or images == 0:
+        raise RowError(
+            f"{value} for the counting question {question.name!r}, the post has {images} images",
+            "count the post's images only",
+        )
+    return question.answer_for_count(value, images)
