@@ -31,6 +31,10 @@ class PostLike(Protocol):
     def images(self) -> Sequence[Path]: ...
 
 
+LEAST = 1e-6
+"""A probability below this is taken for this: no agent is surer than that."""
+
+
 class State(StrEnum):
     """Three different things; only LABEL carries a label."""
 
@@ -74,6 +78,25 @@ class Judgment:
             )
         if self.step < 0:
             raise JudgmentError(f"step {self.step}: expected 0 (alone) or later")
+
+    def log_probs(self, classes: Sequence[str]) -> tuple[float, ...] | None:
+        """Return the log-probability that the agent gives each class; None where it gives none.
+
+        An agent that weighs the classes gives one to each, where it abstains too; of one that is sure of its
+        label to some degree the others share the rest.
+        """
+        probs, log_odds = self.details.get("probabilities"), self.details.get("log_odds")
+        if probs is not None:
+            return tuple(math.log(max(probs[name], LEAST)) for name in classes)
+        if log_odds is not None:
+            total = math.log(sum(math.exp(log_odds[name]) for name in classes))
+            return tuple(log_odds[name] - total for name in classes)
+        if self.label is None or self.probability is None:
+            return None
+        rest = (1 - self.probability) / (len(classes) - 1)
+        return tuple(
+            math.log(max(self.probability if name == self.label else rest, LEAST)) for name in classes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values, floats rounded to `DECIMALS` places."""

@@ -8,7 +8,7 @@ loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from selftrain.models.metrics import evaluate
 from selftrain.models.trainer import M, Model, Trainer
 from selftrain.review.reviewers import Reviewers
 from selftrain.rounds import (
+    AgentGain,
     Cost,
     CurvePoint,
     HumanCounts,
@@ -143,7 +144,8 @@ def self_train(
             partial(left_out, cross_fit, state, corpus, class_loss, settings.seed),
             partial(_logits, trainer, best, corpus),
         )  # fmt: skip
-        verdicts, revised = this.write_verdicts(rule.decide(judged))
+        decision = rule.decide(judged)
+        verdicts, revised = this.write_verdicts(decision)
 
         # ---- merge: consistent posts get soft labels, divergent ones stay unlabelled ----------------
         trial = state.merge(verdicts, flipped, revised)
@@ -164,7 +166,7 @@ def self_train(
         yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, loss=trial_loss, human=human, trust=trusted,
-            cost=cost_since(paid_before, panel),
+            gains=decision.gains, cost=cost_since(paid_before, panel),
         )  # fmt: skip
 
     # ---- what people decided since the last round belongs into the grown dataset too ------------------
@@ -293,6 +295,7 @@ class OpenRound:
         loss: AgainstRest | None = None,
         human: HumanCounts | None = None,
         trust: Trust | None = None,
+        gains: Mapping[str, AgentGain] | None = None,
         cost: Cost | None = None,
     ) -> RoundResult:
         """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded.
@@ -304,7 +307,7 @@ class OpenRound:
             model: The round's.
             measured: Its metrics.
             loss: As the round's posts filled it in.
-            simulated, kept, verdicts, flipped, human, trust, cost: See `RoundResult`.
+            simulated, kept, verdicts, flipped, human, trust, gains, cost: See `RoundResult`.
         """
         corpus = self._corpus
         thetas = [] if loss is None else [one.theta for one in loss.losses]
@@ -316,7 +319,7 @@ class OpenRound:
             agents=agent_counts(corpus, verdicts), training=group_counts(corpus, training), theta=theta,
             best_epoch=model.best_epoch,
             curve=tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
-            human=human, trust=trust, cost=cost,
+            human=human, trust=trust, gains=gains or {}, cost=cost,
             grown=len(corpus.labelled) + len(state.human) + len(state.accepted),
             pseudo_labels=pseudo_labels(corpus, state), seconds=round(time.monotonic() - self._began, 3),
         )  # fmt: skip

@@ -61,7 +61,10 @@ class OfflinePanel:
 
     count: int = 2
 
-    free: ClassVar[bool] = True
+    when_silent: ClassVar[str] = (
+        "the labels teach it too little to be sure of any post. Label more posts, ask other agents"
+        ' (agents.kind), or set verification.rule = "posterior", which hears what it leans to'
+    )
 
     def for_run(self, run: RunContext) -> CrossReview:
         """Return the agents, for the run's classes and features."""
@@ -104,7 +107,9 @@ class SimulatedPanel:
     shared: float = 0.7
     count: int = 2
 
-    free: ClassVar[bool] = True
+    when_silent: ClassVar[str] = (
+        "lower agents.abstention; posts whose label is not in the manifest get no answer either"
+    )
 
     def for_run(self, run: RunContext) -> CrossReview:
         """Return agents that know the truth as far as the run's posts tell it."""
@@ -137,7 +142,10 @@ class ReplayedPanel:
     files: Sequence[Path | str] = ()
     count: int = 2
 
-    free: ClassVar[bool] = True
+    when_silent: ClassVar[str] = (
+        "its file holds answers about other posts, or hardly any label. Compare its ids with those of"
+        " data.manifest, or name another file"
+    )
 
     def for_run(self, run: RunContext) -> CrossReview | AnswersPanel:
         """Return the agents of the files; posts that a file of answers does not hold are told at once.
@@ -162,6 +170,9 @@ class ReplayedPanel:
             logger.warning("%s", missing)
         return panel
 
+
+AskedForNothing = OfflinePanel | SimulatedPanel | ReplayedPanel
+"""Agents that may be asked before a run, for nothing; `when_silent` is what to do if they hardly answer."""
 
 # ---- a model behind servers ---------------------------------------------------------------------------
 

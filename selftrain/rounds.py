@@ -98,6 +98,31 @@ class AgentCounts(NamedTuple):
     right: int = 0
 
 
+class AgentGain(NamedTuple):
+    """What one agent's answer about a post is worth, when all others have answered.
+
+    Attributes:
+        bits: Mean gain in bits; a label that could be either of two classes has 1.
+        low, high: Its 95 % interval, over the labelled posts.
+        open: Bits that classifier and the other agents leave open.
+    """
+
+    bits: float
+    low: float
+    high: float
+    open: float
+
+    def to_json(self) -> Json:
+        """Return a record of JSON values."""
+        return {name: round(value, 6) for name, value in self._asdict().items()}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bits:+.3f} bits a post ({self.low:+.3f} to {self.high:+.3f}) of the {self.open:.3f} that"
+            " are open without it"
+        )
+
+
 class GroupCounts(NamedTuple):
     """Posts that the round's model learned from.
 
@@ -184,6 +209,7 @@ class RoundResult:
         curve: Its training.
         human: None where nobody is asked.
         trust: The agents on posts of known label; None in round 0.
+        gains: Role -> what its answers add to the classifier's and the others', on posts of known label.
         cost: None in round 0.
         grown: Posts of the grown dataset after the round.
         pseudo_labels: Those in it that classifier and agents gave.
@@ -205,6 +231,7 @@ class RoundResult:
     curve: tuple[CurvePoint, ...]
     human: HumanCounts | None
     trust: Trust | None
+    gains: Mapping[str, AgentGain]
     cost: Cost | None
     grown: int
     pseudo_labels: PseudoLabels
@@ -248,6 +275,7 @@ class RoundResult:
             "curve": [point._asdict() for point in self.curve],
             **({"human": self.human._asdict()} if self.human else {}),
             **({"trust": self.trust.to_json()} if self.trust else {}),
+            **({"gains": {role: one.to_json() for role, one in self.gains.items()}} if self.gains else {}),
             **({"cost": self.cost._asdict()} if self.cost else {}),
             "grown": self.grown,
             "pseudo_labels": self.pseudo_labels._asdict(),
@@ -278,6 +306,7 @@ class RoundResult:
             curve=tuple(CurvePoint(**point) for point in record["curve"]),
             human=HumanCounts(**record["human"]) if "human" in record else None,
             trust=Trust.from_json(record["trust"]) if "trust" in record else None,
+            gains={role: AgentGain(**one) for role, one in record.get("gains", {}).items()},
             cost=Cost(**record["cost"]) if "cost" in record else None,
             grown=record["grown"],
             pseudo_labels=PseudoLabels(**record["pseudo_labels"]),
@@ -319,6 +348,26 @@ def trust_lines(finished: RoundResult, before: RoundResult | None) -> Iterator[s
         )
     for pair, kappa in finished.trust.kappa.items():
         yield f"agreement of {pair} beyond chance (kappa): {'none' if kappa is None else f'{kappa:.2f}'}"
+    yield from gain_lines(finished.gains)
+
+
+def gain_lines(gains: Mapping[str, AgentGain]) -> Iterator[str]:
+    """Yield what each agent's answers add to the others', and whether one agent would do; {}: nothing."""
+    for role, gain in gains.items():
+        yield f"{role} adds {gain}"
+    if len(gains) < 2:
+        return
+    least = min(gains, key=lambda role: gains[role].bits)
+    others = " and ".join(role for role in gains if role != least)
+    if gains[least].low > 0:
+        yield f"each adds to the other: {least}, who adds least, is worth a call"
+    elif len(gains) == 2:
+        yield (
+            f"what {least} adds to {others} cannot be told from nothing: one agent may do (agents.count = 1"
+            " asks the first), for half the calls"
+        )
+    else:
+        yield f"what {least} adds to {others} cannot be told from nothing: leave it out, and its calls"
 
 
 def cost_lines(finished: RoundResult) -> Iterator[str]:

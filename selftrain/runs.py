@@ -6,6 +6,7 @@ which locks the folder, prepares the posts, builds what was not given, loops, an
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -31,7 +32,7 @@ from selftrain._util.types import Json
 from selftrain.build import Parts, build, build_settings, describe, run_context
 from selftrain.config import Recipe, load_recipe
 from selftrain.data.columns import COLUMNS
-from selftrain.data.context import ForRun, in_run
+from selftrain.data.context import ForRun, RunContext, in_run
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
@@ -40,9 +41,9 @@ from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
 from selftrain.models.run_predictor import stored_recipe
 from selftrain.models.trainer import HeadTrainer, Trainer
-from selftrain.panels import OfflinePanel, VLMPanel
+from selftrain.panels import AskedForNothing, OfflinePanel, VLMPanel
 from selftrain.report import run_page, tracking
-from selftrain.report.cost import RunCost, estimate_cost
+from selftrain.report.cost import RunCost, estimate_cost, most_candidates
 from selftrain.report.status import missing_reviews
 from selftrain.review.reviewers import HumanReview, Reviewers
 from selftrain.rounds import RoundResult
@@ -50,7 +51,10 @@ from selftrain.selection import Selector, TopK, Uncertain
 from selftrain.state import RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
+from selftrain.verification.panel_check import PanelCheck, check_panel
 from selftrain.verification.rules import PosteriorRule, Unanimous, VerdictRule
+
+logger = logging.getLogger(__name__)
 
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -243,6 +247,9 @@ class Run:
             parts = self._parts or build(recipe, progress=progress)
             prepared = self._prepared(parts, progress=progress)
             context = run_context(recipe, folder, prepared, progress=progress)
+            if isinstance(parts.panel, AskedForNothing) and not folder.finished():
+                for warning in self._checked(parts.panel, context).warnings():
+                    logger.warning("%s", warning)
             panel: Panel = in_run(parts.panel, context)
             folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel), prepared.posts)
             atomic.write_jsonl(folder.path / "quarantine.jsonl", prepared.quarantine)
@@ -267,24 +274,36 @@ class Run:
                 if reviewers is not None:
                     reviewers.close()
 
-    def estimate(self, *, progress: bool = False) -> RunCost:
-        """Estimate what the run's vision-language agents would cost; see `selftrain.report.cost`.
+    def estimate(self, *, progress: bool = False) -> RunCost | PanelCheck:
+        """Estimate what the run's agents would cost, or, where that is nothing, what they are worth.
 
         Raises:
-            RecipeError: The recipe asks other agents, which cost nothing.
+            RecipeError: The recipe asks agents of the user's own, or none.
             SelftrainError, AgentError: As `rounds`.
         """
         parts = self._parts or build(self.recipe)
-        if not isinstance(parts.panel, VLMPanel):
-            raise RecipeError(f'agents.kind is "{self.recipe.agents.kind}": these agents cost nothing to ask')
+        if not isinstance(parts.panel, VLMPanel | AskedForNothing):
+            raise RecipeError(
+                f'agents.kind is "{self.recipe.agents.kind}": nothing is known of what these cost, or of what'
+                " they are worth, before they are asked"
+            )
         prepared = self._prepared(parts, progress=progress)
         context = run_context(self.recipe, self.folder, prepared, progress=progress)
+        if isinstance(parts.panel, AskedForNothing):
+            return self._checked(parts.panel, context)
         # the cap is what the estimate is held against, not what may stop its probe
         panel = replace(parts.panel, token_cap=None).for_run(context)
         try:
             return estimate_cost(self.recipe, prepared.corpus, panel)
         finally:
             panel.close()
+
+    def _checked(self, panel: AskedForNothing, context: RunContext) -> PanelCheck:
+        corpus = context.corpus
+        asked = len(corpus.labelled) + min(most_candidates(self.recipe), len(corpus.pool))
+        return check_panel(
+            panel.for_run(context), corpus, asked=asked, advice=panel.when_silent, seed=self.recipe.seed
+        )
 
     def _prepared(self, parts: Parts, *, progress: bool) -> PreparedData:
         """Return the posts with their features, on the backbone given or a newly loaded one."""

@@ -15,6 +15,8 @@ STUDIES = {
     "hsol": "offensive tweets (Davidson et al. 2017): the loop against labels alone",
     "harmeme": "harmful memes (Pramanick et al. 2021): text and images",
     "judges": "answers of real models: every rule that could use them, and its peers",
+    "probabilities": "what an agent's probability adds to its word",
+    "agents_needed": "how good agents must be, how independent, and how many posts they take",
     "emotion": "four classes, agents drawn from the labels: the same rules and peers",
     "selection": "memory of choosing from a growing pool",
     "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",

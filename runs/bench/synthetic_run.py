@@ -156,7 +156,8 @@ def _round(
         training=GroupCounts(
             dict.fromkeys(corpus.shown, LABELLED // 2), sets.consistent.by_class, sets.divergent.posts
         ),
-        theta={}, best_epoch=2, curve=_curve(), human=None, trust=None, cost=_cost(len(positions)),
+        theta={}, best_epoch=2, curve=_curve(), human=None, trust=None, gains={},
+        cost=_cost(len(positions)),
         grown=LABELLED + sets.consistent.posts,
         pseudo_labels=PseudoLabels(sets.consistent.posts, 0, sets.consistent.precision), seconds=1.5,
     )  # fmt: skip

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agents.judgment import Verdict
 
 with deferred():
+    from selftrain import rounds as finished
     from selftrain.cli import tables
     from selftrain.report import compare as comparing
     from selftrain.report import post_history, run_page
@@ -144,6 +145,9 @@ def _show_rounds(folder: run_dir.RunFolder, *, as_json: bool) -> None:
         print_json(*(one.to_json() for one in rounds))
         return
     console().print(tables.rounds_table(rounds))
+    # what the last round that asked the agents says of them
+    gains = next((one.gains for one in reversed(rounds) if one.gains), {})
+    print_texts(map(plain, finished.gain_lines(gains)))
     line = estimates.newest_estimate(estimates.reviewed_batches(folder))
     if line is not None:
         print_texts([plain(""), plain(line)])

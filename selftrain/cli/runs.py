@@ -35,7 +35,8 @@ def run_recipe(
     estimate: Annotated[
         bool,
         option(
-            "Tell what vision-language agents would cost and stop; a short probe is paid for, and kept.",
+            "Tell what the agents would cost, or how good they are where that is nothing, and stop; of"
+            " vision-language agents a short probe is paid for, and kept.",
             "--estimate",
         ),
     ] = False,

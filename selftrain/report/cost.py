@@ -46,6 +46,8 @@ class RunCost(NamedTuple):
     seconds: Range | None  # at the speed of the probe; None when the probe found all its answers in the store
     probe_calls: int  # what the probe took
     probe_seconds: float
+    agents: int  # how many there are
+    alone: int  # calls that the first of them would take without the others
 
     def lines(self, cap: int | None = None) -> Iterator[str]:
         """Yield the estimate for people to read; `cap` is the most tokens that the run may take."""
@@ -61,6 +63,11 @@ class RunCost(NamedTuple):
             speed = self.probe_calls / self.probe_seconds
             yield f"time           {low} to {high}, at the probe's {speed:.2g} calls a second"
         yield "The lower figures hold if all agree at once, the higher if everybody is asked again each time."
+        if self.agents > 1:
+            yield (
+                f"{self.agents} agents are asked; what each adds to the others is told once they judged the"
+                f" labelled posts, in round 1. agents.count = 1 would take {self.alone:,} calls."
+            )
         if cap is not None:
             least, most = (p + c for p, c in zip(self.prompt, self.completion, strict=True))
             verdict = (
@@ -86,9 +93,7 @@ def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
     chosen = rng.choice(corpus.pool, size=min(SAMPLE, len(corpus.pool)), replace=False)
     sizes = panel.measure([corpus.posts[i] for i in chosen], said, corpus.shown[1])
 
-    candidates = recipe.selection.k * recipe.rounds.max
-    if recipe.rounds.budget is not None:
-        candidates = min(candidates, recipe.rounds.budget)
+    candidates = most_candidates(recipe)
     posts = min(candidates, len(corpus.pool))
     alone, again = (len(labelled) + posts) * sizes.first_calls, candidates * sizes.review_calls
 
@@ -108,7 +113,15 @@ def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
         seconds=span(seconds / paid.calls, seconds / paid.calls) if paid.calls else None,
         probe_calls=paid.calls,
         probe_seconds=seconds,
+        agents=sizes.first_calls,
+        alone=len(labelled) + posts,
     )
+
+
+def most_candidates(recipe: Recipe) -> int:
+    """Return the most candidates over all rounds."""
+    candidates = recipe.selection.k * recipe.rounds.max
+    return candidates if recipe.rounds.budget is None else min(candidates, recipe.rounds.budget)
 
 
 def _clock(seconds: float) -> str:

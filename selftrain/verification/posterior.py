@@ -1,12 +1,18 @@
 """What classifier and agents know about a post, put together: a posterior over its classes.
 
-q(y) is proportional to p(y|x)^a P(s|y)^c e^b(y): p is the classifier without the post in its training set, s
-the joint state of the agents' answers (a class each, no label, or no usable answer), and P(s|y) a table
-learned from the labelled posts and, softly, from q itself. That is Dawid and Skene (1979) with a classifier
-as the prior (Raykar et al., JMLR 2010); the table is joint, so that agents which err together are not counted
-twice. The exponents a and c and the offsets b are fitted on the labelled posts, each of them left out of what
-is said of it, and pulled towards (1/2, 1, 0): classifier and agents err on the same posts, so that what the
-classifier says is worth less than it claims.
+q(y) is proportional to p(y|x)^a P(s|y)^c e^(g l(y)) e^b(y): p is the classifier without the post in its
+training set, s the joint state of the agents' answers (a class each, no label, or no usable answer), and
+P(s|y) a table learned from the labelled posts and, softly, from q itself. That is Dawid and Skene (1979) with
+a classifier as the prior (Raykar et al., JMLR 2010); the table is joint, so that agents which err together
+are not counted twice. The exponents a and c and the offsets b are fitted on the labelled posts, each of them
+left out of what is said of it, and pulled towards (1/2, 1, 0): classifier and agents err on the same posts,
+so that what the classifier says is worth less than it claims.
+
+An agent may say how probable each class is besides. What its word alone is worth stands in the table, so only
+the rest counts: l is the log-probability less its mean over the posts of the same answer (within "hateful",
+is this one surer than most?). Its weight g is fitted like the others, pulled towards 0, and stays 0 unless
+labelled posts that were left out become more probable by it. A probability that is always too high needs no
+threshold then: the mean takes care of it.
 
 Shape legend: ``n`` labelled posts, ``m`` judged posts, ``A`` agents, ``K`` classes.
 """
@@ -23,7 +29,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
-from selftrain._util.types import FloatArray, IntArray
+from agents.judgment import Judgment, State
+from selftrain._util.types import BoolArray, FloatArray, IntArray
 
 # ---- constants, chosen on HateBiasNet and HateXplain, confirmed on TweetEval hate and MAMI ---------------
 
@@ -31,8 +38,9 @@ SOFT_WEIGHT = 0.2  # a judged post in the tables, beside a labelled one
 JOINT_POSTS = 10.0  # posts by which the joint table is pulled towards the product of the agents' own tables
 OWN_POSTS = 10.0  # posts by which an agent's own table is pulled towards "says nothing"
 EXPONENTS = (0.5, 1.0)  # of classifier and agents, before the labelled posts are asked
-PULL_POSTS = 20.0  # how strongly the classifier's exponent and the offsets stay there
+PULL_POSTS = 20.0  # how strongly the others stay there: classifier's exponent, offsets, grades (at 0)
 AGENTS_PULL_POSTS = 4.0  # and the agents' exponent: less, since agents that know nothing should not be heard
+HELD_OUT_FOLDS = 5  # parts in which labelled posts are left out to see whether something helps
 CLIP = 4.0  # log-probability ratios of the classifier beyond this are not believed
 FULL_WEIGHT_AT = (
     1 / 3
@@ -46,10 +54,41 @@ class Beliefs(NamedTuple):
     Attributes:
         log_probs: [n, K] the classifier's log-probabilities, by models that did not learn from the post.
         states: [n, A] each agent's answer: 0..K-1 a class, K no label, K + 1 no usable answer.
+        stated: [n, A, K] log-probability that each agent gives each class, NaN where it gives none; None: no
+            agent gives any.
     """
 
     log_probs: FloatArray
     states: IntArray
+    stated: FloatArray | None = None
+
+
+def beliefs_of(
+    classes: Sequence[str], log_probs: FloatArray, answers: Sequence[Sequence[Judgment | None]]
+) -> Beliefs:
+    """Return what classifier and agents say, in numbers.
+
+    Args:
+        classes: K names, in the order of their numbers.
+        log_probs: [n, K] the classifier's.
+        answers: [n, A] the agents'; None: no usable answer.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+
+    def state(judgment: Judgment | None) -> int:
+        if judgment is None or judgment.state is State.FAILED:
+            return len(classes) + 1
+        return len(classes) if judgment.label is None else numbers[judgment.label]
+
+    nothing = (np.nan,) * len(classes)
+    width = len(answers[0]) if answers else 0
+    states = [[state(one) for one in row] for row in answers]
+    stated = [[(one and one.log_probs(classes)) or nothing for one in row] for row in answers]
+    return Beliefs(
+        log_probs,
+        np.array(states, np.int64).reshape(len(answers), width),
+        np.array(stated, np.float64).reshape(len(answers), width, len(classes)),
+    )
 
 
 @dataclass(frozen=True)
@@ -110,10 +149,17 @@ class StateCounts:
 
 
 class Weights(NamedTuple):
-    """How classifier and agents are weighed against each other: exponents and offsets [K]."""
+    """How classifier and agents are weighed against each other.
+
+    Attributes:
+        classifier, agents: Exponents.
+        grades: [A] what a nat of the agent's own sureness is worth; 0: its word alone counts.
+        offsets: [K].
+    """
 
     classifier: float
     agents: float
+    grades: FloatArray
     offsets: FloatArray
 
 
@@ -150,7 +196,7 @@ class FittedPosterior:
     information: float
     weights: Weights
     counts: StateCounts
-    judged: Beliefs
+    judged: Said
     roles: tuple[str, ...]
 
     @property
@@ -160,7 +206,7 @@ class FittedPosterior:
     def evidence(self) -> list[Evidence]:
         """Return each judged post's posterior with the log-odds that every party added."""
         classifier = self.weights.classifier * self.judged.log_probs
-        agents = self.weights.agents * self._shapley()
+        agents = self.weights.agents * self._shapley() + _graded(self.weights, self.judged.leanings)
         shares = softmax(agents.sum(0), axis=1)  # the agents' parts add up to all that they say
         order = np.argsort(-self.probs, axis=1, kind="stable")
         label, second = order[:, 0], order[:, 1]
@@ -212,61 +258,183 @@ def fit_posterior(
     """
     agents = tuple(range(len(roles)))
     known = np.eye(classes)[labels]
-    judged = Beliefs(_clipped(judged.log_probs), judged.states)
-    own_log_probs = _clipped(labelled.log_probs)
-    soft = np.zeros((len(judged.states), classes))  # at first the labelled posts alone fill the tables
+    own, pool = _prepared(labelled, judged, classes)
+    soft = np.zeros((len(pool.states), classes))  # at first the labelled posts alone fill the tables
+    graded: tuple[int, ...] | None = None
     for _ in range(STEPS):
         counts = StateCounts(
-            np.concatenate([labelled.states, judged.states]), np.concatenate([known, SOFT_WEIGHT * soft])
+            np.concatenate([own.states, pool.states]), np.concatenate([known, SOFT_WEIGHT * soft])
         )
-        left_out = counts.log_likelihood(labelled.states, agents, own=known)
-        weights = _fit_weights(own_log_probs, left_out, labels)
-        said = counts.log_likelihood(judged.states, agents)
-        soft = softmax(_combined(weights, judged.log_probs, said), axis=1)
-    return FittedPosterior(soft, _information(counts, agents), weights, counts, judged, tuple(roles))
+        left_out = counts.log_likelihood(own.states, agents, own=known)
+        if graded is None:
+            graded = helpful_grades(own, left_out, labels)
+        weights = _fit_weights(own, left_out, labels, graded)
+        said = counts.log_likelihood(pool.states, agents)
+        soft = softmax(_combined(weights, pool, said), axis=1)
+    information = _information(counts, weights, np.concatenate([own.leanings, pool.leanings]))
+    return FittedPosterior(soft, information, weights, counts, pool, tuple(roles))
 
 
-def _combined(weights: Weights, log_probs: FloatArray, said: FloatArray) -> FloatArray:
-    return np.asarray(weights.classifier * log_probs + weights.agents * said + weights.offsets)
+# ---- what is said, made comparable ----------------------------------------------------------------------
 
 
-def _fit_weights(log_probs: FloatArray, said: FloatArray, labels: IntArray) -> Weights:
-    """Exponents and offsets by penalised maximum likelihood on the labelled posts."""
-    rows, classes = np.arange(len(labels)), log_probs.shape[1]
-    start = np.array([*EXPONENTS, *np.zeros(classes)])
+class Said(NamedTuple):
+    """What `Beliefs` say, bounded, and freed of what the tables know already.
+
+    Attributes:
+        log_probs: [n, K] the classifier's, centred.
+        states: [n, A].
+        leanings: [n, A, K] the agents' log-probabilities less their mean in the same state; 0 where an agent
+            gives none.
+    """
+
+    log_probs: FloatArray
+    states: IntArray
+    leanings: FloatArray
+
+    def rows(self, chosen: BoolArray) -> Said:
+        """Return some of the posts."""
+        return Said(self.log_probs[chosen], self.states[chosen], self.leanings[chosen])
+
+
+def _prepared(labelled: Beliefs, judged: Beliefs, classes: int) -> tuple[Said, Said]:
+    """Return both made comparable; what is usual in a state is what it is over all posts together."""
+    states = np.concatenate([labelled.states, judged.states])
+    leanings = np.concatenate([_stated(one, classes) for one in (labelled, judged)])
+    for agent, column in enumerate(states.T):
+        for state in np.unique(column):
+            here = (column == state) & ~np.isnan(leanings[:, agent]).any(1)
+            leanings[here, agent] -= leanings[here, agent].mean(0) if here.any() else 0.0
+    leanings = np.nan_to_num(leanings, nan=0.0)
+    cut = len(labelled.states)
+    return (
+        Said(_clipped(labelled.log_probs), labelled.states, leanings[:cut]),
+        Said(_clipped(judged.log_probs), judged.states, leanings[cut:]),
+    )
+
+
+def _stated(beliefs: Beliefs, classes: int) -> FloatArray:
+    if beliefs.stated is None:
+        return np.full((*beliefs.states.shape, classes), np.nan)
+    return _clipped(beliefs.stated)
+
+
+def _clipped(log_probs: FloatArray) -> FloatArray:
+    """Log-probabilities centred by post, no class further than `CLIP` / 2 from the centre."""
+    centred = log_probs - log_probs.mean(-1, keepdims=True)
+    return np.asarray(np.clip(centred, -CLIP / 2, CLIP / 2))
+
+
+# ---- how they are weighed -------------------------------------------------------------------------------
+
+
+def _graded(weights: Weights, leanings: FloatArray) -> FloatArray:
+    """[A, n, K] what the agents' own sureness adds."""
+    return np.asarray(weights.grades[:, None, None] * leanings.swapaxes(0, 1))
+
+
+def _combined(weights: Weights, said: Said, tables: FloatArray) -> FloatArray:
+    """Return unnormalised log q [n, K]; `tables` is log P(s|y)."""
+    graded = _graded(weights, said.leanings).sum(0)
+    return np.asarray(
+        weights.classifier * said.log_probs + weights.agents * tables + graded + weights.offsets
+    )
+
+
+def helpful_grades(said: Said, tables: FloatArray, labels: IntArray) -> tuple[int, ...]:
+    """Return the agents whose probabilities make labelled posts that were left out more probable.
+
+    Args:
+        said: Of the n labelled posts.
+        tables: [n, K] log P(s|y), each post left out.
+        labels: [n].
+    """
+    rows = np.arange(len(labels))
+
+    def held_out(agents: tuple[int, ...]) -> float:
+        return float(_held_out(said, tables, labels, agents)[rows, labels].sum())
+
+    chosen: tuple[int, ...] = ()
+    stating = [agent for agent in range(said.states.shape[1]) if np.ptp(said.leanings[:, agent]) > 1e-9]
+    best = held_out(chosen) if stating else 0.0
+    for agent in stating:
+        found = held_out((*chosen, agent))
+        if found > best:
+            chosen, best = (*chosen, agent), found
+    return chosen
+
+
+def _held_out(said: Said, tables: FloatArray, labels: IntArray, graded: tuple[int, ...]) -> FloatArray:
+    """Log q [n, K] of labelled posts, each by weights that were fitted on the other folds."""
+    fold = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        fold[members] = np.arange(len(members)) % HELD_OUT_FOLDS
+    log_q = np.empty_like(tables)
+    for number in range(HELD_OUT_FOLDS):
+        out = fold == number
+        weights = _fit_weights(said.rows(~out), tables[~out], labels[~out], graded)
+        log_q[out] = log_softmax(_combined(weights, said.rows(out), tables[out]), axis=1)
+    return log_q
+
+
+def held_out_log_probs(labelled: Beliefs, labels: IntArray, classes: int) -> FloatArray:
+    """Return log q [n, K] of labelled posts by tables and weights that know nothing of their labels.
+
+    The tables are those of the labelled posts alone. Arguments as of `fit_posterior`.
+    """
+    none = np.zeros(0, np.int64)
+    said, _ = _prepared(labelled, _some(labelled, none), classes)
+    known, agents = np.eye(classes)[labels], tuple(range(labelled.states.shape[1]))
+    tables = StateCounts(said.states, known).log_likelihood(said.states, agents, own=known)
+    return _held_out(said, tables, labels, helpful_grades(said, tables, labels))
+
+
+def _some(beliefs: Beliefs, rows: IntArray) -> Beliefs:
+    stated = None if beliefs.stated is None else beliefs.stated[rows]
+    return Beliefs(beliefs.log_probs[rows], beliefs.states[rows], stated)
+
+
+def _fit_weights(said: Said, tables: FloatArray, labels: IntArray, graded: Sequence[int]) -> Weights:
+    """Exponents, grades of some agents, and offsets by penalised maximum likelihood on the labelled posts."""
+    rows, (agents, classes) = np.arange(len(labels)), said.leanings.shape[1:]
+    chosen = list(graded)
+    leanings = said.leanings[:, chosen]
+    start = np.array([*EXPONENTS, *np.zeros(len(chosen) + classes)])
     # two classes have one free offset, written twice with opposite signs: half the pull each
-    pull = np.array([PULL_POSTS, AGENTS_PULL_POSTS, *np.full(classes, 2 * PULL_POSTS)])
+    pull = np.array([PULL_POSTS, AGENTS_PULL_POSTS, *np.full(len(chosen), PULL_POSTS)])
+    pull = np.concatenate([pull, np.full(classes, 2 * PULL_POSTS)])
     known = np.eye(classes)[labels]
 
+    def weights_of(theta: FloatArray) -> Weights:
+        grades = np.zeros(agents)
+        grades[chosen] = theta[2:-classes]
+        return Weights(float(theta[0]), float(theta[1]), grades, theta[-classes:])
+
     def objective(theta: FloatArray) -> tuple[float, FloatArray]:
-        scores = _combined(Weights(theta[0], theta[1], theta[2:]), log_probs, said)
-        log_q = log_softmax(scores, axis=1)
+        log_q = log_softmax(_combined(weights_of(theta), said, tables), axis=1)
         wrong = np.exp(log_q) - known
         moved = theta - start
         value = -log_q[rows, labels].sum() + 0.5 * (pull * moved**2).sum()
-        slope = np.array([(wrong * log_probs).sum(), (wrong * said).sum(), *wrong.sum(0)])
+        by_agent = np.einsum("nk,nak->a", wrong, leanings)
+        slope = np.array([(wrong * said.log_probs).sum(), (wrong * tables).sum(), *by_agent, *wrong.sum(0)])
         return float(value), slope + pull * moved
 
-    free = (None, None)
-    bounds = [free, (0, None), *[free] * classes]  # the tables turn a contrary agent round; nothing else may
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Weights(float(found[0]), float(found[1]), found[2:])
+    # the tables turn a contrary agent round; nothing else may
+    bounds = [(0.0 if place == 1 else None, None) for place in range(len(start))]
+    return weights_of(minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
 
 
-def _information(counts: StateCounts, agents: tuple[int, ...]) -> float:
-    """Mutual information of joint state and class, as a share of the class's entropy; 0 without agents."""
+def _information(counts: StateCounts, weights: Weights, leanings: FloatArray) -> float:
+    """Mutual information of answers and class, as a share of the class's entropy; 0 without agents."""
+    agents = tuple(range(counts.states.shape[1]))
     if not agents:
         return 0.0
     prior = counts.totals / counts.totals.sum()
-    log_joint = counts.log_likelihood(counts.states, agents) + np.log(prior)
+    said = counts.log_likelihood(counts.states, agents) + _graded(weights, leanings).sum(0)
+    log_joint = said + np.log(prior)
     log_given = log_joint - logsumexp(log_joint, axis=1, keepdims=True)
     gain = (np.exp(log_given) * (log_given - np.log(prior))).sum(1)
     entropy = -float((prior * np.log(prior)).sum())
     # every post stands for its state once: the labelled and the judged ones are all the states there are
     return float(np.clip(gain.mean() / entropy, 0.0, 1.0))
-
-
-def _clipped(log_probs: FloatArray) -> FloatArray:
-    """Log-probabilities centred by post, no class further than `CLIP` / 2 from the centre."""
-    centred = log_probs - log_probs.mean(1, keepdims=True)
-    return np.asarray(np.clip(centred, -CLIP / 2, CLIP / 2))

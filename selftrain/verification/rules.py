@@ -8,16 +8,18 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from agents.judgment import Judgment, Posterior, State, Verdict
+from agents.judgment import Judgment, Posterior, Verdict
 from selftrain._util.numeric import log_probs
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RecipeError
 from selftrain.models.calibration import fit_cut
 from selftrain.models.metrics import evaluate, log_likelihoods
+from selftrain.rounds import AgentGain
 from selftrain.state import LoopState
 from selftrain.store.scores import Scored
-from selftrain.verification.posterior import Beliefs, fit_posterior
+from selftrain.verification.gains import agent_gains
+from selftrain.verification.posterior import beliefs_of, fit_posterior
 
 
 class Judged(NamedTuple):
@@ -48,10 +50,13 @@ class Decided(NamedTuple):
     Attributes:
         verdicts: On the round's candidates, as they count.
         revised: New verdicts on posts of earlier rounds.
+        gains: Role -> what its answers add to what the classifier, as far as the rule asks it, and the other
+            agents know.
     """
 
     verdicts: Sequence[Verdict]
     revised: Sequence[Verdict] = ()
+    gains: Mapping[str, AgentGain] = {}
 
 
 class VerdictRule(Protocol):
@@ -114,7 +119,13 @@ class Unanimous:
 
     def decide(self, judged: Judged) -> Decided:
         """Return the verdicts as they are."""
-        return Decided(judged.verdicts)
+        corpus, roles = judged.corpus, tuple(judged.answers)
+        labels = corpus.labels[corpus.labelled].astype(np.int64)
+        known = len(corpus.classes)
+        said = list(zip(*judged.answers.values(), strict=True))
+        nothing = np.zeros((len(labels), known))  # the classifier is not asked about posts that taught it
+        gains = agent_gains(beliefs_of(corpus.classes, nothing, said), labels, roles, known) if said else {}
+        return Decided(judged.verdicts, gains=gains)
 
 
 WORSE_BY = 1.645
@@ -178,20 +189,20 @@ class PosteriorRule:
         training, left_out = judged.left_out()
         positions = np.array([corpus.position_of[one.post_id] for one in verdicts], np.int64)
         logits = _unseen_logits(positions, training, left_out, judged.predict)
+        classes, labels = corpus.classes, training.labels.astype(np.int64)
+        own = log_probs(left_out[training.labelled])
+        labelled = beliefs_of(classes, own, _labelled_answers(judged, roles))
+        answers = [_alone(one, roles) for one in verdicts]
         posterior = fit_posterior(
-            Beliefs(log_probs(left_out[training.labelled]), _labelled_states(judged, roles)),
-            training.labels.astype(np.int64),
-            Beliefs(log_probs(logits), _states(corpus.classes, [_alone(one, roles) for one in verdicts])),
-            roles,
-            len(corpus.classes),
+            labelled, labels, beliefs_of(classes, log_probs(logits), answers), roles, len(classes)
         )
         decided = {
             verdict.post_id: replace(
                 verdict,
                 posterior=Posterior(
-                    probs=dict(zip(corpus.classes, found.probs, strict=True)),
+                    probs=dict(zip(classes, found.probs, strict=True)),
                     log_odds=found.log_odds,
-                    evidence=dict(zip(corpus.classes, found.evidence, strict=True)),
+                    evidence=dict(zip(classes, found.evidence, strict=True)),
                     threshold=self.threshold,
                     weight=posterior.weight,
                 ),
@@ -199,7 +210,8 @@ class PosteriorRule:
             for verdict, found in zip(verdicts, posterior.evidence(), strict=True)
         }
         new = [decided.pop(one.post_id) for one in judged.verdicts]
-        return Decided(new, list(decided.values()))
+        gains = agent_gains(labelled, labels, roles, len(classes))
+        return Decided(new, list(decided.values()), gains)
 
 
 def _unseen_logits(
@@ -228,13 +240,13 @@ def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
     return [given[role][0] if role in given else None for role in roles]
 
 
-def _labelled_states(judged: Judged, roles: Sequence[str]) -> IntArray:
-    """States of the labelled posts, then of those that people labelled."""
+def _labelled_answers(judged: Judged, roles: Sequence[str]) -> list[list[Judgment | None]]:
+    """What each role said of the labelled posts, then of those that people labelled."""
     columns = [judged.answers[role] for role in roles]
     labelled: list[list[Judgment | None]] = [list(row) for row in zip(*columns, strict=True)] or [
         [] for _ in judged.corpus.labelled
     ]
-    human = [
+    human: list[list[Judgment | None]] = [
         _alone(judged.state.last_verdicts[post_id].verdict, roles)
         if post_id in judged.state.last_verdicts
         else [None] * len(roles)
@@ -242,17 +254,4 @@ def _labelled_states(judged: Judged, roles: Sequence[str]) -> IntArray:
             judged.corpus.posts[int(p)].id for p in judged.corpus.positions_of(judged.state.human)
         )
     ]
-    return _states(judged.corpus.classes, [*labelled, *human])
-
-
-def _states(classes: Sequence[str], rows: Sequence[Sequence[Judgment | None]]) -> IntArray:
-    """[B, A] a class's number, or K for no label, or K + 1 for no usable answer."""
-    numbers = {name: number for number, name in enumerate(classes)}
-
-    def state(judgment: Judgment | None) -> int:
-        if judgment is None or judgment.state is State.FAILED:
-            return len(classes) + 1
-        return len(classes) if judgment.label is None else numbers[judgment.label]
-
-    width = len(rows[0]) if rows else 0
-    return np.array([[state(one) for one in row] for row in rows], np.int64).reshape(len(rows), width)
+    return [*labelled, *human]

@@ -95,6 +95,20 @@ def test_the_program_runs_as_it_stands(home, monkeypatch, capsys):
         next(other.fit(scope["data"], out="runs/mine"))
 
 
+def test_agents_that_cost_nothing_are_asked_before_a_run_and_those_that_hardly_answer_named(home, caplog):
+    silent = ["agents.kind=simulated", "agents.accuracy=0.8", "agents.abstention=0.99", "rounds.max=0"]
+    lines = list(st.start("recipe.toml", "silent", silent).estimate().lines())
+    assert lines[0].startswith("reviewer gave a label to ")
+    assert "abstained on most of them, and is useless so: lower agents.abstention" in lines[0]
+    assert any(line.startswith("user adds ") for line in lines)
+    assert not caplog.messages
+    list(st.start("recipe.toml", "silent", silent).rounds())
+    assert caplog.messages == lines[:2]
+    list(st.start("recipe.toml", "silent", silent).rounds())
+    assert caplog.messages == lines[:2]  # a run that goes on has heard it
+    assert not list(st.start("recipe.toml", "offline", ["rounds.max=0"]).estimate().warnings())
+
+
 def clip_is_here():
     try:
         return st.backbones.CLIP("ViT-L-14", "openai").layout.width > 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -109,3 +110,23 @@ def test_the_last_judgment_is_the_one_of_the_highest_step():
     verdict = Verdict("a", "flower", 0.9, (judgment("metal", 1), judgment("flower", 0)))
     assert verdict.last("reviewer").label == "metal"
     assert verdict.last("nobody") is None
+
+
+@pytest.mark.parametrize(
+    ("label", "probability", "details", "expected"),
+    [
+        ("a", 0.7, {}, [0.7, 0.15, 0.15]),
+        ("b", 1.0, {}, [1e-6, 1.0, 1e-6]),
+        (None, None, {"probabilities": {"a": 0.5, "b": 0.3, "c": 0.2}}, [0.5, 0.3, 0.2]),
+        ("a", 0.9, {"log_odds": {"a": 1.0, "b": 0.0, "c": -1.0}}, [0.665241, 0.244728, 0.090031]),
+        (None, None, {}, None),
+        ("a", None, {}, None),
+    ],
+)
+def test_what_an_agent_gives_each_class(label, probability, details, expected):
+    state = State.ABSTAIN if label is None else State.LABEL
+    found = Judgment("user", 0, state, label, probability, "", "x", details).log_probs(["a", "b", "c"])
+    if expected is None:
+        assert found is None
+    else:
+        assert [math.exp(one) for one in found] == pytest.approx(expected, rel=1e-4)

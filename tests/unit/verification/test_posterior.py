@@ -201,3 +201,103 @@ def test_no_judged_post_is_no_fault():
     labelled, labels, judged, _ = world()
     none = Beliefs(judged.log_probs[:0], judged.states[:0])
     assert fit_posterior(labelled, labels, none, ROLES, 2).evidence() == []
+
+
+# ---- an agent's probability, not only its word ----------------------------------------------------------
+
+
+def sure_world(*, seed=0, classes=2, useful=True, threshold=0.0, labelled=100, judged=3000):
+    """As `world`, without its agents: one that has a score for each class, and names the first too soon."""
+    one, labels, other, truth = world(
+        seed=seed, labelled=labelled, judged=judged, accuracy=(), classes=classes
+    )
+    draw = np.random.default_rng(seed + 100)
+    all_truth = np.concatenate([labels, truth])
+    scores = draw.normal(size=(len(all_truth), classes))
+    scores[np.arange(len(all_truth)), all_truth] += 1.5
+    shown = scores + threshold * (np.arange(classes) == 0)
+    states = shown.argmax(1)[:, None]
+    stated = np.log(softmax(shown if useful else draw.permutation(shown), axis=1))[:, None]
+    return (
+        one._replace(states=states[:labelled], stated=stated[:labelled]),
+        labels,
+        other._replace(states=states[labelled:], stated=stated[labelled:]),
+        truth,
+    )
+
+
+def log_likelihood(found, truth):
+    return float(np.log(found.probs[np.arange(len(truth)), truth]).mean())
+
+
+def words_alone(labelled, labels, judged, classes):
+    return fit_posterior(
+        labelled._replace(stated=None), labels, judged._replace(stated=None), ("reviewer",), classes
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_how_sure_an_agent_is_helps_where_it_names_a_class_too_soon(classes):
+    labelled, labels, judged, truth = sure_world(classes=classes, threshold=1.5)
+    found = fit_posterior(labelled, labels, judged, ("reviewer",), classes)
+    words = words_alone(labelled, labels, judged, classes)
+    assert found.weights.grades[0] > 0.2
+    assert log_likelihood(found, truth) > log_likelihood(words, truth) + 0.02
+    assert accuracy_of(found.probs, truth) > accuracy_of(words.probs, truth) + 0.005
+
+
+def test_a_probability_that_is_always_too_high_needs_no_threshold():
+    labelled, labels, judged, _ = sure_world()
+    found = fit_posterior(labelled, labels, judged, ("reviewer",), 2)
+    assert found.weights.grades[0] > 0
+    too_high = np.array([0.3, -0.3])  # not so much that it is cut off
+    moved = [
+        one._replace(stated=np.clip(one.stated - one.stated.mean(-1, keepdims=True), -1.5, 1.5) + shift)
+        for shift in (0.0, too_high)
+        for one in (labelled, judged)
+    ]
+    plain = fit_posterior(moved[0], labels, moved[1], ("reviewer",), 2)
+    shifted = fit_posterior(moved[2], labels, moved[3], ("reviewer",), 2)
+    np.testing.assert_allclose(shifted.probs, plain.probs, atol=1e-9)
+
+
+def test_probabilities_that_mean_nothing_change_little_and_are_mostly_left_alone():
+    used, changes = [], []
+    for seed in range(10):
+        labelled, labels, judged, truth = sure_world(seed=seed, useful=False)
+        found = fit_posterior(labelled, labels, judged, ("reviewer",), 2)
+        used.append(found.weights.grades[0] != 0)
+        changes.append(
+            log_likelihood(found, truth) - log_likelihood(words_alone(labelled, labels, judged, 2), truth)
+        )
+    assert np.mean(used) <= 0.5
+    assert np.mean(changes) > -0.005
+
+
+@pytest.mark.parametrize("stated", [np.nan, np.log(0.5)])
+def test_probabilities_that_are_missing_or_always_the_same_are_words_alone(stated):
+    labelled, labels, judged, _ = sure_world()
+    same = [one._replace(stated=np.full_like(one.stated, stated)) for one in (labelled, judged)]
+    found = fit_posterior(same[0], labels, same[1], ("reviewer",), 2)
+    words = words_alone(labelled, labels, judged, 2)
+    np.testing.assert_array_equal(found.probs, words.probs)
+    assert found.information == words.information
+
+
+def test_shares_of_an_agent_that_says_how_sure_it_is_add_up_too():
+    labelled, labels, judged, _ = sure_world(threshold=1.0)
+    found = fit_posterior(labelled, labels, judged, ("reviewer",), 2)
+    shares = {round(one.log_odds["reviewer"], 6) for one in found.evidence()}
+    assert len(shares) > 100  # not one for each word
+    for one in found.evidence():
+        first, second = sorted(one.probs, reverse=True)
+        assert sum(one.log_odds.values()) == pytest.approx(np.log(first / second), abs=1e-6)
+
+
+def test_an_agent_that_abstains_but_leans_is_heard():
+    """Its word is always "no label": all that it knows is in its probability."""
+    labelled, labels, judged, truth = sure_world()
+    silent = [one._replace(states=np.full_like(one.states, 2)) for one in (labelled, judged)]
+    found = fit_posterior(silent[0], labels, silent[1], ("reviewer",), 2)
+    assert found.weight > 0.1
+    assert accuracy_of(found.probs, truth) > accuracy_of(judged.log_probs, truth) + 0.02
