@@ -98,7 +98,7 @@ def gather_posterior(
         posts=len(found),
         learned=sum(one.consistent for one in verdicts.values()),
         threshold=newest.threshold,
-        weight=newest.weight if state.evidence_weight is None else state.agreed_weight,
+        weight=newest.weight if state.evidence_weight is None else state.evidence_weight,
         overruled=sum(one.label != one.classifier_label for one in verdicts.values()),
         thresholds=[_reaching(at, found, judged.truth) for at in THRESHOLDS],
         parties=list(_shares(list(found.values()))),
