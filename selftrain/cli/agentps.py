@@ -15,6 +15,7 @@ from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import argument, option, read_columns, several
 from selftrain.cli.printing import console, keep_left_out, plain, table, write_records
+from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
 
@@ -29,7 +30,6 @@ with deferred():
     from selftrain.annotation import question_plan
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
-    from selftrain.data.posts import Post
     from selftrain.report import model_page, model_records
 
 app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")

@@ -46,7 +46,7 @@ ENTRIES = (
     Listed("export", "models", MODELS, "Write a run's best classifier as an ONNX file."),
     Listed(
         "agentps", "agentps", MODELS, "Fine-tune a multimodal language model on the grown data (AgentPS).",
-        ("train", "predict", "evaluate"),
+        ("train", "from-run", "predict", "evaluate"),
     ),
     Listed(
         "data", "data", DATA, "Check manifests, import published data sets, begin with a task.",

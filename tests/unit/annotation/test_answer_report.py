@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
-from selftrain.annotation.answer_report import NO_ANSWER, AnswerPair, answer_metrics, mean_metrics
+from selftrain.annotation.answer_report import NO_ANSWER, answer_metrics, mean_metrics
 
 ANSWERS = ("a", "b", "c")
 
@@ -19,7 +19,7 @@ ANSWERS = ("a", "b", "c")
     st.lists(st.tuples(st.sampled_from(ANSWERS), st.sampled_from([*ANSWERS, None])), min_size=1, max_size=60)
 )
 def test_figures_are_those_of_scikit_learn(drawn):
-    found = answer_metrics([AnswerPair(*one) for one in drawn], ANSWERS)
+    found = answer_metrics(drawn, ANSWERS)
     kept = [(known, answer) for known, answer in drawn if answer is not None]
     if not kept:
         assert found is None
@@ -43,7 +43,7 @@ def test_figures_are_those_of_scikit_learn(drawn):
 
 def test_a_known_case():
     # the interval by Wilson's formula: (8/10 + z2/20 +- z sqrt(.16/10 + z2/400)) / (1 + z2/10), z 1.96
-    found = answer_metrics([AnswerPair("a", "a")] * 8 + [AnswerPair("b", "a")] * 2, ("a", "b"))
+    found = answer_metrics([("a", "a")] * 8 + [("b", "a")] * 2, ("a", "b"))
     assert found.accuracy == pytest.approx((0.8, 0.490162, 0.943318), abs=1e-6)
     assert found.macro_f1 == pytest.approx((16 / 18 + 0) / 2)
     assert found.balanced_accuracy == 0.5
@@ -55,7 +55,7 @@ def test_nothing_known_is_no_figure():
 
 
 def test_questions_count_the_same_in_the_mean():
-    right = answer_metrics([AnswerPair("a", "a")] * 99, ANSWERS)
-    wrong = answer_metrics([AnswerPair("a", "b"), AnswerPair("a", None)], ANSWERS)
+    right = answer_metrics([("a", "a")] * 99, ANSWERS)
+    wrong = answer_metrics([("a", "b"), ("a", None)], ANSWERS)
     averaged = mean_metrics([right, wrong])
     assert (averaged.accuracy, averaged.missing) == (0.5, 0.25)
