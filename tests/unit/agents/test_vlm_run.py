@@ -190,10 +190,14 @@ def test_an_estimate_tells_the_cost_and_pays_for_its_probe_only(home, serve, tmp
     assert len(set(asked)) == len(asked)
 
 
-def test_only_agents_that_cost_something_can_be_estimated(home, tmp_path, capsys):
+def test_agents_that_cost_nothing_are_estimated_by_how_they_answer(home, tmp_path, capsys):
     command = ["run", str(home / "recipe.toml"), "--out", str(tmp_path / "a"), "--estimate"]
-    assert main([*command, "--set", "agents.kind=offline"]) == 2
-    assert "cost nothing" in capsys.readouterr().err
+    assert main([*command, "--set", "agents.kind=offline"]) == 0
+    shown = capsys.readouterr().out
+    assert "reviewer" in shown
+    assert "user" in shown
+    assert main([*command, "--set", "agents.kind=none"]) == 2
+    assert "nothing is known of what these cost" in capsys.readouterr().err
 
 
 def test_prompts_are_shown_as_they_are_sent(home, capsys):

@@ -18,6 +18,7 @@ from selftrain.models.classifier import train_head
 from selftrain.models.finetune import FineTuner
 from selftrain.models.finetune_network import load_finetuned
 from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.models.metrics import evaluate
 from selftrain.models.model_file import read_format
 
 LOSS = AgainstRest((PNULoss(form="convex", balance=0.1),))
@@ -119,7 +120,10 @@ def test_the_head_begins_as_a_probe_of_the_pretrained_features(corpus, training)
 @MODES
 def test_the_best_epoch_is_what_remains(mode, corpus, training, monkeypatch):
     scores = iter([0.4, 0.9, 0.9, 0.2])
-    monkeypatch.setattr("selftrain.models.finetune_stepper.macro_f1", lambda *_: next(scores))
+    monkeypatch.setattr(
+        "selftrain.models.finetune_stepper.evaluate",
+        lambda *given: evaluate(*given)._replace(macro_f1=next(scores)),
+    )
     model = fit(trainer(mode, epochs=4), corpus, training)
     assert model.best_epoch == 2
     assert [progress.macro_f1 for progress in model.curve] == [0.4, 0.9, 0.9, 0.2]
