@@ -200,6 +200,10 @@ class Posterior:
         return cls(**{**fields, **maps})
 
 
+SURE = 0.9
+"""Posterior probability from which on a label needs nobody's look."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """All judgments on one candidate, by step and role.
@@ -249,6 +253,12 @@ class Verdict:
             return self.posterior.probability >= self.posterior.threshold
         last = [self.last(agent) for agent in self.deciders or self.agents]
         return bool(last) and all(j is not None and j.label == self.classifier_label for j in last)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether people may be asked: the post is not learned, or with a label that is not sure."""
+        unsure = self.posterior is not None and self.posterior.probability < SURE
+        return unsure or not self.consistent
 
     def to_json(self) -> dict[str, Any]:
         """Return a record of JSON values; `consistent` stands in it for the reader's sake."""

@@ -74,8 +74,9 @@ class LoopState:
         deferred: Judged in rounds that were rolled back since the last kept one; they wait for a better
             model.
         human: Post id -> label that people gave: a label like any other from then on, rolled back or not.
-        disputed: Found divergent in any round, kept or rolled back, and neither accepted nor labelled by
-            people since: these are what people are asked about.
+        disputed: Found doubtful in any round, kept or rolled back, and neither settled nor labelled by people
+            since: these are what people are asked about, divergent posts and, under a posterior, those that
+            are learned with a label that is not sure.
         last_verdicts: Post id -> its last verdict, in the order of the first ones.
     """
 
@@ -154,11 +155,10 @@ class LoopState:
                 same = was is not None and was.verdict.label == verdict.label
                 accepted[post_id] = LastVerdict(was.round if was and same else self.next_round, verdict)
                 divergent.discard(post_id)
-                disputed.discard(post_id)
             else:
                 accepted.pop(post_id, None)
                 divergent.add(post_id)
-                disputed.add(post_id)
+            (disputed.add if verdict.doubtful else disputed.discard)(post_id)
         return replace(
             self._after_verdicts(verdicts, revised),
             accepted=accepted,
@@ -181,7 +181,7 @@ class LoopState:
 
         Who disagreed in it disagreed nevertheless: people may be asked about these posts.
         """
-        disagreed = {verdict.post_id for verdict in verdicts if not verdict.consistent}
+        disagreed = {verdict.post_id for verdict in verdicts if verdict.doubtful}
         return replace(
             self._after_verdicts(verdicts),
             next_round=self.next_round + 1,

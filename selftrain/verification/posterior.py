@@ -29,6 +29,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
 
+from agents.errors import JudgmentError
 from agents.judgment import Judgment, State
 from selftrain._util.types import BoolArray, FloatArray, IntArray
 
@@ -72,13 +73,21 @@ def beliefs_of(
         classes: K names, in the order of their numbers.
         log_probs: [n, K] the classifier's.
         answers: [n, A] the agents'; None: no usable answer.
+
+    Raises:
+        JudgmentError: A label that is none of the classes.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes)} | {None: len(classes)}
 
     def state(judgment: Judgment | None) -> int:
         if judgment is None or judgment.state is State.FAILED:
             return len(classes) + 1
-        return len(classes) if judgment.label is None else numbers[judgment.label]
+        if judgment.label not in numbers:
+            raise JudgmentError(
+                f"agent {judgment.agent!r} says {judgment.label!r} of a post: expected one of"
+                f" {', '.join(map(repr, classes))}, or no label"
+            )
+        return numbers[judgment.label]
 
     nothing = (np.nan,) * len(classes)
     width = len(answers[0]) if answers else 0

@@ -71,7 +71,7 @@ class NearestMean:
 
 
 class Desk:
-    """People who label a few divergent posts of each round; `for_run` gives them the run to look at."""
+    """People who label a few doubtful posts of each round; `for_run` gives them the run to look at."""
 
     def __init__(self, label, most=2):
         self.label, self.most = label, most
@@ -90,8 +90,8 @@ class DeskOfRun:
     def answers(self, used):
         finished = range(self.folder.finished())
         verdicts = [one for number in finished for one in self.folder.verdicts(number)[-20:]]
-        divergent = [one.post_id for one in verdicts if not one.consistent]
-        asked = dict.fromkeys(divergent[: self.desk.most * len(finished)])
+        doubtful = [one.post_id for one in verdicts if one.doubtful]
+        asked = dict.fromkeys(doubtful[: self.desk.most * len(finished)])
         return [st.HumanLabel(one, self.desk.label, ("desk",)) for one in asked if one not in used]
 
     def close(self):

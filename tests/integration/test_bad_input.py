@@ -152,7 +152,9 @@ def test_later_rounds_take_what_is_left(place):
 
 
 def test_shares_of_no_class_are_refused_before_anything_is_computed(place):
-    with pytest.raises(SplitError, match=r"selection shares are .*'spam'.*expected 'invitation'"):
+    with pytest.raises(
+        SplitError, match=r"selection shares are .*'spam'.*expected 'advertisement' and 'invitation'"
+    ):
         go(place, "selection.shares={spam = 0.5, invitation = 0.5}")
     assert_nothing_was_computed(place)
 

@@ -39,7 +39,7 @@ RECIPE = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\nlabelled = 100\n
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """Posts of words alone, where the program is run."""
-    st.draw_posts(tmp_path / "drawn", 1100)
+    st.draw_posts(tmp_path / "drawn", 2000)
     rows = map(json.loads, (tmp_path / "drawn/manifest.jsonl").read_text().splitlines())
     words = ({**row, "images": []} for row in rows if row["text"].strip())
     (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))

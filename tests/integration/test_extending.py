@@ -23,7 +23,7 @@ PAGE = (CHECKOUT / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n# (\w+)\.py\n(.*?)```\n```toml\n(.*?)```", PAGE, re.DOTALL)
 SECTIONS = {name: section for name, _, section in EXAMPLES}
 COMPARED = ("grown.jsonl", "rounds/0002/verdicts.jsonl", "rounds/0002/candidates.jsonl")
-NAMES = '["invitation", "notice"]'
+NAMES = '["invitation", "advertisement"]'
 AGENTS = f"""
 [agents]
 kind = "cross_review"

@@ -31,7 +31,7 @@ def write_source(path, rows):
     draw = random.Random(3)
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
-            text = "none" if number % 17 == 5 else f"{draw.random():.6f}"
+            text = "no number" if number % 17 == 5 else f"{draw.random():.6f}"
             row = {"id": f"p{number}", "text": text, "note": "é" * (number % 5)}
             file.write("{broken\n" if number % 23 == 7 else json.dumps(row, ensure_ascii=False) + "\n")
     return path
@@ -62,7 +62,7 @@ def test_the_filter_to_repeat_keeps_what_passes_and_lists_what_failed(place):
     folder, source, chances = place
     expected = []
     for line in source.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("{broken") and '"none"' not in line:
+        if not line.startswith("{broken") and '"no number"' not in line:
             row = json.loads(line)
             if float(row["text"]) >= 0.5:
                 expected.append(row)

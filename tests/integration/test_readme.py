@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 CHECKOUT = Path(__file__).parents[2]
 GUIDES = ("README.md", *(f"docs/{f.name}" for f in sorted((CHECKOUT / "docs").glob("*.md"))))
-RECIPES = ("harmeme.toml", "hateful_memes.toml", "hsol.toml", "quickstart.toml")
+RECIPES = ("emotion.toml", "harmeme.toml", "hateful_memes.toml", "hsol.toml", "quickstart.toml")
 SHOWN = {"text", "toml", "json"}  # fences that are not run
 # target -> what it must run, by the Makefile
 TARGETS = {
@@ -192,4 +192,5 @@ def test_hateful_memes_trains_all_of_clip_with_the_published_loss():
     assert (backbone.kind, backbone.model, backbone.weights) == ("clip", "ViT-L-14", "openai")
     assert (recipe.classifier.kind, recipe.classifier.mode) == ("finetune", "full")
     assert (loss.form, loss.balance, loss.theta) == ("convex", 0.1, 0.5)
+    assert (recipe.verification.rule, recipe.selection.kind) == ("unanimous", "top_k")
     assert (loss.soft_positive, loss.soft_negative) == pytest.approx((0.67, 0.33))

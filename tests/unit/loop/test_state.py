@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import HashPanel, make_corpus, rounds_of, run
 
-from agents.judgment import Judgment, State, Verdict
+from agents.judgment import Judgment, Posterior, State, Verdict
 from losses.base import Group
 from selftrain import loop
 from selftrain.errors import RunStateError
@@ -217,3 +217,16 @@ def test_a_damaged_round_is_an_error_that_says_where(tmp_path, file, content):
     with pytest.raises(RunStateError, match=r"damaged|not those that the run began with") as caught:
         check_pool(corpus, replay(RunFolder(tmp_path))[0], RunFolder(tmp_path))
     assert str(tmp_path) in str(caught.value)
+
+
+def test_people_may_be_asked_about_labels_that_are_learned_but_not_sure():
+    def learned(post_id, sure):
+        probs = {"fine": 1 - sure, "bad": sure}
+        return Verdict(post_id, "bad", 0.6, (), posterior=Posterior(probs, {}, probs, 0.5, 1.0))
+
+    state = LoopState().keep(LoopState().merge([learned("sure", 0.95), learned("unsure", 0.6)], []))
+    assert set(state.accepted) == {"sure", "unsure"}
+    assert state.disputed == {"unsure"}
+    surer = state.merge([], [], [learned("unsure", 0.97)])
+    assert surer.disputed == set()
+    assert LoopState().roll_back([learned("unsure", 0.6)]).disputed == {"unsure"}

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from agents.errors import JudgmentError
+from agents.judgment import Judgment, State
 from selftrain.verification.posterior import (
     JOINT_POSTS,
     OWN_POSTS,
     Beliefs,
     StateCounts,
+    beliefs_of,
     fit_posterior,
 )
 
@@ -301,3 +304,9 @@ def test_an_agent_that_abstains_but_leans_is_heard():
     found = fit_posterior(silent[0], labels, silent[1], ("reviewer",), 2)
     assert found.weight > 0.1
     assert accuracy_of(found.probs, truth) > accuracy_of(judged.log_probs, truth) + 0.02
+
+
+def test_a_label_that_is_no_class_is_refused_by_its_name():
+    stray = Judgment("reviewer", 0, State.LABEL, "notice", 0.9, "so", "test")
+    with pytest.raises(JudgmentError, match=r"'reviewer' says 'notice' .*expected one of 'fine', 'bad'"):
+        beliefs_of(("fine", "bad"), np.zeros((1, 2)), [[stray]])
