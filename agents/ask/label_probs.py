@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from agents.client.base import Token
 
 TOLERANCE = 0.01
-_END, _SHIFT = len('":"'), 0.05
+_END, _SHIFT = len('":"'), 0.01
 _KEY = re.compile(r'(?<!\\)"label"\s*:\s*"')
 
 
