@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from agents.client.base import Token
 
 TOLERANCE = 0.01
-_END, _SHIFT = len('":"'), 0.01
+_END = len('":"')
 _KEY = re.compile(r'(?<!\\)"label"\s*:\s*"')
 
 
@@ -65,7 +65,7 @@ def _followed(
         # of what the answer's text must be from here on, the key's rest; a token may begin before the key
         before, rest = max(start - begin, 0), key[max(begin - start, 0) :]
         decided: dict[str, float] = {}
-        listed = going_on = others = 0.0
+        listed = going_on = 0.0
         for text, logprob in token.alternatives or ((token.text, token.logprob),):
             share = math.exp(logprob)
             listed += share
@@ -76,22 +76,17 @@ def _followed(
                 decided[name] = decided.get(name, 0.0) + share
             elif text == token.text and rest.startswith(led):
                 going_on += share
-            elif led != rest and rest.startswith(led):
-                others += share
         total = sum(decided.values()) + going_on
         if total <= 0.0:
             return {}, 1.0
         unlisted = max(0.0, 1.0 - listed)
         for name, share in decided.items():
             probs[name] = probs.get(name, 0.0) + mass * share / total
-        # Other ways to write the key lead to the same text and, from there, to the same labels. Only where
-        # one stops within its end may a token that holds the rest and the label at once shift them, and by
-        # no more than beliefs hang on how a text is cut.
+        # other ways to cut the key lead to the same text, and from there to the same labels
         decides = not rest.startswith(token.text[before:])
         if decides or len(rest) <= _END:
             # before that, what is not listed is another way for the rationale to go on
-            unknown = unlisted + _SHIFT * others
-            missed += mass * unknown / (total + unknown)
+            missed += mass * unlisted / (total + unlisted)
         mass *= going_on / total
         if decides or mass <= 0.0:
             return probs, missed
