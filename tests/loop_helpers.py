@@ -12,6 +12,7 @@ import numpy as np
 from class_helpers import both
 
 from agents.judgment import Judgment, State, Verdict
+from backbones.base import FeatureLayout
 from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain.data.corpus import UNKNOWN, Corpus
@@ -25,21 +26,46 @@ from selftrain.verification.rules import Unanimous
 VALIDATION = 20
 
 
-def make_corpus(pool=30, labelled=6, test=0):
-    """Labels alternate; positions count on from labelled over validation and pool to test."""
-    sizes = (labelled, VALIDATION, pool, test)
-    total = sum(sizes)
-    truth = (np.arange(total) % 2).astype(np.int8)
-    names = ("ham", "spam")
-    bounds = np.cumsum((0, *sizes))
-    parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(bounds)]
+class MemoryRows:
+    """Features in memory, eight columns of words."""
+
+    layout = FeatureLayout(8, 0)
+
+    def __init__(self, values):
+        self.values = values
+
+    def rows(self, positions):
+        return self.values[np.asarray(positions)]
+
+
+def turns(sizes, classes):
+    """The classes of all posts, one after the other: a label each."""
+    return (np.arange(sum(sizes)) % len(classes)).astype(np.int16)
+
+
+def corpus_of(sizes, classes, rows=None):
+    """Posts labelled in `turns`; positions count on from labelled over validation and pool to test."""
+    truth = turns(sizes, classes)
+    parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(np.cumsum((0, *sizes)))]
     labels = truth.copy()
     labels[parts[2]] = UNKNOWN
     posts = [
-        Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else names[truth[i]])
-        for i in range(total)
+        Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else classes[truth[i]])
+        for i in range(len(truth))
     ]
-    return Corpus(posts, None, *parts, labels, truth, names)
+    table = None if rows is None else MemoryRows(rows)
+    return Corpus(posts, table, *parts, labels, truth, classes)
+
+
+def make_corpus(pool=30, labelled=6, test=0):
+    """Posts of two classes, without features."""
+    return corpus_of((labelled, VALIDATION, pool, test), ("ham", "spam"))
+
+
+def written(folder):
+    """Every file that decides what follows, but for the seconds."""
+    metrics = [json.loads(file.read_text()) | {"seconds": 0} for file in sorted(folder.rglob("metrics.json"))]
+    return {file.relative_to(folder): file.read_text() for file in sorted(folder.rglob("*.jsonl"))}, metrics
 
 
 def chance(*key):

@@ -1,21 +1,16 @@
 """A task of four classes through the loop: both rules, people, kills, figures, pages, predictions."""
 
-import json
-from itertools import pairwise
-
 import numpy as np
 import pytest
+from loop_helpers import corpus_of, turns, written
 from sklearn.metrics import f1_score, roc_auc_score
 
 from agents.panel import CrossReview
 from agents.simulated import SimulatedAgent, symmetric
-from backbones.base import FeatureLayout
 from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain._util.numeric import decide
-from selftrain.data.corpus import UNKNOWN, Corpus
-from selftrain.data.posts import Post
 from selftrain.errors import SplitError
 from selftrain.models.classifier import load_head
 from selftrain.models.metrics import against_rest, evaluate, reliability
@@ -31,32 +26,12 @@ from selftrain.verification.rules import PosteriorRule, Unanimous
 CLASSES = ("joy", "optimism", "sadness", "anger")  # the positive one last
 
 
-class Rows:
-    """Features in memory."""
-
-    layout = FeatureLayout(8, 0)
-
-    def __init__(self, values):
-        self.values = values
-
-    def rows(self, positions):
-        return self.values[np.asarray(positions)]
-
-
 def make_corpus(*, labelled=24, validation=40, pool=160, test=80):
-    draw = np.random.default_rng(3)
     sizes = (labelled, validation, pool, test)
-    truth = (np.arange(sum(sizes)) % 4).astype(np.int16)
-    rows = draw.normal(size=(len(truth), 10)).astype(np.float32)
+    truth = turns(sizes, CLASSES)
+    rows = np.random.default_rng(3).normal(size=(len(truth), 10)).astype(np.float32)
     rows[np.arange(len(truth)), truth] += 3.0
-    parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(np.cumsum((0, *sizes)))]
-    labels = truth.copy()
-    labels[parts[2]] = UNKNOWN
-    posts = [
-        Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else CLASSES[truth[i]])
-        for i in range(len(truth))
-    ]
-    return Corpus(posts, Rows(rows), *parts, labels, truth, CLASSES)
+    return corpus_of(sizes, CLASSES, rows)
 
 
 def agents(corpus, accuracy=0.85):
@@ -71,12 +46,6 @@ def rounds_of(folder, corpus, rule, *, rounds=2, trainer=None, selector=None):
         selector=selector or TopK(40), loss=PNULoss(), folder=RunFolder(folder), rule=rule,
         settings=loop.LoopSettings(root=folder, limits=RoundLimits(rounds, 9), folds=3),
     )  # fmt: skip
-
-
-def written(folder):
-    """Every file that decides what follows, but for the seconds."""
-    metrics = [json.loads(file.read_text()) | {"seconds": 0} for file in sorted(folder.rglob("metrics.json"))]
-    return {f.relative_to(folder): f.read_text() for f in sorted(folder.rglob("*.jsonl"))}, metrics
 
 
 # ---- the loop -------------------------------------------------------------------------------------------

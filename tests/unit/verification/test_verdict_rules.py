@@ -2,20 +2,18 @@
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 from class_helpers import column
+from loop_helpers import corpus_of, turns, written
 
 from agents.judgment import Judgment, Posterior, State, Verdict
-from backbones.base import FeatureLayout
 from losses.against_rest import AgainstRest
 from losses.base import Group
 from losses.pnu import PNULoss
 from selftrain import loop
-from selftrain.data.corpus import UNKNOWN, Corpus, TrainingSet
-from selftrain.data.posts import Post
+from selftrain.data.corpus import TrainingSet
 from selftrain.errors import RecipeError
 from selftrain.models.trainer import HeadTrainer
 from selftrain.rounds import replay
@@ -29,32 +27,12 @@ from selftrain.verification.rules import PosteriorRule, Unanimous
 NAMES = ("fine", "bad")
 
 
-class Rows:
-    """Features in memory."""
-
-    layout = FeatureLayout(8, 0)
-
-    def __init__(self, values):
-        self.values = values
-
-    def rows(self, positions):
-        return self.values[np.asarray(positions)]
-
-
 def make_corpus(*, labelled=20, validation=0, pool=120, test=60):
-    draw = np.random.default_rng(1)
     sizes = (labelled, validation, pool, test)
-    truth = (np.arange(sum(sizes)) % 2).astype(np.int8)
-    rows = draw.normal(size=(len(truth), 10)).astype(np.float32)
+    truth = turns(sizes, NAMES)
+    rows = np.random.default_rng(1).normal(size=(len(truth), 10)).astype(np.float32)
     rows[:, 0] += 1.2 * (2.0 * truth - 1)
-    parts = [np.arange(a, b, dtype=np.int64) for a, b in pairwise(np.cumsum((0, *sizes)))]
-    labels = truth.copy()
-    labels[parts[2]] = UNKNOWN
-    posts = [
-        Post(id=f"p{i}", text=f"text {i}", label=None if labels[i] < 0 else NAMES[truth[i]])
-        for i in range(len(truth))
-    ]
-    return Corpus(posts, Rows(rows), *parts, labels, truth, NAMES)
+    return corpus_of(sizes, NAMES, rows)
 
 
 class Panel:
@@ -96,13 +74,6 @@ def rounds_of(folder, corpus, *, rule=None, rounds=2, panel=None):
         selector=Uncertain(30), loss=PNULoss(), folder=RunFolder(folder), rule=rule or PosteriorRule(),
         settings=loop.LoopSettings(root=folder, limits=RoundLimits(rounds, 9), folds=3),
     )  # fmt: skip
-
-
-def written(folder):
-    """Every file that decides what follows, but for the seconds."""
-    files = sorted(folder.rglob("*.jsonl"))
-    metrics = [json.loads(file.read_text()) | {"seconds": 0} for file in sorted(folder.rglob("metrics.json"))]
-    return {file.relative_to(folder): file.read_text() for file in files}, metrics
 
 
 @pytest.mark.parametrize("validation", [0, 40])
