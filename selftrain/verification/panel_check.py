@@ -6,14 +6,15 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 
 from agents.judgment import State
 from agents.panel import Panel
-from agents.trust import Trust, trust
+from agents.trust import Answers, Trust, trust
 from selftrain._util.types import FloatArray
 from selftrain.data.corpus import Corpus
 from selftrain.rounds import AgentGain, gain_lines
@@ -37,18 +38,23 @@ class PanelCheck:
         answered: Role -> posts that got a label.
         failed: Role -> posts without any answer.
         looked_at: Of so many.
-        gains: What each adds to the others and to a classifier.
         asked: Most posts that the run asks each agent about.
         advice: What to do about an agent that hardly answers, for this kind of agents.
+        measure_gains: Gives `gains`: a run that only warns does without a classifier to measure them by.
     """
 
     trust: Trust
     answered: Mapping[str, int]
     failed: Mapping[str, int]
     looked_at: int
-    gains: Mapping[str, AgentGain]
     asked: int
     advice: str
+    measure_gains: Callable[[], Mapping[str, AgentGain]]
+
+    @cached_property
+    def gains(self) -> Mapping[str, AgentGain]:
+        """What each agent adds to the others and to a classifier."""
+        return self.measure_gains()
 
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for each agent that is useless, with what to do."""
@@ -94,18 +100,22 @@ def check_panel(panel: Panel, corpus: Corpus, *, asked: int, advice: str, seed: 
     figures, answers = trust(panel, labelled)
     more = panel.predict_out_of_fold(pool[:LOOKED_AT])
     said = {role: [*answers[role], *more[role]] for role in answers}
-    rows = list(zip(*answers.values(), strict=True))
-    labels = corpus.labels[corpus.labelled].astype(np.int64)
-    known = beliefs_of(corpus.classes, _plain_classifier(corpus, seed), rows)
     return PanelCheck(
         trust=figures,
         answered={role: sum(one.label is not None for one in given) for role, given in said.items()},
         failed={role: sum(one.state is State.FAILED for one in given) for role, given in said.items()},
         looked_at=len(labelled) + len(pool[:LOOKED_AT]),
-        gains=agent_gains(known, labels, tuple(answers), len(corpus.classes)),
         asked=asked,
         advice=advice,
+        measure_gains=partial(_gains, answers, corpus, seed),
     )
+
+
+def _gains(answers: Answers, corpus: Corpus, seed: int) -> dict[str, AgentGain]:
+    rows = list(zip(*answers.values(), strict=True))
+    labels = corpus.labels[corpus.labelled].astype(np.int64)
+    known = beliefs_of(corpus.classes, _plain_classifier(corpus, seed), rows)
+    return agent_gains(known, labels, tuple(answers), len(corpus.classes))
 
 
 def _plain_classifier(corpus: Corpus, seed: int) -> FloatArray:
