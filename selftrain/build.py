@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -12,7 +13,16 @@ from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
 from selftrain._util.plugins import accepted, build_part, locate, name_of, options_of
-from selftrain.config import KINDS, RULES, AgentsSection, PartSection, Recipe, VerificationSection
+from selftrain.config import (
+    KINDS,
+    RULES,
+    AgentsSection,
+    PartSection,
+    Recipe,
+    VerificationSection,
+    default_rule,
+    default_selection,
+)
 from selftrain.data.context import ForRun, RunContext
 from selftrain.data.preparation import PreparedData
 from selftrain.loop import LoopSettings
@@ -173,19 +183,44 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
     return sections
 
 
+def default_rule_for(panel: Panel | ForRun[Panel]) -> VerdictRule:
+    """Return the rule that a recipe with these agents has where it names none."""
+    rule: VerdictRule = _plain("verification", default_rule(_named("agents", panel)))
+    return rule
+
+
+def default_selector_for(rule: VerdictRule) -> Selector:
+    """Return the selector that a recipe with this rule has where it names none."""
+    selector: Selector = _plain("selection", default_selection(_named("verification", rule)))
+    return selector
+
+
+def _names(section: str) -> Mapping[str, str]:
+    return RULES if section == "verification" else KINDS[section]
+
+
+def _plain(section: str, name: str) -> Any:  # noqa: ANN401 -- whatever the section names
+    """Build a part of a section without any argument."""
+    return build_part(_names(section)[name], {}, section)
+
+
+def _named(section: str, part: object) -> str:
+    """Return the name that a section has for the class of a part; "package.module:Class" for others."""
+    path = name_of(part)
+    return next((name for name, known in _names(section).items() if known == path), path)
+
+
 def _rule_section(rule: VerdictRule) -> dict[str, Any]:
     """Return the name and the arguments of a rule."""
-    names = {path: name for name, path in RULES.items()}
-    name, arguments = name_of(rule), options_of(rule)
-    return {"rule": names[name], **arguments} if name in names else {"rule": name, "options": arguments}
+    name, arguments = _named("verification", rule), options_of(rule)
+    return {"rule": name, **arguments} if name in RULES else {"rule": name, "options": arguments}
 
 
 def _section(name: str, part: object) -> dict[str, Any]:
     """Return kind and arguments of a part; what the section has no key for stands in its options."""
-    options = options_of(part)
-    kinds = {path: kind for kind, path in KINDS[name].items()}
-    if name_of(part) not in kinds:
-        return {"kind": name_of(part), "options": options}
+    kind, options = _named(name, part), options_of(part)
+    if kind not in KINDS[name]:
+        return {"kind": kind, "options": options}
     keys = type(Recipe.model_fields[name].default).model_fields
     known = inspect.signature(type(part)).parameters
     # a bar changes nothing, and a default is not worth a line
@@ -195,6 +230,6 @@ def _section(name: str, part: object) -> dict[str, Any]:
         if key not in keys and key != "progress" and value != known[key].default
     }
     return {
-        "kind": kinds[name_of(part)], "options": others,
+        "kind": kind, "options": others,
         **{key: value for key, value in options.items() if key in keys},
     }  # fmt: skip

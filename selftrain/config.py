@@ -257,8 +257,15 @@ RULES: Mapping[str, str] = {
 LEARN_FROM_LABELS = ("offline", "none")
 """`agents.kind` of agents that know nothing but the labels: they err where the classifier does."""
 
-DEFAULT_RULE = {True: "unanimous", False: "posterior"}
-"""Whether the agents learn from the labels -> the rule that helps most, docs/experiments.md."""
+
+def default_rule(agents: str) -> str:
+    """Return the `verification.rule` that helps most for an `agents.kind`, see docs/experiments.md."""
+    return "unanimous" if agents in LEARN_FROM_LABELS else "posterior"
+
+
+def default_selection(rule: str) -> str:
+    """Return the `selection.kind` that helps most under a `verification.rule`."""
+    return "top_k" if rule == "unanimous" else "uncertain"
 
 
 class VerificationSection(Section):
@@ -436,10 +443,10 @@ class Recipe(Section):
         tables = {name: table.get(name, {}) for name in ("agents", "verification", "selection")}
         if not all(isinstance(one, Mapping) for one in tables.values()):
             return table  # what is no section is refused by its own check
-        learn = tables["agents"].get("kind", "offline") in LEARN_FROM_LABELS
-        verification = {"rule": DEFAULT_RULE[learn], **tables["verification"]}
-        by_rule = "top_k" if verification["rule"] == "unanimous" else "uncertain"
-        selection = {"kind": by_rule, **tables["selection"]}
+        verification = {
+            "rule": default_rule(tables["agents"].get("kind", "offline")), **tables["verification"],
+        }  # fmt: skip
+        selection = {"kind": default_selection(verification["rule"]), **tables["selection"]}
         return {**table, "verification": verification, "selection": selection}
 
     @model_validator(mode="after")

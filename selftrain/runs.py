@@ -29,7 +29,15 @@ from backbones.base import Backbone
 from losses.base import RoundLoss
 from losses.pnu import PNULoss
 from selftrain._util.types import Json
-from selftrain.build import Parts, build, build_settings, describe, run_context
+from selftrain.build import (
+    Parts,
+    build,
+    build_settings,
+    default_rule_for,
+    default_selector_for,
+    describe,
+    run_context,
+)
 from selftrain.config import Recipe, load_recipe
 from selftrain.data.columns import COLUMNS
 from selftrain.data.context import ForRun, RunContext, in_run
@@ -47,12 +55,12 @@ from selftrain.report.cost import RunCost, estimate_cost, most_candidates
 from selftrain.report.status import missing_reviews
 from selftrain.review.reviewers import HumanReview, Reviewers
 from selftrain.rounds import RoundResult
-from selftrain.selection import Selector, TopK, Uncertain
+from selftrain.selection import Selector
 from selftrain.state import RoundLimits, Start
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.verification.panel_check import PanelCheck, check_panel
-from selftrain.verification.rules import PosteriorRule, Unanimous, VerdictRule
+from selftrain.verification.rules import VerdictRule
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +111,7 @@ class SelfTrainer:
         panel: The agents; None: an `OfflinePanel`, which learns from the labels.
         loss: None: `losses.PNULoss`.
         rule: Decides which verdicts become labels; None: `PosteriorRule()`, but `Unanimous()`, the article's,
-            for an `OfflinePanel`.
+            for agents that learn from the labels alone, see `selftrain.config.default_rule`.
         folds: Parts in which labelled posts are left out, see `verification.folds` of a recipe.
         reviewers: People, as `HumanReview(budget=200)`; None: nobody is asked, but reviews of the run that
             are there count.
@@ -133,10 +141,10 @@ class SelfTrainer:
         on_near_chance: OnNearChance | None = None,
     ) -> None:
         panel = panel or OfflinePanel()
-        rule = rule or (Unanimous() if isinstance(panel, OfflinePanel) else PosteriorRule())
+        rule = rule or default_rule_for(panel)
         self._parts = Parts(
             classifier=classifier or HeadTrainer(),
-            selector=selector or (TopK() if isinstance(rule, Unanimous) else Uncertain()),
+            selector=selector or default_selector_for(rule),
             panel=panel,
             loss=loss or PNULoss(),
             rule=rule,

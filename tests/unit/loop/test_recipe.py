@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from agents.panel import CrossReview
 from losses import PNULoss
-from selftrain.build import build, build_settings, describe
+from selftrain.build import (
+    build,
+    build_named,
+    build_panel,
+    build_rule,
+    build_settings,
+    default_rule_for,
+    default_selector_for,
+    describe,
+)
 from selftrain.config import load_recipe
 from selftrain.errors import RecipeError
 from selftrain.loop import LoopSettings
@@ -18,6 +27,7 @@ from selftrain.models.trainer import HeadTrainer
 from selftrain.panels import OfflinePanel, ReplayedPanel, SimulatedPanel, VLMPanel
 from selftrain.selection import Mixed, RandomPosts, TopK, Uncertain
 from selftrain.store.run_dir import RunFolder, without_none
+from selftrain.verification.rules import PosteriorRule, Unanimous
 
 LEAST = '[data]\nmanifest = "posts.jsonl"\ntask = "task.toml"\n'
 
@@ -75,6 +85,24 @@ def test_every_path_of_a_list_is_relative_to_the_recipe_or_to_where_it_is_typed(
 )
 def test_a_selection_is_built_by_its_kind_with_quotas_only_where_they_are_its_default(write, lines, selector):
     assert build(load_recipe(write(f"{LEAST}[selection]\n{lines}\n"))).selector == selector
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "rule", "selector"),
+    [
+        ("offline", "", Unanimous(), TopK()),
+        ("none", "", Unanimous(), TopK()),
+        ("simulated", "", PosteriorRule(), Uncertain()),
+        ("replayed", 'files = ["/a.jsonl"]', PosteriorRule(), Uncertain()),
+        ("vlm", '[vlm]\nservers = ["http://x:1"]', PosteriorRule(), Uncertain()),
+        ("agents_helpers:Anybody", "", PosteriorRule(), Uncertain()),
+    ],
+)
+def test_rule_and_selection_follow_the_agents_in_a_recipe_as_in_python(write, kind, more, rule, selector):
+    recipe = load_recipe(write(f'{LEAST}[agents]\nkind = "{kind}"\n{more}\n'))
+    assert (build_rule(recipe.verification), build_named(recipe.selection)) == (rule, selector)
+    panel = object() if ":" in kind else build_panel(recipe)
+    assert (default_rule_for(panel), default_selector_for(rule)) == (rule, selector)
 
 
 ONE = 'reviewer = { kind = "agents_helpers:Scripted", options = { role = "reviewer", first = {} } }'
