@@ -172,6 +172,17 @@ def answer_of(target: Target) -> int | None:
     return int(target.argmax()) if target.any() else None
 
 
+def count_answers(questions: QuestionSet, posts: Iterable[Example]) -> dict[str, dict[str, int]]:
+    """Return question -> answer -> how many posts have it."""
+    found = {one.name: dict.fromkeys(one.answers, 0) for one in questions.all}
+    for post in posts:
+        for question, target in zip(questions.all, post.targets, strict=True):
+            answer = answer_of(target)
+            if answer is not None:
+                found[question.name][question.answers[answer]] += 1
+    return found
+
+
 # ---- which posts ----------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ METRICS = (
 
 
 Divisor = Literal["posts", "expected", "answers"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SourceSettings(Section):
@@ -112,12 +113,17 @@ class TrainingSettings(Section):
     clip: float = Field(1.0, gt=0)  # the largest norm of a gradient
     # question -> weight in the loss, "final" among them; 1 for those not named
     weights: dict[str, float] = Field(default_factory=dict)
+    # question -> weight of each answer in its loss: "balanced", so that every answer weighs alike however
+    # many posts have it, or numbers, 1 for answers not named
+    class_weights: dict[str, Literal["balanced"] | dict[str, Weight]] = Field(default_factory=dict)
     # what a question's loss is divided by: the posts of the step, so that every post weighs alike (published,
     # where every post answers); the posts expected to answer it; or those that do
     divisor: Divisor = "posts"
     # keep the loss of reviewed posts (data.reviews) above 0; off, it is unbiased and has no lower bound
     non_negative: bool = True
-    metric: str = "macro_f1"  # of the validation posts; says which epoch is best
+    metric: str = "macro_f1"  # of the validation posts; says which weights are kept
+    validate_every: int | None = Field(None, ge=1)  # steps; also within an epoch, not at its end alone
+    patience: int | None = Field(None, ge=1)  # end after so many validations without a better one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
     checkpointing: bool = False
@@ -140,6 +146,40 @@ class TrainingSettings(Section):
         if unknown:
             raise RecipeError(f"training.weights names {unknown}; expected some of {list(questions)}")
         return tuple(self.weights.get(name, 1.0) for name in questions)
+
+    def answer_weights(self, counts: Mapping[str, Mapping[str, int]]) -> list[list[float]] | None:
+        """Return the weight of every answer of each question, in their order; None where all are 1.
+
+        Args:
+            counts: Question -> answer -> how many training posts have it, the final question last.
+
+        Raises:
+            RecipeError: A weight for a question or an answer that there is not.
+        """
+        unknown = sorted(self.class_weights.keys() - counts.keys())
+        if unknown:
+            raise RecipeError(f"training.class_weights names {unknown}; expected some of {list(counts)}")
+        if not self.class_weights:
+            return None
+        return [_answer_weights(name, self.class_weights.get(name, {}), counts[name]) for name in counts]
+
+
+def _answer_weights(
+    question: str, given: Literal["balanced"] | Mapping[str, float], counts: Mapping[str, int]
+) -> list[float]:
+    if given == "balanced":
+        # every answer the same sum, and the mean over the posts 1; an answer that no post has weighs nothing
+        mean = sum(counts.values()) / sum(count > 0 for count in counts.values())
+        return [mean / count if count else 1.0 for count in counts.values()]
+    unknown = sorted(given.keys() - counts.keys())
+    if unknown:
+        raise RecipeError(
+            f"training.class_weights.{question} names {unknown}; expected some of {list(counts)}"
+        )
+    weights = [float(given.get(answer, 1.0)) for answer in counts]
+    if not any(weights):
+        raise RecipeError(f"training.class_weights.{question} is 0 for every answer: nothing is learned")
+    return weights
 
 
 class AgentPSRecipe(Section):
