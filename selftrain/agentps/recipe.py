@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from backbones.mllm.answering import Variant
+from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
 from selftrain._util.toml_sections import Section, read_table
@@ -68,7 +68,9 @@ class ModelSection(Section):
     base: str = "smollm2_efficientnet"  # or a name on a hub, or a folder
     revision: str = "main"  # of the weights on a hub
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of a hub's weights; auto: as saved
-    variant: Variant = "agentps"  # where the heads read
+    variant: Variant = "agentps"  # which questions are asked, and where their heads read
+    rounds: bool = False  # ask each question in a turn of its own, answered as the assistant's turn begins
+    fed: bool = False  # the final head hears what the process heads say, not their state alone
     policy: bool = False  # put the task's policy before every post
     max_tokens: int = Field(256, ge=16, le=32_768)  # of prompt and text together, images aside
     padding: Padding = "left"
@@ -79,6 +81,17 @@ class ModelSection(Section):
     vision: bool = False  # adapt the vision tower too
     hidden: int = Field(256, ge=1)  # of the answer heads
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _variant_has_it(self) -> ModelSection:
+        asking = ASKING[self.variant]
+        for name, chosen, there in (
+            ("rounds", self.rounds, asking.asked), ("fed", self.fed, asking.answered)
+        ):  # fmt: skip
+            if chosen and not there:
+                lacking = "asks no question" if name == "rounds" else "has no process heads"
+                raise ValueError(f"{name} is set, and the variant {self.variant!r} {lacking}: leave it out")
+        return self
 
 
 class ModelSettings(ModelSection):

@@ -468,7 +468,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, bar: bool) -> AgentPSModel:
     found, settings, training = load_posts(recipe.data, recipe.seed), recipe.model_settings(), recipe.training
-    questions = question_set(found.task, settings.variant, policy=settings.policy)
+    questions = question_set(found.task, settings.variant, policy=settings.policy, rounds=settings.rounds)
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
     _check_examples(questions, training, posts, validation)
