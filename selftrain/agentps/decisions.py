@@ -69,7 +69,7 @@ Decisions = tuple[Decision, ...]
 
 
 def _logs(probs: FloatArray | Float32Array) -> FloatArray:
-    return np.log(probs.astype(np.float64).clip(_LEAST))
+    return np.asarray(np.log(probs.astype(np.float64).clip(_LEAST)))
 
 
 def fit_decisions(found: Sequence[QuestionScores], goals: Mapping[str, str]) -> Decisions:
