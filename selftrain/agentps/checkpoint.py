@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from backbones.mllm.answering import merge, trained_names
 from selftrain._util.types import Json
 from selftrain.agentps.dataset import QuestionSet
-from selftrain.agentps.decisions import Decision, Decisions
+from selftrain.agentps.decisions import Decisions, QuestionDecision
 from selftrain.agentps.model import Built, build
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.task import Task, dump_task, load_task
@@ -135,7 +135,7 @@ def decisions_of(about: Json, questions: QuestionSet, file: Path) -> Decisions:
         ModelError: It says nothing; `file` is named.
     """
     try:
-        return tuple(Decision.model_validate(about["decisions"][one.name]) for one in questions.all)
+        return tuple(QuestionDecision.model_validate(about["decisions"][one.name]) for one in questions.all)
     except (KeyError, ValidationError) as error:
         raise ModelError(f"{file} says not how answers are decided ({error}): it is damaged") from error
 

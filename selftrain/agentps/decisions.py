@@ -1,6 +1,6 @@
 """From what the heads give to answers: calibrated on the validation posts, decided by what was asked for.
 
-One `Decision` a question, kept in agentps.json; whatever predicts goes through it.
+One `QuestionDecision` a question, kept in agentps.json; whatever predicts goes through it.
 
 Shape legend: ``B`` posts, ``K`` answers of a question.
 """
@@ -25,7 +25,7 @@ from selftrain.models.predictor import DECIMALS, ValidationScores
 _LEAST = float(np.finfo(np.float32).tiny)
 
 
-class Decision(BaseModel):
+class QuestionDecision(BaseModel):
     """How the answer to one question follows from the model's probabilities.
 
     Attributes:
@@ -64,7 +64,7 @@ class Decision(BaseModel):
         return np.asarray(np.where(passed, self.looked_for, others.argmax(1)), dtype=np.int64)
 
 
-Decisions = tuple[Decision, ...]
+Decisions = tuple[QuestionDecision, ...]
 """One a question, the final one last."""
 
 
@@ -83,9 +83,9 @@ def fit_decisions(found: Sequence[QuestionScores], goals: Mapping[str, str]) -> 
         RecipeError: A goal of a question that is not asked.
     """
     calibrated = [
-        Decision(slope=fit_calibration(_logs(one.probs).astype(np.float32), one.truth).slope)
+        QuestionDecision(slope=fit_calibration(_logs(one.probs).astype(np.float32), one.truth).slope)
         if len(one.ids)
-        else Decision()
+        else QuestionDecision()
         for one in found
     ]
     scaled = [
@@ -95,7 +95,7 @@ def fit_decisions(found: Sequence[QuestionScores], goals: Mapping[str, str]) -> 
 
 
 def set_goals(
-    decisions: Sequence[Decision], found: Sequence[QuestionScores], goals: Mapping[str, str]
+    decisions: Sequence[QuestionDecision], found: Sequence[QuestionScores], goals: Mapping[str, str]
 ) -> Decisions:
     """Return decisions with other goals.
 
@@ -125,9 +125,9 @@ def check_goals(questions: Sequence[str], goals: Mapping[str, str]) -> None:
         raise RecipeError(f"a rule is given for {unknown}; expected some of {list(questions)}")
 
 
-def _decision(slope: float, found: QuestionScores, goal: Goal) -> Decision:
+def _decision(slope: float, found: QuestionScores, goal: Goal) -> QuestionDecision:
     """Set one question's threshold, on probabilities as the files have them."""
-    made = Decision(slope=slope, looked_for=found.looked_for, goal=str(goal))
+    made = QuestionDecision(slope=slope, looked_for=found.looked_for, goal=str(goal))
     if goal.kind == "likeliest":
         return made
     probs = found.probs.round(DECIMALS)
@@ -196,7 +196,7 @@ def full_report(
     return result
 
 
-def _worth(one: QuestionScores, made: Decision) -> Json:
+def _worth(one: QuestionScores, made: QuestionDecision) -> Json:
     """Return a rule, and figures of the answer looked for against the others as they are decided by it."""
     given = one.chosen == one.looked_for
     counts = np.bincount(2 * one.found + given, minlength=4).astype(np.int64)
@@ -205,7 +205,7 @@ def _worth(one: QuestionScores, made: Decision) -> Json:
     return rule | {"f1": macro_f1(one.found, given, (True,)), "figures": figures}
 
 
-def _calibration(one: QuestionScores, made: Decision) -> Json:
+def _calibration(one: QuestionScores, made: QuestionDecision) -> Json:
     """Return how far the model's own and the calibrated probabilities are from what was so.
 
     Of two answers the one that is looked for counts, of more each against the others.

@@ -11,7 +11,7 @@ from agentps_helpers import TASK, training_folder
 
 from selftrain.agentps.checkpoint import load
 from selftrain.agentps.dataset import example, question_set
-from selftrain.agentps.decisions import Decision, decided, fit_decisions, full_report
+from selftrain.agentps.decisions import QuestionDecision, decided, fit_decisions, full_report
 from selftrain.agentps.evaluate import ScoredPost, question_scores
 from selftrain.agentps.train import train_agentps
 from selftrain.cli import main
@@ -58,7 +58,7 @@ def test_a_temperature_is_found_for_every_head_and_new_posts_are_said_as_often_a
 
 
 def test_what_was_calibrated_can_be_taken_back_and_changes_no_order():
-    made, probs = Decision(slope=0.3), np.random.default_rng(0).dirichlet([0.2] * 4, 50)
+    made, probs = QuestionDecision(slope=0.3), np.random.default_rng(0).dirichlet([0.2] * 4, 50)
     found = made.calibrate(probs)
     assert found.sum(1) == pytest.approx(np.ones(50))
     assert made.uncalibrated(found) == pytest.approx(probs, abs=1e-9)
@@ -70,7 +70,7 @@ def test_what_was_calibrated_can_be_taken_back_and_changes_no_order():
 
 
 def test_from_its_threshold_on_the_answer_looked_for_is_given_else_the_likeliest_other():
-    made = Decision(looked_for=1, threshold=0.3)
+    made = QuestionDecision(looked_for=1, threshold=0.3)
     probs = np.array([[0.6, 0.3, 0.1], [0.1, 0.29, 0.61], [0.5, 0.29, 0.21], [0.0, 1.0, 0.0]])
     assert made.choose(probs).tolist() == [1, 2, 0, 1]
 
