@@ -46,6 +46,14 @@ class _Record(BaseModel):
             raise damaged(where, f"{place}{fault.get('msg')}") from error
 
 
+class DecidedFigures(_Record):
+    """What the given answers are worth: of the answer looked for against the others, with intervals."""
+
+    precision: Interval
+    recall: Interval
+    accuracy: Interval
+
+
 class DecisionRecord(_Record):
     """How a question is answered, and what that is worth on the posts measured on."""
 
@@ -54,7 +62,7 @@ class DecisionRecord(_Record):
     cut: tuple[float, ...] | None  # or what each answer's log-probability is moved by
     note: str  # why there is no threshold although one was asked for
     f1: float  # of the answer looked for, as precision and recall are
-    figures: dict[str, Interval]
+    figures: DecidedFigures
 
     def lines(self, looked_for: str) -> tuple[str, ...]:
         """Return in words what was asked for and what it gives; nothing of the likeliest answer."""
@@ -64,8 +72,8 @@ class DecisionRecord(_Record):
             return ()
         start = "" if self.threshold is None else f"given from probability {self.threshold:.6f} on"
         rule = start or f"log-probabilities moved by {', '.join(f'{one:+.2f}' for one in self.cut or ())}"
-        precision, recall = self.figures["precision"], self.figures["recall"]
-        return (f"{looked_for!r} {rule} ({self.goal}): precision {precision}, recall {recall}",)
+        found = self.figures
+        return (f"{looked_for!r} {rule} ({self.goal}): precision {found.precision}, recall {found.recall}",)
 
 
 class CalibrationRecord(_Record):
