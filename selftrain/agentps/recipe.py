@@ -92,6 +92,15 @@ class TrainingSettings(Section):
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(16, ge=1)  # posts of a step
     part: int = Field(16, ge=1)  # posts computed at once; a step is accumulated from parts
+    # tokens computed at once, padding among them, in training and evaluation: short posts make large parts,
+    # long ones small parts without padding. A longer post is computed alone; None: no limit
+    part_tokens: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=0)  # processes that read for a GPU; None: one a core
+    # a folder where what the frozen vision tower makes of each picture is kept, from the first epoch on:
+    # LLaVA-OneVision 0.35 to 1.3 MB a picture, smollm2_efficientnet 0.1
+    vision_cache: Path | None = None
+    vision_cache_gb: float = Field(50.0, gt=0)  # what it may take of each model
+    compile: bool = False  # the blocks of tower and language model by torch.compile: minutes at the beginning
     learning_rate: float = Field(1e-4, gt=0, le=1)  # of adapters, the token's row and new parts, at its peak
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0)  # of everything but norms, biases and the row
@@ -144,6 +153,15 @@ class AgentPSRecipe(Section):
             raise ValueError(
                 'model.album is "video", and the videos of a batch must be equally long: set frames.repeat ='
                 " true and frames.count to at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tower_is_frozen(self) -> AgentPSRecipe:
+        if self.model.vision and self.training.vision_cache is not None:
+            raise ValueError(
+                "training.vision_cache keeps what the vision tower gives, and model.vision = true trains it:"
+                " leave out one of the two"
             )
         return self
 

@@ -9,7 +9,7 @@ from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
 
 from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm import hub
-from backbones.mllm.answering import last_positions, merge, trained_names
+from backbones.mllm.answering import compile_blocks, last_positions, merge, trained_names
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import ANSWER_TOKEN, Prompt, Wording, answer_positions, defuse
 
@@ -209,6 +209,55 @@ def test_a_prompt_that_lost_an_answer_token_is_refused():
     ids = torch.tensor([[7, 1, 7, 2], [7, 1, 1, 2]])
     with pytest.raises(PromptFitError, match="prompt 1 of the batch holds 1 answer tokens for 2"):
         answer_positions(ids, torch.ones_like(ids), 7, 2)
+
+
+@pytest.mark.parametrize("precise", [True, False])
+def test_what_is_left_out_of_peft_changes_no_number(precise):
+    found = []
+    for lean in (False, True):
+        model, reader = answering(llava_onevision().base(), lean=lean)
+        moved(model).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            logits = model(reader.read(PROMPTS))
+        sum(one.pow(2).sum() for one in logits).backward()
+        found.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
+
+
+def test_neither_the_table_nor_the_adapters_inputs_are_copied():
+    whole, processor = llava_onevision()
+    model, reader = answering(Family(whole.to(torch.bfloat16), processor).base())
+    inputs = reader.read(PROMPTS)
+    sizes, kinds = [], set()
+
+    def note(tensor):
+        sizes.append(tuple(tensor.shape))
+        kinds.add(tensor.dtype)
+        return tensor
+
+    saved = torch.autograd.graph.saved_tensors_hooks(note, lambda one: one)
+    with saved, torch.autocast("cpu", torch.bfloat16):
+        model(inputs)
+    assert not any(size[0] == ROWS for size in sizes if size)
+    layers = [one for one in model.modules() if hasattr(one, "cast_input_dtype_enabled")]
+    assert layers
+    assert not any(one.cast_input_dtype_enabled for one in layers)
+    model(inputs)  # and without autocast the adapters' float32 meets the base's bfloat16
+    assert all(one.cast_input_dtype_enabled for one in layers)
+
+
+def test_compiled_blocks_keep_their_names_and_their_answers(family):
+    model, reader = answering(family)
+    inputs, names = reader.read(PROMPTS), trained_names(model)
+    with torch.no_grad():
+        before = model(inputs)
+        compile_blocks(family.module, backend="eager")
+        after = model(inputs)
+    compiled = [one for one in model.modules() if one._compiled_call_impl is not None]
+    assert len(compiled) >= 2
+    assert trained_names(model) == names
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
 
 
 def test_gradient_checkpointing_changes_nothing(family):
