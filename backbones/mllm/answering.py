@@ -165,7 +165,7 @@ def adapt(
         for parameter in adapted.get_submodule(f"base_model.model.{name}").parameters():
             parameter.requires_grad_(True)
     if lean:
-        row = adapted.get_submodule(f"base_model.model.{embedding_name(model.module)}").token_adapter
+        row: Any = adapted.get_submodule(f"base_model.model.{embedding_name(model.module)}").token_adapter
         row.forward_adapters = partial(_embed, row)
         adapted.register_forward_pre_hook(_AdapterInputs())
     return adapted
@@ -201,7 +201,7 @@ class _AdapterInputs:
         if casting != self._casting:
             for layer in adapted.modules():
                 if hasattr(layer, "cast_input_dtype_enabled"):
-                    layer.cast_input_dtype_enabled = casting
+                    setattr(layer, "cast_input_dtype_enabled", casting)  # noqa: B010 -- a module's are tensors
             self._casting = casting
 
 
@@ -214,7 +214,7 @@ def compile_blocks(module: nn.Module, **kinds: Any) -> None:  # noqa: ANN401 -- 
     for blocks in module.modules():
         if isinstance(blocks, nn.ModuleList) and len(blocks) > 1 and len({type(one) for one in blocks}) == 1:
             for block in blocks:
-                block.compile(dynamic=True, **kinds)  # type: ignore[no-untyped-call]
+                block.compile(dynamic=True, **kinds)
 
 
 def trained_names(module: nn.Module) -> tuple[str, ...]:

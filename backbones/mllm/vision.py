@@ -65,11 +65,11 @@ class Features(NamedTuple):
             ValueError: They cannot: their tokens do not go up in the number of pictures.
         """
         if len(self.sizes) == pictures and all(self.sizes):
-            return list(self.tensor.split(self.sizes, dim=1))
+            return list(torch.split(self.tensor, list(self.sizes), dim=1))
         tokens = self.tensor.shape[1]
         if tokens % pictures:
             raise ValueError(f"{tokens} tokens of {pictures} pictures: expected equally many of each")
-        return list(self.tensor.split(tokens // pictures, dim=1))
+        return list(torch.split(self.tensor, tokens // pictures, dim=1))
 
 
 def taken_features(output: Any) -> Features | None:  # noqa: ANN401 -- a model's

@@ -265,7 +265,7 @@ def _halved(op: Any, count: Callable[..., int]) -> Callable[..., int]:  # noqa: 
         causal = dict(zip(names, args, strict=False)).get("is_causal", kinds.get("is_causal", False))
         return count(*args, **kinds) // (2 if causal else 1)
 
-    counted._get_raw = True  # type: ignore[attr-defined] -- torch's mark: arguments, not their shapes
+    vars(counted)["_get_raw"] = True  # torch's mark: arguments, not their shapes
     return counted
 
 
