@@ -29,7 +29,7 @@ from backbones.mllm.base import Mllm, to_device
 from backbones.mllm.prompts import ANSWER_TOKEN, Inputs, Prompt, Reader, Words
 from backbones.prefetch import prefetch, read_ahead, workers_for
 from losses.process import process_loss
-from runs.bench.agentps_speed import one_epoch
+from runs.bench.agentps_speed import plain_training
 from selftrain.agentps import train as training
 from selftrain.agentps.dataset import Example, question_set
 from selftrain.agentps.evaluate import score
@@ -177,11 +177,11 @@ def _timed(
     )
     cuda = accelerator.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder, _reading(built, processes=variant.processes):
-        one_epoch(built, posts[:STEP], Path(folder) / "warm", accelerator, settings)
+        plain_training(built, posts[:STEP], Path(folder) / "warm", accelerator, settings)
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
-        one_epoch(built, posts, Path(folder) / "timed", accelerator, settings)
+        plain_training(built, posts, Path(folder) / "timed", accelerator, settings)
         trained = time.perf_counter() - begun
         found = {"posts a second": len(posts) / trained}
         if cuda:

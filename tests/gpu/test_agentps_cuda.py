@@ -70,7 +70,7 @@ def test_the_measure_runs_on_a_small_model(card, lean, tmp_path):
 def test_losses_with_kept_features_processes_and_compiled_blocks_are_those_without(card, tmp_path):
     """Within the noise of bfloat16."""
     from runs.bench import agentps_gpu
-    from runs.bench.agentps_speed import one_epoch
+    from runs.bench.agentps_speed import plain_training
     from selftrain.agentps.vision_cache import VisionCache
 
     posts, losses = agentps_gpu.draw_albums(tmp_path, 32, 28), []
@@ -92,7 +92,7 @@ def test_losses_with_kept_features_processes_and_compiled_blocks_are_those_witho
                 batch_size=8, part=4, part_tokens=200 if fast else None, workers=2 if fast else 0,
                 compile=fast, learning_rate=1e-6, head_learning_rate=1e-6,
             )  # fmt: skip
-            one_epoch(built, posts, folder, card, settings)
+            plain_training(built, posts, folder, card, settings)
         rows = (folder / "losses.jsonl").read_text().splitlines()
         losses.append([json.loads(row)["loss"] for row in rows])
         card.unwrap_model(built.model, keep_fp32_wrapper=False)
