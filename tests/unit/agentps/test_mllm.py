@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from agentps_helpers import WORDING, answering, moved, tiny_embedded
@@ -12,6 +14,11 @@ from backbones.mllm import hub
 from backbones.mllm.answering import AnswerHeads, compile_blocks, last_positions, merge, trained_names
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import ANSWER_TOKEN, Prompt, Wording, answer_positions, defuse
+from selftrain.agentps.dataset import question_set
+from selftrain.agentps.recipe import ModelSettings
+from selftrain.data.templates import load_template, template_names
+
+DOCS = Path(__file__).parents[3] / "docs" / "agentps.md"
 
 PROMPTS = [
     Prompt("a short one", [picture("red"), picture("red")]),
@@ -390,3 +397,17 @@ def test_a_package_that_a_processor_wants_is_named(tmp_path, monkeypatch):
         hub.load(str(tmp_path))
     with pytest.raises(WeightsError, match="pip install num2words"):
         load_reader(tmp_path, str(tmp_path), WORDING, "left", 96)
+
+
+# ---- what a prompt leaves for a post ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_every_shipped_task_leaves_a_post_the_published_number_of_tokens(name):
+    made, left = ModelSettings(), {}
+    for policy in (False, True):
+        wording = question_set(load_template(name), made.variant, policy=policy).wording
+        left[policy] = tiny_embedded().reader(wording, made.padding, made.max_tokens).words.budget
+    assert left[False] >= 196
+    fixed = made.max_tokens - left[False]
+    assert f"| {name} | {fixed} | {left[False]} | {left[True]} |" in DOCS.read_text(encoding="utf-8")
