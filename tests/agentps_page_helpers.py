@@ -120,9 +120,13 @@ def made(place, task, posts, *, epochs=0, steps=0, seed=0, unread=(), skill=1.1,
              for name, value in headline.items()}
             for n in range(epochs)
         ]  # fmt: skip
-        metrics = {"epochs": rows, "best": epochs // 2, "questions": figures}
+        validations = [
+            {"epoch": n + 1, "step": (n + 1) * (steps or epochs) // epochs, "metrics": row}
+            for n, row in enumerate(rows)
+        ]
+        metrics = {"validations": validations, "best": epochs // 2, "questions": figures}
         about = {
-            "format": 2, "architecture": {"base": "smollm2_efficientnet", "variant": "agentps", "rank": 128},
+            "format": 3, "architecture": {"base": "smollm2_efficientnet", "variant": "agentps", "rank": 128},
             "metric": "macro_f1", "finished": True,
         }  # fmt: skip
         atomic.write_json(place / checkpoint.ABOUT, about)

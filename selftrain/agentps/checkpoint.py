@@ -37,7 +37,7 @@ from selftrain.store import atomic
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
 VALIDATION, METRICS = "validation.jsonl", "metrics.json"
-FORMAT = 2
+FORMAT = 3
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
 HEADS = "answer_heads/model.safetensors"
@@ -67,8 +67,8 @@ class AgentPSModel(NamedTuple):
 
     @property
     def best_epoch(self) -> int:
-        """Return the epoch, from 1, whose weights these are."""
-        return int(self.about["best_epoch"]) + 1
+        """Return the epoch, from 1, after or within which the weights were these."""
+        return int(self.about["best_epoch"])
 
 
 def describe(
@@ -234,8 +234,8 @@ def save_training(
     tensors = {f"weight/{name}": one.detach() for name, one in trained(model).items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"moment/{number}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    epochs = [dict(one.metrics) for one in state.results]
-    progress = {"step": state.step, "identity": identity, "epochs": epochs}
+    results = [one._replace(parts={}) for one in state.results]
+    progress = {"step": state.step, "identity": identity, "results": results}
     _write(file, tensors, {"progress": json.dumps(progress)})
 
 
@@ -266,8 +266,7 @@ def load_training(
             moments[int(number)][key] = tensor
     _fill(trained(model), weights, file)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(moments)})
-    results = (EpochResult(number, {}, metrics) for number, metrics in enumerate(progress["epochs"], 1))
-    return TrainingState(progress["step"], tuple(results))
+    return TrainingState(progress["step"], tuple(EpochResult(*one) for one in progress["results"]))
 
 
 def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -61,12 +61,20 @@ class QuestionMetrics(_Record):
         return self.answers[self.looked_for] / self.posts
 
 
+class EpochRecord(_Record):
+    """One validation of a training: in or after which epoch, after how many steps, and its metrics."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+
+
 class ModelMetrics(_Record):
-    """metrics.json: of a trained model the metrics of each epoch and which is kept, else who was measured."""
+    """metrics.json: of a trained model its validations and which is kept, else who was measured."""
 
     model: str | None = None
     questions: dict[str, QuestionMetrics]
-    epochs: list[dict[str, float]] = []
+    validations: list[EpochRecord] = []
     best: int = 0
 
 

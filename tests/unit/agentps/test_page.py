@@ -152,9 +152,9 @@ def test_losses_are_thinned_to_means_and_every_epoch_is_told(trained, seen):
     assert drawn[1].loss == pytest.approx((steps[2]["loss"] + steps[3]["loss"]) / 2)
     for q in range(4):
         assert drawn[0].parts[q] == pytest.approx((steps[0]["parts"][q] + steps[1]["parts"][q]) / 2)
-    assert training.kept == 3
-    told, epochs = seen.words(), json.loads((trained / "metrics.json").read_text())["epochs"]
-    for number, one in enumerate(epochs):
+    assert (training.kept, training.best.epoch, training.within) == ("epoch 3", 3, False)
+    told, found = seen.words(), json.loads((trained / "metrics.json").read_text())["validations"]
+    for number, one in enumerate(row["metrics"] for row in found):
         mean = np.mean([row["loss"] for row in steps[60 * number : 60 * number + 60]])
         word = "kept" if number == 2 else "not kept"
         assert f"{number + 1} {word} {mean:.3f} {one['f1']:.3f} {one['macro_f1']:.3f}" in told
