@@ -148,7 +148,7 @@ class AnswersPanel:
     post that is not in the file is `failed`: an answer is never invented.
 
     Args:
-        answers: Files, and post id -> judgment of each, see `selftrain.data.answers.read_answers`.
+        answers: Files, and post id -> judgment of each, see `selftrain.data.answer_files.read_answers`.
 
     Raises:
         ReplayError: No file, or two of one stem.

@@ -34,7 +34,7 @@ from agents.replayed import AnswersPanel, replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 from backbones.images import open_image
 from selftrain._util.types import Float32Array
-from selftrain.data.answers import read_answers
+from selftrain.data.answer_files import read_answers
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus
 from selftrain.data.task import Task
@@ -134,7 +134,7 @@ class ReplayedPanel:
 
     Args:
         file: The verdicts.jsonl of a run, of two agents.
-        files: Answers of any models, a file an agent, one or more: `data.answers.read_answers`. Exactly
+        files: Answers of any models, a file an agent, one or more: `data.answer_files.read_answers`. Exactly
             one of `file` and `files` is given.
         count: 2: all agents that are there; 1: the first alone.
     """

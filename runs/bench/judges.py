@@ -162,7 +162,7 @@ class Trial:
         """Return the agents' answers [N, A] about some posts, and the calls that they took."""
         from agents.replayed import AnswersPanel
         from runs.bench.peers import answer_matrix
-        from selftrain.data.answers import read_answers
+        from selftrain.data.answer_files import read_answers
 
         names = self.judged.task.names
         panel = AnswersPanel([(file, read_answers(file, names)) for file in self.judged.agents])

@@ -15,7 +15,7 @@ from agents.errors import ReplayError
 from agents.judgment import Candidate, State
 from agents.replayed import AnswersPanel
 from agents.trust import trust
-from selftrain.data.answers import read_answers
+from selftrain.data.answer_files import read_answers
 
 CLASSES = ("flower", "metal")
 
