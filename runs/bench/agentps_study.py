@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from backbones.mllm.answering import Variant
 from backbones.mllm.load import load_mllm
+from backbones.mllm.smollm2_efficientnet import from_parts
+from runs.bench.small_models import QWEN, load_qwen
 from selftrain._util.types import FloatArray
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import PROVENANCE, example, question_set
@@ -299,6 +302,9 @@ def _about(text: str, question: int) -> str:
 
 @lru_cache(maxsize=1)
 def _base(name: str, seed: int) -> Mllm:
+    if name in QWEN:
+        language = load_qwen(name, torch.float32)
+        return from_parts(name, language.model.model, language.tokenizer, seed=seed)
     return load_mllm(name, seed=seed)
 
 
@@ -308,7 +314,7 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
     Args:
         drawn: Posts.
         way: What is trained on them.
-        base: As of a recipe's `model.base`.
+        base: As of a recipe's `model.base`, or one of `small_models.QWEN`, which has the same chat.
         seed: Of first weights, of the order and of what is turned round.
         place: Where, and how long.
 
