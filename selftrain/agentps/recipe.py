@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.base import Padding
@@ -16,6 +16,7 @@ from selftrain.agentps.frames import Frames
 from selftrain.data.manifest import Tolerance
 from selftrain.errors import RecipeError
 from selftrain.models.metrics import PRECISIONS
+from selftrain.models.operating_points import Goal
 
 METRICS = (
     "f1", "macro_f1", "auc", "precision_at_recall_50",
@@ -190,6 +191,14 @@ class AgentPSRecipe(Section):
     model: ModelSection = ModelSection()
     frames: FrameSettings = FrameSettings()
     training: TrainingSettings = TrainingSettings()
+    # question -> which answer is given: "likeliest", or what a threshold set on the validation posts reaches,
+    # "precision 0.8", "recall 0.9" or "f1" of the answer looked for, "macro_f1" of all answers
+    decisions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("decisions")
+    @classmethod
+    def _rules_known(cls, given: dict[str, str]) -> dict[str, str]:
+        return {question: str(Goal.parse(rule)) for question, rule in given.items()}
 
     @model_validator(mode="after")
     def _video_is_full(self) -> AgentPSRecipe:

@@ -25,8 +25,9 @@ from backbones.mllm.answering import ASKING, AnswerHeads
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import Prompt, Reader, answer_positions
 from backbones.prefetch import prefetch
-from selftrain.agentps.checkpoint import HEADS, MERGED, settings_of
+from selftrain.agentps.checkpoint import HEADS, MERGED, decisions_of, settings_of
 from selftrain.agentps.dataset import Example, QuestionSet, question_set
+from selftrain.agentps.decisions import decided
 from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.task import load_task
@@ -73,6 +74,7 @@ class ServedModel:
             folder, made.base, self.asked.wording, made.padding, made.max_tokens
         )
         self._heads = _heads(folder, made, self.asked)
+        self._decisions = decisions_of(about, self.asked, folder / MERGED)
         self._made, self._batch, self._requests = made, batch, requests
         key = os.environ.get("SELFTRAIN_API_KEY") or "none"  # the client wants one even where no server does
         self._client = openai.OpenAI(base_url=endpoint.rstrip("/"), api_key=key, timeout=timeout)
@@ -93,7 +95,7 @@ class ServedModel:
         prompts = [self._reader.read([Prompt(one.text)])["input_ids"] for one in posts]
         states = self._states([ids[0].tolist() for ids in prompts])
         return [
-            ScoredPost(post, self._answers(one, ids))
+            decided(self._decisions, ScoredPost(post, self._answers(one, ids)))
             for post, one, ids in zip(posts, states, prompts, strict=True)
         ]
 

@@ -39,9 +39,10 @@ from selftrain.agentps.dataset import (
     load_posts,
     question_set,
 )
-from selftrain.agentps.evaluate import ScoredPost, check_both, full_report, headline, score
+from selftrain.agentps.decisions import check_goals, decided, fit_decisions, full_report
+from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
 from selftrain.agentps.model import Built, CollatedPosts, build, stack_targets
-from selftrain.agentps.predict import answers_row
+from selftrain.agentps.predict import answers_row, redecide
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
 from selftrain.data.task import dump_task
 from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
@@ -471,9 +472,14 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
     _check_examples(questions, training, posts, validation)
+    check_goals([one.name for one in questions.all], recipe.decisions)
     built = build(settings, found.task)
     identity = _identity(recipe, built, [*posts, *validation])
     if _finished(out, identity):
+        if accelerator.is_main_process:
+            redecide(checkpoint.fill(out, built, found.task, settings), recipe.decisions)
+            _write_recipe(out, recipe)
+        accelerator.wait_for_everyone()
         return checkpoint.fill(out, built, found.task, settings)
     if accelerator.is_main_process:
         _begin(out, recipe, found)
@@ -498,14 +504,17 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     final = scored(built.model)
     if accelerator.is_main_process:
         best = best_epoch(results, training.metric)
+        decisions = fit_decisions(question_scores(built.questions, final), recipe.decisions)
+        final = [decided(decisions, one) for one in final]
         atomic.write_jsonl(out / checkpoint.VALIDATION, (answers_row(built.questions, one) for one in final))
-        measured = full_report(built.questions, final)
+        measured = full_report(built.questions, final, decisions)
         validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
         figures = {"validations": validations, "best": results.index(best), "questions": measured}
         atomic.write_json(out / checkpoint.METRICS, figures)
         about = {
             "best_epoch": best.epoch, "metric": training.metric, "identity": identity, "finished": True,
             "precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16",
+            "decisions": checkpoint.decisions_to_json(built.questions, decisions),
         }  # fmt: skip
         checkpoint.describe(
             out, settings, found.task, built.questions, base=built.base.fingerprint, more=about
@@ -559,12 +568,16 @@ def _try_evaluation(
 
 def _begin(out: Path, recipe: AgentPSRecipe, found: LabelledPosts) -> None:
     """Write what the folder says before the first step."""
-    atomic.write_text(out / "training.toml", tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
+    _write_recipe(out, recipe)
     dump_task(found.task, out / checkpoint.TASK)
     noted = read_jsonl(out / QUARANTINE) if (out / QUARANTINE).exists() else []
     rows = [*found.quarantine, *(row for row in noted if row["kind"] == "picture")]
     if rows:
         atomic.write_jsonl(out / QUARANTINE, rows)
+
+
+def _write_recipe(out: Path, recipe: AgentPSRecipe) -> None:
+    atomic.write_text(out / "training.toml", tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
 
 
 def _finished(out: Path, identity: str) -> bool:
@@ -599,7 +612,7 @@ def _score_shared(
 
 def _identity(recipe: AgentPSRecipe, built: Built, posts: Sequence[Example]) -> str:
     """Return the digest of what a training that goes on must share with the one that began."""
-    kept = recipe.model_dump(mode="json", exclude={"data": True})
+    kept = recipe.model_dump(mode="json", exclude={"data": True, "decisions": True})
     free = ("part", "device", "save_every", "evaluation_batch", "checkpointing", "precision")
     kept["training"] = {key: value for key, value in kept["training"].items() if key not in free}
     wording = list(built.questions.wording)

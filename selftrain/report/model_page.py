@@ -25,6 +25,7 @@ from selftrain.report.case_table import gather_cases
 from selftrain.report.left_out import QUARANTINED, LeftOutRow, Quarantine
 from selftrain.report.model_records import (
     AboutModel,
+    CalibrationRecord,
     Case,
     EpochRecord,
     LossStep,
@@ -216,6 +217,11 @@ def render(page: ModelPage) -> str:
         "curve_panels": [
             _curve_panel(n, one, one.curve) for n, one in enumerate(page.questions) if one.curve
         ],
+        "reliability_panels": [
+            _reliability_panel(n, one, one.measured.calibration)
+            for n, one in enumerate(page.questions)
+            if one.measured.calibration
+        ],
         "training_panels": [] if training is None else list(_training_panels(training)),
         "recalls": RECALLS,
         "metric_names": METRIC_NAMES,
@@ -249,6 +255,19 @@ def _curve_panel(number: int, question: QuestionPart, found: Curve) -> ChartPane
             ("line faint-line dash", f"base rate {base_rate:.3f}"),
         ],
     )
+
+
+def _reliability_panel(number: int, question: QuestionPart, found: CalibrationRecord) -> ChartPanel:
+    drawn = {"calibrated": found.calibrated, "the model's own": found.raw}
+    dots = [[(one.confidence, one.accuracy, one.posts) for one in diagram.bins] for diagram in drawn.values()]
+    what = (
+        f"Share of posts that were so by probability, of question {number + 1}: expected calibration error"
+        f" {found.raw.ece:.3f} before, {found.calibrated.ece:.3f} after"
+    )
+    names = [f"{name}, error {one.ece:.3f}" for name, one in drawn.items()]
+    chart = charts.reliability_chart(dots, f"reliability-{number}", what)
+    under = f"temperature {1 / found.slope:.2f}; on the line, the model is as sure as it is right"
+    return ChartPanel(isolated("{}", question.name), under, chart, legend(names))
 
 
 def precision_at(found: Curve, recalls: Sequence[float]) -> list[float]:
