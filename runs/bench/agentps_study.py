@@ -219,10 +219,10 @@ def pairs(task: Task, n: int, seed: int, data: Path) -> Drawn:
             tweets[record.label].append(" ".join(record.text.split()))  # a line each
     count = n + n // 3 + n
     drawn = {label: generator.permutation(sorted(set(texts))) for label, texts in tweets.items()}
-    for label, texts in drawn.items():
-        if len(texts) < count + 1:
-            raise DataError(f"{n} pairs take {count + 1} {label} tweets, {len(texts)} are there: lower --n")
-    left = {label: iter(texts) for label, texts in drawn.items()}
+    for label, chosen in drawn.items():
+        if len(chosen) < count + 1:
+            raise DataError(f"{n} pairs take {count + 1} {label} tweets, {len(chosen)} are there: lower --n")
+    left = {label: iter(chosen) for label, chosen in drawn.items()}
     posts = []
     for i in range(count):
         first, second = bool((i >> 1) & 1), bool(i & 1)  # the four kinds of pairs, one after another

@@ -59,13 +59,13 @@ class Pieces(NamedTuple):
 
     Attributes:
         package: Name before the number of the piece.
-        count: Pieces.
+        pieces: How many.
         version: Of the packages.
         sha256: Of the whole file.
     """
 
     package: str
-    count: int
+    pieces: int
     version: str
     sha256: str
 
@@ -87,16 +87,16 @@ def load_qwen(name: str, dtype: torch.dtype) -> LanguageModel:
     from backbones.loading import check_file, package_folder
     from backbones.smollm2 import load_gguf
 
-    pieces = QWEN[name]
+    parts = QWEN[name]
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / f"{name}.gguf"
         with whole.open("wb") as file:
-            for number in range(1, pieces.count + 1):
-                package = f"{pieces.package}{number}"
-                place = package_folder(package.replace("-", "_"), f"{package}=={pieces.version}")
+            for number in range(1, parts.pieces + 1):
+                package = f"{parts.package}{number}"
+                place = package_folder(package.replace("-", "_"), f"{package}=={parts.version}")
                 with (place / "data" / f"part{number:02}.bin").open("rb") as piece:
                     shutil.copyfileobj(piece, file)
-        check_file(whole, pieces.sha256, f"{pieces.package}1..{pieces.count}=={pieces.version}")
+        check_file(whole, parts.sha256, f"{parts.package}1..{parts.pieces}=={parts.version}")
         return load_gguf(whole, dtype)
 
 
