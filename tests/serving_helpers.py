@@ -15,6 +15,7 @@ class TextPredictor:
     kind, name, positive = "classifier", "texts", "yes"
     classes = ("yes", "no")
     fingerprint = "f" * 64
+    picture_side = None
 
     def __init__(self, validation=None):
         self.calls = []

@@ -37,6 +37,8 @@ class AgentPSPredictor:
         self.name = loaded.folder.resolve().name
         self.classes, self.positive = loaded.task.names, loaded.task.positive
         self.fingerprint = loaded.fingerprint
+        frames = loaded.built.collator.frames
+        self.picture_side = None if frames is None else max(frames.width, frames.height)
 
     @classmethod
     def load(cls, path: Path) -> AgentPSPredictor:

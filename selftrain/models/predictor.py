@@ -80,6 +80,8 @@ class Predictor(Protocol):
         positive: The class that is looked for.
         calibrated: Whether probabilities were fitted on the validation posts, or are the network's own.
         fingerprint: Hex SHA-256 of everything that can change a prediction.
+        picture_side: Pixels of a side that `predict` shrinks pictures to: `open_image` with this target gives
+            the same prediction as the file itself. None: not known.
     """
 
     @property
@@ -94,6 +96,8 @@ class Predictor(Protocol):
     def calibrated(self) -> bool: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def picture_side(self) -> int | None: ...
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """Predict posts, in order; one that cannot be read has a reason instead of a label.
