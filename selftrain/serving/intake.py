@@ -153,7 +153,7 @@ def _bounded(work: Callable[[*Args], Result], args: tuple[*Args]) -> Result:
 @cache
 def _settle_in() -> None:
     """Give way to the model, keep within bounds, and leave Ctrl-C to the server; quiet libraries too."""
-    os.nice(10)
+    os.nice(5)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY

@@ -1,4 +1,7 @@
-"""What the server tells of itself: its OpenAPI description, with the limits that it was started with."""
+"""What the server tells of itself: its OpenAPI description, with the limits that it was started with.
+
+What is past a limit is answered 413, not 422: limits stand in the descriptions, the form in the schemas.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,18 @@ from selftrain._util.types import Json
 from selftrain.data.posts import MAX_IMAGES
 from selftrain.serving.wire import ID_CHARACTERS, RequestLimits
 
-BASE64 = r"^(data:[^,]*;[bB][aA][sS][eE]64,)?[A-Za-z0-9+/=]+$"
+NO_NUL = r"^[^\x00]*$"
+_FOUR = "[A-Za-z0-9+/]"
+BASE64 = (
+    r"^([dD][aA][tT][aA]:[^,]*;[bB][aA][sS][eE]64,)?"
+    rf"({_FOUR}{{4}})*({_FOUR}{{4}}|{_FOUR}{{3}}=|{_FOUR}{{2}}==)$"
+)
 REASONS = {
     400: "The body is no JSON, or the Host header no name of this server.",
     401: "No key, or a wrong one.",
     403: "The page of another site asked.",
     408: "The body took too long to arrive.",
+    409: "Two posts with the same id.",
     413: "More than the limits allow.",
     415: "The body is not said to be JSON.",
     422: "JSON of another form.",
@@ -37,7 +46,7 @@ def describe(limits: RequestLimits, *, key: bool) -> Json:
             "description": f"At most {limits.body:,} bytes.",
             "content": {"application/json": {"schema": {"anyOf": [_ref("Posts"), _ref("Post")]}}},
         },
-        "responses": _responses(_ref("Scores"), (400, 401, 403, 408, 413, 415, 422, 429, 500, 503)),
+        "responses": _responses(_ref("Scores"), (400, 401, 403, 408, 409, 413, 415, 422, 429, 500, 503)),
         **secured,
     }
     told = {
@@ -98,17 +107,23 @@ def _schemas(limits: RequestLimits) -> Json:
     }  # fmt: skip
     post = _object(
         ("id",),
-        id={**text, "minLength": 1, "maxLength": ID_CHARACTERS},
-        text={"type": ["string", "null"], "maxLength": limits.text},
+        id={
+            **text, "minLength": 1, "pattern": NO_NUL,
+            "description": f"To find its score by; at most {ID_CHARACTERS:,} characters.",
+        },
+        text={
+            "type": ["string", "null"], "pattern": NO_NUL,
+            "description": f"At most {limits.text:,} characters.",
+        },
         images={"type": "array", "maxItems": MAX_IMAGES, "items": image},
-    )
+    )  # fmt: skip
     score = _object(
         ("id", "label", "probability"), id=text, label=text, probability=share, probabilities=shares,
         process={"type": "object", "additionalProperties": shares},
     )  # fmt: skip
     posts = {
-        "type": "array", "minItems": 1, "maxItems": limits.posts, "items": _ref("Post"),
-        "description": "No two with the same id.",
+        "type": "array", "minItems": 1, "items": _ref("Post"),
+        "description": f"At most {limits.posts:,}, no two with the same id.",
     }  # fmt: skip
     scores = {"anyOf": [score, _object(("id", "error"), id=text, error=text)]}
     return {

@@ -215,7 +215,7 @@ def parse(body: bytes, limits: RequestLimits) -> list[GivenPost]:
     met: set[str] = set()
     for post in posts:
         if post.id in met:
-            raise BadRequestError(422, f"id {post.id[:_SHOWN]!r} stands twice; expected every id once")
+            raise BadRequestError(409, f"id {post.id[:_SHOWN]!r} stands twice; expected every id once")
         met.add(post.id)
     return posts
 

@@ -23,8 +23,8 @@ class BadRequestError(Exception):
     """A request that is refused. Never leaves the server.
 
     Attributes:
-        status: 400 for what is no JSON, 403 for a foreign page's, 408 for what does not arrive, 413 for too
-            much, 415 for another type, 422 for another form than expected.
+        status: 400 for what is no JSON, 403 for a foreign page's, 408 for what does not arrive, 409 for two
+            of one name, 413 for too much, 415 for another type, 422 for another form than expected.
     """
 
     def __init__(self, status: int, message: str) -> None:

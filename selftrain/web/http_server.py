@@ -23,8 +23,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from selftrain.errors import ServingError
 
-CONNECTIONS = 1000
-BACKLOG = 512  # connections accepted in a row
+CONNECTIONS = 2000
+ACCEPTED = 256  # in a row: far fewer than there are places, or new ones would push out those just accepted
+QUEUE = 1024  # connections that may wait to be accepted
 HEADER_SECONDS = 10.0  # from the first byte of a request, or from connecting, to the end of its headers
 READ_SECONDS = 30.0  # that a client may let an answer lie
 HEADER_BYTES = 16_384
@@ -47,7 +48,7 @@ class HttpServer(uvicorn.Server):
     ) -> None:
         config = uvicorn.Config(
             app, http=GuardedProtocol, ws="none", lifespan="on" if lifespan else "off", log_config=None,
-            access_log=False, server_header=False, timeout_graceful_shutdown=5, backlog=BACKLOG,
+            access_log=False, server_header=False, timeout_graceful_shutdown=5, backlog=ACCEPTED,
             proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES,
         )  # fmt: skip
         super().__init__(config)
@@ -55,8 +56,10 @@ class HttpServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, and report it."""
-        _allow_files(CONNECTIONS + BACKLOG + 256)
+        _allow_files(CONNECTIONS + 2 * ACCEPTED + 100)
         await super().startup(sockets=sockets)
+        for listener in sockets or ():
+            listener.listen(QUEUE)  # asyncio knows one number for both
         self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -176,7 +179,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, *_, place = found[0]
-        listener = socket.create_server(place, family=family, backlog=BACKLOG)
+        listener = socket.create_server(place, family=family, backlog=QUEUE)
     except OSError as error:
         why = str(error.strerror or error).partition(" (while attempting")[0]  # the address is said already
         raise ServingError(f"{host}:{port} cannot be listened on ({why}): give another --port") from error

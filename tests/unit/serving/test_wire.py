@@ -59,7 +59,7 @@ def test_a_list_and_a_single_post_are_read():
         (body({"posts": [post()], "model": 1}), 422, "unknown field 'model'; expected posts"),
         (body(post(label="x")), 422, "the post has the unknown field 'label'; expected id, text, images"),
         (body({"posts": [post(id=str(n)) for n in range(4)]}), 413, "4 posts; at most 3"),
-        (body({"posts": [post(), post()]}), 422, "id 'a' stands twice"),
+        (body({"posts": [post(), post()]}), 409, "id 'a' stands twice"),
         (body({"text": "x"}), 422, "id is empty or absent"),
         (body(post(id=7)), 422, "id is a number; expected a text"),
         (body(post(text=["x"])), 422, "text is a list; expected a text"),
