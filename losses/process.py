@@ -28,7 +28,7 @@ class ProcessOutput(NamedTuple):
 
     Attributes:
         loss: Scalar with a gradient.
-        sums: [Q] the sum of each question's cross-entropies, unweighted and without a gradient.
+        sums: [Q] the sum of each question's cross-entropies, without any weights and without a gradient.
         known: [Q] how many posts answer each question.
     """
 
@@ -48,6 +48,7 @@ def process_loss(
     weights: Sequence[float] | None = None,
     *,
     denominators: Sequence[float] | None = None,
+    answer_weights: Sequence[Tensor] | None = None,
     signed: bool = False,
     whole: Sequence[Tensor] | None = None,
 ) -> ProcessOutput:
@@ -68,6 +69,8 @@ def process_loss(
         weights: [Q] w_q >= 0, not all 0; None: all 1, as published.
         denominators: [Q] n_q > 0; where this call sees a part of a batch, those of the whole: losses of the
             parts then add up to the loss of the whole. None: the posts of this call.
+        answer_weights: [Q] tensors [K_q] >= 0, by which each answer's share of the cross-entropy is
+            multiplied; what it is divided by stays. None: all 1.
         signed: Accept targets outside [0, 1].
         whole: [Q] tensors [K_q], `answer_sums` of the whole batch.
 
@@ -84,9 +87,11 @@ def process_loss(
         found = _by_answer(scores, wanted)
         if whole is not None:
             found = non_negative(found, whole[q])
+        sums.append(found.detach().sum())
+        if answer_weights is not None:
+            found = found * answer_weights[q]
         posts = float(len(scores)) if denominators is None else _denominator(denominators, q, len(logits))
         loss = loss + factors[q] * found.sum() / max(posts, 1.0)
-        sums.append(found.detach().sum())
         known.append(wanted.detach().sum(1).round().sum())
     return ProcessOutput(loss, torch.stack(sums), torch.stack(known))
 

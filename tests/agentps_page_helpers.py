@@ -12,9 +12,10 @@ from unittest import mock
 import numpy as np
 from PIL import Image, ImageDraw
 
-from selftrain.agentps import checkpoint, evaluate
+from selftrain.agentps import checkpoint, decisions, evaluate
 from selftrain.agentps.dataset import example, question_set
-from selftrain.agentps.evaluate import ScoredPost
+from selftrain.agentps.decisions import decided, fit_decisions, full_report
+from selftrain.agentps.evaluate import ScoredPost, question_scores
 from selftrain.agentps.predict import answers_row
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass, dump_task
@@ -94,7 +95,20 @@ def picture_files(place, count):
     return files
 
 
-def made(place, task, posts, *, epochs=0, steps=0, seed=0, unread=(), skill=1.1, variant=None, resamples=8):
+def made(
+    place,
+    task,
+    posts,
+    *,
+    epochs=0,
+    steps=0,
+    seed=0,
+    unread=(),
+    skill=1.1,
+    variant=None,
+    resamples=8,
+    rules=None,
+):
     """A model's folder, or with `epochs` = 0 that of an evaluation; gives the scored posts.
 
     Args:
@@ -109,9 +123,11 @@ def made(place, task, posts, *, epochs=0, steps=0, seed=0, unread=(), skill=1.1,
         else ScoredPost(example(post, asked), drawn_answers(asked, post, generator, skill))
         for post in posts
     ]  # fmt: skip
-    few = functools.partial(evaluate.threshold_intervals, resamples=resamples)
-    with mock.patch.object(evaluate, "threshold_intervals", few):
-        figures = evaluate.full_report(asked, scored)
+    made_of = fit_decisions(question_scores(asked, scored), rules or {})
+    scored = [decided(made_of, one) for one in scored]
+    few = functools.partial(decisions.threshold_intervals, resamples=resamples)
+    with mock.patch.object(decisions, "threshold_intervals", few):
+        figures = full_report(asked, scored, made_of)
     metrics = {"model": "abc123" * 10, "questions": figures}
     if epochs:
         headline = evaluate.headline(asked, scored)
@@ -120,9 +136,13 @@ def made(place, task, posts, *, epochs=0, steps=0, seed=0, unread=(), skill=1.1,
              for name, value in headline.items()}
             for n in range(epochs)
         ]  # fmt: skip
-        metrics = {"epochs": rows, "best": epochs // 2, "questions": figures}
+        validations = [
+            {"epoch": n + 1, "step": (n + 1) * (steps or epochs) // epochs, "metrics": row}
+            for n, row in enumerate(rows)
+        ]
+        metrics = {"validations": validations, "best": epochs // 2, "questions": figures}
         about = {
-            "format": 2, "architecture": {"base": "smollm2_efficientnet", "variant": "agentps", "rank": 128},
+            "format": 3, "architecture": {"base": "smollm2_efficientnet", "variant": "agentps", "rank": 128},
             "metric": "macro_f1", "finished": True,
         }  # fmt: skip
         atomic.write_json(place / checkpoint.ABOUT, about)

@@ -18,6 +18,7 @@ class TextPredictor:
     classes = ("yes", "no")
     fingerprint = "f" * 64
     picture_side = None
+    threshold = None
 
     def __init__(self, validation=None):
         self.calls = []

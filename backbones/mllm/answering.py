@@ -4,13 +4,18 @@ AgentPS (arXiv 2412.15251): the answer to question i is read by a small network 
 state at the i-th answer token, the final answer from the last token of the prompt. Trained are the heads,
 low-rank adapters in the language model, and the answer token's one row of the embedding table.
 
-=========  ======================  ======================
-variant    process heads read      the final head reads
-=========  ======================  ======================
-vanilla    (there are none)        the last token
-multitask  the last token          the last token
-agentps    their answer tokens     the last token
-=========  ======================  ======================
+================  =====================  ===================
+variant           questions in prompts   process heads read
+================  =====================  ===================
+vanilla           no                     (there are none)
+vanilla_asked     yes                    (there are none)
+multitask         no                     the last token
+multitask_asked   yes                    the last token
+agentps           yes                    their answer tokens
+================  =====================  ===================
+
+The final head reads the last token in all of them. Each step down the table changes one thing, so that a gain
+can be traced to the prompt, to the supervision or to the place.
 
 Shape legend: ``B`` posts, ``L`` tokens, ``Q`` process questions, ``K`` answers of a question, ``D`` width.
 """
@@ -19,7 +24,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +32,30 @@ from torch import Tensor, nn
 from backbones.mllm.base import Mllm
 from backbones.mllm.prompts import answer_positions, embedding_name
 
-Variant = Literal["vanilla", "multitask", "agentps"]
+Variant = Literal["vanilla", "vanilla_asked", "multitask", "multitask_asked", "agentps"]
+
+
+class Asking(NamedTuple):
+    """What a variant does with the process questions.
+
+    Attributes:
+        asked: They stand in the prompt, each with its answer token.
+        answered: Each has a head.
+        in_place: Those heads read the answer tokens, not the last token.
+    """
+
+    asked: bool
+    answered: bool
+    in_place: bool
+
+
+ASKING: Mapping[Variant, Asking] = {
+    "vanilla": Asking(asked=False, answered=False, in_place=False),
+    "vanilla_asked": Asking(asked=True, answered=False, in_place=False),
+    "multitask": Asking(asked=False, answered=True, in_place=False),
+    "multitask_asked": Asking(asked=True, answered=True, in_place=False),
+    "agentps": Asking(asked=True, answered=True, in_place=True),
+}
 
 
 class AnswerHeads(nn.ModuleList):
@@ -38,9 +66,14 @@ class AnswerHeads(nn.ModuleList):
         answers: K of every question, the final one last.
         hidden: Units between the layers.
         dropout: On those units, in [0, 1).
+        fed: One more network takes the log-probabilities of the process answers to logits of the final
+            question, which are added to those read from the state. What the process heads learn stays theirs:
+            no gradient goes back to them.
     """
 
-    def __init__(self, width: int, answers: Sequence[int], hidden: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, answers: Sequence[int], hidden: int, dropout: float = 0.0, *, fed: bool = False
+    ) -> None:
         super().__init__(
             nn.Sequential(
                 nn.LayerNorm(width),
@@ -51,6 +84,19 @@ class AnswerHeads(nn.ModuleList):
             )
             for number in answers
         )
+        self._fed = fed
+        if fed:
+            units = nn.Linear(sum(answers[:-1]), hidden)
+            self.append(nn.Sequential(units, nn.GELU(), nn.Linear(hidden, answers[-1])))
+
+    def forward(self, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the logits [B, K] of each question, out of the state [B, D] that its head reads."""
+        heads = list(self)
+        logits = [head(state.float()) for head, state in zip(heads, states, strict=not self._fed)]
+        if self._fed:
+            said = torch.cat([one.detach().log_softmax(1) for one in logits[:-1]], 1)
+            logits[-1] = logits[-1] + heads[-1](said)
+        return tuple(logits)
 
 
 class AnsweringModel(nn.Module):
@@ -60,9 +106,9 @@ class AnsweringModel(nn.Module):
         language: ``language(**inputs).last_hidden_state`` is [B, L, D].
         width: D.
         answers: K of each process question, then that of the final one.
-        variant: Where the heads read; "vanilla" has the final head alone.
+        variant: Which questions have heads, and where they read.
         answer_id: Of the answer token.
-        hidden, dropout: Of the heads.
+        hidden, dropout, fed: Of the heads.
     """
 
     def __init__(
@@ -75,13 +121,14 @@ class AnsweringModel(nn.Module):
         answer_id: int,
         hidden: int = 256,
         dropout: float = 0.0,
+        fed: bool = False,
     ) -> None:
         super().__init__()
         self.language = language
-        self.variant = variant
+        self.asking = ASKING[variant]
         self.answer_id = answer_id
-        self.questions = 0 if variant == "vanilla" else len(answers) - 1
-        self.heads = AnswerHeads(width, answers[-1 - self.questions :], hidden, dropout)
+        self.questions = len(answers) - 1 if self.asking.answered else 0
+        self.heads = AnswerHeads(width, answers[-1 - self.questions :], hidden, dropout, fed=fed)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return logits [B, K] of the process questions, in their order, and of the final one; float32.
@@ -93,13 +140,14 @@ class AnsweringModel(nn.Module):
         states: Tensor = output.last_hidden_state
         read = self.read(states, inputs["input_ids"], inputs["attention_mask"])
         with torch.autocast(states.device.type, enabled=False):
-            return tuple(head(state.float()) for head, state in zip(self.heads, read, strict=True))
+            logits: tuple[Tensor, ...] = self.heads(read)
+        return logits
 
     def read(self, states: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
         """Return the state [B, D] that each head reads, out of [B, L, D]."""
         rows = torch.arange(len(states), device=states.device)
         last = states[rows, last_positions(mask)]
-        if self.variant != "agentps":
+        if not self.asking.in_place:
             return [last] * (self.questions + 1)
         positions = answer_positions(ids, mask, self.answer_id, self.questions)
         return [*(states[rows, positions[:, q]] for q in range(self.questions)), last]

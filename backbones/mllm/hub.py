@@ -19,7 +19,7 @@ from torch import nn
 from backbones.errors import PromptFitError, WeightsError
 from backbones.loading import first_line, quiet_loading
 from backbones.mllm.base import Mllm, Padding, linear_layers
-from backbones.mllm.prompts import Inputs, Prompt, Wording, Words, add_answer_token
+from backbones.mllm.prompts import ONE_TURN, Inputs, Prompt, Turns, Wording, Words, add_answer_token
 from backbones.torchvision_compat import ensure_torchvision
 
 Album = Literal["images", "video"]
@@ -62,7 +62,8 @@ class HubReader:
         # chat templates that write the first token themselves would get a second one from the tokenizer
         self._first_token = not (tokenizer.bos_token and bare.startswith(tokenizer.bos_token))
         marks = len(tokenizer(bare, add_special_tokens=self._first_token)["input_ids"])
-        self.words = Words(tokenizer, wording, max_tokens, marks)
+        turns = self._turns() if wording.rounds else ONE_TURN
+        self.words = Words(tokenizer, wording, max_tokens, marks, turns)
         self._per_image: int | None = None
 
     def length(self, text: str, images: int) -> int:
@@ -106,7 +107,27 @@ class HubReader:
     def _chat(self, words: str, images: int) -> str:
         kinds = ["image"] * images if self._album == "images" else ["video"] * bool(images)
         content = [{"type": kind} for kind in kinds] + [{"type": "text", "text": words}]
-        chat = [{"role": "user", "content": content}]
+        return self._laid_out([{"role": "user", "content": content}])
+
+    def _turns(self) -> Turns:
+        """Return what the chat template writes between a user's words, the assistant's and a user's again."""
+        said = ("question one", "answer one", "question two")
+        chat = [
+            {"role": role, "content": [{"type": "text", "text": words}]}
+            for role, words in zip(("user", "assistant", "user"), said, strict=True)
+        ]
+        first, answer, second = said
+        rest = self._laid_out(chat).partition(first)[2]
+        before, found, rest = rest.partition(answer)
+        after, again, _ = rest.partition(second)
+        if not (found and again):
+            raise PromptFitError(
+                "the model's chat template does not show an answer of the assistant between two turns of the"
+                " user: leave model.rounds out"
+            )
+        return Turns(before, after)
+
+    def _laid_out(self, chat: list[dict[str, Any]]) -> str:
         try:
             text = self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         except (ValueError, AttributeError) as error:

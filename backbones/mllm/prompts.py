@@ -29,11 +29,24 @@ class Wording(NamedTuple):
         opening: Before the post: what it is, and what is asked for.
         questions: After the post, each closed by the answer token; none for a prompt without them.
         closing: The final question, whose answer is read at the last token of the prompt.
+        rounds: Each question is a turn of the user, and its answer token stands where the assistant's turn
+            has begun; otherwise all are asked in one turn.
     """
 
     opening: str
     questions: tuple[str, ...]
     closing: str
+    rounds: bool = False
+
+
+class Turns(NamedTuple):
+    """What stands around an answer token: before it, and between it and the next question."""
+
+    before: str
+    after: str
+
+
+ONE_TURN = Turns(" ", "\n")
 
 
 class Prompt(NamedTuple):
@@ -76,6 +89,7 @@ class Words:
         wording: The words around every post.
         max_tokens: Of words, text and the chat's marks together, images aside (published: 256).
         around: How many tokens the chat's marks take.
+        turns: What stands around an answer token; of rounds, the marks of the turns.
 
     Raises:
         PromptFitError: The words alone leave no token for a text.
@@ -86,9 +100,17 @@ class Words:
         fixed: Tokens of everything else.
     """
 
-    def __init__(self, tokenizer: Any, wording: Wording, max_tokens: int, around: int) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        tokenizer: Any,  # noqa: ANN401
+        wording: Wording,
+        max_tokens: int,
+        around: int,
+        turns: Turns = ONE_TURN,
+    ) -> None:
         self._tokenizer = tokenizer
         self._wording = wording
+        self._turns = turns
         self._special = special_strings(tokenizer)
         self.answer_id = int(tokenizer.convert_tokens_to_ids(ANSWER_TOKEN))
         self.fixed = self._count(self._around("")) + around + _SEAMS
@@ -130,9 +152,10 @@ class Words:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _around(self, text: str) -> str:
-        asked = (f"{question} {ANSWER_TOKEN}" for question in self._wording.questions)
-        parts = (self._wording.opening, text, *asked, self._wording.closing)
-        return "\n".join(part for part in parts if part)
+        before, after = self._turns
+        questions = [f"{question}{before}{ANSWER_TOKEN}" for question in self._wording.questions]
+        asked = after.join(part for part in (*questions, self._wording.closing) if part)
+        return "\n".join(part for part in (self._wording.opening, text, asked) if part)
 
 
 def add_answer_token(model: Any, tokenizer: Any) -> int:  # noqa: ANN401 -- of transformers

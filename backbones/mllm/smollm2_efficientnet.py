@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from backbones.loading import quiet_loading
 from backbones.minilm_efficientnet import IMAGE_SHA256, image_tower
 from backbones.mllm.base import Mllm, Padding, linear_layers
-from backbones.mllm.prompts import Inputs, Prompt, Wording, Words, add_answer_token
+from backbones.mllm.prompts import ONE_TURN, Inputs, Prompt, Turns, Wording, Words, add_answer_token
 from backbones.smollm2 import SHA256, load_smollm2
 from backbones.towers import freeze_batch_norm
 
@@ -36,6 +36,7 @@ PIXELS = 224
 _MEAN = _STD = 0.5  # the tower wants [-1, 1]
 _MAP_WIDTH = 1280
 _BEFORE, _AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+_ROUND = Turns(_AFTER, f"<|im_end|>\n{_BEFORE}")
 
 
 class Projector(nn.Module):
@@ -115,7 +116,7 @@ class SmolLM2Reader:
     def __init__(self, tokenizer: Any, wording: Wording, padding: Padding, max_tokens: int) -> None:  # noqa: ANN401
         self._tokenizer, self._padding = tokenizer, padding
         marks = len(tokenizer(_BEFORE + _AFTER, add_special_tokens=False)["input_ids"])
-        self.words = Words(tokenizer, wording, max_tokens, marks)
+        self.words = Words(tokenizer, wording, max_tokens, marks, _ROUND if wording.rounds else ONE_TURN)
 
     def length(self, text: str, images: int) -> int:
         return self.words.length(text) + images * IMAGE_TOKENS

@@ -1,150 +1,171 @@
-"""`python -m runs.bench agentps`: process supervision beside its ablations, on smollm2_efficientnet.
+"""`python -m runs.bench agentps`: process supervision beside its ablations and controls.
 
-text     Hateful Memes, words alone, 1,000 posts a seed: vanilla, multitask, agentps
-sizes    the same on 250 posts, and on 4,000 (one seed)
-noise    agentps with 20 % and 40 % of its process labels flipped
-composed pairs of HSOL's tweets, "exactly one is offensive": --pairs of them, vanilla, multitask, agentps
-divisor  agentps on such pairs, a quarter of which have process answers, by what their loss is divided by
-images   HarMeme: image and words against words alone
+memes    Hateful Memes, words alone, 4,000 posts to train on, 3,000 to test, no text in both
+pairs    1,000 pairs of HSOL's tweets: "exactly one is offensive", "the first is and the second is not"
+severity HarMeme, image and words, 2,000 posts; its process label is the severity
 speed    prediction of agentps against vanilla; training against transformers' Trainer
 served   scores with a vLLM server for the language model, against transformers (needs `make vllm`)
 gpu      LLaVA-OneVision 0.5B, random weights, 16 pictures: posts a second, memory, share of the card's rate
 
-Every figure is written as it comes; a study that was stopped goes on where it stopped.
+memes and pairs are trained in every way of the table in docs/agentps.md: supervision, prompt and place apart,
+questions as rounds, the final head fed, and process labels that are soft, wrong or missing. Every figure is
+written as it comes; a study that was stopped goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runs.bench.study import Figure, Figures
-from selftrain.agentps.recipe import Divisor
+from runs.bench.paired import differences_table, means_table
+from runs.bench.study import Figure, Figures, seeds_of
+
+if TYPE_CHECKING:
+    from runs.bench.agentps_study import Drawn
 
 STUDY = "agentps"
-PARTS = ("text", "sizes", "noise", "composed", "divisor", "images", "speed", "served", "gpu")
-SIZES, FLIPPED = (250, 1000, 4000), (20, 40)
-SHOWN = ("f1", "f1_tuned", "auc", "recall_at_precision_60")
+PARTS = ("pairs", "memes", "severity", "speed", "served", "gpu")
+ABLATION = ("vanilla", "vanilla, asked", "multitask", "multitask, asked", "agentps")
+BESIDE = ("multitask, fed", "agentps, rounds", "agentps, fed")
+LABELS = ("agentps, soft", "agentps, 20 % wrong", "agentps, 40 % wrong", "agentps, a quarter")
+DIVISORS = ("agentps, a quarter, by expected", "agentps, a quarter, by answers")
+SHOWN = ("auc", "macro_f1", "f1_tuned", "recall_at_precision_60", "process_auc")
+
+
+class Cells(NamedTuple):
+    """What of one data set is measured: ways of `agentps_study.WAYS`, on n posts."""
+
+    part: str
+    dataset: str
+    n: int
+    ways: tuple[str, ...]
+
+
+TRAINED = (
+    Cells("pairs", "pairs, exactly one", 1000, (*ABLATION, *BESIDE, *LABELS, *DIVISORS)),
+    Cells("pairs", "pairs, the first alone", 1000, (*ABLATION, *BESIDE)),
+    Cells("memes", "hateful memes", 4000, (*ABLATION, *BESIDE, *LABELS)),
+    Cells("severity", "harmeme", 2000, ("vanilla", "multitask", "agentps")),
+)
+MEASURED: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "speed": ("fhm_text", ("prediction", "training")),
+    "served": ("fhm_text", ("served",)),
+    "gpu": ("drawn albums", ("llava-onevision 0.5B, random weights",)),
+}
+"""Part -> the data set that its figures are kept under, and what is measured once."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Adds the study's options."""
+    """Add the study's options."""
     parser = subparsers.add_parser(
-        "agentps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        STUDY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--data", type=Path, required=True, help="folder that holds fhm_text/, hsol/ and harmeme/"
     )
     parser.add_argument("--work", type=Path, required=True, help="where models in training are kept")
     parser.add_argument("--parts", default=",".join(PARTS), help="by commas (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=1000, help="of composed (default: %(default)s)")
+    parser.add_argument("--seeds", default="0..4", help="as 0..4, or by commas (default: %(default)s)")
+    parser.add_argument("--ways", help="of the parts that train, by semicolons (default: all)")
+    parser.add_argument("--n", type=int, help="posts to train on (default: those of the part)")
     parser.add_argument("--epochs", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--base", default="smollm2_efficientnet", help="(default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures what the file does not hold yet, and prints the table.
+    """Measure what the file does not hold yet, and print the tables.
 
     Raises:
-        SelftrainError: No data, or a part that does not exist.
+        DataError: A part or a way that does not exist.
     """
-    from selftrain.errors import SelftrainError
+    from selftrain.errors import DataError
 
     wanted = args.parts.split(",")
-    unknown = sorted(set(wanted) - set(PARTS))
-    if unknown:
-        raise SelftrainError(f"no parts {unknown}: expected some of {','.join(PARTS)}")
+    if unknown := sorted(set(wanted) - set(PARTS)):
+        raise DataError(f"no parts {unknown}: expected some of {','.join(PARTS)}")
     figures = Figures(args.json)
     for part in wanted:
         if part == "gpu" and (lacking := _no_gpu(args.device)):
             print(f"gpu: not measured, {lacking}", flush=True)
-            continue
-        for dataset, method, n, seed in _cells(part, args.seeds, args.pairs):
-            if not figures.has(STUDY, method, n, seed):
-                print(f"measuring {method}, n={n}, seed {seed}", flush=True)
-                values = _measure(part, method, n, seed, args)
-                figures.add([Figure(STUDY, dataset, method, n, seed, k, v) for k, v in values.items()])
-    print("\n".join(figures.table()))
-    flipped = [f"agentps, {share} % flipped" for share in FLIPPED]
-    ablations = (paired(figures, n, "vanilla", ("multitask", "agentps")) for n in SIZES)
-    pairs = paired(figures, args.pairs, "composed, vanilla", ("composed, multitask", "composed, agentps"))
-    print("\n".join(chain(*ablations, pairs, paired(figures, 1000, "agentps", flipped))))
+        elif part in MEASURED:
+            dataset, methods = MEASURED[part]
+            for method in methods:
+                if not figures.has(STUDY, method, 0, 0, dataset=dataset):
+                    values = _measure_once(part, method, args.data)
+                    figures.add([Figure(STUDY, dataset, method, 0, 0, *item) for item in values.items()])
+    trained = [cells for cells in chosen_cells(args) if cells.part in wanted]
+    for cells in trained:
+        for seed in seeds_of(args.seeds):
+            _measure_seed(cells, seed, figures, args)
+    print("\n".join(line for cells in trained for line in tables(figures, cells, args)))
     return 0
 
 
-def _no_gpu(device: str) -> str:
-    """Why nothing can be measured on a GPU; empty where it can."""
-    import torch
+def chosen_cells(args: argparse.Namespace) -> list[Cells]:
+    """Return what is to be trained, after --n and --ways.
 
-    if device == "cpu":
-        return "--device is cpu"
-    return "" if torch.cuda.is_available() else "torch finds no CUDA device here"
+    Raises:
+        DataError: A way that does not exist.
+    """
+    from selftrain.errors import DataError
 
-
-def paired(figures: Figures, n: int, base: str, others: Sequence[str]) -> Iterator[str]:
-    """What other methods have beyond `base`, seed by seed, where both are measured on n posts."""
-    for metric in SHOWN:
-        before = figures.values(base, n, metric)
-        for method in others:
-            after = figures.values(method, n, metric)
-            differences = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
-            if differences:
-                spread = f" ± {stdev(differences):.4f}" if len(differences) > 1 else ""
-                seeds = f"n={n} ({len(differences)} seed{'s' * (len(differences) > 1)})"
-                yield f"{method} - {base}  {metric:<24} {fmean(differences):+.4f}{spread}  {seeds}"
+    ways = [one.strip() for one in args.ways.split(";")] if args.ways else None
+    known = {way for cells in TRAINED for way in cells.ways}
+    if ways is not None and (unknown := sorted(set(ways) - known)):
+        raise DataError(f"no ways {unknown}: expected some of {'; '.join(sorted(known))}")
+    return [
+        cells._replace(
+            n=args.n or cells.n, ways=tuple(way for way in cells.ways if ways is None or way in ways)
+        )
+        for cells in TRAINED
+    ]
 
 
-def _cells(part: str, seeds: int, pairs: int = 1000) -> Iterator[tuple[str, str, int, int]]:
-    """(data set, method, posts, seed) of a part, seed by seed: a stopped study compares whole seeds."""
-    variants = ("vanilla", "agentps", "multitask")
-    match part:
-        case "text":
-            yield from (("fhm_text", variant, 1000, seed) for seed in range(seeds) for variant in variants)
-        case "sizes":
-            few, _, many = SIZES
-            yield from (("fhm_text", variant, few, seed) for seed in range(seeds) for variant in variants)
-            yield from (("fhm_text", variant, many, 0) for variant in variants)
-        case "noise":
-            yield from (
-                ("fhm_text", f"agentps, {share} % flipped", 1000, seed)
-                for seed in range(seeds)
-                for share in FLIPPED
-            )
-        case "composed":
-            yield from (
-                ("hsol", f"composed, {variant}", pairs, seed) for seed in range(seeds) for variant in variants
-            )
-        case "divisor":
-            yield from (
-                ("hsol", f"composed, agentps, a quarter answered, by {divisor}", pairs, seed)
-                for seed in range(seeds)
-                for divisor in get_args(Divisor)
-            )
-        case "images":
-            yield from (
-                ("harmeme", f"harmeme {kind}", 1000, seed)
-                for seed in range(seeds)
-                for kind in ("text", "image and text")
-            )
-        case "served":
-            yield "fhm_text", "served", 0, 0
-        case "gpu":
-            yield "drawn albums", "llava-onevision 0.5B, random weights", 0, 0
+def _named(way: str, args: argparse.Namespace) -> str:
+    """Return the method under which figures are kept: other epochs or another base are another method."""
+    base = [] if args.base == "smollm2_efficientnet" else [Path(args.base).name]
+    return ", ".join([way, *base, *([f"{args.epochs} epochs"] if args.epochs != 3 else [])])
+
+
+def _measure_seed(cells: Cells, seed: int, figures: Figures, args: argparse.Namespace) -> None:
+    """Train every way of a data set on the posts of one seed, where it is not measured yet."""
+    missing = [
+        way
+        for way in cells.ways
+        if not figures.has(STUDY, _named(way, args), cells.n, seed, dataset=cells.dataset)
+    ]
+    if not missing:
+        return
+    from runs.bench.agentps_study import WAYS, Place, cell
+
+    drawn = _draw(cells, seed, args.data)
+    place = Place(args.work, args.epochs, cpu=args.device == "cpu")
+    for way in missing:
+        values = cell(drawn, WAYS[way], args.base, seed, place)
+        method = _named(way, args)
+        figures.add([Figure(STUDY, cells.dataset, method, cells.n, seed, *item) for item in values.items()])
+        told = ", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
+        print(f"{cells.dataset} n={cells.n} seed={seed} {method}: {told}", flush=True)
+
+
+def _draw(cells: Cells, seed: int, data: Path) -> Drawn:
+    from runs.bench import agentps_study as study
+
+    match cells.part:
+        case "memes":
+            return study.hateful_memes(cells.n, seed, data)
+        case "severity":
+            return study.harmeme(cells.n, seed, data)
         case _:
-            yield from (("fhm_text", method, 0, 0) for method in ("prediction", "training"))
+            task = study.EXACTLY_ONE if "exactly" in cells.dataset else study.FIRST_ALONE
+            return study.pairs(task, cells.n, seed, data)
 
 
-def _measure(part: str, method: str, n: int, seed: int, args: argparse.Namespace) -> dict[str, float]:
-    if part == "speed":
-        from runs.bench import agentps_speed
-
-        return agentps_speed.prediction(args.data) if method == "prediction" else agentps_speed.training()
+def _measure_once(part: str, method: str, data: Path) -> dict[str, float]:
     if part == "gpu":
         from runs.bench.agentps_gpu import on_gpu
 
@@ -152,16 +173,43 @@ def _measure(part: str, method: str, n: int, seed: int, args: argparse.Namespace
     if part == "served":
         from runs.bench.agentps_served import served
 
-        return served(args.data)
-    from runs.bench import agentps_study
+        return served(data)
+    from runs.bench import agentps_speed
 
-    where = {"data": args.data, "work": args.work, "epochs": args.epochs, "cpu": args.device == "cpu"}
-    if part == "images":
-        return agentps_study.harmeme(n, seed, images="image" in method, **where)
-    if part in ("composed", "divisor"):
-        variant, _, divisor = method.removeprefix("composed, ").partition(", a quarter answered, by ")
-        kinds: Any = {"divisor": divisor, "answered": 0.25} if divisor else {}
-        return agentps_study.composed(variant, n, seed, **kinds, **where)
-    variant, _, flipped = method.partition(", ")
-    share = float(flipped.split(" ")[0]) / 100 if flipped else 0.0
-    return agentps_study.hateful_memes(variant, n, seed, flipped=share, **where)
+    return agentps_speed.prediction(data) if method == "prediction" else agentps_speed.training()
+
+
+def _no_gpu(device: str) -> str:
+    """Return why nothing can be measured on a GPU; empty where it can."""
+    import torch
+
+    if device == "cpu":
+        return "--device is cpu"
+    return "" if torch.cuda.is_available() else "torch finds no CUDA device here"
+
+
+# ---- what is printed ------------------------------------------------------------------------------------
+
+
+def tables(figures: Figures, cells: Cells, args: argparse.Namespace) -> Iterator[str]:
+    """Yield a data set's table of means, and differences in points, paired by seed, with 95 % intervals."""
+    methods = [_named(way, args) for way in cells.ways]
+    measured = {
+        method: {metric: _values(figures, cells, method, metric) for metric in SHOWN} for method in methods
+    }
+    measured = {method: metrics for method, metrics in measured.items() if metrics["auc"]}
+    if not measured:
+        return
+    yield f"\n# {cells.dataset}, n = {cells.n}: means over seeds"
+    yield from means_table(measured, [cells.dataset])
+    for metric in SHOWN[:4]:
+        compared = {method: metrics[metric] for method, metrics in measured.items()}
+        for reference in (_named(way, args) for way in ("vanilla", "agentps")):
+            if reference in measured:
+                yield f"\n# {cells.dataset}: points of {metric} over {reference}"
+                yield from differences_table(compared, reference, [cells.dataset])
+
+
+def _values(figures: Figures, cells: Cells, method: str, metric: str) -> dict[tuple[str, int], float]:
+    found = figures.values(method, cells.n, metric, dataset=cells.dataset)
+    return {(cells.dataset, seed): value for seed, value in found.items()}

@@ -22,6 +22,7 @@ from agents.vllm.torchvision_shim import python_path
 from runs.bench.agentps_speed import paired, spread
 from selftrain.agentps.checkpoint import AgentPSModel, merge_adapters
 from selftrain.agentps.dataset import Example
+from selftrain.agentps.decisions import QuestionDecision
 from selftrain.agentps.evaluate import score
 from selftrain.agentps.model import Built, build
 from selftrain.agentps.recipe import ModelSettings
@@ -42,7 +43,8 @@ def served(data: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
         merged = Path(folder) / "merged"
         about = {"architecture": made.model_dump(mode="json")}
-        merge_adapters(AgentPSModel(Path(folder), memes.TASK, made, built, about, ""), merged)
+        plain = tuple(QuestionDecision() for _ in built.questions.all)
+        merge_adapters(AgentPSModel(Path(folder), memes.TASK, made, built, about, plain, ""), merged)
         with pooling_server(find_interpreter(), merged, Path(folder) / "log") as address:
             model = ServedModel(merged, address, batch=BATCH)
             ratios = paired(

@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from backbones.mllm.answering import Variant
+from backbones.mllm.load import load_mllm
 from selftrain._util.types import FloatArray
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
-from selftrain.agentps.dataset import example
+from selftrain.agentps.dataset import PROVENANCE, example, question_set
 from selftrain.agentps.evaluate import QuestionScores, headline, question_scores, score
 from selftrain.agentps.frames import Frames
-from selftrain.agentps.model import build
+from selftrain.agentps.model import assemble
 from selftrain.agentps.recipe import Divisor, ModelSettings, TrainingSettings
 from selftrain.agentps.train import train
 from selftrain.data.importers import hateful_memes as memes
@@ -29,11 +34,109 @@ from selftrain.data.task import Question, Task, TaskClass
 from selftrain.models.metrics import curve, threshold_intervals, threshold_metrics
 from selftrain.models.train_loop import best_epoch
 
+if TYPE_CHECKING:
+    from backbones.mllm.base import Mllm
+
 # as published but for the rank: 128 of 576 dimensions would be a fifth of the model
 RANK, ALPHA = 16, 32
 RATE = 3e-4
 VALIDATION = 300
-HARMEME = Task(
+HELD_OUT = 3000
+
+# ---- what is varied -------------------------------------------------------------------------------------
+
+Labels = Literal["as given", "soft", "20 % wrong", "40 % wrong", "a quarter"]
+"""Process labels of the training posts: those of the data set; the probabilities of a text classifier that
+has not seen the post; a share of them turned round; or three quarters of the posts without any."""
+
+
+class Way(NamedTuple):
+    """One way to train: the model's settings, and what its process labels are like."""
+
+    variant: Variant
+    rounds: bool = False
+    fed: bool = False
+    labels: Labels = "as given"
+    divisor: Divisor = "posts"
+
+
+WAYS: Mapping[str, Way] = {
+    "vanilla": Way("vanilla"),
+    "vanilla, asked": Way("vanilla_asked"),
+    "multitask": Way("multitask"),
+    "multitask, asked": Way("multitask_asked"),
+    "agentps": Way("agentps"),
+    "agentps, rounds": Way("agentps", rounds=True),
+    "agentps, fed": Way("agentps", fed=True),
+    "multitask, fed": Way("multitask", fed=True),
+    "agentps, soft": Way("agentps", labels="soft"),
+    "agentps, 20 % wrong": Way("agentps", labels="20 % wrong"),
+    "agentps, 40 % wrong": Way("agentps", labels="40 % wrong"),
+    "agentps, a quarter": Way("agentps", labels="a quarter"),
+    "agentps, a quarter, by expected": Way("agentps", labels="a quarter", divisor="expected"),
+    "agentps, a quarter, by answers": Way("agentps", labels="a quarter", divisor="answers"),
+}
+
+
+class Place(NamedTuple):
+    """Where a study works.
+
+    Attributes:
+        work: Where trainings stand.
+        epochs: Passes; the best of them by AUC on validation posts is measured.
+        cpu: Even where there is a GPU.
+    """
+
+    work: Path
+    epochs: int
+    cpu: bool
+
+
+class Drawn(NamedTuple):
+    """Posts of one seed: to train on, to choose the epoch and the threshold by, and to measure on."""
+
+    task: Task
+    train: list[Post]
+    validation: list[Post]
+    test: list[Post]
+
+
+# ---- data sets ------------------------------------------------------------------------------------------
+
+
+def hateful_memes(n: int, seed: int, data: Path) -> Drawn:
+    """Words of Hateful Memes, split by their text: a text, whatever its labels, stands in one part only.
+
+    The development posts are not used: many repeat a training text with the other label.
+    """
+    found = [
+        Post(one.id, one.text, (), one.label, one.process)
+        for one in memes.read(data / "fhm_text").records
+        if isinstance(one, Record) and one.extra["split"] == "train"
+    ]
+    groups = defaultdict(list)
+    for post in found:
+        groups[_words(post)].append(post)
+    texts = sorted(groups)
+    order = np.random.default_rng(seed).permutation(len(texts))
+    shuffled = [post for place in order for post in groups[texts[place]]]
+    borders = (_past_group(shuffled, place) for place in (HELD_OUT, HELD_OUT + VALIDATION))
+    first, second = borders
+    return Drawn(memes.TASK, shuffled[second : second + n], shuffled[first:second], shuffled[:first])
+
+
+def _past_group(posts: Sequence[Post], place: int) -> int:
+    """Return the first place from `place` on where another text begins."""
+    while _words(posts[place]) == _words(posts[place - 1]):
+        place += 1
+    return place
+
+
+def _words(post: Post) -> str:
+    return " ".join(post.text.lower().split())
+
+
+SEVERITY = Task(
     name="harmful-memes",
     classes=(
         TaskClass("harmful", "harms a person, a group or society"),
@@ -41,201 +144,218 @@ HARMEME = Task(
     ),
     positive="harmful",
     policy="A meme is harmful when it abuses, threatens or misleads to somebody's damage.",
+    questions=(
+        Question(
+            "severity", "How much harm would it do?", ("not harmful", "somewhat harmful", "very harmful")
+        ),
+    ),
 )
 
 
-def hateful_memes(
-    variant: str, n: int, seed: int, *, flipped: float, data: Path, work: Path, epochs: int, cpu: bool
-) -> dict[str, float]:
-    """Words of n training posts drawn by the seed; measured on the seen development posts.
+def harmeme(n: int, seed: int, data: Path) -> Drawn:
+    """HarMeme with its pictures; its annotators' severity is the process label. A tenth of all is test.
 
-    Args:
-        variant: "vanilla", "multitask" or "agentps".
-        n: Training posts.
-        seed: Of the draw, of first weights and of the order.
-        flipped: Share of the process labels of the training posts turned round, in [0, 1].
-        data: Folder that holds fhm_text/.
-        work: Where the training stands.
-        epochs: Passes; the best of them by AUC on other training posts is measured.
-        cpu: Even where there is a GPU.
-
-    Returns:
-        Figures of the final question: those of `metrics.figures`, and F1 at the threshold that is best on
-        the validation posts; mean AUC of the process questions, where they are asked.
+    No picture and no text stands on both sides of the border to the test.
     """
-    found: dict[str, list[Post]] = {"train": [], "test": []}
-    for record in memes.read(data / "fhm_text").records:
-        if isinstance(record, Record):
-            post = Post(record.id, record.text, (), record.label, record.process)
-            found[str(record.extra["split"])].append(post)
-    order = np.random.default_rng(seed).permutation(len(found["train"]))
-    drawn = [found["train"][place] for place in order[: n + VALIDATION]]
-    posts = _flip(drawn[:n], flipped, seed)
-    made = ModelSettings(variant=variant, rank=RANK, alpha=ALPHA, seed=seed)
-    name = f"memes-{variant}-{n}-{flipped:g}-{seed}"
-    settings = TrainingSettings(epochs=epochs, learning_rate=RATE, metric="auc")
-    return _cell(
-        made, memes.TASK, posts, drawn[n:], found["test"], settings=settings, folder=work / name, cpu=cpu
-    )
-
-
-def harmeme(
-    n: int, seed: int, *, images: bool, data: Path, work: Path, epochs: int, cpu: bool
-) -> dict[str, float]:
-    """HarMeme, vanilla: n posts to train on, 300 to validate, a tenth of all to test; no copies between them.
-
-    Args and returns as `hateful_memes`, with 95 % intervals of AUC and macro-F1.
-    """
-    posts = [p for name in ("train", "val") for p in _harmeme_posts(data / "harmeme" / f"{name}.jsonl")]
+    posts = [
+        replace(post, process={"severity": str(post.extra["severity"])})
+        for name in ("train", "val")
+        for post in read_manifest(data / "harmeme" / f"{name}.jsonl").posts
+        if post.label is not None
+    ]
     order = np.random.default_rng(seed).permutation(len(posts))
     shuffled = [posts[place] for place in order]
     tenth = len(posts) // 10
     test, rest = shuffled[:tenth], shuffled[tenth:]
     seen = {key for post in test for key in _contents(post)}
     rest = [post for post in rest if not seen & set(_contents(post))]
-    frames = Frames(count=1, width=224, height=224, repeat=False) if images else None
-    made = ModelSettings(variant="vanilla", rank=RANK, alpha=ALPHA, frames=frames, seed=seed)
-    settings = TrainingSettings(epochs=epochs, learning_rate=RATE, metric="auc")
-    name = work / f"harmeme-{'image' if images else 'text'}-{n}-{seed}"
-    return _cell(
-        made,
-        HARMEME,
-        rest[:n],
-        rest[n : n + VALIDATION],
-        test,
-        settings=settings,
-        folder=name,
-        cpu=cpu,
-        wide=True,
+    return Drawn(SEVERITY, rest[VALIDATION : VALIDATION + n], rest[:VALIDATION], test)
+
+
+def _contents(post: Post) -> list[str]:
+    """Return what makes two posts copies: the same words, or the same picture."""
+    pictures = [hashlib.sha256(path.read_bytes()).hexdigest() for path in post.images]
+    return [*pictures, *([post.text.strip().lower()] if post.text.strip() else [])]
+
+
+def _pairs_task(name: str, meaning: str, other: str) -> Task:
+    return Task(
+        name=name,
+        classes=(TaskClass("yes", meaning), TaskClass("no", other)),
+        positive="yes",
+        policy=f"Of two tweets, {meaning}.",
+        questions=(
+            Question("first", "Is the first tweet offensive?", ("yes", "no")),
+            Question("second", "Is the second tweet offensive?", ("yes", "no")),
+        ),
     )
 
 
-COMPOSED = Task(
-    name="composed",
-    classes=(
-        TaskClass("one", "exactly one of the two tweets is offensive"),
-        TaskClass("other", "both are, or neither is"),
-    ),
-    positive="one",
-    policy="Of two tweets exactly one is offensive.",
-    questions=(
-        Question("first", "Is the first tweet offensive?", ("yes", "no")),
-        Question("second", "Is the second tweet offensive?", ("yes", "no")),
-    ),
-)
+EXACTLY_ONE = _pairs_task("exactly-one", "exactly one is offensive", "both are, or neither is")
+FIRST_ALONE = _pairs_task("first-alone", "the first is offensive and the second is not", "it is otherwise")
 _LONGEST = 60  # characters of a tweet: pairs of long ones would say no more, and cost twice as much
 
 
-def composed(
-    variant: str,
-    n: int,
-    seed: int,
-    *,
-    divisor: Divisor = "posts",
-    answered: float = 1.0,
-    data: Path,
-    work: Path,
-    epochs: int,
-    cpu: bool,
-) -> dict[str, float]:
-    """Pairs of HSOL's tweets: "exactly one is offensive" is a function of the two process answers.
+def pairs(task: Task, n: int, seed: int, data: Path) -> Drawn:
+    """Pairs of HSOL's tweets, whose label is a function of the two process answers.
 
-    n pairs to train on, n // 3 to validate and n to test; no tweet is in two pairs. Args and returns as
-    `hateful_memes`; `answered` is the share of the training pairs with process answers, `divisor` as in
-    `TrainingSettings`.
+    n pairs to train on, n // 3 to validate and n to test; no tweet is in two pairs.
+
+    Args:
+        task: `EXACTLY_ONE` or `FIRST_ALONE`.
+        n, seed, data: As of the other data sets.
     """
     generator = np.random.default_rng([seed, 3])
     tweets: dict[str | None, list[str]] = {"offensive": [], "inoffensive": []}
     for record in hsol.read(data / "hsol").records:
         if isinstance(record, Record) and len(record.text) <= _LONGEST:
-            tweets[record.label].append(record.text)
+            tweets[record.label].append(" ".join(record.text.split()))  # a line each
     drawn = {label: iter(generator.permutation(sorted(set(texts)))) for label, texts in tweets.items()}
     posts = []
     for i in range(n + n // 3 + n):
-        offensive = [bool(one) for one in ((i >> 1) & 1, i & 1)]  # the four kinds of pairs, one after another
-        texts = [str(next(drawn["offensive" if one else "inoffensive"])) for one in offensive]
-        told = i >= n or generator.random() < answered
-        answers = dict(zip(("first", "second"), ("yes" if one else "no" for one in offensive), strict=True))
-        label = "one" if offensive[0] != offensive[1] else "other"
+        first, second = bool((i >> 1) & 1), bool(i & 1)  # the four kinds of pairs, one after another
+        texts = [str(next(drawn["offensive" if one else "inoffensive"])) for one in (first, second)]
+        positive = first != second if task is EXACTLY_ONE else first and not second
+        answers = {"first": "yes" if first else "no", "second": "yes" if second else "no"}
         text = f"First tweet: {texts[0]}\nSecond tweet: {texts[1]}"
-        posts.append(Post(f"pair-{i}", text, (), label, answers if told else {}))
-    made = ModelSettings(variant=variant, rank=RANK, alpha=ALPHA, seed=seed)
-    settings = TrainingSettings(epochs=epochs, learning_rate=RATE, metric="auc", divisor=divisor)
-    return _cell(
-        made, COMPOSED, posts[:n], posts[n : n + n // 3], posts[n + n // 3 :], settings=settings,
-        folder=work / f"composed-{variant}-{divisor}-{answered:g}-{n}-{seed}", cpu=cpu,
-    )  # fmt: skip
+        posts.append(Post(f"pair-{i}", text, (), "yes" if positive else "no", answers))
+    return Drawn(task, posts[:n], posts[n : n + n // 3], posts[n + n // 3 :])
 
 
-def _harmeme_posts(manifest: Path) -> list[Post]:
-    return [post for post in read_manifest(manifest).posts if post.label is not None]
+# ---- process labels -------------------------------------------------------------------------------------
 
 
-def _contents(post: Post) -> list[str]:
-    """What makes two posts copies: the same words, or the same picture."""
-    pictures = [hashlib.sha256(path.read_bytes()).hexdigest() for path in post.images]
-    return [*pictures, *([post.text.strip().lower()] if post.text.strip() else [])]
-
-
-def _flip(posts: Sequence[Post], share: float, seed: int) -> list[Post]:
+def relabel(posts: Sequence[Post], task: Task, labels: Labels, seed: int) -> list[Post]:
+    """Return training posts with the process labels that a way wants."""
     generator = np.random.default_rng([seed, 2])
-    other = {"yes": "no", "no": "yes"}
+    match labels:
+        case "as given":
+            return list(posts)
+        case "a quarter":
+            told = generator.random(len(posts)) < 0.25
+            return [post if one else replace(post, process={}) for post, one in zip(posts, told, strict=True)]
+        case "soft":
+            return _guessed(posts, task)
+        case _:
+            share = float(labels.split(" ")[0]) / 100
+            return [replace(post, process=_turned(post.process, task, share, generator)) for post in posts]
 
-    def noisy(process: Any) -> dict[str, str]:  # noqa: ANN401 -- a mapping
-        return {k: other[v] if generator.random() < share else v for k, v in sorted(process.items())}
 
-    return [replace(post, process=noisy(post.process)) for post in posts] if share else list(posts)
+def _turned(
+    process: Mapping[str, str], task: Task, share: float, generator: np.random.Generator
+) -> dict[str, str]:
+    """Return the answers, each another one with probability `share`."""
+    turned = dict(process)
+    for question in task.questions:
+        if question.name in process and generator.random() < share:
+            others = [one for one in question.answers if one != process[question.name]]
+            turned[question.name] = str(generator.choice(others))
+    return turned
 
 
-def _cell(
-    made: ModelSettings,
-    task: Task,
-    posts: Sequence[Post],
-    validation: Sequence[Post],
-    test: Sequence[Post],
-    *,
-    settings: TrainingSettings,
-    folder: Path,
-    cpu: bool,
-    wide: bool = False,
-) -> dict[str, float]:
+def _guessed(posts: Sequence[Post], task: Task) -> list[Post]:
+    """Return the posts with the answers, and their probabilities, of a classifier trained on other posts."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+
+    said: list[dict[str, dict[str, Any]]] = [{} for _ in posts]
+    for place, question in enumerate(task.questions):
+        texts = [_about(post.text, place) for post in posts]
+        classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10.0))
+        known = [post.process[question.name] for post in posts]
+        probs = cross_val_predict(classifier, texts, known, cv=5, method="predict_proba")
+        names = sorted(set(known))
+        for one, row in zip(said, probs, strict=True):
+            one[question.name] = {"answer": names[int(row.argmax())], "probability": float(row.max())}
+    return [
+        replace(
+            post,
+            process={name: answer["answer"] for name, answer in one.items()},
+            extra={**post.extra, PROVENANCE: one},
+        )
+        for post, one in zip(posts, said, strict=True)
+    ]
+
+
+def _about(text: str, question: int) -> str:
+    """Return what a question is about: of a pair the tweet in its place, else the whole text."""
+    lines = text.split("\n")
+    return lines[question] if text.startswith("First tweet: ") else text
+
+
+# ---- a cell ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _base(name: str, seed: int) -> Mllm:
+    return load_mllm(name, seed=seed)
+
+
+def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str, float]:
+    """Train one way, and measure it on the test posts.
+
+    Args:
+        drawn: Posts.
+        way: What is trained on them.
+        base: As of a recipe's `model.base`.
+        seed: Of first weights, of the order and of what is turned round.
+        place: Where, and how long.
+
+    Returns:
+        Figures of the final question: those of `threshold_metrics`, with 95 % intervals of AUC and macro-F1,
+        and F1 at the threshold that is best on the validation posts; mean AUC of the process questions with
+        two answers, where they have heads.
+    """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=cpu)
-    built = build(made, task)
-    chosen = [example(post, built.questions) for post in validation]
+    accelerator = Accelerator(cpu=place.cpu)
+    pictures = any(post.images for post in drawn.train)
+    made = ModelSettings(
+        base=base, variant=way.variant, rounds=way.rounds, fed=way.fed, rank=RANK, alpha=ALPHA, seed=seed,
+        frames=Frames(count=1, width=224, height=224, repeat=False) if pictures else None,
+    )  # fmt: skip
+    settings = TrainingSettings(epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor)
+    untouched = _base(base, seed if pictures else 0)  # the projector of pictures is drawn
+    asked = question_set(drawn.task, way.variant, rounds=way.rounds)
+    built = assemble(made, asked, replace(untouched, module=deepcopy(untouched.module)))
+    chosen = [example(post, asked) for post in drawn.validation]
 
     def scored(which: Any) -> list[Any]:  # noqa: ANN401
         return list(score(built.model, built.collator, which, batch_size=32, device=accelerator.device))
 
+    posts = relabel(drawn.train, drawn.task, way.labels, seed)
+    told = [made.model_dump(mode="json"), settings.model_dump(), way, drawn.task.name, len(posts)]
+    identity = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    folder = place.work / f"cell-{identity[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
-    identity = hashlib.sha256(json.dumps([made.model_dump(), settings.model_dump()]).encode()).hexdigest()
     results = train(
-        built, [example(post, built.questions) for post in posts], settings=settings, seed=made.seed,
+        built, [example(post, asked) for post in posts], settings=settings, seed=seed,
         folder=folder, identity=identity, accelerator=accelerator,
-        validate=lambda _: headline(built.questions, scored(chosen)),
+        validate=lambda _: headline(asked, scored(chosen)),
     )  # fmt: skip
     load_weights(built.model, folder / WEIGHTS)
-    tested = scored([example(post, built.questions) for post in test])
-    *process, final = question_scores(built.questions, tested)
-    tuned = _best_threshold(question_scores(built.questions, scored(chosen))[-1])
+    tested = scored([example(post, asked) for post in drawn.test])
+    *process, final = question_scores(asked, tested)
+    tuned = _best_threshold(question_scores(asked, scored(chosen))[-1])
     result = threshold_metrics(final.found, final.scores)
     result["f1_tuned"] = threshold_metrics(final.found, (final.scores >= tuned).astype(np.float64))["f1"]
     result["best_epoch"] = float(best_epoch(results, "auc").epoch)
-    if process:
-        result["process_auc"] = float(
-            np.mean([threshold_metrics(one.found, one.scores)["auc"] for one in process])
-        )
-    if wide:
-        for metric, value in threshold_intervals(final.found, final.scores).items():
-            if metric in ("auc", "macro_f1"):
-                result |= {f"{metric}_low": value.low, f"{metric}_high": value.high}
+    aucs = [
+        threshold_metrics(one.found, one.scores)["auc"] for one in process if len(one.question.answers) == 2
+    ]
+    if aucs:
+        result["process_auc"] = float(np.mean(aucs))
+    for metric, value in threshold_intervals(final.found, final.scores).items():
+        if metric in ("auc", "macro_f1"):
+            result |= {f"{metric}_low": value.low, f"{metric}_high": value.high}
     shutil.rmtree(folder)
     return result
 
 
 def _best_threshold(one: QuestionScores) -> float:
-    """The threshold of the largest F1."""
+    """Return the threshold of the largest F1."""
     shape = curve(one.found, one.scores)
     f1: FloatArray = 2 * shape.precision * shape.recall / (shape.precision + shape.recall + 1e-12)
     return float(shape.thresholds[int(f1.argmax())])

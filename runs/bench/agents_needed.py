@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial, seeds_of
-from runs.bench.study import Figure, Figures
+from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial
+from runs.bench.study import Figure, Figures, seeds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

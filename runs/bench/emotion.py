@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runs.bench.judges import METHODS, WITHOUT_AGENTS, JudgedSet, measure_seed, seeds_of, tables
-from runs.bench.study import Figures
+from runs.bench.judges import METHODS, WITHOUT_AGENTS, JudgedSet, measure_seed, tables
+from runs.bench.study import Figures, seeds_of
 from selftrain.errors import DataError
 
 if TYPE_CHECKING:

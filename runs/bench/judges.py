@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from runs.bench.paired import differences_table, means_table
-from runs.bench.study import Figure, Figures
+from runs.bench.study import Figure, Figures, seeds_of
 from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
 
@@ -462,12 +462,6 @@ def _chosen(names: str, known: Mapping[str, object], what: str) -> list[str]:
     if unknown := [name for name in chosen if name not in known]:
         raise DataError(f"no {what} is called {unknown}: expected some of {', '.join(known)}")
     return chosen
-
-
-def seeds_of(text: str) -> list[int]:
-    """Return the seeds of "0..9" or "0,3,5"."""
-    first, dots, last = text.partition("..")
-    return list(range(int(first), int(last) + 1)) if dots else [int(one) for one in text.split(",")]
 
 
 def measure_seed(

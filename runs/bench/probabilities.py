@@ -20,8 +20,8 @@ import numpy as np
 from agents.judgment import Judgment, State
 from agents.offline.offline_agent import offline_agents
 from agents.replayed import read_answers
-from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial, seeds_of
-from runs.bench.study import Figure, Figures
+from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial
+from runs.bench.study import Figure, Figures, seeds_of
 from selftrain.errors import DataError
 
 if TYPE_CHECKING:

@@ -92,6 +92,12 @@ class Figures:
             yield f"n={n:<6} {metric:<26} {method:<28} {fmean(values):.4f}{spread}  ({seeds})"
 
 
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds of "0..9" or "0,3,5"."""
+    first, dots, last = text.partition("..")
+    return list(range(int(first), int(last) + 1)) if dots else [int(one) for one in text.split(",")]
+
+
 def _read(file: Path) -> Iterator[Figure]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:

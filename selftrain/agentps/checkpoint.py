@@ -1,7 +1,8 @@
 """The folder of a model: its weights, what is needed to build it again, and a training that goes on.
 
 models/NAME/
-├── agentps.json          the settings, the questions, the base model's fingerprint, the best epoch
+├── agentps.json          the settings, the questions, the base model's fingerprint, the best epoch, and how
+│                         answers are calibrated and decided
 ├── task.toml             the task that it was trained for
 ├── training.toml         the recipe as resolved
 ├── model.safetensors     adapters, heads and the answer token's row; the base model is not in it
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from backbones.mllm.answering import merge, trained_names
 from selftrain._util.types import Json
 from selftrain.agentps.dataset import QuestionSet
+from selftrain.agentps.decisions import Decisions, QuestionDecision
 from selftrain.agentps.model import Built, build
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.task import Task, dump_task, load_task
@@ -37,7 +39,7 @@ from selftrain.store import atomic
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
 VALIDATION, METRICS = "validation.jsonl", "metrics.json"
-FORMAT = 2
+FORMAT = 3
 MERGED = "agentps-merged.json"
 # a folder of its own: vLLM takes every .safetensors beside the configuration for the model's
 HEADS = "answer_heads/model.safetensors"
@@ -55,6 +57,7 @@ class AgentPSModel(NamedTuple):
         settings: That it was built from.
         built: The model with all that leads posts into it.
         about: What agentps.json says.
+        decisions: How answers follow from the model's probabilities.
         fingerprint: Hex SHA-256 of everything that can change a score.
     """
 
@@ -63,12 +66,13 @@ class AgentPSModel(NamedTuple):
     settings: ModelSettings
     built: Built
     about: Json
+    decisions: Decisions
     fingerprint: str
 
     @property
     def best_epoch(self) -> int:
-        """Return the epoch, from 1, whose weights these are."""
-        return int(self.about["best_epoch"]) + 1
+        """Return the epoch, from 1, after or within which the weights were these."""
+        return int(self.about["best_epoch"])
 
 
 def describe(
@@ -118,6 +122,24 @@ def settings_of(about: Json, file: Path) -> ModelSettings:
         raise ModelError(f"{file} describes no model ({error}): the folder is damaged") from error
 
 
+def decisions_to_json(questions: QuestionSet, decisions: Decisions) -> Json:
+    """Return what agentps.json has of a model's decisions."""
+    names = (one.name for one in questions.all)
+    return {name: made.model_dump(mode="json") for name, made in zip(names, decisions, strict=True)}
+
+
+def decisions_of(about: Json, questions: QuestionSet, file: Path) -> Decisions:
+    """Return what a description says of how its model decides.
+
+    Raises:
+        ModelError: It says nothing; `file` is named.
+    """
+    try:
+        return tuple(QuestionDecision.model_validate(about["decisions"][one.name]) for one in questions.all)
+    except (KeyError, ValidationError) as error:
+        raise ModelError(f"{file} says not how answers are decided ({error}): it is damaged") from error
+
+
 def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> AgentPSModel:
     """`load`, into a model that was built already.
 
@@ -140,7 +162,8 @@ def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> Age
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     digest.update((folder / TASK).read_bytes())
     digest.update((folder / WEIGHTS).read_bytes())
-    return AgentPSModel(folder, task, settings, built, about, digest.hexdigest())
+    decisions = decisions_of(about, built.questions, folder / ABOUT)
+    return AgentPSModel(folder, task, settings, built, about, decisions, digest.hexdigest())
 
 
 def read_about(folder: Path) -> Json:
@@ -187,7 +210,10 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
     except OSError as error:
         raise atomic.storage_error(out, None, error) from error
     dump_task(trained_model.task, out / TASK)
-    more = {"merged": True, "answer_id": built.model.answer_id}
+    more = {
+        "merged": True, "answer_id": built.model.answer_id,
+        "decisions": decisions_to_json(built.questions, trained_model.decisions),
+    }  # fmt: skip
     atomic.write_json(out / MERGED, trained_model.about | more)
 
 
@@ -234,8 +260,8 @@ def save_training(
     tensors = {f"weight/{name}": one.detach() for name, one in trained(model).items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"moment/{number}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    epochs = [dict(one.metrics) for one in state.results]
-    progress = {"step": state.step, "identity": identity, "epochs": epochs}
+    results = [one._replace(parts={}) for one in state.results]
+    progress = {"step": state.step, "identity": identity, "results": results}
     _write(file, tensors, {"progress": json.dumps(progress)})
 
 
@@ -266,8 +292,7 @@ def load_training(
             moments[int(number)][key] = tensor
     _fill(trained(model), weights, file)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": dict(moments)})
-    results = (EpochResult(number, {}, metrics) for number, metrics in enumerate(progress["epochs"], 1))
-    return TrainingState(progress["step"], tuple(results))
+    return TrainingState(progress["step"], tuple(EpochResult(*one) for one in progress["results"]))
 
 
 def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], file: Path) -> None:

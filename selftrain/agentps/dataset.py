@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from backbones.mllm.answering import Variant
+from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.prompts import Wording
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
@@ -40,10 +40,10 @@ class QuestionSet(NamedTuple):
     """The questions of a task as one variant asks them; answers stand in the order of the logits.
 
     Attributes:
-        process: The Q process questions that have a head; none for "vanilla".
+        process: The Q process questions that have a head.
         final: The classes.
         positive: The index of the class that is looked for.
-        wording: The words around every post; only "agentps" reads the process questions.
+        wording: The words around every post, with the questions where the variant asks them.
     """
 
     process: tuple[Question, ...]
@@ -57,13 +57,14 @@ class QuestionSet(NamedTuple):
         return (*self.process, self.final)
 
 
-def question_set(task: Task, variant: Variant, *, policy: bool = False) -> QuestionSet:
+def question_set(task: Task, variant: Variant, *, policy: bool = False, rounds: bool = False) -> QuestionSet:
     """Return the questions of `task`.
 
     Args:
         task: With questions, unless the variant is "vanilla".
-        variant: Where the heads read.
+        variant: Which questions are asked, and which have heads.
         policy: Put the policy before the post; otherwise only the meaning of the positive class.
+        rounds: Ask each question in a turn of its own.
 
     Raises:
         TaskError: A task without questions, a question called like the final one, for a variant that asks.
@@ -81,15 +82,16 @@ def question_set(task: Task, variant: Variant, *, policy: bool = False) -> Quest
         closing = f"Is this post {_spoken(task.positive)}: {meaning}?"
     else:
         closing = f"Which is it: {', '.join(map(_spoken, task.names))}?"
-    read = task.questions if variant == "agentps" else ()
+    asking = ASKING[variant]
     return QuestionSet(
-        () if variant == "vanilla" else tuple(task.questions),
+        tuple(task.questions) if asking.answered else (),
         Question(FINAL, closing, task.names),
         task.names.index(task.positive),
         Wording(
             f"Policy: {task.policy}\nPost:" if policy else "Post:",
-            tuple(one.wording for one in read),
+            tuple(one.wording for one in task.questions) if asking.asked else (),
             closing,
+            rounds,
         ),
     )
 
@@ -168,6 +170,17 @@ def make_target(answers: Sequence[str], answer: str | None, prob: float = 1.0) -
 def answer_of(target: Target) -> int | None:
     """Return the index of the answer that a target stands for; None where it is missing."""
     return int(target.argmax()) if target.any() else None
+
+
+def count_answers(questions: QuestionSet, posts: Iterable[Example]) -> dict[str, dict[str, int]]:
+    """Return question -> answer -> how many posts have it."""
+    found = {one.name: dict.fromkeys(one.answers, 0) for one in questions.all}
+    for post in posts:
+        for question, target in zip(questions.all, post.targets, strict=True):
+            answer = answer_of(target)
+            if answer is not None:
+                found[question.name][question.answers[answer]] += 1
+    return found
 
 
 # ---- which posts ----------------------------------------------------------------------------------------

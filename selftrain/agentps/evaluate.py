@@ -20,7 +20,7 @@ from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of
 from selftrain.agentps.model import CollatedPosts, Collator
 from selftrain.data.task import Question
 from selftrain.errors import DataError, TrainingError
-from selftrain.models.metrics import accuracy_and_f1, threshold_intervals, threshold_metrics
+from selftrain.models.metrics import accuracy_and_f1, threshold_metrics
 
 _SORTED_BATCHES = 16
 
@@ -32,11 +32,17 @@ class ScoredPost(NamedTuple):
         example: The post.
         answers: One [K] of probabilities a question, the final one last; empty where `reason` says why.
         reason: Why the post could not be read; empty for a scored one.
+        chosen: The index of the answer given to each question; empty: the likeliest.
     """
 
     example: Example
-    answers: tuple[Float32Array, ...]
+    answers: tuple[Float32Array | FloatArray, ...]
     reason: str = ""
+    chosen: tuple[int, ...] = ()
+
+    def given(self, question: int) -> int:
+        """Return the index of the answer that is given to a question, by its place."""
+        return self.chosen[question] if self.chosen else int(self.answers[question].argmax())
 
 
 class _Batch(NamedTuple):
@@ -133,6 +139,7 @@ class QuestionScores(NamedTuple):
         ids: [B] posts.
         truth: [B] indices of the true answers.
         probs: [B, K] probabilities.
+        chosen: [B] indices of the answers that are given.
     """
 
     question: Question
@@ -140,6 +147,7 @@ class QuestionScores(NamedTuple):
     ids: tuple[str, ...]
     truth: IntArray
     probs: FloatArray
+    chosen: IntArray
 
     @property
     def found(self) -> BoolArray:
@@ -154,7 +162,7 @@ class QuestionScores(NamedTuple):
 
     def all_answers(self) -> dict[str, float]:
         """Return accuracy and macro-F1 over all answers."""
-        return accuracy_and_f1(self.truth, self.probs.argmax(1))
+        return accuracy_and_f1(self.truth, self.chosen)
 
 
 def question_scores(questions: QuestionSet, scored: Iterable[ScoredPost]) -> list[QuestionScores]:
@@ -172,6 +180,7 @@ def question_scores(questions: QuestionSet, scored: Iterable[ScoredPost]) -> lis
                 tuple(one.example.id for one, _ in answered),
                 np.array([truth for _, truth in answered], dtype=np.int64),
                 probs.reshape(len(answered), len(question.answers)),
+                np.array([one.given(q) for one, _ in answered], dtype=np.int64),
             )
         )
     return result
@@ -204,24 +213,3 @@ def headline(questions: QuestionSet, scored: Iterable[ScoredPost]) -> Json:
     return result | {
         f"{one.question.name}/macro_f1": one.all_answers()["macro_f1"] for one in process if len(one.ids)
     }
-
-
-def full_report(questions: QuestionSet, scored: Iterable[ScoredPost]) -> dict[str, Json]:
-    """Return question -> posts, answers, metrics with intervals; a note where only one answer occurs."""
-    result: dict[str, Json] = {}
-    for one in question_scores(questions, scored):
-        answers = one.question.answers
-        about: Json = {
-            "posts": len(one.ids),
-            "looked_for": answers[one.looked_for],
-            "answers": {answer: int((one.truth == k).sum()) for k, answer in enumerate(answers)},
-        }
-        if one.found.any() and not one.found.all():
-            intervals = threshold_intervals(one.found, one.scores)
-            about["metrics"] = {name: value._asdict() for name, value in intervals.items()}
-        else:
-            about["note"] = "only one answer occurs among these posts: nothing to tell apart"
-        if len(answers) > 2 and len(one.ids):
-            about["all_answers"] = one.all_answers()
-        result[one.question.name] = about
-    return result

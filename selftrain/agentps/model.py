@@ -102,7 +102,7 @@ def build(settings: ModelSettings, task: Task) -> Built:
         PromptFitError: The questions leave no room for a post.
         WeightsError: The base model cannot be had.
     """
-    questions = question_set(task, settings.variant, policy=settings.policy)
+    questions = question_set(task, settings.variant, policy=settings.policy, rounds=settings.rounds)
     base = load_mllm(
         settings.base, revision=settings.revision, dtype=settings.dtype, album=settings.album,
         seed=settings.seed,
@@ -122,6 +122,6 @@ def assemble(settings: ModelSettings, questions: QuestionSet, base: Mllm) -> Bui
         model = AnsweringModel(
             language, width=base.width, answers=[len(one.answers) for one in questions.all],
             variant=settings.variant, answer_id=reader.words.answer_id,
-            hidden=settings.hidden, dropout=settings.dropout,
+            hidden=settings.hidden, dropout=settings.dropout, fed=settings.fed,
         )  # fmt: skip
     return Built(model, base, Collator(reader, settings.frames), questions)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +12,24 @@ import numpy as np
 
 from backbones.loading import place
 from selftrain._util.types import Json
-from selftrain.agentps.checkpoint import VALIDATION, AgentPSModel, load
-from selftrain.agentps.dataset import FINAL, QuestionSet, answer_of, example
-from selftrain.agentps.evaluate import ScoredPost, score
+from selftrain.agentps.checkpoint import (
+    ABOUT,
+    METRICS,
+    VALIDATION,
+    AgentPSModel,
+    decisions_to_json,
+    fill,
+    load,
+)
+from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of, example, make_target
+from selftrain.agentps.decisions import decided, full_report, set_goals, with_answers
+from selftrain.agentps.evaluate import ScoredPost, question_scores, score
 from selftrain.data.posts import Post
 from selftrain.models.predictor import Prediction, ValidationScores
+from selftrain.store import atomic
 from selftrain.store.run_dir import read_jsonl
 
+_LOG = logging.getLogger(__name__)
 TEXT, PICTURES = 2_000, 16
 """Characters and pictures that a record of answers keeps of its post."""
 
@@ -30,7 +43,7 @@ class AgentPSPredictor:
     """
 
     kind = "agentps"
-    calibrated = False
+    calibrated = True
 
     def __init__(self, loaded: AgentPSModel, device: str) -> None:
         self._loaded, self._device = loaded, device
@@ -39,6 +52,12 @@ class AgentPSPredictor:
         self.fingerprint = loaded.fingerprint
         frames = loaded.built.collator.frames
         self.picture_side = None if frames is None else max(frames.width, frames.height)
+        self.threshold = loaded.decisions[-1].threshold
+        for question, made in zip(loaded.built.questions.all, loaded.decisions, strict=True):
+            if made.note:
+                _LOG.warning(
+                    "%s, question %r: %s; the likeliest answer is given", self.name, question.name, made.note
+                )
 
     @classmethod
     def load(cls, path: Path) -> AgentPSPredictor:
@@ -59,10 +78,9 @@ class AgentPSPredictor:
         file = self._loaded.folder / VALIDATION
         if not file.exists():
             return None
-        rows = [row for row in read_jsonl(file) if "probabilities" in row]
-        labels = [row["truth"][FINAL] == self.positive for row in rows]
-        probs = [row["probabilities"][self.positive] for row in rows]
-        return ValidationScores(np.array(labels, dtype=np.int16), np.array(probs, dtype=np.float64))
+        asked = self._loaded.built.questions
+        *_, final = question_scores(asked, read_scored(file, asked))
+        return ValidationScores(final.found.astype(np.int16), final.scores)
 
 
 def predict(
@@ -84,9 +102,8 @@ def predict(
     known = (example(_known(post, built.questions), built.questions) for post in posts)
     # a threshold set on the validation posts is one of their precision
     precise = loaded.about["precision"] == "float32"
-    yield from score(
-        built.model, built.collator, known, batch_size=batch_size, device=device, precise=precise
-    )
+    scored = score(built.model, built.collator, known, batch_size=batch_size, device=device, precise=precise)
+    yield from (decided(loaded.decisions, one) for one in scored)
 
 
 def _known(post: Post, asked: QuestionSet) -> Post:
@@ -101,13 +118,12 @@ def to_prediction(asked: QuestionSet, one: ScoredPost) -> Prediction:
     """Return the answers to the final question as classes, those to the others as process."""
     if one.reason:
         return Prediction(one.example.id, reason=one.reason)
-    *process, final = [
-        dict(zip(question.answers, probs.tolist(), strict=True))
-        for question, probs in zip(asked.all, one.answers, strict=True)
-    ]
-    label = asked.final.answers[int(np.argmax(one.answers[-1]))]
-    named = {question.name: probs for question, probs in zip(asked.process, process, strict=True)}
-    return Prediction(one.example.id, label, final, named)
+    probs, given = dict[str, dict[str, float]](), dict[str, str]()
+    for q, question in enumerate(asked.all):
+        probs[question.name] = dict(zip(question.answers, one.answers[q].tolist(), strict=True))
+        given[question.name] = question.answers[one.given(q)]
+    label, final = given.pop(FINAL), probs.pop(FINAL)
+    return Prediction(one.example.id, label, final, probs, given)
 
 
 def answers_row(asked: QuestionSet, one: ScoredPost) -> Json:
@@ -129,3 +145,49 @@ def answers_row(asked: QuestionSet, one: ScoredPost) -> Json:
     if one.reason:
         return {"id": one.example.id, "reason": one.reason, **post, "truth": truth}
     return {"id": one.example.id} | to_prediction(asked, one).to_json() | post | {"truth": truth}
+
+
+def read_scored(file: Path, asked: QuestionSet) -> list[ScoredPost]:
+    """Read what `answers_row` wrote, a line a post."""
+    return [_from_row(asked, row) for row in read_jsonl(file)]
+
+
+def _from_row(asked: QuestionSet, row: Json) -> ScoredPost:
+    targets = tuple(make_target(one.answers, row["truth"][one.name]) for one in asked.all)
+    post = Example(row["id"], row["text"], tuple(map(Path, row["pictures"])), targets)
+    if "reason" in row:
+        return ScoredPost(post, (), row["reason"])
+    probs = {**row["process"], FINAL: row["probabilities"]}
+    given = {**row.get("answers", {}), FINAL: row["label"]}
+    answers = ([probs[one.name][answer] for answer in one.answers] for one in asked.all)
+    return ScoredPost(
+        post,
+        tuple(np.array(one, dtype=np.float64) for one in answers),
+        chosen=tuple(one.answers.index(given[one.name]) for one in asked.all),
+    )
+
+
+def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
+    """Set a model's rules anew on its validation posts, and write all that follows from them.
+
+    Args:
+        loaded: The model.
+        goals: Question -> what its decision is to reach; the likeliest answer where none is named.
+
+    Raises:
+        RecipeError: A goal of a question that is not asked.
+        StorageError: The disk is full or refuses.
+    """
+    folder, asked = loaded.folder, loaded.built.questions
+    scored = read_scored(folder / VALIDATION, asked)
+    decisions = set_goals(loaded.decisions, question_scores(asked, scored), goals)
+    if decisions == loaded.decisions:
+        return loaded
+    scored = [with_answers(decisions, one) for one in scored]
+    figures = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    figures |= {"questions": full_report(asked, scored, decisions)}
+    atomic.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
+    atomic.write_json(folder / METRICS, figures)
+    # last: what was killed before this sets them again
+    atomic.write_json(folder / ABOUT, loaded.about | {"decisions": decisions_to_json(asked, decisions)})
+    return fill(folder, loaded.built, loaded.task, loaded.settings)

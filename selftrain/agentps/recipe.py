@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from backbones.mllm.answering import Variant
+from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.base import Padding
 from backbones.mllm.hub import Album
 from selftrain._util.toml_sections import Section, read_table
@@ -16,6 +16,7 @@ from selftrain.agentps.frames import Frames
 from selftrain.data.manifest import Tolerance
 from selftrain.errors import RecipeError
 from selftrain.models.metrics import PRECISIONS
+from selftrain.models.operating_points import Goal
 
 METRICS = (
     "f1", "macro_f1", "auc", "precision_at_recall_50",
@@ -24,6 +25,7 @@ METRICS = (
 
 
 Divisor = Literal["posts", "expected", "answers"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SourceSettings(Section):
@@ -66,7 +68,9 @@ class ModelSection(Section):
     base: str = "smollm2_efficientnet"  # or a name on a hub, or a folder
     revision: str = "main"  # of the weights on a hub
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of a hub's weights; auto: as saved
-    variant: Variant = "agentps"  # where the heads read
+    variant: Variant = "agentps"  # which questions are asked, and where their heads read
+    rounds: bool = False  # ask each question in a turn of its own, answered as the assistant's turn begins
+    fed: bool = False  # the final head hears what the process heads say, not their state alone
     policy: bool = False  # put the task's policy before every post
     max_tokens: int = Field(256, ge=16, le=32_768)  # of prompt and text together, images aside
     padding: Padding = "left"
@@ -77,6 +81,17 @@ class ModelSection(Section):
     vision: bool = False  # adapt the vision tower too
     hidden: int = Field(256, ge=1)  # of the answer heads
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _variant_has_it(self) -> ModelSection:
+        asking = ASKING[self.variant]
+        for name, chosen, there in (
+            ("rounds", self.rounds, asking.asked), ("fed", self.fed, asking.answered)
+        ):  # fmt: skip
+            if chosen and not there:
+                lacking = "asks no question" if name == "rounds" else "has no process heads"
+                raise ValueError(f"{name} is set, and the variant {self.variant!r} {lacking}: leave it out")
+        return self
 
 
 class ModelSettings(ModelSection):
@@ -99,12 +114,17 @@ class TrainingSettings(Section):
     clip: float = Field(1.0, gt=0)  # the largest norm of a gradient
     # question -> weight in the loss, "final" among them; 1 for those not named
     weights: dict[str, float] = Field(default_factory=dict)
+    # question -> weight of each answer in its loss: "balanced", so that every answer weighs alike however
+    # many posts have it, or numbers, 1 for answers not named
+    class_weights: dict[str, Literal["balanced"] | dict[str, Weight]] = Field(default_factory=dict)
     # what a question's loss is divided by: the posts of the step, so that every post weighs alike (published,
     # where every post answers); the posts expected to answer it; or those that do
     divisor: Divisor = "posts"
     # keep the loss of reviewed posts (data.reviews) above 0; off, it is unbiased and has no lower bound
     non_negative: bool = True
-    metric: str = "macro_f1"  # of the validation posts; says which epoch is best
+    metric: str = "macro_f1"  # of the validation posts; says which weights are kept
+    validate_every: int | None = Field(None, ge=1)  # steps; also within an epoch, not at its end alone
+    patience: int | None = Field(None, ge=1)  # end after so many validations without a better one
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
     checkpointing: bool = False
@@ -128,6 +148,40 @@ class TrainingSettings(Section):
             raise RecipeError(f"training.weights names {unknown}; expected some of {list(questions)}")
         return tuple(self.weights.get(name, 1.0) for name in questions)
 
+    def answer_weights(self, counts: Mapping[str, Mapping[str, int]]) -> list[list[float]] | None:
+        """Return the weight of every answer of each question, in their order; None where all are 1.
+
+        Args:
+            counts: Question -> answer -> how many training posts have it, the final question last.
+
+        Raises:
+            RecipeError: A weight for a question or an answer that there is not.
+        """
+        unknown = sorted(self.class_weights.keys() - counts.keys())
+        if unknown:
+            raise RecipeError(f"training.class_weights names {unknown}; expected some of {list(counts)}")
+        if not self.class_weights:
+            return None
+        return [_answer_weights(name, self.class_weights.get(name, {}), counts[name]) for name in counts]
+
+
+def _answer_weights(
+    question: str, given: Literal["balanced"] | Mapping[str, float], counts: Mapping[str, int]
+) -> list[float]:
+    if given == "balanced":
+        # every answer the same sum, and the mean over the posts 1; an answer that no post has weighs nothing
+        mean = sum(counts.values()) / sum(count > 0 for count in counts.values())
+        return [mean / count if count else 1.0 for count in counts.values()]
+    unknown = sorted(given.keys() - counts.keys())
+    if unknown:
+        raise RecipeError(
+            f"training.class_weights.{question} names {unknown}; expected some of {list(counts)}"
+        )
+    weights = [float(given.get(answer, 1.0)) for answer in counts]
+    if not any(weights):
+        raise RecipeError(f"training.class_weights.{question} is 0 for every answer: nothing is learned")
+    return weights
+
 
 class AgentPSRecipe(Section):
     """The whole recipe."""
@@ -137,6 +191,14 @@ class AgentPSRecipe(Section):
     model: ModelSection = ModelSection()
     frames: FrameSettings = FrameSettings()
     training: TrainingSettings = TrainingSettings()
+    # question -> which answer is given: "likeliest", or what a threshold set on the validation posts reaches,
+    # "precision 0.8", "recall 0.9" or "f1" of the answer looked for, "macro_f1" of all answers
+    decisions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("decisions")
+    @classmethod
+    def _rules_known(cls, given: dict[str, str]) -> dict[str, str]:
+        return {question: str(Goal.parse(rule)) for question, rule in given.items()}
 
     @model_validator(mode="after")
     def _video_is_full(self) -> AgentPSRecipe:

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backbones.mllm.answering import AnswerHeads
+from backbones.mllm.answering import ASKING, AnswerHeads
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import Prompt, Reader, answer_positions
 from backbones.prefetch import prefetch
-from selftrain.agentps.checkpoint import HEADS, MERGED, settings_of
+from selftrain.agentps.checkpoint import HEADS, MERGED, decisions_of, settings_of
 from selftrain.agentps.dataset import Example, QuestionSet, question_set
+from selftrain.agentps.decisions import decided
 from selftrain.agentps.evaluate import ScoredPost
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.task import load_task
@@ -65,12 +66,15 @@ class ServedModel:
                 f"{folder} was trained on pictures; a server takes words alone: leave --server out"
             )
         self.task = load_task(folder / "task.toml")
-        self.asked: QuestionSet = question_set(self.task, made.variant, policy=made.policy)
+        self.asked: QuestionSet = question_set(
+            self.task, made.variant, policy=made.policy, rounds=made.rounds
+        )
         # the checkpoint's own tokenizer
         self._reader: Reader = load_reader(
             folder, made.base, self.asked.wording, made.padding, made.max_tokens
         )
         self._heads = _heads(folder, made, self.asked)
+        self._decisions = decisions_of(about, self.asked, folder / MERGED)
         self._made, self._batch, self._requests = made, batch, requests
         key = os.environ.get("SELFTRAIN_API_KEY") or "none"  # the client wants one even where no server does
         self._client = openai.OpenAI(base_url=endpoint.rstrip("/"), api_key=key, timeout=timeout)
@@ -91,7 +95,7 @@ class ServedModel:
         prompts = [self._reader.read([Prompt(one.text)])["input_ids"] for one in posts]
         states = self._states([ids[0].tolist() for ids in prompts])
         return [
-            ScoredPost(post, self._answers(one, ids))
+            decided(self._decisions, ScoredPost(post, self._answers(one, ids)))
             for post, one, ids in zip(posts, states, prompts, strict=True)
         ]
 
@@ -99,13 +103,13 @@ class ServedModel:
         """Turn the hidden states [L, D] of a prompt into the probabilities [K] of each question."""
         last = states[-1]
         read = [last] * len(self.asked.all)
-        if self._made.variant == "agentps":
+        if ASKING[self._made.variant].in_place:
             count = len(self.asked.process)
             places = answer_positions(ids, torch.ones_like(ids), self._reader.words.answer_id, count)
             read = [*(states[place] for place in places[0].tolist()), last]
         with torch.inference_mode():
-            logits = [head(one[None])[0] for head, one in zip(self._heads, read, strict=True)]
-        return tuple(torch.softmax(one, 0).numpy() for one in logits)
+            logits = self._heads([one[None] for one in read])
+        return tuple(torch.softmax(one[0], 0).numpy() for one in logits)
 
     def _states(self, prompts: list[list[int]]) -> list[Tensor]:
         body = {"model": self._name, "input": prompts, "task": "token_embed", "encoding_format": "base64"}
@@ -166,6 +170,6 @@ def _heads(folder: Path, made: ModelSettings, asked: QuestionSet) -> AnswerHeads
 
     tensors = load_file(folder / HEADS)
     width = int(tensors["0.0.weight"].shape[0])
-    heads = AnswerHeads(width, [len(one.answers) for one in asked.all], made.hidden)
+    heads = AnswerHeads(width, [len(one.answers) for one in asked.all], made.hidden, fed=made.fed)
     heads.load_state_dict(tensors)
     return heads.eval()

@@ -35,12 +35,14 @@ from selftrain.agentps.dataset import (
     LabelledPosts,
     QuestionSet,
     answer_of,
+    count_answers,
     load_posts,
     question_set,
 )
-from selftrain.agentps.evaluate import ScoredPost, check_both, full_report, headline, score
+from selftrain.agentps.decisions import check_goals, decided, fit_decisions, full_report
+from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
 from selftrain.agentps.model import Built, CollatedPosts, build, stack_targets
-from selftrain.agentps.predict import answers_row
+from selftrain.agentps.predict import answers_row, redecide
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
 from selftrain.data.task import dump_task
 from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
@@ -135,6 +137,9 @@ class _Stepper:
         self._wrapped, self.optimizer = accelerator.prepare(built.model, _optimizer(built.model, settings))
         self._names = [one.name for one in built.questions.all]
         self._weights = settings.question_weights(self._names)
+        weights = settings.answer_weights(count_answers(built.questions, posts))
+        to = accelerator.device
+        self._answer_weights = None if weights is None else [torch.tensor(w, device=to) for w in weights]
         self._posts, self._order, self._settings, self._seed = posts, order, settings, seed
         self._signed, self._folder, self._validate = signed, folder, validate
         self._accelerator = accelerator
@@ -239,8 +244,9 @@ class _Stepper:
             with accelerator.autocast():
                 logits = self._wrapped(part.inputs)
             output = process_loss(
-                logits, part.targets, self._weights, denominators=divisors, signed=self._signed, whole=whole
-            )
+                logits, part.targets, self._weights, denominators=divisors,
+                answer_weights=self._answer_weights, signed=self._signed, whole=whole,
+            )  # fmt: skip
             loss = output.loss
             if last and accelerator.distributed_type != "FSDP":
                 # a process whose posts have no picture has to give the vision tower's gradients too, of zero
@@ -342,7 +348,7 @@ def train(
         bar: Draw one.
 
     Returns:
-        Every epoch's metrics.
+        Every validation's metrics.
 
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; nothing of the step is kept.
@@ -376,6 +382,7 @@ def train(
             stepper, optimizer,
             warm_up_schedule(optimizer, steps, warm_up=settings.warmup, step=state.step),
             epochs=settings.epochs, steps_per_epoch=order.steps_per_epoch, metric=settings.metric,
+            evaluate_steps=settings.validate_every, patience=settings.patience,
             log=log, state=state, save=save, save_every=settings.save_every,
         )  # fmt: skip
     accelerator.wait_for_everyone()
@@ -461,13 +468,18 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, bar: bool) -> AgentPSModel:
     found, settings, training = load_posts(recipe.data, recipe.seed), recipe.model_settings(), recipe.training
-    questions = question_set(found.task, settings.variant, policy=settings.policy)
+    questions = question_set(found.task, settings.variant, policy=settings.policy, rounds=settings.rounds)
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
     _check_examples(questions, training, posts, validation)
+    check_goals([one.name for one in questions.all], recipe.decisions)
     built = build(settings, found.task)
     identity = _identity(recipe, built, [*posts, *validation])
     if _finished(out, identity):
+        if accelerator.is_main_process:
+            redecide(checkpoint.fill(out, built, found.task, settings), recipe.decisions)
+            _write_recipe(out, recipe)
+        accelerator.wait_for_everyone()
         return checkpoint.fill(out, built, found.task, settings)
     if accelerator.is_main_process:
         _begin(out, recipe, found)
@@ -487,18 +499,22 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
         validate=lambda model: headline(built.questions, scored(model)),
     )  # fmt: skip
 
-    # ---- the best epoch again, measured with intervals -------------------------------------------------
+    # ---- the best weights again, measured with intervals -------------------------------------------------
     checkpoint.load_weights(built.model, out / WEIGHTS)
     final = scored(built.model)
     if accelerator.is_main_process:
-        best = best_epoch(results, training.metric).epoch - 1  # files count epochs from 0
+        best = best_epoch(results, training.metric)
+        decisions = fit_decisions(question_scores(built.questions, final), recipe.decisions)
+        final = [decided(decisions, one) for one in final]
         atomic.write_jsonl(out / checkpoint.VALIDATION, (answers_row(built.questions, one) for one in final))
-        measured = full_report(built.questions, final)
-        epochs = [dict(one.metrics) for one in results]
-        atomic.write_json(out / checkpoint.METRICS, {"epochs": epochs, "best": best, "questions": measured})
+        measured = full_report(built.questions, final, decisions)
+        validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
+        figures = {"validations": validations, "best": results.index(best), "questions": measured}
+        atomic.write_json(out / checkpoint.METRICS, figures)
         about = {
-            "best_epoch": best, "metric": training.metric, "identity": identity, "finished": True,
+            "best_epoch": best.epoch, "metric": training.metric, "identity": identity, "finished": True,
             "precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16",
+            "decisions": checkpoint.decisions_to_json(built.questions, decisions),
         }  # fmt: skip
         checkpoint.describe(
             out, settings, found.task, built.questions, base=built.base.fingerprint, more=about
@@ -521,9 +537,10 @@ def _check_examples(
 
     Raises:
         DataError: A question that no post answers, or validation posts of one class.
-        RecipeError: A weight of a question that is not asked.
+        RecipeError: A weight of a question or an answer that there is not.
     """
     training.question_weights([one.name for one in questions.all])
+    training.answer_weights(count_answers(questions, posts))
     for q, question in enumerate(questions.process):
         if not any(one.targets[q].any() for one in posts):
             raise DataError(
@@ -551,12 +568,16 @@ def _try_evaluation(
 
 def _begin(out: Path, recipe: AgentPSRecipe, found: LabelledPosts) -> None:
     """Write what the folder says before the first step."""
-    atomic.write_text(out / "training.toml", tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
+    _write_recipe(out, recipe)
     dump_task(found.task, out / checkpoint.TASK)
     noted = read_jsonl(out / QUARANTINE) if (out / QUARANTINE).exists() else []
     rows = [*found.quarantine, *(row for row in noted if row["kind"] == "picture")]
     if rows:
         atomic.write_jsonl(out / QUARANTINE, rows)
+
+
+def _write_recipe(out: Path, recipe: AgentPSRecipe) -> None:
+    atomic.write_text(out / "training.toml", tomli_w.dumps(without_none(recipe.model_dump(mode="json"))))
 
 
 def _finished(out: Path, identity: str) -> bool:
@@ -591,7 +612,7 @@ def _score_shared(
 
 def _identity(recipe: AgentPSRecipe, built: Built, posts: Sequence[Example]) -> str:
     """Return the digest of what a training that goes on must share with the one that began."""
-    kept = recipe.model_dump(mode="json", exclude={"data": True})
+    kept = recipe.model_dump(mode="json", exclude={"data": True, "decisions": True})
     free = ("part", "device", "save_every", "evaluation_batch", "checkpointing", "precision")
     kept["training"] = {key: value for key, value in kept["training"].items() if key not in free}
     wording = list(built.questions.wording)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import typer
+
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
@@ -21,7 +23,7 @@ from selftrain.store import atomic
 
 with deferred():
     from backbones import loading
-    from selftrain.agentps import checkpoint, dataset, served
+    from selftrain.agentps import checkpoint, dataset, decisions, served
     from selftrain.agentps import evaluate as evaluation
     from selftrain.agentps import predict as predicting
     from selftrain.agentps import recipe as recipes
@@ -220,16 +222,46 @@ def evaluate(
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
+    rules: Annotated[
+        list[str],
+        several(
+            "Set anew how a question is answered, on the model's own validation posts, and keep it with the"
+            " model: final='precision .8', 'recall .9', f1, macro_f1 or likeliest.",
+            "--decide",
+            metavar="QUESTION=RULE",
+        ),
+    ],
 ) -> None:
     """Measure every question, and draw a page."""
     where = _check_device(device)
     loaded = checkpoint.load(model)
+    if rules:
+        asked = loaded.built.questions.all
+        now = {one.name: made.goal for one, made in zip(asked, loaded.decisions, strict=True)}
+        loaded = predicting.redecide(loaded, now | _read_rules(rules))
+        model_page.write_report(model, model / "report.html")
     sources = _sources(columns, max_bad_rows, max_bad_share)
     found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
     _measure(loaded, dataset.of_split(found, split), out, batch, where)
     keep_left_out(out / "quarantine.jsonl", quarantine)
     _print_metrics(out / checkpoint.METRICS)
     _print_next(out)
+
+
+def _read_rules(given: Sequence[str]) -> dict[str, str]:
+    """Return question -> rule of what `--decide` says.
+
+    Raises:
+        BadParameter: One that is not QUESTION=RULE.
+    """
+    pairs = [one.partition("=") for one in given]
+    for question, equals, rule in pairs:
+        if not (question and equals and rule):
+            raise typer.BadParameter(
+                f"--decide {question}{equals}{rule}: expected QUESTION=RULE, for instance"
+                " final='precision .8'"
+            )
+    return {question.strip(): rule for question, _, rule in pairs}
 
 
 def _measure(
@@ -241,7 +273,7 @@ def _measure(
     stream = predicting.predict(loaded, posts, batch_size=batch, device=device)
     scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
     asked = loaded.built.questions
-    questions = evaluation.full_report(asked, scored)
+    questions = decisions.full_report(asked, scored, loaded.decisions)
     out.mkdir(parents=True, exist_ok=True)
     atomic.write_jsonl(out / checkpoint.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
     atomic.write_json(out / checkpoint.METRICS, {"model": loaded.fingerprint, "questions": questions})
@@ -263,5 +295,6 @@ def _print_metrics(file: Path) -> None:
         found.add_row(name, str(one.posts), *cells)
     console().print(found)
     for name, one in questions.items():
-        if one.note:
-            console().print(plain(f"{name}: {one.note}"))
+        for line in (one.note, *(one.decision.lines(one.looked_for) if one.decision else ())):
+            if line:
+                console().print(plain(f"{name}: {line}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,9 +17,9 @@ from selftrain.errors import ServingError
 
 with deferred():
     from selftrain.data import manifest as manifests
-    from selftrain.models import onnx_export, predictor
+    from selftrain.models import onnx_export, operating_points, predictor
     from selftrain.serving import filter as filtering
-    from selftrain.serving import load_predictor, manifest_predictions, server, thresholds, wire
+    from selftrain.serving import load_predictor, manifest_predictions, measured_posts, server, wire
     from selftrain.web import access, http_server
 
 app = typer.Typer()
@@ -120,8 +120,8 @@ def serve(
         os._exit(0)
 
 
-def _share(value: float) -> float:
-    if not 0 < value <= 1:
+def _share(value: float | None) -> float | None:
+    if value is not None and not 0 < value <= 1:
         raise typer.BadParameter(f"{value:g}; expected a share above 0 and at most 1")
     return value
 
@@ -142,13 +142,18 @@ def filter_stream(
     ],
     sink: Annotated[Path, option("JSON lines: the posts that pass.", metavar="FILE")],
     precision: Annotated[
-        float,
+        float | None,
         option(
-            "At least this share of the validation posts that pass is positive, for instance .80.",
+            "At least this share of the validation posts that pass is positive, for instance .80. Without"
+            " this and --recall, the threshold that was set with the model.",
             metavar="P",
             callback=_share,
         ),
-    ],
+    ] = None,
+    recall: Annotated[
+        float | None,
+        option("At least this share of the positive posts passes.", metavar="R", callback=_share),
+    ] = None,
     validation: Annotated[
         Path | None,
         option(
@@ -162,14 +167,23 @@ def filter_stream(
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
 ) -> None:
-    """Keep the posts of a stream that a model finds, by precision.
+    """Keep the posts of a stream that a model finds, by precision or recall.
 
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
     opened, named = load_predictor.load_predictor(model), read_columns(columns)
-    measured = thresholds.validation_scores(opened, validation, named)
-    point = thresholds.lowest_threshold(measured.scores, precision)
+    if precision is not None and recall is not None:
+        raise ServingError("--precision and --recall are given; expected one of the two")
+    measured = measured_posts.validation_scores(opened, validation, named)
+    if precision is not None or recall is not None:
+        kind: Literal["precision", "recall"] = "recall" if precision is None else "precision"
+        goal = operating_points.Goal(kind, precision or recall or 0.0)
+        point = operating_points.find_threshold(measured.scores, goal)
+    elif opened.threshold is None:
+        raise ServingError(f"no threshold was set with {opened.name}: give --precision or --recall")
+    else:
+        point = operating_points.point_at(measured.scores, opened.threshold)
     for line in _threshold_lines(point, measured, opened.positive):
         echo(line)
     counts = filtering.filter_posts(
@@ -183,7 +197,7 @@ def filter_stream(
 
 
 def _threshold_lines(
-    point: thresholds.OperatingPoint, measured: thresholds.MeasuredPosts, positive: str
+    point: operating_points.OperatingPoint, measured: measured_posts.MeasuredPosts, positive: str
 ) -> list[str]:
     lines = [
         f"posts pass from probability {point.threshold:.6f} of {positive!r} on",

@@ -71,6 +71,7 @@ class ACTModel:
 
     kind = "classifier"
     calibrated = True
+    threshold = None
 
     # ---- what it gives --------------------------------------------------------------------------------
 

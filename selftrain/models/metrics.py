@@ -205,7 +205,11 @@ def precision_recall(scored: Scored) -> PrecisionRecall | None:
 def reliability(scored: Scored, bins: int = BINS) -> ReliabilityDiagram:
     """Return how often a class is true by its predicted probability, in `bins` equal intervals of [0, 1]."""
     truth, odds = _pooled(scored)
-    probs = sigmoid(odds)
+    return reliability_of(truth, sigmoid(odds), bins)
+
+
+def reliability_of(truth: BoolArray, probs: FloatArray, bins: int = BINS) -> ReliabilityDiagram:
+    """Return how often it was so by the probability [B] that was said of it."""
     place = np.minimum((probs * bins).astype(int), bins - 1)
     found = [
         ReliabilityBin(

@@ -44,6 +44,7 @@ class OnnxPredictor:
 
     kind = "classifier"
     calibrated = True
+    threshold = None
 
     def __init__(self, file: Path, *, threads: int = 0) -> None:
         self._session, metadata = _open(file, threads)

@@ -32,9 +32,10 @@ class Prediction(NamedTuple):
 
     Attributes:
         id: Of the post.
-        label: The likeliest class; empty where `reason` says why there is none.
+        label: The class that is decided on; empty where `reason` says why there is none.
         probs: Class -> probability; they sum to 1.
         process: Question -> answer -> probability; empty for a model that is asked no questions.
+        answers: Question -> the answer that is decided on.
         reason: Why the post has no prediction; empty for one that has.
     """
 
@@ -42,16 +43,18 @@ class Prediction(NamedTuple):
     label: str = ""
     probs: Mapping[str, float] = {}
     process: Mapping[str, Mapping[str, float]] = {}
+    answers: Mapping[str, str] = {}
     reason: str = ""
 
     def to_json(self) -> Json:
         """Return what files and answers have of a post with a label: all but its id, in six decimals."""
-        return {
+        found: Json = {
             "label": self.label,
             "probability": round(self.probs[self.label], DECIMALS),
             "probabilities": _rounded(self.probs),
             "process": {question: _rounded(probs) for question, probs in self.process.items()},
         }
+        return found | ({"answers": dict(self.answers)} if self.answers else {})
 
 
 def _rounded(probs: Mapping[str, float]) -> dict[str, float]:
@@ -82,6 +85,8 @@ class Predictor(Protocol):
         fingerprint: Hex SHA-256 of everything that can change a prediction.
         picture_side: Pixels of a side that `predict` shrinks pictures to: `open_image` with this target gives
             the same prediction as the file itself. None: not known.
+        threshold: The probability from which on a post is given the positive class, where one was asked for;
+            None: nothing was.
     """
 
     @property
@@ -98,6 +103,8 @@ class Predictor(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def picture_side(self) -> int | None: ...
+    @property
+    def threshold(self) -> float | None: ...
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """Predict posts, in order; one that cannot be read has a reason instead of a label.

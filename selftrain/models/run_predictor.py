@@ -81,6 +81,7 @@ class RunPredictor:
 
     kind = "classifier"
     calibrated = True
+    threshold = None
 
     @classmethod
     def load(cls, path: Path) -> RunPredictor:

@@ -46,14 +46,16 @@ class EpochResult(NamedTuple):
     """One evaluation.
 
     Attributes:
-        epoch: After which epoch, from 1.
+        epoch: After which epoch, or within which, from 1.
         parts: Means of the loss and of its parts over the steps since the last evaluation.
         metrics: Of the validation posts, by name.
+        step: After how many steps in all.
     """
 
     epoch: int
     parts: dict[str, float]
     metrics: Mapping[str, Any]
+    step: int = 0
 
     @property
     def macro_f1(self) -> float:
@@ -107,12 +109,17 @@ def train_epochs(
     where: str = "training",
     metric: str = "macro_f1",
     evaluate_every: int = 1,
+    evaluate_steps: int | None = None,
+    patience: int | None = None,
     log: TrainingLog | None = None,
     state: TrainingState | None = None,
     save: Callable[[TrainingState], None] | None = None,
     save_every: int | None = None,
 ) -> tuple[EpochResult, ...]:
     """Train, evaluate every so many epochs and after the last, keep the best; of equally good ones the first.
+
+    A training that goes on from any state that was saved ends as one that was never cut off, where it stops
+    early too: whether it should follows from the evaluations.
 
     Args:
         stepper: The model and its posts.
@@ -123,6 +130,8 @@ def train_epochs(
         where: Said in an error ("round 3").
         metric: Which of the validation metrics says which epoch is best; more is better.
         evaluate_every: Epochs.
+        evaluate_steps: Also within an epoch, after every so many steps in all; None: not.
+        patience: End after so many evaluations without a better one; None: after the last epoch.
         log: Gets every step and evaluation.
         state: Of a training that was cut off; model, optimizer and scheduler are as they were then.
         save: Called after every evaluation, and every `save_every` steps.
@@ -133,15 +142,36 @@ def train_epochs(
     """
     number, results = TrainingState() if state is None else state
     means = LossMeans()
-    for epoch in range(results[-1].epoch + 1 if results else 1, epochs + 1):
+
+    def due() -> bool:
+        epoch, within = divmod(number, steps_per_epoch)
+        if within:
+            return evaluate_steps is not None and number % evaluate_steps == 0
+        return number > 0 and (epoch % evaluate_every == 0 or epoch == epochs)
+
+    def evaluate() -> None:
+        nonlocal results
+        epoch = -(-number // steps_per_epoch)
+        results = (*results, EpochResult(epoch, means.take(), stepper.evaluate(), number))
+        if not _since_best(results, metric):
+            stepper.keep_best()
+        if save is not None:
+            save(TrainingState(number, results))
+        if log is not None:
+            log.evaluation(epoch, number, results[-1].metrics, metric)
+
+    if due() and (not results or results[-1].step < number):  # cut off between a step's save and this
+        evaluate()
+    for epoch in range(number // steps_per_epoch + 1, epochs + 1):
+        if patience is not None and results and _since_best(results, metric) >= patience:
+            break
         stepper.model.train()
-        before = (epoch - 1) * steps_per_epoch
         # closed also where a step fails: whatever reads ahead for it ends
-        with closing(stepper.batches(epoch, max(number - before, 0))) as batches:
+        with closing(stepper.batches(epoch, number % steps_per_epoch)) as batches:
             for batch in batches:
                 losses = stepper.gradients(batch)
                 if not math.isfinite(losses.loss) or not math.isfinite(losses.norm or 0.0):
-                    place = f"{where}, epoch {epoch}, step {number - before + 1}"
+                    place = f"{where}, epoch {epoch}, step {number % steps_per_epoch + 1}"
                     raise NonFiniteLossError(f"{place}: {_found(losses)}. {stepper.advice(batch)}")
                 means.add(losses)
                 if log is not None:
@@ -152,16 +182,20 @@ def train_epochs(
                 number += 1
                 if save is not None and save_every is not None and number % save_every == 0:
                     save(TrainingState(number, results))
-        if epoch % evaluate_every and epoch != epochs:
-            continue
-        results = (*results, EpochResult(epoch, means.take(), stepper.evaluate()))
-        if best_epoch(results, metric).epoch == epoch:
-            stepper.keep_best()
-        if save is not None:
-            save(TrainingState(number, results))
-        if log is not None:
-            log.epoch(epoch, results[-1].metrics, metric)
+                if number % steps_per_epoch and due():
+                    evaluate()
+                    if patience is not None and _since_best(results, metric) >= patience:
+                        return results
+                    stepper.model.train()
+        if due():
+            evaluate()
     return results
+
+
+def _since_best(results: Sequence[EpochResult], metric: str) -> int:
+    """Return how many evaluations came after the best one."""
+    best = best_epoch(results, metric)
+    return next(n for n, one in enumerate(reversed(results)) if one is best)
 
 
 def best_epoch(results: Sequence[EpochResult], metric: str = "macro_f1") -> EpochResult:

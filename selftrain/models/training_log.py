@@ -67,15 +67,22 @@ class TrainingLog:
             self._events.add_scalar("training/loss", loss, number)
             self._events.add_scalar("training/rate", rate, number)
 
-    def epoch(self, number: int, metrics: Mapping[str, Any], metric: str) -> None:
-        """Log the validation metrics after an epoch, counted from 1; `metric` is the one that counts."""
+    def evaluation(self, epoch: int, step: int, metrics: Mapping[str, Any], metric: str) -> None:
+        """Log validation metrics.
+
+        Args:
+            epoch: In or after which, from 1.
+            step: How many were taken.
+            metrics: By name.
+            metric: The one that counts.
+        """
         if self._events is None:
             return
         told = [f"{name} {metrics[name]:.4f}" for name in dict.fromkeys((metric, "auc")) if name in metrics]
-        self._bar.write(f"epoch {number} | validation {', '.join(told)}")
+        self._bar.write(f"epoch {epoch}, step {step:,} | validation {', '.join(told)}")
         for name, value in metrics.items():
             if isinstance(value, int | float):
-                self._events.add_scalar(f"validation/{name}", value, number - 1)
+                self._events.add_scalar(f"validation/{name}", value, step - 1)
         self._events.flush()
 
     def __enter__(self) -> TrainingLog:

@@ -75,7 +75,7 @@ def _controls(questions: Questions, *, truth_known: bool) -> list[Control]:
 
 
 def _index(cases: Sequence[Case], questions: Questions) -> Json:
-    """Return columns: for each question the place of the true answer or -1, of the likeliest, and a score."""
+    """Return columns: for each question the place of the true answer or -1, of the given, and a score."""
     place = {name: {None: -1} | {a: k for k, a in enumerate(q.answers)} for name, q in questions.items()}
     return {
         "id": [printable(case.id) for case in cases],
@@ -89,8 +89,8 @@ def _index(cases: Sequence[Case], questions: Questions) -> Json:
         ],
         "truth": [[place[name][case.truth[name]] for case in cases] for name in questions],
         "said": [
-            [place[name][max(q.answers, key=case.probs(name).__getitem__)] for case in cases]
-            for name, q in questions.items()
+            [place[name][case.given(name)] for case in cases]
+            for name in questions
         ],
         "score": [[case.probs(name)[q.looked_for] for case in cases] for name, q in questions.items()],
         "believed": [case.believed for case in cases],

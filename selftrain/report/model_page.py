@@ -6,7 +6,8 @@ cases.js is the page's own script.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -22,7 +23,16 @@ from selftrain.models.metrics import MOST_POINTS, PRECISIONS, Curve, curve
 from selftrain.models.training_log import LOSSES
 from selftrain.report.case_table import gather_cases
 from selftrain.report.left_out import QUARANTINED, LeftOutRow, Quarantine
-from selftrain.report.model_records import AboutModel, Case, LossStep, ModelMetrics, QuestionMetrics, damaged
+from selftrain.report.model_records import (
+    AboutModel,
+    CalibrationRecord,
+    Case,
+    EpochRecord,
+    LossStep,
+    ModelMetrics,
+    QuestionMetrics,
+    damaged,
+)
 from selftrain.store import atomic
 from selftrain.web import charts
 from selftrain.web.charts import ChartPanel, legend
@@ -61,12 +71,26 @@ class QuestionPart(NamedTuple):
 class Training(NamedTuple):
     """A training."""
 
-    # (mean of its steps' losses, None where they are not known; metrics on validation) of each
-    epochs: Sequence[tuple[float | None, Mapping[str, float]]]
-    kept: int  # number of the epoch whose weights are the model's, counted from 1
+    # each with the mean loss of the steps before it, None where they are not known
+    validations: Sequence[tuple[float | None, EpochRecord]]
+    best: EpochRecord  # that of the weights which are the model's
     metric: str  # what said so
     steps: Sequence[LossStep]  # the losses, each the mean of `together` steps; none without losses.jsonl
     together: int  # steps of a mean
+
+    @property
+    def within(self) -> bool:
+        """Whether some validations are within an epoch; else there is one at each epoch's end."""
+        return len({one.epoch for _, one in self.validations}) < len(self.validations)
+
+    @property
+    def kept(self) -> str:
+        """Which validation is kept, in words."""
+        return f"step {self.best.step:,}" if self.within else f"epoch {self.best.epoch}"
+
+    def place(self, one: EpochRecord) -> int:
+        """Return where a validation stands on the axis of the charts."""
+        return one.step if self.within else one.epoch
 
 
 class ModelPage(NamedTuple):
@@ -127,7 +151,7 @@ def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
                 QuestionPart(name, _wording(task, name), one, _curve(name, one, read))
                 for name, one in questions.items()
             ],
-            training=_training(folder / LOSSES, metrics, about) if metrics.epochs else None,
+            training=_training(folder / LOSSES, metrics, about) if metrics.validations else None,
             cases=gather_cases(read, questions, truth_known=truth_known, budget=picture_budget),
             truth_known=truth_known,
             unread=_unread([case for case in rows if case.reason is not None]),
@@ -164,15 +188,14 @@ def _reason(case: Case) -> str:
 
 def _training(losses: Path, metrics: ModelMetrics, about: AboutModel) -> Training:
     steps = LossStep.read_lines(losses) if losses.exists() else []
-    size, rest = divmod(len(steps), len(metrics.epochs))  # all epochs have the same number of steps
-    means = [
-        fmean(step.loss for step in steps[size * n : size * (n + 1)]) if size and not rest else None
-        for n in range(len(metrics.epochs))
-    ]
+    ends = [0, *(one.step for one in metrics.validations)]
+    parts = [steps[first:last] if last <= len(steps) else [] for first, last in pairwise(ends)]
+    means = [fmean(step.loss for step in part) if part else None for part in parts]
     together = -(-len(steps) // MOST_LOSSES) or 1
     groups = [steps[start : start + together] for start in range(0, len(steps), together)]
-    epochs = list(zip(means, metrics.epochs, strict=True))
-    return Training(epochs, metrics.best + 1, about.metric, list(map(_mean, groups)), together)
+    validations = list(zip(means, metrics.validations, strict=True))
+    best = metrics.validations[metrics.best]
+    return Training(validations, best, about.metric, list(map(_mean, groups)), together)
 
 
 def _mean(steps: Sequence[LossStep]) -> LossStep:
@@ -193,6 +216,11 @@ def render(page: ModelPage) -> str:
         "curves": [(one, precision_at(one.curve, RECALLS)) for one in page.questions if one.curve],
         "curve_panels": [
             _curve_panel(n, one, one.curve) for n, one in enumerate(page.questions) if one.curve
+        ],
+        "reliability_panels": [
+            _reliability_panel(n, one, one.measured.calibration)
+            for n, one in enumerate(page.questions)
+            if one.measured.calibration
         ],
         "training_panels": [] if training is None else list(_training_panels(training)),
         "recalls": RECALLS,
@@ -229,6 +257,19 @@ def _curve_panel(number: int, question: QuestionPart, found: Curve) -> ChartPane
     )
 
 
+def _reliability_panel(number: int, question: QuestionPart, found: CalibrationRecord) -> ChartPanel:
+    drawn = {"calibrated": found.calibrated, "the model's own": found.raw}
+    dots = [[(one.confidence, one.accuracy, one.posts) for one in diagram.bins] for diagram in drawn.values()]
+    what = (
+        f"Share of posts that were so by probability, of question {number + 1}: expected calibration error"
+        f" {found.raw.ece:.3f} before, {found.calibrated.ece:.3f} after"
+    )
+    names = [f"{name}, error {one.ece:.3f}" for name, one in drawn.items()]
+    chart = charts.reliability_chart(dots, f"reliability-{number}", what)
+    under = f"temperature {1 / found.slope:.2f}; on the line, the model is as sure as it is right"
+    return ChartPanel(isolated("{}", question.name), under, chart, legend(names))
+
+
 def precision_at(found: Curve, recalls: Sequence[float]) -> list[float]:
     """Return the best precision of any threshold with at least each recall, all of which are at most 1."""
     # a recall of 0.3 is 3 of 10 posts, whatever the last bit of the quotient is
@@ -249,22 +290,22 @@ def _training_panels(training: Training) -> Iterator[ChartPanel]:
         chart = charts.lines(across, series, "losses", what, marker="")
         under = many if training.together > 1 else "on the training posts"
         yield ChartPanel("Loss by step", under, chart, legend(series))
-    metrics = [one for _, one in training.epochs]
+    metrics = [one.metrics for _, one in training.validations]
+    by = "step" if training.within else "epoch"
+    across = [training.place(one) for _, one in training.validations]
     asked = (training.metric, "macro_f1", "auc")
     final = {METRIC_NAMES.get(name, name): name for name in asked if all(name in one for one in metrics)}
     # more lines than colours say nothing; the table has them all
     process = [name for name in metrics[0] if name.endswith(_PROCESS)][: len(charts.SERIES)]
     what = (
-        f"Figures on the validation posts by epoch; epoch {training.kept} is kept."
-        " The table below has all figures."
+        f"Figures on the validation posts by {by}; {training.kept} is kept. The table below has all figures."
     )
     for title, under, name, named in (
-        ("Final question by epoch", "on the validation posts", "epochs-final", final),
-        ("Process questions by epoch", "macro-F1 on the validation posts", "epochs-process",
+        (f"Final question by {by}", "on the validation posts", "epochs-final", final),
+        (f"Process questions by {by}", "macro-F1 on the validation posts", "epochs-process",
          {name.removesuffix(_PROCESS): name for name in process}),
     ):  # fmt: skip
         if named:
             values = {word: [one.get(key) for one in metrics] for word, key in named.items()}
-            epochs = range(1, len(metrics) + 1)
-            chart = charts.lines(epochs, values, name, what, share=True, kept=training.kept)
+            chart = charts.lines(across, values, name, what, share=True, kept=training.place(training.best))
             yield ChartPanel(title, under, chart, [*legend(values), ("line faint-line dash", "kept")])

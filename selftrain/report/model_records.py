@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from selftrain._util.types import Interval
 from selftrain.agentps.dataset import FINAL
 from selftrain.errors import ModelError
+from selftrain.models.operating_points import Goal
+from selftrain.store.scores import ReliabilityDiagram
 
 
 class _Record(BaseModel):
@@ -44,6 +46,44 @@ class _Record(BaseModel):
             raise damaged(where, f"{place}{fault.get('msg')}") from error
 
 
+class DecidedFigures(_Record):
+    """What the given answers are worth: of the answer looked for against the others, with intervals."""
+
+    precision: Interval
+    recall: Interval
+    accuracy: Interval
+
+
+class DecisionRecord(_Record):
+    """How a question is answered, and what that is worth on the posts measured on."""
+
+    goal: str
+    threshold: float | None  # from which probability on the answer looked for is given
+    cut: tuple[float, ...] | None  # or what each answer's log-probability is moved by
+    note: str  # why there is no threshold although one was asked for
+    f1: float  # of the answer looked for, as precision and recall are
+    figures: DecidedFigures
+
+    def lines(self, looked_for: str) -> tuple[str, ...]:
+        """Return in words what was asked for and what it gives; nothing of the likeliest answer."""
+        if self.note:
+            return (f"{self.note}; the likeliest answer is given",)
+        if self.goal == str(Goal()):
+            return ()
+        start = "" if self.threshold is None else f"given from probability {self.threshold:.6f} on"
+        rule = start or f"log-probabilities moved by {', '.join(f'{one:+.2f}' for one in self.cut or ())}"
+        found = self.figures
+        return (f"{looked_for!r} {rule} ({self.goal}): precision {found.precision}, recall {found.recall}",)
+
+
+class CalibrationRecord(_Record):
+    """How far probabilities are from what was so, the model's own and the calibrated ones."""
+
+    slope: float
+    raw: ReliabilityDiagram
+    calibrated: ReliabilityDiagram
+
+
 class QuestionMetrics(_Record):
     """What was measured of one question."""
 
@@ -54,6 +94,9 @@ class QuestionMetrics(_Record):
     note: str = ""
     # macro-F1 and accuracy over all answers, of a question with more than two
     all_answers: dict[str, float] | None = None
+    # None where no post answers
+    decision: DecisionRecord | None = None
+    calibration: CalibrationRecord | None = None
 
     @property
     def base_rate(self) -> float:
@@ -61,12 +104,20 @@ class QuestionMetrics(_Record):
         return self.answers[self.looked_for] / self.posts
 
 
+class EpochRecord(_Record):
+    """One validation of a training: in or after which epoch, after how many steps, and its metrics."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+
+
 class ModelMetrics(_Record):
-    """metrics.json: of a trained model the metrics of each epoch and which is kept, else who was measured."""
+    """metrics.json: of a trained model its validations and which is kept, else who was measured."""
 
     model: str | None = None
     questions: dict[str, QuestionMetrics]
-    epochs: list[dict[str, float]] = []
+    validations: list[EpochRecord] = []
     best: int = 0
 
 
@@ -88,10 +139,16 @@ class Case(_Record):
     truth: dict[str, str | None]  # question -> its answer; None where nobody answered
     probabilities: dict[str, float] = {}  # answer -> probability, of the final and of each process question
     process: dict[str, dict[str, float]] = {}
+    label: str = ""  # the answer that is given, to the final and to each process question
+    answers: dict[str, str] = {}
 
     def probs(self, question: str) -> dict[str, float]:
         """Return answer -> probability of one question."""
         return self.probabilities if question == FINAL else self.process[question]
+
+    def given(self, question: str) -> str:
+        """Return the answer that is given to one question."""
+        return self.label if question == FINAL else self.answers[question]
 
     @property
     def believed(self) -> float:

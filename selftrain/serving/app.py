@@ -258,7 +258,7 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
         predictor = service.batcher.predictor
         if predictor is None:
             raise DrainingError("the model is not loaded yet: ask again later")
-        fields = ("kind", "name", "classes", "positive", "fingerprint")
+        fields = ("kind", "name", "classes", "positive", "threshold", "fingerprint")
         return JSONResponse({field: getattr(predictor, field) for field in fields})
 
     async def description(_: Request) -> Response:

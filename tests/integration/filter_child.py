@@ -25,6 +25,7 @@ class NumberPredictor:
     """A post's text is its positive probability; another text has no score."""
 
     kind, name, positive, classes = "classifier", "numbers", "yes", ("yes", "no")
+    threshold = None
 
     def __init__(self, fingerprint):
         self.fingerprint = fingerprint

@@ -9,6 +9,7 @@ import torch
 from runs.bench.agentps_served import pooling_server
 from selftrain.agentps.checkpoint import AgentPSModel, merge_adapters
 from selftrain.agentps.dataset import Example
+from selftrain.agentps.decisions import QuestionDecision, decided
 from selftrain.agentps.evaluate import score
 from selftrain.agentps.model import build
 from selftrain.agentps.recipe import ModelSettings
@@ -35,9 +36,10 @@ def merged(tmp_path):
         for one in built.model.parameters():
             if one.requires_grad:
                 one.add_(torch.randn(one.shape, generator=generator) * 0.02)
-    expected = list(score(built.model, built.collator, POSTS))
+    decisions = tuple(QuestionDecision(slope=0.5, threshold=0.4) for _ in built.questions.all)
+    expected = [decided(decisions, one) for one in score(built.model, built.collator, POSTS)]
     about = {"architecture": made.model_dump(mode="json")}
-    merge_adapters(AgentPSModel(tmp_path, TASK, made, built, about, ""), tmp_path / "merged")
+    merge_adapters(AgentPSModel(tmp_path, TASK, made, built, about, decisions, ""), tmp_path / "merged")
     return tmp_path / "merged", expected
 
 

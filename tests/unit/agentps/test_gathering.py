@@ -196,7 +196,10 @@ def test_what_a_variant_asks():
         "agentps": ["insult", "tone", "final"],
     }
     assert question_set(TASK, "multitask").wording.questions == ()
-    assert len(question_set(TASK, "agentps").wording.questions) == 2
+    assert [one.name for one in question_set(TASK, "vanilla_asked").all] == ["final"]
+    assert len(question_set(TASK, "multitask_asked").all) == 3
+    for asked in ("vanilla_asked", "multitask_asked", "agentps"):
+        assert len(question_set(TASK, asked, rounds=True).wording.questions) == 2
     assert TASK.policy in question_set(TASK, "agentps", policy=True).wording.opening
     bare = Task("bare", TASK.classes, "rude", "p")
     with pytest.raises(TaskError, match="has no questions"):
@@ -268,6 +271,9 @@ def test_recipes():
     for wrong in ("model.variant=psy", "training.metric=accuracy", "model.ranks=3", "frames.repeat=maybe"):
         with pytest.raises(RecipeError, match="fault"):
             load_agentps_recipe(None, [wrong])
+    for wrong in ("model.rounds=true", "model.fed=true"):
+        with pytest.raises(RecipeError, match="the variant 'vanilla'"):
+            load_agentps_recipe(None, ["model.variant=vanilla", wrong])
     with pytest.raises(RecipeError, match="equally long"):
         load_agentps_recipe(None, ["model.album=video", "frames.repeat=false"])
     published = load_agentps_recipe(Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml")

@@ -9,7 +9,7 @@ from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
 
 from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm import hub
-from backbones.mllm.answering import last_positions, merge, trained_names
+from backbones.mllm.answering import AnswerHeads, last_positions, merge, trained_names
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import ANSWER_TOKEN, Prompt, Wording, answer_positions, defuse
 
@@ -100,6 +100,51 @@ def test_variants_read_where_they_should():
         assert len(read) == heads
         assert all(torch.equal(one, last) for one in read)
         assert len(model(inputs)) == heads
+
+
+@pytest.mark.parametrize("variant", ["vanilla_asked", "multitask_asked"])
+def test_a_control_has_the_prompt_of_agentps_and_reads_the_last_token(variant):
+    mllm = tiny_embedded()
+    model, reader = answering(mllm, variant)
+    inputs = reader.read(PROMPTS)
+    states = torch.randn(*inputs["input_ids"].shape, mllm.width)
+    last = states[torch.arange(3), last_positions(inputs["attention_mask"])]
+    read = model.read(states, inputs["input_ids"], inputs["attention_mask"])
+    assert (inputs["input_ids"] == reader.words.answer_id).sum(1).tolist() == [2, 2, 2]
+    assert len(read) == {"vanilla_asked": 1, "multitask_asked": 3}[variant]
+    assert all(torch.equal(one, last) for one in read)
+
+
+def test_rounds_put_the_answer_token_where_the_assistant_begins(family):
+    in_one = family.reader(WORDING, "left", 96)
+    model, reader = answering(family, wording=WORDING._replace(rounds=True))
+    inputs = reader.read(PROMPTS)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+    said = [family.tokenizer.decode(row[here]) for row, here in zip(ids, mask, strict=True)]
+    begins = family.tokenizer.decode(in_one.read(PROMPTS[1:2])["input_ids"][0])
+    # a chat of one turn ends where the assistant's begins: there the answer tokens of rounds stand
+    turn = begins[begins.index("Is it harmful?") + len("Is it harmful?") :]
+    assert all(one.count(f"{turn}{ANSWER_TOKEN}") == 2 for one in said)
+    assert all(one.endswith(f"Is it harmful?{turn}") for one in said)
+    assert all(row.isfinite().all() for row in model(inputs))
+    assert reader.words.budget < in_one.words.budget
+
+
+def test_a_fed_head_hears_the_process_answers_and_teaches_them_nothing():
+    heads = AnswerHeads(8, (2, 3, 2), 16, fed=True)
+    states = [torch.randn(4, 8, requires_grad=True) for _ in range(3)]
+    logits = heads(states)
+    assert [one.shape[1] for one in logits] == [2, 3, 2]
+    logits[-1].sum().backward()
+    assert states[0].grad is None
+    assert all(one.grad is None for head in list(heads)[:2] for one in head.parameters())
+    # another answer of the first question is another final answer, its own state the same
+    other = heads([states[0] + 3 * torch.randn(4, 8), *states[1:]])
+    assert not torch.allclose(other[-1], logits[-1])
+    alone = AnswerHeads(8, (2, 3, 2), 16)
+    alone.load_state_dict({k: v for k, v in heads.state_dict().items() if not k.startswith("3.")})
+    fed = heads[3](torch.cat([one.detach().log_softmax(1) for one in logits[:2]], 1))
+    assert torch.allclose(alone(states)[-1] + fed, logits[-1])
 
 
 def test_the_table_is_not_shrunk_and_a_spare_row_is_taken():

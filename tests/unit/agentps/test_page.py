@@ -132,7 +132,8 @@ def test_recall_of_a_tenth_is_met_whatever_the_last_bit():
 def test_the_charts_say_what_they_show_and_mark_base_rate_and_kept_epoch(trained, seen):
     page = page_of(trained)
     labels = [a["aria-label"] for tag, a in seen.tags if tag == "svg"]
-    assert len(labels) == 4 + 3
+    assert len(labels) == 4 + 4 + 3
+    assert sum("expected calibration error" in label for label in labels) == 4
     assert sum("base rate" in label for label in labels) == 4
     assert sum("epoch 3 is kept" in label for label in labels) == 2
     assert page.count('class="mark-base-rate"') == 4
@@ -152,9 +153,9 @@ def test_losses_are_thinned_to_means_and_every_epoch_is_told(trained, seen):
     assert drawn[1].loss == pytest.approx((steps[2]["loss"] + steps[3]["loss"]) / 2)
     for q in range(4):
         assert drawn[0].parts[q] == pytest.approx((steps[0]["parts"][q] + steps[1]["parts"][q]) / 2)
-    assert training.kept == 3
-    told, epochs = seen.words(), json.loads((trained / "metrics.json").read_text())["epochs"]
-    for number, one in enumerate(epochs):
+    assert (training.kept, training.best.epoch, training.within) == ("epoch 3", 3, False)
+    told, found = seen.words(), json.loads((trained / "metrics.json").read_text())["validations"]
+    for number, one in enumerate(row["metrics"] for row in found):
         mean = np.mean([row["loss"] for row in steps[60 * number : 60 * number + 60]])
         word = "kept" if number == 2 else "not kept"
         assert f"{number + 1} {word} {mean:.3f} {one['f1']:.3f} {one['macro_f1']:.3f}" in told
@@ -186,7 +187,7 @@ def test_a_question_with_one_answer_alone_has_a_note_and_no_curve(tmp_path):
     made(tmp_path, TWO, posts)
     seen = ParsedPage(page_of(tmp_path))
     assert "No figures: only one answer occurs among these posts" in seen.words()
-    assert sum(tag == "svg" for tag, _ in seen.tags) == 3
+    assert sum(tag == "svg" for tag, _ in seen.tags) == 3 + 4  # its calibration can be drawn
 
 
 def test_answers_that_nobody_gave_are_not_wrong(tmp_path):

@@ -29,7 +29,14 @@ from selftrain.agentps.train import (
     train,
     train_agentps,
 )
-from selftrain.errors import DataError, ModelError, NonFiniteLossError, QuarantineError, TrainingError
+from selftrain.errors import (
+    DataError,
+    ModelError,
+    NonFiniteLossError,
+    QuarantineError,
+    RecipeError,
+    TrainingError,
+)
 
 FAST = TrainingSettings(
     epochs=2, batch_size=8, part=3, learning_rate=3e-3, head_learning_rate=3e-3, save_every=2, metric="auc"
@@ -351,6 +358,90 @@ def test_what_a_loss_is_divided_by(tmp_path, cpu, as_examples, divisor, expected
     )  # fmt: skip
     assert stepper._divisors(8, [2.0, 0.0, 8.0])[0] == 8 / expected
     assert stepper._divisors(8, [2.0, 0.0, 8.0])[2] == 8
+
+
+# ---- weights of answers, validation within an epoch, the end before the last ----------------------------
+
+
+def test_balanced_answers_weigh_alike_and_numbers_as_they_are_written():
+    counts = {"insult": {"yes": 2, "no": 6}, "tone": {"angry": 3, "calm": 0, "merry": 1}, "final": {"a": 5}}
+    changed = FAST.model_copy(update={"class_weights": {"insult": "balanced", "tone": {"angry": 2.0}}})
+    assert changed.answer_weights(counts) == [[2.0, 4 / 6], [2.0, 1.0, 1.0], [1.0]]
+    even = FAST.model_copy(update={"class_weights": {"tone": "balanced"}}).answer_weights(counts)[1]
+    assert even == [pytest.approx(2 / 3), 1.0, 2.0]
+    assert FAST.answer_weights(counts) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tune": "balanced"}, r"names \['tune'\]; expected some of \['tone', 'final'\]"),
+        (
+            {"tone": {"loud": 2.0}},
+            r"class_weights.tone names \['loud'\]; expected some of \['angry', 'calm'\]",
+        ),
+        ({"tone": {"angry": 0.0, "calm": 0.0}}, "is 0 for every answer"),
+    ],
+)
+def test_weights_of_what_is_not_asked_are_refused(given, words):
+    counts = {"tone": {"angry": 1, "calm": 2}, "final": {"rude": 1, "kind": 1}}
+    with pytest.raises(RecipeError, match=words):
+        TrainingSettings(class_weights=given).answer_weights(counts)
+
+
+def test_with_weights_a_rare_class_is_found_more_often(tmp_path, cpu, as_examples):
+    """One post in nine is rude, and in half of the posts no word tells: only the weights change."""
+    drawn = [one for one in drawn_posts(200) if one.label == "kind"][:80]
+    drawn += [one for one in drawn_posts(200) if one.label == "rude"][:10]
+    drawn = [replace(one, text="day") if i % 2 else one for i, one in enumerate(drawn)]
+    found = {}
+    for name, weights in (
+        ("none", {}),
+        ("balanced", {"final": "balanced"}),
+        ("more", {"final": {"rude": 40.0}}),
+    ):
+        built = built_model("vanilla")
+        posts = as_examples([replace(one, process={}) for one in drawn], built)
+        (tmp_path / name).mkdir()
+        go(built, posts, tmp_path / name, cpu, epochs=4, part=8, class_weights=weights)
+        scored = score(built.model, built.collator, posts, batch_size=16)
+        found[name] = np.mean([one.answers[-1][0] for one in scored])
+    assert found["none"] < found["balanced"] < found["more"]
+
+
+def test_one_that_is_cut_off_validates_and_ends_as_one_that_was_not(tmp_path, cpu, as_examples):
+    """Validated every three steps of four an epoch; the best is at step 6, the end two validations later."""
+    scores = {3: 0.5, 4: 0.6, 6: 0.9, 8: 0.8, 9: 0.9}
+
+    def begin(folder, cut=None):
+        built = built_model()
+        posts, steps = as_examples(drawn_posts(32), built), []
+        folder.mkdir(exist_ok=True)
+
+        def validate(model):
+            done = len(lines(folder))
+            steps.append(done)
+            if done == cut:
+                raise CutOffError
+            return {"auc": scores[done]}
+
+        return lambda: go(
+            built, posts, folder, cpu, validate=validate, epochs=5, validate_every=3, patience=2, save_every=1
+        ), steps
+
+    whole, _ = begin(tmp_path / "whole")
+    results = whole()
+    assert [one.step for one in results] == [3, 4, 6, 8, 9]
+    for cut in scores:
+        folder = tmp_path / str(cut)
+        first, _ = begin(folder, cut)
+        with pytest.raises(CutOffError):
+            first()
+        second, steps = begin(folder)
+        assert [one[2:] for one in second()] == [one[2:] for one in results]
+        assert steps == [one for one in scores if one >= cut]
+        assert (folder / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+        assert lines(folder) == lines(tmp_path / "whole")
 
 
 # ---- what cannot go on ----------------------------------------------------------------------------------

@@ -1,34 +1,94 @@
-"""The AgentPS study: what is measured in which order, and gains seed by seed."""
+"""The AgentPS study: which posts, which labels, and a cell from training to figures."""
 
 from __future__ import annotations
 
-from runs.bench.agentps import PARTS, _cells, paired
+from argparse import ArgumentParser
+
+import pytest
+from agentps_helpers import TASK, accelerating, drawn_posts, tiny_embedded
+
+from runs.bench import agentps, agentps_study
+from runs.bench.agentps_study import EXACTLY_ONE, FIRST_ALONE, WAYS, Drawn, Place, cell, relabel
 from runs.bench.study import Figure, Figures
+from selftrain.agentps.dataset import PROVENANCE
+from selftrain.errors import DataError
 
 
-def figure(method: str, seed: int, value: float, n: int = 1000) -> Figure:
-    return Figure("agentps", "fhm_text", method, n, seed, "auc", value)
+def options(*given):
+    parser = ArgumentParser()
+    agentps.add_parser(parser.add_subparsers())
+    return parser.parse_args(["agentps", "--data", "d", "--work", "w", *given])
 
 
-def test_pairs_are_those_of_the_same_seed_and_size() -> None:
+def test_every_way_that_is_measured_is_known_and_measured_once():
+    asked = [(cells.dataset, way) for cells in agentps.TRAINED for way in cells.ways]
+    assert len(set(asked)) == len(asked)
+    assert {way for _, way in asked} == WAYS.keys()
+    (pairs, *_) = agentps.chosen_cells(options("--n", "20", "--ways", "agentps; vanilla"))
+    assert (pairs.n, pairs.ways) == (20, ("vanilla", "agentps"))
+    with pytest.raises(DataError, match="no ways"):
+        agentps.chosen_cells(options("--ways", "agentsp"))
+
+
+def test_differences_are_those_of_the_same_seed():
+    cells = agentps.TRAINED[0]._replace(ways=("vanilla", "agentps"))
     figures = Figures(None)
-    figures.add([figure("vanilla", 0, 0.5), figure("vanilla", 1, 0.6), figure("vanilla", 0, 0.1, n=250)])
-    figures.add([figure("agentps", 1, 0.7), figure("agentps", 0, 0.58), figure("agentps", 2, 0.9)])
-    (line,) = paired(figures, 1000, "vanilla", ("multitask", "agentps"))
-    # +.08 and +.10; seed 2 has no partner
-    assert " ".join(line.split()) == "agentps - vanilla auc +0.0900 ± 0.0141 n=1000 (2 seeds)"
-    assert not list(paired(figures, 250, "vanilla", ("agentps",)))
+    for method, values in (("vanilla", (0.5, 0.6)), ("agentps", (0.58, 0.7, 0.9))):
+        figures.add(
+            Figure("agentps", cells.dataset, method, cells.n, seed, metric, value)
+            for seed, value in enumerate(values)
+            for metric in ("auc", "macro_f1")
+        )
+    lines = [line.split() for line in agentps.tables(figures, cells, options())]
+    over = lines.index(["#", "pairs,", "exactly", "one:", "points", "of", "auc", "over", "vanilla"])
+    # +8 and +10 points; seed 2 has no partner
+    assert lines[over + 2][:2] == ["agentps", "+9.0"]
 
 
-def test_a_study_that_stops_has_whole_seeds() -> None:
-    text = list(_cells("text", 2))
-    assert [seed for *_, seed in text] == [0, 0, 0, 1, 1, 1]
-    assert {n for _, _, n, _ in text} == {1000}
-    sizes = list(_cells("sizes", 3))
-    assert [(n, seed) for _, _, n, seed in sizes] == [(250, s) for s in (0, 1, 2) for _ in range(3)] + [
-        (4000, 0)
-    ] * 3
-    noise = [method for _, method, _, _ in _cells("noise", 1)]
-    assert noise == ["agentps, 20 % flipped", "agentps, 40 % flipped"]
-    every = [cell for part in PARTS for cell in _cells(part, 3)]
-    assert len(set(every)) == len(every)
+def test_process_labels_as_a_way_wants_them():
+    posts = [one for one in drawn_posts(400) if one.process]
+    given = relabel(posts, TASK, "as given", 0)
+    assert given == posts
+    wrong = relabel(posts, TASK, "20 % wrong", 0)
+    turned = [a.process[q] != b.process[q] for a, b in zip(posts, wrong, strict=True) for q in a.process]
+    assert 0.15 < sum(turned) / len(turned) < 0.25
+    assert {one.process["tone"] for one in wrong if "tone" in one.process} <= {"angry", "calm", "merry"}
+    assert relabel(posts, TASK, "20 % wrong", 0) == wrong
+    assert relabel(posts, TASK, "20 % wrong", 1) != wrong
+    few = relabel(posts, TASK, "a quarter", 0)
+    assert 0.15 < sum(bool(one.process) for one in few) / len(few) < 0.35
+
+
+@pytest.mark.parametrize("task", [EXACTLY_ONE, FIRST_ALONE])
+def test_the_label_of_a_pair_follows_from_its_answers(task, data_root):
+    drawn = agentps_study.pairs(task, 60, 0, data_root)
+    posts = [*drawn.train, *drawn.validation, *drawn.test]
+    for post in posts:
+        first, second = (post.process[one] == "yes" for one in ("first", "second"))
+        expected = first != second if task is EXACTLY_ONE else first and not second
+        assert (post.label == "yes") == expected
+    tweets = [line.partition(": ")[2] for post in posts for line in post.text.split("\n")]
+    assert len(set(tweets)) == len(tweets) == 2 * (60 + 20 + 60)
+    soft = relabel(drawn.train, task, "soft", 0)
+    probs = [one.extra[PROVENANCE][q]["probability"] for one in soft for q in ("first", "second")]
+    assert all(0.5 <= one <= 1 for one in probs)
+    assert len(set(probs)) > 50
+
+
+def test_no_text_of_hateful_memes_is_in_two_parts(data_root):
+    drawn = agentps_study.hateful_memes(500, 1, data_root)
+    parts = [{" ".join(one.text.lower().split()) for one in part} for part in drawn[1:]]
+    assert len(set.union(*parts)) == sum(map(len, parts))
+    assert len(drawn.train) == 500
+    assert 3000 <= len(drawn.test) < 3020
+
+
+def test_a_cell_is_trained_measured_and_cleared_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(agentps_study, "_base", lambda name, seed: tiny_embedded())
+    drawn = Drawn(TASK, drawn_posts(40), drawn_posts(20, seed=1), drawn_posts(30, seed=2))
+    with accelerating(cpu=True):
+        found = cell(drawn, WAYS["agentps, fed"], "tiny", 0, Place(tmp_path, 2, cpu=True))
+    assert 0 <= found["auc_low"] <= found["auc"] <= found["auc_high"] <= 1
+    assert found["best_epoch"] in (1, 2)
+    assert "process_auc" in found
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from losses.base import BatchError, SettingError
 from losses.process import answer_sums, process_loss
@@ -190,3 +191,22 @@ def test_batches_that_cannot_be(spoil):
             logits, targets = [], []
     with pytest.raises(BatchError, match="expected"):
         process_loss(logits, targets)
+
+
+# ---- weights of answers ---------------------------------------------------------------------------------
+
+
+def test_answers_weigh_as_they_are_told_hard_and_soft():
+    """Against torch's own weighted cross-entropy, which takes soft targets; sums stay without weights."""
+    generator = torch.Generator().manual_seed(3)
+    logits = [torch.randn(6, 3, generator=generator, requires_grad=True)]
+    hard = F.one_hot(torch.tensor([0, 1, 2, 2, 1, 2]), 3).float()
+    soft = torch.softmax(torch.randn(6, 3, generator=generator), 1)
+    weights = torch.tensor([2.0, 0.5, 1.5])
+    for target in (hard, soft):
+        found = process_loss(logits, [target], answer_weights=[weights])
+        expected = F.cross_entropy(logits[0], target, weight=weights, reduction="sum") / 6
+        assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert found.sums.tolist() == process_loss(logits, [target]).sums.tolist()
+    even = process_loss(logits, [soft], answer_weights=[torch.ones(3)])
+    assert even.loss.item() == process_loss(logits, [soft]).loss.item()

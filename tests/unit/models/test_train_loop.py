@@ -167,7 +167,70 @@ def test_the_log_keeps_the_lines_of_saved_steps_alone(tmp_path):
         file.write('{"step": 5, "lo')
     with TrainingLog(8, folder=tmp_path, step=3, bar=False) as log:
         log.step(3, 0.25, {"a": 3.0, "b": 4.0}, 1.0)
-        log.epoch(1, {"auc": 0.5, "posts": 3, "name": "x"}, "auc")
+        log.evaluation(1, 4, {"auc": 0.5, "posts": 3, "name": "x"}, "auc")
     lines = [json.loads(line) for line in (tmp_path / LOSSES).read_text().splitlines()]
     assert [one["step"] for one in lines] == [0, 1, 2, 3]
     assert lines[-1] == {"step": 3, "loss": 0.25, "parts": [3.0, 4.0]}
+
+
+# ---- within an epoch, and the end before the last one ---------------------------------------------------
+
+
+class Scripted(OneNumber):
+    """Its evaluations come one after another from a list."""
+
+    def __init__(self, values, evaluated=0):
+        super().__init__()
+        self.values, self.evaluated, self.epoch = values, evaluated, 0
+
+    def evaluate(self):
+        self.model.eval()
+        self.evaluated += 1
+        return {"macro_f1": self.values[self.evaluated - 1]}
+
+
+def test_it_is_evaluated_within_epochs_too_and_once_where_the_two_meet():
+    results = run(Scripted([0.1] * 9), evaluate_steps=2)
+    assert [(one.epoch, one.step) for one in results] == [(1, 2), (1, 4), (2, 6), (2, 8), (3, 10), (3, 12)]
+    assert results[0].parts["epoch"] == results[1].parts["epoch"] == 1
+    results = run(Scripted([0.1] * 9), evaluate_steps=3)
+    assert [one.step for one in results] == [3, 4, 6, 8, 9, 12]
+
+
+def test_it_ends_after_so_many_evaluations_without_a_better_one():
+    stepper = Scripted([0.5, 0.7, 0.7, 0.6, 0.9, 0.9])
+    results = run(stepper, evaluate_steps=2, patience=2)
+    assert [one.step for one in results] == [2, 4, 6, 8]  # as good is not better
+    assert len(stepper.taken) == 8
+    assert best_epoch(results).step == 4
+    assert [one.step for one in run(Scripted([0.5, 0.4, 0.6]), patience=1)] == [4, 8]
+    assert len(run(Scripted([0.5, 0.4, 0.6]), patience=2)) == 3
+    within = Scripted([0.9, 0.1])
+    assert [one.step for one in run(within, evaluate_steps=3, patience=1)] == [3, 4]
+
+
+@pytest.mark.parametrize(("save_every", "patience"), [(1, 2), (2, 2), (3, 3), (5, None)])
+def test_from_every_saved_state_it_goes_on_to_the_same_end(save_every, patience):
+    """Kept weights too: whoever goes on keeps what the whole training kept after that state."""
+    scores = [0.2, 0.5, 0.3, 0.6, 0.6, 0.4]
+    options = {"evaluate_steps": 3, "patience": patience, "save_every": save_every}
+    saved, whole = [], Scripted(scores)
+    optimizer = torch.optim.AdamW(whole.model.parameters(), lr=0.1)
+
+    def save(state):
+        kept = (state, whole.model.weight.item(), optimizer.state_dict()["state"], len(whole.kept))
+        saved.append(torch.utils._pytree.tree_map(lambda x: x.clone() if torch.is_tensor(x) else x, kept))
+
+    expected = run(whole, optimizer=optimizer, save=save, **options)
+    assert len(saved) > 6
+    for state, weight, moments, kept in saved:
+        again = Scripted(scores, evaluated=len(state.results))
+        optimizer = torch.optim.AdamW(again.model.parameters(), lr=0.1)
+        with torch.no_grad():
+            again.model.weight.fill_(weight)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        results = run(again, optimizer=optimizer, state=state, **options)
+        assert [one[2:] for one in results] == [one[2:] for one in expected]
+        assert again.model.weight.item() == whole.model.weight.item()
+        assert [one for _, one in again.kept] == [one for _, one in whole.kept[kept:]]
+        assert again.taken == whole.taken[state.step :]

@@ -208,7 +208,7 @@ def test_the_key_guards_all_but_the_probes(make):
     assert served.client.post("/score", json=post, headers=shown).status_code == 200
     assert served.client.get("/model", headers=shown).json() == {
         "kind": "classifier", "name": "texts", "classes": ["yes", "no"], "positive": "yes",
-        "fingerprint": "f" * 64,
+        "threshold": None, "fingerprint": "f" * 64,
     }  # fmt: skip
 
 

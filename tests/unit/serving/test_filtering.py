@@ -15,7 +15,7 @@ from serving_helpers import TextPredictor, validation_of
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
 from selftrain.serving.filter import FilterSink, filter_posts
-from selftrain.serving.thresholds import validation_scores
+from selftrain.serving.measured_posts import validation_scores
 
 
 def records(path):
