@@ -16,7 +16,7 @@ from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
 from selftrain.cli.options import argument, option, read_columns, several
-from selftrain.cli.printing import console, keep_left_out, plain, table, write_records
+from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_records
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
 from selftrain.store import atomic
@@ -186,6 +186,7 @@ def predict(
     ] = None,
 ) -> None:
     """Score posts: the final answer and every question's."""
+    check_target(out, manifest)
     where = _check_device(device)
     quarantine: list[dict[str, Any]] = []
     posts = dataset.stream_posts(manifest, quarantine, _sources(columns, max_bad_rows, max_bad_share))

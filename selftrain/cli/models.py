@@ -41,7 +41,7 @@ def predict(
     max_bad_share: options.MaxBadShare = None,
 ) -> None:
     """Label other posts with a trained model."""
-    check_target(out)
+    check_target(out, manifest)
     found = manifest_predictions.ManifestPredictions(
         model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
         max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,
