@@ -43,9 +43,10 @@ def test_it_learns_and_a_cpu_reads_what_it_kept(tmp_path, card, checkpointing):
         validate=lambda _: headline(built.questions, found("cuda", precise=False)),
     )  # fmt: skip
     load_weights(built.model, tmp_path / WEIGHTS)
-    there = found("cuda", precise=True)
-    assert headline(built.questions, there)["auc"] > 0.95
+    assert headline(built.questions, found("cuda", precise=False))["auc"] > 0.95
+    # what accelerate laid around the model computes in bfloat16, whatever is asked for
     card.unwrap_model(built.model, keep_fp32_wrapper=False)
+    there = found("cuda", precise=True)
     built.model.to("cpu")
     here = found("cpu", precise=True)
     for one, other in zip(there, here, strict=True):
