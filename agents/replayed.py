@@ -1,22 +1,17 @@
 """Agents replayed from files: what was answered once, and nothing else.
 
-Two kinds of file, one JSON object a line. `replayed_agents` reads what a run wrote: verdicts, or single
-judgments with a ``post_id``; when a post was judged twice, the later line counts. `AnswersPanel` reads plain
-answers of any model, one file a model::
-
-    {"id": "tweet-7", "label": "hateful", "probability": 0.93, "rationale": "a slur"}
-    {"id": "tweet-8", "label": null}
+`replayed_agents` reads what a run wrote, one JSON object a line: verdicts, or single judgments with a
+``post_id``; when a post was judged twice, the later line counts. `AnswersPanel` holds plain answers of any
+model, a file a model.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, NamedTuple
 
 from agents.ask.metering import UsageTotals
 from agents.errors import JudgmentError, ReplayError
@@ -84,7 +79,7 @@ def replayed_agents(path: Path) -> tuple[ReplayedAgent, ...]:
             found.setdefault(judgment.agent, {})[post_id, judgment.step] = judgment
     if not found:
         raise ReplayError(f"{path} holds no judgment")
-    return tuple(ReplayedAgent(role, said, _source(path)) for role, said in found.items())
+    return tuple(ReplayedAgent(role, said, source_of(path)) for role, said in found.items())
 
 
 def _read(record: object) -> tuple[str, tuple[Judgment, ...]]:
@@ -119,24 +114,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 # ---- plain answers of any model, a file each ----------------------------------------------------------
 
 
-class Answer(BaseModel):
-    """A line of a file of answers; other keys are ignored.
-
-    Attributes:
-        id: The post's.
-        label: A class of the task; null: the model was asked and gave no usable answer.
-        probability: Of `label`, in [0, 1]; null: it gave none.
-        rationale: Its reasons.
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    id: str
-    label: str | None
-    probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    rationale: str = ""
-
-
 class Missing(NamedTuple):
     """Posts that a file of answers does not hold.
 
@@ -161,8 +138,6 @@ class Missing(NamedTuple):
 
 SHOWN_IDS = 5
 """Ids of posts without an answer that a message names."""
-LONGEST_SHOWN = 80
-"""Characters of a faulty value that a message repeats."""
 
 
 class AnswersPanel:
@@ -173,25 +148,23 @@ class AnswersPanel:
     post that is not in the file is `failed`: an answer is never invented.
 
     Args:
-        files: JSON lines, see `Answer`.
-        classes: The task's class names.
+        answers: Files, and post id -> judgment of each, see `selftrain.data.answer_files.read_answers`.
 
     Raises:
-        ReplayError: No file, two of one stem, or a line that cannot be used: the message names file and line,
-            what was found and what is expected.
+        ReplayError: No file, or two of one stem.
     """
 
     simulated = False
 
-    def __init__(self, files: Sequence[Path], classes: Collection[str]) -> None:
-        stems = Counter(path.stem for path in files)
-        if not files or max(stems.values()) > 1:
+    def __init__(self, answers: Sequence[tuple[Path, Mapping[str, Judgment]]]) -> None:
+        stems = Counter(path.stem for path, _ in answers)
+        if not answers or max(stems.values()) > 1:
             raise ReplayError(
-                f"files of answers {[str(path) for path in files]}: expected one or more, each with a name of"
-                " its own, because an agent is called by its file's name"
+                f"files of answers {[str(path) for path, _ in answers]}: expected one or more, each with a"
+                " name of its own, because an agent is called by its file's name"
             )
-        self._files = {path.stem: path for path in files}
-        self._answers = {path.stem: read_answers(path, classes) for path in files}
+        self._files = {path.stem: path for path, _ in answers}
+        self._answers = {path.stem: dict(judgments) for path, judgments in answers}
         self._asked: set[tuple[str, str]] = set()
         self._usage = UsageTotals()
 
@@ -225,7 +198,7 @@ class AnswersPanel:
             "agents": [
                 {
                     "role": role,
-                    "source": _source(path),
+                    "source": source_of(path),
                     "simulated": False,
                     "answers": len(self._answers[role]),
                 }
@@ -258,7 +231,7 @@ class AnswersPanel:
         if found is None:
             self._usage = self._usage._replace(failed=self._usage.failed + 1)
             path = self._files[role]
-            return Judgment(role, 0, State.FAILED, None, None, f"no answer in {path.name}", _source(path))
+            return Judgment(role, 0, State.FAILED, None, None, f"no answer in {path.name}", source_of(path))
         if (role, post_id) in self._asked:
             self._usage = self._usage._replace(stored=self._usage.stored + 1)
         else:
@@ -267,59 +240,6 @@ class AnswersPanel:
         return found
 
 
-def read_answers(path: Path, classes: Collection[str]) -> dict[str, Judgment]:
-    """Read a file of answers: post id -> judgment of step 0.
-
-    Args:
-        path: JSON lines, see `Answer`; its stem is the agent's role.
-        classes: The class names that a label may be.
-
-    Raises:
-        ReplayError: The file cannot be read or is empty, or a line is no answer, names an unknown label or an
-            id that an earlier line has.
-    """
-    found: dict[str, Judgment] = {}
-    places: dict[str, int] = {}
-    for number, line in _lines(path):
-        place = f"{path}, line {number}"
-        try:
-            answer = Answer.model_validate_json(line)
-        except ValidationError as error:
-            raise ReplayError(f"{place}: {_fault(error)}") from error
-        if answer.id in places:
-            raise ReplayError(
-                f"{place}: id {answer.id!r} stands in line {places[answer.id]} already: expected one answer a"
-                " post, remove one of the two"
-            )
-        if answer.label is not None and answer.label not in classes:
-            raise ReplayError(
-                f"{place}: label is {answer.label!r}: expected one of {', '.join(map(repr, classes))}, or"
-                " null where the model gave no usable answer"
-            )
-        if answer.label is None and answer.probability is not None:
-            raise ReplayError(
-                f"{place}: probability is {answer.probability} but label is null: expected a label with it"
-            )
-        places[answer.id] = number
-        state = State.ABSTAIN if answer.label is None else State.LABEL
-        found[answer.id] = Judgment(
-            path.stem, 0, state, answer.label, answer.probability, answer.rationale, _source(path)
-        )
-    if not found:
-        raise ReplayError(f'{path} holds no answer: expected lines like {{"id": "...", "label": "..."}}')
-    return found
-
-
-def _source(path: Path) -> str:
+def source_of(path: Path) -> str:
+    """Return the source of judgments that are read from a file."""
     return f"replayed:{path.name}"
-
-
-def _fault(error: ValidationError) -> str:
-    """Return the first fault of a line: which key, what was found, what is expected."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        return f'no "{key}": expected {{"id": "...", "label": "..." or null}}'
-    found = repr(first["input"])
-    shown = found if len(found) <= LONGEST_SHOWN else f"{found[:LONGEST_SHOWN]}..."
-    return f"{key + ' is ' if key else ''}{shown}: {first['msg']}"

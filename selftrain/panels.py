@@ -34,6 +34,7 @@ from agents.replayed import AnswersPanel, replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 from backbones.images import open_image
 from selftrain._util.types import Float32Array
+from selftrain.data.answer_files import read_answers
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus
 from selftrain.data.task import Task
@@ -133,7 +134,7 @@ class ReplayedPanel:
 
     Args:
         file: The verdicts.jsonl of a run, of two agents.
-        files: Answers of any models, a file an agent, one or more: `agents.replayed.AnswersPanel`. Exactly
+        files: Answers of any models, a file an agent, one or more: `data.answer_files.read_answers`. Exactly
             one of `file` and `files` is given.
         count: 2: all agents that are there; 1: the first alone.
     """
@@ -164,7 +165,7 @@ class ReplayedPanel:
 
     def _answers(self, corpus: Corpus) -> AnswersPanel:
         files = [Path(file) for file in (self.files[:1] if self.count == 1 else self.files)]
-        panel = AnswersPanel(files, corpus.shown)
+        panel = AnswersPanel([(file, read_answers(file, corpus.shown)) for file in files])
         asked = [corpus.posts[position] for position in (*corpus.labelled, *corpus.pool)]
         for missing in panel.missing(asked):
             logger.warning("%s", missing)

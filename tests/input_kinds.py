@@ -489,6 +489,16 @@ def outsiders():  # noqa: PLR0915 -- a list
     read(
         "separator", "o13.csv", sheet([row | {"text": "a, b, c, d, e"} for row in ROWS], delimiter=";"), "';'"
     )
+    split_header = sheet(columns=("id", "text", "label")).replace(b"id,text", b'id,"text"', 1)
+    read("lines before the header", "p1.csv", split_header.replace(b'"text"', b'"text\n"', 1))
+    aside("header again", "p2.csv", 8, sheet(ROWS[:4]) + b"\xef\xbb\xbf" + sheet(ROWS[4:]), "here again")
+    aside(
+        "header again", "p3.csv", 8, sheet(ROWS[:4], delimiter=";") + sheet(ROWS[4:], delimiter=";"), "again"
+    )
+    aside(
+        "line ends", "p4.csv", 8, sheet() + b"009,a\rb,fine\n010,c,fine\r011,d,spam\n", "or 2", "4 set aside"
+    )
+    refused("line ends", "p5.csv", sheet().replace(b"label\n", b"label\r", 1), "no readable header")
     refused("separator", "o14.csv", "id  text  label\n1  a  spam\n", "separate cells by a comma")
     refused("separator", "o15.csv", '"id,text,label"\n"1,a,spam"\n', "whole lines stand in quotes")
     read("lines before the header", "o16.csv", b"\n\r\n" + sheet())
@@ -619,6 +629,35 @@ def outsiders():  # noqa: PLR0915 -- a list
         parquet(id=pa.array([uuid.UUID(int=n).bytes[::-1] + b"\xff" for n in range(8)])),
         "id cannot be read",
     )
+    for place, odd in enumerate((" %s", "%s\u00a0", "\u200b%s", "\ufeff%s")):
+        told = "blanks at an end, invisible signs"
+        rows = [row | {"id": odd % row["id"]} for row in ROWS[:1]]
+        aside("id that looks like another", f"p{6 + place}.jsonl", 9, lines(rows) + lines() + b"x", told)
+    aside(
+        "id that looks like another", "p10.csv", 10,
+        sheet() + "e\u0301,x,fine\n\u00e9,y,fine\n,z,fine\n".encode(), "letters in pieces",
+    )  # fmt: skip
+    aside(
+        "invisible text", "p11.jsonl", 8,
+        lines() + lines([{"id": str(n), "text": "\u200b\u2060\ufeff\xad"[n:]} for n in range(4)]),
+        "neither text nor image",
+    )  # fmt: skip
+    for place, label in enumerate(("f\u0456ne", "fine\u2024", "f\u0131ne")):
+        told = ("CYRILLIC SMALL LETTER", "ONE DOT LEADER", "DOTLESS I")[place]
+        aside(
+            "label that looks like another",
+            f"p{12 + place}.csv",
+            8,
+            sheet() + f"009,x,{label}\n".encode(),
+            told,
+        )
+    aside(
+        "number for a text", "p15.jsonl", 9,
+        lines() + b'{"id": "9", "text": 2024}\n{"id": "10", "text": 1.50}\n{"id": "11", "text": true}\n',
+        "text 1.5 is a float",
+    )  # fmt: skip
+    read("number for a text", "p16.parquet", parquet(text=list(range(8))))
+    aside("columns in objects", "p18.jsonl", 0, lines([{"data": row} for row in ROWS]), COLUMN + "id=data.id")
     read("word for nothing", "o44.csv", sheet([row | {"text": "NaN"} for row in ROWS]), "a word for nothing")
     aside(
         "word for nothing",
@@ -766,6 +805,13 @@ def outsiders():  # noqa: PLR0915 -- a list
         "'picture' is left out: it holds bytes",
     )
     read("picture paths", "o93.parquet", parquet(image=[{"bytes": None, "path": "pictures/a.png"}] * 8))
+    read(
+        "pictures inside the table", "p19.parquet", parquet(image=[{"bytes": None, "path": ""}] * 7 + [None])
+    )
+    aside("picture elsewhere", "p20.jsonl", 0, lines(img="Pictures/A.PNG"), "no such file")
+    aside("picture elsewhere", "p21.jsonl", 0, lines(img="pictures/A.PNG"), "'a.png' is there")
+    aside("word for nothing", "p22.csv", 2, sheet(with_labels(lambda name: "#N/A")), "leave the label empty")
+    aside("word for nothing", "p23.jsonl", 0, lines(images="None"), "leave it empty")
     read("picture paths", "o94.jsonl", lines(img="pictures%2Fa.png"))
     read("picture paths", "o95.jsonl", lines(img="pictures/o\u0308.png"))
     read("picture paths", "o96.csv", sheet(with_list, columns=("id", "text", "label", "images")))

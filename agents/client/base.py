@@ -11,12 +11,14 @@ import ipaddress
 import json
 import os
 import re
+import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies
 
 from agents.errors import ServerRefusedError
 
@@ -200,47 +202,84 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_environment(url: str) -> None:
-    """Refuse proxies and certificates named in the environment that no call to another machine could use.
+class Route(NamedTuple):
+    """How a server is reached; chosen here, so that what is refused, used and named in messages is one."""
+
+    proxy: str | None  # the URL of the proxy; None: directly
+    variable: str  # of the environment, that names it
+    certificates: ssl.SSLContext | bool  # as httpx takes `verify`
+
+    def words(self) -> str:
+        """Return what a failure adds: by which proxy the server was called; or nothing."""
+        if self.proxy is None:
+            return ""
+        return f" (called through the proxy {_without_password(self.proxy)} of {self.variable})"
+
+
+def route_to(url: str) -> Route:
+    """Return how `url` is reached, by what the environment says of proxies and certificates.
+
+    This machine's own servers are called directly, as are hosts, domains and networks of NO_PROXY.
 
     Raises:
-        ServerRefusedError: Which variable, and what to do.
+        ServerRefusedError: A variable names what cannot be used; which, and what to do.
     """
-    if is_loopback(urlsplit(url).hostname or ""):
-        return
-    for scheme, proxy in getproxies().items():
-        if scheme not in ("http", "https", "all") or not proxy:
-            continue
-        variable = f"{scheme.upper()}_PROXY"
-        try:
-            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is none
-            usable = False
-        if not usable:
-            raise ServerRefusedError(
-                f"{variable} is {_without_password(proxy)!r}, a proxy that cannot be used: expected"
-                f" http://HOST:PORT (SOCKS is not spoken). Correct it, or unset {variable}"
-            )
-    for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        named = os.environ.get(variable)
-        if named and not Path(named).exists():
-            raise ServerRefusedError(
-                f"{variable} is {named!r}, which does not exist: correct it, or unset it to use the"
-                " certificates that come with Python"
-            )
-
-
-def proxy_words(url: str) -> str:
-    """Return by which proxy of the environment `url` is called, to be added to a failure; or nothing."""
     parts = urlsplit(url)
-    if is_loopback(parts.hostname or "") or proxy_bypass(parts.hostname or ""):
-        return ""
-    found = getproxies()
+    host = parts.hostname or ""
+    local = is_loopback(host)
+    # loading the certificates takes 0.1 s, and nothing but plain HTTP goes to these servers
+    certificates = False if local and parts.scheme == "http" else _certificates()
+    found = {} if local else getproxies()
     scheme = next((one for one in (parts.scheme, "all") if found.get(one)), "")
-    if not scheme:
-        return ""
-    return f" (called through the proxy {_without_password(found[scheme])} of {scheme.upper()}_PROXY)"
+    if not scheme or _bypassed(parts.netloc.lower(), host, found.get("no", "")):
+        return Route(None, "", certificates)
+    named, variable = found[scheme].strip(), f"{scheme.upper()}_PROXY"
+    proxy = named if "://" in named else f"http://{named}"
+    try:
+        proxied = urlsplit(proxy)
+        usable = proxied.scheme in ("http", "https") and bool(proxied.hostname) and proxied.port != 0
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable:
+        raise ServerRefusedError(
+            f"{variable} is {_without_password(named)!r}, a proxy that cannot be used: expected"
+            f" http://HOST:PORT (SOCKS is not spoken). Correct it, unset it, or name the host in NO_PROXY"
+        )
+    return Route(proxy, variable, certificates)
+
+
+def _bypassed(place: str, host: str, hosts: str) -> bool:
+    """Tell whether NO_PROXY names a host: itself, with or without its port, its domain or network, or all."""
+    for one in (each.strip().lower() for each in hosts.split(",")):
+        name = one.removeprefix("*").removeprefix(".")
+        if one == "*" or (
+            name and any(known == name or known.endswith(f".{name}") for known in (place, host))
+        ):
+            return True
+        with suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(one.strip("[]"), strict=False):
+                return True
+    return False
+
+
+def _certificates() -> ssl.SSLContext | bool:
+    """Return the authorities that the environment names, else True: those that come with Python."""
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if not file and not folder:
+        return True
+    try:
+        if folder and not Path(folder).is_dir():
+            file, reason = None, "no folder"
+        else:
+            return ssl.create_default_context(cafile=file or None, capath=folder or None)
+    except OSError as error:
+        # an SSLError is one too, with a number that means something else
+        reason = "no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror or str(error)
+    variable, value = ("SSL_CERT_FILE", file) if file else ("SSL_CERT_DIR", folder)
+    raise ServerRefusedError(
+        f"{variable} is {value!r}, which cannot be used ({reason}): correct it, or unset it to use the"
+        " certificates that come with Python"
+    )
 
 
 def _without_password(proxy: str) -> str:

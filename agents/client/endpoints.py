@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
@@ -21,7 +23,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from agents.client.base import check_environment, is_loopback, proxy_words
+from agents.client.base import Route, route_to
 from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
@@ -35,6 +37,7 @@ IDLE_SECONDS = 2.0
 is just being closed, a request fails and its endpoint looks dead."""
 SPARE_CONNECTIONS = 4  # for probes, beside the calls
 LONGEST_REASON = 600
+ELSEWHERE = "it sends us elsewhere: give the final URL"
 _SECRET = 8  # characters of a key that is one
 MOST_BYTES = 8 << 20
 """Of a body where nothing else is said: a list of models may hold hundreds."""
@@ -169,7 +172,8 @@ class Endpoint:
         self.times_up = 0  # how often it came up: tells a failure of before from one of now
         self.flights: set[anyio.CancelScope] = set()  # of calls in flight there; cancelling one ends its call
         self.key, self._timeout = key, timeout
-        self._client = _open_client(url, key, maximum, timeout)
+        self._route = route_to(url)
+        self._client = _open_client(url, key, maximum, timeout, self._route)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
@@ -245,12 +249,12 @@ class Endpoint:
         # the transport calls a refused connection a timeout too: only this one is that of an answer
         if isinstance(error.__cause__, httpx2.ReadTimeout):
             return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
-        words = _innermost_words(error) + proxy_words(self.url)
+        words = _innermost_words(error) + self._route.words()
         return Failure("lost", self.key.clean(f"{self.url}: {words}"))
 
 
 def plain_endpoint(text: str) -> str:
-    """Return a URL as it is used and shown: scheme, host, port, path, without a final /v1.
+    """Return a URL as it is used and shown: scheme, host, port, path, without /v1 and what follows.
 
     Raises:
         ServerRefusedError: It is no http(s) URL, or one with a user, a query or a fragment.
@@ -268,7 +272,9 @@ def plain_endpoint(text: str) -> str:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or len(text.split()) > 1:
         raise ServerRefusedError(f"the endpoint {text!r}: expected http://host:port or https://host:port")
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
+    # what is copied from elsewhere is often the address of one of the paths that are called there
+    path = re.sub(r"(/v1(/(models|completions|chat/completions))?)?/*$", "", parts.path)
+    return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}"
 
 
 def server_words(text: str) -> str:
@@ -317,7 +323,7 @@ async def _bounded(response: Response) -> None:
     response.stream = Counted()
 
 
-def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenAI:
+def _open_client(url: str, key: Key, maximum: int, timeout: float, route: Route) -> AsyncOpenAI:
     """Return a client for one endpoint that neither retries nor follows anybody elsewhere.
 
     aiohttp below it carries many calls at once with much less work than httpx does.
@@ -325,8 +331,7 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
     import httpx2
     import openai
 
-    check_environment(url)
-    local, headers = is_loopback(urlsplit(url).hostname or ""), {"Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity"}
     client = openai.AsyncOpenAI(
         api_key=key.reveal(),
         base_url=url + "/v1",
@@ -337,10 +342,9 @@ def _open_client(url: str, key: Key, maximum: int, timeout: float) -> AsyncOpenA
             limits=httpx2.Limits(max_connections=maximum + SPARE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS),
             event_hooks={"response": [_bounded]},
             follow_redirects=False,  # it would send posts to a server that nobody named
-            # a proxy named in the environment cannot reach this machine's own servers
-            trust_env=not local,
-            # loading the certificates takes 0.1 s, and nothing but plain HTTP goes to these endpoints
-            verify=not (local and url.startswith("http:")),
+            trust_env=False,
+            proxy=route.proxy,
+            verify=route.certificates,
         ),
     )
     # openai takes these from OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_ADMIN_KEY and OPENAI_CUSTOM_HEADERS
@@ -359,7 +363,7 @@ def _meaning(status: int) -> tuple[Kind, str]:
     if status in (404, 405):
         return "us", "is this the endpoint of an OpenAI-compatible server, and does it still serve the model?"
     if status < 400:
-        return "us", "it sends us elsewhere: give the final URL"
+        return "us", ELSEWHERE
     return ("us" if status in (401, 402, 403, 407) else "request"), ""
 
 
@@ -367,10 +371,27 @@ def _innermost_words(error: BaseException) -> str:
     """Return the words of the first cause: the library's own say only "Connection error."."""
     words, link = str(error), error.__cause__
     while link is not None:
+        if isinstance(link, ssl.SSLError):
+            return tls_words(link)
         known = isinstance(link, OSError) and link.errno
         # asyncio's own text, "Connect call failed", hides that the connection was refused
         words = os.strerror(known) if known else str(link) or type(link).__name__
         link = link.__cause__ or link.__context__
+    return words
+
+
+def tls_words(error: ssl.SSLError | str) -> str:
+    """Return why there is no TLS with a server, and what to do."""
+    words = str(error)
+    if "WRONG_VERSION_NUMBER" in words or "RECORD_LAYER" in words:
+        return "what answers there does not speak TLS: write http:// in place of https://"
+    if "CERTIFICATE_VERIFY_FAILED" in words:
+        found = re.search(r"certificate verify failed: ([^('\"]*[^('\" ])", words)
+        reason = f" ({found[1]})" if found else ""
+        return (
+            f"its certificate is not trusted{reason}: put that of the authority that signed it into a file,"
+            " and name the file in SSL_CERT_FILE"
+        )
     return words
 
 

@@ -218,7 +218,10 @@ class Fleet:
                 raise ServerRefusedError(models.reason)
             return models.reason
         version = await self._get(endpoint, "/version")
-        if isinstance(version, Failure) and version.kind not in ("us", "request"):
+        # what is no version is what other servers have at this path, be it a page or an error of theirs
+        if isinstance(version, Failure) and (
+            version.kind == "busy" or (version.kind in ("late", "lost") and not version.status)
+        ):
             return version.reason
         body = None if isinstance(version, Failure) else version
         try:

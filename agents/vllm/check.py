@@ -6,8 +6,7 @@ import io
 import re
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,14 +20,12 @@ from agents.client.base import (
     Part,
     Picture,
     Sampling,
-    check_environment,
-    is_loopback,
     picture,
-    proxy_words,
+    route_to,
 )
 from agents.client.client import most_answer_bytes
 from agents.client.dialect import EVERYTHING, Dialect
-from agents.client.endpoints import MOST_BYTES, mask, server_words
+from agents.client.endpoints import ELSEWHERE, MOST_BYTES, mask, server_words, tls_words
 from agents.client.fleet import read_served
 from agents.client.messages import BrokenAnswerError, ChatAnswer, chat_body, read_body
 from agents.errors import ServerRefusedError
@@ -61,6 +58,8 @@ class HttpReply(NamedTuple):
         """The body for a message: the server's own words where it is an error in JSON."""
         text = server_words(self.body.decode("utf-8", "replace").strip())
         text = text if len(text) <= 300 else text[:297] + "..."
+        if 300 <= self.status < 400:
+            return f"HTTP {self.status}, {ELSEWHERE}"
         return text if self.status == 0 else f"HTTP {self.status}, {text}"
 
 
@@ -119,11 +118,9 @@ def fetch(
     import httpx2
 
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    check_environment(url)
-    # a proxy named in the environment cannot reach this machine's own servers
-    trust_env = not is_loopback(urlsplit(url).hostname or "")
-    until, data = time.monotonic() + seconds, bytearray()
-    with httpx2.Client(trust_env=trust_env, timeout=seconds, headers=headers) as client:
+    route, until, data = route_to(url), time.monotonic() + seconds, bytearray()
+    how: dict[str, Any] = {"trust_env": False, "proxy": route.proxy, "verify": route.certificates}
+    with httpx2.Client(timeout=seconds, headers=headers, **how) as client:
         try:
             with client.stream("GET" if body is None else "POST", url, json=body) as reply:
                 for chunk in reply.iter_raw():
@@ -133,7 +130,7 @@ def fetch(
                     if time.monotonic() > until:
                         return HttpReply(0, f"no whole answer within {seconds:g} s".encode())
         except httpx2.HTTPError as error:
-            return HttpReply(0, ((str(error) or type(error).__name__) + proxy_words(url)).encode())
+            return HttpReply(0, (tls_words(str(error) or type(error).__name__) + route.words()).encode())
     return HttpReply(reply.status_code, mask(bytes(data), key, "key"))
 
 

@@ -162,8 +162,10 @@ class Trial:
         """Return the agents' answers [N, A] about some posts, and the calls that they took."""
         from agents.replayed import AnswersPanel
         from runs.bench.peers import answer_matrix
+        from selftrain.data.answer_files import read_answers
 
-        panel = AnswersPanel(self.judged.agents, self.judged.task.names)
+        names = self.judged.task.names
+        panel = AnswersPanel([(file, read_answers(file, names)) for file in self.judged.agents])
         said = panel.predict_out_of_fold([self.corpus.posts[position] for position in positions])
         labels = {role: [one.label for one in answers] for role, answers in said.items()}
         return answer_matrix(labels, self.corpus.classes), panel.usage().calls

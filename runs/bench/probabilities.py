@@ -19,9 +19,9 @@ import numpy as np
 
 from agents.judgment import Judgment, State
 from agents.offline.offline_agent import offline_agents
-from agents.replayed import read_answers
 from runs.bench.judges import JudgedSet, Trial, find_sets, open_trial
 from runs.bench.study import Figure, Figures, seeds_of
+from selftrain.data.answer_files import read_answers
 from selftrain.errors import DataError
 
 if TYPE_CHECKING:

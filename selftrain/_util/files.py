@@ -20,6 +20,11 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }  # fmt: skip
 
+_MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"),
+)  # fmt: skip
+
 
 def check_regular(path: Path, most: int | None = None) -> None:
     """Refuse what is no regular file, links followed, or holds more than `most` bytes.
@@ -35,17 +40,37 @@ def check_regular(path: Path, most: int | None = None) -> None:
         raise OSError(errno.EFBIG, f"it holds {found.st_size:,} bytes, at most {most:,} are read", str(path))
 
 
+def text_encoding(head: bytes) -> str:
+    """Return the encoding that the beginning of a text shows, by its mark or by its zeros; else UTF-8."""
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding
+    # no mark, but every other byte of what must be plain letters is zero
+    if len(head) > 3 and head[0] and not head[1] and head[2] and not head[3]:
+        return "utf-16-le"
+    return "utf-16-be" if len(head) > 3 and not head[0] and head[1] and not head[2] and head[3] else "utf-8"
+
+
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file in UTF-8, a byte order mark allowed.
+    """Read a TOML file in UTF-8, or in what its byte order mark says.
 
     Raises:
         OSError: As `check_regular`, or it cannot be read.
-        UnicodeDecodeError, TOMLDecodeError: It is no UTF-8, no TOML, or nested too deeply.
+        TOMLDecodeError: It is no text, no TOML, or nested too deeply.
     """
     check_regular(path, MAX_TOML)
-    text = path.read_bytes().decode("utf-8-sig")
+    content = path.read_bytes()
     try:
+        text = content.decode(text_encoding(content)).lstrip("\ufeff")
         found = None if _LONG_KEY.search(text) else tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        reason = f"byte {content[error.start]:#04x} at {error.start} is no {error.encoding.upper()}"
+        raise tomllib.TOMLDecodeError(f"{reason}: save the file as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        if "hex value" in str(error) or "scape" in str(error):
+            advice = "in double quotes a backslash begins an escape: write paths with / or in single quotes"
+            raise tomllib.TOMLDecodeError(f"{error}; {advice}") from error
+        raise
     except RecursionError:
         found = None
     if found is None or is_deep(found):

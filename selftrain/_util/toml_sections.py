@@ -13,6 +13,10 @@ from selftrain._util.files import read_toml
 from selftrain._util.printable import shorten
 from selftrain.errors import RecipeError
 
+_LISTED = """; a list is written ["a", "b"], with --set in single quotes: --set 'KEY=["a", "b"]'"""
+_TABLED = """; a table is written {name = "a"}, with --set in single quotes: --set 'KEY={name = "a"}'"""
+_WRITTEN = {"tuple_type": _LISTED, "list_type": _LISTED, "dict_type": _TABLED}
+
 Read = TypeVar("Read", bound="Section")
 
 
@@ -42,7 +46,7 @@ def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) ->
             table = read_toml(path)
         except OSError as error:
             raise RecipeError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"the recipe {path} is not TOML: {error}") from error
         _resolve_paths(table, path.resolve().parent, paths)
     for override in overrides:
@@ -114,5 +118,5 @@ def _faults(error: ValidationError) -> str:
     for fault in error.errors():
         place = ".".join(str(part) for part in fault["loc"]) or "recipe"
         found = "" if fault["type"] in ("missing", "value_error") else f" (found {shorten(fault['input'])})"
-        lines.append(f"  {place}: {fault['msg']}{found}")
+        lines.append(f"  {place}: {fault['msg']}{found}{_WRITTEN.get(fault['type'], '')}")
     return "\n".join(lines)

@@ -51,6 +51,8 @@ class AgentPSPredictor:
         self.name = loaded.folder.resolve().name
         self.classes, self.positive = loaded.task.names, loaded.task.positive
         self.fingerprint = loaded.fingerprint
+        frames = loaded.built.collator.frames
+        self.picture_side = None if frames is None else max(frames.width, frames.height)
         self.threshold = loaded.decisions[-1].threshold
         for question, made in zip(loaded.built.questions.all, loaded.decisions, strict=True):
             if made.note:

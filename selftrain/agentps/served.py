@@ -61,6 +61,7 @@ class ServedModel:
 
     kind = "agentps"
     calibrated = True
+    picture_side = None
 
     def __init__(
         self, folder: Path, endpoint: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0

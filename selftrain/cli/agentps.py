@@ -194,8 +194,8 @@ def predict(
     Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
     OUT.part.
     """
+    check_target(out, manifest)
     where = _check_device(device)
-    check_target(out)
     tolerance = manifests.Tolerance().changed(max_bad_rows, max_bad_share)
     loaded: Predictor
     if server is not None:

@@ -194,13 +194,15 @@ class _Printed:
         self.tally = tally
 
 
-def check_target(target: str) -> None:
-    """Refuse a file that `write_records` could not write, before anything is computed for it.
+def check_target(target: str, *read: Path) -> None:
+    """Refuse a file that `write_records` could not write, or must not, before anything is computed for it.
 
     Raises:
-        DataError: Its suffix names another format, or it is a folder.
+        DataError: Its suffix names another format, it is a folder, or one of the files that are read.
     """
     out = Path(target)
+    if out.exists() and any(one.exists() and one.samefile(out) for one in read):
+        raise DataError(f"{out} is a file that is read, and would be lost: name another for the output")
     if out.suffix.lower() in (".parquet", ".xlsx", ".xls", ".tsv"):
         raise DataError(
             f"{out} ends in {out.suffix!r}; expected a file that ends in .jsonl or .csv: name one"

@@ -145,6 +145,5 @@ class Columns:
                 "add it" if like is None else f"add it, or read {like!r} as id ({column_option('id', like)})"
             )
             raise ManifestError(
-                f"{path} has the columns {shown}; expected a header with 'id', and 'text' or 'images':"
-                f" add it{hint}"
+                f"{path} has the columns {shown}; expected a header with 'id', and 'text' or 'images': {hint}"
             )

@@ -38,7 +38,7 @@ from selftrain.data.columns import (
 )
 from selftrain.data.inline_pictures import keep_picture
 from selftrain.data.posts import MAX_IMAGES, Post
-from selftrain.data.tables import RawRow, Table, fold, open_table
+from selftrain.data.tables import RawRow, Table, fold, is_odd, open_table
 from selftrain.data.task import Task
 from selftrain.data.values import (
     NOTHING,
@@ -47,6 +47,7 @@ from selftrain.data.values import (
     count_answer,
     holds_picture,
     image_list,
+    odd_signs,
     only_one,
     process_table,
     scalar,
@@ -133,6 +134,7 @@ class Rows:
         self._remember = remember
         self._met: dict[str, tuple[int, object]] = {}
         self._checked: dict[str, Path | RowError] = {}
+        self._listed: dict[Path, dict[str, str]] = {}  # folder -> names in it, where pictures are missing
         self._fields, self._unread = Counter[str](), Counter[str]()
         self._notes: dict[str, ManifestNote] = {}
 
@@ -221,9 +223,11 @@ class Rows:
         video = self._video(fields.get("video"))
         if images and video is not None:
             raise RowError("images and a video", "keep one of the two")
-        if not text.strip() and not images and video is None:
+        # what is left of some texts is invisible
+        blank = not text.strip() or (not text.isascii() and len(text) < 100 and not fold(text))
+        if blank and not images and video is None:
             raise self._empty(extra)
-        if not text.strip() and not self._allow_missing_text:
+        if blank and not self._allow_missing_text:
             raise RowError("no text", "give the post a text, or allow posts of images alone")
         if "&" in text and (entity := _ENTITY.search(text)):
             self._note("entities", f"HTML entities such as {entity[0]!r} are kept as they are written")
@@ -257,7 +261,8 @@ class Rows:
             value = str(value)  # many published sets number their posts
         elif isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
             value = str(value)  # an id that pandas has made a number stays as CSV would have it
-        if value is None or value == "" or all(isinstance(one, dict) for one in row.values()):
+        sideways = isinstance(value, dict) and all(isinstance(one, dict) for one in row.values())
+        if value is None or value == "" or sideways:
             raise _no_id(row)
         if not isinstance(value, str) or not value.strip() or "\0" in value:
             raise RowError(
@@ -267,6 +272,9 @@ class Rows:
         if rounded:
             reason = f"ids such as {value!r} are numbers that a spreadsheet or pandas wrote; kept as they are"
             self._note("ids", reason, "write ids as texts where digits were lost")
+        elif is_odd(value):
+            reason = f"ids such as {value!a} hold blanks at an end, invisible signs or letters in pieces"
+            self._note("odd ids", reason, "they are kept so, and equal to no other spelling: clean them")
         elif len(value) < 8 and fold(value) in NOTHING:
             self._note("no ids", f"ids such as {value!r}, a word for nothing, are kept as they are written")
         if value in self._met:
@@ -297,7 +305,8 @@ class Rows:
                 remedy += (
                     f", or say which part it is ({column_option('label', f'label.{next(iter(value))}')})"
                 )
-            raise RowError(f"label {shorten(value)} is none of {sorted(self._labels)}", remedy)
+            signs = odd_signs(value, self._labels)
+            raise RowError(f"label {shorten(value)}{signs} is none of {sorted(self._labels)}", remedy)
         if found != value:
             self._note(f"label {shorten(value)}", f"label {shorten(value)} is read as {found!r}")
         return found
@@ -371,11 +380,24 @@ class Rows:
             check_image(path, max_pixels=self._max_pixels)
         except (ImageError, OSError) as error:
             remedy = "replace the file or remove it from the row"
-            if isinstance(written, str) and re.search(r"[,|]|^\{", written):
-                remedy += "; several paths are a list, or separated by ';'"
+            if isinstance(written, str) and not path.exists():
+                remedy = self._otherwise(written, path) or remedy
             fault = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
             raise RowError(f"image {shown}: {fault}", remedy) from error
         return path
+
+    def _otherwise(self, written: str, path: Path) -> str:
+        """Return what may be meant by a path where nothing is; empty where that is open."""
+        if re.search(r"[,|]|^\{", written):
+            return "correct it; several paths are a list, or separated by ';'"
+        if fold(written) in NOTHING:
+            return "leave it empty where there is no picture"
+        listed = self._listed.get(path.parent)
+        if listed is None:
+            there = path.parent.iterdir() if path.parent.is_dir() else ()
+            listed = self._listed[path.parent] = {fold(one.name): one.name for one in there}
+        near = listed.get(fold(path.name))
+        return f"{near!r} is there: write it so" if near else ""
 
     def _locate(self, written: str, recorded: tuple[Path, str] | None) -> Path:
         """Return the real path of an image inside the manifest's folder, or where it was recorded."""
@@ -440,10 +462,11 @@ def _no_id(row: Mapping[str, Any]) -> RowError:
             f"no id among {[*row][:8]}, and {deeper[0]!r} holds {len(row[deeper[0]]):,} objects",
             "if these are the rows, write that list alone into the file",
         )
-    if row and all(isinstance(value, dict) for value in row.values()):
+    inner = next((one for one in inner_names(row) if one.endswith(".id")), None)
+    if row and all(isinstance(value, dict) for value in row.values()) and not (inner and len(row) == 1):
         remedy = "write one object a line, each with an id (pandas: to_json(orient='records', lines=True))"
         return RowError(f"no id among {[*row][:8]}, all of them objects: a table on its side", remedy)
-    like = resembling("id", row) or next((one for one in inner_names(row) if one.endswith(".id")), "NAME")
+    like = resembling("id", row) or inner or "NAME"
     remedy = f"give every row an id of its own, or say which column holds it ({column_option('id', like)})"
     return RowError(f"no id among {[*row][:8]}", remedy)
 

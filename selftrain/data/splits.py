@@ -22,7 +22,7 @@ from selftrain.errors import SplitError
 PRIORITY = ("test", "validation", "labelled", "pool")
 SPLIT_NAMES = {
     "train": "labelled", "training": "labelled", "labelled": "labelled", "labeled": "labelled",
-    "validation": "validation", "valid": "validation", "val": "validation",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
     "pool": "pool", "unlabelled": "pool", "unlabeled": "pool", "test": "test",
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from selftrain._util.files import check_regular
+from selftrain._util.files import check_regular, text_encoding
 from selftrain._util.nesting import MAX_DEPTH, is_deep
 from selftrain._util.printable import shorten
 from selftrain._util.spreadsheet import unescape
@@ -64,10 +64,6 @@ _FOREIGN = {
     b"<?xml": "an XML document: convert it to JSON lines or CSV",
     b"\x80\x04\x95": "a pickle, which may run code: write it as Parquet where it was made",
 }  # fmt: skip
-_MARKS = (
-    (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"), (b"\xef\xbb\xbf", "utf-8-sig"),
-)  # fmt: skip
 # what a broken compressed file raises beside OSError
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError)
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
@@ -149,7 +145,7 @@ def read_text(path: Path, fallback: str = "") -> str:
     except OSError as error:
         raise ManifestError(f"{path} cannot be read: {error.strerror or error}; give another") from error
     try:
-        return content.decode(_encoding(content)).lstrip("\ufeff")
+        return content.decode(text_encoding(content)).lstrip("\ufeff")
     except UnicodeDecodeError as error:
         if not fallback:
             raise ManifestError(f"{path} is not UTF-8: {error.reason}; fetch it again") from error
@@ -161,6 +157,14 @@ def fold(name: str) -> str:
     plain = unicodedata.normalize("NFKC", name).casefold()
     shown = "".join(mark for mark in plain if unicodedata.category(mark) not in ("Cf", "Cc"))
     return unicodedata.normalize("NFKC", " ".join(shown.split()))
+
+
+def is_odd(text: str) -> bool:
+    """Tell whether a text is not what it looks like: blanks at an end, invisible signs, letters in pieces."""
+    if text.isascii():
+        return text != text.strip()
+    hidden = any(unicodedata.category(mark) in ("Cf", "Cc") for mark in text)
+    return hidden or text != text.strip() or not unicodedata.is_normalized("NFC", text)
 
 
 def is_picture(value: object) -> bool:
@@ -210,7 +214,7 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
     _check_foreign(path, head, packed=bool(notes))
     if head.startswith(b"PAR1") or _suffix(path) == ".parquet":
         return _parquet_table(path, file, io.BytesIO(file.read()) if notes else path, notes)
-    encoding = fallback or _encoding(head)
+    encoding = fallback or text_encoding(head)
     if encoding not in ("utf-8", "utf-8-sig"):
         notes.append(f"text in {encoding.upper()}")
     start = head.decode(encoding, "replace").lstrip("\ufeff")
@@ -220,7 +224,8 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
             " as UTF-8"
         )
     # a lone carriage return ends lines on old Macs; elsewhere it is a character of a row
-    newline = "\r" if re.match(r"[^\r\n]*\r(?!\n)", start) and "\n" not in start.partition("\r")[0] else "\n"
+    alone = re.match(r"[^\r\n]*\r(?!\n)", start) and len(re.findall(r"\r(?!\n)", start)) > start.count("\n")
+    newline = "\r" if alone else "\n"
     if newline == "\r":
         notes.append("lines end in a carriage return")
     errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
@@ -245,16 +250,6 @@ def _check_foreign(path: Path, head: bytes, *, packed: bool) -> None:
         raise ManifestError(f"{path} is compressed twice: decompress it once")
     if head[257:262] == b"ustar":
         raise ManifestError(f"{path} is a tar archive: unpack it, and give the table in it")
-
-
-def _encoding(head: bytes) -> str:
-    for mark, encoding in _MARKS:
-        if head.startswith(mark):
-            return encoding
-    # no mark, but every other byte of what must be plain letters is zero
-    if len(head) > 3 and head[0] and not head[1] and head[2] and not head[3]:
-        return "utf-16-le"
-    return "utf-16-be" if len(head) > 3 and not head[0] and head[1] and not head[2] and head[3] else "utf-8"
 
 
 def _is_utf8(path: Path) -> bool:
@@ -546,7 +541,9 @@ def _csv_table(
 
 
 def _column_name(name: str, place: int) -> str:
-    return "".join(mark for mark in name if unicodedata.category(mark) != "Cf").strip() or f"column {place}"
+    """Return a name on one line, as spreadsheets wrap them, without invisible signs."""
+    shown = re.sub(r"\s*[\r\n]+\s*", " ", name.strip())
+    return "".join(mark for mark in shown if unicodedata.category(mark) != "Cf").strip() or f"column {place}"
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:
@@ -601,9 +598,7 @@ def _csv_rows(
         except csv.Error as error:
             if lines.number > start or lines.row[0].count('"') % 2:
                 raise _lost(path, start, lines.number, str(error)) from error
-            doubled = ", not written with a backslash" if '\\"' in lines.row[0] else ""
-            remedy = f"close every quote, and double those inside a cell{doubled}"
-            yield RawRow(start, None, f"not CSV, lines {start} to {lines.number}: {error}", remedy)
+            yield from _no_csv(start, lines.row[0], error)
             continue
         if not cells:
             continue
@@ -611,11 +606,26 @@ def _csv_rows(
             cells.pop()  # separators at the end of a line, as spreadsheets leave them
         if len(lines.row) > 1 and _swallowed(lines.row, columns, reader.dialect.delimiter, len(cells)):
             raise _lost(path, start, lines.number, "the lines in it look like rows")
+        if cells[-1] == columns[-1] and [*map(_column_name, cells, range(1, len(cells) + 1))] == [*columns]:
+            yield RawRow(start, None, "the header stands here again", "remove it: files were put together")
+            continue
         if len(lines.row) > _LONG:
             notes.append(
                 f"the row of line {start} has {len(lines.row):,} lines: else a quote is not closed there"
             )
         yield _csv_row(start, columns, cells, reader.dialect.delimiter)
+
+
+def _no_csv(line: int, content: str, error: csv.Error) -> Iterator[RawRow]:
+    """Give a line that cannot be read, as several where carriage returns part it: so many may be lost."""
+    parts = content.strip("\r\n").split("\r")
+    doubled = ", not written with a backslash" if '\\"' in content else ""
+    reason, remedy = f"not CSV: {error}", f"close every quote, and double those inside a cell{doubled}"
+    if len(parts) > 1:
+        reason = f"a carriage return stands in it, outside quotes: one row, or {len(parts)}"
+        remedy = "quote cells that hold it, or end every line alike"
+    for _ in parts:
+        yield RawRow(line, None, reason, remedy)
 
 
 def _lost(path: Path, start: int, end: int, why: str) -> ManifestError:

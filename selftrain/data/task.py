@@ -189,8 +189,8 @@ def load_task(path: Path) -> Task:
         raise TaskError(
             f"no task could be read from {path}: {error.strerror}; expected a TOML file"
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TaskError(f"{path} is not TOML in UTF-8: {error}; correct it there") from error
+    except tomllib.TOMLDecodeError as error:
+        raise TaskError(f"{path} is not TOML: {error}; correct it there") from error
     try:
         return _TaskFile.model_validate(document).to_task()
     except ValidationError as error:

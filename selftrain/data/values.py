@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
+import unicodedata
+from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 from selftrain._util.printable import shorten
@@ -12,7 +16,12 @@ from selftrain.data.inline_pictures import decode_picture
 from selftrain.data.tables import fold, is_picture
 from selftrain.data.task import Question
 
-NOTHING = frozenset(("na", "n/a", "nan", "none", "null", "<na>", "-", "?"))
+NOTHING = frozenset(
+    (
+        "na", "n/a", "#n/a", "nan", "none", "null", "nil", "<na>", "-", "?", "missing", "undefined",
+        "unlabeled", "unlabelled",
+    )
+)  # fmt: skip
 
 
 class RowError(Exception):
@@ -51,9 +60,19 @@ def scalar(value: object) -> object:
     """Return a number or a truth value as the text that CSV has for it; anything else as it is."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    return str(value) if isinstance(value, int | float) else value
+    return str(value) if isinstance(value, int | float | Decimal) else value
+
+
+def odd_signs(value: object, names: Iterable[str]) -> str:
+    """Name the signs of a text that no name holds and that may look like others, in brackets; or nothing."""
+    if not isinstance(value, str) or value.isascii():
+        return ""
+    known = "".join(names)
+    odd = [sign for sign in dict.fromkeys(value) if not sign.isascii() and sign not in known][:3]
+    named = ", ".join(f"{sign!a}, {unicodedata.name(sign, 'without a name')}" for sign in odd)
+    return f" (it holds {named})" if odd else ""
 
 
 def only_one(value: object, names: tuple[str, ...]) -> object:
@@ -89,6 +108,8 @@ def text_of(value: object, what: str) -> str:
     """Return a text, empty where there is no value."""
     if value is None:
         return ""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # as CSV has it
     if not isinstance(value, str):
         remedy = "write it as a text"
         if isinstance(value, dict) and value:
@@ -104,7 +125,7 @@ def image_list(value: object, most: int) -> list[str | bytes]:
 
     They come as a list, a list in a text, a text separated by semicolons, or alone.
     """
-    if value is None:
+    if value is None or _no_picture(value):
         return []
     if isinstance(value, str):
         listed = _listed(value) if value.lstrip().startswith("[") else None
@@ -118,6 +139,11 @@ def image_list(value: object, most: int) -> list[str | bytes]:
     if len(taken) > most:
         raise RowError(f"{len(taken)} images, at most {most}", f"keep the {most} that matter")
     return taken
+
+
+def _no_picture(value: object) -> bool:
+    """Tell whether a value is an object of Hugging Face's without a picture."""
+    return isinstance(value, dict) and set(value) == {"bytes", "path"} and not any(value.values())
 
 
 def _picture(one: object) -> object:

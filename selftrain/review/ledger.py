@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selftrain._util.types import Json
+from selftrain.data.values import odd_signs
 from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger_reader import (
     ALLOWED,
@@ -566,7 +567,7 @@ def _why_not(
     if not one.reviewer.strip():
         return "names no reviewer: give one"
     if one.label not in (*classes, UNSURE):
-        return f"label {one.label!r}: expected one of {[*classes, UNSURE]}"
+        return f"label {one.label!r}{odd_signs(one.label, classes)}: expected one of {[*classes, UNSURE]}"
     if standing is not None:
         return f"{one.reviewer!r} has decided {standing!r} before, now {one.label!r}: undo that first"
     return _no_room(connection, one)

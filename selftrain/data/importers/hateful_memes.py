@@ -9,6 +9,7 @@ from typing import Any
 from selftrain.data.importers.base import Importer, Record, Source, find_file, read_table
 from selftrain.data.manifest import Problem
 from selftrain.data.templates import load_template
+from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 # question of the task -> the groups of `gold_pc` that it covers
@@ -88,7 +89,9 @@ def _label(fields: dict[str, Any]) -> str | None:
     found = fields.get("gold_hate", fields.get("label"))
     if isinstance(found, list):
         found = found[0] if len(found) == 1 else str(found)
-    return None if found is None or found == "" else _LABELS.get(str(found), repr(found))
+    return (
+        None if found is None or found == "" else _LABELS.get(Names(_LABELS).find(found) or "", repr(found))
+    )
 
 
 def _process(fields: dict[str, Any]) -> dict[str, str]:

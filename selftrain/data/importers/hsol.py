@@ -9,6 +9,7 @@ from selftrain.data.importers.base import Importer, Record, Source, find_file, r
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
 from selftrain.data.task import Task, TaskClass
+from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 TASK = Task(
@@ -50,7 +51,7 @@ def _records(path: Path) -> Iterator[Record | Problem]:
             continue
         line, fields = row
         index = fields.pop("column 1", "") or str(line)
-        label = _LABELS.get(fields.get("class", ""))
+        label = _LABELS.get(Names(_LABELS).find(fields.get("class")) or "")
         if label is None:
             reason = f"class {fields.get('class')!r} is none of 0, 1, 2"
             yield Problem(line, index, reason, "correct the file")

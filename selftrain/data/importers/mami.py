@@ -10,6 +10,7 @@ from selftrain.data.importers.base import Importer, Record, Source, read_table
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import open_table
 from selftrain.data.task import Question, Task, TaskClass
+from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 KINDS = ("shaming", "stereotype", "objectification", "violence")
@@ -87,7 +88,8 @@ def _record(
 ) -> Record | Problem:
     line, row = found
     name = row.get("file_name", "")
-    marks = [row.get(kind) for kind in ("misogynous", *KINDS)]
+    given = [row.get(kind) for kind in ("misogynous", *KINDS)]
+    marks = [Names(_LABELS).find(mark) or mark for mark in given]
     if marks[0] is None and name in labels:
         marks = [*labels[name]]
     if any(mark not in (*_LABELS, None) for mark in marks):

@@ -9,6 +9,7 @@ from selftrain.data.importers.base import Importer, Record, Source, find_file, r
 from selftrain.data.manifest import Problem
 from selftrain.data.tables import read_text
 from selftrain.data.task import Task, TaskClass
+from selftrain.data.values import Names
 from selftrain.errors import ManifestError
 
 TASK = Task(
@@ -61,7 +62,7 @@ def _table(path: Path) -> Iterator[Record | Problem]:
             yield row
             continue
         line, fields = row
-        label = _LABELS.get(fields.get("polarity", ""))
+        label = _LABELS.get(Names(_LABELS).find(fields.get("polarity")) or "")
         if label is None:
             reason = f"polarity {fields.get('polarity')!r} is neither 0 nor 4"
             yield Problem(line, fields.get("id"), reason, "neutral tweets have no class here")

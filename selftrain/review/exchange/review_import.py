@@ -11,6 +11,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Context, Decimal, InvalidOperatio
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selftrain._util.printable import shorten
 from selftrain._util.spreadsheet import NUMBER, unescape
 from selftrain.data.tables import LISTED, Table, fold, open_table
 from selftrain.data.values import Names
@@ -97,8 +98,11 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
 def matched(post_id: str, known: Collection[str]) -> str | None:
     """Return the one known id that a spreadsheet may have turned into this: ``0084`` into 84, or 8.4E+1.
 
-    None where it is known as it stands, stands for none, or for several.
+    Blanks around an id are no part of it. None where it is known as it stands, stands for none, or for
+    several.
     """
+    if post_id not in known and post_id.strip() in known:
+        return post_id.strip()
     if post_id in known or not NUMBER.fullmatch(post_id):
         return None
     try:
@@ -195,14 +199,14 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
         if CONTROL in item:
             yield post_id, _choice(item[CONTROL]), reviewer_name(item.get("annotator")), batch
         return
-    for annotation in item.get("annotations", item.get("completions")) or []:
+    for annotation in _list(item.get("annotations", item.get("completions"))):
         if not isinstance(annotation, Mapping):
             raise ItemError(f"has an annotation that is a {type(annotation).__name__}: expected an object")
         if annotation.get("was_cancelled") or annotation.get("skipped"):
             continue
         chosen = [
-            _choice((one.get("value") or {}).get("choices"))
-            for one in annotation.get("result") or []
+            _choice(one.get("value"))
+            for one in _list(annotation.get("result"))
             if isinstance(one, Mapping) and one.get("from_name") == CONTROL
         ]
         if len(chosen) != 1:
@@ -212,13 +216,19 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
         yield post_id, chosen[0], reviewer_name(annotation.get("completed_by")), batch
 
 
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list | None):
+        raise ItemError(f"has {shorten(value)} where a list is expected")
+    return value or []
+
+
 def _choice(value: object) -> str:
     if isinstance(value, Mapping):
         value = value.get("choices")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str):
-        raise ItemError(f"has the choice {value!r}: expected one class name")
+        raise ItemError(f"has the choice {shorten(value)}: expected one class name")
     return value
 
 

@@ -8,6 +8,7 @@ import gzip
 import json
 import logging
 import math
+import ssl
 import traceback
 
 import pytest
@@ -22,12 +23,11 @@ from agents.client.base import (
     Sampling,
     Token,
     Usage,
-    check_environment,
     picture,
-    proxy_words,
+    route_to,
 )
 from agents.client.client import ChatClient
-from agents.client.endpoints import plain_endpoint, retry_after
+from agents.client.endpoints import _innermost_words, plain_endpoint, retry_after, tls_words
 from agents.errors import CallFailedError, RequestRefusedError, ServerLostError, ServerRefusedError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -504,25 +504,73 @@ def test_the_stub_tells_pictures_from_text():
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"),
+    ("url", "variable", "value"),
     [
-        ("ALL_PROXY", "socks5://127.0.0.1:9"),
-        ("HTTP_PROXY", "socks://me:secret@x"),
-        ("HTTPS_PROXY", "http://127.0.0.1:port"),
-        ("SSL_CERT_FILE", "/nonexistent/ca.pem"),
+        ("http://models.example.org", "ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("http://models.example.org", "HTTP_PROXY", "socks://me:secret@x"),
+        ("https://models.example.org", "HTTPS_PROXY", "http://127.0.0.1:port"),
+        ("https://models.example.org", "SSL_CERT_FILE", "/nonexistent/ca.pem"),
+        ("https://models.example.org", "SSL_CERT_FILE", __file__),  # no certificate in it
+        ("https://127.0.0.1:8000", "SSL_CERT_FILE", "/"),
+        ("https://models.example.org", "SSL_CERT_DIR", __file__),
     ],
 )
-def test_an_environment_that_no_call_could_use_is_named(monkeypatch, variable, value):
+def test_an_environment_that_no_call_could_use_is_named(monkeypatch, url, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(ServerRefusedError, match=variable) as caught:
-        check_environment("https://models.example.org")
+        route_to(url)
     assert "secret" not in str(caught.value)
-    check_environment("http://127.0.0.1:8000")
+    assert route_to("http://127.0.0.1:8000") == (None, "", False)
 
 
 def test_a_failure_names_the_proxy_that_was_called(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", "here.example.org")
+    monkeypatch.setenv("NO_PROXY", "here.example.org,10.0.0.0/8,there.example.org:8000,[2001:db8::/32]")
     told = " (called through the proxy http://127.0.0.1:9 of HTTP_PROXY)"
-    assert proxy_words("http://models.example.org") == told
-    assert proxy_words("http://here.example.org") == proxy_words("http://127.0.0.1:8000") == ""
+    for url in ("http://models.example.org", "http://11.0.0.1", "http://there.example.org"):
+        assert route_to(url).words() == told
+    for host in (
+        "here.example.org",
+        "a.here.example.org",
+        "10.1.2.3",
+        "there.example.org:8000",
+        "[2001:db8::1]",
+    ):
+        assert route_to(f"http://{host}").proxy is None
+        assert route_to(f"http://{host}").words() == ""
+
+
+@pytest.mark.parametrize("excused", ["models.example.org", "*"])
+def test_a_proxy_that_is_not_called_is_not_judged(monkeypatch, excused):
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
+    assert route_to("http://models.example.org").proxy is None  # of https alone
+    monkeypatch.setenv("NO_PROXY", excused)
+    assert route_to("https://models.example.org").proxy is None
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/v1", "/v1/", "/v1/models", "/v1/chat/completions", "/v1/completions"]
+)
+def test_an_address_that_is_copied_from_elsewhere_is_that_of_its_server(path):
+    assert plain_endpoint(f"http://models.example.org:8000/llm{path}") == "http://models.example.org:8000/llm"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)",
+            "write http:// in place of https://",
+        ),
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: expired (_ssl.c:1006)",
+            "not trusted (expired): put",
+        ),
+    ],
+)
+def test_a_failure_of_tls_says_what_to_do(words, told):
+    failed = ssl.SSLError(1, words)
+    assert told in tls_words(failed)
+    outer = ConnectionError("Connection error.")
+    outer.__cause__ = failed
+    assert told in _innermost_words(outer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from chat_stub import ChatStub, ask, card, connected, refuses, run, waits
+from chat_stub import ChatStub, ask, card, connected, refuses, response, run, waits
 
 from agents.client.base import Identity
 from agents.client.client import ChatClient
@@ -62,8 +62,28 @@ def test_an_adapter(parent):
     assert identity == Identity("mine", "/adapters/mine", "/models/tiny", "", "vllm 1.2", 4096)
 
 
-def test_a_server_without_a_version():
-    stub = ChatStub(cards=[{"id": "gpt", "object": "model"}], version=None)
+class OddVersion(ChatStub):
+    """A server that has something else where vLLM tells its version."""
+
+    def __init__(self, answer):
+        super().__init__(cards=[{"id": "gpt", "object": "model"}])
+        self.answer = answer
+
+    def _get(self, path):
+        return self.answer if path == "/version" else super()._get(path)
+
+
+@pytest.mark.parametrize(
+    "stub",
+    [
+        ChatStub(cards=[{"id": "gpt", "object": "model"}], version=None),
+        OddVersion(response(200, b"<html>")),
+        OddVersion(response(200, b"<html>", content_encoding="gzip")),
+        OddVersion(response(500, {"error": "no such page"})),
+        OddVersion(response(302, {}, location="http://models.example.org/login")),
+    ],
+)
+def test_a_server_without_a_version(stub):
     assert identity_of(stub) == Identity("gpt", "gpt", "", "", "openai-compatible", 0)
 
 

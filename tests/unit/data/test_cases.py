@@ -38,6 +38,7 @@ from input_kinds import (
     sheet,
     times,
 )  # fmt: skip
+from page_tables import write_table
 from PIL import Image
 
 from selftrain.cli import main
@@ -276,6 +277,106 @@ def test_a_recipe_may_begin_with_a_byte_order_mark():
     from selftrain.config import load_recipe
 
     count("byte order mark before TOML", READ, load_recipe(case("toml/bom.toml")).rounds.max == 1, "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_recipes_and_tasks_come_in_every_encoding_with_a_mark(encoding, tmp_path, capsys):
+    task, manifest = task_file(tmp_path), tmp_path / "posts.jsonl"
+    manifest.write_bytes(lines())
+    task.write_bytes(task.read_text().replace("f = ", "caf\u00e9 = ").encode(encoding))
+    status, shown = command("encoding", capsys, "data", "check", manifest, "--task", task)
+    count("encoding", READ, status == 0 and "spam: 3" in shown, shown)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("policy = 'caf\u00e9'\n".encode("latin-1"), "save the file as UTF-8"),
+        (b'data.manifest = "C:\\Users\\me\\posts.jsonl"\n', "in single quotes"),
+        (b'data.manifest = "D:\\posts.jsonl"\n', "in single quotes"),
+    ],
+)
+def test_what_is_no_toml_says_what_to_change(content, told, tmp_path, capsys):
+    (tmp_path / "recipe.toml").write_bytes(content)
+    words = ("run", tmp_path / "recipe.toml", "--out", tmp_path / "run")
+    status, shown = command("no TOML", capsys, *words)
+    count("no TOML", REFUSED, status == 2 and told in shown, shown)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("vlm.servers=http://127.0.0.1:8000", '--set \'KEY=["a", "b"]\''),
+        ("agents.files=a.jsonl,b.jsonl", '--set \'KEY=["a", "b"]\''),
+        ("data.columns=label=class", "--set 'KEY={name = \"a\"}'"),
+        ("vlm.servers=[http://127.0.0.1:8000]", 'vlm.servers=["a", "b"]'),
+    ],
+)
+def test_a_list_on_the_command_line_says_how_it_is_written(given, told, tmp_path, capsys):
+    file = recipe(tmp_path, tmp_path / "posts.jsonl", task_file(tmp_path))
+    words = ("run", file, "--out", tmp_path / "run", "--set", given)
+    status, shown = command("list in --set", capsys, *words)
+    count("list in --set", REFUSED, status == 2 and told in shown, shown)
+
+
+@pytest.mark.parametrize("name", ["predict", "agentps predict"])
+def test_what_is_read_is_never_written_over(name, tmp_path, capsys):
+    manifest = tmp_path / "posts.jsonl"
+    manifest.write_bytes(lines())
+    (tmp_path / "link.jsonl").symlink_to(manifest)
+    for out in (manifest, tmp_path / "link.jsonl"):
+        words = (*name.split(), tmp_path / "model", manifest, "--out", out)
+        status, shown = command("output that is read", capsys, *words)
+        count("output that is read", REFUSED, status == 2 and "would be lost" in shown, shown)
+    assert manifest.read_bytes() == lines()
+
+
+def test_objects_in_objects_are_reached_by_the_columns_that_are_said(tmp_path, capsys):
+    manifest = tmp_path / "posts.jsonl"
+    manifest.write_bytes(lines([{"data": {**row, "label": {"name": row["label"]}}} for row in ROWS]))
+    columns = [f"--column={one}" for one in ("id=data.id", "text=data.text", "label=data.label.name")]
+    words = ("data", "check", manifest, "--task", task_file(tmp_path), *columns)
+    status, shown = command("columns in objects", capsys, *words)
+    count("columns in objects", READ, status == 0 and "8 posts" in shown and "spam: 3" in shown, shown)
+
+
+HSOL_CLASSES = [("2", 0), ("2.0", 0), (2, 0), (2.0, 0), ("3", 2), (True, 2)]
+
+
+@pytest.mark.parametrize(("written", "expected"), HSOL_CLASSES)
+def test_published_numbers_are_read_in_every_spelling(written, expected, tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if isinstance(written, str):
+        (tmp_path / "posts.csv").write_text(f",class,tweet\n0,{written},hello\n")
+    else:
+        pq.write_table(pa.table({"class": [written], "tweet": ["hello"]}), tmp_path / "posts.csv")
+    words = ("data", "import", "hsol", tmp_path / "posts.csv", "--out", tmp_path / "out")
+    status, shown = command("published file", capsys, *words)
+    right = status == expected and (
+        status == 2 or '"inoffensive"' in (tmp_path / "out/manifest.jsonl").read_text()
+    )
+    count("published file", REFUSED if expected else READ, right, shown)
+
+
+STRANGE_REVIEWS = (
+    {"annotations": 5}, {"annotations": [{"result": 5}]}, {"annotations": [{"result": "x"}]},
+    {"annotations": [{"result": [{"from_name": "label", "value": "spam"}]}]},
+    {"annotations": [{"result": [{"from_name": "label", "value": None}]}]},
+)  # fmt: skip
+
+
+def test_reviews_of_a_strange_form_are_refused_one_by_one(tmp_path):
+    from selftrain.review.exchange.review_import import matched, read_reviews
+
+    items = [{"data": {"post_id": "a"}} | one for one in STRANGE_REVIEWS]
+    (tmp_path / "export.json").write_text(json.dumps([*items, {"data": 5}, None, {"data": {"post_id": "b"}}]))
+    read = read_reviews(tmp_path / "export.json")
+    # the one choice that is a plain text is a review after all
+    right = (len(read.decisions), len(read.refused), read.empty) == (1, 6, 1)
+    count("reviews of another form", SET_ASIDE, right, read)
+    assert matched(" 0084 ", {"0084"}) == "0084"
 
 
 def test_a_grown_dataset_is_a_manifest_where_its_run_lies(small_run):
@@ -591,23 +692,9 @@ def test_fuzzed_long(reader, given_to, tmp_path):
 
 # ---- the table ----
 
-BEGIN, END = "<!-- cases: written by tests/unit/data/test_cases.py -->", "<!-- end of cases -->"
-
 
 def test_the_table_is_written_where_it_is_asked_for():
-    """Last of the module: SELFTRAIN_CASES_TABLE names the page whose table is written anew."""
-    page = os.environ.get("SELFTRAIN_CASES_TABLE")
-    if not page:
+    """Last of the module."""
+    if not os.environ.get("SELFTRAIN_CASES_TABLE"):
         pytest.skip("no table: SELFTRAIN_CASES_TABLE names no page")
-    counts = Counter(OUTCOMES)
-    head = ("tried", READ, SET_ASIDE, REFUSED, "misread", "silent", "traceback")
-    table = [f"| kind | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-    for name in [*sorted({name for name, _ in OUTCOMES}), "all"]:
-        row = [
-            sum(n for (kind, what), n in counts.items() if name in (kind, "all") and what == one)
-            for one in head[1:]
-        ]
-        table.append(f"| {name} | {' | '.join(map(str, [sum(row), *row]))} |")
-    text = Path(page).read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    Path(page).write_text(f"{before}{BEGIN}\n" + "\n".join(table) + f"\n{END}{after}")
+    write_table("cases", (READ, SET_ASIDE, REFUSED, "misread", "silent", "traceback"), Counter(OUTCOMES))

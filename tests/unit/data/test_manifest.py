@@ -51,7 +51,7 @@ HOSTILE = {
     "neither text nor image": {"id": "r", "text": "  "},
     "label 'eggs' is none of": {"id": "r", "text": "x", "label": "eggs"},
     "label 1 is none of": {"id": "r", "text": "x", "label": 1},
-    "text 7 is a int": {"id": "r", "text": 7},
+    "text 7.5 is a float": {"id": "r", "text": 7.5},
     "text holds a NUL": {"id": "r", "text": "a\0b"},
     "process question 'size' is none": {"id": "r", "text": "x", "process": {"size": "big"}},
     "answer 'maybe' to 'link'": {"id": "r", "text": "x", "process": {"link": "maybe"}},
@@ -166,7 +166,7 @@ def test_csv_lists_and_answers(folder):
         ("r,\udcff\n", 3, "not UTF-8"),
         ('r,"two\nlines",more\n', 3, "3 cells"),
         ("r,a\0b\n", 3, "NUL"),
-        ('r,"x"y\n', 3, "not CSV, lines 3 to 3"),
+        ('r,"x"y\n', 3, "not CSV: "),
     ],
 )
 def test_a_bad_csv_row_names_its_first_line(folder, rows, line, reason):

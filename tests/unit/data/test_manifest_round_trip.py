@@ -12,6 +12,7 @@ from PIL import Image
 from selftrain.data.manifest import read_manifest
 from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
+from selftrain.data.tables import fold
 from selftrain.data.task import Question, Task, TaskClass
 
 TASK = Task(
@@ -47,7 +48,7 @@ def _posts(extra):
             st.dictionaries(
                 names.filter(lambda name: name not in ("id", "text", "images", "label")), extra, max_size=2
             ),
-        ).filter(lambda row: row[1].strip() or row[2]),
+        ).filter(lambda row: fold(row[1]) or row[2]),
         min_size=1,
         max_size=4,
         unique_by=lambda row: row[0],

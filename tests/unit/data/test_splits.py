@@ -96,7 +96,7 @@ def test_the_published_protocol_on_real_tweets(data_root):
 
 
 def test_a_column_names_the_splits():
-    names = ["train"] * 10 + ["labelled"] * 2 + ["validation"] * 2 + ["pool"] * 3 + ["test"] * 2
+    names = ["train"] * 10 + ["labelled"] * 2 + ["validation", "Dev"] + ["pool"] * 3 + ["test"] * 2
     posts = [
         Post(str(number), "x", (), "spam" if number % 2 else "ham", {}, {"split": name})
         for number, name in enumerate(names)
@@ -104,8 +104,8 @@ def test_a_column_names_the_splits():
     splits = split_by_column(posts, TASK, labelled=4)
     assert [len(splits[name]) for name in ("labelled", "validation", "pool", "test")] == [4, 2, 11, 2]
     assert len(splits.truth) == 11
-    with pytest.raises(SplitError, match=r"1 of 20 posts.*'20' with 'dev'"):
-        split_by_column([*posts, Post("20", "x", (), "ham", {}, {"split": "dev"})], TASK)
+    with pytest.raises(SplitError, match=r"1 of 20 posts.*'20' with 'held'"):
+        split_by_column([*posts, Post("20", "x", (), "ham", {}, {"split": "held"})], TASK)
 
 
 def test_given_lists_and_an_id_in_two():
