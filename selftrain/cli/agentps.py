@@ -305,4 +305,4 @@ def _print_metrics(file: Path) -> None:
     for name, one in questions.items():
         for line in (one.note, *(one.decision.lines(one.looked_for) if one.decision else ())):
             if line:
-                console().print(plain(f"{name}: {line}"))
+                console().print(plain(f"{name}: {line}"), soft_wrap=True)

@@ -310,17 +310,17 @@ def test_an_evaluation_that_was_cut_off_scores_no_post_twice(place, tmp_path, mo
         return whole(loaded, posts, **options)
 
     args = ["agentps", "evaluate", str(place / "model"), str(place / "posts.jsonl"), "--out"]
-    assert main([*args, str(tmp_path / "whole")]) == 0
+    assert main([*args, str(tmp_path / "at-once")]) == 0
     monkeypatch.setattr(predict, "predict", counted)
     with pytest.raises(CutOffError):
-        main([*args, str(tmp_path / "broken")])
-    assert not (tmp_path / "broken" / "metrics.json").exists()
-    assert main([*args, str(tmp_path / "broken")]) == 0
+        main([*args, str(tmp_path / "in-two")])
+    assert not (tmp_path / "in-two" / "metrics.json").exists()
+    assert main([*args, str(tmp_path / "in-two")]) == 0
     assert [one for one in scored if one != "cut"] == [row["id"] for row in records(place / "posts.jsonl")]
     for name in ("validation.jsonl", "metrics.json", "report.html"):
-        found = (tmp_path / "broken" / name).read_text().replace("broken", "whole")
-        assert found == (tmp_path / "whole" / name).read_text(), name
-    assert not list((tmp_path / "broken").glob("*part*"))
+        found = (tmp_path / "in-two" / name).read_text().replace("in-two", "at-once")
+        assert found == (tmp_path / "at-once" / name).read_text(), name
+    assert not list((tmp_path / "in-two").glob("*part*"))
 
 
 def test_bad_rows_beyond_the_limit_throw_no_output_away(place, tmp_path, capsys):
