@@ -7,6 +7,7 @@ are kept, and nothing but a local file is opened.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,23 @@ def load_frames(pictures: Sequence[Path], frames: Frames) -> list[Image]:
     # a picture that is shown again is decoded once
     opened = {place: _fit(open_image(pictures[place], **limits), frames) for place in sorted(set(places))}
     return [opened[place] for place in places]
+
+
+def frame_keys(pictures: Sequence[Path], frames: Frames) -> list[bytes]:
+    """Return what each frame of `load_frames` is made of: SHA-256 of its picture's bytes, or of its video's.
+
+    Raises:
+        MediaError: A file that cannot be read.
+    """
+    try:
+        if len(pictures) == 1 and is_video(pictures[0]):
+            video = hashlib.sha256(pictures[0].read_bytes()).digest()
+            return [hashlib.sha256(video + bytes([i])).digest() for i in range(frames.count)]
+        places = chosen(len(pictures), frames.count, repeat=frames.repeat)
+        found = {place: hashlib.sha256(pictures[place].read_bytes()).digest() for place in set(places)}
+    except OSError as error:
+        raise MediaError(f"{error.filename}: {error.strerror}. Check the manifest's paths") from error
+    return [found[place] for place in places]
 
 
 def _fit(image: Image, frames: Frames) -> Image:
