@@ -130,7 +130,7 @@ async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
     if len(texts) < len(expected):
         raise BadRequestError(422, f"expected a JSON object with the texts {', '.join(expected)}")
     reviewer, *texts = texts
-    own = [request.scope["state"][BROWSER]] if BROWSER in fields else []
+    own = [str(getattr(request.state, BROWSER))] if BROWSER in fields else []
     return [checked_name(reviewer), *texts, *own]
 
 
