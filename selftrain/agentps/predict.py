@@ -40,13 +40,14 @@ class AgentPSPredictor:
     Args:
         loaded: The model.
         device: Where it computes.
+        batch_size: Posts computed at once.
     """
 
     kind = "agentps"
     calibrated = True
 
-    def __init__(self, loaded: AgentPSModel, device: str) -> None:
-        self._loaded, self._device = loaded, device
+    def __init__(self, loaded: AgentPSModel, device: str, batch_size: int = 16) -> None:
+        self._loaded, self._device, self._batch_size = loaded, device, batch_size
         self.name = loaded.folder.resolve().name
         self.classes, self.positive = loaded.task.names, loaded.task.positive
         self.fingerprint = loaded.fingerprint
@@ -70,7 +71,7 @@ class AgentPSPredictor:
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
-        scored = predict(self._loaded, posts, device=self._device)
+        scored = predict(self._loaded, posts, batch_size=self._batch_size, device=self._device)
         return [to_prediction(self._loaded.built.questions, one) for one in scored]
 
     def validation(self) -> ValidationScores | None:

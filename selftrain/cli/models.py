@@ -12,7 +12,7 @@ import typer
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.options import LIMITS, option, read_columns, several
-from selftrain.cli.printing import check_target, echo, write_records
+from selftrain.cli.printing import check_target, echo, write_predictions, write_records
 from selftrain.errors import ServingError
 
 with deferred():
@@ -42,6 +42,12 @@ def predict(
 ) -> None:
     """Label other posts with a trained model."""
     check_target(out, manifest)
+    if load_predictor.kind_of(model) == predictor.AGENTPS_FILE:
+        write_predictions(
+            out, load_predictor.load_predictor(model), manifest, columns=read_columns(columns),
+            tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share), done="labelled",
+        )  # fmt: skip
+        return
     found = manifest_predictions.ManifestPredictions(
         model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
         max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,

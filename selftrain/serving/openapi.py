@@ -120,6 +120,7 @@ def _schemas(limits: RequestLimits) -> Json:
     score = _object(
         ("id", "label", "probability"), id=text, label=text, probability=share, probabilities=shares,
         process={"type": "object", "additionalProperties": shares},
+        answers={"type": "object", "additionalProperties": text},
     )  # fmt: skip
     posts = {
         "type": "array", "minItems": 1, "items": _ref("Post"),
@@ -132,8 +133,9 @@ def _schemas(limits: RequestLimits) -> Json:
         "Scores": _object(("model", "scores"), model=text, scores={"type": "array", "items": scores}),
         "Status": _object(("status",), status=text),
         "Model": _object(
-            ("kind", "name", "classes", "positive", "fingerprint"),
+            ("kind", "name", "classes", "positive", "threshold", "fingerprint"),
             kind=text, name=text, classes={"type": "array", "items": text}, positive=text, fingerprint=text,
+            threshold={"type": ["number", "null"], "minimum": 0, "maximum": 1},
         ),
         "Error": _object(("error",), error=text),
     }  # fmt: skip
