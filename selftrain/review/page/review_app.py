@@ -7,6 +7,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
@@ -52,8 +53,8 @@ def build_app(
         return HTMLResponse(page.html, headers={"Content-Security-Policy": page.security_policy})
 
     async def picture(request: Request) -> Response:
-        place, index = request.path_params["place"], request.path_params["index"]
-        return await to_thread.run_sync(_picture, session, place, index, limiter=decoding)
+        drawing = partial(_picture, session, **request.path_params)
+        return await to_thread.run_sync(drawing, limiter=decoding)
 
     async def favicon(_: Request) -> Response:
         return Response(status_code=204)
