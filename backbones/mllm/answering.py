@@ -265,6 +265,12 @@ def compile_blocks(module: nn.Module, **kinds: Any) -> None:  # noqa: ANN401 -- 
                 block.compile(dynamic=True, **kinds)
 
 
+def forget_compiled(module: nn.Module) -> None:
+    """Undo `compile_blocks`."""
+    for one in module.modules():
+        one._compiled_call_impl = None
+
+
 def trained_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of what is trained, and so of what is saved."""
     return tuple(name for name, parameter in module.named_parameters() if parameter.requires_grad)

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,12 +47,12 @@ if TYPE_CHECKING:
     from backbones.mllm.hub import Album
 
 ALBUM, SIDE, PATCH = 16, 384, 14
-STEP, PART = 16, 2
+STEP, PART, WARM = 16, 2, 4
 TOKENS = 16_384  # of a part: one album of pictures, five of videos
 POSTS = 32
 TABLE = 152_000  # rows of the published table, spare ones among them
 RATE_SIDE, RATE_RUNS = 8192, 20
-SECONDS = 165.0
+SECONDS = 150.0
 """After that nothing further is begun: a lent card is lent for minutes."""
 
 
@@ -63,7 +65,9 @@ class Variant(NamedTuple):
         lean: Adapters and the token's row without peft's copies.
         tokens: Parts by a budget of tokens; else of two posts.
         compiled: Blocks are compiled.
-        features: The frozen tower's features come from the second epoch's store.
+        features: The frozen tower's features come from the store, as from the second epoch on.
+        albums: Ways of showing albums that are measured so.
+        scored: Scoring is measured too.
     """
 
     name: str
@@ -72,14 +76,16 @@ class Variant(NamedTuple):
     tokens: bool = True
     compiled: bool = False
     features: bool = False
+    albums: tuple[Album, ...] = ("images", "video")
+    scored: bool = False
 
 
 VARIANTS = (
-    Variant("as before", processes=False, lean=False, tokens=False),
-    Variant("+ processes read", lean=False, tokens=False),
-    Variant("+ adapters without copies", tokens=False),
-    Variant("+ parts by tokens"),
-    Variant("+ features kept", features=True),
+    Variant("as before", processes=False, lean=False, tokens=False, scored=True),
+    Variant("+ processes read", lean=False, tokens=False, albums=("images",)),
+    Variant("+ adapters without copies", tokens=False, albums=("images",)),
+    Variant("+ parts by tokens", scored=True),
+    Variant("+ features kept", features=True, scored=True),
     Variant("+ compiled, features not kept", compiled=True),
     Variant("+ compiled, features kept", compiled=True, features=True),
 )
@@ -109,6 +115,7 @@ def on_gpu(posts: int = POSTS, *, seconds: float = SECONDS) -> dict[str, float]:
             video = images._replace(collator=Collator(llava_reader("video"), Frames(ALBUM, SIDE, SIDE)))
             models = {"images": images, "video": video}
             variants = [one for one in VARIANTS if one.lean == lean]
+            print(f"model made after {time.perf_counter() - begun:.0f} s", flush=True)
             left = seconds - (time.perf_counter() - begun)
             result |= measure(models, accelerator, drawn, variants, rate=rate, seconds=left)
             del models, images, video
@@ -140,59 +147,60 @@ def measure(
     begun, result, compiled = time.perf_counter(), dict[str, float](), False
     with tempfile.TemporaryDirectory() as folder:
         caches = {name: _cache(Path(folder), name, one, accelerator) for name, one in models.items()}
-        wanted = {one.features for one in variants}
+        cells = [(one, album) for one in variants for album in one.albums if album in models]
+        # before anything is compiled, for torch counts no operations of what is
         costs = {
-            (name, features): _cost(one, caches[name] if features else None, accelerator, posts)
-            for name, one in models.items()
-            for features in wanted
+            (album, features): _cost(models[album], caches[album] if features else None, accelerator, posts)
+            for album, features in sorted({(album, one.features) for one, album in cells})
         }
-        for variant in variants:
-            for name, built in models.items():
-                if time.perf_counter() - begun > seconds:
-                    print(f"no time left for {variant.name}, {name}", flush=True)
-                    continue
-                if variant.compiled and not compiled:
-                    compile_blocks(built.base.module, backend=compiler)
-                    compiled = True
-                built.use_cache(caches[name] if variant.features else None)
-                try:
-                    found = _timed(built, accelerator, posts, variant)
-                except Exception as error:
-                    print(f"{variant.name}, {name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-                    continue
-                cost = costs[name, variant.features]
-                found["TFLOP a post"] = cost / 1e12
-                found["share of the card's rate"] = found["posts a second"] * cost / rate
-                print(f"{variant.name}, {name}: {found}", flush=True)
-                result |= {f"{name}: {variant.name}: {key}": value for key, value in found.items()}
+        for variant, album in cells:
+            built, cost = models[album], costs[album, variant.features]
+            if time.perf_counter() - begun > seconds:
+                print(f"no time left for {variant.name}, {album}", flush=True)
+                continue
+            if variant.compiled and not compiled:
+                compile_blocks(built.base.module, backend=compiler)
+                compiled = True
+            built.use_cache(caches[album] if variant.features else None)
+            try:
+                found = _timed(built, accelerator, posts, variant)
+            except Exception as error:
+                print(f"{variant.name}, {album}: {type(error).__name__}: {str(error)[:500]}", flush=True)
+                continue
+            found["TFLOP a post"] = cost / 1e12
+            found["share of the card's rate"] = found["posts a second"] * cost / rate
+            print(f"{variant.name}, {album}: {found}", flush=True)
+            result |= {f"{album}: {variant.name}: {key}": value for key, value in found.items()}
     return result
 
 
 def _timed(
     built: Built, accelerator: Accelerator, posts: Sequence[Example], variant: Variant
 ) -> dict[str, float]:
-    """An epoch after a step that is not measured, then all posts scored."""
+    """An epoch, after a small step that is not measured, then all posts scored."""
     settings = TrainingSettings(
         batch_size=STEP, part=STEP if variant.tokens else PART, part_tokens=TOKENS if variant.tokens else None
     )
+    found = {"tokens a post": float(np.mean(built.collator.lengths(posts)))}
     cuda = accelerator.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder, _reading(built, processes=variant.processes):
-        plain_training(built, posts[:STEP], Path(folder) / "warm", accelerator, settings)
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        begun = time.perf_counter()
-        plain_training(built, posts, Path(folder) / "timed", accelerator, settings)
-        trained = time.perf_counter() - begun
-        found = {"posts a second": len(posts) / trained}
-        if cuda:
-            found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        begun = time.perf_counter()
-        done = list(_scored(built, posts, accelerator, settings))
-        found["scored a second"] = len(done) / (time.perf_counter() - begun)
-        found["tokens a post"] = float(np.mean(built.collator.lengths(posts)))
-    # what accelerate laid around the model would lie there once more for each variant
-    accelerator.unwrap_model(built.model, keep_fp32_wrapper=False)
-    accelerator.free_memory()
+        try:
+            plain_training(built, posts[:WARM], Path(folder) / "warm", accelerator, settings)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            begun = time.perf_counter()
+            plain_training(built, posts, Path(folder) / "timed", accelerator, settings)
+            found["posts a second"] = len(posts) / (time.perf_counter() - begun)
+            if cuda:
+                found["peak memory, GiB"] = torch.cuda.max_memory_allocated() / 2**30
+            if variant.scored:
+                begun = time.perf_counter()
+                done = list(_scored(built, posts, accelerator, settings))
+                found["scored a second"] = len(done) / (time.perf_counter() - begun)
+        finally:
+            # what accelerate laid around the model would lie there once more for each variant
+            accelerator.unwrap_model(built.model, keep_fp32_wrapper=False)
+            accelerator.free_memory()
     return found
 
 
@@ -254,16 +262,20 @@ def flops_a_post(built: Built, posts: Sequence[Example], accelerator: Accelerato
 
 
 def attention_counters() -> dict[Any, Any]:
-    """Torch's counters of attention, forward and backward, that know of causal ones."""
-    return {op: _halved(op, count) for op, count in flop_registry.items() if "scaled_dot_product" in str(op)}
+    """Counters of attention, forward and backward, in the place of torch's, which know of no causal ones."""
+    return {op: _counter(op) for op in flop_registry if "scaled_dot_product" in str(op)}
 
 
-def _halved(op: Any, count: Callable[..., int]) -> Callable[..., int]:  # noqa: ANN401 -- of torch
+def _counter(op: Any) -> Callable[..., int]:  # noqa: ANN401 -- of torch
     names = [one.name for one in op.default._schema.arguments]
 
     def counted(*args: Any, **kinds: Any) -> int:  # noqa: ANN401
-        causal = dict(zip(names, args, strict=False)).get("is_causal", kinds.get("is_causal", False))
-        return count(*args, **kinds) // (2 if causal else 1)
+        given = dict(zip(names, args, strict=False)) | kinds
+        posts, heads, asking, width = given["query"].shape
+        # two products forward; backward one of them again and two for each
+        pairs = posts * heads * asking * given["key"].shape[2]
+        whole = 2 * width * pairs * (5 if "backward" in str(op) else 2)
+        return int(whole // 2 if given.get("is_causal", False) else whole)
 
     vars(counted)["_get_raw"] = True  # torch's mark: arguments, not their shapes
     return counted
@@ -398,14 +410,20 @@ def _processor() -> tuple[Any, int, int]:
 
     The tokenizer is SmolLM2's, which comes in a package; the table has as many rows as the published one.
     """
-    from backbones.smollm2 import load_tokenizer
     from backbones.torchvision_compat import ensure_torchvision
     from runs.bench.small_models import add_image_tokens, llava_processor
 
     ensure_torchvision()
-    tokenizer: Any = load_tokenizer()
+    tokenizer = deepcopy(_tokenizer())
     image, video = add_image_tokens(tokenizer)
     return llava_processor(tokenizer, side=SIDE, image_tokens=(SIDE // PATCH) ** 2), image, video
+
+
+@cache
+def _tokenizer() -> Any:  # noqa: ANN401 -- of transformers; out of the package's file it takes seconds
+    from backbones.smollm2 import load_tokenizer
+
+    return load_tokenizer()
 
 
 def published_config(image_token: int, video_token: int) -> Any:  # noqa: ANN401 -- of transformers

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from backbones.mllm.answering import AnsweringModel, compile_blocks
+from backbones.mllm.answering import AnsweringModel, compile_blocks, forget_compiled
 from backbones.mllm.base import to_device
 from backbones.mllm.prompts import Inputs
 from backbones.prefetch import read_ahead, workers_for
@@ -549,6 +549,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     accelerator.unwrap_model(built.model, keep_fp32_wrapper=False)
     built.model.to("cpu")
     built.use_cache(None)
+    forget_compiled(built.base.module)
     return checkpoint.fill(out, built, found.task, settings)
 
 

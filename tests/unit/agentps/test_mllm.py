@@ -11,7 +11,14 @@ from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
 
 from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm import hub
-from backbones.mllm.answering import AnswerHeads, compile_blocks, last_positions, merge, trained_names
+from backbones.mllm.answering import (
+    AnswerHeads,
+    compile_blocks,
+    forget_compiled,
+    last_positions,
+    merge,
+    trained_names,
+)
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import ANSWER_TOKEN, Prompt, Wording, answer_positions, defuse
 from selftrain.agentps.dataset import question_set
@@ -308,6 +315,8 @@ def test_compiled_blocks_keep_their_names_and_their_answers(family):
         after = model(inputs)
     compiled = [one for one in model.modules() if one._compiled_call_impl is not None]
     assert len(compiled) >= 2
+    forget_compiled(family.module)
+    assert not [one for one in model.modules() if one._compiled_call_impl is not None]
     assert trained_names(model) == names
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
 
