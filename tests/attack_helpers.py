@@ -140,6 +140,17 @@ def serve(temporary, **told):
     return server.listening(port)
 
 
+def received(client):
+    """What comes until the server closes."""
+    found = b""
+    try:
+        while part := client.recv(65536):
+            found += part
+    except ConnectionResetError:
+        pass
+    return found
+
+
 # ---- what is sent ----------------------------------------------------------------------------------------
 
 

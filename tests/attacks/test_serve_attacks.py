@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from attack_helpers import POST, WAIT, encoded, grey16, head, many_scans, picture, serve
+from attack_helpers import POST, WAIT, encoded, grey16, head, many_scans, picture, received, serve
 
 from selftrain.cli import main
 from selftrain.serving.scratch import Scratch
@@ -280,17 +280,6 @@ def test_a_request_after_another_has_to_come_in_time_too(hasty):
         client.sendall(b"GET /health HT")
         client.settimeout(WAIT)
         assert not received(client)
-
-
-def received(client):
-    """What comes until the server closes."""
-    found = b""
-    try:
-        while part := client.recv(65536):
-            found += part
-    except ConnectionResetError:
-        pass
-    return found
 
 
 @WIRE
