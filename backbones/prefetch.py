@@ -67,8 +67,8 @@ def read_ahead(
     Args:
         function: Of tensors, tuples and dictionaries; where processes cannot be forked it is pickled.
         items: Any number; drawn in the caller's process, as results are asked for.
-        workers: Processes; 0 calls `function` where a result is asked for. So do all where items are few, and in
-            a thread beside the main one: servers answer there, and a fork of many threads may never return.
+        workers: Processes; 0 calls `function` where a result is asked for. So do all where items are few, and
+            in a thread beside the main one: servers answer there, and a fork of many threads may hang.
         pin: Put tensors where a GPU can copy them from while it computes.
 
     Raises:
