@@ -266,7 +266,7 @@ def test_recipes():
     with pytest.raises(RecipeError, match="equally long"):
         load_agentps_recipe(None, ["model.album=video", "frames.repeat=false"])
     published = load_agentps_recipe(Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml")
-    assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 256)
+    assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 384)
 
 
 def test_a_run_or_manifest_at_the_prompt_takes_the_place_of_the_recipes(tmp_path):
