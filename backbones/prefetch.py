@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,7 +67,8 @@ def read_ahead(
     Args:
         function: Of tensors, tuples and dictionaries; where processes cannot be forked it is pickled.
         items: Any number; drawn in the caller's process, as results are asked for.
-        workers: Processes; 0 calls `function` where a result is asked for, as do all where items are few.
+        workers: Processes; 0 calls `function` where a result is asked for. So do all where items are few, and
+            in a thread beside the main one: servers answer there, and a fork of many threads may hang.
         pin: Put tensors where a GPU can copy them from while it computes.
 
     Raises:
@@ -75,8 +77,8 @@ def read_ahead(
     from torch import Generator as TorchGenerator
     from torch.utils.data import DataLoader
 
-    stream = iter(items)
-    first = list(islice(stream, _FEW + 1)) if workers else []
+    stream, apart = iter(items), threading.current_thread() is not threading.main_thread()
+    first = list(islice(stream, _FEW + 1)) if workers and not apart else []
     if len(first) <= _FEW:
         yield from map(function, chain(first, stream))
         return

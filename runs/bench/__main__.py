@@ -21,6 +21,7 @@ STUDIES = {
     "selection": "memory of choosing from a growing pool",
     "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",
     "agentps": "process supervision beside its ablations, on a multimodal language model",
+    "decisions": "AgentPS's thresholds, calibration and weights of answers",
     "report": "size of a long run's report, and how fast a browser opens it",
     "act": "what a human budget buys, and whether error estimates cover the truth",
     "features": "speed of text features beside sentence-transformers",

@@ -330,7 +330,7 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
     )  # fmt: skip
     settings = TrainingSettings(
         epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
-        device="cpu" if place.cpu else "auto",
+        device="cpu" if place.cpu else "auto", workers=2 if pictures else 0,
     )  # fmt: skip
     accelerator = make_accelerator(settings)
     precise = accelerator.mixed_precision == "no"
@@ -341,7 +341,12 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
 
     def scored(which: Any) -> list[Any]:  # noqa: ANN401
         device = accelerator.device
-        return list(score(built.model, built.collator, which, batch_size=32, device=device, precise=precise))
+        return list(
+            score(
+                built.model, built.collator, which, batch_size=32, device=device, precise=precise,
+                workers=settings.workers,
+            )
+        )  # fmt: skip
 
     posts = relabel(drawn.train, drawn.task, way.labels, seed)
     told = [made.model_dump(mode="json"), settings.model_dump(), way, drawn.task.name, len(posts)]

@@ -31,7 +31,7 @@ from selftrain.agentps.checkpoint import HEADS, MERGED, decisions_of, settings_o
 from selftrain.agentps.dataset import Example, QuestionSet, example, question_set
 from selftrain.agentps.decisions import decided
 from selftrain.agentps.evaluate import ScoredPost
-from selftrain.agentps.predict import to_prediction
+from selftrain.agentps.predict import to_prediction, warn_of_notes
 from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.posts import Post
 from selftrain.data.task import load_task
@@ -86,6 +86,7 @@ class ServedModel:
         self._decisions = decisions_of(about, self.asked, folder / MERGED)
         self.name, self.threshold = folder.resolve().name, self._decisions[-1].threshold
         self.classes, self.positive = self.task.names, self.task.positive
+        warn_of_notes(self.name, self.asked, self._decisions)
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         digest.update((folder / HEADS).read_bytes())
         self.fingerprint = digest.hexdigest()

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -108,6 +109,12 @@ def test_few_items_start_no_processes():
     drawn = iter(range(100, 104))
     assert {process for _, process in read_ahead(read_slowly, drawn, 3)} == {os.getpid()}
     assert list(read_ahead(read_slowly, [], 3)) == []
+
+
+def test_a_servers_thread_starts_no_processes():
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: list(read_ahead(read_slowly, range(20), 3))).result()
+    assert {process for _, process in found} == {os.getpid()}
 
 
 def test_processes_draw_a_few_items_ahead_and_end_where_nobody_asks_any_more():
