@@ -179,6 +179,21 @@ def many_scans(width, height, scans):
     return whole[:last] + whole[last:-2] * scans + b"\xff\xd9"
 
 
+def bomb(kind):
+    """A picture of 49 million pixels."""
+    return {
+        "grey": lambda: picture(7000, 7000), "one bit": lambda: picture(7000, 7000, "1"),
+        "16 bits": lambda: grey16(7000, 7000), "transparent": lambda: picture(7000, 7000, "RGBA"),
+        "palette": lambda: picture(7000, 7000, "P"), "gif": lambda: picture(7000, 7000, "L", "GIF"),
+        "webp": lambda: picture(7000, 7000, "RGBA", "WEBP", lossless=True, method=0),
+        "jpeg": lambda: picture(7000, 7000, "RGB", "JPEG", quality=30),
+        "progressive": lambda: picture(7000, 7000, "RGB", "JPEG", quality=30, progressive=True),
+    }[kind]()  # fmt: skip
+
+
+KINDS = ("grey", "one bit", "16 bits", "transparent", "palette", "gif", "webp", "jpeg", "progressive")
+
+
 def head(*lines):
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
 

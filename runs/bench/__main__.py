@@ -25,6 +25,7 @@ STUDIES = {
     "report": "size of a long run's report, and how fast a browser opens it",
     "act": "what a human budget buys, and whether error estimates cover the truth",
     "features": "speed of text features beside sentence-transformers",
+    "serve": "how long honest clients of `selftrain serve` wait while hostile ones attack it",
     "speed": "a whole run, features cached, by this code and by that of another commit",
 }
 FAILED = 2

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from attack_helpers import POST, WAIT, encoded, grey16, head, many_scans, picture, received, serve
+from attack_helpers import KINDS, POST, WAIT, bomb, encoded, head, many_scans, picture, received, serve
 
 from selftrain.cli import main
 from selftrain.serving.scratch import Scratch
@@ -136,20 +136,6 @@ def test_a_body_that_stops_is_given_up(hasty, end):
 
 
 # ---- pictures --------------------------------------------------------------------------------------------
-
-
-def bomb(kind):
-    return {
-        "grey": lambda: picture(7000, 7000), "one bit": lambda: picture(7000, 7000, "1"),
-        "16 bits": lambda: grey16(7000, 7000), "transparent": lambda: picture(7000, 7000, "RGBA"),
-        "palette": lambda: picture(7000, 7000, "P"), "gif": lambda: picture(7000, 7000, "L", "GIF"),
-        "webp": lambda: picture(7000, 7000, "RGBA", "WEBP", lossless=True, method=0),
-        "jpeg": lambda: picture(7000, 7000, "RGB", "JPEG", quality=30),
-        "progressive": lambda: picture(7000, 7000, "RGB", "JPEG", quality=30, progressive=True),
-    }[kind]()  # fmt: skip
-
-
-KINDS = ("grey", "one bit", "16 bits", "transparent", "palette", "gif", "webp", "jpeg", "progressive")
 
 
 @PICTURES

@@ -78,8 +78,8 @@ def test_test_posts_stay_out_beside_a_validation_manifest_too(place):
 
 
 def test_a_split_of_another_name_is_refused_not_left_out(place):
-    with_splits(place, ["train"] * 30 + ["dev"] * 10)
-    with pytest.raises(SplitError, match="10 of 40 posts have no known 'split', 'p30' with 'dev' first"):
+    with_splits(place, ["train"] * 30 + ["apart"] * 10)
+    with pytest.raises(SplitError, match="10 of 40 posts have no known 'split', 'p30' with 'apart' first"):
         load_posts(section(place), 0)
 
 
@@ -266,7 +266,7 @@ def test_recipes():
     with pytest.raises(RecipeError, match="equally long"):
         load_agentps_recipe(None, ["model.album=video", "frames.repeat=false"])
     published = load_agentps_recipe(Path(__file__).parents[3] / "runs" / "agentps_hateful_memes.toml")
-    assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 256)
+    assert (published.model.rank, published.model.alpha, published.model.max_tokens) == (128, 256, 384)
 
 
 def test_a_run_or_manifest_at_the_prompt_takes_the_place_of_the_recipes(tmp_path):
