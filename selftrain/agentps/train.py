@@ -213,9 +213,12 @@ class _Stepper:
 
     def advice(self, batch: IntArray) -> str:
         named = ", ".join(self._posts[place].id for place in batch[:5])
+        mixed = self._accelerator.mixed_precision != "no"
+        precise = 'set training.precision = "float32", ' if mixed else ""
         return (
             f"Its posts begin with {named}. Lower training.learning_rate (now"
-            f" {self._settings.learning_rate:g}), or look at these posts; what was saved before is kept"
+            f" {self._settings.learning_rate:g}), {precise}or look at these posts; what was saved before is"
+            " kept"
         )
 
     def _parts(self, step: IntArray) -> list[IntArray]:
