@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from agentps_helpers import accelerating, built_model, drawn_posts
 from mllm_families import llava_onevision
 
