@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that holds hsol/")
     parser.add_argument("--work", type=Path, required=True, help="where posts and models are kept")
     parser.add_argument(
-        "--posts", default="300,200,600", help="to train, validate, test (default: %(default)s)"
+        "--posts", default="200,150,400", help="to train, validate, test (default: %(default)s)"
     )
     parser.add_argument("--seeds", default="0", help="by commas (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")

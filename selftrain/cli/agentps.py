@@ -10,12 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import argument, option, read_columns, several
+from selftrain.cli.options import argument, option, read_columns, read_pairs, several
 from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_predictions
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
@@ -235,7 +233,8 @@ def evaluate(
     if rules:
         asked = loaded.built.questions.all
         now = {one.name: made.goal for one, made in zip(asked, loaded.decisions, strict=True)}
-        loaded = predicting.redecide(loaded, now | _read_rules(rules))
+        given = read_pairs(rules, "--decide", "QUESTION=RULE, for instance final='precision .8'")
+        loaded = predicting.redecide(loaded, now | given)
         model_page.write_report(model, model / "report.html")
     sources = _sources(columns, max_bad_rows, max_bad_share)
     found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
@@ -243,22 +242,6 @@ def evaluate(
     keep_left_out(out / "quarantine.jsonl", quarantine)
     _print_metrics(out / checkpoint.METRICS)
     _print_next(out)
-
-
-def _read_rules(given: Sequence[str]) -> dict[str, str]:
-    """Return question -> rule of what `--decide` says.
-
-    Raises:
-        BadParameter: One that is not QUESTION=RULE.
-    """
-    pairs = [one.partition("=") for one in given]
-    for question, equals, rule in pairs:
-        if not (question and equals and rule):
-            raise typer.BadParameter(
-                f"--decide {question}{equals}{rule}: expected QUESTION=RULE, for instance"
-                " final='precision .8'"
-            )
-    return {question.strip(): rule for question, _, rule in pairs}
 
 
 def _measure(
