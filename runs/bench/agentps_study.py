@@ -332,9 +332,8 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
         epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
         device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision="float32",
     )  # fmt: skip
-    torch.set_float32_matmul_precision(
-        "high"
-    )  # TensorFloat-32 on a GPU, whose bfloat16 broke off: see the log
+    # TensorFloat-32 on a GPU: fewer kernels than autocast, and these are small
+    torch.set_float32_matmul_precision("high")
     accelerator = make_accelerator(settings)
     precise = accelerator.mixed_precision == "no"
     untouched = _base(base, seed if pictures else 0)  # the projector of pictures is drawn

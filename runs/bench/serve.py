@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
         for repeat in range(args.repeats):
             calm, attacked = asyncio.run(_measure(folder, bodies, args.seconds))
             for method, found in (("calm", calm), ("attacked", attacked)):
-                print(f"{method}: {found.told()}", flush=True)
                 values = {
                     "p50": found.at(50),
                     "p99": found.at(99),
@@ -126,9 +125,11 @@ async def _measure(folder: Path, bodies: list[bytes], seconds: float) -> tuple[W
     async with _server(folder) as port:
         await _wait(port, bodies, seconds / 5)  # warm
         calm = await _wait(port, bodies, seconds)
+        print(f"calm: {calm.told()}", flush=True)
         attacking = [asyncio.ensure_future(_attack(port, number)) for number in range(HOSTILE)]
         await asyncio.sleep(1)
         attacked = await _wait(port, bodies, seconds)
+        print(f"attacked: {attacked.told()}", flush=True)
         for one in attacking:
             one.cancel()
         await asyncio.gather(*attacking, return_exceptions=True)
@@ -153,7 +154,9 @@ async def _server(folder: Path) -> AsyncIterator[int]:
             raise DataError(f"the server ended with {process.wait()} before it was ready")
         yield port
     finally:
-        process.terminate()
+        for _ in range(2):  # what hostile ones have left is not waited for
+            process.terminate()
+            await asyncio.sleep(1)
         process.wait()
 
 

@@ -472,7 +472,7 @@ def train_recipe(recipe: AgentPSRecipe, out: Path, *, bar: bool = True) -> Agent
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Return accelerate's view of the machine, in the recipe's precision.
+    """Return accelerate's view of the machine, in the recipe's precision; cuDNN's attention is off after it.
 
     Raises:
         TrainingError: This process has trained with another one already, and accelerate keeps to the first.
@@ -483,6 +483,9 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     if asked == "auto":
         # a CPU without bfloat16 units computes several times slower in it
         asked = "bfloat16" if not cpu and torch.cuda.is_available() else "float32"
+    # with a mask its gradients are no numbers for some lengths of 64 modulo 128, on Hopper cards since torch
+    # 2.11 (pytorch/pytorch#196678); a context would not reach what checkpointing computes again
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         return Accelerator(cpu=cpu, mixed_precision="bf16" if asked == "bfloat16" else "no")
     except ValueError as error:

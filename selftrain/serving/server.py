@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -140,8 +140,9 @@ class _DrainingServer(HttpServer):
             self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
-        self._tell("ending: what was taken is finished first")
         self._service.drain()
+        with suppress(OSError):  # whoever listened may have gone before
+            self._tell("ending: what was taken is finished first")
 
 
 def compute_threads(asked: int | None) -> int:

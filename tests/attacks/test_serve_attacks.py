@@ -448,3 +448,10 @@ def test_a_full_folder_costs_pictures_alone(tmp_path):
     for place in tmp_path.glob("selftrain-serve-*"):
         assert [path.name for path in place.iterdir()] == ["in-use"]
     server.end()
+
+
+@PLACE
+def test_it_ends_in_order_though_nobody_reads_what_it_prints(tmp_path):
+    server = serve(tmp_path)
+    server.process.stdout.close()
+    server.end()

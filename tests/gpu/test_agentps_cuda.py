@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from agentps_helpers import accelerating, built_model, drawn_posts
 from mllm_families import llava_onevision
 
@@ -13,7 +14,7 @@ from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import example
 from selftrain.agentps.evaluate import headline, score
 from selftrain.agentps.recipe import TrainingSettings
-from selftrain.agentps.train import train
+from selftrain.agentps.train import make_accelerator, train
 
 pytestmark = pytest.mark.gpu
 
@@ -98,3 +99,18 @@ def test_losses_with_kept_features_processes_and_compiled_blocks_are_those_witho
         losses.append([json.loads(row)["loss"] for row in rows])
         card.unwrap_model(built.model, keep_fp32_wrapper=False)
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+def test_attention_has_gradients_at_every_length(card):
+    """cuDNN's had none at 64, 192, ... with a mask, where all logits of a row are far below zero."""
+    make_accelerator(TrainingSettings())
+    for length in (64, 192):
+        query, key, value = (
+            torch.randn(1, 2, length, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)
+        )
+        query[..., 0], key[..., 0] = 8.0, -160.0  # scores of about -160
+        for one in (query, key, value):
+            one.requires_grad_()
+        mask = torch.ones(length, length, dtype=torch.bool, device="cuda").tril()
+        torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
+        assert all(one.grad.isfinite().all() for one in (query, key, value))

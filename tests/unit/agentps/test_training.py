@@ -475,6 +475,13 @@ def test_one_that_is_cut_off_validates_and_ends_as_one_that_was_not(tmp_path, cp
         assert lines(folder) == lines(tmp_path / "whole")
 
 
+def test_training_leaves_cudnns_attention_alone():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    with accelerating(cpu=True):
+        make_accelerator(TrainingSettings(device="cpu"))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 # ---- what cannot go on ----------------------------------------------------------------------------------
 
 
