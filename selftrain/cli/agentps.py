@@ -19,7 +19,7 @@ from selftrain.cli.options import argument, option, read_columns, several
 from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_records
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
-from selftrain.store import atomic
+from selftrain.store import checksums
 
 with deferred():
     from backbones import loading
@@ -276,8 +276,8 @@ def _measure(
     asked = loaded.built.questions
     questions = decisions.full_report(asked, scored, loaded.decisions)
     out.mkdir(parents=True, exist_ok=True)
-    atomic.write_jsonl(out / checkpoint.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
-    atomic.write_json(out / checkpoint.METRICS, {"model": loaded.fingerprint, "questions": questions})
+    checksums.write_jsonl(out / checkpoint.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
+    checksums.write_json(out / checkpoint.METRICS, {"model": loaded.fingerprint, "questions": questions})
     tasks.dump_task(loaded.task, out / checkpoint.TASK)
     model_page.write_report(out, out / "report.html")
 
