@@ -10,6 +10,7 @@ models/NAME/
 ├── metrics.json          metrics of every question with intervals; report.html shows them
 ├── quarantine.jsonl      what was left out, each with its reason
 ├── losses.jsonl          one line a step; tensorboard/ has the same
+├── checksums.json        what shows damage to the files that are read again
 └── training.safetensors  while training goes on: weights and the optimizer's moments, replaced whole
 """
 

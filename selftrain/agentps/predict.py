@@ -182,6 +182,7 @@ def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
     if decisions == loaded.decisions:
         return loaded
     scored = [with_answers(decisions, one) for one in scored]
+    checksums.check(folder / METRICS)
     figures = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     figures |= {"questions": full_report(asked, scored, decisions)}
     checksums.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))

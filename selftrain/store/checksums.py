@@ -1,7 +1,7 @@
 """Damage is seen: the SHA-256 of every file that a run, a labelling or a model's folder is read from.
 
 checksums.json in the folder names them, by path. A digest is noted before its file takes its place, beside
-the one of the file that is replaced, so that a kill between the two leaves a folder that is sound; whoever
+those of the file that is replaced, so that a kill between the two leaves a folder that is sound; whoever
 reads a file has it checked first. Bits that flip, lines that are cut or turned over, files that are emptied
 or gone are told, instead of giving other results; against somebody who writes both files it does not help.
 """
@@ -19,6 +19,9 @@ from selftrain.store import atomic
 
 FILE = "checksums.json"
 ROUNDS = "rounds"
+# digests of a file's earlier contents that stay valid: it holds one of them where a write was noted, and then
+# killed or refused by the disk, as often as that may happen in a row
+_BEFORE = 3
 
 _AGAIN = "give the same command again: it is written anew"
 _REMEDIES = {
@@ -53,7 +56,7 @@ def note(root: Path, digests: Mapping[str, str], *, instead_of: str | None = Non
     }
     for name, digest in digests.items():
         if known.get(name, [])[-1:] != [digest]:
-            known[name] = [*known.get(name, [])[-1:], digest]
+            known[name] = [*known.get(name, [])[-_BEFORE:], digest]
     if known != before:
         atomic.write_json(root / FILE, dict(sorted(known.items())))
 
@@ -98,8 +101,9 @@ def check(file: Path) -> None:
 def write_text(file: Path, text: str) -> None:
     """Note what a file of a folder will hold, and replace it; raises as `note`."""
     content = text.encode("utf-8")
-    note(file.parent, {file.name: hashlib.sha256(content).hexdigest()})
-    atomic.write_bytes(file, content)
+    with atomic.replacing(file, len(content)) as part:
+        part.write_bytes(content)
+        note(file.parent, {file.name: hashlib.sha256(content).hexdigest()})
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -319,6 +319,12 @@ class RunFolder:
             RunStateError: A file that is not the metrics of its round.
         """
         records: list[Json] = []
+        gone, later = self.round_path(self.finished()), self.round_path(self.finished() + 1)
+        if (later / "metrics.json").exists():
+            raise RunStateError(
+                f"{gone / 'metrics.json'} is gone, and there are later rounds: the run folder is damaged."
+                f" Remove {gone} and the rounds after it, and give the run's command again"
+            )
         for number in range(self.finished()):
             file = self.round_path(number) / "metrics.json"
             record = self.read_json(file)
