@@ -79,8 +79,8 @@ def test_test_posts_stay_out_beside_a_validation_manifest_too(place):
 
 
 def test_a_split_of_another_name_is_refused_not_left_out(place):
-    with_splits(place, ["train"] * 30 + ["dev"] * 10)
-    with pytest.raises(SplitError, match="10 of 40 posts have no known 'split', 'p30' with 'dev' first"):
+    with_splits(place, ["train"] * 30 + ["held"] * 10)
+    with pytest.raises(SplitError, match="10 of 40 posts have no known 'split', 'p30' with 'held' first"):
         load_posts(section(place), 0)
 
 
