@@ -2,7 +2,7 @@
 # make test         ruff, mypy, every test but those of a real vLLM; the gpu tier says why where it is skipped
 # make vllm         the environment of the vLLM server, .venv-vllm
 # make test-vllm    tests against real vLLM servers; makes .venv-vllm first
-# make cases        what people bring: the readers' tests, and their table in docs/reliability.md
+# make cases        what people bring and strangers try: those tests, and their tables in docs/reliability.md
 # make lint         ruff and mypy alone
 # make bench        the studies, e.g. make bench ARGS="--help"
 # make clean        caches and build products; never an environment, never a run
@@ -43,7 +43,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rs -n auto --dist loadfile
 
 cases: $(INSTALLED_DEV)
-	SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/unit/data/test_cases.py -rs
+	SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/unit/data/test_cases.py tests/attacks -rs
 
 vllm: $(VLLM_INSTALLED)
 

@@ -49,7 +49,15 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
     Raises:
         WeightsError: As `smollm2_file`.
     """
-    file = smollm2_file()
+    return load_gguf(smollm2_file(), dtype)
+
+
+def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Load a causal language model and its tokenizer out of a GGUF file, as one that was never quantised.
+
+    Raises:
+        OSError, ValueError: As transformers, where the file is no such model.
+    """
     ensure_torchvision()
     from transformers import AutoModelForCausalLM
 
@@ -63,7 +71,7 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    return LanguageModel(model.eval(), load_tokenizer())
+    return LanguageModel(model.eval(), _tokenizer_of(file))
 
 
 def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
@@ -72,7 +80,10 @@ def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
     Raises:
         WeightsError: As `smollm2_file`.
     """
-    file = smollm2_file()
+    return _tokenizer_of(smollm2_file())
+
+
+def _tokenizer_of(file: Path) -> Any:  # noqa: ANN401
     ensure_torchvision()
     from transformers import AutoTokenizer
 

@@ -90,6 +90,11 @@ class TwoTowers:
         self.layout = module.layout
 
     @property
+    def picture_side(self) -> int:
+        """Pixels of the longer side of what the image tower sees."""
+        return max(self._sides)
+
+    @property
     def module(self) -> Any:  # noqa: ANN401 -- as `Backbone` declares it
         """Both towers, trainable; `encode` runs the same object, so it follows whatever training does."""
         return self._towers
@@ -171,7 +176,7 @@ class TwoTowers:
     # ---- images -------------------------------------------------------------------------------------------
 
     def _read(self, path: Path, to_pixels: ToPixels) -> Tensor:
-        return to_pixels(open_image(path, target_size=max(self._sides)))
+        return to_pixels(open_image(path, target_size=self.picture_side))
 
     def _sum_images(
         self, posts: Sequence[Encodable], batch_size: int, workers: int, *, progress: bool

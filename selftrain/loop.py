@@ -391,7 +391,10 @@ def priors_of_divergent(trainer: Trainer[M], model: M, corpus: Corpus, state: Lo
         return known
     checked = corpus.labels[corpus.validation if len(corpus.validation) else corpus.labelled]
     probs = sigmoid(log_odds(_logits(trainer, model, corpus, divergent)))
-    return [estimate_prior(probs[:, k], float((checked == k).mean())) for k in corpus.columns]
+    found = np.array([estimate_prior(probs[:, k], float((checked == k).mean())) for k in corpus.columns])
+    # estimated one class at a time, several do not add up; one, of two classes, leaves the other the rest
+    whole = found.sum() if len(found) > 1 else 1.0
+    return [float(one) for one in np.clip(found / whole, *BOUNDS)]
 
 
 def posterior_priors(state: LoopState, corpus: Corpus) -> list[float] | None:

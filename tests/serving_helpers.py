@@ -6,6 +6,8 @@ import threading
 
 import numpy as np
 
+from backbones.errors import ImageError
+from backbones.images import open_image
 from selftrain.models.predictor import Prediction, ValidationScores
 
 
@@ -15,6 +17,7 @@ class TextPredictor:
     kind, name, positive = "classifier", "texts", "yes"
     classes = ("yes", "no")
     fingerprint = "f" * 64
+    picture_side = None
     threshold = None
 
     def __init__(self, validation=None):
@@ -59,3 +62,20 @@ class HeldPredictor(TextPredictor):
 
 def validation_of(labels, probs):
     return ValidationScores(np.array(labels, np.int8), np.array(probs, np.float64))
+
+
+class PicturePredictor(TextPredictor):
+    """Opens the pictures of a post as a model would: none that arrives large is small to it."""
+
+    picture_side = 224
+
+    def predict(self, posts):
+        unreadable = {}
+        for post in posts:
+            try:
+                for path in post.images:
+                    open_image(path, target_size=self.picture_side).resize((224, 224))
+            except ImageError as error:
+                unreadable[post.id] = str(error)
+        found = super().predict(posts)
+        return [one._replace(reason=unreadable.get(one.id, one.reason)) for one in found]

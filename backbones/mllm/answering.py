@@ -24,13 +24,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backbones.mllm.base import Mllm
 from backbones.mllm.prompts import answer_positions, embedding_name
+from backbones.mllm.vision import Features, given_features, taken_features
 
 Variant = Literal["vanilla", "vanilla_asked", "multitask", "multitask_asked", "agentps"]
 
@@ -109,7 +112,14 @@ class AnsweringModel(nn.Module):
         variant: Which questions have heads, and where they read.
         answer_id: Of the answer token.
         hidden, dropout, fed: Of the heads.
+
+    Attributes:
+        keeps_features: Whether what the vision tower makes of pictures is wanted.
+        features: What it made of those of the last batch.
     """
+
+    keeps_features = False
+    features: Features | None = None
 
     def __init__(
         self,
@@ -136,7 +146,8 @@ class AnsweringModel(nn.Module):
         Raises:
             PromptFitError: A prompt with another number of answer tokens than questions.
         """
-        output: Any = self.language(**inputs, use_cache=False)
+        output: Any = self.language(**given_features(inputs), use_cache=False)
+        self.features = taken_features(output) if self.keeps_features else None
         states: Tensor = output.last_hidden_state
         read = self.read(states, inputs["input_ids"], inputs["attention_mask"])
         with torch.autocast(states.device.type, enabled=False):
@@ -159,7 +170,14 @@ def last_positions(mask: Tensor) -> Tensor:
 
 
 def adapt(
-    model: Mllm, answer_id: int, *, rank: int, alpha: int, dropout: float = 0.0, vision: bool = False
+    model: Mllm,
+    answer_id: int,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float = 0.0,
+    vision: bool = False,
+    lean: bool = True,
 ) -> Any:  # noqa: ANN401 -- a PeftModel
     """Return `model.module` with adapters; frozen are all others but the answer token's row and new parts.
 
@@ -169,6 +187,8 @@ def adapt(
         rank, alpha: Of the adapters (published: 128 and 256).
         dropout: Before each adapter, in [0, 1).
         vision: Adapt the vision tower too.
+        lean: Leave out what peft does beyond need: a copy of the whole table and a gradient of its size for
+            the one row, and float32 copies of every adapter's input under autocast. The numbers are the same.
 
     Raises:
         ValueError: A vision tower without linear layers was to be adapted.
@@ -192,7 +212,63 @@ def adapt(
     for name in model.new_parts:
         for parameter in adapted.get_submodule(f"base_model.model.{name}").parameters():
             parameter.requires_grad_(True)
+    if lean:
+        row: Any = adapted.get_submodule(f"base_model.model.{embedding_name(model.module)}").token_adapter
+        row.forward_adapters = partial(_embed, row)
+        adapted.register_forward_pre_hook(_AdapterInputs())
     return adapted
+
+
+def _embed(layer: Any, ids: Tensor, adapters: Sequence[str], *args: Any, **kinds: Any) -> Any:  # noqa: ANN401
+    """Embed with a trained row: peft's `TrainableTokensLayer.forward_adapters` without a new table."""
+    if layer.disable_adapters or layer.merged or not adapters:
+        return type(layer).forward_adapters(layer, ids, adapters, *args, **kinds)
+    found: Tensor = layer.base_layer(ids)
+    scale = layer._get_embed_scale()  # Gemma's tables multiply what they give
+    for name in adapters:
+        asked = torch.isin(ids, torch.tensor(layer.token_indices[name], device=ids.device))
+        row = layer.trainable_tokens_delta[name].to(found.dtype)
+        # an embedding's backward adds up the tokens' gradients in their order: the same bytes as peft's
+        rows = F.embedding(asked.long(), torch.cat([torch.zeros_like(row), row]), padding_idx=0)
+        found = torch.where(asked[..., None], rows if scale is None else rows * scale.to(rows.dtype), found)
+    return found
+
+
+class _AdapterInputs:
+    """A hook before the forward pass: adapters take their input as it is where autocast casts their weights.
+
+    peft casts the input to the adapters' float32, which autocast undoes: two copies of every activation.
+    What is set stays set, so that a checkpointed layer, computed again in the backward pass, finds it.
+    """
+
+    def __init__(self) -> None:
+        self._casting = True
+
+    def __call__(self, adapted: nn.Module, _inputs: Any) -> None:  # noqa: ANN401
+        casting = not torch.is_autocast_enabled(next(adapted.parameters()).device.type)
+        if casting != self._casting:
+            for layer in adapted.modules():
+                if hasattr(layer, "cast_input_dtype_enabled"):
+                    setattr(layer, "cast_input_dtype_enabled", casting)  # noqa: B010 -- a module's are tensors
+            self._casting = casting
+
+
+def compile_blocks(module: nn.Module, **kinds: Any) -> None:  # noqa: ANN401 -- as `torch.compile` takes them
+    """Compile what a model repeats, the blocks of its language model and of its tower; names stay.
+
+    One program serves blocks of one kind and batches of every length; a whole model would be compiled for
+    minutes, and anew at each of its Python branches.
+    """
+    for blocks in module.modules():
+        if isinstance(blocks, nn.ModuleList) and len(blocks) > 1 and len({type(one) for one in blocks}) == 1:
+            for block in blocks:
+                block.compile(dynamic=True, **kinds)
+
+
+def forget_compiled(module: nn.Module) -> None:
+    """Undo `compile_blocks`."""
+    for one in module.modules():
+        one._compiled_call_impl = None
 
 
 def trained_names(module: nn.Module) -> tuple[str, ...]:

@@ -57,5 +57,5 @@ def linear_layers(module: nn.Module, under: str) -> tuple[str, ...]:
 
 
 def to_device(inputs: Mapping[str, Tensor], device: Any) -> Inputs:  # noqa: ANN401 -- as torch takes it
-    """Return the tensors on `device`."""
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    """Return the tensors on `device`; from pinned memory they are copied while it computes."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}

@@ -64,12 +64,11 @@ class HubReader:
         marks = len(tokenizer(bare, add_special_tokens=self._first_token)["input_ids"])
         turns = self._turns() if wording.rounds else ONE_TURN
         self.words = Words(tokenizer, wording, max_tokens, marks, turns)
-        self._per_image: int | None = None
+        self._tokens: dict[int, int] = {0: 0}  # pictures of a post -> what they take
 
     def length(self, text: str, images: int) -> int:
-        """Return an estimate: pictures count as many tokens as the first one that was read."""
-        each = self._per_image if self._per_image is not None else 256
-        return self.words.length(text) + images * each
+        """Return the tokens of a prompt, its pictures' as the first post read of as many had them."""
+        return self.words.length(text) + self._tokens.get(images, images * 256)
 
     def read(self, prompts: Sequence[Prompt]) -> Inputs:
         texts = [self._chat(self.words.around(one.text), len(one.images)) for one in prompts]
@@ -164,10 +163,9 @@ class HubReader:
             )
 
     def _note_images(self, prompts: Sequence[Prompt], inputs: Inputs) -> None:
-        first = next((i for i, one in enumerate(prompts) if one.images), None)
-        if self._per_image is None and first is not None:
-            images = int(inputs["attention_mask"][first].sum()) - self.words.length(prompts[first].text)
-            self._per_image = max(images // len(prompts[first].images), 1)
+        for one, mask in zip(prompts, inputs["attention_mask"], strict=True):
+            if len(one.images) not in self._tokens:
+                self._tokens[len(one.images)] = int(mask.sum()) - self.words.length(one.text)
 
 
 def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images") -> Mllm:
@@ -292,5 +290,5 @@ def _fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten()[:64].float().numpy().tobytes())
+        digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -9,8 +9,9 @@ Shape legend: ``B`` prompts, ``L`` tokens, ``M`` images, ``D = 576``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,13 +87,19 @@ class SmolLM2EfficientNet(nn.Module):
         attention_mask: Tensor,
         pixel_values: Tensor | None = None,
         use_cache: bool = False,
+        mm_encoder_outputs: Mapping[str, Any] | None = None,
     ) -> BaseModelOutputWithPast:
-        """Ids and mask [B, L], pixels [M, 3, 224, 224] in the order of the image tokens."""
+        """Ids and mask [B, L], pixels [M, 3, 224, 224] in the order of the image tokens, or cells.
+
+        The projector is trained: what is taken and given as features lies before it.
+        """
         is_image = input_ids == self.image_id
         # the image token has no row of its own: what stands there is replaced
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        if pixel_values is not None:
-            cells = self._cells(pixel_values)
+        cells = None if pixel_values is None else self._cells(pixel_values)
+        if mm_encoder_outputs is not None:
+            cells = mm_encoder_outputs["image"].pooler_output[0]
+        if cells is not None:
             places = is_image.unsqueeze(-1).expand_as(embeddings)
             embeddings = embeddings.masked_scatter(places, self.projector(cells).to(embeddings.dtype))
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
@@ -102,6 +109,7 @@ class SmolLM2EfficientNet(nn.Module):
             position_ids=positions,
             use_cache=use_cache,
         )
+        output.image_outputs = None if cells is None else SimpleNamespace(pooler_output=cells)
         return output
 
     def _cells(self, pixels: Tensor) -> Tensor:

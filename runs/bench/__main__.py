@@ -21,9 +21,11 @@ STUDIES = {
     "selection": "memory of choosing from a growing pool",
     "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",
     "agentps": "process supervision beside its ablations, on a multimodal language model",
+    "decisions": "AgentPS's thresholds, calibration and weights of answers",
     "report": "size of a long run's report, and how fast a browser opens it",
     "act": "what a human budget buys, and whether error estimates cover the truth",
     "features": "speed of text features beside sentence-transformers",
+    "serve": "how long honest clients of `selftrain serve` wait while hostile ones attack it",
     "speed": "a whole run, features cached, by this code and by that of another commit",
 }
 FAILED = 2

@@ -71,7 +71,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--ways", help="of the parts that train, by semicolons (default: all)")
     parser.add_argument("--n", type=int, help="posts to train on (default: those of the part)")
     parser.add_argument("--epochs", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--base", default="smollm2_efficientnet", help="(default: %(default)s)")
+    parser.add_argument(
+        "--base", default="smollm2_efficientnet",
+        help="or qwen2.5-coder-0.5b, for words: its packages are named where they are missing",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 

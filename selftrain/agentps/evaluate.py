@@ -6,7 +6,7 @@ Shape legend: ``B`` posts, ``Q`` questions, the final one last, ``K`` answers of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, tee
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +14,10 @@ import torch
 
 from backbones.mllm.answering import AnsweringModel
 from backbones.mllm.base import to_device
-from backbones.prefetch import prefetch, threads_for
+from backbones.prefetch import read_ahead, workers_for
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, Json
 from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of
-from selftrain.agentps.model import CollatedPosts, Collator
+from selftrain.agentps.model import CollatedPosts, Collator, part_sizes
 from selftrain.data.task import Question
 from selftrain.errors import DataError, TrainingError
 from selftrain.models.metrics import accuracy_and_f1, threshold_metrics
@@ -61,10 +61,12 @@ def score(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     precise: bool = True,
+    tokens: int | None = None,
+    workers: int | None = None,
 ) -> Iterator[ScoredPost]:
     """Yield scored posts in the order given, reading no further ahead than some dozens of batches.
 
-    While a GPU computes a batch, threads read the next ones.
+    While a GPU computes a batch, processes read the next ones.
 
     Args:
         model: In evaluation mode afterwards.
@@ -73,31 +75,39 @@ def score(
         batch_size: Posts computed at once, at least 1.
         device: Where `model` is.
         precise: Multiply in float32; else in bfloat16 where the device has it.
+        tokens: Computed at once at most, padding among them; None: any number.
+        workers: Processes that read; None: as many as suit the device.
 
     Raises:
         TrainingError: The device has no memory for a batch; says what to lower.
     """
     model.eval()
-
-    def read(batch: _Batch) -> tuple[_Batch, CollatedPosts]:
-        return batch, collator.read(batch.posts)
-
+    kind = torch.device(device).type
+    wanted, batches = tee(_batches(collator, iter(posts), batch_size, tokens))
+    read = read_ahead(
+        collator.read, (one.posts for one in wanted), workers_for(kind) if workers is None else workers,
+        pin=kind == "cuda",
+    )  # fmt: skip
     found: dict[int, ScoredPost] = {}
-    batches = _batches(collator, iter(posts), batch_size)
-    for batch, collated in prefetch(read, batches, threads_for(torch.device(device).type)):
+    for batch, collated in zip(batches, read, strict=True):
         scored = _score_batch(model, batch.posts, collated, device, precise=precise)
+        collator.keep(collated, model.features)
         found |= zip(batch.places, scored, strict=True)
         if batch.last:
             yield from (found[place] for place in range(len(found)))
             found = {}
 
 
-def _batches(collator: Collator, stream: Iterator[Example], size: int) -> Iterator[_Batch]:
+def _batches(
+    collator: Collator, stream: Iterator[Example], size: int, tokens: int | None
+) -> Iterator[_Batch]:
     while stretch := list(islice(stream, size * _SORTED_BATCHES)):
-        order = np.argsort(collator.lengths(stretch), kind="stable").tolist()
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
-            yield _Batch([stretch[i] for i in places], places, start + size >= len(order))
+        lengths = collator.lengths(stretch)
+        order = iter(np.argsort(lengths, kind="stable").tolist())
+        sizes = part_sizes(sorted(lengths), size, tokens)
+        for number, count in enumerate(sizes, 1):
+            places = list(islice(order, count))
+            yield _Batch([stretch[i] for i in places], places, number == len(sizes))
 
 
 def _score_batch(
@@ -108,7 +118,7 @@ def _score_batch(
     *,
     precise: bool,
 ) -> list[ScoredPost]:
-    inputs, unread = collated
+    inputs, unread = collated.inputs, collated.unread
     kind = torch.device(device).type
     try:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=not precise):

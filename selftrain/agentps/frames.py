@@ -1,14 +1,17 @@
 """Albums of any length, and videos, as a fixed number of frames of one size.
 
 As published: a longer album is sampled uniformly, in order; a shorter one begins again until it is full. A
-video is data from strangers: its header is judged before a frame is decoded, only the frames that are shown
-are kept, and nothing but a local file is opened.
+video is data from strangers: its header is judged before a frame is decoded, and every frame when it is; only
+the frames that are shown are kept, in the size in which they are shown; a long one is decoded around those
+alone; and nothing but a local file is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,10 @@ from selftrain.errors import MediaError
 
 SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi"})
 MAX_SECONDS = 3600
+WHOLE = 5_000
+"""Frames of a video that is decoded from beginning to end; of a longer one, what is before each moment."""
+MAX_DECODED, MAX_DECODED_PIXELS = 20_000, 40_000_000_000
+"""Frames that are decoded for those that are shown, and pixels of them all, at most."""
 _FORMATS = "mov,mp4,matroska,webm,avi"  # what FFmpeg may take the file for: no playlist, no network
 
 
@@ -65,13 +72,31 @@ def load_frames(pictures: Sequence[Path], frames: Frames) -> list[Image]:
         MediaError: A video that cannot.
     """
     if len(pictures) == 1 and is_video(pictures[0]):
-        shown = read_frames(pictures[0], frames.count, max_pixels=frames.max_pixels)
-        return [_fit(image, frames) for image in shown]
+        return read_frames(
+            pictures[0], frames.count, max_pixels=frames.max_pixels, fit=lambda image: _fit(image, frames)
+        )
     places = chosen(len(pictures), frames.count, repeat=frames.repeat)
     limits = {"max_pixels": frames.max_pixels, "target_size": max(frames.width, frames.height)}
     # a picture that is shown again is decoded once
     opened = {place: _fit(open_image(pictures[place], **limits), frames) for place in sorted(set(places))}
     return [opened[place] for place in places]
+
+
+def frame_keys(pictures: Sequence[Path], frames: Frames) -> list[bytes]:
+    """Return what each frame of `load_frames` is made of: SHA-256 of its picture's bytes, or of its video's.
+
+    Raises:
+        MediaError: A file that cannot be read.
+    """
+    try:
+        if len(pictures) == 1 and is_video(pictures[0]):
+            video = hashlib.sha256(pictures[0].read_bytes()).digest()
+            return [hashlib.sha256(video + bytes([i])).digest() for i in range(frames.count)]
+        places = chosen(len(pictures), frames.count, repeat=frames.repeat)
+        found = {place: hashlib.sha256(pictures[place].read_bytes()).digest() for place in set(places)}
+    except OSError as error:
+        raise MediaError(f"{error.filename}: {error.strerror}. Check the manifest's paths") from error
+    return [found[place] for place in places]
 
 
 def _fit(image: Image, frames: Frames) -> Image:
@@ -84,16 +109,20 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def read_frames(path: Path, count: int, *, max_pixels: int) -> list[Image]:
+def read_frames(
+    path: Path, count: int, *, max_pixels: int, fit: Callable[[Image], Image] = lambda image: image
+) -> list[Image]:
     """Return `count` frames, evenly over the video's length, in order.
 
     Args:
         path: A local file.
         count: At least 1; a video of fewer frames begins again.
         max_pixels: Width x height above which the video is refused undecoded.
+        fit: Called with each as it is decoded: only what it returns is kept.
 
     Raises:
-        MediaError: Not a video, too large, too long, or without a frame that can be decoded.
+        MediaError: Not a video, too large (in its header or later on), too long, with too much to decode, or
+            without a frame that can be decoded.
     """
     import av
 
@@ -101,7 +130,7 @@ def read_frames(path: Path, count: int, *, max_pixels: int) -> list[Image]:
         raise MediaError(f"{path}: no such file; expected a video. Check the manifest's paths")
     try:
         with av.open(str(path), format=None, options={"format_whitelist": _FORMATS}) as container:
-            return _sampled(path, container, count, max_pixels)
+            return _Video(path, container, max_pixels, fit).sampled(count)
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(
             f"{path}: cannot be read as a video ({error}); expected one of {', '.join(sorted(SUFFIXES))}."
@@ -109,40 +138,77 @@ def read_frames(path: Path, count: int, *, max_pixels: int) -> list[Image]:
         ) from error
 
 
-def _sampled(path: Path, container: Any, count: int, max_pixels: int) -> list[Image]:  # noqa: ANN401 -- av's
-    if not container.streams.video:
-        raise MediaError(f"{path}: there is no video in it; expected a video stream")
-    stream = container.streams.video[0]
-    if stream.width * stream.height > max_pixels:
-        raise MediaError(
-            f"{path}: frames of {stream.width} x {stream.height} pixels; at most {max_pixels:,} are decoded."
-            " Scale the video down"
-        )
-    seconds = float(container.duration or 0) / 1_000_000
-    if seconds > MAX_SECONDS:
-        raise MediaError(f"{path}: {seconds:,.0f} seconds long; at most {MAX_SECONDS:,} are read. Cut it")
-    wanted = [(i + 0.5) / count * seconds for i in range(count)]
-    shown: list[Image] = []
-    before: Any = None
-    for moment, frame in _frames(container, stream):
-        # what is on the screen at a moment is the last frame that began by then
-        while len(shown) < count and moment > wanted[len(shown)]:
-            shown.append(_image(frame if before is None else before))
-        if len(shown) == count:
-            return shown
-        before = frame
-    if before is None:
-        raise MediaError(f"{path}: not one frame can be decoded; fetch it again")
-    return shown + [_image(before)] * (count - len(shown))
+class _Video:
+    """One opened video; counts what of it is decoded."""
 
+    def __init__(self, path: Path, container: Any, max_pixels: int, fit: Callable[[Image], Image]) -> None:  # noqa: ANN401 -- av's
+        if not container.streams.video:
+            raise MediaError(f"{path}: there is no video in it; expected a video stream")
+        self._path, self._container, self._max_pixels, self._fit = path, container, max_pixels, fit
+        self._stream = container.streams.video[0]
+        self._decoded = self._pixels = 0
+        self._check_size(self._stream)
+        # a size that changes in mid-stream is refused before there is memory for it; decoders pad what they
+        # are given, so the limit here is a little higher
+        self._stream.codec_context.options = {"max_pixels": str(max_pixels * 5 // 4 + 1_000_000)}
 
-def _image(frame: Any) -> Image:  # noqa: ANN401
-    picture: Image = frame.to_image()
-    return picture.convert("RGB")
+    def sampled(self, count: int) -> list[Image]:
+        """Return so many frames, evenly over the length."""
+        seconds = float(self._container.duration or 0) / 1_000_000
+        if seconds > MAX_SECONDS:
+            raise MediaError(
+                f"{self._path}: {seconds:,.0f} seconds long; at most {MAX_SECONDS:,} are read. Cut it"
+            )
+        wanted = [(i + 0.5) / count * seconds for i in range(count)]
+        if seconds * float(self._stream.average_rate or 25) <= WHOLE:
+            return self._shown(self._frames(), wanted)
+        return [image for moment in wanted for image in self._shown(self._frames_before(moment), [moment])]
 
+    def _shown(self, frames: Iterator[tuple[float, Any]], wanted: Sequence[float]) -> list[Image]:
+        """Return what is on the screen at each moment: the last frame that began by then."""
+        shown: list[Image] = []
+        before: Any = None
+        for moment, frame in frames:
+            while len(shown) < len(wanted) and moment > wanted[len(shown)]:
+                shown.append(self._image(frame if before is None else before))
+            if len(shown) == len(wanted):
+                return shown
+            before = frame
+        if before is None:
+            raise MediaError(f"{self._path}: not one frame can be decoded; fetch it again")
+        return shown + [self._image(before)] * (len(wanted) - len(shown))
 
-def _frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:  # noqa: ANN401
-    """Yield (seconds since the beginning, frame)."""
-    for number, frame in enumerate(container.decode(stream)):
-        moment = frame.time if frame.time is not None else number / float(stream.average_rate or 25)
-        yield float(moment), frame
+    def _frames_before(self, moment: float) -> Iterator[tuple[float, Any]]:
+        """Yield frames as `_frames`, from the last key frame before a moment on."""
+        self._container.seek(int(moment / self._stream.time_base), stream=self._stream)
+        frames = self._frames()
+        first = next(frames, None)
+        if first is None or first[0] > moment:  # an index that is wrong, or none
+            self._container.seek(0)
+            return self._frames()
+        return chain([first], frames)
+
+    def _frames(self) -> Iterator[tuple[float, Any]]:
+        """Yield (seconds since the beginning, frame)."""
+        for number, frame in enumerate(self._container.decode(self._stream)):
+            self._check_size(frame)
+            self._decoded += 1
+            self._pixels += frame.width * frame.height
+            if self._decoded > MAX_DECODED or self._pixels > MAX_DECODED_PIXELS:
+                raise MediaError(
+                    f"{self._path}: more than {MAX_DECODED:,} frames, or {MAX_DECODED_PIXELS:,} pixels, would"
+                    " have to be decoded. Cut it, scale it down, or save it with key frames more often"
+                )
+            moment = frame.time if frame.time is not None else number / float(self._stream.average_rate or 25)
+            yield float(moment), frame
+
+    def _check_size(self, of: Any) -> None:  # noqa: ANN401
+        if of.width * of.height > self._max_pixels:
+            raise MediaError(
+                f"{self._path}: frames of {of.width} x {of.height} pixels; at most {self._max_pixels:,} are"
+                " decoded. Scale the video down"
+            )
+
+    def _image(self, frame: Any) -> Image:  # noqa: ANN401
+        picture: Image = frame.to_image()
+        return self._fit(picture.convert("RGB"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from backbones.errors import ImageError
@@ -15,9 +15,11 @@ from backbones.mllm.answering import AnsweringModel, adapt
 from backbones.mllm.base import Mllm
 from backbones.mllm.load import load_mllm
 from backbones.mllm.prompts import Inputs, Prompt, Reader
+from backbones.mllm.vision import Features, without_pixels
 from selftrain.agentps.dataset import Example, QuestionSet, question_set
 from selftrain.agentps.frames import Frames, load_frames
 from selftrain.agentps.recipe import ModelSettings
+from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import Task
 from selftrain.errors import MediaError
 
@@ -29,25 +31,31 @@ class CollatedPosts(NamedTuple):
         inputs: Of all posts; one with a picture that cannot be read is there with its words alone, so that a
             batch keeps its shape. Whoever uses the result leaves it out.
         unread: Place in the sequence given -> why.
+        new: Keys of all pictures, in their order, whose features are to be kept.
     """
 
     inputs: Inputs
     unread: dict[int, str]
+    new: tuple[bytes, ...] = ()
 
 
 class Collator:
-    """Reads pictures and lays out prompts; several threads may, and decode pictures side by side.
+    """Reads pictures and lays out prompts. Processes may have one each, threads may not share one.
 
     Args:
         reader: Of the model and the task's wording.
         frames: How albums are shown; None leaves pictures out.
+
+    Attributes:
+        cache: Features of pictures that need not be read any more.
     """
+
+    cache: VisionCache | None = None
 
     def __init__(self, reader: Reader, frames: Frames | None) -> None:
         self.reader = reader
         self.frames = frames
-        # a tokenizer pads as it was last told to, whoever told it
-        self._reading = threading.Lock()
+        self._measured = {0}
 
     def read(self, examples: Sequence[Example]) -> CollatedPosts:
         """Return the model's inputs, and which posts could not be read.
@@ -56,27 +64,77 @@ class Collator:
             PromptFitError: See `Reader.read`.
         """
         prompts, unread = [], dict[int, str]()
+        keys = dict[int, list[bytes]]()
         for place, one in enumerate(examples):
             try:
-                prompts.append(self._prompt(one))
+                if self.cache is not None and self.frames is not None and one.pictures:
+                    keys[place] = self.cache.keys(one.pictures)
+                prompts.append(self._prompt(one, keys.get(place)))
             except (ImageError, MediaError) as error:
                 unread[place] = str(error)
+                keys.pop(place, None)
                 prompts.append(Prompt(one.text))
-        with self._reading:
+        if self.cache is None or not keys:
             return CollatedPosts(self.reader.read(prompts), unread)
+        every = tuple(key for place in sorted(keys) for key in keys[place])
+        if self.cache.knows(every):
+            # blank pictures of the same size take the places that the features go to
+            read = without_pixels(self.reader.read(prompts), self.cache.read(every))
+            return CollatedPosts(read, unread)
+        for place in keys:
+            if self.cache.knows(keys[place]):  # beside pictures that have to be computed
+                prompts[place] = self._prompt(examples[place], None)
+        return CollatedPosts(self.reader.read(prompts), unread, every)
+
+    def keep(self, collated: CollatedPosts, features: Features | None) -> None:
+        """Keep what the model made of pictures, if that is wanted."""
+        if self.cache is not None and collated.new and features is not None:
+            self.cache.add(collated.new, features.split(len(collated.new)))
 
     def lengths(self, examples: Sequence[Example]) -> list[int]:
-        """Return the tokens of each post, to sort by."""
-        with self._reading:
-            return [self.reader.length(one.text, self._count(one)) for one in examples]
+        """Return the tokens of each post, those of its pictures by one blank post of as many."""
+        counts = [self._count(one) for one in examples]
+        for count in sorted(set(counts) - self._measured):
+            self.reader.read([Prompt("", [self._blank()] * count)])
+            self._measured.add(count)
+        return [self.reader.length(one.text, count) for one, count in zip(examples, counts, strict=True)]
+
+    def _blank(self) -> Image.Image:
+        assert self.frames is not None
+        return Image.new("RGB", (self.frames.width, self.frames.height))
 
     def _count(self, one: Example) -> int:
         if self.frames is None or not one.pictures:
             return 0
         return self.frames.count if self.frames.repeat else min(self.frames.count, len(one.pictures))
 
-    def _prompt(self, one: Example) -> Prompt:
-        return Prompt(one.text, [] if self.frames is None else load_frames(one.pictures, self.frames))
+    def _prompt(self, one: Example, keys: Sequence[bytes] | None) -> Prompt:
+        if self.frames is None:
+            return Prompt(one.text)
+        if keys is not None and self.cache is not None and self.cache.knows(keys):
+            return Prompt(one.text, [self._blank()] * self._count(one))
+        return Prompt(one.text, load_frames(one.pictures, self.frames))
+
+
+def part_sizes(lengths: Sequence[int], posts: int, tokens: int | None) -> list[int]:
+    """Return how many posts, in their order, are computed at once; at least one at a time.
+
+    Args:
+        lengths: Tokens of each post.
+        posts: At most.
+        tokens: At most, with those that pad posts to the longest one; None: any number.
+
+    >>> part_sizes([3, 4, 4, 9, 30], 8, 12)
+    [3, 1, 1]
+    """
+    sizes, longest = [0], 0
+    for length in lengths:
+        longest = max(longest, length)
+        if sizes[-1] and (sizes[-1] == posts or (tokens is not None and (sizes[-1] + 1) * longest > tokens)):
+            sizes.append(0)
+            longest = length
+        sizes[-1] += 1
+    return sizes
 
 
 def stack_targets(examples: Sequence[Example]) -> list[Tensor]:
@@ -92,6 +150,10 @@ class Built(NamedTuple):
     base: Mllm
     collator: Collator
     questions: QuestionSet
+
+    def use_cache(self, cache: VisionCache | None) -> None:
+        """Keep features of pictures from now on; None: no more."""
+        self.collator.cache, self.model.keeps_features = cache, cache is not None
 
 
 def build(settings: ModelSettings, task: Task) -> Built:
@@ -110,14 +172,14 @@ def build(settings: ModelSettings, task: Task) -> Built:
     return assemble(settings, questions, base)
 
 
-def assemble(settings: ModelSettings, questions: QuestionSet, base: Mllm) -> Built:
-    """Build with a base model at hand; it is changed in place."""
+def assemble(settings: ModelSettings, questions: QuestionSet, base: Mllm, *, lean: bool = True) -> Built:
+    """Build with a base model at hand; it is changed in place. For `lean` see `adapt`."""
     reader = base.reader(questions.wording, settings.padding, settings.max_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         language = adapt(
             base, reader.words.answer_id, rank=settings.rank, alpha=settings.alpha,
-            dropout=settings.adapter_dropout, vision=settings.vision,
+            dropout=settings.adapter_dropout, vision=settings.vision, lean=lean,
         )  # fmt: skip
         model = AnsweringModel(
             language, width=base.width, answers=[len(one.answers) for one in questions.all],

@@ -22,7 +22,7 @@ from selftrain.agentps.checkpoint import (
     load,
 )
 from selftrain.agentps.dataset import FINAL, Example, QuestionSet, answer_of, example, make_target
-from selftrain.agentps.decisions import decided, full_report, set_goals, with_answers
+from selftrain.agentps.decisions import Decisions, decided, full_report, set_goals, with_answers
 from selftrain.agentps.evaluate import ScoredPost, question_scores, score
 from selftrain.data.posts import Post
 from selftrain.models.predictor import Prediction, ValidationScores
@@ -40,22 +40,21 @@ class AgentPSPredictor:
     Args:
         loaded: The model.
         device: Where it computes.
+        batch_size: Posts computed at once.
     """
 
     kind = "agentps"
     calibrated = True
 
-    def __init__(self, loaded: AgentPSModel, device: str) -> None:
-        self._loaded, self._device = loaded, device
+    def __init__(self, loaded: AgentPSModel, device: str, batch_size: int = 16) -> None:
+        self._loaded, self._device, self._batch_size = loaded, device, batch_size
         self.name = loaded.folder.resolve().name
         self.classes, self.positive = loaded.task.names, loaded.task.positive
         self.fingerprint = loaded.fingerprint
+        frames = loaded.built.collator.frames
+        self.picture_side = None if frames is None else max(frames.width, frames.height)
         self.threshold = loaded.decisions[-1].threshold
-        for question, made in zip(loaded.built.questions.all, loaded.decisions, strict=True):
-            if made.note:
-                _LOG.warning(
-                    "%s, question %r: %s; the likeliest answer is given", self.name, question.name, made.note
-                )
+        warn_of_notes(self.name, loaded.built.questions, loaded.decisions)
 
     @classmethod
     def load(cls, path: Path) -> AgentPSPredictor:
@@ -68,7 +67,7 @@ class AgentPSPredictor:
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
-        scored = predict(self._loaded, posts, device=self._device)
+        scored = predict(self._loaded, posts, batch_size=self._batch_size, device=self._device)
         return [to_prediction(self._loaded.built.questions, one) for one in scored]
 
     def validation(self) -> ValidationScores | None:
@@ -79,6 +78,15 @@ class AgentPSPredictor:
         asked = self._loaded.built.questions
         *_, final = question_scores(asked, read_scored(file, asked))
         return ValidationScores(final.found.astype(np.int16), final.scores)
+
+
+def warn_of_notes(model: str, asked: QuestionSet, decisions: Decisions) -> None:
+    """Log which rules of a model could not be kept to, whenever it is opened to predict."""
+    for question, made in zip(asked.all, decisions, strict=True):
+        if made.note:
+            _LOG.warning(
+                "%s, question %r: %s; the likeliest answer is given", model, question.name, made.note
+            )
 
 
 def predict(

@@ -63,7 +63,7 @@ class FrameSettings(Section):
 
 
 class ModelSection(Section):
-    """What is built (published: LLaVA-OneVision, rank 128, alpha 256, 256 tokens, left padding)."""
+    """What is built (published: LLaVA-OneVision, rank 128, alpha 256, left padding)."""
 
     base: str = "smollm2_efficientnet"  # or a name on a hub, or a folder
     revision: str = "main"  # of the weights on a hub
@@ -72,7 +72,9 @@ class ModelSection(Section):
     rounds: bool = False  # ask each question in a turn of its own, answered as the assistant's turn begins
     fed: bool = False  # the final head hears what the process heads say, not their state alone
     policy: bool = False  # put the task's policy before every post
-    max_tokens: int = Field(256, ge=16, le=32_768)  # of prompt and text together, images aside
+    # of prompt and text together, images aside; published: 256 with a prompt of 60. Every shipped task leaves
+    # a post 196 so; with the policy before it they want up to 528
+    max_tokens: int = Field(384, ge=16, le=32_768)
     padding: Padding = "left"
     album: Album = "images"  # give a hub's model several pictures as images or as one video
     rank: int = Field(128, ge=1)  # of the low-rank adapters
@@ -107,6 +109,15 @@ class TrainingSettings(Section):
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(16, ge=1)  # posts of a step
     part: int = Field(16, ge=1)  # posts computed at once; a step is accumulated from parts
+    # tokens computed at once, padding among them, in training and evaluation: short posts make large parts,
+    # long ones small parts without padding. A longer post is computed alone; None: no limit
+    part_tokens: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=0)  # processes that read for a GPU; None: one a core
+    # a folder where what the frozen vision tower makes of each picture is kept, from the first epoch on:
+    # LLaVA-OneVision 0.35 to 1.3 MB a picture, smollm2_efficientnet 0.1
+    vision_cache: Path | None = None
+    vision_cache_gb: float = Field(50.0, gt=0)  # what it may take of each model
+    compile: bool = False  # the blocks of tower and language model by torch.compile: minutes at the beginning
     learning_rate: float = Field(1e-4, gt=0, le=1)  # of adapters, the token's row and new parts, at its peak
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
     weight_decay: float = Field(0.01, ge=0)  # of everything but norms, biases and the row
@@ -206,6 +217,15 @@ class AgentPSRecipe(Section):
             raise ValueError(
                 'model.album is "video", and the videos of a batch must be equally long: set frames.repeat ='
                 " true and frames.count to at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tower_is_frozen(self) -> AgentPSRecipe:
+        if self.model.vision and self.training.vision_cache is not None:
+            raise ValueError(
+                "training.vision_cache keeps what the vision tower gives, and model.vision = true trains it:"
+                " leave out one of the two"
             )
         return self
 

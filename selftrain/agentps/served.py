@@ -10,9 +10,11 @@ Shape legend: ``L`` tokens of a prompt, ``D`` width, ``Q`` questions, ``K`` answ
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,15 @@ from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import Prompt, Reader, answer_positions
 from backbones.prefetch import prefetch
 from selftrain.agentps.checkpoint import HEADS, MERGED, decisions_of, settings_of
-from selftrain.agentps.dataset import Example, QuestionSet, question_set
+from selftrain.agentps.dataset import Example, QuestionSet, example, question_set
 from selftrain.agentps.decisions import decided
 from selftrain.agentps.evaluate import ScoredPost
+from selftrain.agentps.predict import to_prediction, warn_of_notes
 from selftrain.agentps.recipe import ModelSettings
+from selftrain.data.posts import Post
 from selftrain.data.task import load_task
 from selftrain.errors import ModelError, ServingError
+from selftrain.models.predictor import Prediction
 
 FLAGS = (
     "--runner", "pooling", "--convert", "embed",
@@ -41,7 +46,7 @@ FLAGS = (
 
 
 class ServedModel:
-    """Scores posts with a language model behind an endpoint.
+    """Scores posts with a language model behind an endpoint; a `selftrain.models.predictor.Predictor`.
 
     Args:
         folder: As `selftrain agentps train --merge` wrote it.
@@ -53,6 +58,10 @@ class ServedModel:
     Raises:
         ModelError: No merged checkpoint, or one that was trained on pictures.
     """
+
+    kind = "agentps"
+    calibrated = True
+    picture_side = None
 
     def __init__(
         self, folder: Path, endpoint: str, *, batch: int = 16, requests: int = 4, timeout: float = 120.0
@@ -75,10 +84,28 @@ class ServedModel:
         )
         self._heads = _heads(folder, made, self.asked)
         self._decisions = decisions_of(about, self.asked, folder / MERGED)
+        self.name, self.threshold = folder.resolve().name, self._decisions[-1].threshold
+        self.classes, self.positive = self.task.names, self.task.positive
+        warn_of_notes(self.name, self.asked, self._decisions)
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+        digest.update((folder / HEADS).read_bytes())
+        self.fingerprint = digest.hexdigest()
         self._made, self._batch, self._requests = made, batch, requests
         key = os.environ.get("SELFTRAIN_API_KEY") or "none"  # the client wants one even where no server does
         self._client = openai.OpenAI(base_url=endpoint.rstrip("/"), api_key=key, timeout=timeout)
         self._name = self._served_name(endpoint)
+
+    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        """See `Predictor.predict`.
+
+        Raises:
+            ServingError: As `score`.
+        """
+        bare = (example(replace(post, label=None, process={}), self.asked) for post in posts)
+        return [to_prediction(self.asked, one) for one in self.score(bare)]
+
+    def validation(self) -> None:
+        """Return None: the scores of the validation posts stay with the model that was merged."""
 
     def score(self, posts: Iterable[Example]) -> Iterator[ScoredPost]:
         """Score posts in the order given, a few requests ahead.

@@ -22,10 +22,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from backbones.mllm.answering import AnsweringModel
+from backbones.mllm.answering import AnsweringModel, compile_blocks, forget_compiled
 from backbones.mllm.base import to_device
 from backbones.mllm.prompts import Inputs
-from backbones.prefetch import prefetch, threads_for
+from backbones.prefetch import read_ahead, workers_for
 from losses.process import answer_sums, process_loss
 from selftrain._util.types import IntArray, Json
 from selftrain.agentps import checkpoint
@@ -41,9 +41,10 @@ from selftrain.agentps.dataset import (
 )
 from selftrain.agentps.decisions import check_goals, decided, fit_decisions, full_report
 from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
-from selftrain.agentps.model import Built, CollatedPosts, build, stack_targets
+from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
 from selftrain.agentps.predict import answers_row, redecide
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
+from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import dump_task
 from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
 from selftrain.models.train_loop import (
@@ -81,14 +82,14 @@ class Order:
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self.lengths = np.asarray(lengths, dtype=np.int64)
         self._seed = seed
         self.steps_per_epoch = max(round(len(lengths) / batch_size), 1)
 
     def epoch(self, number: int) -> list[IntArray]:
         """Return the steps of one epoch, counted from 0; every post occurs once."""
         generator = np.random.default_rng([self._seed, number])
-        shuffled = generator.permutation(len(self._lengths))
+        shuffled = generator.permutation(len(self.lengths))
         batches: list[IntArray] = []
         stretches = max(self.steps_per_epoch // _SORTED_STEPS, 1)
         sizes = [len(part) for part in np.array_split(shuffled, self.steps_per_epoch)]
@@ -96,20 +97,31 @@ class Order:
         for steps in np.array_split(np.arange(self.steps_per_epoch), stretches):
             wanted = [sizes[step] for step in steps]
             stretch = shuffled[start : start + sum(wanted)]
-            stretch = stretch[np.argsort(self._lengths[stretch], kind="stable")]
+            stretch = stretch[np.argsort(self.lengths[stretch], kind="stable")]
             batches += np.split(stretch, np.cumsum(wanted)[:-1])
             start += sum(wanted)
         # sorted stretches would show the short posts first
         return [batches[place] for place in generator.permutation(len(batches))]
 
 
-def share_of_step(posts: IntArray, rank: int, processes: int, size: int) -> list[IntArray]:
+def share_of_step(
+    posts: IntArray,
+    rank: int,
+    processes: int,
+    size: int,
+    *,
+    lengths: IntArray | None = None,
+    tokens: int | None = None,
+) -> list[IntArray]:
     """Return the posts of a step that process `rank` computes, in parts of at most `size`; at least one part.
 
-    Every process gets posts of every length, so that none waits for the others.
+    Every process gets posts of every length, so that none waits for the others. Without a limit of tokens
+    parts are of even size; with one they are as `part_sizes` says, by the `lengths` of all posts.
     """
     mine = posts[rank::processes]
-    return np.array_split(mine, max(-(-len(mine) // size), 1))
+    if tokens is None or lengths is None:
+        return np.array_split(mine, max(-(-len(mine) // size), 1))
+    return np.split(mine, np.cumsum(part_sizes(lengths[mine].tolist(), size, tokens))[:-1])
 
 
 # ---- the steps ------------------------------------------------------------------------------------------
@@ -150,11 +162,15 @@ class _Stepper:
         self._inputs: Iterator[CollatedPosts] = iter(())
 
     def batches(self, epoch: int, skip: int) -> Generator[IntArray, None, None]:
-        """Yield steps. While a GPU computes, threads read the parts of the next ones."""
+        """Yield steps. While a GPU computes, processes read the parts of the next ones."""
         steps = self._order.epoch(epoch - 1)[skip:]
-        parts = (part for step in steps for part in self._parts(step))
-        threads = threads_for(self._accelerator.device.type)
-        with closing(prefetch(self._read, parts, threads)) as self._inputs:
+        parts = ([self._posts[place] for place in part] for step in steps for part in self._parts(step))
+        device, workers = self._accelerator.device.type, self._settings.workers
+        workers = workers_for(device) if workers is None else workers
+        if self._collator.cache is not None:
+            self._collator.cache.refresh()
+        read = read_ahead(self._collator.read, parts, workers, pin=device == "cuda")
+        with closing(read) as self._inputs:
             for number, step in enumerate(steps, (epoch - 1) * self._order.steps_per_epoch + skip):
                 self._number = number
                 yield step
@@ -176,6 +192,9 @@ class _Stepper:
             last = i == len(places) - 1
             with nullcontext() if last else accelerator.no_sync(self._wrapped):
                 total += self._backward(part, divisors, whole, last=last)
+        for one in self._parameters:
+            if one.grad is None:  # of a projector in a step without a picture: it decays all the same
+                one.grad = torch.zeros_like(one)
         *sums, loss = accelerator.reduce(total, reduction="sum").tolist()
         norm = accelerator.clip_grad_norm_(self._parameters, self._settings.clip)
         # of each question the mean over the posts that answer it, whatever the loss divides by
@@ -194,17 +213,19 @@ class _Stepper:
 
     def advice(self, batch: IntArray) -> str:
         named = ", ".join(self._posts[place].id for place in batch[:5])
+        mixed = self._accelerator.mixed_precision != "no"
+        precise = 'set training.precision = "float32", ' if mixed else ""
         return (
             f"Its posts begin with {named}. Lower training.learning_rate (now"
-            f" {self._settings.learning_rate:g}), or look at these posts; what was saved before is kept"
+            f" {self._settings.learning_rate:g}), {precise}or look at these posts; what was saved before is"
+            " kept"
         )
 
-    def _read(self, places: IntArray) -> CollatedPosts:
-        return self._collator.read([self._posts[place] for place in places])
-
     def _parts(self, step: IntArray) -> list[IntArray]:
-        accelerator = self._accelerator
-        return share_of_step(step, accelerator.process_index, accelerator.num_processes, self._settings.part)
+        return share_of_step(
+            step, self._accelerator.process_index, self._accelerator.num_processes, self._settings.part,
+            lengths=self._order.lengths, tokens=self._settings.part_tokens,
+        )  # fmt: skip
 
     def _divisors(self, posts: int, known: list[float]) -> list[float]:
         """Return [Q] what each question's cross-entropies of a step are divided by."""
@@ -218,13 +239,14 @@ class _Stepper:
 
     def _next_part(self, places: IntArray) -> _Part:
         """Take the next part that was read; a post that could not be read is there, and counts nothing."""
-        inputs, unread = next(self._inputs)
+        read = next(self._inputs)
         posts = [self._posts[place] for place in places]
-        for row, reason in unread.items():
+        for row, reason in read.unread.items():
             self._unread.add(posts[row].id, reason)
             posts[row] = posts[row]._replace(targets=tuple(np.zeros_like(one) for one in posts[row].targets))
         device = self._accelerator.device
-        return _Part(to_device(inputs, device), [one.to(device) for one in stack_targets(posts)])
+        targets = [one.to(device, non_blocking=True) for one in stack_targets(posts)]
+        return _Part(to_device(read.inputs, device), targets, read)
 
     def _answer_sums(self, parts: Sequence[_Part]) -> list[Tensor]:
         """Return [Q] tensors [K] over the whole step, in all processes: what is clipped hangs on no part."""
@@ -248,7 +270,7 @@ class _Stepper:
                 answer_weights=self._answer_weights, signed=self._signed, whole=whole,
             )  # fmt: skip
             loss = output.loss
-            if last and accelerator.distributed_type != "FSDP":
+            if last and accelerator.num_processes > 1 and accelerator.distributed_type != "FSDP":
                 # a process whose posts have no picture has to give the vision tower's gradients too, of zero
                 loss = loss + sum((one.sum() for one in self._parameters), loss.new_zeros(())) * 0.0
             # gradients of several processes are averaged: each gives as much as makes their sum
@@ -257,9 +279,10 @@ class _Stepper:
             posts, length = part.inputs["input_ids"].shape
             raise TrainingError(
                 f"step {self._number}: no memory left for {posts} posts of {length} tokens on the device"
-                f" ({str(error).partition('. ')[0]}). Lower training.part (now {self._settings.part}), set"
-                " training.checkpointing, or lower frames.count or model.max_tokens"
+                f" ({str(error).partition('. ')[0]}). Lower training.part (now {self._settings.part}) or"
+                " training.part_tokens, set training.checkpointing, or lower frames.count or model.max_tokens"
             ) from error
+        self._collator.keep(part.read, self.model.features)
         return torch.cat([output.sums, output.loss.detach()[None]])
 
 
@@ -268,6 +291,7 @@ class _Part(NamedTuple):
 
     inputs: Inputs
     targets: list[Tensor]  # Q of [B, K]
+    read: CollatedPosts
 
 
 class Unread:
@@ -359,6 +383,8 @@ def train(
     if not posts:
         raise TrainingError("no post has a label to learn from: expected some in the grown data or manifest")
     model, main = built.model, accelerator.is_main_process
+    if settings.compile:
+        compile_blocks(built.base.module)
     order = Order(built.collator.lengths(posts), settings.batch_size, seed)
     steps = order.steps_per_epoch * settings.epochs
     if signed and not settings.non_negative:
@@ -446,7 +472,7 @@ def train_recipe(recipe: AgentPSRecipe, out: Path, *, bar: bool = True) -> Agent
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Return accelerate's view of the machine, in the recipe's precision.
+    """Return accelerate's view of the machine, in the recipe's precision; cuDNN's attention is off after it.
 
     Raises:
         TrainingError: This process has trained with another one already, and accelerate keeps to the first.
@@ -457,6 +483,9 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     if asked == "auto":
         # a CPU without bfloat16 units computes several times slower in it
         asked = "bfloat16" if not cpu and torch.cuda.is_available() else "float32"
+    # with a mask its gradients are no numbers for some lengths of 64 modulo 128, on Hopper cards since torch
+    # 2.11 (pytorch/pytorch#196678); a context would not reach what checkpointing computes again
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         return Accelerator(cpu=cpu, mixed_precision="bf16" if asked == "bfloat16" else "no")
     except ValueError as error:
@@ -484,13 +513,14 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     if accelerator.is_main_process:
         _begin(out, recipe, found)
     accelerator.wait_for_everyone()
+    built.use_cache(_vision_cache(recipe, built, accelerator))
     if training.checkpointing:
         built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
     def scored(model: AnsweringModel) -> list[ScoredPost]:
-        return _score_shared(model, built, validation, accelerator, training.evaluation_batch)
+        return _score_shared(model, built, validation, accelerator, training)
 
-    _try_evaluation(built, validation, accelerator, training.evaluation_batch)
+    _try_evaluation(built, validation, accelerator, training)
     tolerated = min(recipe.data.max_bad_rows, int(recipe.data.max_bad_share * len(posts)))
     results = train(
         built, posts,
@@ -525,7 +555,26 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     # what accelerate laid around the model goes again: the weights are computed as a fresh process would
     accelerator.unwrap_model(built.model, keep_fp32_wrapper=False)
     built.model.to("cpu")
+    built.use_cache(None)
+    forget_compiled(built.base.module)
     return checkpoint.fill(out, built, found.task, settings)
+
+
+def _vision_cache(recipe: AgentPSRecipe, built: Built, accelerator: Accelerator) -> VisionCache | None:
+    """Return where features of pictures are kept, if the recipe names a place and there are pictures.
+
+    Raises:
+        RecipeError: The tower is trained, or the model takes no features.
+        CacheError: What is there is damaged.
+    """
+    training, frames = recipe.training, built.collator.frames
+    if training.vision_cache is None or frames is None:
+        return None
+    precision = f"{accelerator.mixed_precision} {accelerator.device.type}"
+    return VisionCache(
+        training.vision_cache, built.base, frames,
+        album=recipe.model.album, precision=precision, limit=training.vision_cache_gb * 1e9,
+    )  # fmt: skip
 
 
 def _check_examples(
@@ -554,7 +603,7 @@ def _check_examples(
 
 
 def _try_evaluation(
-    built: Built, validation: Sequence[Example], accelerator: Accelerator, batch_size: int
+    built: Built, validation: Sequence[Example], accelerator: Accelerator, settings: TrainingSettings
 ) -> None:
     """Score the longest validation posts once: a batch too large is known before an epoch, not after it.
 
@@ -563,8 +612,9 @@ def _try_evaluation(
     """
     built.model.to(accelerator.device)
     lengths = built.collator.lengths(validation)
-    longest = sorted(range(len(validation)), key=lambda place: -lengths[place])[:batch_size]
-    _score_shared(built.model, built, [validation[place] for place in longest], accelerator, batch_size)
+    order = sorted(range(len(validation)), key=lambda place: -lengths[place])
+    longest = [validation[place] for place in order[: settings.evaluation_batch]]
+    _score_shared(built.model, built, longest, accelerator, settings)
 
 
 def _begin(out: Path, recipe: AgentPSRecipe, found: LabelledPosts) -> None:
@@ -593,7 +643,11 @@ def _finished(out: Path, identity: str) -> bool:
 
 
 def _score_shared(
-    model: AnsweringModel, built: Built, posts: list[Example], accelerator: Accelerator, batch_size: int
+    model: AnsweringModel,
+    built: Built,
+    posts: list[Example],
+    accelerator: Accelerator,
+    settings: TrainingSettings,
 ) -> list[ScoredPost]:
     """Let every process score its share of `posts`; all get all of them, in order."""
     from accelerate.utils import gather_object
@@ -601,8 +655,9 @@ def _score_shared(
     ranks, rank = accelerator.num_processes, accelerator.process_index
     mine = list(
         score(
-            model, built.collator, posts[rank::ranks], batch_size=batch_size, device=accelerator.device,
-            precise=accelerator.mixed_precision == "no",
+            model, built.collator, posts[rank::ranks], batch_size=settings.evaluation_batch,
+            device=accelerator.device, precise=accelerator.mixed_precision == "no",
+            tokens=settings.part_tokens, workers=settings.workers,
         )
     )  # fmt: skip
     if ranks == 1:
@@ -614,7 +669,10 @@ def _score_shared(
 def _identity(recipe: AgentPSRecipe, built: Built, posts: Sequence[Example]) -> str:
     """Return the digest of what a training that goes on must share with the one that began."""
     kept = recipe.model_dump(mode="json", exclude={"data": True, "decisions": True})
-    free = ("part", "device", "save_every", "evaluation_batch", "checkpointing", "precision")
+    free = (
+        "part", "part_tokens", "workers", "compile", "device", "save_every", "evaluation_batch",
+        "checkpointing", "precision", "vision_cache", "vision_cache_gb",
+    )  # fmt: skip
     kept["training"] = {key: value for key, value in kept["training"].items() if key not in free}
     wording = list(built.questions.wording)
     digest = hashlib.sha256(json.dumps([kept, built.base.fingerprint, wording]).encode())

@@ -5,34 +5,36 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import argument, option, read_columns, several
-from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_records
+from selftrain.cli.options import argument, option, read_columns, read_pairs, several
+from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_predictions
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
-from selftrain.store import checksums
+from selftrain.store import atomic
 
 with deferred():
     from backbones import loading
     from selftrain.agentps import checkpoint, dataset, decisions, served
-    from selftrain.agentps import evaluate as evaluation
     from selftrain.agentps import predict as predicting
     from selftrain.agentps import recipe as recipes
     from selftrain.agentps import train as training
     from selftrain.annotation import annotate as annotation
     from selftrain.annotation import question_plan
+    from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
     from selftrain.report import model_page, model_records
+    from selftrain.serving import manifest_predictions, row_stream
+
+if TYPE_CHECKING:
+    from selftrain.models.predictor import Predictor
 
 app = noun("Fine-tune a multimodal language model on the grown data (AgentPS).")
 
@@ -185,30 +187,22 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Score posts: the final answer and every question's."""
+    """Score posts: the final answer and every question's.
+
+    Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
+    OUT.part.
+    """
     check_target(out, manifest)
     where = _check_device(device)
-    quarantine: list[dict[str, Any]] = []
-    posts = dataset.stream_posts(manifest, quarantine, _sources(columns, max_bad_rows, max_bad_share))
-    scored: Iterable[evaluation.ScoredPost]
+    tolerance = manifests.Tolerance().changed(max_bad_rows, max_bad_share)
+    loaded: Predictor
     if server is not None:
-        remote = served.ServedModel(model, server, batch=batch)
-        asked = remote.asked
-        unlabelled = (replace(post, label=None, process={}) for post in posts)
-        scored = remote.score(dataset.example(post, asked) for post in unlabelled)
+        loaded = served.ServedModel(model, server, batch=batch)
     else:
-        loaded = checkpoint.load(model)
-        asked = loaded.built.questions
-        scored = predicting.predict(loaded, posts, batch_size=batch, device=where)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for one in scored:
-            if one.reason:
-                quarantine.append({"kind": "image", "id": one.example.id, "reason": one.reason})
-            else:
-                yield {"id": one.example.id} | predicting.to_prediction(asked, one).to_json()
-
-    write_records(out, rows(), quarantine, "scored")
+        loaded = predicting.AgentPSPredictor(checkpoint.load(model), where, batch)
+    write_predictions(
+        out, loaded, manifest, columns=read_columns(columns), tolerance=tolerance, done="scored"
+    )
 
 
 @app.command(epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out metrics")
@@ -239,7 +233,8 @@ def evaluate(
     if rules:
         asked = loaded.built.questions.all
         now = {one.name: made.goal for one, made in zip(asked, loaded.decisions, strict=True)}
-        loaded = predicting.redecide(loaded, now | _read_rules(rules))
+        given = read_pairs(rules, "--decide", "QUESTION=RULE, for instance final='precision .8'")
+        loaded = predicting.redecide(loaded, now | given)
         model_page.write_report(model, model / "report.html")
     sources = _sources(columns, max_bad_rows, max_bad_share)
     found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
@@ -249,35 +244,30 @@ def evaluate(
     _print_next(out)
 
 
-def _read_rules(given: Sequence[str]) -> dict[str, str]:
-    """Return question -> rule of what `--decide` says.
-
-    Raises:
-        BadParameter: One that is not QUESTION=RULE.
-    """
-    pairs = [one.partition("=") for one in given]
-    for question, equals, rule in pairs:
-        if not (question and equals and rule):
-            raise typer.BadParameter(
-                f"--decide {question}{equals}{rule}: expected QUESTION=RULE, for instance"
-                " final='precision .8'"
-            )
-    return {question.strip(): rule for question, _, rule in pairs}
-
-
 def _measure(
     loaded: checkpoint.AgentPSModel, posts: Sequence[Post], out: Path, batch: int, device: str
 ) -> None:
-    """Write answers, metrics and the page of posts with labels."""
-    from tqdm import tqdm
-
-    stream = predicting.predict(loaded, posts, batch_size=batch, device=device)
-    scored = list(tqdm(stream, total=len(posts), desc="posts", disable=not sys.stderr.isatty()))
+    """Write answers, metrics and the page of posts with labels; killed, the same goes on."""
     asked = loaded.built.questions
-    questions = decisions.full_report(asked, scored, loaded.decisions)
-    out.mkdir(parents=True, exist_ok=True)
-    checksums.write_jsonl(out / checkpoint.VALIDATION, (predicting.answers_row(asked, one) for one in scored))
-    checksums.write_json(out / checkpoint.METRICS, {"model": loaded.fingerprint, "questions": questions})
+
+    def judge(rows: list[row_stream.SourceRow]) -> tuple[list[str], list[str]]:
+        part = [row.post for row in rows if row.post is not None]
+        scored = predicting.predict(loaded, part, batch_size=batch, device=device)
+        return [row_stream.json_line(predicting.answers_row(asked, one)) for one in scored], []
+
+    sink = manifest_predictions.part_of(out / checkpoint.VALIDATION, loaded.fingerprint)
+    with sink.opened() as opened:
+        if not opened.finished:
+            row_stream.pour(
+                row_stream.post_rows(posts, opened.tally, opened.remedy), opened, judge,
+                tolerance=manifests.Tolerance(None, None), where="the manifest", advice="",
+                chunk=manifest_predictions.CHUNK, progress=sys.stderr.isatty(),
+            )  # fmt: skip
+            scored = predicting.read_scored(opened.sink, asked)
+            questions = decisions.full_report(asked, scored, loaded.decisions)
+            figures = {"model": loaded.fingerprint, "questions": questions}
+            atomic.write_json(out / checkpoint.METRICS, figures)
+        opened.publish(out / checkpoint.VALIDATION)
     tasks.dump_task(loaded.task, out / checkpoint.TASK)
     model_page.write_report(out, out / "report.html")
 
@@ -298,4 +288,4 @@ def _print_metrics(file: Path) -> None:
     for name, one in questions.items():
         for line in (one.note, *(one.decision.lines(one.looked_for) if one.decision else ())):
             if line:
-                console().print(plain(f"{name}: {line}"))
+                console().print(plain(f"{name}: {line}"), soft_wrap=True)

@@ -11,8 +11,8 @@ import typer
 
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
-from selftrain.cli.options import LIMITS, option, read_columns
-from selftrain.cli.printing import check_target, echo, write_records
+from selftrain.cli.options import LIMITS, option, read_columns, several
+from selftrain.cli.printing import check_target, echo, write_predictions, write_records
 from selftrain.errors import ServingError
 
 with deferred():
@@ -20,11 +20,10 @@ with deferred():
     from selftrain.models import onnx_export, operating_points, predictor
     from selftrain.serving import filter as filtering
     from selftrain.serving import load_predictor, manifest_predictions, measured_posts, server, wire
-    from selftrain.web import http_server
+    from selftrain.web import access, http_server
 
 app = typer.Typer()
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOGETHER = "Requests that share model calls"
 
 MaxPixels = Annotated[int, option("Of an image.", min=1, metavar="N", panel=LIMITS)]
@@ -43,6 +42,12 @@ def predict(
 ) -> None:
     """Label other posts with a trained model."""
     check_target(out, manifest)
+    if load_predictor.kind_of(model) == predictor.AGENTPS_FILE:
+        write_predictions(
+            out, load_predictor.load_predictor(model), manifest, columns=read_columns(columns),
+            tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share), done="labelled",
+        )  # fmt: skip
+        return
     found = manifest_predictions.ManifestPredictions(
         model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
         max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,
@@ -77,12 +82,27 @@ def serve(
     max_text: MaxText = 20_000,
     max_image_mb: Annotated[float, option("Size of an image file.", metavar="MB", panel=LIMITS)] = 10.0,
     max_pixels: MaxPixels = 50_000_000,
+    max_work: Annotated[
+        int,
+        option(
+            "Of decoding all images of a request, in pixels of a grey PNG.", min=1, metavar="N", panel=LIMITS
+        ),
+    ] = 200_000_000,
+    allow_host: Annotated[
+        list[str],
+        several(
+            "Name that clients may ask for, for instance a proxy's; addresses, localhost and this machine's"
+            " names always are.",
+            "--allow-host",
+            metavar="NAME",
+        ),
+    ],
 ) -> None:
     """Answer over HTTP with a trained model.
 
-    POST /score, GET /model, /metrics (Prometheus), /health and /ready. SIGTERM or Ctrl-C: what was taken is
-    finished, then exit status 0. The vision-language model that the agents ask is another one: `selftrain
-    agents serve` starts it.
+    POST /score, GET /model, /metrics (Prometheus), /health, /ready and /openapi.json. SIGTERM or Ctrl-C: what
+    was taken is finished, then exit status 0. The vision-language model that the agents ask is another one:
+    `selftrain agents serve` starts it.
     """
     key = os.environ.get(key_variable, "") if key_variable else ""
     if key_variable and not key:
@@ -90,15 +110,15 @@ def serve(
             f"{key_variable} is not set, or empty: put the key there, or leave out --key-variable"
         )
     http_server.quiet_logs()
-    if host not in _LOOPBACK and not key:
+    if host not in access.LOOPBACK and not key:
         echo("warning: other machines may reach this address, and no key is asked for: give --key-variable")
     count = server.compute_threads(threads)
     ended = server.serve(
         lambda: load_predictor.load_predictor(model, threads=count),
-        host=host, port=port, key=key, tell=echo,
+        host=host, port=port, key=key, names=allow_host, tell=echo,
         batching=server.Batching(max_batch, max_wait_ms / 1000, max_queue),
         limits=wire.RequestLimits(
-            int(max_body_mb * 1e6), max_posts, max_text, int(max_image_mb * 1e6), max_pixels
+            int(max_body_mb * 1e6), max_posts, max_text, int(max_image_mb * 1e6), max_pixels, max_work
         ),
     )  # fmt: skip
     if not ended:

@@ -103,10 +103,17 @@ def read_columns(given: Sequence[str]) -> dict[str, str]:
     Raises:
         BadParameter: One that is not FIELD=NAME.
     """
-    pairs = [one.partition("=") for one in given]
-    for field, equals, name in pairs:
-        if not (field and equals and name):
-            raise typer.BadParameter(
-                f"--column {field}{equals}{name}: expected FIELD=NAME, for instance label=class"
-            )
-    return {field.strip(): name for field, _, name in pairs}
+    return read_pairs(given, "--column", "FIELD=NAME, for instance label=class")
+
+
+def read_pairs(given: Sequence[str], name: str, expected: str) -> dict[str, str]:
+    """Return key -> value of what an option that is given as KEY=VALUE says.
+
+    Raises:
+        BadParameter: One that is not.
+    """
+    pairs = [(one, *one.partition("=")) for one in given]
+    for one, key, _, value in pairs:
+        if not (key and value):
+            raise typer.BadParameter(f"{name} {one}: expected {expected}")
+    return {key.strip(): value for _, key, _, value in pairs}

@@ -6,9 +6,12 @@ import csv
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from io import StringIO
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +25,11 @@ from selftrain.store import atomic
 
 with deferred():
     from selftrain.report import left_out as quarantined
+    from selftrain.serving import manifest_predictions, row_stream
+
+if TYPE_CHECKING:
+    from selftrain.data.manifest import Tolerance
+    from selftrain.models.predictor import Predictor
 
 NARROWEST = 100  # columns of output that goes into a file
 _LISTED = 10
@@ -110,16 +118,80 @@ def write_records(
     if target == "-":
         for row in rows:
             print_json(row)
-        _list_left_out(left_out, "")
+        list_left_out(left_out, len(left_out))
         return
-    out = Path(target)
-    write = _write_csv if out.suffix.lower() == ".csv" else _write_json
+    out, encode, count = Path(target), encoder(target), 0
     with atomic.replacing(out) as part, part.open("w", encoding="utf-8", newline="") as file:
-        count = write(file, rows)
+        for count, row in enumerate(rows, 1):
+            file.writelines(f"{line}\n" for line in encode([row], count == 1))
     beside = out.with_name(f"{out.name}.quarantine.jsonl")
     keep_left_out(beside, left_out)
     print(f"{count:,} posts {done} in {out}")
-    _list_left_out(left_out, f", listed in {beside}")
+    list_left_out(left_out, len(left_out), beside)
+
+
+def write_predictions(
+    target: str,
+    predictor: Predictor,
+    manifest: Path,
+    *,
+    columns: Mapping[str, str],
+    tolerance: Tolerance,
+    done: str,
+) -> None:
+    """Write one record a post of a manifest of any length, and what failed beside it.
+
+    Until all are done they lie in TARGET.part; killed, the same goes on with them. What comes out on standard
+    output begins anew.
+
+    Args:
+        target, done: As for `write_records`.
+        predictor: The model.
+        manifest: The posts.
+        columns: Field -> column that holds it.
+        tolerance: How many posts may fail.
+
+    Raises:
+        QuarantineError, RunMismatchError, RunBusyError, RunStateError, ManifestError, StorageError: See
+            `manifest_predictions.stream_predictions` and `row_stream.Sink`.
+    """
+    stream = partial(
+        manifest_predictions.stream_predictions, predictor, manifest, encode=encoder(target), columns=columns,
+        tolerance=tolerance, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    if target == "-":
+        printed = _Printed()
+        stream(target=printed)
+        list_left_out(printed.first_failed, printed.tally.failed)
+        return
+    out = Path(target)
+    with manifest_predictions.part_of(out, predictor.fingerprint).opened() as opened:
+        if not opened.finished:
+            stream(target=opened, remedy=opened.remedy, listed=f"they are listed in {opened.quarantine}; ")
+        opened.publish(out)
+    print(f"{opened.tally.kept:,} posts {done} in {out}")
+    if opened.tally.failed:
+        beside = row_stream.quarantine_of(out)
+        with beside.open(encoding="utf-8") as lines:
+            list_left_out(map(json.loads, lines), opened.tally.failed, beside)
+
+
+class _Printed:
+    """Standard output as a `row_stream.RowTarget`."""
+
+    def __init__(self) -> None:
+        self.tally = row_stream.Tally()
+        self.first_failed: list[dict[str, Any]] = []
+
+    def write(self, kept: Iterable[str], failed: Iterable[str]) -> None:
+        for line in kept:
+            print(line)
+        room = _LISTED - len(self.first_failed)
+        self.first_failed += map(json.loads, islice(failed, max(room, 0)))
+
+    def commit(self, tally: row_stream.Tally) -> None:
+        sys.stdout.flush()
+        self.tally = tally
 
 
 def check_target(target: str, *read: Path) -> None:
@@ -139,28 +211,33 @@ def check_target(target: str, *read: Path) -> None:
         raise DataError(f"{out} is a folder; expected a file to write: name one")
 
 
-def _write_json(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    count = 0
-    for count, row in enumerate(rows, 1):  # noqa: B007 -- counted
-        file.write(_escaped(row) + "\n")
-    return count
+def encoder(target: str) -> Callable[[Sequence[Mapping[str, Any]], bool], list[str]]:
+    """Return what turns records into lines of `target`, CSV where it ends in .csv, else JSON.
 
-
-def _write_csv(file: IO[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write a table; of a field that holds named values each becomes a column, FIELD.NAME.
-
-    The first row tells the columns: records of one command are all alike. No cell begins like a formula.
+    Of a CSV file the first line brings the names of the columns. Of a field that holds named values each
+    becomes a column, FIELD.NAME; the first record tells the columns: records of one command are all alike.
+    No cell begins like a formula.
     """
-    writer: csv.DictWriter[str] | None = None
-    count = 0
-    for named in map(_flat, rows):
-        count += 1
-        row = {escape(k): escape(value) if isinstance(value, str) else value for k, value in named.items()}
-        if writer is None:
-            writer = csv.DictWriter(file, list(row), quoting=csv.QUOTE_ALL, lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
-    return count
+    columns: list[str] = []
+
+    def to_csv(records: Sequence[Mapping[str, Any]], first: bool) -> list[str]:
+        lines = list[str]()
+        for named in map(_flat, records):
+            row = {
+                escape(k): escape(value) if isinstance(value, str) else value for k, value in named.items()
+            }
+            columns.extend([] if columns else row)
+            text = StringIO()
+            writer = csv.DictWriter(text, columns, quoting=csv.QUOTE_ALL, lineterminator="\n")
+            if first and not lines:
+                writer.writeheader()
+            writer.writerow(row)
+            lines.append(text.getvalue()[:-1])
+        return lines
+
+    if Path(target).suffix.lower() == ".csv":
+        return to_csv
+    return lambda records, _first: [_escaped(record) for record in records]
 
 
 def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -187,8 +264,12 @@ def _escaped(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _list_left_out(left_out: Sequence[Mapping[str, Any]], where: str) -> None:
-    if left_out:
-        print(f"{len(left_out):,} posts left out{where}:", file=sys.stderr)
-        lines = [f"  {quarantined.LeftOutRow.from_json(record)}" for record in left_out]
-        print_some(lines, most=_LISTED, file=sys.stderr)
+def list_left_out(first: Iterable[Mapping[str, Any]], count: int, beside: Path | None = None) -> None:
+    """Print on standard error what was left out: the first records of `count`, and the file that has all."""
+    if count:
+        where = "" if beside is None else f", listed in {beside}"
+        print(f"{count:,} posts left out{where}:", file=sys.stderr)
+        for record in islice(first, _LISTED):
+            print(printable(f"  {quarantined.LeftOutRow.from_json(dict(record))}"), file=sys.stderr)
+        if count > _LISTED:
+            print(f"  and {count - _LISTED:,} more", file=sys.stderr)

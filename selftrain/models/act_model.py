@@ -111,6 +111,11 @@ class ACTModel:
 
     # ---- as a predictor -------------------------------------------------------------------------------
 
+    @property
+    def picture_side(self) -> int | None:
+        """What the backbone shrinks pictures to, where it tells."""
+        return getattr(self.backbone, "picture_side", None)
+
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `selftrain.models.predictor.Predictor.predict`.
 

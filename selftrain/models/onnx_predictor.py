@@ -56,6 +56,7 @@ class OnnxPredictor:
         self._cut: list[float] | None = metadata["cut"]
         self.fingerprint: str = metadata["fingerprint"]
         self._reading: dict[str, Any] = metadata["reading"]
+        self.picture_side: int = self._reading["crop"]
         self._tokenizer = Tokenizer.from_str(self._reading["tokenizer"])
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
@@ -109,7 +110,7 @@ class OnnxPredictor:
     def _pixels(self, path: Path) -> Float32Array:
         """Read an image file to pixels [3, crop, crop]: short side resized, centre cropped, normalised."""
         short, side = self._reading["resize"], self._reading["crop"]
-        image = open_image(path, target_size=side)
+        image = open_image(path, target_size=self.picture_side)
         width, height = image.size
         if width <= height:
             size = (short, int(short * height / width))

@@ -83,6 +83,8 @@ class Predictor(Protocol):
         positive: The class that is looked for.
         calibrated: Whether probabilities were fitted on the validation posts, or are the network's own.
         fingerprint: Hex SHA-256 of everything that can change a prediction.
+        picture_side: Pixels of a side that `predict` shrinks pictures to: `open_image` with this target gives
+            the same prediction as the file itself. None: not known.
         threshold: The probability from which on a post is given the positive class, where one was asked for;
             None: nothing was.
     """
@@ -99,6 +101,8 @@ class Predictor(Protocol):
     def calibrated(self) -> bool: ...
     @property
     def fingerprint(self) -> str: ...
+    @property
+    def picture_side(self) -> int | None: ...
     @property
     def threshold(self) -> float | None: ...
 

@@ -132,6 +132,11 @@ class RunPredictor:
         parts = {"weights": weights, "backbone": self.pretrained, "classes": list(self.classes)}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def picture_side(self) -> int | None:
+        """What the backbone shrinks pictures to, where it tells."""
+        return getattr(self.backbone, "picture_side", None)
+
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; raises CacheError too where features are cached."""
         if not self.cached:

@@ -28,6 +28,7 @@ from selftrain.errors import BudgetError, DecisionError, LedgerError
 from selftrain.review.ledger_reader import (
     ALLOWED,
     CREATE,
+    CREATE_MAKERS,
     LEDGER,
     LIKELIEST_FIRST,
     SCHEMA_VERSION,
@@ -207,11 +208,12 @@ class ReviewLedger(LedgerReader):
                 slot = _take_free(connection, reviewer, expires)
             return None if slot is None else _assignment(connection, slot[0], slot[1], expires)
 
-    def decide(self, reviewer: str, post_id: str, label: str) -> None:
+    def decide(self, reviewer: str, post_id: str, label: str, *, browser: str = "") -> None:
         """Keep a decision: a class name, or `UNSURE` of a reviewer who cannot tell. Either spends the budget.
 
         The same decision again is no error, so that a page may repeat a request whose answer was lost. A
-        decision that comes after the lease ran out counts as long as nobody else was given the post.
+        decision that comes after the lease ran out counts as long as nobody else was given the post. Where
+        it names its `browser`, `undo` knows it again.
 
         Raises:
             DecisionError: An unknown label, a post that is not this reviewer's, or another decision of theirs
@@ -234,6 +236,10 @@ class ReviewLedger(LedgerReader):
                 now = self._clock()
                 _settle(connection, reviewer, post_id, label, now)
                 log(connection, now, "decide", reviewer, post_id, label=label)
+                if browser:
+                    connection.execute(CREATE_MAKERS)
+                    made = "INSERT OR REPLACE INTO makers VALUES (?, ?, ?)"
+                    connection.execute(made, (post_id, reviewer, browser))
 
     def skip(self, reviewer: str, post_id: str) -> None:
         """Give a post back undecided; others may take it, this reviewer sees it again last. Spends nothing.
@@ -248,10 +254,13 @@ class ReviewLedger(LedgerReader):
             connection.execute("INSERT OR REPLACE INTO skips VALUES (?, ?, ?)", (post_id, reviewer, now))
             log(connection, now, "skip", reviewer, post_id)
 
-    def undo(self, reviewer: str) -> Assignment | None:
+    def undo(self, reviewer: str, *, browser: str = "") -> Assignment | None:
         """Take this reviewer's latest decision back: the post is theirs again; None when there is none.
 
         A post that they hold undecided goes back to the others.
+
+        Raises:
+            DecisionError: A `browser` is named, and the decision was not made in it: anybody can type a name.
         """
         with self._change(reviewer) as connection:
             row = connection.execute(
@@ -262,6 +271,11 @@ class ReviewLedger(LedgerReader):
             if row is None:
                 return None
             post_id, slot, label = row
+            if browser and not _made_in(connection, post_id, reviewer, browser):
+                raise DecisionError(
+                    f"the decision of {reviewer!r} on post {post_id!r} was not made in this browser: it can"
+                    " be taken back where it was made"
+                )
             now = self._clock()
             expires = now + self.lease_seconds
             _give_back(connection, "reviewer = ?", reviewer)
@@ -498,6 +512,13 @@ def _review_of(connection: sqlite3.Connection, post_id: str, reviewer: str) -> t
     query = "SELECT label FROM reviews WHERE post_id = ? AND reviewer = ?"
     row: tuple[str | None] | None = connection.execute(query, (post_id, reviewer)).fetchone()
     return row
+
+
+def _made_in(connection: sqlite3.Connection, post_id: str, reviewer: str, browser: str) -> bool:
+    """Return whether a decision was made on the page, in that browser."""
+    connection.execute(CREATE_MAKERS)
+    query = "SELECT 1 FROM makers WHERE post_id = ? AND reviewer = ? AND browser = ?"
+    return connection.execute(query, (post_id, reviewer, browser)).fetchone() is not None
 
 
 def _settle(connection: sqlite3.Connection, reviewer: str, post_id: str, label: str, now: float) -> None:

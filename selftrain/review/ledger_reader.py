@@ -153,6 +153,12 @@ CREATE TABLE log (                    -- what was done and taken back, for whoev
     action TEXT NOT NULL, label TEXT
 );
 """
+CREATE_MAKERS = """
+CREATE TABLE IF NOT EXISTS makers (   -- in which browser, as a digest, a decision on the page was made
+    post_id TEXT NOT NULL, reviewer TEXT NOT NULL, browser TEXT NOT NULL, PRIMARY KEY (post_id, reviewer)
+) WITHOUT ROWID
+"""
+"""Made with the first such decision: no ledger needs it to be read."""
 
 
 ALLOWED, LIKELIEST_FIRST = "allowed/", "likeliest_first/"

@@ -1,4 +1,4 @@
-"""The HTTP side: five routes around one `Batcher`, and the figures that Prometheus reads."""
+"""The HTTP side: six routes around one `Batcher`, and the figures that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -6,29 +6,35 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from selftrain.errors import DrainingError, QueueFullError, ScoringError
+from selftrain.errors import DrainingError, QueueFullError, ScoringError, StorageError
 from selftrain.models.predictor import Prediction
 from selftrain.serving.batching import Batcher, Predictions
+from selftrain.serving.intake import SMALL, Intake
+from selftrain.serving.openapi import describe
 from selftrain.serving.scratch import Scratch
-from selftrain.serving.wire import BadRequestError, Placed, RequestLimits, answer, parse, place
+from selftrain.serving.wire import RequestLimits, ValueCount, answer
+from selftrain.web.access import (
+    BadRequestError,
+    is_foreign_page,
+    is_json,
+    is_own_name,
+    read_body,
+)
 
-BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
 BODIES = 16  # so many bodies of the largest size may be under way at once, in memory and in files
 RETRY = {"Retry-After": "1"}
-STATUS = {QueueFullError: 429, DrainingError: 503, ScoringError: 500}
+STATUS = {QueueFullError: 429, DrainingError: 503, StorageError: 503, ScoringError: 500}
 CLIENT_GONE = 499  # nobody reads it; it is counted
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -77,6 +83,7 @@ class Service:
         measures: Told of every answer.
         limits: Of one request.
         key: What a client must show as ``Authorization: Bearer KEY``; empty: nothing.
+        names: Under which the server may be asked for, beside `localhost` and addresses.
 
     Attributes:
         draining: No more posts are taken; what was taken is finished.
@@ -84,9 +91,19 @@ class Service:
     """
 
     def __init__(
-        self, batcher: Batcher, scratch: Scratch, measures: Measures, *, limits: RequestLimits, key: str = ""
+        self,
+        batcher: Batcher,
+        scratch: Scratch,
+        measures: Measures,
+        *,
+        limits: RequestLimits,
+        key: str = "",
+        names: Iterable[str] = (),
     ) -> None:
         self.batcher, self.scratch, self.measures, self.limits = batcher, scratch, measures, limits
+        self.intake = Intake(limits)
+        self.description = describe(limits, key=bool(key))
+        self._names = {"localhost", *(name.lower() for name in names)}
         self.draining = False
         self.on_idle: Callable[[], None] = lambda: None
         self._key = key.encode()
@@ -113,6 +130,20 @@ class Service:
         known = hmac.compare_digest(shown.strip().encode("latin-1"), self._key)
         return not self._key or (known and scheme.lower() == "bearer")
 
+    def refusal(self, request: Request, *, open_to_all: bool) -> Response | None:
+        """Return why a request is not answered at all, or None."""
+        headers = request.headers
+        if not is_own_name(headers.get("host", ""), self._names):
+            return _error(400, "this server does not go by the name in the Host header: see --allow-host")
+        if is_foreign_page(headers):
+            return _error(403, "the page of another site asked; expected none, or one of this server's")
+        if not open_to_all and not self.admits(request):
+            message = "no key, or a wrong one; expected the header Authorization: Bearer KEY"
+            return _error(401, message, {"WWW-Authenticate": "Bearer"})
+        if request.method == "POST" and "content-type" in headers and not is_json(headers):
+            return _error(415, "the body is of another type; expected Content-Type: application/json")
+        return None
+
     # ---- scoring ------------------------------------------------------------------------------------
 
     async def score(self, request: Request) -> Response:
@@ -134,53 +165,58 @@ class Service:
         started = time.monotonic()
         body = await self._body(request)
         folder = self.scratch.folder()
+        predictor = self.batcher.predictor
+        assert predictor is not None, "posts are taken only once it is loaded"
+
+        def release() -> None:
+            self.scratch.remove(folder)
+
         owned = True  # until the batcher has the posts
         try:
-            placed = await run_in_threadpool(_placed, body, folder, self.limits)
+            placed = await self.intake.read(body, folder)
             del body
+            forget = await self.intake.shrink(placed, predictor.picture_side)
             results: list[Prediction] | None = []
             if placed.posts:
-                scores = self.batcher.submit(list(placed.posts.values()), lambda: self.scratch.remove(folder))
+                loop, client = asyncio.get_running_loop(), request.client.host if request.client else ""
+
+                def done() -> None:
+                    release()
+                    with suppress(RuntimeError):  # the server has ended meanwhile
+                        loop.call_soon_threadsafe(forget)
+
+                scores = self.batcher.submit(list(placed.posts.values()), done, client=client)
                 owned = False
                 results = await _wait(request, scores)
+            else:
+                forget()
+        except OSError as error:
+            _log.warning("pictures of a request cannot be kept: %s", error)
+            raise StorageError("there is no room for pictures at the moment: ask again later") from error
         finally:
             if owned:
-                self.scratch.remove(folder)
+                release()
         if results is None:
             return Response(status_code=CLIENT_GONE)
         failed = len(placed.reasons) + sum(bool(one.reason) for one in results)
         self.measures.latency.observe(time.monotonic() - started)
         self.measures.posts.inc(len(placed.ids) - failed)
         self.measures.failures.inc(failed)
-        assert self.batcher.predictor is not None, "posts are taken only once it is loaded"
-        return JSONResponse(answer(self.batcher.predictor.name, placed, results))
+        return JSONResponse(answer(predictor.name, placed, results))
 
     async def _body(self, request: Request) -> bytes:
-        """Read the body, counted as it arrives: one that is too large is not read to its end."""
-        too_large = BadRequestError(
-            413, f"the body is larger than {self.limits.body:,} bytes: send fewer posts"
-        )
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared[:20]) > self.limits.body:
-            raise too_large
-        parts: list[bytes] = []
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for part in request.stream():
-                    request.state.held += len(part)
-                    self._held += len(part)
-                    if request.state.held > self.limits.body:
-                        raise too_large
-                    if self._held > BODIES * self.limits.body:
-                        raise QueueFullError("requests under way fill the memory set aside for them: wait")
-                    parts.append(part)
-        except TimeoutError as error:
-            raise BadRequestError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds") from error
-        return b"".join(parts)
+        """Read the body, refused as soon as it is too much, or too much of everybody's together."""
+        values = ValueCount(self.limits.values)
 
+        def seen(part: bytes) -> None:
+            request.state.held += len(part)
+            self._held += len(part)
+            # a small one is taken however many large ones hang on: nobody keeps the others out
+            if self._held > BODIES * self.limits.body and request.state.held > SMALL:
+                raise QueueFullError("requests under way fill the memory set aside for them: wait")
+            values.feed(part)
 
-def _placed(body: bytes, folder: Path, limits: RequestLimits) -> Placed:
-    return place(parse(body, limits), folder, limits.pixels)
+        return await read_body(request, self.limits.body, seen=seen)
 
 
 async def _wait(request: Request, scores: Predictions) -> list[Prediction] | None:
@@ -225,6 +261,9 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
         fields = ("kind", "name", "classes", "positive", "threshold", "fingerprint")
         return JSONResponse({field: getattr(predictor, field) for field in fields})
 
+    async def description(_: Request) -> Response:
+        return JSONResponse(service.description)
+
     def route(path: str, handler: Handler, method: str, *, open_to_all: bool = False) -> Route:
         wrapped = _counted(service, path, handler, open_to_all=open_to_all)
         return Route(path, wrapped, methods=[method])
@@ -232,7 +271,7 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         service.measures.requests.labels("other", error.status_code).inc()
-        expected = "POST /score, GET /health, /ready, /metrics, /model"
+        expected = "POST /score, GET /health, /ready, /metrics, /model, /openapi.json"
         message = f"{request.method} {request.url.path[:100]}: {error.detail}; expected {expected}"
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
@@ -243,6 +282,7 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
             route("/ready", ready, "GET", open_to_all=True),
             route("/metrics", metrics, "GET"),
             route("/model", model, "GET"),
+            route("/openapi.json", description, "GET"),
         ],
         exception_handlers={HTTPException: unknown},
         lifespan=lifespan,
@@ -250,14 +290,11 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
 
 
 def _counted(service: Service, path: str, handler: Handler, *, open_to_all: bool) -> Handler:
-    """Put `handler` behind the key, its errors as JSON, its answers counted."""
+    """Put `handler` behind what is refused, its errors as JSON, its answers counted."""
 
     async def counted(request: Request) -> Response:
-        if open_to_all or service.admits(request):
-            response = await _answered(handler, request)
-        else:
-            message = "no key, or a wrong one; expected the header Authorization: Bearer KEY"
-            response = _error(401, message, {"WWW-Authenticate": "Bearer"})
+        refusal = service.refusal(request, open_to_all=open_to_all)
+        response = refusal or await _answered(handler, request)
         service.measures.requests.labels(path, response.status_code).inc()
         return response
 
@@ -270,7 +307,7 @@ async def _answered(handler: Handler, request: Request) -> Response:
     except BadRequestError as error:
         # what was not read would be taken for the next request
         return _error(error.status, str(error), {"Connection": "close"} if error.status in (408, 413) else {})
-    except (QueueFullError, DrainingError, ScoringError) as error:
+    except tuple(STATUS) as error:
         status = STATUS[type(error)]
         return _error(status, str(error), RETRY if status != 500 else {})
     except ClientDisconnect:

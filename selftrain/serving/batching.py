@@ -1,7 +1,9 @@
 """Requests that wait at the same time share one model call; one thread owns the model.
 
-Fair by post, not by request: a batch takes one post of each waiting request in turn, so that a single post
-is in the next batch or the one after it, however many posts of a large request still wait.
+Fair by cost, not by request: clients share the model's time equally, and so do the requests of a client. Next
+is always the post that would be through first if all were served side by side (self-clocked fair queueing,
+Golestani 1994), so that a short post is in the next batch or the one after it, however many posts, pages of
+text or albums wait in other requests.
 """
 
 from __future__ import annotations
@@ -22,20 +24,49 @@ from selftrain.models.predictor import Prediction, Predictor
 Predictions = Future[list[Prediction]]
 
 _log = logging.getLogger(__name__)
+CROWDING = 16
+"""A request gives way in a full queue to one with so many times fewer posts."""
+COST_A_POST = 4.0
+"""A batch takes posts of this cost on average, at most: long texts and albums make smaller batches."""
 _FIRST_POST = Post("ready", "One post, scored before the server says that it is ready.")
+
+
+def cost_of(post: Post) -> int:
+    """Return about what a post costs the model; 1 for a short text."""
+    return 1 + min(len(post.text), 1000) // 250 + 4 * len(post.images)
 
 
 class _Job:
     """The posts of one request: those still to be taken, those in the model's hands, the results so far."""
 
-    def __init__(self, posts: Sequence[Post], release: Callable[[], None]) -> None:
+    def __init__(self, posts: Sequence[Post], release: Callable[[], None], client: str) -> None:
         self.scores: Predictions = Future()
+        self.client = client
+        self.through = 0.0  # the virtual time at which what was taken of it is through
         self.release: Callable[[], None] | None = release
         self.taken = 0
         self.arrived = time.monotonic()
         self.waiting: deque[tuple[int, Post]] = deque(enumerate(posts))
         self.results: dict[int, Prediction] = {}
         self.size = len(posts)
+
+    @property
+    def next(self) -> float:
+        """When its next post would be through."""
+        return self.through + cost_of(self.waiting[0][1])
+
+
+class _Client:
+    """The requests of one client: `now` is its own virtual time, by which they share what it gets."""
+
+    def __init__(self, through: float) -> None:
+        self.jobs: list[_Job] = []
+        self.through, self.now = through, 0.0
+
+    @property
+    def posts(self) -> int:
+        """How many of its posts wait."""
+        return sum(len(job.waiting) for job in self.jobs)
 
 
 class _Taken(NamedTuple):
@@ -76,7 +107,8 @@ class Batcher:
         self.failure: Exception | None = None
         self._load, self._on_loaded, self._observe = load, on_loaded, observe
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
-        self._jobs: deque[_Job] = deque()
+        self._clients: dict[str, _Client] = {}
+        self._now = 0.0  # virtual time
         self._queued = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -96,30 +128,46 @@ class Batcher:
         """Begin to load the model."""
         self._thread.start()
 
-    def submit(self, posts: Sequence[Post], release: Callable[[], None] = lambda: None) -> Predictions:
+    def submit(
+        self, posts: Sequence[Post], release: Callable[[], None] = lambda: None, *, client: str = ""
+    ) -> Predictions:
         """Queue a request's posts, at least one; cancelling the result takes back those that still wait.
+
+        Where the queue is full, a request with `CROWDING` times as many posts in it gives way.
 
         Args:
             posts: Of one request.
             release: Called once, in any thread, as soon as the model will not touch these posts any more:
                 after a cancellation too a batch may still be reading their images.
+            client: Whose they are; clients share the model equally.
 
         Raises:
             QueueFullError: They do not fit into the queue.
             DrainingError: `close` was called.
         """
-        job = _Job(posts, release)
+        job = _Job(posts, release, client)
+        crowded_out: list[_Job] = []
         with self._changed:
             if self._closing:
                 raise DrainingError("the server is about to end and takes no more posts: ask another one")
-            if self._queued + job.size > self._max_queue:
-                raise QueueFullError(
-                    f"{self._queued} posts wait and {job.size} more were given; at most {self._max_queue} may"
-                    " wait: try again later"
-                )
-            self._jobs.append(job)
-            self._queued += job.size
-            self._changed.notify_all()
+            while self._queued + job.size > self._max_queue:
+                longest = max(self._jobs, key=self._crowding, default=None)
+                if longest is None or len(longest.waiting) < CROWDING * job.size:
+                    full = self._full(job.size)
+                    break
+                self._remove(longest)
+                crowded_out.append(longest)
+            else:
+                full = None
+                owner = self._clients.setdefault(client, _Client(self._now))
+                job.through = owner.now
+                owner.jobs.append(job)
+                self._queued += job.size
+                self._changed.notify_all()
+        for one in crowded_out:
+            self._fail(one, self._full(one.size))
+        if full is not None:
+            raise full
         job.scores.add_done_callback(lambda done: self._forget(job) if done.cancelled() else None)
         return job.scores
 
@@ -143,7 +191,8 @@ class Batcher:
             self.failure = error
             with self._changed:
                 self._closing = True
-            for job in list(self._jobs):  # nobody will ever score what waits
+                waiting = self._jobs
+            for job in waiting:  # nobody will ever score what waits
                 self._fail(job, ScoringError(f"the model could not be loaded: {error}"))
             self._on_loaded()
             return
@@ -160,24 +209,59 @@ class Batcher:
                 self._changed.wait(None if oldest is None else oldest + self._max_wait - time.monotonic())
             return self._take()
 
+    # ---- the queue; the lock is held ---------------------------------------------------------------
+
+    @property
+    def _jobs(self) -> list[_Job]:
+        return [job for client in self._clients.values() for job in client.jobs]
+
+    def _crowding(self, job: _Job) -> tuple[int, int]:
+        """Return how much room a request takes: whoever has most in the queue loses most of it."""
+        return self._clients[job.client].posts, len(job.waiting)
+
+    def _full(self, posts: int) -> QueueFullError:
+        return QueueFullError(
+            f"{self._queued} posts wait and {posts} more were given; at most {self._max_queue} may wait: try"
+            " again later"
+        )
+
+    def _remove(self, job: _Job) -> None:
+        """Take a request out of the queue, with what of it waits."""
+        client = self._clients[job.client]
+        client.jobs.remove(job)
+        if not client.jobs:
+            del self._clients[job.client]
+        self._queued -= len(job.waiting)
+        job.waiting.clear()
+
     def _due(self) -> bool:
-        """Tell whether a batch is full, or its first post has waited long enough; the lock is held."""
-        if not self._jobs:
+        """Tell whether a batch is full, or its first post has waited long enough."""
+        oldest = min((job.arrived for job in self._jobs), default=None)
+        if oldest is None:
             return False
-        oldest = min(job.arrived for job in self._jobs)
         return self._queued >= self._max_batch or time.monotonic() - oldest >= self._max_wait
 
     def _take(self) -> list[_Taken]:
-        """Take one post of each request in turn; the lock is held."""
+        """Take the posts of a batch: those that are through first, as many as one call can do in a while."""
         batch: list[_Taken] = []
-        while self._jobs and len(batch) < self._max_batch:
-            job = self._jobs.popleft()
+        room = COST_A_POST * self._max_batch
+        while self._clients and len(batch) < self._max_batch:
+            best = [(min(one.jobs, key=lambda job: job.next), one) for one in self._clients.values()]
+            job, client = min(best, key=lambda one: one[1].through + cost_of(one[0].waiting[0][1]))
+            cost = cost_of(job.waiting[0][1])
+            if batch and cost > room:
+                break
+            room -= cost
             batch.append(_Taken(job, *job.waiting.popleft()))
             job.taken += 1
-            if job.waiting:
-                self._jobs.append(job)
-        self._queued -= len(batch)
+            self._queued -= 1
+            client.now = job.through = job.through + cost
+            self._now = client.through = client.through + cost
+            if not job.waiting:
+                self._remove(job)
         return batch
+
+    # ---- results ------------------------------------------------------------------------------------
 
     def _score(self, predictor: Predictor, batch: list[_Taken]) -> None:
         started = time.monotonic()
@@ -207,10 +291,8 @@ class Batcher:
     def _forget(self, job: _Job) -> None:
         """Take back what of a request still waits."""
         with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
-                self._queued -= len(job.waiting)
-                job.waiting.clear()
+            if job.waiting:
+                self._remove(job)
                 self._changed.notify_all()
         self._release_unused(job)
 

@@ -6,7 +6,9 @@ A server that was killed leaves its folder behind; the next one to start on the 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
+import stat
 import tempfile
 from itertools import count
 from pathlib import Path
@@ -38,10 +40,8 @@ class Scratch:
         self._numbers = count()
 
     def folder(self) -> Path:
-        """Make a new empty folder for one request."""
-        folder = self.path / f"{next(self._numbers)}"
-        folder.mkdir()
-        return folder
+        """Return where one request's pictures go; the folder is made by whoever has one."""
+        return self.path / f"{next(self._numbers)}"
 
     def remove(self, folder: Path) -> None:
         """Remove one request's folder, if it is still there."""
@@ -56,7 +56,14 @@ class Scratch:
 def _remove_leftovers(root: Path) -> None:
     for folder in root.glob(f"{_PREFIX}*"):
         try:
-            with (folder / _LOCK).open("rb") as lock:
+            # the folder is shared: others may have put a pipe there, or a link to what is not theirs
+            found = os.open(folder / _LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            with os.fdopen(found, "rb") as lock:
+                about, around = os.fstat(found), folder.lstat()
+                if not (stat.S_ISREG(about.st_mode) and stat.S_ISDIR(around.st_mode)):
+                    continue
+                if {about.st_uid, around.st_uid} != {os.getuid()}:
+                    continue
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
         except OSError:  # it is in use, just being made, another user's, or gone by now

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -41,6 +42,7 @@ def serve(
     batching: Batching,
     limits: RequestLimits,
     key: str = "",
+    names: Sequence[str] = (),
     tell: Callable[[str], None] = print,
 ) -> bool:
     """Serve until SIGTERM or Ctrl-C, then finish what was taken; a second signal does not wait for it.
@@ -51,6 +53,7 @@ def serve(
         batching: See there.
         limits: Of one request.
         key: What clients must show; empty: nothing.
+        names: Under which clients may ask for it, beside `host`, this machine's own and addresses.
         tell: Told, in a line, where the server listens, that it is ready, and that it ends.
 
     Returns:
@@ -58,9 +61,15 @@ def serve(
         leave with `os._exit`, for the interpreter's own exit would pull the libraries from under it.
 
     Raises:
-        ServingError: The port cannot be had, or `limits` and `batching` do not go together.
+        ServingError: The port cannot be had, no client could show the key, or `limits` and `batching` do not
+            go together.
         SelftrainError, BackboneError: The model cannot be loaded.
     """
+    if any(mark.isspace() or not mark.isprintable() for mark in key):
+        raise ServingError(
+            "the key has a line end, a space or a control character in it, which no client can show: take it"
+            " out (a key read from a file often ends in a line end)"
+        )
     if limits.posts > batching.max_queue:
         raise ServingError(
             f"a request may have {limits.posts} posts and the queue holds {batching.max_queue}: raise"
@@ -69,24 +78,23 @@ def serve(
     listener = listen(host, port)
     scratch = Scratch()
     try:
-        return asyncio.run(_serve(load, listener, scratch, batching, limits, key=key, tell=tell))
+        measures = Measures()
+        batcher_of = partial(Batcher, load, **batching._asdict(), observe=measures.batch)
+        known = (host, socket.gethostname(), socket.getfqdn(), *names)
+        service_of = partial(Service, scratch=scratch, measures=measures, limits=limits, key=key, names=known)
+        return asyncio.run(_serve(batcher_of, service_of, listener, tell=tell))
     finally:
         scratch.close()
         listener.close()
 
 
 async def _serve(
-    load: Callable[[], Predictor],
+    batcher_of: Callable[..., Batcher],
+    service_of: Callable[[Batcher], Service],
     listener: socket.socket,
-    scratch: Scratch,
-    batching: Batching,
-    limits: RequestLimits,
     *,
-    key: str,
     tell: Callable[[str], None],
 ) -> bool:
-    measures = Measures()
-
     def loaded() -> None:
         predictor = batcher.predictor
         if predictor is None:
@@ -95,12 +103,13 @@ async def _serve(
             classes = " / ".join(predictor.classes)
             tell(f"ready: {predictor.kind} {predictor.name}, {classes}, {predictor.fingerprint[:12]}")
 
-    batcher = Batcher(load, **batching._asdict(), observe=measures.batch, on_loaded=loaded)
-    service = Service(batcher, scratch, measures, limits=limits, key=key)
+    batcher = batcher_of(on_loaded=loaded)
+    service = service_of(batcher)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         batcher.start()
+        await service.intake.start()
         yield
         await asyncio.to_thread(batcher.close)
 
@@ -131,8 +140,9 @@ class _DrainingServer(HttpServer):
             self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
-        self._tell("ending: what was taken is finished first")
         self._service.drain()
+        with suppress(OSError):  # whoever listened may have gone before
+            self._tell("ending: what was taken is finished first")
 
 
 def compute_threads(asked: int | None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -25,13 +26,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from backbones.errors import ImageError
-from backbones.images import check_image
+from backbones.images import ImageHeader, check_image
 from selftrain._util.types import Json
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.models.predictor import Prediction
+from selftrain.web.access import BadRequestError
 
-_ID_CHARACTERS = 1000
+ID_CHARACTERS = 1000
 _SHOWN = 60
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _FILE = 'the file\'s bytes in base64, or "data:image/...;base64,..."'
 
 
@@ -44,6 +47,7 @@ class RequestLimits(NamedTuple):
         text: Characters of one text.
         image: Bytes of one image file, decoded from base64.
         pixels: Width x height that an image's header may claim.
+        work: What decoding all its images may cost, see `backbones.images.ImageHeader`.
     """
 
     body: int = 20_000_000
@@ -51,18 +55,52 @@ class RequestLimits(NamedTuple):
     text: int = 20_000
     image: int = 10_000_000
     pixels: int = 50_000_000
+    work: int = 200_000_000
+
+    @property
+    def values(self) -> int:
+        """What stands in a request besides strings: braces, commas, colons, and the strings by number."""
+        return 100 * self.posts + 100
 
 
-class BadRequestError(Exception):
-    """A request that is refused. Never leaves the server.
+class ValueCount:
+    """Counts what a JSON text holds while it arrives, so that one of many small values is never parsed.
 
-    Attributes:
-        status: 400 for what is no JSON, 413 for too much, 422 for another form than expected.
+    Strings cost the memory that they came in; a list of `{}` costs a hundred times that. Whatever stands
+    outside of strings counts by the byte, and a string as one.
     """
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+    _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count = most, 0
+        self._inside, self._rest = False, b""  # in a string; a backslash whose partner has not come
+
+    def feed(self, part: bytes) -> None:
+        """Count a part.
+
+        Raises:
+            BadRequestError: There is too much.
+        """
+        part, at = self._rest + part, 0
+        self._rest = b""
+        while at < len(part) and self._count <= self._most:
+            if self._inside:
+                found = self._IN_STRING.match(part, at)
+                at = found.end() if found else at
+                if part[at : at + 1] == b"\\":
+                    self._rest = part[at:]
+                    break
+                self._inside = at == len(part)
+                at += 1
+            else:
+                end = part.find(b'"', at)
+                self._inside = end >= 0
+                end = end if self._inside else len(part)
+                self._count += len(part[at:end].translate(None, b" \t\r\n")) + self._inside
+                at = end + 1
+        if self._count > self._most:
+            raise BadRequestError(413, "the body holds more values than so many posts have: send fewer posts")
 
 
 # ---- the form of a request ------------------------------------------------------------------------------
@@ -82,7 +120,7 @@ def _text(given: str, most: int) -> str:
     if len(given) > most:
         raise _fault(f"has {len(given):,} characters; at most {most:,}", 413)
     # an escaped half of a surrogate pair is legal JSON, but no text
-    if "\0" in given or (not given.isascii() and any("\ud800" <= mark <= "\udfff" for mark in given)):
+    if _NO_TEXT.search(given):
         raise _fault("holds a NUL or half a surrogate pair; expected Unicode text")
     return given
 
@@ -90,7 +128,7 @@ def _text(given: str, most: int) -> str:
 def _post_id(given: str) -> str:
     if not given:
         raise _fault("is empty or absent; expected a text, to find its score by")
-    return _text(given, _ID_CHARACTERS)
+    return _text(given, ID_CHARACTERS)
 
 
 def _image(given: object, info: ValidationInfo) -> bytes:
@@ -177,7 +215,7 @@ def parse(body: bytes, limits: RequestLimits) -> list[GivenPost]:
     met: set[str] = set()
     for post in posts:
         if post.id in met:
-            raise BadRequestError(422, f"id {post.id[:_SHOWN]!r} stands twice; expected every id once")
+            raise BadRequestError(409, f"id {post.id[:_SHOWN]!r} stands twice; expected every id once")
         met.add(post.id)
     return posts
 
@@ -235,25 +273,46 @@ class Placed(NamedTuple):
         ids: As the client wrote them, in order.
         posts: Position -> post, of those that can be scored; their ids are the server's own.
         reasons: Position -> why not, of the others.
+        headers: What the header of each image of `posts` says.
     """
 
     ids: tuple[str, ...]
     posts: dict[int, Post]
     reasons: dict[int, str]
+    headers: dict[Path, ImageHeader]
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Take a post out of those that can be scored."""
+        self.reasons[number] = _without_paths(reason, self.posts.pop(number))
 
 
-def place(given: Sequence[GivenPost], folder: Path, max_pixels: int) -> Placed:
-    """Write the images into `folder`, and judge them by their headers; nothing is decoded here."""
-    placed = Placed(tuple(one.id for one in given), {}, {})
+def place(given: Sequence[GivenPost], folder: Path, limits: RequestLimits) -> Placed:
+    """Write the images into `folder`, made if need be, and judge them by their headers; nothing is decoded.
+
+    Raises:
+        BadRequestError: Decoding them would cost too much.
+        OSError: There is no room for them.
+    """
+    placed = Placed(tuple(one.id for one in given), {}, {}, {})
+    if any(one.images for one in given):
+        folder.mkdir(exist_ok=True)
+    work = 0
     for number, one in enumerate(given):
         reason = "" if one.text.strip() or one.images else _NOTHING
         paths = tuple(folder / f"{number}-{image}" for image in range(len(one.images)))
         for path, content in zip(paths, one.images, strict=True):
             path.write_bytes(content)
             try:
-                check_image(path, max_pixels=max_pixels)
+                placed.headers[path] = check_image(path, max_pixels=limits.pixels)
+                work += placed.headers[path].work
             except ImageError as error:
                 reason = reason or str(error)
+        if work > limits.work:
+            raise BadRequestError(
+                413,
+                f"the images of posts 0 to {number} cost as much to decode as {work:,} pixels of a PNG; at"
+                f" most {limits.work:,} in one request: send several requests, or smaller images",
+            )
         post = Post(f"{folder.name}-{number}", one.text, paths)
         if reason:
             placed.reasons[number] = _without_paths(reason, post)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gpu
 
 
 def value_and_gradient(loss, device, logits, *others):
-    z = logits.to(device).requires_grad_()
+    z = logits.detach().to(device).requires_grad_()  # a leaf, also where the device is the same
     output = loss(z, *(tensor.to(device) for tensor in others))
     output.loss.backward()
     return output, z.grad

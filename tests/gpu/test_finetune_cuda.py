@@ -123,5 +123,6 @@ def test_running_out_of_device_memory_says_what_to_lower(make_backbone, corpus, 
         return torch.empty(2**50, dtype=torch.uint8, device="cuda")
 
     monkeypatch.setattr(backbone, "collate", demand)
+    loss = AgainstRest((PNULoss(form="pn"),))
     with pytest.raises(TrainingError, match=r"out of memory.*Lower classifier.batch_size \(now 16\)"):
-        trainer.fit(corpus, training, loss=PNULoss(form="pn"), seed=0, where="round 1", start=None)
+        trainer.fit(corpus, training, loss=loss, seed=0, where="round 1", start=None)

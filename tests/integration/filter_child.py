@@ -6,19 +6,26 @@ is the child's exit status, and in words an error, or its tally, chances and pea
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import signal
 import sys
 import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import filelock  # noqa: F401 -- once, not in every child
 import tqdm  # noqa: F401
 
+from selftrain.cli import printing
+from selftrain.data.manifest import Tolerance
 from selftrain.models.predictor import Prediction
-from selftrain.serving.filter import FilterSink, filter_posts
+from selftrain.serving import manifest_predictions, row_stream
+from selftrain.serving.filter import filter_posts
+from selftrain.serving.row_stream import Sink
 
 
 class NumberPredictor:
@@ -70,7 +77,7 @@ class Trap:
         """Before and after every flush to the disk, replacement and cut; and with a line half written."""
         self.around(os, "fsync")
         self.around(Path, "replace")
-        write = FilterSink.write
+        write = Sink.write
 
         def torn(journal, kept, failed):
             write(journal, kept, failed)
@@ -87,13 +94,29 @@ class Trap:
             lines = kept if file is journal._kept else failed
             return ("".join(f"{line}\n" for line in lines).encode() or b"\0" * 7)[-7:]
 
-        FilterSink.write = torn
+        Sink.write = torn
+
+
+def predict(source, target):
+    """As `agentps predict`, forty posts at once and a commit after each; gives what it printed."""
+    manifest_predictions.CHUNK = 40
+    manifest_predictions.pour = partial(row_stream.pour, commit_seconds=0.0)
+    told = io.StringIO()
+    with redirect_stdout(told), redirect_stderr(told):
+        printing.write_predictions(
+            target, NumberPredictor("a" * 64), Path(source), columns={}, tolerance=Tolerance(None, None),
+            done="scored",
+        )  # fmt: skip
+    return told.getvalue()
 
 
 def run(request):
     trap = Trap(request["kill"] or 0)
     if request["kill"] is not None:
         trap.set()
+    if request.get("predict"):
+        trap.around(Path, "unlink")
+        return {"told": predict(request["source"], request["sink"]), "chances": trap.met}
     tally = filter_posts(
         NumberPredictor(request.get("fingerprint", "a" * 64)), request["source"], Path(request["sink"]),
         threshold=request.get("threshold", 0.5), text_limit=100, max_pixels=1000,

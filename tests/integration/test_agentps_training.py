@@ -91,18 +91,27 @@ def test_a_process_without_a_picture_trains_the_tower_with_the_others(place):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
 
+def killed(args, once):
+    """Run a command, and SIGKILL it as soon as `once` says so."""
+    nowhere = subprocess.DEVNULL
+    command = [sys.executable, "-m", "selftrain", *map(str, args)]
+    process = subprocess.Popen(command, env=QUIET, stdout=nowhere, stderr=nowhere)
+    while process.poll() is None and not once():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def steps(out, lines):
+    journal = out / "losses.jsonl"
+    return lambda: journal.exists() and journal.read_text().count("\n") >= lines
+
+
 @pytest.mark.parametrize("lines", [1, 4, 7])
 def test_killed_and_restarted_it_ends_as_if_it_had_not_been(place, model, lines):
     """SIGKILL once so many steps are in the journal; then the same command."""
     out = place / f"killed-{lines}"
-    command = [sys.executable, "-m", "selftrain", *argv(place, out)]
-    nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(command, env=QUIET, stdout=nowhere, stderr=nowhere)
-    journal = out / "losses.jsonl"
-    while process.poll() is None and (not journal.exists() or journal.read_text().count("\n") < lines):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed(argv(place, out), steps(out, lines))
     assert not (out / "agentps.json").exists()
     unfinished = here("agentps", "predict", out, place / "posts.jsonl", "--out", "-")
     assert (unfinished.returncode, unfinished.stdout) == (2, "")
@@ -111,6 +120,52 @@ def test_killed_and_restarted_it_ends_as_if_it_had_not_been(place, model, lines)
     assert (out / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     assert losses(out) == losses(model)
     assert not (out / "training.safetensors").exists()
+
+
+def test_killed_between_validations_it_ends_early_at_the_same_step(place):
+    """Validated every two steps of six an epoch; weights of answers and rules go on as well."""
+    more = [
+        "training.validate_every=2", "training.patience=2", "training.class_weights.final=balanced",
+        "training.epochs=4", "decisions.final=recall .9", "decisions.tone=macro_f1",
+    ]  # fmt: skip
+    more = [word for one in more for word in ("--set", one)]
+    done = selftrain(*argv(place, place / "early", *more))
+    assert done.returncode == 0, done.stderr
+    taken = len(losses(place / "early"))
+    assert taken < 24
+    out = place / "early-killed"
+    for lines in (3, 5):
+        killed(argv(place, out, *more), steps(out, lines))
+    again = selftrain(*argv(place, out, *more))
+    assert again.returncode == 0, again.stderr
+    assert losses(out) == losses(place / "early")
+    for name in ("model.safetensors", "metrics.json", "validation.jsonl", "agentps.json"):
+        assert (out / name).read_bytes() == (place / "early" / name).read_bytes(), name
+
+
+def test_predictions_that_were_killed_go_on_to_the_same_bytes(place, model):
+    source = place / "many.jsonl"
+    rows = [
+        "{" if n % 90 == 7 else json.dumps({"id": f"p{n}", "text": f"lovely day {n}"}) for n in range(2000)
+    ]
+    source.write_text("\n".join(rows) + "\n")
+    args = ("agentps", "predict", model, source, "--out")
+    done = selftrain(*args, place / "whole.jsonl")
+    assert done.returncode == 0, done.stderr
+    out, progress = place / "killed.jsonl", place / "killed.jsonl.part.progress.json"
+    for rows_before in (1, 1000):
+        killed((*args, out), lambda least=rows_before: progress.exists() and tally(progress) >= least)
+        assert not out.exists()
+    again = selftrain(*args, out)
+    assert again.returncode == 0, again.stderr
+    assert "1,977 posts scored" in again.stdout
+    for name in ("{}.jsonl", "{}.jsonl.quarantine.jsonl"):
+        assert (place / name.format("killed")).read_bytes() == (place / name.format("whole")).read_bytes()
+    assert not list(place.glob("killed.jsonl.part*"))
+
+
+def tally(progress):
+    return json.loads(progress.read_text())["tally"]["rows"]
 
 
 def test_a_fresh_process_gives_identical_answers(place, model):

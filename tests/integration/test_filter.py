@@ -132,7 +132,7 @@ def test_a_sink_that_is_not_the_filters_own_is_not_touched(place, launch, tmp_pa
     sink.write_text("mine\n")
     code, words = launch(source, sink)
     assert (code, sink.read_text()) == (2, "mine\n")
-    assert "no filter has recorded" in words
+    assert "nothing has recorded" in words
     for name in ("whole.jsonl", "whole.jsonl.progress.json", "whole.jsonl.quarantine.jsonl"):
         shutil.copy(folder / name, tmp_path / name)
     (tmp_path / "whole.jsonl").write_text("cut\n")
@@ -189,3 +189,43 @@ def hopeless(manifest, folder):
     rows = [{"id": label, "text": text, "label": label} for label in ("invitation", "advertisement")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_predictions_killed_at_every_point_end_the_same_and_leave_nothing_beside(launch, tmp_path, suffix):
+    """Kills in the middle of a line, between two files' moves, and before the progress file is gone."""
+    source = write_source(tmp_path / "source.jsonl", 150)
+    whole = tmp_path / f"whole.{suffix}"
+    code, words = launch(source, whole, kill=0, predict=True)
+    assert code == 0, words
+    chances = json.loads(words)["chances"]
+    assert chances > 30
+    rows = whole.read_text().splitlines()
+    good = [
+        line
+        for line in source.read_text().splitlines()
+        if not line.startswith("{broken") and "no num" not in line
+    ]
+    assert len(rows) == len(good) + (suffix == "csv")
+    assert f"{len(good)} posts scored" in json.loads(words)["told"]
+    for nth in range(1, chances + 1):
+        target = tmp_path / f"{nth}.{suffix}"
+        code, words = launch(source, target, kill=nth, predict=True)
+        assert code == -signal.SIGKILL, (nth, words)
+        code, words = launch(source, target, predict=True)
+        assert code == 0, (nth, words)
+        assert_same_file(target, whole)
+        assert_same_file(beside(target), beside(whole))
+        names = {path.name for path in tmp_path.iterdir() if path.name.strip(".").startswith(f"{nth}.")}
+        assert {one for one in names if not one.endswith((".lock", ".tmp"))} == {
+            target.name,
+            beside(target).name,
+        }
+
+
+def beside(path):
+    return path.with_name(f"{path.name}.quarantine.jsonl")
+
+
+def assert_same_file(found, expected):
+    assert found.read_bytes() == expected.read_bytes(), found

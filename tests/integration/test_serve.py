@@ -190,7 +190,7 @@ def test_a_body_without_end_is_refused_before_it_has_arrived(small_run, server, 
     """The answer comes while the client still sends."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as client:
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 100000000000"
-        client.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n")
+        client.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n\r\n")
         sent, piece = 0, b"x" * 65536
         try:
             while chunked and sent < 400_000_000:
@@ -206,7 +206,7 @@ def test_a_body_without_end_is_refused_before_it_has_arrived(small_run, server, 
 
 def test_clients_that_go_away_break_nothing(server, posts, predicted):
     body = json.dumps({"posts": posts}).encode()
-    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     for _ in range(5):
         with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as client:
             client.sendall(head + body)

@@ -236,7 +236,7 @@ def reviewer_name(annotator: object) -> str:
     """Return who has decided, by an export: the e-mail address, else the number, or nobody."""
     if isinstance(annotator, Mapping):
         email = annotator.get("email")
-        return str(email) if email else reviewer_name(annotator.get("id"))
+        return email if isinstance(email, str) and email else reviewer_name(annotator.get("id"))
     if isinstance(annotator, int) or (isinstance(annotator, str) and annotator.isdecimal()):
         return f"label-studio {annotator}"
     return annotator if isinstance(annotator, str) else ""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
+import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from selftrain.web.access import is_foreign_page, is_json, is_own_name
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +31,12 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+
+
+BROWSER = "browser"
+"""In a request's state: the digest of a secret that its browser alone has. Everybody shows the same token,
+and types whatever name they like."""
+BROWSER_SECONDS = 90 * 24 * 3600
 
 
 class TokenAuth:
@@ -52,8 +59,13 @@ class TokenAuth:
             await self._app(scope, receive, send)
             return
         headers, query = Headers(scope=scope), QueryParams(scope.get("query_string") or b"")
-        shown = query.get("token", "")
+        shown, cookies = query.get("token", ""), cookie_parser(headers.get("cookie", ""))
         welcome = self._is_token(shown)
+        kept = cookies.get(f"{self._cookie}-browser", "")
+        browser = kept or secrets.token_urlsafe(32)
+        scope.setdefault("state", {})[BROWSER] = hashlib.sha256(
+            browser.encode("utf-8", "replace")
+        ).hexdigest()
 
         async def closed(message: Message) -> None:
             if message.get("type") == "http.response.start":
@@ -63,44 +75,31 @@ class TokenAuth:
                 if welcome:
                     cookie = f"{self._cookie}={self._token.decode()}; Path=/; HttpOnly; SameSite=Strict"
                     answered.append("Set-Cookie", cookie)
+                if refusal is None and not kept:
+                    # it outlives the browser's session: an answer of yesterday is still its own
+                    cookie = f"{self._cookie}-browser={browser}; Path=/; HttpOnly; SameSite=Strict"
+                    answered.append("Set-Cookie", f"{cookie}; Max-Age={BROWSER_SECONDS}")
             await send(message)
 
-        refusal = self._refusal(str(scope.get("method")), headers, welcome=welcome)
+        welcome_back = welcome or self._is_token(cookies.get(self._cookie, ""))
+        refusal = self._refusal(str(scope.get("method")), headers, welcome=welcome_back)
         await (refusal or self._app)(scope, receive, closed)
 
     def _refusal(self, method: str, headers: Headers, *, welcome: bool) -> Response | None:
-        host = headers.get("host", "")
-        if not self._is_host(host):
+        if not is_own_name(headers.get("host", ""), self._hosts):
             return PlainTextResponse("this server does not go by that name\n", 400)
-        kept = cookie_parser(headers.get("cookie", "")).get(self._cookie, "")
-        if not (welcome or self._is_token(kept)):
+        if not welcome:
             if method == "GET":
                 return PlainTextResponse(f"{REFUSED}\n", 403)
             return JSONResponse({"error": REFUSED}, 403)
-        if method not in ("GET", "HEAD") and not _is_own(headers, host):
+        if method not in ("GET", "HEAD") and not _is_own(headers):
             return JSONResponse({"error": "a change that another page asked for"}, 403)
         return None
 
     def _is_token(self, shown: str) -> bool:
         return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token)
 
-    def _is_host(self, host: str) -> bool:
-        """Return whether the name asked for is ours. An IP address is: it cannot be pointed here."""
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            if name in self._hosts:
-                return True
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
 
-
-def _is_own(headers: Headers, host: str) -> bool:
-    """Return whether a change comes from the page itself: its origin is the host asked for, its body JSON."""
-    origin, kind = headers.get("origin", ""), headers.get("content-type", "")
-    return (
-        urlsplit(origin).netloc.lower() == host.lower() != ""
-        and headers.get("sec-fetch-site", "same-origin") == "same-origin"
-        and kind.partition(";")[0].strip().lower() == "application/json"
-    )
+def _is_own(headers: Headers) -> bool:
+    """Return whether a change comes from the page itself: it says so, and its body is JSON."""
+    return "origin" in headers and not is_foreign_page(headers) and is_json(headers)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
+import re
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -18,8 +20,9 @@ from starlette.routing import Route
 from backbones.errors import ImageError
 from selftrain._util.types import Json
 from selftrain.errors import DecisionError, LedgerError, SelftrainError
-from selftrain.review.page.auth import TokenAuth
+from selftrain.review.page.auth import BROWSER, TokenAuth
 from selftrain.review.page.session import ReviewSession
+from selftrain.web.access import BadRequestError, read_body
 from selftrain.web.html import RenderedPage
 
 BODY = 20_000
@@ -28,15 +31,12 @@ NAME = 60
 """Characters of a reviewer's name, at most."""
 DECODERS = 2  # pictures that are decoded at once: a large one takes hundreds of megabytes
 
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # half a pair is legal JSON, and nothing that can be stored
+
 _log = logging.getLogger(__name__)
 
 
-class PageRequestError(Exception):
-    """A request that is no request of the page. Never leaves the server."""
-
-
 STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (PageRequestError, 422),
     (DecisionError, 409),  # the page goes on with what is
     (LedgerError, 503),  # the page keeps the answer and tries again
     (SelftrainError, 500),
@@ -47,24 +47,25 @@ def build_app(
     session: ReviewSession, page: RenderedPage, *, token: str, hosts: Iterable[str] = ()
 ) -> Starlette:
     """Build the application."""
-    decoding = threading.Semaphore(DECODERS)
+    decoding = CapacityLimiter(DECODERS)  # who waits for it keeps no thread from those who answer
 
     async def index(_: Request) -> Response:
         return HTMLResponse(page.html, headers={"Content-Security-Policy": page.security_policy})
 
     async def picture(request: Request) -> Response:
-        return await run_in_threadpool(_picture, session, **request.path_params, decoding=decoding)
+        drawing = partial(_picture, session, **request.path_params)
+        return await to_thread.run_sync(drawing, limiter=decoding)
 
     async def favicon(_: Request) -> Response:
         return Response(status_code=204)
 
-    # what each request holds beside the reviewer
+    # what each request holds beside the reviewer, and whether it matters which browser asks
     asked: dict[str, tuple[Callable[..., Json], tuple[str, ...]]] = {
         "begin": (session.begin, ()),
         "next": (session.next, ()),
-        "decide": (session.decide, ("post", "label")),
+        "decide": (session.decide, ("post", "label", BROWSER)),
         "skip": (session.skip, ("post",)),
-        "undo": (session.undo, ("post",)),
+        "undo": (session.undo, ("post", BROWSER)),
         "hold": (session.hold, ("post",)),
         "leave": (session.leave, ()),
         "estimates": (session.estimates, ()),
@@ -90,6 +91,8 @@ def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Re
             return JSONResponse(await run_in_threadpool(do, *given))
         except ClientDisconnect:
             return Response(status_code=499)
+        except BadRequestError as error:
+            return _error(error.status, error)
         except tuple(kind for kind, _ in STATUS) as error:
             return _error(next(status for kind, status in STATUS if isinstance(error, kind)), error)
         except Exception as error:
@@ -99,13 +102,12 @@ def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Re
     return handler
 
 
-def _picture(session: ReviewSession, place: int, index: int, decoding: threading.Semaphore) -> Response:
+def _picture(session: ReviewSession, place: int, index: int) -> Response:
     post_id = session.post_at(place)
     if post_id is None:
         return _error(404, f"no post of the review stands at place {place}")
     try:
-        with decoding:
-            content = session.material.picture(post_id, index)
+        content = session.material.picture(post_id, index)
     except ImageError as error:
         return _error(422, session.material.without_paths(str(error), post_id))
     if content is None:
@@ -114,37 +116,35 @@ def _picture(session: ReviewSession, place: int, index: int, decoding: threading
 
 
 async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
-    """Read the reviewer's name and the other fields, all of them text.
+    """Read the reviewer's name and the other fields, all of them text; `BROWSER` is not the page's to give.
 
     Raises:
-        PageRequestError: Another form than expected.
+        BadRequestError: Another form than expected.
     """
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY:
-            raise PageRequestError(f"more than {BODY:,} bytes: expected a reviewer and {', '.join(fields)}")
+    expected = ("reviewer", *(name for name in fields if name != BROWSER))
     try:
-        given = json.loads(body)
+        given = json.loads(await read_body(request, BODY))
     except (ValueError, RecursionError) as error:
-        raise PageRequestError("the body is not JSON") from error
-    expected = ("reviewer", *fields)
-    if not isinstance(given, dict) or not all(isinstance(given.get(name), str) for name in expected):
-        raise PageRequestError(f"expected a JSON object with the texts {', '.join(expected)}")
-    reviewer, *texts = (given[name] for name in expected)
-    return [checked_name(reviewer), *texts]
+        raise BadRequestError(422, "the body is not JSON") from error
+    found = [given.get(name) for name in expected] if isinstance(given, dict) else []
+    texts = [one for one in found if isinstance(one, str) and not _NO_TEXT.search(one)]
+    if len(texts) < len(expected):
+        raise BadRequestError(422, f"expected a JSON object with the texts {', '.join(expected)}")
+    reviewer, *texts = texts
+    own = [str(getattr(request.state, BROWSER))] if BROWSER in fields else []
+    return [checked_name(reviewer), *texts, *own]
 
 
 def checked_name(name: str) -> str:
     """Return a reviewer's name as the ledger keeps it: spaces at its ends and in rows make nobody else.
 
     Raises:
-        PageRequestError: None, one that is too long, or one with control characters.
+        BadRequestError: None, one that is too long, or one with control characters.
     """
     plain = " ".join(unicodedata.normalize("NFC", name).split())
     if not plain or len(plain) > NAME or not plain.isprintable():
-        raise PageRequestError(
-            f"a reviewer's name of {len(plain)} characters: expected 1 to {NAME}, all visible"
+        raise BadRequestError(
+            422, f"a reviewer's name of {len(plain)} characters: expected 1 to {NAME}, all visible"
         )
     return plain
 

@@ -10,6 +10,7 @@ import shlex
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -25,12 +26,13 @@ from selftrain.review.page.review_app import build_app
 from selftrain.review.page.session import ReviewSession
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
+from selftrain.web.access import LOOPBACK
 from selftrain.web.html import RenderedPage, as_json, render_page
 from selftrain.web.http_server import HttpServer, endpoint_of, listen
 
-REMEMBERED = ".review.json"
-"""Token and port of the last start, in the run folder, for its owner alone: open pages survive a restart."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+REMEMBERED, DOOR = ".review.json", ".review.html"
+"""In the run folder, for its owner alone: token and port of the last start, so that open pages survive a
+restart; and a page that leads to the review, so that the token stands in no browser's command line."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,}")
 _SHOWN = 3
@@ -105,7 +107,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; a second signal does not wait for requests under way.
 
-    `report` gets lines for the person at the terminal, `opened` the URL, once it answers.
+    `report` gets lines for the person at the terminal, `opened` what a browser is to open, once it answers.
 
     Raises:
         ServingError: The port cannot be had.
@@ -122,6 +124,7 @@ def serve(
             show_opinions=session.show_opinions,
         )
         local = opening.host in LOOPBACK
+        door = folder.path.resolve() / DOOR
         app = build_app(session, page, token=token, hosts=() if local else (opening.host,))
         where = f"{endpoint_of(listener)}/?token={token}"
         if opening.reviewer:
@@ -133,11 +136,22 @@ def serve(
                 report("warning: other machines may reach this address, and what passes is not encrypted")
             report(_NAMED if opening.reviewer else _NAMELESS)
             report("Ctrl-C ends; every answer is kept, and the same command goes on at the same URL")
-            opened(where)
+            _write_private(
+                door, f'<!doctype html><meta http-equiv="refresh" content="0; url={escape(where)}">'
+            )
+            opened(door.as_uri())
 
         asyncio.run(HttpServer(app, started=started).serve([listener]))
     finally:
         listener.close()
+        (folder.path / DOOR).unlink(missing_ok=True)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file that its owner alone can read."""
+    with atomic.replacing(path) as part:
+        part.touch(mode=0o600)
+        part.write_text(text, encoding="utf-8")
 
 
 def _listening(folder: RunFolder, opening: Opening) -> tuple[socket.socket, str]:
@@ -149,10 +163,8 @@ def _listening(folder: RunFolder, opening: Opening) -> tuple[socket.socket, str]
             listener = listen(opening.host, port)
     listener = listener or listen(opening.host, opening.port)
     try:
-        with atomic.replacing(folder.path / REMEMBERED) as part:
-            part.touch(mode=0o600)
-            kept = {"token": token, "port": listener.getsockname()[1]}
-            part.write_text(json.dumps(kept), encoding="utf-8")
+        kept = {"token": token, "port": listener.getsockname()[1]}
+        _write_private(folder.path / REMEMBERED, json.dumps(kept))
     except BaseException:
         listener.close()
         raise

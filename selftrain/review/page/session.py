@@ -71,14 +71,14 @@ class ReviewSession:
         with self._lock:
             return self._now(reviewer)
 
-    def decide(self, reviewer: str, post_id: str, label: str) -> Json:
-        """Save a decision; return the machines' labels of that post, and the next one.
+    def decide(self, reviewer: str, post_id: str, label: str, browser: str = "") -> Json:
+        """Save a decision made in `browser`; return the machines' labels of that post, and the next one.
 
         Raises:
             DecisionError: See `ReviewLedger.decide`.
         """
         with self._lock:
-            self.ledger.decide(reviewer, post_id, label)
+            self.ledger.decide(reviewer, post_id, label, browser=browser)
             return {"answered": self._answered(post_id, label)} | self._now(reviewer)
 
     def skip(self, reviewer: str, post_id: str) -> Json:
@@ -93,16 +93,16 @@ class ReviewSession:
                 self.ledger.skip(reviewer, post_id)
             return self._now(reviewer)
 
-    def undo(self, reviewer: str, post_id: str) -> Json:
+    def undo(self, reviewer: str, post_id: str, browser: str = "") -> Json:
         """Take the decision on a post back, the reviewer's latest; return the post again.
 
         Raises:
-            DecisionError: It is not their latest.
+            DecisionError: It is not their latest, or was made elsewhere than in `browser`.
         """
         with self._lock:
             latest = self._latest(reviewer)
             if latest is not None and latest.post_id == post_id:
-                assignment = self.ledger.undo(reviewer)
+                assignment = self.ledger.undo(reviewer, browser=browser)
             else:  # an answer that was lost: then the post is with them already
                 assignment = self.ledger.next_post(reviewer)
             if assignment is None or assignment.item.post_id != post_id:

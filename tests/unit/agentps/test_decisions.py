@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from agentps_helpers import TASK, training_folder
 
+from selftrain.agentps import predict
 from selftrain.agentps.checkpoint import load
 from selftrain.agentps.dataset import example, question_set
 from selftrain.agentps.decisions import QuestionDecision, decided, fit_decisions, full_report
@@ -19,6 +20,7 @@ from selftrain.data.posts import Post
 from selftrain.errors import RecipeError
 from selftrain.models.calibration import probabilities
 from selftrain.report.model_page import gather, write_report
+from selftrain.serving import manifest_predictions, row_stream
 from selftrain.serving.load_predictor import load_predictor
 from selftrain.store import checksums
 
@@ -285,3 +287,52 @@ def test_filter_without_a_threshold_says_what_to_give(place, tmp_path, capsys):
     assert not list(tmp_path.glob("sink*"))
     assert main([*words, str(tmp_path / "sink.jsonl"), "--recall", "1"]) == 0
     assert "recall 1.000" in capsys.readouterr().out
+
+
+# ---- going on -------------------------------------------------------------------------------------------
+
+
+class CutOffError(Exception):
+    """A measurement that is cut off."""
+
+
+def test_an_evaluation_that_was_cut_off_scores_no_post_twice(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest_predictions, "CHUNK", 16)
+    monkeypatch.setattr(
+        row_stream.pour, "__kwdefaults__", row_stream.pour.__kwdefaults__ | {"commit_seconds": 0}
+    )
+    scored, whole = [], predict.predict
+
+    def counted(loaded, posts, **options):
+        if len(scored) == 32:
+            scored.append("cut")
+            raise CutOffError
+        scored.extend(post.id for post in posts)
+        return whole(loaded, posts, **options)
+
+    args = ["agentps", "evaluate", str(place / "model"), str(place / "posts.jsonl"), "--out"]
+    assert main([*args, str(tmp_path / "at-once")]) == 0
+    monkeypatch.setattr(predict, "predict", counted)
+    with pytest.raises(CutOffError):
+        main([*args, str(tmp_path / "in-two")])
+    assert not (tmp_path / "in-two" / "metrics.json").exists()
+    assert main([*args, str(tmp_path / "in-two")]) == 0
+    assert [one for one in scored if one != "cut"] == [row["id"] for row in records(place / "posts.jsonl")]
+    for name in ("validation.jsonl", "metrics.json", "report.html"):
+        found = (tmp_path / "in-two" / name).read_text().replace("in-two", "at-once")
+        assert found == (tmp_path / "at-once" / name).read_text(), name
+    assert not list((tmp_path / "in-two").glob("*part*"))
+
+
+def test_bad_rows_beyond_the_limit_throw_no_output_away(place, tmp_path, capsys):
+    source, out = tmp_path / "new.jsonl", tmp_path / "scored.jsonl"
+    rows = [f'{{"id": "p{n}", "text": "awful day {n}"}}' if n % 5 else "{" for n in range(600)]
+    source.write_text("\n".join(rows) + "\n")
+    args = ["agentps", "predict", str(place / "model"), str(source), "--out", str(out)]
+    assert main(args) == 2
+    told = capsys.readouterr().err
+    assert "103 of 512 posts (20.12%) are set aside, at most 100 rows and 5.00% tolerated" in told
+    assert not out.exists()
+    assert main([*args, "--max-bad-rows", "200", "--max-bad-share", ".2"]) == 0
+    assert "120 posts left out, listed in" in capsys.readouterr().err
+    assert [row["id"] for row in records(out)] == [f"p{n}" for n in range(600) if n % 5]

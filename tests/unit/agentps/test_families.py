@@ -182,6 +182,13 @@ def test_a_family_does_what_the_table_says(name, check, tmp_path):
             CHECKS[check](FAMILIES[name](), *more)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_family_computes_attention_product_by_product(name):
+    configs = [getattr(one, "config", None) for one in FAMILIES[name]().whole.modules()]
+    kinds = {one._attn_implementation for one in configs if hasattr(one, "_attn_implementation")}
+    assert kinds == {"sdpa"}
+
+
 def test_the_table_in_docs_is_the_one_that_is_tested():
     lines = [f"| family | {' | '.join(CHECKS)} |", "|---" * (len(CHECKS) + 1) + "|"]
     for name in FAMILIES:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from agentps_helpers import WORDING, answering, moved, tiny_embedded
@@ -9,9 +11,21 @@ from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
 
 from backbones.errors import PromptFitError, WeightsError
 from backbones.mllm import hub
-from backbones.mllm.answering import AnswerHeads, last_positions, merge, trained_names
+from backbones.mllm.answering import (
+    AnswerHeads,
+    compile_blocks,
+    forget_compiled,
+    last_positions,
+    merge,
+    trained_names,
+)
 from backbones.mllm.load import load_reader
 from backbones.mllm.prompts import ANSWER_TOKEN, Prompt, Wording, answer_positions, defuse
+from selftrain.agentps.dataset import question_set
+from selftrain.agentps.recipe import ModelSettings
+from selftrain.data.templates import load_template, template_names
+
+DOCS = Path(__file__).parents[3] / "docs" / "agentps.md"
 
 PROMPTS = [
     Prompt("a short one", [picture("red"), picture("red")]),
@@ -256,6 +270,57 @@ def test_a_prompt_that_lost_an_answer_token_is_refused():
         answer_positions(ids, torch.ones_like(ids), 7, 2)
 
 
+@pytest.mark.parametrize("precise", [True, False])
+def test_what_is_left_out_of_peft_changes_no_number(precise):
+    found = []
+    for lean in (False, True):
+        model, reader = answering(llava_onevision().base(), lean=lean)
+        moved(model).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            logits = model(reader.read(PROMPTS))
+        sum(one.pow(2).sum() for one in logits).backward()
+        found.append({name: one.grad for name, one in model.named_parameters() if one.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(one, found[1][name]) for name, one in found[0].items())
+
+
+def test_neither_the_table_nor_the_adapters_inputs_are_copied():
+    whole, processor = llava_onevision()
+    model, reader = answering(Family(whole.to(torch.bfloat16), processor).base())
+    inputs = reader.read(PROMPTS)
+    sizes, kinds = [], set()
+
+    def note(tensor):
+        sizes.append(tuple(tensor.shape))
+        kinds.add(tensor.dtype)
+        return tensor
+
+    saved = torch.autograd.graph.saved_tensors_hooks(note, lambda one: one)
+    with saved, torch.autocast("cpu", torch.bfloat16):
+        model(inputs)
+    assert not any(size[0] == ROWS for size in sizes if size)
+    layers = [one for one in model.modules() if hasattr(one, "cast_input_dtype_enabled")]
+    assert layers
+    assert not any(one.cast_input_dtype_enabled for one in layers)
+    model(inputs)  # and without autocast the adapters' float32 meets the base's bfloat16
+    assert all(one.cast_input_dtype_enabled for one in layers)
+
+
+def test_compiled_blocks_keep_their_names_and_their_answers(family):
+    model, reader = answering(family)
+    inputs, names = reader.read(PROMPTS), trained_names(model)
+    with torch.no_grad():
+        before = model(inputs)
+        compile_blocks(family.module, backend="eager")
+        after = model(inputs)
+    compiled = [one for one in model.modules() if one._compiled_call_impl is not None]
+    assert len(compiled) >= 2
+    forget_compiled(family.module)
+    assert not [one for one in model.modules() if one._compiled_call_impl is not None]
+    assert trained_names(model) == names
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(before, after, strict=True))
+
+
 def test_gradient_checkpointing_changes_nothing(family):
     mllm = family
     model, reader = answering(mllm)
@@ -341,3 +406,17 @@ def test_a_package_that_a_processor_wants_is_named(tmp_path, monkeypatch):
         hub.load(str(tmp_path))
     with pytest.raises(WeightsError, match="pip install num2words"):
         load_reader(tmp_path, str(tmp_path), WORDING, "left", 96)
+
+
+# ---- what a prompt leaves for a post ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_every_shipped_task_leaves_a_post_the_published_number_of_tokens(name):
+    made, left = ModelSettings(), {}
+    for policy in (False, True):
+        wording = question_set(load_template(name), made.variant, policy=policy).wording
+        left[policy] = tiny_embedded().reader(wording, made.padding, made.max_tokens).words.budget
+    assert left[False] >= 196
+    fixed = made.max_tokens - left[False]
+    assert f"| {name} | {fixed} | {left[False]} | {left[True]} |" in DOCS.read_text(encoding="utf-8")

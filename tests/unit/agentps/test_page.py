@@ -176,6 +176,52 @@ def test_a_training_without_its_losses_says_so(tmp_path):
     assert "Final question by epoch" in told
 
 
+def test_validations_within_epochs_are_told_by_their_steps(tmp_path):
+    made(tmp_path, TWO, drawn_posts(TWO, 30), epochs=2, steps=40)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    first, second = metrics["validations"]
+    within = first | {"epoch": 2, "step": 30}
+    metrics |= {"validations": [first, within, second], "best": 1}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    told = ParsedPage(page_of(tmp_path)).words()
+    assert "Trained for 2 epochs; step 30 is kept" in told
+    assert "Final question by step" in told
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    for row, start, end in ((first, 0, 20), (within, 20, 30), (second, 30, 40)):
+        word = "kept" if end == 30 else "not kept"
+        assert f"{row['step']} {row['epoch']} {word} {np.mean(losses[start:end]):.3f}" in told
+
+
+# ---- decisions and calibration --------------------------------------------------------------------------
+
+
+def test_every_question_has_its_rule_and_how_well_it_is_calibrated(tmp_path):
+    rules = {"final": "precision 0.7", "insult": "precision 1", "target": "macro_f1"}
+    made(tmp_path, TWO, drawn_posts(TWO, 90), skill=0.4, rules=rules)
+    told, page = ParsedPage(page_of(tmp_path)).words(), gather(tmp_path)
+    figures = json.loads((tmp_path / "metrics.json").read_text())["questions"]
+    for one in page.questions:
+        found, calibrated = figures[one.name]["decision"], figures[one.name]["calibration"]
+        assert found["goal"] == rules.get(one.name, "likeliest")
+        threshold = "-" if found["threshold"] is None else f"{found['threshold']:.3f}"
+        precision = found["figures"]["precision"]
+        assert (
+            f"{threshold} {precision['value']:.3f} {precision['low']:.3f} to {precision['high']:.3f}" in told
+        )
+        for name in ("calibrated", "raw"):
+            assert f"error {calibrated[name]['ece']:.3f}" in told
+            bins = calibrated[name]["bins"]
+            gaps = sum(part["posts"] * abs(part["confidence"] - part["accuracy"]) for part in bins)
+            assert gaps / sum(part["posts"] for part in bins) == pytest.approx(calibrated[name]["ece"])
+    if note := figures["insult"]["decision"]["note"]:
+        assert f"{note}; the likeliest answer is given" in told
+    rows, listing = rows_of(tmp_path), json.loads(str(page.cases.listing))
+    threshold = figures["final"]["decision"]["threshold"]
+    said = [int(row["probabilities"]["offensive"] < threshold) for row in rows]
+    assert listing["said"][0] == said, "the table shows the answer that is given, not the likeliest"
+    assert said != [int(row["probabilities"]["offensive"] < 0.5) for row in rows]
+
+
 # ---- gaps -------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,13 +14,12 @@ from agentps_helpers import TASK, accelerating, built_model, drawn_posts, traini
 from mllm_families import Family, llava_onevision, picture
 
 from losses.process import process_loss
-from selftrain.agentps import evaluate
 from selftrain.agentps import train as training
 from selftrain.agentps.checkpoint import PROGRESS, WEIGHTS, load_weights, trained
 from selftrain.agentps.dataset import question_set
 from selftrain.agentps.evaluate import headline, score
 from selftrain.agentps.frames import Frames
-from selftrain.agentps.model import assemble, stack_targets
+from selftrain.agentps.model import assemble, part_sizes, stack_targets
 from selftrain.agentps.recipe import ModelSettings, TrainingSettings
 from selftrain.agentps.train import (
     QUARANTINE,
@@ -94,11 +94,28 @@ def test_batches_waste_less_than_half_of_what_unsorted_ones_do():
 
 
 @pytest.mark.parametrize(("processes", "size"), [(1, 100), (1, 3), (2, 3), (3, 2), (8, 4)])
-def test_processes_share_a_step(processes, size):
+@pytest.mark.parametrize("tokens", [None, 11])
+def test_processes_share_a_step(processes, size, tokens):
     [step, *_] = Order([5] * 16, 16, seed=0).epoch(0)
-    parts = [share_of_step(step, rank, processes, size) for rank in range(processes)]
+    kinds = {"lengths": np.full(16, 5), "tokens": tokens}
+    parts = [share_of_step(step, rank, processes, size, **kinds) for rank in range(processes)]
+    assert tokens is None or max(len(p) for rank in parts for p in rank) <= 2
     assert sorted(np.concatenate([p for rank in parts for p in rank])) == sorted(step)
     assert all(rank and max(map(len, rank)) <= size for rank in parts)
+
+
+@pytest.mark.parametrize("posts", [1, 3, 16])
+@pytest.mark.parametrize("tokens", [1, 40, 200, None])
+def test_parts_hold_no_more_than_they_may_and_every_post_once(posts, tokens):
+    lengths = np.sort(np.random.default_rng(0).integers(5, 90, 50))
+    sizes = part_sizes(lengths.tolist(), posts, tokens)
+    assert sum(sizes) == 50
+    parts = np.split(lengths, np.cumsum(sizes)[:-1])
+    assert all(1 <= len(one) <= posts for one in parts)
+    assert all(len(one) == 1 or tokens is None or len(one) * one.max() <= tokens for one in parts)
+    # no part is smaller than it has to be
+    for one, after in pairwise(parts):
+        assert len(one) == posts or (len(one) + 1) * max(one.max(), after[0]) > tokens
 
 
 # ---- one step -------------------------------------------------------------------------------------------
@@ -106,15 +123,31 @@ def test_processes_share_a_step(processes, size):
 
 def test_a_step_in_parts_is_a_step_in_one(tmp_path, cpu, as_examples):
     results = []
-    for part in (16, 3):
+    for part, tokens in ((16, None), (3, None), (16, 200)):
         built = built_model()
-        (tmp_path / str(part)).mkdir()
-        go(built, as_examples(drawn_posts(32), built), tmp_path / str(part), cpu, part=part, batch_size=16)
-        results.append(lines(tmp_path / str(part)))
+        folder = tmp_path / f"{part} {tokens}"
+        folder.mkdir()
+        posts = as_examples(drawn_posts(32), built)
+        go(built, posts, folder, cpu, part=part, part_tokens=tokens, batch_size=16)
+        results.append(lines(folder))
     assert len(results[0]) == 4
-    for one, other in zip(*results, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=2e-4)
-        assert one["parts"] == pytest.approx(other["parts"], abs=2e-4)
+    for one, *others in zip(*results, strict=True):
+        for other in others:
+            assert one["loss"] == pytest.approx(other["loss"], abs=2e-4)
+            assert one["parts"] == pytest.approx(other["parts"], abs=2e-4)
+
+
+def test_scores_do_not_hang_on_how_many_tokens_are_computed_at_once(as_examples):
+    built = built_model()
+    posts = as_examples(drawn_posts(50), built)
+    sizes = []
+    read = built.collator.read
+    built.collator.read = lambda batch: sizes.append(len(batch)) or read(batch)
+    whole, limited = (list(score(built.model, built.collator, posts, tokens=one)) for one in (None, 200))
+    assert [one.example.id for one in limited] == [one.id for one in posts]
+    assert max(sizes[:4]) == 16 > max(sizes[4:]) > 1
+    for one, other in zip(whole, limited, strict=True):
+        np.testing.assert_allclose(one.answers[-1], other.answers[-1], atol=1e-5)
 
 
 def test_the_first_loss_is_that_of_the_formula(tmp_path, cpu, as_examples):
@@ -131,17 +164,15 @@ def test_the_first_loss_is_that_of_the_formula(tmp_path, cpu, as_examples):
     assert line["parts"] == pytest.approx(expected.parts.tolist(), abs=1e-4)
 
 
-def test_what_is_read_ahead_of_a_gpu_trains_and_scores_alike(tmp_path, cpu, as_examples, monkeypatch):
+def test_what_is_read_ahead_of_a_gpu_trains_and_scores_alike(tmp_path, cpu, as_examples):
     folders, scores = [], []
-    for threads in (0, 3):
-        monkeypatch.setattr(training, "threads_for", lambda _, threads=threads: threads)
-        monkeypatch.setattr(evaluate, "threads_for", lambda _, threads=threads: threads)
+    for workers in (0, 2):
         built = built_model()
         posts = as_examples(drawn_posts(100), built)
-        folders.append(tmp_path / str(threads))
+        folders.append(tmp_path / str(workers))
         folders[-1].mkdir()
-        go(built, posts[:32], folders[-1], cpu)
-        scored = list(score(built.model, built.collator, posts, batch_size=3))
+        go(built, posts[:32], folders[-1], cpu, workers=workers)
+        scored = list(score(built.model, built.collator, posts, batch_size=3, workers=workers))
         assert [one.example.id for one in scored] == [one.id for one in posts]
         scores.append(np.array([one.answers[-1] for one in scored]))
     assert lines(folders[0]) == lines(folders[1])
@@ -442,6 +473,13 @@ def test_one_that_is_cut_off_validates_and_ends_as_one_that_was_not(tmp_path, cp
         assert steps == [one for one in scores if one >= cut]
         assert (folder / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
         assert lines(folder) == lines(tmp_path / "whole")
+
+
+def test_training_leaves_cudnns_attention_alone():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    with accelerating(cpu=True):
+        make_accelerator(TrainingSettings(device="cpu"))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 # ---- what cannot go on ----------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
+from attack_helpers import many_scans, picture
 from PIL import Image
 
+from backbones import images
 from backbones.errors import ImageError
 from backbones.images import MAX_PIXELS, check_image, open_image
 
@@ -138,3 +140,60 @@ def test_a_jpeg_is_decoded_small_but_not_below_twice_the_target(tmp_path):
     Image.new("RGB", (1600, 800)).save(path)
     assert open_image(path, target_size=100).size == (400, 200)
     assert open_image(path).size == (1600, 800)
+
+
+# ---- large ones ----
+
+
+def drawn(mode, size):
+    rng = np.random.RandomState(1)
+    bands = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode]
+    values = rng.randint(0, 255, (size[1], size[0], bands), dtype=np.uint8)
+    if mode in ("1", "P"):
+        return Image.fromarray(values[..., 0]).convert(mode)
+    return Image.fromarray(values[..., 0] if bands == 1 else values, mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
+def test_a_large_picture_in_strips_is_what_it_is_as_a_whole(tmp_path, monkeypatch, mode):
+    path, exif = tmp_path / "a.png", Image.Exif()
+    exif[0x0112] = 6  # turned
+    drawn(mode, (130, 97)).save(path, exif=exif)
+    whole = open_image(path)
+    monkeypatch.setattr(images, "LARGE", 1000)
+    monkeypatch.setattr(images, "_STRIP", 1300)
+    assert np.array_equal(np.asarray(open_image(path)), np.asarray(whole))
+    # shrunk on the way: by 4, for 97 is more than eight times 10 and at least twice 10 are left
+    shrunk = open_image(path, target_size=10)
+    assert shrunk.size == (25, 33)
+    upright = np.asarray(
+        whole.transpose(Image.Transpose.ROTATE_90).reduce(4).transpose(Image.Transpose.ROTATE_270)
+    )
+    assert np.array_equal(np.asarray(shrunk), upright)
+
+
+def test_what_was_shrunk_on_the_way_is_not_shrunk_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "LARGE", 1000)
+    drawn("RGB", (200, 300)).save(tmp_path / "a.png")
+    once = open_image(tmp_path / "a.png", target_size=20)
+    once.save(tmp_path / "b.bmp")
+    assert np.array_equal(np.asarray(open_image(tmp_path / "b.bmp", target_size=20)), np.asarray(once))
+
+
+def test_16_bits_are_scaled_as_before(tmp_path):
+    samples = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(samples).save(tmp_path / "a.png")
+    expected = (samples / 257).round().astype(np.uint8)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png"))[..., 0], expected)
+
+
+def test_a_jpeg_in_many_scans_is_refused_undecoded_and_a_usual_one_is_not(tmp_path):
+    usual, many = tmp_path / "usual.jpg", tmp_path / "many.jpg"
+    usual.write_bytes(picture(900, 900, "RGB", "JPEG", progressive=True))
+    many.write_bytes(many_scans(900, 900, 400))
+    assert open_image(usual).size == (900, 900)
+    assert check_image(usual).work < check_image(many, max_pixels=50_000_000).work
+    limit = 900 * 900
+    assert check_image(usual, max_pixels=limit).format == "JPEG"
+    with pytest.raises(ImageError, match=r"many\.jpg.*progressive JPEG of 900 x 900 pixels in 4\d\d scans"):
+        open_image(many, max_pixels=limit)

@@ -70,6 +70,8 @@ def test_the_label_of_a_pair_follows_from_its_answers(task, data_root):
     tweets = [line.partition(": ")[2] for post in posts for line in post.text.split("\n")]
     assert len(set(tweets)) == len(tweets) == 2 * (60 + 20 + 60)
     soft = relabel(drawn.train, task, "soft", 0)
+    with pytest.raises(DataError, match="lower --n"):
+        agentps_study.pairs(task, 2000, 0, data_root)
     probs = [one.extra[PROVENANCE][q]["probability"] for one in soft for q in ("first", "second")]
     assert all(0.5 <= one <= 1 for one in probs)
     assert len(set(probs)) > 50

@@ -40,16 +40,77 @@ def test_the_sizes_are_the_published_ones():
     assert count(model.vision_tower) == 26 * layer + around
 
 
-@pytest.mark.parametrize("album", ["images", "video"])
-def test_posts_a_second_and_their_cost_come_out_of_a_real_training(cpu, album, monkeypatch):
+@pytest.fixture
+def small(monkeypatch):
+    """Albums of three, steps of four posts."""
     monkeypatch.setattr(agentps_gpu, "ALBUM", 3)
     monkeypatch.setattr(agentps_gpu, "STEP", 4)
-    base = llava_onevision().base(album=album)
-    found = agentps_gpu.throughput(base, cpu, posts=6, side=28)
-    assert set(found) == {
-        "training, posts a second", "scoring, posts a second", "training, TFLOP a post",
-    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_every_variant_is_measured_by_a_real_training(cpu, small, lean, tmp_path, capsys):
+    posts = agentps_gpu.draw_albums(tmp_path, 6, 28)
+    images = agentps_gpu.assembled(llava_onevision().base(), 28, lean=lean)
+    video = agentps_gpu.assembled(llava_onevision().base(album="video"), 28, lean=lean)
+    variants = [one for one in agentps_gpu.VARIANTS if one.lean == lean]
+    found = agentps_gpu.measure(
+        {"images": images, "video": video}, cpu, posts, variants, rate=1e12, compiler="eager"
+    )
+    kinds = {"posts a second", "tokens a post", "TFLOP a post", "share of the card's rate"}
+    cells = [(album, one) for one in variants for album in one.albums]
+    expected = {f"{album}: {one.name}: {kind}" for album, one in cells for kind in kinds}
+    expected |= {f"{album}: {one.name}: scored a second" for album, one in cells if one.scored}
+    assert set(found) == expected
     assert all(value > 0 for value in found.values())
+    if lean:  # without the tower a post costs less
+        kept, computed = (f"images: + {one}: TFLOP a post" for one in ("features kept", "parts by tokens"))
+        assert found[kept] < found[computed]
+    assert capsys.readouterr().out.count("posts a second") == len(cells)
+
+
+def test_what_fails_or_comes_too_late_costs_no_other_figure(cpu, small, tmp_path, monkeypatch, capsys):
+    posts = agentps_gpu.draw_albums(tmp_path, 4, 28)
+    built = {"images": agentps_gpu.assembled(llava_onevision().base(), 28)}
+
+    def lacking(*_args):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(agentps_gpu, "_timed", lacking)
+    variants = agentps_gpu.VARIANTS[3:4]
+    assert agentps_gpu.measure(built, cpu, posts, variants, rate=1e12) == {}
+    assert "RuntimeError: no compiler here" in capsys.readouterr().out
+    assert agentps_gpu.measure(built, cpu, posts, variants, rate=1e12, seconds=-1) == {}
+    assert "no time left for + parts by tokens, images" in capsys.readouterr().out
+
+
+def test_reading_alone_is_measured_by_threads_and_by_processes(small, tmp_path):
+    posts = agentps_gpu.draw_albums(tmp_path, 4, 384)
+    found = agentps_gpu.reading(agentps_gpu.llava_reader("video"), posts, side=384)
+    assert "reading, four threads and a lock" in found
+    assert "reading, 1 process" in found
+    assert "reading, 2 processes" in found
+    assert all(value > 0 for value in found.values())
+
+
+def test_half_of_a_causal_attention_is_not_counted():
+    """By the operators of a GPU, which need none where there is nothing to compute."""
+    query = torch.empty(1, 2, 8, 16, device="meta")
+    counts = {}
+    for causal in (False, True):
+        with agentps_gpu.FlopCounterMode(
+            display=False, custom_mapping=agentps_gpu.attention_counters()
+        ) as counter:
+            torch.ops.aten._scaled_dot_product_flash_attention(query, query, query, 0.0, causal)
+        flash = counter.get_total_flops()
+        with counter:
+            torch.ops.aten._scaled_dot_product_efficient_attention(
+                query, query, query, None, True, 0.0, causal
+            )
+        assert counter.get_total_flops() == flash
+        counts[causal] = flash
+    # two products of 8 x 8 x 16 for two heads
+    assert counts[False] == 2 * 2 * 8 * 8 * 16 * 2
+    assert counts[True] == counts[False] / 2
 
 
 def test_operations_are_those_of_the_products(cpu, tmp_path):

@@ -38,6 +38,7 @@ from input_kinds import (
     sheet,
     times,
 )  # fmt: skip
+from page_tables import write_table
 from PIL import Image
 
 from selftrain.cli import main
@@ -691,23 +692,9 @@ def test_fuzzed_long(reader, given_to, tmp_path):
 
 # ---- the table ----
 
-BEGIN, END = "<!-- cases: written by tests/unit/data/test_cases.py -->", "<!-- end of cases -->"
-
 
 def test_the_table_is_written_where_it_is_asked_for():
-    """Last of the module: SELFTRAIN_CASES_TABLE names the page whose table is written anew."""
-    page = os.environ.get("SELFTRAIN_CASES_TABLE")
-    if not page:
+    """Last of the module."""
+    if not os.environ.get("SELFTRAIN_CASES_TABLE"):
         pytest.skip("no table: SELFTRAIN_CASES_TABLE names no page")
-    counts = Counter(OUTCOMES)
-    head = ("tried", READ, SET_ASIDE, REFUSED, "misread", "silent", "traceback")
-    table = [f"| kind | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-    for name in [*sorted({name for name, _ in OUTCOMES}), "all"]:
-        row = [
-            sum(n for (kind, what), n in counts.items() if name in (kind, "all") and what == one)
-            for one in head[1:]
-        ]
-        table.append(f"| {name} | {' | '.join(map(str, [sum(row), *row]))} |")
-    text = Path(page).read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    Path(page).write_text(f"{before}{BEGIN}\n" + "\n".join(table) + f"\n{END}{after}")
+    write_table("cases", (READ, SET_ASIDE, REFUSED, "misread", "silent", "traceback"), Counter(OUTCOMES))

@@ -64,6 +64,7 @@ def test_four_classes_are_learned_and_a_run_goes_on_where_it_stopped(tmp_path, r
         assert set(one.training.labelled) == set(CLASSES)
     assert rounds[1].sets.candidates.posts == 40
     assert set(rounds[1].theta) == set(CLASSES)
+    assert sum(rounds[1].theta.values()) == pytest.approx(1, abs=1e-4)
     assert rounds[1].pseudo_label_precision > 0.75  # agents right on .85, which err together
     # the same, stopped after round 1 and begun again
     part = rounds_of(tmp_path / "part", corpus, rule)

@@ -37,7 +37,7 @@ class Served:
             on_loaded=self.loaded.set,
         )  # fmt: skip
         self.service = Service(self.batcher, self.scratch, self.measures, limits=limits, key=key)
-        self.client = TestClient(build_app(self.service))
+        self.client = TestClient(build_app(self.service), base_url="http://localhost")
         if load:
             self.load()
 
@@ -185,6 +185,7 @@ def test_a_body_is_refused_by_its_length_or_as_it_streams(make):
 
 def test_bytes_under_way_have_a_common_limit_and_are_given_back(make, monkeypatch):
     monkeypatch.setattr(app_module, "BODIES", 0.5)
+    monkeypatch.setattr(app_module, "SMALL", 100)  # bytes that are taken in any case
     served = make(limits=RequestLimits(body=1000))
     assert served.client.post("/score", content=b"x" * 600).status_code == 429
     assert served.client.post("/score", json={"id": "a", "text": "0.1"}).status_code == 200

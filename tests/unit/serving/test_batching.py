@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import pytest
 from serving_helpers import HeldPredictor, TextPredictor
@@ -233,3 +234,56 @@ def test_a_model_that_cannot_be_loaded_or_scores_nothing_is_told(first):
         early.result(WAIT)
     with pytest.raises(DrainingError):
         batcher.submit(posts_of("0.2"))
+
+
+# ---- fairness ----
+
+
+def taken_of(batcher, count):
+    """The texts of the next posts, as the model's thread would take them."""
+    return [one.post.text for _ in range(count) for one in batcher._take()]
+
+
+@pytest.fixture
+def waiting():
+    """One that has not begun: what it would take is looked at."""
+    return Batcher(TextPredictor, max_batch=1, max_wait=0, max_queue=64, observe=Observer().batch)
+
+
+def test_clients_share_the_model_whatever_the_number_of_their_requests(waiting):
+    for number in range(6):
+        waiting.submit(posts_of(f"a{number}", f"a{number}"), client="a")
+    waiting.submit(posts_of("b", "b", "b"), client="b")
+    assert taken_of(waiting, 6) == ["a0", "b", "a1", "b", "a2", "b"]
+    assert taken_of(waiting, 9) == ["a3", "a4", "a5", "a0", "a1", "a2", "a3", "a4", "a5"]
+    assert waiting.queued == 0
+
+
+def test_a_short_post_does_not_wait_for_long_ones_that_came_before(waiting):
+    long = "long " * 400
+    for _ in range(3):
+        waiting.submit(posts_of(long, long))
+    waiting.submit(posts_of("short", "short"))
+    # a long one costs as much as five: that much of short ones comes first
+    assert [text[:5] for text in taken_of(waiting, 4)] == ["short", "short", "long ", "long "]
+
+
+def test_long_posts_and_albums_make_smaller_batches():
+    batcher = Batcher(TextPredictor, max_batch=4, max_wait=0, max_queue=64, observe=Observer().batch)
+    albums = [Post(f"p{n}", "album", tuple(Path(f"{k}") for k in range(16))) for n in range(3)]
+    batcher.submit(albums)
+    assert [len(batcher._take()) for _ in range(3)] == [1, 1, 1]
+    batcher.submit(posts_of(*["x"] * 8))
+    assert [len(batcher._take()) for _ in range(2)] == [4, 4]
+
+
+def test_in_a_full_queue_a_large_request_gives_way_to_a_small_one(waiting):
+    small = waiting.submit(posts_of("0.1"), client="b")
+    large = waiting.submit(posts_of(*["0.2"] * 63), client="a")
+    fits = waiting.submit(posts_of("0.3"), client="b")
+    with pytest.raises(QueueFullError, match="at most 64 may wait"):
+        large.result(WAIT)
+    assert waiting.queued == 2
+    assert not small.done()
+    assert not fits.done()
+    assert taken_of(waiting, 2) == ["0.1", "0.3"]

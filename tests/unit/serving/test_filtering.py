@@ -14,8 +14,9 @@ from serving_helpers import TextPredictor, validation_of
 
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
-from selftrain.serving.filter import FilterSink, filter_posts
+from selftrain.serving.filter import filter_posts
 from selftrain.serving.measured_posts import validation_scores
+from selftrain.serving.row_stream import Sink
 
 
 def records(path):
@@ -117,7 +118,7 @@ def test_a_source_that_is_not_there_leaves_a_sink_that_can_be_begun(tmp_path):
 
 
 def test_two_filters_do_not_write_one_sink(tmp_path):
-    with FilterSink(tmp_path / "sink.jsonl", {}).opened(), pytest.raises(RunBusyError):
+    with Sink(tmp_path / "sink.jsonl", {}).opened(), pytest.raises(RunBusyError):
         run(write_rows(tmp_path / "in.jsonl", [{"id": "a", "text": "0.9"}]), tmp_path / "sink.jsonl")
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
+import re
 from io import BytesIO
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from selftrain.models.predictor import Prediction
-from selftrain.serving.wire import BadRequestError, RequestLimits, answer, parse, place
+from selftrain.serving.wire import RequestLimits, ValueCount, answer, parse, place
+from selftrain.web.access import BadRequestError
 
 LIMITS = RequestLimits(body=10_000, posts=3, text=20, image=3_000, pixels=10_000)
 
@@ -54,7 +59,7 @@ def test_a_list_and_a_single_post_are_read():
         (body({"posts": [post()], "model": 1}), 422, "unknown field 'model'; expected posts"),
         (body(post(label="x")), 422, "the post has the unknown field 'label'; expected id, text, images"),
         (body({"posts": [post(id=str(n)) for n in range(4)]}), 413, "4 posts; at most 3"),
-        (body({"posts": [post(), post()]}), 422, "id 'a' stands twice"),
+        (body({"posts": [post(), post()]}), 409, "id 'a' stands twice"),
         (body({"text": "x"}), 422, "id is empty or absent"),
         (body(post(id=7)), 422, "id is a number; expected a text"),
         (body(post(text=["x"])), 422, "text is a list; expected a text"),
@@ -100,7 +105,7 @@ def test_a_bad_picture_costs_its_post_alone_and_names_it_as_the_client_knows_it(
         ),
         LIMITS._replace(posts=9),
     )
-    placed = place(given, tmp_path, LIMITS.pixels)
+    placed = place(given, tmp_path, LIMITS)
     assert list(placed.posts) == [1]
     assert placed.posts[1].images[0].read_bytes() == png()
     assert "images[1]: 101 x 100 = 10,100 pixels; at most 10,000" in placed.reasons[0]
@@ -118,6 +123,56 @@ def test_a_bad_picture_costs_its_post_alone_and_names_it_as_the_client_knows_it(
 
 
 def test_a_post_of_nothing_has_a_reason_and_no_score(tmp_path):
-    placed = place(parse(body(post(text=" ")), LIMITS), tmp_path, LIMITS.pixels)
+    placed = place(parse(body(post(text=" ")), LIMITS), tmp_path, LIMITS)
     assert placed.posts == {}
     assert "neither text nor image" in placed.reasons[0]
+
+
+# ---- counted before it is parsed ----
+
+
+def counted(content, most, size):
+    count = ValueCount(most)
+    for start in range(0, len(content), size):
+        count.feed(content[start : start + size])
+    return count
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda one: st.lists(one) | st.dictionaries(st.text(), one),
+    ),
+    st.integers(1, 7),
+    st.booleans(),
+)
+def test_values_are_counted_alike_however_a_body_is_cut(value, size, ascii_only):
+    content = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
+    # the naive way: every string is one, what stands beside the strings counts by the byte
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', "s", json.dumps(value, ensure_ascii=ascii_only))
+    expected = len(re.sub(r"\s", "", bare))
+    counted(content, expected, size)
+    with pytest.raises(BadRequestError, match="more values") as refused:
+        counted(content, expected - 1, size)
+    assert refused.value.status == 413
+
+
+def test_the_largest_request_that_is_allowed_is_not_too_many_values():
+    limits = RequestLimits(posts=20)
+    one = {"id": 'a"\\', "text": None, "images": ["eA=="] * 16}
+    counted(json.dumps({"posts": [one] * 20}, indent=4).encode(), limits.values, 1000)
+
+
+def test_a_refusal_comes_back_whole_from_another_process():
+    back = pickle.loads(pickle.dumps(BadRequestError(413, "too much")))
+    assert (back.status, str(back)) == (413, "too much")
+
+
+def test_images_of_a_request_have_a_common_budget(tmp_path):
+    posts = [post(id=str(n), images=[encoded(png(90, 90))]) for n in range(3)]
+    with pytest.raises(
+        BadRequestError, match="posts 0 to 2 cost as much to decode as 48,600 pixels"
+    ) as refused:
+        place(parse(body({"posts": posts}), LIMITS), tmp_path, LIMITS._replace(work=40_000))
+    assert refused.value.status == 413
+    assert len(place(parse(body({"posts": posts}), LIMITS), tmp_path, LIMITS).posts) == 3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 
 import pytest
 
 from selftrain.errors import ServingError
+from selftrain.web import http_server
 from selftrain.web.http_server import endpoint_of, listen
 
 
@@ -24,3 +26,22 @@ def test_a_free_port_is_found_and_a_taken_one_named():
 def test_a_port_that_is_none_is_an_error_with_words(port):
     with pytest.raises(ServingError, match="cannot be listened on"):
         listen("127.0.0.1", port)
+
+
+def test_a_line_that_anybody_can_have_logged_is_logged_a_few_times_a_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(http_server.time, "monotonic", lambda: now[0])
+    sparing, written = http_server._Sparing(), []
+
+    def log(times, line, place=1):
+        for _ in range(times):
+            record = logging.LogRecord("x", logging.WARNING, "file.py", place, line, (), None)
+            if sparing.filter(record):
+                written.append(record.getMessage())
+
+    log(1000, "refused")
+    log(1, "something else", place=2)
+    assert written == ["refused"] * 5 + ["something else"]
+    now[0] = 61.0
+    log(2, "refused")
+    assert written[6:] == ["refused (and 995 like it before)", "refused"]

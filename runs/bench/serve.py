@@ -1,0 +1,294 @@
+"""`python -m runs.bench serve`: how long honest clients wait while hostile ones attack the server.
+
+64 clients score one post each, one after the other, on a `selftrain serve` of a real model: first alone, then
+beside 20 that do what a server is afraid of. The figure is the 99th percentile of an honest wait under attack
+over that of calm, and how many honest requests were not answered with a score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runs.bench.study import Figure, Figures
+from selftrain.data.drawn import draw_posts
+from selftrain.errors import DataError
+from selftrain.runs import run as run_recipe
+
+HONEST, HOSTILE = 64, 20
+RECIPE = """
+seed = 1
+[data]
+manifest = "data/manifest.jsonl"
+task = "data/task.toml"
+labelled = 20
+[backbone]
+cache = "cache"
+[selection]
+k = 10
+[rounds]
+max = 1
+"""
+ANSWER_SECONDS = 120.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds the study's options."""
+    parser = subparsers.add_parser("serve", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of calm, and of attack (default: 30)")
+    parser.add_argument("--repeats", type=int, default=2, help="pairs of both (default: 2)")
+    parser.add_argument("--json", type=Path, help="append the figures to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print the figures.
+
+    Raises:
+        DataError: The server does not start.
+    """
+    figures = Figures(args.json)
+    with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as name:
+        folder = Path(name)
+        draw_posts(folder / "data", 300)
+        (folder / "recipe.toml").write_text(RECIPE)
+        run_recipe(folder / "recipe.toml", out=folder / "run")
+        rows = [json.loads(line) for line in (folder / "data" / "manifest.jsonl").read_text().splitlines()]
+        bodies = [_body(row, folder / "data") for row in rows]
+        for repeat in range(args.repeats):
+            calm, attacked = asyncio.run(_measure(folder, bodies, args.seconds))
+            for method, found in (("calm", calm), ("attacked", attacked)):
+                values = {
+                    "p50": found.at(50),
+                    "p99": found.at(99),
+                    "errors": found.errors,
+                    "health": found.health,
+                }
+                figures.add(
+                    [
+                        Figure("serve", "drawn", method, len(found.waits), repeat, metric, float(value))
+                        for metric, value in values.items()
+                    ]
+                )
+            ratio = attacked.at(99) / calm.at(99)
+            figures.add([Figure("serve", "drawn", "attacked over calm", HOSTILE, repeat, "p99", ratio)])
+    print("\n".join(figures.table()))
+    return 0
+
+
+def _body(row: dict[str, Any], folder: Path) -> bytes:
+    images = [base64.b64encode((folder / name).read_bytes()).decode() for name in row.get("images", [])]
+    return json.dumps({"id": row["id"], "text": row.get("text", ""), "images": images}).encode()
+
+
+class Waits(NamedTuple):
+    """What honest clients met.
+
+    Attributes:
+        waits: Seconds from a request to its scores, of each.
+        errors: Requests without.
+        health: Longest wait for /health, seconds.
+    """
+
+    waits: list[float]
+    errors: int
+    health: float
+
+    def at(self, percentile: float) -> float:
+        """Return the seconds that so many per cent wait at most."""
+        return float(np.percentile(self.waits, percentile))
+
+    def told(self) -> str:
+        """Return the figures in a line."""
+        return (
+            f"{len(self.waits):,} posts, median {self.at(50):.3f} s, p99 {self.at(99):.3f} s,"
+            f" {self.errors} errors, /health {self.health:.3f} s at most"
+        )
+
+
+async def _measure(folder: Path, bodies: list[bytes], seconds: float) -> tuple[Waits, Waits]:
+    async with _server(folder) as port:
+        await _wait(port, bodies, seconds / 5)  # warm
+        calm = await _wait(port, bodies, seconds)
+        print(f"calm: {calm.told()}", flush=True)
+        attacking = [asyncio.ensure_future(_attack(port, number)) for number in range(HOSTILE)]
+        await asyncio.sleep(1)
+        attacked = await _wait(port, bodies, seconds)
+        print(f"attacked: {attacked.told()}", flush=True)
+        for one in attacking:
+            one.cancel()
+        await asyncio.gather(*attacking, return_exceptions=True)
+    return calm, attacked
+
+
+@asynccontextmanager
+async def _server(folder: Path) -> AsyncIterator[int]:
+    command = [sys.executable, "-m", "selftrain", "serve", str(folder / "run"), "--port", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
+    assert process.stdout is not None, "it is a pipe"
+    try:
+        port = 0
+        for line in process.stdout:
+            if found := re.match(r"listening on http://127\.0\.0\.1:(\d+)", line):
+                port = int(found[1])
+            if line.startswith("ready"):
+                break
+        else:
+            raise DataError(f"the server ended with {process.wait()} before it was ready")
+        yield port
+    finally:
+        for _ in range(2):  # what hostile ones have left is not waited for
+            process.terminate()
+            await asyncio.sleep(1)
+        process.wait()
+
+
+# ---- honest ones ---------------------------------------------------------------------------------------
+
+
+async def _wait(port: int, bodies: list[bytes], seconds: float) -> Waits:
+    """Let the honest clients score posts for so long."""
+    found = Waits([], 0, 0.0)
+    until = time.monotonic() + seconds
+    errors = [0]
+    longest = [0.0]
+
+    async def client(number: int) -> None:
+        draw = random.Random(number)
+        while time.monotonic() < until:
+            began = time.monotonic()
+            status = await _ask(port, b"POST /score", draw.choice(bodies))
+            if status == 200:
+                found.waits.append(time.monotonic() - began)
+            else:
+                errors[0] += 1
+
+    async def probe() -> None:
+        while time.monotonic() < until:
+            began = time.monotonic()
+            await _ask(port, b"GET /health")
+            longest[0] = max(longest[0], time.monotonic() - began)
+            await asyncio.sleep(0.1)
+
+    await asyncio.gather(probe(), *(client(number) for number in range(HONEST)))
+    return found._replace(errors=errors[0], health=longest[0])
+
+
+async def _ask(port: int, what: bytes, body: bytes = b"") -> int:
+    """Return the status of an answer, read to its end; 0: there is none."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(_head(what, f"Content-Length: {len(body)}") + body)
+                await writer.drain()
+                answer = await reader.read()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return 0
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def _head(what: bytes, *lines: str) -> bytes:
+    told = ("Host: localhost", "Content-Type: application/json", "Connection: close", *lines)
+    return what + b" HTTP/1.1\r\n" + "".join(f"{line}\r\n" for line in told).encode() + b"\r\n"
+
+
+# ---- hostile ones --------------------------------------------------------------------------------------
+
+
+async def _attack(port: int, number: int) -> None:
+    """Do one of the attacks, over and over."""
+    attack, prepared = ATTACKS[number % len(ATTACKS)]
+    given = prepared()
+    while True:
+        with suppress(OSError):
+            await attack(port, given)
+        await asyncio.sleep(0.01)
+
+
+async def _score(port: int, body: bytes) -> None:
+    await _ask(port, b"POST /score", body)
+
+
+async def _half_open(port: int, begun: bytes) -> None:
+    writers = []
+    try:
+        for _ in range(200):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(begun)
+            writers.append(writer)
+        await asyncio.sleep(1)
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+async def _dribble(port: int, head: bytes) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for place in range(len(head)):
+            writer.write(head[place : place + 1])
+            await writer.drain()
+            await asyncio.sleep(0.1)
+    finally:
+        writer.close()
+
+
+async def _leave(port: int, body: bytes) -> None:
+    """Ask, and go away before the answer."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(_head(b"POST /score", f"Content-Length: {len(body)}") + body)
+    await writer.drain()
+    writer.close()
+
+
+def _pictures(count: int, form: str = "PNG") -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("L", (7000, 7000)).save(file, form)
+    images = [base64.b64encode(file.getvalue()).decode()] * 4
+    return json.dumps({"posts": [{"id": str(n), "images": images} for n in range(count)]}).encode()
+
+
+def _texts() -> bytes:
+    return json.dumps({"posts": [{"id": str(n), "text": "word " * 3999} for n in range(256)]}).encode()
+
+
+def _one_picture() -> bytes:
+    whole = json.loads(_pictures(1))
+    return json.dumps({"id": "a", "images": whole["posts"][0]["images"][:1]}).encode()
+
+
+ATTACKS: tuple[tuple[Callable[[int, bytes], Awaitable[None]], Callable[[], bytes]], ...] = (
+    (_score, lambda: _pictures(4)),
+    (_score, _one_picture),
+    (_score, _texts),
+    (_score, lambda: b'{"posts": [' + b"{}," * 6_000_000 + b"{}]}"),
+    (_score, lambda: b'{"id": "' + b"\\u0041" * 3_000_000 + b'"}'),
+    (_half_open, lambda: b""),
+    (_half_open, lambda: b"POST /score HTTP/1.1\r\nHost: loc"),
+    (_dribble, lambda: _head(b"POST /score", "X: " + "y" * 5000)),
+    (_leave, _one_picture),
+    (_score, lambda: b"[" * 19_000_000),
+)
+"""What a hostile client does, and what with; two clients do each."""

@@ -1,0 +1,94 @@
+"""Which requests a server of ours takes: under its own name, from its own pages, with a body that arrives.
+
+A name that was pointed at this machine ("DNS rebinding") and another site's page in the same browser are the
+two ways in which a stranger's page reaches a server on loopback; a body without end, or a byte a second, is
+how anybody holds one up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
+
+
+class BadRequestError(Exception):
+    """A request that is refused. Never leaves the server.
+
+    Attributes:
+        status: 400 for what is no JSON, 403 for a foreign page's, 408 for what does not arrive, 409 for two
+            of one name, 413 for too much, 415 for another type, 422 for another form than expected.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)  # so that it comes back whole from a process of its own
+        self.status = status
+
+    def __str__(self) -> str:
+        """Return the message alone."""
+        return str(self.args[1])
+
+
+def is_own_name(host: str, names: Collection[str]) -> bool:
+    """Return whether a Host header names this server: one of `names`, or an address, which nobody can point
+    here."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name in names:
+            return True
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_foreign_page(headers: Headers) -> bool:
+    """Return whether a browser says that the page of another site asked; who sends neither header is none."""
+    origin = headers.get("origin")
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return True
+    try:
+        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:
+        return True
+
+
+def is_json(headers: Headers) -> bool:
+    """Return whether the body is said to be JSON, which no page sends to another site unasked."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
+
+
+async def read_body(request: Request, most: int, *, seen: Callable[[bytes], None] = lambda _: None) -> bytes:
+    """Read a body, counted as it arrives: one that is too large is not read to its end.
+
+    Args:
+        request: Whose.
+        most: Bytes.
+        seen: Given every part; may raise.
+
+    Raises:
+        BadRequestError: More than `most`, or not there within `BODY_SECONDS`.
+        starlette.requests.ClientDisconnect: The client has gone.
+    """
+    too_large = BadRequestError(413, f"the body is larger than {most:,} bytes: send less at once")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared[:20]) > most:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise too_large
+                seen(part)
+    except TimeoutError as error:
+        raise BadRequestError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds") from error
+    return bytes(body)

@@ -1,0 +1,131 @@
+"""Predictions of a stream of posts: whole or not there, gone on with, as far as is tolerated."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from serving_helpers import TextPredictor
+
+from selftrain.cli.printing import write_predictions
+from selftrain.data.manifest import Tolerance
+from selftrain.errors import QuarantineError, RunMismatchError, RunStateError
+from selftrain.serving import manifest_predictions
+
+ANY = Tolerance(None, None)
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    monkeypatch.setattr(manifest_predictions, "CHUNK", 4)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def posts(count, bad=()):
+    return ["{broken\n" if n in bad else {"id": f"p{n}", "text": f"0.{n:02}"} for n in range(count)]
+
+
+def go(place, target, tolerance=ANY, **options):
+    predictor = options.pop("predictor", TextPredictor())
+    source = place / "in.jsonl"
+    write_predictions(str(target), predictor, source, columns={}, tolerance=tolerance, done="scored")
+    return predictor
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_file_is_whole_afterwards_and_an_older_one_replaced(tmp_path, capsys):
+    write_rows(tmp_path / "in.jsonl", posts(10, bad=(3,)))
+    out = tmp_path / "out.jsonl"
+    out.write_text("of before")
+    go(tmp_path, out)
+    assert [row["id"] for row in records(out)] == [f"p{n}" for n in range(10) if n != 3]
+    assert records(out)[0]["probabilities"] == {"yes": 0.0, "no": 1.0}
+    assert [row["line"] for row in records(tmp_path / "out.jsonl.quarantine.jsonl")] == [4]
+    told = capsys.readouterr()
+    assert f"9 posts scored in {out}" in told.out
+    assert f"1 posts left out, listed in {out}.quarantine.jsonl" in told.err
+    write_rows(tmp_path / "in.jsonl", posts(2))
+    go(tmp_path, out)
+    assert len(records(out)) == 2
+    assert not list(tmp_path.glob("*part")) + list(tmp_path.glob("*quarantine*"))
+
+
+def test_too_many_bad_rows_stop_it_and_more_tolerance_goes_on_with_what_there_is(tmp_path):
+    write_rows(tmp_path / "in.jsonl", posts(40, bad=(1, 2, 9, 30)))
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(QuarantineError, match=r"3 of 12 posts .* at most 2 rows") as refused:
+        go(tmp_path, out, Tolerance(2, None))
+    assert "the same command with more tolerance goes on" in str(refused.value)
+    assert "--max-bad-rows 3" in str(refused.value)
+    assert not out.exists()
+    assert len(records(tmp_path / "out.jsonl.part")) == 9
+    again = go(tmp_path, out, Tolerance(4, None))
+    assert again.calls[0][0] == "0.12"  # nothing is scored twice
+    assert [row["id"] for row in records(out)] == [f"p{n}" for n in range(40) if n not in (1, 2, 9, 30)]
+    assert len(records(tmp_path / "out.jsonl.quarantine.jsonl")) == 4
+
+
+def test_a_share_is_judged_at_the_end_and_nothing_is_thrown_away(tmp_path):
+    write_rows(tmp_path / "in.jsonl", posts(10, bad=(1, 2, 3)))
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(QuarantineError, match=r"3 of 10 posts \(30.00%\)"):
+        go(tmp_path, out, Tolerance(None, 0.1))
+    again = go(tmp_path, out, Tolerance(None, 0.3))
+    assert again.calls == []
+    assert len(records(out)) == 7
+
+
+def test_csv_has_one_heading_also_where_it_went_on(tmp_path):
+    rows = [{"id": f"p{n}", "text": "fail" if n < 5 else f"0.{n:02}"} for n in range(12)]
+    rows[7] = {"id": "=1+1", "text": "0.5"}
+    write_rows(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out.csv"
+    for limit in (4, 9):
+        try:
+            go(tmp_path, out, Tolerance(limit, None))
+        except QuarantineError:
+            assert limit == 4
+    found = list(csv.DictReader(out.open(newline="")))
+    assert len(found) == 7
+    assert found[2]["id"] == "'=1+1"
+    assert set(found[0]) == {
+        "id", "label", "probability", "probabilities.yes", "probabilities.no", "process.many.a",
+        "process.many.b",
+    }  # fmt: skip
+
+
+def test_what_another_model_or_manifest_began_is_refused(tmp_path):
+    write_rows(tmp_path / "in.jsonl", posts(20, bad=(5,)))
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(QuarantineError):
+        go(tmp_path, out, Tolerance(0, None))
+    other = TextPredictor()
+    other.fingerprint = "e" * 64
+    with pytest.raises(RunMismatchError, match=r"give another --out, or remove .*out\.jsonl\.part\*"):
+        go(tmp_path, out, predictor=other)
+    write_rows(tmp_path / "in.jsonl", posts(20)[1:])
+    with pytest.raises(RunMismatchError, match=r"does not begin with the 8 rows .*remove .*part\*"):
+        go(tmp_path, out)
+    (tmp_path / "out.jsonl.part.progress.json").unlink()
+    with pytest.raises(RunStateError, match="that nothing has recorded"):
+        go(tmp_path, out)
+
+
+def test_standard_output_gets_the_lines_and_standard_error_what_was_left_out(tmp_path, capsys):
+    write_rows(tmp_path / "in.jsonl", posts(30, bad=range(5, 20)))
+    go(tmp_path, "-")
+    told = capsys.readouterr()
+    assert [json.loads(line)["id"] for line in told.out.splitlines()] == [
+        f"p{n}" for n in range(30) if not 5 <= n < 20
+    ]
+    assert "15 posts left out:" in told.err
+    assert "and 5 more" in told.err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
