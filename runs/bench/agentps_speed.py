@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from backbones.mllm.base import Mllm
+from selftrain.agentps import checkpoint
 from selftrain.agentps.dataset import Example, question_set
 from selftrain.agentps.evaluate import score
 from selftrain.agentps.frames import Frames
@@ -117,12 +119,13 @@ def plain_training(
     *,
     epochs: int = 1,
 ) -> None:
-    """Our training and nothing beside it: neither saves nor a validation."""
+    """Our training and nothing beside it: neither saves nor a validation; the Trainer has none either."""
     once = settings.model_copy(update={"epochs": epochs, "save_every": 10**6, "metric": "auc"})
-    train(
-        built, posts, settings=once, seed=0, folder=folder, identity="bench",
-        validate=lambda _: {"auc": 0.0}, accelerator=accelerator, bar=False,
-    )  # fmt: skip
+    with patch.object(checkpoint, "save_training"), patch.object(checkpoint, "save_weights"):
+        train(
+            built, posts, settings=once, seed=0, folder=folder, identity="bench",
+            validate=lambda _: {"auc": 0.0}, accelerator=accelerator, bar=False,
+        )  # fmt: skip
 
 
 def _ours(built: Built, posts: list[Example], folder: Path, epochs: int) -> None:

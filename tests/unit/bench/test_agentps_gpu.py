@@ -49,7 +49,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("lean", [False, True])
 def test_every_variant_is_measured_by_a_real_training(cpu, small, lean, tmp_path, capsys):
-    posts = agentps_gpu.draw_albums(tmp_path, 6, 28)
+    posts = agentps_gpu.draw_albums(tmp_path, 8, 28)
     images = agentps_gpu.assembled(llava_onevision().base(), 28, lean=lean)
     video = agentps_gpu.assembled(llava_onevision().base(album="video"), 28, lean=lean)
     variants = [one for one in agentps_gpu.VARIANTS if one.lean == lean]
