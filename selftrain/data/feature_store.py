@@ -196,7 +196,7 @@ class FeatureStore:
 
 
 def _checksum(key: bytes, row: Float32Array) -> int:
-    return zlib.crc32(row, zlib.crc32(key))
+    return zlib.crc32(row.tobytes(), zlib.crc32(key))
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:
