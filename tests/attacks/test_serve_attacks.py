@@ -263,7 +263,9 @@ def test_headers_that_come_slowly_are_cut_off(hasty):
 def test_a_request_after_another_has_to_come_in_time_too(hasty):
     with hasty.connect() as client:
         client.sendall(head("GET /health HTTP/1.1", "Host: localhost"))
-        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        answer = b""
+        while not answer.endswith(b"}"):  # head and body may come apart
+            answer += client.recv(1000)
         client.sendall(b"GET /health HT")
         client.settimeout(WAIT)
         assert not received(client)
