@@ -12,6 +12,7 @@ from selftrain.cli import main
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import read_manifest
 from selftrain.models.classifier import load_head
+from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder
 
 
@@ -101,7 +102,7 @@ def test_a_run_of_another_backbone_or_without_classes_is_refused(copied, manifes
         del environment["classes"]
     else:
         environment["identity"]["backbone"] = "0" * 64
-    (copied / "environment.json").write_text(json.dumps(environment))
+    checksums.write_json(copied / "environment.json", environment)
     assert main(["predict", str(copied), str(manifest), "--out", str(tmp_path / "out")]) == 2
     assert {"backbone": "000000000000", "classes": "names no classes"}[key] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
