@@ -121,7 +121,8 @@ def test_bodies_that_hang_on_do_not_use_up_the_room_for_others(hasty):
         outcomes = [pool.submit(upload, client) for client in clients]
         assert all(isinstance(one.exception(WAIT), OSError | None) for one in outcomes)
         told = [client.recv(40).split(b" ")[1:2] for client in clients]
-    assert {b"".join(one) for one in told} <= {b"408", b"429"}
+    # or cut off without a word: its headers came late
+    assert {b"".join(one) for one in told} <= {b"408", b"429", b""}
     for client in clients:
         client.close()
 
