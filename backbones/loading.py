@@ -46,6 +46,25 @@ def package_folder(module: str, package: str) -> Path:
     return Path(str(found)).resolve().parent
 
 
+def loading_error(what: str, error: Exception, advice: str) -> WeightsError:
+    """Return the error to raise where transformers could not load something.
+
+    Everything is loaded with ``trust_remote_code=False``: left open, transformers would ask at a terminal
+    whether to run a stranger's code.
+
+    Args:
+        what: What was to be loaded, and that it could not.
+        error: Of transformers.
+        advice: What was expected.
+    """
+    if "trust_remote_code" in str(error):
+        return WeightsError(
+            f"{what}: it brings code of its own (auto_map), and code of strangers is never run. Expected a"
+            " model that transformers knows by itself"
+        )
+    return WeightsError(f"{what}: {first_line(error)}. {advice}")
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Let transformers draw no bar inside; whoever wants them gets them back afterwards."""

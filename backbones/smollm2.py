@@ -63,12 +63,12 @@ def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
 
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with quiet_loading():
-        read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype)
+        read = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, trust_remote_code=False)
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     # a fresh model of the same configuration: one that knows of no quantisation and saves as usual
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.tie_weights()
     return LanguageModel(model.eval(), _tokenizer_of(file))
@@ -87,4 +87,4 @@ def _tokenizer_of(file: Path) -> Any:  # noqa: ANN401
     ensure_torchvision()
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)

@@ -50,7 +50,7 @@ from selftrain.rounds import (
 )
 from selftrain.selection import Selection, Selector
 from selftrain.state import LoopState, RoundLimits, Start
-from selftrain.store import atomic
+from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, read_scores, write_scores
 from selftrain.verification.cross_fit import CrossFit, Fit
@@ -136,7 +136,7 @@ def self_train(
         # ---- trust: the agents learn, and are measured on the labels, before the pool is spent on ------
         paid_before = usage_of(panel)
         trusted, answers = fit_agents(panel, corpus, state, settings.on_near_chance)
-        atomic.write_json(folder.path / "trust.json", trusted.to_json())
+        checksums.write_json(folder.path / "trust.json", trusted.to_json())
 
         # ---- verify: the agents judge alone, then cross-review; then what they say is put together -----
         judged = Judged(

@@ -57,7 +57,7 @@ from selftrain.review.reviewers import HumanReview, Reviewers
 from selftrain.rounds import RoundResult
 from selftrain.selection import Selector
 from selftrain.state import RoundLimits, Start
-from selftrain.store import atomic
+from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder, read_jsonl
 from selftrain.verification.panel_check import PanelCheck, check_panel
 from selftrain.verification.rules import VerdictRule
@@ -260,8 +260,10 @@ class Run:
                     logger.warning("%s", warning)
             panel: Panel = in_run(parts.panel, context)
             folder.begin(recipe.model_dump(mode="json"), self._environment(prepared, panel), prepared.posts)
-            atomic.write_jsonl(folder.path / "quarantine.jsonl", prepared.quarantine)
-            dump_task(prepared.task, folder.path / "task.toml")
+            checksums.write_jsonl(folder.path / "quarantine.jsonl", prepared.quarantine)
+            copied = folder.path / "task.toml"
+            dump_task(prepared.task, copied)
+            checksums.note_written(copied)
             reviewers: Reviewers | None = in_run(parts.reviewers, context)
 
             # ---- loop, and report -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from backbones.errors import PromptFitError, WeightsError
-from backbones.loading import first_line, quiet_loading
+from backbones.loading import loading_error, quiet_loading
 from backbones.mllm.base import Mllm, Padding, linear_layers
 from backbones.mllm.prompts import ONE_TURN, Inputs, Prompt, Turns, Wording, Words, add_answer_token
 from backbones.torchvision_compat import ensure_torchvision
@@ -185,15 +185,19 @@ def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album
 
     try:
         with quiet_loading():
-            processor = AutoProcessor.from_pretrained(name, revision=revision)  # type: ignore[no-untyped-call]
-            whole = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
+            processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                name, revision=revision, trust_remote_code=False
+            )
+            whole = AutoModelForImageTextToText.from_pretrained(
+                name, revision=revision, dtype=dtype, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         # an ImportError names the package that the model's processor wants, and how to install it
-        raise WeightsError(
-            f"{name} could not be loaded as an image-text-to-text model:"
-            f" {first_line(error)}. Expected a folder or a name on the hub, for instance"
-            " llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
-        ) from error
+        what = f"{name} could not be loaded as an image-text-to-text model"
+        advice = (
+            "Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+        )
+        raise loading_error(what, error, advice) from error
     return from_parts(name, whole, processor, album=album)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from backbones.errors import WeightsError
+from backbones.loading import loading_error
 from backbones.mllm import hub, smollm2_efficientnet
 from backbones.mllm.base import Mllm, Padding
 from backbones.mllm.prompts import Reader, Wording
@@ -46,10 +47,12 @@ def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max
     ensure_torchvision()
     from transformers import AutoProcessor, AutoTokenizer
 
+    small = base == smollm2_efficientnet.NAME
+    kind: Any = AutoTokenizer if small else AutoProcessor
     try:
-        if base == smollm2_efficientnet.NAME:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            return smollm2_efficientnet.SmolLM2Reader(tokenizer, wording, padding, max_tokens)
-        return hub.HubReader(AutoProcessor.from_pretrained(folder), wording, padding, max_tokens)  # type: ignore[no-untyped-call]
-    except (OSError, KeyError, ImportError) as error:
-        raise WeightsError(f"{folder} holds no tokenizer that can be read ({error})") from error
+        read = kind.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        what = f"{folder} holds no tokenizer that can be read"
+        raise loading_error(what, error, "Write the merged checkpoint again") from error
+    reader = smollm2_efficientnet.SmolLM2Reader if small else hub.HubReader
+    return reader(read, wording, padding, max_tokens)

@@ -10,6 +10,7 @@ models/NAME/
 ├── metrics.json          metrics of every question with intervals; report.html shows them
 ├── quarantine.jsonl      what was left out, each with its reason
 ├── losses.jsonl          one line a step; tensorboard/ has the same
+├── checksums.json        what shows damage to the files that are read again
 └── training.safetensors  while training goes on: weights and the optimizer's moments, replaced whole
 """
 
@@ -35,7 +36,7 @@ from selftrain.agentps.recipe import ModelSettings
 from selftrain.data.task import Task, dump_task, load_task
 from selftrain.errors import ModelError
 from selftrain.models.train_loop import EpochResult, TrainingState
-from selftrain.store import atomic
+from selftrain.store import atomic, checksums
 
 ABOUT, TASK, WEIGHTS, PROGRESS = "agentps.json", "task.toml", "model.safetensors", "training.safetensors"
 VALIDATION, METRICS = "validation.jsonl", "metrics.json"
@@ -88,13 +89,14 @@ def describe(
         StorageError: The disk is full or refuses.
     """
     dump_task(task, folder / TASK)
+    checksums.note_written(folder / TASK)
     about = {
         "format": FORMAT,
         "architecture": settings.model_dump(mode="json"),
         "questions": {one.name: list(one.answers) for one in questions.all},
         "base_fingerprint": base,
     }
-    atomic.write_json(folder / ABOUT, about | more)
+    checksums.write_json(folder / ABOUT, about | more)
 
 
 def load(folder: Path | str) -> AgentPSModel:
@@ -173,6 +175,7 @@ def read_about(folder: Path) -> Json:
         ModelError: It is not there, is no JSON, or the training has not ended.
     """
     file = folder / ABOUT
+    checksums.check(file)
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -210,11 +213,12 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
     except OSError as error:
         raise atomic.storage_error(out, None, error) from error
     dump_task(trained_model.task, out / TASK)
+    checksums.note_written(out / TASK)
     more = {
         "merged": True, "answer_id": built.model.answer_id,
         "decisions": decisions_to_json(built.questions, trained_model.decisions),
     }  # fmt: skip
-    atomic.write_json(out / MERGED, trained_model.about | more)
+    checksums.write_json(out / MERGED, trained_model.about | more)
 
 
 # ---- trained weights, and a training in progress --------------------------------------------------------
@@ -318,11 +322,13 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     size = sum(one.numel() * one.element_size() for one in ready.values())
     with atomic.replacing(file, size) as part:
         save_file(ready, part, metadata={"format": "pt", **(metadata or {})})
+        checksums.note(file.parent, {file.name: checksums.digest_of(part)})
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
+    checksums.check(file)
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in list(opened.keys())}, opened.metadata() or {}

@@ -26,7 +26,7 @@ from selftrain.agentps.decisions import Decisions, decided, full_report, set_goa
 from selftrain.agentps.evaluate import ScoredPost, question_scores, score
 from selftrain.data.posts import Post
 from selftrain.models.predictor import Prediction, ValidationScores
-from selftrain.store import atomic
+from selftrain.store import checksums
 from selftrain.store.run_dir import read_jsonl
 
 _LOG = logging.getLogger(__name__)
@@ -190,10 +190,11 @@ def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
     if decisions == loaded.decisions:
         return loaded
     scored = [with_answers(decisions, one) for one in scored]
+    checksums.check(folder / METRICS)
     figures = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     figures |= {"questions": full_report(asked, scored, decisions)}
-    atomic.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
-    atomic.write_json(folder / METRICS, figures)
+    checksums.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
+    checksums.write_json(folder / METRICS, figures)
     # last: what was killed before this sets them again
-    atomic.write_json(folder / ABOUT, loaded.about | {"decisions": decisions_to_json(asked, decisions)})
+    checksums.write_json(folder / ABOUT, loaded.about | {"decisions": decisions_to_json(asked, decisions)})
     return fill(folder, loaded.built, loaded.task, loaded.settings)

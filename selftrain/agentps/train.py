@@ -56,7 +56,7 @@ from selftrain.models.train_loop import (
     warm_up_schedule,
 )
 from selftrain.models.training_log import TrainingLog
-from selftrain.store import atomic
+from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import read_jsonl, without_none
 
 if TYPE_CHECKING:
@@ -536,11 +536,12 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
         best = best_epoch(results, training.metric)
         decisions = fit_decisions(question_scores(built.questions, final), recipe.decisions)
         final = [decided(decisions, one) for one in final]
-        atomic.write_jsonl(out / checkpoint.VALIDATION, (answers_row(built.questions, one) for one in final))
+        rows = (answers_row(built.questions, one) for one in final)
+        checksums.write_jsonl(out / checkpoint.VALIDATION, rows)
         measured = full_report(built.questions, final, decisions)
         validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
         figures = {"validations": validations, "best": results.index(best), "questions": measured}
-        atomic.write_json(out / checkpoint.METRICS, figures)
+        checksums.write_json(out / checkpoint.METRICS, figures)
         about = {
             "best_epoch": best.epoch, "metric": training.metric, "identity": identity, "finished": True,
             "precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16",

@@ -4,11 +4,11 @@ A store is a folder of three files::
 
     meta.json   fingerprint and layout, written once
     rows.f32    rows [n, D], little-endian float32
-    keys.bin    SHA-256 of each row's post, 32 bytes, in the same order
+    keys.bin    SHA-256 of each row's post, 32 bytes, and CRC-32 of it and the row, in the same order
 
 Rows are written and synced before their keys, so a row counts from the moment its key is complete. Whatever
 lies beyond (a write that was cut short) is ignored by readers, and truncated by the next writer. Readers
-need no lock; writers hold one.
+need no lock; writers hold one. A row is held against its checksum when a process reads it first.
 
 Why not a database: a run reads thousands of rows by number at each epoch, and the file is mapped for that; as
 blobs of SQLite or a column of Parquet they would be copied and parsed each time, and Parquet cannot grow.
@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +33,8 @@ from selftrain._util.types import Float32Array, IntArray
 from selftrain.errors import CacheError
 from selftrain.store.atomic import FULL, sync_folder
 
-KEY_BYTES = 32
+FORMAT = 2
+_ENTRY = np.dtype([("key", "V32"), ("checksum", "<u4")])
 # Touching a page of a map makes the kernel map its neighbours too: few rows a map keep that small.
 _ROWS_PER_MAP = 256
 
@@ -58,27 +60,26 @@ class FeatureStore:
         self._keys = folder / "keys.bin"
         self._row_bytes = layout.width * 4
         self._meta = {
-            "format": 1,
+            "format": FORMAT,
             "fingerprint": fingerprint,
             "text_width": layout.text_width,
             "image_width": layout.image_width,
             "width": layout.width,
         }
+        self._entries = np.empty(0, _ENTRY)  # those known so far, and which rows were held against theirs
+        self._sound = np.empty(0, bool)
         with _explained(folder, 0):
             self._open()
 
     def index(self) -> dict[bytes, int]:
         """Map key -> row number, for every row that counts."""
         with _explained(self.folder, 0):
-            data = self._keys.read_bytes()
+            self._entries = np.fromfile(self._keys, _ENTRY, self._count())
             stored = self._rows.stat().st_size // self._row_bytes
-        count = len(data) // KEY_BYTES
-        if stored < count:
-            raise CacheError(
-                f"{self._rows} holds {stored} rows, {self._keys.name} names {count}: the cache is damaged. "
-                f"Delete {self.folder}; its rows are then computed again."
-            )
-        return {data[i * KEY_BYTES : (i + 1) * KEY_BYTES]: i for i in range(count)}
+        if stored < len(self._entries):
+            raise self._damaged(f"holds {stored} rows, {self._keys.name} names {len(self._entries)}")
+        self._sound = np.zeros(len(self._entries), bool)
+        return {key.tobytes(): row for row, key in enumerate(self._entries["key"])}
 
     def read(self, numbers: IntArray) -> Float32Array:
         """Read rows [n, D] by number; a number of -1 gives NaN. Nothing stays mapped afterwards.
@@ -96,7 +97,28 @@ class FeatureStore:
                 shape = (int(numbers[part].max()) + 1, self.layout.width)
                 stored = np.memmap(self._rows, dtype="<f4", mode="r", shape=shape)
                 rows[part] = stored[numbers[part]]
+        self._hold(numbers[order], rows[order])
         return rows
+
+    def _hold(self, numbers: IntArray, rows: Float32Array) -> None:
+        """Hold rows that are read for the first time against their checksums.
+
+        Raises:
+            CacheError: One is not as it was written.
+        """
+        if len(numbers) and int(numbers[-1]) >= len(self._entries):
+            self.index()  # opened, and asked for rows before anything else
+        for place in np.flatnonzero(~self._sound[numbers]):
+            key, checksum = self._entries[numbers[place]]
+            if _checksum(key.tobytes(), rows[place].astype("<f4")) != checksum:
+                raise self._damaged(f"holds another row {numbers[place]} than was written")
+        self._sound[numbers] = True
+
+    def _damaged(self, what: str) -> CacheError:
+        return CacheError(
+            f"{self._rows} {what}: the cache is damaged. Delete {self.folder}; its rows are then computed"
+            " again."
+        )
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -121,24 +143,26 @@ class FeatureStore:
         Raises:
             CacheError: the disk is full or refuses; the rows stored before stay readable.
         """
-        data = np.ascontiguousarray(rows, dtype="<f4").tobytes()
+        rows = np.ascontiguousarray(rows, dtype="<f4")
+        entries = np.array([(key, _checksum(key, row)) for key, row in zip(keys, rows, strict=True)], _ENTRY)
+        data = rows.tobytes()
         with _explained(self.folder, 0):
             count = self._count()
         try:
             with _explained(self.folder, len(data)):
                 _write_at(self._rows, count * self._row_bytes, data)
-                _write_at(self._keys, count * KEY_BYTES, b"".join(keys))
+                _write_at(self._keys, count * _ENTRY.itemsize, entries.tobytes())
         except CacheError:
             with suppress(OSError):
                 self._truncate(count)
             raise
 
     def _count(self) -> int:
-        return self._keys.stat().st_size // KEY_BYTES
+        return self._keys.stat().st_size // _ENTRY.itemsize
 
     def _truncate(self, count: int) -> None:
         """Cut the files, keys first: a kill in between must not leave keys without rows."""
-        os.truncate(self._keys, count * KEY_BYTES)
+        os.truncate(self._keys, count * _ENTRY.itemsize)
         if self._rows.stat().st_size > count * self._row_bytes:
             os.truncate(self._rows, count * self._row_bytes)
 
@@ -169,6 +193,10 @@ class FeatureStore:
             os.fsync(file.fileno())
         draft.replace(meta)
         sync_folder(self.folder)
+
+
+def _checksum(key: bytes, row: Float32Array) -> int:
+    return zlib.crc32(row.tobytes(), zlib.crc32(key))
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:

@@ -22,7 +22,7 @@ from backbones.base import Backbone, Encodable, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
 from selftrain._util.types import Float32Array, IntArray
-from selftrain.data.feature_store import FeatureStore
+from selftrain.data.feature_store import FORMAT, FeatureStore
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
 _IMAGES_PER_WRITE = 4
@@ -110,7 +110,7 @@ def extract_features(
         CacheError: the cache is of another backbone, damaged, or the disk is full.
     """
     fingerprint = backbone.fingerprint()
-    store = FeatureStore(Path(cache_root) / fingerprint[:16], fingerprint, backbone.layout)
+    store = FeatureStore(Path(cache_root) / f"{fingerprint[:16]}-{FORMAT}", fingerprint, backbone.layout)
     # --- find the key of every post
     cache_keys = _cache_keys(posts, workers)
     failed = {post.id: a.reason for post, a in zip(posts, cache_keys, strict=True) if a.reason}

@@ -37,13 +37,13 @@ def decode_picture(written: str) -> bytes | None:
 
 
 def keep_picture(content: bytes) -> Path:
-    """Write a picture into the cache, unless it is there.
+    """Write a picture into the cache, unless it is there, undamaged.
 
     Raises:
         StorageError: The disk is full or refuses.
     """
     path = cache_home() / "pictures" / hashlib.sha256(content).hexdigest()
-    if not path.is_file():
+    if not path.is_file() or path.read_bytes() != content:
         atomic.write_bytes(path, content)
     return path
 

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from selftrain._util.files import read_toml
 from selftrain._util.types import Json
 from selftrain.errors import TaskError
+from selftrain.store import checksums
 from selftrain.store.atomic import write_bytes
 
 ROLES = ("reviewer", "user")
@@ -181,8 +182,10 @@ def load_task(path: Path) -> Task:
 
     Raises:
         TaskError: The file is missing, is no TOML, or does not describe a task.
+        RunStateError: It lies in a run's folder, and is not as it was written there.
     """
     path = Path(path)
+    checksums.check(path)
     try:
         document = read_toml(path)
     except OSError as error:

@@ -34,7 +34,8 @@ from selftrain.models.predictor import (
     in_chunks,
     stored_validation,
 )
-from selftrain.store import atomic
+from selftrain.store import checksums
+from selftrain.store.scores import FILE as SCORES
 from selftrain.store.scores import Scored, write_scores
 
 MODEL_FILE = "model.safetensors"
@@ -166,13 +167,16 @@ class ACTModel:
         fingerprint = "" if self.backbone is None else self.backbone.fingerprint()
         choice = BackboneChoice(options.pop("name", ""), options, fingerprint)
         folder.mkdir(parents=True, exist_ok=True)
+        checksums.note(folder, {}, instead_of="")
         self.classifier.save(folder / MODEL_FILE, {"positive": self.positive, "backbone": choice._asdict()})
         scored = {
             split: Scored(ids, labels.astype(np.int16), np.log(probs.clip(_SURE, 1)))
             for split, (ids, labels, probs) in (measured or {}).items()
         }
         write_scores(folder, scored, self.classes)
-        atomic.write_json(folder / ACT_FILE, {"classes": list(self.classes), **(record or {})})
+        made = {name: checksums.digest_of(folder / name) for name in (MODEL_FILE, SCORES)}
+        checksums.note(folder, made)
+        checksums.write_json(folder / ACT_FILE, {"classes": list(self.classes), **(record or {})})
         return ACTModel(self.classifier, self.positive, self.backbone, folder, self.batch_size, self.workers)
 
     @classmethod

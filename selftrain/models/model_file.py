@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selftrain._util.types import Json
 from selftrain.errors import RunStateError
-from selftrain.store import atomic
+from selftrain.store import atomic, checksums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,7 @@ def read_format(file: Path) -> str:
 def _read(file: Path, *, tensors: bool) -> tuple[dict[str, Tensor], Json]:
     from safetensors import SafetensorError, safe_open
 
+    checksums.check(file)
     try:
         with safe_open(file, "pt") as opened:
             header = json.loads((opened.metadata() or {}).get("selftrain", "{}"))

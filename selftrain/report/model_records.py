@@ -11,6 +11,7 @@ from selftrain._util.types import Interval
 from selftrain.agentps.dataset import FINAL
 from selftrain.errors import ModelError
 from selftrain.models.operating_points import Goal
+from selftrain.store import checksums
 from selftrain.store.scores import ReliabilityDiagram
 
 
@@ -173,6 +174,7 @@ def damaged(where: object, fault: str) -> ModelError:
 
 
 def _read(file: Path) -> bytes:
+    checksums.check(file)
     try:
         return file.read_bytes()
     except FileNotFoundError as error:

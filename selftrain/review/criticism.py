@@ -17,7 +17,7 @@ from agents.ask.runner import Runner
 from agents.judgment import PostLike, Verdict
 from selftrain.errors import BudgetError
 from selftrain.review.sampling import MachineLabel
-from selftrain.store import atomic
+from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder, read_typed
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def write_criticisms(
         LabelCriticism(batch, label=annotated.label, **one._asdict())
         for annotated, one in zip(annotations, given, strict=True)
     ]
-    atomic.write_jsonl(file, [one._asdict() for one in (*others, *new)])
+    checksums.write_jsonl(file, [one._asdict() for one in (*others, *new)])
 
 
 def read_criticisms(file: Path) -> list[LabelCriticism]:

@@ -31,7 +31,7 @@ from selftrain.review.estimates import LabelErrors, label_errors, outcome
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, LedgerReader
 from selftrain.review.sampling import MachineLabel, SampleSettings, add_sample
-from selftrain.store import atomic
+from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder, read_typed
 
 BATCH, ANNOTATIONS, RECIPE = "labels", "annotations.jsonl", "labelling.toml"
@@ -224,7 +224,7 @@ def annotate_pool(
     # --- a label of a machine for every post that it can read
     runner, annotator = annotating
     annotations = annotator.annotate(runner, posts)
-    atomic.write_jsonl(folder.path / ANNOTATIONS, (one._asdict() for one in annotations))
+    checksums.write_jsonl(folder.path / ANNOTATIONS, (one._asdict() for one in annotations))
     pairs = [(post, one) for post, one in zip(posts, annotations, strict=True) if one.label is not None]
     reason = next((one.fault for one in annotations if one.label is None), "")
     if len(pairs) < FEWEST * len(posts):

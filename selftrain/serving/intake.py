@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -53,10 +54,14 @@ class Intake:
         self._stored = 0
 
     async def start(self) -> None:
-        """Start the processes, so that no request waits for that."""
+        """Start the processes, so that no request waits for that; one that fails is started when needed."""
         async with anyio.create_task_group() as group:
             for limiter in (self._parsing, self._decoding, self._dear):
-                group.start_soon(_apart, limiter, _ready)
+                group.start_soon(self._begin, limiter)
+
+    async def _begin(self, limiter: CapacityLimiter) -> None:
+        with suppress(*_FAILURES):
+            await _apart(limiter, _ready)
 
     async def read(self, body: bytes, folder: Path) -> Placed:
         """Read the posts of a request, their images into `folder`. Raises as `parse` and `place`."""

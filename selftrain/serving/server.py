@@ -80,7 +80,7 @@ def serve(
     try:
         measures = Measures()
         batcher_of = partial(Batcher, load, **batching._asdict(), observe=measures.batch)
-        known = (host, socket.gethostname(), socket.getfqdn(), *names)
+        known = (host, socket.gethostname(), *names)  # no look-up: it may take long
         service_of = partial(Service, scratch=scratch, measures=measures, limits=limits, key=key, names=known)
         return asyncio.run(_serve(batcher_of, service_of, listener, tell=tell))
     finally:
@@ -109,8 +109,9 @@ async def _serve(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         batcher.start()
-        await service.intake.start()
+        starting = asyncio.ensure_future(service.intake.start())  # the port answers meanwhile
         yield
+        starting.cancel()
         await asyncio.to_thread(batcher.close)
 
     server = _DrainingServer(build_app(service, lifespan), service, tell)

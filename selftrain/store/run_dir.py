@@ -12,6 +12,7 @@
     ├── report.html          the whole run on one page, see `selftrain.report`
     ├── tensorboard/         one event file a round; mlflow.json beside it where MLflow is told
     ├── review.sqlite        what people are asked to review, and what they said, see `review.ledger`
+    ├── checksums.json       the SHA-256 of the other files, see `checksums`
     └── grown.jsonl          labels, people's labels and accepted pseudo-labels, with their provenance
 
 `metrics.json` is written last: a round without one did not happen and is done again. Everything else that
@@ -20,6 +21,7 @@ resuming needs (`best`, `grown.jsonl`, which posts were seen) follows from the f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tomllib
@@ -38,7 +40,7 @@ from agents.judgment import Verdict
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Json
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
-from selftrain.store import atomic
+from selftrain.store import atomic, checksums
 
 T = TypeVar("T")
 
@@ -193,10 +195,10 @@ class RunFolder:
         self.clear_temporary()
         if not self.recipe_path.exists():
             if posts is not None:
-                atomic.write_json(self.path / POSTS, dict(posts))
-            atomic.write_json(self.path / "environment.json", environment)
+                checksums.write_json(self.path / POSTS, dict(posts))
+            checksums.write_json(self.path / "environment.json", environment)
         # last: a folder with a recipe.toml is a run
-        atomic.write_text(self.recipe_path, tomli_w.dumps(without_none(recipe)))
+        checksums.write_text(self.recipe_path, tomli_w.dumps(without_none(recipe)))
 
     def check_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Refuse at once, before anything is computed, when the folder holds a run of another recipe.
@@ -209,6 +211,7 @@ class RunFolder:
 
     def _differing_posts(self, posts: Mapping[str, str]) -> str:
         """Say which posts are not what they were when the run began; empty where that is not known."""
+        checksums.check(self.path / POSTS)
         try:
             before = json.loads((self.path / POSTS).read_bytes())
         except (OSError, ValueError):
@@ -259,6 +262,7 @@ class RunFolder:
         Raises:
             RunStateError: This is no run folder.
         """
+        checksums.check(self.recipe_path)
         try:
             return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -315,6 +319,12 @@ class RunFolder:
             RunStateError: A file that is not the metrics of its round.
         """
         records: list[Json] = []
+        gone, later = self.round_path(self.finished()), self.round_path(self.finished() + 1)
+        if (later / "metrics.json").exists():
+            raise RunStateError(
+                f"{gone / 'metrics.json'} is gone, and there are later rounds: the run folder is damaged."
+                f" Remove {gone} and the rounds after it, and give the run's command again"
+            )
         for number in range(self.finished()):
             file = self.round_path(number) / "metrics.json"
             record = self.read_json(file)
@@ -360,6 +370,7 @@ class RunFolder:
 
     def read_json(self, file: Path) -> Json:
         """Read one JSON object of this folder, or raise a RunStateError that names the file."""
+        checksums.check(file)
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -384,11 +395,13 @@ class RunFolder:
 
     def close_round(self, number: int, metrics: Json) -> None:
         """Make round `number` final. After this line a kill loses nothing of it."""
-        atomic.write_json(self.round_path(number) / "metrics.json", metrics)
+        folder, content = self.round_path(number), atomic.json_text(metrics).encode()
+        checksums.note_round(self.path, folder, {"metrics.json": hashlib.sha256(content).hexdigest()})
+        atomic.write_bytes(folder / "metrics.json", content)
 
     def publish(self, best: int, grown: Iterable[Json]) -> None:
         """Move `best` and replace `grown.jsonl`. Safe to repeat: both follow from the finished rounds."""
-        atomic.write_jsonl(self.path / "grown.jsonl", grown)
+        checksums.write_jsonl(self.path / "grown.jsonl", grown)
         atomic.point(self.path / "best", f"rounds/{best:04d}")
 
 
@@ -426,6 +439,7 @@ def read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
     Raises:
         RunStateError: A line is not what it should be, with its number.
     """
+    checksums.check(file)
     if not file.exists():
         return
     for number, record in enumerate(read_jsonl(file), 1):
@@ -441,8 +455,9 @@ def read_jsonl(file: Path) -> Iterator[Json]:
     """Yield the objects of a JSON lines file.
 
     Raises:
-        RunStateError: A line is not JSON, with its number.
+        RunStateError: The file is damaged, or a line is not JSON, with its number.
     """
+    checksums.check(file)
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):

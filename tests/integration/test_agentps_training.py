@@ -53,7 +53,7 @@ def test_what_lies_in_the_folder(model):
     names = {path.name for path in model.iterdir()} - {".lock"}
     assert names == {
         "agentps.json", "task.toml", "training.toml", "model.safetensors", "validation.jsonl", "metrics.json",
-        "losses.jsonl", "tensorboard", "report.html",
+        "losses.jsonl", "tensorboard", "report.html", "checksums.json",
     }  # fmt: skip
     from safetensors import safe_open
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from backbones.base import Encoded, FeatureLayout
+from selftrain.data.feature_store import FORMAT
 from selftrain.data.features import extract_features
 
 pytestmark = pytest.mark.integration
@@ -91,7 +92,7 @@ def test_killed_at_any_moment_the_cache_stays_readable(tmp_path):
     backbone = SlowBackbone()
     for delay in (0.0, 0.013, 0.031, 0.047, 0.061):
         child = start(tmp_path)
-        keys = tmp_path / ("a" * 16) / "keys.bin"
+        keys = tmp_path / f"{'a' * 16}-{FORMAT}" / "keys.bin"
         size, deadline = keys.stat().st_size if keys.exists() else 0, time.monotonic() + 60
         while child.poll() is None and time.monotonic() < deadline:
             if keys.exists() and keys.stat().st_size > size:
@@ -110,10 +111,10 @@ def test_two_processes_fill_one_cache(tmp_path):
     for child in children:
         _, err = child.communicate(timeout=120)
         assert child.returncode == 0, err
-    folder = tmp_path / ("a" * 16)
+    folder = tmp_path / f"{'a' * 16}-{FORMAT}"
     data = (folder / "keys.bin").read_bytes()
-    keys = {data[i : i + 32] for i in range(0, len(data), 32)}
-    assert len(keys) == len(data) // 32 == POSTS
+    keys = {data[i : i + 32] for i in range(0, len(data), 36)}
+    assert len(keys) == len(data) // 36 == POSTS
     reader = SlowBackbone()
     table = extract_features(some_posts(), reader, tmp_path)
     assert reader.calls == 0

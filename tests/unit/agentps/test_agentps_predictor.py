@@ -14,6 +14,7 @@ from selftrain.agentps.predict import predict
 from selftrain.agentps.train import train_agentps
 from selftrain.cli import main
 from selftrain.data.posts import Post
+from selftrain.errors import RunStateError
 from selftrain.serving.load_predictor import load_predictor
 
 
@@ -101,6 +102,9 @@ def test_its_fingerprint_follows_its_weights(place, tmp_path):
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(RunStateError, match=r"model\.safetensors is damaged"):
+        load(copy)
+    (copy / "checksums.json").unlink()
     assert load(copy).fingerprint != load(place / "model").fingerprint
 
 

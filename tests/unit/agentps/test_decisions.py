@@ -22,6 +22,7 @@ from selftrain.models.calibration import probabilities
 from selftrain.report.model_page import gather, write_report
 from selftrain.serving import manifest_predictions, row_stream
 from selftrain.serving.load_predictor import load_predictor
+from selftrain.store import checksums
 
 ASKED = question_set(TASK, "multitask")
 
@@ -269,7 +270,7 @@ def test_an_unreachable_rule_is_said_whenever_the_model_is_opened(place, tmp_pat
         "note": "no threshold reaches it",
         "goal": "precision 0.9",
     }
-    (tmp_path / "model" / "agentps.json").write_text(json.dumps(about))
+    checksums.write_json(tmp_path / "model" / "agentps.json", about)
     assert load_predictor(tmp_path / "model").threshold is None
     assert "question 'final': no threshold reaches it; the likeliest answer is given" in caplog.text
 
@@ -278,7 +279,7 @@ def test_filter_without_a_threshold_says_what_to_give(place, tmp_path, capsys):
     shutil.copytree(place / "model", tmp_path / "model")
     about = json.loads((tmp_path / "model" / "agentps.json").read_text())
     about["decisions"]["final"] |= {"threshold": None, "goal": "likeliest"}
-    (tmp_path / "model" / "agentps.json").write_text(json.dumps(about))
+    checksums.write_json(tmp_path / "model" / "agentps.json", about)
     words = ["filter", str(tmp_path / "model"), "--source", str(place / "posts.jsonl"), "--sink"]
     assert main([*words, str(tmp_path / "sink.jsonl")]) == 2
     assert "no threshold was set with model: give --precision or --recall" in capsys.readouterr().err

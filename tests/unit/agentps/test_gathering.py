@@ -21,6 +21,7 @@ from selftrain.data.manifest_writing import write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Task, dump_task, load_task
 from selftrain.errors import DataError, RecipeError, SplitError, TaskError
+from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder, read_jsonl
 
 
@@ -183,7 +184,7 @@ def test_a_pseudo_label_is_worth_its_posterior_where_the_run_has_one(small_run, 
     rows = list(read_jsonl(run / "grown.jsonl"))
     pseudo = [row for row in rows if row["provenance"]["source"] == "pseudo-label"]
     pseudo[0]["provenance"]["posterior"] = {"probs": {pseudo[0]["label"]: 0.93}}
-    (run / "grown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checksums.write_jsonl(run / "grown.jsonl", rows)
     found = load_posts(SourceSettings(run=run, soft_target=0.7), 0)
     assert [found.label_probs[str(row["id"])] for row in pseudo] == [0.93] + [0.7] * (len(pseudo) - 1)
 

@@ -203,7 +203,7 @@ def test_every_question_has_its_rule_and_how_well_it_is_calibrated(tmp_path):
     for one in page.questions:
         found, calibrated = figures[one.name]["decision"], figures[one.name]["calibration"]
         assert found["goal"] == rules.get(one.name, "likeliest")
-        threshold = "-" if found["threshold"] is None else f"{found['threshold']:.3f}"
+        threshold = "\N{EN DASH}" if found["threshold"] is None else f"{found['threshold']:.3f}"
         precision = found["figures"]["precision"]
         assert (
             f"{threshold} {precision['value']:.3f} {precision['low']:.3f} to {precision['high']:.3f}" in told

@@ -6,11 +6,14 @@ import json
 import shutil
 
 import pytest
+from report_helpers import by_hand
 
 from selftrain.cli import main
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import read_manifest
 from selftrain.models.classifier import load_head
+from selftrain.store import checksums
+from selftrain.store.run_dir import RunFolder
 
 
 def records(text):
@@ -61,7 +64,7 @@ def test_labels_are_those_of_the_best_model(small_run, manifest, tmp_path, capsy
 
 
 def test_what_cannot_be_read_is_left_out_with_its_reason(copied, manifest, tmp_path, capsys):
-    recipe = copied / "recipe.toml"
+    recipe = by_hand(RunFolder(copied)).recipe_path
     recipe.write_text(recipe.read_text().replace("max_bad_share = 0.05", "max_bad_share = 0.3"))
     picture = tmp_path / next(row["images"][0] for row in records(manifest.read_text()) if row["images"])
     picture.write_bytes(picture.read_bytes()[:200])  # the header is sound, the rest is gone
@@ -99,7 +102,7 @@ def test_a_run_of_another_backbone_or_without_classes_is_refused(copied, manifes
         del environment["classes"]
     else:
         environment["identity"]["backbone"] = "0" * 64
-    (copied / "environment.json").write_text(json.dumps(environment))
+    checksums.write_json(copied / "environment.json", environment)
     assert main(["predict", str(copied), str(manifest), "--out", str(tmp_path / "out")]) == 2
     assert {"backbone": "000000000000", "classes": "names no classes"}[key] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from backbones.base import Encoded, EncodeFailure, FeatureLayout
-from selftrain.data.feature_store import FeatureStore
+from selftrain.data.feature_store import FORMAT, FeatureStore
 from selftrain.data.features import extract_features
 from selftrain.errors import CacheError
 
@@ -61,7 +61,7 @@ def expected(posts):
 
 
 def folder_of(root):
-    return root / FakeBackbone().fingerprint()[:16]
+    return root / f"{FakeBackbone().fingerprint()[:16]}-{FORMAT}"
 
 
 def test_rows_come_back_in_any_order(tmp_path):
@@ -167,7 +167,39 @@ def test_what_a_kill_left_half_written_is_ignored_then_removed(tmp_path, torn):
     assert reader.encoded == []
     more = some_posts(8)
     np.testing.assert_array_equal(extract_features(more, reader, tmp_path).rows(np.arange(8)), expected(more))
-    assert (rows.stat().st_size, keys.stat().st_size) == (8 * 32, 8 * 32)
+    assert (rows.stat().st_size, keys.stat().st_size) == (8 * 32, 8 * 36)
+
+
+@pytest.mark.parametrize("place", [0, 70, 95])
+def test_a_bit_that_flips_in_a_row_is_seen(tmp_path, place):
+    posts = some_posts(3)
+    table = extract_features(posts, FakeBackbone(), tmp_path)
+    rows = folder_of(tmp_path) / "rows.f32"
+    content = bytearray(rows.read_bytes())
+    content[place] ^= 4
+    rows.write_bytes(content)
+    with pytest.raises(CacheError, match=f"another row {place // 32} than was written.*Delete"):
+        table.rows(np.arange(3))
+    sound = [row for row in range(3) if row != place // 32]
+    np.testing.assert_array_equal(table.rows(sound), expected(posts)[sound])
+
+
+@pytest.mark.parametrize("place", [5, 34])
+def test_a_key_that_is_damaged_gives_no_row(tmp_path, place):
+    posts = some_posts(3)
+    extract_features(posts, FakeBackbone(), tmp_path)
+    keys = folder_of(tmp_path) / "keys.bin"
+    content = bytearray(keys.read_bytes())
+    content[place] ^= 4
+    keys.write_bytes(content)
+    reader = FakeBackbone()
+    table = extract_features(posts, reader, tmp_path)
+    if place < 32:  # another post's key: the row is computed again
+        assert reader.encoded == [["text 0"]]
+        np.testing.assert_array_equal(table.rows(np.arange(3)), expected(posts))
+    else:
+        with pytest.raises(CacheError, match="another row 0"):
+            table.rows(np.arange(3))
 
 
 def test_damage_and_mismatch_are_cache_errors(tmp_path):

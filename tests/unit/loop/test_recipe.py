@@ -188,7 +188,7 @@ def test_missing_sections_are_named(write):
         load_recipe(write('[data]\nmanifest = "m.jsonl"\n'))
 
 
-@pytest.mark.parametrize("content", ["[data\n", "a = b\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", ["[data\n", "a = b\n", b"\xff"])
 def test_what_is_not_toml_is_refused(tmp_path, content):
     file = tmp_path / "recipe.toml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())

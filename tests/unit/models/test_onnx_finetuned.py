@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from report_helpers import by_hand
 
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
@@ -21,7 +22,7 @@ from selftrain.store.run_dir import RunFolder
 @pytest.fixture(params=["lora", "full"])
 def tuned(request, small_run, tmp_path):
     """A copy of the run whose best model is a fine-tuned one: its weights are moved at random."""
-    folder = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
+    folder = by_hand(RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True)))
     untouched = RunPredictor.load(folder.path)
     torch.manual_seed(4)
     network = Network(

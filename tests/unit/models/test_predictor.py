@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_helpers import by_hand
 
 from selftrain.cli import main
 from selftrain.data.manifest import read_manifest
@@ -93,6 +94,7 @@ def test_a_video_is_not_passed_over_in_silence(predictor, posts, tmp_path):
 def test_the_fingerprint_follows_the_weights(small_run, predictor, tmp_path):
     copied = shutil.copytree(small_run, tmp_path / "run", symlinks=True)
     assert load_predictor(copied).fingerprint == predictor.fingerprint
+    by_hand(RunFolder(copied))
     best = RunFolder(copied).best_round()
     other = next(n for n in range(3) if n != best)
     weights = RunFolder(copied).round_path(other) / "model.safetensors"

@@ -9,7 +9,7 @@ import socket
 from fnmatch import fnmatch
 
 import pytest
-from report_helpers import PLAIN, figures
+from report_helpers import PLAIN, by_hand, figures
 
 from selftrain.errors import StorageError
 from selftrain.report import tracking
@@ -44,7 +44,7 @@ def folder(tmp_path):
         for number, score in enumerate((0.5, 0.625, 0.75)):
             (made.open_round(number) / "verdicts.jsonl").touch()
             made.close_round(number, result(number, score).to_json())
-    return made
+    return by_hand(made)
 
 
 # ---- numbers ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+from report_helpers import by_hand
 
 from selftrain.cli import main
 from selftrain.errors import ExchangeError, LedgerError
@@ -398,7 +399,7 @@ def test_a_run_without_a_review_has_nothing_to_export(small_run):
 
 
 def test_a_post_that_left_the_manifest_is_named(run, tmp_path):
-    recipe = run.recipe_path.read_text()
+    recipe = by_hand(run).recipe_path.read_text()
     run.recipe_path.write_text(recipe.replace("manifest.jsonl", "gone.jsonl"))
     with pytest.raises(ExchangeError, match="no row of that id"):
         gather_tasks(run)

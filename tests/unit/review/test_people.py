@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from loop_helpers import HashPanel, ScriptedTrainer, lines, make_corpus, settings
+from report_helpers import by_hand
 
 from losses.base import Group
 from losses.pnu import PNULoss
@@ -228,6 +229,7 @@ def test_a_decision_on_a_post_that_the_pool_does_not_have_is_refused(tmp_path):
     go(tmp_path)
     review(tmp_path)
     go(tmp_path)
+    by_hand(RunFolder(tmp_path))
     file = tmp_path / "rounds/0002/human.jsonl"
     file.write_text(file.read_text().replace('"id": "p', '"id": "stranger', 1))
     with pytest.raises(RunStateError, match="decision on 'stranger"):

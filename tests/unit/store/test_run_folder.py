@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selftrain.errors import RunBusyError, RunMismatchError, RunStateError, StorageError
-from selftrain.store import atomic
+from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import MAY_CHANGE, RunFolder, read_jsonl
 
 CHECKOUT = Path(__file__).parents[3]
@@ -255,6 +255,9 @@ def test_a_folder_without_recipe_is_no_run(tmp_path):
 @pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe"])
 def test_a_damaged_recipe_is_named(folder, content):
     folder.recipe_path.write_bytes(content)
+    with pytest.raises(RunStateError, match=r"recipe\.toml is damaged: .*What to do: take it from a copy"):
+        folder.check_recipe(RECIPE)
+    (folder.path / checksums.FILE).unlink()
     with pytest.raises(RunStateError, match=r"recipe\.toml cannot be read"):
         folder.check_recipe(RECIPE)
 
