@@ -42,7 +42,9 @@ ENTRIES = (
     Listed("compare", "results", RUNS, "Hold runs side by side: recipes, curves, final metrics."),
     Listed("predict", "models", MODELS, "Label other posts with a trained model."),
     Listed("serve", "models", MODELS, "Answer over HTTP with a trained model."),
-    Listed("filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision."),
+    Listed(
+        "filter", "models", MODELS, "Keep the posts of a stream that a model finds, by precision or recall."
+    ),
     Listed("export", "models", MODELS, "Write a run's best classifier as an ONNX file."),
     Listed(
         "agentps", "agentps", MODELS, "Fine-tune a multimodal language model on the grown data (AgentPS).",

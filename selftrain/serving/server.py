@@ -111,7 +111,7 @@ async def _serve(
         batcher.start()
         starting = asyncio.ensure_future(service.intake.start())  # the port answers meanwhile
         yield
-        starting.cancel()
+        await starting  # a process that is given up while it starts would be nobody's to end
         await asyncio.to_thread(batcher.close)
 
     server = _DrainingServer(build_app(service, lifespan), service, tell)

@@ -321,12 +321,12 @@ def test_an_evaluation_that_was_cut_off_scores_no_post_twice(place, tmp_path, mo
     for name in ("validation.jsonl", "metrics.json", "report.html"):
         found = (tmp_path / "in-two" / name).read_text().replace("in-two", "at-once")
         assert found == (tmp_path / "at-once" / name).read_text(), name
-    assert not list((tmp_path / "in-two").glob("*part*"))
+    assert not list((tmp_path / "in-two").glob("*.part"))
 
 
 def test_bad_rows_beyond_the_limit_throw_no_output_away(place, tmp_path, capsys):
     source, out = tmp_path / "new.jsonl", tmp_path / "scored.jsonl"
-    rows = [f'{{"id": "p{n}", "text": "awful day {n}"}}' if n % 5 else "{" for n in range(600)]
+    rows = [f'{{"id": "p{n}", "text": "awful day {n}"}}' if n % 5 else "{}" for n in range(600)]
     source.write_text("\n".join(rows) + "\n")
     args = ["agentps", "predict", str(place / "model"), str(source), "--out", str(out)]
     assert main(args) == 2

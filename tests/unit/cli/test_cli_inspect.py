@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from report_helpers import by_hand
 
 from agents.judgment import Verdict
 from selftrain.cli import main
@@ -27,7 +28,7 @@ def records(text):
 @pytest.fixture
 def copied(small_run, tmp_path):
     """A copy of the run that a test may change."""
-    return shutil.copytree(small_run, tmp_path / "run", symlinks=True)
+    return by_hand(RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))).path
 
 
 def rewrite(file, change):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from report_helpers import PLAIN, figures
+from report_helpers import PLAIN, by_hand, figures
 
 from selftrain.cli import main
 from selftrain.cli.printing import console
@@ -68,7 +68,7 @@ def corpus(small_run):
 @pytest.mark.parametrize("kept", [(True, True), (True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("again", [True, False])
 def test_the_files_tell_what_the_loop_decides(small_run, corpus, tmp_path, *, most, patience, kept, again):
-    copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
+    copied = by_hand(RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True)))
     text = copied.recipe_path.read_text().replace("max = 2", f"max = {most}")
     text = text.replace("patience = 3", f"patience = {patience}")
     copied.recipe_path.write_text(text.replace("divergent = true", f"divergent = {str(again).lower()}"))
@@ -83,7 +83,7 @@ def test_the_files_tell_what_the_loop_decides(small_run, corpus, tmp_path, *, mo
 
 
 def test_a_spent_budget_is_a_reason(small_run, tmp_path):
-    copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
+    copied = by_hand(RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True)))
     judged = sum(one.sets.candidates.posts for one in finished_rounds(copied))
     text = copied.recipe_path.read_text().replace("max = 2", "max = 9")
     copied.recipe_path.write_text(text.replace("max = 9", f"max = 9\nbudget = {judged + 1}"))
@@ -93,7 +93,7 @@ def test_a_spent_budget_is_a_reason(small_run, tmp_path):
 
 
 def test_an_exhausted_pool_is_a_reason(small_run, tmp_path):
-    copied = RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True))
+    copied = by_hand(RunFolder(shutil.copytree(small_run, tmp_path / "run", symlinks=True)))
     copied.recipe_path.write_text(copied.recipe_path.read_text().replace("max = 2", "max = 9"))
     assert run_status(copied).stopped is None
     environment = copied.path / "environment.json"
