@@ -224,7 +224,8 @@ def _open(path: Path, header: Sequence[str] | None, delimiter: str, fallback: st
             " as UTF-8"
         )
     # a lone carriage return ends lines on old Macs; elsewhere it is a character of a row
-    alone = re.match(r"[^\r\n]*\r(?!\n)", start) and len(re.findall(r"\r(?!\n)", start)) > start.count("\n")
+    ends = re.sub('"[^"]*"', "", start)  # those within cells end no line
+    alone = re.match(r"[^\r\n]*\r(?!\n)", ends) and len(re.findall(r"\r(?!\n)", ends)) > ends.count("\n")
     newline = "\r" if alone else "\n"
     if newline == "\r":
         notes.append("lines end in a carriage return")

@@ -542,6 +542,13 @@ def test_a_long_list_is_read_in_pieces(indent, tmp_path):
         read_manifest(tmp_path / "a.json")
 
 
+def test_newlines_within_cells_end_no_line_of_an_old_mac(tmp_path):
+    rows = [{"id": "a", "text": "one\ntwo\nthree\nfour"}, {"id": "b", "text": "five\nsix"}]
+    content = sheet(rows, lineterminator="\r", quoting=csv.QUOTE_ALL)
+    (tmp_path / "mac.csv").write_bytes(content)
+    assert [post.text for post in read_manifest(tmp_path / "mac.csv").posts] == [one["text"] for one in rows]
+
+
 def test_every_command_that_reads_a_manifest_for_output_shares_its_tolerance():
     import typer.main
 
