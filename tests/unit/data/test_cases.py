@@ -544,7 +544,7 @@ def test_a_long_list_is_read_in_pieces(indent, tmp_path):
 
 def test_newlines_within_cells_end_no_line_of_an_old_mac(tmp_path):
     rows = [{"id": "a", "text": "one\ntwo\nthree\nfour"}, {"id": "b", "text": "five\nsix"}]
-    content = sheet(rows, lineterminator="\r", quoting=csv.QUOTE_ALL)
+    content = sheet(rows, columns=("id", "text"), lineterminator="\r", quoting=csv.QUOTE_ALL)
     (tmp_path / "mac.csv").write_bytes(content)
     assert [post.text for post in read_manifest(tmp_path / "mac.csv").posts] == [one["text"] for one in rows]
 
