@@ -34,7 +34,7 @@ class TextPredictor:
         if post.text == "fail" or any(not path.exists() for path in post.images):
             return Prediction(post.id, reason=f"cannot read {post.images[0] if post.images else 'it'}")
         try:
-            prob = float(post.text)
+            prob = min(max(float(post.text), 0.0), 1.0)
         except ValueError:
             prob = 0.5
         label = "yes" if prob > 0.5 else "no"
