@@ -29,7 +29,10 @@ def server(tmp_path):
 def test_it_answers_as_described(server, examples, tmp_path):
     """The answer's form and status are those of the description; what is not described is refused."""
     done = subprocess.run(
-        [SCHEMATHESIS, "run", f"http://127.0.0.1:{server.port}/openapi.json", f"--max-examples={examples}", "--seed=1"],
+        [
+            SCHEMATHESIS, "run", f"http://127.0.0.1:{server.port}/openapi.json",
+            f"--max-examples={examples}", "--seed=1",
+        ],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:]
