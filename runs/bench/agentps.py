@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from runs.bench.paired import differences_table, means_table
+from runs.bench.paired import differences_table
 from runs.bench.study import Figure, Figures, seeds_of
 
 if TYPE_CHECKING:
@@ -203,14 +204,23 @@ def tables(figures: Figures, cells: Cells, args: argparse.Namespace) -> Iterator
     measured = {method: metrics for method, metrics in measured.items() if metrics["auc"]}
     if not measured:
         return
-    yield f"\n# {cells.dataset}, n = {cells.n}: means over seeds"
-    yield from means_table(measured, [cells.dataset])
+    yield f"\n# {cells.dataset}, n = {cells.n}: mean ± sd over seeds"
+    for method, metrics in measured.items():
+        told = (f"{name} {_spread(values)}" for name, values in metrics.items() if values)
+        yield f"{method:<{max(map(len, measured))}}  " + "  ".join(told)
     for metric in SHOWN[:4]:
         compared = {method: metrics[metric] for method, metrics in measured.items()}
         for reference in (_named(way, args) for way in ("vanilla", "agentps")):
             if reference in measured:
                 yield f"\n# {cells.dataset}: points of {metric} over {reference}"
                 yield from differences_table(compared, reference, [cells.dataset])
+
+
+def _spread(values: Mapping[tuple[str, int], float]) -> str:
+    """Return the mean of what seeds gave, with its standard deviation where there are several."""
+    drawn = list(values.values())
+    spread = f" ± {stdev(drawn):.3f}" if len(drawn) > 1 else ""
+    return f"{fmean(drawn):.3f}{spread} ({len(drawn)})"
 
 
 def _values(figures: Figures, cells: Cells, method: str, metric: str) -> dict[tuple[str, int], float]:
