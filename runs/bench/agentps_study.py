@@ -20,10 +20,9 @@ from backbones.mllm.answering import Variant
 from backbones.mllm.load import load_mllm
 from backbones.mllm.smollm2_efficientnet import from_parts
 from runs.bench.small_models import QWEN, load_qwen
-from selftrain._util.types import FloatArray
 from selftrain.agentps.checkpoint import WEIGHTS, load_weights
 from selftrain.agentps.dataset import PROVENANCE, example, question_set
-from selftrain.agentps.evaluate import QuestionScores, headline, question_scores, score
+from selftrain.agentps.evaluate import headline, question_scores, score
 from selftrain.agentps.frames import Frames
 from selftrain.agentps.model import assemble
 from selftrain.agentps.recipe import Divisor, ModelSettings, TrainingSettings
@@ -35,7 +34,9 @@ from selftrain.data.manifest import read_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, TaskClass
 from selftrain.errors import DataError
-from selftrain.models.metrics import curve, threshold_intervals, threshold_metrics
+from selftrain.models.metrics import threshold_intervals, threshold_metrics
+from selftrain.models.operating_points import Goal, find_threshold
+from selftrain.models.predictor import ValidationScores
 from selftrain.models.train_loop import best_epoch
 
 if TYPE_CHECKING:
@@ -363,7 +364,9 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
     load_weights(built.model, folder / WEIGHTS)
     tested = scored([example(post, asked) for post in drawn.test])
     *process, final = question_scores(asked, tested)
-    tuned = _best_threshold(question_scores(asked, scored(chosen))[-1])
+    validated = question_scores(asked, scored(chosen))[-1]
+    known = ValidationScores(validated.found.astype(np.int16), validated.scores)
+    tuned = find_threshold(known, Goal("f1")).threshold
     result = threshold_metrics(final.found, final.scores)
     result["f1_tuned"] = threshold_metrics(final.found, (final.scores >= tuned).astype(np.float64))["f1"]
     result["best_epoch"] = float(best_epoch(results, "auc").epoch)
@@ -377,10 +380,3 @@ def cell(drawn: Drawn, way: Way, base: str, seed: int, place: Place) -> dict[str
             result |= {f"{metric}_low": value.low, f"{metric}_high": value.high}
     shutil.rmtree(folder)
     return result
-
-
-def _best_threshold(one: QuestionScores) -> float:
-    """Return the threshold of the largest F1."""
-    shape = curve(one.found, one.scores)
-    f1: FloatArray = 2 * shape.precision * shape.recall / (shape.precision + shape.recall + 1e-12)
-    return float(shape.thresholds[int(f1.argmax())])

@@ -100,23 +100,6 @@ def load_qwen(name: str, dtype: torch.dtype) -> LanguageModel:
         return load_gguf(whole, dtype)
 
 
-def export_qwen(name: str, folder: Path) -> Path:
-    """Write a model of `QWEN` as a folder that vLLM serves; kept if it is there already.
-
-    Raises:
-        WeightsError: As `load_qwen`.
-    """
-    if _finished(folder):
-        return folder
-    import torch
-
-    language = load_qwen(name, torch.bfloat16)
-    with _Unfinished(folder) as partial:
-        language.model.save_pretrained(partial)
-        language.tokenizer.save_pretrained(partial)
-    return folder
-
-
 def export_small_vlm(folder: Path, seed: int = 0) -> Path:
     """The small vision-language model as a folder that vLLM serves; kept if it is there already.
 
