@@ -173,6 +173,25 @@ def _from_row(asked: QuestionSet, row: Json) -> ScoredPost:
     )
 
 
+def write_measured(
+    folder: Path, asked: QuestionSet, scored: Sequence[ScoredPost], decisions: Decisions, figures: Json
+) -> None:
+    """Write what a model answers on its validation posts, and what that is worth.
+
+    Args:
+        folder: The model's.
+        asked: Its questions.
+        scored: As `decided` gives them.
+        decisions: Of the model.
+        figures: The rest of metrics.json.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    checksums.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
+    checksums.write_json(folder / METRICS, figures | {"questions": full_report(asked, scored, decisions)})
+
+
 def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
     """Set a model's rules anew on its validation posts, and write all that follows from them.
 
@@ -189,12 +208,9 @@ def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
     decisions = set_goals(loaded.decisions, question_scores(asked, scored), goals)
     if decisions == loaded.decisions:
         return loaded
-    scored = [with_answers(decisions, one) for one in scored]
     checksums.check(folder / METRICS)
     figures = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    figures |= {"questions": full_report(asked, scored, decisions)}
-    checksums.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
-    checksums.write_json(folder / METRICS, figures)
+    write_measured(folder, asked, [with_answers(decisions, one) for one in scored], decisions, figures)
     # last: what was killed before this sets them again
     checksums.write_json(folder / ABOUT, loaded.about | {"decisions": decisions_to_json(asked, decisions)})
     return fill(folder, loaded.built, loaded.task, loaded.settings)

@@ -39,10 +39,10 @@ from selftrain.agentps.dataset import (
     load_posts,
     question_set,
 )
-from selftrain.agentps.decisions import check_goals, decided, fit_decisions, full_report
+from selftrain.agentps.decisions import check_goals, decided, fit_decisions
 from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
 from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
-from selftrain.agentps.predict import answers_row, redecide
+from selftrain.agentps.predict import redecide, write_measured
 from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import dump_task
@@ -56,7 +56,7 @@ from selftrain.models.train_loop import (
     warm_up_schedule,
 )
 from selftrain.models.training_log import TrainingLog
-from selftrain.store import atomic, checksums
+from selftrain.store import atomic
 from selftrain.store.run_dir import read_jsonl, without_none
 
 if TYPE_CHECKING:
@@ -533,20 +533,11 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     checkpoint.load_weights(built.model, out / WEIGHTS)
     final = scored(built.model)
     if accelerator.is_main_process:
-        best = best_epoch(results, training.metric)
-        decisions = fit_decisions(question_scores(built.questions, final), recipe.decisions)
-        final = [decided(decisions, one) for one in final]
-        rows = (answers_row(built.questions, one) for one in final)
-        checksums.write_jsonl(out / checkpoint.VALIDATION, rows)
-        measured = full_report(built.questions, final, decisions)
-        validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
-        figures = {"validations": validations, "best": results.index(best), "questions": measured}
-        checksums.write_json(out / checkpoint.METRICS, figures)
         about = {
-            "best_epoch": best.epoch, "metric": training.metric, "identity": identity, "finished": True,
+            "identity": identity, "finished": True,
             "precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16",
-            "decisions": checkpoint.decisions_to_json(built.questions, decisions),
         }  # fmt: skip
+        about |= _write_measured(recipe, out, built.questions, results, final)
         checkpoint.describe(
             out, settings, found.task, built.questions, base=built.base.fingerprint, more=about
         )
@@ -558,6 +549,25 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     built.use_cache(None)
     forget_compiled(built.base.module)
     return checkpoint.fill(out, built, found.task, settings)
+
+
+def _write_measured(
+    recipe: AgentPSRecipe,
+    out: Path,
+    asked: QuestionSet,
+    results: Sequence[EpochResult],
+    scored: Sequence[ScoredPost],
+) -> Json:
+    """Decide the validation posts, write what that is worth, and return what agentps.json says of it."""
+    best = best_epoch(results, recipe.training.metric)
+    decisions = fit_decisions(question_scores(asked, scored), recipe.decisions)
+    validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
+    figures = {"validations": validations, "best": results.index(best)}
+    write_measured(out, asked, [decided(decisions, one) for one in scored], decisions, figures)
+    return {
+        "best_epoch": best.epoch, "metric": recipe.training.metric,
+        "decisions": checkpoint.decisions_to_json(asked, decisions),
+    }  # fmt: skip
 
 
 def _vision_cache(recipe: AgentPSRecipe, built: Built, accelerator: Accelerator) -> VisionCache | None:
