@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import io
 import json
 import signal
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from http_helpers import ask
 from kill_helpers import ENVIRONMENT
 from PIL import Image
 
@@ -54,13 +54,7 @@ class Attacked:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PROBE)
 
     def request(self, method, path, body=None, headers=None, timeout=WAIT):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
+        return ask(self.port, method, path, body, headers, timeout=timeout)
 
     def score(self, body, timeout=WAIT):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -196,12 +196,18 @@ def test_without_the_token_nothing_is_answered(site, path):
 # ---- another's name --------------------------------------------------------------------------------------
 
 
+def decided(site, reviewer):
+    """Two browsers, and the post that a reviewer has decided in the first."""
+    ann, mallory = site.browser(), site.browser()
+    post = ann.api("begin", reviewer=reviewer)[1]["post"]["id"]
+    assert ann.api("decide", reviewer=reviewer, post=post, label="positive")[0] == 200
+    return ann, mallory, post
+
+
 @pytest.mark.integration
 @NAMES
 def test_nobody_takes_back_anothers_decision_by_claiming_a_name(site):
-    ann, mallory = site.browser(), site.browser()
-    post = ann.api("begin", reviewer="victim")[1]["post"]["id"]
-    assert ann.api("decide", reviewer="victim", post=post, label="positive")[0] == 200
+    ann, mallory, post = decided(site, "victim")
     tried = [
         mallory.api("undo", reviewer="victim", post=post),
         mallory.api("decide", reviewer="victim", post=post, label="negative"),
@@ -219,9 +225,7 @@ def test_nobody_takes_back_anothers_decision_by_claiming_a_name(site):
 @pytest.mark.integration
 @NAMES
 def test_a_stolen_cookie_name_with_another_value_is_another_browser(site):
-    ann, mallory = site.browser(), site.browser()
-    post = ann.api("begin", reviewer="victor")[1]["post"]["id"]
-    assert ann.api("decide", reviewer="victor", post=post, label="positive")[0] == 200
+    _, mallory, post = decided(site, "victor")
     for forged in (
         "",
         "x",

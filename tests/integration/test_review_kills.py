@@ -14,6 +14,7 @@ from collections import Counter
 
 import pytest
 from cli_helpers import here
+from http_helpers import ask
 from review_helpers import Server, as_json, review_of, run_of
 
 from selftrain.review.ledger import ReviewLedger
@@ -35,21 +36,19 @@ class Client(threading.Thread):
 
     def ask(self, what, **fields):
         while True:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
             try:
-                connection.request(
-                    "POST", f"/api/{what}?token={self.token}", as_json({"reviewer": self.name, **fields}),
+                status, content = ask(
+                    self.port, "POST", f"/api/{what}?token={self.token}",
+                    as_json({"reviewer": self.name, **fields}),
                     {"Origin": f"http://127.0.0.1:{self.port}", "Content-Type": "application/json"},
+                    timeout=30,
                 )  # fmt: skip
-                answer = connection.getresponse()
-                body = json.loads(answer.read())
+                body = json.loads(content)
             except (OSError, http.client.HTTPException):
                 time.sleep(0.1)  # the server is dead; what was asked is asked again
                 continue
-            finally:
-                connection.close()
-            if answer.status != 503:
-                return answer.status, body
+            if status != 503:
+                return status, body
 
     def run(self):
         status, told = self.ask("begin")

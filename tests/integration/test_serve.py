@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import here
+from http_helpers import ask
 
 pytestmark = pytest.mark.integration
 
@@ -48,13 +48,7 @@ class Server:
         return self
 
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
-        try:
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
+        return ask(self.port, method, path, body, headers, timeout=WAIT)
 
     def status(self, path):
         return self.request("GET", path)[0]
