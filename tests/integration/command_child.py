@@ -27,7 +27,7 @@ PRELOADED = (
 )  # fmt: skip
 
 # without memory a thread can end before whoever started it hears of it: CPython waits for ever, people do not
-STUCK = 60.0
+STUCK = 20.0
 
 
 def limit(request):

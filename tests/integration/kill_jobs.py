@@ -151,7 +151,7 @@ def contents(work):
         elif file.suffix == ".sqlite":
             found[name] = kept(file)
         elif file.suffix == ".json":
-            found[name] = without(json.loads(file.read_text()), "seconds", "cost")
+            found[name] = without(json.loads(file.read_text()), "seconds", "cost", "usage")
         elif not file.name.endswith((".sqlite-wal", ".sqlite-shm", ".lock")):
             found[name] = file.read_bytes()
     return found
