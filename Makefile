@@ -23,7 +23,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 PIP_LOCKED := $(PIP_INSTALL) --no-deps --require-hashes -r
 LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-strip-extras --no-annotate --no-header \
 	--no-emit-find-links --no-emit-index-url -c constraints.txt \
-	--unsafe-package torch --unsafe-package torchvision --unsafe-package selftrain
+	--unsafe-package torch --unsafe-package torchvision --unsafe-package selftrain --unsafe-package pip
 # what is installed is as new as these stamps; without the files they depend on changing, nothing is redone
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
