@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runs.bench.paired import differences_table, means_table
+from runs.bench.paired import differences_table, halves_table, means_table
 from runs.bench.study import Figure, Figures, seeds_of
 from selftrain.config import Recipe, load_recipe
 from selftrain.errors import DataError
@@ -364,6 +365,12 @@ WITH_AGENTS: Mapping[str, Measure] = {
 }
 METHODS = {**WITHOUT_AGENTS, **WITH_AGENTS}
 REFERENCES = ("labels_only", "labels_only_head")
+CHOICES = {
+    "whom to ask": ("ours", "ours selection.kind=random", "ours selection.kind=top_k"),
+    "in how many rounds": ("ours", "ours rounds.max=1 selection.k=500"),
+    "the rule": ("ours", "article"),
+}
+"""Defaults, and the recipes that they were chosen from."""
 
 # ---- the study ------------------------------------------------------------------------------------------
 
@@ -384,6 +391,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     )  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change ours")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+    parser.add_argument(
+        "--halves", action="store_true",
+        help="measure nothing: choose the defaults on each half of the sets, and confirm them on the other",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="two seeds, n = 100, 500 posts asked about")
 
 
@@ -399,6 +410,9 @@ def run(args: argparse.Namespace) -> int:
     methods = _chosen(args.methods, METHODS, "method")
     figures = Figures(args.json)
     sets = list(find_sets(args.data, args.sets, args.agents))
+    if args.halves:
+        print("\n".join(_halves(figures, [one.name for one in sets], sizes, budgets)))
+        return 0
     for judged in sets:
         for n in sizes:
             for seed in seeds_of(args.seeds):
@@ -611,6 +625,18 @@ def tables(
                     yield f"\n# n = {n}, asked about: {asked}; points of {metric} over {reference}"
                     yield from differences_table(compared, reference, sets)
             yield from _over_round_0(figures, sets, methods, n=n, asked=asked)
+
+
+def _halves(
+    figures: Figures, sets: Sequence[str], sizes: Sequence[int], budgets: Sequence[str]
+) -> Iterator[str]:
+    """Yield a table a choice of which two recipes at least were measured, in points of macro-F1."""
+    for n, asked, (choice, recipes) in product(sizes, budgets, CHOICES.items()):
+        get = partial(_values, figures, sets, n=n, asked=asked, metric="macro_f1")
+        measured = {method: values for method in recipes if (values := get(method))}
+        if len(measured) > 1:
+            yield f"\n# n = {n}, asked about: {asked}; {choice}; the reference is {REFERENCES[0]}"
+            yield from halves_table(measured, get(REFERENCES[0]), sets)
 
 
 def _over_round_0(

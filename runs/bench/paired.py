@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import combinations
 from statistics import fmean, stdev
 
 import numpy as np
@@ -94,6 +95,42 @@ def differences_table(measured: Mapping[str, Values], reference: str, sets: Sequ
         yield f"{method:<{width}} " + " ".join(
             f"{_interval(one):>21}" for one in (*columns, t_over_seeds(differences), bootstrap(differences))
         )
+
+
+def halves_table(measured: Mapping[str, Values], reference: Values, sets: Sequence[str]) -> Iterator[str]:
+    """Yield a line a half of the sets: which method wins there, and what it brings on the other half.
+
+    Sets and seeds that one of the methods lacks are left out.
+
+    Args:
+        measured: Method -> values, two methods at least.
+        reference: What the winner is compared with too.
+        sets: All of them.
+    """
+    shared = set.intersection(*map(set, (*measured.values(), reference)))
+    yield "chosen on; the winner, points ahead of the next | on the other half: ahead of the next | of the"
+    yield "reference (t over seeds) | the winner"
+    for half in combinations(sets, len(sets) // 2):
+        here, there = ({key for key in shared if (key[0] in half) is within} for within in (True, False))
+        first, second = _ranked(measured, here)[:2]
+        ahead, elsewhere = (
+            t_over_seeds(points_over(_only(measured[first], keys), measured[second]))
+            for keys in (here, there)
+        )
+        over = t_over_seeds(points_over(_only(measured[first], there), reference))
+        yield (
+            f"{' + '.join(half):<32} {first}, {ahead.value:+.1f} | {_interval(elsewhere)} | {_interval(over)}"
+            f" | {_ranked(measured, there)[0]}"
+        )
+
+
+def _ranked(measured: Mapping[str, Values], keys: Set[tuple[str, int]]) -> list[str]:
+    """Return the methods by their mean over the sets, the best first."""
+    return sorted(measured, key=lambda name: _mean_of_sets(_only(measured[name], keys)) or 0.0, reverse=True)
+
+
+def _only(values: Values, keys: Set[tuple[str, int]]) -> Values:
+    return {key: values[key] for key in sorted(keys)}
 
 
 def _mean_of_sets(values: Values) -> float | None:

@@ -194,10 +194,14 @@ def endpoint_of(listener: socket.socket) -> str:
 
 
 def quiet_logs() -> None:
-    """Log warnings and errors alone, on standard error, and none of them without end."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Sparing())
+    """Log warnings and errors alone, on standard error, and none of them without end.
+
+    Where a program has set up logging of its own, that is left as it is.
+    """
+    handler = logging.StreamHandler()
+    handler.addFilter(_Sparing())
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=line, handlers=[handler])
 
 
 class _Sparing(logging.Filter):

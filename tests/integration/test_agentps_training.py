@@ -91,10 +91,10 @@ def test_a_process_without_a_picture_trains_the_tower_with_the_others(place):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
 
-def killed(args, once):
+def killed(args, once, start=("-m", "selftrain")):
     """Run a command, and SIGKILL it as soon as `once` says so."""
     nowhere = subprocess.DEVNULL
-    command = [sys.executable, "-m", "selftrain", *map(str, args)]
+    command = [sys.executable, *start, *map(str, args)]
     process = subprocess.Popen(command, env=QUIET, stdout=nowhere, stderr=nowhere)
     while process.poll() is None and not once():
         time.sleep(0.005)
@@ -143,22 +143,35 @@ def test_killed_between_validations_it_ends_early_at_the_same_step(place):
         assert (out / name).read_bytes() == (place / "early" / name).read_bytes(), name
 
 
+EVERY_PART_COUNTS = """
+from selftrain.__main__ import main
+from selftrain.serving import row_stream
+row_stream.pour.__kwdefaults__["commit_seconds"] = 0.0
+raise SystemExit(main())
+"""
+
+
 def test_predictions_that_were_killed_go_on_to_the_same_bytes(place, model):
     source = place / "many.jsonl"
     rows = [
-        "{" if n % 90 == 7 else json.dumps({"id": f"p{n}", "text": f"lovely day {n}"}) for n in range(2000)
+        "{" if n % 90 == 7 else json.dumps({"id": f"p{n}", "text": f"lovely day {n}"}) for n in range(4000)
     ]
     source.write_text("\n".join(rows) + "\n")
     args = ("agentps", "predict", model, source, "--out")
     done = selftrain(*args, place / "whole.jsonl")
     assert done.returncode == 0, done.stderr
     out, progress = place / "killed.jsonl", place / "killed.jsonl.part.progress.json"
-    for rows_before in (1, 1000):
-        killed((*args, out), lambda least=rows_before: progress.exists() and tally(progress) >= least)
+    done_before = 0
+    for _ in range(2):  # each start is killed at its first commit
+        killed(
+            (*args, out), lambda least=done_before: progress.exists() and tally(progress) > least,
+            start=("-c", EVERY_PART_COUNTS),
+        )  # fmt: skip
         assert not out.exists()
+        done_before = tally(progress)
     again = selftrain(*args, out)
     assert again.returncode == 0, again.stderr
-    assert "1,977 posts scored" in again.stdout
+    assert "3,955 posts scored" in again.stdout
     for name in ("{}.jsonl", "{}.jsonl.quarantine.jsonl"):
         assert (place / name.format("killed")).read_bytes() == (place / name.format("whole")).read_bytes()
     assert not list(place.glob("killed.jsonl.part*"))

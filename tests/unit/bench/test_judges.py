@@ -11,7 +11,7 @@ import pytest
 
 from runs.bench import __main__ as bench
 from runs.bench.judges import BROKEN, METHODS, WITH_AGENTS, broken, draw, find_sets, seeds_of, tables
-from runs.bench.paired import bootstrap, points_over, t_interval, t_over_seeds
+from runs.bench.paired import bootstrap, halves_table, points_over, t_interval, t_over_seeds
 from runs.bench.peers import MISSING, crowdlab, dawid_skene, majority
 from runs.bench.study import Figures
 from selftrain.errors import DataError
@@ -225,6 +225,17 @@ def test_differences_are_paired_and_their_intervals_are_students() -> None:
     assert 0.0 <= low < 3.0 < high <= 6.0
     same = bootstrap({("a", 0): 2.0, ("b", 0): 2.0})
     assert (same.value, same.low, same.high) == (2.0, 2.0, 2.0)
+
+
+def test_what_wins_on_one_half_of_the_sets_is_compared_on_the_other() -> None:
+    alone = {(name, seed): 0.5 for name in "abcd" for seed in (0, 1)}
+    one = {key: 0.6 if key[0] in "ab" else 0.5 + 0.02 * key[1] for key in alone}
+    other = dict.fromkeys(alone, 0.55) | {("a", 2): 0.9}  # a seed that the first lacks is left out
+    rows = list(halves_table({"one": one, "other": other}, alone, list("abcd")))[2:]
+    assert [row[:5] for row in rows] == ["a + b", "a + c", "a + d", "b + c", "b + d", "c + d"]
+    # on c and d the first has .50 and .52: 5 and 3 points behind; t(.975, 1) = 12.706, standard error 1
+    assert rows[0].endswith("one, +5.0 | -4.0 [-16.7, +8.7] | +1.0 [-11.7, +13.7] | other")
+    assert rows[-1].endswith("other, +4.0 | -5.0 [-5.0, -5.0] | +5.0 [+5.0, +5.0] | one")
 
 
 def test_nothing_measured_is_an_empty_table() -> None:

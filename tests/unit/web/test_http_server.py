@@ -45,3 +45,15 @@ def test_a_line_that_anybody_can_have_logged_is_logged_a_few_times_a_minute(monk
     now[0] = 61.0
     log(2, "refused")
     assert written[6:] == ["refused (and 995 like it before)", "refused"]
+
+
+def test_logging_that_a_program_has_set_up_is_left_as_it_is(monkeypatch):
+    mine = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [mine])
+    http_server.quiet_logs()
+    assert logging.getLogger().handlers == [mine]
+    assert mine.filters == []
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    http_server.quiet_logs()
+    (made,) = logging.getLogger().handlers
+    assert [type(one) for one in made.filters] == [http_server._Sparing]
