@@ -28,6 +28,24 @@ STUDIES = {
     "serve": "how long honest clients of `selftrain serve` wait while hostile ones attack it",
     "speed": "a whole run, features cached, by this code and by that of another commit",
 }
+QUICK = {
+    "hsol": "--n 100 --seeds 0,1",
+    "harmeme": "--n 100 --seeds 0,1",
+    "judges": "--n 100 --seeds 0,1 --asked 500",
+    "probabilities": "--n 100 --seeds 0,1",
+    "agents_needed": "--seeds 0,1",
+    "emotion": "--n 100 --seeds 0,1 --asked 500",
+    "selection": "--n 1000,10000",
+    "agents": "--posts 8 --repeats 1",
+    "agentps": "--parts pairs --seeds 0,1 --n 12 --epochs 1 --ways agentps",
+    "decisions": "--posts 12,12,12 --seeds 0,1 --epochs 1 --weights balanced",
+    "report": "--n 100,1000",
+    "act": "--part training --datasets emotion --errors spread --seeds 0,1",
+    "features": "--n 200 --repeats 1",
+    "serve": "--seconds 3 --repeats 1",
+    "speed": "--repeats 1",
+}
+"""What a study takes a minute or two with: enough to see that it works, too little for figures to quote."""
 FAILED = 2
 
 
@@ -43,12 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m runs.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Studies:\n" + "\n".join(f"  {name:<10}{text}" for name, text in STUDIES.items()),
-        epilog="`python -m runs.bench STUDY --help` shows the options of a study.",
+        description="Studies:\n" + "\n".join(f"  {name:<15}{text}" for name, text in STUDIES.items()),
+        epilog="`python -m runs.bench STUDY --help` shows the options of a study. With --quick it takes two"
+        " seeds and small sizes, where nothing else is said: to see that it works.",
     )
     parser.add_argument("study", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of the study")
     args = parser.parse_args(argv)
+    if "--quick" in args.options:  # before the others: who gives an option again means the last one
+        args.options.remove("--quick")
+        args.options = [*QUICK[args.study].split(), *args.options]
     try:
         return run_features(args.options) if args.study == "features" else run_study(args.study, args.options)
     except (SelftrainError, AgentError) as error:

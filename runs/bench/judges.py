@@ -384,7 +384,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--seeds", default="0..9", help="as 0..9, or by commas (default: 0..9)")
     parser.add_argument("--asked", default="500,all", help="posts that may be asked about (default: 500,all)")
     parser.add_argument("--agents", help="files of answers in each set, by commas (default: two of each set)")
-    parser.add_argument("--methods", default=ALL, help=f"by commas, of: {', '.join(METHODS)} (default: all)")
+    names = ", ".join(METHODS).replace("%", "%%")
+    parser.add_argument("--methods", default=ALL, help=f"by commas, of: {names} (default: all)")
     parser.add_argument(
         "--validation", type=float, default=0.0,
         help="share of the n labels; 0: each label is left out once instead (default: 0)",
@@ -395,7 +396,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--halves", action="store_true",
         help="measure nothing: choose the defaults on each half of the sets, and confirm them on the other",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="two seeds, n = 100, 500 posts asked about")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -404,8 +404,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DataError: No set, or a method or a file of answers that is not there.
     """
-    if args.quick:
-        args.n, args.seeds, args.asked = "100", "0,1", "500"
     sizes, budgets = tuple(map(int, args.n.split(","))), args.asked.split(",")
     methods = _chosen(args.methods, METHODS, "method")
     figures = Figures(args.json)

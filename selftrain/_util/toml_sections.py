@@ -118,5 +118,7 @@ def _faults(error: ValidationError) -> str:
     for fault in error.errors():
         place = ".".join(str(part) for part in fault["loc"]) or "recipe"
         found = "" if fault["type"] in ("missing", "value_error") else f" (found {shorten(fault['input'])})"
-        lines.append(f"  {place}: {fault['msg']}{found}{_WRITTEN.get(fault['type'], '')}")
+        lines.append(
+            f"  {place}: {fault['msg'].removeprefix('Value error, ')}{found}{_WRITTEN.get(fault['type'], '')}"
+        )
     return "\n".join(lines)

@@ -513,9 +513,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     if accelerator.is_main_process:
         _begin(out, recipe, found)
     accelerator.wait_for_everyone()
-    built.use_cache(_vision_cache(recipe, built, accelerator))
-    if training.checkpointing:
-        built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    _dress(built, recipe, accelerator)
 
     def scored(model: AnsweringModel) -> list[ScoredPost]:
         return _score_shared(model, built, validation, accelerator, training)
@@ -533,22 +531,34 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     checkpoint.load_weights(built.model, out / WEIGHTS)
     final = scored(built.model)
     if accelerator.is_main_process:
-        about = {
-            "identity": identity, "finished": True,
-            "precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16",
-        }  # fmt: skip
-        about |= _write_measured(recipe, out, built.questions, results, final)
+        measured = _write_measured(recipe, out, built.questions, results, final)
+        about = {"identity": identity, "finished": True, **_precision(accelerator), **measured}
         checkpoint.describe(
             out, settings, found.task, built.questions, base=built.base.fingerprint, more=about
         )
         (out / PROGRESS).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    # what accelerate laid around the model goes again: the weights are computed as a fresh process would
+    _undress(built, accelerator)
+    return checkpoint.fill(out, built, found.task, settings)
+
+
+def _precision(accelerator: Accelerator) -> Json:
+    return {"precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16"}
+
+
+def _dress(built: Built, recipe: AgentPSRecipe, accelerator: Accelerator) -> None:
+    """Lay around the model what training needs."""
+    built.use_cache(_vision_cache(recipe, built, accelerator))
+    if recipe.training.checkpointing:
+        built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def _undress(built: Built, accelerator: Accelerator) -> None:
+    """Take off what training laid around the model: its answers are computed as a fresh process would."""
     accelerator.unwrap_model(built.model, keep_fp32_wrapper=False)
     built.model.to("cpu")
     built.use_cache(None)
     forget_compiled(built.base.module)
-    return checkpoint.fill(out, built, found.task, settings)
 
 
 def _write_measured(

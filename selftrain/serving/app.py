@@ -23,7 +23,7 @@ from selftrain.serving.batching import Batcher, Predictions
 from selftrain.serving.intake import SMALL, Intake
 from selftrain.serving.openapi import describe
 from selftrain.serving.scratch import Scratch
-from selftrain.serving.wire import RequestLimits, ValueCount, answer
+from selftrain.serving.wire import Placed, RequestLimits, ValueCount, answer
 from selftrain.web.access import (
     BadRequestError,
     is_foreign_page,
@@ -178,14 +178,7 @@ class Service:
             forget = await self.intake.shrink(placed, predictor.picture_side)
             results: list[Prediction] | None = []
             if placed.posts:
-                loop, client = asyncio.get_running_loop(), request.client.host if request.client else ""
-
-                def done() -> None:
-                    release()
-                    with suppress(RuntimeError):  # the server has ended meanwhile
-                        loop.call_soon_threadsafe(forget)
-
-                scores = self.batcher.submit(list(placed.posts.values()), done, client=client)
+                scores = self._submit(placed, request, release, forget)
                 owned = False
                 results = await _wait(request, scores)
             else:
@@ -203,6 +196,19 @@ class Service:
         self.measures.posts.inc(len(placed.ids) - failed)
         self.measures.failures.inc(failed)
         return JSONResponse(answer(predictor.name, placed, results))
+
+    def _submit(
+        self, placed: Placed, request: Request, release: Callable[[], None], forget: Callable[[], None]
+    ) -> Predictions:
+        """Hand posts to the batcher, which calls `release` and `forget` once it is done with them."""
+        loop, client = asyncio.get_running_loop(), request.client.host if request.client else ""
+
+        def done() -> None:
+            release()
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                loop.call_soon_threadsafe(forget)
+
+        return self.batcher.submit(list(placed.posts.values()), done, client=client)
 
     async def _body(self, request: Request) -> bytes:
         """Read the body, refused as soon as it is too much, or too much of everybody's together."""
@@ -241,11 +247,12 @@ async def _disconnected(request: Request) -> None:
 # ---- routes -----------------------------------------------------------------------------------------
 
 
+async def _health(_: Request) -> Response:
+    return JSONResponse({"status": "alive"})
+
+
 def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
     """Build the application of a service; `lifespan` starts and ends its batcher."""
-
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "alive"})
 
     async def ready(_: Request) -> Response:
         status = "draining" if service.draining else "ready" if service.ready else "loading"
@@ -278,7 +285,7 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
     return Starlette(
         routes=[
             route("/score", service.score, "POST"),
-            route("/health", health, "GET", open_to_all=True),
+            route("/health", _health, "GET", open_to_all=True),
             route("/ready", ready, "GET", open_to_all=True),
             route("/metrics", metrics, "GET"),
             route("/model", model, "GET"),

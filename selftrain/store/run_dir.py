@@ -265,7 +265,7 @@ class RunFolder:
         checksums.check(self.recipe_path)
         try:
             return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunStateError(
                 f"{self.path} is not a run folder: it has no recipe.toml."
                 " `selftrain run RECIPE --out DIR` makes one"

@@ -186,6 +186,24 @@ def subscripts(tree):
     return count
 
 
+LONGEST = 45
+THE_STORY = "selftrain.loop.self_train"  # the article on one page, each stage under its own heading
+
+
+def test_no_function_is_longer_than_a_page(modules):
+    long = {one for module in modules.values() for one in longer_than(LONGEST, module)}
+    assert long == {THE_STORY}
+
+
+def longer_than(lines, module):
+    """Names of functions with more lines below their docstring."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if body and node.end_lineno - body[0].lineno + 1 > lines:
+                yield f"{module.name}.{node.name}"
+
+
 # ---- the face -----------------------------------------------------------------------------------------
 
 
@@ -277,3 +295,11 @@ def test_what_belongs_to_nobody_is_not_ours(small_house):
 def test_a_record_is_counted_outside_of_its_two_functions():
     taken = "def f(r):\n    return r['a'] + r['b']['c']\ndef to_json(r):\n    return r['a']\n"
     assert subscripts(ast.parse(taken)) == 3
+
+
+def test_a_long_function_is_seen_and_its_docstring_not_counted(small_house):
+    text = 'def f():\n    """Return.\n\n    More.\n    """\n    a = 1\n    return a\n'
+    (small_house / "selftrain" / "new.py").write_text(text)
+    module = read_modules(small_house)["selftrain.new"]
+    assert list(longer_than(2, module)) == []
+    assert list(longer_than(1, module)) == ["selftrain.new.f"]

@@ -83,7 +83,21 @@ def test_a_study_parses_its_own_options(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, study.__name__, study)
     monkeypatch.setitem(bench.STUDIES, "stand_in", "of this test")
     assert bench.main(["stand_in", "--seeds", "0,1,2"]) == 7
-    assert seen == ["0,1,2"]
+    monkeypatch.setitem(bench.QUICK, "stand_in", "--seeds 0,1")
+    assert bench.main(["stand_in", "--quick"]) == 7
+    assert bench.main(["stand_in", "--seeds", "4", "--quick"]) == 7
+    assert seen == ["0,1,2", "0,1", "4"]
+
+
+@pytest.mark.parametrize("name", bench.STUDIES)
+def test_every_study_explains_its_options_and_knows_those_of_its_quick_run(name, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench.main([name, "--help"])
+    assert ended.value.code == 0
+    explained = capsys.readouterr().out
+    given = [word for word in bench.QUICK[name].split() if word.startswith("--")]
+    assert given
+    assert [word for word in given if word not in explained] == []
 
 
 def test_what_a_study_cannot_do_is_said_without_a_traceback(tmp_path: Path, capsys) -> None:

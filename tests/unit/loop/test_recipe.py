@@ -167,7 +167,7 @@ def test_a_faulty_value_is_named_with_its_place(write, line, place):
 
 
 def test_shares_that_do_not_add_up_are_refused(write):
-    with pytest.raises(RecipeError, match=r"data: .*is 0\.9: expected 1"):
+    with pytest.raises(RecipeError, match=r"\n  data: train_share.*is 0\.9: expected 1"):
         load_recipe(write(LEAST + "train_share = 0.6\n"))
 
 

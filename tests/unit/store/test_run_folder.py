@@ -250,6 +250,9 @@ def test_damaged_metrics_are_named(folder, content):
 def test_a_folder_without_recipe_is_no_run(tmp_path):
     with pytest.raises(RunStateError, match=r"is not a run folder: it has no recipe\.toml"):
         RunFolder(tmp_path).recipe()
+    (tmp_path / "posts.jsonl").write_text("")
+    with pytest.raises(RunStateError, match=r"posts\.jsonl is not a run folder: it has no recipe\.toml"):
+        RunFolder(tmp_path / "posts.jsonl").recipe()
 
 
 @pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe"])
