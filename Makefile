@@ -3,6 +3,8 @@
 # make vllm         the environment of the vLLM server, .venv-vllm
 # make test-vllm    tests against real vLLM servers; makes .venv-vllm first
 # make cases        what people bring and strangers try: those tests, and their tables in docs/reliability.md
+# make kills        200 commands interrupted at random moments, and their tables in docs/reliability.md
+# make lock         every package with its hashes: requirements.lock and, for development, requirements-dev.lock
 # make lint         ruff and mypy alone
 # make bench        the studies, e.g. make bench ARGS="--help"
 # make clean        caches and build products; never an environment, never a run
@@ -16,6 +18,12 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Everything is installed as locked, its hashes checked; only then the project itself, with torch and torchvision,
+# whose builds (and so their hashes) differ from place to place, and what another Python needs beyond that.
+PIP_LOCKED := $(PIP_INSTALL) --no-deps --require-hashes -r
+LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-strip-extras --no-annotate --no-header \
+	--no-emit-find-links --no-emit-index-url -c constraints.txt \
+	--unsafe-package torch --unsafe-package torchvision --unsafe-package selftrain --unsafe-package pip
 # what is installed is as new as these stamps; without the files they depend on changing, nothing is redone
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
@@ -31,7 +39,7 @@ VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check
 VLLM_CREATED := $(VLLM_VENV)/.created
 VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 
-.PHONY: quickstart test cases lint vllm test-vllm bench clean
+.PHONY: quickstart test cases kills lock lint vllm test-vllm bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(INSTALLED)
@@ -44,6 +52,15 @@ test: lint
 
 cases: $(INSTALLED_DEV)
 	SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/unit/data/test_cases.py tests/attacks -rs
+
+kills: $(INSTALLED_DEV)
+	OMP_NUM_THREADS=1 SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest \
+		-m "slow or not slow" tests/integration/test_kill_matrix.py
+
+# what is locked stays where it may: make lock ARGS=--upgrade takes the newest
+lock: $(INSTALLED_DEV)
+	$(LOCK) -o requirements.lock pyproject.toml $(ARGS)
+	$(LOCK) -c requirements.lock --extra dev -o requirements-dev.lock pyproject.toml $(ARGS)
 
 vllm: $(VLLM_INSTALLED)
 
@@ -62,11 +79,13 @@ clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./.venv*/*" -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml constraints.txt $(CREATED)
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock $(CREATED)
+	$(PIP_LOCKED) requirements.lock
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(INSTALLED_DEV): pyproject.toml constraints.txt $(CREATED)
+$(INSTALLED_DEV): pyproject.toml constraints.txt requirements-dev.lock $(CREATED)
+	$(PIP_LOCKED) requirements-dev.lock
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $(INSTALLED) $@
 

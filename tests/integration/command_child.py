@@ -1,0 +1,97 @@
+"""Runs commands in processes of their own, and interrupts them: by a signal, or a limit on files or memory.
+
+It imports once and forks for every request, one JSON line {"argv": [...]} with at most one of: "after"
+seconds and the "signal" to send then; "disk", the bytes that a file may have; "memory", the bytes that may
+be taken beyond what there is at the beginning. The answer is the exit status, and in words what was
+printed, with the seconds that it took.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+PRELOADED = (
+    "backbones.minilm_efficientnet", "sklearn.metrics", "scipy.optimize", "safetensors.torch",
+    "matplotlib.figure", "jinja2", "openai", "aiohttp", "agents.offline.offline_agent", "selftrain.loop",
+    "selftrain.runs", "selftrain.cli", "selftrain.agentps.train", "selftrain.report.run_page", "peft",
+    "accelerate", "transformers", "torch.utils.tensorboard",
+)  # fmt: skip
+
+# without memory a thread can end before whoever started it hears of it: CPython waits for ever, people do not
+STUCK = 20.0
+
+
+def limit(request):
+    """Take files or memory from this process, as a full disk or a full machine would."""
+    if "disk" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["disk"],) * 2)
+    if "memory" in request:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + request["memory"]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def command(request, output):
+    """What the forked process does; it never returns."""
+    from loop_child import light_backbone
+
+    from selftrain.cli import main
+    from selftrain.models import pretrained
+
+    pretrained.load_backbone = light_backbone
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        limit(request)
+        code = main(request["argv"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+
+
+def ended(child, request):
+    """Wait for a process, and send it its signal when the time has come; its status and its seconds."""
+    begun, request = time.monotonic(), {"signal": signal.SIGKILL, "after": STUCK} | request
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        seconds = time.monotonic() - begun
+        if pid:
+            return os.waitstatus_to_exitcode(status), seconds
+        if seconds >= request["after"]:
+            os.kill(child, request["signal"])
+            request = request | {"signal": signal.SIGKILL, "after": STUCK}
+        time.sleep(0.002)
+
+
+def serve():
+    for module in PRELOADED:
+        importlib.import_module(module)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        with tempfile.TemporaryFile() as output:
+            child = os.fork()
+            if child == 0:
+                command(request, output.fileno())
+            code, seconds = ended(child, request)
+            output.seek(0)
+            words = {"said": output.read().decode(errors="replace"), "seconds": seconds}
+        print(json.dumps({"code": code, "words": json.dumps(words)}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
