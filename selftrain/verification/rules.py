@@ -154,9 +154,14 @@ class PosteriorRule:
         if not 0.5 <= self.threshold <= 1:
             raise RecipeError(f"threshold is {self.threshold}: expected a probability in [0.5, 1]")
 
-    def cut(self, pool: Callable[[], Float32Array]) -> tuple[float, ...]:
-        """Return the cut of the highest expected macro-F1: rounds are not compared by what is decided."""
-        return fit_cut(pool())
+    def cut(self, pool: Callable[[], Float32Array]) -> tuple[float, ...] | None:
+        """Return the cut of the highest expected macro-F1 of two classes; of more None, the likeliest class.
+
+        Rounds are not compared by what is decided. Of more than two classes nothing but a temperature is
+        calibrated, and a cut that trusts their shares costs more than it brings (docs/experiments.md).
+        """
+        logits = pool()
+        return fit_cut(logits) if logits.shape[1] == 2 else None
 
     def score(self, validation: Scored) -> float:
         """Return the mean log-likelihood of the labels, in nats: less noisy than macro-F1."""
