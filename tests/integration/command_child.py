@@ -27,7 +27,7 @@ PRELOADED = (
 )  # fmt: skip
 
 # without memory a thread can end before whoever started it hears of it: CPython waits for ever, people do not
-STUCK = 20.0
+STUCK = 8.0
 
 
 def limit(request):
@@ -65,7 +65,8 @@ def command(request, output):
 
 def ended(child, request):
     """Wait for a process, and send it its signal when the time has come; its status and its seconds."""
-    begun, request = time.monotonic(), {"signal": signal.SIGKILL, "after": STUCK} | request
+    begun, longest = time.monotonic(), STUCK if "memory" in request else 600.0
+    request = {"signal": signal.SIGKILL, "after": longest} | request
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         seconds = time.monotonic() - begun
@@ -73,7 +74,7 @@ def ended(child, request):
             return os.waitstatus_to_exitcode(status), seconds
         if seconds >= request["after"]:
             os.kill(child, request["signal"])
-            request = request | {"signal": signal.SIGKILL, "after": STUCK}
+            request = request | {"signal": signal.SIGKILL, "after": longest}
         time.sleep(0.002)
 
 
