@@ -19,6 +19,11 @@ _TREES = (
     ("losses.base", "LossError"),
 )
 
+_MORE_MEMORY = (
+    "there is no memory left for this process: what was finished is kept, and the same command goes on from"
+    " there, with smaller batches or where more memory is free"
+)
+
 
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command.
@@ -41,6 +46,9 @@ def guarded(command: Callable[[], int | None]) -> int:
         _close_stdout()
         return BROKEN_PIPE
     except Exception as error:
+        if _no_memory(error):
+            print(f"error: {_MORE_MEMORY}", file=sys.stderr)
+            return FAILED
         if not _expected(error):
             raise
         _print_error(error)
@@ -75,6 +83,13 @@ def _expected(error: Exception) -> bool:
     bases = [getattr(sys.modules[module], name) for module, name in _TREES if module in sys.modules]
     # beside the trees, what the operating system refuses about a file that the user named
     return isinstance(error, tuple(bases)) or (isinstance(error, OSError) and error.filename is not None)
+
+
+def _no_memory(error: Exception) -> bool:
+    """Return whether Python, numpy or torch got no memory; torch says so in words alone."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def _print_error(error: Exception) -> None:

@@ -12,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from selftrain import cli
 from selftrain._util.deferred import DeferredModule
@@ -48,6 +50,16 @@ def test_an_error_of_any_tree_is_one_message_and_status_2(module, name, monkeypa
 def test_a_file_that_the_system_refuses_is_named(monkeypatch, capsys):
     assert check_that_raises(monkeypatch, PermissionError(13, "Permission denied", "a.json")) == 2
     assert capsys.readouterr().err == "error: a.json: Permission denied\n"
+
+
+def test_no_memory_is_said_in_words_of_ours(monkeypatch, capsys):
+    too_much = 2**50
+    for allocate in (lambda: bytearray(too_much), lambda: np.empty(too_much), lambda: torch.empty(too_much)):
+        with pytest.raises((MemoryError, RuntimeError)) as refused:
+            allocate()
+        assert check_that_raises(monkeypatch, refused.value) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: there is no memory left for this process: what was finished is kept")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("ours"), OSError("no file named"), ValueError("ours")])
