@@ -200,8 +200,18 @@ def quiet_logs() -> None:
     """
     handler = logging.StreamHandler()
     handler.addFilter(_Sparing())
+    handler.addFilter(_worth_a_line)
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=line, handlers=[handler])
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Return whether a record says something.
+
+    Where a server ends while its workers do, asyncio may ask for a worker's exit status twice, and warns of
+    the second time; nobody wants that status.
+    """
+    return not (record.name == "asyncio" and str(record.msg).startswith("Unknown child process pid"))
 
 
 class _Sparing(logging.Filter):
