@@ -54,6 +54,12 @@ def compare(before: Figures, now: Figures) -> Iterator[Change]:
     yield from sorted(changes, key=lambda one: (-one.worse, one.key))
 
 
+def _open(file: Path) -> Figures:
+    if not file.exists():
+        raise DataError(f"{file} is not there: expected figures of a study")
+    return Figures(file)
+
+
 def _means(figures: Figures) -> dict[Key, float]:
     found: dict[Key, list[float]] = defaultdict(list)
     for one in figures.figures:
@@ -80,10 +86,7 @@ def main() -> int:
     old = args.against or COMMITTED / args.new.name
     worst = 0.0
     try:
-        for file in (old, args.new):
-            if not file.exists():
-                raise DataError(f"{file} is not there: expected figures of a study")
-        for key, before, now, worse in compare(Figures(old), Figures(args.new)):
+        for key, before, now, worse in compare(_open(old), _open(args.new)):
             worst = max(worst, worse)
             told = "WORSE" if worse > WORSE else "better" if worse < -WORSE else "as before"
             print(f"{told:<9} {', '.join(map(str, key)):<60} {before:.4g} -> {now:.4g} ({-worse:+.0%})")
