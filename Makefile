@@ -45,10 +45,11 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 quickstart: $(INSTALLED)
 	$(BIN)/selftrain quickstart
 
-# a worker a core, and one thread of torch each, so that the workers share the cores
+# a worker a core, and one thread of torch each, so that the workers share the cores; files in their order, which
+# has the long ones first: one begun last would keep the other cores waiting
 test: lint
 	sh tests/integration/install_chromium.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rfEs -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rfEs -n auto --dist loadfile --no-loadscope-reorder
 
 cases: $(INSTALLED_DEV)
 	SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/unit/data/test_cases.py tests/attacks -rfEs
