@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from selftrain.errors import StorageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_RUST = re.compile(r"\(os error (\d+)\)")
 TEMPORARY = ".*.tmp"  # what a killed process may leave behind; safe to remove while nobody writes
 
 
@@ -36,14 +38,13 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     """
     part = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(path, size, error) from error
+        with writing(path, size):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -91,13 +92,33 @@ def point(link: Path, target: str) -> None:
     """
     part = _beside(link)
     try:
-        part.symlink_to(target)
-        part.replace(link)
-        sync_folder(link.parent)
-    except OSError as error:
-        raise storage_error(link, None, error) from error
+        with writing(link):
+            part.symlink_to(target)
+            part.replace(link)
+            sync_folder(link.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Say what a full disk means, whoever meets it.
+
+    safetensors and tokenizers are written in Rust: an OSError's number stands in the text of their errors.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(path, size, error) from error
+    except Exception as error:
+        told = _RUST.search(str(error))
+        if told is None:
+            raise
+        number = int(told[1])
+        raise storage_error(path, size, OSError(number, os.strerror(number))) from error
 
 
 def storage_error(path: Path, size: int | None, error: OSError) -> StorageError:
