@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -55,3 +57,45 @@ def test_a_place_that_refuses_is_named(tmp_path):
 def test_what_has_nothing_to_do_with_files_passes():
     with pytest.raises(ZeroDivisionError), atomic.writing("weights"):
         1 / 0  # noqa: B018
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from selftrain.store import atomic
+with atomic.replacing(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A process that has begun to write tmp_path/data, and waits; and its temporary file."""
+    command = [sys.executable, "-c", WRITING, str(tmp_path / "data")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "begun\n"
+        (part,) = tmp_path.iterdir()
+        yield writer, part
+        writer.kill()
+
+
+def test_what_a_killed_process_left_is_gone_after_the_next_write_beside_it(begun, tmp_path):
+    writer, part = begun
+    writer.kill()
+    writer.wait()
+    assert part.exists()
+    (tmp_path / ".a stranger's.tmp").touch()
+    atomic.write_text(tmp_path / "other", "whole")
+    assert {one.name for one in tmp_path.iterdir()} == {"other", ".a stranger's.tmp"}
+
+
+def test_what_somebody_still_writes_is_left_alone(begun, tmp_path):
+    writer, part = begun
+    atomic.write_text(tmp_path / "other", "whole")
+    assert part.exists()
+    writer.communicate()
+    assert writer.returncode == 0
+    assert (tmp_path / "data").read_text() == "half"
+    assert not part.exists()
