@@ -45,7 +45,7 @@ class OnRay:
         gpus: GPUs of a worker, .25 where four share one.
     """
 
-    address: str = LOCAL
+    address: str = "auto"
     workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0

@@ -138,13 +138,13 @@ def pour(
     fault: ManifestError | None = None
     with (engine or InProcess()).map(source, stage) as found:
         for (kept, failed), rows, digest, notes, fault in found:  # noqa: B007 -- the last one's
-            target.write(encode(kept, not tally.kept), failed)
-            listed += failed[: _LISTED - len(listed)]
             if rows:
+                target.write(encode(kept, not tally.kept), failed)
+                listed += failed[: _LISTED - len(listed)]
                 tally = Tally(tally.rows + rows, tally.kept + len(kept), tally.failed + len(failed), digest)
-            if time.monotonic() - committed >= commit_seconds:
-                target.commit(tally)
-                committed = time.monotonic()
+                if time.monotonic() - committed >= commit_seconds:
+                    target.commit(tally)
+                    committed = time.monotonic()
             bar.update(rows)
             for note in notes:
                 tell(note)

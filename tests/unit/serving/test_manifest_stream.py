@@ -173,9 +173,7 @@ def test_workers_that_open_another_model_are_refused(tmp_path):
     other = TextPredictor()
     other.fingerprint = "e" * 64
     write_rows(tmp_path / "in.jsonl", posts(3))
-    with pytest.raises(
-        ServingError, match="opens the model eeeeeeeeeeee where this process has fff"
-    ):
+    with pytest.raises(ServingError, match="opens the model eeeeeeeeeeee where this process has fff"):
         write_predictions(
             str(tmp_path / "out.jsonl"), TextPredictor(), tmp_path / "in.jsonl", columns={}, tolerance=ANY,
             done="scored", engine=InProcess(), load=lambda: other,
