@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from ray_helpers import NotedPredictor, raises
 from serving_helpers import TextPredictor
+from test_readme import blocks
 
 from selftrain.cli import main
 from selftrain.data.manifest import Tolerance
@@ -226,3 +230,48 @@ def test_the_command_labels_with_a_run_as_one_process_does(cluster, small_run, t
     assert bytes_of(tmp_path / "there.csv") == bytes_of(tmp_path / "here.csv")
     reasons = [json.loads(line)["reason"] for line in bytes_of(tmp_path / "here.csv")[1].splitlines()]
     assert [reason[:7] for reason in reasons] == ["id stan", "neither"]
+
+
+def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(cluster, small_run, tmp_path):
+    recipe, runs = small_run.parent / "small.toml", {}
+    for name, more in {"here": [], "there": ["--ray", cluster.address]}.items():
+        cache = f"backbone.cache={tmp_path / name}"
+        words = ["run", str(recipe), "--out", str(tmp_path / f"{name}-run"), "--set", cache, *more]
+        assert main([*words, "--set", "threads=1"]) == 0
+        runs[name] = {
+            file: (tmp_path / f"{name}-run" / file).read_bytes()
+            for file in ("grown.jsonl", "rounds/0001/candidates.jsonl", "rounds/0002/scores.jsonl")
+        }
+        (store,) = (tmp_path / name).glob("*-2")
+        runs[name] |= {file: (store / file).read_bytes() for file in ("rows.f32", "keys.bin")}
+    assert runs["here"] == runs["there"]
+
+
+@pytest.fixture
+def place_for_nodes(tmp_path):
+    """The environment of a shell in which nodes are started; they are ended with the test."""
+    sessions = tempfile.mkdtemp(prefix="ray")  # of a short name: sockets lie in it
+    yield os.environ | {
+        "HOME": str(tmp_path), "RAY_TMPDIR": sessions, "PYTHONPATH": str(HERE.parents[1]),
+        "SELFTRAIN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }  # fmt: skip
+    for one in psutil.process_iter(["cmdline"]):
+        if any(sessions in word for word in one.info["cmdline"] or ()):
+            one.kill()
+    shutil.rmtree(sessions, ignore_errors=True)
+
+
+def test_the_page_leads_from_two_nodes_to_a_result(tmp_path, place_for_nodes):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'selftrain[ray]'")
+    for block in blocks("docs/scale.md"):
+        if block.language == "bash":
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", block.code], cwd=tmp_path, env=place_for_nodes,
+                capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"docs/scale.md:{block.line}\n{done.stdout}\n{done.stderr}"
+    assert "900 posts labelled in predicted.jsonl" in done.stdout
+    rows = (tmp_path / "runs/mine/quickstart-data/manifest.jsonl").read_text().splitlines()
+    found = (tmp_path / "predicted.jsonl").read_text().splitlines()
+    assert [json.loads(row)["id"] for row in found] == [json.loads(row)["id"] for row in rows]
