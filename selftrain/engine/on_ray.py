@@ -82,8 +82,8 @@ class OnRay:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise EngineError(
                     f"no Ray cluster answers at {self.address!r}: {error}. Start one (ray start --head), give"
-                    f" its address, and its token with RAY_AUTH_MODE=token, or {LOCAL!r} for the cores of this"
-                    " machine"
+                    f" its address, and its token with RAY_AUTH_MODE=token, or {LOCAL!r} for this machine's"
+                    " cores"
                 ) from error
         try:
             self._check_room(ray)

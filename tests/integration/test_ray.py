@@ -271,7 +271,7 @@ def test_the_page_leads_from_two_nodes_to_a_result(tmp_path, place_for_nodes):
                 capture_output=True, text=True, timeout=300, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"docs/scale.md:{block.line}\n{done.stdout}\n{done.stderr}"
-    assert "900 posts labelled in predicted.jsonl" in done.stdout
-    rows = (tmp_path / "runs/mine/quickstart-data/manifest.jsonl").read_text().splitlines()
+    assert "200 posts labelled in predicted.jsonl" in done.stdout
+    rows = (tmp_path / "runs/mine/quickstart-data/new.jsonl").read_text().splitlines()
     found = (tmp_path / "predicted.jsonl").read_text().splitlines()
     assert [json.loads(row)["id"] for row in found] == [json.loads(row)["id"] for row in rows]
