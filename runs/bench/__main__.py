@@ -60,6 +60,10 @@ STUDIES = {
         "how long honest clients of `selftrain serve` wait while hostile ones attack it",
         "--seconds 3 --repeats 1",
     ),
+    "scale": Study(
+        "posts by the workers of a Ray cluster beside one process: time, memory, the same bytes",
+        "--n 2000 --encoded 0 --repeats 1",
+    ),
     "speed": Study("a whole run, features cached, by this code and by that of another commit", "--repeats 1"),
 }
 FAILED = 2

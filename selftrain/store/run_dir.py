@@ -411,6 +411,8 @@ MAY_CHANGE = {
     # what was drawn stays drawn, and what a round used stands in its folder
     *(f"human.{key}" for key in ("budget", "per_round", "rule", "floor", "double_annotation_rate", "wait")),
     *(f"human.{key}" for key in ("source", "strategy", "servers", "model")),
+    # who computes it changes no byte
+    *(f"engine.{key}" for key in ("kind", "workers", "cpus", "gpus")),
 }
 """Keys of a recipe that a run may change on its way."""
 

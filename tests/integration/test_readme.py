@@ -137,8 +137,8 @@ def test_the_first_steps_lead_to_predictions(tmp_path):
 
 def test_every_other_guide_that_has_blocks_to_run_is_followed_somewhere():
     running = {g for g in GUIDES if any(block.language in ("bash", "python") for block in blocks(g))}
-    # docs/extending.md: tests/integration/test_extending.py
-    assert running == {"README.md", "docs/first-steps.md", "docs/extending.md"}
+    # docs/extending.md: tests/integration/test_extending.py; docs/scale.md: test_ray.py
+    assert running == {"README.md", "docs/first-steps.md", "docs/extending.md", "docs/scale.md"}
 
 
 def test_the_excerpt_is_what_the_quickstart_prints(followed):
