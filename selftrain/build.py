@@ -24,9 +24,12 @@ from selftrain.config import (
     default_selection,
 )
 from selftrain.data.context import ForRun, RunContext
+from selftrain.data.features import EncoderPool
 from selftrain.data.preparation import PreparedData
+from selftrain.engine.mapping import Engine, InProcess
+from selftrain.engine.on_ray import OnRay
 from selftrain.loop import LoopSettings
-from selftrain.models.pretrained import finetuning_backbone
+from selftrain.models.pretrained import finetuning_backbone, worker_backbone
 from selftrain.models.trainer import Trainer
 from selftrain.panels import ModelServers, VLMPanel
 from selftrain.review.reviewers import Reviewers
@@ -126,6 +129,16 @@ def build_rule(section: VerificationSection) -> VerdictRule:
 def _own_agents(section: AgentsSection) -> list[Any]:
     pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
     return [build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one]
+
+
+def encoder_pool(recipe: Recipe, engine: Engine | None = None) -> EncoderPool | None:
+    """Return who computes features: the workers of `engine`, else of the recipe's; None: this process."""
+    if engine is None:
+        engine = build_named(recipe.engine)
+    if isinstance(engine, InProcess):
+        return None
+    threads = int(engine.cpus) if isinstance(engine, OnRay) else recipe.engine.cpus
+    return EncoderPool(engine, partial(worker_backbone, recipe, threads))
 
 
 def build_settings(recipe: Recipe) -> LoopSettings:

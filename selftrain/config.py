@@ -46,6 +46,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "none": "agents.panel:NoPanel",
     },
     "human": {"ledger": "selftrain.review.reviewers:HumanReview"},
+    "engine": {
+        "in_process": "selftrain.engine.mapping:InProcess",
+        "ray": "selftrain.engine.on_ray:OnRay",
+    },
 }
 """Section -> kind -> the class it names. The keys of a section are its arguments, and have its defaults."""
 
@@ -421,6 +425,23 @@ class HumanSection(PartSection):
     wait: Annotated[str, OneOf("selftrain.review.reviewers:Wait")] = "end"
 
 
+class EngineSection(PartSection):
+    """Where features are computed: in this process, or by the workers of the Ray cluster it belongs to."""
+
+    name = "engine"
+    kind: str = "in_process"
+    workers: int | None = Field(None, ge=1)  # ray; by default as many as the cluster has room for
+    cpus: int = Field(1, ge=1)  # of a worker
+    gpus: float = Field(0.0, ge=0)  # of a worker; 0.25 where four share one
+
+    @model_validator(mode="after")
+    def _no_address(self) -> EngineSection:
+        # what comes back from a cluster is code as much as data, and a recipe may be a stranger's
+        if self.built_in and "address" in self.options:
+            raise ValueError("a recipe names no cluster: give its address on the command line, --ray ADDRESS")
+        return self
+
+
 class Recipe(Section):
     """A whole recipe, with its paths resolved."""
 
@@ -436,6 +457,7 @@ class Recipe(Section):
     vlm: VlmSection = VlmSection()
     rounds: RoundsSection = RoundsSection()
     human: HumanSection = HumanSection()
+    engine: EngineSection = EngineSection()
 
     @model_validator(mode="before")
     @classmethod

@@ -22,6 +22,7 @@ SelftrainError
 │   ├── QueueFullError      more posts wait to be scored than the server holds
 │   ├── DrainingError       the server takes no more posts: it is about to end
 │   └── ScoringError        the model failed over a batch
+├── EngineError             workers that cannot be had: Ray is missing, no cluster answers
 ├── ModelError              a folder that holds no trained model, or one that does not fit
 └── RunError
     ├── RunMismatchError    the folder holds a run of another recipe
@@ -119,6 +120,10 @@ class DrainingError(ServingError):
 
 class ScoringError(ServingError):
     """The model failed over a batch, and with it every request that had a post there."""
+
+
+class EngineError(SelftrainError):
+    """Workers on other machines cannot be had, or gave up."""
 
 
 class ModelError(SelftrainError, ValueError):

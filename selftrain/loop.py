@@ -254,7 +254,7 @@ class OpenRound:
         The scores that they come from are kept too: curves and intervals need them.
         """
         corpus, step = self._corpus, max(1, len(self._corpus.pool) // CUT_POSTS)
-        cut = rule.cut(lambda: _logits(trainer, model, corpus, corpus.pool[::step]))
+        cut = rule.cut(len(corpus.classes), lambda: _logits(trainer, model, corpus, corpus.pool[::step]))
         model.save(self.path / MODEL, {"round": self._number, "cut": cut})
         scored = {"validation": validation}
         if labels_known(corpus.labels[corpus.test]):

@@ -36,6 +36,7 @@ from selftrain.build import (
     default_rule_for,
     default_selector_for,
     describe,
+    encoder_pool,
     run_context,
 )
 from selftrain.config import Recipe, load_recipe
@@ -44,6 +45,7 @@ from selftrain.data.context import ForRun, RunContext, in_run
 from selftrain.data.posts import Post
 from selftrain.data.preparation import PreparedData, SplitPosts, prepare, prepare_split
 from selftrain.data.task import dump_task
+from selftrain.engine.mapping import Engine
 from selftrain.errors import RecipeError, RunStateError
 from selftrain.loop import self_train
 from selftrain.models.pretrained import build_backbone
@@ -67,20 +69,27 @@ logger = logging.getLogger(__name__)
 _DISTRIBUTIONS = ("selftrain", "torch", "open_clip_torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
-def start(recipe: Recipe | Path | str, out: Path | str, overrides: Sequence[str] = ()) -> Run:
+def start(
+    recipe: Recipe | Path | str,
+    out: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    engine: Engine | None = None,
+) -> Run:
     """Return a run of `recipe` in the folder `out`; nothing is computed yet.
 
     Args:
         recipe: A recipe, or the path of one.
         out: The run folder; a run that is already there goes on if its recipe is the same.
         overrides: ``section.key=value``, for a recipe given by its path.
+        engine: Who computes features, in place of the recipe's.
 
     Raises:
         RecipeError: The recipe cannot be understood.
     """
     if isinstance(recipe, Recipe):
-        return Run(out, recipe)
-    return Run(out, load_recipe(recipe, overrides), Path(recipe).name)
+        return Run(out, recipe, engine=engine)
+    return Run(out, load_recipe(recipe, overrides), Path(recipe).name, engine=engine)
 
 
 def run(
@@ -190,6 +199,7 @@ class Run:
         name: The recipe's file name; empty for one that was built in Python.
         parts: None: those of the recipe.
         data: Posts in their splits; None: those that the recipe names.
+        engine: Who computes features; None: whom the recipe names.
 
     Attributes:
         folder: Where everything is written.
@@ -205,8 +215,10 @@ class Run:
         *,
         parts: Parts | None = None,
         data: SplitPosts | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self._recipe, self._name, self._parts, self._data = recipe, name, parts, data
+        self._engine = engine
         self.folder = RunFolder(out)
         self.stopped = ""
 
@@ -323,9 +335,10 @@ class Run:
                 " `SelfTrainer.fit` on the same posts and parts"
             )
         backbone = parts.backbone or build_backbone(self.recipe)
+        pool = None if parts.backbone else encoder_pool(self.recipe, self._engine)
         if self._data is None:
-            return prepare(self.recipe, backbone, progress=progress)
-        return prepare_split(self.recipe, self._data, backbone, progress=progress)
+            return prepare(self.recipe, backbone, progress=progress, pool=pool)
+        return prepare_split(self.recipe, self._data, backbone, progress=progress, pool=pool)
 
     def _environment(self, prepared: PreparedData, panel: Panel) -> Json:
         """Return what the run is made with and on, for environment.json."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
+
+from runs.bench.page import filled
 
 
 def write_table(name, head, counts):
@@ -25,7 +26,4 @@ def write_table(name, head, counts):
             for outcome in head
         ]
         table.append(f"| {one} | {' | '.join(map(str, [sum(row), *row]))} |")
-    text = Path(page).read_text()
-    found = re.search(rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", text, re.DOTALL)
-    assert found, f"{page} has no marks of the table {name!r}"
-    Path(page).write_text(f"{text[: found.end(1)]}" + "\n".join(table) + f"\n{text[found.start(2) :]}")
+    Path(page).write_text(filled(Path(page).read_text(), name, table))

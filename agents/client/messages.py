@@ -27,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from agents.client.base import ChatRequest, Completion, Message, Part, Picture, Token, Usage
 from agents.client.dialect import EVERYTHING, Dialect, plain_schema, without_system
@@ -122,7 +123,7 @@ class _Written(_Alternative):
     @classmethod
     def _is_one(cls, value: float) -> float:
         if not math.isfinite(value):
-            raise ValueError("the log-probability of a token that was written is none")
+            raise PydanticCustomError("impossible", "a token that was written cannot be impossible")
         return value
 
     def token_of_answer(self, decode: Callable[[str], str]) -> Token:

@@ -7,45 +7,65 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from agents.errors import AgentError
 from selftrain.errors import SelftrainError
 
+
+class Study(NamedTuple):
+    """What is studied, and options with which it takes a minute or two: enough to see that it works."""
+
+    about: str
+    quick: str
+
+
 STUDIES = {
-    "hsol": "offensive tweets (Davidson et al. 2017): the loop against labels alone",
-    "harmeme": "harmful memes (Pramanick et al. 2021): text and images",
-    "judges": "answers of real models: every rule that could use them, and its peers",
-    "probabilities": "what an agent's probability adds to its word",
-    "agents_needed": "how good agents must be, how independent, and how many posts they take",
-    "emotion": "four classes, agents drawn from the labels: the same rules and peers",
-    "selection": "memory of choosing from a growing pool",
-    "agents": "vision-language agents on a vLLM server: speed, cache, cost, injections",
-    "agentps": "process supervision beside its ablations, on a multimodal language model",
-    "decisions": "AgentPS's thresholds, calibration and weights of answers",
-    "report": "size of a long run's report, and how fast a browser opens it",
-    "act": "what a human budget buys, and whether error estimates cover the truth",
-    "features": "speed of text features beside sentence-transformers",
-    "serve": "how long honest clients of `selftrain serve` wait while hostile ones attack it",
-    "speed": "a whole run, features cached, by this code and by that of another commit",
+    "hsol": Study(
+        "offensive tweets (Davidson et al. 2017): the loop against labels alone", "--n 100 --seeds 0,1"
+    ),
+    "harmeme": Study("harmful memes (Pramanick et al. 2021): text and images", "--n 100 --seeds 0,1"),
+    "judges": Study(
+        "answers of real models: every rule that could use them, and its peers",
+        "--n 100 --seeds 0,1 --asked 500",
+    ),
+    "probabilities": Study("what an agent's probability adds to its word", "--n 100 --seeds 0,1"),
+    "agents_needed": Study(
+        "how good agents must be, how independent, and how many posts they take",
+        "--sets hatebiasnet --worlds 3 --seeds 0,1",
+    ),
+    "emotion": Study(
+        "four classes, agents drawn from the labels: the same rules and peers",
+        "--n 100 --seeds 0,1 --asked 500",
+    ),
+    "selection": Study("memory of choosing from a growing pool", "--n 1000,10000"),
+    "agents": Study(
+        "vision-language agents on a vLLM server: speed, cache, cost, injections", "--posts 8 --repeats 1"
+    ),
+    "agentps": Study(
+        "process supervision beside its ablations, on a multimodal language model",
+        "--parts pairs --seeds 0,1 --n 12 --epochs 1 --ways agentps",
+    ),
+    "decisions": Study(
+        "AgentPS's thresholds, calibration and weights of answers",
+        "--posts 12,12,12 --seeds 0,1 --epochs 1 --weights balanced",
+    ),
+    "report": Study("size of a long run's report, and how fast a browser opens it", "--n 100,1000"),
+    "act": Study(
+        "what a human budget buys, and whether error estimates cover the truth",
+        "--part training --datasets emotion --errors spread --seeds 0,1",
+    ),
+    "features": Study("speed of text features beside sentence-transformers", "--n 200 --repeats 1"),
+    "serve": Study(
+        "how long honest clients of `selftrain serve` wait while hostile ones attack it",
+        "--seconds 3 --repeats 1",
+    ),
+    "scale": Study(
+        "posts by the workers of a Ray cluster beside one process: time, memory, the same bytes",
+        "--n 2000 --encoded 0 --repeats 1",
+    ),
+    "speed": Study("a whole run, features cached, by this code and by that of another commit", "--repeats 1"),
 }
-QUICK = {
-    "hsol": "--n 100 --seeds 0,1",
-    "harmeme": "--n 100 --seeds 0,1",
-    "judges": "--n 100 --seeds 0,1 --asked 500",
-    "probabilities": "--n 100 --seeds 0,1",
-    "agents_needed": "--seeds 0,1",
-    "emotion": "--n 100 --seeds 0,1 --asked 500",
-    "selection": "--n 1000,10000",
-    "agents": "--posts 8 --repeats 1",
-    "agentps": "--parts pairs --seeds 0,1 --n 12 --epochs 1 --ways agentps",
-    "decisions": "--posts 12,12,12 --seeds 0,1 --epochs 1 --weights balanced",
-    "report": "--n 100,1000",
-    "act": "--part training --datasets emotion --errors spread --seeds 0,1",
-    "features": "--n 200 --repeats 1",
-    "serve": "--seconds 3 --repeats 1",
-    "speed": "--repeats 1",
-}
-"""What a study takes a minute or two with: enough to see that it works, too little for figures to quote."""
 FAILED = 2
 
 
@@ -58,10 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The study's exit status; 2 after an error that has a message.
     """
+    wide = max(map(len, STUDIES))
     parser = argparse.ArgumentParser(
         prog="python -m runs.bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Studies:\n" + "\n".join(f"  {name:<15}{text}" for name, text in STUDIES.items()),
+        description="Studies:\n"
+        + "\n".join(f"  {name:<{wide}}  {one.about}" for name, one in STUDIES.items()),
         epilog="`python -m runs.bench STUDY --help` shows the options of a study. With --quick it takes two"
         " seeds and small sizes, where nothing else is said: to see that it works.",
     )
@@ -70,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if "--quick" in args.options:  # before the others: who gives an option again means the last one
         args.options.remove("--quick")
-        args.options = [*QUICK[args.study].split(), *args.options]
+        args.options = [*STUDIES[args.study].quick.split(), *args.options]
     try:
         return run_features(args.options) if args.study == "features" else run_study(args.study, args.options)
     except (SelftrainError, AgentError) as error:
@@ -88,7 +110,9 @@ def run_study(name: str, options: Sequence[str]) -> int:
 
 def run_features(options: Sequence[str]) -> int:
     """Texts a second on HSOL's tweets, ours and theirs in turns."""
-    parser = argparse.ArgumentParser(prog="python -m runs.bench features", description=STUDIES["features"])
+    parser = argparse.ArgumentParser(
+        prog="python -m runs.bench features", description=STUDIES["features"].about
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of HSOL's labeled_data.csv")
     parser.add_argument("--n", type=int, default=2000, help="how many tweets (default: 2000)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs (default: 3)")

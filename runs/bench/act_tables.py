@@ -25,19 +25,22 @@ def gap_lines(figures: Figures) -> Iterator[str]:
 
 def mean_lines(figures: Figures) -> Iterator[str]:
     """Of each data set: points below human labels, mean over heads, calibrated critics, and seeds."""
-    means: dict[tuple[str, str], list[float]] = {}
+    for (dataset, way), values in sorted(means_of_ways(figures).items()):
+        mean = f"{fmean(values):.1f} points below human labels"
+        yield f"{dataset:<20} {way:<18} {mean}, {len(values)} trainings"
+
+
+def means_of_ways(figures: Figures) -> dict[tuple[str, str], list[float]]:
+    """Return (data set and errors, way) -> points below human labels, of every head, critic and seed."""
+    found: dict[tuple[str, str], list[float]] = {}
     for method, gaps in _gaps(figures):
-        found = _METHOD.fullmatch(method)
-        if found is not None and not found[5]:
-            means.setdefault((found[1] + found[2], found[6]), []).extend(gaps.values())
+        named = _METHOD.fullmatch(method)
+        if named is not None and not named[5]:
+            found.setdefault((named[1] + named[2], named[6]), []).extend(gaps.values())
         elif method.endswith(" machine"):
-            means.setdefault((re.sub(" (mlp|linear) machine$", "", method), "machine"), []).extend(
-                gaps.values()
-            )
-    for (dataset, way), values in sorted(means.items()):
-        if values:
-            mean = f"{fmean(values):.1f} points below human labels"
-            yield f"{dataset:<20} {way:<18} {mean}, {len(values)} trainings"
+            dataset = re.sub(" (mlp|linear) machine$", "", method)
+            found.setdefault((dataset, "machine"), []).extend(gaps.values())
+    return {key: values for key, values in found.items() if values}
 
 
 def order_lines(figures: Figures) -> Iterator[str]:

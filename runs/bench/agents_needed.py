@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STUDY = "agents_needed"
-DOCS = Path(__file__).parents[2] / "docs"
 ACCURACIES = (0.55, 0.65, 0.75, 0.85, 0.9)
 SOME = (0.65, 0.85)
 FOLDS = 3
@@ -81,26 +80,22 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the study of judges' sets")
     parser.add_argument("--sets", default="hatebiasnet,tweeteval_hate", help="by commas (default: two)")
     parser.add_argument("--seeds", default="0,1", help="as 0..9, or by commas (default: 0,1)")
-    parser.add_argument(
-        "--json", type=Path, default=DOCS / "benchmarks" / "agents_needed.jsonl",
-        help="append the figures to this file, and go on from it (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--svg", type=Path, default=DOCS / "agents_needed.svg", help="draw here (default: %(default)s)"
-    )
+    parser.add_argument("--worlds", type=int, help="so many, those that tell most (default: all)")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+    parser.add_argument("--svg", type=Path, help="draw them here")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure what --json does not hold yet, print the table and draw the figure."""
+    """Measure what --json does not hold yet, print the table, draw the figure where asked to."""
     from backbones import load_backbone
 
     figures = Figures(args.json)
     backbone = load_backbone("minilm_efficientnet")
-    sets = list(find_sets(args.data, args.sets))
+    sets, chosen = list(find_sets(args.data, args.sets)), list(worlds())[: args.worlds]
     for seed in seeds_of(args.seeds):
         for judged in sets:
             for labels in (100, 50):
-                wanted = [one for one in worlds() if one.labels == labels]
+                wanted = [one for one in chosen if one.labels == labels]
                 missing = [one for one in wanted if not _there(figures, judged, one, seed)]
                 if missing:
                     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
@@ -110,8 +105,9 @@ def run(args: argparse.Namespace) -> int:
                         for world in missing:
                             _measure(figures, trial, world)
     print("\n".join(table(figures)))
-    draw(figures, args.svg)
-    print(args.svg)
+    if args.svg is not None:
+        draw(figures, args.svg)
+        print(args.svg)
     return 0
 
 

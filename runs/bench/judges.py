@@ -607,7 +607,7 @@ def tables(
         for asked in budgets:
             measured = {
                 method: {
-                    metric: _values(figures, sets, method, n=n, asked=asked, metric=metric)
+                    metric: values_of(figures, sets, method, n=n, asked=asked, metric=metric)
                     for metric in SHOWN
                 }
                 for method in methods
@@ -630,7 +630,7 @@ def _halves(
 ) -> Iterator[str]:
     """Yield a table a choice of which two recipes at least were measured, in points of macro-F1."""
     for n, asked, (choice, recipes) in product(sizes, budgets, CHOICES.items()):
-        get = partial(_values, figures, sets, n=n, asked=asked, metric="macro_f1")
+        get = partial(values_of, figures, sets, n=n, asked=asked, metric="macro_f1")
         measured = {method: values for method in recipes if (values := get(method))}
         if len(measured) > 1:
             yield f"\n# n = {n}, asked about: {asked}; {choice}; the reference is {REFERENCES[0]}"
@@ -644,7 +644,7 @@ def _over_round_0(
     gains: dict[str, dict[tuple[str, int], float]] = {}
     for method in methods:
         first, last = (
-            _values(figures, sets, method, n=n, asked=asked, metric=metric)
+            values_of(figures, sets, method, n=n, asked=asked, metric=metric)
             for metric in ("macro_f1_round_0", "macro_f1")
         )
         if first:
@@ -655,7 +655,7 @@ def _over_round_0(
         yield from differences_table({**gains, "round 0": nothing}, "round 0", sets)
 
 
-def _values(
+def values_of(
     figures: Figures, sets: Sequence[str], method: str, *, n: int, asked: str, metric: str
 ) -> dict[tuple[str, int], float]:
     """Return (set, seed) -> value; what needs no agents is the same whatever may be asked."""

@@ -532,7 +532,8 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     final = scored(built.model)
     if accelerator.is_main_process:
         measured = _write_measured(recipe, out, built.questions, results, final)
-        about = {"identity": identity, "finished": True, **_precision(accelerator), **measured}
+        precision = "float32" if accelerator.mixed_precision == "no" else "bfloat16"
+        about = {"identity": identity, "finished": True, "precision": precision, **measured}
         checkpoint.describe(
             out, settings, found.task, built.questions, base=built.base.fingerprint, more=about
         )
@@ -540,10 +541,6 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     accelerator.wait_for_everyone()
     _undress(built, accelerator)
     return checkpoint.fill(out, built, found.task, settings)
-
-
-def _precision(accelerator: Accelerator) -> Json:
-    return {"precision": "float32" if accelerator.mixed_precision == "no" else "bfloat16"}
 
 
 def _dress(built: Built, recipe: AgentPSRecipe, accelerator: Accelerator) -> None:

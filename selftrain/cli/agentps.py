@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -31,7 +32,7 @@ with deferred():
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
     from selftrain.report import model_page, model_records
-    from selftrain.serving import manifest_predictions, row_stream
+    from selftrain.serving import manifest_predictions, row_source, row_stream
 
 if TYPE_CHECKING:
     from selftrain.models.predictor import Predictor
@@ -250,18 +251,22 @@ def _measure(
     """Write answers, metrics and the page of posts with labels; killed, the same goes on."""
     asked = loaded.built.questions
 
-    def judge(rows: list[row_stream.SourceRow]) -> tuple[list[str], list[str]]:
+    def judge(loaded: checkpoint.AgentPSModel, rows: list[row_source.SourceRow]) -> row_stream.JudgedRows:
         part = [row.post for row in rows if row.post is not None]
         scored = predicting.predict(loaded, part, batch_size=batch, device=device)
-        return [row_stream.json_line(predicting.answers_row(asked, one)) for one in scored], []
+        return row_stream.JudgedRows(
+            [row_stream.json_line(predicting.answers_row(asked, one)) for one in scored], []
+        )
 
     sink = manifest_predictions.part_of(out / checkpoint.VALIDATION, loaded.fingerprint)
     with sink.opened() as opened:
         if not opened.finished:
+            rows = partial(row_source.post_rows, posts, opened.tally, opened.remedy)
             row_stream.pour(
-                row_stream.post_rows(posts, opened.tally, opened.remedy), opened, judge,
+                lambda: row_source.parts(rows, manifest_predictions.CHUNK), opened,
+                lambda: row_stream.judging(lambda: loaded, judge),
                 tolerance=manifests.Tolerance(None, None), where="the manifest", advice="",
-                chunk=manifest_predictions.CHUNK, progress=sys.stderr.isatty(),
+                progress=sys.stderr.isatty(),
             )  # fmt: skip
             scored = predicting.read_scored(opened.sink, asked)
             questions = decisions.full_report(asked, scored, loaded.decisions)

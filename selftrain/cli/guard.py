@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from selftrain._util.printable import printable_lines
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
@@ -25,6 +32,31 @@ _MORE_MEMORY = (
 )
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have Ctrl-C end a command also where Python drops it.
+
+    What is raised while an object is collected, in a finalizer or the callback of a weak reference, goes to
+    `sys.unraisablehook` and no further. A moment later the main thread is somewhere else.
+    """
+    told = sys.unraisablehook
+
+    def again(what: UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            told(what)
+            return
+        later = threading.Timer(0.01, _thread.interrupt_main)
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = told
+
+
+@_interruptible()
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command.
 
@@ -46,12 +78,11 @@ def guarded(command: Callable[[], int | None]) -> int:
         _close_stdout()
         return BROKEN_PIPE
     except Exception as error:
-        if _no_memory(error):
-            print(f"error: {_MORE_MEMORY}", file=sys.stderr)
-            return FAILED
-        if not _expected(error):
+        message = _message(error)
+        if message is None:
             raise
-        _print_error(error)
+        # messages quote what files hold, and what files hold is data
+        print(f"error: {printable_lines(message)}", file=sys.stderr)
         return FAILED
     return status or 0
 
@@ -75,29 +106,20 @@ class _Printable(logging.Formatter):
         return printable_lines(super().format(record))
 
 
-def _expected(error: Exception) -> bool:
-    """Return whether the message alone is enough for the user to act on.
+def _message(error: Exception) -> str | None:
+    """Return what the user can act on, or None: nobody expected this error.
 
     An error of a tree can only be here if the tree's module is loaded: nothing is imported to find out.
     """
     bases = [getattr(sys.modules[module], name) for module, name in _TREES if module in sys.modules]
-    # beside the trees, what the operating system refuses about a file that the user named
-    return isinstance(error, tuple(bases)) or (isinstance(error, OSError) and error.filename is not None)
-
-
-def _no_memory(error: Exception) -> bool:
-    """Return whether Python, numpy or torch got no memory; torch says so in words alone."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def _print_error(error: Exception) -> None:
-    message = str(error)
-    if type(error).__module__ == "builtins" and isinstance(error, OSError):
-        message = f"{error.filename}: {error.strerror}"
-    # messages quote what files hold, and what files hold is data
-    print(f"error: {printable_lines(message)}", file=sys.stderr)
+    if isinstance(error, tuple(bases)):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # of a file that the user named
+        return f"{error.filename}: {error.strerror or error}"
+    # Python and numpy have a class for it; torch says so in words alone
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return _MORE_MEMORY
+    return None
 
 
 def _close_stdout() -> None:

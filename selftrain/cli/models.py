@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +14,12 @@ import typer
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.options import LIMITS, option, read_columns, several
-from selftrain.cli.printing import check_target, echo, write_predictions, write_records
+from selftrain.cli.printing import check_target, echo, write_predictions
 from selftrain.errors import ServingError
 
 with deferred():
     from selftrain.data import manifest as manifests
+    from selftrain.engine import on_ray
     from selftrain.models import onnx_export, operating_points, predictor
     from selftrain.serving import filter as filtering
     from selftrain.serving import load_predictor, manifest_predictions, measured_posts, server, wire
@@ -39,20 +42,31 @@ def predict(
     columns: options.Columns,
     max_bad_rows: options.MaxBadRows = None,
     max_bad_share: options.MaxBadShare = None,
+    ray: options.RayAddress = None,
+    ray_workers: options.RayWorkers = None,
+    ray_cpus: options.RayCpus = 1,
+    ray_gpus: options.RayGpus = 0.0,
 ) -> None:
-    """Label other posts with a trained model."""
+    """Label other posts with a trained model.
+
+    Killed, or stopped by too many bad rows, the same command goes on; until the end what there is lies in
+    OUT.part.
+    """
     check_target(out, manifest)
-    if load_predictor.kind_of(model) == predictor.AGENTPS_FILE:
-        write_predictions(
-            out, load_predictor.load_predictor(model), manifest, columns=read_columns(columns),
-            tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share), done="labelled",
-        )  # fmt: skip
-        return
-    found = manifest_predictions.ManifestPredictions(
-        model, manifest, progress=sys.stderr.isatty(), columns=read_columns(columns),
-        max_bad_rows=max_bad_rows, max_bad_share=max_bad_share,
+    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
+    pixels, tolerance = manifest_predictions.limits_of(model)
+    write_predictions(
+        out, load_predictor.load_predictor(model), manifest, columns=read_columns(columns),
+        tolerance=tolerance.changed(max_bad_rows, max_bad_share), max_pixels=pixels, done="labelled",
+        engine=engine, load=_loading(model, engine),
     )  # fmt: skip
-    write_records(out, found.rows(), found.quarantine, "labelled")
+
+
+def _loading(model: Path, engine: on_ray.OnRay | None) -> Callable[[], predictor.Predictor] | None:
+    """Return what a worker opens the model with; None where there are no workers."""
+    if engine is None:
+        return None
+    return partial(load_predictor.load_predictor, model.absolute(), threads=int(engine.cpus))
 
 
 @app.command(epilog="Example: selftrain serve runs/mine --port 8080")
@@ -172,12 +186,17 @@ def filter_stream(
     max_bad_share: options.MaxBadShare = None,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
+    ray: options.RayAddress = None,
+    ray_workers: options.RayWorkers = None,
+    ray_cpus: options.RayCpus = 1,
+    ray_gpus: options.RayGpus = 0.0,
 ) -> None:
     """Keep the posts of a stream that a model finds, by precision or recall.
 
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
+    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
     opened, named = load_predictor.load_predictor(model), read_columns(columns)
     if precision is not None and recall is not None:
         raise ServingError("--precision and --recall are given; expected one of the two")
@@ -195,7 +214,7 @@ def filter_stream(
     counts = filtering.filter_posts(
         opened, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
         columns=named, tolerance=manifests.Tolerance(max_bad_rows, max_bad_share), tell=echo,
-        progress=sys.stderr.isatty(),
+        progress=sys.stderr.isatty(), engine=engine, load=_loading(model, engine),
     )  # fmt: skip
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:

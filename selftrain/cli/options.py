@@ -9,7 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from selftrain._util.choices import Rule
+from selftrain._util.deferred import deferred
 from selftrain.errors import RecipeError
+
+with deferred():
+    from selftrain.engine import on_ray
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
 """Environment variable of the key for the agents' servers; a key never stands on a command line."""
@@ -38,6 +42,7 @@ def several(text: str, name: str, *, metavar: str, **more: Any) -> Any:  # noqa:
     return option(text, name, metavar=metavar, default_factory=list, show_default=False, **more)
 
 
+RAY = "On many machines (pip install 'selftrain[ray]'); the result is the same, to the byte"
 DRAWING, COST, LIMITS = "How posts are drawn for review", "Cost", "Limits on what comes in"
 ASKING = "What models are asked, and how"
 
@@ -58,6 +63,22 @@ Columns = Annotated[
 MaxBadRows = Annotated[int | None, option("Most rows that may be set aside.", metavar="N", min=0)]
 MaxBadShare = Annotated[
     float | None, option("Largest share of rows that may be set aside.", metavar="SHARE", min=0, max=1)
+]
+RayAddress = Annotated[
+    str | None,
+    option(
+        "Have the workers of a Ray cluster do it: its address; auto: the one that this machine belongs to;"
+        " local: all cores of this machine.",
+        "--ray", metavar="ADDRESS", panel=RAY,
+    ),
+]  # fmt: skip
+RayWorkers = Annotated[
+    int | None,
+    option("Workers at once; by default as many as there is room for.", metavar="N", min=1, panel=RAY),
+]
+RayCpus = Annotated[int, option("Cores of a worker.", metavar="N", min=1, panel=RAY)]
+RayGpus = Annotated[
+    float, option("GPUs of a worker; .25 where four share one.", metavar="N", min=0, panel=RAY)
 ]
 TaskFile = Annotated[Path, option("A TOML file: classes, policy, questions.", metavar="FILE")]
 AsJson = Annotated[bool, option("Print JSON instead of text.", "--json")]
@@ -117,3 +138,16 @@ def read_pairs(given: Sequence[str], name: str, expected: str) -> dict[str, str]
         if not (key and value):
             raise typer.BadParameter(f"{name} {one}: expected {expected}")
     return {key.strip(): value for _, key, _, value in pairs}
+
+
+def ray_engine(address: str | None, workers: int | None, cpus: int, gpus: float) -> on_ray.OnRay | None:
+    """Return the workers that the options ask for; None: this process does it.
+
+    Raises:
+        BadParameter: Workers are described, and no cluster is named.
+    """
+    if address is None:
+        if workers is not None or cpus != 1 or gpus:
+            raise typer.BadParameter("workers are those of a Ray cluster: add --ray ADDRESS, auto or local")
+        return None
+    return on_ray.OnRay(address, workers, cpus, gpus)

@@ -25,10 +25,11 @@ from selftrain.store import atomic
 
 with deferred():
     from selftrain.report import left_out as quarantined
-    from selftrain.serving import manifest_predictions, row_stream
+    from selftrain.serving import manifest_predictions, row_source, row_stream
 
 if TYPE_CHECKING:
     from selftrain.data.manifest import Tolerance
+    from selftrain.engine.mapping import Engine
     from selftrain.models.predictor import Predictor
 
 NARROWEST = 100  # columns of output that goes into a file
@@ -99,37 +100,6 @@ def print_json(*records: Mapping[str, Any]) -> None:
         print(_escaped(record))
 
 
-def write_records(
-    target: str, rows: Iterable[Mapping[str, Any]], left_out: list[dict[str, Any]], done: str
-) -> None:
-    """Write one record a post, and what was left out beside it, which is listed on standard error.
-
-    Args:
-        target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
-            output.
-        rows: The records; they may fill `left_out` as they come.
-        left_out: What was left out, each with its reason; beside a file it is kept as NAME.quarantine.jsonl.
-        done: What happened to the posts that are in the file: "scored".
-
-    Raises:
-        SelftrainError, or an error of a leaf's tree: of `rows`; the file is as it was.
-        StorageError: The disk is full or refuses.
-    """
-    if target == "-":
-        for row in rows:
-            print_json(row)
-        list_left_out(left_out, len(left_out))
-        return
-    out, encode, count = Path(target), encoder(target), 0
-    with atomic.replacing(out) as part, part.open("w", encoding="utf-8", newline="") as file:
-        for count, row in enumerate(rows, 1):
-            file.writelines(f"{line}\n" for line in encode([row], count == 1))
-    beside = out.with_name(f"{out.name}.quarantine.jsonl")
-    keep_left_out(beside, left_out)
-    print(f"{count:,} posts {done} in {out}")
-    list_left_out(left_out, len(left_out), beside)
-
-
 def write_predictions(
     target: str,
     predictor: Predictor,
@@ -138,6 +108,9 @@ def write_predictions(
     columns: Mapping[str, str],
     tolerance: Tolerance,
     done: str,
+    max_pixels: int | None = None,
+    engine: Engine | None = None,
+    load: Callable[[], Predictor] | None = None,
 ) -> None:
     """Write one record a post of a manifest of any length, and what failed beside it.
 
@@ -145,19 +118,22 @@ def write_predictions(
     output begins anew.
 
     Args:
-        target, done: As for `write_records`.
+        target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
+            output. What was left out is listed on standard error, and kept beside a file.
         predictor: The model.
         manifest: The posts.
         columns: Field -> column that holds it.
         tolerance: How many posts may fail.
+        done: What happened to the posts that are in the file: "scored".
+        max_pixels, engine, load: As `manifest_predictions.stream_predictions` takes them.
 
     Raises:
-        QuarantineError, RunMismatchError, RunBusyError, RunStateError, ManifestError, StorageError: See
-            `manifest_predictions.stream_predictions` and `row_stream.Sink`.
+        QuarantineError, RunMismatchError, RunBusyError, RunStateError, ManifestError, StorageError,
+        EngineError: See `manifest_predictions.stream_predictions` and `row_stream.Sink`.
     """
     stream = partial(
         manifest_predictions.stream_predictions, predictor, manifest, encode=encoder(target), columns=columns,
-        tolerance=tolerance, progress=sys.stderr.isatty(),
+        tolerance=tolerance, max_pixels=max_pixels, progress=sys.stderr.isatty(), engine=engine, load=load,
     )  # fmt: skip
     if target == "-":
         printed = _Printed()
@@ -180,7 +156,7 @@ class _Printed:
     """Standard output as a `row_stream.RowTarget`."""
 
     def __init__(self) -> None:
-        self.tally = row_stream.Tally()
+        self.tally = row_source.Tally()
         self.first_failed: list[dict[str, Any]] = []
 
     def write(self, kept: Iterable[str], failed: Iterable[str]) -> None:
@@ -189,13 +165,13 @@ class _Printed:
         room = _LISTED - len(self.first_failed)
         self.first_failed += map(json.loads, islice(failed, max(room, 0)))
 
-    def commit(self, tally: row_stream.Tally) -> None:
+    def commit(self, tally: row_source.Tally) -> None:
         sys.stdout.flush()
         self.tally = tally
 
 
 def check_target(target: str, *read: Path) -> None:
-    """Refuse a file that `write_records` could not write, or must not, before anything is computed for it.
+    """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed.
 
     Raises:
         DataError: Its suffix names another format, it is a folder, or one of the files that are read.

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from selftrain._util.deferred import deferred
+from selftrain.cli import options
 from selftrain.cli.options import Overrides, Recipe, option
 from selftrain.cli.printing import console, echo, print_hints, quoted
 from selftrain.errors import RecipeError
@@ -19,6 +20,7 @@ with deferred():
     from selftrain import rounds, runs
     from selftrain.cli import tables
     from selftrain.data import drawn
+    from selftrain.engine import on_ray
     from selftrain.report import status
     from selftrain.store import run_dir
 
@@ -30,6 +32,7 @@ QUICKSTART_POSTS = 900
 @app.command("run", epilog="Example: selftrain run recipe.toml --out runs/mine --set rounds.max=5")
 def run_recipe(
     recipe: Recipe,
+    *,
     out: Annotated[Path, option("The run folder.", metavar="DIR")],
     overrides: Overrides,
     estimate: Annotated[
@@ -40,15 +43,21 @@ def run_recipe(
             "--estimate",
         ),
     ] = False,
+    ray: options.RayAddress = None,
+    ray_workers: options.RayWorkers = None,
+    ray_cpus: options.RayCpus = 1,
+    ray_gpus: options.RayGpus = 0.0,
 ) -> None:
     """Run a recipe; a run that was interrupted goes on.
 
     Killed at any moment, the same command goes on: no answer is paid for twice, no finished round is lost.
+    On a Ray cluster features are computed, once; the rounds are this process's.
     """
+    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
     if not estimate:
-        _run(recipe, out, overrides)
+        _run(recipe, out, overrides, engine)
         return
-    started = runs.start(recipe, out, overrides)
+    started = runs.start(recipe, out, overrides, engine=engine)
     for line in started.estimate(progress=sys.stderr.isatty()).lines(started.recipe.vlm.token_cap):
         echo(line)
 
@@ -87,8 +96,8 @@ def quickstart_recipe() -> Path:
     )
 
 
-def _run(recipe: Path, out: Path, overrides: Sequence[str]) -> None:
-    started = runs.start(recipe, out, overrides)
+def _run(recipe: Path, out: Path, overrides: Sequence[str], engine: on_ray.OnRay | None = None) -> None:
+    started = runs.start(recipe, out, overrides, engine=engine)
     earlier = run_dir.RunFolder(out).finished()
     echo(f"{'going on with' if earlier else 'starting'} the run {out}")
     before: rounds.RoundResult | None = None

@@ -9,8 +9,9 @@ Shape legend: ``N`` posts given, ``n`` positions asked for, ``D`` width of a row
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from backbones.base import Backbone, Encodable, FeatureLayout
+from backbones.base import Backbone, Encodable, Encoded, FeatureLayout
 from backbones.errors import ImageError
 from backbones.images import check_image
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.feature_store import FORMAT, FeatureStore
+from selftrain.engine.mapping import Engine, InProcess
+from selftrain.errors import EngineError
 
 # In batches. A kill loses at most one write's work; texts are sorted by length within one.
 _IMAGES_PER_WRITE = 4
@@ -76,6 +79,18 @@ class FeatureTable:
             yield part, self.rows(part)
 
 
+class EncoderPool(NamedTuple):
+    """Who computes features where it is not this process alone.
+
+    Attributes:
+        engine: Runs the encoders.
+        make_backbone: Makes the same backbone once more.
+    """
+
+    engine: Engine
+    make_backbone: Callable[[], Backbone]
+
+
 class _CacheKey(NamedTuple):
     """Where a post's row is found in the cache, or why it has none."""
 
@@ -91,6 +106,7 @@ def extract_features(
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = False,
+    pool: EncoderPool | None = None,
 ) -> FeatureTable:
     """Return rows of `posts`, computed where the cache has none.
 
@@ -105,9 +121,11 @@ def extract_features(
         batch_size: Handed to the backbone; also sets how much is stored at once.
         workers: Threads that read and decode images; 0 uses the calling one.
         progress: Draw a bar over the posts computed.
+        pool: Who computes them; None: this process. The rows are the same.
 
     Raises:
         CacheError: the cache is of another backbone, damaged, or the disk is full.
+        EngineError: The pool cannot be had; what was computed is stored.
     """
     fingerprint = backbone.fingerprint()
     store = FeatureStore(Path(cache_root) / f"{fingerprint[:16]}-{FORMAT}", fingerprint, backbone.layout)
@@ -119,8 +137,9 @@ def extract_features(
     if any(a.digest not in known for a in cache_keys if not a.reason):
         with store.writing():
             refused = _fill(
-                store, posts, cache_keys, backbone, batch_size=batch_size, workers=workers, progress=progress
-            )
+                store, posts, cache_keys, backbone,
+                batch_size=batch_size, workers=workers, progress=progress, pool=pool,
+            )  # fmt: skip
         failed |= {
             p.id: refused[a.digest] for p, a in zip(posts, cache_keys, strict=True) if a.digest in refused
         }
@@ -139,6 +158,7 @@ def _fill(
     batch_size: int,
     workers: int,
     progress: bool,
+    pool: EncoderPool | None,
 ) -> dict[bytes, str]:
     """Compute and store the missing rows; key -> reason of the posts that could not be encoded."""
     known = store.index()  # again, now that the lock is held: another process may have filled it
@@ -147,9 +167,17 @@ def _fill(
         if not reason and key not in known:
             missing.setdefault(key, post)
     refused: dict[bytes, str] = {}
-    with tqdm(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar:
-        for part in _parts(missing, batch_size):
-            encoded = backbone.encode([missing[key] for key in part], batch_size=batch_size, workers=workers)
+    parts = list(_parts(missing, batch_size))
+    blocks: list[list[Encodable]] = [[missing[key] for key in part] for part in parts]
+    engine, make = pool or EncoderPool(InProcess(), lambda: backbone)
+    if pool is not None:  # what a backbone reads, and no more of a post, is sent to who computes it
+        blocks = [[_Content(post.id, post.text, post.images) for post in block] for block in blocks]
+    stage = partial(_encoding, make, backbone.fingerprint(), batch_size, workers)
+    with (
+        tqdm(total=len(missing), disable=not progress, desc=f"{backbone.name} features") as bar,
+        engine.map(partial(iter, blocks), stage) as found,
+    ):
+        for part, encoded in zip(parts, found, strict=True):
             reasons = {failure.index: failure.reason for failure in encoded.failures}
             for index in np.flatnonzero(~np.isfinite(encoded.rows).all(axis=1)).tolist():
                 reasons.setdefault(index, f"{backbone.name} gave features that are not finite")
@@ -158,6 +186,27 @@ def _fill(
             store.append([part[index] for index in kept], encoded.rows[kept])
             bar.update(len(part))
     return refused
+
+
+class _Content(NamedTuple):
+    """What is encoded of a post."""
+
+    id: str
+    text: str
+    images: Sequence[Path]
+
+
+def _encoding(
+    make: Callable[[], Backbone], fingerprint: str, batch_size: int, workers: int
+) -> Callable[[Sequence[Encodable]], Encoded]:
+    """Make a backbone, and return what encodes posts with it: a `Stage` of the engines."""
+    backbone = make()
+    if backbone.fingerprint() != fingerprint:
+        raise EngineError(
+            f"a worker has the backbone {backbone.fingerprint()[:12]}, this process {fingerprint[:12]}: its"
+            " weights, libraries or kind of device differ. Give every node the same versions and devices"
+        )
+    return partial(backbone.encode, batch_size=batch_size, workers=workers)
 
 
 def _parts(missing: Mapping[bytes, Encodable], batch_size: int) -> Iterator[list[bytes]]:

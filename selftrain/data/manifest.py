@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PureWindowsPath
@@ -37,6 +38,7 @@ from selftrain.data.columns import (
     resembling,
 )
 from selftrain.data.inline_pictures import keep_picture
+from selftrain.data.met_ids import MetIds
 from selftrain.data.posts import MAX_IMAGES, Post
 from selftrain.data.tables import RawRow, Table, fold, is_odd, open_table
 from selftrain.data.task import Task
@@ -103,6 +105,7 @@ class Rows:
         columns, labels, videos: See `read_manifest`.
         remember: Refuse an id that was met, and open each image once, at the price of memory for every row; a
             stream that has no end is read without.
+        met: Refuse an id that was met, in little memory, where rows are not remembered.
 
     Raises:
         ManifestError: As `read_manifest`.
@@ -121,6 +124,7 @@ class Rows:
         labels: bool = True,
         videos: bool = True,
         remember: bool = True,
+        met: MetIds | None = None,
     ) -> None:
         self.table = open_table(path) if table is None else table
         self.columns = Columns(path, columns or {}, self.table.columns)
@@ -133,6 +137,7 @@ class Rows:
         self._read_labels, self._videos = labels, videos
         self._remember = remember
         self._met: dict[str, tuple[int, object]] = {}
+        self._met_ids = met
         self._checked: dict[str, Path | RowError] = {}
         self._listed: dict[Path, dict[str, str]] = {}  # folder -> names in it, where pictures are missing
         self._fields, self._unread = Counter[str](), Counter[str]()
@@ -154,6 +159,15 @@ class Rows:
             return self._post(post_id, fields, extra)
         except RowError as error:
             raise RowError(error.reason, error.remedy, post_id) from error
+
+    def pass_over(self, raw: RawRow) -> None:
+        """Take note of a row's id and columns, and leave the rest of it unread: it was checked before."""
+        self._line = raw.line
+        with suppress(RowError):
+            if raw.fields is not None:
+                fields, _ = self._sort(self.columns.reached(raw.fields))
+                self._check_unread(raw.unread)
+                self._id(fields.get("id"), raw.fields, fields.get("label"))
 
     def notes(self) -> list[ManifestNote]:
         """Return what a person should know of the rows read so far."""
@@ -277,15 +291,19 @@ class Rows:
             self._note("odd ids", reason, "they are kept so, and equal to no other spelling: clean them")
         elif len(value) < 8 and fold(value) in NOTHING:
             self._note("no ids", f"ids such as {value!r}, a word for nothing, are kept as they are written")
+        remedy = "remove one of the two or rename it"
+        if rounded:
+            remedy = "a spreadsheet has cut the digits off: export the column again, as text"
         if value in self._met:
             line, other = self._met[value]
             differs = f", there with the label {shorten(other)}" if other != label else ""
-            remedy = "remove one of the two or rename it"
-            if rounded:
-                remedy = "a spreadsheet has cut the digits off: export the column again, as text"
             raise RowError(f"id stands already in line {line}{differs}", remedy, value)
         if self._remember:
             self._met[value] = self._line, label
+        elif self._met_ids is not None:
+            earlier = self._met_ids.meet(value, self._line)
+            if earlier is not None:
+                raise RowError(f"id stands already in line {earlier}", remedy, value)
         return value
 
     def _label(self, value: object) -> str | None:

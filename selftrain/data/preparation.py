@@ -22,7 +22,7 @@ from selftrain.data.duplicates import (
     in_order,
     separate,
 )
-from selftrain.data.features import FeatureTable, extract_features
+from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.inline_pictures import cache_home
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
 from selftrain.data.posts import Post
@@ -106,11 +106,13 @@ def split(
     return SplitPosts(task, splits, section, seed, report.quarantine, report.hints)
 
 
-def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> PreparedData:
-    """Read, split, separate and encode the posts of a recipe.
+def prepare(
+    recipe: Recipe, backbone: Backbone, *, progress: bool = False, pool: EncoderPool | None = None
+) -> PreparedData:
+    """Read, split, separate and encode the posts of a recipe; `pool` encodes them, else this process.
 
     Raises:
-        TaskError, ManifestError, QuarantineError, SplitError, CacheError: With what to do.
+        TaskError, ManifestError, QuarantineError, SplitError, CacheError, EngineError: With what to do.
     """
     task = load_task(recipe.data.task)
     if isinstance(recipe.selection.shares, Mapping):
@@ -123,16 +125,21 @@ def prepare(recipe: Recipe, backbone: Backbone, *, progress: bool = False) -> Pr
         splits = _split(posts, task, recipe.data, recipe.seed)
     quarantine = [row for report in reports.values() for row in report.quarantine]
     drawn = SplitPosts(task, splits, recipe.data, recipe.seed, quarantine, hints)
-    return prepare_split(recipe, drawn, backbone, progress=progress)
+    return prepare_split(recipe, drawn, backbone, progress=progress, pool=pool)
 
 
 def prepare_split(
-    recipe: Recipe, data: SplitPosts, backbone: Backbone, *, progress: bool = False
+    recipe: Recipe,
+    data: SplitPosts,
+    backbone: Backbone,
+    *,
+    progress: bool = False,
+    pool: EncoderPool | None = None,
 ) -> PreparedData:
     """Separate and encode posts that are split already.
 
     Raises:
-        QuarantineError, SplitError, CacheError: With what to do.
+        QuarantineError, SplitError, CacheError, EngineError: With what to do.
     """
     task, drawn, quarantine = data.task, data.splits, list(data.quarantine)
     conflicts = _conflicts(drawn)
@@ -145,6 +152,7 @@ def prepare_split(
         return extract_features(
             wanted, backbone, cache_folder(recipe.backbone),
             batch_size=recipe.backbone.batch_size, workers=recipe.backbone.workers, progress=progress,
+            pool=pool,
         )  # fmt: skip
 
     splits, failed = _without_failures(drawn, extract(in_order(drawn)))

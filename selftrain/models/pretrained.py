@@ -31,6 +31,14 @@ def build_backbone(recipe: Recipe, **more: Any) -> Backbone:  # noqa: ANN401 -- 
     return load_backbone(section.kind, **{**backbone_options(section), **more})
 
 
+def worker_backbone(recipe: Recipe, threads: int) -> Backbone:
+    """Build the backbone of a recipe in a process of its own, which computes in so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return build_backbone(recipe)
+
+
 def backbone_options(section: BackboneSection) -> dict[str, Any]:
     """Return the keyword arguments of `load_backbone` for a recipe's section."""
     options: dict[str, Any] = {"device": section.device}

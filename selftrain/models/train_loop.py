@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -142,13 +141,71 @@ def train_epochs(
         NonFiniteLossError: A loss or gradient that is NaN or infinite; the weights are those before the step.
     """
     number, results = state or TrainingState()
-    course = _Course(
-        stepper, optimizer, scheduler, epochs=epochs, steps_per_epoch=steps_per_epoch, where=where,
-        metric=metric, evaluate_every=evaluate_every, evaluate_steps=evaluate_steps, patience=patience,
-        log=log, save=save, save_every=save_every, number=number, results=results,
-    )  # fmt: skip
-    course.run()
-    return course.results
+    means = LossMeans()
+
+    def due() -> bool:
+        epoch, within = divmod(number, steps_per_epoch)
+        if within:
+            return evaluate_steps is not None and number % evaluate_steps == 0
+        return number > 0 and (epoch % evaluate_every == 0 or epoch == epochs)
+
+    def evaluate() -> None:
+        nonlocal results
+        found = EpochResult(-(-number // steps_per_epoch), means.take(), stepper.evaluate(), number)
+        results = (*results, found)
+        if not _since_best(results, metric):
+            stepper.keep_best()
+        if save is not None:
+            save(TrainingState(number, results))
+        if log is not None:
+            log.evaluation(found.epoch, number, found.metrics, metric)
+
+    if due() and (not results or results[-1].step < number):
+        evaluate()  # cut off between a step's save and this
+    for epoch in range(number // steps_per_epoch + 1, epochs + 1):
+        if _is_over(results, metric, patience):
+            break
+        stepper.model.train()
+        # closed also where a step fails: whatever reads ahead for it ends
+        with closing(stepper.batches(epoch, number % steps_per_epoch)) as batches:
+            for batch in batches:
+                losses = _finite_gradients(stepper, batch, (where, epoch, number % steps_per_epoch + 1))
+                means.add(losses)
+                if log is not None:
+                    log.step(number, losses.loss, losses.parts, _share_of_peak(optimizer))
+                _advance(optimizer, scheduler)
+                number += 1
+                if save is not None and save_every is not None and number % save_every == 0:
+                    save(TrainingState(number, results))
+                if number % steps_per_epoch and due():
+                    evaluate()
+                    if _is_over(results, metric, patience):
+                        return results
+                    stepper.model.train()
+        if due():
+            evaluate()
+    return results
+
+
+def _finite_gradients(stepper: Stepper[Batch], batch: Batch, place: tuple[str, int, int]) -> StepLoss:
+    """Put the gradients of a batch into the parameters, or say where the loss is no number."""
+    losses = stepper.gradients(batch)
+    if not math.isfinite(losses.loss) or not math.isfinite(losses.norm or 0.0):
+        where, epoch, step = place
+        raise NonFiniteLossError(
+            f"{where}, epoch {epoch}, step {step}: {_found(losses)}. {stepper.advice(batch)}"
+        )
+    return losses
+
+
+def _advance(optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _is_over(results: Sequence[EpochResult], metric: str, patience: int | None) -> bool:
+    return patience is not None and bool(results) and _since_best(results, metric) >= patience
 
 
 def _since_best(results: Sequence[EpochResult], metric: str) -> int:
@@ -215,84 +272,6 @@ class LossMeans:
         found = {name: value / max(self._steps, 1) for name, value in self._sums.items()}
         self._sums, self._steps = {}, 0
         return found
-
-
-@dataclass
-class _Course(Generic[Batch]):
-    """A training under way; see `train_epochs` for what each part is."""
-
-    stepper: Stepper[Batch]
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    epochs: int
-    steps_per_epoch: int
-    where: str
-    metric: str
-    evaluate_every: int
-    evaluate_steps: int | None
-    patience: int | None
-    log: TrainingLog | None
-    save: Callable[[TrainingState], None] | None
-    save_every: int | None
-    number: int
-    results: tuple[EpochResult, ...]
-    means: LossMeans = field(default_factory=LossMeans)
-
-    def run(self) -> None:
-        if self.due() and (not self.results or self.results[-1].step < self.number):
-            self.evaluate()  # cut off between a step's save and this
-        for epoch in range(self.number // self.steps_per_epoch + 1, self.epochs + 1):
-            if self.patience_is_over():
-                return
-            self.stepper.model.train()
-            # closed also where a step fails: whatever reads ahead for it ends
-            with closing(self.stepper.batches(epoch, self.number % self.steps_per_epoch)) as batches:
-                for batch in batches:
-                    self.step(epoch, batch)
-                    if self.number % self.steps_per_epoch and self.due():
-                        self.evaluate()
-                        if self.patience_is_over():
-                            return
-                        self.stepper.model.train()
-            if self.due():
-                self.evaluate()
-
-    def step(self, epoch: int, batch: Batch) -> None:
-        losses = self.stepper.gradients(batch)
-        if not math.isfinite(losses.loss) or not math.isfinite(losses.norm or 0.0):
-            place = f"{self.where}, epoch {epoch}, step {self.number % self.steps_per_epoch + 1}"
-            raise NonFiniteLossError(f"{place}: {_found(losses)}. {self.stepper.advice(batch)}")
-        self.means.add(losses)
-        if self.log is not None:
-            self.log.step(self.number, losses.loss, losses.parts, _share_of_peak(self.optimizer))
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.number += 1
-        if self.save is not None and self.save_every is not None and self.number % self.save_every == 0:
-            self.save(TrainingState(self.number, self.results))
-
-    def due(self) -> bool:
-        epoch, within = divmod(self.number, self.steps_per_epoch)
-        if within:
-            return self.evaluate_steps is not None and self.number % self.evaluate_steps == 0
-        return self.number > 0 and (epoch % self.evaluate_every == 0 or epoch == self.epochs)
-
-    def evaluate(self) -> None:
-        epoch = -(-self.number // self.steps_per_epoch)
-        found = EpochResult(epoch, self.means.take(), self.stepper.evaluate(), self.number)
-        self.results = (*self.results, found)
-        if not _since_best(self.results, self.metric):
-            self.stepper.keep_best()
-        if self.save is not None:
-            self.save(TrainingState(self.number, self.results))
-        if self.log is not None:
-            self.log.evaluation(epoch, self.number, found.metrics, self.metric)
-
-    def patience_is_over(self) -> bool:
-        if self.patience is None or not self.results:
-            return False
-        return _since_best(self.results, self.metric) >= self.patience
 
 
 def _found(losses: StepLoss) -> str:

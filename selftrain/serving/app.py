@@ -247,12 +247,11 @@ async def _disconnected(request: Request) -> None:
 # ---- routes -----------------------------------------------------------------------------------------
 
 
-async def _health(_: Request) -> Response:
-    return JSONResponse({"status": "alive"})
-
-
 def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
     """Build the application of a service; `lifespan` starts and ends its batcher."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "alive"})
 
     async def ready(_: Request) -> Response:
         status = "draining" if service.draining else "ready" if service.ready else "loading"
@@ -285,7 +284,7 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
     return Starlette(
         routes=[
             route("/score", service.score, "POST"),
-            route("/health", _health, "GET", open_to_all=True),
+            route("/health", health, "GET", open_to_all=True),
             route("/ready", ready, "GET", open_to_all=True),
             route("/metrics", metrics, "GET"),
             route("/model", model, "GET"),

@@ -11,17 +11,19 @@ from pathlib import Path
 
 from selftrain.data.manifest import Tolerance
 from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES
+from selftrain.engine.mapping import Engine
+from selftrain.errors import ServingError
 from selftrain.models.predictor import Predictor
+from selftrain.serving.row_source import STDIN, SourceRow, Tally, parts, read_source
 from selftrain.serving.row_stream import (
     COMMIT_SECONDS,
+    JudgedRows,
     Sink,
-    SourceRow,
-    Tally,
     failed_line,
     json_line,
+    judging,
     pour,
     predicted,
-    read_source,
 )
 
 FIELD = "selftrain"  # what is added to a post that passes; one of an earlier filter is replaced
@@ -41,6 +43,8 @@ def filter_posts(
     tell: Callable[[str], None] = print,
     commit_seconds: float = COMMIT_SECONDS,
     progress: bool = False,
+    engine: Engine | None = None,
+    load: Callable[[], Predictor] | None = None,
 ) -> Tally:
     """Append to `sink` every post of `source` whose positive probability is at least `threshold`.
 
@@ -61,30 +65,43 @@ def filter_posts(
         tell: Called with what may have been read otherwise than it was meant.
         commit_seconds: At least so long between two commits.
         progress: Draw a bar over the rows.
+        engine: Where the model is at work; None: in this process.
+        load: Opens the same model where `engine` needs it once more.
 
     Returns:
         The totals, earlier starts included.
 
     Raises:
+        ServingError: Standard input, and another engine than this process.
         RunMismatchError: The sink was begun with another model, threshold, text limit or source.
         QuarantineError: More posts failed than tolerated; what passed before is in the sink.
-        RunBusyError, RunStateError, StorageError, ManifestError: See `Sink` and `read_source`.
+        RunBusyError, RunStateError, StorageError, ManifestError, EngineError: See `Sink`, `read_source` and
+            `Engine.map`.
     """
-    agentps = predictor.kind == "agentps"
+    agentps, place = predictor.kind == "agentps", source
+    if engine is not None:  # workers have folders of their own
+        if source == STDIN:
+            raise ServingError("standard input is read by this process alone: give a file, or no --ray")
+        place = str(Path(source).absolute())
     identity = {"model": predictor.fingerprint, "threshold": threshold, "text_limit": text_limit}
     with Sink(sink, identity).opened() as opened:
-        rows = read_source(
-            source, opened.tally, max_pixels=max_pixels, text_limit=text_limit, columns=columns,
-            max_images=MAX_ALBUM if agentps else MAX_IMAGES, videos=agentps, tell=tell,
+        read = partial(
+            read_source, place, opened.tally, max_pixels=max_pixels, text_limit=text_limit, columns=columns,
+            max_images=MAX_ALBUM if agentps else MAX_IMAGES, videos=agentps,
         )  # fmt: skip
         return pour(
-            rows, opened, partial(_judge, predictor, threshold), tolerance=tolerance or Tolerance(None, None),
-            where=source, advice=f"  they are listed in {opened.quarantine}", chunk=_CHUNK,
+            partial(parts, read, _CHUNK), opened,
+            partial(
+                judging, load or (lambda: predictor), partial(_judge, threshold=threshold),
+                predictor.fingerprint if load else None,
+            ),
+            tolerance=tolerance or Tolerance(None, None), where=source,
+            advice=f"  they are listed in {opened.quarantine}", engine=engine, tell=tell,
             commit_seconds=commit_seconds, progress=progress,
         )  # fmt: skip
 
 
-def _judge(predictor: Predictor, threshold: float, rows: list[SourceRow]) -> tuple[list[str], list[str]]:
+def _judge(predictor: Predictor, rows: list[SourceRow], *, threshold: float) -> JudgedRows:
     """Return lines for the sink and for the quarantine, in the rows' order."""
     kept: list[str] = []
     failed: list[str] = []
@@ -98,4 +115,4 @@ def _judge(predictor: Predictor, threshold: float, rows: list[SourceRow]) -> tup
                 reason = "a field holds a number that JSON has no word for"
         if reason:
             failed.append(failed_line(row, reason))
-    return kept, failed
+    return JudgedRows(kept, failed)

@@ -1,114 +1,51 @@
 """Labels for the posts of a manifest, by whatever was trained here: `selftrain predict`.
 
-A classifier takes the whole manifest, so that features are cached and ids compared; an AgentPS model, of
-which a post may cost a second, takes it as a stream, and a kill costs seconds of work.
+The manifest is a stream: memory grows by 16 bytes an id, and a kill costs seconds of work.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from backbones.images import MAX_PIXELS
 from selftrain._util.types import Json
-from selftrain.data.manifest import Tolerance, read_manifest
-from selftrain.data.posts import MAX_ALBUM
-from selftrain.models.predictor import RUN_FILE, Prediction, Predictor
+from selftrain.data.manifest import Tolerance
+from selftrain.data.posts import MAX_ALBUM, MAX_IMAGES
+from selftrain.engine.mapping import Engine
+from selftrain.models.predictor import RUN_FILE, Predictor
 from selftrain.models.run_predictor import RunPredictor, stored_recipe
-from selftrain.serving.load_predictor import kind_of, load_predictor
+from selftrain.serving.load_predictor import kind_of
+from selftrain.serving.row_source import SourceRow, Tally, parts, read_source
 from selftrain.serving.row_stream import (
+    JudgedRows,
     RowTarget,
     Sink,
-    SourceRow,
-    Tally,
     failed_line,
+    judging,
     pour,
     predicted,
-    read_source,
 )
 from selftrain.store.run_dir import RunFolder
 
 CHUNK = 512
 """Posts at once; those of an AgentPS model are sorted by length within it."""
+CACHED_CHUNK = 4096
+"""Posts at once whose features are looked up in a cache: its index is read for each of these."""
 Encode = Callable[[Sequence[Json], bool], list[str]]
 """Records to lines, one each; the first of a file may bring a heading."""
-_LISTED = 20
 _LOG = logging.getLogger(__name__)
 
 
-class ManifestPredictions:
-    """Predictions for the posts of a manifest; its labels are not read.
-
-    Args:
-        path: As for `load_predictor`. Of a run, features come from its cache and are kept there.
-        manifest: The posts.
-        progress: Draw a bar.
-        columns: Field -> column that holds it, where that is called otherwise.
-        max_bad_rows, max_bad_share: How many rows may be set aside; None: as the run's recipe says.
-
-    Raises:
-        ManifestError, QuarantineError: The manifest cannot be read, or too many of its rows are bad.
-        SelftrainError, BackboneError: As `load_predictor`.
-
-    Attributes:
-        quarantine: What was left out, each with its reason; complete once `rows` is exhausted.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        manifest: Path,
-        *,
-        progress: bool = False,
-        columns: Mapping[str, str] | None = None,
-        max_bad_rows: int | None = None,
-        max_bad_share: float | None = None,
-    ) -> None:
-        kind, self._progress = kind_of(path), progress
-        # what is quickly refused comes before the weights
-        pixels, limits = MAX_PIXELS, Tolerance()
-        if kind == RUN_FILE:
-            section = stored_recipe(RunFolder(path)).data
-            pixels, limits = section.max_image_pixels, Tolerance(section.max_bad_rows, section.max_bad_share)
-        self._limits = limits.changed(max_bad_rows, max_bad_share)
-        report = read_manifest(manifest, max_pixels=pixels, columns=columns, labels=False, videos=False)
-        report.enforce(self._limits)
-        self._unread = report.set_aside
-        self._posts, self._total = report.posts, report.rows
-        self.quarantine: list[Json] = [
-            {"kind": "row", "line": p.line, "id": p.post_id, "reason": p.reason} for p in report.problems
-        ]
-        self._predictor = load_predictor(path)
-
-    def rows(self) -> Iterator[Json]:
-        """Yield one record a post, in the manifest's order.
-
-        Raises:
-            QuarantineError: More posts cannot be read than the run's recipe tolerates.
-        """
-        for one in self._predictions():
-            if one.reason:
-                self.quarantine.append({"kind": "image", "id": one.id, "reason": one.reason})
-                self._unread += 1
-                lines = [f"  id {one['id']!r}: {one['reason']}" for one in self.quarantine[:_LISTED]]
-                self._limits.check(self._unread, self._total, lines, what="posts")  # rows count together
-            else:
-                yield {k: v for k, v in ({"id": one.id} | one.to_json()).items() if k != "process"}
-
-    def _predictions(self) -> Iterator[Prediction]:
-        one = self._predictor
-        if isinstance(one, RunPredictor) and one.network is None:
-            yield from replace(one, cached=True, progress=self._progress).predict(self._posts)
-            return
-        with tqdm(total=len(self._posts), disable=not self._progress, desc="posts") as bar:
-            for start in range(0, len(self._posts), CHUNK):
-                part = self._posts[start : start + CHUNK]
-                yield from one.predict(part)
-                bar.update(len(part))
+def limits_of(model: Path) -> tuple[int, Tolerance]:
+    """Return the pixels of a picture and the bad rows that a run's recipe allows; else what is usual."""
+    if kind_of(model) != RUN_FILE:
+        return MAX_PIXELS, Tolerance()
+    section = stored_recipe(RunFolder(model)).data
+    return section.max_image_pixels, Tolerance(section.max_bad_rows, section.max_bad_share)
 
 
 def part_of(target: Path, model: str) -> Sink:
@@ -124,48 +61,62 @@ def stream_predictions(
     encode: Encode,
     *,
     tolerance: Tolerance,
+    max_pixels: int | None = None,
     columns: Mapping[str, str] | None = None,
     remedy: str = "",
     listed: str = "",
     progress: bool = False,
+    engine: Engine | None = None,
+    load: Callable[[], Predictor] | None = None,
 ) -> Tally:
     """Append a record for every post of a manifest, in its order and in bounded memory.
 
     Args:
-        predictor: The model.
-        manifest: The posts; labels are not read, ids not compared.
+        predictor: The model. Features of a run's are taken from its cache, and kept there, in this process.
+        manifest: The posts; labels are not read.
         target: Opened; it goes on behind the rows that are done.
         encode: From records to lines.
         tolerance: How many posts may fail, earlier starts included.
+        max_pixels: The largest width x height that an image's header may claim; None: as usual.
         columns: Field -> column that holds it, where that is called otherwise.
         remedy: What to do about a target that was begun with another manifest.
         listed: Where what failed is listed.
         progress: Draw a bar over the rows.
+        engine: Where the model is at work; None: in this process.
+        load: Opens the same model where `engine` needs it once more.
 
     Raises:
         RunMismatchError: The target was begun with another manifest.
-        QuarantineError, ManifestError, StorageError: See `pour`.
+        QuarantineError, ManifestError, StorageError, EngineError: See `pour`.
     """
-    rows = read_source(
-        str(manifest), target.tally, max_pixels=MAX_PIXELS, columns=columns, max_images=MAX_ALBUM,
-        videos=True, remedy=remedy, tell=lambda note: _LOG.warning("%s: %s", manifest, note),
+    agentps = predictor.kind == "agentps"
+    cached = load is None and isinstance(predictor, RunPredictor) and predictor.network is None
+    fingerprint = predictor.fingerprint if load else None
+    if cached and isinstance(predictor, RunPredictor):
+        predictor = replace(predictor, cached=True)
+    read = partial(
+        read_source, str(manifest.absolute() if engine else manifest), target.tally, columns=columns,
+        max_pixels=max_pixels or MAX_PIXELS, max_images=MAX_ALBUM if agentps else MAX_IMAGES, videos=agentps,
+        remedy=remedy, whole=True,
     )  # fmt: skip
-    written = target.tally.kept
-
-    def judge(part: list[SourceRow]) -> tuple[list[str], list[str]]:
-        nonlocal written
-        records, failed = list[Json](), list[str]()
-        for row, found in predicted(predictor, part):
-            if found.reason:
-                failed.append(failed_line(row, found.reason))
-            else:
-                records.append({"id": found.id} | found.to_json())
-        lines = encode(records, not written)
-        written += len(records)
-        return lines, failed
-
     advice = f"  {listed}what is good is kept: the same command with more tolerance goes on"
     return pour(
-        rows, target, judge,
-        tolerance=tolerance, where=str(manifest), advice=advice, chunk=CHUNK, progress=progress,
+        partial(parts, read, CACHED_CHUNK if cached else CHUNK), target,
+        partial(judging, load or (lambda: predictor), _judge, fingerprint),
+        tolerance=tolerance, where=str(manifest), advice=advice, encode=encode, engine=engine,
+        tell=lambda note: _LOG.warning("%s: %s", manifest, note), progress=progress,
     )  # fmt: skip
+
+
+def _judge(predictor: Predictor, rows: list[SourceRow]) -> JudgedRows:
+    """Return records of the posts that have a prediction, and lines for the quarantine."""
+    records, failed = list[Json](), list[str]()
+    for row, found in predicted(predictor, rows):
+        if found.reason:
+            failed.append(failed_line(row, found.reason))
+        else:
+            record = {"id": found.id} | found.to_json()
+            if not found.process and predictor.kind == "classifier":  # it is asked no questions
+                del record["process"]
+            records.append(record)
+    return JudgedRows(records, failed)

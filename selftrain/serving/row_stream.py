@@ -6,14 +6,11 @@ file is replaced in one step. What stands behind the recorded length was not rec
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
@@ -22,33 +19,16 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from selftrain._util.types import Json
-from selftrain.data.manifest import Rows, Tolerance
-from selftrain.data.posts import MAX_IMAGES, Post
-from selftrain.data.tables import RawRow, json_table
-from selftrain.data.values import RowError
-from selftrain.errors import ManifestError, RunBusyError, RunMismatchError, RunStateError
+from selftrain.data.manifest import Tolerance
+from selftrain.engine.mapping import Engine, InProcess
+from selftrain.errors import ManifestError, RunBusyError, RunMismatchError, RunStateError, ServingError
 from selftrain.models.predictor import Prediction, Predictor
+from selftrain.serving.row_source import Part, SourceRow, Tally
 from selftrain.store import atomic
 
-STDIN = "-"
-Row = TypeVar("Row")
+Model = TypeVar("Model")
+_LISTED = 20
 COMMIT_SECONDS = 2.0  # the most work that a kill can cost, beside the chunk under way
-
-
-class Tally(NamedTuple):
-    """How far rows have come.
-
-    Attributes:
-        rows: Of the source, good and bad.
-        kept: Written to the sink.
-        failed: Written to the quarantine.
-        source: Digest over the rows read, see `SourceRow`.
-    """
-
-    rows: int = 0
-    kept: int = 0
-    failed: int = 0
-    source: str = ""
 
 
 class RowTarget(Protocol):
@@ -65,28 +45,82 @@ class RowTarget(Protocol):
         ...
 
 
+class JudgedRows(NamedTuple):
+    """What became of a part: records, or lines, for the sink, and lines for its quarantine."""
+
+    kept: list[Any]
+    failed: list[str]
+
+
+class _Done(NamedTuple):
+    """A part that went through a model, without its rows."""
+
+    judged: JudgedRows
+    rows: int
+    digest: str
+    notes: tuple[str, ...]
+    fault: ManifestError | None
+
+
+Judge = Callable[[Model, list[SourceRow]], JudgedRows]
+"""Judges rows with a model; in their order."""
+
+
+def judging(
+    load: Callable[[], Model], judge: Judge[Model], fingerprint: str | None = None
+) -> Callable[[Part], _Done]:
+    """Load a model, and return what takes a part through it: a `Stage` of the engines.
+
+    Args:
+        load: Opens the model.
+        judge: What is made of rows with it.
+        fingerprint: That it must have, where it is opened more than once.
+
+    Raises:
+        ServingError: It has another one.
+    """
+    model = load()
+    found = fingerprint and getattr(model, "fingerprint", None)
+    if found != fingerprint:
+        raise ServingError(
+            f"a worker opens the model {str(found)[:12]} where this process has {str(fingerprint)[:12]}: give"
+            " every node the same files, and this version of selftrain"
+        )
+
+    def done(part: Part) -> _Done:
+        judged = judge(model, part.rows) if part.rows else JudgedRows([], [])
+        digest = part.rows[-1].digest if part.rows else ""
+        return _Done(judged, len(part.rows), digest, part.notes, part.fault)
+
+    return done
+
+
 def pour(
-    rows: Iterator[SourceRow],
+    source: Callable[[], Iterator[Part]],
     target: RowTarget,
-    judge: Callable[[list[SourceRow]], tuple[list[str], list[str]]],
+    stage: Callable[[], Callable[[Part], _Done]],
     *,
     tolerance: Tolerance,
     where: str,
     advice: str,
-    chunk: int,
+    engine: Engine | None = None,
+    encode: Callable[[list[Any], bool], list[str]] = lambda kept, _first: kept,
+    tell: Callable[[str], None] = print,
     commit_seconds: float = COMMIT_SECONDS,
     progress: bool = False,
 ) -> Tally:
     """Append to `target` what becomes of rows, and how far they are.
 
     Args:
-        rows: Those that are not done, by `target.tally`.
+        source: Reads the rows that are not done, by `target.tally`.
         target: Opened.
-        judge: Gives lines for the sink and for its quarantine, in the rows' order.
+        stage: Of `judging`.
         tolerance: How many rows may fail, earlier starts included.
         where: Said in an error, the source.
         advice: Said where too many fail: where they are listed.
-        chunk: Rows judged at once.
+        engine: Where the model is at work; None: in this process.
+        encode: From what is kept to lines of the target; the first of a file may bring a heading.
+        tell: Called with the notes of the source.
         commit_seconds: At least so long between two commits.
         progress: Draw a bar over the rows.
 
@@ -96,39 +130,39 @@ def pour(
     Raises:
         QuarantineError: More rows failed than tolerated; what was good before is in the sink.
         ManifestError: The source cannot be read any further; what was read is in the sink.
+        EngineError: See `Engine.map`; what was finished is in the sink.
     """
-    tally = target.tally
+    tally, listed = target.tally, list[str]()
     bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
     committed = time.monotonic()
     fault: ManifestError | None = None
-    while fault is None and not (tolerance.rows is not None and tally.failed > tolerance.rows):
-        part, fault = _next_rows(rows, chunk)
-        if not part:
-            break
-        kept, failed = judge(part)
-        target.write(kept, failed)
-        counts = tally.rows + len(part), tally.kept + len(kept), tally.failed + len(failed)
-        tally = Tally(*counts, part[-1].digest)
-        if time.monotonic() - committed >= commit_seconds:
-            target.commit(tally)
-            committed = time.monotonic()
-        bar.update(len(part))
+    with (engine or InProcess()).map(source, stage) as found:
+        for (kept, failed), rows, digest, notes, fault in found:  # noqa: B007 -- the last one's
+            if rows:
+                target.write(encode(kept, not tally.kept), failed)
+                listed += failed[: _LISTED - len(listed)]
+                tally = Tally(tally.rows + rows, tally.kept + len(kept), tally.failed + len(failed), digest)
+                if time.monotonic() - committed >= commit_seconds:
+                    target.commit(tally)
+                    committed = time.monotonic()
+            bar.update(rows)
+            for note in notes:
+                tell(note)
+            if tolerance.rows is not None and tally.failed > tolerance.rows:
+                break
     target.commit(tally)
     bar.close()
     if fault is not None:
         raise fault
-    tolerance.check(tally.failed, tally.rows, [advice], what="posts", where=f"{where}: ")
+    lines = [*map(_listed, listed), advice]
+    tolerance.check(tally.failed, tally.rows, lines, what="posts", where=f"{where}: ")
     return tally
 
 
-def _next_rows(rows: Iterator[SourceRow], chunk: int) -> tuple[list[SourceRow], ManifestError | None]:
-    """Return the next rows, and what ended the reading: the rows before it are worth as much as others."""
-    part: list[SourceRow] = []
-    try:
-        part.extend(islice(rows, chunk))
-    except ManifestError as fault:
-        return part, fault
-    return part, None
+def _listed(line: str) -> str:
+    """Return a line of the quarantine as an error shows it."""
+    record = json.loads(line)
+    return f"  line {record['line']}, id {record['id']!r}: {record['reason']}"
 
 
 def predicted(predictor: Predictor, rows: Sequence[SourceRow]) -> Iterator[tuple[SourceRow, Prediction]]:
@@ -147,112 +181,6 @@ def failed_line(row: SourceRow, reason: str) -> str:
 def json_line(value: Json) -> str:
     """Write JSON in one line, dates and the like of Parquet as text; ValueError: NaN or infinity."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
-
-
-# ---- the source -----------------------------------------------------------------------------------------
-
-
-class SourceRow(NamedTuple):
-    """One row of a source.
-
-    Attributes:
-        line: 1-based line (Parquet: row).
-        fields: As the source has them; None for a row that could not be read.
-        post: None for a bad row.
-        post_id: As far as it could be read.
-        reason: Why the row is bad, else empty.
-        digest: Over this row and all before it: two sources with the same digest began with the same rows.
-    """
-
-    line: int
-    fields: Json | None
-    post: Post | None
-    post_id: str | None
-    reason: str
-    digest: str
-
-
-def read_source(
-    source: str,
-    done: Tally,
-    *,
-    max_pixels: int,
-    text_limit: int | None = None,
-    columns: Mapping[str, str] | None = None,
-    max_images: int = MAX_IMAGES,
-    videos: bool = False,
-    remedy: str = "give another --sink",
-    tell: Callable[[str], None] = print,
-) -> Iterator[SourceRow]:
-    """Yield the rows of a manifest, or of JSON lines on standard input, after those that are done.
-
-    Ids are not compared between rows: that would need memory for all of them. Images are relative to the
-    manifest's folder, those of standard input to the working directory, and must lie inside. After the last
-    row `tell` gets what may have been read otherwise than it was meant.
-
-    Raises:
-        ManifestError: The source cannot be read.
-        RunMismatchError: It does not begin with the rows that are done; they are read again, and not judged.
-    """
-    table = json_table(sys.stdin.buffer) if source == STDIN else None
-    rows = Rows(
-        Path(source), None,
-        table=table, max_pixels=max_pixels, max_images=max_images, columns=columns, labels=False,
-        videos=videos, remember=False,
-    )  # fmt: skip
-    contents = (([raw.line, raw.fields, raw.reason], raw) for raw in rows.table.rows)
-    for raw, digest in _after(contents, done, source, remedy):
-        yield _checked(raw, rows, text_limit, digest)
-    for note in rows.notes():
-        if note.remedy:
-            tell(str(note))
-
-
-def post_rows(posts: Iterable[Post], done: Tally, remedy: str) -> Iterator[SourceRow]:
-    """Yield posts in memory after those that are done.
-
-    Raises:
-        RunMismatchError: They do not begin with the posts that are done.
-    """
-    contents = (
-        ([one.id, one.text, one.images, one.video, one.label, one.process], (line, one))
-        for line, one in enumerate(posts, 1)
-    )
-    for (line, post), digest in _after(contents, done, "the manifest", remedy):
-        yield SourceRow(line, None, post, post.id, "", digest)
-
-
-def _after(
-    contents: Iterable[tuple[list[Any], Row]], done: Tally, source: str, remedy: str
-) -> Iterator[tuple[Row, str]]:
-    """Yield rows after those that are done, each with the digest over it and all before it."""
-    digest, met = "", 0
-    for met, (content, row) in enumerate(contents, 1):
-        # row by row, so that a later start can follow wherever an earlier one paused
-        digest = hashlib.sha256(f"{digest}\n{json.dumps(content, default=str)}".encode()).hexdigest()
-        if met > done.rows:
-            yield row, digest
-        elif met == done.rows and digest != done.source:
-            raise RunMismatchError(
-                f"{source} does not begin with the {met:,} rows that were read before; nothing was touched."
-                f" Give the one that this was begun with, or {remedy}"
-            )
-    if met < done.rows:
-        raise RunMismatchError(
-            f"{source} has {met:,} rows, {done.rows:,} were read before: it was cut, or is another source."
-            f" Restore it, or {remedy}"
-        )
-
-
-def _checked(raw: RawRow, rows: Rows, text_limit: int | None, digest: str) -> SourceRow:
-    try:
-        post = rows.post(raw)
-    except RowError as error:
-        return SourceRow(raw.line, raw.fields, None, error.post_id, f"{error.reason}; {error.remedy}", digest)
-    if text_limit is not None and len(post.text) > text_limit:
-        reason = f"the text has {len(post.text):,} characters, at most {text_limit:,}; raise --text-limit"
-        return SourceRow(raw.line, raw.fields, None, post.id, reason, digest)
-    return SourceRow(raw.line, raw.fields, post, post.id, "", digest)
 
 
 # ---- the sink -------------------------------------------------------------------------------------------

@@ -78,10 +78,11 @@ class VerdictRule(Protocol):
         """Whether accepted posts whose label the classifier no longer gives are unlabelled again."""
         ...
 
-    def cut(self, pool: Callable[[], Float32Array]) -> tuple[float, ...] | None:
+    def cut(self, classes: int, pool: Callable[[], Float32Array]) -> tuple[float, ...] | None:
         """Return what is added to each class's log-probability before a model decides; None: nothing.
 
         Args:
+            classes: How many, K.
             pool: Gives the model's calibrated logits [B, K] of some posts of the pool.
         """
         ...
@@ -114,7 +115,7 @@ class Unanimous:
         """Return whether the macro-F1 has risen."""
         return self.score(trial) > self.score(best)
 
-    def cut(self, pool: Callable[[], Float32Array]) -> None:
+    def cut(self, classes: int, pool: Callable[[], Float32Array]) -> None:
         """Return None: the likeliest class is predicted."""
 
     def decide(self, judged: Judged) -> Decided:
@@ -154,14 +155,13 @@ class PosteriorRule:
         if not 0.5 <= self.threshold <= 1:
             raise RecipeError(f"threshold is {self.threshold}: expected a probability in [0.5, 1]")
 
-    def cut(self, pool: Callable[[], Float32Array]) -> tuple[float, ...] | None:
+    def cut(self, classes: int, pool: Callable[[], Float32Array]) -> tuple[float, ...] | None:
         """Return the cut of the highest expected macro-F1 of two classes; of more None, the likeliest class.
 
         Rounds are not compared by what is decided. Of more than two classes nothing but a temperature is
         calibrated, and a cut that trusts their shares costs more than it brings (docs/experiments.md).
         """
-        logits = pool()
-        return fit_cut(logits) if logits.shape[1] == 2 else None
+        return fit_cut(pool()) if classes == 2 else None
 
     def score(self, validation: Scored) -> float:
         """Return the mean log-likelihood of the labels, in nats: less noisy than macro-F1."""

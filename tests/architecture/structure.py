@@ -17,9 +17,9 @@ LEAVES = ("agents", "losses", "backbones")
 PACKAGES = ("selftrain", *LEAVES)
 
 FLOORS = (
-    "errors", "_util", *LEAVES, "store", "web", "config", "selection", "data", "state", "rounds", "models",
-    "act", "panels", "review", "agentps", "annotation", "report", "serving", "verification", "loop", "build",
-    "runs", "cli",
+    "errors", "_util", *LEAVES, "engine", "store", "web", "config", "selection", "data", "state", "rounds",
+    "models", "act", "panels", "review", "agentps", "annotation", "report", "serving", "verification", "loop",
+    "build", "runs", "cli",
 )  # fmt: skip
 """Rooms of selftrain, lowest first, with the leaves among them: nobody imports from a higher floor."""
 

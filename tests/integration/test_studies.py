@@ -14,6 +14,7 @@ TYPED = {
     "selection": [],
     "features": ["--data", "{data}/hsol"],
     "report": [],
+    "scale": [],
     "act": ["--data", "{data}", "--part", "coverage", "--reviews", "50"],
     "judges": [
         "--data", "{data}/judgments", "--sets", "hatexplain",

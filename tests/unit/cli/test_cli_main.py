@@ -8,8 +8,10 @@ import itertools
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,26 @@ def test_no_memory_is_said_in_words_of_ours(monkeypatch, capsys):
 def test_a_fault_of_ours_keeps_its_traceback(error, monkeypatch):
     with pytest.raises(type(error)):
         check_that_raises(monkeypatch, error)
+
+
+class Collected:
+    """An object whose finalizer is interrupted."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_counts_where_python_would_drop_it(monkeypatch, capsys):
+    def reading(file, task, *, columns):
+        place = Collected()
+        del place
+        time.sleep(30)
+
+    before = sys.unraisablehook
+    monkeypatch.setattr("selftrain.data.manifest.read_manifest", reading)
+    assert cli.main(["data", "check", "file.jsonl"]) == 130
+    assert capsys.readouterr().err.startswith("\ninterrupted: what was finished is kept")
+    assert sys.unraisablehook is before
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys):

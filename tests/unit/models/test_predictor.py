@@ -21,7 +21,6 @@ from selftrain.models.calibration import probabilities
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
 from selftrain.serving.load_predictor import KINDS, load_predictor
-from selftrain.serving.manifest_predictions import ManifestPredictions
 from selftrain.store.run_dir import RunFolder
 
 CHECKOUT = Path(__file__).parents[3]
@@ -46,8 +45,10 @@ def positive(results, name="invitation"):
     return np.array([one.probs[name] for one in results])
 
 
-def test_a_run_scores_as_predict_does(small_run, predictor, manifest, posts):
-    told = {row["id"]: row for row in ManifestPredictions(small_run, manifest).rows()}
+def test_a_run_scores_as_predict_does(small_run, predictor, manifest, posts, capsys):
+    assert main(["predict", str(small_run), str(manifest), "--out", "-"]) == 0
+    told = {row["id"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert len(told) == len(manifest.read_text().splitlines())
     results = predictor.predict(posts)
     for post, result in zip(posts, results, strict=True):
         assert result.label == told[post.id]["label"]

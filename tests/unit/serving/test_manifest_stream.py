@@ -10,7 +10,14 @@ from serving_helpers import TextPredictor
 
 from selftrain.cli.printing import write_predictions
 from selftrain.data.manifest import Tolerance
-from selftrain.errors import QuarantineError, RunMismatchError, RunStateError
+from selftrain.engine.mapping import InProcess
+from selftrain.errors import (
+    ManifestError,
+    QuarantineError,
+    RunMismatchError,
+    RunStateError,
+    ServingError,
+)
 from selftrain.serving import manifest_predictions
 
 ANY = Tolerance(None, None)
@@ -129,3 +136,45 @@ def test_standard_output_gets_the_lines_and_standard_error_what_was_left_out(tmp
     assert "15 posts left out:" in told.err
     assert "and 5 more" in told.err
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_an_id_that_comes_again_is_set_aside_also_where_it_went_on(tmp_path):
+    rows = posts(20)
+    rows[9] = {"id": "p3", "text": "0.9"}
+    rows[15] = {"id": "p9", "text": ""}
+    rows += [{"id": "p1", "text": "0.1"}, {"id": "p9", "text": "0.1"}]
+    write_rows(tmp_path / "in.jsonl", rows)
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(QuarantineError, match=r"line 10, id 'p3': id stands already in line 4"):
+        go(tmp_path, out, Tolerance(0, None))
+    go(tmp_path, out)
+    failed = records(tmp_path / "out.jsonl.quarantine.jsonl")
+    assert [(one["line"], one["id"]) for one in failed] == [(10, "p3"), (16, "p9"), (21, "p1"), (22, "p9")]
+    assert [one["reason"].split(";")[0] for one in failed[1:]] == [
+        "neither text nor image", "id stands already in line 2", "id stands already in line 16",
+    ]  # fmt: skip
+    assert len(records(out)) == 18
+
+
+def test_a_manifest_without_rows_or_without_the_column_that_was_said_is_refused(tmp_path):
+    write_rows(tmp_path / "in.jsonl", [])
+    with pytest.raises(ManifestError, match="holds no rows: write at least one"):
+        go(tmp_path, tmp_path / "out.jsonl")
+    write_rows(tmp_path / "in.jsonl", posts(3))
+    with pytest.raises(ManifestError, match=r"no row of .* has \['body'\]: correct --column"):
+        write_predictions(
+            str(tmp_path / "new.jsonl"), TextPredictor(), tmp_path / "in.jsonl", columns={"images": "body"},
+            tolerance=ANY, done="scored",
+        )  # fmt: skip
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_workers_that_open_another_model_are_refused(tmp_path):
+    other = TextPredictor()
+    other.fingerprint = "e" * 64
+    write_rows(tmp_path / "in.jsonl", posts(3))
+    with pytest.raises(ServingError, match="opens the model eeeeeeeeeeee where this process has fff"):
+        write_predictions(
+            str(tmp_path / "out.jsonl"), TextPredictor(), tmp_path / "in.jsonl", columns={}, tolerance=ANY,
+            done="scored", engine=InProcess(), load=lambda: other,
+        )  # fmt: skip

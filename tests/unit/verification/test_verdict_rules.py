@@ -244,7 +244,7 @@ def test_a_round_is_rolled_back_only_where_it_is_surely_worse():
 
 def test_a_cut_is_made_between_two_classes_and_of_more_the_likeliest_is_predicted():
     logits = np.array([[2.0, 0.0, -1.0], [1.0, 0.0, 0.0], [3.0, 0.5, 0.0]], np.float32)
-    first, second = PosteriorRule().cut(lambda: logits[:, :2])
+    first, second = PosteriorRule().cut(2, lambda: logits[:, :2])
     assert first == 0
     assert second > 0.1  # the rarer of two is named sooner
-    assert PosteriorRule().cut(lambda: logits) is None
+    assert PosteriorRule().cut(3, lambda: pytest.fail("scored in vain")) is None

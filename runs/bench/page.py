@@ -1,0 +1,346 @@
+"""`python -m runs.bench.page`: the tables of docs/benchmarks.md and README.md, from the committed figures.
+
+A table stands between two marks, `<!-- NAME: ... -->` and `<!-- end of NAME -->`; what stands around them is
+written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from runs.bench.act_tables import means_of_ways
+from runs.bench.judges import values_of
+from runs.bench.paired import points_over, t_over_seeds
+from runs.bench.study import Figures
+from selftrain._util.types import Interval
+
+CHECKOUT = Path(__file__).parents[2]
+FIGURES = CHECKOUT / "docs" / "benchmarks"
+PLOT = CHECKOUT / "docs" / "benchmarks.svg"
+PAGE = CHECKOUT / "docs" / "benchmarks.md"
+METRICS = ("macro_f1", "auc")
+
+
+class Row(NamedTuple):
+    """A method, and what it is called on the page; a ceiling has labels that nobody else is given."""
+
+    label: str
+    method: str
+    ceiling: bool = False
+
+
+class Column(NamedTuple):
+    """What is the same for all methods of a column: labels, and posts that may be asked about."""
+
+    label: str
+    n: int
+    asked: str = ""
+
+
+# ---- kinds of tables ------------------------------------------------------------------------------------
+
+
+def means(figures: Figures, rows: Sequence[Row], columns: Sequence[Column]) -> Iterator[str]:
+    """Yield macro-F1, mean ± sd over the seeds; the best method of a column that is no ceiling is bold."""
+    yield from _head("", [column.label for column in columns])
+    drawn = [
+        [list(figures.values(row.method, one.n, "macro_f1").values()) for one in columns] for row in rows
+    ]
+    best = [
+        max(fmean(cells[c]) for cells, row in zip(drawn, rows, strict=True) if cells[c] and not row.ceiling)
+        for c in range(len(columns))
+    ]
+    for row, cells in zip(rows, drawn, strict=True):
+        shown = []
+        for cell, most in zip(cells, best, strict=True):
+            value = f"{_short(fmean(cell), 3)} ± {_short(stdev(cell), 3)}" if cell else ""
+            shown.append(f"**{value}**" if cell and fmean(cell) == most else value)
+        yield _line(row.label, shown)
+
+
+def points(
+    figures: Figures,
+    sets: Sequence[str],
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    reference: str = "labels_only",
+) -> Iterator[str]:
+    """Yield points of macro-F1 and of AUC over a method, with 95 % intervals over the seeds."""
+    yield from _head("", [column.label for column in columns])
+    for row in rows:
+        cells = [
+            ", ".join(_interval(_over(figures, sets, row.method, column, one, reference)) for one in METRICS)
+            for column in columns
+        ]
+        yield _line(row.label, cells)
+
+
+def _over(  # noqa: PLR0917 -- what is compared, where
+    figures: Figures, sets: Sequence[str], method: str, column: Column, metric: str, reference: str
+) -> Interval:
+    """Return points over the reference, with their interval over the seeds."""
+    found, other = (
+        values_of(figures, sets, one, n=column.n, asked=column.asked, metric=metric)
+        for one in (method, reference)
+    )
+    return t_over_seeds(points_over(found, other))
+
+
+def _interval(found: Interval) -> str:
+    mean, low, high = (_short(value, 1) for value in found)
+    return f"{mean if mean.startswith('-') else '+' + mean} [{low}, {high}]"
+
+
+def _short(value: float, digits: int) -> str:
+    """Return a number without the nought before its point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value, digits) + 0.0:.{digits}f}")
+
+
+def _head(first: str, columns: Sequence[str]) -> list[str]:
+    return [_line(first, columns), "|---" * (len(columns) + 1) + "|"]
+
+
+def _line(first: str, cells: Sequence[str]) -> str:
+    return f"| {' | '.join([first, *cells])} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+# ---- the tables -----------------------------------------------------------------------------------------
+
+
+LABELS = (Column("n=100", 100), Column("n=50", 50))
+LOOP = (
+    Row("labels only, logistic regression (C=1)", "labels_only C=1"),
+    Row("labels only, logistic regression (C=10)", "labels_only C=10"),
+    Row("scikit-learn's SelfTrainingClassifier (C=1, threshold .75)", "sklearn_self_training C=1"),
+    Row("scikit-learn's SelfTrainingClassifier (C=10, threshold .75)", "sklearn_self_training C=10"),
+    Row("selftrain, offline agents", "ours"),
+    Row("all labels of the pool, logistic regression (C=1)", "all_labels C=1", ceiling=True),
+)
+JUDGED = ("hatebiasnet", "hatevlms_mami", "hatexplain", "tweeteval_hate")
+EMOTION = ("emotion, agents 0.8, shared 0.7",)
+JUDGES = (
+    Row("selftrain", "ours"),
+    Row("Dawid-Skene", "dawid_skene"),
+    Row("CROWDLAB (cleanlab)", "crowdlab"),
+    Row("majority vote", "majority_hard"),
+    Row("scikit-learn's SelfTrainingClassifier", "sklearn_self_training"),
+    Row("the article's rule", "article"),
+    Row("the labels alone, the loop's classifier", "labels_only_head"),
+    Row("all labels of the pool, the loop's classifier", "all_labels_head", ceiling=True),
+    Row("all labels of the pool, logistic regression", "all_labels", ceiling=True),
+)
+BROKEN = (
+    Row("at random", "ours random"),
+    Row("always the same", "ours always"),
+    Row("right in 55 %", "ours 55%"),
+    Row("inverted", "ours inverted"),
+    Row("abstaining in 80 %", "ours abstain 80%"),
+    Row("as they are", "ours"),
+)
+PARTS = (
+    Row("one agent instead of two", "ours agents.count=1"),
+    Row("one round instead of two", "ours rounds.max=1 selection.k=500"),
+    Row("posts at random instead of the least sure", "ours selection.kind=random"),
+    Row("the surest posts, as the article has it", "ours selection.kind=top_k"),
+    Row("training goes on from the best model, not from the start", "ours rounds.start=best"),
+    Row("learned only where q reaches .8", "ours verification.threshold=0.8"),
+    Row("PN instead of PNU", "ours loss.form=pn"),
+    Row("P = 0", "ours loss.balance=0.0"),
+    Row("theta .5 instead of estimated", "ours loss.theta=0.5"),
+    Row("no quotas", "ours selection.shares=any"),
+    Row("divergent posts are not asked about again", "ours selection.reselect_divergent=false"),
+)
+WAYS = {
+    "machine labels alone": "machine",
+    "normalised, ACT loss": "normalised ACT",
+    "exponential, ACT loss": "exponential ACT",
+    "threshold, ACT loss": "threshold ACT",
+    "normalised, mixed labels": "normalised mixed",
+    "exponential, mixed labels": "exponential mixed",
+}
+ERRORS = ("emotion", "irony", "emotion systematic", "irony systematic")
+VARIANTS = {
+    "vanilla": ("no", "none"),
+    "vanilla, asked": ("yes", "none"),
+    "multitask": ("no", "at the last token"),
+    "multitask, fed": ("no", "at the last token"),
+    "agentps": ("yes", "at their answer tokens"),
+}
+PAIRS = "pairs, exactly one"
+EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (100, 50) for told, asked in
+                   (("500 posts asked", "500"), ("whole pool", "all")))  # fmt: skip
+
+
+def _act(figures: Figures) -> Iterator[str]:
+    yield from _head("points below all human labels", [one.replace(" sys", ", sys") for one in ERRORS])
+    found = means_of_ways(figures)
+    for label, way in WAYS.items():
+        yield _line(label, [f"{fmean(found[one, way]):.1f}" for one in ERRORS])
+
+
+def _agentps(figures: Figures) -> Iterator[str]:
+    yield from _head(
+        "variant",
+        ["questions in the prompt", "process heads", "AUC", "macro-F1", "AUC of the process answers"],
+    )
+    for method, about in VARIANTS.items():
+        cells = []
+        for metric in ("auc", "macro_f1", "process_auc"):
+            drawn = figures.values(method, 1000, metric, dataset=PAIRS).values()
+            cells.append(f"{_short(fmean(drawn), 3)} ± {_short(stdev(drawn), 3)}" if drawn else "")
+        yield _line(method, [*about, *cells])
+
+
+def _single(figures: Figures, rows: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+    """Yield a line a figure: what it is called -> its method and metric, the last one measured."""
+    yield from _head("", ["measured"])
+    for label, (method, metric) in rows.items():
+        yield _line(label, [f"{_last(figures, method, metric):.3g}"])
+
+
+def _last(figures: Figures, method: str, metric: str) -> float:
+    return [f.value for f in figures.figures if (f.method, f.metric) == (method, metric)][-1]
+
+
+AGENTS = {
+    "candidates judged and cross-reviewed a second over one by one, without a cache": ("reference", "ratio"),
+    "share of the prompt tokens that the server had cached": ("cache", "cached_share"),
+    "injections of 50 that flip an agent's verdict, share (SmolLM2 135 M)": ("injections", "flip_rate"),
+}
+SERVE = {
+    "p99 of honest clients, calm, s": ("calm", "p99"),
+    "the same while 20 hostile clients attack, s": ("attacked", "p99"),
+    "ratio": ("attacked over calm", "p99"),
+    "slowest answer of /health under attack, s": ("attacked", "health"),
+}
+
+
+def _features(figures: Figures) -> Iterator[str]:
+    yield from _single(figures, {
+        "texts a second": ("ours", "texts_per_second"),
+        "the same, sentence-transformers": ("sentence_transformers", "texts_per_second"),
+        "ratio": ("ours", "ratio"),
+    })  # fmt: skip
+
+
+def _selection(figures: Figures) -> Iterator[str]:
+    sizes = sorted({f.n for f in figures.figures})
+    yield from _head("posts in the pool", [f"{n:,}" for n in sizes])
+    for label, metric in {"seconds": "seconds", "peak memory, MB": "peak_rss_mb"}.items():
+        drawn = (list(figures.values("ours", n, metric).values()) for n in sizes)
+        yield _line(label, [f"{fmean(one):.3g}" for one in drawn])
+
+
+Lines = Callable[[Figures], Iterator[str]]
+TABLES: Mapping[str, tuple[str, Lines]] = {
+    "hsol": ("hsol", lambda figures: means(figures, LOOP, LABELS)),
+    "harmeme": ("harmeme", lambda figures: means(figures, LOOP, LABELS[:1])),
+    "judges": ("judges", lambda figures: points(figures, JUDGED, JUDGES, EVERY_SIZE)),
+    "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),
+    "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], "ours")),
+    "emotion": ("emotion", lambda figures: points(figures, EMOTION, JUDGES, EVERY_SIZE[:2])),
+    "act": ("act", _act),
+    "agentps": ("agentps", _agentps),
+    "agents": ("agents", lambda figures: _single(figures, AGENTS)),
+    "serve": ("serve", lambda figures: _single(figures, SERVE)),
+    "features": ("features", _features),
+    "selection": ("selection", _selection),
+}
+"""Name -> the file of its figures, and its lines."""
+
+
+def table(name: str) -> list[str]:
+    """Return a table, and a line that says what it was measured with."""
+    file, lines = TABLES[name]
+    source = FIGURES / f"{file}.jsonl"
+    return [*lines(Figures(source)), "", measured_with(source)]
+
+
+def measured_with(source: Path) -> str:
+    """Say which versions and machines stand in a file of figures."""
+    contexts = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    versions = sorted({pair for one in contexts for pair in one["versions"].items()})
+    machines = sorted({one["machine"] for one in contexts})
+    listed = ", ".join(
+        f"{name} {' and '.join(value for other, value in versions if other == name)}"
+        for name in dict.fromkeys(name for name, _ in versions)
+    )
+    return f"[{source.name}](benchmarks/{source.name}): {listed}; {'; '.join(machines)}."
+
+
+# ---- the pages ------------------------------------------------------------------------------------------
+
+
+def filled(text: str, name: str, lines: Sequence[str]) -> str:
+    """Return a page with a table between its marks.
+
+    Raises:
+        ValueError: The page has no such marks.
+    """
+    found = re.search(rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", text, re.DOTALL)
+    if found is None:
+        raise ValueError(
+            f"no marks of the table {name!r}: expected <!-- {name}: ... --> and <!-- end of {name} -->"
+        )
+    return f"{text[: found.end(1)]}" + "\n".join(lines) + f"\n{text[found.start(2) :]}"
+
+
+def written(page: Path) -> str:
+    """Return a page with its tables as the figures have them."""
+    text = page.read_text(encoding="utf-8")
+    for name in TABLES:
+        text = filled(text, name, table(name))
+    return text
+
+
+def draw(figures: Figures, file: Path) -> None:
+    """Draw points of macro-F1 over the labels alone, with intervals: a panel a column, a row a method."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "benchmarks", "font.size": 9})
+    drawn, panels = plt.subplots(1, len(EVERY_SIZE), figsize=(11, 3.2), sharey=True, layout="constrained")
+    places = range(len(JUDGES))
+    for panel, column in zip(panels, EVERY_SIZE, strict=True):
+        found = [_over(figures, JUDGED, row.method, column, "macro_f1", "labels_only") for row in JUDGES]
+        spread = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
+        colors = [
+            "#0b6e99" if row.method == "ours" else "#999999" if row.ceiling else "#444444" for row in JUDGES
+        ]
+        panel.errorbar([one.value for one in found], places, xerr=spread, fmt="none", ecolor=colors)
+        panel.scatter([one.value for one in found], places, c=colors, zorder=3)
+        panel.axvline(0, color="#bbbbbb", linewidth=0.8)
+        panel.set_title(column.label, fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(places, [row.label for row in JUDGES])
+    panels[0].invert_yaxis()
+    drawn.supxlabel("points of test macro-F1 over logistic regression on the labels alone", fontsize=9)
+    drawn.savefig(file, metadata={"Date": None})
+    plt.close(drawn)
+
+
+def main() -> int:
+    """Write the tables of the page and its plot, or say whether the tables are as the figures have them."""
+    parser = argparse.ArgumentParser(prog="python -m runs.bench.page", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if a table is another")
+    text = written(PAGE)
+    if parser.parse_args().check:
+        same = text == PAGE.read_text(encoding="utf-8")
+        print(f"{PAGE}: {'as its figures' if same else 'not as its figures: python -m runs.bench.page'}")
+        return int(not same)
+    PAGE.write_text(text, encoding="utf-8")
+    draw(Figures(FIGURES / "judges.jsonl"), PLOT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

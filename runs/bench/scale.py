@@ -1,0 +1,198 @@
+"""`python -m runs.bench scale`: what a Ray cluster of this machine costs and brings, beside one process.
+
+Posts of drawn words go through `selftrain predict`'s own code. Overhead and memory are measured with a model
+that costs nothing, what more workers bring with the default text encoder, a thread each. Every figure is of a
+process of its own, whose cluster begins and ends with it. All outputs must be the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from runs.bench.study import Figure, Figures
+from selftrain.cli.printing import write_predictions
+from selftrain.data.manifest import Tolerance
+from selftrain.data.posts import Post
+from selftrain.engine.mapping import Block, Engine, InProcess, Result, Source, Stage
+from selftrain.engine.on_ray import LOCAL, OnRay
+from selftrain.errors import EngineError
+from selftrain.models.predictor import Prediction, ValidationScores
+
+WORDS = "free prize claim now meeting notes garden choir sunday market lovely awful rain office"
+MODELS = ("nothing", "encoder")
+METHODS = {"in process": 0, "1 worker": 1, "2 workers": 2}
+"""Name -> workers of the cluster; 0: none."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds the study's options."""
+    parser = subparsers.add_parser("scale", description=__doc__)
+    parser.add_argument(
+        "--n", default="10000,100000,1000000", help="posts through a model that costs nothing"
+    )
+    parser.add_argument("--encoded", default="5120", help="posts through the encoder; 0: none")
+    parser.add_argument("--repeats", type=int, default=3, help="of each, but of a million (default: 3)")
+    parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures each in a child process, and prints the table."""
+    figures = Figures(args.json)
+    asked = [("nothing", int(n)) for n in args.n.split(",")]
+    asked += [("encoder", int(n)) for n in args.encoded.split(",") if int(n)]
+    for model, n in asked:
+        with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder:
+            manifest = write_posts(Path(folder) / "posts.jsonl", n)
+            outputs = set[bytes]()
+            for seed in range(args.repeats if n < 1_000_000 else 1):
+                for method, workers in METHODS.items():
+                    if figures.has("scale", method, n, seed, dataset=model):
+                        continue
+                    out = Path(folder) / "out.jsonl"
+                    command = [sys.executable, "-m", "runs.bench.scale", str(manifest), str(out), model]
+                    done = subprocess.run([*command, str(workers)], check=True, stdout=subprocess.PIPE)
+                    outputs.add(blake2b(out.read_bytes()).digest())
+                    values = json.loads(done.stdout)
+                    figures.add([Figure("scale", model, method, n, seed, *item) for item in values.items()])
+            if len(outputs) > 1:
+                raise EngineError(f"{len(outputs)} different outputs of {n:,} posts: expected the same bytes")
+    print("\n".join(figures.table()))
+    return 0
+
+
+def write_posts(file: Path, n: int) -> Path:
+    """Write a manifest of `n` posts of eight to thirty drawn words."""
+    draw, words = random.Random(0), WORDS.split()
+    with file.open("w", encoding="utf-8") as lines:
+        for number in range(n):
+            text = " ".join(draw.choices(words, k=draw.randint(8, 30)))
+            lines.write(json.dumps({"id": f"p{number}", "text": text}) + "\n")
+    return file
+
+
+class Simulated:
+    """A model whose answer is drawn from the text, at no cost."""
+
+    kind, name, positive, classes = "classifier", "simulated", "yes", ("yes", "no")
+    fingerprint, calibrated, picture_side, threshold = "0" * 64, False, None, None
+
+    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        """Return as many predictions."""
+        return [self._one(post, self._probability(post)) for post in posts]
+
+    def validation(self) -> ValidationScores | None:
+        """Return None: it has none."""
+        return None
+
+    def _probability(self, post: Post) -> float:
+        return blake2b(post.text.encode(), digest_size=1).digest()[0] / 256
+
+    def _one(self, post: Post, probability: float) -> Prediction:
+        label = self.classes[probability < 0.5]
+        return Prediction(post.id, label, {"yes": probability, "no": 1 - probability})
+
+
+class TextEncoder(Simulated):
+    """The default text encoder in one thread; its first feature is the answer."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from backbones import load_backbone
+
+        torch.set_num_threads(1)
+        self._backbone = load_backbone("minilm_efficientnet")
+
+    def predict(self, posts: Sequence[Post]) -> list[Prediction]:
+        """Return as many predictions."""
+        rows = self._backbone.encode(posts).rows
+        return [self._one(post, 0.5 + float(row[0])) for post, row in zip(posts, rows, strict=True)]
+
+
+@dataclass
+class Timed:
+    """An engine, and when each of its results came."""
+
+    engine: Engine
+    times: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def map(self, source: Source[Block], stage: Stage[Block, Result]) -> Iterator[Iterator[Result]]:
+        """See `Engine.map`."""
+        with self.engine.map(source, stage) as found:
+            yield (self._noted(one) for one in found)
+
+    def _noted(self, one: Result) -> Result:
+        self.times.append(time.perf_counter())
+        return one
+
+
+class MemoryWatch(threading.Thread):
+    """The most memory that any worker of this process's cluster had of its own, while it is watched."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Look twice a second."""
+        while not self.ended.wait(0.5):
+            for one in psutil.Process().children(recursive=True):
+                try:
+                    if one.name().startswith("ray::"):
+                        memory = one.memory_info()
+                        self.peak = max(self.peak, memory.rss - memory.shared)
+                except psutil.Error:  # it is gone
+                    continue
+
+
+def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, float]:
+    """Return seconds, posts a second once all workers are at work, and peak memory in megabytes."""
+    made: Callable[[], Simulated] = Simulated if model == "nothing" else TextEncoder
+    engine = Timed(OnRay(LOCAL, workers) if workers else InProcess())
+    watch = MemoryWatch()
+    watch.start()
+    began = time.perf_counter()
+    with redirect_stdout(sys.stderr):
+        write_predictions(
+            str(out), Simulated() if workers else made(), manifest, columns={},
+            tolerance=Tolerance(None, None), done="labelled", engine=engine, load=partial(made),
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+    watch.ended.set()
+    found = {
+        "seconds": round(seconds, 3),
+        "driver_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+    first = max(workers, 1)
+    if len(engine.times) > 2 * first:
+        from selftrain.serving.manifest_predictions import CHUNK
+
+        posts = (len(engine.times) - first) * CHUNK
+        found["posts_per_second"] = round(posts / (engine.times[-1] - engine.times[first - 1]), 1)
+    return found | ({"worker_mb": round(watch.peak / 1e6, 1)} if workers else {})
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    given = sys.argv[1:]
+    print(json.dumps(measure(Path(given[0]), Path(given[1]), given[2], int(given[3]))))

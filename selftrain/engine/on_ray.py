@@ -1,0 +1,199 @@
+"""Stages on a Ray cluster, by Ray Data: one task reads blocks, a pool of actors works on them.
+
+The task waits for the actors most of the time, so it takes no core of theirs. Ray Data schedules, holds the
+reader back where workers do not keep up, and repeats elsewhere what was lost with a worker or a node. An
+object of its dataset holds one block, which travels from reader to worker: the driver sees results alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from selftrain.engine.mapping import Block, Result, Source, Stage
+from selftrain.errors import EngineError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOCAL = "local"
+"""In place of a cluster's address: one is started on this machine, and ends with the command."""
+_COLUMN = "pickled"
+_QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+"""Ray's own log, in its session's folder, has the rest; what matters to a user is raised."""
+_DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """The workers of a Ray cluster.
+
+    selftrain of this version, the model and the posts' pictures must be found under the same paths on every
+    node: a shared disk, or copies. What is read, a manifest, lies on the machine of the command.
+
+    Attributes:
+        address: Of the cluster, as ``ray start --head`` prints it; "auto": the one that this machine belongs
+            to; `LOCAL`: a new one of this machine's cores.
+        workers: At most so many at once; None: as many as the cluster has room for.
+        cpus: Cores of a worker, the threads of its model.
+        gpus: GPUs of a worker, .25 where four share one.
+    """
+
+    address: str = "auto"
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @contextmanager
+    def map(self, source: Source[Block], stage: Stage[Block, Result]) -> Iterator[Iterator[Result]]:
+        """See `Engine.map`.
+
+        Raises:
+            EngineError: Ray is not installed, no cluster answers, no node has room for a worker, or Ray gave
+                up on a block.
+        """
+        with self._connected() as ray:
+            results = self._results(ray, source, stage)
+            try:
+                yield results
+            finally:
+                results.close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        for name, level in _QUIET.items():
+            os.environ.setdefault(name, level)
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise EngineError("Ray is not installed: pip install 'selftrain[ray]'") from error
+        joined = ray.is_initialized()
+        if not joined:
+            local = {"include_dashboard": False} if self.address == LOCAL else {}
+            try:
+                ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise EngineError(
+                    f"no Ray cluster answers at {self.address!r}: {error}. Start one (ray start --head), give"
+                    f" its address, and its token with RAY_AUTH_MODE=token, or {LOCAL!r} for this machine's"
+                    " cores"
+                ) from error
+        try:
+            self._check_room(ray)
+            yield ray
+        finally:
+            if not joined:
+                ray.shutdown()
+
+    def _check_room(self, ray: Any) -> None:  # noqa: ANN401 -- the module
+        """Refuse workers that no node could ever hold: Ray would wait for such a node without a word."""
+        nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        if not any(one.get("CPU", 0) >= self.cpus and one.get("GPU", 0) >= self.gpus for one in nodes):
+            found = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in nodes)
+            raise EngineError(
+                f"a worker takes {self.cpus:g} CPUs and {self.gpus:g} GPUs, and no node of the cluster has as"
+                f" many ({found}): ask for less, or add a node"
+            )
+
+    def _results(
+        self,
+        ray: Any,  # noqa: ANN401 -- the module
+        source: Source[Block],
+        stage: Stage[Block, Result],
+    ) -> Generator[Result]:
+        data = ray.data
+        context = data.DataContext.get_current().copy()
+        context.execution_options.preserve_order = True
+        context.target_max_block_size = context.target_min_block_size = 1  # an object for every block
+        context.max_consecutive_actor_init_deaths = _DEATHS
+        context.enable_progress_bars = context.print_on_execution_start = False
+        with data.DataContext.current(context):
+            mapped = data.read_datasource(
+                _datasource(source), override_num_blocks=1, num_cpus=0
+            ).map_batches(
+                _Worker, fn_constructor_args=(stage,), batch_size=1, batch_format="pyarrow",
+                num_cpus=self.cpus, num_gpus=self.gpus or None,
+                compute=data.ActorPoolStrategy(min_size=1, max_size=self.workers),
+            )  # fmt: skip
+        try:
+            for batch in mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+                made = _unpacked(batch)
+                if isinstance(made, _Raised):
+                    raise made.error
+                yield made
+        except ray.exceptions.RayError as error:
+            raise EngineError(
+                f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
+                " have room (memory, GPU) for the model and a block of posts"
+            ) from error
+
+
+def _datasource(source: Source[Block]) -> Any:  # noqa: ANN401 -- of Ray's type
+    """Return the blocks of `source` as Ray Data reads them: by one task, in order, as they are asked for."""
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class Blocks(Datasource):  # type: ignore[misc]
+        supports_distributed_reads = False  # what is read lies where the command was given
+
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, *_: object, **__: object) -> list[Any]:
+            return [ReadTask(lambda: _read(source), BlockMetadata(None, None, None, None))]
+
+    return Blocks()
+
+
+def _read(source: Source[Any]) -> Iterator[pa.Table]:
+    try:
+        for block in source():
+            yield _packed(block)
+    except Exception as error:
+        yield _packed(_Raised(error))
+
+
+class _Raised:
+    """An exception on its way to the driver as a value, behind the results before it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        error.add_note(f"on a worker: {traceback.format_exc()}")
+
+
+class _Worker:
+    """What an actor of the pool does with blocks."""
+
+    def __init__(self, stage: Stage[Any, Any]) -> None:
+        try:
+            self._work: Callable[[Any], Any] = stage()
+        except Exception as error:  # a model that cannot be opened is told as it would be in process
+            raised = _Raised(error)
+            self._work = lambda _: raised
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        block = _unpacked(batch)
+        if isinstance(block, _Raised):
+            return _packed(block)
+        try:
+            return _packed(self._work(block))
+        except Exception as error:
+            return _packed(_Raised(error))
+
+
+def _packed(value: object) -> pa.Table:
+    """Return a table of one row: what crosses between our own processes has no other form in Arrow."""
+    import pyarrow as pa
+
+    return pa.table({_COLUMN: pa.array([pickle.dumps(value)], pa.large_binary())})
+
+
+def _unpacked(table: pa.Table) -> Any:  # noqa: ANN401 -- whatever was packed
+    return pickle.loads(table[_COLUMN][0].as_py())

@@ -1,0 +1,201 @@
+"""Rows as a model takes them: read in order, checked one by one, those left out that are done already.
+
+A digest over all rows so far says whether a source still begins as it did when it was begun with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from selftrain._util.types import Json
+from selftrain.data.manifest import Rows
+from selftrain.data.met_ids import MetIds
+from selftrain.data.posts import MAX_IMAGES, Post
+from selftrain.data.tables import RawRow, json_table
+from selftrain.data.values import RowError
+from selftrain.errors import ManifestError, RunMismatchError
+
+STDIN = "-"
+Row = TypeVar("Row")
+
+
+class Tally(NamedTuple):
+    """How far rows have come.
+
+    Attributes:
+        rows: Of the source, good and bad.
+        kept: Written to the sink.
+        failed: Written to the quarantine.
+        source: Digest over the rows read, see `SourceRow`.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    failed: int = 0
+    source: str = ""
+
+
+class SourceRow(NamedTuple):
+    """One row of a source.
+
+    Attributes:
+        line: 1-based line (Parquet: row).
+        fields: As the source has them; None for a row that could not be read.
+        post: None for a bad row.
+        post_id: As far as it could be read.
+        reason: Why the row is bad, else empty.
+        digest: Over this row and all before it: two sources with the same digest began with the same rows.
+    """
+
+    line: int
+    fields: Json | None
+    post: Post | None
+    post_id: str | None
+    reason: str
+    digest: str
+
+
+class Part(NamedTuple):
+    """Rows that are read, and go through a model, at once.
+
+    Attributes:
+        rows: In their order.
+        notes: After the last row: what may have been read otherwise than it was meant.
+        fault: What ended the reading; the rows before it are worth as much as others.
+    """
+
+    rows: list[SourceRow]
+    notes: tuple[str, ...] = ()
+    fault: ManifestError | None = None
+
+
+def parts(read: Callable[..., Iterator[SourceRow]], size: int) -> Iterator[Part]:
+    """Yield the rows of a source `size` at a time.
+
+    Args:
+        read: Begins to read it, as `read_source`; what it is given as `tell` takes the notes.
+        size: Rows of a part.
+    """
+    notes = list[str]()
+    rows = read(tell=notes.append)
+    while True:
+        part = list[SourceRow]()
+        try:
+            part.extend(islice(rows, size))
+        except ManifestError as fault:
+            yield Part(part, tuple(notes), fault)
+            return
+        if len(part) < size:
+            yield Part(part, tuple(notes))
+            return
+        yield Part(part)
+
+
+def read_source(
+    source: str,
+    done: Tally,
+    *,
+    max_pixels: int,
+    text_limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_images: int = MAX_IMAGES,
+    videos: bool = False,
+    whole: bool = False,
+    remedy: str = "give another --sink",
+    tell: Callable[[str], None] = print,
+) -> Iterator[SourceRow]:
+    """Yield the rows of a manifest, or of JSON lines on standard input, after those that are done.
+
+    Of a `whole` manifest, unlike of a stream that goes on, ids are compared, in 16 bytes each, and there must
+    be rows, with the columns that are named. Images are relative to the manifest's folder, those of standard
+    input to the working directory, and must lie inside. After the last row `tell` gets what may have been
+    read otherwise than it was meant.
+
+    Raises:
+        ManifestError: The source cannot be read, or is whole and lacks what it must have.
+        RunMismatchError: It does not begin with the rows that are done; they are read again, and not judged.
+    """
+    table = json_table(sys.stdin.buffer) if source == STDIN else None
+    rows = Rows(
+        Path(source), None,
+        table=table, max_pixels=max_pixels, max_images=max_images, columns=columns, labels=False,
+        videos=videos, remember=False, met=MetIds() if whole else None,
+    )  # fmt: skip
+    contents = (([raw.line, raw.fields, raw.reason], raw) for raw in rows.table.rows)
+    found = False
+    for raw, digest in _after(contents, done, source, remedy, rows.pass_over if whole else None):
+        found = True
+        yield _checked(raw, rows, text_limit, digest)
+    if whole and not found and not done.rows:
+        raise ManifestError(f"{source} holds no rows: write at least one post into it")
+    if whole and rows.columns.missing:
+        raise ManifestError(f"no row of {source} has {sorted(rows.columns.missing)}: correct --column")
+    for note in rows.notes():
+        if note.remedy:
+            tell(str(note))
+
+
+def post_rows(
+    posts: Iterable[Post],
+    done: Tally,
+    remedy: str,
+    *,
+    tell: Callable[[str], None],
+) -> Iterator[SourceRow]:
+    """Yield posts in memory after those that are done; nothing is read, so that there is nothing to tell.
+
+    Raises:
+        RunMismatchError: They do not begin with the posts that are done.
+    """
+    contents = (
+        ([one.id, one.text, one.images, one.video, one.label, one.process], (line, one))
+        for line, one in enumerate(posts, 1)
+    )
+    for (line, post), digest in _after(contents, done, "the manifest", remedy):
+        yield SourceRow(line, None, post, post.id, "", digest)
+
+
+def _after(
+    contents: Iterable[tuple[list[Any], Row]],
+    done: Tally,
+    source: str,
+    remedy: str,
+    pass_over: Callable[[Row], None] | None = None,
+) -> Iterator[tuple[Row, str]]:
+    """Yield rows after those that are done, each with the digest over it and all before it."""
+    digest, met = "", 0
+    for met, (content, row) in enumerate(contents, 1):
+        # row by row, so that a later start can follow wherever an earlier one paused
+        digest = hashlib.sha256(f"{digest}\n{json.dumps(content, default=str)}".encode()).hexdigest()
+        if met > done.rows:
+            yield row, digest
+            continue
+        if pass_over is not None:
+            pass_over(row)
+        if met == done.rows and digest != done.source:
+            raise RunMismatchError(
+                f"{source} does not begin with the {met:,} rows that were read before; nothing was touched."
+                f" Give the one that this was begun with, or {remedy}"
+            )
+    if met < done.rows:
+        raise RunMismatchError(
+            f"{source} has {met:,} rows, {done.rows:,} were read before: it was cut, or is another source."
+            f" Restore it, or {remedy}"
+        )
+
+
+def _checked(raw: RawRow, rows: Rows, text_limit: int | None, digest: str) -> SourceRow:
+    try:
+        post = rows.post(raw)
+    except RowError as error:
+        return SourceRow(raw.line, raw.fields, None, error.post_id, f"{error.reason}; {error.remedy}", digest)
+    if text_limit is not None and len(post.text) > text_limit:
+        reason = f"the text has {len(post.text):,} characters, at most {text_limit:,}; raise --text-limit"
+        return SourceRow(raw.line, raw.fields, None, post.id, reason, digest)
+    return SourceRow(raw.line, raw.fields, post, post.id, "", digest)

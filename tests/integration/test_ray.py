@@ -1,0 +1,277 @@
+"""The promise of `--ray`: on a real cluster of two nodes the same bytes, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_helpers import NotedPredictor, raises
+from serving_helpers import TextPredictor
+from test_readme import blocks
+
+from selftrain.cli import main
+from selftrain.data.manifest import Tolerance
+from selftrain.engine.on_ray import OnRay
+from selftrain.errors import EngineError, ManifestError, QuarantineError, ServingError
+from selftrain.serving.filter import filter_posts
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.integration
+ROWS = 4000
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one core, each with a raylet of its own."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'selftrain[ray]'")
+    from ray.cluster_utils import Cluster
+
+    tests = HERE.parent
+    before = os.environ.get("PYTHONPATH", "")
+    # nodes give it to their workers, which open models of these tests
+    os.environ["PYTHONPATH"] = f"{tests.parent}:{tests}"
+    small = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    made.other = made.add_node(**small)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+    os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Posts that pass and do not, posts without a score, and rows that are none."""
+    file = tmp_path_factory.mktemp("ray") / "posts.jsonl"
+    with file.open("w") as lines:
+        for n in range(ROWS):
+            text = "fail" if n % 97 == 5 else f"0.{n * 7919 % 1000:03}"
+            row = {"id": f"p{n}", "text": text, "more": "é" * (n % 40)}
+            lines.write("{broken\n" if n % 89 == 7 else json.dumps(row, ensure_ascii=False) + "\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def expected(source):
+    """What one process makes of them."""
+    sink = source.with_name("expected.jsonl")
+    tally = go(source, sink)
+    assert tally.rows == ROWS
+    assert tally.failed == sum(n % 97 == 5 or n % 89 == 7 for n in range(ROWS))
+    return tally, bytes_of(sink)
+
+
+def bytes_of(sink):
+    return sink.read_bytes(), sink.with_name(f"{sink.name}.quarantine.jsonl").read_bytes()
+
+
+def go(source, sink, engine=None, *, seconds=0.0, **options):
+    load = None if engine is None else partial(NotedPredictor, sink.with_name("notes.jsonl"), seconds)
+    settings = {"threshold": 0.5, "text_limit": 50, "max_pixels": 1000, "tell": print} | options
+    return filter_posts(TextPredictor(), str(source), sink, engine=engine, load=load, **settings)
+
+
+def notes(place):
+    file = place / "notes.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_bytes_of_one_process(cluster, source, expected, tmp_path, workers):
+    sink = tmp_path / "sink.jsonl"
+    tally = go(source, sink, OnRay(cluster.address, workers), seconds=0.02)
+    assert (tally, bytes_of(sink)) == expected
+    assert len({one["node"] for one in notes(tmp_path)}) == workers
+    assert os.getpid() not in {one["pid"] for one in notes(tmp_path)}
+
+
+def meanwhile(condition, action):
+    """Do something, in a thread, as soon as a condition holds."""
+
+    def wait():
+        deadline = time.monotonic() + 60
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def written(sink):
+    """At least a few hundred rows have been through the model."""
+    return sink.exists() and sink.stat().st_size > 20_000
+
+
+def test_a_worker_that_is_killed_changes_nothing(cluster, source, expected, tmp_path):
+    sink = tmp_path / "sink.jsonl"
+
+    def kill_both():
+        for one in notes(tmp_path):
+            os.kill(one["pid"], signal.SIGKILL)
+
+    thread = meanwhile(lambda: written(sink) and len(notes(tmp_path)) == 2, kill_both)
+    tally = go(source, sink, OnRay(cluster.address), seconds=0.1, commit_seconds=0.0)
+    thread.join()
+    assert len(notes(tmp_path)) > 2, "others took their place"
+    assert (tally, bytes_of(sink)) == expected
+
+
+def test_a_node_that_is_lost_changes_nothing(cluster, source, expected, tmp_path):
+    sink = tmp_path / "sink.jsonl"
+
+    def on_both():
+        return written(sink) and len({one["node"] for one in notes(tmp_path)}) == 2
+
+    thread = meanwhile(on_both, lambda: cluster.remove_node(cluster.other, allow_graceful=False))
+    tally = go(source, sink, OnRay(cluster.address), seconds=0.1, commit_seconds=0.0)
+    thread.join()
+    cluster.other = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    cluster.wait_for_nodes()
+    assert (tally, bytes_of(sink)) == expected
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from test_ray import go
+from selftrain.engine.on_ray import OnRay
+source, sink, address = sys.argv[1:]
+print(go(Path(source), Path(sink), OnRay(address), seconds=0.1, commit_seconds=0.0))
+"""
+
+
+def test_where_the_driver_is_killed_the_same_command_goes_on(cluster, source, expected, tmp_path):
+    sink = tmp_path / "sink.jsonl"
+    words = [sys.executable, "-c", DRIVER, str(source), str(sink), cluster.address]
+    progress = sink.with_name(f"{sink.name}.progress.json")
+    place = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}:{HERE}"}}
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, **place) as driver:
+        deadline = time.monotonic() + 60
+        while not (written(sink) and json.loads(progress.read_text())["tally"]["rows"]):
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        driver.kill()
+    done = json.loads(progress.read_text())["tally"]["rows"]
+    assert 0 < done < ROWS
+    tally = go(source, sink, OnRay(cluster.address))
+    assert (tally, bytes_of(sink)) == expected
+    # one process goes on with what workers began, too
+    other = tmp_path / "other.jsonl"
+    with pytest.raises(QuarantineError, match=r"line 6, id 'p5'"):
+        go(source, other, OnRay(cluster.address), tolerance=Tolerance(20, None))
+    assert 0 < len(bytes_of(other)[0]) < len(expected[1][0])
+    assert (go(source, other), bytes_of(other)) == expected
+
+
+def test_what_fails_on_a_worker_is_told_as_it_would_be_here(cluster, source, tmp_path):
+    engine = OnRay(cluster.address)
+    wrong = ServingError("no model there")
+    with pytest.raises(ServingError, match="no model there"):
+        filter_posts(
+            TextPredictor(), str(source), tmp_path / "s", threshold=0.5, text_limit=50, max_pixels=1000,
+            engine=engine, load=partial(raises, wrong),
+        )  # fmt: skip
+    other = tmp_path / "raise.jsonl"
+    other.write_text('{"id": "a", "text": "raise"}\n')
+    with pytest.raises(ArithmeticError, match="asked to fail") as failed:
+        go(other, tmp_path / "t", engine)
+    assert "serving_helpers.py" in failed.value.__notes__[0], "and where on the worker"
+    with pytest.raises(ManifestError, match="No such file"):
+        go(tmp_path / "none.jsonl", tmp_path / "u", engine)
+    with pytest.raises(EngineError, match=r"a worker takes 64 CPUs .* \(1 CPUs, 0 GPUs; 1 CPUs, 0 GPUs\)"):
+        go(source, tmp_path / "v", OnRay(cluster.address, cpus=64))
+
+
+def write_table(file, rows):
+    """Rows as one of the forms that manifests have."""
+    if file.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif file.suffix == ".csv":
+        with file.open("w", newline="") as opened:
+            writer = csv.DictWriter(opened, ["id", "text", "images"], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(row | {"images": ";".join(row.get("images", []))} for row in rows)
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "csv"])
+def test_the_command_labels_with_a_run_as_one_process_does(cluster, small_run, tmp_path, form, capsys):
+    """Posts of a real run with their pictures, a row that is none, and an id that comes again."""
+    home = small_run.parent / "data"
+    rows = [json.loads(line) for line in (home / "manifest.jsonl").read_text().splitlines()]
+    manifest = home / f"for-ray.{form}"
+    write_table(
+        manifest, [*rows, rows[3] | {"text": "again"}, rows[4] | {"id": "x", "text": "", "images": []}]
+    )
+    words = ["predict", str(small_run), str(manifest), "--max-bad-share", "1", "--out"]
+    assert main([*words, str(tmp_path / "here.csv")]) == 0
+    told = capsys.readouterr().out.replace("here", "there")
+    assert main([*words, str(tmp_path / "there.csv"), "--ray", cluster.address]) == 0
+    assert capsys.readouterr().out == told
+    assert bytes_of(tmp_path / "there.csv") == bytes_of(tmp_path / "here.csv")
+    reasons = [json.loads(line)["reason"] for line in bytes_of(tmp_path / "here.csv")[1].splitlines()]
+    assert [reason[:7] for reason in reasons] == ["id stan", "neither"]
+
+
+def test_a_run_has_its_features_from_workers_and_ends_with_the_same_bytes(cluster, small_run, tmp_path):
+    recipe, runs = small_run.parent / "small.toml", {}
+    for name, more in {"here": [], "there": ["--ray", cluster.address]}.items():
+        cache = f"backbone.cache={tmp_path / name}"
+        words = ["run", str(recipe), "--out", str(tmp_path / f"{name}-run"), "--set", cache, *more]
+        assert main([*words, "--set", "threads=1"]) == 0
+        runs[name] = {
+            file: (tmp_path / f"{name}-run" / file).read_bytes()
+            for file in ("grown.jsonl", "rounds/0001/candidates.jsonl", "rounds/0002/scores.jsonl")
+        }
+        (store,) = (tmp_path / name).glob("*-2")
+        runs[name] |= {file: (store / file).read_bytes() for file in ("rows.f32", "keys.bin")}
+    assert runs["here"] == runs["there"]
+
+
+@pytest.fixture
+def place_for_nodes(tmp_path):
+    """The environment of a shell in which nodes are started; they are ended with the test."""
+    sessions = tempfile.mkdtemp(prefix="ray")  # of a short name: sockets lie in it
+    yield os.environ | {
+        "HOME": str(tmp_path), "RAY_TMPDIR": sessions, "PYTHONPATH": str(HERE.parents[1]),
+        "SELFTRAIN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }  # fmt: skip
+    for one in psutil.process_iter(["cmdline"]):
+        if any(sessions in word for word in one.info["cmdline"] or ()):
+            one.kill()
+    shutil.rmtree(sessions, ignore_errors=True)
+
+
+def test_the_page_leads_from_two_nodes_to_a_result(tmp_path, place_for_nodes):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'selftrain[ray]'")
+    for block in blocks("docs/scale.md"):
+        if block.language == "bash":
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", block.code], cwd=tmp_path, env=place_for_nodes,
+                capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"docs/scale.md:{block.line}\n{done.stdout}\n{done.stderr}"
+    assert "200 posts labelled in predicted.jsonl" in done.stdout
+    rows = (tmp_path / "runs/mine/quickstart-data/new.jsonl").read_text().splitlines()
+    found = (tmp_path / "predicted.jsonl").read_text().splitlines()
+    assert [json.loads(row)["id"] for row in found] == [json.loads(row)["id"] for row in rows]

@@ -1,0 +1,73 @@
+"""The page of benchmarks says what the committed figures say, and README what the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from runs.bench import page
+from runs.bench.study import Figure, Figures
+from tests.conftest import CHECKOUT
+
+
+def test_every_table_is_as_its_figures():
+    assert page.written(page.PAGE) == page.PAGE.read_text()
+
+
+def test_the_figures_of_the_first_page_stand_on_the_page_of_benchmarks():
+    measured = (CHECKOUT / "README.md").read_text().split("## Measured")[1]
+    figures = re.findall(r"\.\d{3} ± \.\d{3}|\+\d\.\d", measured)
+    assert len(figures) == 10
+    known = page.PAGE.read_text()
+    assert [one for one in figures if one not in known] == []
+
+
+def drawn(metric, values):
+    """Figures of a method and what it may ask -> values by seed."""
+    made = Figures(None)
+    made.add(
+        [
+            Figure("judges", "one", method, 100, seed, metric, value, asked)
+            for (method, asked), of_seeds in values.items()
+            for seed, value in enumerate(of_seeds)
+        ]
+    )
+    return made
+
+
+OURS, ALONE, ALL = (
+    page.Row("ours", "ours"), page.Row("alone", "labels_only"), page.Row("all", "all_labels", ceiling=True)
+)  # fmt: skip
+
+
+def test_a_mean_is_over_the_seeds_and_the_best_that_is_no_ceiling_is_bold():
+    values = {("ours", ""): (0.5, 0.7), ("labels_only", ""): (0.4, 0.6), ("all_labels", ""): (0.8, 0.8)}
+    column = page.Column("n=100", 100)
+    assert list(page.means(drawn("macro_f1", values), (OURS, ALONE, ALL), [column]))[2:] == [
+        "| ours | **.600 ± .141** |",
+        "| alone | .500 ± .141 |",
+        "| all | .800 ± .000 |",
+    ]
+
+
+def test_points_are_paired_by_seed():
+    values = {("ours", "5"): (0.52, 0.64), ("labels_only", ""): (0.5, 0.6)}
+    made = drawn("macro_f1", values)
+    made.add(drawn("auc", values).figures)
+    row = list(page.points(made, ["one"], [OURS], [page.Column("5 asked", 100, "5")]))[-1]
+    # of 2 and 4 points, Student's t of one degree of freedom: 12.706 standard errors of 1
+    assert row == "| ours | +3.0 [-9.7, 15.7], +3.0 [-9.7, 15.7] |"
+
+
+def test_a_page_without_the_marks_of_a_table_is_refused():
+    with pytest.raises(ValueError, match=r"no marks of the table 'hsol'.*expected <!-- hsol: \.\.\. -->"):
+        page.filled("<!-- harmeme: x -->\n<!-- end of harmeme -->\n", "hsol", ["| a |"])
+
+
+def test_what_was_measured_with_names_all_versions_and_machines(tmp_path):
+    file = tmp_path / "some.jsonl"
+    rows = [{"versions": {"numpy": one, "torch": "2"}, "machine": "x"} for one in ("1", "2", "1")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert page.measured_with(file) == "[some.jsonl](benchmarks/some.jsonl): numpy 1 and 2, torch 2; x."

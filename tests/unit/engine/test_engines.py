@@ -1,0 +1,106 @@
+"""What both engines promise, without a cluster: order, errors on their way, and what is refused at once."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+import pytest
+
+from selftrain.cli import main
+from selftrain.engine import on_ray
+from selftrain.engine.mapping import InProcess
+from selftrain.engine.on_ray import OnRay
+from selftrain.errors import EngineError, ManifestError, ServingError
+
+
+def test_in_process_a_block_is_read_when_its_turn_comes():
+    met = []
+
+    def source():
+        for n in range(3):
+            met.append(n)
+            yield n
+
+    with InProcess().map(source, lambda: met.append("model") or (lambda block: block * 10)) as found:
+        assert met == ["model"]
+        assert next(found) == 0
+        assert met == ["model", 0]
+        assert list(found) == [10, 20]
+
+
+def through(source, stage):
+    """What a reader and a worker of the cluster would give the driver, one after the other."""
+    worker = on_ray._Worker(stage)
+    return [on_ray._unpacked(worker(table)) for table in on_ray._read(source)]
+
+
+def test_blocks_and_results_cross_as_they_are():
+    assert through(lambda: iter([{"a": (1, None)}, "é\ud800"]), lambda: lambda block: [block]) == [
+        [{"a": (1, None)}], ["é\ud800"],
+    ]  # fmt: skip
+
+
+def failing(error, when):
+    def work(block):
+        if block == when:
+            raise error
+        return block
+
+    return work
+
+
+def test_an_error_comes_behind_the_results_before_it_and_says_where_it_was_raised():
+    def source():
+        yield 1
+        raise ManifestError("cut off")
+
+    first, last = through(source, lambda: failing(ServingError("no"), 2))
+    assert first == 1
+    assert isinstance(last.error, ManifestError)
+    first, second, third = through(lambda: iter([1, 2, 3]), lambda: failing(ServingError("no"), 2))
+    assert (first, third) == (1, 3)
+    sent = pickle.loads(pickle.dumps(second))
+    assert (type(sent.error), str(sent.error)) == (ServingError, "no")
+    assert "test_engines.py" in sent.error.__notes__[0]
+
+
+def test_a_model_that_cannot_be_opened_is_told_for_every_block():
+    def stage():
+        raise ServingError("not there")
+
+    assert [str(one.error) for one in through(lambda: iter([1, 2]), stage)] == ["not there"] * 2
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"pip install 'selftrain\[ray\]'"), OnRay().map(iter, list):
+        pass
+
+
+def test_workers_without_a_cluster_and_standard_input_on_one_are_refused(monkeypatch, tmp_path, capsys):
+    words = ["predict", "m", "posts.jsonl", "--out", str(tmp_path / "o")]
+    for more in (["--ray-workers", "2"], ["--ray-gpus", ".5"], ["--ray-cpus", "2"]):
+        assert main([*words, *more]) == 2
+        assert "add --ray ADDRESS" in capsys.readouterr().err
+    from serving_helpers import TextPredictor
+
+    from selftrain.serving.filter import filter_posts
+
+    with pytest.raises(ServingError, match="standard input is read by this process alone"):
+        filter_posts(
+            TextPredictor(), "-", tmp_path / "s", threshold=0.5, text_limit=9, max_pixels=9, engine=OnRay()
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_where_no_cluster_answers_is_said(monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'selftrain[ray]'")
+
+    def refused(*_, **__):
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", refused)
+    told = r"no Ray cluster answers at '10\.0\.0\.1:6379': nobody there\. Start one"
+    with pytest.raises(EngineError, match=told), OnRay("10.0.0.1:6379").map(iter, list):
+        pass
