@@ -86,21 +86,29 @@ class OnRay:
                     " cores"
                 ) from error
         try:
-            self._check_room(ray)
             yield ray
         finally:
             if not joined:
                 ray.shutdown()
 
-    def _check_room(self, ray: Any) -> None:  # noqa: ANN401 -- the module
-        """Refuse workers that no node could ever hold: Ray would wait for such a node without a word."""
+    def _room(self, ray: Any) -> int:  # noqa: ANN401 -- the module
+        """Return how many workers the cluster holds now.
+
+        Raises:
+            EngineError: None, whatever else ends: Ray would wait for such a node without a word.
+        """
         nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-        if not any(one.get("CPU", 0) >= self.cpus and one.get("GPU", 0) >= self.gpus for one in nodes):
+        room = 0
+        for one in nodes:
+            cores, cards = one.get("CPU", 0), one.get("GPU", 0)
+            room += int(min(cores / self.cpus, cards / self.gpus if self.gpus else cores))
+        if not room:
             found = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in nodes)
             raise EngineError(
                 f"a worker takes {self.cpus:g} CPUs and {self.gpus:g} GPUs, and no node of the cluster has as"
                 f" many ({found}): ask for less, or add a node"
             )
+        return room
 
     def _results(
         self,
@@ -108,7 +116,7 @@ class OnRay:
         source: Source[Block],
         stage: Stage[Block, Result],
     ) -> Generator[Result]:
-        data = ray.data
+        data, room = ray.data, self._room(ray)
         context = data.DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.target_max_block_size = context.target_min_block_size = 1  # an object for every block
@@ -120,7 +128,9 @@ class OnRay:
             ).map_batches(
                 _Worker, fn_constructor_args=(stage,), batch_size=1, batch_format="pyarrow",
                 num_cpus=self.cpus, num_gpus=self.gpus or None,
-                compute=data.ActorPoolStrategy(min_size=1, max_size=self.workers),
+                compute=data.ActorPoolStrategy(
+                    min_size=1, max_size=self.workers, initial_size=min(room, self.workers or room)
+                ),
             )  # fmt: skip
         try:
             for batch in mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
