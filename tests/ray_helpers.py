@@ -15,7 +15,10 @@ from selftrain.engine import on_ray
 
 
 class NotedPredictor(TextPredictor):
-    """Adds a line with its process and node to a file when it is loaded; a chunk takes `seconds`."""
+    """Adds a line with its process and node to a file when it is loaded; a chunk takes `seconds`.
+
+    The text "crash" ends the process.
+    """
 
     def __init__(self, notes: Path, seconds: float):
         super().__init__()
@@ -24,6 +27,8 @@ class NotedPredictor(TextPredictor):
             file.write(json.dumps({"pid": os.getpid(), "node": node_of_this_process()}) + "\n")
 
     def predict(self, posts):
+        if any(post.text == "crash" for post in posts):
+            os._exit(1)
         time.sleep(self.seconds)
         return super().predict(posts)
 

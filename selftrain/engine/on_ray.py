@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """In place of a cluster's address: one is started on this machine, and ends with the command."""
 _COLUMN = "pickled"
-_QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-"""Ray's own log, in its session's folder, has the rest; what matters to a user is raised."""
+_SETTINGS = {
+    # Ray's own log, in its session's folder, has the rest; what matters to a user is raised
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+}
+_WITHOUT_RESULT = 30 * 60.0  # seconds; a block whose workers die again and again would be tried for ever
 _DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
 
 
@@ -67,7 +72,7 @@ class OnRay:
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
-        for name, level in _QUIET.items():
+        for name, level in _SETTINGS.items():
             os.environ.setdefault(name, level)
         try:
             import ray
@@ -121,6 +126,7 @@ class OnRay:
         context.execution_options.preserve_order = True
         context.target_max_block_size = context.target_min_block_size = 1  # an object for every block
         context.max_consecutive_actor_init_deaths = _DEATHS
+        context.execution_no_progress_timeout_s = _WITHOUT_RESULT
         context.enable_progress_bars = context.print_on_execution_start = False
         with data.DataContext.current(context):
             mapped = data.read_datasource(
@@ -138,7 +144,7 @@ class OnRay:
                 if isinstance(made, _Raised):
                     raise made.error
                 yield made
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, data.exceptions.ExecutionTimeoutError) as error:
             raise EngineError(
                 f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
                 " have room (memory, GPU) for the model and a block of posts"
