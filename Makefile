@@ -45,13 +45,14 @@ VLLM_INSTALLED := $(VLLM_VENV)/.installed-$(VLLM)
 quickstart: $(INSTALLED)
 	$(BIN)/selftrain quickstart
 
-# a worker a core, and one thread of torch each, so that the workers share the cores
+# a worker a core, and one thread of torch each, so that the workers share the cores; files in their order, which
+# has the long ones first: one begun last would keep the other cores waiting
 test: lint
 	sh tests/integration/install_chromium.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rs -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not vllm" -rfEs -n auto --dist loadfile --no-loadscope-reorder
 
 cases: $(INSTALLED_DEV)
-	SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/unit/data/test_cases.py tests/attacks -rs
+	SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest tests/unit/data/test_cases.py tests/attacks -rfEs
 
 kills: $(INSTALLED_DEV)
 	OMP_NUM_THREADS=1 SELFTRAIN_CASES_TABLE=docs/reliability.md $(BIN)/python -m pytest \
@@ -65,7 +66,7 @@ lock: $(INSTALLED_DEV)
 vllm: $(VLLM_INSTALLED)
 
 test-vllm: $(INSTALLED_MODEL) $(VLLM_INSTALLED)
-	$(BIN)/python -m pytest -m vllm -rs
+	$(BIN)/python -m pytest -m vllm -rfEs
 
 lint: $(INSTALLED_MODEL)
 	$(BIN)/ruff check .

@@ -31,11 +31,28 @@ ABLATION: Mapping[str, tuple[str, ...]] = {
     "p=0.1": ("loss.balance=0.1", "loss.lambda_u=0.1"),
     "p=0.2": ("loss.balance=0.2", "loss.lambda_u=0.2"),
     "theta=0.5": ("loss.theta=0.5",),
+    "form=convex": ("loss.form=convex",),
+    "soft=0.67": ("loss.soft_positive=0.67",),
+    "k=500": ("selection.k=500",),
+    "article": (
+        "verification.rule=unanimous",
+        "selection.k=500",
+        "loss.form=convex",
+        "loss.theta=0.5",
+        "loss.soft_positive=0.67",
+    ),
+    "posterior": ("verification.rule=posterior",),
+    "one_agent": ("agents.count=1",),
+    "no_quotas": ("selection.shares=any",),
+    "best_start": ("rounds.start=best",),
     # independent errors: a ceiling
     "simulated_agents_95": ("agents.kind=simulated", "agents.accuracy=0.95", "agents.shared=0.0"),
     "simulated_agents_90": ("agents.kind=simulated", "agents.accuracy=0.9", "agents.shared=0.0"),
 }
-"""Method -> what it changes in the recipe. Simulated agents know the truth: a ceiling, not a result."""
+"""Method -> what it changes in the recipe; of the article's choices each by itself, and all of them.
+
+Simulated agents know the truth: a ceiling, not a result.
+"""
 
 
 WHOLE = "whole_run"

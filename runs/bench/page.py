@@ -66,25 +66,31 @@ def means(figures: Figures, rows: Sequence[Row], columns: Sequence[Column]) -> I
 
 
 def points(
-    figures: Figures, sets: Sequence[str], rows: Sequence[Row], columns: Sequence[Column]
+    figures: Figures,
+    sets: Sequence[str],
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    reference: str = "labels_only",
 ) -> Iterator[str]:
-    """Yield points of macro-F1 and of AUC over the labels alone, with 95 % intervals over the seeds."""
+    """Yield points of macro-F1 and of AUC over a method, with 95 % intervals over the seeds."""
     yield from _head("", [column.label for column in columns])
     for row in rows:
         cells = [
-            ", ".join(_interval(_over(figures, sets, row.method, column, metric)) for metric in METRICS)
+            ", ".join(_interval(_over(figures, sets, row.method, column, one, reference)) for one in METRICS)
             for column in columns
         ]
         yield _line(row.label, cells)
 
 
-def _over(figures: Figures, sets: Sequence[str], method: str, column: Column, metric: str) -> Interval:
-    """Return points over the labels alone, with their interval over the seeds."""
-    found, alone = (
+def _over(  # noqa: PLR0917 -- what is compared, where
+    figures: Figures, sets: Sequence[str], method: str, column: Column, metric: str, reference: str
+) -> Interval:
+    """Return points over the reference, with their interval over the seeds."""
+    found, other = (
         values_of(figures, sets, one, n=column.n, asked=column.asked, metric=metric)
-        for one in (method, "labels_only")
+        for one in (method, reference)
     )
-    return t_over_seeds(points_over(found, alone))
+    return t_over_seeds(points_over(found, other))
 
 
 def _interval(found: Interval) -> str:
@@ -137,6 +143,19 @@ BROKEN = (
     Row("inverted", "ours inverted"),
     Row("abstaining in 80 %", "ours abstain 80%"),
     Row("as they are", "ours"),
+)
+PARTS = (
+    Row("one agent instead of two", "ours agents.count=1"),
+    Row("one round instead of two", "ours rounds.max=1 selection.k=500"),
+    Row("posts at random instead of the least sure", "ours selection.kind=random"),
+    Row("the surest posts, as the article has it", "ours selection.kind=top_k"),
+    Row("training goes on from the best model, not from the start", "ours rounds.start=best"),
+    Row("learned only where q reaches .8", "ours verification.threshold=0.8"),
+    Row("PN instead of PNU", "ours loss.form=pn"),
+    Row("P = 0", "ours loss.balance=0.0"),
+    Row("theta .5 instead of estimated", "ours loss.theta=0.5"),
+    Row("no quotas", "ours selection.shares=any"),
+    Row("divergent posts are not asked about again", "ours selection.reselect_divergent=false"),
 )
 WAYS = {
     "machine labels alone": "machine",
@@ -225,6 +244,7 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "harmeme": ("harmeme", lambda figures: means(figures, LOOP, LABELS[:1])),
     "judges": ("judges", lambda figures: points(figures, JUDGED, JUDGES, EVERY_SIZE)),
     "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),
+    "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], "ours")),
     "emotion": ("emotion", lambda figures: points(figures, EMOTION, JUDGES, EVERY_SIZE[:2])),
     "act": ("act", _act),
     "agentps": ("agentps", _agentps),
@@ -291,7 +311,7 @@ def draw(figures: Figures, file: Path) -> None:
     drawn, panels = plt.subplots(1, len(EVERY_SIZE), figsize=(11, 3.2), sharey=True, layout="constrained")
     places = range(len(JUDGES))
     for panel, column in zip(panels, EVERY_SIZE, strict=True):
-        found = [_over(figures, JUDGED, row.method, column, "macro_f1") for row in JUDGES]
+        found = [_over(figures, JUDGED, row.method, column, "macro_f1", "labels_only") for row in JUDGES]
         spread = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
         colors = [
             "#0b6e99" if row.method == "ours" else "#999999" if row.ceiling else "#444444" for row in JUDGES

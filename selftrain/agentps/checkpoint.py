@@ -205,13 +205,11 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
         raise ModelError(f"{out} is not empty: give --merge a folder of its own")
     out.mkdir(parents=True, exist_ok=True)
     built = trained_model.built
-    try:
+    with atomic.writing(out):
         built.model.language = merge(built.model.language)
         built.base.write(built.model.language, out)
         built.collator.reader.save(out)
-        _write(out / HEADS, {name: one.detach() for name, one in built.model.heads.state_dict().items()})
-    except OSError as error:
-        raise atomic.storage_error(out, None, error) from error
+    _write(out / HEADS, {name: one.detach() for name, one in built.model.heads.state_dict().items()})
     dump_task(trained_model.task, out / TASK)
     checksums.note_written(out / TASK)
     more = {

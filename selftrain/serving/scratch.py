@@ -31,12 +31,10 @@ class Scratch:
     def __init__(self, root: Path | None = None) -> None:
         root = Path(tempfile.gettempdir()) if root is None else root
         _remove_leftovers(root)
-        try:
+        with atomic.writing(root):
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))  # mode 0700
             self._lock = (self.path / _LOCK).open("wb")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise atomic.storage_error(root, None, error) from error
         self._numbers = count()
 
     def folder(self) -> Path:

@@ -6,18 +6,23 @@ Everything that selftrain writes for keeps goes through here, but for the featur
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from selftrain.errors import StorageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_RUST = re.compile(r"\(os error (\d+)\)")
 TEMPORARY = ".*.tmp"  # what a killed process may leave behind; safe to remove while nobody writes
+_OURS = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+_SWEPT: set[Path] = set()
 
 
 @contextmanager
@@ -34,18 +39,15 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full or refuses; `path` is as it was.
     """
-    part = _beside(path)
-    try:
+    with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(path, size, error) from error
-    finally:
-        part.unlink(missing_ok=True)
+        _sweep(path.parent)
+        with _held(path) as part:
+            yield part
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -91,13 +93,33 @@ def point(link: Path, target: str) -> None:
     """
     part = _beside(link)
     try:
-        part.symlink_to(target)
-        part.replace(link)
-        sync_folder(link.parent)
-    except OSError as error:
-        raise storage_error(link, None, error) from error
+        with writing(link):
+            part.symlink_to(target)
+            part.replace(link)
+            sync_folder(link.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Say what a full disk means, whoever meets it.
+
+    safetensors and tokenizers are written in Rust: an OSError's number stands in the text of their errors.
+
+    Raises:
+        StorageError: The disk is full or refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(path, size, error) from error
+    except Exception as error:
+        told = _RUST.search(str(error))
+        if told is None:
+            raise
+        number = int(told[1])
+        raise storage_error(path, size, OSError(number, os.strerror(number))) from error
 
 
 def storage_error(path: Path, size: int | None, error: OSError) -> StorageError:
@@ -118,6 +140,35 @@ def _beside(path: Path) -> Path:
     """
     name = path.name.replace("tfevents", "events")
     return path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[Path]:
+    """Give a new file beside `path`, locked as long as it is written; it is gone at the end."""
+    part = _beside(path)
+    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        # a lock ends with its process, however that ends; not every file system has locks
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left in a folder; a process looks into each folder once."""
+    if folder in _SWEPT:
+        return
+    _SWEPT.add(folder)
+    for left in folder.glob(TEMPORARY):
+        if _OURS.fullmatch(left.name) is None:
+            continue
+        # held by whoever writes it, gone by now, or not ours to touch: it stays
+        with suppress(OSError), left.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -156,10 +156,8 @@ class RunFolder:
         Raises:
             RunBusyError: Another process holds it.
         """
-        try:
+        with atomic.writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise atomic.storage_error(self.path, None, error) from error
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -386,11 +384,9 @@ class RunFolder:
     def open_round(self, number: int) -> Path:
         """Make an empty folder for round `number`; what an interrupted attempt left there is removed."""
         folder = self.round_path(number)
-        try:
+        with atomic.writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise atomic.storage_error(folder, None, error) from error
         return folder
 
     def close_round(self, number: int, metrics: Json) -> None:

@@ -116,7 +116,8 @@ def play(seed, name, how, place, server, ask, whole):  # noqa: PLR0917 -- fixtur
             left -= bool(fault)
             code, told = ask(words, **fault)
             # a library that cannot be loaded for want of memory has no words of ours
-            assert "Traceback" not in told["said"] or "memory" in fault, told["said"]
+            in_words = "memory" in fault or "Traceback" not in told["said"]
+            assert in_words, (fault, told["said"])
             if code == status:
                 break
             assert fault, (code, told["said"])

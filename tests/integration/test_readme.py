@@ -22,7 +22,8 @@ pytestmark = pytest.mark.integration
 
 CHECKOUT = Path(__file__).parents[2]
 GUIDES = ("README.md", *(f"docs/{f.name}" for f in sorted((CHECKOUT / "docs").glob("*.md"))))
-RECIPES = ("emotion.toml", "harmeme.toml", "hateful_memes.toml", "hsol.toml", "quickstart.toml")
+ARTICLE = tuple(f"article/{name}.toml" for name in ("hateful_memes", "hsol", "mami", "sentiment140"))
+RECIPES = (*ARTICLE, "emotion.toml", "harmeme.toml", "hsol.toml", "quickstart.toml")
 SHOWN = {"text", "toml", "json"}  # fences that are not run
 # target -> what it must run, by the Makefile
 TARGETS = {
@@ -179,15 +180,21 @@ def test_the_recipes_of_the_checkout_load(name):
 
 
 def test_no_other_recipe_is_there():
-    found = sorted(path.name for path in (CHECKOUT / "runs").glob("*.toml"))
+    runs = CHECKOUT / "runs"
+    found = sorted(
+        str(path.relative_to(runs)) for place in ("", "article/") for path in runs.glob(f"{place}*.toml")
+    )
     # of fine-tuning, loaded in tests/unit/agentps
     assert [name for name in found if not name.startswith("agentps_")] == list(RECIPES)
 
 
-def test_hateful_memes_trains_all_of_clip_with_the_published_loss():
+@pytest.mark.parametrize("name", ARTICLE)
+def test_the_article_s_recipes_train_all_of_clip_with_the_published_loss(name):
     from selftrain.build import build
 
-    recipe = load_recipe(CHECKOUT / "runs" / "hateful_memes.toml")
+    recipe = load_recipe(CHECKOUT / "runs" / name)
+    first = load_recipe(CHECKOUT / "runs" / ARTICLE[0])
+    assert recipe.model_copy(update={"data": first.data}) == first
     backbone, loss = recipe.backbone, build(recipe).loss
     assert (backbone.kind, backbone.model, backbone.weights) == ("clip", "ViT-L-14", "openai")
     assert (recipe.classifier.kind, recipe.classifier.mode) == ("finetune", "full")
