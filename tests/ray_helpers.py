@@ -17,18 +17,21 @@ from selftrain.engine import on_ray
 class NotedPredictor(TextPredictor):
     """Adds a line with its process and node to a file when it is loaded; a chunk takes `seconds`.
 
-    The text "crash" ends the process.
+    The first chunk waits until so many as `gather` are loaded. The text "crash" ends the process.
     """
 
-    def __init__(self, notes: Path, seconds: float):
+    def __init__(self, notes: Path, seconds: float, gather: int):
         super().__init__()
-        self.seconds = seconds
+        self.notes, self.seconds, self.gather = notes, seconds, gather
         with notes.open("a") as file:
             file.write(json.dumps({"pid": os.getpid(), "node": node_of_this_process()}) + "\n")
 
     def predict(self, posts):
         if any(post.text == "crash" for post in posts):
             os._exit(1)
+        deadline = time.monotonic() + 120
+        while len(self.notes.read_text().splitlines()) < self.gather and time.monotonic() < deadline:
+            time.sleep(0.05)
         time.sleep(self.seconds)
         return super().predict(posts)
 

@@ -78,8 +78,8 @@ def bytes_of(sink):
     return sink.read_bytes(), sink.with_name(f"{sink.name}.quarantine.jsonl").read_bytes()
 
 
-def go(source, sink, engine=None, *, seconds=0.0, **options):
-    load = None if engine is None else partial(NotedPredictor, sink.with_name("notes.jsonl"), seconds)
+def go(source, sink, engine=None, *, seconds=0.0, gather=1, **options):
+    load = None if engine is None else partial(NotedPredictor, sink.with_name("notes.jsonl"), seconds, gather)
     settings = {"threshold": 0.5, "text_limit": 50, "max_pixels": 1000, "tell": print} | options
     return filter_posts(TextPredictor(), str(source), sink, engine=engine, load=load, **settings)
 
@@ -92,7 +92,7 @@ def notes(place):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_gives_the_bytes_of_one_process(cluster, source, expected, tmp_path, workers):
     sink = tmp_path / "sink.jsonl"
-    tally = go(source, sink, OnRay(cluster.address, workers), seconds=0.02)
+    tally = go(source, sink, OnRay(cluster.address, workers), seconds=0.02, gather=workers)
     assert (tally, bytes_of(sink)) == expected
     assert len({one["node"] for one in notes(tmp_path)}) == workers
     assert os.getpid() not in {one["pid"] for one in notes(tmp_path)}
@@ -125,7 +125,7 @@ def test_a_worker_that_is_killed_changes_nothing(cluster, source, expected, tmp_
             os.kill(one["pid"], signal.SIGKILL)
 
     thread = meanwhile(lambda: written(sink) and len(notes(tmp_path)) == 2, kill_both)
-    tally = go(source, sink, OnRay(cluster.address), seconds=0.1, commit_seconds=0.0)
+    tally = go(source, sink, OnRay(cluster.address), seconds=0.3, gather=2, commit_seconds=0.0)
     thread.join()
     assert len(notes(tmp_path)) > 2, "others took their place"
     assert (tally, bytes_of(sink)) == expected
@@ -138,7 +138,7 @@ def test_a_node_that_is_lost_changes_nothing(cluster, source, expected, tmp_path
         return written(sink) and len({one["node"] for one in notes(tmp_path)}) == 2
 
     thread = meanwhile(on_both, lambda: cluster.remove_node(cluster.other, allow_graceful=False))
-    tally = go(source, sink, OnRay(cluster.address), seconds=0.1, commit_seconds=0.0)
+    tally = go(source, sink, OnRay(cluster.address), seconds=0.3, gather=2, commit_seconds=0.0)
     thread.join()
     cluster.other = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
     cluster.wait_for_nodes()
