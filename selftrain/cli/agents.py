@@ -121,8 +121,8 @@ def serve(
         name=name, host=host, port=port, allow_remote=allow_remote, images=images,
         max_model_len=max_model_len, dtype=dtype, device=device, tensor_parallel=tensor_parallel,
         data_parallel=data_parallel, api_servers=api_servers, gpu_memory=gpu_memory,
-        kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter), api_key=os.environ.get(KEY_VARIABLE, ""),
-        extra=flags or (),
+        kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter),
+        api_key=os.environ.get(KEY_VARIABLE, ""), extra=flags or (),
     )  # fmt: skip
     command = vllm_command.serve_command(interpreter.find_interpreter(python), model, options)
     if allow_remote and not command.api_key:
