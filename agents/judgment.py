@@ -79,6 +79,11 @@ class Judgment:
         if self.step < 0:
             raise JudgmentError(f"step {self.step}: expected 0 (alone) or later")
 
+    @property
+    def argued(self) -> bool:
+        """Whether this is the case that the agent was told to make for a side, and no opinion of its own."""
+        return "argues" in self.details
+
     def log_probs(self, classes: Sequence[str]) -> tuple[float, ...] | None:
         """Return the log-probability that the agent gives each class; None where it gives none.
 
@@ -198,6 +203,11 @@ class Posterior:
             raise JudgmentError("a posterior over no class: expected a probability for each")
         maps = {name: dict(fields[name]) for name in ("probs", "log_odds", "evidence")}
         return cls(**{**fields, **maps})
+
+
+def opinions(judgments: Sequence[Judgment]) -> Sequence[Judgment]:
+    """Return an agent's judgments less the cases that it was told to make; all, where there is no other."""
+    return [one for one in judgments if not one.argued] or judgments
 
 
 SURE = 0.9

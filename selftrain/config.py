@@ -362,6 +362,7 @@ class VlmSection(Section):
     always_cross_review: bool = False
     prompts: Path | None = None
     form: Annotated[str | None, OneOf("agents.ask.answer_schema:AnswerForm")] = None
+    label_apart: bool = False
     rationale_chars: int = Field(240, ge=20, le=4000)
     text_chars: int = Field(4000, ge=100)
     image_side: int = Field(768, ge=28, le=4096)

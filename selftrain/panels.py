@@ -276,6 +276,8 @@ class VLMPanel(ModelServers):
 
     Args:
         protocol: Who is asked what: a name of `agents.ask.protocols.PROTOCOLS`.
+        label_apart: Ask for the reasons first, and for the label in a turn of its own: a call more, and a
+            probability that is not 0 or 1.
         always_cross_review: Ask everybody again even where the verdict is settled.
         prompts: A folder of prompt files that replace the built-in ones.
         examples: Labelled posts of each class that "few_shot" shows.
@@ -286,6 +288,7 @@ class VLMPanel(ModelServers):
     """
 
     protocol: str = "cross_review"
+    label_apart: bool = False
     always_cross_review: bool = False
     prompts: Path | None = None
     examples: int = 2
@@ -333,6 +336,7 @@ class VLMPanel(ModelServers):
         return VLMAgent(
             prompts, alone(protocol) if self.count == 1 else protocol, form=self.form,
             rationale_chars=self.rationale_chars, examples=self.examples, seed=seed,
+            label_apart=self.label_apart,
             guards={
                 role: guard_words(brief.names, brief.unsure, given.get("words", {}))
                 for role, given in self._roles().items()

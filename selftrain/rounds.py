@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.judgment import Judgment, Verdict
+from agents.judgment import Judgment, Verdict, opinions
 from agents.trust import Trust
 from losses.base import Group
 from selftrain._util.types import Json, LabelArray
@@ -434,6 +434,7 @@ def agent_counts(corpus: Corpus, verdicts: Iterable[Verdict]) -> dict[str, Agent
 
 def _behaviour(judgments: Sequence[Judgment], truth: str | None) -> dict[str, int]:
     """Return what one agent's judgments on one post add to its counts."""
+    judgments = opinions(judgments)
     first, last = judgments[0], judgments[-1]
     changed = first.label != last.label
     counts = {str(last.state): 1, "reconsidered": int(len(judgments) > 1), "changed_mind": int(changed)}

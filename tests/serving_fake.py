@@ -43,8 +43,8 @@ def note(notes, **what):
 
 
 def completion(behaviour):
-    text = {"roomy": '{ "label": "A acceptable",\n "rationale": "a cat" }', "free": "I think so."}.get(
-        behaviour, '{"label":"A acceptable","rationale":"a cat"}'
+    text = {"roomy": '{ "label": "1 acceptable",\n "rationale": "a cat" }', "free": "I think so."}.get(
+        behaviour, '{"label":"1 acceptable","rationale":"a cat"}'
     )
     token = {"token": text, "logprob": -0.1, "top_logprobs": [{"token": text, "logprob": -0.1}]}
     usage = {"prompt_tokens": 50, "completion_tokens": 9, "total_tokens": 59}

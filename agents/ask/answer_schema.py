@@ -35,7 +35,10 @@ _MOST_CHARACTERS = 8  # an answer is no longer than so many times what was asked
 # compressed below this share of its length, a text says the same thing again and again (prose: .5 and more)
 _LOOP_SHARE = 0.3
 _LOOP_LENGTH = 80
-_LETTERS = string.ascii_uppercase + string.ascii_lowercase
+# no vocabulary of `runs.bench.agents_labels` joins one of these to the quote before it: however the key is
+# cut into tokens, the label's beginning is a token's
+_ALONE = "123456789QRUVXZjqryz0"
+_CODES = _ALONE + "".join(sorted({*string.ascii_letters} - {*_ALONE}))
 _LEAST_LOGPROBS = 8
 _REPEATED = re.compile(r"(.{4,60}?)\1{3,}", re.DOTALL)
 
@@ -50,6 +53,7 @@ class AnswerSchema:
     rationale_chars: int = 240  # most characters of a rationale; ``cot`` has three times as many
     clauses: int = 0  # of the policy, numbered from 1, of which an answer names the one that decides; 0: none
     reverse: bool = False  # list the classes from the last to the first
+    reasons_only: bool = False  # no label is written: it is asked for afterwards, or nobody asks for one
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -57,16 +61,16 @@ class AnswerSchema:
 
     @property
     def spelt(self) -> dict[str, str]:
-        """Label -> how the model writes it: with a letter before it where two labels begin alike.
+        """Label -> how the model writes it: with a code before it where two labels begin alike.
 
         A first character outside ASCII may share its first byte with another's, and tokens may end there.
         """
         heads = {label[:1] for label in self.labels}
         plain = all(head.isascii() and head.isalnum() for head in heads)
-        if (plain and len(heads) == len(self.labels)) or len(self.labels) > len(_LETTERS):
+        if (plain and len(heads) == len(self.labels)) or len(self.labels) > len(_CODES):
             spelt = {label: label for label in self.labels}
         else:
-            spelt = {label: f"{letter} {label}" for letter, label in zip(_LETTERS, self.labels, strict=False)}
+            spelt = {label: f"{code} {label}" for code, label in zip(_CODES, self.labels, strict=False)}
         order = (*reversed(self.classes), self.unsure) if self.reverse else self.labels
         return {label: spelt[label] for label in order}
 
@@ -101,6 +105,8 @@ class AnswerSchema:
             properties = {"label": label, **clause, "rationale": rationale}
         elif self.form == "label_only":
             properties = {"label": label}
+        elif self.reasons_only:
+            properties = {"rationale": rationale, **clause}
         return {
             "type": "object",
             "properties": properties,
@@ -191,7 +197,8 @@ def parse_answer(completion: Completion, schema: AnyForm) -> ParsedAnswer:
         return ParsedAnswer.failed("not JSON")
     if fault := _malformed(record, schema):
         return ParsedAnswer.failed(fault)
-    label, rationale = _label(record["label"], schema), record.get("rationale", "").strip()
+    rationale = record.get("rationale", "").strip()
+    label = schema.unsure if schema.reasons_only else _label(record["label"], schema)
     if schema.limit and len(rationale) >= schema.limit:
         rationale = rationale[: schema.limit] + "…"  # its limit may have ended it in the middle
     probabilities = label_probs(completion.tokens, schema.spelt, schema.classes)
@@ -248,7 +255,7 @@ def _malformed(record: object, schema: AnswerSchema) -> str:
     expected = set(schema.to_json()["required"]) - {"clause"}  # of use, and not what is asked about
     if not isinstance(record, dict) or not expected <= set(record):
         return f"not an object with {' and '.join(sorted(expected))}"
-    if _label(record["label"], schema) is None:
+    if not schema.reasons_only and _label(record["label"], schema) is None:
         return "a label that was not offered"
     rationale = record.get("rationale", "")
     if not isinstance(rationale, str) or (schema.limit and not rationale.strip()):

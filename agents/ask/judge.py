@@ -33,9 +33,13 @@ class JudgePrompts(PromptFiles):
     """The prompt files of Reviewer, User and a judge alone; see `PromptFiles`."""
 
     built_in = BUILT_IN / "judge"
-    required: ClassVar[set[str]] = {"form", "own", "other", "words", "policy", "classes", "labels"}
+    required: ClassVar[set[str]] = {
+        "form", "own", "other", "words", "policy", "classes", "labels", "side",
+    }  # fmt: skip
 
-    def opening(self, schema: AnswerSchema, roles: Sequence[str] = ()) -> Message:
+    def opening(
+        self, schema: AnswerSchema, roles: Sequence[str] = (), *, label_apart: bool = False
+    ) -> Message:
         """Return the task, its policy and classes, the roles and the form of an answer.
 
         Each agent reads of the others' roles too; a judge alone has none.
@@ -44,7 +48,7 @@ class JudgePrompts(PromptFiles):
         spelt = schema.spelt
         clause = self.fill("form.clause") + " " if schema.clauses else ""
         form = self.fill(
-            f"form.{schema.form}",
+            "form.apart" if label_apart else f"form.{schema.form}",
             labels=listed(spelt.values()), unsure=spelt[schema.unsure], clause=clause,
         )  # fmt: skip
         turn = self.system(roles="\n\n".join(described), form=form)
@@ -55,7 +59,15 @@ class JudgePrompts(PromptFiles):
         """Return one post, and at the end who is asked what about it, with the judgments that it shows."""
         own, other = self._words_of(query.own), self._words_of(query.other)
         return self.about(
-            post, query.template, schema, own=own, other=other, classifier=query.classifier or ""
+            post, query.template, schema, own=own, other=other, classifier=query.classifier or "",
+            side=f'"{schema.classes[0]}"',
+        )  # fmt: skip
+
+    def label_question(self, schema: AnswerSchema) -> Message:
+        """Return the turn that asks for the label alone, once the reasons are given."""
+        spelt = schema.spelt
+        return Message(
+            "user", (self.fill("label", labels=listed(spelt.values()), unsure=spelt[schema.unsure]),)
         )
 
     def _role(self, role: str) -> str:
@@ -67,8 +79,10 @@ class JudgePrompts(PromptFiles):
             return ""
         if judgment.state is State.FAILED:
             return "no answer that could be read"
-        label = judgment.label if judgment.label is not None else self.brief.unsure
         rationale = self.quote(judgment.rationale)
+        if judgment.argued:
+            return rationale
+        label = judgment.label if judgment.label is not None else self.brief.unsure
         return f'"{label}"' + (f"\n{rationale}" if rationale else "")
 
 
@@ -79,6 +93,8 @@ class VLMAgent:
         prompts: The files, filled for the task.
         protocol: Who is asked what; whether labelled posts are shown first; the usual form of an answer.
         form: Overrides the protocol's.
+        label_apart: Ask for the reasons first, and for the label in a turn of its own, on the same prefix:
+            written after its reasons in one answer, the label's probability is 0 or 1.
         rationale_chars: Most characters of a rationale.
         examples: Labelled posts of each class that a protocol with examples shows.
         seed: Of the draw of examples and of the model's own.
@@ -95,8 +111,10 @@ class VLMAgent:
         examples: int = 2,
         seed: int = 0,
         guards: Mapping[str, GuardWords] | None = None,
+        label_apart: bool = False,
     ) -> None:
         brief = prompts.brief
+        self.label_apart = label_apart
         self._guards = dict(guards or {})
         self.protocol = protocol
         self._clauses = brief.clauses
@@ -109,7 +127,8 @@ class VLMAgent:
         self._per_class = examples if protocol.examples else 0
         self._seed = seed
         # a judge alone has no role to describe
-        self._system = prompts.opening(self.schema, [role for role in protocol.roles if role in ROLES])
+        described = [role for role in protocol.roles if role in ROLES]
+        self._system = prompts.opening(self.schema, described, label_apart=label_apart)
         self._examples: tuple[PreparedPost, ...] = ()
 
     async def draw_examples(self, labelled: Sequence[LabelledPost], runner: Runner) -> None:
@@ -130,10 +149,29 @@ class VLMAgent:
             shown = (Message("user", self._prompts.bare(post)),)
             return PostPrompt(post, shown, guard, query.role, query.step, seed=self._seed)
         # the second agent reads the classes the other way round: what a place in a list does cancels out
-        schema = replace(self.schema, reverse=query.role == ROLES[1])
+        reverse = query.role == ROLES[1]
+        schema = replace(self.schema, reverse=reverse, reasons_only=query.argues or self.label_apart)
+        if schema.reasons_only and not schema.limit:
+            schema = replace(schema, form="reason_first")
         asked = self._prompts.asking(query, post, schema)
         messages = (self._system, *self._example_turns(post.post.id), asked)
         return PostPrompt(post, messages, schema, query.role, query.step, seed=self._seed)
+
+    def prompts_of(self, post: PreparedPost, query: Query, rationale: str) -> list[PostPrompt]:
+        """Return the prompt that asks `query`, and the one that asks for its label where that is apart."""
+        prompt = self.prompt(post, query)
+        label = None if query.argues else self.label_prompt(prompt, rationale)
+        return [prompt] if label is None else [prompt, label]
+
+    def label_prompt(self, prompt: PostPrompt, rationale: str) -> PostPrompt | None:
+        """Return what asks for the label after the reasons; None: the answer has its label, or needs none."""
+        schema = prompt.schema
+        if not self.label_apart or not isinstance(schema, AnswerSchema):
+            return None
+        given = Message("assistant", (json.dumps({"rationale": rationale}, ensure_ascii=False),))
+        asked = replace(schema, form="label_only", reasons_only=False)
+        turns = (*prompt.messages, given, self._prompts.label_question(asked))
+        return replace(prompt, messages=turns, schema=asked)
 
     def judgment(self, query: Query, response: Response) -> Judgment:
         """Return the judgment in a response; FAILED with the reason where there is none."""
@@ -146,6 +184,8 @@ class VLMAgent:
             corrected = calibration.apply(answer.probabilities)
             details |= {"uncalibrated": answer.probabilities, "probabilities": corrected}
             probability = None if answer.label is None else corrected[answer.label]
+        if query.argues:
+            details["argues"] = self.schema.classes[0]
         if answer.reasoning:
             details["reasoning"] = answer.reasoning
         if answer.clause:
@@ -290,14 +330,19 @@ class JudgePanel:
         async def sizes(post: PostLike) -> list[list[PromptSize]]:
             prepared = await self._runner.prepare(post)
             return [
-                [await self._runner.measure(self._agent.prompt(prepared, query)) for query in queries]
+                [
+                    await self._runner.measure(asked)
+                    for query in queries
+                    for asked in self._agent.prompts_of(prepared, query, stand_in.rationale)
+                ]
                 for queries in parts
                 if not prepared.fault
             ]
 
         measured = self._runner.map("prompt sizes", posts, sizes)
         first, review = ([size for one in measured if one for size in one[part]] for part in (0, 1))
-        return PromptSizes(len(parts[0]), _mean(first), len(parts[1]), _mean(review))
+        calls = [sum(1 + (self._agent.label_apart and not query.argues) for query in part) for part in parts]
+        return PromptSizes(calls[0], _mean(first), calls[1], _mean(review))
 
     def close(self) -> None:
         """Let go of the server and the cache; safe to repeat."""
@@ -308,7 +353,9 @@ class JudgePanel:
 
     async def _judge_alone(self, post: PostLike) -> tuple[Judgment, ...]:
         prepared = await self._runner.prepare(post)
-        return tuple(await self._carried_out(self._protocol.first_round, prepared))
+        judged = await self._carried_out(self._protocol.first_round, prepared)
+        last = {one.agent: one for one in judged}  # who argued before decided after
+        return tuple(last[role] for role in self._protocol.roles)
 
     async def _verdict(self, candidate: Candidate) -> Verdict:
         prepared = await self._runner.prepare(candidate.post)
@@ -330,10 +377,30 @@ class JudgePanel:
         """Return all judgments of a plan, in the order of its queries."""
         judgments: list[Judgment] = []
         for queries in plan(judgments):
-            prompts = [self._agent.prompt(post, query) for query in queries]
-            responses = await self._runner.ask_together(prompts)
+            responses = await self._asked(post, queries)
             judgments += [self._agent.judgment(q, r) for q, r in zip(queries, responses, strict=True)]
         return judgments
+
+    async def _asked(self, post: PreparedPost, queries: Sequence[Query]) -> list[Response]:
+        """Return what comes back on queries; a label that is asked for apart, with its reasons."""
+        prompts = [self._agent.prompt(post, query) for query in queries]
+        responses = await self._runner.ask_together(prompts)
+        later = {
+            place: asked
+            for place, (query, prompt, given) in enumerate(zip(queries, prompts, responses, strict=True))
+            if not given.fault
+            and not given.answer.fault
+            and not query.argues
+            and (asked := self._agent.label_prompt(prompt, given.answer.rationale)) is not None
+        }
+        for place, label in zip(later, await self._runner.ask_together([*later.values()]), strict=True):
+            reasons = responses[place].answer
+            said = replace(
+                label.answer, rationale=reasons.rationale, clause=reasons.clause,
+                reasoning=reasons.reasoning, perplexity=reasons.perplexity,
+            )  # fmt: skip
+            responses[place] = replace(label, answer=said)
+        return responses
 
     def _raw_probs(self, role: str, ids: Sequence[str]) -> list[dict[str, float] | None]:
         """Return a role's uncalibrated probabilities on labelled posts, None where it gave none."""

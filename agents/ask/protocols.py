@@ -26,6 +26,7 @@ class Query(NamedTuple):
     own: Judgment | None = None  # judgments that the prompt shows
     other: Judgment | None = None
     classifier: str | None = None  # the classifier's label, where the prompt shows it
+    argues: bool = False  # gives arguments for the side that the template names, and no label
 
 
 QueryPlan: TypeAlias = Callable[[Sequence[Judgment]], Iterator[tuple[Query, ...]]]
@@ -82,6 +83,20 @@ def _in_turn(given: Sequence[Judgment]) -> Iterator[tuple[Query, ...]]:
     yield (Query("user", 0, "user.sequential", other=given[-1]),)
 
 
+def _argue_then_decide(given: Sequence[Judgment]) -> Iterator[tuple[Query, ...]]:
+    """Ask both for the best case of a side, then for a decision that knows both cases.
+
+    Nobody holds the side out of conviction, and a small model that agrees with whatever stands before it has
+    both before it.
+    """
+    yield tuple(Query(role, 0, f"{role}.argue", argues=True) for role in _BOTH)
+    reviewer, user = given
+    yield (
+        Query("reviewer", 1, "reviewer.decide", reviewer, user),
+        Query("user", 1, "user.decide", user, reviewer),
+    )
+
+
 def _one_judge(template: str) -> QueryPlan:
     return lambda given: iter([(Query("judge", 0, template),)])
 
@@ -97,7 +112,7 @@ def alone(protocol: Protocol) -> Protocol:
     first = protocol.roles[:1]
     return protocol._replace(
         name="alone", roles=first, deciders=first, cross_review=_nothing_more,
-        first_round=lambda given: iter([next(protocol.first_round(given))[:1]]),
+        first_round=lambda given: iter([(Query(first[0], 0, f"{first[0]}.first"),)]),
     )  # fmt: skip
 
 
@@ -130,6 +145,8 @@ PROTOCOLS = {
         Protocol("cross_review", _BOTH, _BOTH, "reason_first", _each_alone, _both_again),
         # the User has read the Reviewer's words and has the last one
         Protocol("sequential", _BOTH, ("user",), "reason_first", _in_turn, _nothing_more),
+        # each argues a side first, then both decide, having read both cases
+        Protocol("stance", _BOTH, _BOTH, "reason_first", _argue_then_decide, _nothing_more),
         Protocol("zero_shot", _ONE, _ONE, "label_first", _one_judge("judge.zero_shot"), _nothing_more),
         Protocol(
             "few_shot", _ONE, _ONE, "label_only", _one_judge("judge.few_shot"), _nothing_more,

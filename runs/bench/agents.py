@@ -5,6 +5,10 @@ cache       prompt tokens served from the prefix cache in a cross-review of meme
 reference   candidates a second against transformers' generate, one at a time, eight a post
 memory      peak memory of the client with 1,000 and 100,000 candidates queued
 injections  labels turned by posts that give orders, beside as many words that give none
+labels      label probabilities through the tokenizers of published models: off, or absent
+client      requests a second of one client process, over a bare aiohttp client, on a stub
+judge       accuracy, kappa, calibration of a small model as Reviewer and User on tweets, and its cost
+gain        what the loop gains from its answers over the labels alone, five seeds
 """
 
 from __future__ import annotations
@@ -16,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from runs.bench.study import Figure, Figures
+from selftrain.errors import DataError
 
-PARTS = ("throughput", "cache", "reference", "memory", "injections")
+PARTS = (
+    "throughput", "cache", "reference", "memory", "injections", "labels", "client", "judge", "gain",
+)  # fmt: skip
 STUDY = "agents"
 
 
@@ -32,6 +39,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--text-server", metavar="URL", help="a running server of a text model, instead of our own"
     )
     parser.add_argument("--image-server", metavar="URL", help="a running server of an image model, likewise")
+    parser.add_argument("--judge", default="qwen2.5-coder-1.5b", help="judges tweets (default: %(default)s)")
+    parser.add_argument("--judge-server", metavar="URL", help="a running server of it, instead of our own")
+    parser.add_argument("--form", default="label_first", help="of its answers (default: %(default)s)")
+    parser.add_argument(
+        "--rationale-chars", type=int, default=60, help="of its reasons (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--label-apart", action="store_true", help="ask it for the label in a turn of its own"
+    )
+    parser.add_argument("--labelled", type=int, default=100, help="posts of gain (default: %(default)s)")
     parser.add_argument("--parts", default=",".join(PARTS), help="by commas (default: %(default)s)")
     parser.add_argument("--posts", type=int, default=48, help="posts a pass (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of passes (default: %(default)s)")
@@ -52,10 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise SelftrainError(f"no parts {unknown}: expected some of {','.join(PARTS)}")
     figures = Figures(args.json)
-    missing = [part for part in wanted if not figures.has(STUDY, part, args.posts, args.seed)]
+    missing = [part for part in wanted if not figures.has(STUDY, _method(part, args), args.posts, args.seed)]
     served = (
         (("throughput", "reference"), args.text_server, "smollm2"),
         (("cache", "injections"), args.image_server, "small-vlm"),
+        (("judge", "gain"), args.judge_server, args.judge),
     )
     for parts, given, model in served:
         asked = [part for part in parts if part in missing]
@@ -63,14 +81,21 @@ def run(args: argparse.Namespace) -> int:
             with _server(given, args.models / model, args.models) as address:
                 for part in asked:
                     _measure(part, address, args, figures)
-    if "memory" in missing:
-        _measure("memory", "", args, figures)
+    for part in (one for one in missing if one in ("memory", "labels", "client")):
+        _measure(part, "", args, figures)
     print("\n".join(figures.table()))
     return 0
 
 
 def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures) -> None:
-    from runs.bench import agents_injections, agents_memory, agents_speed
+    from runs.bench import (
+        agents_client,
+        agents_injections,
+        agents_judge,
+        agents_labels,
+        agents_memory,
+        agents_speed,
+    )
 
     print(f"measuring {part}", flush=True)
     match part:
@@ -82,12 +107,35 @@ def _measure(part: str, address: str, args: argparse.Namespace, figures: Figures
             values = agents_speed.cache(address, args.data, args.posts, args.seed)
         case "injections":
             values = agents_injections.flips(address, args.data, args.seed)
+        case "judge" | "gain":
+            asked = agents_judge.Asked(
+                (address,), args.models / f"{args.judge}.sqlite", args.form, args.rationale_chars,
+                args.label_apart,
+            )  # fmt: skip
+            if part == "judge":
+                values = agents_judge.judged(asked, args.data, args.posts, args.seed)
+            else:
+                values = agents_judge.gained(asked, args.data, args.posts, args.seed, labelled=args.labelled)
+        case "labels":
+            values = agents_labels.label_errors(args.seed)
+        case "client":
+            values = agents_client.speed(args.posts, args.repeats)
         case _:
             values = agents_memory.growth()
-    rows = [Figure(STUDY, part, part, args.posts, args.seed, name, value) for name, value in values.items()]
+    method = _method(part, args)
+    rows = [Figure(STUDY, part, method, args.posts, args.seed, name, value) for name, value in values.items()]
     figures.add(rows)
     for row in rows:
         print(f"  {row.metric}: {row.value:.4g}", flush=True)
+
+
+def _method(part: str, args: argparse.Namespace) -> str:
+    """Return the name under which a part's figures stand: another judge, asked otherwise, is another."""
+    if part not in ("judge", "gain"):
+        return part
+    form = f"{args.form}, label apart" if args.label_apart else args.form
+    labelled = f", {args.labelled} labelled" if part == "gain" else ""
+    return f"{part}: {args.judge}, {form}, {args.rationale_chars} characters{labelled}"
 
 
 @contextmanager
@@ -99,9 +147,12 @@ def _server(given: str | None, model: Path, models: Path) -> Iterator[str]:
     from agents.vllm.command import ServeOptions, free_port, serve_command
     from agents.vllm.interpreter import find_interpreter
     from agents.vllm.launch import serving
-    from runs.bench.small_models import export_small_vlm, export_smollm2
+    from runs.bench.small_models import QWEN, export_qwen, export_small_vlm, export_smollm2
 
-    (export_smollm2 if model.name == "smollm2" else export_small_vlm)(model)
+    exports = {"smollm2": export_smollm2, "small-vlm": export_small_vlm, **dict.fromkeys(QWEN, export_qwen)}
+    if model.name not in exports:
+        raise DataError(f"no small model is called {model.name!r}: expected one of {', '.join(exports)}")
+    exports[model.name](model)
     options = ServeOptions(name=model.name, port=free_port(), max_model_len=4096)
     command = serve_command(find_interpreter(), model, options)
     with serving(

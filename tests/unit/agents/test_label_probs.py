@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import zlib
 from functools import cache
 from itertools import product
 
@@ -17,25 +15,26 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from agents.ask.answer_schema import AnswerSchema
 from agents.ask.label_probs import TOLERANCE, label_probs
 from agents.client.base import Token
+from runs.bench.agents_labels import (
+    SCRIPTS,
+    TOKENIZERS,
+    CountableModel,
+    byte_level,
+    error_of,
+    label_errors,
+    labels_of,
+)
+from runs.bench.agents_labels import vocabulary as published
+from selftrain.errors import DataError
 
-SCRIPTS = {
-    "latin": "harmful harmless harm under offensive office odd one once only open our out over own",
-    "arabic": "مسيء مسموح ساخر عدائي عادي مقبول مرفوض مضر محايد مهين ضار آمن مؤذ سليم خطر نافع",
-    "devanagari": "हानिकारक हानिरहित अपमानजनक सामान्य व्यंग्य घृणा मित्रवत स्वीकार्य तटस्थ शत्रु खतरा सुरक्षित अच्छा बुरा",
-    "han": "有害 无害 辱骂 正常 讽刺 仇恨 友好 可接受 不可接受 中立 敌对 危险 安全 好 坏 有毒",
-}
+CODES = "123456789QRUVXZjqryz0"
+"""Before labels that begin alike, as many as there are labels of 20 classes."""
 CORPUS = [
     json.dumps({"rationale": word, "label": f"{letter} {word}"}, ensure_ascii=False, separators=(",", ":"))
     for words in SCRIPTS.values()
     for word in words.split()
-    for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    for letter in CODES
 ]
-
-
-def labels_of(script: str, count: int) -> tuple[str, ...]:
-    """So many labels of a script, many of which begin alike."""
-    words = SCRIPTS[script].split()
-    return tuple((words + [f"{a}-{b}" for a in words for b in words])[:count])
 
 
 def trained(kind: str) -> tuple[bytes, ...]:
@@ -81,15 +80,10 @@ def trained(kind: str) -> tuple[bytes, ...]:
         pieces |= {character.encode() for character in {*"".join(CORPUS), "-"}}
     # so small a corpus makes tokens of whole keys, which no real one has; but some have a quote and a letter
     pieces = {piece for piece in pieces if b'"' not in piece or len(piece) <= 3}
+    pieces -= {b'"' + code.encode() for code in CODES}  # nor this, see the test of published vocabularies
     if kind == "byte-level bpe across words":
-        pieces |= {b'"' + bytes([letter]) for letter in range(65, 91)}
+        pieces |= {b'"' + bytes([letter]) for letter in range(48, 91)}
     return tuple(sorted(pieces - {b"", b"<unk>"}))
-
-
-def byte_level():
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 KINDS = (
@@ -99,61 +93,15 @@ KINDS = (
 
 
 @cache
-def vocabulary(kind: str) -> tuple[bytes, ...]:
-    return trained(kind)
+def vocabulary(kind: str) -> frozenset[bytes]:
+    return frozenset(trained(kind))
 
 
-class Model:
-    """Held to the grammar of an answer; what it writes next depends on the text so far alone."""
-
-    def __init__(self, kind: str, schema: AnswerSchema, seed: int) -> None:
-        self.seed = seed
-        self.ends = {f'","label":"{spelt}"}}'.encode(): name for name, spelt in schema.spelt.items()}
-        text = max(self.ends, key=len)
-        self.vocabulary = [t for t in vocabulary(kind) if any(t in end for end in self.ends)]
-        assert all(bytes([byte]) in self.vocabulary for byte in text) or kind == "wordpiece"
-
-    @cache  # noqa: B019 -- lives as long as a test
-    def next_tokens(self, written: bytes) -> dict[bytes, float]:
-        """What can follow, each with its probability.
-
-        A trained model writes what its tokenizer would: a longest token of some answer is far likelier than
-        a shorter one.
-        """
-        rests = {end[len(written) :] for end in self.ends if end.startswith(written)}
-        fits = {rest: [token for token in self.vocabulary if rest.startswith(token)] for rest in rests}
-        usual = {max(tokens, key=len) for tokens in fits.values()}
-        weights = {}
-        for token in sorted({token for tokens in fits.values() for token in tokens}):
-            # what is believed of the label does not hang on how its first letter comes to be written
-            _, key, head = (written + token).rpartition(b'"label":"')
-            about = head[:1] if key and head and not written.endswith(head) else written + b"|" + token
-            draw = random.Random(zlib.crc32(about) ^ self.seed)
-            weights[token] = math.exp(draw.gauss(0.0, 1.0)) * (1000.0 if token in usual else 1.0)
-        total = sum(weights.values())
-        return {token: weight / total for token, weight in weights.items()}
-
-    @cache  # noqa: B019
-    def truth(self, written: bytes) -> dict[str, float]:
-        """Label -> probability, over every way in which it can be written."""
-        left = {name for end, name in self.ends.items() if end.startswith(written)}
-        if len(left) == 1:  # the rest is forced
-            return {left.pop(): 1.0}
-        found: dict[str, float] = {}
-        for token, share in self.next_tokens(written).items():
-            for name, inner in self.truth(written + token).items():
-                found[name] = found.get(name, 0.0) + share * inner
-        return found
-
-    def answer(self, top: int) -> list[Token]:
-        """The likeliest answer, with so many alternatives of each token."""
-        tokens, written = [Token('{"rationale":"x', 0.0, ())], b""
-        while written not in self.ends:
-            likely = sorted(self.next_tokens(written).items(), key=lambda pair: -pair[1])[:top]
-            listed = tuple((token.decode("utf-8", "replace"), math.log(share)) for token, share in likely)
-            tokens.append(Token(*listed[0], listed))
-            written += likely[0][0]
-        return tokens
+def model_of(kind: str, schema: AnswerSchema, seed: int) -> CountableModel:
+    model = CountableModel(vocabulary(kind), schema, seed)
+    text = max(model.ends, key=len)
+    assert all(bytes([byte]) in model.vocabulary for byte in text) or kind == "wordpiece"
+    return model
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,37 +109,50 @@ def test_probabilities_are_exact_or_absent(kind):
     absent, tried = 0, 0
     for script, count, seed in product(SCRIPTS, (2, 3, 7, 8, 20), range(3)):
         schema = AnswerSchema(labels_of(script, count), "unsure", "label_only")
-        model = Model(kind, schema, seed)
-        whole = model.truth(b"")
-        known = sum(share for name, share in whole.items() if name != "unsure")
-        found = label_probs(model.answer(schema.top_logprobs), schema.spelt, schema.classes)
+        error = error_of(model_of(kind, schema, seed), schema, schema.top_logprobs)
         tried += 1
-        absent += found is None
-        expected = {name: whole.get(name, 0.0) / known for name in schema.classes}
-        assert found is None or found == pytest.approx(expected, abs=TOLERANCE), (script, count, seed)
+        absent += error is None
+        assert error is None or error <= TOLERANCE, (script, count, seed)
     assert absent <= 0.1 * tried
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_probabilities_are_exact_through_the_tokenizers_of_published_models(name):
+    try:
+        known = published(name)
+    except DataError as error:
+        pytest.skip(str(error))
+    assert len(known) > 30_000
+    # whichever way the key is cut into tokens, the one that brings the code begins with it
+    keys = (b'"', b':"', b'":"')
+    assert not {key + code.encode() for key in keys for code in CODES} & known
+    found = label_errors(7, [name], repeats=1)
+    assert [value for key, value in found.items() if key.startswith("off")] == [0.0, 0.0, 0.0]
+    assert found["absent, all listed"] <= 0.1 * found["cases, all listed"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_where_too_few_alternatives_are_listed_there_is_none(script):
     schema = AnswerSchema(labels_of(script, 20), "unsure", "label_only")
     found = [
-        label_probs(Model("byte-level bpe", schema, seed).answer(5), schema.spelt, schema.classes)
+        label_probs(model_of("byte-level bpe", schema, seed).answer(5), schema.spelt, schema.classes)
         for seed in range(4)
     ]
     assert found == [None] * 4
 
 
-def test_labels_that_begin_alike_get_a_letter_each_and_others_stay_as_they_are():
+def test_labels_that_begin_alike_get_a_code_each_and_others_stay_as_they_are():
     assert AnswerSchema(("rude", "kind"), "unsure").spelt == {
         "rude": "rude",
         "kind": "kind",
         "unsure": "unsure",
     }
     alike = AnswerSchema(("harmful", "harmless"), "unsure")
-    assert list(alike.spelt.values()) == ["A harmful", "B harmless", "C unsure"]
+    assert list(alike.spelt.values()) == ["1 harmful", "2 harmless", "3 unsure"]
     assert alike.to_json()["properties"]["label"]["enum"] == list(alike.spelt.values())
-    assert list(AnswerSchema(("有害", "无害"), "unsure").spelt.values()) == ["A 有害", "B 无害", "C unsure"]
+    assert list(AnswerSchema(("有害", "无害"), "unsure").spelt.values()) == ["1 有害", "2 无害", "3 unsure"]
+    many = AnswerSchema(tuple(f"class {number}" for number in range(20)), "unsure").spelt.values()
+    assert len({written[0] for written in many}) == 21
 
 
 def token(text, *alternatives):

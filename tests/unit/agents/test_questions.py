@@ -99,7 +99,7 @@ def test_answers_are_held_to_what_is_offered(tmp_path, pictures):
     backend, _ = ask(first_offered, tmp_path, PostStub("a", "x", pictures[:3]), *ALL)
     assert [offered(request) for request in backend.requests] == [
         ["yes", "no", "unsure"],
-        ["A sports", "B food", "C something else", "D unsure"],
+        ["1 sports", "2 food", "3 something else", "4 unsure"],
         ["0", "1", "2", "3", "unsure"],
         ["copied", "own", "unsure"],
     ]
@@ -185,13 +185,13 @@ def test_one_and_ten_pictures_are_told_apart_by_their_letter(tmp_path, pictures)
 
     tokens = (
         Token('{"rationale": "r", "label": "', 0.0, ()),
-        token("B", B=0.2, K=0.6, C=0.2),
+        token("2", **{"2": 0.2, "R": 0.6, "3": 0.2}),
         Token(' 1"}', 0.0, ()),
     )
     text = "".join(one.text for one in tokens)
     answer = Completion(text, "stop", Usage(10, 0, 0, 5), tokens)
     backend, (given,) = ask(lambda _: answer, tmp_path, PostStub("a", "x", pictures), MARKS)
-    assert offered(backend.requests[0])[:3] == ["A 0", "B 1", "C 2"]
+    assert offered(backend.requests[0])[:3] == ["1 0", "2 1", "3 2"]
     assert given.answer == "1"
     expected = dict.fromkeys(map(str, range(11)), 0.0) | {"1": 0.2, "10": 0.6, "2": 0.2}
     assert given.probs == pytest.approx(expected)

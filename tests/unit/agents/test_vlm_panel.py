@@ -43,6 +43,7 @@ from agents.errors import (
 )
 from agents.judgment import Candidate, State, Verdict
 from agents.trust import trust
+from selftrain.report.post_history import changed_mind
 
 
 def candidates(*labels):
@@ -72,7 +73,7 @@ def test_agreement_takes_two_calls_and_is_consistent(panels):
     assert len(backend.requests) == 4
 
 
-@pytest.mark.parametrize("protocol", ["cross_review", "sequential"])
+@pytest.mark.parametrize("protocol", ["cross_review", "sequential", "stance"])
 def test_one_agent_alone_is_asked_once_a_post(panels, protocol):
     backend = MemoryBackend(lambda r: said("rude"))
     panel = panels(backend, protocol, lone=True)
@@ -249,6 +250,92 @@ def test_two_models_share_one_budget(tmp_path):
     assert panel.usage().usage.total <= 500
     assert other.requests
     panel.close()
+
+
+def argues_or_decides(request):
+    """A case for the side that is named, and a decision by the first word."""
+    if "best case" not in words(request):
+        return by_first_word(request)
+    return raw(json.dumps({"rationale": f"the case of the {role_of(request)}"}))
+
+
+def test_in_stance_both_sides_are_argued_before_both_decide(panels):
+    backend = MemoryBackend(argues_or_decides)
+    panel = panels(backend, "stance")
+    (verdict,) = panel.verify(candidates("rude"))
+    assert verdict.consistent
+    assert [(j.agent, j.step, j.label) for j in verdict.judgments] == [
+        ("reviewer", 0, None), ("user", 0, None), ("reviewer", 1, "rude"), ("user", 1, "rude"),
+    ]  # fmt: skip
+    assert [j.argued for j in verdict.judgments] == [True, True, False, False]
+    cases, decisions = backend.requests[:2], backend.requests[2:]
+    assert [list(r.schema["properties"]) for r in cases] == [["rationale"]] * 2
+    assert 'that this post belongs to the class "rude"' in words(cases[0])
+    assert 'that this post does not belong to the class "rude"' in words(cases[1])
+    for request in decisions:
+        assert "> the case of the reviewer" in words(request)
+        assert "> the case of the user" in words(request)
+        assert '"unsure"\n>' not in words(request)  # a case is no opinion, and is shown as none
+    # all calls on a post share everything but their last lines
+    assert len({(r.messages[:-1], r.messages[-1].parts[:-1]) for r in backend.requests}) == 1
+
+
+def test_in_stance_the_labelled_posts_are_decided_too_and_nobody_changed_their_mind(panels):
+    panel = panels(MemoryBackend(argues_or_decides), "stance")
+    figures, answers = trust(panel, labelled_posts())
+    assert {role: agent.accuracy.value for role, agent in figures.agents.items()} == {
+        "reviewer": 1.0,
+        "user": 1.0,
+    }
+    assert {one.step for given in answers.values() for one in given} == {1}
+    (verdict,) = panel.verify(candidates("rude"))
+    assert not any(changed_mind(judgments) for judgments in verdict.by_agent().values())
+    sizes = panel.measure([PostStub("m", "rude post")], verdict.judgments[2], "kind")
+    assert (sizes.first_calls, sizes.review_calls) == (4, 0)
+
+
+def reasons_then_label(request):
+    if "Now the label" not in words(request):
+        return raw(json.dumps({"rationale": "an insult, as it seems", "clause": "2"}))
+    return said("rude", share=0.7)
+
+
+def test_the_label_is_asked_for_apart_on_the_same_prefix(panels):
+    backend = MemoryBackend(reasons_then_label)
+    panel = panels(backend, brief=CLAUSES, asking={"label_apart": True})
+    (verdict,) = panel.verify(candidates("rude"))
+    assert verdict.consistent
+    (reviewer, _) = verdict.judgments
+    assert (reviewer.label, reviewer.rationale) == ("rude", "an insult, as it seems")
+    assert reviewer.details["clause"].startswith("2. ")
+    assert reviewer.details["uncalibrated"]["rude"] == pytest.approx(0.7)
+    reasons, labels = backend.requests[:2], backend.requests[2:]
+    assert len(labels) == 2
+    for first, then in zip(reasons, labels, strict=True):
+        assert list(first.schema["properties"]) == ["rationale", "clause"]
+        assert list(then.schema["properties"]) == ["label"]
+        assert then.messages[:-2] == first.messages
+        assert then.messages[-2].role == "assistant"
+        assert json.loads(then.messages[-2].parts[0]) == {"rationale": "an insult, as it seems"}
+    # what is asked again is found again, both turns of it
+    again = MemoryBackend(reasons_then_label)
+    assert panels(again, brief=CLAUSES, asking={"label_apart": True}).verify(candidates("rude")) == [verdict]
+    assert again.requests == []
+    sizes = panel.measure([PostStub("m", "rude post")], reviewer, "kind")
+    assert (sizes.first_calls, sizes.review_calls) == (4, 4)
+
+
+def test_without_reasons_no_label_is_asked_for_and_without_a_label_there_is_no_judgment(panels):
+    backend = MemoryBackend(lambda r: raw("no JSON"))
+    (verdict,) = panels(backend, attempts=1, asking={"label_apart": True}).verify(candidates("rude"))
+    assert {j.state for j in verdict.judgments} == {State.FAILED}
+    assert len(backend.requests) == 2
+    backend = MemoryBackend(
+        lambda r: raw("no JSON") if "Now the label" in words(r) else raw('{"rationale": "so"}'),
+        identity=IDENTITY._replace(model="model-c"),
+    )
+    (verdict,) = panels(backend, attempts=1, asking={"label_apart": True}).verify(candidates("rude"))
+    assert {j.state for j in verdict.judgments} == {State.FAILED}
 
 
 def test_in_sequential_the_user_reads_the_reviewer_and_decides(panels):

@@ -143,6 +143,7 @@ def test_a_user_s_file_that_cannot_be_used_is_named(tmp_path, name, text, compla
 def test_every_built_in_file_is_used():
     used = {query.template for one in PROTOCOLS.values() for part in queries_of(one) for query in part}
     used |= {f"{role}.role" for role in ROLES} | {f"form.{name}" for name in get_args(AnswerForm)}
+    used |= {"label", "form.apart"}  # where labels are asked for apart
     assert {file.stem for file in JudgePrompts.built_in.iterdir()} == used | {"system", "post", "form.clause"}
 
 
