@@ -49,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--n", default="10000,100000,1000000", help="posts through a model that costs nothing"
     )
     parser.add_argument("--encoded", default="5120", help="posts through the encoder; 0: none")
+    parser.add_argument("--methods", default=",".join(METHODS), help="by commas (default: all)")
     parser.add_argument("--repeats", type=int, default=3, help="of each, but of a million (default: 3)")
     parser.add_argument("--json", type=Path, help="append the figures to this file, and go on from it")
 
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
             manifest = write_posts(Path(folder) / "posts.jsonl", n)
             outputs = set[bytes]()
             for seed in range(args.repeats if n < 1_000_000 else 1):
-                for method, workers in METHODS.items():
+                for method in args.methods.split(","):
+                    workers = METHODS[method]
                     if figures.has("scale", method, n, seed, dataset=model):
                         continue
                     out = Path(folder) / "out.jsonl"
@@ -145,21 +147,28 @@ class Timed:
         return one
 
 
-class MemoryWatch(threading.Thread):
-    """The most memory that any worker of this process's cluster had of its own, while it is watched."""
+class Watch(threading.Thread):
+    """Looks twice a second at the processes of this one's cluster.
+
+    Attributes:
+        peak: Bytes, the most that any worker had of its own.
+        cpu: Process -> seconds of a core that it has taken.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.peak = 0
+        self.peak, self.cpu = 0, dict[int, float]()
         self.ended = threading.Event()
 
     def run(self) -> None:
-        """Look twice a second."""
+        """Look, until `ended` is set."""
+        this = psutil.Process()
         while not self.ended.wait(0.5):
-            for one in psutil.Process().children(recursive=True):
+            for one in (this, *this.children(recursive=True)):
                 try:
+                    times, memory = one.cpu_times(), one.memory_info()
+                    self.cpu[one.pid] = times.user + times.system
                     if one.name().startswith("ray::"):
-                        memory = one.memory_info()
                         self.peak = max(self.peak, memory.rss - memory.shared)
                 except psutil.Error:  # it is gone
                     continue
@@ -169,7 +178,7 @@ def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, fl
     """Return seconds, posts a second once all workers are at work, and peak memory in megabytes."""
     made: Callable[[], Simulated] = Simulated if model == "nothing" else TextEncoder
     engine = Timed(OnRay(LOCAL, workers) if workers else InProcess())
-    watch = MemoryWatch()
+    watch = Watch()
     watch.start()
     began = time.perf_counter()
     with redirect_stdout(sys.stderr):
@@ -181,6 +190,7 @@ def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, fl
     watch.ended.set()
     found = {
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(sum(watch.cpu.values()), 1),
         "driver_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
     first = max(workers, 1)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from backbones.loading import place
 from selftrain._util.types import Json
@@ -58,12 +59,8 @@ class AgentPSPredictor:
 
     @classmethod
     def load(cls, path: Path) -> AgentPSPredictor:
-        """Open the model of a folder, on a GPU where there is one.
-
-        Raises:
-            ModelError, BackboneError: It cannot be loaded.
-        """
-        return cls(load(path), str(place().device))
+        """Open the model of a folder, on a GPU where there is one; see `open_predictor`."""
+        return open_predictor(path)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
@@ -78,6 +75,25 @@ class AgentPSPredictor:
         asked = self._loaded.built.questions
         *_, final = question_scores(asked, read_scored(file, asked))
         return ValidationScores(final.found.astype(np.int16), final.scores)
+
+
+def open_predictor(
+    folder: Path, device: str = "auto", batch_size: int = 16, threads: int | None = None
+) -> AgentPSPredictor:
+    """Open the model of a folder.
+
+    Args:
+        folder: The model's.
+        device: Where it computes; "auto": on a GPU where there is one.
+        batch_size: Posts computed at once.
+        threads: On a CPU; None: torch's choice.
+
+    Raises:
+        ModelError, BackboneError: It cannot be loaded.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return AgentPSPredictor(load(folder), str(place(device).device), batch_size)
 
 
 def warn_of_notes(model: str, asked: QuestionSet, decisions: Decisions) -> None:

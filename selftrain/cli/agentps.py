@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,6 +187,10 @@ def predict(
             metavar="URL",
         ),
     ] = None,
+    ray: options.RayAddress = None,
+    ray_workers: options.RayWorkers = None,
+    ray_cpus: options.RayCpus = 1,
+    ray_gpus: options.RayGpus = 0.0,
 ) -> None:
     """Score posts: the final answer and every question's.
 
@@ -194,16 +198,17 @@ def predict(
     OUT.part.
     """
     check_target(out, manifest)
-    where = _check_device(device)
-    tolerance = manifests.Tolerance().changed(max_bad_rows, max_bad_share)
-    loaded: Predictor
+    _check_device(device)
+    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
+    folder, threads = (model, None) if engine is None else (model.absolute(), int(engine.cpus))
+    load: Callable[[], Predictor] = partial(predicting.open_predictor, folder, device, batch, threads)
     if server is not None:
-        loaded = served.ServedModel(model, server, batch=batch)
-    else:
-        loaded = predicting.AgentPSPredictor(checkpoint.load(model), where, batch)
+        load = partial(served.ServedModel, folder, server, batch=batch)
     write_predictions(
-        out, loaded, manifest, columns=read_columns(columns), tolerance=tolerance, done="scored"
-    )
+        out, load(), manifest, columns=read_columns(columns), done="scored",
+        tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share),
+        engine=engine, load=load if engine else None,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out metrics")

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """In place of a cluster's address: one is started on this machine, and ends with the command."""
 _COLUMN = "pickled"
-_QUIET = {"RAY_DATA_LOG_LEVEL": "CRITICAL", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-"""Ray's own log, in its session's folder, has the rest; what matters to a user is raised."""
+_SETTINGS = {
+    # Ray's own log, in its session's folder, has the rest; what matters to a user is raised
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
+}
+_WITHOUT_RESULT = 30 * 60.0  # seconds; a block whose workers die again and again would be tried for ever
 _DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
 
 
@@ -67,7 +72,7 @@ class OnRay:
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:
-        for name, level in _QUIET.items():
+        for name, level in _SETTINGS.items():
             os.environ.setdefault(name, level)
         try:
             import ray
@@ -86,21 +91,29 @@ class OnRay:
                     " cores"
                 ) from error
         try:
-            self._check_room(ray)
             yield ray
         finally:
             if not joined:
                 ray.shutdown()
 
-    def _check_room(self, ray: Any) -> None:  # noqa: ANN401 -- the module
-        """Refuse workers that no node could ever hold: Ray would wait for such a node without a word."""
+    def _room(self, ray: Any) -> int:  # noqa: ANN401 -- the module
+        """Return how many workers the cluster holds now.
+
+        Raises:
+            EngineError: None, whatever else ends: Ray would wait for such a node without a word.
+        """
         nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
-        if not any(one.get("CPU", 0) >= self.cpus and one.get("GPU", 0) >= self.gpus for one in nodes):
+        room = 0
+        for one in nodes:
+            cores, cards = one.get("CPU", 0), one.get("GPU", 0)
+            room += int(min(cores / self.cpus, cards / self.gpus if self.gpus else cores))
+        if not room:
             found = "; ".join(f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in nodes)
             raise EngineError(
                 f"a worker takes {self.cpus:g} CPUs and {self.gpus:g} GPUs, and no node of the cluster has as"
                 f" many ({found}): ask for less, or add a node"
             )
+        return room
 
     def _results(
         self,
@@ -108,11 +121,12 @@ class OnRay:
         source: Source[Block],
         stage: Stage[Block, Result],
     ) -> Generator[Result]:
-        data = ray.data
+        data, room = ray.data, self._room(ray)
         context = data.DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.target_max_block_size = context.target_min_block_size = 1  # an object for every block
         context.max_consecutive_actor_init_deaths = _DEATHS
+        context.execution_no_progress_timeout_s = _WITHOUT_RESULT
         context.enable_progress_bars = context.print_on_execution_start = False
         with data.DataContext.current(context):
             mapped = data.read_datasource(
@@ -120,7 +134,9 @@ class OnRay:
             ).map_batches(
                 _Worker, fn_constructor_args=(stage,), batch_size=1, batch_format="pyarrow",
                 num_cpus=self.cpus, num_gpus=self.gpus or None,
-                compute=data.ActorPoolStrategy(min_size=1, max_size=self.workers),
+                compute=data.ActorPoolStrategy(
+                    min_size=1, max_size=self.workers, initial_size=min(room, self.workers or room)
+                ),
             )  # fmt: skip
         try:
             for batch in mapped.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
@@ -128,7 +144,7 @@ class OnRay:
                 if isinstance(made, _Raised):
                     raise made.error
                 yield made
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, data.exceptions.ExecutionTimeoutError) as error:
             raise EngineError(
                 f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
                 " have room (memory, GPU) for the model and a block of posts"

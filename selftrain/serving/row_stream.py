@@ -21,7 +21,14 @@ from tqdm import tqdm
 from selftrain._util.types import Json
 from selftrain.data.manifest import Tolerance
 from selftrain.engine.mapping import Engine, InProcess
-from selftrain.errors import ManifestError, RunBusyError, RunMismatchError, RunStateError, ServingError
+from selftrain.errors import (
+    EngineError,
+    ManifestError,
+    RunBusyError,
+    RunMismatchError,
+    RunStateError,
+    ServingError,
+)
 from selftrain.models.predictor import Prediction, Predictor
 from selftrain.serving.row_source import Part, SourceRow, Tally
 from selftrain.store import atomic
@@ -136,20 +143,25 @@ def pour(
     bar = tqdm(initial=tally.rows, disable=not progress, desc="posts", unit="")
     committed = time.monotonic()
     fault: ManifestError | None = None
-    with (engine or InProcess()).map(source, stage) as found:
-        for (kept, failed), rows, digest, notes, fault in found:  # noqa: B007 -- the last one's
-            if rows:
-                target.write(encode(kept, not tally.kept), failed)
-                listed += failed[: _LISTED - len(listed)]
-                tally = Tally(tally.rows + rows, tally.kept + len(kept), tally.failed + len(failed), digest)
-                if time.monotonic() - committed >= commit_seconds:
-                    target.commit(tally)
-                    committed = time.monotonic()
-            bar.update(rows)
-            for note in notes:
-                tell(note)
-            if tolerance.rows is not None and tally.failed > tolerance.rows:
-                break
+    try:
+        with (engine or InProcess()).map(source, stage) as found:
+            for done in found:
+                fault = done.fault
+                if done.rows:
+                    target.write(encode(done.judged.kept, not tally.kept), done.judged.failed)
+                    tally = _after(tally, done)
+                    listed += done.judged.failed[: _LISTED - len(listed)]
+                    if time.monotonic() - committed >= commit_seconds:
+                        target.commit(tally)
+                        committed = time.monotonic()
+                bar.update(done.rows)
+                for note in done.notes:
+                    tell(note)
+                if tolerance.rows is not None and tally.failed > tolerance.rows:
+                    break
+    except EngineError as error:
+        target.commit(tally)
+        raise EngineError(f"{where}, behind row {tally.rows:,}: {error}") from error
     target.commit(tally)
     bar.close()
     if fault is not None:
@@ -157,6 +169,11 @@ def pour(
     lines = [*map(_listed, listed), advice]
     tolerance.check(tally.failed, tally.rows, lines, what="posts", where=f"{where}: ")
     return tally
+
+
+def _after(tally: Tally, done: _Done) -> Tally:
+    kept, failed = done.judged
+    return Tally(tally.rows + done.rows, tally.kept + len(kept), tally.failed + len(failed), done.digest)
 
 
 def _listed(line: str) -> str:

@@ -23,6 +23,7 @@ from test_readme import blocks
 
 from selftrain.cli import main
 from selftrain.data.manifest import Tolerance
+from selftrain.engine import on_ray
 from selftrain.engine.on_ray import OnRay
 from selftrain.errors import EngineError, ManifestError, QuarantineError, ServingError
 from selftrain.serving.filter import filter_posts
@@ -148,6 +149,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from test_ray import go
+from selftrain.engine import on_ray
 from selftrain.engine.on_ray import OnRay
 source, sink, address = sys.argv[1:]
 print(go(Path(source), Path(sink), OnRay(address), seconds=0.1, commit_seconds=0.0))
@@ -195,6 +197,17 @@ def test_what_fails_on_a_worker_is_told_as_it_would_be_here(cluster, source, tmp
         go(tmp_path / "none.jsonl", tmp_path / "u", engine)
     with pytest.raises(EngineError, match=r"a worker takes 64 CPUs .* \(1 CPUs, 0 GPUs; 1 CPUs, 0 GPUs\)"):
         go(source, tmp_path / "v", OnRay(cluster.address, cpus=64))
+
+
+def test_a_post_that_no_worker_survives_ends_the_command_with_its_place(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "_WITHOUT_RESULT", 15.0)
+    rows = [{"id": f"p{n}", "text": "crash" if n == 100 else "0.9"} for n in range(200)]
+    write_table(tmp_path / "posts.jsonl", rows)
+    with pytest.raises(EngineError, match=r"posts.jsonl, behind row 64: Ray gave up: .*no progress"):
+        go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(cluster.address, 1))
+    assert len((tmp_path / "sink.jsonl").read_text().splitlines()) == 64
+    write_table(tmp_path / "posts.jsonl", [row for row in rows if row["text"] != "crash"])
+    assert go(tmp_path / "posts.jsonl", tmp_path / "sink.jsonl", OnRay(cluster.address, 1)).kept == 199
 
 
 def write_table(file, rows):

@@ -6,14 +6,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from agentps_helpers import training_folder
 from PIL import Image
+from ray_helpers import across_processes
 
 from selftrain.agentps.checkpoint import load
 from selftrain.agentps.predict import predict
 from selftrain.agentps.train import train_agentps
 from selftrain.cli import main
 from selftrain.data.posts import Post
+from selftrain.engine.on_ray import OnRay
 from selftrain.errors import RunStateError
 from selftrain.serving.load_predictor import load_predictor
 
@@ -73,6 +76,19 @@ def test_the_common_command_predicts_with_it_too(place, tmp_path):
     for one, other in zip(found, expected, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4)
         assert set(one["process"]) == {"insult", "tone"}
+
+
+def test_workers_get_the_same_model_and_give_the_same_bytes(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(OnRay, "map", across_processes)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # this process is none of theirs
+    model, manifest = str(place / "model"), str(place / "posts.jsonl")
+    found = set()
+    for name, more in {"here": [], "there": ["--ray", "local"], "common": ["--ray", "local"]}.items():
+        command = ["predict"] if name == "common" else ["agentps", "predict"]
+        assert main([*command, model, manifest, "--out", str(tmp_path / name), *more]) == 0
+        found.add((tmp_path / name).read_bytes())
+    assert len(found) == 1
+    assert found.pop().count(b"\n") == len((place / "posts.jsonl").read_text().splitlines())
 
 
 def test_validation_scores_are_those_of_the_kept_epoch(place):

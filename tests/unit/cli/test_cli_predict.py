@@ -6,11 +6,14 @@ import json
 import shutil
 
 import pytest
+import torch
+from ray_helpers import across_processes
 from report_helpers import by_hand
 
 from selftrain.cli import main
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import read_manifest
+from selftrain.engine.on_ray import OnRay
 from selftrain.models.classifier import load_head
 from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder
@@ -106,3 +109,29 @@ def test_a_run_of_another_backbone_or_without_classes_is_refused(copied, manifes
     assert main(["predict", str(copied), str(manifest), "--out", str(tmp_path / "out")]) == 2
     assert {"backbone": "000000000000", "classes": "names no classes"}[key] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_workers_label_as_this_process_does(small_run, manifest, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(OnRay, "map", across_processes)
+    rows = [row | {"text": f"{row['text']} today"} for row in records(manifest.read_text())]
+    # no features of these are in the run's cache: computed in other batches, they differ in the last bit
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "bad"}]))
+    told = []
+    for name, more in {
+        "here": [],
+        "there": ["--ray", "local", "--ray-cpus", str(torch.get_num_threads())],
+    }.items():
+        out = tmp_path / f"{name}.csv"
+        words = ["predict", str(small_run), str(manifest), "--out", str(out), "--max-bad-share", "1", *more]
+        assert main(words) == 0
+        beside = out.with_name(f"{out.name}.quarantine.jsonl")
+        told.append((out.read_bytes(), beside.read_bytes(), capsys.readouterr().out.replace(name, "")))
+    assert told[0] == told[1]
+    assert told[0][0].count(b"\n") == 11
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
