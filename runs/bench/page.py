@@ -70,13 +70,15 @@ def points(
     sets: Sequence[str],
     rows: Sequence[Row],
     columns: Sequence[Column],
+    *,
     reference: str = "labels_only",
+    metrics: Sequence[str] = METRICS,
 ) -> Iterator[str]:
-    """Yield points of macro-F1 and of AUC over a method, with 95 % intervals over the seeds."""
+    """Yield points, by default of macro-F1 and of AUC, over a method, with 95 % intervals over the seeds."""
     yield from _head("", [column.label for column in columns])
     for row in rows:
         cells = [
-            ", ".join(_interval(_over(figures, sets, row.method, column, one, reference)) for one in METRICS)
+            ", ".join(_interval(_over(figures, sets, row.method, column, one, reference)) for one in metrics)
             for column in columns
         ]
         yield _line(row.label, cells)
@@ -157,6 +159,19 @@ PARTS = (
     Row("no quotas", "ours selection.shares=any"),
     Row("divergent posts are not asked about again", "ours selection.reselect_divergent=false"),
 )
+LOOP_PARTS = (
+    Row("no agents", "classifier_only"),
+    Row("one agent instead of two", "one_agent"),
+    Row("the posterior instead of agreement", "posterior"),
+    Row("PN instead of PNU", "pn_instead_of_pnu"),
+    Row("P = 0", "p=0"),
+    Row("theta .5 instead of estimated", "theta=0.5"),
+    Row("soft targets .67 instead of .8", "soft=0.67"),
+    Row("the paper's convex form", "form=convex"),
+    Row("500 posts a round instead of nearly all", "k=500"),
+    Row("all of the article's choices", "article"),
+    Row("training goes on from the best model, not from the start", "best_start"),
+)
 WAYS = {
     "machine labels alone": "machine",
     "normalised, ACT loss": "normalised ACT",
@@ -176,6 +191,11 @@ VARIANTS = {
 PAIRS = "pairs, exactly one"
 EVERY_SIZE = tuple(Column(f"{n} labels, {told}", n, asked) for n in (100, 50) for told, asked in
                    (("500 posts asked", "500"), ("whole pool", "all")))  # fmt: skip
+
+
+def _loop_parts(figures: Figures, name: str) -> Iterator[str]:
+    rows = [row for row in LOOP_PARTS if figures.values(row.method, LABELS[0].n, METRICS[0])]
+    yield from points(figures, [name], rows, LABELS[:1], reference="ours", metrics=METRICS[:1])
 
 
 def _act(figures: Figures) -> Iterator[str]:
@@ -244,8 +264,10 @@ TABLES: Mapping[str, tuple[str, Lines]] = {
     "harmeme": ("harmeme", lambda figures: means(figures, LOOP, LABELS[:1])),
     "judges": ("judges", lambda figures: points(figures, JUDGED, JUDGES, EVERY_SIZE)),
     "broken agents": ("judges", lambda figures: points(figures, JUDGED, BROKEN, EVERY_SIZE[:1])),
-    "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], "ours")),
+    "parts": ("judges", lambda figures: points(figures, JUDGED, PARTS, EVERY_SIZE[:1], reference="ours")),
     "emotion": ("emotion", lambda figures: points(figures, EMOTION, JUDGES, EVERY_SIZE[:2])),
+    "hsol parts": ("hsol", lambda figures: _loop_parts(figures, "hsol")),
+    "harmeme parts": ("harmeme", lambda figures: _loop_parts(figures, "harmeme")),
     "act": ("act", _act),
     "agentps": ("agentps", _agentps),
     "agents": ("agents", lambda figures: _single(figures, AGENTS)),
