@@ -81,9 +81,8 @@ def test_a_study_parses_its_own_options(monkeypatch) -> None:
 
     study.add_parser, study.run = add_parser, run
     monkeypatch.setitem(sys.modules, study.__name__, study)
-    monkeypatch.setitem(bench.STUDIES, "stand_in", "of this test")
+    monkeypatch.setitem(bench.STUDIES, "stand_in", bench.Study("of this test", "--seeds 0,1"))
     assert bench.main(["stand_in", "--seeds", "0,1,2"]) == 7
-    monkeypatch.setitem(bench.QUICK, "stand_in", "--seeds 0,1")
     assert bench.main(["stand_in", "--quick"]) == 7
     assert bench.main(["stand_in", "--seeds", "4", "--quick"]) == 7
     assert seen == ["0,1,2", "0,1", "4"]
@@ -95,7 +94,7 @@ def test_every_study_explains_its_options_and_knows_those_of_its_quick_run(name,
         bench.main([name, "--help"])
     assert ended.value.code == 0
     explained = capsys.readouterr().out
-    given = [word for word in bench.QUICK[name].split() if word.startswith("--")]
+    given = [word for word in bench.STUDIES[name].quick.split() if word.startswith("--")]
     assert given
     assert [word for word in given if word not in explained] == []
 
