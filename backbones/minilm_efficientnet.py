@@ -219,7 +219,7 @@ def _packs(tokens: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
 
 def _in_blocks(compute: Callable[..., Tensor], block: int, *given: Tensor) -> Tensor:
     """Compute something of each token [R, ...], `block` rows at a time; R is a multiple of it."""
-    parts = zip(*(tensor.split(block) for tensor in given), strict=True)
+    parts = zip(*(tensor.split(block) for tensor in given), strict=True)  # type: ignore[no-untyped-call]
     return torch.cat([compute(*part) for part in parts])
 
 

@@ -105,7 +105,7 @@ def logits_of(head: Head, rows: Float32Array) -> Float32Array:
     """
     device = head.mean.device
     padded = np.pad(rows, ((0, -len(rows) % _ROWS_AT_ONCE), (0, 0)))
-    parts = torch.from_numpy(padded).to(device).split(_ROWS_AT_ONCE)
+    parts = torch.from_numpy(padded).to(device).split(_ROWS_AT_ONCE)  # type: ignore[no-untyped-call]
     found: Float32Array = torch.cat([head(part) for part in parts]).cpu().numpy()[: len(rows)]
     return found
 
