@@ -53,7 +53,14 @@ _MODEL_EXPECTED = (
     "Name a folder as save_pretrained writes it (config.json, weights as safetensors, tokenizer) or as"
     " Mistral does (params.json), or a model of the Hugging Face hub as ORGANISATION/NAME"
 )
-_AT_LEAST_ONE = ("max_model_len", "tensor_parallel", "data_parallel", "kv_cache_gib", "max_num_seqs")
+_AT_LEAST_ONE = (
+    "max_model_len",
+    "tensor_parallel",
+    "data_parallel",
+    "kv_cache_gib",
+    "max_num_seqs",
+    "api_servers",
+)
 _RANGES: dict[str, tuple[float, float | None]] = {
     "port": (0, 65535), "images": (0, MOST_IMAGES), "gpu_memory": (0.01, 1),
     **dict.fromkeys(_AT_LEAST_ONE, (1, None)),
@@ -74,6 +81,8 @@ class ServeOptions:
     device: Device = "auto"  # auto: what this vLLM was built for
     tensor_parallel: int = 1  # GPUs among which each layer is shared out
     data_parallel: int = 1  # copies of the model, each with its own GPUs
+    # processes that take requests and prepare pictures, on GPUs; None: as many as copies of the model
+    api_servers: int | None = None
     gpu_memory: float | None = None  # share of each GPU's memory, above 0 and up to 1; None: vLLM's default
     kv_cache_gib: int = 1  # memory for keys and values on the CPU, in whole GiB
     max_num_seqs: int | None = None  # most requests at the same time; None: vLLM's default
@@ -117,6 +126,10 @@ def serve_command(
     options = options or ServeOptions()
     _check_options(options)
     _check_device(options.device, interpreter)
+    if interpreter.on_cpu and (options.api_servers or 1) > 1:
+        raise ServerLaunchError(
+            f"{options.api_servers} API servers: vLLM built for the CPU starts one only. Leave it out"
+        )
     folder = model_folder(str(model))
     images = options.images
     if images is None and folder is not None:
@@ -124,7 +137,6 @@ def serve_command(
     mistral = folder is not None and not (folder / CONFIG).is_file()
     name, port = options.name or Path(model).name, options.port or free_port(options.host)
     flags = {
-        "model": folder or model,
         "served-model-name": name,
         "host": options.host,
         "port": port,
@@ -134,9 +146,8 @@ def serve_command(
         **_flags(options, on_cpu=interpreter.on_cpu),
     }
     return Command(
-        # the `vllm` command looks for a package of its own name, which the CPU build has not
         argv=(
-            str(interpreter.python), "-m", "vllm.entrypoints.openai.api_server",
+            str(interpreter.python), "-m", *_entry(options, str(folder or model), interpreter),
             *_written(flags), *options.extra,
         ),
         environment=_environment(interpreter, environ, options.kv_cache_gib, offline=folder is not None),
@@ -147,6 +158,17 @@ def serve_command(
         server=f"vllm {interpreter.version}",
         api_key=options.api_key or environ.get(KEY_VARIABLE, ""),
     )  # fmt: skip
+
+
+def _entry(options: ServeOptions, model: str, interpreter: Interpreter) -> tuple[str, ...]:
+    """Return vLLM's module, and how it is told the model.
+
+    Only the `vllm` command starts several API servers; it looks for a package of its own name, which the CPU
+    build has not.
+    """
+    if interpreter.on_cpu or max(options.api_servers or 1, options.data_parallel) == 1:
+        return ("vllm.entrypoints.openai.api_server", "--model", model)
+    return ("vllm.entrypoints.cli.main", "serve", model)
 
 
 def _flags(options: ServeOptions, *, on_cpu: bool) -> dict[str, object]:
@@ -167,6 +189,7 @@ def _flags(options: ServeOptions, *, on_cpu: bool) -> dict[str, object]:
         "gpu-memory-utilization": None if on_cpu else options.gpu_memory,
         "tensor-parallel-size": options.tensor_parallel if options.tensor_parallel > 1 else None,
         "data-parallel-size": options.data_parallel if options.data_parallel > 1 else None,
+        "api-server-count": options.api_servers,
         # left out, vLLM takes the model's own, and ends where that does not fit beside the weights
         "max-model-len": options.max_model_len or "auto",
         # sharing out pictures costs less than sharing out the encoder's layers; falls back where it must

@@ -35,7 +35,7 @@ def speed(posts: int, repeats: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="selftrain-bench-") as folder, _stub() as url:
         for kind in KINDS:
             made = _posts(kind, posts, Path(folder))
-            requests = _ours(url, made[:4], Path(folder) / "warm")[1]
+            requests = _ours(url, made[:4], Path(folder) / f"warm {kind}")[1]
             ratios = []
             for repeat in range(repeats):
                 ours, requests = _ours(url, made, Path(folder) / f"{kind} {repeat}")

@@ -100,6 +100,9 @@ def serve(
     device: ServingDevice = "auto",
     tensor_parallel: Annotated[int, option("GPUs that share each layer.", metavar="N", panel=HARDWARE)] = 1,
     data_parallel: Annotated[int, option("Copies of the model.", metavar="N", panel=HARDWARE)] = 1,
+    api_servers: Annotated[
+        int | None, option("Processes that take requests, for small models.", metavar="N", panel=HARDWARE)
+    ] = None,
     gpu_memory: MemoryShare = None,
     kv_cache_gib: Annotated[int, option("Memory for the cache on the CPU.", metavar="N", panel=HARDWARE)] = 1,
     python: Python = None,
@@ -117,9 +120,9 @@ def serve(
     options = vllm_command.ServeOptions(
         name=name, host=host, port=port, allow_remote=allow_remote, images=images,
         max_model_len=max_model_len, dtype=dtype, device=device, tensor_parallel=tensor_parallel,
-        data_parallel=data_parallel, gpu_memory=gpu_memory, kv_cache_gib=kv_cache_gib,
-        max_num_seqs=max_num_seqs, adapters=_adapters(adapter), api_key=os.environ.get(KEY_VARIABLE, ""),
-        extra=flags or (),
+        data_parallel=data_parallel, api_servers=api_servers, gpu_memory=gpu_memory,
+        kv_cache_gib=kv_cache_gib, max_num_seqs=max_num_seqs, adapters=_adapters(adapter),
+        api_key=os.environ.get(KEY_VARIABLE, ""), extra=flags or (),
     )  # fmt: skip
     command = vllm_command.serve_command(interpreter.find_interpreter(python), model, options)
     if allow_remote and not command.api_key:

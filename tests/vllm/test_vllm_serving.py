@@ -140,7 +140,7 @@ def test_vllm_knows_every_flag_that_we_may_use(interpreter, smollm2, tmp_path):
     gpu = Interpreter(interpreter.python, "vllm", interpreter.version, interpreter.torch, "cuda")
     options = ServeOptions(
         images=4, max_model_len=2048, gpu_memory=0.5, tensor_parallel=2, data_parallel=2, max_num_seqs=8,
-        adapters={"tuned": tmp_path},
+        api_servers=2, adapters={"tuned": tmp_path},
     )  # fmt: skip
     command = serve_command(gpu, smollm2, options)
     program = (
@@ -154,7 +154,7 @@ def test_vllm_knows_every_flag_that_we_may_use(interpreter, smollm2, tmp_path):
     )
     on_cpu = serve_command(interpreter, smollm2)
     done = subprocess.run(
-        [str(interpreter.python), "-c", program, *command.argv[3:], "--enforce-eager"],
+        [str(interpreter.python), "-c", program, *command.argv[4:], "--enforce-eager"],
         env=os.environ | dict(on_cpu.environment), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -50,6 +50,19 @@ def value(command, flag):
     return command.argv[command.argv.index(flag) + 1]
 
 
+def test_several_api_servers_take_the_command_that_starts_them(model):
+    many = built(GPU, model, api_servers=4)
+    assert many.argv[1:5] == ("-m", "vllm.entrypoints.cli.main", "serve", str(model))
+    assert value(many, "--api-server-count") == "4"
+    assert "--model" not in many.argv
+    copies = built(GPU, model, data_parallel=2)  # as many as copies, which is vLLM's own choice
+    assert copies.argv[2] == "vllm.entrypoints.cli.main"
+    assert "--api-server-count" not in copies.argv
+    assert built(GPU, model).argv[2] == "vllm.entrypoints.openai.api_server"
+    with pytest.raises(ServerLaunchError, match="one only"):
+        built(CPU, model, api_servers=2)
+
+
 def test_on_the_cpu(model):
     command = built(CPU, model, port=8000)
     assert command.argv[:3] == ("/env/bin/python", "-m", "vllm.entrypoints.openai.api_server")
