@@ -107,7 +107,8 @@ class Backbone(Protocol):
 
         Args:
             posts: B of them; B may be 0.
-            batch_size: Images that go through the tower at once, >= 1.
+            batch_size: Images that go through the tower at once at most, >= 1. Those here take as many
+                as suits their device: a row must not hang on how many there are.
             workers: Threads that decode images; 0 decodes in the calling one.
             progress: Draw a bar.
 

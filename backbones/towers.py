@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -23,10 +23,17 @@ from backbones.errors import ImageError
 from backbones.images import open_image, prefetch_images
 from backbones.loading import Placement
 
-ROW_FORMAT = "rows-1"  # part of every fingerprint: a change in the arithmetic below must change it
+ROW_FORMAT = "rows-2"  # part of every fingerprint: a change in the arithmetic below must change it
+
+# Texts and images that go through a tower at once: always so many, the last filled up with repeats.
+# How a product rounds hangs on its shape, and a row must not hang on the posts beside. On a CPU more
+# images at once leave the cache, and are slower.
+_AT_ONCE = {"cpu": (4, 1)}
+_AT_ONCE_ELSEWHERE = (32, 32)
 
 ToPixels = Callable[[Image.Image], Tensor]
 """From an RGB image to pixels [3, H, W]."""
+Item = TypeVar("Item")
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
@@ -116,7 +123,11 @@ class TwoTowers:
     def encode(
         self, posts: Sequence[Encodable], *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Encoded:
-        """Return rows [B, D]; equal texts are encoded once, `batch_size` images go through at once."""
+        """Return rows [B, D], each to the same bits whatever is beside it; equal texts are encoded once.
+
+        As many texts and images go through the towers at once as the device takes best, whatever `batch_size`
+        says: it would show in the last bits.
+        """
         texts = [post.text for post in posts if has_text(post)]
         with_text = torch.tensor([has_text(post) for post in posts], dtype=torch.bool)
         with_image = torch.tensor([bool(post.images) for post in posts], dtype=torch.bool)
@@ -124,8 +135,8 @@ class TwoTowers:
         with inference(self._towers):
             if texts:
                 place = {text: position for position, text in enumerate(dict.fromkeys(texts))}
-                text_block[with_text] = self._embed_texts(list(place), batch_size)[[place[t] for t in texts]]
-            image_sum, failures = self._sum_images(posts, batch_size, workers, progress=progress)
+                text_block[with_text] = self._embed_texts(list(place))[[place[t] for t in texts]]
+            image_sum, failures = self._sum_images(posts, workers, progress=progress)
             rows = join(text_block, image_sum, with_text, with_image)
             rows[list(failures)] = torch.nan
         array: FeatureArray = rows.numpy()
@@ -163,14 +174,15 @@ class TwoTowers:
         """Return texts, N >= 0 of them, as the module takes them; "ids" [N, L] among them."""
         raise NotImplementedError
 
-    def _embed_texts(self, texts: Sequence[str], batch_size: int) -> Tensor:
-        """Embed distinct texts to unit embeddings [N, T] on the CPU, `batch_size` at once."""
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed distinct texts, all padded to one length, to unit embeddings [N, T] on the CPU."""
         device = self._towers.placement.device
+        at_once, _ = _AT_ONCE.get(device.type, _AT_ONCE_ELSEWHERE)
         embedded = []
-        for start in range(0, len(texts), batch_size):
-            tokens = self._tokens(texts[start : start + batch_size])
-            given = {name: tensor.to(device) for name, tensor in tokens.items()}
-            embedded.append(self._towers.embed_tokens(given).cpu())
+        for start in range(0, len(texts), at_once):
+            part = list(texts[start : start + at_once])
+            given = {name: tensor.to(device) for name, tensor in self._tokens(_filled(part, at_once)).items()}
+            embedded.append(self._towers.embed_tokens(given).cpu()[: len(part)])
         return torch.cat(embedded)
 
     # ---- images -------------------------------------------------------------------------------------------
@@ -179,20 +191,23 @@ class TwoTowers:
         return to_pixels(open_image(path, target_size=self.picture_side))
 
     def _sum_images(
-        self, posts: Sequence[Encodable], batch_size: int, workers: int, *, progress: bool
+        self, posts: Sequence[Encodable], workers: int, *, progress: bool
     ) -> tuple[Tensor, dict[int, str]]:
         """Return sums of unit image embeddings [B, I], and why posts with an unreadable image fail."""
         owners = [index for index, post in enumerate(posts) for _ in post.images]
         paths = [path for post in posts for path in post.images]
         image_sum = torch.zeros(len(posts), self.layout.image_width)
         failures: dict[int, str] = {}
+        device = self._towers.placement.device
+        _, at_once = _AT_ONCE.get(device.type, _AT_ONCE_ELSEWHERE)
         batch: list[Tensor] = []
         rows: list[int] = []
 
         def flush() -> None:
             if batch:
-                pixels = torch.stack(batch).to(self._towers.placement.device)
-                image_sum.index_add_(0, torch.tensor(rows), self._towers.embed_image(pixels).cpu())
+                pixels = torch.stack(_filled(batch, at_once)).to(device)
+                embedded = self._towers.embed_image(pixels).cpu()[: len(rows)]
+                image_sum.index_add_(0, torch.tensor(rows), embedded)
                 batch.clear()
                 rows.clear()
 
@@ -204,10 +219,15 @@ class TwoTowers:
                 continue
             batch.append(decoded)
             rows.append(owner)
-            if len(batch) == batch_size:
+            if len(batch) == at_once:
                 flush()
         flush()
         return image_sum, failures
+
+
+def _filled(given: list[Item], size: int) -> list[Item]:
+    """Return what is given, at least one, and the first of it again until there are `size`."""
+    return given + given[:1] * (size - len(given))
 
 
 def has_text(post: Encodable) -> bool:

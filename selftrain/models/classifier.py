@@ -21,7 +21,7 @@ from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError
 from selftrain.models.calibration import Calibration, fit_calibration, probabilities
-from selftrain.models.head import Head, HeadSettings, Scaling, train_layers
+from selftrain.models.head import Head, HeadSettings, Scaling, logits_of, train_layers
 from selftrain.models.metrics import macro_f1
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult, best_epoch
@@ -51,10 +51,9 @@ class HeadClassifier:
     best_epoch: int = 0
     classes: tuple[str, ...] = ()
 
-    @torch.inference_mode()
     def logits(self, rows: Float32Array) -> Float32Array:
         """Return calibrated logits [B, K] of rows [B, D]."""
-        return self.calibration(self.head(torch.from_numpy(rows)).numpy())
+        return self.calibration(logits_of(self.head, rows))
 
     def probabilities(self, rows: Float32Array) -> Float32Array:
         """Return calibrated probabilities [B, K] of rows [B, D]."""

@@ -19,7 +19,7 @@ from backbones.torchvision_compat import ensure_torchvision
 from selftrain._util.types import Float32Array, Json
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration
-from selftrain.models.head import Head, Scaling
+from selftrain.models.head import Head, Scaling, logits_of
 from selftrain.models.model_file import read_model, write_model
 from selftrain.models.train_loop import EpochResult
 
@@ -109,13 +109,11 @@ class Network(nn.Module):
         with self.autocast():
             return self.source.encode(posts, batch_size=batch_size, workers=workers)
 
-    @torch.inference_mode()
     def classify(self, rows: Float32Array) -> Float32Array:
         """Return raw logits [B, K] of rows [B, D], without dropout."""
         assert self.head is not None, "a head is attached before the network is used"
         self.head.eval()
-        logits: Float32Array = self.head(torch.from_numpy(rows).to(self.device)).cpu().numpy()
-        return logits
+        return logits_of(self.head, rows)
 
     def portable(self) -> dict[str, Tensor]:
         """Return copies on the CPU of all that a fitted model consists of, by name.

@@ -28,8 +28,6 @@ from selftrain.models.predictor import Prediction, from_probs, in_chunks
 METADATA_KEY = "selftrain"
 FORMAT = "selftrain-onnx-1"
 
-_CHUNK = 32  # posts of one call: their pixels are in memory
-
 
 class OnnxPredictor:
     """The whole classifier out of one file; it predicts as the run that was exported does.
@@ -61,7 +59,8 @@ class OnnxPredictor:
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `selftrain.models.predictor.Predictor.predict`."""
-        return in_chunks(self._predict, posts, _CHUNK)
+        # each by itself: in the last bits a call's results hang on how much was in it
+        return in_chunks(self._predict, posts, 1)
 
     def validation(self) -> None:
         """Return None: the scores of the validation posts stay with the run."""

@@ -27,7 +27,7 @@ from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, probabilities
 from selftrain.models.classifier import FORMATS, load_head
 from selftrain.models.finetune_network import Network, load_finetuned
-from selftrain.models.head import Head
+from selftrain.models.head import Head, logits_of
 from selftrain.models.model_file import read_format
 from selftrain.models.predictor import (
     Prediction,
@@ -169,15 +169,13 @@ class RunPredictor:
                 return self.backbone.encode(posts, batch_size=section.batch_size, workers=section.workers)
         except torch.OutOfMemoryError as error:
             raise TrainingError(
-                f"the device ran out of memory over {len(posts)} posts, {section.batch_size} images at once:"
-                " free some of it, or choose another device"
+                f"the device ran out of memory over {len(posts)} posts: free some of it, or choose another"
+                " device"
             ) from error
 
-    @torch.inference_mode()
     def classify(self, rows: Float32Array) -> Float32Array:
         """Return calibrated logits [B, K] for feature rows [B, D], in the order of `classes`."""
-        device = self.head.mean.device
-        logits = self.calibration(self.head(torch.from_numpy(rows).to(device)).cpu().numpy())
+        logits = self.calibration(logits_of(self.head, rows))
         return np.roll(logits, 1, axis=1)  # the loop numbers the positive class last
 
     def _predict(self, posts: Sequence[Post]) -> list[Prediction]:

@@ -85,6 +85,16 @@ def test_rows_follow_the_contract_and_the_module(backbone, post, picture):
     assert backbone.module(backbone.collate(posts[:1])).shape == (1, 66)
 
 
+def test_a_row_does_not_hang_on_the_posts_beside(backbone, post, picture):
+    a, b = picture("a.png"), picture("b.png")
+    posts = [post(str(n), "word " * n, (a, b)[n % 2 :][: n % 3]) for n in range(11)]
+    rows = backbone.encode(posts).rows
+    assert len(np.unique(rows, axis=0)) == 11
+    for order in (range(11), range(10, -1, -1)):
+        alone = [backbone.encode([posts[n]], batch_size=1 + n, workers=n % 2).rows for n in order]
+        assert np.concatenate(alone).tobytes() == rows[list(order)].tobytes()
+
+
 def test_embeddings_are_those_of_open_clip(backbone, post, picture):
     import open_clip
     from PIL import Image

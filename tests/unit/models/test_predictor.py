@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from selftrain.errors import RunStateError, ServingError
 from selftrain.models.calibration import probabilities
 from selftrain.models.onnx_export import export_onnx
 from selftrain.models.onnx_predictor import OnnxPredictor
+from selftrain.serving.batching import Batcher
 from selftrain.serving.load_predictor import KINDS, load_predictor
 from selftrain.store.run_dir import RunFolder
 
@@ -168,6 +170,30 @@ def test_onnx_gives_the_scores_of_the_run_for_every_kind_of_batch(predictor, exp
         predictor.name,
     )
     assert onnx.validation() is None
+
+
+@pytest.mark.parametrize("kind", ["run", "onnx"])
+def test_a_score_does_not_hang_on_the_posts_beside(kind, predictor, exported, kinds):
+    model = predictor if kind == "run" else load_predictor(exported)
+    different = [post for [post] in kinds[6:]]
+    table = [replace(post, id=f"{n} {post.id}") for n in range(3) for post in (*different, *kinds[5])]
+    alone = {post.id: model.predict([post])[0].probs for post in (*different, *kinds[5])}
+    assert len({tuple(probs.values()) for probs in alone.values()}) > 20
+    for one in model.predict(table):
+        assert one.probs == alone[one.id.partition(" ")[2]]
+
+
+def test_a_server_gives_the_bits_of_predict(predictor, kinds):
+    posts = [post for [post] in kinds[6:]] + list(kinds[5])
+    batcher = Batcher(
+        lambda: predictor, max_batch=7, max_wait=0.01, max_queue=1000, observe=lambda posts, seconds: None
+    )
+    batcher.start()
+    waiting = [(post, batcher.submit([post], client=f"{n % 5}")) for n, post in enumerate(posts)]
+    together = batcher.submit(posts)
+    alone = [predictor.predict([post])[0] for post, _ in waiting]
+    assert [scores.result(120)[0] for _, scores in waiting] == alone == together.result(120)
+    batcher.close()
 
 
 def test_the_command_predicts_with_an_exported_file_too(exported, predictor, posts, tmp_path):
