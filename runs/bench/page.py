@@ -229,10 +229,15 @@ def _last(figures: Figures, method: str, metric: str) -> float:
     return [f.value for f in figures.figures if (f.method, f.metric) == (method, metric)][-1]
 
 
+QWEN = "judge: qwen2.5-coder-1.5b, label_only, 60 characters"
 AGENTS = {
     "candidates judged and cross-reviewed a second over one by one, without a cache": ("reference", "ratio"),
     "share of the prompt tokens that the server had cached": ("cache", "cached_share"),
     "injections of 50 that flip an agent's verdict, share (SmolLM2 135 M)": ("injections", "flip_rate"),
+    "answers a second over a bare client's that reads nothing, text": ("client", "ratio, text"),
+    "the same, a picture of 150 kB": ("client", "ratio, picture"),
+    "AUC of Qwen2.5-Coder 1.5B's probabilities on 100 tweets of HSOL, Reviewer": (QWEN, "auc, reviewer"),
+    "the same, User": (QWEN, "auc, user"),
 }
 SERVE = {
     "p99 of honest clients, calm, s": ("calm", "p99"),
