@@ -34,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         that make no command, 130 after Ctrl-C, 141 when whoever read the output went away.
     """
     quiet()
-    _start_no_thread()
     try:
         # not standalone: that would draw boxes around errors, and end the process
         status: int = get_command(app).main(argv, prog_name="selftrain", standalone_mode=False)
@@ -42,13 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_usage(error)
         return FAILED
     return status
-
-
-def _start_no_thread() -> None:
-    """Keep progress bars from starting a thread: where memory has ended, waiting for it never does."""
-    from tqdm import tqdm
-
-    tqdm.monitor_interval = 0
 
 
 def _print_usage(error: typer.TyperException) -> None:

@@ -26,7 +26,7 @@ _SWEPT: set[Path] = set()
 
 
 @contextmanager
-def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
+def replacing(path: Path, size: int | None = None, mode: int = 0o666) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it takes the place of `path`, else it is removed.
 
     The folder is made if need be, and flushed after the move: a kill, a power cut or a full disk leaves the
@@ -35,6 +35,7 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     Args:
         path: What to write or to replace.
         size: Bytes that will be written, if known: the message of a full disk says so.
+        mode: Who may do what with it, less the umask.
 
     Raises:
         StorageError: The disk is full or refuses; `path` is as it was.
@@ -42,7 +43,7 @@ def replacing(path: Path, size: int | None = None) -> Iterator[Path]:
     with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
-        with _held(path) as part:
+        with _held(path, mode) as part:
             yield part
             with part.open("rb+") as written:
                 os.fsync(written.fileno())
@@ -143,10 +144,10 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[Path]:
+def _held(path: Path, mode: int) -> Iterator[Path]:
     """Give a new file beside `path`, locked as long as it is written; it is gone at the end."""
     part = _beside(path)
-    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
     try:
         # a lock ends with its process, however that ends; not every file system has locks
         with suppress(OSError):

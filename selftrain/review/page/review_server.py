@@ -149,8 +149,7 @@ def serve(
 
 def _write_private(path: Path, text: str) -> None:
     """Replace a file that its owner alone can read."""
-    with atomic.replacing(path) as part:
-        part.touch(mode=0o600)
+    with atomic.replacing(path, mode=0o600) as part:
         part.write_text(text, encoding="utf-8")
 
 

@@ -284,6 +284,6 @@ def test_publishing_moves_best_and_replaces_grown(folder):
 
 def test_the_guide_lists_the_keys_that_may_change():
     guide = (Path(__file__).parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(rounds|agents|vlm|human)` \| (.*) \|$", guide, re.MULTILINE)
+    rows = re.findall(r"^\| `(rounds|agents|vlm|human|engine)` \| (.*) \|$", guide, re.MULTILINE)
     listed = {f"{section}.{key}" for section, keys in rows for key in re.findall(r"`([\w.]+)`", keys)}
     assert listed == MAY_CHANGE
