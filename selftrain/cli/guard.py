@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -45,7 +45,8 @@ def _interruptible() -> Iterator[None]:
         if not issubclass(what.exc_type, KeyboardInterrupt):
             told(what)
             return
-        later = threading.Timer(0.01, _thread.interrupt_main)
+        # to the main thread itself, which may be waiting in the system by then
+        later = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         later.daemon = True
         later.start()
 
