@@ -12,7 +12,7 @@ from typer.main import get_command
 from selftrain import __version__
 from selftrain._util.printable import printable_lines
 from selftrain.cli.commands import CommandLine
-from selftrain.cli.guard import FAILED, quiet
+from selftrain.cli.guard import FAILED, interrupted, quiet
 
 app = typer.Typer(
     cls=CommandLine,
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         _print_usage(error)
         return FAILED
+    except KeyboardInterrupt:  # while the words are read, before a command runs
+        return interrupted()
     return status
 
 

@@ -70,11 +70,7 @@ def guarded(command: Callable[[], int | None]) -> int:
         # here rather than at exit, where a broken pipe could not be caught any more
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: what was finished is kept, and the same command goes on from there",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+        return interrupted()
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE
@@ -86,6 +82,15 @@ def guarded(command: Callable[[], int | None]) -> int:
         print(f"error: {printable_lines(message)}", file=sys.stderr)
         return FAILED
     return status or 0
+
+
+def interrupted() -> int:
+    """Say what Ctrl-C leaves, and return the exit status."""
+    print(
+        "\ninterrupted: what was finished is kept, and the same command goes on from there",
+        file=sys.stderr,
+    )
+    return INTERRUPTED
 
 
 def quiet() -> None:

@@ -77,6 +77,15 @@ class Collected:
         signal.raise_signal(signal.SIGINT)
 
 
+def test_ctrl_c_while_the_words_are_read_is_said_too(monkeypatch, capsys):
+    def reading(app):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "get_command", reading)
+    assert cli.main(["data", "check", "file.jsonl"]) == 130
+    assert capsys.readouterr().err.startswith("\ninterrupted: what was finished is kept")
+
+
 def test_ctrl_c_counts_where_python_would_drop_it(monkeypatch, capsys):
     def reading(file, task, *, columns):
         place = Collected()
