@@ -60,7 +60,7 @@ def means(figures: Figures, rows: Sequence[Row], columns: Sequence[Column]) -> I
     for row, cells in zip(rows, drawn, strict=True):
         shown = []
         for cell, most in zip(cells, best, strict=True):
-            value = f"{_short(fmean(cell), 3)} ± {_short(stdev(cell), 3)}" if cell else ""
+            value = _spread(cell)
             shown.append(f"**{value}**" if cell and fmean(cell) == most else value)
         yield _line(row.label, shown)
 
@@ -98,6 +98,11 @@ def _over(  # noqa: PLR0917 -- what is compared, where
 def _interval(found: Interval) -> str:
     mean, low, high = (_short(value, 1) for value in found)
     return f"{mean if mean.startswith('-') else '+' + mean} [{low}, {high}]"
+
+
+def _spread(drawn: Sequence[float]) -> str:
+    """Return mean ± sd; empty where nothing was measured."""
+    return f"{_short(fmean(drawn), 3)} ± {_short(stdev(drawn), 3)}" if drawn else ""
 
 
 def _short(value: float, digits: int) -> str:
@@ -213,8 +218,7 @@ def _agentps(figures: Figures) -> Iterator[str]:
     for method, about in VARIANTS.items():
         cells = []
         for metric in ("auc", "macro_f1", "process_auc"):
-            drawn = figures.values(method, 1000, metric, dataset=PAIRS).values()
-            cells.append(f"{_short(fmean(drawn), 3)} ± {_short(stdev(drawn), 3)}" if drawn else "")
+            cells.append(_spread(list(figures.values(method, 1000, metric, dataset=PAIRS).values())))
         yield _line(method, [*about, *cells])
 
 
