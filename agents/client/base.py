@@ -12,9 +12,10 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -24,13 +25,14 @@ from agents.errors import ServerRefusedError
 
 
 class Picture(NamedTuple):
-    """An encoded image as it is sent."""
+    """An image as it is sent."""
 
     # SHA-256, in hex, of the file it was made of, and how large it was made: the same whichever encoder wrote
     # `data`, so that a newer one buys no answer again
     source: str
     media_type: str
-    data: bytes
+    data: bytes  # encoded; empty where it is yet to be made of `path`
+    path: Path | None = None  # the file
 
 
 Part: TypeAlias = str | Picture
@@ -41,6 +43,11 @@ class Message(NamedTuple):
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[Part, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, pictures by their source."""
+        parts = [part if isinstance(part, str) else {"picture": part.source} for part in self.parts]
+        return {"role": self.role, "parts": parts}
 
 
 class Sampling(NamedTuple):
@@ -68,13 +75,7 @@ class ChatRequest:
     def to_json(self) -> dict[str, Any]:
         """Return everything that changes an answer on purpose, pictures by their source; JSON values."""
         return {
-            "messages": [
-                {
-                    "role": m.role,
-                    "parts": [p if isinstance(p, str) else {"picture": p.source} for p in m.parts],
-                }
-                for m in self.messages
-            ],
+            "messages": [turn.to_json() for turn in self.messages],
             "schema": self.schema,
             "sampling": self.sampling._asdict(),
             "extra": dict(self.extra),
@@ -177,16 +178,43 @@ Recorded: TypeAlias = Literal["server", "context", "encoder"]
 its version, the context length, what encoded the pictures."""
 
 
-def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] | None = None) -> str:
-    """Return the key of an answer: SHA-256, in hex, of the request and of who answers it.
+def cache_keys(
+    requests: Sequence[ChatRequest], identity: Identity, also: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the keys of answers: SHA-256, in hex, of the request and of who answers it.
 
     A change of model, adapter, revision, prompt, picture file or size, sampling or schema is another key, and
-    whatever `also` names; an upgrade of server or libraries is not: nothing is bought again for it.
+    whatever `also` names; an upgrade of server or libraries is not: nothing is bought again for it. Requests
+    that differ in their sampling alone (the attempts at one prompt) share the work of the rest.
     """
-    who = {name: getattr(identity, name) for name in ("model", "root", "base", "revision")}
-    material = {"request": request.to_json(), "identity": who | dict(also or {})}
-    text = json.dumps(material, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    who = {name: getattr(identity, name) for name in ("model", "root", "base", "revision")} | dict(also or {})
+    keys, begun, last = [], hashlib.sha256(), None
+    for request in requests:
+        if last is None or (request.messages, request.extra) != (last.messages, last.extra):
+            # what follows is JSON with its keys in order: extra, messages, sampling, schema
+            turns = ",".join(map(_turn_in_json, request.messages))
+            opening = f'{{"identity":{_json(who)},"request":{{"extra":{_json(dict(request.extra))},'
+            begun = hashlib.sha256(f'{opening}"messages":[{turns}],'.encode())
+        digest, last = begun.copy(), request
+        rest = {"sampling": request.sampling._asdict(), "schema": request.schema}
+        digest.update(f"{_json(rest)[1:]}}}".encode())
+        keys.append(digest.hexdigest())
+    return keys
+
+
+def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] | None = None) -> str:
+    """Return the key of one answer, see `cache_keys`."""
+    return cache_keys([request], identity, also)[0]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+
+
+@lru_cache(maxsize=256)
+def _turn_in_json(turn: Message) -> str:
+    """Return a turn as keys have it; the first ones of a prompt are those of many."""
+    return _json(turn.to_json())
 
 
 def picture(data: bytes, media_type: str) -> Picture:

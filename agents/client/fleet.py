@@ -16,7 +16,7 @@ import anyio
 
 from agents.client.base import Identity
 from agents.client.endpoints import Endpoint, Failure, OnEvent, now
-from agents.client.messages import BrokenAnswerError, ModelCard, ModelList, ServerVersion, read_body
+from agents.client.messages import BrokenAnswerError, ModelCard, ServerVersion, read_body, read_cards
 from agents.errors import ServerLostError, ServerRefusedError
 
 logger = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def read_served(url: str, models: bytes, version: bytes | None, wanted: str) -> 
         ServerRefusedError: It is not served, or there are several to choose from.
         BrokenAnswerError: A body is not what these paths answer.
     """
-    cards = {card.id: card for card in read_body(models, ModelList).data}
+    cards = {card.id: card for card in read_cards(models)}
     names = ", ".join(list(cards)[:_LISTED]) or "none"
     if len(cards) > _LISTED:
         names += f" and {len(cards) - _LISTED} more"
