@@ -102,7 +102,7 @@ class Token(NamedTuple):
 
     text: str
     logprob: float
-    alternatives: tuple[tuple[str, float], ...]
+    alternatives: Sequence[tuple[str, float]]
 
 
 class Usage(NamedTuple):
@@ -187,17 +187,18 @@ def cache_keys(
     whatever `also` names; an upgrade of server or libraries is not: nothing is bought again for it. Requests
     that differ in their sampling alone (the attempts at one prompt) share the work of the rest.
     """
-    who = {name: getattr(identity, name) for name in ("model", "root", "base", "revision")} | dict(also or {})
-    keys, begun, last = [], hashlib.sha256(), None
+    keys, last = list[str](), None
+    opening = _who_in_json(identity, tuple(sorted((also or {}).items())))
     for request in requests:
-        if last is None or (request.messages, request.extra) != (last.messages, last.extra):
+        if last is None or request.messages is not last.messages or request.extra != last.extra:
             # what follows is JSON with its keys in order: extra, messages, sampling, schema
             turns = ",".join(map(_turn_in_json, request.messages))
-            opening = f'{{"identity":{_json(who)},"request":{{"extra":{_json(dict(request.extra))},'
-            begun = hashlib.sha256(f'{opening}"messages":[{turns}],'.encode())
+            text = f'{opening}"request":{{"extra":{_json(dict(request.extra))},"messages":[{turns}],'
+            begun = hashlib.sha256(text.encode())
+        if last is None or request.schema is not last.schema:
+            schema = _json(request.schema)
         digest, last = begun.copy(), request
-        rest = {"sampling": request.sampling._asdict(), "schema": request.schema}
-        digest.update(f"{_json(rest)[1:]}}}".encode())
+        digest.update(f'"sampling":{_json(request.sampling._asdict())},"schema":{schema}}}}}'.encode())
         keys.append(digest.hexdigest())
     return keys
 
@@ -209,6 +210,13 @@ def cache_key(request: ChatRequest, identity: Identity, also: Mapping[str, str] 
 
 def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+
+
+@lru_cache(maxsize=16)
+def _who_in_json(identity: Identity, also: tuple[tuple[str, str], ...]) -> str:
+    """Return the beginning of what keys are made of."""
+    who = {name: getattr(identity, name) for name in ("model", "root", "base", "revision")}
+    return f'{{"identity":{_json(who | dict(also))},'
 
 
 @lru_cache(maxsize=256)

@@ -26,8 +26,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Generic, TypeGuard, TypeVar
 
-import anyio
-
 from agents.client.base import ChatRequest, Completion, Identity, Message, PromptSize, Sampling
 from agents.client.dialect import EVERYTHING, Dialect
 from agents.client.endpoints import MOST_BYTES, Endpoint, Failure, Key, OnEvent, now, plain_endpoint
@@ -117,7 +115,7 @@ class ChatClient:
         self.dialect = EVERYTHING  # what the servers understand, as far as is known
         self._fleet: Fleet | None = None
         self._identity: Identity | None = None
-        self._calls: set[anyio.CancelScope] = set()  # those under way, wherever they are
+        self._calls: set[asyncio.Timeout] = set()  # those under way, wherever they are
         self._idle = asyncio.Event()  # whether there are none
         self._idle.set()
         self._closed = False
@@ -192,8 +190,9 @@ class ChatClient:
         self._closed = True
         if self._fleet is None:
             return
-        for scope in self._calls:
-            scope.cancel()
+        for call in self._calls:
+            if not call.expired():
+                call.reschedule(now())
         await self._fleet.close()
         await self._idle.wait()
         for endpoint in self._fleet.all:
@@ -221,26 +220,26 @@ class ChatClient:
 
     async def _answer(self, call: Call[T]) -> T:
         """Return the answer to one call, after as many tries as it takes or is allowed."""
-        # `close` ends the call wherever it is: in line, in flight or between two tries
         if self._closed:
             raise CallFailedError(CLOSED)
-        scope = anyio.CancelScope()
-        self._calls.add(scope)
+        # `close` ends the call wherever it is: in line, in flight or between two tries
+        end = asyncio.timeout(None)
+        self._calls.add(end)
         self._idle.clear()
         try:
-            with scope:
+            async with end:
                 outcome = await self._attempt(call)
                 for retry in range(self._retries):
                     if not _is_passing(outcome):
                         break
                     await self._pause(outcome, retry)
                     outcome = await self._attempt(call)
+        except TimeoutError:
+            raise CallFailedError(CLOSED) from None
         finally:
-            self._calls.discard(scope)
+            self._calls.discard(end)
             if not self._calls:
                 self._idle.set()
-        if scope.cancelled_caught:
-            raise CallFailedError(CLOSED)
         if isinstance(outcome, Failure):
             raise self._error(outcome, call)
         return outcome
@@ -264,19 +263,11 @@ class ChatClient:
     async def _try_at(self, fleet: Fleet, endpoint: Endpoint, call: Call[T]) -> T | Failure:
         """Send one request, and pass on what comes of it about the endpoint."""
         sent, times_up = now(), endpoint.times_up
-        # a failed probe ends the flight: from a machine that lost its network nothing ever comes
-        outcome: T | Failure = Failure("lost", endpoint.url)
-        with anyio.CancelScope() as flight:
-            endpoint.flights.add(flight)
-            try:
-                came = await endpoint.exchange(call.path, call.body(), call.most_bytes)
-                outcome = came if isinstance(came, Failure) else call.read(came, now() - sent)
-            except BrokenAnswerError as error:
-                outcome = Failure("broken", endpoint.key.clean(f"{endpoint.url}: {error}"))
-            finally:
-                endpoint.flights.discard(flight)
-        if flight.cancelled_caught:
-            return Failure("lost", endpoint.reason or endpoint.url)
+        came = await endpoint.exchange(call.path, call.body(), call.most_bytes)
+        try:
+            outcome: T | Failure = came if isinstance(came, Failure) else call.read(came, now() - sent)
+        except BrokenAnswerError as error:
+            outcome = Failure("broken", endpoint.key.clean(f"{endpoint.url}: {error}"))
         kind, limiter = outcome.kind if isinstance(outcome, Failure) else "answered", endpoint.limiter
         if (kind == "answered" and limiter.succeeded()) or (
             kind in ("busy", "late") and limiter.overloaded(sent, now())

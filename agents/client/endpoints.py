@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import ssl
@@ -20,8 +21,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
-
-import anyio
 
 from agents.client.base import Route, route_to
 from agents.client.messages import BrokenAnswerError
@@ -219,7 +218,7 @@ class Endpoint:
         self.up, self.reason = False, ""  # whether calls may be sent there, and why not: "URL: ..."
         self.since = now()  # when that changed last
         self.times_up = 0  # how often it came up: tells a failure of before from one of now
-        self.flights: set[anyio.CancelScope] = set()  # of calls in flight there; cancelling one ends its call
+        self._flights: set[asyncio.Timeout] = set()  # of exchanges under way
         self.key, self._timeout = key, timeout
         self._route = route_to(url)
         self._session = _open_session(key, maximum, self._route)
@@ -236,23 +235,40 @@ class Endpoint:
         """Close all connections."""
         await self._session.close()
 
+    def give_up(self) -> None:
+        """End what is under way: from a machine that lost its network nothing comes, not even a reset."""
+        flights, self._flights = self._flights, set()
+        for flight in flights:
+            if not flight.expired():
+                flight.reschedule(now())
+
     async def exchange(
-        self, path: str, body: bytes | None = None, most_bytes: int = MOST_BYTES
+        self,
+        path: str,
+        body: bytes | None = None,
+        most_bytes: int = MOST_BYTES,
+        seconds: float = math.inf,
     ) -> bytes | Failure:
-        """Return what comes back from `path`, to `body` in JSON or to a GET, or how the exchange failed."""
-        reply = await self.send(path, body, most_bytes)
+        """Return what comes back from `path`, to `body` in JSON or to a GET, or how the exchange failed.
+
+        It may take `seconds`, and never more than the endpoint's timeout.
+        """
+        reply = await self.send(path, body, most_bytes, min(seconds, self._timeout))
         if isinstance(reply, Failure):
             return reply
         return reply.body if 200 <= reply.status < 300 else self._refused(reply, path)
 
-    async def send(self, path: str, body: bytes | None, most_bytes: int = MOST_BYTES) -> HttpReply | Failure:
+    async def send(
+        self, path: str, body: bytes | None, most_bytes: int, seconds: float
+    ) -> HttpReply | Failure:
         """Return the answer of HTTP, whatever its status; see `exchange`."""
         import aiohttp
 
-        method = "GET" if body is None else "POST"
+        method, flight = "GET" if body is None else "POST", asyncio.timeout(seconds)
+        self._flights.add(flight)
         try:
             async with (
-                asyncio.timeout(self._timeout),
+                flight,
                 self._session.request(
                     method, self.url + path, data=body, proxy=self._route.proxy,
                     allow_redirects=False,  # it would send posts to a server that nobody named
@@ -262,14 +278,16 @@ class Endpoint:
         except BrokenAnswerError as error:
             return Failure("broken", f"{self.url}{path}: {error}")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # aiohttp's own are of connections
-            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
-                return Failure("late", f"{self.url}: no answer within {self._timeout:g} s")
+            if flight.expired():
+                if flight not in self._flights:
+                    return Failure("lost", self.reason or self.url)
+                return Failure("late", f"{self.url}: no answer within {seconds:g} s")
             words = _innermost_words(error) + self._route.words()
             return Failure("lost", self.key.clean(f"{self.url}: {words}"))
-        return HttpReply(
-            reply.status, data, reply.reason or "", retry_after(reply.headers.get("retry-after"))
-        )
+        finally:
+            self._flights.discard(flight)
+        wait = retry_after(reply.headers.get("retry-after"))
+        return HttpReply(reply.status, data, reply.reason or "", wait)
 
     def _refused(self, reply: HttpReply, path: str) -> Failure:
         kind, advice = _meaning(reply.status)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Annotated, Any, TypeVar
@@ -115,24 +115,55 @@ class _Usage(Struct):
     prompt_tokens_details: _PromptDetails | None = None
 
 
-class _Alternative(Struct):
+# the collector of garbage need not follow them: they hold no cycle
+class _Alternative(Struct, gc=False):
     token: str
     logprob: LogProb
 
 
-class _Written(_Alternative):
+class _Written(_Alternative, gc=False):
     top_logprobs: list[_Alternative] | None = None
 
     def token_of_answer(self, decode: Callable[[str], str] | None) -> Token:
         if not math.isfinite(self.logprob):
             raise BrokenAnswerError("a token that was written cannot be impossible")
-        likely = [(one.token, one.logprob) for one in self.top_logprobs or () if one.logprob > IMPOSSIBLE]
-        text = self.token
+        text = self.token if decode is None else decode(self.token)
+        return Token(text, self.logprob, _Alternatives(self, text, decode))
+
+
+class _Alternatives(Sequence[tuple[str, float]]):
+    """The likeliest tokens in a place, read when they are looked at: of most places they never are."""
+
+    __slots__ = ("_decode", "_text", "_written")
+
+    def __init__(self, written: _Written, text: str, decode: Callable[[str], str] | None) -> None:
+        self._written, self._text, self._decode = written, text, decode
+
+    def _read(self) -> list[tuple[str, float]]:
+        listed, decode = self._written.top_logprobs or (), self._decode
+        likely = [(one.token, one.logprob) for one in listed if one.logprob > IMPOSSIBLE]
         if decode is not None:
-            text, likely = decode(text), [(decode(one), value) for one, value in likely]
-        if all(one != text for one, _ in likely):
-            likely.append((text, self.logprob))  # drawn from further down than the list reaches
-        return Token(text, self.logprob, tuple(likely))
+            likely = [(decode(one), value) for one, value in likely]
+        if all(one != self._text for one, _ in likely):
+            likely.append((self._text, self._written.logprob))  # from further down than the list reaches
+        return likely
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __bool__(self) -> bool:
+        return True  # the token itself is always one of them
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 -- an index or a slice
+        return self._read()[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._read() == [*other]
+
+    __hash__ = None
 
 
 class _LogProbs(Struct):

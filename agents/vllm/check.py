@@ -107,7 +107,7 @@ def fetch(
     async def fetched() -> HttpReply | Failure:
         endpoint = Endpoint(url, Key("key", key), 1, seconds)
         try:
-            return await endpoint.send("", data, most_bytes)
+            return await endpoint.send("", data, most_bytes, seconds)
         finally:
             await endpoint.close()
 
