@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from agents.client.base import Usage
 from agents.errors import StoreError
@@ -122,17 +122,24 @@ class ResponseCache:
 
         An answer that was damaged in the file is taken away, and is none.
         """
+        return self.find([keys])[0]
+
+    def find(self, several: Sequence[Sequence[str]]) -> list[tuple[str, CachedAnswer] | None]:
+        """Return for each of several lists of keys what `get` does; the file is asked once."""
+        keys = [key for one in several for key in one]
         with self._explained("read"):
             rows = self._reader.execute(
                 "SELECT cache_key, answer, text, finish, prompt, cached, image, completion, seconds, digest"
                 f" FROM responses WHERE cache_key IN ({', '.join('?' * len(keys))})",
                 keys,
             ).fetchall()
-        for key, *row, digest in sorted(rows, key=lambda row: keys.index(row[0])):
+        kept: dict[str, CachedAnswer] = {}
+        for key, *row, digest in rows:
             if digest == _digest(key, row):
-                return key, CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
-            self.discard(key, "damaged in the file")
-        return None
+                kept[key] = CachedAnswer(json.loads(row[0]), row[1], row[2], Usage(*row[3:7]), row[7])
+            else:
+                self.discard(key, "damaged in the file")
+        return [next(((key, kept[key]) for key in one if key in kept), None) for one in several]
 
     def put(self, key: str, cached: CachedAnswer, note: Note) -> None:
         """Keep an answer. The first one under a key stays: a second was paid by another process.
@@ -222,13 +229,40 @@ class ResponseCache:
             ) from error
 
 
+_Found: TypeAlias = "asyncio.Future[tuple[str, CachedAnswer] | None]"
+_MOST_AT_ONCE = 200  # questions that the file is asked at a time, each of a few keys
+
+
 class Keeper:
-    """Writes the answers that arrive on one event loop, in groups."""
+    """The answers of one event loop, looked up and written in groups: each group costs what one would."""
 
     def __init__(self, cache: ResponseCache) -> None:
         self._cache = cache
+        self._asked: list[tuple[Sequence[str], _Found]] = []
         self._rows: list[tuple[Row, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
+
+    async def find(self, keys: Sequence[str]) -> tuple[str, CachedAnswer] | None:
+        """Return what `ResponseCache.get` does, for whoever asks at the same moment together."""
+        loop = asyncio.get_running_loop()
+        found: _Found = loop.create_future()
+        self._asked.append((keys, found))
+        if len(self._asked) == 1:
+            loop.call_soon(self._look_up)
+        return await found
+
+    def _look_up(self) -> None:
+        asked, self._asked = self._asked, []
+        for begin in range(0, len(asked), _MOST_AT_ONCE):
+            some = [(keys, found) for keys, found in asked[begin : begin + _MOST_AT_ONCE] if not found.done()]
+            try:
+                answers = self._cache.find([keys for keys, _ in some])
+            except StoreError as error:
+                for _, found in some:
+                    found.set_exception(error)
+                continue
+            for (_, found), answer in zip(some, answers, strict=True):
+                found.set_result(answer)
 
     async def keep(self, row: Row) -> None:
         """Return once `row` is on the disk.

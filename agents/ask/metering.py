@@ -217,7 +217,7 @@ class MeteredClient:
         also = self._also | prompt.schema.keyed()
         keys = cache_keys(requests, self.identity, also)
         # whichever attempt brought it: those before it could not be used and are not bought again
-        if (kept := self._stored(keys, prompt.schema)) is not None:
+        if (kept := await self._stored(keys, prompt.schema)) is not None:
             self._account.add(stored=1)
             key, answer = kept
             return Response(answer, self.source, "", keys.index(key) + 1, key[:16])
@@ -234,9 +234,9 @@ class MeteredClient:
         request = await self._pictures.load(prompt.request(0, self._manner))
         return await self._backend.measure(request)
 
-    def _stored(self, keys: Sequence[str], schema: AnyForm) -> tuple[str, ParsedAnswer] | None:
+    async def _stored(self, keys: Sequence[str], schema: AnyForm) -> tuple[str, ParsedAnswer] | None:
         """Return the first kept answer under the keys, with its key; those that are none are taken away."""
-        while (found := self._account.cache.get(*keys)) is not None:
+        while (found := await self._account.keeper.find(keys)) is not None:
             key, cached = found
             try:
                 return key, ParsedAnswer.from_json(cached.answer, schema)

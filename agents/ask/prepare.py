@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from agents.client.base import ChatRequest, Message, Picture, Sampling
+from agents.client.messages import data_url
 from agents.errors import RequestRefusedError
 from agents.judgment import PostLike
 
@@ -101,12 +102,12 @@ class Pictures:
             task = asyncio.create_task(asyncio.to_thread(self._encoded, picture))
             self._made[picture] = task
             try:
-                self._left -= len((await asyncio.shield(task)).data)
+                self._left -= _size(await asyncio.shield(task))
             except BaseException:
                 self._made.pop(picture, None)
                 raise
             while self._left < 0 and (oldest := next(iter(self._made.values()))).done():
-                self._left += len(oldest.result().data)
+                self._left += _size(oldest.result())
                 self._made.popitem(last=False)
         else:
             self._made.move_to_end(picture)
@@ -117,7 +118,7 @@ class Pictures:
         found = _encode(picture.path, self._opener, self._side)
         if found.source != picture.source:
             raise ValueError("its file was changed while it was asked about")
-        return found
+        return found._replace(url=data_url(found))  # once, for all that is asked about it
 
 
 async def prepare_post(post: PostLike, opener: Opener, *, side: int, most: int) -> PreparedPost:
@@ -148,6 +149,10 @@ def _encode(path: Path, opener: Opener, side: int) -> Picture:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return Picture(f"{_sha256(path)} {side}", "image/jpeg", buffer.getvalue(), path)
+
+
+def _size(picture: Picture) -> int:
+    return len(picture.data) + len(picture.url)
 
 
 def _sha256(path: Path) -> str:

@@ -33,6 +33,7 @@ class Picture(NamedTuple):
     media_type: str
     data: bytes  # encoded; empty where it is yet to be made of `path`
     path: Path | None = None  # the file
+    url: bytes = b""  # as JSON has it, where it was made already: `messages.data_url`
 
 
 Part: TypeAlias = str | Picture

@@ -18,7 +18,7 @@ import math
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -84,15 +84,14 @@ def content_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
     return [
         {"type": "text", "text": part}
         if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": _data_url(part)}}
+        else {"type": "image_url", "image_url": {"url": msgspec.Raw(part.url or data_url(part))}}
         for part in parts
     ]
 
 
-@lru_cache(maxsize=64)
-def _data_url(picture: Picture) -> msgspec.Raw:
-    """Return a picture as a URL in JSON, made once for the calls on a post, which follow each other."""
-    return msgspec.Raw(b'"data:%b;base64,%b"' % (picture.media_type.encode(), b64encode(picture.data)))
+def data_url(picture: Picture) -> bytes:
+    """Return a picture as a URL in JSON."""
+    return b'"data:%b;base64,%b"' % (picture.media_type.encode(), b64encode(picture.data))
 
 
 def encode(body: object) -> bytes:
