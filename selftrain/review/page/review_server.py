@@ -21,9 +21,8 @@ from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder, train_command
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
-from selftrain.review.page.material import Material
 from selftrain.review.page.review_app import build_app
-from selftrain.review.page.session import ReviewSession
+from selftrain.review.page.session import Material, ReviewSession
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.access import LOOPBACK
