@@ -131,11 +131,7 @@ def select_models(
 def _runners(
     servers: Sequence[str], beside: Path, store: Path | None, token_cap: int | None, run: str
 ) -> Iterator[dict[str, running.Runner]]:
-    """Yield URL#MODEL -> that model at work, with the answers that were paid for before.
-
-    Raises:
-        ServerRefusedError: A URL that is none.
-    """
+    """Yield URL#MODEL -> that model at work, with the answers that were paid for before."""
     cache = panels.cache_beside(beside, store)
     with ExitStack() as stack:
         stack.callback(cache.close)

@@ -49,11 +49,7 @@ Split = Literal["train", "validation", "pool", "test", "all"]
 
 
 def _check_device(name: str) -> str:
-    """Return where to compute.
-
-    Raises:
-        SelftrainError: A device that is not there.
-    """
+    """Return where to compute."""
     try:
         return str(loading.place(name).device)
     except (ValueError, RuntimeError) as error:

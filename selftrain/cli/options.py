@@ -148,11 +148,7 @@ class Workers(NamedTuple):
     ] = 0.0
 
     def engine(self) -> on_ray.OnRay | None:
-        """Return the workers that the options ask for; None: this process does it.
-
-        Raises:
-            BadParameter: Workers are described, and no cluster is named.
-        """
+        """Return the workers that the options ask for; None: this process does it."""
         if self.ray is not None:
             return on_ray.OnRay(self.ray, self.ray_workers, self.ray_cpus, self.ray_gpus)
         if self != Workers():
@@ -175,30 +171,18 @@ class Drawing(NamedTuple):
 
 
 def refuse_idle_overrides(recipe: Path | None, overrides: Sequence[str]) -> None:
-    """Refuse overrides of a recipe that is not given.
-
-    Raises:
-        RecipeError: With what to add.
-    """
+    """Refuse overrides of a recipe that is not given."""
     if overrides and recipe is None:
         raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
 
 
 def read_columns(given: Sequence[str]) -> dict[str, str]:
-    """Return field -> column of what `--column` says.
-
-    Raises:
-        BadParameter: One that is not FIELD=NAME.
-    """
+    """Return field -> column of what `--column` says."""
     return read_pairs(given, "--column", "FIELD=NAME, for instance label=class")
 
 
 def read_pairs(given: Sequence[str], name: str, expected: str) -> dict[str, str]:
-    """Return key -> value of what an option that is given as KEY=VALUE says.
-
-    Raises:
-        BadParameter: One that is not.
-    """
+    """Return key -> value of what an option that is given as KEY=VALUE says."""
     pairs = [(one, *one.partition("=")) for one in given]
     for one, key, _, value in pairs:
         if not (key and value):

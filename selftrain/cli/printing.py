@@ -203,11 +203,7 @@ def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
-    """Write what was left out into `file`; where nothing was, remove one of an earlier time.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
+    """Write what was left out into `file`; where nothing was, remove one of an earlier time."""
     if left_out:
         atomic.write_jsonl(file, left_out)
     else:

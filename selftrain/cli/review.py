@@ -114,12 +114,7 @@ def _drawing_given(context: typer.Context) -> list[str]:
 
 
 def _goes_on(folder: run_dir.RunFolder, budget: int | None, drawing: Sequence[str]) -> bool:
-    """Return whether the run has a review with posts in it, for these options.
-
-    Raises:
-        RunStateError: No run folder.
-        LedgerError: Options that would draw another one.
-    """
+    """Return whether the run has a review with posts in it, for these options."""
     folder.recipe()  # no run folder: said before anything else
     with ledger.opened_ledger(folder) as found:
         if found is None or not any(found.drawn(batch) for batch in found.batches()):

@@ -78,11 +78,7 @@ def quickstart(
 
 
 def quickstart_recipe() -> Path:
-    """Return the recipe: inside the package in a wheel, in ``runs/`` in a checkout.
-
-    Raises:
-        RecipeError: It is in neither.
-    """
+    """Return the recipe: inside the package in a wheel, in ``runs/`` in a checkout."""
     package = Path(__file__).resolve().parent.parent
     places = (package / "recipes" / "quickstart.toml", package.parent / "runs" / "quickstart.toml")
     for place in places:

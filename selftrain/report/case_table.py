@@ -34,10 +34,6 @@ def gather_cases(
         truth_known: Whether the class of any of them is known.
         budget: Characters of all pictures together; the posts that the model is most wrong about come first,
             and every post's first picture before the second of any.
-
-    Raises:
-        KeyError: A case lacks a question, or has an answer that the question does not.
-        ValueError: A probability is not finite.
     """
     shown = cases[:MOST_RECORDS]
     pictures = embed(_by_need(shown), budget=budget)

@@ -53,11 +53,7 @@ class Comparison(NamedTuple):
 
 
 def compare(folders: Sequence[RunFolder]) -> Comparison:
-    """Read the runs.
-
-    Raises:
-        RunStateError: No run folder, no finished round, or a damaged one.
-    """
+    """Read the runs."""
     names = [folder.path.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder.path) for folder in folders]

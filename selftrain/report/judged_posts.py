@@ -27,9 +27,6 @@ class JudgedPosts:
         numbers: Of the rounds, rising.
         find: Whether the posts are looked for in the run's manifests; without them no truth is known.
 
-    Raises:
-        RunStateError: A damaged folder.
-
     Attributes:
         rounds: In their order; round 0 has judged nothing.
         posts: By id, those that a manifest has.

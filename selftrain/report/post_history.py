@@ -59,11 +59,7 @@ def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHist
 
 
 def select_rounds(folder: RunFolder, number: int | None) -> list[RoundResult]:
-    """Return all finished rounds, or one.
-
-    Raises:
-        RunStateError: No run folder, or the round is not finished.
-    """
+    """Return all finished rounds, or one."""
     folder.recipe()
     rounds = finished_rounds(folder)
     if number is None:
@@ -85,9 +81,6 @@ def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterat
         number: A round, or None for all.
         kind: "disagreements": two parties' last words name different classes (an abstention names none);
             "failed": some call failed; "changed": an agent's last word is not its first.
-
-    Raises:
-        RunStateError: No run folder, or the round is not finished.
     """
     for one in select_rounds(folder, number):
         for verdict in folder.verdicts(one.number):

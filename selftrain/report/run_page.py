@@ -92,9 +92,6 @@ def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
     Args:
         folder: A run, in whatever state.
         picture_budget: Characters of all its pictures together.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
     """
     recipe, environment = folder.recipe(), folder.environment()
     state, rounds = replay(folder)
@@ -323,12 +320,7 @@ def _agent_charts(trust: Trust) -> Iterator[tuple[str, ChartPanel]]:
 
 
 def write_report(folder: RunFolder, out: Path | None = None) -> Path:
-    """Render the report anew, `report.html` in the run folder or `out`, and return its path.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-        StorageError: The disk is full or refuses; an older report is as it was.
-    """
+    """Render the report anew, `report.html` in the run folder or `out`, and return its path."""
     path = folder.path / "report.html" if out is None else out
     atomic.write_text(path, render(gather(folder)))
     return path

@@ -59,9 +59,6 @@ def log_round(folder: RunFolder, finished: RoundResult, *, fresh: bool) -> None:
         finished: The round.
         fresh: Whether this process finished the round. One that an earlier start finished is logged only if
             that start was killed before it could be.
-
-    Raises:
-        StorageError: The disk is full or refuses.
     """
     if fresh or not events_file(folder.path, finished.number).exists():
         write_events(folder.path, finished)
@@ -112,11 +109,7 @@ def events_file(folder: Path, number: int) -> Path:
 
 
 def write_events(folder: Path, finished: RoundResult) -> None:
-    """Write the scalars of one round, in place of what an earlier attempt at it left in the run's `folder`.
-
-    Raises:
-        StorageError: The disk is full or refuses; an older file of the round is as it was.
-    """
+    """Write the scalars of one round, in place of what an earlier attempt at it left in the run's `folder`."""
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory() as place:
@@ -143,12 +136,7 @@ class _Sent(NamedTuple):
 
 
 def send_rounds(folder: RunFolder, upto: int) -> None:
-    """Send MLflow all finished rounds up to number `upto` that it has not got; nothing without an endpoint.
-
-    Raises:
-        RunStateError: A damaged folder.
-        StorageError: `mlflow.json` cannot be written.
-    """
+    """Send MLflow all finished rounds up to number `upto` that it has not got; nothing without an endpoint."""
     if endpoint := os.environ.get(ENDPOINT):
         _with_server(endpoint, f"round {upto}", lambda client: _send_missing(client, folder, endpoint, upto))
 

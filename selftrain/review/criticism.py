@@ -109,11 +109,7 @@ def write_criticisms(
     given: Sequence[Criticism],
     others: Sequence[LabelCriticism] = (),
 ) -> None:
-    """Replace criticisms.jsonl with others, and with what a criticizer gave for the labels of a batch.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
+    """Replace criticisms.jsonl with others, and with what a criticizer gave for the labels of a batch."""
     new = [
         LabelCriticism(batch, label=annotated.label, **one._asdict())
         for annotated, one in zip(annotations, given, strict=True)
@@ -122,9 +118,5 @@ def write_criticisms(
 
 
 def read_criticisms(file: Path) -> list[LabelCriticism]:
-    """Read criticisms.jsonl; none where it is not there.
-
-    Raises:
-        RunStateError: A damaged file.
-    """
+    """Read criticisms.jsonl; none where it is not there."""
     return list(read_typed(file, lambda record: LabelCriticism(**record)))

@@ -128,11 +128,7 @@ class HumanReview:
         )  # fmt: skip
 
     def loop_criticizer(self, run: RunContext) -> LoopCriticizer:
-        """Return the model that criticizes; nothing is asked yet.
-
-        Raises:
-            PromptFileError, StoreError: With what to do.
-        """
+        """Return the model that criticizes; nothing is asked yet."""
         served = self.served
         if self.servers:
             served = replace(served, servers=self.servers, model=self.model)
@@ -169,9 +165,6 @@ class LedgerReviewers:
         """Send posts to review before round `number`, and say whether all that were sent have a decision.
 
         The first round has no divergent posts before it. Safe to repeat: what was drawn stays drawn.
-
-        Raises:
-            BudgetError, LedgerError: The posts cannot be drawn, or the ledger cannot be used.
         """
         if number > 1 and self._settings.budget:
             self._ask(number - 1)
@@ -187,9 +180,6 @@ class LedgerReviewers:
 
         Args:
             used: Post id -> the label that earlier rounds used. Another decision since counts anew.
-
-        Raises:
-            LedgerError: The ledger cannot be read.
         """
         with opened_ledger(self._folder) as ledger:
             if ledger is None:
@@ -246,11 +236,7 @@ class LedgerReviewers:
 
 
 def waiting_for(folder: RunFolder) -> Waiting | None:
-    """Return what the loop has sent to review and how much is open; None where it has sent nothing.
-
-    Raises:
-        LedgerError: The ledger cannot be read.
-    """
+    """Return what the loop has sent to review and how much is open; None where it has sent nothing."""
     with opened_ledger(folder) as ledger:
         if ledger is None:
             return None

@@ -143,9 +143,6 @@ def add_sample(
 
     Returns:
         Ids of the sample, in the order of review.
-
-    Raises:
-        BudgetError: As `selftrain.act.budget.inclusion`.
     """
     rule, floor, seed = drawing.rule, drawing.floor, drawing.seed
     pi = inclusion([one.error for one in labels], drawing.budget, rule=rule, floor=floor, seed=seed)
@@ -161,11 +158,7 @@ def add_sample(
 
 
 def verdicts_among(folder: RunFolder, among: Among) -> dict[str, LastVerdict]:
-    """Return the last verdict on each disputed post, or on each pseudo-label that stands, by post id.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-    """
+    """Return the last verdict on each disputed post, or on each pseudo-label that stands, by post id."""
     folder.recipe()  # no run folder: said before anything else
     state, _ = replay(folder)
     return state.last_verdicts_on(state.disputed if among == "divergent" else state.accepted.keys())

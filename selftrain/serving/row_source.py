@@ -148,11 +148,7 @@ def post_rows(
     *,
     tell: Callable[[str], None],
 ) -> Iterator[SourceRow]:
-    """Yield posts in memory after those that are done; nothing is read, so that there is nothing to tell.
-
-    Raises:
-        RunMismatchError: They do not begin with the posts that are done.
-    """
+    """Yield posts in memory after those that are done; nothing is read, so that there is nothing to tell."""
     contents = (
         ([one.id, one.text, one.images, one.video, one.label, one.process], (line, one))
         for line, one in enumerate(posts, 1)

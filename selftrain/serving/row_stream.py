@@ -219,7 +219,7 @@ def quarantine_of(file: Path) -> Path:
 
 
 class Sink:
-    """The sink, its quarantine and its progress file.
+    """The sink, its quarantine and its progress file; where the disk refuses, the next start goes on.
 
     Args:
         sink: A file that nothing here has written is refused.
@@ -274,11 +274,7 @@ class Sink:
             lock.release()
 
     def write(self, kept: Iterable[str], failed: Iterable[str]) -> None:
-        """Append lines; they count only once they are committed.
-
-        Raises:
-            StorageError: The disk is full or refuses.
-        """
+        """Append lines; they count only once they are committed."""
         try:
             for file, lines in ((self._kept, kept), (self._failed, failed)):
                 file.write("".join(f"{line}\n" for line in lines).encode())
@@ -286,11 +282,7 @@ class Sink:
             raise atomic.storage_error(self.sink, None, error) from error
 
     def commit(self, tally: Tally) -> None:
-        """Make all that was written count.
-
-        Raises:
-            StorageError: The disk is full or refuses; the same command goes on from the last commit.
-        """
+        """Make all that was written count."""
         try:
             for file in (self._kept, self._failed):
                 file.flush()
@@ -303,9 +295,6 @@ class Sink:
         """Put what was written in the place of `target` and of its quarantine, and forget the progress.
 
         Killed in between, the next start does the rest.
-
-        Raises:
-            StorageError: The disk refuses.
         """
         try:
             if not self.finished:

@@ -77,11 +77,7 @@ class ValueCount:
         self._inside, self._rest = False, b""  # in a string; a backslash whose partner has not come
 
     def feed(self, part: bytes) -> None:
-        """Count a part.
-
-        Raises:
-            BadRequestError: There is too much.
-        """
+        """Count a part."""
         part, at = self._rest + part, 0
         self._rest = b""
         while at < len(part) and self._count <= self._most:
@@ -192,11 +188,7 @@ _FIELDS = ", ".join(GivenPost.model_fields)
 
 
 def parse(body: bytes, limits: RequestLimits) -> list[GivenPost]:
-    """Read the posts of a request: ``{"posts": [...]}``, or one post by itself.
-
-    Raises:
-        BadRequestError: See there.
-    """
+    """Read the posts of a request: ``{"posts": [...]}``, or one post by itself."""
     try:
         given = json.loads(body.decode())
     except UnicodeDecodeError as error:

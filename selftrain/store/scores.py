@@ -84,11 +84,7 @@ def _rows(splits: Mapping[str, Scored], names: Sequence[str]) -> Iterator[Json]:
 
 
 def read_scores(folder: Path, classes: Sequence[str]) -> dict[str, Scored] | None:
-    """Read the splits of one round's `scores.jsonl`; None when the round has none.
-
-    Raises:
-        RunStateError: A line that is not a score, or names another class.
-    """
+    """Read the splits of one round's `scores.jsonl`; None when the round has none."""
     file = folder / FILE
     if not file.exists():
         return None

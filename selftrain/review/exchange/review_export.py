@@ -93,12 +93,7 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
 def write_label_studio(
     found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Path:
-    """Write task objects, and the labelling configuration beside them; return where that lies.
-
-    Raises:
-        ExchangeError, ImageError: As `labelling_config` and `to_tasks`; nothing is written.
-        StorageError: The disk is full or refuses.
-    """
+    """Write task objects, and the labelling configuration beside them; return where that lies."""
     config = labelling_config(
         found.classes,
         pictures=any(task.images for task in found.tasks),

@@ -132,11 +132,7 @@ def _picture(session: ReviewSession, place: int, index: int) -> Response:
 
 
 async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
-    """Read the reviewer's name and the other fields, all of them text; `BROWSER` is not the page's to give.
-
-    Raises:
-        BadRequestError: Another form than expected.
-    """
+    """Read the reviewer's name and the other fields, all of them text; `BROWSER` is not the page's to give."""
     expected = ("reviewer", *(name for name in fields if name != BROWSER))
     try:
         given = json.loads(await read_body(request, BODY))
@@ -152,11 +148,7 @@ async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
 
 
 def checked_name(name: str) -> str:
-    """Return a reviewer's name as the ledger keeps it: spaces at its ends and in rows make nobody else.
-
-    Raises:
-        BadRequestError: None, one that is too long, or one with control characters.
-    """
+    """Return a reviewer's name as the ledger keeps it: spaces at its ends and in rows make nobody else."""
     plain = " ".join(unicodedata.normalize("NFC", name).split())
     if not plain or len(plain) > NAME or not plain.isprintable():
         raise BadRequestError(

@@ -107,10 +107,6 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; a second signal does not wait for requests under way.
 
     `report` gets lines for the person at the terminal, `opened` what a browser is to open, once it answers.
-
-    Raises:
-        ServingError: The port cannot be had.
-        StorageError: The run folder cannot be written.
     """
     listener, token = _listening(folder, opening)
     try:

@@ -1,7 +1,8 @@
 """What a reviewer's page asks for, answered from the ledger and the run: plain values in, JSON values out.
 
 Requests come in several threads; the ledger is used by one at a time. Every answer is on the disk before the
-page is answered, and a request whose answer was lost may be repeated: it changes nothing twice.
+page is answered, and a request whose answer was lost may be repeated: it changes nothing twice. What the
+ledger refuses is a `DecisionError`, what its file does not take a `LedgerError`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,7 @@ REFRESH_SECONDS = 5.0
 
 
 class Material:
-    """What a reviewer sees of a run's posts, and what machines gave, read when first asked for and kept.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one; as every method that takes a post.
-    """
+    """What a reviewer sees of a run's posts, and what machines gave, read when first asked for and kept."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -82,11 +79,7 @@ class Material:
         return [_record(one) for one in self._opinions.of(post_id)]
 
     def picture(self, post_id: str, index: int) -> bytes | None:
-        """Return a picture of a post as WebP, at most `SIDE` pixels a side; None: there is no such picture.
-
-        Raises:
-            ImageError: The file cannot be decoded, or may not be.
-        """
+        """Return a picture of a post as WebP, at most `SIDE` pixels a side; None: there is no such picture."""
         self.load([post_id])
         post = self._posts[post_id]
         if post is None or not 0 <= index < len(post.images):
@@ -127,11 +120,7 @@ class ReviewSession:
     # ---- what a page asks -----------------------------------------------------------------------------
 
     def begin(self, reviewer: str) -> Json:
-        """Return the post of a page that has just opened, and the latest decision, which it could take back.
-
-        Raises:
-            LedgerError: The file cannot be written; as all that follow.
-        """
+        """Return the post of a page that has just opened, and the latest decision, which it could take back."""
         with self._lock:
             return self._now(reviewer) | {"last": self._last(reviewer)}
 
@@ -141,21 +130,13 @@ class ReviewSession:
             return self._now(reviewer)
 
     def decide(self, reviewer: str, post_id: str, label: str, browser: str = "") -> Json:
-        """Save a decision made in `browser`; return the machines' labels of that post, and the next one.
-
-        Raises:
-            DecisionError: See `ReviewLedger.decide`.
-        """
+        """Save a decision made in `browser`; return the machines' labels of that post, and the next one."""
         with self._lock:
             self.ledger.decide(reviewer, post_id, label, browser=browser)
             return {"answered": self._answered(post_id, label)} | self._now(reviewer)
 
     def skip(self, reviewer: str, post_id: str) -> Json:
-        """Give a post back; return the next one. A skip that was done already is no error.
-
-        Raises:
-            DecisionError: The reviewer has decided on that post.
-        """
+        """Give a post back; return the next one. A skip that was done already is no error."""
         with self._lock:
             held = self.ledger.next_post(reviewer)
             if held is not None and held.item.post_id == post_id:
@@ -163,11 +144,7 @@ class ReviewSession:
             return self._now(reviewer)
 
     def undo(self, reviewer: str, post_id: str, browser: str = "") -> Json:
-        """Take the decision on a post back, the reviewer's latest; return the post again.
-
-        Raises:
-            DecisionError: It is not their latest, or was made elsewhere than in `browser`.
-        """
+        """Take the decision on a post back, the reviewer's latest; return the post again."""
         with self._lock:
             latest = self._latest(reviewer)
             if latest is not None and latest.post_id == post_id:
