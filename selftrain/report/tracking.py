@@ -109,7 +109,7 @@ def events_file(folder: Path, number: int) -> Path:
 
 
 def write_events(folder: Path, finished: RoundResult) -> None:
-    """Write the scalars of one round, in place of what an earlier attempt at it left in the run's `folder`."""
+    """Write the scalars of one round, in place of what an earlier attempt at it left in `folder`."""
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory() as place:
@@ -136,7 +136,7 @@ class _Sent(NamedTuple):
 
 
 def send_rounds(folder: RunFolder, upto: int) -> None:
-    """Send MLflow all finished rounds up to number `upto` that it has not got; nothing without an endpoint."""
+    """Send MLflow all finished rounds up to number `upto` that it lacks; nothing without an endpoint."""
     if endpoint := os.environ.get(ENDPOINT):
         _with_server(endpoint, f"round {upto}", lambda client: _send_missing(client, folder, endpoint, upto))
 

@@ -258,7 +258,7 @@ class MixedLabels(NamedTuple):
 
 
 def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
-    """Return what reviewers decided on each post, else the machine's label; the manifest's own labels stay."""
+    """Return what reviewers decided on each post, else the machine's label; the manifest's own stay."""
     with LedgerReader(folder.path / LEDGER) as ledger:
         found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}

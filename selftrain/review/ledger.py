@@ -242,7 +242,7 @@ class ReviewLedger(LedgerReader):
                     connection.execute(made, (post_id, reviewer, browser))
 
     def skip(self, reviewer: str, post_id: str) -> None:
-        """Give a post back undecided; others may take it, this reviewer sees it again last. Spends nothing."""
+        """Give a post back undecided; others may take it, this reviewer sees it last. Spends nothing."""
         with self._change(reviewer) as connection:
             if not _give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
                 raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")

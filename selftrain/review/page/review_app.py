@@ -132,7 +132,7 @@ def _picture(session: ReviewSession, place: int, index: int) -> Response:
 
 
 async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
-    """Read the reviewer's name and the other fields, all of them text; `BROWSER` is not the page's to give."""
+    """Read the reviewer's name and the other fields, all text; `BROWSER` is not the page's to give."""
     expected = ("reviewer", *(name for name in fields if name != BROWSER))
     try:
         given = json.loads(await read_body(request, BODY))

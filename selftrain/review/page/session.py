@@ -79,7 +79,7 @@ class Material:
         return [_record(one) for one in self._opinions.of(post_id)]
 
     def picture(self, post_id: str, index: int) -> bytes | None:
-        """Return a picture of a post as WebP, at most `SIDE` pixels a side; None: there is no such picture."""
+        """Return a picture of a post as WebP, at most `SIDE` pixels a side; None: there is none."""
         self.load([post_id])
         post = self._posts[post_id]
         if post is None or not 0 <= index < len(post.images):
@@ -120,7 +120,7 @@ class ReviewSession:
     # ---- what a page asks -----------------------------------------------------------------------------
 
     def begin(self, reviewer: str) -> Json:
-        """Return the post of a page that has just opened, and the latest decision, which it could take back."""
+        """Return the post of a page that has just opened, and the decision that it could take back."""
         with self._lock:
             return self._now(reviewer) | {"last": self._last(reviewer)}
 
