@@ -30,12 +30,8 @@ def argument(metavar: str, text: str, **more: Any) -> Any:  # noqa: ANN401 -- as
 def option(text: str, *names: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:  # noqa: ANN401
     """Declare an option.
 
-    Args:
-        text: Its line in the help.
-        names: "--name" where it is not the parameter's; always of a switch, which has no opposite.
-        metavar: What stands for its value.
-        panel: Heading that it stands under.
-        more: As `typer.Option` takes it.
+    `names` has "--name" where that is not the parameter's; always of a switch, which has no opposite. `panel`
+    is the heading that it stands under.
     """
     return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, **more)
 

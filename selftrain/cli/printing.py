@@ -102,16 +102,12 @@ def write_predictions(target: str, work: ModelAtWork, manifest: Path, *, done: s
     """Write one record a post of a manifest of any length, and what failed beside it.
 
     Until all are done they lie in TARGET.part; killed, the same goes on with them. What comes out on standard
-    output begins anew.
+    output begins anew. Errors are those of `streams.stream_predictions` and `row_stream.Sink`.
 
     Args:
         target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
             output. What was left out is listed on standard error, and kept beside a file.
-        work: The model.
-        manifest: The posts.
         done: What happened to the posts that are in the file: "scored".
-
-    Errors are those of `streams.stream_predictions` and `row_stream.Sink`.
     """
     stream = partial(streams.stream_predictions, work, manifest, encode=encoder(target))
     if target == "-":

@@ -20,16 +20,10 @@ class JudgedRound(NamedTuple):
 
 
 class JudgedPosts:
-    """All that was judged in some rounds of a run, read once.
+    """All that was judged in some rounds of a run, read once; round 0 has judged nothing.
 
-    Args:
-        folder: The run.
-        numbers: Of the rounds, rising.
-        find: Whether the posts are looked for in the run's manifests; without them no truth is known.
-
-    Attributes:
-        rounds: In their order; round 0 has judged nothing.
-        posts: By id, those that a manifest has.
+    `posts` are those that a manifest of the run has, by id; where `find` is false none is looked for, and no
+    truth is known.
     """
 
     def __init__(self, folder: RunFolder, numbers: Iterable[int], *, find: bool = True) -> None:

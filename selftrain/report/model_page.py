@@ -111,10 +111,8 @@ class ModelPage(NamedTuple):
 def write_report(folder: Path, out: Path) -> None:
     """Draw the page of a model's folder, or of one that `selftrain agentps evaluate` wrote, into `out`.
 
-    Args:
-        folder: Holds task.toml, metrics.json and validation.jsonl; of a trained model also agentps.json and
-            losses.jsonl.
-        out: The file; replaced whole, or left as it was.
+    The folder holds task.toml, metrics.json and validation.jsonl; of a trained model also agentps.json and
+    losses.jsonl.
     """
     atomic.write_text(out, render(gather(folder)))
 

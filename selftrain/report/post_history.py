@@ -76,11 +76,8 @@ Kind = Literal["disagreements", "failed", "changed"]
 def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterator[Chapter]:
     """Yield the verdicts of one kind, of all finished rounds or of one, in the order of verification.
 
-    Args:
-        folder: The run.
-        number: A round, or None for all.
-        kind: "disagreements": two parties' last words name different classes (an abstention names none);
-            "failed": some call failed; "changed": an agent's last word is not its first.
+    "disagreements": two parties' last words name different classes (an abstention names none); "failed": some
+    call failed; "changed": an agent's last word is not its first.
     """
     for one in select_rounds(folder, number):
         for verdict in folder.verdicts(one.number):

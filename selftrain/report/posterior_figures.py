@@ -82,10 +82,7 @@ def gather_posterior(
 ) -> PosteriorFigures | None:
     """Sum up the posteriors of a run; None where it decides by another rule, or has judged nothing yet.
 
-    Args:
-        state: After the finished rounds.
-        rounds: These rounds.
-        judged: What they judged; may hold a further round, which does not count yet.
+    `state` is that after `rounds`; what is judged may hold a further round, which does not count yet.
     """
     last = {post_id: one for post_id, one in state.last_verdicts.items() if one.verdict.posterior is not None}
     if not last:

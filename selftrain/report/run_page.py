@@ -87,12 +87,7 @@ class RunPage(NamedTuple):
 
 
 def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
-    """Read everything that the page shows.
-
-    Args:
-        folder: A run, in whatever state.
-        picture_budget: Characters of all its pictures together.
-    """
+    """Read everything that the page shows, with at most `picture_budget` characters of pictures."""
     recipe, environment = folder.recipe(), folder.environment()
     state, rounds = replay(folder)
     summary = summarise(rounds) if rounds else None

@@ -52,13 +52,10 @@ class TrackingWarning(UserWarning):
 
 
 def log_round(folder: RunFolder, finished: RoundResult, *, fresh: bool) -> None:
-    """Log one round, once.
+    """Log a finished round, once.
 
-    Args:
-        folder: The run folder, in which the round is finished.
-        finished: The round.
-        fresh: Whether this process finished the round. One that an earlier start finished is logged only if
-            that start was killed before it could be.
+    One that this process has not finished itself, `fresh`, is logged only if the start that did was killed
+    before it could be.
     """
     if fresh or not events_file(folder.path, finished.number).exists():
         write_events(folder.path, finished)

@@ -53,11 +53,8 @@ def gather_verdicts(
 ) -> Browser:
     """Lay out the verdicts of some rounds, newest round first, divergent ones before consistent ones.
 
-    Args:
-        judged: What was judged in these rounds.
-        outcomes: Number of each round -> "kept", "rolled back" or `UNFINISHED`.
-        classes: The task's class names, in the order of the page.
-        budget: Characters of all pictures together.
+    `outcomes` has each round's "kept", "rolled back" or `UNFINISHED`, `classes` the order of the page,
+    `budget` the characters of all pictures together.
     """
     found = [
         (one.number, verdict)

@@ -57,7 +57,6 @@ class LoopCriticizer:
         Raises:
             BudgetError: No post got an estimate: the model cannot do this work, and a draw would be blind.
             AgentError: Nobody can be asked, or the token cap is reached.
-            StorageError: The disk is full or refuses.
         """
         annotations = [_annotation(verdict, one.label) for verdict, one in zip(verdicts, labels, strict=True)]
         posts = [self._posts[one.post_id] for one in labels]

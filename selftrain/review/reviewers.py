@@ -141,12 +141,8 @@ class HumanReview:
 class LedgerReviewers:
     """The people of `HumanReview` at work in a run; implements `Reviewers`.
 
-    Args:
-        folder: The run.
-        settings: Whom to ask, about how much.
-        seed: Of the draws; a ledger that is there keeps its own.
-        progress: Whether polling shows how far the review is.
-        criticizer: Estimates which labels are wrong; None: the agents' disagreement does. Closed here.
+    `seed` is of the draws, where the ledger has none of its own. `criticizer` estimates which labels are
+    wrong, and is closed here; None: the agents' disagreement does.
     """
 
     def __init__(
@@ -174,12 +170,9 @@ class LedgerReviewers:
         return self._settings.wait == "poll" and self._until_reviewed(waiting)
 
     def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
-        """Return decisions on posts of the run that no round has used, in order of review.
+        """Return decisions on posts of the run that no round has used, or used otherwise, in order of review.
 
         A post on which every reviewer was unsure has none; of a contested one the first label counts.
-
-        Args:
-            used: Post id -> the label that earlier rounds used. Another decision since counts anew.
         """
         with opened_ledger(self._folder) as ledger:
             if ledger is None:

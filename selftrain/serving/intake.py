@@ -42,11 +42,7 @@ Result = TypeVar("Result")
 
 
 class Intake:
-    """Reads requests. One process parses, one decodes, one decodes what is dear.
-
-    Args:
-        limits: Of one request.
-    """
+    """Reads requests. One process parses, one decodes, one decodes what is dear."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
@@ -78,12 +74,8 @@ class Intake:
     async def shrink(self, placed: Placed, side: int | None) -> Callable[[], None]:
         """Put what decoding gives in the place of pictures that cost much; posts whose cannot be are refused.
 
-        Args:
-            placed: Its posts, changed.
-            side: What the model shrinks pictures to; None: not known, and they stay as they are.
-
-        Returns:
-            What to call once the pictures are removed.
+        Pictures become as small as `side`, what the model shrinks them to; None: not known, and they stay as
+        they are. Returns what to call once the pictures are removed.
 
         Raises:
             QueueFullError: Too many pictures wait for the model.

@@ -56,37 +56,24 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAtWork:
-    """A model, where it works, and how rows are read for it.
-
-    Attributes:
-        predictor: The model.
-        columns: Field -> column that holds it, where that is called otherwise.
-        tolerance: How many posts may fail, earlier starts included; by default any number.
-        max_pixels: The largest width x height that an image's header may claim.
-        progress: Draw a bar over the rows.
-        engine: Where the model is at work; None: in this process.
-        load: Opens the same model where `engine` needs it once more.
-    """
+    """A model, where it works, and how rows are read for it."""
 
     predictor: Predictor
+    # field -> column that holds it, where that is called otherwise
     columns: Mapping[str, str] = field(default_factory=dict)
-    tolerance: Tolerance = ANY_NUMBER
-    max_pixels: int = MAX_PIXELS
-    progress: bool = False
-    engine: Engine | None = None
-    load: Callable[[], Predictor] | None = None
+    tolerance: Tolerance = ANY_NUMBER  # how many posts may fail, earlier starts included
+    max_pixels: int = MAX_PIXELS  # the largest width x height that an image's header may claim
+    progress: bool = False  # draw a bar over the rows
+    engine: Engine | None = None  # where the model is at work; None: in this process
+    load: Callable[[], Predictor] | None = None  # opens the same model where `engine` needs it once more
 
     def pour(
         self, source: str, target: RowTarget, judge: Judge[Predictor], *,
         chunk: int, advice: str, reading: Mapping[str, Any], **options: Any,  # noqa: ANN401
     ) -> Tally:  # fmt: skip
-        """Take the rows of `source` that `target` has not got through the model.
+        """Take the rows of `source` that `target` has not got through the model, `chunk` at a time.
 
-        Args:
-            source, target, advice, options: As of `row_stream.pour`.
-            judge: What becomes of rows.
-            chunk: Rows at once.
-            reading: Further arguments of `read_source`.
+        `reading` holds further arguments of `read_source`; the others are those of `row_stream.pour`.
         """
         predictor, agentps = self.predictor, self.predictor.kind == "agentps"
         # workers have folders of their own
@@ -131,13 +118,8 @@ def stream_predictions(
 ) -> Tally:
     """Append a record for every post of a manifest, in its order and in bounded memory.
 
-    Args:
-        work: The model. Features of a run's are taken from its cache, and kept there, in this process.
-        manifest: The posts; labels are not read.
-        target: Opened; it goes on behind the rows that are done.
-        encode: From records to lines.
-        remedy: What to do about a target that was begun with another manifest.
-        listed: Where what failed is listed.
+    Features of a run's model are taken from its cache, and kept there, in this process. `remedy` says what to
+    do about a target that was begun with another manifest, `listed` where what failed is listed.
 
     Raises:
         RunMismatchError: The target was begun with another manifest.
@@ -179,26 +161,20 @@ def filter_posts(
 
     Started again with the same arguments it goes on after the last commit; rows added to the source since
     then are read too. The sink is never rewritten, so that others can follow it as it grows; a line counts
-    once the progress file beside it says so.
+    once the progress file beside it says so. Returns the totals, earlier starts included.
 
     Args:
-        work: The model.
         source: A manifest, or "-" for JSON lines on standard input, from their beginning.
         sink: JSON lines: the row as the source has it, with the prediction in `FIELD`. What failed goes to
             ``SINK.quarantine.jsonl`` with its reason.
         threshold: In [0, 1].
         text_limit: Characters; a longer text makes a bad row.
-        tell, commit_seconds: As of `row_stream.pour`.
-
-    Returns:
-        The totals, earlier starts included.
 
     Raises:
-        ServingError: Standard input, and another engine than this process.
-        RunMismatchError: The sink was begun with another model, threshold, text limit or source.
-        QuarantineError: More posts failed than tolerated; what passed before is in the sink.
-        RunBusyError, RunStateError, StorageError, ManifestError, EngineError: See `Sink`, `read_source` and
-            `Engine.map`.
+        ServingError: Standard input, and another engine than this process. RunMismatchError: The sink was
+        begun with another model, threshold, text limit or source. QuarantineError: More posts failed than
+        tolerated; what passed before is in the sink. RunBusyError, RunStateError, StorageError,
+        ManifestError, EngineError: See `Sink` and `row_stream.pour`.
     """
     if work.engine is not None and source == STDIN:
         raise ServingError("standard input is read by this process alone: give a file, or no --ray")

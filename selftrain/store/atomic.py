@@ -31,12 +31,7 @@ def replacing(path: Path, size: int | None = None, mode: int = 0o666) -> Iterato
     """Give a temporary path beside `path`; on success it takes the place of `path`, else it is removed.
 
     The folder is made if need be, and flushed after the move: a kill, a power cut or a full disk leaves the
-    old file or the new one.
-
-    Args:
-        path: What to write or to replace.
-        size: Bytes that will be written, if known: the message of a full disk says so.
-        mode: Who may do what with it, less the umask.
+    old file or the new one. `size` is said where the disk is full; `mode` is less the umask.
     """
     with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,12 +40,9 @@ def digest_of(file: Path) -> str:
 
 
 def note(root: Path, digests: Mapping[str, str], *, instead_of: str | None = None) -> None:
-    """Note what files of a folder hold, or will hold in a moment.
+    """Note what files of a folder hold, or will hold in a moment: path relative to it -> SHA-256, in hex.
 
-    Args:
-        root: The folder.
-        digests: Path relative to it -> SHA-256, in hex.
-        instead_of: Forget the files below this folder; the others stay known.
+    Files below `instead_of` are forgotten; the others stay known.
     """
     before = _read(root)
     known = {

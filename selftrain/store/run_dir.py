@@ -50,27 +50,16 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class RunEnvironment:
-    """What a run, or a labelling, was made with: the content of environment.json.
+    """What a run, or a labelling, was made with: the content of environment.json."""
 
-    Attributes:
-        recipe: The recipe's file name; empty for a run made in Python.
-        task: The task's name.
-        identity: What must not change between starts: digests of posts and backbone, the task's name.
-        classes: The task's class names; of a run the positive one first. Empty where the file names none.
-        simulated: Whether the agents' answers are drawn from known labels.
-        pool: Posts in the pool; 0 for a labelling.
-        agents: What answers and how.
-        record: The whole file, for pages that list it.
-    """
-
-    recipe: str
-    task: str
-    identity: Mapping[str, str]
-    classes: tuple[str, ...]
-    simulated: bool
-    pool: int
-    agents: Mapping[str, Any]
-    record: Mapping[str, Any]
+    recipe: str  # the recipe's file name; empty for a run made in Python
+    task: str  # the task's name
+    identity: Mapping[str, str]  # what must not change between starts: digests of posts and backbone
+    classes: tuple[str, ...]  # the task's; of a run the positive one first. Empty where the file names none
+    simulated: bool  # whether the agents' answers are drawn from known labels
+    pool: int  # posts in the pool; 0 for a labelling
+    agents: Mapping[str, Any]  # what answers and how
+    record: Mapping[str, Any]  # the whole file, for pages that list it
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunEnvironment:

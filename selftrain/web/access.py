@@ -71,12 +71,9 @@ def is_json(headers: Headers) -> bool:
 
 
 async def read_body(request: Request, most: int, *, seen: Callable[[bytes], None] = lambda _: None) -> bytes:
-    """Read a body, counted as it arrives: one that is too large is not read to its end.
+    """Read a body of at most `most` bytes, counted as it arrives: a larger one is not read to its end.
 
-    Args:
-        request: Whose.
-        most: Bytes.
-        seen: Given every part; may raise.
+    `seen` is given every part, and may raise.
 
     Raises:
         BadRequestError: More than `most`, or not there within `BODY_SECONDS`.
@@ -104,11 +101,7 @@ async def answered(
     handler: Callable[[Request], Awaitable[Response]],
     statuses: Mapping[type[Exception], int],
 ) -> Response:
-    """Return what a handler answers; what it raises, in JSON.
-
-    Args:
-        statuses: Of errors whose message is the client's to read; the first class that fits counts.
-    """
+    """Return what a handler answers, or in JSON what it raises: of `statuses` the first that fits."""
     try:
         return await handler(request)
     except ClientDisconnect:

@@ -120,10 +120,7 @@ def stacked_bars(
 ) -> Markup:
     """Draw counts by round, one bar a round, its parts on each other; rolled back rounds are drawn pale.
 
-    Args:
-        rounds: Their numbers.
-        parts: For each part, in the order of `SERIES`, a count a round.
-        kept: Of each round.
+    `parts` has a count a round for each part, in the order of `SERIES`.
     """
     with _figure(SMALL) as (figure, axes):
         floor = [0] * len(rounds)
@@ -180,11 +177,9 @@ def precision_recall_chart(
     *,
     base_rate: float | None = None,
 ) -> Markup:
-    """Draw precision over recall.
+    """Draw precision over recall, rising, of each curve in the order of `SERIES`.
 
-    Args:
-        curves: Recall, rising, and precision of each curve, in the order of `SERIES`.
-        base_rate: What choosing blindly reaches, drawn as a level line.
+    `base_rate` is what choosing blindly reaches, drawn as a level line.
     """
     with _figure(SMALL) as (figure, axes):
         if base_rate is not None:
@@ -201,8 +196,7 @@ def precision_recall_chart(
 def reliability_chart(diagrams: Sequence[Sequence[tuple[float, float, int]]], name: str, what: str) -> Markup:
     """Draw how often it was so over the probability that was said, and the diagonal.
 
-    Args:
-        diagrams: For each, in the order of `SERIES`, the bins: mean probability, share, posts.
+    A diagram, one each in the order of `SERIES`, is its bins: mean probability, share, posts.
     """
     with _figure(SMALL) as (figure, axes):
         axes.plot([0, 1], [0, 1], color=COLOURS["rule"], lw=1.2)

@@ -60,8 +60,6 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     """Gather the posts of a run that lack a review, in the order in which they are handed out.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
-        LedgerError: The run has no ledger, or it cannot be read.
         ExchangeError: A post's row is gone from the run's manifests: there is nothing to show.
     """
     folder.recipe()  # no run folder: said before anything else

@@ -161,11 +161,9 @@ def checked_name(name: str) -> str:
 
 
 class TokenAuth:
-    """Middleware around the whole application.
+    """Middleware around the whole application; the token is in the URL once, then in a cookie.
 
-    Args:
-        token: In the URL once, then in a cookie.
-        hosts: Names under which the server may be asked for, beside `localhost` and plain IP addresses.
+    `hosts` are the names under which the server may be asked for, beside `localhost` and plain IP addresses.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str] = ()) -> None:

@@ -49,7 +49,6 @@ def open_session(folder: RunFolder, *, show_opinions: bool = False) -> ReviewSes
     """Open the session of a run that has something to review.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
         LedgerError: No ledger, an empty one, one that cannot be used, or one of another run.
     """
     ledger = ReviewLedger(folder.path / LEDGER)

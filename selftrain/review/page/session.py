@@ -93,11 +93,9 @@ class Material:
 
 
 class ReviewSession:
-    """One ledger and one run, for all reviewers.
+    """One ledger, which it alone uses from now on, and one run, for all reviewers.
 
-    Args:
-        ledger: Open; the session alone uses it from now on.
-        show_opinions: Show the machines' labels before the reviewer has answered.
+    `show_opinions`: show the machines' labels before the reviewer has answered.
     """
 
     def __init__(
