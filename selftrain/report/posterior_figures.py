@@ -10,7 +10,7 @@ from typing import NamedTuple
 from agents.judgment import Posterior, Verdict
 from agents.trust import AgentReliability, reliability
 from selftrain._util.types import Json
-from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.post_history import JudgedPosts
 from selftrain.rounds import RoundResult
 from selftrain.state import LoopState
 

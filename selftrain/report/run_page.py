@@ -16,8 +16,8 @@ from selftrain._util.types import Interval, Json
 from selftrain.data.run_posts import TaskWords, task_words
 from selftrain.errors import RunStateError
 from selftrain.models.metrics import counts_of, estimates, histogram, precision_recall, reliability
-from selftrain.report.judged_posts import JudgedPosts
 from selftrain.report.left_out import Quarantine, read_quarantine
+from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.report.status import RunStatus, Summary, score, status_after, summarise
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 if sys.platform != "win32":
     import fcntl
 
-from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.review.reviewers import waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay

@@ -9,8 +9,7 @@ from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost
-from selftrain.report.judged_posts import JudgedPosts
-from selftrain.report.post_history import any_failed, changed_mind
+from selftrain.report.post_history import JudgedPosts, any_failed, changed_mind
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 

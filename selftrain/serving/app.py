@@ -20,9 +20,8 @@ from starlette.types import Lifespan
 from selftrain.errors import DrainingError, QueueFullError, ScoringError, StorageError
 from selftrain.models.predictor import Prediction
 from selftrain.serving.batching import Batcher, Predictions
-from selftrain.serving.intake import SMALL, Intake
+from selftrain.serving.intake import SMALL, Intake, Scratch
 from selftrain.serving.openapi import describe
-from selftrain.serving.scratch import Scratch
 from selftrain.serving.wire import Placed, RequestLimits, ValueCount, answer
 from selftrain.web.access import (
     CLIENT_GONE,
