@@ -151,6 +151,17 @@ class Service:
             return error_answer(415, "the body is of another type; expected Content-Type: application/json")
         return None
 
+    def route(self, path: str, handler: Handler, method: str = "GET", *, open_to_all: bool = False) -> Route:
+        """Return a route to `handler`, behind what is refused; its errors are JSON, its answers counted."""
+
+        async def counted(request: Request) -> Response:
+            refusal = self.refusal(request, open_to_all=open_to_all)
+            response = refusal or await answered(request, handler, STATUS)
+            self.measures.requests.labels(path, response.status_code).inc()
+            return response
+
+        return Route(path, counted, methods=[method])
+
     # ---- scoring ------------------------------------------------------------------------------------
 
     async def score(self, request: Request) -> Response:
@@ -277,17 +288,6 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
     async def description(_: Request) -> Response:
         return JSONResponse(service.description)
 
-    def route(path: str, handler: Handler, method: str, *, open_to_all: bool = False) -> Route:
-        """Put `handler` behind what is refused, its errors as JSON, its answers counted."""
-
-        async def counted(request: Request) -> Response:
-            refusal = service.refusal(request, open_to_all=open_to_all)
-            response = refusal or await answered(request, handler, STATUS)
-            service.measures.requests.labels(path, response.status_code).inc()
-            return response
-
-        return Route(path, counted, methods=[method])
-
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         service.measures.requests.labels("other", error.status_code).inc()
@@ -297,12 +297,12 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
 
     return Starlette(
         routes=[
-            route("/score", service.score, "POST"),
-            route("/health", health, "GET", open_to_all=True),
-            route("/ready", ready, "GET", open_to_all=True),
-            route("/metrics", metrics, "GET"),
-            route("/model", model, "GET"),
-            route("/openapi.json", description, "GET"),
+            service.route("/score", service.score, "POST"),
+            service.route("/health", health, open_to_all=True),
+            service.route("/ready", ready, open_to_all=True),
+            service.route("/metrics", metrics),
+            service.route("/model", model),
+            service.route("/openapi.json", description),
         ],
         exception_handlers={HTTPException: unknown},
         lifespan=lifespan,
