@@ -27,14 +27,9 @@ class Section(BaseModel):
 
 
 def read_table(kind: type[Read], path: Path | None, overrides: Sequence[str]) -> Read:
-    """Read a TOML file as a checked table.
+    """Read a TOML file, or an empty one, and apply ``section.key=value``, to a checked table.
 
     Paths in it are relative to the file, those of overrides to where they are typed.
-
-    Args:
-        kind: What it describes.
-        path: The file; None: an empty one.
-        overrides: ``section.key=value``, applied after it.
 
     Raises:
         RecipeError: As `load_recipe`.

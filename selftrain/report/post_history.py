@@ -50,9 +50,6 @@ class JudgedPosts:
         return found
 
 
-# ---- one post, or one kind of verdict -----------------------------------------------------------------
-
-
 class Chapter(NamedTuple):
     """One round in which a post was a candidate; the verdicts of a round that was not kept did not count."""
 

@@ -106,9 +106,6 @@ def label_errors(found: BatchOutcome) -> LabelErrors:
     return LabelErrors(label_error(*arrays), label_error_by(*arrays, found.machine), parts)
 
 
-# ---- batch by batch -------------------------------------------------------------------------------------
-
-
 class ReviewedBatch(NamedTuple):
     """How far the review of one batch is, and what it says of the machine's labels."""
 

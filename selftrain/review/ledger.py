@@ -95,9 +95,7 @@ class ReviewLedger(LedgerReader):
         seed: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> ReviewLedger:
-        """Create an empty ledger; or open the one that is there, when it was made with the same settings.
-
-        See `LedgerSettings` for the arguments.
+        """Create an empty ledger of `LedgerSettings`; or open the one that is there, made with the same ones.
 
         Raises:
             BudgetError: A setting outside its range.
@@ -123,8 +121,6 @@ class ReviewLedger(LedgerReader):
     def allow(self, purpose: str, posts: int) -> None:
         """Allow so many posts beyond the budget of creation; the same purpose again replaces the number.
 
-        That makes it safe to repeat for whoever was killed.
-
         Raises:
             BudgetError: Fewer than 0, or fewer in all than are in the ledger already.
         """
@@ -144,13 +140,8 @@ class ReviewLedger(LedgerReader):
         """Put a batch of posts into the ledger, those of them in `order` to be reviewed.
 
         All posts that the sample was drawn from are kept, not the sample alone: estimates need them. The same
-        batch again changes nothing, so that whoever was killed may simply repeat the call.
-
-        Args:
-            batch: Its name, for instance a round's.
-            items: The posts that the sample was drawn from, once each.
-            order: Ids of the posts to review, in the order in which they are handed out.
-            likeliest_first: Whether that order is by falling e, not at random: no estimate of a part then.
+        batch again changes nothing, so that whoever was killed may simply repeat the call. `likeliest_first`
+        says that the order is by falling e, not at random: no estimate of a part then.
 
         Raises:
             BudgetError: More posts than the budget has left, an id twice or unknown, a post of `order` with
@@ -375,12 +366,7 @@ def _set_value(connection: sqlite3.Connection, name: str, value: object) -> None
 
 
 def check_batch(items: Sequence[ReviewItem], order: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse what is no sample of a population.
-
-    Raises:
-        BudgetError: An id twice or unknown, a label that is no class, a share outside [0, 1], a post to
-            review that could not have been drawn.
-    """
+    """Refuse what is no sample of a population, with a BudgetError."""
     by_id = {item.post_id: item for item in items}
     if len(by_id) < len(items) or len(set(order)) < len(order):
         raise BudgetError(

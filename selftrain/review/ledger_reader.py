@@ -326,10 +326,6 @@ class LedgerReader:
             by_post.setdefault(row[0], []).append(Review(*row))
         return [decision_of(reviews) for reviews in by_post.values()]
 
-    def agreement(self) -> Agreement:
-        """Return how far two people agree, over the doubled posts that both have labelled."""
-        return agreement_of(self.decisions())
-
     def close(self) -> None:
         """Close the file; safe to repeat."""
         self._connection.close()

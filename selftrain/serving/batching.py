@@ -81,16 +81,11 @@ class Batcher:
     """The queue, and the thread that loads the model and scores batches out of it.
 
     Args:
-        load: Gives the model; called in the thread that will own it.
-        max_batch: Posts of one model call.
-        max_wait: Seconds that the first post of a batch waits for company.
-        max_queue: Posts that may wait.
-        observe: Gets posts and seconds of every model call, whether it went well or not.
-        on_loaded: Called in the model's thread when `predictor` or `failure` has been set.
-
-    Attributes:
-        predictor: None until the model is loaded and has scored one post.
-        failure: Why it never will be.
+        load: Gives the model; called in the thread that will own it. max_batch, max_queue: Posts of one model
+        call, and posts that may wait. max_wait: Seconds that the first post of a batch waits for company.
+        observe: Gets posts and seconds of every model call, whether it went well or not. on_loaded: Called in
+        the model's thread when `predictor`, which then has scored one post, or `failure`,
+            why there never will be one, has been set.
     """
 
     def __init__(
@@ -133,13 +128,9 @@ class Batcher:
     ) -> Predictions:
         """Queue a request's posts, at least one; cancelling the result takes back those that still wait.
 
-        Where the queue is full, a request with `CROWDING` times as many posts in it gives way.
-
-        Args:
-            posts: Of one request.
-            release: Called once, in any thread, as soon as the model will not touch these posts any more:
-                after a cancellation too a batch may still be reading their images.
-            client: Whose they are; clients share the model equally.
+        Where the queue is full, a request with `CROWDING` times as many posts in it gives way. `release` is
+        called once, in any thread, as soon as the model will not touch these posts any more: after a
+        cancellation too a batch may still be reading their images. Clients share the model equally.
 
         Raises:
             QueueFullError: They do not fit into the queue.

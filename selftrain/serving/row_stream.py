@@ -189,9 +189,6 @@ def json_line(value: Json) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
 
 
-# ---- the sink -------------------------------------------------------------------------------------------
-
-
 class _Progress(BaseModel):
     """The progress file: how far sink and quarantine are good, and what must not change between starts."""
 

@@ -166,8 +166,7 @@ class RunFolder:
     ) -> None:
         """Write the recipe and environment of a new run, or check that this is the same run going on.
 
-        `environment["identity"]` holds what must not change between starts (posts, backbone, code format).
-        `rounds.max`, `rounds.patience` and `rounds.budget` may: a finished run can be asked for more rounds.
+        `environment["identity"]` holds what must not change between starts; of the recipe `MAY_CHANGE` may.
         `posts` (post id -> split and digest) tells which posts differ where they do.
 
         Raises:

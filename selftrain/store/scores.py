@@ -96,17 +96,8 @@ def read_scores(folder: Path, classes: Sequence[str]) -> dict[str, Scored] | Non
             np.array(logits, dtype=np.float32),
             np.array(predicted, dtype=np.int64),
         )
-        for split, (ids, labels, predicted, logits) in sorted(
-            columns.items(), key=lambda item: _order(item[0])
-        )
+        for split, (ids, labels, predicted, logits) in sorted(columns.items(), reverse=True)
     }
-
-
-def _order(split: str) -> int:
-    return _SPLITS.index(split) if split in _SPLITS else len(_SPLITS)
-
-
-# ---- what follows from scores: `selftrain.models.metrics` computes it ----------------------------------
 
 
 class PrecisionRecall(NamedTuple):

@@ -37,10 +37,8 @@ _log = logging.getLogger(__name__)
 class HttpServer(uvicorn.Server):
     """uvicorn without a log of its own, that ends with status 0 on a signal.
 
-    Args:
-        app: What answers.
-        lifespan: Whether the application has a start and an end of its own.
-        started: Called once requests and signals are listened to.
+    `lifespan` says whether the application has a start and an end of its own; `started` is called once
+    requests and signals are listened to.
     """
 
     def __init__(

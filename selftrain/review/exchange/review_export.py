@@ -85,9 +85,6 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     return ReviewTasks(tuple(tasks), classes)
 
 
-# ---- Label Studio --------------------------------------------------------------------------------------
-
-
 def write_label_studio(
     found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Path:
@@ -187,9 +184,6 @@ def _local(path: Path, root: Path | None) -> str:
             " Label Studio serves local files from (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT)"
         )
     return f"/data/local-files/?d={quote(path.resolve().relative_to(root.resolve()).as_posix())}"
-
-
-# ---- a table -------------------------------------------------------------------------------------------
 
 
 def write_csv(tasks: Sequence[ReviewTask], out: Path) -> None:
