@@ -188,12 +188,12 @@ def filter_stream(
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
+    if precision is not None and recall is not None:
+        raise ServingError("--precision and --recall are given; expected one of the two")
     engine, named = workers.engine(), reading.named
     tolerance = reading.tolerance(streams.ANY_NUMBER)
     work = _at_work(model, engine, columns=named, tolerance=tolerance, max_pixels=max_pixels)
     opened = work.predictor
-    if precision is not None and recall is not None:
-        raise ServingError("--precision and --recall are given; expected one of the two")
     measured = streams.validation_scores(opened, validation, named)
     if precision is not None or recall is not None:
         kind: Literal["precision", "recall"] = "recall" if precision is None else "precision"

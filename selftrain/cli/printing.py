@@ -21,7 +21,6 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.spreadsheet import escape
 from selftrain.errors import DataError
-from selftrain.store import atomic
 
 with deferred():
     from selftrain.report import left_out as quarantined
@@ -196,14 +195,6 @@ def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     for name, value in row.items():
         flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
     return flat
-
-
-def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
-    """Write what was left out into `file`; where nothing was, remove one of an earlier time."""
-    if left_out:
-        atomic.write_jsonl(file, left_out)
-    else:
-        file.unlink(missing_ok=True)
 
 
 def _escaped(record: Mapping[str, Any]) -> str:

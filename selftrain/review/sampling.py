@@ -251,11 +251,6 @@ def is_audit(batch: str) -> bool:
     return batch.startswith(AUDIT) or batch == "accepted"
 
 
-def audit_name(folder: RunFolder) -> str:
-    """Return the name of an audit of the pseudo-labels that stand now."""
-    return f"{AUDIT} after round {folder.finished() - 1}"
-
-
 def request_audit(
     folder: RunFolder,
     *,
@@ -279,7 +274,7 @@ def request_audit(
             "an audit by threshold without a floor: expected every pseudo-label to have a chance of review,"
             " or nothing can be estimated; give a floor, or another rule"
         )
-    batch, path = audit_name(folder), folder.path / LEDGER
+    batch, path = f"{AUDIT} after round {folder.finished() - 1}", folder.path / LEDGER
     chosen, asked = _unasked(folder, batch, "accepted")
     if chosen is not None:
         _check_count(folder, len(chosen), budget, "accepted", again=asked > 0)

@@ -104,15 +104,10 @@ class Batcher:
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._clients: dict[str, _Client] = {}
         self._now = 0.0  # virtual time
-        self._queued = 0
+        self.queued = 0  # posts that wait
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-
-    @property
-    def queued(self) -> int:
-        """Posts that wait."""
-        return self._queued
 
     @property
     def busy(self) -> bool:
@@ -141,7 +136,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise DrainingError("the server is about to end and takes no more posts: ask another one")
-            while self._queued + job.size > self._max_queue:
+            while self.queued + job.size > self._max_queue:
                 longest = max(self._jobs, key=self._crowding, default=None)
                 if longest is None or len(longest.waiting) < CROWDING * job.size:
                     full = self._full(job.size)
@@ -153,7 +148,7 @@ class Batcher:
                 owner = self._clients.setdefault(client, _Client(self._now))
                 job.through = owner.now
                 owner.jobs.append(job)
-                self._queued += job.size
+                self.queued += job.size
                 self._changed.notify_all()
         for one in crowded_out:
             self._fail(one, self._full(one.size))
@@ -212,7 +207,7 @@ class Batcher:
 
     def _full(self, posts: int) -> QueueFullError:
         return QueueFullError(
-            f"{self._queued} posts wait and {posts} more were given; at most {self._max_queue} may wait: try"
+            f"{self.queued} posts wait and {posts} more were given; at most {self._max_queue} may wait: try"
             " again later"
         )
 
@@ -222,7 +217,7 @@ class Batcher:
         client.jobs.remove(job)
         if not client.jobs:
             del self._clients[job.client]
-        self._queued -= len(job.waiting)
+        self.queued -= len(job.waiting)
         job.waiting.clear()
 
     def _due(self) -> bool:
@@ -230,7 +225,7 @@ class Batcher:
         oldest = min((job.arrived for job in self._jobs), default=None)
         if oldest is None:
             return False
-        return self._queued >= self._max_batch or time.monotonic() - oldest >= self._max_wait
+        return self.queued >= self._max_batch or time.monotonic() - oldest >= self._max_wait
 
     def _take(self) -> list[_Taken]:
         """Take the posts of a batch: those that are through first, as many as one call can do in a while."""
@@ -245,7 +240,7 @@ class Batcher:
             room -= cost
             batch.append(_Taken(job, *job.waiting.popleft()))
             job.taken += 1
-            self._queued -= 1
+            self.queued -= 1
             client.now = job.through = job.through + cost
             self._now = client.through = client.through + cost
             if not job.waiting:

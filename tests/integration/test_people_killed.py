@@ -217,7 +217,7 @@ from selftrain.store.run_dir import RunFolder
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "adding":
-    ledger.check_room = die
+    ledger.Transaction.check_room = die
 else:
     allow = ReviewLedger.allow
     def allowed(*args):

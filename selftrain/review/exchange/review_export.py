@@ -186,11 +186,6 @@ def _local(path: Path, root: Path | None) -> str:
     return f"/data/local-files/?d={quote(path.resolve().relative_to(root.resolve()).as_posix())}"
 
 
-def write_csv(tasks: Sequence[ReviewTask], out: Path) -> None:
-    """Write the table. A StorageError where the disk is full or refuses."""
-    atomic.write_text(out, to_csv(tasks))
-
-
 def to_csv(tasks: Sequence[ReviewTask]) -> str:
     """Return the table, with a byte order mark so that spreadsheets read it as UTF-8."""
     written = io.StringIO(newline="")
