@@ -178,7 +178,8 @@ class RunFolder:
                 "identity", dict(self.environment().identity), environment["identity"],
                 self._differing_posts(posts or {}),
             )  # fmt: skip
-        self.clear_temporary()
+        for leftover in self.path.rglob(atomic.TEMPORARY):  # what a killed process left half written
+            leftover.unlink(missing_ok=True)
         if not self.recipe_path.exists():
             if posts is not None:
                 checksums.write_json(self.path / POSTS, dict(posts))
@@ -230,11 +231,6 @@ class RunFolder:
                 + "\n".join(lines)
                 + "\nGive another --out, or the recipe and data that this run began with"
             )
-
-    def clear_temporary(self) -> None:
-        """Remove what a killed process left half written."""
-        for leftover in self.path.rglob(atomic.TEMPORARY):
-            leftover.unlink(missing_ok=True)
 
     # ---- reading ------------------------------------------------------------------------------------
 

@@ -198,18 +198,8 @@ def quiet_logs() -> None:
     """
     handler = logging.StreamHandler()
     handler.addFilter(_Sparing())
-    handler.addFilter(_worth_a_line)
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.WARNING, format=line, handlers=[handler])
-
-
-def _worth_a_line(record: logging.LogRecord) -> bool:
-    """Return whether a record says something.
-
-    Where a server ends while its workers do, asyncio may ask for a worker's exit status twice, and warns of
-    the second time; nobody wants that status.
-    """
-    return not (record.name == "asyncio" and str(record.msg).startswith("Unknown child process pid"))
 
 
 class _Sparing(logging.Filter):
@@ -226,6 +216,10 @@ class _Sparing(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is written."""
+        # where a server ends while its workers do, asyncio may ask for a worker's exit status twice, and
+        # warns of the second time; nobody wants that status
+        if record.name == "asyncio" and str(record.msg).startswith("Unknown child process pid"):
+            return False
         place, now = (record.pathname, record.lineno), time.monotonic()
         begun, count = self._passed.get(place, (now, 0))
         if now - begun > self.seconds:
