@@ -54,6 +54,9 @@ class Material:
         if (rounds := self._folder.finished()) != self._rounds:
             self._opinions, self._rounds = Opinions(self._folder), rounds
 
+    def __contains__(self, post_id: str) -> bool:
+        return post_id in self._posts
+
     def unknown(self, post_ids: Iterable[str]) -> list[str]:
         """Return posts that neither a manifest nor a verdict of the run knows."""
         asked = list(post_ids)
@@ -207,6 +210,10 @@ class ReviewSession:
             }
         else:
             post_id = assignment.item.post_id
+            if (
+                post_id not in self.material
+            ):  # a batch was drawn since: one look at the manifests for all of it
+                self.material.load(self.ledger.all_drawn())
             answer["post"] = {
                 "id": post_id, "shown": printable(post_id), "place": assignment.place,
                 **self.material.shown(post_id),
