@@ -43,7 +43,11 @@ DRAWING = {
         "call:selftrain.review.ledger:ReviewLedger.create",
         1,
     ),
-    "within the change that adds the sample": ("after", "call:selftrain.review.ledger:check_room", 1),
+    "within the change that adds the sample": (
+        "after",
+        "call:selftrain.review.ledger:Transaction.check_room",
+        1,
+    ),
     "after a sample is drawn": ("after", "call:selftrain.review.reviewers:request_reviews", 1),
 }
 USING = {
