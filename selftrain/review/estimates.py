@@ -102,8 +102,8 @@ def label_errors(found: BatchOutcome) -> LabelErrors:
             " --order sampled"
         )
     arrays = (found.errors, found.inclusion, found.reviewed, found.wrong)
-    parts = label_error_by(*arrays, found.parts) if any(found.parts) else {}
-    return LabelErrors(label_error(*arrays), label_error_by(*arrays, found.machine), parts)
+    parts = label_error_by(found.parts, *arrays) if any(found.parts) else {}
+    return LabelErrors(label_error(*arrays), label_error_by(found.machine, *arrays), parts)
 
 
 class ReviewedBatch(NamedTuple):
