@@ -81,11 +81,12 @@ class Batcher:
     """The queue, and the thread that loads the model and scores batches out of it.
 
     Args:
-        load: Gives the model; called in the thread that will own it. max_batch, max_queue: Posts of one model
-        call, and posts that may wait. max_wait: Seconds that the first post of a batch waits for company.
-        observe: Gets posts and seconds of every model call, whether it went well or not. on_loaded: Called in
-        the model's thread when `predictor`, which then has scored one post, or `failure`,
-            why there never will be one, has been set.
+        load: Gives the model; called in the thread that will own it.
+        max_batch, max_queue: Posts of one model call, and posts that may wait.
+        max_wait: Seconds that the first post of a batch waits for company.
+        observe: Gets posts and seconds of every model call, whether it went well or not.
+        on_loaded: Called in the model's thread when `predictor`, which then has scored one post, or
+            `failure`, why there never will be one, has been set.
     """
 
     def __init__(

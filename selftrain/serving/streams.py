@@ -171,10 +171,10 @@ def filter_posts(
         text_limit: Characters; a longer text makes a bad row.
 
     Raises:
-        ServingError: Standard input, and another engine than this process. RunMismatchError: The sink was
-        begun with another model, threshold, text limit or source. QuarantineError: More posts failed than
-        tolerated; what passed before is in the sink. RunBusyError, RunStateError, StorageError,
-        ManifestError, EngineError: See `Sink` and `row_stream.pour`.
+        ServingError: Standard input, and another engine than this process.
+        RunMismatchError: The sink was begun with another model, threshold, text limit or source.
+        QuarantineError: More posts failed than tolerated; what passed before is in the sink.
+        RunBusyError, RunStateError, StorageError, ManifestError, EngineError: See `Sink` and `pour`.
     """
     if work.engine is not None and source == STDIN:
         raise ServingError("standard input is read by this process alone: give a file, or no --ray")

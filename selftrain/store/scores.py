@@ -49,8 +49,7 @@ def write_scores(folder: Path, splits: Mapping[str, Scored], classes: Sequence[s
     """Write `scores.jsonl` into a round's folder, classes [K] named in the order of the labels.
 
     Raises:
-        ValueError: A split other than "validation" and "test", or ids, labels and logits of different
-        lengths.
+        ValueError: Another split than "validation" and "test", or ids, labels and logits of unequal length.
     """
     unknown = sorted(splits.keys() - set(_SPLITS))
     if unknown:
