@@ -62,15 +62,16 @@ def guarded(command: Callable[[], int | None]) -> int:
     """Run a command.
 
     Returns:
-        Its exit status (none counts as 0); 2 after an error that has a message, 130 after Ctrl-C, 141 when
-        whoever read the output went away.
+        Its exit status (none counts as 0); 2 after an error that has a message, 141 when whoever read the
+        output went away.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, for whoever reads the words before a command to say so, too.
     """
     try:
         status = command()
         # here rather than at exit, where a broken pipe could not be caught any more
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return interrupted()
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE
