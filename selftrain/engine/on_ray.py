@@ -88,10 +88,11 @@ class OnRay:
                 _knock(self.address)
                 ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
             except (OSError, ValueError, OverflowError, RuntimeError) as error:
+                reason = str(error).rstrip(".")
                 raise EngineError(
-                    f"no Ray cluster answers at {self.address!r}: {str(error).rstrip('.')}. Start one (ray start --head), give"
-                    f" its address, and its token with RAY_AUTH_MODE=token, or {LOCAL!r} for this machine's"
-                    " cores"
+                    f"no Ray cluster answers at {self.address!r}: {reason}. Start one (ray start --head),"
+                    " give its address, and its token with RAY_AUTH_MODE=token, or"
+                    f" {LOCAL!r} for this machine's cores"
                 ) from error
         try:
             yield ray
