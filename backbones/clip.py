@@ -165,11 +165,7 @@ def _measure(module: CLIPModule, tokenizer: Tokenize, sides: tuple[int, int]) ->
 
 
 def load_model(model: str, weights: str | Path, like: str | None) -> nn.Module:
-    """Load the model with its weights, on the CPU in float32.
-
-    Raises:
-        WeightsError: see `CLIP`.
-    """
+    """Load the model with its weights, on the CPU in float32."""
     with_schema = parse_model_name(model)[0] is not None
     tag = {} if with_schema else _check_choice(model, weights, like)
     try:

@@ -17,11 +17,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_file(path: Path, sha256: str, package: str) -> None:
-    """Compare a file's full SHA-256 with the pinned one.
-
-    Raises:
-        WeightsError: the file is absent, or its contents are others.
-    """
+    """Raise WeightsError where a file is absent, or its full SHA-256 is not the pinned one."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected the weights of {package}. Reinstall {package}.")
     with path.open("rb") as file:
@@ -34,11 +30,7 @@ def check_file(path: Path, sha256: str, package: str) -> None:
 
 
 def package_folder(module: str, package: str) -> Path:
-    """Return the folder of a package that carries weights, imported as `module`, installed as `package`.
-
-    Raises:
-        WeightsError: The package is not installed.
-    """
+    """Return the folder of a package that carries weights, imported as `module`, installed as `package`."""
     try:
         found = importlib.import_module(module).__file__
     except ImportError as error:
@@ -47,15 +39,10 @@ def package_folder(module: str, package: str) -> Path:
 
 
 def loading_error(what: str, error: Exception, advice: str) -> WeightsError:
-    """Return the error to raise where transformers could not load something.
+    """Return the error to raise where transformers could not load something; `advice` is what was expected.
 
     Everything is loaded with ``trust_remote_code=False``: left open, transformers would ask at a terminal
     whether to run a stranger's code.
-
-    Args:
-        what: What was to be loaded, and that it could not.
-        error: Of transformers.
-        advice: What was expected.
     """
     if "trust_remote_code" in str(error):
         return WeightsError(

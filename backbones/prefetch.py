@@ -34,10 +34,7 @@ def prefetch(
 ) -> Generator[Result, None, None]:
     """Yield `map(function, items)`, computed in threads: in the same order, twice `threads` early at most.
 
-    Args:
-        function: Called in several threads at once.
-        items: Any number; drawn in the caller's thread, as results are asked for.
-        threads: 0 calls `function` where a result is asked for, as `map` does.
+    Items are drawn in the caller's thread, as results are asked for; 0 threads call `function` there too.
 
     Raises:
         Exception: What `function` raises, when its result's turn comes; nothing is begun after that.

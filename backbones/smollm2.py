@@ -44,20 +44,12 @@ def smollm2_file() -> Path:
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute.
-
-    Raises:
-        WeightsError: As `smollm2_file`.
-    """
+    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute."""
     return load_gguf(smollm2_file(), dtype)
 
 
 def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Load a causal language model and its tokenizer out of a GGUF file, as one that was never quantised.
-
-    Raises:
-        OSError, ValueError: As transformers, where the file is no such model.
-    """
+    """Load a causal language model and its tokenizer out of a GGUF file, as one that was never quantised."""
     ensure_torchvision()
     from transformers import AutoModelForCausalLM
 
@@ -75,11 +67,7 @@ def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
 
 
 def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
-    """Load the tokenizer alone.
-
-    Raises:
-        WeightsError: As `smollm2_file`.
-    """
+    """Load the tokenizer alone."""
     return _tokenizer_of(smollm2_file())
 
 

@@ -41,25 +41,15 @@ from selftrain.verification.rules import VerdictRule
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run is made of: by a recipe, or as a `SelfTrainer` was given it.
+    """What a run is made of: by a recipe, or as a `SelfTrainer` was given it."""
 
-    Attributes:
-        classifier: Fits and scores models.
-        selector: Chooses whom the agents judge.
-        panel: The agents.
-        loss: What is minimised.
-        rule: Decides which verdicts become labels.
-        reviewers: People; None: nobody.
-        backbone: Posts to features; None: the recipe's, loaded when features are wanted.
-    """
-
-    classifier: Trainer[Any] | ForRun[Trainer[Any]]
-    selector: Selector
-    panel: Panel | ForRun[Panel]
-    loss: RoundLoss
-    rule: VerdictRule
-    reviewers: Reviewers | ForRun[Reviewers | None] | None
-    backbone: Backbone | None = None
+    classifier: Trainer[Any] | ForRun[Trainer[Any]]  # fits and scores models
+    selector: Selector  # chooses whom the agents judge
+    panel: Panel | ForRun[Panel]  # the agents
+    loss: RoundLoss  # what is minimised
+    rule: VerdictRule  # decides which verdicts become labels
+    reviewers: Reviewers | ForRun[Reviewers | None] | None  # people; None: nobody
+    backbone: Backbone | None = None  # posts to features; None: the recipe's, loaded when features are wanted
 
 
 # ---- recipe -> objects --------------------------------------------------------------------------------
@@ -67,10 +57,6 @@ class Parts:
 
 def build(recipe: Recipe, *, progress: bool = False) -> Parts:
     """Build the parts of a recipe; nothing heavy is loaded, and nobody is asked yet.
-
-    Args:
-        recipe: Which parts, with which settings.
-        progress: Whether what takes long shows how far it is.
 
     Raises:
         RecipeError: A class that cannot be imported, or made of its options.
@@ -91,13 +77,10 @@ def build(recipe: Recipe, *, progress: bool = False) -> Parts:
 
 
 def build_named(section: PartSection, **more: Any) -> Any:  # noqa: ANN401 -- whatever the section names
-    """Build the part that a section names.
+    """Build the part that a section names; RecipeError: it cannot be imported, or made of its options.
 
     A built-in one gets those of the section's keys, and of `more`, that its constructor has a parameter for;
     one of the user's own gets the section's `options` alone.
-
-    Raises:
-        RecipeError: A class that cannot be imported, or made of its options.
     """
     key = f"{section.name}.kind"
     if not section.built_in:

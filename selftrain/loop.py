@@ -82,15 +82,10 @@ def self_train(
     rule: VerdictRule | None = None,
     reviewers: Reviewers | None = None,
 ) -> Iterator[RoundResult]:
-    """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
+    """Run the loop in `folder`, opened and locked, going on where it stands; earlier rounds come first.
 
-    Args:
-        corpus: Posts with features.
-        trainer, panel, selector, loss, reviewers: See the protocols `Trainer`, `Panel`, `Selector`,
-            `RoundLoss` and `Reviewers`; without reviewers nobody is asked.
-        folder: Opened and locked.
-        settings: See `LoopSettings`.
-        rule: Decides which verdicts become labels; None: `Unanimous()`.
+    See the protocols `Trainer`, `Panel`, `Selector`, `RoundLoss` and `Reviewers`. Without a `rule` it is
+    `Unanimous()`; without reviewers nobody is asked.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
@@ -218,13 +213,7 @@ CUT_POSTS = 2000
 
 
 class OpenRound:
-    """A round that is under way: its folder, emptied first, and what is written there.
-
-    Args:
-        corpus: The run's posts.
-        folder: The run.
-        number: Of the round.
-    """
+    """A round that is under way: its folder, emptied first, and what is written there."""
 
     def __init__(self, corpus: Corpus, folder: RunFolder, number: int) -> None:
         self._corpus, self._folder, self._number = corpus, folder, number
@@ -269,11 +258,7 @@ class OpenRound:
         return Measured(metrics, test[0] if test else None, rule.score(validation))
 
     def validation_of(self, number: int) -> Scored:
-        """Return what the model of an earlier round said of the posts that rounds are compared on.
-
-        Raises:
-            RunStateError: The round's scores are gone or damaged.
-        """
+        """Return what the model of an earlier round said of the posts that rounds are compared on."""
         path = self._folder.round_path(number)
         found = (read_scores(path, self._corpus.classes) or {}).get("validation")
         if found is None:
@@ -300,14 +285,7 @@ class OpenRound:
     ) -> RoundResult:
         """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded.
 
-        Args:
-            state: After the round.
-            root: Image paths of the grown dataset are relative to it.
-            training: Whom the model learned from.
-            model: The round's.
-            measured: Its metrics.
-            loss: As the round's posts filled it in.
-            simulated, kept, verdicts, flipped, human, trust, gains, cost: See `RoundResult`.
+        `state` is that after the round, `loss` as the round's posts filled it in; the rest see `RoundResult`.
         """
         corpus = self._corpus
         thetas = [] if loss is None else [one.theta for one in loss.losses]
@@ -341,7 +319,6 @@ def fit_agents(
 
     Raises:
         NearChanceError: An agent may be guessing and `on_near_chance` is "stop".
-        AgentError: Nobody can be asked, or nothing can be learned.
     """
     labelled = [corpus.posts[i] for i in corpus.labelled]
     pool = [corpus.posts[i] for i in corpus.pool]
@@ -451,16 +428,7 @@ def apply_human_labels(
 ) -> LoopState:
     """Return the state with the decisions that no round has used yet; the same one where there are none.
 
-    Args:
-        reviewers: Who decides; None: nobody.
-        folder: The run.
-        corpus: Its posts.
-        state: After the rounds so far.
-        path: The open folder of the round that uses them, where they are written; None: no round does.
-
-    Raises:
-        LedgerError: The reviews cannot be read.
-        RunStateError: A decision on a post that is not in the pool.
+    They are written to `path`, the open folder of the round that uses them; None: no round does.
     """
     if reviewers is None:
         return state

@@ -228,13 +228,9 @@ class ModelServers:
     store: Path | None = None
 
     def runner(self, cache: ResponseCache, *, run: str, max_pixels: int, progress: bool = False) -> Runner:
-        """Return what asks the model about many posts; nothing is asked yet.
+        """Return what asks the model about many posts, paid for by `run`; nothing is asked yet.
 
-        Args:
-            cache: Where answers are kept; not closed by the runner.
-            run: Who pays.
-            max_pixels: Most pixels of an image file.
-            progress: Whether to show bars.
+        The `cache` of answers is not closed by it.
         """
         others = {role: (build_backend(model), model.manner()) for role, model in self.others().items()}
         return Runner(
@@ -255,11 +251,7 @@ class ModelServers:
         )
 
     def runner_for(self, run: RunContext) -> Runner:
-        """Return the runner of a run, which pays for it, with a cache of its own.
-
-        Raises:
-            StoreError: The kept answers cannot be opened.
-        """
+        """Return the runner of a run, which pays for it; StoreError: its cache cannot be opened."""
         path = run.folder.path.resolve()
         cache = cache_beside(path, self.store)
         return self.runner(cache, run=str(path), max_pixels=run.max_pixels, progress=run.progress)
@@ -313,11 +305,7 @@ class VLMPanel(ModelServers):
         return {"reviewer": self.reviewer or {}, "user": self.user or {}}
 
     def for_run(self, run: RunContext) -> JudgePanel:
-        """Return the agents; nothing is asked yet.
-
-        Raises:
-            PromptFileError, StoreError: With what to do.
-        """
+        """Return the agents; nothing is asked yet. PromptFileError, StoreError: with what to do."""
         return JudgePanel(
             self.runner_for(run),
             self.agent(brief_of(run.task), run.seed),
@@ -326,11 +314,7 @@ class VLMPanel(ModelServers):
         )
 
     def agent(self, brief: Brief, seed: int) -> VLMAgent:
-        """Return prompts and answer schema.
-
-        Raises:
-            PromptFileError: A prompt file that cannot be used.
-        """
+        """Return prompts and answer schema; PromptFileError: a prompt file that cannot be used."""
         prompts = JudgePrompts(brief, folder=self.prompts, text_chars=self.text_chars)
         protocol = PROTOCOLS[self.protocol]
         return VLMAgent(
@@ -355,11 +339,7 @@ class VLMPanel(ModelServers):
 
 
 def cache_beside(path: Path, named: Path | None = None) -> ResponseCache:
-    """Open the answers paid for so far: in the file that is named, else beside `path`.
-
-    Raises:
-        StoreError: With what to do.
-    """
+    """Open the answers paid for so far: in the file that is named, else beside `path`; or StoreError."""
     return ResponseCache(named or path.resolve().parent / CACHE)
 
 

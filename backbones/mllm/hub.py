@@ -28,12 +28,9 @@ _LANGUAGE = ("language_model", "text_model")
 
 
 class HubReader:
-    """Prompts through the processor of a model.
+    """Prompts through the processor of a model; a `Reader`.
 
     Args:
-        processor: Of transformers.
-        wording: The words around every post.
-        padding: The side that is padded.
         max_tokens: Of words, text and the chat's marks, images aside.
         album: Whether several pictures are given as images or as frames of one video, which costs far fewer
             tokens a picture (LLaVA-OneVision: 196 instead of 730).
@@ -138,8 +135,7 @@ class HubReader:
     def _check_pictures(self, albums: Sequence[list[Any]], texts: Sequence[str], inputs: Inputs) -> None:
         """Compare the pictures given with the places in the chats and with the pixels that came back.
 
-        Raises:
-            PromptFitError: Some have none: the model would answer as if they were not there.
+        Where some have none, the model would answer as if they were not there.
         """
         video = self._album == "video"
         token = getattr(self._processor, "video_token" if video else "image_token", None)
@@ -169,13 +165,7 @@ class HubReader:
 
 
 def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images") -> Mllm:
-    """Load a pretrained model, by its name on a hub or by its folder; on the CPU.
-
-    Args:
-        name: For instance "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
-        revision: Of the weights on the hub.
-        dtype: "auto" (as saved, see `from_parts`), "float32" or "bfloat16".
-        album: See `HubReader`.
+    """Load a pretrained model, by its name on a hub or by its folder, on the CPU; see `load_mllm`.
 
     Raises:
         WeightsError: No such model, or one that transformers does not load as image-text-to-text.
@@ -202,13 +192,7 @@ def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album
 
 
 def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images") -> Mllm:  # noqa: ANN401
-    """Return the same of a model and a processor at hand.
-
-    Args:
-        name: For messages and recipes.
-        whole: A ``...ForConditionalGeneration``.
-        processor: Its processor.
-        album: See `HubReader`.
+    """Return the same of a ``...ForConditionalGeneration`` and its processor at hand.
 
     Weights in float16 become bfloat16: float16 ends at 65,504, and what is computed in bfloat16 or learned
     without a scaled loss does not stay below that.
@@ -267,9 +251,8 @@ def _metadata(frames: Any) -> dict[str, Any]:  # noqa: ANN401
 def pictures_in(inputs: Inputs, patch: int = 1) -> int:
     """Return how many pictures, or tiles of pictures, stand in what a processor gave.
 
-    Args:
-        inputs: Of any family: some say it by sizes, one a picture, some by the shape of the pixels alone.
-        patch: Frames that one step of a video's grid stands for.
+    Some families say it by sizes, one a picture, some by the shape of the pixels alone. One step of a video's
+    grid stands for `patch` frames.
     """
     for name in ("image_grid_thw", "image_sizes", "spatial_shapes"):
         if name in inputs:

@@ -35,10 +35,7 @@ def load_mllm(
 def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max_tokens: int) -> Reader:
     """Load the reader of a merged checkpoint, from the tokenizer or processor that lies in it.
 
-    Args:
-        folder: Of the checkpoint.
-        base: Name of the model that was trained, as `load_mllm` takes it.
-        wording, padding, max_tokens: As for `Mllm.reader`.
+    `base` is the model that was trained, as `load_mllm` takes it; the rest as for `Mllm.reader`.
 
     Raises:
         WeightsError: There is no tokenizer or processor.

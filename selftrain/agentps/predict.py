@@ -36,13 +36,7 @@ TEXT, PICTURES = 2_000, 16
 
 
 class AgentPSPredictor:
-    """A trained model as a `selftrain.models.predictor.Predictor`.
-
-    Args:
-        loaded: The model.
-        device: Where it computes.
-        batch_size: Posts computed at once.
-    """
+    """A trained model as a `selftrain.models.predictor.Predictor`, `batch_size` posts at once."""
 
     kind = "agentps"
     calibrated = True
@@ -80,13 +74,7 @@ class AgentPSPredictor:
 def open_predictor(
     folder: Path, device: str = "auto", batch_size: int = 16, threads: int | None = None
 ) -> AgentPSPredictor:
-    """Open the model of a folder.
-
-    Args:
-        folder: The model's.
-        device: Where it computes; "auto": on a GPU where there is one.
-        batch_size: Posts computed at once.
-        threads: On a CPU; None: torch's choice.
+    """Open the model of a folder, on a GPU where there is one; `threads` are of a CPU, None: torch's choice.
 
     Raises:
         ModelError, BackboneError: It cannot be loaded.
@@ -110,11 +98,7 @@ def predict(
 ) -> Iterator[ScoredPost]:
     """Score posts in their order, in bounded memory; what is known of them is carried along, not read.
 
-    Args:
-        loaded: The model.
-        posts: Any number; labels and answers that the task does not know are taken for absent.
-        batch_size: Posts computed at once.
-        device: Where.
+    Labels and answers that the task does not know are taken for absent.
 
     Raises:
         TrainingError: No memory left on the device; says what to lower.
@@ -149,7 +133,7 @@ def to_prediction(asked: QuestionSet, one: ScoredPost) -> Prediction:
 
 
 def answers_row(asked: QuestionSet, one: ScoredPost) -> Json:
-    """A prediction with the post, as far as a case table shows it, and what is known of it.
+    """Return a prediction with the post, as far as a case table shows it, and what is known of it.
 
     Of a post come its text (`TEXT` characters at most), its pictures (the first `PICTURES` paths) and their
     number; of its truth the answer to each question, null where nobody answered.
@@ -192,33 +176,16 @@ def _from_row(asked: QuestionSet, row: Json) -> ScoredPost:
 def write_measured(
     folder: Path, asked: QuestionSet, scored: Sequence[ScoredPost], decisions: Decisions, figures: Json
 ) -> None:
-    """Write what a model answers on its validation posts, and what that is worth.
+    """Write what a model answers on its validation posts, as `decided` gives them, and what that is worth.
 
-    Args:
-        folder: The model's.
-        asked: Its questions.
-        scored: As `decided` gives them.
-        decisions: Of the model.
-        figures: The rest of metrics.json.
-
-    Raises:
-        StorageError: The disk is full or refuses.
+    The `figures` are the rest of metrics.json.
     """
     checksums.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
     checksums.write_json(folder / METRICS, figures | {"questions": full_report(asked, scored, decisions)})
 
 
 def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
-    """Set a model's rules anew on its validation posts, and write all that follows from them.
-
-    Args:
-        loaded: The model.
-        goals: Question -> what its decision is to reach; the likeliest answer where none is named.
-
-    Raises:
-        RecipeError: A goal of a question that is not asked.
-        StorageError: The disk is full or refuses.
-    """
+    """Set a model's rules anew on its validation posts, by `set_goals`, and write what follows from them."""
     folder, asked = loaded.folder, loaded.built.questions
     scored = read_scored(folder / VALIDATION, asked)
     decisions = set_goals(loaded.decisions, question_scores(asked, scored), goals)

@@ -149,11 +149,7 @@ class TrainingSettings(Section):
         return self
 
     def question_weights(self, questions: Sequence[str]) -> tuple[float, ...]:
-        """Return w_q of each question, in their order, "final" last.
-
-        Raises:
-            RecipeError: A weight for a question that the task or the variant does not ask.
-        """
+        """Return w_q of each question, in their order, "final" last; RecipeError: one that is not asked."""
         unknown = sorted(self.weights.keys() - set(questions))
         if unknown:
             raise RecipeError(f"training.weights names {unknown}; expected some of {list(questions)}")
@@ -162,8 +158,7 @@ class TrainingSettings(Section):
     def answer_weights(self, counts: Mapping[str, Mapping[str, int]]) -> list[list[float]] | None:
         """Return the weight of every answer of each question, in their order; None where all are 1.
 
-        Args:
-            counts: Question -> answer -> how many training posts have it, the final question last.
+        `counts`: question -> answer -> how many training posts have it, the final question last.
 
         Raises:
             RecipeError: A weight for a question or an answer that there is not.
@@ -241,10 +236,7 @@ def load_agentps_recipe(
 ) -> AgentPSRecipe:
     """Read a recipe from a TOML file, or the defaults; ``section.key=value`` overrides come last.
 
-    Args:
-        path: The file.
-        overrides: Each changes one value.
-        source: A run or manifest in the place of the one that the file names.
+    `source` is a run or manifest in the place of the one that the file names.
 
     Raises:
         RecipeError: The file cannot be read, or does not describe a recipe; the message lists every fault.

@@ -48,12 +48,8 @@ FLAGS = (
 class ServedModel:
     """Scores posts with a language model behind an endpoint; a `selftrain.models.predictor.Predictor`.
 
-    Args:
-        folder: As `selftrain agentps train --merge` wrote it.
-        endpoint: URL of a vLLM server that serves the same folder with `FLAGS`.
-        batch: Posts a request.
-        requests: Requests at a time.
-        timeout: Seconds a request may take.
+    The endpoint is the URL of a vLLM server with `FLAGS` that serves `folder`, as `selftrain agentps train
+    --merge` wrote it. A request holds `batch` posts, and `timeout` is in seconds.
 
     Raises:
         ModelError: No merged checkpoint, or one that was trained on pictures.
@@ -96,11 +92,7 @@ class ServedModel:
         self._name = self._served_name(endpoint)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
-        """See `Predictor.predict`.
-
-        Raises:
-            ServingError: As `score`.
-        """
+        """See `Predictor.predict`; raises as `score`."""
         bare = (example(replace(post, label=None, process={}), self.asked) for post in posts)
         return [to_prediction(self.asked, one) for one in self.score(bare)]
 

@@ -75,10 +75,7 @@ _SORTED_STEPS = 8
 class Order:
     """The steps of all epochs: arrays [B] of indices into the training posts, each step's by length.
 
-    Args:
-        lengths: [M] tokens of each post.
-        batch_size: Posts of a step, at least 1; steps are made of even size, so the last is no smaller.
-        seed: Of the order.
+    Steps are made of even size, so the last is no smaller.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -297,9 +294,7 @@ class _Part(NamedTuple):
 class Unread:
     """Posts whose pictures were found unreadable at their step: noted in a file as bad rows are, once each.
 
-    Args:
-        file: JSON lines; those of a training that was cut off are known.
-        limit: How many are tolerated.
+    Those of a training that was cut off are known. At most `limit` are tolerated.
     """
 
     def __init__(self, file: Path, limit: int) -> None:
@@ -308,11 +303,7 @@ class Unread:
         self._reasons = {str(row["id"]): str(row["reason"]) for row in rows if row["kind"] == "picture"}
 
     def add(self, post_id: str, reason: str) -> None:
-        """Take in a post.
-
-        Raises:
-            QuarantineError: More than the limit; the list is in the message and in the file.
-        """
+        """Take in a post; QuarantineError: more than the limit, with the list."""
         if post_id in self._reasons:
             return
         self._reasons[post_id] = reason
@@ -359,17 +350,12 @@ def train(
     """Train a model; its best epoch's weights end up in `folder`/model.safetensors.
 
     Args:
-        built: As `build` gave it.
         posts: M training posts with a target each.
-        settings: How training goes.
-        seed: Of the order, and of dropout.
         folder: Where weights and progress are kept. A training found there goes on.
         identity: What is trained on what; see `checkpoint.save_training`.
         validate: Metrics of the model on validation posts, the same in every process.
-        accelerator: Of accelerate, with its precision and its processes.
         signed: Targets may leave [0, 1], as ACT's do.
         max_unread: Posts whose pictures cannot be read, and that are left out for it.
-        bar: Draw one.
 
     Returns:
         Every validation's metrics.
@@ -578,12 +564,7 @@ def _write_measured(
 
 
 def _vision_cache(recipe: AgentPSRecipe, built: Built, accelerator: Accelerator) -> VisionCache | None:
-    """Return where features of pictures are kept, if the recipe names a place and there are pictures.
-
-    Raises:
-        RecipeError: The tower is trained, or the model takes no features.
-        CacheError: What is there is damaged.
-    """
+    """Return where features of pictures are kept, if the recipe names a place and there are pictures."""
     training, frames = recipe.training, built.collator.frames
     if training.vision_cache is None or frames is None:
         return None
@@ -600,12 +581,7 @@ def _check_examples(
     posts: Sequence[Example],
     validation: Sequence[Example],
 ) -> None:
-    """Refuse what would end a training after its base model was loaded, or after an epoch.
-
-    Raises:
-        DataError: A question that no post answers, or validation posts of one class.
-        RecipeError: A weight of a question or an answer that there is not.
-    """
+    """Refuse what would end a training after its base model was loaded, or after an epoch."""
     training.question_weights([one.name for one in questions.all])
     training.answer_weights(count_answers(questions, posts))
     for q, question in enumerate(questions.process):
@@ -622,11 +598,7 @@ def _check_examples(
 def _try_evaluation(
     built: Built, validation: Sequence[Example], accelerator: Accelerator, settings: TrainingSettings
 ) -> None:
-    """Score the longest validation posts once: a batch too large is known before an epoch, not after it.
-
-    Raises:
-        TrainingError: The device has no memory for it.
-    """
+    """Score the longest validation posts once: a batch too large is known before an epoch, not after it."""
     built.model.to(accelerator.device)
     lengths = built.collator.lengths(validation)
     order = sorted(range(len(validation)), key=lambda place: -lengths[place])

@@ -82,11 +82,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
     """Ask everything that is planned, then write the manifest and the report.
 
     Nothing is written before the last answer is there; killed before, the same call finds what was paid for
-    in the store.
-
-    Raises:
-        AgentError: As `Questioner.ask`.
-        StorageError: The disk refuses.
+    in the store. Raises as `Questioner.ask`.
     """
     asking = [one for one in prepared.plan if one.asks]
     posts = answer_questions(prepared.plan, prepared.questions, questioner)
@@ -111,11 +107,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
 def answer_questions(
     plan: Sequence[PlannedPost], questions: Sequence[Question], questioner: Questioner
 ) -> list[Post]:
-    """Ask everything that is planned; return the posts with what was answered.
-
-    Raises:
-        AgentError: As `Questioner.ask`.
-    """
+    """Ask everything that is planned; return the posts with what was answered. Raises as `Questioner.ask`."""
     asking = [one for one in plan if one.asks]
     came = questioner.ask([PostQuestions(one.post, one.asks) for one in asking])
     given = {one.post.id: each for one, each in zip(asking, came, strict=True)}

@@ -73,11 +73,7 @@ class KnownAnswers(NamedTuple):
 
 
 def known_answers(post: Post) -> KnownAnswers:
-    """Return people's answers and models' answers of a post, told apart by what is recorded beside them.
-
-    Raises:
-        ManifestError: A field of ours that holds something else.
-    """
+    """Return people's and models' answers of a post, told apart by what is recorded; raises as `table`."""
     provenance, model = table(post, PROVENANCE), dict(table(post, MODEL))
     known = {}
     for name, answer in post.process.items():

@@ -75,11 +75,7 @@ class PlannedPost(NamedTuple):
 
 
 def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question, ...]:
-    """Return the task's questions of these names, in the task's order; None: all.
-
-    Raises:
-        TaskError: The task has none, or not all of these.
-    """
+    """Return the task's questions of these names, in the task's order; TaskError: it has not all."""
     known = [question.name for question in task.questions]
     if not known:
         raise TaskError(
@@ -109,17 +105,10 @@ def plan_questions(
     limit: int | None = None,
     max_images: int = 16,
 ) -> list[PlannedPost]:
-    """Plan what is asked about each post, in their order.
+    """Plan what is asked about each post, in their order; with a `limit`, about the first ones alone.
 
     A question that a person has answered is asked too: the model's answer is what the report measures. One
-    that a model has answered is not asked again.
-
-    Args:
-        limit: Only about the first posts; None: about all.
-        max_images: Most pictures of a post that are sent.
-
-    Raises:
-        ManifestError: A post with a field of ours that holds something else.
+    that a model has answered is not asked again. Raises as `known_answers`.
     """
     asked = [
         AgentQuestion(q.name, q.wording, q.answers, "choice" if q.counting is None else "count")
@@ -226,9 +215,8 @@ def build_questioner(
 ) -> Questioner:
     """Build the questioner; nothing is asked yet.
 
-    Args:
-        out: The manifest that will be written: answers are kept beside it, and the token cap is its own.
-        max_failed: The largest share of questions without a usable answer, in [0, 1].
+    Answers are kept beside `out`, the manifest that will be written, and the token cap is its own.
+    `max_failed` is the largest share of questions without a usable answer.
 
     Raises:
         PromptFileError, StoreError: With what to do.

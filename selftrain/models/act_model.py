@@ -53,20 +53,14 @@ class BackboneChoice(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ACTModel:
-    """Posts, or feature rows, to probabilities of K classes; a `Predictor` where it has a backbone.
+    """Posts, or feature rows, to probabilities of K classes; a `Predictor` where it has a backbone."""
 
-    Attributes:
-        classifier: The trained head.
-        positive: The class that is looked for; thresholds are about it.
-        backbone: Makes the rows of posts; None: the model was trained on rows, and takes nothing else.
-        folder: Where it was loaded from or saved to; None: nowhere yet.
-        batch_size, workers: Handed to the backbone.
-    """
-
-    classifier: HeadClassifier
-    positive: str
+    classifier: HeadClassifier  # the trained head
+    positive: str  # the class that is looked for; thresholds are about it
+    # makes the rows of posts; None: the model was trained on rows, and takes nothing else
     backbone: Backbone | None = None
-    folder: Path | None = None
+    folder: Path | None = None  # where it was loaded from or saved to; None: nowhere yet
+    # batch_size, workers: handed to the backbone
     batch_size: int = 64
     workers: int = 0
 
@@ -117,11 +111,7 @@ class ACTModel:
         return getattr(self.backbone, "picture_side", None)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
-        """See `selftrain.models.predictor.Predictor.predict`.
-
-        Raises:
-            TrainingError: The model has no backbone.
-        """
+        """See `selftrain.models.predictor.Predictor.predict`; TrainingError too without a backbone."""
         return in_chunks(self._predict, posts, _CHUNK)
 
     def validation(self) -> ValidationScores | None:
@@ -148,7 +138,7 @@ class ACTModel:
         record: Mapping[str, Any] | None = None,
         measured: Mapping[str, tuple[Sequence[str], IntArray, Float32Array]] | None = None,
     ) -> ACTModel:
-        """Write the folder, `act.json` last; what is there is replaced.
+        """Write the folder, `act.json` last, over what is there; return the model, which knows its folder.
 
         Args:
             folder: Made if need be.
@@ -156,9 +146,6 @@ class ACTModel:
                 make it again; None: whoever loads gives one.
             record: JSON values for act.json: what was learned from, and how good it is.
             measured: "validation" and "test" -> ids [B], class indices [B], probabilities [B, K].
-
-        Returns:
-            The model, which knows its folder.
 
         Raises:
             StorageError: The disk is full or refuses.
@@ -183,13 +170,9 @@ class ACTModel:
     def load(
         cls, folder: Path, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
     ) -> ACTModel:
-        """Load a saved model.
+        """Load what `save` wrote, with its backbone: the one given, or made anew where the folder says how.
 
-        Args:
-            folder: As `save` wrote it.
-            backbone: The one that it was trained with; None: made anew, where the folder says how.
-            device: Of a backbone that is made anew.
-            workers: Threads that read pictures.
+        `device` is that of a backbone that is made anew, `workers` are threads that read pictures.
 
         Raises:
             RunStateError: No such folder, or a damaged one.

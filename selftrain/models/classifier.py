@@ -33,22 +33,14 @@ FORMATS = (FORMAT, CLASSES_FORMAT)
 
 @dataclass(frozen=True)
 class HeadClassifier:
-    """A trained head with its calibration.
+    """A trained head with its calibration."""
 
-    Attributes:
-        head: In evaluation mode, on the CPU.
-        calibration: From the validation posts.
-        settings: As it was built.
-        curve: Validation macro-F1 and loss parts over the epochs.
-        best_epoch: The epoch whose weights these are.
-        classes: K names, in the order of the logits; none where one computed logit tells two classes apart.
-    """
-
-    head: Head
-    calibration: Calibration
-    settings: HeadSettings
-    curve: tuple[EpochResult, ...] = ()
-    best_epoch: int = 0
+    head: Head  # in evaluation mode, on the CPU
+    calibration: Calibration  # from the validation posts
+    settings: HeadSettings  # as it was built
+    curve: tuple[EpochResult, ...] = ()  # validation macro-F1 and loss parts over the epochs
+    best_epoch: int = 0  # the epoch whose weights these are
+    # k names, in the order of the logits; none where one computed logit tells two classes apart
     classes: tuple[str, ...] = ()
 
     def logits(self, rows: Float32Array) -> Float32Array:
@@ -73,11 +65,7 @@ class HeadClassifier:
 
 
 def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassifier, Json]:
-    """Load a saved head, and the metadata that it was saved with.
-
-    Raises:
-        RunStateError: Missing, damaged, or not a head of these formats.
-    """
+    """Load a saved head, and the metadata that it was saved with; RunStateError: no head of these formats."""
     tensors, header = read_model(file, formats)
     try:
         settings = HeadSettings(**header.pop("settings"))
@@ -109,9 +97,6 @@ def train_head(
 
     Without validation posts there is nothing to choose an epoch by, or to calibrate on: the last epoch
     counts, its macro-F1 is that on the labels themselves, and the logits are left as they are.
-
-    Raises:
-        NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
     """
     groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
     validated, chosen = bool(len(validation_labels)), settings
@@ -144,12 +129,9 @@ def fit_head(
     rows are one small matrix product.
 
     Args:
-        rows: [M, D].
-        loss: Of the logits [M, K] of `rows`.
-        validation_rows: [V, D].
-        validation_labels: [V] classes.
+        rows, loss: Rows [M, D], and the loss of their logits [M, K].
+        validation_rows, validation_labels: [V, D] and [V] classes.
         scaling: Of the rows; a head given as `start` keeps its own.
-        settings: See `HeadSettings`.
         seed: Of the initial weights and of dropout.
         classes: K names; none for a head that computes one logit for two.
         start: Go on from this head rather than from new weights.

@@ -114,21 +114,10 @@ class FineTuner:
         where: str,
         start: FinetunedClassifier | None,
     ) -> FinetunedClassifier:
-        """Train from the pretrained backbone, or on from `start`; keep the best epoch by validation macro-F1.
+        """Train from the pretrained backbone, or on from `start`; keep the epoch of the best macro-F1.
 
+        See `Trainer.fit`; the corpus's feature table is not read, and the loss is computed batch by batch.
         The same seed gives the same weights, to the bit on a CPU. The global random state is left as it was.
-
-        Args:
-            corpus: Posts by position; its feature table is not read.
-            training: M posts with groups and soft targets.
-            loss: The loss, computed batch by batch.
-            seed: Of batches, dropout, crops and new weights.
-            where: Said in errors and beside the bar ("round 3").
-            start: A model of the same architecture.
-
-        Raises:
-            NonFiniteLossError: A NaN or infinite loss or logit, with the epoch and the step.
-            TrainingError: Out of memory, a post that cannot be encoded, or settings that do not fit.
         """
         shape = self.architecture._replace(outputs=len(corpus.columns))
         if start is not None and start.architecture != shape:
@@ -164,12 +153,7 @@ class FineTuner:
     def logits(
         self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """(positions [n], calibrated logits [n, K]) in chunks, in order; NaN where a post cannot be encoded.
-
-        Raises:
-            TrainingError: Out of memory.
-            RunStateError: The model does not belong to this backbone.
-        """
+        """See `Trainer.logits`; RunStateError: the model does not belong to this backbone."""
         size = _CHUNK * self.evaluation_batch
         for first in range(0, len(positions), size):
             part = positions[first : first + size]
@@ -184,12 +168,7 @@ class FineTuner:
         return replace(model, calibration=calibration)
 
     def load(self, file: Path) -> FinetunedClassifier:
-        """A model that `save` wrote.
-
-        Raises:
-            RunStateError: Missing, damaged, or trained from another backbone.
-            TrainingError: Out of memory.
-        """
+        """See `Trainer.load`; trained from another backbone is another kind too."""
         model = load_finetuned(file)[0]
         with _memory_advice(str(file), self._advice()):
             self._ready(model)

@@ -26,19 +26,10 @@ CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
 
 
 class NetworkStepper:
-    """A `Stepper` of a whole network.
+    """A `Stepper` of a whole network, which is trained in place.
 
-    Args:
-        network: Trained in place.
-        corpus, training: The posts.
-        batches: Of `training`.
-        loss: Computed batch by batch.
-        augment: Let the backbone crop training images.
-        validate: Raw logits [V, K] of the validation posts by the network as it stands.
-        where: Said in an error.
-
-    Attributes:
-        weights, raw: Of the best epoch: weights on the CPU, raw validation logits [V, K].
+    `validate` gives raw logits [V, K] of the validation posts by the network as it stands; of the best epoch
+    `weights`, on the CPU, and `raw` are kept.
     """
 
     def __init__(
@@ -79,9 +70,7 @@ class NetworkStepper:
     def evaluate(self) -> dict[str, Any]:
         """Return macro-F1 and, where both classes occur, AUC.
 
-        Raises:
-            NonFiniteLossError: A loss can be finite and its gradient not; then the weights are lost, and only
-                the logits tell.
+        A loss can be finite and its gradient not; then the weights are lost, and only the logits tell.
         """
         self._now = self._validate()
         broken = int((~np.isfinite(self._now)).any(1).sum())

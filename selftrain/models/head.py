@@ -36,16 +36,11 @@ class HeadSettings(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """How a head reads feature rows.
+    """How a head reads feature rows."""
 
-    Attributes:
-        columns: [C] columns that vary at all; the others (an absent modality, say) are not read.
-        mean: [C] mean of each.
-        scale: [C] one factor a block, so that text and image speak equally loud whatever their widths.
-    """
-
-    columns: IntArray
-    mean: Float32Array
+    columns: IntArray  # [C] columns that vary at all; the others (an absent modality, say) are not read
+    mean: Float32Array  # [C] mean of each
+    # [C] one factor a block, so that text and image speak equally loud whatever their widths
     scale: Float32Array
 
 
@@ -95,13 +90,9 @@ _ROWS_AT_ONCE = 64
 
 @torch.inference_mode()
 def logits_of(head: Head, rows: Float32Array) -> Float32Array:
-    """Return raw logits [B, K] of rows [B, D], each to the same bits whatever stands beside it.
+    """Return raw logits [B, K] of rows [B, D] by a head in evaluation mode, each whatever stands beside it.
 
     How a product rounds hangs on its number of rows: it is `_ROWS_AT_ONCE` always, zeros behind the last.
-
-    Args:
-        head: In evaluation mode.
-        rows: On the CPU.
     """
     device = head.mean.device
     padded = np.pad(rows, ((0, -len(rows) % _ROWS_AT_ONCE), (0, 0)))
@@ -116,10 +107,7 @@ BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a 
 def fit_scaling(rows: Float32Array, layout: FeatureLayout | None) -> Scaling:
     """Constants of feature rows [N, D]; no label is looked at, so the pool's rows serve best.
 
-    Without a layout, all columns are one block.
-
-    Raises:
-        TrainingError: No column varies: the posts all look the same to the backbone.
+    Without a layout, all columns are one block. TrainingError: no column varies.
     """
     deviation = rows.std(0)
     scale = np.zeros(rows.shape[1], np.float32)

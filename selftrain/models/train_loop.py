@@ -24,17 +24,11 @@ Batch = TypeVar("Batch")
 
 
 class StepLoss(NamedTuple):
-    """What one step minimised.
+    """What one step minimised."""
 
-    Attributes:
-        loss: The loss.
-        parts: What it is made of, by name.
-        norm: Length of the gradient before it was clipped; None where nobody measured it.
-    """
-
-    loss: float
-    parts: Mapping[str, float]
-    norm: float | None = None
+    loss: float  # the loss
+    parts: Mapping[str, float]  # what it is made of, by name
+    norm: float | None = None  # length of the gradient before it was clipped; None where nobody measured it
 
     @classmethod
     def of(cls, output: LossOutput) -> StepLoss:
@@ -43,19 +37,12 @@ class StepLoss(NamedTuple):
 
 
 class EpochResult(NamedTuple):
-    """One evaluation.
+    """One evaluation."""
 
-    Attributes:
-        epoch: After which epoch, or within which, from 1.
-        parts: Means of the loss and of its parts over the steps since the last evaluation.
-        metrics: Of the validation posts, by name.
-        step: After how many steps in all.
-    """
-
-    epoch: int
-    parts: dict[str, float]
-    metrics: Mapping[str, Any]
-    step: int = 0
+    epoch: int  # after which epoch, or within which, from 1
+    parts: dict[str, float]  # means of the loss and of its parts over the steps since the last evaluation
+    metrics: Mapping[str, Any]  # of the validation posts, by name
+    step: int = 0  # after how many steps in all
 
     @property
     def macro_f1(self) -> float:
@@ -227,17 +214,13 @@ def warm_up_schedule(
     decay: Literal["linear", "cosine"] = "linear",
     step: int = 0,
 ) -> LambdaLR:
-    """Return a schedule that rises to the optimizer's learning rates, then falls to nothing.
+    """Return a schedule that rises to the optimizer's learning rates, then falls to nothing at `steps`.
 
     Adam's first steps know little of the gradients' sizes, hence the rise. transformers' schedules of these
     shapes begin at a rate of 0, which wastes the first step; of a short training that is a large part.
 
-    Args:
-        optimizer: At its peak rates.
-        steps: In all.
-        warm_up: Share of the steps over which the rate rises, at least one step.
-        decay: The shape of the fall.
-        step: The step, from 0, that comes next: above 0 where a training goes on.
+    `warm_up` is the share of the steps, at least one, over which the rate rises; `step`, from 0, is what
+    comes next: above 0 where a training goes on.
     """
     rise = max(round(steps * warm_up), 1)
 

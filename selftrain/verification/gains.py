@@ -24,12 +24,8 @@ def agent_gains(
 ) -> dict[str, AgentGain]:
     """Return role -> what its answer adds to the classifier's and the other agents'.
 
-    Args:
-        labelled: The posts of known label, n >= 2; log-probabilities that are all alike stand for a
-            classifier that is not known yet.
-        labels: [n] their classes, 0..K-1.
-        roles: Names of the A agents.
-        classes: K, at least 2.
+    Log-probabilities that are all alike stand for a classifier that is not known yet. `labels` [n] are the
+    classes 0..K-1 of the labelled posts, n >= 2.
     """
     agents = tuple(range(len(roles)))
     rows = np.arange(len(labels))
