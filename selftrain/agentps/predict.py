@@ -52,9 +52,17 @@ class AgentPSPredictor:
         warn_of_notes(self.name, loaded.built.questions, loaded.decisions)
 
     @classmethod
-    def load(cls, path: Path) -> AgentPSPredictor:
-        """Open the model of a folder, on a GPU where there is one; see `open_predictor`."""
-        return open_predictor(path)
+    def load(
+        cls, folder: Path, device: str = "auto", batch_size: int = 16, threads: int | None = None
+    ) -> AgentPSPredictor:
+        """Open the model of a folder, on a GPU where there is one; `threads` are of a CPU.
+
+        Raises:
+            ModelError, BackboneError: It cannot be loaded.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load(folder), str(place(device).device), batch_size)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
@@ -69,19 +77,6 @@ class AgentPSPredictor:
         asked = self._loaded.built.questions
         *_, final = question_scores(asked, read_scored(file, asked))
         return ValidationScores(final.found.astype(np.int16), final.scores)
-
-
-def open_predictor(
-    folder: Path, device: str = "auto", batch_size: int = 16, threads: int | None = None
-) -> AgentPSPredictor:
-    """Open the model of a folder, on a GPU where there is one; `threads` are of a CPU, None: torch's choice.
-
-    Raises:
-        ModelError, BackboneError: It cannot be loaded.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return AgentPSPredictor(load(folder), str(place(device).device), batch_size)
 
 
 def warn_of_notes(model: str, asked: QuestionSet, decisions: Decisions) -> None:

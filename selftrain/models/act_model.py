@@ -24,7 +24,7 @@ from backbones.base import Backbone, Encodable
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, TrainingError
-from selftrain.models.classifier import CLASSES_FORMAT, HeadClassifier, load_head
+from selftrain.models.head import CLASSES_FORMAT, HeadClassifier, load_head
 from selftrain.models.predictor import (
     ACT_FILE,
     Prediction,

@@ -25,9 +25,8 @@ from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, probabilities
-from selftrain.models.classifier import FORMATS, load_head
 from selftrain.models.finetune_network import Network, load_finetuned
-from selftrain.models.head import Head, logits_of
+from selftrain.models.head import FORMATS, Head, load_head, logits_of
 from selftrain.models.model_file import read_format
 from selftrain.models.predictor import (
     Prediction,
@@ -51,7 +50,7 @@ class RunPredictor:
 
     folder: RunFolder  # the run
     recipe: Recipe  # as the run resolved it
-    classes: tuple[str, ...]  # k names, the positive one first
+    classes: tuple[str, ...]  # K names, the positive one first
     file: Path  # the weights of the best round
     backbone: Backbone  # pretrained; where `network` is set, with the fine-tuned weights in it
     head: Head  # in evaluation mode, on the backbone's device

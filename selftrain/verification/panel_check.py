@@ -18,8 +18,7 @@ from agents.trust import Answers, Trust, trust
 from selftrain._util.types import FloatArray
 from selftrain.data.corpus import Corpus
 from selftrain.rounds import AgentGain, gain_lines
-from selftrain.verification.gains import agent_gains
-from selftrain.verification.posterior import beliefs_of
+from selftrain.verification.posterior import agent_gains, beliefs_of
 
 HARDLY = 0.05
 """An agent that answers a smaller share of the posts than this is useless."""

@@ -18,8 +18,7 @@ from selftrain.models.metrics import evaluate, log_likelihoods
 from selftrain.rounds import AgentGain
 from selftrain.state import LoopState
 from selftrain.store.scores import Scored
-from selftrain.verification.gains import agent_gains
-from selftrain.verification.posterior import beliefs_of, fit_posterior
+from selftrain.verification.posterior import agent_gains, beliefs_of, fit_posterior
 
 
 class Judged(NamedTuple):
