@@ -24,9 +24,8 @@ from losses.against_rest import AgainstRest
 from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
 from selftrain._util.numeric import decide, log_odds, sigmoid
-from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.data.posts import Post
 from selftrain.errors import RunStateError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate
@@ -156,12 +155,13 @@ def self_train(
         # ---- validate: keep, or roll back ------------------------------------------------------------
         measured = this.measure(trainer, model, validation, rule)
         kept = rule.keeps(validation, this.validation_of(state.best_round))
-        human = human_counts(reviewers, state, number)
+        new = sum(used.round == number for used in state.human.values())
+        human = None if reviewers is None else HumanCounts(len(state.human), new)
         state = state.keep(trial) if kept else state.roll_back(verdicts)
         yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, loss=trial_loss, human=human, trust=trusted,
-            gains=decision.gains, cost=cost_since(paid_before, panel),
+            gains=decision.gains, cost=Cost(**usage_of(panel).minus(paid_before).to_json()),
         )  # fmt: skip
 
     # ---- what people decided since the last round belongs into the grown dataset too ------------------
@@ -222,8 +222,16 @@ class OpenRound:
 
     def write_candidates(self, chosen: Selection) -> list[Candidate]:
         """Write and return the chosen posts as the agents see them: with the classifier's label."""
-        candidates = as_candidates(self._corpus, chosen)
-        atomic.write_jsonl(self.path / "candidates.jsonl", map(candidate_row, candidates))
+        corpus, probs = self._corpus, sigmoid(log_odds(chosen.logits).max(1))
+        candidates = [
+            Candidate(corpus.posts[position], corpus.classes[number], float(prob))
+            for position, number, prob in zip(chosen.positions, decide(chosen.logits), probs, strict=True)
+        ]
+        rows = (
+            {"id": one.post.id, "label": one.label, "probability": round(one.probability, 6)}
+            for one in candidates
+        )
+        atomic.write_jsonl(self.path / "candidates.jsonl", rows)
         return candidates
 
     def write_verdicts(self, decision: Decided) -> tuple[list[Verdict], list[Verdict]]:
@@ -320,20 +328,23 @@ def fit_agents(
     Raises:
         NearChanceError: An agent may be guessing and `on_near_chance` is "stop".
     """
-    labelled = [corpus.posts[i] for i in corpus.labelled]
-    pool = [corpus.posts[i] for i in corpus.pool]
-    panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
+    labelled, pool = ([corpus.posts[i] for i in part] for part in (corpus.labelled, corpus.pool))
+    accepted = []
+    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)):
+        verdict = state.accepted[post.id].verdict
+        sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
+        accepted.append(Accepted(post, verdict.label, target=sure))
+    # people's labels count as much as labels do, but agents are neither calibrated nor measured on them:
+    # these are posts on which they could not agree
+    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.human)):
+        accepted.append(Accepted(post, state.human[post.id].given.label, weight=1.0))
+    panel.fit(labelled, accepted=accepted, pool=pool)
     return check_agents(panel, labelled, on_near_chance)
 
 
 def usage_of(panel: Panel) -> UsageTotals:
     """Return what the panel has cost so far in this process; nothing for agents that cost nothing."""
     return panel.usage() if isinstance(panel, Metered) else UsageTotals()
-
-
-def cost_since(before: UsageTotals, panel: Panel) -> Cost:
-    """Return what the panel has cost since."""
-    return Cost(**usage_of(panel).minus(before).to_json())
 
 
 def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
@@ -385,40 +396,6 @@ def even_priors(corpus: Corpus) -> list[float]:
     return [1 / len(corpus.classes)] * len(corpus.columns)
 
 
-def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
-    """Return the chosen posts as the agents see them: with the classifier's label and its probability."""
-    probs = sigmoid(log_odds(chosen.logits).max(1))
-    return [
-        Candidate(corpus.posts[position], corpus.classes[number], float(probability))
-        for position, number, probability in zip(chosen.positions, decide(chosen.logits), probs, strict=True)
-    ]
-
-
-def candidate_row(candidate: Candidate) -> Json:
-    """Return a line of candidates.jsonl."""
-    return {"id": candidate.post.id, "label": candidate.label, "probability": round(candidate.probability, 6)}
-
-
-def as_accepted(corpus: Corpus, state: LoopState) -> Sequence[Accepted]:
-    """Return the pool posts that the agents may learn from, pseudo-labels first.
-
-    People's labels count as much as labels do, but agents are neither calibrated nor measured on them: these
-    are posts on which they could not agree.
-    """
-    pseudo = [corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)]
-    human = [corpus.posts[int(position)] for position in corpus.positions_of(state.human)]
-    return [
-        *(_accepted(post, state.accepted[post.id].verdict) for post in pseudo),
-        *(Accepted(post, state.human[post.id].given.label, weight=1.0) for post in human),
-    ]
-
-
-def _accepted(post: Post, verdict: Verdict) -> Accepted:
-    """Return a pseudo-labelled post, with its label as sure as the posterior is of it."""
-    sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
-    return Accepted(post, verdict.label, target=sure)
-
-
 def apply_human_labels(
     reviewers: Reviewers | None,
     folder: RunFolder,
@@ -440,11 +417,3 @@ def apply_human_labels(
     if path is not None:
         atomic.write_jsonl(path / HUMAN, (label.to_json() for label in labels))
     return changed
-
-
-def human_counts(reviewers: Reviewers | None, state: LoopState, number: int) -> HumanCounts | None:
-    """Count people's labels in round `number`; None where nobody is asked."""
-    if reviewers is None:
-        return None
-    new = sum(used.round == number for used in state.human.values())
-    return HumanCounts(len(state.human), new)
