@@ -55,8 +55,7 @@ class ImageHeader(NamedTuple):
 def check_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """Judge a file by its header alone; nothing is decoded, so a truncated body is not noticed here.
 
-    Raises:
-        ImageError: the file is absent, not an image of `FORMATS`, larger than `max_pixels`, or a strip.
+    ImageError: the file is absent, not an image of `FORMATS`, larger than `max_pixels`, or a strip.
     """
     with _header(path, max_pixels) as image:
         return ImageHeader(image.width, image.height, str(image.format), _work(path, image))
@@ -65,12 +64,9 @@ def check_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
 def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> Image.Image:
     """Decode a file to an upright RGB image: first frame, EXIF orientation applied, alpha laid on white.
 
-    Args:
-        path: A local file.
-        max_pixels: Width x height above which the file is refused undecoded.
-        target_size: Side in pixels that the caller will shrink the image to. JPEG files are then decoded at
-            a fraction of their size, and others of more than `LARGE` pixels come shrunk by a whole number,
-            never below twice this side; None gives them in full.
+    Of a `target_size`, the side in pixels that the caller will shrink the image to, JPEG files are decoded at
+    a fraction of their size, and others of more than `LARGE` pixels come shrunk by a whole number, never
+    below twice this side; None gives them in full.
 
     Raises:
         ImageError: as `check_image`, and for a file that is truncated or damaged.

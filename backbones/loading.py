@@ -88,12 +88,8 @@ class Placement(NamedTuple):
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
     """Resolve the two arguments that every backbone takes.
 
-    Args:
-        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, bf16 on a GPU that has it, else fp16.
-
-    Raises:
-        ValueError: another dtype, or "cuda" where there is none.
+    The device is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; ValueError where there is none.
+    The dtype is "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, bf16 on a GPU that has it, else fp16.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -61,15 +61,10 @@ def read_ahead(
 ) -> Generator[Result, None, None]:
     """Yield `map(function, items)`, computed in processes: in the same order, a few items early a process.
 
-    Args:
-        function: Of tensors, tuples and dictionaries; where processes cannot be forked it is pickled.
-        items: Any number; drawn in the caller's process, as results are asked for.
-        workers: Processes; 0 calls `function` where a result is asked for. So do all where items are few, and
-            in a thread beside the main one: servers answer there, and a fork of many threads may hang.
-        pin: Put tensors where a GPU can copy them from while it computes.
-
-    Raises:
-        Exception: What `function` raises, when its result's turn comes.
+    The function is one of tensors, tuples and dictionaries; where processes cannot be forked it is pickled.
+    Without workers it is called where a result is asked for. So do all where items are few, and in a thread
+    beside the main one: servers answer there, and a fork of many threads may hang. `pin` puts tensors where a
+    GPU can copy them from while it computes. What is raised is raised when its result's turn comes.
     """
     from torch import Generator as TorchGenerator
     from torch.utils.data import DataLoader

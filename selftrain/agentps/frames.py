@@ -78,8 +78,7 @@ def load_frames(pictures: Sequence[Path], frames: Frames) -> list[Image]:
 def frame_keys(pictures: Sequence[Path], frames: Frames) -> list[bytes]:
     """Return what each frame of `load_frames` is made of: SHA-256 of its picture's bytes, or of its video's.
 
-    Raises:
-        MediaError: A file that cannot be read.
+    MediaError: a file that cannot be read.
     """
     try:
         if len(pictures) == 1 and is_video(pictures[0]):

@@ -144,9 +144,7 @@ def build(settings: ModelSettings, task: Task) -> Built:
     """Build the model of a task, on the CPU, its first weights drawn by the seed.
 
     Raises:
-        TaskError: The task has no questions, and the variant asks.
-        PromptFitError: The questions leave no room for a post.
-        WeightsError: The base model cannot be had.
+        TaskError, PromptFitError, WeightsError: As `question_set`, `Reader` and `load_mllm`.
     """
     questions = question_set(task, settings.variant, policy=settings.policy, rounds=settings.rounds)
     base = load_mllm(

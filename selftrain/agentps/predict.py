@@ -55,11 +55,7 @@ class AgentPSPredictor:
     def load(
         cls, folder: Path, device: str = "auto", batch_size: int = 16, threads: int | None = None
     ) -> AgentPSPredictor:
-        """Open the model of a folder, on a GPU where there is one; `threads` are of a CPU.
-
-        Raises:
-            ModelError, BackboneError: It cannot be loaded.
-        """
+        """Open the model of a folder, on a GPU if there is one; `threads` are of a CPU. Raises as `load`."""
         if threads is not None:
             torch.set_num_threads(threads)
         return cls(load(folder), str(place(device).device), batch_size)
@@ -93,10 +89,7 @@ def predict(
 ) -> Iterator[ScoredPost]:
     """Score posts in their order, in bounded memory; what is known of them is carried along, not read.
 
-    Labels and answers that the task does not know are taken for absent.
-
-    Raises:
-        TrainingError: No memory left on the device; says what to lower.
+    Labels and answers that the task does not know are taken for absent. Raises as `score`.
     """
     built = loaded.built
     built.model.to(device)

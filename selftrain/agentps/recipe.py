@@ -159,9 +159,6 @@ class TrainingSettings(Section):
         """Return the weight of every answer of each question, in their order; None where all are 1.
 
         `counts`: question -> answer -> how many training posts have it, the final question last.
-
-        Raises:
-            RecipeError: A weight for a question or an answer that there is not.
         """
         unknown = sorted(self.class_weights.keys() - counts.keys())
         if unknown:
@@ -236,11 +233,8 @@ def load_agentps_recipe(
 ) -> AgentPSRecipe:
     """Read a recipe from a TOML file, or the defaults; ``section.key=value`` overrides come last.
 
-    `source` is a run or manifest in the place of the one that the file names.
-
-    Raises:
-        RecipeError: The file cannot be read, or does not describe a recipe; the message lists every fault.
-            Or `source` is not there.
+    `source` is a run or manifest in the place of the one that the file names. RecipeError: the file cannot be
+    read, or does not describe a recipe, with every fault listed; or `source` is not there.
     """
     recipe = read_table(AgentPSRecipe, path, overrides)
     if source is None:

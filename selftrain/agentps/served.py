@@ -100,11 +100,7 @@ class ServedModel:
         """Return None: the scores of the validation posts stay with the model that was merged."""
 
     def score(self, posts: Iterable[Example]) -> Iterator[ScoredPost]:
-        """Score posts in the order given, a few requests ahead.
-
-        Raises:
-            ServingError: The server does not answer, or answers with something else than hidden states.
-        """
+        """Score posts in the order given, a few requests ahead; ServingError: no hidden states come back."""
         stream = iter(posts)
         batches = iter(lambda: list(islice(stream, self._batch)), [])
         for batch in prefetch(self._score_batch, batches, self._requests):

@@ -346,23 +346,15 @@ def train(
     max_unread: int = 0,
     bar: bool = True,
 ) -> tuple[EpochResult, ...]:
-    """Train a model; its best epoch's weights end up in `folder`/model.safetensors.
+    """Train a model on posts with a target each; its best epoch's weights are kept in `folder`.
 
-    Args:
-        posts: M training posts with a target each.
-        folder: Where weights and progress are kept. A training found there goes on.
-        identity: What is trained on what; see `checkpoint.save_training`.
-        validate: Metrics of the model on validation posts, the same in every process.
-        signed: Targets may leave [0, 1], as ACT's do.
-        max_unread: Posts whose pictures cannot be read, and that are left out for it.
-
-    Returns:
-        Every validation's metrics.
+    A training of the same `identity` (`checkpoint.save_training`) found there goes on. `validate` gives
+    metrics of validation posts, the same in every process. `signed` targets may leave [0, 1], as ACT's do; at
+    most `max_unread` posts may be left out because their pictures cannot be read.
 
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; nothing of the step is kept.
-        TrainingError: No posts, or no memory left.
-        QuarantineError: More posts than `max_unread` cannot be read.
+        TrainingError, QuarantineError: No posts, or no memory left; more posts that cannot be read.
         ModelError: `folder` holds another training.
     """
     if not posts:
@@ -459,8 +451,7 @@ def train_recipe(recipe: AgentPSRecipe, out: Path, *, bar: bool = True) -> Agent
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """Return accelerate's view of the machine, in the recipe's precision; cuDNN's attention is off after it.
 
-    Raises:
-        TrainingError: This process has trained with another one already, and accelerate keeps to the first.
+    TrainingError: this process has trained with another one already, and accelerate keeps to the first.
     """
     from accelerate import Accelerator
 

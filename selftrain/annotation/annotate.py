@@ -50,8 +50,7 @@ def annotation_settings(
 ) -> AnnotationSettings:
     """Return settings of a recipe, or the defaults, with other servers or another cap where these are given.
 
-    Raises:
-        RecipeError: A recipe that cannot be understood, or no server anywhere.
+    RecipeError: a recipe that cannot be understood, or no server anywhere.
     """
     settings = AnnotationSettings(VlmSection())
     if recipe is not None:
@@ -187,11 +186,7 @@ class AnnotationCost(NamedTuple):
 
 
 def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int = 0) -> AnnotationCost:
-    """Measure the prompts of a sample of posts; no answer is asked for.
-
-    Raises:
-        AgentError: The server cannot be reached, or refuses us.
-    """
+    """Measure the prompts of a sample of posts, asking for no answer; AgentError: no server, or a refusal."""
     asking = [PostQuestions(one.post, one.asks) for one in plan if one.asks]
     calls = sum(len(one.questions) for one in asking)
     unasked = sum(len(one.unasked) for one in plan)
@@ -223,11 +218,8 @@ def build_questioner(
 ) -> Questioner:
     """Build the questioner; nothing is asked yet.
 
-    Answers are kept beside `out`, the manifest that will be written, and the token cap is its own.
-    `max_failed` is the largest share of questions without a usable answer.
-
-    Raises:
-        PromptFileError, StoreError: With what to do.
+    Answers are kept beside `out`, the manifest that will be written, and the token cap is its own. At most a
+    share of `max_failed` may remain without a usable answer.
     """
     served = ModelServers(**accepted(ModelServers, settings.vlm.arguments()))
     runner = served.runner(
@@ -282,8 +274,7 @@ def prepare_annotation(
 ) -> PreparedAnnotation:
     """Read and check everything; nothing is asked and nothing written.
 
-    Raises:
-        TaskError, ManifestError, QuarantineError: What cannot be used, and what to do.
+    TaskError, ManifestError, QuarantineError: what cannot be used, and what to do.
     """
     read_task = load_task(task)
     chosen = select_questions(read_task, questions)

@@ -92,11 +92,7 @@ def known_answers(post: Post) -> KnownAnswers:
 
 
 def table(post: Post, name: str) -> Mapping[str, Any]:
-    """Return an extra field that is a table; CSV brings it as JSON text.
-
-    Raises:
-        ManifestError: It is something else.
-    """
+    """Return an extra field that is a table, of JSON text in CSV; ManifestError: it is something else."""
     value = post.extra.get(name, {})
     if isinstance(value, str):
         try:

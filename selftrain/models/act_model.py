@@ -71,11 +71,7 @@ class ACTModel:
     # ---- what it gives --------------------------------------------------------------------------------
 
     def probabilities(self, data: Sequence[Encodable] | Float32Array) -> Float32Array:
-        """Return calibrated probabilities [B, K] of posts or of feature rows [B, D].
-
-        Raises:
-            TrainingError: Posts for a model without a backbone, or one that cannot be encoded.
-        """
+        """Return calibrated probabilities [B, K] of posts or of feature rows [B, D]; raises as `rows_of`."""
         return self.classifier.probabilities(rows_of(data, self.backbone, self.batch_size, self.workers))
 
     def predict_labels(self, data: Sequence[Encodable] | Float32Array) -> list[str]:
@@ -141,14 +137,10 @@ class ACTModel:
         """Write the folder, `act.json` last, over what is there; return the model, which knows its folder.
 
         Args:
-            folder: Made if need be.
             backbone: `name` and the other keyword arguments of `backbones.load_backbone`, so that `load` can
                 make it again; None: whoever loads gives one.
             record: JSON values for act.json: what was learned from, and how good it is.
             measured: "validation" and "test" -> ids [B], class indices [B], probabilities [B, K].
-
-        Raises:
-            StorageError: The disk is full or refuses.
         """
         options = dict(backbone or {})
         fingerprint = "" if self.backbone is None else self.backbone.fingerprint()
@@ -175,8 +167,7 @@ class ACTModel:
         `device` is that of a backbone that is made anew, `workers` are threads that read pictures.
 
         Raises:
-            RunStateError: No such folder, or a damaged one.
-            RunMismatchError: Another backbone than the one that it was trained with.
+            RunStateError, RunMismatchError: No such folder, or a damaged one; another backbone.
             BackboneError: The backbone's weights are missing or damaged.
         """
         classifier, header = load_head(folder / MODEL_FILE, [CLASSES_FORMAT])
@@ -205,11 +196,7 @@ def rows_of(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Float32Array:
-    """Return feature rows [B, D]: as given, or computed from posts.
-
-    Raises:
-        TrainingError: Posts without a backbone, or one that cannot be encoded; the message names it.
-    """
+    """Return feature rows [B, D]: as given, or computed from posts; TrainingError: that cannot be done."""
     if isinstance(data, np.ndarray):
         return np.ascontiguousarray(data, dtype=np.float32)
     if backbone is None:

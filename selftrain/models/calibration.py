@@ -38,10 +38,7 @@ def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) 
     """Return the calibration that minimises the cross-entropy of the labels [V], pulled towards (1, 0).
 
     The slope stays positive (its logarithm is what is fitted), so that the order of posts never changes.
-    `logits` [V, C] are the raw ones that a head computes.
-
-    Raises:
-        ValueError: One class only where one logit tells two apart, or no posts.
+    `logits` [V, C] are the raw ones that a head computes. ValueError: only one class of two.
     """
     if logits.shape[1] > 1:
         return Calibration(_fit_slope(logits.astype(np.float64), labels))

@@ -138,10 +138,8 @@ def threshold_metrics(truth: BoolArray, scores: FloatArray) -> dict[str, float]:
     """Return AgentPS's metrics of one question with two answers, at threshold .5 where one is needed.
 
     These are f1, macro_f1, auc, recall_at_precision_60 ... _80 (0 where no threshold reaches it) and
-    precision_at_recall_50, of whether the answer looked for is the true one [B] and its probability [B].
-
-    Raises:
-        ValueError: Only one of the two answers occurs.
+    precision_at_recall_50, of whether the answer looked for is the true one [B], both of which must occur,
+    and its probability [B].
     """
     ranking = auc(truth, scores)
     shape = curve(truth, scores)

@@ -24,11 +24,7 @@ def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
 
 
 def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor], Json]:
-    """Read the tensors and the header of a model, its `format` taken out.
-
-    Raises:
-        RunStateError: Missing, damaged, or of none of `formats`.
-    """
+    """Read the tensors and the header of a model, its `format` taken out; RunStateError: it is none such."""
     tensors, header = _read(file, tensors=True)
     found = header.pop("format", None)
     if found not in formats:

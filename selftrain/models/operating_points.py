@@ -62,15 +62,14 @@ def find_threshold(scores: ValidationScores, goal: Goal) -> OperatingPoint:
     Of those with at least a precision the lowest: no other one reaches its recall. Of those with at least a
     recall the most precise, and of those with the best F1 the lowest. Posts of equal probability pass
     together or not at all. The threshold lies a hair below the last one that passes, or half way to the next
-    if that is nearer: a post that is scored anew, in another batch or on another machine, differs in its
-    last digits, and must not change sides for that.
+    if that is nearer: a post that is scored anew, in another batch or on another machine, differs in its last
+    digits, and must not change sides for that.
 
     The intervals take the threshold as given. It was chosen on the same posts, and with few of them the
     precision of new posts will be lower more often than not: give validation posts in hundreds.
 
     Raises:
         ServingError: No threshold reaches it (the best precision is named), or no post is positive.
-        ValueError: Another goal.
     """
     labels, probs = scores
     truth = labels == 1

@@ -120,10 +120,7 @@ class Predictor(Protocol):
 def stored_validation(folder: Path, classes: Sequence[str], positive: str) -> ValidationScores | None:
     """Read what the scores.jsonl of a round or model says of the validation posts; None where it has none.
 
-    `classes` are in the order of the logits, `positive` is the one that is looked for.
-
-    Raises:
-        RunStateError: The file is damaged.
+    `classes` are in the order of the logits. RunStateError: the file is damaged.
     """
     found = (read_scores(folder, classes) or {}).get("validation")
     if found is None:

@@ -75,8 +75,7 @@ class RunPredictor:
         """Open the best model of a run folder on this machine's backbone.
 
         Raises:
-            RunStateError: No run, no finished round, or a damaged folder.
-            RunMismatchError: This machine's backbone is not the one that the run was trained with.
+            RunStateError, RunMismatchError: No finished round, or a damaged folder; another backbone.
             BackboneError: The backbone's weights are missing or damaged.
         """
         folder = RunFolder(path)

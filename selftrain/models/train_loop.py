@@ -106,23 +106,16 @@ def train_epochs(
     """Train, evaluate every so many epochs and after the last, keep the best; of equally good ones the first.
 
     A training that goes on from any state that was saved ends as one that was never cut off, where it stops
-    early too: whether it should follows from the evaluations.
+    early too: whether it should follows from the evaluations. The scheduler is advanced after every step.
 
     Args:
-        stepper: The model and its posts.
-        optimizer: Of the model.
-        scheduler: Of the optimizer; it is advanced after every step.
-        epochs: How many in all.
-        steps_per_epoch: Batches of an epoch.
         where: Said in an error ("round 3").
         metric: Which of the validation metrics says which epoch is best; more is better.
         evaluate_every: Epochs.
         evaluate_steps: Also within an epoch, after every so many steps in all; None: not.
         patience: End after so many evaluations without a better one; None: after the last epoch.
-        log: Gets every step and evaluation.
         state: Of a training that was cut off; model, optimizer and scheduler are as they were then.
         save: Called after every evaluation, and every `save_every` steps.
-        save_every: Steps; None: at evaluations alone.
 
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; the weights are those before the step.

@@ -73,10 +73,7 @@ class PanelCheck:
 def check_panel(panel: Panel, corpus: Corpus, *, asked: int, advice: str, seed: int = 0) -> PanelCheck:
     """Ask agents that cost nothing about the labelled posts and a sample of the pool.
 
-    The panel is begun anew for this: it is fitted here. `asked` and `advice` are those of `PanelCheck`.
-
-    Raises:
-        AgentError: The agents cannot learn or answer.
+    The panel is begun anew for this: it is fitted here. Raises AgentError as it does.
     """
     draw = np.random.RandomState(seed)
     sample = corpus.pool[draw.permutation(len(corpus.pool))[:LEARNED_FROM]]

@@ -65,8 +65,7 @@ def beliefs_of(
 ) -> Beliefs:
     """Return what classifier (log-probabilities [n, K]) and agents (answers [n, A]) say, in numbers.
 
-    Raises:
-        JudgmentError: A label that is none of the classes.
+    JudgmentError: a label that is none of the classes.
     """
     numbers = {name: number for number, name in enumerate(classes)} | {None: len(classes)}
 
