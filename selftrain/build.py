@@ -61,7 +61,7 @@ def build(recipe: Recipe, *, progress: bool = False) -> Parts:
     Raises:
         RecipeError, SettingError: A class that cannot be made of its options; settings of a loss at odds.
     """
-    served = accepted(ModelServers, recipe.vlm.arguments())
+    served = accepted(ModelServers, dict(recipe.vlm))
     return Parts(
         classifier=build_named(
             recipe.classifier,
@@ -93,7 +93,7 @@ def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
     """Build the agents of a recipe."""
     section = recipe.agents
     if section.kind == "vlm":
-        return VLMPanel(**recipe.vlm.arguments(), count=section.count)
+        return VLMPanel(**dict(recipe.vlm), count=section.count)
     if section.kind == "cross_review":
         return CrossReview(*_own_agents(section))
     panel: Panel = build_named(section)
@@ -167,7 +167,7 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
     sections |= {"verification": _rule_section(parts.rule)}
     if isinstance(parts.panel, VLMPanel):
-        options = options_of(parts.panel)
+        options = parts.panel.model_dump(mode="json", exclude_none=True)
         sections |= {"agents": {"kind": "vlm", "count": options.pop("count")}, "vlm": options}
     if isinstance(parts.panel, CrossReview):
         pair = {"reviewer": parts.panel.reviewer, "user": parts.panel.user}

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
+from agents.ask.answer_schema import AnswerForm
 from agents.ask.metering import UsageTotals
 from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.ask.runner import DEFAULT
@@ -221,7 +222,7 @@ def build_questioner(
     Answers are kept beside `out`, the manifest that will be written, and the token cap is its own. At most a
     share of `max_failed` may remain without a usable answer.
     """
-    served = ModelServers(**accepted(ModelServers, settings.vlm.arguments()))
+    served = ModelServers(**accepted(ModelServers, dict(settings.vlm)))
     runner = served.runner(
         cache_beside(out, served.store), run=str(out.resolve()), max_pixels=settings.max_pixels,
         progress=progress,
@@ -229,7 +230,7 @@ def build_questioner(
     return Questioner(
         runner,
         QuestionPrompts(brief_of(task), folder=prompts, text_chars=served.text_chars),
-        form=served.form or "reason_first",
+        form=cast("AnswerForm", served.form or "reason_first"),
         rationale_chars=served.rationale_chars,
         seed=settings.seed,
         max_failed=max_failed,
