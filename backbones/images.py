@@ -71,7 +71,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | N
     Raises:
         ImageError: as `check_image`, and for a file that is truncated or damaged.
     """
-    with _header(path, max_pixels) as image, _ALONE if _is_large(image) else nullcontext():
+    with _header(path, max_pixels) as image, _ALONE if image.width * image.height > LARGE else nullcontext():
         if target_size is not None:
             side = target_size * _DRAFT_MARGIN
             image.draft(None, (side, side))
@@ -131,10 +131,6 @@ def _scans(path: Path) -> int:
     return path.read_bytes().count(b"\xff\xda")
 
 
-def _is_large(image: Image.Image) -> bool:
-    return image.width * image.height > LARGE
-
-
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
@@ -153,7 +149,7 @@ def _upright(image: Image.Image, target_size: int | None) -> Image.Image:
     """Return a decoded picture as upright RGB; a large one shrunk by a whole number where that is asked."""
     from PIL import ExifTags, Image, ImageOps
 
-    if not _is_large(image):
+    if image.width * image.height <= LARGE:
         return _to_rgb(ImageOps.exif_transpose(image))
     short = min(image.size)
     factor = max(1, short // (target_size * _DRAFT_MARGIN)) if target_size else 1

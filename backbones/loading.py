@@ -49,7 +49,9 @@ def loading_error(what: str, error: Exception, advice: str) -> WeightsError:
             f"{what}: it brings code of its own (auto_map), and code of strangers is never run. Expected a"
             " model that transformers knows by itself"
         )
-    return WeightsError(f"{what}: {first_line(error)}. {advice}")
+    lines = (line.strip() for line in str(error).splitlines())
+    first = next((line for line in lines if line), type(error).__name__).rstrip(".")
+    return WeightsError(f"{what}: {first}. {advice}")
 
 
 @contextmanager
@@ -64,12 +66,6 @@ def quiet_loading() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line with words of what a library says, without its full stop."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__).rstrip(".")
 
 
 class Placement(NamedTuple):

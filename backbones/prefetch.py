@@ -78,7 +78,8 @@ def read_ahead(
     loader: DataLoader[Any] = DataLoader(
         given, batch_size=None, sampler=chain(first, stream), num_workers=workers, prefetch_factor=_AHEAD,
         pin_memory=pin, collate_fn=_as_it_is, worker_init_fn=_begin_worker, generator=TorchGenerator(),
-        multiprocessing_context=_start_method(),
+        # workers touch no device, and scripts need no `if __name__ == ...`
+        multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
     )  # fmt: skip
     for result, error in loader:
         if error is not None:
@@ -132,8 +133,3 @@ def _as_it_is(result: Result) -> Result:
 def _begin_worker(_number: int) -> None:
     # a tokenizer with threads of its own would warn in every process that it was forked
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _start_method() -> str | None:
-    """Return "fork" where there is one: workers touch no device, and scripts need no `if __name__ == ...`."""
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None

@@ -16,7 +16,6 @@ from selftrain._util.plugins import accepted, build_part, locate, name_of, optio
 from selftrain.config import (
     KINDS,
     RULES,
-    AgentsSection,
     PartSection,
     Recipe,
     VerificationSection,
@@ -95,7 +94,10 @@ def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
     if section.kind == "vlm":
         return VLMPanel(**dict(recipe.vlm), count=section.count)
     if section.kind == "cross_review":
-        return CrossReview(*_own_agents(section))
+        pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
+        return CrossReview(
+            *(build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one)
+        )
     panel: Panel = build_named(section)
     return panel
 
@@ -106,11 +108,6 @@ def build_rule(section: VerificationSection) -> VerdictRule:
     given = {} if path is section.rule else accepted(locate(path), section.model_dump())
     rule: VerdictRule = build_part(path, given | section.options, "verification.rule")
     return rule
-
-
-def _own_agents(section: AgentsSection) -> list[Any]:
-    pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
-    return [build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one]
 
 
 def encoder_pool(recipe: Recipe, engine: Engine | None = None) -> EncoderPool | None:
@@ -165,7 +162,8 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
         "agents": parts.panel, "loss": parts.loss, "human": parts.reviewers,
     }  # fmt: skip
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
-    sections |= {"verification": _rule_section(parts.rule)}
+    rule, arguments = _named("verification", parts.rule), options_of(parts.rule)
+    sections["verification"] = {"rule": rule, **(arguments if rule in RULES else {"options": arguments})}
     if isinstance(parts.panel, VLMPanel):
         options = parts.panel.model_dump(mode="json", exclude_none=True)
         sections |= {"agents": {"kind": "vlm", "count": options.pop("count")}, "vlm": options}
@@ -203,12 +201,6 @@ def _named(section: str, part: object) -> str:
     """Return the name that a section has for the class of a part; "package.module:Class" for others."""
     path = name_of(part)
     return next((name for name, known in _names(section).items() if known == path), path)
-
-
-def _rule_section(rule: VerdictRule) -> dict[str, Any]:
-    """Return the name and the arguments of a rule."""
-    name, arguments = _named("verification", rule), options_of(rule)
-    return {"rule": name, **arguments} if name in RULES else {"rule": name, "options": arguments}
 
 
 def _section(name: str, part: object) -> dict[str, Any]:

@@ -264,8 +264,8 @@ class VLMPanel(VlmSection, ModelServers):
         protocol = PROTOCOLS[self.protocol]
         return VLMAgent(
             prompts, alone(protocol) if self.count == 1 else protocol,
-            form=cast("AnswerForm | None", self.form), rationale_chars=self.rationale_chars, examples=self.examples, seed=seed,
-            label_apart=self.label_apart,
+            form=cast("AnswerForm | None", self.form), rationale_chars=self.rationale_chars,
+            examples=self.examples, seed=seed, label_apart=self.label_apart,
             guards={
                 role: guard_words(brief.names, brief.unsure, given.get("words", {}))
                 for role, given in self.roles().items()

@@ -233,7 +233,10 @@ class RoundResult:
             "kept": self.kept,
             "score": self.score,
             "simulated": self.simulated,
-            **{name: _without_none(split._asdict()) for name, split in splits.items()},
+            **{
+                name: {key: value for key, value in split._asdict().items() if value is not None}
+                for name, split in splits.items()
+            },
             **{name: counts._asdict() for name, counts in self.sets._asdict().items()},
             "flipped": list(self.flipped),
             "agents": {role: counts._asdict() for role, counts in self.agents.items()},
@@ -293,10 +296,6 @@ class RoundResult:
 
 def _scores(split: SplitMetrics) -> str:
     return f"{split.macro_f1:.3f}" + ("" if split.auc is None else f", AUC {split.auc:.3f}")
-
-
-def _without_none(record: Mapping[str, Any]) -> Json:
-    return {key: value for key, value in record.items() if value is not None}
 
 
 def trust_lines(finished: RoundResult, before: RoundResult | None) -> Iterator[str]:
@@ -500,18 +499,15 @@ def grown_rows(corpus: Corpus, state: LoopState, root: Path) -> Iterator[Json]:
     def by_round(item: tuple[str, Any]) -> tuple[int, int]:
         return item[1].round, corpus.position_of[item[0]]
 
-    for position in corpus.labelled:
-        post = corpus.posts[position]
+    for post in (corpus.posts[position] for position in corpus.labelled):
         yield _grown_row(post, root, post.label, {"source": "label"})
     for post_id, used in sorted(state.human.items(), key=by_round):
         provenance = {"source": "human", "round": used.round, **used.given.provenance()}
-        yield _grown_row(_post_of(corpus, post_id), root, used.given.label, provenance)
+        post = corpus.posts[corpus.position_of[post_id]]
+        yield _grown_row(post, root, used.given.label, provenance)
     for post_id, last in sorted(state.accepted.items(), key=by_round):
-        yield _grown_row(_post_of(corpus, post_id), root, last.verdict.label, _provenance(last))
-
-
-def _post_of(corpus: Corpus, post_id: str) -> Post:
-    return corpus.posts[corpus.position_of[post_id]]
+        post = corpus.posts[corpus.position_of[post_id]]
+        yield _grown_row(post, root, last.verdict.label, _provenance(last))
 
 
 def _grown_row(post: Post, root: Path, label: str | None, provenance: Json) -> Json:

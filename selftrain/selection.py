@@ -70,8 +70,8 @@ class _ByOneCriterion:
 
     def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, the most wanted first."""
-        mix = {self.criterion: 1.0}
-        return choose(chunks, at_most(self.k, most), mix, self.shares, classes=classes, seed=seed)
+        k = self.k if most is None else min(self.k, most)
+        return choose(chunks, k, {self.criterion: 1.0}, self.shares, classes=classes, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Mixed:
 
     def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, criterion by criterion, in the order of `_RANKINGS`."""
-        return choose(chunks, at_most(self.k, most), self.mix, self.shares, classes=classes, seed=seed)
+        k = self.k if most is None else min(self.k, most)
+        return choose(chunks, k, self.mix, self.shares, classes=classes, seed=seed)
 
 
 # ---- rankings -----------------------------------------------------------------------------------------
@@ -250,11 +251,6 @@ def _by_criteria(
 
 def _rounded(count: float) -> int:
     return int(np.floor(count + 0.5))
-
-
-def at_most(k: int, most: int | None) -> int:
-    """Return how many of `k` posts may be chosen where `most` are left to be."""
-    return k if most is None else min(k, most)
 
 
 def quotas(k: int, shares: Shares, *, classes: Sequence[str], found: IntArray | None = None) -> list[int]:

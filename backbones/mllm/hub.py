@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from backbones.errors import PromptFitError, WeightsError
-from backbones.loading import loading_error, quiet_loading
+from backbones.loading import quiet_loading
 from backbones.mllm.base import Mllm, Padding, linear_layers
 from backbones.mllm.prompts import ONE_TURN, Inputs, Prompt, Turns, Wording, Words, add_answer_token
-from backbones.torchvision_compat import ensure_torchvision
 
 Album = Literal["images", "video"]
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
@@ -92,7 +91,9 @@ class HubReader:
         inputs: Inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
         self.words.check(inputs)
         self._check_pictures(albums, texts, inputs)
-        self._note_images(prompts, inputs)
+        for one, mask in zip(prompts, inputs["attention_mask"], strict=True):
+            if len(one.images) not in self._tokens:
+                self._tokens[len(one.images)] = int(mask.sum()) - self.words.length(one.text)
         return inputs
 
     def save(self, folder: Path) -> None:
@@ -156,37 +157,9 @@ class HubReader:
                 + ('Set model.album = "images"' if video else "Lower frames.count, or use another base model")
             )
 
-    def _note_images(self, prompts: Sequence[Prompt], inputs: Inputs) -> None:
-        for one, mask in zip(prompts, inputs["attention_mask"], strict=True):
-            if len(one.images) not in self._tokens:
-                self._tokens[len(one.images)] = int(mask.sum()) - self.words.length(one.text)
-
-
-def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images") -> Mllm:
-    """Load a pretrained model, on the CPU; see `load_mllm`."""
-    ensure_torchvision()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    try:
-        with quiet_loading():
-            processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                name, revision=revision, trust_remote_code=False
-            )
-            whole = AutoModelForImageTextToText.from_pretrained(
-                name, revision=revision, dtype=dtype, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        # an ImportError names the package that the model's processor wants, and how to install it
-        what = f"{name} could not be loaded as an image-text-to-text model"
-        advice = (
-            "Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
-        )
-        raise loading_error(what, error, advice) from error
-    return from_parts(name, whole, processor, album=album)
-
 
 def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images") -> Mllm:  # noqa: ANN401
-    """Return the same of a ``...ForConditionalGeneration`` and its processor at hand.
+    """Return the model of a ``...ForConditionalGeneration`` and its processor, on the CPU.
 
     Weights in float16 become bfloat16: float16 ends at 65,504, and what is computed in bfloat16 or learned
     without a scaled loss does not stay below that. WeightsError: it has no known language model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from backbones.loading import loading_error
+from backbones.loading import loading_error, quiet_loading
 from backbones.mllm import hub, smollm2_efficientnet
 from backbones.mllm.base import Mllm, Padding
 from backbones.mllm.prompts import Reader, Wording
@@ -26,7 +26,25 @@ def load_mllm(
     """
     if name == smollm2_efficientnet.NAME:
         return smollm2_efficientnet.load(seed)
-    return hub.load(name, revision=revision, dtype=dtype, album=album)
+    ensure_torchvision()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        with quiet_loading():
+            processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                name, revision=revision, trust_remote_code=False
+            )
+            whole = AutoModelForImageTextToText.from_pretrained(
+                name, revision=revision, dtype=dtype, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        # an ImportError names the package that the model's processor wants, and how to install it
+        what = f"{name} could not be loaded as an image-text-to-text model"
+        advice = (
+            "Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+        )
+        raise loading_error(what, error, advice) from error
+    return hub.from_parts(name, whole, processor, album=album)
 
 
 def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max_tokens: int) -> Reader:

@@ -99,7 +99,9 @@ class Words:
         self._tokenizer = tokenizer
         self._wording = wording
         self._turns = turns
-        self._special = special_strings(tokenizer)
+        # what it takes for a single token wherever it stands, longest first
+        added = [text for text in tokenizer.get_added_vocab() if len(text) > 1 and not text.isspace()]
+        self._special = sorted({*added, ANSWER_TOKEN}, key=lambda text: (-len(text), text))
         self.answer_id = int(tokenizer.convert_tokens_to_ids(ANSWER_TOKEN))
         self.fixed = self._count(self._around("")) + around + _SEAMS
         self.budget = max_tokens - self.fixed
@@ -189,12 +191,6 @@ def embedding_name(module: nn.Module) -> str:
     table = module.get_input_embeddings()  # type: ignore[operator]
     names: list[str] = [name for name, layer in module.named_modules() if layer is table]
     return names[0]
-
-
-def special_strings(tokenizer: Any) -> tuple[str, ...]:  # noqa: ANN401
-    """Return what `tokenizer` takes for a single token wherever it stands, longest first."""
-    added = [text for text in tokenizer.get_added_vocab() if len(text) > 1 and not text.isspace()]
-    return tuple(sorted({*added, ANSWER_TOKEN}, key=lambda text: (-len(text), text)))
 
 
 def defuse(text: str, special: Collection[str]) -> str:

@@ -16,7 +16,8 @@ from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.agentps.dataset import QuestionSet
 from selftrain.agentps.evaluate import QuestionScores, ScoredPost, question_scores
-from selftrain.errors import RecipeError, ServingError
+from selftrain.agentps.recipe import check_names
+from selftrain.errors import ServingError
 from selftrain.models.calibration import fit_calibration, fit_cut, probabilities
 from selftrain.models.metrics import estimates, macro_f1, reliability_of, threshold_intervals
 from selftrain.models.operating_points import Goal, find_threshold
@@ -87,18 +88,11 @@ def set_goals(
     `found` has calibrated probabilities of the validation posts, of every question. RecipeError: a goal of a
     question that is not asked, or that is no goal.
     """
-    check_goals([one.question.name for one in found], goals)
+    check_names("a rule is given for", goals, [one.question.name for one in found])
     return tuple(
         _decision(made.slope, one, Goal.parse(goals.get(one.question.name, str(Goal()))))
         for made, one in zip(decisions, found, strict=True)
     )
-
-
-def check_goals(questions: Sequence[str], goals: Mapping[str, str]) -> None:
-    """Raise RecipeError for goals of questions that are not asked, with their names."""
-    unknown = sorted(goals.keys() - set(questions))
-    if unknown:
-        raise RecipeError(f"a rule is given for {unknown}; expected some of {list(questions)}")
 
 
 def _decision(slope: float, found: QuestionScores, goal: Goal) -> QuestionDecision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +26,13 @@ METRICS = (
 
 Divisor = Literal["posts", "expected", "answers"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def check_names(found: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise RecipeError for names, of questions or answers, that are not `known`."""
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise RecipeError(f"{found} {unknown}; expected some of {list(known)}")
 
 
 class SourceSettings(Section):
@@ -150,9 +157,7 @@ class TrainingSettings(Section):
 
     def question_weights(self, questions: Sequence[str]) -> tuple[float, ...]:
         """Return w_q of each question, in their order, "final" last; RecipeError: one that is not asked."""
-        unknown = sorted(self.weights.keys() - set(questions))
-        if unknown:
-            raise RecipeError(f"training.weights names {unknown}; expected some of {list(questions)}")
+        check_names("training.weights names", self.weights, questions)
         return tuple(self.weights.get(name, 1.0) for name in questions)
 
     def answer_weights(self, counts: Mapping[str, Mapping[str, int]]) -> list[list[float]] | None:
@@ -160,9 +165,7 @@ class TrainingSettings(Section):
 
         `counts`: question -> answer -> how many training posts have it, the final question last.
         """
-        unknown = sorted(self.class_weights.keys() - counts.keys())
-        if unknown:
-            raise RecipeError(f"training.class_weights names {unknown}; expected some of {list(counts)}")
+        check_names("training.class_weights names", self.class_weights, counts)
         if not self.class_weights:
             return None
         return [_answer_weights(name, self.class_weights.get(name, {}), counts[name]) for name in counts]
@@ -175,11 +178,7 @@ def _answer_weights(
         # every answer the same sum, and the mean over the posts 1; an answer that no post has weighs nothing
         mean = sum(counts.values()) / sum(count > 0 for count in counts.values())
         return [mean / count if count else 1.0 for count in counts.values()]
-    unknown = sorted(given.keys() - counts.keys())
-    if unknown:
-        raise RecipeError(
-            f"training.class_weights.{question} names {unknown}; expected some of {list(counts)}"
-        )
+    check_names(f"training.class_weights.{question} names", given, counts)
     weights = [float(given.get(answer, 1.0)) for answer in counts]
     if not any(weights):
         raise RecipeError(f"training.class_weights.{question} is 0 for every answer: nothing is learned")

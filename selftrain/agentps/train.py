@@ -40,11 +40,11 @@ from selftrain.agentps.dataset import (
     load_posts,
     question_set,
 )
-from selftrain.agentps.decisions import check_goals, decided, fit_decisions
+from selftrain.agentps.decisions import decided, fit_decisions
 from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
 from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
 from selftrain.agentps.predict import redecide, write_measured
-from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
+from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, check_names, load_agentps_recipe
 from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import Task, dump_task
 from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
@@ -553,7 +553,7 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
     _check_examples(questions, training, posts, validation)
-    check_goals([one.name for one in questions.all], recipe.decisions)
+    check_names("a rule is given for", recipe.decisions, [one.name for one in questions.all])
     work = _Work(recipe, out, accelerator, build(settings, found.task), validation)
     built, identity = work.built, _identity(recipe, work.built, [*posts, *validation])
     if _finished(out, identity):

@@ -35,6 +35,10 @@ class StepLoss(NamedTuple):
         """Return the numbers of a loss; on a GPU this waits for them."""
         return cls(float(output.loss.detach()), {name: float(part) for name, part in output.parts.items()})
 
+    def named(self) -> dict[str, float]:
+        """Return the loss and its parts."""
+        return {"loss": self.loss, **self.parts}
+
 
 class EpochResult(NamedTuple):
     """One evaluation."""
@@ -152,8 +156,11 @@ def train_epochs(
                 losses = _finite_gradients(stepper, batch, (where, epoch, number % steps_per_epoch + 1))
                 means.add(losses)
                 if log is not None:
-                    log.step(number, losses.loss, losses.parts, _share_of_peak(optimizer))
-                _advance(optimizer, scheduler)
+                    peak = optimizer.param_groups[0]["initial_lr"]
+                    log.step(number, losses.loss, losses.parts, optimizer.param_groups[0]["lr"] / peak)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
                 number += 1
                 if save is not None and save_every is not None and number % save_every == 0:
                     save(TrainingState(number, results))
@@ -172,16 +179,13 @@ def _finite_gradients(stepper: Stepper[Batch], batch: Batch, place: tuple[str, i
     losses = stepper.gradients(batch)
     if not math.isfinite(losses.loss) or not math.isfinite(losses.norm or 0.0):
         where, epoch, step = place
+        listed = ", ".join(f"{name} {value:g}" for name, value in losses.named().items())
+        length = "" if losses.norm is None else f", norm of the gradient {losses.norm:g}"
         raise NonFiniteLossError(
-            f"{where}, epoch {epoch}, step {step}: {_found(losses)}. {stepper.advice(batch)}"
+            f"{where}, epoch {epoch}, step {step}: the loss is {losses.loss} ({listed}{length})."
+            f" {stepper.advice(batch)}"
         )
     return losses
-
-
-def _advance(optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    optimizer.step()
-    scheduler.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _is_over(results: Sequence[EpochResult], metric: str, patience: int | None) -> bool:
@@ -239,7 +243,7 @@ class LossMeans:
 
     def add(self, losses: StepLoss) -> None:
         """Take in one step."""
-        for name, value in {"loss": losses.loss, **losses.parts}.items():
+        for name, value in losses.named().items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1
 
@@ -248,14 +252,3 @@ class LossMeans:
         found = {name: value / max(self._steps, 1) for name, value in self._sums.items()}
         self._sums, self._steps = {}, 0
         return found
-
-
-def _found(losses: StepLoss) -> str:
-    listed = ", ".join(f"{name} {value:g}" for name, value in {"loss": losses.loss, **losses.parts}.items())
-    length = "" if losses.norm is None else f", norm of the gradient {losses.norm:g}"
-    return f"the loss is {losses.loss} ({listed}{length})"
-
-
-def _share_of_peak(optimizer: Optimizer) -> float:
-    group = optimizer.param_groups[0]
-    return float(group["lr"] / group["initial_lr"])

@@ -263,7 +263,12 @@ class Said(NamedTuple):
 def _prepared(labelled: Beliefs, judged: Beliefs, classes: int) -> tuple[Said, Said]:
     """Return both made comparable; what is usual in a state is what it is over all posts together."""
     states = np.concatenate([labelled.states, judged.states])
-    leanings = np.concatenate([_stated(one, classes) for one in (labelled, judged)])
+    leanings = np.concatenate(
+        [
+            np.full((*one.states.shape, classes), np.nan) if one.stated is None else _clipped(one.stated)
+            for one in (labelled, judged)
+        ]
+    )
     for agent, column in enumerate(states.T):
         for state in np.unique(column):
             here = (column == state) & ~np.isnan(leanings[:, agent]).any(1)
@@ -274,12 +279,6 @@ def _prepared(labelled: Beliefs, judged: Beliefs, classes: int) -> tuple[Said, S
         Said(_clipped(labelled.log_probs), labelled.states, leanings[:cut]),
         Said(_clipped(judged.log_probs), judged.states, leanings[cut:]),
     )
-
-
-def _stated(beliefs: Beliefs, classes: int) -> FloatArray:
-    if beliefs.stated is None:
-        return np.full((*beliefs.states.shape, classes), np.nan)
-    return _clipped(beliefs.stated)
 
 
 def _clipped(log_probs: FloatArray) -> FloatArray:
@@ -340,16 +339,10 @@ def _held_out(said: Said, tables: FloatArray, labels: IntArray, graded: tuple[in
 
 def held_out_log_probs(labelled: Beliefs, labels: IntArray, classes: int) -> FloatArray:
     """Return log q [n, K] of labelled posts by tables, theirs alone, and weights without their labels."""
-    none = np.zeros(0, np.int64)
-    said, _ = _prepared(labelled, _some(labelled, none), classes)
+    said, _ = _prepared(labelled, Beliefs(labelled.log_probs[:0], labelled.states[:0]), classes)
     known, agents = np.eye(classes)[labels], tuple(range(labelled.states.shape[1]))
     tables = StateCounts(said.states, known).log_likelihood(said.states, agents, own=known)
     return _held_out(said, tables, labels, helpful_grades(said, tables, labels))
-
-
-def _some(beliefs: Beliefs, rows: IntArray) -> Beliefs:
-    stated = None if beliefs.stated is None else beliefs.stated[rows]
-    return Beliefs(beliefs.log_probs[rows], beliefs.states[rows], stated)
 
 
 def _fit_weights(said: Said, tables: FloatArray, labels: IntArray, graded: Sequence[int]) -> Weights:

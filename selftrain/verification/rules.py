@@ -233,16 +233,11 @@ def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
 
 def _labelled_answers(judged: Judged, roles: Sequence[str]) -> list[list[Judgment | None]]:
     """What each role said of the labelled posts, then of those that people labelled."""
-    columns = [judged.answers[role] for role in roles]
-    labelled: list[list[Judgment | None]] = [list(row) for row in zip(*columns, strict=True)] or [
+    rows = zip(*(judged.answers[role] for role in roles), strict=True)
+    labelled: list[list[Judgment | None]] = [list(row) for row in rows] or [
         [] for _ in judged.corpus.labelled
     ]
-    human: list[list[Judgment | None]] = [
-        _alone(judged.state.last_verdicts[post_id].verdict, roles)
-        if post_id in judged.state.last_verdicts
-        else [None] * len(roles)
-        for post_id in (
-            judged.corpus.posts[int(p)].id for p in judged.corpus.positions_of(judged.state.human)
-        )
-    ]
-    return [*labelled, *human]
+    for position in judged.corpus.positions_of(judged.state.human):
+        last = judged.state.last_verdicts.get(judged.corpus.posts[int(position)].id)
+        labelled.append([None] * len(roles) if last is None else _alone(last.verdict, roles))
+    return labelled
