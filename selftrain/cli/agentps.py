@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import argument, option, read_columns, read_pairs, several
+from selftrain.cli.options import argument, option, read_pairs, several
 from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_predictions
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
@@ -31,7 +31,7 @@ with deferred():
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
     from selftrain.report import model_page, model_records
-    from selftrain.serving import manifest_predictions, row_source, row_stream
+    from selftrain.serving import row_source, row_stream, streams
 
 if TYPE_CHECKING:
     from selftrain.models.predictor import Predictor
@@ -48,23 +48,11 @@ Split = Literal["train", "validation", "pool", "test", "all"]
 
 
 def _check_device(name: str) -> str:
-    """Return where to compute.
-
-    Raises:
-        SelftrainError: A device that is not there.
-    """
+    """Return where to compute."""
     try:
         return str(loading.place(name).device)
     except (ValueError, RuntimeError) as error:
         raise SelftrainError(f"--device {name}: {error}") from error
-
-
-def _sources(
-    columns: Sequence[str], max_bad_rows: int | None, max_bad_share: float | None
-) -> recipes.SourceSettings:
-    limits = {"max_bad_rows": max_bad_rows, "max_bad_share": max_bad_share}
-    given = {name: value for name, value in limits.items() if value is not None}
-    return recipes.SourceSettings(columns=read_columns(columns)).model_copy(update=given)
 
 
 @app.command(
@@ -169,14 +157,13 @@ def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, 
 
 
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")
+@options.grouped
 def predict(
     model: Trained,
     manifest: options.Manifest,
     *,
     out: options.OutFile,
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     batch: Batch = 16,
     device: Device = "auto",
     server: Annotated[
@@ -186,10 +173,7 @@ def predict(
             metavar="URL",
         ),
     ] = None,
-    ray: options.RayAddress = None,
-    ray_workers: options.RayWorkers = None,
-    ray_cpus: options.RayCpus = 1,
-    ray_gpus: options.RayGpus = 0.0,
+    workers: options.Workers,
 ) -> None:
     """Score posts: the final answer and every question's.
 
@@ -198,27 +182,26 @@ def predict(
     """
     check_target(out, manifest)
     _check_device(device)
-    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
+    engine = workers.engine()
     folder, threads = (model, None) if engine is None else (model.absolute(), int(engine.cpus))
     load: Callable[[], Predictor] = partial(predicting.AgentPSPredictor.load, folder, device, batch, threads)
     if server is not None:
         load = partial(served.ServedModel, folder, server, batch=batch)
-    write_predictions(
-        out, load(), manifest, columns=read_columns(columns), done="scored",
-        tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share),
-        engine=engine, load=load if engine else None,
+    work = streams.ModelAtWork(
+        predictor=load(), columns=reading.named, tolerance=reading.tolerance(),
+        progress=sys.stderr.isatty(), engine=engine, load=load if engine else None,
     )  # fmt: skip
+    write_predictions(out, work, manifest, done="scored")
 
 
 @app.command(epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out metrics")
+@options.grouped
 def evaluate(
     model: Trained,
     manifest: options.Manifest,
     *,
     out: Annotated[Path, option("For metrics, answers and report.html.", metavar="DIR")],
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
@@ -241,7 +224,10 @@ def evaluate(
         given = read_pairs(rules, "--decide", "QUESTION=RULE, for instance final='precision .8'")
         loaded = predicting.redecide(loaded, now | given)
         model_page.write_report(model, model / "report.html")
-    sources = _sources(columns, max_bad_rows, max_bad_share)
+    limits = reading.tolerance()
+    sources = recipes.SourceSettings.model_validate(
+        {"columns": reading.named, "max_bad_rows": limits.rows, "max_bad_share": limits.share}
+    )
     found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
     _measure(loaded, dataset.of_split(found, split), out, batch, where)
     keep_left_out(out / "quarantine.jsonl", quarantine)
@@ -262,12 +248,12 @@ def _measure(
             [row_stream.json_line(predicting.answers_row(asked, one)) for one in scored], []
         )
 
-    sink = manifest_predictions.part_of(out / checkpoint.VALIDATION, loaded.fingerprint)
+    sink = streams.part_of(out / checkpoint.VALIDATION, loaded.fingerprint)
     with sink.opened() as opened:
         if not opened.finished:
             rows = partial(row_source.post_rows, posts, opened.tally, opened.remedy)
             row_stream.pour(
-                lambda: row_source.parts(rows, manifest_predictions.CHUNK), opened,
+                lambda: row_source.parts(rows, streams.CHUNK), opened,
                 lambda: row_stream.judging(lambda: loaded, judge),
                 tolerance=manifests.Tolerance(None, None), where="the manifest", advice="",
                 progress=sys.stderr.isatty(),
