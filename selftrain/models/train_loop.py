@@ -158,9 +158,7 @@ def train_epochs(
                 if log is not None:
                     peak = optimizer.param_groups[0]["initial_lr"]
                     log.step(number, losses.loss, losses.parts, optimizer.param_groups[0]["lr"] / peak)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad(set_to_none=True)
+                _advance(optimizer, scheduler)
                 number += 1
                 if save is not None and save_every is not None and number % save_every == 0:
                     save(TrainingState(number, results))
@@ -186,6 +184,12 @@ def _finite_gradients(stepper: Stepper[Batch], batch: Batch, place: tuple[str, i
             f" {stepper.advice(batch)}"
         )
     return losses
+
+
+def _advance(optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _is_over(results: Sequence[EpochResult], metric: str, patience: int | None) -> bool:
