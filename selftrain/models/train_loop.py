@@ -156,8 +156,7 @@ def train_epochs(
                 losses = _finite_gradients(stepper, batch, (where, epoch, number % steps_per_epoch + 1))
                 means.add(losses)
                 if log is not None:
-                    peak = optimizer.param_groups[0]["initial_lr"]
-                    log.step(number, losses.loss, losses.parts, optimizer.param_groups[0]["lr"] / peak)
+                    log.step(number, losses.loss, losses.parts, _share_of_peak(optimizer))
                 _advance(optimizer, scheduler)
                 number += 1
                 if save is not None and save_every is not None and number % save_every == 0:
@@ -256,3 +255,8 @@ class LossMeans:
         found = {name: value / max(self._steps, 1) for name, value in self._sums.items()}
         self._sums, self._steps = {}, 0
         return found
+
+
+def _share_of_peak(optimizer: Optimizer) -> float:
+    group = optimizer.param_groups[0]
+    return float(group["lr"] / group["initial_lr"])
