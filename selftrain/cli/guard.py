@@ -59,14 +59,10 @@ def _interruptible() -> Iterator[None]:
 
 @_interruptible()
 def guarded(command: Callable[[], int | None]) -> int:
-    """Run a command.
+    """Run a command and return its exit status; none counts as 0.
 
-    Returns:
-        Its exit status (none counts as 0); 2 after an error that has a message, 141 when whoever read the
-        output went away.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, for whoever reads the words before a command to say so, too.
+    2 after an error that has a message, 141 when whoever read the output went away. Ctrl-C is raised on: it may
+    come before a command too, and is said in one place.
     """
     try:
         status = command()
