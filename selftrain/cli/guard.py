@@ -61,8 +61,8 @@ def _interruptible() -> Iterator[None]:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status; none counts as 0.
 
-    2 after an error that has a message, 141 when whoever read the output went away. Ctrl-C is raised on: it may
-    come before a command too, and is said in one place.
+    2 after an error that has a message, 141 when whoever read the output went away. Ctrl-C is raised on: it
+    may come before a command too, and is said in one place.
     """
     try:
         status = command()
