@@ -135,7 +135,7 @@ def open_table(
             fallback = ""
         return _open(path, header, delimiter, fallback)
     except (OSError, *_BROKEN) as error:
-        if getattr(error, "errno", None) is None:  # of a library that unpacks
+        if not isinstance(error, OSError) or error.errno is None:  # of a library that unpacks
             raise ManifestError(f"{path} is damaged: {error}; fetch it again") from error
         tables = {*SUFFIXES} - {".json"}  # which is what is told about a data set, as often as not
         inside = [one.name for one in islice(path.glob("*"), 1000) if _suffix(one) in tables]

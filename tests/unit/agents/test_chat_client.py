@@ -558,7 +558,7 @@ def test_a_page_of_the_proxy_is_told_as_one(monkeypatch):
     async def scenario():
         stub = await ChatStub().start()
         stub.guarded = True
-        monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{stub.port}")
+        monkeypatch.setenv("HTTP_PROXY", stub.url)
         told = rf"HTTP 401: .*\(called through the proxy {stub.url} of HTTP_PROXY\)"
         with pytest.raises(ServerRefusedError, match=told):
             await ChatClient(["http://models.example.org"]).open()
