@@ -20,8 +20,7 @@ from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import TrainingError
 from selftrain.models.act_model import ACTModel, rows_of
-from selftrain.models.classifier import HeadClassifier, fit_head
-from selftrain.models.head import HeadSettings, Scaling, fit_scaling
+from selftrain.models.head import HeadClassifier, HeadSettings, Scaling, fit_head, fit_scaling
 
 
 class ACTTrainer:

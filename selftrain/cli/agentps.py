@@ -27,7 +27,6 @@ with deferred():
     from selftrain.agentps import recipe as recipes
     from selftrain.agentps import train as training
     from selftrain.annotation import annotate as annotation
-    from selftrain.annotation import question_plan
     from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
@@ -123,7 +122,7 @@ def from_run(
     found = dataset.load_posts(made.data, made.seed)
     answers = out / "answers.jsonl"
     out.mkdir(parents=True, exist_ok=True)
-    _ask(found, question_plan.annotation_settings(None, servers, token_cap), answers)
+    _ask(found, annotation.annotation_settings(None, servers, token_cap), answers)
     data = made.data.model_copy(update={"process": answers})
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
     model_page.write_report(out, out / "report.html")
@@ -136,16 +135,16 @@ def from_run(
     _print_next(out / "test" if tested else out)
 
 
-def _ask(found: dataset.LabelledPosts, settings: question_plan.AnnotationSettings, out: Path) -> None:
+def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, out: Path) -> None:
     """Write the answers about the posts that are learned from or validate, with their provenance."""
     posts = [*found.train, *found.validation]
     plan = [
         one._replace(asks=tuple(ask for ask in one.asks if ask.name not in one.post.process))
-        for one in question_plan.plan_questions(
+        for one in annotation.plan_questions(
             posts, found.task, found.task.questions, max_images=settings.vlm.max_images
         )
     ]
-    questioner = question_plan.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
+    questioner = annotation.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
     try:
         answered = annotation.answer_questions(plan, found.task.questions, questioner)
         paid = questioner.runner.usage()
@@ -185,7 +184,7 @@ def predict(
     _check_device(device)
     engine = workers.engine()
     folder, threads = (model, None) if engine is None else (model.absolute(), int(engine.cpus))
-    load: Callable[[], Predictor] = partial(predicting.open_predictor, folder, device, batch, threads)
+    load: Callable[[], Predictor] = partial(predicting.AgentPSPredictor.load, folder, device, batch, threads)
     if server is not None:
         load = partial(served.ServedModel, folder, server, batch=batch)
     work = streams.ModelAtWork(

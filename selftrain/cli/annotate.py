@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 with deferred():
     from selftrain.annotation import annotate as annotation
-    from selftrain.annotation import answer_report, question_plan
+    from selftrain.annotation import answer_report
     from selftrain.data import manifest as manifests
 
 app = typer.Typer()
@@ -89,7 +89,7 @@ def annotate(
     shown to the model. Interrupted, the same command goes on; nothing is paid for twice.
     """
     options.refuse_idle_overrides(recipe, overrides)
-    settings = question_plan.annotation_settings(recipe, servers, token_cap, overrides)
+    settings = annotation.annotation_settings(recipe, servers, token_cap, overrides)
     settings = settings._replace(tolerance=reading.tolerance(settings.tolerance))
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
     prepared = annotation.prepare_annotation(
@@ -97,12 +97,12 @@ def annotate(
         columns=reading.named,
     )  # fmt: skip
     _print_problems(prepared)  # to be known before anything is paid for
-    questioner = question_plan.build_questioner(
+    questioner = annotation.build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
     )
     try:
         if estimate:
-            cost = question_plan.estimate_cost(prepared.plan, questioner, settings.seed)
+            cost = annotation.estimate_cost(prepared.plan, questioner, settings.seed)
             print(*cost.lines(settings.vlm.token_cap), sep="\n")
         else:
             _print_annotated(annotation.annotate(prepared, questioner))

@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -131,7 +131,7 @@ class HumanReview:
         """Return the model that criticizes; nothing is asked yet."""
         served = self.served
         if self.servers:
-            served = replace(served, servers=self.servers, model=self.model)
+            served = served.model_copy(update={"servers": tuple(self.servers), "model": self.model})
         prompts = AnnotationPrompts(brief_of(run.task), text_chars=served.text_chars)
         criticizer = Criticizer(prompts, self.strategy, rationale_chars=served.rationale_chars, seed=run.seed)
         posts = {post.id: post for post in run.corpus.posts}
