@@ -11,7 +11,7 @@ from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from selftrain.serving.streams import ModelAtWork
 
 NARROWEST = 100  # columns of output that goes into a file
-_LISTED = 10
+_LISTED, _SOME = 10, 20
 
 
 def console() -> Console:
@@ -69,12 +69,12 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def print_some(lines: Sequence[str], most: int = 20, file: IO[str] | None = None) -> None:
+def print_some(lines: Sequence[str]) -> None:
     """Print the first lines, and how many more there are."""
-    for line in lines[:most]:
-        print(printable(line), file=file)
-    if len(lines) > most:
-        print(f"  and {len(lines) - most:,} more", file=file)
+    for line in lines[:_SOME]:
+        print(printable(line))
+    if len(lines) > _SOME:
+        print(f"  and {len(lines) - _SOME:,} more")
 
 
 def print_texts(lines: Iterable[Text]) -> None:

@@ -138,7 +138,12 @@ class Batcher:
             if self._closing:
                 raise DrainingError("the server is about to end and takes no more posts: ask another one")
             while self.queued + job.size > self._max_queue:
-                longest = max(self._jobs, key=self._crowding, default=None)
+                # whoever has most in the queue loses most of it
+                longest = max(
+                    self._jobs,
+                    key=lambda one: (self._clients[one.client].posts, len(one.waiting)),
+                    default=None,
+                )
                 if longest is None or len(longest.waiting) < CROWDING * job.size:
                     full = self._full(job.size)
                     break
@@ -201,10 +206,6 @@ class Batcher:
     @property
     def _jobs(self) -> list[_Job]:
         return [job for client in self._clients.values() for job in client.jobs]
-
-    def _crowding(self, job: _Job) -> tuple[int, int]:
-        """Return how much room a request takes: whoever has most in the queue loses most of it."""
-        return self._clients[job.client].posts, len(job.waiting)
 
     def _full(self, posts: int) -> QueueFullError:
         return QueueFullError(
