@@ -146,11 +146,7 @@ def _arrays(
 
 
 def realised(pi: FloatArray, delta: BoolArray) -> FloatArray:
-    """Return pi n/B [N] where n of the B drawn have an answer: each of these counts as drawn with so much.
-
-    Raises:
-        EstimateError: More posts were reviewed than the probabilities sum to.
-    """
+    """Return pi n/B [N] where n of the B drawn have an answer: each of these counts as drawn with so much."""
     drawn, answered = float(pi.sum()), int(delta.sum())
     if answered > drawn + 1e-6 * max(drawn, 1.0):
         raise EstimateError(

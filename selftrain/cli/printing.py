@@ -145,11 +145,7 @@ class _Printed:
 
 
 def check_target(target: str, *read: Path) -> None:
-    """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed.
-
-    Raises:
-        DataError: Its suffix names another format, it is a folder, or one of the files that are read.
-    """
+    """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed."""
     out = Path(target)
     if out.exists() and any(one.exists() and one.samefile(out) for one in read):
         raise DataError(f"{out} is a file that is read, and would be lost: name another for the output")

@@ -206,15 +206,12 @@ def _passing(predictor: Predictor, rows: list[SourceRow], *, threshold: float) -
 def validation_scores(
     predictor: Predictor, manifest: Path | None, columns: Mapping[str, str] | None = None
 ) -> tuple[ValidationScores, int]:
-    """Score the posts to choose a threshold on: those of `manifest`, else the ones that the model stored.
+    """Score the posts to choose a threshold on, those of `manifest` or the ones that the model stored.
 
     Returns the scores, and how many posts have none.
 
-    `columns` says which column holds a field, where that is called otherwise.
-
     Raises:
         ServingError: None were stored, or no row of `manifest` has a label and a score.
-        ManifestError: `manifest` cannot be read.
     """
     if manifest is None:
         stored = predictor.validation()

@@ -46,13 +46,7 @@ class ImportedReviews(NamedTuple):
 def import_reviews(
     folder: RunFolder, file: Path, *, reviewer: str = "", all_or_nothing: bool = False
 ) -> ImportedReviews:
-    """Enter a file of reviews into a run's ledger, in one change: a kill leaves all of it or none.
-
-    Raises:
-        ExchangeError: The file cannot be read as any of these.
-        RunStateError: No run folder.
-        LedgerError: The run has no ledger, or it cannot be written.
-    """
+    """Enter a file of reviews into a run's ledger, in one change: a kill leaves all of it or none."""
     folder.recipe()  # no run folder: said before anything else
     read = read_reviews(file, reviewer)
     with ReviewLedger(folder.path / LEDGER) as ledger:
@@ -200,9 +194,6 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
     """Yield (post id, label, reviewer, batch) of every review in one item of an export, JSON or JSON-MIN.
 
     An item without a review gives nothing; what a reviewer skipped (cancelled) is no review.
-
-    Raises:
-        ItemError: An item that is none of ours, or a result that is not one choice.
     """
     data = item.get("data", item)  # of a task without annotations too: it waits still
     post_id = data.get("post_id") if isinstance(data, Mapping) else None
