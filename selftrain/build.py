@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -173,29 +172,22 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
 
 def default_rule_for(panel: Panel | ForRun[Panel]) -> VerdictRule:
     """Return the rule that a recipe with these agents has where it names none."""
-    rule: VerdictRule = _plain("verification", config.default_rule(_named("agents", panel)))
+    kind = config.default_rule(_named("agents", panel))
+    rule: VerdictRule = build_part(config.RULES[kind], {}, "verification")
     return rule
 
 
 def default_selector_for(rule: VerdictRule) -> Selector:
     """Return the selector that a recipe with this rule has where it names none."""
-    selector: Selector = _plain("selection", config.default_selection(_named("verification", rule)))
+    kind = config.default_selection(_named("verification", rule))
+    selector: Selector = build_part(config.KINDS["selection"][kind], {}, "selection")
     return selector
-
-
-def _names(section: str) -> Mapping[str, str]:
-    return config.RULES if section == "verification" else config.KINDS[section]
-
-
-def _plain(section: str, name: str) -> Any:  # noqa: ANN401 -- whatever the section names
-    """Build a part of a section without any argument."""
-    return build_part(_names(section)[name], {}, section)
 
 
 def _named(section: str, part: object) -> str:
     """Return the name that a section has for the class of a part; "package.module:Class" for others."""
-    path = name_of(part)
-    return next((name for name, known in _names(section).items() if known == path), path)
+    path, names = name_of(part), config.RULES if section == "verification" else config.KINDS[section]
+    return next((name for name, known in names.items() if known == path), path)
 
 
 def _section(name: str, part: object) -> dict[str, Any]:

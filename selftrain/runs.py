@@ -334,7 +334,13 @@ class Run:
         """Return what the run is made with and on, for environment.json."""
         recipe, corpus = self.recipe, prepared.corpus
         return {
-            **_machine(),
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
+            "git": _git_commit(),
             "seed": recipe.seed,
             "images_root": str(recipe.data.manifest.parent),
             "recipe": self._name,
@@ -360,18 +366,6 @@ class Run:
             if any_round:
                 run_page.write_report(self.folder)
                 tracking.close(self.folder)
-
-
-def _machine() -> Json:
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": {name: metadata.version(name) for name in _DISTRIBUTIONS},
-        "git": _git_commit(),
-    }
 
 
 def _git_commit() -> str | None:
