@@ -26,6 +26,7 @@ from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models import predictor
 from selftrain.models.head import CLASSES_FORMAT, HeadClassifier, load_head
+from selftrain.models.run_predictor import encode
 from selftrain.store import checksums
 from selftrain.store.scores import FILE as SCORES
 from selftrain.store.scores import Scored, write_scores
@@ -111,7 +112,7 @@ class ACTModel:
     def _predict(self, posts: Sequence[Post]) -> list[predictor.Prediction]:
         if self.backbone is None:
             raise TrainingError(_NO_BACKBONE)
-        encoded = self.backbone.encode(posts, batch_size=self.batch_size, workers=self.workers)
+        encoded = encode(self.backbone, posts, self.batch_size, self.workers)
         probs = self.classifier.probabilities(encoded.rows)
         reasons = {one.index: one.reason for one in encoded.failures}
         return predictor.from_probs(posts, self.classes, probs, probs.argmax(1), reasons)
@@ -193,7 +194,7 @@ def rows_of(
         return np.ascontiguousarray(data, dtype=np.float32)
     if backbone is None:
         raise TrainingError(_NO_BACKBONE)
-    encoded = backbone.encode(data, batch_size=batch_size, workers=workers)
+    encoded = encode(backbone, data, batch_size, workers)
     if encoded.failures:
         first = encoded.failures[0]
         raise TrainingError(

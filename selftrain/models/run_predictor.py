@@ -139,14 +139,8 @@ class RunPredictor:
     def encode(self, posts: Sequence[Encodable]) -> Encoded:
         """Compute feature rows [B, D], not cached; NaN, and a reason, for posts that cannot be encoded."""
         section = self.recipe.backbone
-        try:
-            with nullcontext() if self.network is None else self.network.autocast():
-                return self.backbone.encode(posts, batch_size=section.batch_size, workers=section.workers)
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"the device ran out of memory over {len(posts)} posts: free some of it, or choose another"
-                " device"
-            ) from error
+        with nullcontext() if self.network is None else self.network.autocast():
+            return encode(self.backbone, posts, section.batch_size, section.workers)
 
     def classify(self, rows: Float32Array) -> Float32Array:
         """Return calibrated logits [B, K] for feature rows [B, D], in the order of `classes`."""
@@ -165,6 +159,16 @@ class RunPredictor:
         return predictor.from_probs(
             posts, self.classes, probabilities(logits), decide(logits, self.cut), reasons
         )
+
+
+def encode(backbone: Backbone, posts: Sequence[Encodable], batch_size: int, workers: int) -> Encoded:
+    """Compute feature rows [B, D]; TrainingError: the device is out of memory."""
+    try:
+        return backbone.encode(posts, batch_size=batch_size, workers=workers)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"the device ran out of memory over {len(posts)} posts: free some of it, or choose another device"
+        ) from error
 
 
 def stored_recipe(folder: RunFolder) -> Recipe:
