@@ -26,15 +26,10 @@ Chunks = Iterable[tuple[IntArray, Float32Array]]
 
 
 class Selection(NamedTuple):
-    """The chosen posts, the most wanted first.
+    """The chosen posts, the most wanted first."""
 
-    Attributes:
-        positions: [k] positions in the pool that was scored.
-        logits: [k, K] calibrated logits.
-    """
-
-    positions: IntArray
-    logits: Float32Array
+    positions: IntArray  # [k] positions in the pool that was scored
+    logits: Float32Array  # [k, K] calibrated logits
 
 
 class Selector(Protocol):

@@ -39,19 +39,12 @@ class UsedLabel(NamedTuple):
 
 
 class RoundLimits(NamedTuple):
-    """When the loop ends.
+    """When the loop ends."""
 
-    Attributes:
-        rounds: Most rounds after round 0.
-        patience: Rounds rolled back in a row after which it gives up.
-        budget: Most candidates verified in all rounds together; None for any number.
-        reselect_divergent: Whether posts once found divergent may be chosen again.
-    """
-
-    rounds: int = 10
-    patience: int = 3
-    budget: int | None = None
-    reselect_divergent: bool = True
+    rounds: int = 10  # most rounds after round 0
+    patience: int = 3  # rounds rolled back in a row after which it gives up
+    budget: int | None = None  # most candidates verified in all rounds together; None for any number
+    reselect_divergent: bool = True  # whether posts once found divergent may be chosen again
 
     @classmethod
     def from_json(cls, recipe: Mapping[str, Any]) -> RoundLimits:
