@@ -30,14 +30,13 @@ from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import RunStateError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate
-from selftrain.models.trainer import M, Model, Trainer
+from selftrain.models.trainer import CrossFit, Fit, M, Model, Trainer
 from selftrain.review.reviewers import Reviewers
 from selftrain.selection import Selection, Selector
 from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, read_scores, write_scores
-from selftrain.verification.cross_fit import CrossFit, Fit
 from selftrain.verification.rules import Decided, Judged, Unanimous, VerdictRule
 
 

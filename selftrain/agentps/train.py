@@ -40,7 +40,7 @@ from selftrain.agentps.vision_cache import VisionCache
 from selftrain.data.task import Task, dump_task
 from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
 from selftrain.models import train_loop
-from selftrain.models.training_log import TrainingLog
+from selftrain.models.train_loop import TrainingLog
 from selftrain.store import atomic
 from selftrain.store.run_dir import read_jsonl, without_none
 

@@ -2,7 +2,8 @@
 
 Posts are collated as they are needed; no feature is cached, since the features are what changes.
 
-Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a batch, ``D`` width of a row.
+Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a batch, ``D`` width of a row,
+``C`` classes set against the rest.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models import finetune_network
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.group_batches import GroupBatches
 from selftrain.models.head import ADVICE, HeadKind, HeadSettings, fit_scaling, train_head
 from selftrain.models.metrics import evaluate
-from selftrain.models.train_loop import EpochResult, StepLoss, best_epoch, train_epochs, warm_up_schedule
-from selftrain.models.training_log import TrainingLog
+from selftrain.models.train_loop import (
+    EpochResult,
+    StepLoss,
+    TrainingLog,
+    best_epoch,
+    train_epochs,
+    warm_up_schedule,
+)
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
@@ -271,6 +277,55 @@ class FineTuner:
             f"Lower classifier.batch_size (now {self.batch_size}),{switch} lower the evaluation"
             f" batch (now {self.evaluation_batch}){lora}"
         )
+
+
+class GroupBatches:
+    """Deals the posts of each group evenly over the batches of an epoch.
+
+    A batch without a group would take that group's mean for 0, so that a small group would be learned from
+    now and then, with the weight of a whole risk, and forgotten in between. Here every batch holds at least
+    one post of each group, and each group's share of a batch is its share of the posts, to within one post.
+    Every post occurs at least once an epoch; a group with fewer posts than there are batches goes round.
+
+    `groups` [M, C] are those of every training post; `steps`, the batches of an epoch, are as few as keep
+    each within the batch size.
+
+    Raises:
+        TrainingError: No posts, or a batch too small to hold one of each group.
+    """
+
+    def __init__(self, groups: IntArray, batch_size: int, seed: int) -> None:
+        kinds, kind = np.unique(groups, axis=0, return_inverse=True)
+        self._members = [np.flatnonzero(kind.reshape(-1) == one) for one in range(len(kinds))]
+        self._seed = seed
+        if not self._members:
+            raise TrainingError("there are no posts to train on")
+        if batch_size < len(self._members):
+            raise TrainingError(
+                f"a batch of {batch_size} cannot hold posts of all {len(self._members)} groups (labelled and"
+                f" agreed of each class, divergent): set classifier.batch_size to at least"
+                f" {len(self._members)}"
+            )
+        sizes = np.array([len(members) for members in self._members])
+        steps = -(-int(sizes.sum()) // batch_size)
+        while (-(-sizes // steps)).sum() > batch_size:
+            steps += 1
+        self.steps = steps
+
+    def epoch(self, number: int) -> list[IntArray]:
+        """Return the batches of an epoch, indices [n] into the training posts, by seed and number alone."""
+        generator = np.random.default_rng([self._seed, number])
+        dealt = [self._deal(members, generator) for members in self._members]
+        return [np.concatenate(parts) for parts in zip(*dealt, strict=True)]
+
+    def _deal(self, members: IntArray, generator: np.random.Generator) -> list[IntArray]:
+        """Deal one group's posts, shuffled, in `steps` runs whose lengths differ by one at most."""
+        order = generator.permutation(members)
+        while len(order) < self.steps:
+            order = np.concatenate([order, generator.permutation(members)])
+        if len(members) < self.steps:
+            order = order[: self.steps]
+        return np.array_split(order, self.steps)
 
 
 @dataclass(eq=False)
