@@ -52,10 +52,8 @@ def question_set(task: Task, variant: Variant, *, policy: bool = False, rounds: 
     """Return the questions of `task` as a variant asks them, with heads where it has them.
 
     `policy` puts the policy before the post, otherwise only the meaning of the positive class; `rounds` asks
-    each question in a turn of its own.
-
-    Raises:
-        TaskError: A task without questions, for a variant that asks, or a question called like the final one.
+    each question in a turn of its own. TaskError: no questions, for a variant that asks, or one called like
+    the final one.
     """
     if variant != "vanilla" and not task.questions:
         raise TaskError(

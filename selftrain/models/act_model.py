@@ -155,9 +155,7 @@ class ACTModel:
     def load(
         cls, folder: Path, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
     ) -> ACTModel:
-        """Load what `save` wrote, with its backbone: the one given, or made anew where the folder says how.
-
-        `device` is that of a backbone that is made anew, `workers` are threads that read pictures.
+        """Load what `save` wrote, with its backbone: the one given, or made anew, on `device`.
 
         Raises:
             RunStateError, RunMismatchError: No such folder, or a damaged one; another backbone.

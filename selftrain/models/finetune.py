@@ -280,18 +280,15 @@ class FineTuner:
 
 
 class GroupBatches:
-    """Deals the posts of each group evenly over the batches of an epoch.
+    """Deals the posts of each group, of groups [M, C], evenly over the batches of an epoch.
 
     A batch without a group would take that group's mean for 0, so that a small group would be learned from
     now and then, with the weight of a whole risk, and forgotten in between. Here every batch holds at least
     one post of each group, and each group's share of a batch is its share of the posts, to within one post.
-    Every post occurs at least once an epoch; a group with fewer posts than there are batches goes round.
+    Every post occurs at least once an epoch; a group with fewer posts than there are batches goes round. The
+    `steps` of an epoch are as few as keep each within the batch size.
 
-    `groups` [M, C] are those of every training post; `steps`, the batches of an epoch, are as few as keep
-    each within the batch size.
-
-    Raises:
-        TrainingError: No posts, or a batch too small to hold one of each group.
+    TrainingError: no posts, or a batch too small to hold one of each group.
     """
 
     def __init__(self, groups: IntArray, batch_size: int, seed: int) -> None:
