@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -180,14 +181,18 @@ def default_rule_for(panel: Panel | ForRun[Panel]) -> VerdictRule:
 def default_selector_for(rule: VerdictRule) -> Selector:
     """Return the selector that a recipe with this rule has where it names none."""
     kind = config.default_selection(_named("verification", rule))
-    selector: Selector = build_part(config.KINDS["selection"][kind], {}, "selection")
+    selector: Selector = build_part(_names("selection")[kind], {}, "selection")
     return selector
+
+
+def _names(section: str) -> Mapping[str, str]:
+    return config.RULES if section == "verification" else config.KINDS[section]
 
 
 def _named(section: str, part: object) -> str:
     """Return the name that a section has for the class of a part; "package.module:Class" for others."""
-    path, names = name_of(part), config.RULES if section == "verification" else config.KINDS[section]
-    return next((name for name, known in names.items() if known == path), path)
+    path = name_of(part)
+    return next((name for name, known in _names(section).items() if known == path), path)
 
 
 def _section(name: str, part: object) -> dict[str, Any]:
