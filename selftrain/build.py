@@ -12,17 +12,8 @@ from agents.panel import CrossReview, Panel
 from agents.trust import OnNearChance
 from backbones.base import Backbone
 from losses.base import RoundLoss
+from selftrain import config
 from selftrain._util.plugins import accepted, build_part, locate, name_of, options_of
-from selftrain.config import (
-    KINDS,
-    RULES,
-    AgentsSection,
-    PartSection,
-    Recipe,
-    VerificationSection,
-    default_rule,
-    default_selection,
-)
 from selftrain.data.context import ForRun, RunContext
 from selftrain.data.features import EncoderPool
 from selftrain.data.preparation import PreparedData
@@ -41,42 +32,27 @@ from selftrain.verification.rules import VerdictRule
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run is made of: by a recipe, or as a `SelfTrainer` was given it.
+    """What a run is made of: by a recipe, or as a `SelfTrainer` was given it."""
 
-    Attributes:
-        classifier: Fits and scores models.
-        selector: Chooses whom the agents judge.
-        panel: The agents.
-        loss: What is minimised.
-        rule: Decides which verdicts become labels.
-        reviewers: People; None: nobody.
-        backbone: Posts to features; None: the recipe's, loaded when features are wanted.
-    """
-
-    classifier: Trainer[Any] | ForRun[Trainer[Any]]
-    selector: Selector
-    panel: Panel | ForRun[Panel]
-    loss: RoundLoss
-    rule: VerdictRule
-    reviewers: Reviewers | ForRun[Reviewers | None] | None
-    backbone: Backbone | None = None
+    classifier: Trainer[Any] | ForRun[Trainer[Any]]  # fits and scores models
+    selector: Selector  # chooses whom the agents judge
+    panel: Panel | ForRun[Panel]  # the agents
+    loss: RoundLoss  # what is minimised
+    rule: VerdictRule  # decides which verdicts become labels
+    reviewers: Reviewers | ForRun[Reviewers | None] | None  # people; None: nobody
+    backbone: Backbone | None = None  # posts to features; None: the recipe's, loaded when features are wanted
 
 
 # ---- recipe -> objects --------------------------------------------------------------------------------
 
 
-def build(recipe: Recipe, *, progress: bool = False) -> Parts:
+def build(recipe: config.Recipe, *, progress: bool = False) -> Parts:
     """Build the parts of a recipe; nothing heavy is loaded, and nobody is asked yet.
 
-    Args:
-        recipe: Which parts, with which settings.
-        progress: Whether what takes long shows how far it is.
-
     Raises:
-        RecipeError: A class that cannot be imported, or made of its options.
-        SettingError: Settings of the loss that do not go together.
+        RecipeError, SettingError: A class that cannot be made of its options; settings of a loss at odds.
     """
-    served = accepted(ModelServers, recipe.vlm.arguments())
+    served = accepted(ModelServers, dict(recipe.vlm))
     return Parts(
         classifier=build_named(
             recipe.classifier,
@@ -90,48 +66,43 @@ def build(recipe: Recipe, *, progress: bool = False) -> Parts:
     )  # fmt: skip
 
 
-def build_named(section: PartSection, **more: Any) -> Any:  # noqa: ANN401 -- whatever the section names
-    """Build the part that a section names.
+def build_named(section: config.PartSection, **more: Any) -> Any:  # noqa: ANN401 -- whatever the section names
+    """Build the part that a section names; RecipeError: it cannot be imported, or made of its options.
 
     A built-in one gets those of the section's keys, and of `more`, that its constructor has a parameter for;
     one of the user's own gets the section's `options` alone.
-
-    Raises:
-        RecipeError: A class that cannot be imported, or made of its options.
     """
     key = f"{section.name}.kind"
     if not section.built_in:
         return build_part(section.kind, section.options, key)
-    path = KINDS[section.name][section.kind]
+    path = config.KINDS[section.name][section.kind]
     given = accepted(locate(path), {**more, **section.arguments()})
     return build_part(path, given | section.options, key)
 
 
-def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
+def build_panel(recipe: config.Recipe) -> Panel | ForRun[Panel]:
     """Build the agents of a recipe."""
     section = recipe.agents
     if section.kind == "vlm":
-        return VLMPanel(**recipe.vlm.arguments(), count=section.count)
+        return VLMPanel(**dict(recipe.vlm), count=section.count)
     if section.kind == "cross_review":
-        return CrossReview(*_own_agents(section))
+        pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
+        return CrossReview(
+            *(build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one)
+        )
     panel: Panel = build_named(section)
     return panel
 
 
-def build_rule(section: VerificationSection) -> VerdictRule:
+def build_rule(section: config.VerificationSection) -> VerdictRule:
     """Build what decides which verdicts become labels."""
-    path = RULES.get(section.rule, section.rule)
+    path = config.RULES.get(section.rule, section.rule)
     given = {} if path is section.rule else accepted(locate(path), section.model_dump())
     rule: VerdictRule = build_part(path, given | section.options, "verification.rule")
     return rule
 
 
-def _own_agents(section: AgentsSection) -> list[Any]:
-    pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
-    return [build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one]
-
-
-def encoder_pool(recipe: Recipe, engine: Engine | None = None) -> EncoderPool | None:
+def encoder_pool(recipe: config.Recipe, engine: Engine | None = None) -> EncoderPool | None:
     """Return who computes features: the workers of `engine`, else of the recipe's; None: this process."""
     if engine is None:
         engine = build_named(recipe.engine)
@@ -141,7 +112,7 @@ def encoder_pool(recipe: Recipe, engine: Engine | None = None) -> EncoderPool | 
     return EncoderPool(engine, partial(worker_backbone, recipe, threads))
 
 
-def build_settings(recipe: Recipe) -> LoopSettings:
+def build_settings(recipe: config.Recipe) -> LoopSettings:
     """Build the loop's plain arguments."""
     rounds, selection, agents = recipe.rounds, recipe.selection, recipe.agents
     return LoopSettings(
@@ -159,7 +130,7 @@ def build_settings(recipe: Recipe) -> LoopSettings:
 
 
 def run_context(
-    recipe: Recipe, folder: RunFolder, prepared: PreparedData, *, progress: bool = False
+    recipe: config.Recipe, folder: RunFolder, prepared: PreparedData, *, progress: bool = False
 ) -> RunContext:
     """Return what the parts may know of a run whose posts are prepared."""
     return RunContext(
@@ -183,9 +154,13 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
         "agents": parts.panel, "loss": parts.loss, "human": parts.reviewers,
     }  # fmt: skip
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
-    sections |= {"verification": _rule_section(parts.rule)}
+    rule, arguments = _named("verification", parts.rule), options_of(parts.rule)
+    sections["verification"] = {
+        "rule": rule,
+        **(arguments if rule in config.RULES else {"options": arguments}),
+    }
     if isinstance(parts.panel, VLMPanel):
-        options = options_of(parts.panel)
+        options = parts.panel.model_dump(mode="json", exclude_none=True)
         sections |= {"agents": {"kind": "vlm", "count": options.pop("count")}, "vlm": options}
     if isinstance(parts.panel, CrossReview):
         pair = {"reviewer": parts.panel.reviewer, "user": parts.panel.user}
@@ -198,23 +173,20 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
 
 def default_rule_for(panel: Panel | ForRun[Panel]) -> VerdictRule:
     """Return the rule that a recipe with these agents has where it names none."""
-    rule: VerdictRule = _plain("verification", default_rule(_named("agents", panel)))
+    kind = config.default_rule(_named("agents", panel))
+    rule: VerdictRule = build_part(config.RULES[kind], {}, "verification")
     return rule
 
 
 def default_selector_for(rule: VerdictRule) -> Selector:
     """Return the selector that a recipe with this rule has where it names none."""
-    selector: Selector = _plain("selection", default_selection(_named("verification", rule)))
+    kind = config.default_selection(_named("verification", rule))
+    selector: Selector = build_part(_names("selection")[kind], {}, "selection")
     return selector
 
 
 def _names(section: str) -> Mapping[str, str]:
-    return RULES if section == "verification" else KINDS[section]
-
-
-def _plain(section: str, name: str) -> Any:  # noqa: ANN401 -- whatever the section names
-    """Build a part of a section without any argument."""
-    return build_part(_names(section)[name], {}, section)
+    return config.RULES if section == "verification" else config.KINDS[section]
 
 
 def _named(section: str, part: object) -> str:
@@ -223,18 +195,12 @@ def _named(section: str, part: object) -> str:
     return next((name for name, known in _names(section).items() if known == path), path)
 
 
-def _rule_section(rule: VerdictRule) -> dict[str, Any]:
-    """Return the name and the arguments of a rule."""
-    name, arguments = _named("verification", rule), options_of(rule)
-    return {"rule": name, **arguments} if name in RULES else {"rule": name, "options": arguments}
-
-
 def _section(name: str, part: object) -> dict[str, Any]:
     """Return kind and arguments of a part; what the section has no key for stands in its options."""
     kind, options = _named(name, part), options_of(part)
-    if kind not in KINDS[name]:
+    if kind not in config.KINDS[name]:
         return {"kind": kind, "options": options}
-    keys = type(Recipe.model_fields[name].default).model_fields
+    keys = type(config.Recipe.model_fields[name].default).model_fields
     known = inspect.signature(type(part)).parameters
     # a bar changes nothing, and a default is not worth a line
     others = {

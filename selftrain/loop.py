@@ -23,37 +23,20 @@ from agents.trust import Answers, OnNearChance, Trust, check_agents
 from losses.against_rest import AgainstRest
 from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
+from selftrain import rounds
 from selftrain._util.numeric import decide, log_odds, sigmoid
-from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.data.posts import Post
 from selftrain.errors import RunStateError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate
-from selftrain.models.trainer import M, Model, Trainer
+from selftrain.models.trainer import CrossFit, Fit, M, Model, Trainer
 from selftrain.review.reviewers import Reviewers
-from selftrain.rounds import (
-    AgentGain,
-    Cost,
-    CurvePoint,
-    HumanCounts,
-    RoundResult,
-    SplitMetrics,
-    agent_counts,
-    candidate_sets,
-    check_pool,
-    group_counts,
-    grown_rows,
-    labels_known,
-    pseudo_labels,
-    replay,
-)
 from selftrain.selection import Selection, Selector
 from selftrain.state import LoopState, RoundLimits, Start
 from selftrain.store import atomic, checksums
 from selftrain.store.run_dir import HUMAN, MODEL, REVISED, RunFolder
 from selftrain.store.scores import Scored, read_scores, write_scores
-from selftrain.verification.cross_fit import CrossFit, Fit
 from selftrain.verification.rules import Decided, Judged, Unanimous, VerdictRule
 
 
@@ -81,16 +64,11 @@ def self_train(
     settings: LoopSettings,
     rule: VerdictRule | None = None,
     reviewers: Reviewers | None = None,
-) -> Iterator[RoundResult]:
-    """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
+) -> Iterator[rounds.RoundResult]:
+    """Run the loop in `folder`, opened and locked, going on where it stands; earlier rounds come first.
 
-    Args:
-        corpus: Posts with features.
-        trainer, panel, selector, loss, reviewers: See the protocols `Trainer`, `Panel`, `Selector`,
-            `RoundLoss` and `Reviewers`; without reviewers nobody is asked.
-        folder: Opened and locked.
-        settings: See `LoopSettings`.
-        rule: Decides which verdicts become labels; None: `Unanimous()`.
+    See the protocols `Trainer`, `Panel`, `Selector`, `RoundLoss` and `Reviewers`. Without a `rule` it is
+    `Unanimous()`; without reviewers nobody is asked.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
@@ -99,8 +77,8 @@ def self_train(
     rule = rule or Unanimous()
     class_loss = AgainstRest((loss,) * len(corpus.columns))
     cross_fit = CrossFit(trainer, corpus, settings.folds)
-    state, finished = replay(folder)
-    check_pool(corpus, state, folder)
+    state, finished = rounds.replay(folder)
+    rounds.check_pool(corpus, state, folder)
     if finished:
         publish(folder, corpus, state, settings.root)
     yield from finished
@@ -161,12 +139,13 @@ def self_train(
         # ---- validate: keep, or roll back ------------------------------------------------------------
         measured = this.measure(trainer, model, validation, rule)
         kept = rule.keeps(validation, this.validation_of(state.best_round))
-        human = human_counts(reviewers, state, number)
+        new = sum(used.round == number for used in state.human.values())
+        human = None if reviewers is None else rounds.HumanCounts(len(state.human), new)
         state = state.keep(trial) if kept else state.roll_back(verdicts)
         yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, loss=trial_loss, human=human, trust=trusted,
-            gains=decision.gains, cost=cost_since(paid_before, panel),
+            gains=decision.gains, cost=rounds.Cost(**usage_of(panel).minus(paid_before).to_json()),
         )  # fmt: skip
 
     # ---- what people decided since the last round belongs into the grown dataset too ------------------
@@ -177,8 +156,8 @@ def self_train(
 class Measured(NamedTuple):
     """Metrics of a round's model on validation, and on test where its labels are known; `score` decides."""
 
-    validation: SplitMetrics
-    test: SplitMetrics | None
+    validation: rounds.SplitMetrics
+    test: rounds.SplitMetrics | None
     score: float
 
 
@@ -218,13 +197,7 @@ CUT_POSTS = 2000
 
 
 class OpenRound:
-    """A round that is under way: its folder, emptied first, and what is written there.
-
-    Args:
-        corpus: The run's posts.
-        folder: The run.
-        number: Of the round.
-    """
+    """A round that is under way: its folder, emptied first, and what is written there."""
 
     def __init__(self, corpus: Corpus, folder: RunFolder, number: int) -> None:
         self._corpus, self._folder, self._number = corpus, folder, number
@@ -233,8 +206,16 @@ class OpenRound:
 
     def write_candidates(self, chosen: Selection) -> list[Candidate]:
         """Write and return the chosen posts as the agents see them: with the classifier's label."""
-        candidates = as_candidates(self._corpus, chosen)
-        atomic.write_jsonl(self.path / "candidates.jsonl", map(candidate_row, candidates))
+        corpus, probs = self._corpus, sigmoid(log_odds(chosen.logits).max(1))
+        candidates = [
+            Candidate(corpus.posts[position], corpus.classes[number], float(prob))
+            for position, number, prob in zip(chosen.positions, decide(chosen.logits), probs, strict=True)
+        ]
+        rows = (
+            {"id": one.post.id, "label": one.label, "probability": round(one.probability, 6)}
+            for one in candidates
+        )
+        atomic.write_jsonl(self.path / "candidates.jsonl", rows)
         return candidates
 
     def write_verdicts(self, decision: Decided) -> tuple[list[Verdict], list[Verdict]]:
@@ -257,7 +238,7 @@ class OpenRound:
         cut = rule.cut(len(corpus.classes), lambda: _logits(trainer, model, corpus, corpus.pool[::step]))
         model.save(self.path / MODEL, {"round": self._number, "cut": cut})
         scored = {"validation": validation}
-        if labels_known(corpus.labels[corpus.test]):
+        if rounds.labels_known(corpus.labels[corpus.test]):
             scored["test"] = Scored(
                 [corpus.posts[i].id for i in corpus.test],
                 corpus.labels[corpus.test],
@@ -269,11 +250,7 @@ class OpenRound:
         return Measured(metrics, test[0] if test else None, rule.score(validation))
 
     def validation_of(self, number: int) -> Scored:
-        """Return what the model of an earlier round said of the posts that rounds are compared on.
-
-        Raises:
-            RunStateError: The round's scores are gone or damaged.
-        """
+        """Return what the model of an earlier round said of the posts that rounds are compared on."""
         path = self._folder.round_path(number)
         found = (read_scores(path, self._corpus.classes) or {}).get("validation")
         if found is None:
@@ -293,45 +270,38 @@ class OpenRound:
         verdicts: Sequence[Verdict] = (),
         flipped: Sequence[str] = (),
         loss: AgainstRest | None = None,
-        human: HumanCounts | None = None,
+        human: rounds.HumanCounts | None = None,
         trust: Trust | None = None,
-        gains: Mapping[str, AgentGain] | None = None,
-        cost: Cost | None = None,
-    ) -> RoundResult:
+        gains: Mapping[str, rounds.AgentGain] | None = None,
+        cost: rounds.Cost | None = None,
+    ) -> rounds.RoundResult:
         """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded.
 
-        Args:
-            state: After the round.
-            root: Image paths of the grown dataset are relative to it.
-            training: Whom the model learned from.
-            model: The round's.
-            measured: Its metrics.
-            loss: As the round's posts filled it in.
-            simulated, kept, verdicts, flipped, human, trust, gains, cost: See `RoundResult`.
+        `state` is that after the round, `loss` as the round's posts filled it in; the rest see `RoundResult`.
         """
         corpus = self._corpus
         thetas = [] if loss is None else [one.theta for one in loss.losses]
         theta = dict(zip([corpus.classes[k] for k in corpus.columns], thetas, strict=False))
-        result = RoundResult(
+        result = rounds.RoundResult(
             number=self._number, kept=kept, score=measured.score, simulated=simulated,
-            validation=measured.validation, test=measured.test, sets=candidate_sets(corpus, verdicts),
-            flipped=tuple(flipped),
-            agents=agent_counts(corpus, verdicts), training=group_counts(corpus, training), theta=theta,
-            best_epoch=model.best_epoch,
-            curve=tuple(CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
+            validation=measured.validation, test=measured.test, sets=rounds.candidate_sets(corpus, verdicts),
+            flipped=tuple(flipped), agents=rounds.agent_counts(corpus, verdicts),
+            training=rounds.group_counts(corpus, training), theta=theta, best_epoch=model.best_epoch,
+            curve=tuple(rounds.CurvePoint(one.epoch, one.macro_f1, one.parts) for one in model.curve),
             human=human, trust=trust, gains=gains or {}, cost=cost,
             grown=len(corpus.labelled) + len(state.human) + len(state.accepted),
-            pseudo_labels=pseudo_labels(corpus, state), seconds=round(time.monotonic() - self._began, 3),
+            pseudo_labels=rounds.pseudo_labels(corpus, state),
+            seconds=round(time.monotonic() - self._began, 3),
         )  # fmt: skip
         record = result.to_json()
         self._folder.close_round(self._number, record)
         publish(self._folder, corpus, state, root)
-        return RoundResult.from_json(record)
+        return rounds.RoundResult.from_json(record)
 
 
 def publish(folder: RunFolder, corpus: Corpus, state: LoopState, root: Path) -> None:
     """Bring `best` and `grown.jsonl` in line with the finished rounds."""
-    folder.publish(state.best_round, grown_rows(corpus, state, root))
+    folder.publish(state.best_round, rounds.grown_rows(corpus, state, root))
 
 
 def fit_agents(
@@ -339,24 +309,25 @@ def fit_agents(
 ) -> tuple[Trust, Answers]:
     """Let the agents learn from what is known so far; return how good they are on the labels, and why.
 
-    Raises:
-        NearChanceError: An agent may be guessing and `on_near_chance` is "stop".
-        AgentError: Nobody can be asked, or nothing can be learned.
+    NearChanceError: an agent may be guessing and `on_near_chance` is "stop".
     """
-    labelled = [corpus.posts[i] for i in corpus.labelled]
-    pool = [corpus.posts[i] for i in corpus.pool]
-    panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
+    labelled, pool = ([corpus.posts[i] for i in part] for part in (corpus.labelled, corpus.pool))
+    accepted = []
+    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)):
+        verdict = state.accepted[post.id].verdict
+        sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
+        accepted.append(Accepted(post, verdict.label, target=sure))
+    # people's labels count as much as labels do, but agents are neither calibrated nor measured on them:
+    # these are posts on which they could not agree
+    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.human)):
+        accepted.append(Accepted(post, state.human[post.id].given.label, weight=1.0))
+    panel.fit(labelled, accepted=accepted, pool=pool)
     return check_agents(panel, labelled, on_near_chance)
 
 
 def usage_of(panel: Panel) -> UsageTotals:
     """Return what the panel has cost so far in this process; nothing for agents that cost nothing."""
     return panel.usage() if isinstance(panel, Metered) else UsageTotals()
-
-
-def cost_since(before: UsageTotals, panel: Panel) -> Cost:
-    """Return what the panel has cost since."""
-    return Cost(**usage_of(panel).minus(before).to_json())
 
 
 def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
@@ -408,40 +379,6 @@ def even_priors(corpus: Corpus) -> list[float]:
     return [1 / len(corpus.classes)] * len(corpus.columns)
 
 
-def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
-    """Return the chosen posts as the agents see them: with the classifier's label and its probability."""
-    probs = sigmoid(log_odds(chosen.logits).max(1))
-    return [
-        Candidate(corpus.posts[position], corpus.classes[number], float(probability))
-        for position, number, probability in zip(chosen.positions, decide(chosen.logits), probs, strict=True)
-    ]
-
-
-def candidate_row(candidate: Candidate) -> Json:
-    """Return a line of candidates.jsonl."""
-    return {"id": candidate.post.id, "label": candidate.label, "probability": round(candidate.probability, 6)}
-
-
-def as_accepted(corpus: Corpus, state: LoopState) -> Sequence[Accepted]:
-    """Return the pool posts that the agents may learn from, pseudo-labels first.
-
-    People's labels count as much as labels do, but agents are neither calibrated nor measured on them: these
-    are posts on which they could not agree.
-    """
-    pseudo = [corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)]
-    human = [corpus.posts[int(position)] for position in corpus.positions_of(state.human)]
-    return [
-        *(_accepted(post, state.accepted[post.id].verdict) for post in pseudo),
-        *(Accepted(post, state.human[post.id].given.label, weight=1.0) for post in human),
-    ]
-
-
-def _accepted(post: Post, verdict: Verdict) -> Accepted:
-    """Return a pseudo-labelled post, with its label as sure as the posterior is of it."""
-    sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
-    return Accepted(post, verdict.label, target=sure)
-
-
 def apply_human_labels(
     reviewers: Reviewers | None,
     folder: RunFolder,
@@ -451,16 +388,7 @@ def apply_human_labels(
 ) -> LoopState:
     """Return the state with the decisions that no round has used yet; the same one where there are none.
 
-    Args:
-        reviewers: Who decides; None: nobody.
-        folder: The run.
-        corpus: Its posts.
-        state: After the rounds so far.
-        path: The open folder of the round that uses them, where they are written; None: no round does.
-
-    Raises:
-        LedgerError: The reviews cannot be read.
-        RunStateError: A decision on a post that is not in the pool.
+    They are written to `path`, the open folder of the round that uses them; None: no round does.
     """
     if reviewers is None:
         return state
@@ -468,15 +396,7 @@ def apply_human_labels(
     if not labels:
         return state
     changed = state.apply_human_labels(labels)
-    check_pool(corpus, changed, folder)
+    rounds.check_pool(corpus, changed, folder)
     if path is not None:
         atomic.write_jsonl(path / HUMAN, (label.to_json() for label in labels))
     return changed
-
-
-def human_counts(reviewers: Reviewers | None, state: LoopState, number: int) -> HumanCounts | None:
-    """Count people's labels in round `number`; None where nobody is asked."""
-    if reviewers is None:
-        return None
-    new = sum(used.round == number for used in state.human.values())
-    return HumanCounts(len(state.human), new)

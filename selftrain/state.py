@@ -39,19 +39,12 @@ class UsedLabel(NamedTuple):
 
 
 class RoundLimits(NamedTuple):
-    """When the loop ends.
+    """When the loop ends."""
 
-    Attributes:
-        rounds: Most rounds after round 0.
-        patience: Rounds rolled back in a row after which it gives up.
-        budget: Most candidates verified in all rounds together; None for any number.
-        reselect_divergent: Whether posts once found divergent may be chosen again.
-    """
-
-    rounds: int = 10
-    patience: int = 3
-    budget: int | None = None
-    reselect_divergent: bool = True
+    rounds: int = 10  # most rounds after round 0
+    patience: int = 3  # rounds rolled back in a row after which it gives up
+    budget: int | None = None  # most candidates verified in all rounds together; None for any number
+    reselect_divergent: bool = True  # whether posts once found divergent may be chosen again
 
     @classmethod
     def from_json(cls, recipe: Mapping[str, Any]) -> RoundLimits:
@@ -62,33 +55,24 @@ class RoundLimits(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopState:
-    """The state of the loop between two rounds; every change gives a new one.
+    """The state of the loop between two rounds; every change gives a new one."""
 
-    Attributes:
-        next_round: Number of the round to come; 0 is the labels alone.
-        best_round: The last kept round, -1 before round 0.
-        rejections: Rounds rolled back in a row.
-        judged: Candidates of all rounds, kept or rolled back.
-        accepted: Post id -> the verdict that made its label a pseudo-label.
-        divergent: Judged in kept rounds and not agreed on; unlabelled in the loss.
-        deferred: Judged in rounds that were rolled back since the last kept one; they wait for a better
-            model.
-        human: Post id -> label that people gave: a label like any other from then on, rolled back or not.
-        disputed: Found doubtful in any round, kept or rolled back, and neither settled nor labelled by people
-            since: these are what people are asked about, divergent posts and, under a posterior, those that
-            are learned with a label that is not sure.
-        last_verdicts: Post id -> its last verdict, in the order of the first ones.
-    """
-
-    next_round: int = 0
-    best_round: int = -1
-    rejections: int = 0
-    judged: int = 0
+    next_round: int = 0  # number of the round to come; 0 is the labels alone
+    best_round: int = -1  # the last kept round, -1 before round 0
+    rejections: int = 0  # rounds rolled back in a row
+    judged: int = 0  # candidates of all rounds, kept or rolled back
+    # post id -> the verdict that made its label a pseudo-label
     accepted: Mapping[str, LastVerdict] = field(default_factory=dict)
-    divergent: frozenset[str] = frozenset()
+    divergent: frozenset[str] = frozenset()  # judged in kept rounds and not agreed on; unlabelled in the loss
+    # judged in rounds that were rolled back since the last kept one; they wait for a better model
     deferred: frozenset[str] = frozenset()
+    # post id -> label that people gave: a label like any other from then on, rolled back or not
     human: Mapping[str, UsedLabel] = field(default_factory=dict)
+    # found doubtful in any round, kept or rolled back, and neither settled nor labelled by people since:
+    # these are what people are asked about, divergent posts and, under a posterior, those that are learned
+    # with a label that is not sure
     disputed: frozenset[str] = frozenset()
+    # post id -> its last verdict, in the order of the first ones
     last_verdicts: Mapping[str, LastVerdict] = field(default_factory=dict)
 
     # ---- who may be chosen, and whether anybody should be ---------------------------------------------
@@ -139,10 +123,8 @@ class LoopState:
     ) -> LoopState:
         """Return the state as it would be if the coming round were kept; `keep` makes it so.
 
-        Args:
-            verdicts: On the round's candidates.
-            flipped: Accepted posts whose label the classifier no longer gives; unlabelled again.
-            revised: On posts of earlier rounds, whose verdicts they replace.
+        Accepted posts that `flipped` are unlabelled again; `revised` verdicts replace those of earlier
+        rounds.
         """
         lost = frozenset(flipped)
         accepted = {post_id: last for post_id, last in self.accepted.items() if post_id not in lost}
@@ -201,11 +183,8 @@ class LoopState:
     def training_set(self, corpus: Corpus, *, soft_positive: float) -> TrainingSet:
         """Return labelled, agreed and divergent posts with their groups, in the order of their positions.
 
-        Posts that people labelled follow the labelled ones, and are in their groups.
-
-        Args:
-            corpus: Gives the labelled posts, and every post's position.
-            soft_positive: Target of an agreed post's class without a posterior; the others share the rest.
+        Posts that people labelled follow the labelled ones, and are in their groups. `soft_positive` is the
+        target of an agreed post's class without a posterior; the others share the rest.
         """
         human = corpus.positions_of(self.human)
         agreed, divergent = corpus.positions_of(self.accepted), corpus.positions_of(self.divergent)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import socket
 import ssl
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
-from agents.client.base import Route, route_to
+from agents.client.base import Route, is_usable, route_to
 from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
@@ -64,6 +65,7 @@ class HttpReply(NamedTuple):
     body: bytes  # without the key
     reason: str = ""  # the server's word for the status
     wait: float | None = None  # as in `Failure`
+    via: str = ""  # words about the proxy that may be the one who answers
 
     @property
     def words(self) -> str:
@@ -71,8 +73,8 @@ class HttpReply(NamedTuple):
         text = server_words(self.body.decode("utf-8", "replace").strip())
         text = text if len(text) <= 300 else text[:297] + "..."
         if 300 <= self.status < 400:
-            return f"HTTP {self.status}, {ELSEWHERE}"
-        return text if self.status == 0 else f"HTTP {self.status}, {text}"
+            text = ELSEWHERE
+        return (text if self.status == 0 else f"HTTP {self.status}, {text}") + self.via
 
 
 class Key:
@@ -287,7 +289,7 @@ class Endpoint:
         finally:
             self._flights.discard(flight)
         wait = retry_after(reply.headers.get("retry-after"))
-        return HttpReply(reply.status, data, reply.reason or "", wait)
+        return HttpReply(reply.status, data, reply.reason or "", wait, self._route.words())
 
     def _refused(self, reply: HttpReply, path: str) -> Failure:
         kind, advice = _meaning(reply.status)
@@ -299,7 +301,7 @@ class Endpoint:
             )
         said = self.key.clean(server_words(reply.body.decode("utf-8", "replace"))) or reply.reason
         reason = f"{self.url}{path}: HTTP {reply.status}: {said}" + (f" ({advice})" if advice else "")
-        return Failure(kind, reason, reply.status, reply.wait)
+        return Failure(kind, reason + reply.via, reply.status, reply.wait)
 
 
 def plain_endpoint(text: str) -> str:
@@ -314,13 +316,9 @@ def plain_endpoint(text: str) -> str:
             "a server's URL holds a user, a query or a fragment: expected http://host:port; a key belongs "
             "into the environment variable"
         )
-    try:
-        parts = urlsplit(text.strip())
-        _ = parts.port  # raises where it is none
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname or len(text.split()) > 1:
+    if not is_usable(text.strip()) or len(text.split()) > 1:
         raise ServerRefusedError(f"the endpoint {text!r}: expected http://host:port or https://host:port")
+    parts = urlsplit(text.strip())
     # what is copied from elsewhere is often the address of one of the paths that are called there
     path = re.sub(r"(/v1(/(models|completions|chat/completions))?)?/*$", "", parts.path)
     return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}"
@@ -399,9 +397,12 @@ def _innermost_words(error: BaseException) -> str:
     while link is not None:
         if isinstance(link, ssl.SSLError):
             return tls_words(link)
-        known = isinstance(link, OSError) and link.errno
-        # asyncio's own text, "Connect call failed", hides that the connection was refused
-        words = os.strerror(known) if known else str(link) or type(link).__name__
+        words = str(link) or type(link).__name__
+        if isinstance(link, OSError) and link.errno:
+            # asyncio's own text, "Connect call failed", hides that the connection was refused; the number of
+            # a name that nobody knows is none of the system's
+            dns = isinstance(link, socket.gaierror) and link.strerror
+            words = dns or os.strerror(link.errno)
         link = link.__cause__ or link.__context__
     return words
 

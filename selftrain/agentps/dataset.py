@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,19 +35,12 @@ Target = Float32Array
 
 
 class QuestionSet(NamedTuple):
-    """The questions of a task as one variant asks them; answers stand in the order of the logits.
+    """The questions of a task as one variant asks them; answers stand in the order of the logits."""
 
-    Attributes:
-        process: The Q process questions that have a head.
-        final: The classes.
-        positive: The index of the class that is looked for.
-        wording: The words around every post, with the questions where the variant asks them.
-    """
-
-    process: tuple[Question, ...]
-    final: Question
-    positive: int
-    wording: Wording
+    process: tuple[Question, ...]  # the Q process questions that have a head
+    final: Question  # the classes
+    positive: int  # the index of the class that is looked for
+    wording: Wording  # the words around every post, with the questions where the variant asks them
 
     @property
     def all(self) -> tuple[Question, ...]:
@@ -56,16 +49,11 @@ class QuestionSet(NamedTuple):
 
 
 def question_set(task: Task, variant: Variant, *, policy: bool = False, rounds: bool = False) -> QuestionSet:
-    """Return the questions of `task`.
+    """Return the questions of `task` as a variant asks them, with heads where it has them.
 
-    Args:
-        task: With questions, unless the variant is "vanilla".
-        variant: Which questions are asked, and which have heads.
-        policy: Put the policy before the post; otherwise only the meaning of the positive class.
-        rounds: Ask each question in a turn of its own.
-
-    Raises:
-        TaskError: A task without questions, a question called like the final one, for a variant that asks.
+    `policy` puts the policy before the post, otherwise only the meaning of the positive class; `rounds` asks
+    each question in a turn of its own. TaskError: no questions, for a variant that asks, or one called like
+    the final one.
     """
     if variant != "vanilla" and not task.questions:
         raise TaskError(
@@ -103,31 +91,19 @@ def _spoken(name: str) -> str:
 
 
 class Example(NamedTuple):
-    """One post.
+    """One post."""
 
-    Attributes:
-        id: As in its manifest.
-        text: May be empty.
-        pictures: Image files, or one video.
-        targets: One [K] a question, the final one last; zeros where nobody answered.
-    """
-
-    id: str
-    text: str
-    pictures: tuple[Path, ...]
-    targets: tuple[Target, ...]
+    id: str  # as in its manifest
+    text: str  # may be empty
+    pictures: tuple[Path, ...]  # image files, or one video
+    targets: tuple[Target, ...]  # one [K] a question, the final one last; zeros where nobody answered
 
 
 def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example:
-    """Return a post with what is known of it.
+    """Return a post with what is known of it; its video, if it has one, stands for its pictures.
 
-    Args:
-        post: Its video, if it has one, stands for its pictures.
-        questions: Its targets are about.
-        prob: Of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
-
-    Raises:
-        TaskError: A label or an answer that the task does not know.
+    `prob` is that of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
+    TaskError: a label or an answer that the task does not know.
     """
     pictures = post.images if post.video is None else (post.video,)
     process = (
@@ -153,8 +129,7 @@ def _answer_prob(post: Post, question: Question) -> float:
 def make_target(answers: Sequence[str], answer: str | None, prob: float = 1.0) -> Target:
     """Return [K] `prob` for the answer, the rest evenly over the others; zeros where there is no answer.
 
-    Raises:
-        TaskError: An answer outside `answers`.
+    TaskError: an answer outside `answers`.
     """
     if answer is None:  # the loss leaves it out
         return np.zeros(len(answers), dtype=np.float32)
@@ -185,23 +160,14 @@ def count_answers(questions: QuestionSet, posts: Iterable[Example]) -> dict[str,
 
 
 class LabelledPosts(NamedTuple):
-    """Posts with labels, and what was left out.
+    """Posts with labels, and what was left out."""
 
-    Attributes:
-        task: Classes, policy, questions.
-        train: Posts to learn from.
-        label_probs: Post id -> what its label is worth as a target, for pseudo-labels.
-        validation: Posts to choose the best epoch and thresholds by; none of them is in `train`.
-        quarantine: Rows left out, each with its reason.
-        final_targets: Post id -> the target [K] of the final question of a reviewed sample (ACT); may leave
-            [0, 1].
-    """
-
-    task: Task
-    train: list[Post]
-    label_probs: Mapping[str, float]
-    validation: list[Post]
-    quarantine: list[Json]
+    task: Task  # classes, policy, questions
+    train: list[Post]  # posts to learn from
+    label_probs: Mapping[str, float]  # post id -> what its label is worth as a target, for pseudo-labels
+    validation: list[Post]  # posts to choose the best epoch and thresholds by; none of them is in `train`
+    quarantine: list[Json]  # rows left out, each with its reason
+    # post id -> the target [K] of the final question of a reviewed sample (ACT); may leave [0, 1]
     final_targets: Mapping[str, Target] = {}
 
     def examples(self, questions: QuestionSet) -> tuple[list[Example], list[Example]]:
@@ -221,8 +187,7 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
 
     Raises:
         RecipeError: Neither or both of run and manifest, or a manifest without a task.
-        TaskError, ManifestError, SplitError, QuarantineError, RunStateError: What is named cannot be used.
-        DataError: No post to learn from, or none to validate on.
+        DataError: No post to learn from, or none to validate on; and what reading them raises.
     """
     if (sources.run is None) == (sources.manifest is None):
         raise RecipeError(
@@ -263,33 +228,22 @@ def _of_run(run: Path, sources: SourceSettings) -> LabelledPosts:
         for one in (*grown, *validated)
         if one not in posts
     ]
-    # what the run knew of a post: its manifest may hold answers that the run hid with the label
-    known = {i: dict(row.get("process", {})) for i, row in grown.items()}
-    pseudo = {
-        i: row["provenance"] for i, row in grown.items() if row["provenance"]["source"] == "pseudo-label"
-    }
-    found = LabelledPosts(
-        task,
-        [
-            replace(posts[i], label=str(row["label"]), process=known[i])
-            for i, row in grown.items()
-            if i in posts
-        ],
-        {i: _label_prob(one, str(grown[i]["label"]), sources.soft_target) for i, one in pseudo.items()},
-        [replace(posts[i], label=label) for i, label in validated.items() if i in posts],
-        quarantine,
-    )
+    train, label_probs = list[Post](), dict[str, float]()
+    for i, row in grown.items():
+        label, provenance = str(row["label"]), row["provenance"]
+        if i in posts:
+            # what the run knew of a post: its manifest may hold answers that the run hid with the label
+            train.append(replace(posts[i], label=label, process=dict(row.get("process", {}))))
+        if provenance["source"] == "pseudo-label":
+            posterior = provenance.get("posterior")
+            label_probs[i] = float(posterior["probs"][label]) if posterior else sources.soft_target
+    validation = [replace(posts[i], label=label) for i, label in validated.items() if i in posts]
+    found = LabelledPosts(task, train, label_probs, validation, quarantine)
     if sources.reviews is None:
         return found
     hidden = {i: replace(post, process={}) for i, post in posts.items() if post.label is not None}
     seen = {post.id: post for post in found.train}
     return _with_reviews(found, run, sources.reviews, posts | hidden | seen)
-
-
-def _label_prob(provenance: Json, label: str, otherwise: float) -> float:
-    """Return the posterior's probability of a pseudo-label where the run has one."""
-    posterior = provenance.get("posterior")
-    return otherwise if posterior is None else float(posterior["probs"][label])
 
 
 def _scored(folder: RunFolder, split: str) -> dict[str, str]:
@@ -299,11 +253,7 @@ def _scored(folder: RunFolder, split: str) -> dict[str, str]:
 
 
 def run_test_posts(run: Path, task: Task, sources: SourceSettings) -> list[Post]:
-    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none.
-
-    Raises:
-        ManifestError, QuarantineError, RunStateError: What the run was made with cannot be read any more.
-    """
+    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none."""
     folder = RunFolder(run)
     files, tested = folder.recipe()["data"], _scored(folder, "test")
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
@@ -385,22 +335,18 @@ def _with_process(found: LabelledPosts, manifest: Path, sources: SourceSettings)
     read, left_out = read_posts(manifest, found.task, sources)
     answers = {post.id: post for post in read}
 
-    def filled(posts: list[Post]) -> list[Post]:
-        pairs = ((post, answers.get(post.id)) for post in posts)
-        return [post if found is None else _answered(post, found) for post, found in pairs]
+    def filled(post: Post) -> Post:
+        """Return a post with the other's answers, and with what that says of the models' among them."""
+        other = answers.get(post.id)
+        if other is None:
+            return post
+        extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
+        if PROVENANCE in other.extra:
+            extra[PROVENANCE] = other.extra[PROVENANCE]
+        return replace(post, process={**post.process, **other.process}, extra=extra)
 
-    quarantine = [*found.quarantine, *left_out]
-    return found._replace(
-        train=filled(found.train), validation=filled(found.validation), quarantine=quarantine
-    )
-
-
-def _answered(post: Post, found: Post) -> Post:
-    """Return the post with another manifest's answers, and with what that says of the models' among them."""
-    extra = {name: value for name, value in post.extra.items() if name != PROVENANCE}
-    if PROVENANCE in found.extra:
-        extra[PROVENANCE] = found.extra[PROVENANCE]
-    return replace(post, process={**post.process, **found.process}, extra=extra)
+    train, validation = ([*map(filled, posts)] for posts in (found.train, found.validation))
+    return found._replace(train=train, validation=validation, quarantine=[*found.quarantine, *left_out])
 
 
 # ---- manifests ------------------------------------------------------------------------------------------
@@ -423,23 +369,20 @@ def has_splits(posts: Iterable[Post]) -> bool:
 def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
     """Return the posts of one split: what a model learned from is no measure of it.
 
-    Args:
-        posts: Of a manifest.
-        name: "train", "validation", "pool", "test" or "all"; None will do where the manifest has no splits.
-
-    Raises:
-        SplitError: There are splits and no name, no splits and a name, or no post of that name.
+    `name` is "train", "validation", "pool", "test" or "all"; None will do where the manifest has no splits.
+    SplitError: there are splits and no name, no splits and a name, or no post of that name.
     """
     if not has_splits(posts):
         if name in (None, "all"):
             return posts
         raise SplitError(f"--split {name}: the manifest has no field `split`; leave the option out")
     columns = parts_by_column(posts).items()
-    parts: dict[str, Any] = {"train" if kind == "labelled" else kind: part for kind, part in columns}
+    parts: dict[str, Sequence[Post]] = {
+        "train" if kind == "labelled" else kind: part for kind, part in columns
+    }
     found = parts | {"all": posts}
     if name is None or not found[name]:
         sizes = ", ".join(f"{len(part):,} {kind}" for kind, part in parts.items() if part)
         asked = "the manifest's field `split` says" if name is None else f"no post of split {name}: there are"
         raise SplitError(f"{asked} {sizes}; say which to measure, --split test for instance, or --split all")
-    selected: Sequence[Post] = found[name]
-    return selected
+    return found[name]

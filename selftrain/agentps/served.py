@@ -52,12 +52,8 @@ _PAUSES = (0.5, 2.0)  # seconds before a request is repeated that a busy or rest
 class ServedModel:
     """Scores posts with a language model behind an endpoint; a `selftrain.models.predictor.Predictor`.
 
-    Args:
-        folder: As `selftrain agentps train --merge` wrote it.
-        endpoint: URL of a vLLM server that serves the same folder with `FLAGS`.
-        batch: Posts a request.
-        requests: Requests at a time.
-        timeout: Seconds a request may take.
+    The endpoint is the URL of a vLLM server with `FLAGS` that serves `folder`, as `selftrain agentps train
+    --merge` wrote it. A request holds `batch` posts, and `timeout` is in seconds.
 
     Raises:
         ModelError: No merged checkpoint, or one that was trained on pictures.
@@ -85,6 +81,8 @@ class ServedModel:
             folder, made.base, self.asked.wording, made.padding, made.max_tokens
         )
         self._heads = _heads(folder, made, self.asked)
+        first: Any = self._heads[0]
+        self._width = int(first[0].normalized_shape[0])
         self._decisions = decisions_of(about, self.asked, folder / MERGED)
         self.name, self.threshold = folder.resolve().name, self._decisions[-1].threshold
         self.classes, self.positive = self.task.names, self.task.positive
@@ -97,11 +95,7 @@ class ServedModel:
         self._name = self._served_name(endpoint)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
-        """See `Predictor.predict`.
-
-        Raises:
-            ServingError: As `score`.
-        """
+        """See `Predictor.predict`; raises as `score`."""
         bare = (example(replace(post, label=None, process={}), self.asked) for post in posts)
         return [to_prediction(self.asked, one) for one in self.score(bare)]
 
@@ -109,11 +103,7 @@ class ServedModel:
         """Return None: the scores of the validation posts stay with the model that was merged."""
 
     def score(self, posts: Iterable[Example]) -> Iterator[ScoredPost]:
-        """Score posts in the order given, a few requests ahead.
-
-        Raises:
-            ServingError: The server does not answer, or answers with something else than hidden states.
-        """
+        """Score posts in the order given, a few requests ahead; ServingError: no hidden states come back."""
         stream = iter(posts)
         batches = iter(lambda: list(islice(stream, self._batch)), [])
         for batch in prefetch(self._score_batch, batches, self._requests):
@@ -152,11 +142,6 @@ class ServedModel:
                 f" token. Start it with {' '.join(FLAGS)}"
             )
         return [torch.from_numpy(one.copy()).view(-1, self._width) for one in found]
-
-    @property
-    def _width(self) -> int:
-        first: Any = self._heads[0]
-        return int(first[0].normalized_shape[0])
 
     def _served_name(self, endpoint: str) -> str:
         models = [str(one["id"]) for one in self._json("/v1/models").get("data", [])]

@@ -11,7 +11,7 @@ from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,19 +21,16 @@ from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable, printable_lines
 from selftrain._util.spreadsheet import escape
 from selftrain.errors import DataError
-from selftrain.store import atomic
 
 with deferred():
     from selftrain.report import left_out as quarantined
-    from selftrain.serving import manifest_predictions, row_source, row_stream
+    from selftrain.serving import row_source, row_stream, streams
 
 if TYPE_CHECKING:
-    from selftrain.data.manifest import Tolerance
-    from selftrain.engine.mapping import Engine
-    from selftrain.models.predictor import Predictor
+    from selftrain.serving.streams import ModelAtWork
 
 NARROWEST = 100  # columns of output that goes into a file
-_LISTED = 10
+_LISTED, _SOME = 10, 20
 
 
 def console() -> Console:
@@ -72,12 +69,12 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def print_some(lines: Sequence[str], most: int = 20, file: IO[str] | None = None) -> None:
+def print_some(lines: Sequence[str]) -> None:
     """Print the first lines, and how many more there are."""
-    for line in lines[:most]:
-        print(printable(line), file=file)
-    if len(lines) > most:
-        print(f"  and {len(lines) - most:,} more", file=file)
+    for line in lines[:_SOME]:
+        print(printable(line))
+    if len(lines) > _SOME:
+        print(f"  and {len(lines) - _SOME:,} more")
 
 
 def print_texts(lines: Iterable[Text]) -> None:
@@ -100,48 +97,25 @@ def print_json(*records: Mapping[str, Any]) -> None:
         print(_escaped(record))
 
 
-def write_predictions(
-    target: str,
-    predictor: Predictor,
-    manifest: Path,
-    *,
-    columns: Mapping[str, str],
-    tolerance: Tolerance,
-    done: str,
-    max_pixels: int | None = None,
-    engine: Engine | None = None,
-    load: Callable[[], Predictor] | None = None,
-) -> None:
+def write_predictions(target: str, work: ModelAtWork, manifest: Path, *, done: str) -> None:
     """Write one record a post of a manifest of any length, and what failed beside it.
 
     Until all are done they lie in TARGET.part; killed, the same goes on with them. What comes out on standard
-    output begins anew.
+    output begins anew. Errors are those of `streams.stream_predictions` and `row_stream.Sink`.
 
     Args:
         target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
             output. What was left out is listed on standard error, and kept beside a file.
-        predictor: The model.
-        manifest: The posts.
-        columns: Field -> column that holds it.
-        tolerance: How many posts may fail.
         done: What happened to the posts that are in the file: "scored".
-        max_pixels, engine, load: As `manifest_predictions.stream_predictions` takes them.
-
-    Raises:
-        QuarantineError, RunMismatchError, RunBusyError, RunStateError, ManifestError, StorageError,
-        EngineError: See `manifest_predictions.stream_predictions` and `row_stream.Sink`.
     """
-    stream = partial(
-        manifest_predictions.stream_predictions, predictor, manifest, encode=encoder(target), columns=columns,
-        tolerance=tolerance, max_pixels=max_pixels, progress=sys.stderr.isatty(), engine=engine, load=load,
-    )  # fmt: skip
+    stream = partial(streams.stream_predictions, work, manifest, encode=encoder(target))
     if target == "-":
         printed = _Printed()
         stream(target=printed)
         list_left_out(printed.first_failed, printed.tally.failed)
         return
     out = Path(target)
-    with manifest_predictions.part_of(out, predictor.fingerprint).opened() as opened:
+    with streams.part_of(out, work.predictor.fingerprint).opened() as opened:
         if not opened.finished:
             stream(target=opened, remedy=opened.remedy, listed=f"they are listed in {opened.quarantine}; ")
         opened.publish(out)
@@ -171,11 +145,7 @@ class _Printed:
 
 
 def check_target(target: str, *read: Path) -> None:
-    """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed.
-
-    Raises:
-        DataError: Its suffix names another format, it is a folder, or one of the files that are read.
-    """
+    """Refuse a file that `write_predictions` could not, or must not, write, before anything is computed."""
     out = Path(target)
     if out.exists() and any(one.exists() and one.samefile(out) for one in read):
         raise DataError(f"{out} is a file that is read, and would be lost: name another for the output")
@@ -221,18 +191,6 @@ def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     for name, value in row.items():
         flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
     return flat
-
-
-def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
-    """Write what was left out into `file`; where nothing was, remove one of an earlier time.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
-    if left_out:
-        atomic.write_jsonl(file, left_out)
-    else:
-        file.unlink(missing_ok=True)
 
 
 def _escaped(record: Mapping[str, Any]) -> str:

@@ -2,44 +2,45 @@
 
 Posts are collated as they are needed; no feature is cached, since the features are what changes.
 
-Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a batch, ``D`` width of a row.
+Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a batch, ``D`` width of a row,
+``C`` classes set against the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backbones.base import Backbone
 from losses.base import ClassLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.errors import RunStateError, TrainingError
+from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.models import finetune_network
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.classifier import train_head
-from selftrain.models.finetune_network import (
-    FinetunedClassifier,
-    Mode,
-    Network,
-    NetworkShape,
-    Precision,
-    load_finetuned,
+from selftrain.models.head import ADVICE, HeadKind, HeadSettings, fit_scaling, train_head
+from selftrain.models.metrics import evaluate
+from selftrain.models.train_loop import (
+    EpochResult,
+    StepLoss,
+    TrainingLog,
+    best_epoch,
+    train_epochs,
+    warm_up_schedule,
 )
-from selftrain.models.finetune_stepper import NetworkStepper
-from selftrain.models.group_batches import GroupBatches
-from selftrain.models.head import HeadKind, HeadSettings, fit_scaling
-from selftrain.models.train_loop import EpochResult, best_epoch, train_epochs, warm_up_schedule
-from selftrain.models.training_log import TrainingLog
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
 _NAMED = 5  # posts that an error names
+CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
 
 
 @dataclass(eq=False)
@@ -73,7 +74,7 @@ class FineTuner:
 
     make_backbone: Callable[[], Backbone] | None = None
     _: KW_ONLY
-    mode: Mode = "full"
+    mode: finetune_network.Mode = "full"
     head: HeadKind = "mlp"
     hidden: int = 32
     dropout: float = 0.3
@@ -84,7 +85,7 @@ class FineTuner:
     weight_decay: float = 0.01
     lora_rank: int = 16
     lora_alpha: int = 32
-    precision: Precision = "auto"
+    precision: finetune_network.Precision = "auto"
     gradient_checkpointing: bool = False
     evaluation_batch: int = 64
     workers: int = 0
@@ -93,11 +94,11 @@ class FineTuner:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        self.architecture = NetworkShape(
+        self.architecture = finetune_network.NetworkShape(
             self.mode, self.head, self.hidden, self.dropout, self.lora_rank, self.lora_alpha
         )
-        self._network: Network | None = None
-        self._holds: FinetunedClassifier | None = None  # whose weights the network has
+        self._network: finetune_network.Network | None = None
+        self._holds: finetune_network.FinetunedClassifier | None = None  # whose weights the network has
         self._pretrained = ""
 
     def for_run(self, run: RunContext) -> FineTuner:
@@ -112,23 +113,12 @@ class FineTuner:
         loss: ClassLoss,
         seed: int,
         where: str,
-        start: FinetunedClassifier | None,
-    ) -> FinetunedClassifier:
-        """Train from the pretrained backbone, or on from `start`; keep the best epoch by validation macro-F1.
+        start: finetune_network.FinetunedClassifier | None,
+    ) -> finetune_network.FinetunedClassifier:
+        """Train from the pretrained backbone, or on from `start`; keep the epoch of the best macro-F1.
 
+        See `Trainer.fit`; the corpus's feature table is not read, and the loss is computed batch by batch.
         The same seed gives the same weights, to the bit on a CPU. The global random state is left as it was.
-
-        Args:
-            corpus: Posts by position; its feature table is not read.
-            training: M posts with groups and soft targets.
-            loss: The loss, computed batch by batch.
-            seed: Of batches, dropout, crops and new weights.
-            where: Said in errors and beside the bar ("round 3").
-            start: A model of the same architecture.
-
-        Raises:
-            NonFiniteLossError: A NaN or infinite loss or logit, with the epoch and the step.
-            TrainingError: Out of memory, a post that cannot be encoded, or settings that do not fit.
         """
         shape = self.architecture._replace(outputs=len(corpus.columns))
         if start is not None and start.architecture != shape:
@@ -150,26 +140,21 @@ class FineTuner:
                 _check_origin(network, start)
                 network.put(start.weights)
             batches = GroupBatches(training.groups, self.batch_size, seed)
-            best = NetworkStepper(
-                network, corpus, training, batches, loss=loss, augment=self.augment, where=where,
-                validate=lambda: network.classify(self._rows(network, corpus, corpus.validation, where)),
+            best = _NetworkStepper(
+                network, corpus, training, batches, loss, self.augment,
+                lambda: network.classify(self._rows(network, corpus, corpus.validation, where)), where,
             )  # fmt: skip
             curve = self._descend(best, batches.steps, where)
         self._network = network
         calibration = fit_calibration(best.raw[:, corpus.columns], corpus.labels[corpus.validation])
-        return FinetunedClassifier(
+        return finetune_network.FinetunedClassifier(
             best.weights, shape, network.pretrained, calibration, curve, best_epoch(curve).epoch
         )
 
     def logits(
-        self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
+        self, model: finetune_network.FinetunedClassifier, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """(positions [n], calibrated logits [n, K]) in chunks, in order; NaN where a post cannot be encoded.
-
-        Raises:
-            TrainingError: Out of memory.
-            RunStateError: The model does not belong to this backbone.
-        """
+        """See `Trainer.logits`; RunStateError: the model does not belong to this backbone."""
         size = _CHUNK * self.evaluation_batch
         for first in range(0, len(positions), size):
             part = positions[first : first + size]
@@ -180,22 +165,19 @@ class FineTuner:
                 raw = network.classify(network.encode(posts, self.evaluation_batch, self.workers).rows)
             yield part, model.calibration(raw)
 
-    def calibrate(self, model: FinetunedClassifier, calibration: Calibration) -> FinetunedClassifier:
+    def calibrate(
+        self, model: finetune_network.FinetunedClassifier, calibration: Calibration
+    ) -> finetune_network.FinetunedClassifier:
         return replace(model, calibration=calibration)
 
-    def load(self, file: Path) -> FinetunedClassifier:
-        """A model that `save` wrote.
-
-        Raises:
-            RunStateError: Missing, damaged, or trained from another backbone.
-            TrainingError: Out of memory.
-        """
-        model = load_finetuned(file)[0]
+    def load(self, file: Path) -> finetune_network.FinetunedClassifier:
+        """See `Trainer.load`; trained from another backbone is another kind too."""
+        model = finetune_network.load_finetuned(file)[0]
         with _memory_advice(str(file), self._advice()):
             self._ready(model)
         return model
 
-    def _descend(self, stepper: NetworkStepper, steps_per_epoch: int, where: str) -> tuple[EpochResult, ...]:
+    def _descend(self, stepper: _NetworkStepper, steps_per_epoch: int, where: str) -> tuple[EpochResult, ...]:
         """Train with AdamW, a warm-up and a cosine decay."""
         network = stepper.model
         assert network.head is not None, "a head is attached before training"
@@ -217,11 +199,11 @@ class FineTuner:
 
     # ---- networks -----------------------------------------------------------------------------------
 
-    def _build(self, architecture: NetworkShape) -> Network:
+    def _build(self, architecture: finetune_network.NetworkShape) -> finetune_network.Network:
         """A network on a new pretrained backbone; the one held until now is let go first."""
         self._network = self._holds = None
         assert self.make_backbone is not None, "`for_run` gives it"
-        network = Network(self.make_backbone(), architecture, self.precision)
+        network = finetune_network.Network(self.make_backbone(), architecture, self.precision)
         if self._pretrained not in ("", network.pretrained):
             raise TrainingError(
                 f"make_backbone gave fingerprint {network.pretrained[:12]}, before {self._pretrained[:12]}:"
@@ -235,7 +217,7 @@ class FineTuner:
             switch(True)
         return network
 
-    def _ready(self, model: FinetunedClassifier) -> Network:
+    def _ready(self, model: finetune_network.FinetunedClassifier) -> finetune_network.Network:
         """The network with this model's weights in it."""
         network = self._network
         if network is not None and self._holds is model:
@@ -251,7 +233,7 @@ class FineTuner:
 
     def _begin_head(
         self,
-        network: Network,
+        network: finetune_network.Network,
         corpus: Corpus,
         training: TrainingSet,
         *,
@@ -274,7 +256,9 @@ class FineTuner:
         )  # fmt: skip
         network.attach(probe.head)
 
-    def _rows(self, network: Network, corpus: Corpus, positions: IntArray, where: str) -> Float32Array:
+    def _rows(
+        self, network: finetune_network.Network, corpus: Corpus, positions: IntArray, where: str
+    ) -> Float32Array:
         """Feature rows [n, D] of posts none of which may be missing."""
         posts = [corpus.posts[position] for position in positions]
         encoded = network.encode(posts, self.evaluation_batch, self.workers)
@@ -295,7 +279,110 @@ class FineTuner:
         )
 
 
-def _check_origin(network: Network, model: FinetunedClassifier) -> None:
+class GroupBatches:
+    """Deals the posts of each group, of groups [M, C], evenly over the batches of an epoch.
+
+    A batch without a group would take that group's mean for 0, so that a small group would be learned from
+    now and then, with the weight of a whole risk, and forgotten in between. Here every batch holds at least
+    one post of each group, and each group's share of a batch is its share of the posts, to within one post.
+    Every post occurs at least once an epoch; a group with fewer posts than there are batches goes round. The
+    `steps` of an epoch are as few as keep each within the batch size.
+
+    TrainingError: no posts, or a batch too small to hold one of each group.
+    """
+
+    def __init__(self, groups: IntArray, batch_size: int, seed: int) -> None:
+        kinds, kind = np.unique(groups, axis=0, return_inverse=True)
+        self._members = [np.flatnonzero(kind.reshape(-1) == one) for one in range(len(kinds))]
+        self._seed = seed
+        if not self._members:
+            raise TrainingError("there are no posts to train on")
+        if batch_size < len(self._members):
+            raise TrainingError(
+                f"a batch of {batch_size} cannot hold posts of all {len(self._members)} groups (labelled and"
+                f" agreed of each class, divergent): set classifier.batch_size to at least"
+                f" {len(self._members)}"
+            )
+        sizes = np.array([len(members) for members in self._members])
+        steps = -(-int(sizes.sum()) // batch_size)
+        while (-(-sizes // steps)).sum() > batch_size:
+            steps += 1
+        self.steps = steps
+
+    def epoch(self, number: int) -> list[IntArray]:
+        """Return the batches of an epoch, indices [n] into the training posts, by seed and number alone."""
+        generator = np.random.default_rng([self._seed, number])
+        dealt = [self._deal(members, generator) for members in self._members]
+        return [np.concatenate(parts) for parts in zip(*dealt, strict=True)]
+
+    def _deal(self, members: IntArray, generator: np.random.Generator) -> list[IntArray]:
+        """Deal one group's posts, shuffled, in `steps` runs whose lengths differ by one at most."""
+        order = generator.permutation(members)
+        while len(order) < self.steps:
+            order = np.concatenate([order, generator.permutation(members)])
+        if len(members) < self.steps:
+            order = order[: self.steps]
+        return np.array_split(order, self.steps)
+
+
+@dataclass(eq=False)
+class _NetworkStepper:
+    """A `Stepper` of a whole network, trained in place: every group in a batch, gradients clipped."""
+
+    model: finetune_network.Network
+    corpus: Corpus
+    training: TrainingSet
+    groups: GroupBatches  # of `training`
+    loss: ClassLoss  # computed batch by batch
+    augment: bool  # let the backbone crop training images
+    validate: Callable[[], Float32Array]  # raw logits [V, K] of the validation posts by the network as it is
+    where: str  # said in an error
+    weights: dict[str, Tensor] = field(default_factory=dict)  # of the best epoch, on the CPU
+    raw: Float32Array = field(default_factory=lambda: np.empty((0, 0), np.float32))  # its [V, K]
+
+    def __post_init__(self) -> None:
+        self._epoch, self._now = 0, self.raw
+
+    def batches(self, epoch: int, skip: int) -> Generator[IntArray, None, None]:
+        """Yield indices into the training set."""
+        self._epoch = epoch
+        yield from self.groups.epoch(epoch)[skip:]
+
+    def gradients(self, batch: IntArray) -> StepLoss:
+        training = self.training
+        posts = [self.corpus.posts[position] for position in training.positions[batch]]
+        logits = self.model(self.model.source.collate(posts, train=self.augment))
+        groups = torch.from_numpy(training.groups[batch]).to(logits.device)
+        targets = torch.from_numpy(training.targets[batch]).to(logits.device)
+        output = self.loss(logits, groups, targets)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        return StepLoss.of(output)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return macro-F1 and, where both classes occur, AUC.
+
+        A loss can be finite and its gradient not; then the weights are lost, and only the logits tell.
+        """
+        self._now = self.validate()
+        broken = int((~np.isfinite(self._now)).any(1).sum())
+        if broken:
+            raise NonFiniteLossError(
+                f"{self.where}, epoch {self._epoch}, after step {self.groups.steps}: {broken} of"
+                f" {len(self._now)} validation logits are not finite. Lower classifier.learning_rate"
+            )
+        labels = self.corpus.labels[self.corpus.validation]
+        found = evaluate(labels, self._now)
+        return {"macro_f1": found.macro_f1, **({} if found.auc is None else {"auc": found.auc})}
+
+    def keep_best(self) -> None:
+        self.weights, self.raw = self.model.portable(), self._now
+
+    def advice(self, batch: IntArray) -> str:
+        return ADVICE
+
+
+def _check_origin(network: finetune_network.Network, model: finetune_network.FinetunedClassifier) -> None:
     if model.pretrained != network.pretrained:
         raise RunStateError(
             f"the model was trained from a backbone with fingerprint {model.pretrained[:12]}, this one"

@@ -28,23 +28,15 @@ DECIMALS = 6
 
 
 class Prediction(NamedTuple):
-    """What a model makes of one post.
+    """What a model makes of one post."""
 
-    Attributes:
-        id: Of the post.
-        label: The class that is decided on; empty where `reason` says why there is none.
-        probs: Class -> probability; they sum to 1.
-        process: Question -> answer -> probability; empty for a model that is asked no questions.
-        answers: Question -> the answer that is decided on.
-        reason: Why the post has no prediction; empty for one that has.
-    """
-
-    id: str
-    label: str = ""
-    probs: Mapping[str, float] = {}
+    id: str  # of the post
+    label: str = ""  # the class that is decided on; empty where `reason` says why there is none
+    probs: Mapping[str, float] = {}  # class -> probability; they sum to 1
+    # question -> answer -> probability; empty for a model that is asked no questions
     process: Mapping[str, Mapping[str, float]] = {}
-    answers: Mapping[str, str] = {}
-    reason: str = ""
+    answers: Mapping[str, str] = {}  # question -> the answer that is decided on
+    reason: str = ""  # why the post has no prediction; empty for one that has
 
     def to_json(self) -> Json:
         """Return what files and answers have of a post with a label: all but its id, in six decimals."""
@@ -62,15 +54,10 @@ def _rounded(probs: Mapping[str, float]) -> dict[str, float]:
 
 
 class ValidationScores(NamedTuple):
-    """What a model said of the posts that it was validated on; thresholds are chosen on them.
+    """What a model said of the posts that it was validated on; thresholds are chosen on them."""
 
-    Attributes:
-        labels: [V] 1 for the class that is looked for, 0 for any other.
-        probs: [V] of that class, in [0, 1].
-    """
-
-    labels: LabelArray
-    probs: FloatArray
+    labels: LabelArray  # [V] 1 for the class that is looked for, 0 for any other
+    probs: FloatArray  # [V] of that class, in [0, 1]
 
 
 class Predictor(Protocol):
@@ -123,15 +110,9 @@ class Predictor(Protocol):
 
 
 def stored_validation(folder: Path, classes: Sequence[str], positive: str) -> ValidationScores | None:
-    """Read what a folder's scores.jsonl says of the validation posts; None where it has none.
+    """Read what the scores.jsonl of a round or model says of the validation posts; None where it has none.
 
-    Args:
-        folder: Of a round, or of a model.
-        classes: K names, in the order of the logits.
-        positive: The class that is looked for.
-
-    Raises:
-        RunStateError: The file is damaged.
+    `classes` are in the order of the logits. RunStateError: the file is damaged.
     """
     found = (read_scores(folder, classes) or {}).get("validation")
     if found is None:
@@ -142,11 +123,7 @@ def stored_validation(folder: Path, classes: Sequence[str], positive: str) -> Va
 
 
 def check_backbone(backbone: Backbone, expected: str, folder: Path) -> None:
-    """Compare a backbone's fingerprint with that of the one that a folder's model was trained with.
-
-    Raises:
-        RunMismatchError: It is another one.
-    """
+    """Raise RunMismatchError where a backbone is not the one that a folder's model was trained with."""
     found = backbone.fingerprint()
     if found != expected:
         raise RunMismatchError(
@@ -173,12 +150,8 @@ def from_probs(
 ) -> list[Prediction]:
     """Return the predictions of posts [B] out of a classifier that reads words and pictures.
 
-    Args:
-        posts: In order.
-        classes: K names.
-        probs: [B, K].
-        chosen: [B] index of each post's label.
-        reasons: Index -> why a post has none, beside what shows by itself: a video, features not finite.
+    Of probabilities [B, K] and the index `chosen` [B] of each post's label; `reasons` says by index why one
+    has none, beside what shows by itself: a video, features not finite.
     """
     finite: BoolArray = np.asarray(np.isfinite(probs).all(axis=1))
     found = []

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 if sys.platform != "win32":
     import fcntl
 
-from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.review.reviewers import waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay
@@ -94,11 +94,7 @@ def _precision(sets: Sequence[SetCounts]) -> float | None:
 
 
 def why_stopped(folder: RunFolder) -> str | None:
-    """Return why no further round follows; None: the run goes on.
-
-    Raises:
-        RunStateError: The folder is damaged.
-    """
+    """Return why no further round follows; None: the run goes on."""
     return _why_stopped(folder, replay(folder)[0])
 
 
@@ -107,15 +103,13 @@ def _why_stopped(folder: RunFolder, state: LoopState) -> str | None:
 
 
 def missing_reviews(folder: RunFolder) -> str | None:
-    """Return what people have still to review before the run can go on, and where; None: nothing.
+    """Return what people have still to review before the run can go on, and where; None: nothing."""
+    return _missing(folder, why_stopped(folder))
 
-    Raises:
-        RunStateError: The folder is damaged.
-        LedgerError: The ledger of reviews cannot be read.
-    """
-    if not (folder.recipe().get("human") or {}).get("budget") or why_stopped(folder) is not None:
-        return None
-    waiting = waiting_for(folder)
+
+def _missing(folder: RunFolder, stopped: str | None) -> str | None:
+    asks = (folder.recipe().get("human") or {}).get("budget")
+    waiting = waiting_for(folder) if asks and stopped is None else None
     return str(waiting) if waiting is not None and waiting.open else None
 
 
@@ -142,11 +136,7 @@ class RunStatus(NamedTuple):
 
 
 def run_status(folder: RunFolder) -> RunStatus:
-    """Read where the run stands now.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-    """
+    """Read where the run stands now."""
     folder.recipe()  # no run folder: said before anything else
     state, rounds = replay(folder)
     judged = JudgedPosts(folder, range(len(rounds)), find=False)
@@ -154,12 +144,8 @@ def run_status(folder: RunFolder) -> RunStatus:
 
 
 def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResult]) -> RunStatus:
-    """Return where the run stands after its finished rounds, which led to `state`; without the posterior.
-
-    Raises:
-        RunStateError: A damaged folder.
-    """
-    environment = folder.environment()
+    """Return where the run stands after its finished rounds, which led to `state`; without the posterior."""
+    environment, stopped = folder.environment(), _why_stopped(folder, state) if rounds else None
     return RunStatus(
         path=str(folder.path),
         recipe=environment.recipe,
@@ -168,8 +154,8 @@ def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResu
         best_round=state.best_round if rounds else None,
         held=is_held(folder),
         last=rounds[-1] if rounds else None,
-        stopped=_why_stopped(folder, state) if rounds else None,
-        waiting=missing_reviews(folder) if rounds else None,
+        stopped=stopped,
+        waiting=_missing(folder, stopped) if rounds else None,
     )
 
 

@@ -52,11 +52,7 @@ class BatchOutcome(NamedTuple):
 
 
 def outcome(ledger: LedgerReader, batch: str) -> BatchOutcome:
-    """Return what a batch has come to so far.
-
-    Raises:
-        LedgerError: The file cannot be read.
-    """
+    """Return what a batch has come to so far."""
     items, drawn = ledger.population(batch), frozenset(ledger.drawn(batch))
     decided = {decision.post_id: decision.label for decision in ledger.decisions()}
     # a post of this batch may have been reviewed with another one: that is no draw of this sample
@@ -106,11 +102,8 @@ def label_errors(found: BatchOutcome) -> LabelErrors:
             " --order sampled"
         )
     arrays = (found.errors, found.inclusion, found.reviewed, found.wrong)
-    parts = label_error_by(*arrays, found.parts) if any(found.parts) else {}
-    return LabelErrors(label_error(*arrays), label_error_by(*arrays, found.machine), parts)
-
-
-# ---- batch by batch -------------------------------------------------------------------------------------
+    parts = label_error_by(found.parts, *arrays) if any(found.parts) else {}
+    return LabelErrors(label_error(*arrays), label_error_by(found.machine, *arrays), parts)
 
 
 class ReviewedBatch(NamedTuple):
@@ -137,11 +130,7 @@ class ReviewedBatch(NamedTuple):
 
 
 def batches_of(ledger: LedgerReader) -> list[ReviewedBatch]:
-    """Return the batches of a ledger, in the order in which they were drawn.
-
-    Raises:
-        LedgerError: The file cannot be read.
-    """
+    """Return the batches of a ledger, in the order in which they were drawn."""
     decisions = {one.post_id: one.label for one in ledger.decisions()}
     found = []
     for name in ledger.batches():
@@ -158,12 +147,7 @@ def batches_of(ledger: LedgerReader) -> list[ReviewedBatch]:
 
 
 def reviewed_batches(folder: RunFolder) -> list[ReviewedBatch]:
-    """Return the batches of a run's reviews with at least one decision.
-
-    Raises:
-        LedgerError: The ledger cannot be read.
-        RunStateError: The folder is damaged.
-    """
+    """Return the batches of a run's reviews with at least one decision."""
     with opened_ledger(folder) as ledger:
         batches = [] if ledger is None else batches_of(ledger)
     return [
@@ -192,13 +176,7 @@ def newest_estimate(batches: list[ReviewedBatch]) -> str | None:
     for one in ([one for one in known if one.audit] or known)[-1:]:
         assert one.errors is not None
         what = "pseudo-labels" if one.audit else "divergent posts' labels, had the machines decided"
-        return (
-            f"wrong {what}: {percent(one.errors.all)} [95 % interval], {one.name}: {one.answered:,} of"
-            f" {one.posts:,} reviewed"
-        )
+        share = one.errors.all.interval.per_cent()
+        reviewed = f"{one.answered:,} of {one.posts:,} reviewed"
+        return f"wrong {what}: {share} [95 % interval], {one.name}: {reviewed}"
     return None
-
-
-def percent(error: ErrorEstimate) -> str:
-    """Return value and interval in per cent."""
-    return error.interval.per_cent()

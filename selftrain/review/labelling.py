@@ -45,13 +45,7 @@ FEWEST = 0.5
 def read_posts(
     manifest: Path, task: Task, columns: Mapping[str, str] | None = None, tolerance: Tolerance | None = None
 ) -> Sequence[Post]:
-    """Read a manifest, by default with the tolerance for bad rows that recipes have.
-
-    `columns` says which column holds a field, where that is called otherwise.
-
-    Raises:
-        ManifestError, QuarantineError: It cannot be read, or too many of its rows are bad.
-    """
+    """Read a manifest, by default with the tolerance for bad rows that recipes have."""
     report = read_manifest(manifest, task, columns=columns, videos=False)
     report.enforce(tolerance or Tolerance())
     return report.posts
@@ -69,7 +63,6 @@ def read_labelled(
     """Return at most `count` labelled posts, drawn by the seed, and how many posts have no label.
 
     Raises:
-        ManifestError, QuarantineError: As `read_posts`.
         BudgetError: Fewer than two labelled posts, or asked for.
     """
     posts = read_posts(manifest, task, columns, tolerance)
@@ -107,11 +100,7 @@ class LabelFolder(RunFolder):
         return self.path / RECIPE
 
     def recipe(self) -> Json:
-        """Read labelling.toml.
-
-        Raises:
-            RunStateError: This is no labelling's folder, or a damaged one.
-        """
+        """Read labelling.toml."""
         if not self.recipe_path.exists():
             raise RunStateError(
                 f"{self.path} holds no labelling: it has no {RECIPE}. `selftrain act annotate MANIFEST ..."
@@ -120,11 +109,7 @@ class LabelFolder(RunFolder):
         return super().recipe()
 
     def data_files(self) -> LabellingData:
-        """Return where the posts and their task are.
-
-        Raises:
-            RunStateError: As `recipe`.
-        """
+        """Return where the posts and their task are."""
         try:
             return LabellingData.from_json(self.recipe().get("data", {}))
         except (KeyError, TypeError) as error:
@@ -144,13 +129,7 @@ def begin(
     settings: Mapping[str, Any],
     columns: Mapping[str, str] | None = None,
 ) -> None:
-    """Make the folder, or check that this is the same labelling going on.
-
-    Raises:
-        RunMismatchError: The folder holds another labelling.
-        TaskError: The task cannot be used.
-        StorageError: The disk is full or refuses.
-    """
+    """Make the folder, or check that this is the same labelling going on."""
     loaded = load_task(task)
     data: Json = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
     if columns:
@@ -161,11 +140,7 @@ def begin(
 
 
 def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
-    """Return post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run.
-
-    Raises:
-        RunStateError: A damaged file.
-    """
+    """Return post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run."""
     found = read_typed(folder.path / ANNOTATIONS, lambda record: Annotation(**record))
     return {one.post_id: one for one in found}
 
@@ -219,7 +194,6 @@ def annotate_pool(
     Raises:
         BudgetError: Most posts got no machine label, no label an estimate, or the budget cannot be spent.
         AgentError: Nobody can be asked, or the token cap is reached.
-        LedgerError, StorageError: The folder cannot be used.
     """
     # --- a label of a machine for every post that it can read
     runner, annotator = annotating
@@ -276,12 +250,7 @@ class MixedLabels(NamedTuple):
 
 
 def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
-    """Return what reviewers decided on each post, else the machine's label; the manifest's own labels stay.
-
-    Raises:
-        ManifestError: The manifest cannot be read any more.
-        LedgerError, RunStateError: The folder cannot be read.
-    """
+    """Return what reviewers decided on each post, else the machine's label; the manifest's own stay."""
     with LedgerReader(folder.path / LEDGER) as ledger:
         found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}

@@ -176,11 +176,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that another version wrote.
-
-    Raises:
-        LedgerError: With both versions.
-    """
+    """Refuse a file that another version wrote."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != SCHEMA_VERSION:
         raise LedgerError(
@@ -202,11 +198,7 @@ def allowances(connection: sqlite3.Connection) -> dict[str, int]:
 
 @contextmanager
 def explained(path: Path, what: str) -> Iterator[None]:
-    """Put SQLite's errors into words; ours pass.
-
-    Raises:
-        LedgerError: The file cannot be read or written.
-    """
+    """Put SQLite's errors into words; ours pass."""
     try:
         yield
     except SelftrainError:
@@ -334,9 +326,14 @@ class LedgerReader:
             by_post.setdefault(row[0], []).append(Review(*row))
         return [decision_of(reviews) for reviews in by_post.values()]
 
-    def agreement(self) -> Agreement:
-        """Return how far two people agree, over the doubled posts that both have labelled."""
-        return agreement_of(self.decisions())
+    def latest(self, reviewer: str) -> Review | None:
+        """Return the reviewer's latest decision; of those of one moment, as of an import, the last made."""
+        rows = self._rows(
+            "SELECT post_id, slot, reviewer, label, decided FROM reviews"
+            " WHERE reviewer = ? AND label IS NOT NULL ORDER BY decided DESC, rowid DESC LIMIT 1",
+            reviewer,
+        )
+        return Review(*rows[0]) if rows else None
 
     def close(self) -> None:
         """Close the file; safe to repeat."""

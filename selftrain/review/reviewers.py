@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ from selftrain.data.context import RunContext
 from selftrain.panels import ModelServers, brief_of
 from selftrain.review.criticism import LoopCriticizer
 from selftrain.review.ledger import opened_ledger
-from selftrain.review.ledger_reader import LEDGER, Decision, ReviewItem
+from selftrain.review.ledger_reader import LEDGER
 from selftrain.review.sampling import AUDIT, request_reviews, verdicts_among
 from selftrain.store.run_dir import HumanLabel, RunFolder
 
@@ -128,14 +128,10 @@ class HumanReview:
         )  # fmt: skip
 
     def loop_criticizer(self, run: RunContext) -> LoopCriticizer:
-        """Return the model that criticizes; nothing is asked yet.
-
-        Raises:
-            PromptFileError, StoreError: With what to do.
-        """
+        """Return the model that criticizes; nothing is asked yet."""
         served = self.served
         if self.servers:
-            served = replace(served, servers=self.servers, model=self.model)
+            served = served.model_copy(update={"servers": tuple(self.servers), "model": self.model})
         prompts = AnnotationPrompts(brief_of(run.task), text_chars=served.text_chars)
         criticizer = Criticizer(prompts, self.strategy, rationale_chars=served.rationale_chars, seed=run.seed)
         posts = {post.id: post for post in run.corpus.posts}
@@ -145,12 +141,8 @@ class HumanReview:
 class LedgerReviewers:
     """The people of `HumanReview` at work in a run; implements `Reviewers`.
 
-    Args:
-        folder: The run.
-        settings: Whom to ask, about how much.
-        seed: Of the draws; a ledger that is there keeps its own.
-        progress: Whether polling shows how far the review is.
-        criticizer: Estimates which labels are wrong; None: the agents' disagreement does. Closed here.
+    `seed` is of the draws, where the ledger has none of its own. `criticizer` estimates which labels are
+    wrong, and is closed here; None: the agents' disagreement does.
     """
 
     def __init__(
@@ -169,9 +161,6 @@ class LedgerReviewers:
         """Send posts to review before round `number`, and say whether all that were sent have a decision.
 
         The first round has no divergent posts before it. Safe to repeat: what was drawn stays drawn.
-
-        Raises:
-            BudgetError, LedgerError: The posts cannot be drawn, or the ledger cannot be used.
         """
         if number > 1 and self._settings.budget:
             self._ask(number - 1)
@@ -181,25 +170,23 @@ class LedgerReviewers:
         return self._settings.wait == "poll" and self._until_reviewed(waiting)
 
     def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
-        """Return decisions on posts of the run that no round has used, in order of review.
+        """Return decisions on posts of the run that no round has used, or used otherwise, in order of review.
 
         A post on which every reviewer was unsure has none; of a contested one the first label counts.
-
-        Args:
-            used: Post id -> the label that earlier rounds used. Another decision since counts anew.
-
-        Raises:
-            LedgerError: The ledger cannot be read.
         """
         with opened_ledger(self._folder) as ledger:
             if ledger is None:
                 return []
             drawn = ledger.all_drawn()
             return [
-                _human_label(decision, decision.label, *drawn[decision.post_id])
-                for decision in ledger.decisions()
-                if decision.label is not None and used.get(decision.post_id) != decision.label
-            ]
+                HumanLabel(
+                    one.post_id, one.label, tuple(review.reviewer for review in one.reviews), one.contested,
+                    batch, round(entry.inclusion, 9), entry.machine_label,
+                )
+                for one in ledger.decisions()
+                for batch, entry in [drawn[one.post_id]]
+                if one.label is not None and used.get(one.post_id) != one.label
+            ]  # fmt: skip
 
     def close(self) -> None:
         """Let go of the criticizer; safe to repeat."""
@@ -246,11 +233,7 @@ class LedgerReviewers:
 
 
 def waiting_for(folder: RunFolder) -> Waiting | None:
-    """Return what the loop has sent to review and how much is open; None where it has sent nothing.
-
-    Raises:
-        LedgerError: The ledger cannot be read.
-    """
+    """Return what the loop has sent to review and how much is open; None where it has sent nothing."""
     with opened_ledger(folder) as ledger:
         if ledger is None:
             return None
@@ -261,10 +244,3 @@ def waiting_for(folder: RunFolder) -> Waiting | None:
 
 
 _OWN = re.compile(r"round [0-9]+")
-
-
-def _human_label(decision: Decision, label: str, batch: str, entry: ReviewItem) -> HumanLabel:
-    return HumanLabel(
-        decision.post_id, label, tuple(review.reviewer for review in decision.reviews), decision.contested,
-        batch, round(entry.inclusion, 9), entry.machine_label,
-    )  # fmt: skip

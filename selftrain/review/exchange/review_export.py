@@ -60,8 +60,6 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     """Gather the posts of a run that lack a review, in the order in which they are handed out.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
-        LedgerError: The run has no ledger, or it cannot be read.
         ExchangeError: A post's row is gone from the run's manifests: there is nothing to show.
     """
     folder.recipe()  # no run folder: said before anything else
@@ -87,18 +85,10 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     return ReviewTasks(tuple(tasks), classes)
 
 
-# ---- Label Studio --------------------------------------------------------------------------------------
-
-
 def write_label_studio(
     found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Path:
-    """Write task objects, and the labelling configuration beside them; return where that lies.
-
-    Raises:
-        ExchangeError, ImageError: As `labelling_config` and `to_tasks`; nothing is written.
-        StorageError: The disk is full or refuses.
-    """
+    """Write task objects, and the labelling configuration beside them; return where that lies."""
     config = labelling_config(
         found.classes,
         pictures=any(task.images for task in found.tasks),
@@ -112,11 +102,7 @@ def write_label_studio(
 
 
 def labelling_config(classes: Sequence[str], *, pictures: bool, opinions: bool) -> str:
-    """Return the labelling configuration: one choice among the classes, and unsure.
-
-    Raises:
-        ExchangeError: A class name that Label Studio would read as a variable.
-    """
+    """Return the labelling configuration: one choice among the classes, and unsure."""
     variable = [name for name in classes if name.startswith("$")]
     if variable:
         raise ExchangeError(f"Label Studio reads {variable[0]!r} as a variable: give the class another name")
@@ -143,11 +129,8 @@ def to_tasks(
 ) -> Iterator[Json]:
     """Yield task objects, as Label Studio imports them.
 
-    Args:
-        tasks: The posts.
-        pictures: "data-uri": embedded, scaled down, readable anywhere. "local-files": as URLs of Label
-            Studio's local storage.
-        root: For local files, its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+    Pictures are embedded, scaled down and readable anywhere ("data-uri"), or URLs of Label Studio's local
+    storage ("local-files"), whose LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT `root` is.
 
     Raises:
         ExchangeError: A picture outside `root`, or no `root` for local files.
@@ -194,14 +177,6 @@ def _local(path: Path, root: Path | None) -> str:
             " Label Studio serves local files from (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT)"
         )
     return f"/data/local-files/?d={quote(path.resolve().relative_to(root.resolve()).as_posix())}"
-
-
-# ---- a table -------------------------------------------------------------------------------------------
-
-
-def write_csv(tasks: Sequence[ReviewTask], out: Path) -> None:
-    """Write the table. A StorageError where the disk is full or refuses."""
-    atomic.write_text(out, to_csv(tasks))
 
 
 def to_csv(tasks: Sequence[ReviewTask]) -> str:

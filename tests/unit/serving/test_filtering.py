@@ -14,9 +14,8 @@ from serving_helpers import TextPredictor, validation_of
 
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
-from selftrain.serving.filter import filter_posts
-from selftrain.serving.measured_posts import validation_scores
 from selftrain.serving.row_stream import Sink
+from selftrain.serving.streams import ModelAtWork, filter_posts, validation_scores
 
 
 def records(path):
@@ -29,8 +28,11 @@ def write_rows(path, rows):
 
 
 def run(source, sink, **options):
-    settings = {"threshold": 0.5, "text_limit": 50, "max_pixels": 1000} | options
-    return filter_posts(TextPredictor(), str(source), sink, **settings)
+    settings = {"threshold": 0.5, "text_limit": 50} | options
+    names = ("columns", "tolerance", "max_pixels")
+    own = {"max_pixels": 1000} | {name: settings.pop(name) for name in names if name in settings}
+    work = ModelAtWork(predictor=TextPredictor(), **own)
+    return filter_posts(work, str(source), sink, **settings)
 
 
 def test_a_post_passes_with_all_its_fields_from_the_threshold_on(tmp_path):
@@ -134,10 +136,10 @@ def test_thresholds_come_from_stored_scores_or_from_a_manifest(tmp_path):
         {"id": "d", "text": "fail", "label": "no"},
         {"id": "e"},
     ]
-    measured = validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", rows))
-    assert measured.scores.labels.tolist() == [1, 0]
-    assert measured.scores.probs.tolist() == [0.9, 0.2]
-    assert measured.left_out == 2
+    scores, left_out = validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", rows))
+    assert scores.labels.tolist() == [1, 0]
+    assert scores.probs.tolist() == [0.9, 0.2]
+    assert left_out == 2
     with pytest.raises(ServingError, match="label 'maybe'"):
         validation_scores(TextPredictor(), write_rows(tmp_path / "v.jsonl", [rows[0] | {"label": "maybe"}]))
     with pytest.raises(ServingError, match="no labelled post"):
