@@ -18,7 +18,6 @@ import math
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -162,8 +161,6 @@ class _Alternatives(Sequence[tuple[str, float]]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self._read() == [*other]
 
-    __hash__ = None
-
 
 class _LogProbs(Struct):
     content: list[_Written] | None = None
@@ -265,6 +262,9 @@ class ServerVersion(Struct):
     version: Annotated[str, Meta(max_length=80, pattern=r"^[\w.+\- ]*$")]
 
 
+_READERS: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
 def read_body(raw: bytes, kind: type[Body]) -> Body:
     """Read a body.
 
@@ -272,7 +272,10 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         BrokenAnswerError: It is none of this kind; the message says where, and how it begins.
     """
     try:
-        return _reader(kind).decode(raw)
+        if kind not in _READERS:
+            _READERS[kind] = msgspec.json.Decoder(kind)
+        found: Body = _READERS[kind].decode(raw)
+        return found
     except msgspec.ValidationError as error:
         fault = f"no {getattr(kind, '__name__', kind)}, {error}"
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -290,8 +293,3 @@ def read_cards(raw: bytes) -> list[ModelCard]:
     if raw.lstrip().startswith(b"["):
         return read_body(raw, list[ModelCard])
     return read_body(raw, ModelList).data
-
-
-@cache
-def _reader(kind: type[Body]) -> msgspec.json.Decoder[Body]:
-    return msgspec.json.Decoder(kind)

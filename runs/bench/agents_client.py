@@ -199,7 +199,7 @@ def _answer() -> bytes:
         | {"top_logprobs": [token(cut, -0.01), *(token(f"<{n}>", -9.0 - draw.random()) for n in range(11))]}
         for cut in cuts
     ]
-    message = {
+    message: dict[str, Any] = {
         "role": "assistant", "content": text, "refusal": None, "annotations": None, "audio": None,
         "function_call": None, "tool_calls": [], "reasoning": None,
     }  # fmt: skip
