@@ -161,6 +161,9 @@ class _Alternatives(Sequence[tuple[str, float]]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self._read() == [*other]
 
+    def __hash__(self) -> int:
+        return hash(tuple(self._read()))
+
 
 class _LogProbs(Struct):
     content: list[_Written] | None = None
@@ -271,11 +274,11 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
     Raises:
         BrokenAnswerError: It is none of this kind; the message says where, and how it begins.
     """
+    if kind not in _READERS:
+        _READERS[kind] = msgspec.json.Decoder(kind)
+    found: Body
     try:
-        if kind not in _READERS:
-            _READERS[kind] = msgspec.json.Decoder(kind)
-        found: Body = _READERS[kind].decode(raw)
-        return found
+        found = _READERS[kind].decode(raw)
     except msgspec.ValidationError as error:
         fault = f"no {getattr(kind, '__name__', kind)}, {error}"
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -284,6 +287,8 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         if b"Infinity" in raw:
             with suppress(ValueError, RecursionError):
                 return msgspec.convert(json.loads(raw), kind)
+    else:
+        return found
     opening = repr(raw[:120].decode("utf-8", "replace")) + ("..." if len(raw) > 120 else "")
     raise BrokenAnswerError(f"{fault}: {opening}")
 
