@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from agents.ask.answer_schema import AnyForm, ParsedAnswer, parse_answer
 from agents.ask.cache import CachedAnswer, Keeper, Note, ResponseCache, kept_row, unusable_row
-from agents.ask.prepare import Pictures, PreparedPost, encoder
+from agents.ask.prepare import PictureLoader, PreparedPost, encoder
 from agents.client.base import (
     Backend,
     ChatRequest,
@@ -189,7 +189,7 @@ class MeteredClient:
     """
 
     def __init__(
-        self, backend: Backend, identity: Identity, account: Account, manner: Manner, pictures: Pictures
+        self, backend: Backend, identity: Identity, account: Account, manner: Manner, pictures: PictureLoader
     ) -> None:
         self.identity = identity
         self.source = f"vlm:{identity.model}" + (f"@{identity.revision[:12]}" if identity.revision else "")

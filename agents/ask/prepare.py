@@ -40,7 +40,7 @@ class PreparedPost:
     fault: str = ""  # why it cannot be asked about; empty if it can
 
 
-class Pictures:
+class PictureLoader:
     """The pictures of posts: known by their files, decoded when they are first sent, and remembered.
 
     Where every answer is there already, none is decoded. A file is known by path, size and time of change:
@@ -126,7 +126,7 @@ async def prepare_post(post: PostLike, opener: Opener, *, side: int, most: int) 
 
     A picture that cannot be read is no error: it is the prepared post's fault, and costs no call.
     """
-    pictures = Pictures(opener, side)
+    pictures = PictureLoader(opener, side)
     prepared = await pictures.prepare(post, most)
     try:
         made = await pictures.load(ChatRequest((Message("user", prepared.pictures),), None, Sampling(1)))

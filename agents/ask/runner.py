@@ -27,7 +27,7 @@ from agents.ask.metering import (
     StoppedError,
     UsageTotals,
 )
-from agents.ask.prepare import Opener, Pictures, PreparedPost
+from agents.ask.prepare import Opener, PictureLoader, PreparedPost
 from agents.client.base import Backend, Identity, PromptSize
 from agents.errors import CallFailedError, RequestRefusedError
 from agents.judgment import PostLike
@@ -80,7 +80,7 @@ class Runner:
         self.cache = cache
         self.max_images = max_images
         self._models = {DEFAULT: (backend, manner), **(others or {})}
-        self._pictures = Pictures(opener, image_side)
+        self._pictures = PictureLoader(opener, image_side)
         self._account = Account(cache, run, token_cap)
         self._width = width
         self._progress = progress
