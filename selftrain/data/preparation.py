@@ -33,41 +33,27 @@ from selftrain.selection import quotas
 
 
 class PreparedData(NamedTuple):
-    """What a run works on.
+    """What a run works on."""
 
-    Attributes:
-        task: Classes, policy, questions.
-        corpus: Posts by position, with features.
-        quarantine: Everything left out: bad rows, copies across splits, posts that could not be encoded.
-        identity: What must be the same when the run goes on.
-        posts: Post id -> its split, and a digest of text and label: says what differs where that is not so.
-    """
-
-    task: Task
-    corpus: Corpus
+    task: Task  # classes, policy, questions
+    corpus: Corpus  # posts by position, with features
+    # everything left out: bad rows, copies across splits, posts that could not be encoded
     quarantine: list[Json]
-    identity: Json
+    identity: Json  # what must be the same when the run goes on
+    # post id -> its split, and a digest of text and label: says what differs where that is not so
     posts: Mapping[str, str]
 
 
 class SplitPosts(NamedTuple):
-    """Posts in their splits, as `split` gives them to a `SelfTrainer`.
+    """Posts in their splits, as `split` gives them to a `SelfTrainer`."""
 
-    Attributes:
-        task: Classes, policy, questions.
-        splits: Every label of train still in use; which of them to hide is drawn when features are known.
-        section: How they were split.
-        seed: Of the draws.
-        quarantine: Rows left out, and notes.
-        hints: What may have been read otherwise than it was meant, one line each.
-    """
-
-    task: Task
+    task: Task  # classes, policy, questions
+    # every label of train still in use; which of them to hide is drawn when features are known
     splits: Splits
-    section: DataSection
-    seed: int
-    quarantine: list[Json]
-    hints: tuple[str, ...] = ()
+    section: DataSection  # how they were split
+    seed: int  # of the draws
+    quarantine: list[Json]  # rows left out, and notes
+    hints: tuple[str, ...] = ()  # what may have been read otherwise than it was meant, one line each
 
 
 def split(
