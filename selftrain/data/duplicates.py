@@ -14,7 +14,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from selftrain.data.matching import (
-    COSINE,
     HASH_DISTANCE,
     Embeddings,
     HashIndex,
@@ -28,19 +27,6 @@ from selftrain.data.matching import (
 from selftrain.data.posts import Post
 from selftrain.data.splits import PRIORITY, Splits
 from selftrain.errors import SplitError
-
-__all__ = [
-    "COSINE",
-    "Dropped",
-    "DuplicateGroup",
-    "Embeddings",
-    "Match",
-    "conflicting_labels",
-    "describe_copies",
-    "find_duplicates",
-    "in_order",
-    "separate",
-]
 
 _Node = TypeVar("_Node", bound=Hashable)
 

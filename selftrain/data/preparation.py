@@ -14,17 +14,11 @@ from selftrain._util.types import Json
 from selftrain.config import BackboneSection, DataSection, Recipe
 from selftrain.data.columns import SPLIT
 from selftrain.data.corpus import Corpus, build_corpus, ordered_posts
-from selftrain.data.duplicates import (
-    Dropped,
-    Embeddings,
-    conflicting_labels,
-    describe_copies,
-    in_order,
-    separate,
-)
+from selftrain.data.duplicates import Dropped, conflicting_labels, describe_copies, in_order, separate
 from selftrain.data.features import EncoderPool, FeatureTable, extract_features
 from selftrain.data.inline_pictures import cache_home
 from selftrain.data.manifest import NOTE, ManifestReport, Tolerance, read_manifest
+from selftrain.data.matching import Embeddings
 from selftrain.data.posts import Post
 from selftrain.data.splits import Splits, split_by_column, split_by_shares, split_given
 from selftrain.data.task import Task, load_task
@@ -141,7 +135,8 @@ def prepare_split(
             pool=pool,
         )  # fmt: skip
 
-    splits, failed = _without_failures(drawn, extract(in_order(drawn)))
+    failed = extract(in_order(drawn)).failed
+    splits = drawn.without(failed) if failed else drawn
     _enforce_failures(failed, len(in_order(drawn)), recipe.data)
     with _explained(hints):
         splits, dropped = _keep_apart(splits, recipe.data, extract)
@@ -274,10 +269,6 @@ def _keep_apart(
     table = extract(in_order(splits))
     embeddings = Embeddings(table.rows, table.layout.text, section.near_duplicate_cosine)
     return separate(splits, match=section.duplicates, embeddings=embeddings)
-
-
-def _without_failures(splits: Splits, table: FeatureTable) -> tuple[Splits, dict[str, str]]:
-    return (splits.without(table.failed), table.failed) if table.failed else (splits, {})
 
 
 def _enforce_failures(failed: dict[str, str], total: int, section: DataSection) -> None:
