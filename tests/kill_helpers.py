@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE
+
+from processes import Process
 
 CHECKOUT = Path(__file__).parents[1]
 CHILDREN = CHECKOUT / "tests" / "integration"
@@ -41,10 +42,7 @@ def child(script):
 
     Every call runs in a process of its own, forked from one that has imported everything already.
     """
-    server = subprocess.Popen(
-        [sys.executable, str(CHILDREN / script)],
-        cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
-    )  # fmt: skip
+    server = Process([CHILDREN / script], cwd=CHECKOUT, stdin=PIPE, stderr=None, env=ENVIRONMENT)
     assert server.stdout.readline() == "ready\n"
 
     def ask(**line):

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import Process
 
 from backbones.base import Encoded, FeatureLayout
 from selftrain.data.feature_store import FORMAT
@@ -68,13 +67,7 @@ class SlowBackbone:
 
 def start(root, step=1, kill_after=-1):
     arguments = [str(Path(__file__).parent), str(root), str(step), str(kill_after)]
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, *arguments],
-        cwd=CHECKOUT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Process(("-c", CHILD, *arguments), cwd=CHECKOUT)
 
 
 def test_a_killed_extraction_goes_on_where_it_was(tmp_path):
