@@ -21,7 +21,7 @@ POSTS = 400
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import test_features_killed as room
 root, step, kill_after = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 backbone = room.SlowBackbone(kill_after)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def launch():
     """Runs one filter in a process of its own: exit code, and what it told."""
-    with child("filter_child.py") as ask:
+    with child("filter_child.py", light=True) as ask:
         yield lambda source, sink, kill=None, **options: ask(
             source=str(source), sink=str(sink), kill=kill, **options
         )
