@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def become(request, paths):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    np.random.seed()  # a fresh process has a state of its own
+    np.random.seed()  # a fresh process has a state of its own,
+    tempfile.tempdir = None  # and asks its own environment for the folder of temporary files
     if os.environ.get("PYTHONUNBUFFERED"):
         sys.stdout.reconfigure(write_through=True)
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *paths]
