@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -108,7 +109,8 @@ def become(request, paths):
     np.random.seed()  # a fresh process has a state of its own,
     tempfile.tempdir = None  # and asks its own environment for the folder of temporary files
     if os.environ.get("PYTHONUNBUFFERED"):
-        sys.stdout.reconfigure(write_through=True)
+        kinds = {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors, "write_through": True}
+        sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), **kinds)
     sys.path[:] = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *paths]
 
 
