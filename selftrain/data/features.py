@@ -80,15 +80,10 @@ class FeatureTable:
 
 
 class EncoderPool(NamedTuple):
-    """Who computes features where it is not this process alone.
+    """Who computes features where it is not this process alone."""
 
-    Attributes:
-        engine: Runs the encoders.
-        make_backbone: Makes the same backbone once more.
-    """
-
-    engine: Engine
-    make_backbone: Callable[[], Backbone]
+    engine: Engine  # runs the encoders
+    make_backbone: Callable[[], Backbone]  # makes the same backbone once more
 
 
 class _CacheKey(NamedTuple):
