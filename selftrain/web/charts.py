@@ -313,7 +313,8 @@ def to_svg(figure: Figure, name: str, description: str, *, when: str = "") -> Ma
         patch.set(facecolor="none", edgecolor="none")
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify": True}):
         # `savefig` would draw everything twice, the first time for the layout, which drawing makes anyway
-        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None, "Creator": None})
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(written, metadata={"Date": None, "Creator": None})
     root = ElementTree.fromstring(written.getvalue())
     used = {one.decode() for one in re.findall(rb'#([\w-]+)["\)]', written.getvalue())}
     for parent in [*root.iter()]:
