@@ -105,7 +105,7 @@ class Corpus:
 
 
 def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corpus:
-    """Line up the posts of all splits; `table` has the features of `ordered_posts(splits)`, where there are any.
+    """Line up the posts of all splits; `table` has the features of `ordered_posts(splits)`, if any.
 
     Raises:
         SplitError: Too few labels to train or validate on.
