@@ -32,23 +32,14 @@ READ, SET_ASIDE, REFUSED = "read", "set aside", "refused"
 
 
 class Kind(NamedTuple):
-    """A kind of input.
+    """A kind of input."""
 
-    Attributes:
-        name: What is unusual about it.
-        file: In the folder of cases, or the name of one that is written here.
-        outcome: READ: the eight posts, as they are meant. SET_ASIDE: rows, one by one. REFUSED: the file.
-        told: What the output has to name.
-        content: Bytes of a file that is written here, or what makes them; None for one of the folder.
-        posts: How many posts are left where rows are set aside; None: any number.
-    """
-
-    name: str
-    file: str
-    outcome: str
-    told: tuple[str, ...] = ()
-    content: bytes | Callable[[], bytes] | None = None
-    posts: int | None = None
+    name: str  # what is unusual about it
+    file: str  # in the folder of cases, or the name of one that is written here
+    outcome: str  # READ: the eight posts, as they are meant. SET_ASIDE: rows, one by one. REFUSED: the file
+    told: tuple[str, ...] = ()  # what the output has to name
+    content: bytes | Callable[[], bytes] | None = None  # or what makes it; None for one of the folder
+    posts: int | None = None  # how many are left where rows are set aside; None: any number
 
 
 def more(fields):

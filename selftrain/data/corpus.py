@@ -105,12 +105,7 @@ class Corpus:
 
 
 def build_corpus(splits: Splits, task: Task, table: FeatureTable | None) -> Corpus:
-    """Line up the posts of all splits.
-
-    Args:
-        splits: Checked splits; pool posts carry no label, `splits.truth` what is known of them.
-        task: Its classes.
-        table: Features of `ordered_posts(splits)`, or None.
+    """Line up the posts of all splits; `table` has the features of `ordered_posts(splits)`, if any.
 
     Raises:
         SplitError: Too few labels to train or validate on.

@@ -561,21 +561,13 @@ class Tolerance(NamedTuple):
         self,
         bad: int,
         total: int,
-        lines: Iterable[str],
+        lines: Iterable[str],  # the first of the bad ones, each with its reason
         *,
-        what: str,
-        where: str = "",
-        fault: str = "are set aside",
+        what: str,  # was counted: "rows" or "posts"
+        where: str = "",  # the file, and a colon
+        fault: str = "are set aside",  # what became of them
     ) -> None:
         """Stop when more was set aside than tolerated.
-
-        Args:
-            bad: How many were set aside.
-            total: Of how many.
-            lines: The first of them, each with its reason.
-            what: What was counted, "rows" or "posts".
-            where: The file, and a colon.
-            fault: What became of them.
 
         Raises:
             QuarantineError: With the count, the share, `lines` and what to type.

@@ -558,11 +558,7 @@ def _column_name(name: str, place: int) -> str:
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:
-    """Refuse column names that cannot be read, or told apart.
-
-    Raises:
-        ManifestError: Which, and what to do.
-    """
+    """Refuse column names that cannot be read, or told apart."""
     if any(not name.isprintable() for name in names):
         raise ManifestError(
             f"{path} has the columns {shorten(list(names)[:12])}; expected readable names in UTF-8: correct"

@@ -93,9 +93,7 @@ def import_dataset(
     id stays. Rows left out are reported, never dropped in silence.
 
     Args:
-        importer: Which data set.
         source: The folder, or the file, that was published.
-        out: Made if need be.
         allow_missing_images: Keep the text of a post whose image is missing, instead of stopping.
         decode_entities: Write ``&amp;`` and its kin as the characters that they stand for.
 
