@@ -29,7 +29,7 @@ def test_what_is_put_is_got_back(tmp_path):
     assert store.get("a") is None
     store.put("a", paid("\u2028 \U0001f600 '; DROP TABLE answers"), NOTE)
     store.close()
-    assert ResponseCache(tmp_path / "deep" / "answers.sqlite").get("a") == paid(
+    assert ResponseCache(tmp_path / "deep" / "answers.sqlite").get("a")[1] == paid(
         "\u2028 \U0001f600 '; DROP TABLE answers"
     )
 
@@ -38,7 +38,7 @@ def test_the_first_answer_under_a_key_stays(tmp_path):
     store = ResponseCache(tmp_path / "a.sqlite")
     store.put("a", paid("first"), NOTE)
     store.put("a", paid("second"), NOTE)
-    assert store.get("a").text == "first"
+    assert store.get("a")[1].text == "first"
 
 
 def test_what_a_run_has_spent_is_told_by_run(tmp_path):
@@ -78,7 +78,7 @@ def test_a_process_killed_after_an_answer_has_kept_it(tmp_path):
     assert child.returncode == -signal.SIGKILL
     store = ResponseCache(tmp_path / "a.sqlite")
     assert len(told.split()) == 20
-    assert [store.get(f"k{i}").text for i in range(20)] == told.split()
+    assert [store.get(f"k{i}")[1].text for i in range(20)] == told.split()
 
 
 def test_several_processes_share_a_store(tmp_path):
@@ -121,7 +121,7 @@ def test_an_answer_that_was_damaged_is_none_and_what_it_cost_stays(tmp_path, col
     assert "cannot be used" in caplog.text
     assert store.spent("run").total >= 23
     store.put("a", paid("again"), NOTE)
-    assert store.get("a").text == "again"
+    assert store.get("a")[1].text == "again"
 
 
 def test_a_store_of_another_version_is_refused(tmp_path):
