@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import Process
 from ray_helpers import NotedPredictor, raises
 from serving_helpers import TextPredictor
 from test_readme import blocks
@@ -158,10 +159,10 @@ print(go(Path(source), Path(sink), OnRay(address), seconds=0.1, commit_seconds=0
 
 def test_where_the_driver_is_killed_the_same_command_goes_on(cluster, source, expected, tmp_path):
     sink = tmp_path / "sink.jsonl"
-    words = [sys.executable, "-c", DRIVER, str(source), str(sink), cluster.address]
+    words = ("-c", DRIVER, source, sink, cluster.address)
     progress = sink.with_name(f"{sink.name}.progress.json")
     place = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": f"{os.environ['PYTHONPATH']}:{HERE}"}}
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, **place) as driver:
+    with Process(words, stdout=subprocess.DEVNULL, stderr=None, **place) as driver:
         deadline = time.monotonic() + 60
         while not (written(sink) and json.loads(progress.read_text())["tally"]["rows"]):
             assert driver.poll() is None
