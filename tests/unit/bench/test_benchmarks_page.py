@@ -9,7 +9,7 @@ import pytest
 
 from runs.bench import page
 from runs.bench.study import Figure, Figures
-from tests.conftest import CHECKOUT
+from kill_helpers import CHECKOUT
 
 
 def test_every_table_is_as_its_figures():
