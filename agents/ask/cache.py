@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -238,6 +239,7 @@ class Keeper:
 
     def __init__(self, cache: ResponseCache) -> None:
         self._cache = cache
+        self._thread = ThreadPoolExecutor(1, "answers")
         self._asked: list[tuple[Sequence[str], _Found]] = []
         self._rows: list[tuple[Row, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
@@ -280,7 +282,7 @@ class Keeper:
         try:
             while self._rows:
                 group, self._rows = self._rows, []
-                errors = await asyncio.to_thread(self._write, [row for row, _ in group])
+                errors = await self._in_thread([row for row, _ in group])
                 for (_, written), error in zip(group, errors, strict=True):
                     if written.done():
                         continue  # whoever waited was cancelled; the answer is kept all the same
@@ -292,6 +294,15 @@ class Keeper:
             self._task = None
             if self._rows:  # the loop ends; what came is paid for
                 self._write([row for row, _ in self._rows])
+
+    async def _in_thread(self, rows: Sequence[Row]) -> list[StoreError | None]:
+        writing = self._thread.submit(self._write, rows)
+        try:
+            return await asyncio.wrap_future(writing)
+        except asyncio.CancelledError:
+            if writing.cancelled():  # before it began; what came is paid for
+                self._write(rows)
+            raise
 
     def _write(self, rows: Sequence[Row]) -> list[StoreError | None]:
         """Return for each row why it could not be written, or None."""

@@ -286,6 +286,10 @@ def is_usable(url: str) -> bool:
     """
     try:
         host, port = urlsplit(url).hostname or "", urlsplit(url).port
+        if re.fullmatch(r"[\d.]+", host):
+            ipaddress.ip_address(host)
+        if re.search(r"[\x00-\x20\x7f<>^`{|}%\\]", host):
+            return False
         looked_up = host.encode("idna")  # as the resolver will: labels of 1 to 63 characters
     except ValueError:
         return False

@@ -27,6 +27,7 @@ from selftrain.data.manifest import Tolerance
 from selftrain.engine import on_ray
 from selftrain.engine.on_ray import OnRay
 from selftrain.errors import EngineError, ManifestError, QuarantineError, ServingError
+from selftrain.serving.row_stream import COMMIT_SECONDS
 from selftrain.serving.streams import ModelAtWork, filter_posts
 
 HERE = Path(__file__).parent
@@ -79,10 +80,11 @@ def bytes_of(sink):
     return sink.read_bytes(), sink.with_name(f"{sink.name}.quarantine.jsonl").read_bytes()
 
 
-def go(source, sink, engine=None, *, seconds=0.0, gather=1, **options):
+def go(source, sink, engine=None, *, seconds=0.0, gather=1, commit_seconds=COMMIT_SECONDS, **options):
     load = None if engine is None else partial(NotedPredictor, sink.with_name("notes.jsonl"), seconds, gather)
     work = ModelAtWork(predictor=TextPredictor(), engine=engine, load=load, max_pixels=1000, **options)
-    return filter_posts(work, str(source), sink, threshold=0.5, text_limit=50)
+    limits = {"threshold": 0.5, "text_limit": 50, "commit_seconds": commit_seconds}
+    return filter_posts(work, str(source), sink, **limits)
 
 
 def notes(place):
