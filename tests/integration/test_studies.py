@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from kill_helpers import CHECKOUT
 from processes import run
-
-from tests.conftest import CHECKOUT
 
 TYPED = {
     "selection": [],
