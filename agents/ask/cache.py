@@ -276,7 +276,14 @@ class Keeper:
         self._rows.append((row, written))
         if self._task is None:
             self._task = asyncio.create_task(self._write_groups())
-        await written
+        try:
+            await written
+        except asyncio.CancelledError:
+            # the loop may end before the next group begins; what came is paid for
+            if (row, written) in self._rows:
+                self._rows.remove((row, written))
+                self._cache.write([row])
+            raise
 
     async def _write_groups(self) -> None:
         try:
