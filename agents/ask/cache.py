@@ -17,7 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -307,8 +307,11 @@ class Keeper:
         try:
             return await asyncio.wrap_future(writing)
         except asyncio.CancelledError:
-            if writing.cancelled():  # before it began; what came is paid for
+            # the loop ends, and the file may be closed next; what came is paid for
+            if writing.cancelled():  # before it began
                 self._write(rows)
+            else:
+                wait([writing])
             raise
 
     def _write(self, rows: Sequence[Row]) -> list[StoreError | None]:
