@@ -60,6 +60,10 @@ STUDIES = {
         "how long honest clients of `selftrain serve` wait while hostile ones attack it",
         "--seconds 3 --repeats 1",
     ),
+    "soak": Study(
+        "what hours of requests and rounds leave in memory, open files and on disk",
+        "--requests 60 --rounds 10",
+    ),
     "scale": Study(
         "posts by the workers of a Ray cluster beside one process: time, memory, the same bytes",
         "--n 2000 --encoded 0 --repeats 1",
