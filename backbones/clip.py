@@ -22,7 +22,7 @@ from backbones.base import FeatureLayout
 from backbones.errors import WeightsError
 from backbones.loading import Placement, place
 from backbones.torchvision_compat import ensure_torchvision
-from backbones.towers import ToPixels, Towers, TwoTowers, inference
+from backbones.towers import Towers, TwoTowers, inference
 
 ensure_torchvision()
 import open_clip  # noqa: E402
@@ -120,7 +120,8 @@ class CLIP(TwoTowers):
         size = self._preprocessing["size"]
         sides = (size, size) if isinstance(size, int) else (size[0], size[1])
         module.layout = _measure(module, self._tokenizer, sides)
-        evaluate, augment = (_transform_of(self._preprocessing, train=train) for train in (False, True))
+        config = PreprocessCfg(**self._preprocessing)
+        evaluate, augment = (image_transform_v2(config, is_train=train) for train in (False, True))
         super().__init__(module, evaluate, augment, sides)
         self._module = module
 
@@ -165,11 +166,7 @@ def _measure(module: CLIPModule, tokenizer: Tokenize, sides: tuple[int, int]) ->
 
 
 def load_model(model: str, weights: str | Path, like: str | None) -> nn.Module:
-    """Load the model with its weights, on the CPU in float32.
-
-    Raises:
-        WeightsError: see `CLIP`.
-    """
+    """Load the model with its weights, on the CPU in float32."""
     with_schema = parse_model_name(model)[0] is not None
     tag = {} if with_schema else _check_choice(model, weights, like)
     try:
@@ -209,11 +206,6 @@ def _architecture(model: str, weights: str | Path, like: str | None) -> dict[str
         return {"hub": identifier}
     tag = open_clip.get_pretrained_cfg(model, like or str(weights))
     return {**(open_clip.get_model_config(model) or {}), "tag_quick_gelu": bool(tag.get("quick_gelu", False))}
-
-
-def _transform_of(preprocessing: Mapping[str, Any], *, train: bool) -> ToPixels:
-    transform: ToPixels = image_transform_v2(PreprocessCfg(**preprocessing), is_train=train)
-    return transform
 
 
 def _check_choice(model: str, weights: str | Path, like: str | None) -> dict[str, Any]:

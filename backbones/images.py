@@ -55,8 +55,7 @@ class ImageHeader(NamedTuple):
 def check_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     """Judge a file by its header alone; nothing is decoded, so a truncated body is not noticed here.
 
-    Raises:
-        ImageError: the file is absent, not an image of `FORMATS`, larger than `max_pixels`, or a strip.
+    ImageError: the file is absent, not an image of `FORMATS`, larger than `max_pixels`, or a strip.
     """
     with _header(path, max_pixels) as image:
         return ImageHeader(image.width, image.height, str(image.format), _work(path, image))
@@ -65,17 +64,14 @@ def check_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
 def open_image(path: Path, *, max_pixels: int = MAX_PIXELS, target_size: int | None = None) -> Image.Image:
     """Decode a file to an upright RGB image: first frame, EXIF orientation applied, alpha laid on white.
 
-    Args:
-        path: A local file.
-        max_pixels: Width x height above which the file is refused undecoded.
-        target_size: Side in pixels that the caller will shrink the image to. JPEG files are then decoded at
-            a fraction of their size, and others of more than `LARGE` pixels come shrunk by a whole number,
-            never below twice this side; None gives them in full.
+    Of a `target_size`, the side in pixels that the caller will shrink the image to, JPEG files are decoded at
+    a fraction of their size, and others of more than `LARGE` pixels come shrunk by a whole number, never
+    below twice this side; None gives them in full.
 
     Raises:
         ImageError: as `check_image`, and for a file that is truncated or damaged.
     """
-    with _header(path, max_pixels) as image, _ALONE if _is_large(image) else nullcontext():
+    with _header(path, max_pixels) as image, _ALONE if image.width * image.height > LARGE else nullcontext():
         if target_size is not None:
             side = target_size * _DRAFT_MARGIN
             image.draft(None, (side, side))
@@ -135,10 +131,6 @@ def _scans(path: Path) -> int:
     return path.read_bytes().count(b"\xff\xda")
 
 
-def _is_large(image: Image.Image) -> bool:
-    return image.width * image.height > LARGE
-
-
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
@@ -157,7 +149,7 @@ def _upright(image: Image.Image, target_size: int | None) -> Image.Image:
     """Return a decoded picture as upright RGB; a large one shrunk by a whole number where that is asked."""
     from PIL import ExifTags, Image, ImageOps
 
-    if not _is_large(image):
+    if image.width * image.height <= LARGE:
         return _to_rgb(ImageOps.exif_transpose(image))
     short = min(image.size)
     factor = max(1, short // (target_size * _DRAFT_MARGIN)) if target_size else 1

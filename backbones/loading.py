@@ -17,11 +17,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_file(path: Path, sha256: str, package: str) -> None:
-    """Compare a file's full SHA-256 with the pinned one.
-
-    Raises:
-        WeightsError: the file is absent, or its contents are others.
-    """
+    """Raise WeightsError where a file is absent, or its full SHA-256 is not the pinned one."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected the weights of {package}. Reinstall {package}.")
     with path.open("rb") as file:
@@ -34,11 +30,7 @@ def check_file(path: Path, sha256: str, package: str) -> None:
 
 
 def package_folder(module: str, package: str) -> Path:
-    """Return the folder of a package that carries weights, imported as `module`, installed as `package`.
-
-    Raises:
-        WeightsError: The package is not installed.
-    """
+    """Return the folder of a package that carries weights, imported as `module`, installed as `package`."""
     try:
         found = importlib.import_module(module).__file__
     except ImportError as error:
@@ -47,22 +39,19 @@ def package_folder(module: str, package: str) -> Path:
 
 
 def loading_error(what: str, error: Exception, advice: str) -> WeightsError:
-    """Return the error to raise where transformers could not load something.
+    """Return the error to raise where transformers could not load something; `advice` is what was expected.
 
     Everything is loaded with ``trust_remote_code=False``: left open, transformers would ask at a terminal
     whether to run a stranger's code.
-
-    Args:
-        what: What was to be loaded, and that it could not.
-        error: Of transformers.
-        advice: What was expected.
     """
     if "trust_remote_code" in str(error):
         return WeightsError(
             f"{what}: it brings code of its own (auto_map), and code of strangers is never run. Expected a"
             " model that transformers knows by itself"
         )
-    return WeightsError(f"{what}: {first_line(error)}. {advice}")
+    lines = (line.strip() for line in str(error).splitlines())
+    first = next((line for line in lines if line), type(error).__name__).rstrip(".")
+    return WeightsError(f"{what}: {first}. {advice}")
 
 
 @contextmanager
@@ -77,12 +66,6 @@ def quiet_loading() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line with words of what a library says, without its full stop."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__).rstrip(".")
 
 
 class Placement(NamedTuple):
@@ -101,12 +84,8 @@ class Placement(NamedTuple):
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
     """Resolve the two arguments that every backbone takes.
 
-    Args:
-        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, bf16 on a GPU that has it, else fp16.
-
-    Raises:
-        ValueError: another dtype, or "cuda" where there is none.
+    The device is "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"; ValueError where there is none.
+    The dtype is "fp32", "bf16", "fp16", or "auto": fp32 on a CPU, bf16 on a GPU that has it, else fp16.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -74,16 +74,12 @@ class MiniLMEfficientNetModule(Towers):
         return F.normalize((states.float() * weights).sum(1) / weights.sum(1).clamp_min(1), dim=1)
 
     def embed_packed(self, tokens: Sequence[Sequence[int]], block: int, short: int) -> Tensor:
-        """Embed texts to unit embeddings [N, T], each to the same bits whatever stands beside it.
+        """Embed texts, longest first, to unit embeddings [N, T], each to the same bits whatever is beside it.
 
         Their tokens lie one after the other, without padding between them. How a matrix product rounds hangs
-        on how many rows it has, so what is computed token by token is computed in blocks of as many rows
-        always, and only attention, which looks at one text at a time, follows the texts.
-
-        Args:
-            tokens: Ids of each text, longest first.
-            block: Rows of a block.
-            short: The last one is filled up to a multiple of so many.
+        on how many rows it has, so what is computed token by token is computed in blocks of `block` rows, the
+        last one filled up to a multiple of `short`, and only attention, which looks at one text at a time,
+        follows the texts.
         """
         device, lengths = self.placement.device, [len(ids) for ids in tokens]
         padding = [0] * (-sum(lengths) % short)
@@ -262,15 +258,9 @@ def _through_layer(layer: Any, states: Tensor, lengths: Sequence[int], block: in
 
 
 def _attend(projected: Tensor, lengths: Sequence[int], heads: int) -> Tensor:
-    """Let the tokens of each text attend to each other.
+    """Let the tokens of each text attend to each other: from queries, keys, values [R, 3 * T] to [R, T].
 
-    Args:
-        projected: Queries, keys and values [R, 3 * T].
-        lengths: Tokens of each text, longest first; what lies behind them belongs to none.
-        heads: Of the attention.
-
-    Returns:
-        [R, T]; zero where no text is.
+    Texts have so many tokens each, longest first; what lies behind them belongs to none, and gives zeros.
     """
     seen = projected.new_zeros(len(projected), projected.shape[1] // 3)
     start = 0

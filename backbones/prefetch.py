@@ -34,10 +34,7 @@ def prefetch(
 ) -> Generator[Result, None, None]:
     """Yield `map(function, items)`, computed in threads: in the same order, twice `threads` early at most.
 
-    Args:
-        function: Called in several threads at once.
-        items: Any number; drawn in the caller's thread, as results are asked for.
-        threads: 0 calls `function` where a result is asked for, as `map` does.
+    Items are drawn in the caller's thread, as results are asked for; 0 threads call `function` there too.
 
     Raises:
         Exception: What `function` raises, when its result's turn comes; nothing is begun after that.
@@ -64,15 +61,10 @@ def read_ahead(
 ) -> Generator[Result, None, None]:
     """Yield `map(function, items)`, computed in processes: in the same order, a few items early a process.
 
-    Args:
-        function: Of tensors, tuples and dictionaries; where processes cannot be forked it is pickled.
-        items: Any number; drawn in the caller's process, as results are asked for.
-        workers: Processes; 0 calls `function` where a result is asked for. So do all where items are few, and
-            in a thread beside the main one: servers answer there, and a fork of many threads may hang.
-        pin: Put tensors where a GPU can copy them from while it computes.
-
-    Raises:
-        Exception: What `function` raises, when its result's turn comes.
+    The function is one of tensors, tuples and dictionaries; where processes cannot be forked it is pickled.
+    Without workers it is called where a result is asked for. So do all where items are few, and in a thread
+    beside the main one: servers answer there, and a fork of many threads may hang. `pin` puts tensors where a
+    GPU can copy them from while it computes. What is raised is raised when its result's turn comes.
     """
     from torch import Generator as TorchGenerator
     from torch.utils.data import DataLoader
@@ -86,7 +78,8 @@ def read_ahead(
     loader: DataLoader[Any] = DataLoader(
         given, batch_size=None, sampler=chain(first, stream), num_workers=workers, prefetch_factor=_AHEAD,
         pin_memory=pin, collate_fn=_as_it_is, worker_init_fn=_begin_worker, generator=TorchGenerator(),
-        multiprocessing_context=_start_method(),
+        # workers touch no device, and scripts need no `if __name__ == ...`
+        multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
     )  # fmt: skip
     for result, error in loader:
         if error is not None:
@@ -140,8 +133,3 @@ def _as_it_is(result: Result) -> Result:
 def _begin_worker(_number: int) -> None:
     # a tokenizer with threads of its own would warn in every process that it was forked
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def _start_method() -> str | None:
-    """Return "fork" where there is one: workers touch no device, and scripts need no `if __name__ == ...`."""
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None

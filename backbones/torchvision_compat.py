@@ -23,8 +23,7 @@ _declared: list[torch.library.Library] = []
 def ensure_torchvision() -> None:
     """Import torchvision, declaring its two missing operators when it fails for want of them.
 
-    Raises:
-        TorchvisionError: torchvision is absent, or fails for another reason.
+    TorchvisionError: it is absent, or fails for another reason.
     """
     try:
         importlib.import_module("torchvision")

@@ -81,10 +81,8 @@ class Towers(nn.Module):
 class TwoTowers:
     """A `Backbone` of two towers, but for its name, its loading and its tokens.
 
-    Args:
-        module: The towers, loaded; moved to their device here.
-        evaluate, augment: What becomes of images, and at training.
-        sides: H and W of the pixels.
+    The module is moved to its device here. `evaluate` and `augment` say what becomes of images, the latter at
+    training; `sides` are H and W of the pixels.
     """
 
     name: str
@@ -236,17 +234,9 @@ def has_text(post: Encodable) -> bool:
 
 
 def assemble(text: Tensor, text_rows: Tensor, image: Tensor, image_rows: Tensor, size: int) -> Tensor:
-    """Assemble unit embeddings to feature rows.
+    """Assemble unit embeddings [N, T] and [M, I] to feature rows [B, D], float32, of `size` posts.
 
-    Args:
-        text: Unit text embeddings [N, T].
-        text_rows: The post that each text belongs to [N], relative to the batch.
-        image: Unit image embeddings [M, I].
-        image_rows: The post that each image belongs to [M]; the images of one post are averaged.
-        size: B.
-
-    Returns:
-        Rows [B, D], float32.
+    `text_rows` [N] and `image_rows` [M] are the posts that they belong to; the images of one are averaged.
     """
     text_block = text.new_zeros(size, text.shape[1]).index_add(0, text_rows, text)
     image_sum = image.new_zeros(size, image.shape[1]).index_add(0, image_rows, image)

@@ -33,32 +33,22 @@ if TYPE_CHECKING:
     from losses.process import answer_sums as answer_sums
     from losses.process import process_loss as process_loss
 
-_HOME = {
-    "ACTWeights": "act",
-    "AgainstRest": "against_rest",
-    "BatchError": "base",
-    "ClassLoss": "base",
-    "Form": "pnu",
-    "Group": "base",
-    "LossError": "base",
-    "LossOutput": "base",
-    "PNULoss": "pnu",
-    "PNUWeights": "pnu",
-    "PriorEstimateError": "base",
-    "ProcessOutput": "process",
-    "RoundLoss": "base",
-    "SettingError": "base",
-    "act_cross_entropy": "act",
-    "act_loss": "act",
-    "act_variance": "act",
-    "act_weights": "act",
-    "answer_sums": "process",
-    "equals_mixed_labels": "act",
-    "estimate_prior": "prior",
-    "non_negative": "act",
-    "process_loss": "process",
-}
-__all__ = list(_HOME)
+_NAMES = {
+    "act": (
+        "ACTWeights", "act_cross_entropy", "act_loss", "act_variance", "act_weights", "equals_mixed_labels",
+        "non_negative",
+    ),
+    "against_rest": ("AgainstRest",),
+    "base": (
+        "BatchError", "ClassLoss", "Group", "LossError", "LossOutput", "PriorEstimateError", "RoundLoss",
+        "SettingError",
+    ),
+    "pnu": ("Form", "PNULoss", "PNUWeights"),
+    "prior": ("estimate_prior",),
+    "process": ("ProcessOutput", "answer_sums", "process_loss"),
+}  # fmt: skip
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOME)  # noqa: PLE0605 -- a list of texts all the same
 
 
 def __getattr__(name: str) -> object:

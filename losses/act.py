@@ -148,15 +148,9 @@ def act_cross_entropy(
 
 
 def act_weights(reviewed: Tensor, inclusion: Tensor, *, power: float = 1.0) -> ACTWeights:
-    """The weights of machine and human losses, for a trainer that adds the losses up itself.
+    """Return the weights of machine and human losses, for a trainer that adds the losses up itself.
 
-    Args:
-        reviewed: delta [B], bool.
-        inclusion: pi [B], floats.
-        power: lambda.
-
-    Raises:
-        SettingError, BatchError: As `act_loss`.
+    The arguments, and what is raised, are those of `act_loss`.
     """
     if not (math.isfinite(power) and power >= 0):
         raise SettingError(f"power is {power}: expected a finite number >= 0; 1 is the published loss")
@@ -176,13 +170,12 @@ def non_negative(parts: Tensor, whole: Tensor, *, gamma: float = 1.0) -> Tensor:
     a model that learns the sample by heart lowers its loss there without an end (-120 for one post with
     pi = 1/4 at a logit gap of 40). In the mean over the draws the sum of one answer's terms is that of human
     labels, which no model makes negative, so a negative sum is chance that was learned. As in nnPU (Kiryo et
-    al., NeurIPS 2017): its value is 0, its gradient -gamma times its own. The loss is no longer unbiased; it
-    errs upwards, where it was clipped.
+    al., NeurIPS 2017): its value is 0, its gradient -gamma times its own, gamma in [0, 1]. The loss is no
+    longer unbiased; it errs upwards, where it was clipped.
 
     Args:
         parts: [K] sums of target times -log p over some posts of a batch, with a gradient.
         whole: [K] the same over the whole batch.
-        gamma: In [0, 1].
     """
     below = whole < 0
     value = torch.where(below, 0.0, parts)
@@ -203,11 +196,7 @@ def act_variance(machine: Tensor, human: Tensor, inclusion: Tensor, *, power: fl
     """Var(L) = 1/N^2 sum (l_h - lambda l_m)^2 (1 - pi) / pi, a scalar [], of independent delta ~ Ber(pi).
 
     A sample of fixed size, drawn in random order, varies less: what all terms (l_h - lambda l_m)/pi have in
-    common falls away.
-
-    Args:
-        machine, human: l_m and l_h of all posts [N].
-        inclusion: pi [N], in (0, 1].
+    common falls away. `machine` and `human` are l_m and l_h of all posts [N], `inclusion` is pi [N].
 
     Raises:
         BatchError: Shapes that do not fit, or a pi outside (0, 1].

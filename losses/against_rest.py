@@ -22,11 +22,7 @@ from losses.base import LossOutput, RoundLoss
 
 @dataclass(frozen=True, slots=True)
 class AgainstRest:
-    """A `losses.base.ClassLoss`: the mean of its parts.
-
-    Attributes:
-        losses: C of them, one a class that is set against the rest: the last C of K.
-    """
+    """A `losses.base.ClassLoss`: the mean of C parts, one a class set against the rest, the last C of K."""
 
     losses: tuple[RoundLoss, ...]
 
@@ -43,10 +39,7 @@ class AgainstRest:
     ) -> AgainstRest:
         """Return the loss that the model of one round is trained with; see `RoundLoss.for_round`.
 
-        Args:
-            groups: `Group` values [M, C].
-            priors: Gives C estimates of a class's share among the divergent posts; asked once at most.
-            evidence_weight: See `RoundLoss.for_round`.
+        `groups` are `Group` values [M, C]; `priors` gives C estimates, and is asked once at most.
         """
         known = cache(priors)
 

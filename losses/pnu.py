@@ -305,22 +305,14 @@ SURROGATES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"logistic": 
 
 @dataclass(frozen=True, slots=True)
 class GroupedBatch:
-    """The surrogate losses of a batch, and who belongs where.
+    """The surrogate losses of a batch, and who belongs where."""
 
-    Attributes:
-        plus: l+ of every post [B], float32 or float64.
-        minus: l- of every post [B], same type.
-        groups: Group of every post [B], integer.
-        targets: Soft target of every post [B] in [0, 1]; meaningful for agreed posts only.
-        weights: Weight of every post [B], non-negative.
-        likelihood: Whether the targets are evidence: what agreed posts add is -log(t e^-l+ + (1-t) e^-l-).
-    """
-
-    plus: Tensor
-    minus: Tensor
-    groups: Tensor
-    targets: Tensor
-    weights: Tensor
+    plus: Tensor  # l+ of every post [B], float32 or float64
+    minus: Tensor  # l- of every post [B], same type
+    groups: Tensor  # group of every post [B], integer
+    targets: Tensor  # soft target of every post [B] in [0, 1]; meaningful for agreed posts only
+    weights: Tensor  # weight of every post [B], non-negative
+    # whether the targets are evidence: what agreed posts add is -log(t e^-l+ + (1-t) e^-l-)
     likelihood: bool = False
 
     def mean(self, values: Tensor, group: Group) -> Tensor:
@@ -363,18 +355,7 @@ def group_batch(
     soft_negative: float,
     likelihood: bool = False,
 ) -> GroupedBatch:
-    """Check a batch and compute its surrogate losses, in float32 at least.
-
-    Args:
-        logits: z [B], any floating type; half precision is widened, also under autocast.
-        groups: `Group` values [B], integer.
-        targets: Soft targets [B] in [0, 1], read for agreed posts only, or None for the two constants.
-        weights: Non-negative finite weights [B], or None for ones.
-        likelihood: Whether the targets are evidence, see `GroupedBatch`.
-
-    Raises:
-        BatchError: Shapes or types that do not fit, an unknown group, a weight or target out of range.
-    """
+    """Check a batch as `PNULoss` takes it and compute its surrogate losses, in float32 at least."""
     _check_shapes(logits, groups, targets, weights)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     groups = groups.to(wide.device)
@@ -439,19 +420,12 @@ def _check_values(groups: Tensor, targets: Tensor, weights: Tensor) -> None:
 
 
 class OneSided(NamedTuple):
-    """Means [] that a one-sided risk is built of.
+    """Means [] that a one-sided risk is built of."""
 
-    Attributes:
-        own: mean_labelled l, the labelled posts judged as what they are.
-        opposite: mean_labelled l', the same posts judged as the other class.
-        unlabelled: mean_D l', the unlabelled posts judged as the other class.
-        present: Whether D carries any weight, bool [].
-    """
-
-    own: Tensor
-    opposite: Tensor
-    unlabelled: Tensor
-    present: Tensor
+    own: Tensor  # mean_labelled l, the labelled posts judged as what they are
+    opposite: Tensor  # mean_labelled l', the same posts judged as the other class
+    unlabelled: Tensor  # mean_D l', the unlabelled posts judged as the other class
+    present: Tensor  # whether D carries any weight, bool []
 
 
 class UnlabelledRisk(NamedTuple):
@@ -524,10 +498,6 @@ def non_negative(beta: float, gamma: float) -> Correction:
 
     The value is own + max(bracket, -beta). Where the bracket lies below -beta the gradient is not that of
     the value, but that of -gamma bracket alone: a step back, out of the overfitting that made it negative.
-
-    Args:
-        beta: How far below 0 the bracket may go, >= 0.
-        gamma: Length of the step back, in [0, 1].
     """
 
     def correct(own: Tensor, bracket: Tensor) -> tuple[Tensor, Tensor]:

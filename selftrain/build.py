@@ -16,7 +16,6 @@ from selftrain._util.plugins import accepted, build_part, locate, name_of, optio
 from selftrain.config import (
     KINDS,
     RULES,
-    AgentsSection,
     PartSection,
     Recipe,
     VerificationSection,
@@ -41,25 +40,15 @@ from selftrain.verification.rules import VerdictRule
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run is made of: by a recipe, or as a `SelfTrainer` was given it.
+    """What a run is made of: by a recipe, or as a `SelfTrainer` was given it."""
 
-    Attributes:
-        classifier: Fits and scores models.
-        selector: Chooses whom the agents judge.
-        panel: The agents.
-        loss: What is minimised.
-        rule: Decides which verdicts become labels.
-        reviewers: People; None: nobody.
-        backbone: Posts to features; None: the recipe's, loaded when features are wanted.
-    """
-
-    classifier: Trainer[Any] | ForRun[Trainer[Any]]
-    selector: Selector
-    panel: Panel | ForRun[Panel]
-    loss: RoundLoss
-    rule: VerdictRule
-    reviewers: Reviewers | ForRun[Reviewers | None] | None
-    backbone: Backbone | None = None
+    classifier: Trainer[Any] | ForRun[Trainer[Any]]  # fits and scores models
+    selector: Selector  # chooses whom the agents judge
+    panel: Panel | ForRun[Panel]  # the agents
+    loss: RoundLoss  # what is minimised
+    rule: VerdictRule  # decides which verdicts become labels
+    reviewers: Reviewers | ForRun[Reviewers | None] | None  # people; None: nobody
+    backbone: Backbone | None = None  # posts to features; None: the recipe's, loaded when features are wanted
 
 
 # ---- recipe -> objects --------------------------------------------------------------------------------
@@ -68,15 +57,10 @@ class Parts:
 def build(recipe: Recipe, *, progress: bool = False) -> Parts:
     """Build the parts of a recipe; nothing heavy is loaded, and nobody is asked yet.
 
-    Args:
-        recipe: Which parts, with which settings.
-        progress: Whether what takes long shows how far it is.
-
     Raises:
-        RecipeError: A class that cannot be imported, or made of its options.
-        SettingError: Settings of the loss that do not go together.
+        RecipeError, SettingError: A class that cannot be made of its options; settings of a loss at odds.
     """
-    served = accepted(ModelServers, recipe.vlm.arguments())
+    served = accepted(ModelServers, dict(recipe.vlm))
     return Parts(
         classifier=build_named(
             recipe.classifier,
@@ -91,13 +75,10 @@ def build(recipe: Recipe, *, progress: bool = False) -> Parts:
 
 
 def build_named(section: PartSection, **more: Any) -> Any:  # noqa: ANN401 -- whatever the section names
-    """Build the part that a section names.
+    """Build the part that a section names; RecipeError: it cannot be imported, or made of its options.
 
     A built-in one gets those of the section's keys, and of `more`, that its constructor has a parameter for;
     one of the user's own gets the section's `options` alone.
-
-    Raises:
-        RecipeError: A class that cannot be imported, or made of its options.
     """
     key = f"{section.name}.kind"
     if not section.built_in:
@@ -111,9 +92,12 @@ def build_panel(recipe: Recipe) -> Panel | ForRun[Panel]:
     """Build the agents of a recipe."""
     section = recipe.agents
     if section.kind == "vlm":
-        return VLMPanel(**recipe.vlm.arguments(), count=section.count)
+        return VLMPanel(**dict(recipe.vlm), count=section.count)
     if section.kind == "cross_review":
-        return CrossReview(*_own_agents(section))
+        pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
+        return CrossReview(
+            *(build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one)
+        )
     panel: Panel = build_named(section)
     return panel
 
@@ -124,11 +108,6 @@ def build_rule(section: VerificationSection) -> VerdictRule:
     given = {} if path is section.rule else accepted(locate(path), section.model_dump())
     rule: VerdictRule = build_part(path, given | section.options, "verification.rule")
     return rule
-
-
-def _own_agents(section: AgentsSection) -> list[Any]:
-    pair = {"reviewer": section.reviewer, "user": section.user if section.count > 1 else None}
-    return [build_part(one.kind, one.options, f"agents.{role}.kind") for role, one in pair.items() if one]
 
 
 def encoder_pool(recipe: Recipe, engine: Engine | None = None) -> EncoderPool | None:
@@ -183,9 +162,10 @@ def describe(parts: Parts) -> dict[str, dict[str, Any]]:
         "agents": parts.panel, "loss": parts.loss, "human": parts.reviewers,
     }  # fmt: skip
     sections = {name: _section(name, part) for name, part in named.items() if part is not None}
-    sections |= {"verification": _rule_section(parts.rule)}
+    rule, arguments = _named("verification", parts.rule), options_of(parts.rule)
+    sections["verification"] = {"rule": rule, **(arguments if rule in RULES else {"options": arguments})}
     if isinstance(parts.panel, VLMPanel):
-        options = options_of(parts.panel)
+        options = parts.panel.model_dump(mode="json", exclude_none=True)
         sections |= {"agents": {"kind": "vlm", "count": options.pop("count")}, "vlm": options}
     if isinstance(parts.panel, CrossReview):
         pair = {"reviewer": parts.panel.reviewer, "user": parts.panel.user}
@@ -221,12 +201,6 @@ def _named(section: str, part: object) -> str:
     """Return the name that a section has for the class of a part; "package.module:Class" for others."""
     path = name_of(part)
     return next((name for name, known in _names(section).items() if known == path), path)
-
-
-def _rule_section(rule: VerdictRule) -> dict[str, Any]:
-    """Return the name and the arguments of a rule."""
-    name, arguments = _named("verification", rule), options_of(rule)
-    return {"rule": name, **arguments} if name in RULES else {"rule": name, "options": arguments}
 
 
 def _section(name: str, part: object) -> dict[str, Any]:

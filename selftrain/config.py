@@ -343,54 +343,54 @@ class RoleSection(Section):
     words: dict[str, str] = Field(default_factory=dict)
 
     def given(self) -> Options:
-        """Return the keys that say something."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name))}
+        """Return the keys that say something; a 0 does."""
+        return {name: value for name, value in self if value not in (None, (), {})}
 
 
-class VlmSection(Section):
-    """Vision-language agents: where they are served, what they are asked, what they may cost.
+class ServersSection(Section):
+    """A model behind one or more servers: where it is, what it is sent, what it may cost."""
 
-    The keys are the arguments of `selftrain.panels.VLMPanel`, which says what each means.
-    """
-
-    servers: tuple[str, ...] = ()
-    model: str = ""
-    revision: str = ""
-    key_variable: str = "SELFTRAIN_API_KEY"
-
-    protocol: Annotated[str, OneOf("agents.ask.protocols:PROTOCOLS")] = "cross_review"
-    always_cross_review: bool = False
-    prompts: Path | None = None
+    servers: tuple[str, ...] = ()  # endpoints of vLLM servers that serve the same model
+    model: str = ""  # as it is served; empty: the only one that is
+    revision: str = ""  # of the weights, where the server's model comes from a hub
+    key_variable: str = "SELFTRAIN_API_KEY"  # the environment variable that holds the servers' key
+    # order of rationale and label in an answer; None: as the prompts prefer it
     form: Annotated[str | None, OneOf("agents.ask.answer_schema:AnswerForm")] = None
+    rationale_chars: int = Field(240, ge=20, le=4000)  # of a rationale, at most
+    text_chars: int = Field(4000, ge=100)  # longer texts are cut, with a mark
+    image_side: int = Field(768, ge=28, le=4096)  # pixels; pictures whose longest side is longer are scaled
+    max_images: int = Field(16, ge=0, le=16)  # pictures of a post that are sent, at most
+    concurrency: int = Field(64, ge=1)  # calls under way for each endpoint, at most
+    timeout: float = Field(120, gt=0)  # seconds, of one try
+    retries: int = Field(4, ge=0)  # of a call that brought no answer
+    patience: float = Field(120, ge=0)  # seconds without any server before it gives up
+    attempts: int = Field(3, ge=1)  # answers to one question, when they cannot be used
+    answer_tokens: int | None = Field(None, ge=8)  # of an answer, at most; None: as many as its form needs
+    thinking_tokens: int = Field(0, ge=0)  # added to them for a model that thinks before it answers
+    extra_body: Options | None = None  # further keys of every request: {"chat_template_kwargs": {...}}
+    # what else makes an answer another one: "server" (its version), "context", "encoder" (of pictures)
+    keyed: tuple[Annotated[str, OneOf("agents.client.base:Recorded")], ...] = ()
+    token_cap: int | None = Field(None, ge=1)  # prompt and answer tokens of the whole run; None: any number
+    store: Path | None = None  # the SQLite file of paid answers; None: responses.sqlite beside the run folder
+
+
+class VlmSection(ServersSection):
+    """Vision-language agents. The keys are the arguments of `selftrain.panels.VLMPanel`."""
+
+    protocol: Annotated[str, OneOf("agents.ask.protocols:PROTOCOLS")] = "cross_review"  # who is asked what
+    # ask for the reasons first, and for the label in a turn of its own: a call more, and a probability that
+    # is not 0 or 1
     label_apart: bool = False
-    rationale_chars: int = Field(240, ge=20, le=4000)
-    text_chars: int = Field(4000, ge=100)
-    image_side: int = Field(768, ge=28, le=4096)
-    max_images: int = Field(16, ge=0, le=16)
-    examples: int = Field(2, ge=1)
-    reviewer: RoleSection | None = None
+    always_cross_review: bool = False  # ask everybody again even where the verdict is settled
+    prompts: Path | None = None  # a folder of prompt files that replace the built-in ones
+    examples: int = Field(2, ge=1)  # labelled posts of each class that "few_shot" shows
+    reviewer: RoleSection | None = None  # what is otherwise for that role
     user: RoleSection | None = None
 
-    concurrency: int = Field(64, ge=1)
-    timeout: float = Field(120, gt=0)
-    retries: int = Field(4, ge=0)
-    patience: float = Field(120, ge=0)
-    attempts: int = Field(3, ge=1)
-    answer_tokens: int | None = Field(None, ge=8)
-    thinking_tokens: int = Field(0, ge=0)
-    extra_body: Options | None = None
-    keyed: tuple[Annotated[str, OneOf("agents.client.base:Recorded")], ...] = ()
-    token_cap: int | None = Field(None, ge=1)
-    store: Path | None = None
-
-    def arguments(self) -> Options:
-        """Return the keys as arguments of `VLMPanel`."""
-        given = {name: getattr(self, name) for name in type(self).model_fields}
-        return given | {role: section and section.given() for role, section in self.roles().items()}
-
-    def roles(self) -> dict[str, RoleSection | None]:
-        """Return role -> its section."""
-        return {"reviewer": self.reviewer, "user": self.user}
+    def roles(self) -> dict[str, Options]:
+        """Return role -> what is otherwise for it."""
+        pair = {"reviewer": self.reviewer, "user": self.user}
+        return {role: section.given() if section else {} for role, section in pair.items()}
 
 
 class RoundsSection(Section):
@@ -504,9 +504,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     recipe = read_table(Recipe, Path(path), overrides)
     typed = {override.partition("=")[0].strip() for override in overrides}
     named = {"vlm.key_variable": recipe.vlm.key_variable}
-    for role, section in recipe.vlm.roles().items():
-        if section is not None and section.key_variable:
-            named[f"vlm.{role}.key_variable"] = section.key_variable
+    for role, given in recipe.vlm.roles().items():
+        if "key_variable" in given:
+            named[f"vlm.{role}.key_variable"] = given["key_variable"]
     for key, variable in named.items():
         if not variable.startswith(KEY_PREFIX) and key not in typed:
             raise RecipeError(

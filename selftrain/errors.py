@@ -1,35 +1,4 @@
-"""Every error that selftrain itself raises. The leaves have trees of their own.
-
-SelftrainError
-├── NameTakenError          another distribution's package stands where ours should
-├── RecipeError             a recipe, or a --set, that cannot be understood
-├── TaskError               a task file that does not describe a task
-├── DataError
-│   ├── ManifestError       a manifest that cannot be read at all
-│   ├── QuarantineError     more bad rows than the recipe tolerates
-│   ├── SplitError          too few labels, an id in two splits, an empty pool
-│   ├── MediaError          a video that cannot be read
-│   └── CacheError          a feature cache that cannot be read or written
-├── ActError
-│   ├── BudgetError         a human budget, or error estimates, that cannot be spent as asked
-│   ├── EstimateError       a review from which nothing can be estimated
-│   ├── LedgerError         a ledger of reviews that cannot be read or written
-│   ├── DecisionError       a decision that the ledger of reviews refuses
-│   └── ExchangeError       a file of reviews, from another tool, that cannot be read
-├── TrainingError
-│   └── NonFiniteLossError  a NaN or infinite loss, with the step that gave it
-├── ServingError            a model that cannot be served, filtered with or exported as asked
-│   ├── QueueFullError      more posts wait to be scored than the server holds
-│   ├── DrainingError       the server takes no more posts: it is about to end
-│   └── ScoringError        the model failed over a batch
-├── EngineError             workers that cannot be had: Ray is missing, no cluster answers
-├── ModelError              a folder that holds no trained model, or one that does not fit
-└── RunError
-    ├── RunMismatchError    the folder holds a run of another recipe
-    ├── RunBusyError        another process works on this run
-    ├── RunStateError       a run folder that is incomplete or damaged
-    └── StorageError        the disk is full, or refuses to be written
-"""
+"""Every error that selftrain itself raises, in one tree, branch by branch. The leaves have their own."""
 
 from __future__ import annotations
 

@@ -24,9 +24,8 @@ from losses.against_rest import AgainstRest
 from losses.base import RoundLoss
 from losses.prior import BOUNDS, estimate_prior
 from selftrain._util.numeric import decide, log_odds, sigmoid
-from selftrain._util.types import Float32Array, IntArray, Json
+from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.data.posts import Post
 from selftrain.errors import RunStateError
 from selftrain.models.calibration import fit_calibration
 from selftrain.models.metrics import evaluate
@@ -82,15 +81,10 @@ def self_train(
     rule: VerdictRule | None = None,
     reviewers: Reviewers | None = None,
 ) -> Iterator[RoundResult]:
-    """Run the loop in `folder`, going on where it stands; rounds finished earlier are yielded first.
+    """Run the loop in `folder`, opened and locked, going on where it stands; earlier rounds come first.
 
-    Args:
-        corpus: Posts with features.
-        trainer, panel, selector, loss, reviewers: See the protocols `Trainer`, `Panel`, `Selector`,
-            `RoundLoss` and `Reviewers`; without reviewers nobody is asked.
-        folder: Opened and locked.
-        settings: See `LoopSettings`.
-        rule: Decides which verdicts become labels; None: `Unanimous()`.
+    See the protocols `Trainer`, `Panel`, `Selector`, `RoundLoss` and `Reviewers`. Without a `rule` it is
+    `Unanimous()`; without reviewers nobody is asked.
 
     Raises:
         TrainingError, StorageError, AgentError: What was finished is kept; the same call goes on from there.
@@ -161,12 +155,13 @@ def self_train(
         # ---- validate: keep, or roll back ------------------------------------------------------------
         measured = this.measure(trainer, model, validation, rule)
         kept = rule.keeps(validation, this.validation_of(state.best_round))
-        human = human_counts(reviewers, state, number)
+        new = sum(used.round == number for used in state.human.values())
+        human = None if reviewers is None else HumanCounts(len(state.human), new)
         state = state.keep(trial) if kept else state.roll_back(verdicts)
         yield this.close(
             state, settings.root, training, model, measured, kept=kept, simulated=panel.simulated,
             verdicts=verdicts, flipped=flipped, loss=trial_loss, human=human, trust=trusted,
-            gains=decision.gains, cost=cost_since(paid_before, panel),
+            gains=decision.gains, cost=Cost(**usage_of(panel).minus(paid_before).to_json()),
         )  # fmt: skip
 
     # ---- what people decided since the last round belongs into the grown dataset too ------------------
@@ -218,13 +213,7 @@ CUT_POSTS = 2000
 
 
 class OpenRound:
-    """A round that is under way: its folder, emptied first, and what is written there.
-
-    Args:
-        corpus: The run's posts.
-        folder: The run.
-        number: Of the round.
-    """
+    """A round that is under way: its folder, emptied first, and what is written there."""
 
     def __init__(self, corpus: Corpus, folder: RunFolder, number: int) -> None:
         self._corpus, self._folder, self._number = corpus, folder, number
@@ -233,8 +222,16 @@ class OpenRound:
 
     def write_candidates(self, chosen: Selection) -> list[Candidate]:
         """Write and return the chosen posts as the agents see them: with the classifier's label."""
-        candidates = as_candidates(self._corpus, chosen)
-        atomic.write_jsonl(self.path / "candidates.jsonl", map(candidate_row, candidates))
+        corpus, probs = self._corpus, sigmoid(log_odds(chosen.logits).max(1))
+        candidates = [
+            Candidate(corpus.posts[position], corpus.classes[number], float(prob))
+            for position, number, prob in zip(chosen.positions, decide(chosen.logits), probs, strict=True)
+        ]
+        rows = (
+            {"id": one.post.id, "label": one.label, "probability": round(one.probability, 6)}
+            for one in candidates
+        )
+        atomic.write_jsonl(self.path / "candidates.jsonl", rows)
         return candidates
 
     def write_verdicts(self, decision: Decided) -> tuple[list[Verdict], list[Verdict]]:
@@ -269,11 +266,7 @@ class OpenRound:
         return Measured(metrics, test[0] if test else None, rule.score(validation))
 
     def validation_of(self, number: int) -> Scored:
-        """Return what the model of an earlier round said of the posts that rounds are compared on.
-
-        Raises:
-            RunStateError: The round's scores are gone or damaged.
-        """
+        """Return what the model of an earlier round said of the posts that rounds are compared on."""
         path = self._folder.round_path(number)
         found = (read_scores(path, self._corpus.classes) or {}).get("validation")
         if found is None:
@@ -300,14 +293,7 @@ class OpenRound:
     ) -> RoundResult:
         """Make the round final, then move `best` and rewrite the grown dataset; return what was recorded.
 
-        Args:
-            state: After the round.
-            root: Image paths of the grown dataset are relative to it.
-            training: Whom the model learned from.
-            model: The round's.
-            measured: Its metrics.
-            loss: As the round's posts filled it in.
-            simulated, kept, verdicts, flipped, human, trust, gains, cost: See `RoundResult`.
+        `state` is that after the round, `loss` as the round's posts filled it in; the rest see `RoundResult`.
         """
         corpus = self._corpus
         thetas = [] if loss is None else [one.theta for one in loss.losses]
@@ -339,24 +325,25 @@ def fit_agents(
 ) -> tuple[Trust, Answers]:
     """Let the agents learn from what is known so far; return how good they are on the labels, and why.
 
-    Raises:
-        NearChanceError: An agent may be guessing and `on_near_chance` is "stop".
-        AgentError: Nobody can be asked, or nothing can be learned.
+    NearChanceError: an agent may be guessing and `on_near_chance` is "stop".
     """
-    labelled = [corpus.posts[i] for i in corpus.labelled]
-    pool = [corpus.posts[i] for i in corpus.pool]
-    panel.fit(labelled, accepted=as_accepted(corpus, state), pool=pool)
+    labelled, pool = ([corpus.posts[i] for i in part] for part in (corpus.labelled, corpus.pool))
+    accepted = []
+    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)):
+        verdict = state.accepted[post.id].verdict
+        sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
+        accepted.append(Accepted(post, verdict.label, target=sure))
+    # people's labels count as much as labels do, but agents are neither calibrated nor measured on them:
+    # these are posts on which they could not agree
+    for post in (corpus.posts[int(position)] for position in corpus.positions_of(state.human)):
+        accepted.append(Accepted(post, state.human[post.id].given.label, weight=1.0))
+    panel.fit(labelled, accepted=accepted, pool=pool)
     return check_agents(panel, labelled, on_near_chance)
 
 
 def usage_of(panel: Panel) -> UsageTotals:
     """Return what the panel has cost so far in this process; nothing for agents that cost nothing."""
     return panel.usage() if isinstance(panel, Metered) else UsageTotals()
-
-
-def cost_since(before: UsageTotals, panel: Panel) -> Cost:
-    """Return what the panel has cost since."""
-    return Cost(**usage_of(panel).minus(before).to_json())
 
 
 def _logits(trainer: Trainer[M], model: M, corpus: Corpus, positions: IntArray) -> Float32Array:
@@ -408,40 +395,6 @@ def even_priors(corpus: Corpus) -> list[float]:
     return [1 / len(corpus.classes)] * len(corpus.columns)
 
 
-def as_candidates(corpus: Corpus, chosen: Selection) -> list[Candidate]:
-    """Return the chosen posts as the agents see them: with the classifier's label and its probability."""
-    probs = sigmoid(log_odds(chosen.logits).max(1))
-    return [
-        Candidate(corpus.posts[position], corpus.classes[number], float(probability))
-        for position, number, probability in zip(chosen.positions, decide(chosen.logits), probs, strict=True)
-    ]
-
-
-def candidate_row(candidate: Candidate) -> Json:
-    """Return a line of candidates.jsonl."""
-    return {"id": candidate.post.id, "label": candidate.label, "probability": round(candidate.probability, 6)}
-
-
-def as_accepted(corpus: Corpus, state: LoopState) -> Sequence[Accepted]:
-    """Return the pool posts that the agents may learn from, pseudo-labels first.
-
-    People's labels count as much as labels do, but agents are neither calibrated nor measured on them: these
-    are posts on which they could not agree.
-    """
-    pseudo = [corpus.posts[int(position)] for position in corpus.positions_of(state.accepted)]
-    human = [corpus.posts[int(position)] for position in corpus.positions_of(state.human)]
-    return [
-        *(_accepted(post, state.accepted[post.id].verdict) for post in pseudo),
-        *(Accepted(post, state.human[post.id].given.label, weight=1.0) for post in human),
-    ]
-
-
-def _accepted(post: Post, verdict: Verdict) -> Accepted:
-    """Return a pseudo-labelled post, with its label as sure as the posterior is of it."""
-    sure = 1.0 if verdict.posterior is None else verdict.posterior.probability
-    return Accepted(post, verdict.label, target=sure)
-
-
 def apply_human_labels(
     reviewers: Reviewers | None,
     folder: RunFolder,
@@ -451,16 +404,7 @@ def apply_human_labels(
 ) -> LoopState:
     """Return the state with the decisions that no round has used yet; the same one where there are none.
 
-    Args:
-        reviewers: Who decides; None: nobody.
-        folder: The run.
-        corpus: Its posts.
-        state: After the rounds so far.
-        path: The open folder of the round that uses them, where they are written; None: no round does.
-
-    Raises:
-        LedgerError: The reviews cannot be read.
-        RunStateError: A decision on a post that is not in the pool.
+    They are written to `path`, the open folder of the round that uses them; None: no round does.
     """
     if reviewers is None:
         return state
@@ -472,11 +416,3 @@ def apply_human_labels(
     if path is not None:
         atomic.write_jsonl(path / HUMAN, (label.to_json() for label in labels))
     return changed
-
-
-def human_counts(reviewers: Reviewers | None, state: LoopState, number: int) -> HumanCounts | None:
-    """Count people's labels in round `number`; None where nobody is asked."""
-    if reviewers is None:
-        return None
-    new = sum(used.round == number for used in state.human.values())
-    return HumanCounts(len(state.human), new)

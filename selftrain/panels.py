@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from agents.replayed import AnswersPanel, replayed_agents
 from agents.simulated import SimulatedAgent, symmetric
 from backbones.images import open_image
 from selftrain._util.types import Float32Array
+from selftrain.config import ServersSection, VlmSection
 from selftrain.data.answer_files import read_answers
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus
@@ -151,9 +152,7 @@ class ReplayedPanel:
     def for_run(self, run: RunContext) -> CrossReview | AnswersPanel:
         """Return the agents of the files; posts that a file of answers does not hold are told at once.
 
-        Raises:
-            ReplayError: A file that cannot be read, or a line of it that cannot be used.
-            ReviewError: Verdicts of more than two roles.
+        ReplayError, ReviewError: a file that cannot be used; verdicts of more than two roles.
         """
         if self.file is None:
             return self._answers(run.corpus)
@@ -178,63 +177,13 @@ AskedForNothing = OfflinePanel | SimulatedPanel | ReplayedPanel
 # ---- a model behind servers ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelServers:
-    """A model behind one or more servers: where it is, what it is sent, what it may cost.
-
-    Args:
-        servers: Endpoints of vLLM servers that serve the same model.
-        model: As it is served; empty: the only one that is.
-        revision: Of the weights, where the server's model comes from a hub.
-        key_variable: The environment variable that holds the servers' key.
-        form: Order of rationale and label in an answer; None: as the prompts prefer it.
-        rationale_chars: Most characters of a rationale.
-        text_chars: Longer texts are cut, with a mark.
-        image_side: Longest side of a picture in pixels; larger ones are scaled down.
-        max_images: Most pictures of a post that are sent.
-        concurrency: Calls under way for each endpoint, at most.
-        timeout: Seconds, of one try.
-        retries: Of a call that brought no answer.
-        patience: Seconds without any server before it gives up.
-        attempts: Answers to one question, when they cannot be used.
-        answer_tokens: Most tokens of an answer; None: as many as its form needs.
-        thinking_tokens: Added to them for a model that thinks before it answers.
-        extra_body: Further keys of every request, for instance {"chat_template_kwargs": {...}}.
-        keyed: What else makes an answer another one: "server" (its version), "context", "encoder" (of
-            pictures).
-        token_cap: Prompt and answer tokens of the whole run, at most; None: any number.
-        store: The SQLite file of paid answers; None: responses.sqlite beside the run folder.
-    """
-
-    servers: Sequence[str] = ()
-    model: str = ""
-    revision: str = ""
-    key_variable: str = "SELFTRAIN_API_KEY"
-    form: AnswerForm | None = None
-    rationale_chars: int = 240
-    text_chars: int = 4000
-    image_side: int = 768
-    max_images: int = 16
-    concurrency: int = 64
-    timeout: float = 120
-    retries: int = 4
-    patience: float = 120
-    attempts: int = 3
-    answer_tokens: int | None = None
-    thinking_tokens: int = 0
-    extra_body: Mapping[str, Any] | None = None
-    keyed: Sequence[Recorded] = ()
-    token_cap: int | None = None
-    store: Path | None = None
+class ModelServers(ServersSection):
+    """A model behind one or more servers: the keys of its section, and what asks it."""
 
     def runner(self, cache: ResponseCache, *, run: str, max_pixels: int, progress: bool = False) -> Runner:
-        """Return what asks the model about many posts; nothing is asked yet.
+        """Return what asks the model about many posts, paid for by `run`; nothing is asked yet.
 
-        Args:
-            cache: Where answers are kept; not closed by the runner.
-            run: Who pays.
-            max_pixels: Most pixels of an image file.
-            progress: Whether to show bars.
+        The `cache` of answers is not closed by it.
         """
         others = {role: (build_backend(model), model.manner()) for role, model in self.others().items()}
         return Runner(
@@ -251,73 +200,57 @@ class ModelServers:
     def manner(self) -> Manner:
         """Return how the model is asked."""
         return Manner(
-            self.answer_tokens, self.thinking_tokens, self.extra_body or {}, self.attempts, tuple(self.keyed)
+            self.answer_tokens,
+            self.thinking_tokens,
+            self.extra_body or {},
+            self.attempts,
+            cast("tuple[Recorded, ...]", self.keyed),
         )
 
     def runner_for(self, run: RunContext) -> Runner:
-        """Return the runner of a run, which pays for it, with a cache of its own.
-
-        Raises:
-            StoreError: The kept answers cannot be opened.
-        """
+        """Return the runner of a run, which pays for it; StoreError: its cache cannot be opened."""
         path = run.folder.path.resolve()
         cache = cache_beside(path, self.store)
         return self.runner(cache, run=str(path), max_pixels=run.max_pixels, progress=run.progress)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ModerationServers(ModelServers):
     """A moderation classifier (/v1/moderations); see `ModelServers`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class VLMPanel(ModelServers):
-    """Vision-language agents on a server; see `ModelServers` for the other arguments.
+class VLMPanel(VlmSection, ModelServers):
+    """Vision-language agents on a server, by the keys of the recipe's section [vlm] (`VlmSection`).
 
     Args:
+        servers, model, revision, key_variable: Endpoints of vLLM servers, the model that they serve, and the
+            environment variable that holds their key.
         protocol: Who is asked what: a name of `agents.ask.protocols.PROTOCOLS`.
-        label_apart: Ask for the reasons first, and for the label in a turn of its own: a call more, and a
-            probability that is not 0 or 1.
-        always_cross_review: Ask everybody again even where the verdict is settled.
-        prompts: A folder of prompt files that replace the built-in ones.
-        examples: Labelled posts of each class that "few_shot" shows.
         reviewer, user: What is otherwise for that role, where another model plays it: servers, model,
             revision, key_variable, answer_tokens, thinking_tokens, extra_body; and `kind` "guard" or
             "moderation" with its `words` (word or category -> class).
         count: 2: as many agents as the protocol has; 1: its first alone.
+
+    Raises:
+        pydantic.ValidationError: An argument that is unknown, or outside its range.
     """
 
-    protocol: str = "cross_review"
-    label_apart: bool = False
-    always_cross_review: bool = False
-    prompts: Path | None = None
-    examples: int = 2
-    reviewer: Mapping[str, Any] | None = None
-    user: Mapping[str, Any] | None = None
     count: int = 2
 
     def others(self) -> dict[str, ModelServers]:
         """Return role -> the model of its own that it has."""
-        mine = {one.name: getattr(self, one.name) for one in fields(ModelServers)}
+        mine = {name: getattr(self, name) for name in ModelServers.model_fields}
         # another server serves another model: what was said of the first one's does not hold there
         fresh = {"model": "", "revision": ""}
         found = {}
-        for role, section in self._roles().items():
+        for role, section in self.roles().items():
             given = {name: value for name, value in section.items() if name not in ("words", "kind")}
             made = ModerationServers if section.get("kind") == "moderation" else ModelServers
             if given:
                 found[role] = made(**{**mine, **(fresh if "servers" in given else {}), **given})
         return found
 
-    def _roles(self) -> dict[str, Mapping[str, Any]]:
-        return {"reviewer": self.reviewer or {}, "user": self.user or {}}
-
     def for_run(self, run: RunContext) -> JudgePanel:
-        """Return the agents; nothing is asked yet.
-
-        Raises:
-            PromptFileError, StoreError: With what to do.
-        """
+        """Return the agents; nothing is asked yet. PromptFileError, StoreError: with what to do."""
         return JudgePanel(
             self.runner_for(run),
             self.agent(brief_of(run.task), run.seed),
@@ -326,20 +259,16 @@ class VLMPanel(ModelServers):
         )
 
     def agent(self, brief: Brief, seed: int) -> VLMAgent:
-        """Return prompts and answer schema.
-
-        Raises:
-            PromptFileError: A prompt file that cannot be used.
-        """
+        """Return prompts and answer schema; PromptFileError: a prompt file that cannot be used."""
         prompts = JudgePrompts(brief, folder=self.prompts, text_chars=self.text_chars)
         protocol = PROTOCOLS[self.protocol]
         return VLMAgent(
-            prompts, alone(protocol) if self.count == 1 else protocol, form=self.form,
-            rationale_chars=self.rationale_chars, examples=self.examples, seed=seed,
-            label_apart=self.label_apart,
+            prompts, alone(protocol) if self.count == 1 else protocol,
+            form=cast("AnswerForm | None", self.form), rationale_chars=self.rationale_chars,
+            examples=self.examples, seed=seed, label_apart=self.label_apart,
             guards={
                 role: guard_words(brief.names, brief.unsure, given.get("words", {}))
-                for role, given in self._roles().items()
+                for role, given in self.roles().items()
                 if given.get("kind") in ("guard", "moderation")
             },
         )  # fmt: skip
@@ -347,19 +276,15 @@ class VLMPanel(ModelServers):
     def _shown(self) -> dict[str, Any]:
         """Return the settings that a reader of the run wants to know; never the key."""
         hidden = ("key_variable", "store", "token_cap")
-        shown = {name: value for name, value in asdict(self).items() if name not in hidden}
-        for role, given in self._roles().items():
+        shown = {name: value for name, value in self if name not in hidden}
+        for role, given in self.roles().items():
             shown[role] = {name: value for name, value in given.items() if name != "key_variable"} or None
         shown |= {"servers": list(self.servers), "prompts": self.prompts and str(self.prompts)}
         return {name: value for name, value in shown.items() if value is not None}
 
 
 def cache_beside(path: Path, named: Path | None = None) -> ResponseCache:
-    """Open the answers paid for so far: in the file that is named, else beside `path`.
-
-    Raises:
-        StoreError: With what to do.
-    """
+    """Open the answers paid for so far: in the file that is named, else beside `path`; or StoreError."""
     return ResponseCache(named or path.resolve().parent / CACHE)
 
 

@@ -33,39 +33,28 @@ from selftrain.store.run_dir import RunFolder
 
 
 class SplitMetrics(NamedTuple):
-    """How good the round's model is on one split.
+    """How good the round's model is on one split."""
 
-    Attributes:
-        posts: Of the split.
-        macro_f1, accuracy: In [0, 1].
-        precision, recall: Of the positive of two classes, in [0, 1]; of more the mean over all of them.
-        brier: Mean squared error of the same classes' probabilities.
-        confusion: [K][K] posts: true class by row, the model's by column, the positive one last.
-        auc: Area under the ROC curve, of the same classes, each against the rest; None where one is missing.
-    """
-
-    posts: int
+    posts: int  # of the split
+    # macro_f1, accuracy: in [0, 1]
     macro_f1: float
     accuracy: float
+    # precision, recall: of the positive of two classes, in [0, 1]; of more the mean over all of them
     precision: float
     recall: float
-    brier: float
+    brier: float  # mean squared error of the same classes' probabilities
+    # [K][K] posts: true class by row, the model's by column, the positive one last
     confusion: Sequence[Sequence[int]]
+    # area under the ROC curve, of the same classes, each against the rest; None where one is missing
     auc: float | None = None
 
 
 class SetCounts(NamedTuple):
-    """The candidates of a round, or its consistent or divergent ones.
+    """The candidates of a round, or its consistent or divergent ones."""
 
-    Attributes:
-        posts: How many.
-        by_class: Class name -> posts that the classifier gives it.
-        precision: Share of right classifier labels where truth is known; None where it is not.
-    """
-
-    posts: int
-    by_class: Mapping[str, int]
-    precision: float | None
+    posts: int  # how many
+    by_class: Mapping[str, int]  # class name -> posts that the classifier gives it
+    precision: float | None  # share of right classifier labels where truth is known; None where it is not
 
 
 class CandidateSets(NamedTuple):
@@ -77,40 +66,30 @@ class CandidateSets(NamedTuple):
 
 
 class AgentCounts(NamedTuple):
-    """One agent over a round's candidates: states of its last judgments, changes of mind, how often right.
+    """One agent over a round's candidates: states of its last judgments, changes of mind, how often right."""
 
-    Attributes:
-        label, abstain, failed: Posts by the state of the last judgment.
-        reconsidered: Posts judged a second time.
-        changed_mind: Posts whose last label is not the first; where the truth is known,
-            `changed_for_better` and `changed_for_worse` of them.
-        truth_known: Posts with a last label whose truth is known; `right` of them got the right one.
-    """
-
+    # label, abstain, failed: posts by the state of the last judgment
     label: int = 0
     abstain: int = 0
     failed: int = 0
-    reconsidered: int = 0
+    reconsidered: int = 0  # posts judged a second time
+    # posts whose last label is not the first; where the truth is known, `changed_for_better` and
+    # `changed_for_worse` of them
     changed_mind: int = 0
     changed_for_better: int = 0
     changed_for_worse: int = 0
-    truth_known: int = 0
+    truth_known: int = 0  # posts with a last label whose truth is known; `right` of them got the right one
     right: int = 0
 
 
 class AgentGain(NamedTuple):
-    """What one agent's answer about a post is worth, when all others have answered.
+    """What one agent's answer about a post is worth, when all others have answered."""
 
-    Attributes:
-        bits: Mean gain in bits; a label that could be either of two classes has 1.
-        low, high: Its 95 % interval, over the labelled posts.
-        open: Bits that classifier and the other agents leave open.
-    """
-
-    bits: float
+    bits: float  # mean gain in bits; a label that could be either of two classes has 1
+    # low, high: its 95 % interval, over the labelled posts
     low: float
     high: float
-    open: float
+    open: float  # bits that classifier and the other agents leave open
 
     def to_json(self) -> Json:
         """Return a record of JSON values."""
@@ -124,16 +103,12 @@ class AgentGain(NamedTuple):
 
 
 class GroupCounts(NamedTuple):
-    """Posts that the round's model learned from.
+    """Posts that the round's model learned from."""
 
-    Attributes:
-        labelled, agreed: Class name -> posts, the positive class first.
-        divergent: Posts without a label.
-    """
-
+    # labelled, agreed: class name -> posts, the positive class first
     labelled: Mapping[str, int]
     agreed: Mapping[str, int]
-    divergent: int
+    divergent: int  # posts without a label
 
 
 class CurvePoint(NamedTuple):
@@ -160,24 +135,17 @@ class HumanCounts(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What the agents of a round asked of models.
+    """What the agents of a round asked of models."""
 
-    Attributes:
-        calls: Answers that a model gave, unusable ones included.
-        stored: Answers that were there already and cost nothing.
-        failed: Questions without a usable answer.
-        prompt, cached, image, completion: Tokens; the second and third are parts of the first.
-        seconds: Sum over the calls, which run side by side.
-    """
-
-    calls: int = 0
-    stored: int = 0
-    failed: int = 0
+    calls: int = 0  # answers that a model gave, unusable ones included
+    stored: int = 0  # answers that were there already and cost nothing
+    failed: int = 0  # questions without a usable answer
+    # prompt, cached, image, completion: tokens; the second and third are parts of the first
     prompt: int = 0
     cached: int = 0
     image: int = 0
     completion: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # sum over the calls, which run side by side
 
     @property
     def tokens(self) -> int:
@@ -265,7 +233,10 @@ class RoundResult:
             "kept": self.kept,
             "score": self.score,
             "simulated": self.simulated,
-            **{name: _without_none(split._asdict()) for name, split in splits.items()},
+            **{
+                name: {key: value for key, value in split._asdict().items() if value is not None}
+                for name, split in splits.items()
+            },
             **{name: counts._asdict() for name, counts in self.sets._asdict().items()},
             "flipped": list(self.flipped),
             "agents": {role: counts._asdict() for role, counts in self.agents.items()},
@@ -284,11 +255,7 @@ class RoundResult:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RoundResult:
-        """Return the round of a record.
-
-        Raises:
-            KeyError, TypeError, AttributeError: The record is incomplete, or holds what is not known here.
-        """
+        """Return the round of a record; KeyError, TypeError, AttributeError: one that is incomplete."""
         sets = [SetCounts(**record[name]) for name in CandidateSets._fields]
         return cls(
             number=record["round"],
@@ -329,10 +296,6 @@ class RoundResult:
 
 def _scores(split: SplitMetrics) -> str:
     return f"{split.macro_f1:.3f}" + ("" if split.auc is None else f", AUC {split.auc:.3f}")
-
-
-def _without_none(record: Mapping[str, Any]) -> Json:
-    return {key: value for key, value in record.items() if value is not None}
 
 
 def trust_lines(finished: RoundResult, before: RoundResult | None) -> Iterator[str]:
@@ -390,12 +353,7 @@ def cost_lines(finished: RoundResult) -> Iterator[str]:
 
 
 def precision(corpus: Corpus, labels: Iterable[tuple[str, str]]) -> float | None:
-    """Return the share of right labels among posts whose truth is known; None where none is.
-
-    Args:
-        corpus: Knows the truth of some posts.
-        labels: (post id, class name).
-    """
+    """Return the share of right labels, (post id, class), where truth is known; None where none is."""
     truths = ((_truth(corpus, post_id), label) for post_id, label in labels)
     right = [truth == label for truth, label in truths if truth is not None]
     return sum(right) / len(right) if right else None
@@ -488,11 +446,7 @@ def total_cost(rounds: Iterable[RoundResult]) -> Cost:
 
 
 def finished_rounds(folder: RunFolder) -> list[RoundResult]:
-    """Return every finished round, round 0 (the labels alone) first.
-
-    Raises:
-        RunStateError: A damaged folder.
-    """
+    """Return every finished round, round 0 (the labels alone) first; RunStateError: a damaged folder."""
     rounds = []
     for number, record in enumerate(folder.round_records()):
         try:
@@ -506,11 +460,7 @@ def finished_rounds(folder: RunFolder) -> list[RoundResult]:
 
 
 def replay(folder: RunFolder) -> tuple[LoopState, list[RoundResult]]:
-    """Return the state after the finished rounds of `folder`, and those rounds.
-
-    Raises:
-        RunStateError: A damaged folder.
-    """
+    """Return the state after the finished rounds of `folder`, and those rounds; RunStateError as they."""
     state, rounds = LoopState(), finished_rounds(folder)
     for one in rounds:
         path = folder.round_path(one.number)
@@ -526,11 +476,7 @@ def replay(folder: RunFolder) -> tuple[LoopState, list[RoundResult]]:
 
 
 def check_pool(corpus: Corpus, state: LoopState, folder: RunFolder) -> None:
-    """Make sure that what was judged or labelled by people is in the pool.
-
-    Raises:
-        RunStateError: With a post that is not.
-    """
+    """Raise RunStateError where a post that was judged, or labelled by people, is not in the pool."""
     pool = {corpus.posts[int(position)].id for position in corpus.pool}
     for post_id in (*state.last_verdicts, *state.divergent, *state.human):
         if post_id not in pool:
@@ -547,27 +493,21 @@ def check_pool(corpus: Corpus, state: LoopState, folder: RunFolder) -> None:
 def grown_rows(corpus: Corpus, state: LoopState, root: Path) -> Iterator[Json]:
     """Yield the grown dataset: labelled posts, people's labels and accepted posts by round, with provenance.
 
-    Args:
-        corpus: The posts.
-        state: What was accepted.
-        root: Image paths are written relative to this folder.
+    Image paths are written relative to `root`.
     """
 
     def by_round(item: tuple[str, Any]) -> tuple[int, int]:
         return item[1].round, corpus.position_of[item[0]]
 
-    for position in corpus.labelled:
-        post = corpus.posts[position]
+    for post in (corpus.posts[position] for position in corpus.labelled):
         yield _grown_row(post, root, post.label, {"source": "label"})
     for post_id, used in sorted(state.human.items(), key=by_round):
         provenance = {"source": "human", "round": used.round, **used.given.provenance()}
-        yield _grown_row(_post_of(corpus, post_id), root, used.given.label, provenance)
+        post = corpus.posts[corpus.position_of[post_id]]
+        yield _grown_row(post, root, used.given.label, provenance)
     for post_id, last in sorted(state.accepted.items(), key=by_round):
-        yield _grown_row(_post_of(corpus, post_id), root, last.verdict.label, _provenance(last))
-
-
-def _post_of(corpus: Corpus, post_id: str) -> Post:
-    return corpus.posts[corpus.position_of[post_id]]
+        post = corpus.posts[corpus.position_of[post_id]]
+        yield _grown_row(post, root, last.verdict.label, _provenance(last))
 
 
 def _grown_row(post: Post, root: Path, label: str | None, provenance: Json) -> Json:

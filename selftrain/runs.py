@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -314,7 +313,7 @@ class Run:
         if isinstance(parts.panel, AskedForNothing):
             return self._checked(parts.panel, context)
         # the cap is what the estimate is held against, not what may stop its probe
-        panel = replace(parts.panel, token_cap=None).for_run(context)
+        panel = parts.panel.model_copy(update={"token_cap": None}).for_run(context)
         try:
             return estimate_cost(self.recipe, prepared.corpus, panel)
         finally:

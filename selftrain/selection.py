@@ -70,8 +70,8 @@ class _ByOneCriterion:
 
     def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, the most wanted first."""
-        mix = {self.criterion: 1.0}
-        return choose(chunks, at_most(self.k, most), mix, self.shares, classes=classes, seed=seed)
+        k = self.k if most is None else min(self.k, most)
+        return choose(chunks, k, {self.criterion: 1.0}, self.shares, classes=classes, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Mixed:
 
     def select(self, chunks: Chunks, *, most: int | None, classes: Sequence[str], seed: int) -> Selection:
         """Return the chosen posts, criterion by criterion, in the order of `_RANKINGS`."""
-        return choose(chunks, at_most(self.k, most), self.mix, self.shares, classes=classes, seed=seed)
+        k = self.k if most is None else min(self.k, most)
+        return choose(chunks, k, self.mix, self.shares, classes=classes, seed=seed)
 
 
 # ---- rankings -----------------------------------------------------------------------------------------
@@ -209,18 +210,9 @@ def choose(
     """Return the `k` most wanted posts of the pool, by criteria and, unless `shares` is "any", by class.
 
     A class with fewer posts than its quota leaves the rest of it unused: filling it up from another class
-    would undo the balance that the quota is for.
-
-    Args:
-        chunks: (positions [n], logits [n, K]) of the pool, each post once, in any chunking.
-        k: How many posts, at least 1.
-        mix: Criterion -> its share of the posts; no post counts for two of them.
-        shares: See `quotas`; "any": no quotas.
-        classes: K names, the positive one last.
-        seed: Of the draws.
-
-    Raises:
-        SplitError: As `quotas`.
+    would undo the balance that the quota is for. `mix` says which share of the posts each criterion takes,
+    and no post counts for two of them. For the other arguments see `Selector.select`, for `shares` and what
+    is raised `quotas`.
     """
     criteria = [criterion for criterion in _RANKINGS if mix.get(criterion)]
     # "natural" quotas are known only at the end, and posts may be taken by two criteria: each keeps k
@@ -261,19 +253,11 @@ def _rounded(count: float) -> int:
     return int(np.floor(count + 0.5))
 
 
-def at_most(k: int, most: int | None) -> int:
-    """Return how many of `k` posts may be chosen where `most` are left to be."""
-    return k if most is None else min(k, most)
-
-
 def quotas(k: int, shares: Shares, *, classes: Sequence[str], found: IntArray | None = None) -> list[int]:
-    """Return how many posts of each class make up `k`.
+    """Return how many posts of each class make up `k`: in "equal" parts, by `shares`, or "natural".
 
-    Args:
-        k: Posts in all.
-        shares: "equal" parts, "natural" by the classifier's own shares of the pool, or class name -> share.
-        classes: K names, the positive one last.
-        found: [K] pool posts by the class that the classifier gives them (for "natural"); None: unknown.
+    Natural are the classifier's own shares of the pool, by `found` [K], its posts of each class; None:
+    unknown. The positive class is the last of the K.
 
     Raises:
         SplitError: Shares that do not name all classes, or do not add up to 1.

@@ -62,33 +62,24 @@ class RoundLimits(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopState:
-    """The state of the loop between two rounds; every change gives a new one.
+    """The state of the loop between two rounds; every change gives a new one."""
 
-    Attributes:
-        next_round: Number of the round to come; 0 is the labels alone.
-        best_round: The last kept round, -1 before round 0.
-        rejections: Rounds rolled back in a row.
-        judged: Candidates of all rounds, kept or rolled back.
-        accepted: Post id -> the verdict that made its label a pseudo-label.
-        divergent: Judged in kept rounds and not agreed on; unlabelled in the loss.
-        deferred: Judged in rounds that were rolled back since the last kept one; they wait for a better
-            model.
-        human: Post id -> label that people gave: a label like any other from then on, rolled back or not.
-        disputed: Found doubtful in any round, kept or rolled back, and neither settled nor labelled by people
-            since: these are what people are asked about, divergent posts and, under a posterior, those that
-            are learned with a label that is not sure.
-        last_verdicts: Post id -> its last verdict, in the order of the first ones.
-    """
-
-    next_round: int = 0
-    best_round: int = -1
-    rejections: int = 0
-    judged: int = 0
+    next_round: int = 0  # number of the round to come; 0 is the labels alone
+    best_round: int = -1  # the last kept round, -1 before round 0
+    rejections: int = 0  # rounds rolled back in a row
+    judged: int = 0  # candidates of all rounds, kept or rolled back
+    # post id -> the verdict that made its label a pseudo-label
     accepted: Mapping[str, LastVerdict] = field(default_factory=dict)
-    divergent: frozenset[str] = frozenset()
+    divergent: frozenset[str] = frozenset()  # judged in kept rounds and not agreed on; unlabelled in the loss
+    # judged in rounds that were rolled back since the last kept one; they wait for a better model
     deferred: frozenset[str] = frozenset()
+    # post id -> label that people gave: a label like any other from then on, rolled back or not
     human: Mapping[str, UsedLabel] = field(default_factory=dict)
+    # found doubtful in any round, kept or rolled back, and neither settled nor labelled by people since:
+    # these are what people are asked about, divergent posts and, under a posterior, those that are learned
+    # with a label that is not sure
     disputed: frozenset[str] = frozenset()
+    # post id -> its last verdict, in the order of the first ones
     last_verdicts: Mapping[str, LastVerdict] = field(default_factory=dict)
 
     # ---- who may be chosen, and whether anybody should be ---------------------------------------------

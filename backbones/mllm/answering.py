@@ -39,17 +39,11 @@ Variant = Literal["vanilla", "vanilla_asked", "multitask", "multitask_asked", "a
 
 
 class Asking(NamedTuple):
-    """What a variant does with the process questions.
+    """What a variant does with the process questions."""
 
-    Attributes:
-        asked: They stand in the prompt, each with its answer token.
-        answered: Each has a head.
-        in_place: Those heads read the answer tokens, not the last token.
-    """
-
-    asked: bool
-    answered: bool
-    in_place: bool
+    asked: bool  # they stand in the prompt, each with its answer token
+    answered: bool  # each has a head
+    in_place: bool  # those heads read the answer tokens, not the last token
 
 
 ASKING: Mapping[Variant, Asking] = {
@@ -64,14 +58,9 @@ ASKING: Mapping[Variant, Asking] = {
 class AnswerHeads(nn.ModuleList):
     """One two-layer network a question: [B, D] to [B, K].
 
-    Args:
-        width: D.
-        answers: K of every question, the final one last.
-        hidden: Units between the layers.
-        dropout: On those units, in [0, 1).
-        fed: One more network takes the log-probabilities of the process answers to logits of the final
-            question, which are added to those read from the state. What the process heads learn stays theirs:
-            no gradient goes back to them.
+    The `answers` are the K of every question, the final one last. With `fed` one more network takes the
+    log-probabilities of the process answers to logits of the final question, which are added to those read
+    from the state. What the process heads learn stays theirs: no gradient goes back to them.
     """
 
     def __init__(
@@ -105,13 +94,8 @@ class AnswerHeads(nn.ModuleList):
 class AnsweringModel(nn.Module):
     """``forward(inputs)`` gives the logits of every question, the final one last.
 
-    Args:
-        language: ``language(**inputs).last_hidden_state`` is [B, L, D].
-        width: D.
-        answers: K of each process question, then that of the final one.
-        variant: Which questions have heads, and where they read.
-        answer_id: Of the answer token.
-        hidden, dropout, fed: Of the heads.
+    The hidden states [B, L, D] are ``language(**inputs).last_hidden_state``; `hidden`, `dropout` and `fed`
+    are those of the heads.
 
     Attributes:
         keeps_features: Whether what the vision tower makes of pictures is wanted.
@@ -141,11 +125,7 @@ class AnsweringModel(nn.Module):
         self.heads = AnswerHeads(width, answers[-1 - self.questions :], hidden, dropout, fed=fed)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return logits [B, K] of the process questions, in their order, and of the final one; float32.
-
-        Raises:
-            PromptFitError: A prompt with another number of answer tokens than questions.
-        """
+        """Return logits [B, K] of the process questions, in their order, and of the final one; float32."""
         output: Any = self.language(**given_features(inputs), use_cache=False)
         self.features = taken_features(output) if self.keeps_features else None
         states: Tensor = output.last_hidden_state
@@ -181,17 +161,9 @@ def adapt(
 ) -> Any:  # noqa: ANN401 -- a PeftModel
     """Return `model.module` with adapters; frozen are all others but the answer token's row and new parts.
 
-    Args:
-        model: Its module is changed in place.
-        answer_id: As `add_answer_token` gave it.
-        rank, alpha: Of the adapters (published: 128 and 256).
-        dropout: Before each adapter, in [0, 1).
-        vision: Adapt the vision tower too.
-        lean: Leave out what peft does beyond need: a copy of the whole table and a gradient of its size for
-            the one row, and float32 copies of every adapter's input under autocast. The numbers are the same.
-
-    Raises:
-        ValueError: A vision tower without linear layers was to be adapted.
+    With `vision` (ValueError: it has no linear layer) the tower is adapted too. `lean` leaves out what peft
+    does beyond need: a copy of the whole table and a gradient of its size for the one row, and float32 copies
+    of every adapter's input under autocast. The numbers are the same.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -19,30 +19,20 @@ Padding = Literal["left", "right"]
 
 @dataclass(frozen=True, slots=True)
 class Mllm:
-    """A pretrained model whose hidden states are read.
+    """A pretrained model whose hidden states are read."""
 
-    Attributes:
-        name: As a recipe writes it.
-        module: ``module(**inputs).last_hidden_state`` is [B, L, D], after the last norm.
-        width: D.
-        tokenizer: Of transformers; it knows the answer token.
-        reader: Makes the reader of a task's wording, of a padding side and of a budget of text tokens.
-        language_layers: Names, within `module`, of the linear layers of the language model.
-        vision_layers: Likewise of the vision tower.
-        new_parts: Names of submodules without pretrained weights: they are always trained, in full.
-        fingerprint: Hex SHA-256 of the pretrained weights' origin: another one is another base model.
-        write: Saves `module`, adapters merged into it, as a checkpoint of its own.
-    """
-
-    name: str
-    module: nn.Module
-    width: int
-    tokenizer: Any
+    name: str  # as a recipe writes it
+    module: nn.Module  # ``module(**inputs).last_hidden_state`` is [B, L, D], after the last norm
+    width: int  # D
+    tokenizer: Any  # of transformers; it knows the answer token
+    # makes the reader of a task's wording, of a padding side and of a budget of text tokens
     reader: Callable[[Wording, Padding, int], Reader]
-    language_layers: tuple[str, ...]
-    vision_layers: tuple[str, ...]
+    language_layers: tuple[str, ...]  # names, within `module`, of the linear layers of the language model
+    vision_layers: tuple[str, ...]  # likewise of the vision tower
+    # names of submodules without pretrained weights: they are always trained, in full
     new_parts: tuple[str, ...]
-    fingerprint: str
+    fingerprint: str  # hex SHA-256 of the pretrained weights' origin: another one is another base model
+    # saves `module`, adapters merged into it, as a checkpoint of its own
     write: Callable[[nn.Module, Path], None]
 
 

@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from backbones.errors import PromptFitError, WeightsError
-from backbones.loading import loading_error, quiet_loading
+from backbones.loading import quiet_loading
 from backbones.mllm.base import Mllm, Padding, linear_layers
 from backbones.mllm.prompts import ONE_TURN, Inputs, Prompt, Turns, Wording, Words, add_answer_token
-from backbones.torchvision_compat import ensure_torchvision
 
 Album = Literal["images", "video"]
 _TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
@@ -28,15 +27,10 @@ _LANGUAGE = ("language_model", "text_model")
 
 
 class HubReader:
-    """Prompts through the processor of a model.
+    """Prompts through the processor of a model; a `Reader` of `max_tokens`, images aside.
 
-    Args:
-        processor: Of transformers.
-        wording: The words around every post.
-        padding: The side that is padded.
-        max_tokens: Of words, text and the chat's marks, images aside.
-        album: Whether several pictures are given as images or as frames of one video, which costs far fewer
-            tokens a picture (LLaVA-OneVision: 196 instead of 730).
+    An `album` of several pictures is given as images or as frames of one video, which costs far fewer tokens
+    a picture (LLaVA-OneVision: 196 instead of 730).
 
     Raises:
         PromptFitError: The words leave no room for a post, there is no chat template, or an album is to be a
@@ -97,7 +91,9 @@ class HubReader:
         inputs: Inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
         self.words.check(inputs)
         self._check_pictures(albums, texts, inputs)
-        self._note_images(prompts, inputs)
+        for one, mask in zip(prompts, inputs["attention_mask"], strict=True):
+            if len(one.images) not in self._tokens:
+                self._tokens[len(one.images)] = int(mask.sum()) - self.words.length(one.text)
         return inputs
 
     def save(self, folder: Path) -> None:
@@ -138,8 +134,7 @@ class HubReader:
     def _check_pictures(self, albums: Sequence[list[Any]], texts: Sequence[str], inputs: Inputs) -> None:
         """Compare the pictures given with the places in the chats and with the pixels that came back.
 
-        Raises:
-            PromptFitError: Some have none: the model would answer as if they were not there.
+        Where some have none, the model would answer as if they were not there.
         """
         video = self._album == "video"
         token = getattr(self._processor, "video_token" if video else "image_token", None)
@@ -162,59 +157,12 @@ class HubReader:
                 + ('Set model.album = "images"' if video else "Lower frames.count, or use another base model")
             )
 
-    def _note_images(self, prompts: Sequence[Prompt], inputs: Inputs) -> None:
-        for one, mask in zip(prompts, inputs["attention_mask"], strict=True):
-            if len(one.images) not in self._tokens:
-                self._tokens[len(one.images)] = int(mask.sum()) - self.words.length(one.text)
-
-
-def load(name: str, *, revision: str = "main", dtype: str = "auto", album: Album = "images") -> Mllm:
-    """Load a pretrained model, by its name on a hub or by its folder; on the CPU.
-
-    Args:
-        name: For instance "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
-        revision: Of the weights on the hub.
-        dtype: "auto" (as saved, see `from_parts`), "float32" or "bfloat16".
-        album: See `HubReader`.
-
-    Raises:
-        WeightsError: No such model, or one that transformers does not load as image-text-to-text.
-    """
-    ensure_torchvision()
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    try:
-        with quiet_loading():
-            processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                name, revision=revision, trust_remote_code=False
-            )
-            whole = AutoModelForImageTextToText.from_pretrained(
-                name, revision=revision, dtype=dtype, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        # an ImportError names the package that the model's processor wants, and how to install it
-        what = f"{name} could not be loaded as an image-text-to-text model"
-        advice = (
-            "Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
-        )
-        raise loading_error(what, error, advice) from error
-    return from_parts(name, whole, processor, album=album)
-
 
 def from_parts(name: str, whole: Any, processor: Any, *, album: Album = "images") -> Mllm:  # noqa: ANN401
-    """Return the same of a model and a processor at hand.
-
-    Args:
-        name: For messages and recipes.
-        whole: A ``...ForConditionalGeneration``.
-        processor: Its processor.
-        album: See `HubReader`.
+    """Return the model of a ``...ForConditionalGeneration`` and its processor, on the CPU.
 
     Weights in float16 become bfloat16: float16 ends at 65,504, and what is computed in bfloat16 or learned
-    without a scaled loss does not stay below that.
-
-    Raises:
-        WeightsError: No part of it is known for a language model.
+    without a scaled loss does not stay below that. WeightsError: it has no known language model.
     """
 
     def write(_: nn.Module, folder: Path) -> None:
@@ -267,9 +215,8 @@ def _metadata(frames: Any) -> dict[str, Any]:  # noqa: ANN401
 def pictures_in(inputs: Inputs, patch: int = 1) -> int:
     """Return how many pictures, or tiles of pictures, stand in what a processor gave.
 
-    Args:
-        inputs: Of any family: some say it by sizes, one a picture, some by the shape of the pixels alone.
-        patch: Frames that one step of a video's grid stands for.
+    Some families say it by sizes, one a picture, some by the shape of the pixels alone. One step of a video's
+    grid stands for `patch` frames.
     """
     for name in ("image_grid_thw", "image_sizes", "spatial_shapes"):
         if name in inputs:

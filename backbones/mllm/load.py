@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from backbones.loading import loading_error
+from backbones.loading import loading_error, quiet_loading
 from backbones.mllm import hub, smollm2_efficientnet
 from backbones.mllm.base import Mllm, Padding
 from backbones.mllm.prompts import Reader, Wording
@@ -15,34 +15,42 @@ from backbones.torchvision_compat import ensure_torchvision
 def load_mllm(
     name: str, *, revision: str = "main", dtype: str = "auto", album: hub.Album = "images", seed: int = 0
 ) -> Mllm:
-    """Load a pretrained model: the one that needs no download, or whatever transformers loads.
+    """Load a pretrained model: the one that needs no download, or what transformers loads.
 
-    Args:
-        name: "smollm2_efficientnet", a name on a hub, or a folder.
-        revision: Of the weights on a hub.
-        dtype: Of a hub's model: "auto" (as saved), "float32" or "bfloat16"; smollm2_efficientnet is float32.
-        album: Of a hub's model: give several pictures as "images" or as a "video".
-        seed: Of the new projector of smollm2_efficientnet.
+    That is "smollm2_efficientnet", whose new projector the seed is of. Of another, by its name on a hub or a
+    folder, `dtype` is "auto" (as saved), "float32" or "bfloat16", and several pictures are given as "images"
+    or as a "video".
 
     Raises:
         WeightsError: No such model, or weights that are missing.
     """
     if name == smollm2_efficientnet.NAME:
         return smollm2_efficientnet.load(seed)
-    return hub.load(name, revision=revision, dtype=dtype, album=album)
+    ensure_torchvision()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        with quiet_loading():
+            processor = AutoProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                name, revision=revision, trust_remote_code=False
+            )
+            whole = AutoModelForImageTextToText.from_pretrained(
+                name, revision=revision, dtype=dtype, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        # an ImportError names the package that the model's processor wants, and how to install it
+        what = f"{name} could not be loaded as an image-text-to-text model"
+        advice = (
+            "Expected a folder or a name on the hub, for instance llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+        )
+        raise loading_error(what, error, advice) from error
+    return hub.from_parts(name, whole, processor, album=album)
 
 
 def load_reader(folder: Path, base: str, wording: Wording, padding: Padding, max_tokens: int) -> Reader:
-    """Load the reader of a merged checkpoint, from the tokenizer or processor that lies in it.
+    """Load the reader of a merged checkpoint of the model `base`, from the tokenizer or processor in it.
 
-    Args:
-        folder: Of the checkpoint.
-        base: Name of the model that was trained, as `load_mllm` takes it.
-        wording, padding, max_tokens: As for `Mllm.reader`.
-
-    Raises:
-        WeightsError: There is no tokenizer or processor.
-        PromptFitError: The words leave no room for a post.
+    WeightsError: there is none; PromptFitError: the words leave no room for a post.
     """
     ensure_torchvision()
     from transformers import AutoProcessor, AutoTokenizer

@@ -23,19 +23,14 @@ _SEAMS = 2  # where a text meets the words around it, tokens may fall otherwise 
 
 
 class Wording(NamedTuple):
-    """The words around every post of a task. An empty part leaves no line.
+    """The words around every post of a task. An empty part leaves no line."""
 
-    Attributes:
-        opening: Before the post: what it is, and what is asked for.
-        questions: After the post, each closed by the answer token; none for a prompt without them.
-        closing: The final question, whose answer is read at the last token of the prompt.
-        rounds: Each question is a turn of the user, and its answer token stands where the assistant's turn
-            has begun; otherwise all are asked in one turn.
-    """
-
-    opening: str
+    opening: str  # before the post: what it is, and what is asked for
+    # after the post, each closed by the answer token; none for a prompt without them
     questions: tuple[str, ...]
-    closing: str
+    closing: str  # the final question, whose answer is read at the last token of the prompt
+    # each question is a turn of the user, and its answer token stands where the assistant's turn has begun;
+    # otherwise all are asked in one turn
     rounds: bool = False
 
 
@@ -67,8 +62,7 @@ class Reader(Protocol):
     def read(self, prompts: Sequence[Prompt]) -> Inputs:
         """Return `input_ids` and `attention_mask` [B, L], and what the model takes for images.
 
-        Raises:
-            PromptFitError: A prompt whose answer tokens are not those of its questions.
+        PromptFitError: a prompt whose answer tokens are not those of its questions.
         """
         ...
 
@@ -82,22 +76,16 @@ class Reader(Protocol):
 
 
 class Words:
-    """Puts a post's text between the words of its task.
+    """Puts a post's text between the words of its task; `budget` tokens of text fit, all else takes `fixed`.
 
     Args:
         tokenizer: Of transformers, a fast one: it says where in the text each token ends.
-        wording: The words around every post.
         max_tokens: Of words, text and the chat's marks together, images aside (published: 256).
         around: How many tokens the chat's marks take.
         turns: What stands around an answer token; of rounds, the marks of the turns.
 
     Raises:
         PromptFitError: The words alone leave no token for a text.
-
-    Attributes:
-        answer_id: Of the answer token.
-        budget: Tokens of text that fit; the rest is cut.
-        fixed: Tokens of everything else.
     """
 
     def __init__(
@@ -111,7 +99,9 @@ class Words:
         self._tokenizer = tokenizer
         self._wording = wording
         self._turns = turns
-        self._special = special_strings(tokenizer)
+        # what it takes for a single token wherever it stands, longest first
+        added = [text for text in tokenizer.get_added_vocab() if len(text) > 1 and not text.isspace()]
+        self._special = sorted({*added, ANSWER_TOKEN}, key=lambda text: (-len(text), text))
         self.answer_id = int(tokenizer.convert_tokens_to_ids(ANSWER_TOKEN))
         self.fixed = self._count(self._around("")) + around + _SEAMS
         self.budget = max_tokens - self.fixed
@@ -130,11 +120,7 @@ class Words:
         return self.fixed + self._count(self.cut(text))
 
     def check(self, inputs: Inputs) -> None:
-        """Compare the answer tokens of every prompt with the questions.
-
-        Raises:
-            PromptFitError: A prompt with another number of them.
-        """
+        """Raise PromptFitError where a prompt has another number of answer tokens than questions."""
         if self._wording.questions:
             questions = len(self._wording.questions)
             answer_positions(inputs["input_ids"], inputs["attention_mask"], self.answer_id, questions)
@@ -159,16 +145,13 @@ class Words:
 
 
 def add_answer_token(model: Any, tokenizer: Any) -> int:  # noqa: ANN401 -- of transformers
-    """Make `ANSWER_TOKEN` a token of its own and give it a row; return its id.
+    """Make `ANSWER_TOKEN` a token of its own and give it a row; return its id. Both are changed in place.
 
     The table only ever grows. Many models are saved with spare rows (LLaVA-OneVision 0.5B: 152,000 rows for
     151,648 tokens); there the new token takes the next spare one, where ``resize_token_embeddings(len(
     tokenizer))`` would cut the table down and with it the pretrained shape. The row begins as the mean of
-    the tokens' rows: spare rows hold whatever the initialiser left.
-
-    Args:
-        model: A model of transformers; changed in place.
-        tokenizer: Its tokenizer; changed in place. One that knows the token keeps its id, the model its row.
+    the tokens' rows: spare rows hold whatever the initialiser left. A tokenizer that knows the token keeps
+    its id, the model its row.
     """
     known = tokenizer.get_vocab().get(ANSWER_TOKEN)
     if known is None:
@@ -187,13 +170,10 @@ def add_answer_token(model: Any, tokenizer: Any) -> int:  # noqa: ANN401 -- of t
 
 
 def answer_positions(ids: Tensor, mask: Tensor, answer_id: int, questions: int) -> Tensor:
-    """Return the places [B, Q] of the answer tokens, in order.
+    """Return the places [B, Q] of the answer tokens, in order; PromptFitError: a row of another number.
 
     They are looked for in the ids that the model sees, after images took their places: a place counted in
     the text would be off by the tokens of every image before it.
-
-    Raises:
-        PromptFitError: A row with another number of them.
     """
     found = (ids == answer_id) & mask.bool()
     counts = found.sum(1)
@@ -211,12 +191,6 @@ def embedding_name(module: nn.Module) -> str:
     table = module.get_input_embeddings()  # type: ignore[operator]
     names: list[str] = [name for name, layer in module.named_modules() if layer is table]
     return names[0]
-
-
-def special_strings(tokenizer: Any) -> tuple[str, ...]:  # noqa: ANN401
-    """Return what `tokenizer` takes for a single token wherever it stands, longest first."""
-    added = [text for text in tokenizer.get_added_vocab() if len(text) > 1 and not text.isspace()]
-    return tuple(sorted({*added, ANSWER_TOKEN}, key=lambda text: (-len(text), text)))
 
 
 def defuse(text: str, special: Collection[str]) -> str:

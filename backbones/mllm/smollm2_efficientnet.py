@@ -156,29 +156,15 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def load(seed: int = 0) -> Mllm:
-    """Load the model on the CPU, in float32; takes about half a minute.
-
-    Args:
-        seed: Of the projector's first weights.
-
-    Raises:
-        WeightsError: A package with weights is missing, or is another.
-    """
+    """Load the model on the CPU, in float32, half a minute's work; WeightsError: a package is missing."""
     model, tokenizer = load_smollm2()
     return from_parts(NAME, model.model, tokenizer, seed=seed)
 
 
 def from_parts(name: str, language_model: Any, tokenizer: Any, *, seed: int = 0) -> Mllm:  # noqa: ANN401
-    """Return the same around a language model at hand, whose tokenizer is SmolLM2's.
+    """Return the same around a language model at hand, without its vocabulary's layer; changed in place.
 
-    Args:
-        name: For messages and recipes.
-        language_model: Of transformers, without its vocabulary's layer; changed in place.
-        tokenizer: Likewise.
-        seed: Of the projector's first weights.
-
-    Raises:
-        WeightsError: The tower's package is missing.
+    The tokenizer is SmolLM2's, and changed too.
     """
     tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))

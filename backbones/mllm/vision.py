@@ -46,23 +46,16 @@ def given_features(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 class Features(NamedTuple):
-    """Features of all pictures of a batch.
+    """Features of all pictures of a batch."""
 
-    Attributes:
-        tensor: [S, N, D].
-        sizes: Tokens of each piece that the tower gave: pictures, or their tiles, or the posts.
-    """
-
-    tensor: Tensor
-    sizes: tuple[int, ...]
+    tensor: Tensor  # [S, N, D]
+    sizes: tuple[int, ...]  # tokens of each piece that the tower gave: pictures, or their tiles, or the posts
 
     def split(self, pictures: int) -> list[Tensor]:
         """Return [S, T, D] of each picture.
 
         Pieces that are not the pictures hold equally many tokens of each: pictures of one size are cut alike.
-
-        Raises:
-            ValueError: They cannot: their tokens do not go up in the number of pictures.
+        ValueError: they cannot.
         """
         if len(self.sizes) == pictures and all(self.sizes):
             return list(torch.split(self.tensor, list(self.sizes), dim=1))

@@ -97,14 +97,12 @@ def drawn(data: Path, count: int, seed: int) -> tuple[Task, list[Post], list[Pos
 def _judge(asked: Asked, task: Task, posts: Sequence[Post]) -> Iterator[tuple[str, float]]:
     from agents.ask.judge import JudgePanel
     from agents.trust import trust
-    from selftrain.config import VlmSection
     from selftrain.panels import VLMPanel, brief_of, cache_beside
 
-    section = VlmSection(
+    panel = VLMPanel(
         servers=asked.servers, form=asked.form, rationale_chars=asked.rationale_chars,
         label_apart=asked.label_apart, concurrency=CONCURRENCY, timeout=TIMEOUT,
     )  # fmt: skip
-    panel = VLMPanel(**section.arguments())
     runner = panel.runner(cache_beside(asked.store, asked.store), run="bench", max_pixels=1)
     judges = JudgePanel(runner, panel.agent(brief_of(task), 0))
     try:

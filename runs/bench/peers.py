@@ -19,7 +19,7 @@ from losses.pnu import PNULoss
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray, LabelArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.calibration import probabilities
-from selftrain.models.classifier import HeadClassifier
+from selftrain.models.head import HeadClassifier
 from selftrain.models.trainer import HeadTrainer
 
 MISSING = -1

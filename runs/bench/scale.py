@@ -29,12 +29,12 @@ import psutil
 
 from runs.bench.study import Figure, Figures
 from selftrain.cli.printing import write_predictions
-from selftrain.data.manifest import Tolerance
 from selftrain.data.posts import Post
 from selftrain.engine.mapping import Block, Engine, InProcess, Result, Source, Stage
 from selftrain.engine.on_ray import LOCAL, OnRay
 from selftrain.errors import EngineError
 from selftrain.models.predictor import Prediction, ValidationScores
+from selftrain.serving.streams import CHUNK, ModelAtWork
 
 WORDS = "free prize claim now meeting notes garden choir sunday market lovely awful rain office"
 MODELS = ("nothing", "encoder")
@@ -182,10 +182,9 @@ def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, fl
     watch.start()
     began = time.perf_counter()
     with redirect_stdout(sys.stderr):
-        write_predictions(
-            str(out), Simulated() if workers else made(), manifest, columns={},
-            tolerance=Tolerance(None, None), done="labelled", engine=engine, load=partial(made),
-        )  # fmt: skip
+        predictor = Simulated() if workers else made()
+        work = ModelAtWork(predictor=predictor, engine=engine, load=partial(made))
+        write_predictions(str(out), work, manifest, done="labelled")
     seconds = time.perf_counter() - began
     watch.ended.set()
     found = {
@@ -195,8 +194,6 @@ def measure(manifest: Path, out: Path, model: str, workers: int) -> dict[str, fl
     }
     first = max(workers, 1)
     if len(engine.times) > 2 * first:
-        from selftrain.serving.manifest_predictions import CHUNK
-
         posts = (len(engine.times) - first) * CHUNK
         found["posts_per_second"] = round(posts / (engine.times[-1] - engine.times[first - 1]), 1)
     return found | ({"worker_mb": round(watch.peak / 1e6, 1)} if workers else {})

@@ -72,8 +72,7 @@ def measure(folder: Path) -> tuple[float, float]:
     from backbones.base import FeatureLayout
     from selftrain.data.feature_store import FeatureStore
     from selftrain.models.calibration import Calibration
-    from selftrain.models.classifier import HeadClassifier
-    from selftrain.models.head import Head, HeadSettings, Scaling
+    from selftrain.models.head import Head, HeadClassifier, HeadSettings, Scaling
     from selftrain.selection import TopK
 
     layout = FeatureLayout(TEXT_WIDTH, 0)

@@ -9,9 +9,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from selftrain._util.nesting import MAX_DEPTH, is_deep
-
 MAX_TOML = 1_000_000  # bytes; tasks and recipes are written by hand
+MAX_DEPTH = 100  # lists and tables within each other: what is read is shown and written again, which recurses
 
 # a.b.c and so on: the time that these take grows with the square of their number
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]+[ \t]*\.[ \t]*){50}""")
@@ -76,3 +75,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     if found is None or is_deep(found):
         raise tomllib.TOMLDecodeError(f"lists or tables stand more than {MAX_DEPTH} deep in each other")
     return found
+
+
+def is_deep(value: object) -> bool:
+    """Return whether lists and mappings stand more than `MAX_DEPTH` deep in each other."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        outer = [one for one in level if isinstance(one, dict | list)]
+        level = [inner for one in outer for inner in (one.values() if isinstance(one, dict) else one)]
+    return bool(level)

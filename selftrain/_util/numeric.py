@@ -23,9 +23,7 @@ def sigmoid(logits: Float32Array | FloatArray) -> FloatArray:
 def decide(logits: Float32Array | FloatArray, cut: Sequence[float] | None = None) -> IntArray:
     """Return the class [B] that logits [B, K] predict: the likeliest, of equals the first.
 
-    Args:
-        logits: [B, K].
-        cut: [K] what is added to each class's log-probability first; None: nothing.
+    `cut` [K] is added to each class's log-probability first; None: nothing.
     """
     moved = logits if cut is None else logits + np.asarray(cut, logits.dtype)
     return np.asarray(moved.argmax(1), dtype=np.int64)

@@ -118,9 +118,6 @@ def label_error_by(
     """Return `label_error` of each group (class, round), by its name, in the order in which they first occur.
 
     A group of which no post was reviewed has the estimate of the criticizer and a wide interval.
-
-    Raises:
-        EstimateError: As `label_error`.
     """
     names = np.asarray(groups, dtype=object)
     return {

@@ -20,8 +20,7 @@ from losses.act import act_cross_entropy
 from selftrain._util.types import BoolArray, Float32Array, FloatArray, IntArray
 from selftrain.errors import TrainingError
 from selftrain.models.act_model import ACTModel, rows_of
-from selftrain.models.classifier import HeadClassifier, fit_head
-from selftrain.models.head import HeadSettings, Scaling, fit_scaling
+from selftrain.models.head import HeadClassifier, HeadSettings, Scaling, fit_head, fit_scaling
 
 
 class ACTTrainer:
@@ -156,17 +155,10 @@ def train_classes(
     power: float = 1.0,
     where: str = "training",
 ) -> HeadClassifier:
-    """Train on all rows at once, keep the epoch with the best validation macro-F1, calibrate.
+    """Train on all rows [M, D] at once, keep the epoch with the best validation macro-F1, calibrate.
 
-    Args:
-        rows: [M, D] feature rows of the training posts.
-        labels: Their labels, human and machine; `labelled_set` for plain ones.
-        validation_labels: [V], trusted.
-
-    Raises:
-        TrainingError: No training or no validation post, or fewer than two classes.
-        NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
-        BatchError: Labels or inclusion probabilities that the loss refuses.
+    `labelled_set` makes labels of plain ones; the validation labels [V] are trusted. Errors as of
+    `ACTTrainer.fit`.
     """
     if len(classes) < 2 or not len(rows) or not len(validation_rows):
         raise TrainingError(

@@ -50,25 +50,15 @@ HEADS = "answer_heads/model.safetensors"
 
 
 class AgentPSModel(NamedTuple):
-    """A trained model, on the CPU.
+    """A trained model, on the CPU."""
 
-    Attributes:
-        folder: Where it was.
-        task: That it was trained for.
-        settings: That it was built from.
-        built: The model with all that leads posts into it.
-        about: What agentps.json says.
-        decisions: How answers follow from the model's probabilities.
-        fingerprint: Hex SHA-256 of everything that can change a score.
-    """
-
-    folder: Path
-    task: Task
-    settings: ModelSettings
-    built: Built
-    about: Json
-    decisions: Decisions
-    fingerprint: str
+    folder: Path  # where it was
+    task: Task  # that it was trained for
+    settings: ModelSettings  # that it was built from
+    built: Built  # the model with all that leads posts into it
+    about: Json  # what agentps.json says
+    decisions: Decisions  # how answers follow from the model's probabilities
+    fingerprint: str  # hex SHA-256 of everything that can change a score
 
     @property
     def best_epoch(self) -> int:
@@ -79,15 +69,7 @@ class AgentPSModel(NamedTuple):
 def describe(
     folder: Path, settings: ModelSettings, task: Task, questions: QuestionSet, *, base: str, more: Json
 ) -> None:
-    """Write agentps.json and task.toml.
-
-    Args:
-        base: The base model's fingerprint.
-        more: Whatever else is worth keeping, the best epoch for instance.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
+    """Write agentps.json and task.toml; `more` is what else is worth keeping, the best epoch for instance."""
     dump_task(task, folder / TASK)
     checksums.note_written(folder / TASK)
     about = {
@@ -103,7 +85,7 @@ def load(folder: Path | str) -> AgentPSModel:
     """Load the model of a folder.
 
     Raises:
-        ModelError: No model, a damaged one, one whose training did not end, or one of another base model.
+        ModelError: None, a damaged one, one whose training did not end, or one of another base model.
         BackboneError: The base model cannot be had.
     """
     folder = Path(folder)
@@ -113,11 +95,7 @@ def load(folder: Path | str) -> AgentPSModel:
 
 
 def settings_of(about: Json, file: Path) -> ModelSettings:
-    """Return what a description says that the model was built from.
-
-    Raises:
-        ModelError: It says nothing that can be built; `file` is named.
-    """
+    """Return what a description says the model was built from; ModelError: nothing that can be, in `file`."""
     try:
         return ModelSettings.model_validate(about["architecture"])
     except (KeyError, ValidationError) as error:
@@ -131,11 +109,7 @@ def decisions_to_json(questions: QuestionSet, decisions: Decisions) -> Json:
 
 
 def decisions_of(about: Json, questions: QuestionSet, file: Path) -> Decisions:
-    """Return what a description says of how its model decides.
-
-    Raises:
-        ModelError: It says nothing; `file` is named.
-    """
+    """Return what a description says of how its model decides; ModelError: nothing, in `file`."""
     try:
         return tuple(QuestionDecision.model_validate(about["decisions"][one.name]) for one in questions.all)
     except (KeyError, ValidationError) as error:
@@ -143,11 +117,7 @@ def decisions_of(about: Json, questions: QuestionSet, file: Path) -> Decisions:
 
 
 def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> AgentPSModel:
-    """`load`, into a model that was built already.
-
-    Raises:
-        ModelError: As `load`.
-    """
+    """`load`, into a model that was built already. Raises ModelError as `load`."""
     about = read_about(folder)
     if {one.name: list(one.answers) for one in built.questions.all} != about["questions"]:
         raise ModelError(
@@ -169,11 +139,7 @@ def fill(folder: Path, built: Built, task: Task, settings: ModelSettings) -> Age
 
 
 def read_about(folder: Path) -> Json:
-    """Read agentps.json of a finished model.
-
-    Raises:
-        ModelError: It is not there, is no JSON, or the training has not ended.
-    """
+    """Read agentps.json of a finished model; ModelError: no such file, no JSON, or training has not ended."""
     file = folder / ABOUT
     checksums.check(file)
     try:
@@ -195,11 +161,7 @@ def merge_adapters(trained_model: AgentPSModel, out: Path) -> None:
     """Write a whole checkpoint, the adapters multiplied into the base; the model loses them.
 
     The language part is one that transformers and vLLM load by themselves; answer_heads/ holds what they do
-    not know.
-
-    Raises:
-        ModelError: `out` holds something already.
-        StorageError: The disk is full or refuses.
+    not know. ModelError: `out` holds something already.
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: give --merge a folder of its own")
@@ -229,20 +191,12 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_weights(model: nn.Module, file: Path) -> None:
-    """Write the trained weights as safetensors.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
+    """Write the trained weights as safetensors."""
     _write(file, {name: one.detach() for name, one in trained(model).items()})
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Put the weights of `save_weights` into a model of the same settings.
-
-    Raises:
-        ModelError: No such file, no safetensors, or weights of another architecture.
-    """
+    """Put the weights of `save_weights` into a model of the same settings; ModelError: they do not fit."""
     _fill(trained(model), _read(file)[0], file)
 
 
@@ -251,13 +205,8 @@ def save_training(
 ) -> None:
     """Write weights, the optimizer's moments and where training stands, atomically.
 
-    accelerate's `save_state` would leave pickles, which run whatever somebody put into them.
-
-    Args:
-        identity: What is trained on what; another training cannot go on from here.
-
-    Raises:
-        StorageError: The disk is full or refuses; an earlier file is as it was.
+    accelerate's `save_state` would leave pickles, which run whatever somebody put into them. `identity` says
+    what is trained on what; another training cannot go on from here.
     """
     tensors = {f"weight/{name}": one.detach() for name, one in trained(model).items()}
     for number, moments in optimizer.state_dict()["state"].items():
@@ -272,8 +221,7 @@ def load_training(
 ) -> TrainingState:
     """Put everything back as `save_training` found it; a file that is not there is a training's beginning.
 
-    Raises:
-        ModelError: The file is damaged, or of another training.
+    ModelError: the file is damaged, or of another training.
     """
     if not file.exists():
         return TrainingState()

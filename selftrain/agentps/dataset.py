@@ -35,19 +35,12 @@ Target = Float32Array
 
 
 class QuestionSet(NamedTuple):
-    """The questions of a task as one variant asks them; answers stand in the order of the logits.
+    """The questions of a task as one variant asks them; answers stand in the order of the logits."""
 
-    Attributes:
-        process: The Q process questions that have a head.
-        final: The classes.
-        positive: The index of the class that is looked for.
-        wording: The words around every post, with the questions where the variant asks them.
-    """
-
-    process: tuple[Question, ...]
-    final: Question
-    positive: int
-    wording: Wording
+    process: tuple[Question, ...]  # the Q process questions that have a head
+    final: Question  # the classes
+    positive: int  # the index of the class that is looked for
+    wording: Wording  # the words around every post, with the questions where the variant asks them
 
     @property
     def all(self) -> tuple[Question, ...]:
@@ -56,16 +49,13 @@ class QuestionSet(NamedTuple):
 
 
 def question_set(task: Task, variant: Variant, *, policy: bool = False, rounds: bool = False) -> QuestionSet:
-    """Return the questions of `task`.
+    """Return the questions of `task` as a variant asks them, with heads where it has them.
 
-    Args:
-        task: With questions, unless the variant is "vanilla".
-        variant: Which questions are asked, and which have heads.
-        policy: Put the policy before the post; otherwise only the meaning of the positive class.
-        rounds: Ask each question in a turn of its own.
+    `policy` puts the policy before the post, otherwise only the meaning of the positive class; `rounds` asks
+    each question in a turn of its own.
 
     Raises:
-        TaskError: A task without questions, a question called like the final one, for a variant that asks.
+        TaskError: A task without questions, for a variant that asks, or a question called like the final one.
     """
     if variant != "vanilla" and not task.questions:
         raise TaskError(
@@ -103,31 +93,19 @@ def _spoken(name: str) -> str:
 
 
 class Example(NamedTuple):
-    """One post.
+    """One post."""
 
-    Attributes:
-        id: As in its manifest.
-        text: May be empty.
-        pictures: Image files, or one video.
-        targets: One [K] a question, the final one last; zeros where nobody answered.
-    """
-
-    id: str
-    text: str
-    pictures: tuple[Path, ...]
-    targets: tuple[Target, ...]
+    id: str  # as in its manifest
+    text: str  # may be empty
+    pictures: tuple[Path, ...]  # image files, or one video
+    targets: tuple[Target, ...]  # one [K] a question, the final one last; zeros where nobody answered
 
 
 def example(post: Post, questions: QuestionSet, *, prob: float = 1.0) -> Example:
-    """Return a post with what is known of it.
+    """Return a post with what is known of it; its video, if it has one, stands for its pictures.
 
-    Args:
-        post: Its video, if it has one, stands for its pictures.
-        questions: Its targets are about.
-        prob: Of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
-
-    Raises:
-        TaskError: A label or an answer that the task does not know.
+    `prob` is that of its label as a target, in (1/K, 1]: 1 for a person's, less for a pseudo-label.
+    TaskError: a label or an answer that the task does not know.
     """
     pictures = post.images if post.video is None else (post.video,)
     process = (
@@ -153,8 +131,7 @@ def _answer_prob(post: Post, question: Question) -> float:
 def make_target(answers: Sequence[str], answer: str | None, prob: float = 1.0) -> Target:
     """Return [K] `prob` for the answer, the rest evenly over the others; zeros where there is no answer.
 
-    Raises:
-        TaskError: An answer outside `answers`.
+    TaskError: an answer outside `answers`.
     """
     if answer is None:  # the loss leaves it out
         return np.zeros(len(answers), dtype=np.float32)
@@ -185,23 +162,14 @@ def count_answers(questions: QuestionSet, posts: Iterable[Example]) -> dict[str,
 
 
 class LabelledPosts(NamedTuple):
-    """Posts with labels, and what was left out.
+    """Posts with labels, and what was left out."""
 
-    Attributes:
-        task: Classes, policy, questions.
-        train: Posts to learn from.
-        label_probs: Post id -> what its label is worth as a target, for pseudo-labels.
-        validation: Posts to choose the best epoch and thresholds by; none of them is in `train`.
-        quarantine: Rows left out, each with its reason.
-        final_targets: Post id -> the target [K] of the final question of a reviewed sample (ACT); may leave
-            [0, 1].
-    """
-
-    task: Task
-    train: list[Post]
-    label_probs: Mapping[str, float]
-    validation: list[Post]
-    quarantine: list[Json]
+    task: Task  # classes, policy, questions
+    train: list[Post]  # posts to learn from
+    label_probs: Mapping[str, float]  # post id -> what its label is worth as a target, for pseudo-labels
+    validation: list[Post]  # posts to choose the best epoch and thresholds by; none of them is in `train`
+    quarantine: list[Json]  # rows left out, each with its reason
+    # post id -> the target [K] of the final question of a reviewed sample (ACT); may leave [0, 1]
     final_targets: Mapping[str, Target] = {}
 
     def examples(self, questions: QuestionSet) -> tuple[list[Example], list[Example]]:
@@ -221,8 +189,7 @@ def load_posts(sources: SourceSettings, seed: int) -> LabelledPosts:
 
     Raises:
         RecipeError: Neither or both of run and manifest, or a manifest without a task.
-        TaskError, ManifestError, SplitError, QuarantineError, RunStateError: What is named cannot be used.
-        DataError: No post to learn from, or none to validate on.
+        DataError: No post to learn from, or none to validate on; and what reading them raises.
     """
     if (sources.run is None) == (sources.manifest is None):
         raise RecipeError(
@@ -299,11 +266,7 @@ def _scored(folder: RunFolder, split: str) -> dict[str, str]:
 
 
 def run_test_posts(run: Path, task: Task, sources: SourceSettings) -> list[Post]:
-    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none.
-
-    Raises:
-        ManifestError, QuarantineError, RunStateError: What the run was made with cannot be read any more.
-    """
+    """Return the test posts of a run, which nothing was chosen or learned by; none where it has none."""
     folder = RunFolder(run)
     files, tested = folder.recipe()["data"], _scored(folder, "test")
     sources = sources.model_copy(update={"columns": files.get("columns", {})})
@@ -423,12 +386,8 @@ def has_splits(posts: Iterable[Post]) -> bool:
 def of_split(posts: Sequence[Post], name: str | None) -> Sequence[Post]:
     """Return the posts of one split: what a model learned from is no measure of it.
 
-    Args:
-        posts: Of a manifest.
-        name: "train", "validation", "pool", "test" or "all"; None will do where the manifest has no splits.
-
-    Raises:
-        SplitError: There are splits and no name, no splits and a name, or no post of that name.
+    `name` is "train", "validation", "pool", "test" or "all"; None will do where the manifest has no splits.
+    SplitError: there are splits and no name, no splits and a name, or no post of that name.
     """
     if not has_splits(posts):
         if name in (None, "all"):

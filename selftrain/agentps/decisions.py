@@ -16,7 +16,8 @@ from selftrain._util.numeric import decide
 from selftrain._util.types import Float32Array, FloatArray, IntArray, Json
 from selftrain.agentps.dataset import QuestionSet
 from selftrain.agentps.evaluate import QuestionScores, ScoredPost, question_scores
-from selftrain.errors import RecipeError, ServingError
+from selftrain.agentps.recipe import check_names
+from selftrain.errors import ServingError
 from selftrain.models.calibration import fit_calibration, fit_cut, probabilities
 from selftrain.models.metrics import estimates, macro_f1, reliability_of, threshold_intervals
 from selftrain.models.operating_points import Goal, find_threshold
@@ -26,25 +27,18 @@ _LEAST = float(np.finfo(np.float32).tiny)
 
 
 class QuestionDecision(BaseModel):
-    """How the answer to one question follows from the model's probabilities.
-
-    Attributes:
-        slope: Calibrated log-probabilities are the model's times this: 1 / temperature.
-        looked_for: The index of the answer that a threshold is about.
-        goal: What was asked for, as `Goal` writes it.
-        threshold: From which probability on the answer looked for is given; None: whatever is likeliest.
-        cut: [K] what is added to each log-probability before the likeliest answer is given; None: nothing.
-        note: Why there is no threshold although one was asked for.
-    """
+    """How the answer to one question follows from the model's probabilities."""
 
     model_config = ConfigDict(frozen=True)
 
-    slope: float = 1.0
-    looked_for: int = 0
-    goal: str = str(Goal())
+    slope: float = 1.0  # calibrated log-probabilities are the model's times this: 1 / temperature
+    looked_for: int = 0  # the index of the answer that a threshold is about
+    goal: str = str(Goal())  # what was asked for, as `Goal` writes it
+    # from which probability on the answer looked for is given; None: whatever is likeliest
     threshold: float | None = None
+    # [K] what is added to each log-probability before the likeliest answer is given; None: nothing
     cut: tuple[float, ...] | None = None
-    note: str = ""
+    note: str = ""  # why there is no threshold although one was asked for
 
     def calibrate(self, probs: FloatArray | Float32Array) -> FloatArray:
         """Return calibrated probabilities [B, K] of the model's own."""
@@ -73,15 +67,7 @@ def _logs(probs: FloatArray | Float32Array) -> FloatArray:
 
 
 def fit_decisions(found: Sequence[QuestionScores], goals: Mapping[str, str]) -> Decisions:
-    """Calibrate every question, and set its threshold.
-
-    Args:
-        found: The model's own probabilities of the validation posts, of every question.
-        goals: Question -> what its decision is to reach; the likeliest answer where none is named.
-
-    Raises:
-        RecipeError: A goal of a question that is not asked.
-    """
+    """Calibrate every question on its validation posts, and set its threshold; see `set_goals`."""
     calibrated = [
         QuestionDecision(slope=fit_calibration(_logs(one.probs).astype(np.float32), one.truth).slope)
         if len(one.ids)
@@ -97,32 +83,16 @@ def fit_decisions(found: Sequence[QuestionScores], goals: Mapping[str, str]) -> 
 def set_goals(
     decisions: Sequence[QuestionDecision], found: Sequence[QuestionScores], goals: Mapping[str, str]
 ) -> Decisions:
-    """Return decisions with other goals.
+    """Return decisions with other goals: question -> what is to be reached, or else the likeliest answer.
 
-    Args:
-        decisions: As they are.
-        found: Calibrated probabilities of the validation posts, of every question.
-        goals: Question -> what its decision is to reach; the likeliest answer where none is named.
-
-    Raises:
-        RecipeError: A goal of a question that is not asked, or that is no goal.
+    `found` has calibrated probabilities of the validation posts, of every question. RecipeError: a goal of a
+    question that is not asked, or that is no goal.
     """
-    check_goals([one.question.name for one in found], goals)
+    check_names("a rule is given for", goals, [one.question.name for one in found])
     return tuple(
         _decision(made.slope, one, Goal.parse(goals.get(one.question.name, str(Goal()))))
         for made, one in zip(decisions, found, strict=True)
     )
-
-
-def check_goals(questions: Sequence[str], goals: Mapping[str, str]) -> None:
-    """Refuse goals of questions that are not asked.
-
-    Raises:
-        RecipeError: With their names.
-    """
-    unknown = sorted(goals.keys() - set(questions))
-    if unknown:
-        raise RecipeError(f"a rule is given for {unknown}; expected some of {list(questions)}")
 
 
 def _decision(slope: float, found: QuestionScores, goal: Goal) -> QuestionDecision:
@@ -168,12 +138,7 @@ def full_report(
 ) -> dict[str, Json]:
     """Return question -> posts, answers, metrics with intervals, how it is decided and calibrated.
 
-    A note says why there are no metrics where only one answer occurs.
-
-    Args:
-        questions: Of the model.
-        scored: As `decided` gives them.
-        decisions: Of the model.
+    A note says why there are no metrics where only one answer occurs. The posts are as `decided` gives them.
     """
     result: dict[str, Json] = {}
     for one, made in zip(question_scores(questions, scored), decisions, strict=True):

@@ -26,19 +26,13 @@ _SORTED_BATCHES = 16
 
 
 class ScoredPost(NamedTuple):
-    """One post's answers.
+    """One post's answers."""
 
-    Attributes:
-        example: The post.
-        answers: One [K] of probabilities a question, the final one last; empty where `reason` says why.
-        reason: Why the post could not be read; empty for a scored one.
-        chosen: The index of the answer given to each question; empty: the likeliest.
-    """
-
-    example: Example
+    example: Example  # the post
+    # one [K] of probabilities a question, the final one last; empty where `reason` says why
     answers: tuple[Float32Array | FloatArray, ...]
-    reason: str = ""
-    chosen: tuple[int, ...] = ()
+    reason: str = ""  # why the post could not be read; empty for a scored one
+    chosen: tuple[int, ...] = ()  # the index of the answer given to each question; empty: the likeliest
 
     def given(self, question: int) -> int:
         """Return the index of the answer that is given to a question, by its place."""
@@ -66,17 +60,9 @@ def score(
 ) -> Iterator[ScoredPost]:
     """Yield scored posts in the order given, reading no further ahead than some dozens of batches.
 
-    While a GPU computes a batch, processes read the next ones.
-
-    Args:
-        model: In evaluation mode afterwards.
-        collator: Of the model.
-        posts: Any number, targets not read.
-        batch_size: Posts computed at once, at least 1.
-        device: Where `model` is.
-        precise: Multiply in float32; else in bfloat16 where the device has it.
-        tokens: Computed at once at most, padding among them; None: any number.
-        workers: Processes that read; None: as many as suit the device.
+    While a GPU computes a batch, `workers` (None: as many as suit the device) read the next ones. At most
+    `batch_size` posts and `tokens`, padding among them, are computed at once. If not `precise` it multiplies
+    in bfloat16 where the device has it. The model is in evaluation mode afterwards.
 
     Raises:
         TrainingError: The device has no memory for a batch; says what to lower.
@@ -141,23 +127,14 @@ def _score_batch(
 
 
 class QuestionScores(NamedTuple):
-    """The posts that answer one question.
+    """The posts that answer one question."""
 
-    Attributes:
-        question: The question.
-        looked_for: The index of the answer that recall and precision are about.
-        ids: [B] posts.
-        truth: [B] indices of the true answers.
-        probs: [B, K] probabilities.
-        chosen: [B] indices of the answers that are given.
-    """
-
-    question: Question
-    looked_for: int
-    ids: tuple[str, ...]
-    truth: IntArray
-    probs: FloatArray
-    chosen: IntArray
+    question: Question  # the question
+    looked_for: int  # the index of the answer that recall and precision are about
+    ids: tuple[str, ...]  # [B] posts
+    truth: IntArray  # [B] indices of the true answers
+    probs: FloatArray  # [B, K] probabilities
+    chosen: IntArray  # [B] indices of the answers that are given
 
     @property
     def found(self) -> BoolArray:
@@ -197,11 +174,7 @@ def question_scores(questions: QuestionSet, scored: Iterable[ScoredPost]) -> lis
 
 
 def check_both(questions: QuestionSet, found: int, posts: int) -> None:
-    """Refuse validation posts of one class alone: `found` of `posts` are of the positive one.
-
-    Raises:
-        DataError: All of them are, or none.
-    """
+    """Raise DataError where validation posts are of one class alone: `found` are of the positive one."""
     if found in (0, posts):
         raise DataError(
             f"of {posts} labelled posts {found} are {questions.final.answers[questions.positive]!r}: expected"
@@ -210,11 +183,7 @@ def check_both(questions: QuestionSet, found: int, posts: int) -> None:
 
 
 def headline(questions: QuestionSet, scored: Iterable[ScoredPost]) -> Json:
-    """Return metrics of the final question without intervals, and macro-F1 of each process question.
-
-    Raises:
-        DataError: The posts do not hold both the positive class and another one.
-    """
+    """Return metrics of the final question without intervals, and macro-F1 of each; as `check_both`."""
     *process, final = question_scores(questions, scored)
     check_both(questions, int(final.found.sum()), len(final.ids))
     result: Json = {"posts": len(final.ids)} | threshold_metrics(final.found, final.scores)

@@ -32,20 +32,14 @@ _FORMATS = "mov,mp4,matroska,webm,avi"  # what FFmpeg may take the file for: no 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """How an album is shown.
+    """How an album is shown."""
 
-    Attributes:
-        count: Frames of every post that has a picture, at least 1 (published: 16).
-        width, height: Of every frame, pixels (published: 360 x 636).
-        repeat: Fill a short album up by beginning again (as published); else it stays short.
-        max_pixels: Width x height above which a picture is refused undecoded.
-    """
-
-    count: int = 16
+    count: int = 16  # frames of every post that has a picture, at least 1 (published: 16)
+    # width, height: of every frame, pixels (published: 360 x 636)
     width: int = 360
     height: int = 636
-    repeat: bool = True
-    max_pixels: int = MAX_PIXELS
+    repeat: bool = True  # fill a short album up by beginning again (as published); else it stays short
+    max_pixels: int = MAX_PIXELS  # width x height above which a picture is refused undecoded
 
 
 def chosen(available: int, count: int, *, repeat: bool) -> list[int]:
@@ -68,8 +62,7 @@ def load_frames(pictures: Sequence[Path], frames: Frames) -> list[Image]:
     A picture keeps its proportions: what it lacks to the size is grey.
 
     Raises:
-        ImageError: A picture that cannot be read; the message names it.
-        MediaError: A video that cannot.
+        ImageError, MediaError: A picture, or a video, that cannot be read; the message names it.
     """
     if len(pictures) == 1 and is_video(pictures[0]):
         return read_frames(
@@ -85,8 +78,7 @@ def load_frames(pictures: Sequence[Path], frames: Frames) -> list[Image]:
 def frame_keys(pictures: Sequence[Path], frames: Frames) -> list[bytes]:
     """Return what each frame of `load_frames` is made of: SHA-256 of its picture's bytes, or of its video's.
 
-    Raises:
-        MediaError: A file that cannot be read.
+    MediaError: a file that cannot be read.
     """
     try:
         if len(pictures) == 1 and is_video(pictures[0]):
@@ -112,17 +104,13 @@ def is_video(path: Path) -> bool:
 def read_frames(
     path: Path, count: int, *, max_pixels: int, fit: Callable[[Image], Image] = lambda image: image
 ) -> list[Image]:
-    """Return `count` frames, evenly over the video's length, in order.
+    """Return `count` frames, evenly over a video's length, in order; of a shorter one it begins again.
 
-    Args:
-        path: A local file.
-        count: At least 1; a video of fewer frames begins again.
-        max_pixels: Width x height above which the video is refused undecoded.
-        fit: Called with each as it is decoded: only what it returns is kept.
+    `fit` is called with each as it is decoded: only what it returns is kept.
 
     Raises:
-        MediaError: Not a video, too large (in its header or later on), too long, with too much to decode, or
-            without a frame that can be decoded.
+        MediaError: Not a video, too large (above `max_pixels` in its header or later on), too long, with too
+            much to decode, or without a frame that can be decoded.
     """
     import av
 

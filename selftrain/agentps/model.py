@@ -25,29 +25,19 @@ from selftrain.errors import MediaError
 
 
 class CollatedPosts(NamedTuple):
-    """What the model is given, and the posts whose pictures cannot be read.
+    """What the model is given, and the posts whose pictures cannot be read."""
 
-    Attributes:
-        inputs: Of all posts; one with a picture that cannot be read is there with its words alone, so that a
-            batch keeps its shape. Whoever uses the result leaves it out.
-        unread: Place in the sequence given -> why.
-        new: Keys of all pictures, in their order, whose features are to be kept.
-    """
-
+    # of all posts; one with a picture that cannot be read is there with its words alone, so that a batch
+    # keeps its shape. Whoever uses the result leaves it out
     inputs: Inputs
-    unread: dict[int, str]
-    new: tuple[bytes, ...] = ()
+    unread: dict[int, str]  # place in the sequence given -> why
+    new: tuple[bytes, ...] = ()  # keys of all pictures, in their order, whose features are to be kept
 
 
 class Collator:
     """Reads pictures and lays out prompts. Processes may have one each, threads may not share one.
 
-    Args:
-        reader: Of the model and the task's wording.
-        frames: How albums are shown; None leaves pictures out.
-
-    Attributes:
-        cache: Features of pictures that need not be read any more.
+    Without `frames` pictures are left out; `cache` has features of pictures that need not be read any more.
     """
 
     cache: VisionCache | None = None
@@ -58,11 +48,7 @@ class Collator:
         self._measured = {0}
 
     def read(self, examples: Sequence[Example]) -> CollatedPosts:
-        """Return the model's inputs, and which posts could not be read.
-
-        Raises:
-            PromptFitError: See `Reader.read`.
-        """
+        """Return the model's inputs, and which posts could not be read; raises as `Reader.read`."""
         prompts, unread = [], dict[int, str]()
         keys = dict[int, list[bytes]]()
         for place, one in enumerate(examples):
@@ -119,10 +105,8 @@ class Collator:
 def part_sizes(lengths: Sequence[int], posts: int, tokens: int | None) -> list[int]:
     """Return how many posts, in their order, are computed at once; at least one at a time.
 
-    Args:
-        lengths: Tokens of each post.
-        posts: At most.
-        tokens: At most, with those that pad posts to the longest one; None: any number.
+    Of posts with so many tokens each, at most `posts` and at most `tokens`, with those that pad them to the
+    longest one; None: any number.
 
     >>> part_sizes([3, 4, 4, 9, 30], 8, 12)
     [3, 1, 1]
@@ -160,9 +144,7 @@ def build(settings: ModelSettings, task: Task) -> Built:
     """Build the model of a task, on the CPU, its first weights drawn by the seed.
 
     Raises:
-        TaskError: The task has no questions, and the variant asks.
-        PromptFitError: The questions leave no room for a post.
-        WeightsError: The base model cannot be had.
+        TaskError, PromptFitError, WeightsError: As `question_set`, `Reader` and `load_mllm`.
     """
     questions = question_set(task, settings.variant, policy=settings.policy, rounds=settings.rounds)
     base = load_mllm(

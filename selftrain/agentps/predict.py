@@ -36,13 +36,7 @@ TEXT, PICTURES = 2_000, 16
 
 
 class AgentPSPredictor:
-    """A trained model as a `selftrain.models.predictor.Predictor`.
-
-    Args:
-        loaded: The model.
-        device: Where it computes.
-        batch_size: Posts computed at once.
-    """
+    """A trained model as a `selftrain.models.predictor.Predictor`, `batch_size` posts at once."""
 
     kind = "agentps"
     calibrated = True
@@ -58,9 +52,13 @@ class AgentPSPredictor:
         warn_of_notes(self.name, loaded.built.questions, loaded.decisions)
 
     @classmethod
-    def load(cls, path: Path) -> AgentPSPredictor:
-        """Open the model of a folder, on a GPU where there is one; see `open_predictor`."""
-        return open_predictor(path)
+    def load(
+        cls, folder: Path, device: str = "auto", batch_size: int = 16, threads: int | None = None
+    ) -> AgentPSPredictor:
+        """Open the model of a folder, on a GPU if there is one; `threads` are of a CPU. Raises as `load`."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load(folder), str(place(device).device), batch_size)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
         """See `Predictor.predict`; every question's probabilities are in `Prediction.process`."""
@@ -77,25 +75,6 @@ class AgentPSPredictor:
         return ValidationScores(final.found.astype(np.int16), final.scores)
 
 
-def open_predictor(
-    folder: Path, device: str = "auto", batch_size: int = 16, threads: int | None = None
-) -> AgentPSPredictor:
-    """Open the model of a folder.
-
-    Args:
-        folder: The model's.
-        device: Where it computes; "auto": on a GPU where there is one.
-        batch_size: Posts computed at once.
-        threads: On a CPU; None: torch's choice.
-
-    Raises:
-        ModelError, BackboneError: It cannot be loaded.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return AgentPSPredictor(load(folder), str(place(device).device), batch_size)
-
-
 def warn_of_notes(model: str, asked: QuestionSet, decisions: Decisions) -> None:
     """Log which rules of a model could not be kept to, whenever it is opened to predict."""
     for question, made in zip(asked.all, decisions, strict=True):
@@ -110,14 +89,7 @@ def predict(
 ) -> Iterator[ScoredPost]:
     """Score posts in their order, in bounded memory; what is known of them is carried along, not read.
 
-    Args:
-        loaded: The model.
-        posts: Any number; labels and answers that the task does not know are taken for absent.
-        batch_size: Posts computed at once.
-        device: Where.
-
-    Raises:
-        TrainingError: No memory left on the device; says what to lower.
+    Labels and answers that the task does not know are taken for absent. Raises as `score`.
     """
     built = loaded.built
     built.model.to(device)
@@ -149,7 +121,7 @@ def to_prediction(asked: QuestionSet, one: ScoredPost) -> Prediction:
 
 
 def answers_row(asked: QuestionSet, one: ScoredPost) -> Json:
-    """A prediction with the post, as far as a case table shows it, and what is known of it.
+    """Return a prediction with the post, as far as a case table shows it, and what is known of it.
 
     Of a post come its text (`TEXT` characters at most), its pictures (the first `PICTURES` paths) and their
     number; of its truth the answer to each question, null where nobody answered.
@@ -192,33 +164,16 @@ def _from_row(asked: QuestionSet, row: Json) -> ScoredPost:
 def write_measured(
     folder: Path, asked: QuestionSet, scored: Sequence[ScoredPost], decisions: Decisions, figures: Json
 ) -> None:
-    """Write what a model answers on its validation posts, and what that is worth.
+    """Write what a model answers on its validation posts, as `decided` gives them, and what that is worth.
 
-    Args:
-        folder: The model's.
-        asked: Its questions.
-        scored: As `decided` gives them.
-        decisions: Of the model.
-        figures: The rest of metrics.json.
-
-    Raises:
-        StorageError: The disk is full or refuses.
+    The `figures` are the rest of metrics.json.
     """
     checksums.write_jsonl(folder / VALIDATION, (answers_row(asked, one) for one in scored))
     checksums.write_json(folder / METRICS, figures | {"questions": full_report(asked, scored, decisions)})
 
 
 def redecide(loaded: AgentPSModel, goals: Mapping[str, str]) -> AgentPSModel:
-    """Set a model's rules anew on its validation posts, and write all that follows from them.
-
-    Args:
-        loaded: The model.
-        goals: Question -> what its decision is to reach; the likeliest answer where none is named.
-
-    Raises:
-        RecipeError: A goal of a question that is not asked.
-        StorageError: The disk is full or refuses.
-    """
+    """Set a model's rules anew on its validation posts, by `set_goals`, and write what follows from them."""
     folder, asked = loaded.folder, loaded.built.questions
     scored = read_scored(folder / VALIDATION, asked)
     decisions = set_goals(loaded.decisions, question_scores(asked, scored), goals)

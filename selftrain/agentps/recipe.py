@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +26,13 @@ METRICS = (
 
 Divisor = Literal["posts", "expected", "answers"]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def check_names(found: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise RecipeError for names, of questions or answers, that are not `known`."""
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise RecipeError(f"{found} {unknown}; expected some of {list(known)}")
 
 
 class SourceSettings(Section):
@@ -149,28 +156,16 @@ class TrainingSettings(Section):
         return self
 
     def question_weights(self, questions: Sequence[str]) -> tuple[float, ...]:
-        """Return w_q of each question, in their order, "final" last.
-
-        Raises:
-            RecipeError: A weight for a question that the task or the variant does not ask.
-        """
-        unknown = sorted(self.weights.keys() - set(questions))
-        if unknown:
-            raise RecipeError(f"training.weights names {unknown}; expected some of {list(questions)}")
+        """Return w_q of each question, in their order, "final" last; RecipeError: one that is not asked."""
+        check_names("training.weights names", self.weights, questions)
         return tuple(self.weights.get(name, 1.0) for name in questions)
 
     def answer_weights(self, counts: Mapping[str, Mapping[str, int]]) -> list[list[float]] | None:
         """Return the weight of every answer of each question, in their order; None where all are 1.
 
-        Args:
-            counts: Question -> answer -> how many training posts have it, the final question last.
-
-        Raises:
-            RecipeError: A weight for a question or an answer that there is not.
+        `counts`: question -> answer -> how many training posts have it, the final question last.
         """
-        unknown = sorted(self.class_weights.keys() - counts.keys())
-        if unknown:
-            raise RecipeError(f"training.class_weights names {unknown}; expected some of {list(counts)}")
+        check_names("training.class_weights names", self.class_weights, counts)
         if not self.class_weights:
             return None
         return [_answer_weights(name, self.class_weights.get(name, {}), counts[name]) for name in counts]
@@ -183,11 +178,7 @@ def _answer_weights(
         # every answer the same sum, and the mean over the posts 1; an answer that no post has weighs nothing
         mean = sum(counts.values()) / sum(count > 0 for count in counts.values())
         return [mean / count if count else 1.0 for count in counts.values()]
-    unknown = sorted(given.keys() - counts.keys())
-    if unknown:
-        raise RecipeError(
-            f"training.class_weights.{question} names {unknown}; expected some of {list(counts)}"
-        )
+    check_names(f"training.class_weights.{question} names", given, counts)
     weights = [float(given.get(answer, 1.0)) for answer in counts]
     if not any(weights):
         raise RecipeError(f"training.class_weights.{question} is 0 for every answer: nothing is learned")
@@ -241,14 +232,8 @@ def load_agentps_recipe(
 ) -> AgentPSRecipe:
     """Read a recipe from a TOML file, or the defaults; ``section.key=value`` overrides come last.
 
-    Args:
-        path: The file.
-        overrides: Each changes one value.
-        source: A run or manifest in the place of the one that the file names.
-
-    Raises:
-        RecipeError: The file cannot be read, or does not describe a recipe; the message lists every fault.
-            Or `source` is not there.
+    `source` is a run or manifest in the place of the one that the file names. RecipeError: the file cannot be
+    read, or does not describe a recipe, with every fault listed; or `source` is not there.
     """
     recipe = read_table(AgentPSRecipe, path, overrides)
     if source is None:

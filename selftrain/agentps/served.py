@@ -48,12 +48,8 @@ FLAGS = (
 class ServedModel:
     """Scores posts with a language model behind an endpoint; a `selftrain.models.predictor.Predictor`.
 
-    Args:
-        folder: As `selftrain agentps train --merge` wrote it.
-        endpoint: URL of a vLLM server that serves the same folder with `FLAGS`.
-        batch: Posts a request.
-        requests: Requests at a time.
-        timeout: Seconds a request may take.
+    The endpoint is the URL of a vLLM server with `FLAGS` that serves `folder`, as `selftrain agentps train
+    --merge` wrote it. A request holds `batch` posts, and `timeout` is in seconds.
 
     Raises:
         ModelError: No merged checkpoint, or one that was trained on pictures.
@@ -96,11 +92,7 @@ class ServedModel:
         self._name = self._served_name(endpoint)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
-        """See `Predictor.predict`.
-
-        Raises:
-            ServingError: As `score`.
-        """
+        """See `Predictor.predict`; raises as `score`."""
         bare = (example(replace(post, label=None, process={}), self.asked) for post in posts)
         return [to_prediction(self.asked, one) for one in self.score(bare)]
 
@@ -108,11 +100,7 @@ class ServedModel:
         """Return None: the scores of the validation posts stay with the model that was merged."""
 
     def score(self, posts: Iterable[Example]) -> Iterator[ScoredPost]:
-        """Score posts in the order given, a few requests ahead.
-
-        Raises:
-            ServingError: The server does not answer, or answers with something else than hidden states.
-        """
+        """Score posts in the order given, a few requests ahead; ServingError: no hidden states come back."""
         stream = iter(posts)
         batches = iter(lambda: list(islice(stream, self._batch)), [])
         for batch in prefetch(self._score_batch, batches, self._requests):

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,13 +40,13 @@ from selftrain.agentps.dataset import (
     load_posts,
     question_set,
 )
-from selftrain.agentps.decisions import check_goals, decided, fit_decisions
+from selftrain.agentps.decisions import decided, fit_decisions
 from selftrain.agentps.evaluate import ScoredPost, check_both, headline, question_scores, score
 from selftrain.agentps.model import Built, CollatedPosts, build, part_sizes, stack_targets
 from selftrain.agentps.predict import redecide, write_measured
-from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, load_agentps_recipe
+from selftrain.agentps.recipe import AgentPSRecipe, TrainingSettings, check_names, load_agentps_recipe
 from selftrain.agentps.vision_cache import VisionCache
-from selftrain.data.task import dump_task
+from selftrain.data.task import Task, dump_task
 from selftrain.errors import DataError, ModelError, QuarantineError, RunBusyError, TrainingError
 from selftrain.models.train_loop import (
     EpochResult,
@@ -75,10 +76,7 @@ _SORTED_STEPS = 8
 class Order:
     """The steps of all epochs: arrays [B] of indices into the training posts, each step's by length.
 
-    Args:
-        lengths: [M] tokens of each post.
-        batch_size: Posts of a step, at least 1; steps are made of even size, so the last is no smaller.
-        seed: Of the order.
+    Steps are made of even size, so the last is no smaller.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -127,64 +125,62 @@ def share_of_step(
 # ---- the steps ------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class _Stepper:
     """A `selftrain.models.train_loop.Stepper`: its parts' losses add up to the loss of the whole step."""
 
-    def __init__(
-        self,
-        built: Built,
-        posts: Sequence[Example],
-        order: Order,
-        *,
-        settings: TrainingSettings,
-        seed: int,
-        signed: bool,
-        folder: Path,
-        max_unread: int,
-        validate: Callable[[AnsweringModel], Json],
-        accelerator: Accelerator,
-    ) -> None:
-        self.model, self._collator, self._questions = built.model, built.collator, built.questions
+    built: Built
+    posts: Sequence[Example]
+    order: Order
+    _: KW_ONLY
+    settings: TrainingSettings
+    seed: int
+    signed: bool
+    folder: Path
+    max_unread: int
+    validate: Callable[[AnsweringModel], Json]
+    accelerator: Accelerator
+
+    def __post_init__(self) -> None:
+        self.model, to = self.built.model, self.accelerator.device
         # prepared together: a wrapper that shards the parameters has to tell the optimizer of its shards
-        self._wrapped, self.optimizer = accelerator.prepare(built.model, _optimizer(built.model, settings))
-        self._names = [one.name for one in built.questions.all]
-        self._weights = settings.question_weights(self._names)
-        weights = settings.answer_weights(count_answers(built.questions, posts))
-        to = accelerator.device
+        optimizer = _optimizer(self.model, self.settings)
+        self._wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self._names = [one.name for one in self.built.questions.all]
+        self._weights = self.settings.question_weights(self._names)
+        weights = self.settings.answer_weights(count_answers(self.built.questions, self.posts))
         self._answer_weights = None if weights is None else [torch.tensor(w, device=to) for w in weights]
-        self._posts, self._order, self._settings, self._seed = posts, order, settings, seed
-        self._signed, self._folder, self._validate = signed, folder, validate
-        self._accelerator = accelerator
         self._parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
-        self._shares = [float(one.sum(1).round().sum()) / len(posts) for one in stack_targets(posts)]
-        self._unread = Unread(folder / QUARANTINE, max_unread)
+        targets = stack_targets(self.posts)
+        self._shares = [float(one.sum(1).round().sum()) / len(self.posts) for one in targets]
+        self._unread = Unread(self.folder / QUARANTINE, self.max_unread)
         self._number = 0
         self._inputs: Iterator[CollatedPosts] = iter(())
 
     def batches(self, epoch: int, skip: int) -> Generator[IntArray, None, None]:
         """Yield steps. While a GPU computes, processes read the parts of the next ones."""
-        steps = self._order.epoch(epoch - 1)[skip:]
-        parts = ([self._posts[place] for place in part] for step in steps for part in self._parts(step))
-        device, workers = self._accelerator.device.type, self._settings.workers
+        steps = self.order.epoch(epoch - 1)[skip:]
+        parts = ([self.posts[place] for place in part] for step in steps for part in self._parts(step))
+        device, workers = self.accelerator.device.type, self.settings.workers
         workers = workers_for(device) if workers is None else workers
-        if self._collator.cache is not None:
-            self._collator.cache.refresh()
-        read = read_ahead(self._collator.read, parts, workers, pin=device == "cuda")
+        if self.built.collator.cache is not None:
+            self.built.collator.cache.refresh()
+        read = read_ahead(self.built.collator.read, parts, workers, pin=device == "cuda")
         with closing(read) as self._inputs:
-            for number, step in enumerate(steps, (epoch - 1) * self._order.steps_per_epoch + skip):
+            for number, step in enumerate(steps, (epoch - 1) * self.order.steps_per_epoch + skip):
                 self._number = number
                 yield step
 
     def gradients(self, batch: IntArray) -> StepLoss:
-        accelerator = self._accelerator
-        targets = stack_targets([self._posts[place] for place in batch])
+        accelerator = self.accelerator
+        targets = stack_targets([self.posts[place] for place in batch])
         known = [float(one.sum(1).round().sum()) for one in targets]
         divisors = self._divisors(len(batch), known)
         # dropout depends on the step alone, so that a training that was killed repeats it
-        torch.manual_seed(hash((self._seed, self._number, accelerator.process_index)))
+        torch.manual_seed(hash((self.seed, self._number, accelerator.process_index)))
         places, whole = self._parts(batch), None
         parts: Iterable[_Part] = map(self._next_part, places)
-        if self._signed and self._settings.non_negative:
+        if self.signed and self.settings.non_negative:
             parts = list(parts)
             whole = self._answer_sums(parts)
         total = torch.zeros(len(known) + 1, device=accelerator.device)
@@ -196,7 +192,7 @@ class _Stepper:
             if one.grad is None:  # of a projector in a step without a picture: it decays all the same
                 one.grad = torch.zeros_like(one)
         *sums, loss = accelerator.reduce(total, reduction="sum").tolist()
-        norm = accelerator.clip_grad_norm_(self._parameters, self._settings.clip)
+        norm = accelerator.clip_grad_norm_(self._parameters, self.settings.clip)
         # of each question the mean over the posts that answer it, whatever the loss divides by
         means = (one / max(count, 1.0) for one, count in zip(sums, known, strict=True))
         return StepLoss(
@@ -205,31 +201,31 @@ class _Stepper:
 
     def evaluate(self) -> Json:
         self.model.eval()
-        return self._validate(self.model)
+        return self.validate(self.model)
 
     def keep_best(self) -> None:
-        if self._accelerator.is_main_process:
-            checkpoint.save_weights(self.model, self._folder / WEIGHTS)
+        if self.accelerator.is_main_process:
+            checkpoint.save_weights(self.model, self.folder / WEIGHTS)
 
     def advice(self, batch: IntArray) -> str:
-        named = ", ".join(self._posts[place].id for place in batch[:5])
-        mixed = self._accelerator.mixed_precision != "no"
+        named = ", ".join(self.posts[place].id for place in batch[:5])
+        mixed = self.accelerator.mixed_precision != "no"
         precise = 'set training.precision = "float32", ' if mixed else ""
         return (
             f"Its posts begin with {named}. Lower training.learning_rate (now"
-            f" {self._settings.learning_rate:g}), {precise}or look at these posts; what was saved before is"
+            f" {self.settings.learning_rate:g}), {precise}or look at these posts; what was saved before is"
             " kept"
         )
 
     def _parts(self, step: IntArray) -> list[IntArray]:
         return share_of_step(
-            step, self._accelerator.process_index, self._accelerator.num_processes, self._settings.part,
-            lengths=self._order.lengths, tokens=self._settings.part_tokens,
+            step, self.accelerator.process_index, self.accelerator.num_processes, self.settings.part,
+            lengths=self.order.lengths, tokens=self.settings.part_tokens,
         )  # fmt: skip
 
     def _divisors(self, posts: int, known: list[float]) -> list[float]:
         """Return [Q] what each question's cross-entropies of a step are divided by."""
-        match self._settings.divisor:
+        match self.settings.divisor:
             case "posts":
                 return [float(posts)] * len(known)
             case "expected":
@@ -240,11 +236,11 @@ class _Stepper:
     def _next_part(self, places: IntArray) -> _Part:
         """Take the next part that was read; a post that could not be read is there, and counts nothing."""
         read = next(self._inputs)
-        posts = [self._posts[place] for place in places]
+        posts = [self.posts[place] for place in places]
         for row, reason in read.unread.items():
             self._unread.add(posts[row].id, reason)
             posts[row] = posts[row]._replace(targets=tuple(np.zeros_like(one) for one in posts[row].targets))
-        device = self._accelerator.device
+        device = self.accelerator.device
         targets = [one.to(device, non_blocking=True) for one in stack_targets(posts)]
         return _Part(to_device(read.inputs, device), targets, read)
 
@@ -252,22 +248,22 @@ class _Stepper:
         """Return [Q] tensors [K] over the whole step, in all processes: what is clipped hangs on no part."""
         sums = [torch.zeros(one.shape[1], device=one.device) for one in parts[0].targets]
         for part in parts:
-            with torch.no_grad(), self._accelerator.autocast():
+            with torch.no_grad(), self.accelerator.autocast():
                 logits = self.model(part.inputs)
             sums = [a + b for a, b in zip(sums, answer_sums(logits, part.targets), strict=True)]
-        return [self._accelerator.reduce(one, reduction="sum") for one in sums]
+        return [self.accelerator.reduce(one, reduction="sum") for one in sums]
 
     def _backward(
         self, part: _Part, divisors: list[float], whole: list[Tensor] | None, *, last: bool
     ) -> Tensor:
         """Add a part's gradients to those at hand; the sum of each question, and their weighted sum last."""
-        accelerator = self._accelerator
+        accelerator = self.accelerator
         try:
             with accelerator.autocast():
                 logits = self._wrapped(part.inputs)
             output = process_loss(
                 logits, part.targets, self._weights, denominators=divisors,
-                answer_weights=self._answer_weights, signed=self._signed, whole=whole,
+                answer_weights=self._answer_weights, signed=self.signed, whole=whole,
             )  # fmt: skip
             loss = output.loss
             if last and accelerator.num_processes > 1 and accelerator.distributed_type != "FSDP":
@@ -279,10 +275,10 @@ class _Stepper:
             posts, length = part.inputs["input_ids"].shape
             raise TrainingError(
                 f"step {self._number}: no memory left for {posts} posts of {length} tokens on the device"
-                f" ({str(error).partition('. ')[0]}). Lower training.part (now {self._settings.part}) or"
+                f" ({str(error).partition('. ')[0]}). Lower training.part (now {self.settings.part}) or"
                 " training.part_tokens, set training.checkpointing, or lower frames.count or model.max_tokens"
             ) from error
-        self._collator.keep(part.read, self.model.features)
+        self.built.collator.keep(part.read, self.model.features)
         return torch.cat([output.sums, output.loss.detach()[None]])
 
 
@@ -297,9 +293,7 @@ class _Part(NamedTuple):
 class Unread:
     """Posts whose pictures were found unreadable at their step: noted in a file as bad rows are, once each.
 
-    Args:
-        file: JSON lines; those of a training that was cut off are known.
-        limit: How many are tolerated.
+    Those of a training that was cut off are known. At most `limit` are tolerated.
     """
 
     def __init__(self, file: Path, limit: int) -> None:
@@ -308,11 +302,7 @@ class Unread:
         self._reasons = {str(row["id"]): str(row["reason"]) for row in rows if row["kind"] == "picture"}
 
     def add(self, post_id: str, reason: str) -> None:
-        """Take in a post.
-
-        Raises:
-            QuarantineError: More than the limit; the list is in the message and in the file.
-        """
+        """Take in a post; QuarantineError: more than the limit, with the list."""
         if post_id in self._reasons:
             return
         self._reasons[post_id] = reason
@@ -356,28 +346,15 @@ def train(
     max_unread: int = 0,
     bar: bool = True,
 ) -> tuple[EpochResult, ...]:
-    """Train a model; its best epoch's weights end up in `folder`/model.safetensors.
+    """Train a model on posts with a target each; its best epoch's weights are kept in `folder`.
 
-    Args:
-        built: As `build` gave it.
-        posts: M training posts with a target each.
-        settings: How training goes.
-        seed: Of the order, and of dropout.
-        folder: Where weights and progress are kept. A training found there goes on.
-        identity: What is trained on what; see `checkpoint.save_training`.
-        validate: Metrics of the model on validation posts, the same in every process.
-        accelerator: Of accelerate, with its precision and its processes.
-        signed: Targets may leave [0, 1], as ACT's do.
-        max_unread: Posts whose pictures cannot be read, and that are left out for it.
-        bar: Draw one.
-
-    Returns:
-        Every validation's metrics.
+    A training of the same `identity` (`checkpoint.save_training`) found there goes on. `validate` gives
+    metrics of validation posts, the same in every process. `signed` targets may leave [0, 1], as ACT's do; at
+    most `max_unread` posts may be left out because their pictures cannot be read.
 
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; nothing of the step is kept.
-        TrainingError: No posts, or no memory left.
-        QuarantineError: More posts than `max_unread` cannot be read.
+        TrainingError, QuarantineError: No posts, or no memory left; more posts that cannot be read.
         ModelError: `folder` holds another training.
     """
     if not posts:
@@ -474,8 +451,7 @@ def train_recipe(recipe: AgentPSRecipe, out: Path, *, bar: bool = True) -> Agent
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """Return accelerate's view of the machine, in the recipe's precision; cuDNN's attention is off after it.
 
-    Raises:
-        TrainingError: This process has trained with another one already, and accelerate keeps to the first.
+    TrainingError: this process has trained with another one already, and accelerate keeps to the first.
     """
     from accelerate import Accelerator
 
@@ -495,15 +471,91 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         ) from error
 
 
+class _Work(NamedTuple):
+    """A training under way, in each of its processes."""
+
+    recipe: AgentPSRecipe
+    out: Path
+    accelerator: Accelerator
+    built: Built
+    validation: list[Example]
+
+    def scored(self, posts: list[Example]) -> list[ScoredPost]:
+        """Let every process score its share of `posts`; all get all of them, in order."""
+        from accelerate.utils import gather_object
+
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        training = self.recipe.training
+        mine = list(
+            score(
+                self.built.model, self.built.collator, posts[rank::ranks],
+                batch_size=training.evaluation_batch, device=self.accelerator.device,
+                precise=self.accelerator.mixed_precision == "no", tokens=training.part_tokens,
+                workers=training.workers,
+            )
+        )  # fmt: skip
+        if ranks == 1:
+            return mine
+        pairs = zip(range(rank, len(posts), ranks), mine, strict=True)
+        return [one for _, one in sorted(gather_object(list(pairs)), key=lambda pair: pair[0])]
+
+    def dress(self) -> None:
+        """Lay around the model what training needs, and try its largest evaluation before an epoch."""
+        self.built.use_cache(self._vision_cache())
+        if self.recipe.training.checkpointing:
+            self.built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        self.built.model.to(self.accelerator.device)
+        lengths = self.built.collator.lengths(self.validation)
+        order = sorted(range(len(self.validation)), key=lambda place: -lengths[place])
+        self.scored([self.validation[place] for place in order[: self.recipe.training.evaluation_batch]])
+
+    def _vision_cache(self) -> VisionCache | None:
+        training, frames = self.recipe.training, self.built.collator.frames
+        if training.vision_cache is None or frames is None:
+            return None
+        precision = f"{self.accelerator.mixed_precision} {self.accelerator.device.type}"
+        return VisionCache(
+            training.vision_cache, self.built.base, frames, album=self.recipe.model.album,
+            precision=precision, limit=training.vision_cache_gb * 1e9,
+        )  # fmt: skip
+
+    def undress(self) -> None:
+        """Take off what training laid around the model: its answers are computed as a fresh process would."""
+        self.accelerator.unwrap_model(self.built.model, keep_fp32_wrapper=False)
+        self.built.model.to("cpu")
+        self.built.use_cache(None)
+        forget_compiled(self.built.base.module)
+
+    def write(
+        self, results: Sequence[EpochResult], scored: Sequence[ScoredPost], task: Task, more: Json
+    ) -> None:
+        """Decide the validation posts, write what that is worth, and describe the model."""
+        asked, metric = self.built.questions, self.recipe.training.metric
+        best = best_epoch(results, metric)
+        decisions = fit_decisions(question_scores(asked, scored), self.recipe.decisions)
+        validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
+        figures = {"validations": validations, "best": results.index(best)}
+        write_measured(self.out, asked, [decided(decisions, one) for one in scored], decisions, figures)
+        about = more | {
+            "finished": True,
+            "precision": "float32" if self.accelerator.mixed_precision == "no" else "bfloat16",
+            "best_epoch": best.epoch,
+            "metric": metric,
+            "decisions": checkpoint.decisions_to_json(asked, decisions),
+        }
+        settings, base = self.recipe.model_settings(), self.built.base.fingerprint
+        checkpoint.describe(self.out, settings, task, asked, base=base, more=about)
+
+
 def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *, bar: bool) -> AgentPSModel:
     found, settings, training = load_posts(recipe.data, recipe.seed), recipe.model_settings(), recipe.training
     questions = question_set(found.task, settings.variant, policy=settings.policy, rounds=settings.rounds)
     posts, validation = found.examples(questions)
     # all that can be known to be wrong is said before a base model is fetched and loaded
     _check_examples(questions, training, posts, validation)
-    check_goals([one.name for one in questions.all], recipe.decisions)
-    built = build(settings, found.task)
-    identity = _identity(recipe, built, [*posts, *validation])
+    check_names("a rule is given for", recipe.decisions, [one.name for one in questions.all])
+    work = _Work(recipe, out, accelerator, build(settings, found.task), validation)
+    built, identity = work.built, _identity(recipe, work.built, [*posts, *validation])
     if _finished(out, identity):
         if accelerator.is_main_process:
             redecide(checkpoint.fill(out, built, found.task, settings), recipe.decisions)
@@ -513,85 +565,24 @@ def _train_locked(recipe: AgentPSRecipe, out: Path, accelerator: Accelerator, *,
     if accelerator.is_main_process:
         _begin(out, recipe, found)
     accelerator.wait_for_everyone()
-    _dress(built, recipe, accelerator)
-
-    def scored(model: AnsweringModel) -> list[ScoredPost]:
-        return _score_shared(model, built, validation, accelerator, training)
-
-    _try_evaluation(built, validation, accelerator, training)
+    work.dress()
     tolerated = min(recipe.data.max_bad_rows, int(recipe.data.max_bad_share * len(posts)))
     results = train(
         built, posts,
         settings=training, seed=recipe.seed, folder=out, identity=identity, accelerator=accelerator,
         signed=bool(found.final_targets), max_unread=tolerated, bar=bar,
-        validate=lambda model: headline(built.questions, scored(model)),
+        validate=lambda _: headline(built.questions, work.scored(validation)),
     )  # fmt: skip
 
     # ---- the best weights again, measured with intervals -------------------------------------------------
     checkpoint.load_weights(built.model, out / WEIGHTS)
-    final = scored(built.model)
+    final = work.scored(validation)
     if accelerator.is_main_process:
-        measured = _write_measured(recipe, out, built.questions, results, final)
-        precision = "float32" if accelerator.mixed_precision == "no" else "bfloat16"
-        about = {"identity": identity, "finished": True, "precision": precision, **measured}
-        checkpoint.describe(
-            out, settings, found.task, built.questions, base=built.base.fingerprint, more=about
-        )
+        work.write(results, final, found.task, {"identity": identity})
         (out / PROGRESS).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    _undress(built, accelerator)
+    work.undress()
     return checkpoint.fill(out, built, found.task, settings)
-
-
-def _dress(built: Built, recipe: AgentPSRecipe, accelerator: Accelerator) -> None:
-    """Lay around the model what training needs."""
-    built.use_cache(_vision_cache(recipe, built, accelerator))
-    if recipe.training.checkpointing:
-        built.base.module.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-
-
-def _undress(built: Built, accelerator: Accelerator) -> None:
-    """Take off what training laid around the model: its answers are computed as a fresh process would."""
-    accelerator.unwrap_model(built.model, keep_fp32_wrapper=False)
-    built.model.to("cpu")
-    built.use_cache(None)
-    forget_compiled(built.base.module)
-
-
-def _write_measured(
-    recipe: AgentPSRecipe,
-    out: Path,
-    asked: QuestionSet,
-    results: Sequence[EpochResult],
-    scored: Sequence[ScoredPost],
-) -> Json:
-    """Decide the validation posts, write what that is worth, and return what agentps.json says of it."""
-    best = best_epoch(results, recipe.training.metric)
-    decisions = fit_decisions(question_scores(asked, scored), recipe.decisions)
-    validations = [{"epoch": one.epoch, "step": one.step, "metrics": one.metrics} for one in results]
-    figures = {"validations": validations, "best": results.index(best)}
-    write_measured(out, asked, [decided(decisions, one) for one in scored], decisions, figures)
-    return {
-        "best_epoch": best.epoch, "metric": recipe.training.metric,
-        "decisions": checkpoint.decisions_to_json(asked, decisions),
-    }  # fmt: skip
-
-
-def _vision_cache(recipe: AgentPSRecipe, built: Built, accelerator: Accelerator) -> VisionCache | None:
-    """Return where features of pictures are kept, if the recipe names a place and there are pictures.
-
-    Raises:
-        RecipeError: The tower is trained, or the model takes no features.
-        CacheError: What is there is damaged.
-    """
-    training, frames = recipe.training, built.collator.frames
-    if training.vision_cache is None or frames is None:
-        return None
-    precision = f"{accelerator.mixed_precision} {accelerator.device.type}"
-    return VisionCache(
-        training.vision_cache, built.base, frames,
-        album=recipe.model.album, precision=precision, limit=training.vision_cache_gb * 1e9,
-    )  # fmt: skip
 
 
 def _check_examples(
@@ -600,12 +591,7 @@ def _check_examples(
     posts: Sequence[Example],
     validation: Sequence[Example],
 ) -> None:
-    """Refuse what would end a training after its base model was loaded, or after an epoch.
-
-    Raises:
-        DataError: A question that no post answers, or validation posts of one class.
-        RecipeError: A weight of a question or an answer that there is not.
-    """
+    """Refuse what would end a training after its base model was loaded, or after an epoch."""
     training.question_weights([one.name for one in questions.all])
     training.answer_weights(count_answers(questions, posts))
     for q, question in enumerate(questions.process):
@@ -617,21 +603,6 @@ def _check_examples(
             )
     labels = [answer_of(one.targets[-1]) for one in validation if one.targets[-1].any()]
     check_both(questions, labels.count(questions.positive), len(labels))
-
-
-def _try_evaluation(
-    built: Built, validation: Sequence[Example], accelerator: Accelerator, settings: TrainingSettings
-) -> None:
-    """Score the longest validation posts once: a batch too large is known before an epoch, not after it.
-
-    Raises:
-        TrainingError: The device has no memory for it.
-    """
-    built.model.to(accelerator.device)
-    lengths = built.collator.lengths(validation)
-    order = sorted(range(len(validation)), key=lambda place: -lengths[place])
-    longest = [validation[place] for place in order[: settings.evaluation_batch]]
-    _score_shared(built.model, built, longest, accelerator, settings)
 
 
 def _begin(out: Path, recipe: AgentPSRecipe, found: LabelledPosts) -> None:
@@ -657,30 +628,6 @@ def _finished(out: Path, identity: str) -> bool:
             " the data that it was trained with"
         )
     return True
-
-
-def _score_shared(
-    model: AnsweringModel,
-    built: Built,
-    posts: list[Example],
-    accelerator: Accelerator,
-    settings: TrainingSettings,
-) -> list[ScoredPost]:
-    """Let every process score its share of `posts`; all get all of them, in order."""
-    from accelerate.utils import gather_object
-
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    mine = list(
-        score(
-            model, built.collator, posts[rank::ranks], batch_size=settings.evaluation_batch,
-            device=accelerator.device, precise=accelerator.mixed_precision == "no",
-            tokens=settings.part_tokens, workers=settings.workers,
-        )
-    )  # fmt: skip
-    if ranks == 1:
-        return mine
-    pairs = zip(range(rank, len(posts), ranks), mine, strict=True)
-    return [one for _, one in sorted(gather_object(list(pairs)), key=lambda pair: pair[0])]
 
 
 def _identity(recipe: AgentPSRecipe, built: Built, posts: Sequence[Example]) -> str:

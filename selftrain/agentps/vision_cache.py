@@ -32,15 +32,10 @@ _WORD = 4  # bytes of a store's number
 
 
 class VisionCache:
-    """Features of pictures by key; trainings that run at once may share a folder.
+    """Features of pictures by key; trainings that run at once may share a folder, that of all models.
 
-    Args:
-        folder: Of all models.
-        base: The model.
-        frames: How albums are shown.
-        album: "images" or "video", whose features are those of a whole album.
-        precision: That the tower computes in.
-        limit: Bytes that this model's features may take; beyond them pictures are computed each time.
+    An `album` is "images" or "video", whose features are those of a whole album; `precision` is that the
+    tower computes in. Beyond `limit` bytes of one model's features, pictures are computed each time.
 
     Raises:
         RecipeError: The model takes no features computed before.
@@ -71,11 +66,7 @@ class VisionCache:
             self._known |= {key: (name, row) for key, row in rows}
 
     def keys(self, pictures: Sequence[Path]) -> list[bytes]:
-        """Return the keys of a post's pictures, or of the one video that they make up.
-
-        Raises:
-            MediaError: A file that cannot be read.
-        """
+        """Return the keys of a post's pictures, or of the one video that they are; raises as `frame_keys`."""
         keys = frame_keys(pictures, self._frames)
         if self._album == "video" and keys:
             return [hashlib.sha256(b"".join(keys)).digest()]
@@ -97,11 +88,7 @@ class VisionCache:
         return torch.cat([parts[key] for key in keys], dim=1)
 
     def add(self, keys: Sequence[bytes], features: Sequence[Tensor]) -> None:
-        """Keep the features [S, T, D] of pictures; of pictures that are known, or beyond the limit, nothing.
-
-        Raises:
-            CacheError: The disk is full or refuses.
-        """
+        """Keep the features [S, T, D] of pictures; of those that are known, or beyond the limit, nothing."""
         new = {key: one for key, one in zip(keys, features, strict=True) if key not in self._known}
         for shape in {one.shape for one in new.values()}:
             here = {key: one for key, one in new.items() if one.shape == shape}

@@ -1,28 +1,243 @@
-"""The whole of it: a manifest in, every question asked about every post, the manifest out with a report."""
+"""A manifest in, every question asked about every post, the manifest out with a report.
+
+What is asked about which post, and what it would cost, is known before anything is spent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import numpy as np
+
+from agents.ask.answer_schema import AnswerForm
 from agents.ask.metering import UsageTotals
-from agents.ask.questioner import PostQuestions, Questioner
+from agents.ask.questioner import AgentQuestion, PostQuestions, Questioner, QuestionPrompts
 from agents.ask.runner import DEFAULT
+from agents.errors import CallFailedError, RequestRefusedError, ServerRefusedError
+from backbones.images import MAX_PIXELS
+from selftrain._util.plugins import accepted
 from selftrain.annotation.answer_report import AnnotationReport, annotation_report
-from selftrain.annotation.answers import ModelAnswer, filled, read_given
-from selftrain.annotation.question_plan import (
-    AnnotationSettings,
-    PlannedPost,
-    plan_questions,
-    select_questions,
-)
-from selftrain.data.manifest import ManifestReport, read_manifest
+from selftrain.annotation.answers import FINAL, ModelAnswer, filled, known_answers, read_given
+from selftrain.config import VlmSection, load_recipe
+from selftrain.data.manifest import ManifestReport, Tolerance, read_manifest
 from selftrain.data.manifest_writing import check_writable, write_manifest
 from selftrain.data.posts import Post
 from selftrain.data.task import Question, Task, load_task
-from selftrain.errors import ManifestError
+from selftrain.errors import ManifestError, RecipeError, TaskError
+from selftrain.panels import ModelServers, brief_of, cache_beside
 from selftrain.store.atomic import write_json
+
+SAMPLE = 16
+"""Posts whose prompts are measured."""
+
+
+class AnnotationSettings(NamedTuple):
+    """What an annotation takes from a recipe."""
+
+    # servers, sampling, pictures, cost; its protocol and prompts are those of judges and not used
+    vlm: VlmSection
+    seed: int = 0  # of the model's draws
+    tolerance: Tolerance = Tolerance()  # of rows set aside
+    max_pixels: int = MAX_PIXELS  # the largest width x height that an image's header may claim
+
+
+def annotation_settings(
+    recipe: Path | None = None,
+    servers: Sequence[str] = (),
+    token_cap: int | None = None,
+    overrides: Sequence[str] = (),
+) -> AnnotationSettings:
+    """Return settings of a recipe, or the defaults, with other servers or another cap where these are given.
+
+    RecipeError: a recipe that cannot be understood, or no server anywhere.
+    """
+    settings = AnnotationSettings(VlmSection())
+    if recipe is not None:
+        read = load_recipe(recipe, overrides)
+        limits = read.data
+        settings = AnnotationSettings(
+            read.vlm, read.seed, Tolerance(limits.max_bad_rows, limits.max_bad_share), limits.max_image_pixels
+        )
+    changed = {"servers": tuple(servers)} if servers else {}
+    capped = {} if token_cap is None else {"token_cap": token_cap}
+    section = settings.vlm.model_copy(update=changed | capped)
+    if not section.servers:
+        raise RecipeError(
+            "no server to ask: start one with `selftrain agents serve MODEL` and give its URL with"
+            " --server, for instance --server http://127.0.0.1:8000, or a recipe whose [vlm] names one"
+        )
+    return settings._replace(vlm=section)
+
+
+# ---- which questions about which post -------------------------------------------------------------------
+
+
+class PlannedPost(NamedTuple):
+    """One post of the manifest."""
+
+    post: Post  # as it was read
+    asks: tuple[AgentQuestion, ...] = ()  # the questions that are asked about it
+    unasked: Mapping[str, str] = {}  # question -> why it cannot be asked: no call is spent on it
+
+
+def select_questions(task: Task, names: Sequence[str] | None) -> tuple[Question, ...]:
+    """Return the task's questions of these names, in the task's order; TaskError: it has not all."""
+    known = [question.name for question in task.questions]
+    if not known:
+        raise TaskError(
+            f"the task {task.name!r} has no questions; expected one [[questions]] block or more: add them, or"
+            " begin with a task of `selftrain data tasks`"
+        )
+    if FINAL in known:
+        raise TaskError(f"a question is called {FINAL!r}, the name of the final question: rename it")
+    if names is None:
+        return task.questions
+    strangers = sorted(set(names) - set(known))
+    if strangers or not names:
+        raise TaskError(
+            f"the task {task.name!r} has no questions {strangers or 'of no name'}; it has {known}: choose"
+            " among these, or leave the choice out to ask all"
+        )
+    return tuple(question for question in task.questions if question.name in names)
+
+
+def plan_questions(
+    posts: Sequence[Post],
+    task: Task,
+    questions: Sequence[Question],
+    *,
+    direct: bool = False,
+    again: bool = False,
+    limit: int | None = None,
+    max_images: int = 16,
+) -> list[PlannedPost]:
+    """Plan what is asked about each post, in their order; with a `limit`, about the first ones alone.
+
+    A question that a person has answered is asked too: the model's answer is what the report measures. One
+    that a model has answered is not asked again. Raises as `known_answers`.
+    """
+    asked = [
+        AgentQuestion(q.name, q.wording, q.answers, "choice" if q.counting is None else "count")
+        for q in questions
+    ]
+    if direct:
+        asked.append(AgentQuestion(FINAL, "", task.names, "final"))
+    planned = []
+    for place, post in enumerate(posts):
+        asks, unasked = list[AgentQuestion](), dict[str, str]()
+        earlier = {} if again else known_answers(post).model
+        for one in asked if limit is None or place < limit else ():
+            # an answer that the task no longer offers is none
+            if earlier.get(one.name, {}).get("answer") in one.answers:
+                continue
+            if post.video is not None:
+                unasked[one.name] = "the post has a video, which the model is not shown"
+            elif one.kind == "count" and (reason := _uncountable(len(post.images), max_images)):
+                unasked[one.name] = reason
+            else:
+                asks.append(one)
+        planned.append(PlannedPost(post, tuple(asks), unasked))
+    return planned
+
+
+def _uncountable(images: int, most: int) -> str:
+    if not images:
+        return "the post has no pictures to count"
+    if images > most:
+        return f"only {most} of {images} pictures are sent, and the rule is about all: raise vlm.max_images"
+    return ""
+
+
+# ---- what it would cost --------------------------------------------------------------------------------
+
+
+class AnnotationCost(NamedTuple):
+    """The cost of an annotation, answers that are stored already not taken off."""
+
+    posts: int  # about which something is asked
+    calls: int  # questions about them
+    unasked: int  # questions on which no call is spent
+    # tokens of all prompts, and the part of their pictures; None where the server does not measure
+    prompt: float | None
+    image: float | None
+    completion: int  # most tokens of the answers
+    measured: int  # prompts measured
+    fault: str = ""  # why the server does not measure; empty if it does
+
+    def lines(self, cap: int | None = None) -> Iterator[str]:
+        """Yield the cost, for people to read."""
+        yield f"posts          {self.posts:,}"
+        yield f"calls          {self.calls:,}"
+        if self.unasked:
+            yield f"not asked      {self.unasked:,} questions that cannot be: counts without pictures, videos"
+        if self.prompt is None or self.image is None:
+            yield f"prompt tokens  not known: {self.fault}"
+        else:
+            yield (
+                f"prompt tokens  {round(self.prompt):,}, of which pictures {round(self.image):,}"
+                f" (by {self.measured:,} prompts measured)"
+            )
+        yield f"answer tokens  at most {self.completion:,}"
+        yield "Answers that are in the store already cost nothing; those asked for again cost once more."
+        if cap is not None and self.prompt is not None:
+            enough = self.prompt + self.completion <= cap
+            yield f"The token cap of {cap:,} {'is enough' if enough else 'may end the work early'}."
+
+
+def estimate_cost(plan: Sequence[PlannedPost], questioner: Questioner, seed: int = 0) -> AnnotationCost:
+    """Measure the prompts of a sample of posts, asking for no answer; AgentError: no server, or a refusal."""
+    asking = [PostQuestions(one.post, one.asks) for one in plan if one.asks]
+    calls = sum(len(one.questions) for one in asking)
+    unasked = sum(len(one.unasked) for one in plan)
+    completion = sum(questioner.most_tokens(one) for one in asking)
+    if not asking:
+        return AnnotationCost(0, 0, unasked, 0.0, 0.0, 0, 0)
+    questioner.runner.identity()  # a server that is none is refused as such, not as one that does not measure
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(len(asking), size=min(SAMPLE, len(asking)), replace=False)
+    try:
+        sizes = questioner.measure([asking[i] for i in chosen])
+    except (ServerRefusedError, RequestRefusedError, CallFailedError) as error:
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, str(error))
+    if not sizes:
+        fault = "no picture of the posts that were drawn could be read"
+        return AnnotationCost(len(asking), calls, unasked, None, None, completion, 0, fault)
+    prompt, image = (sum(size[part] for size in sizes) / len(sizes) * calls for part in (0, 1))
+    return AnnotationCost(len(asking), calls, unasked, prompt, image, completion, len(sizes))
+
+
+def build_questioner(
+    settings: AnnotationSettings,
+    task: Task,
+    out: Path,
+    *,
+    prompts: Path | None = None,
+    max_failed: float = 0.1,
+    progress: bool = False,
+) -> Questioner:
+    """Build the questioner; nothing is asked yet.
+
+    Answers are kept beside `out`, the manifest that will be written, and the token cap is its own. At most a
+    share of `max_failed` may remain without a usable answer.
+    """
+    served = ModelServers(**accepted(ModelServers, dict(settings.vlm)))
+    runner = served.runner(
+        cache_beside(out, served.store), run=str(out.resolve()), max_pixels=settings.max_pixels,
+        progress=progress,
+    )  # fmt: skip
+    return Questioner(
+        runner,
+        QuestionPrompts(brief_of(task), folder=prompts, text_chars=served.text_chars),
+        form=cast("AnswerForm", served.form or "reason_first"),
+        rationale_chars=served.rationale_chars,
+        seed=settings.seed,
+        max_failed=max_failed,
+    )
+
+
+# ---- the whole of it ------------------------------------------------------------------------------------
 
 
 class PreparedAnnotation(NamedTuple):
@@ -60,8 +275,7 @@ def prepare_annotation(
 ) -> PreparedAnnotation:
     """Read and check everything; nothing is asked and nothing written.
 
-    Raises:
-        TaskError, ManifestError, QuarantineError: What cannot be used, and what to do.
+    TaskError, ManifestError, QuarantineError: what cannot be used, and what to do.
     """
     read_task = load_task(task)
     chosen = select_questions(read_task, questions)
@@ -82,11 +296,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
     """Ask everything that is planned, then write the manifest and the report.
 
     Nothing is written before the last answer is there; killed before, the same call finds what was paid for
-    in the store.
-
-    Raises:
-        AgentError: As `Questioner.ask`.
-        StorageError: The disk refuses.
+    in the store. Raises as `Questioner.ask`.
     """
     asking = [one for one in prepared.plan if one.asks]
     posts = answer_questions(prepared.plan, prepared.questions, questioner)
@@ -111,11 +321,7 @@ def annotate(prepared: PreparedAnnotation, questioner: Questioner) -> AnnotatedM
 def answer_questions(
     plan: Sequence[PlannedPost], questions: Sequence[Question], questioner: Questioner
 ) -> list[Post]:
-    """Ask everything that is planned; return the posts with what was answered.
-
-    Raises:
-        AgentError: As `Questioner.ask`.
-    """
+    """Ask everything that is planned; return the posts with what was answered. Raises as `Questioner.ask`."""
     asking = [one for one in plan if one.asks]
     came = questioner.ask([PostQuestions(one.post, one.asks) for one in asking])
     given = {one.post.id: each for one, each in zip(asking, came, strict=True)}

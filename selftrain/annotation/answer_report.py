@@ -44,9 +44,8 @@ class AnswerMetrics(NamedTuple):
 def answer_metrics(pairs: Sequence[tuple[str, str | None]], answers: Sequence[str]) -> AnswerMetrics | None:
     """Measure one question; None where the model answered no post of known answer.
 
-    Args:
-        pairs: A person's answer and the model's, None where it gave none; n, one a post of known answer.
-        answers: The question's answers, in the order of the confusion's rows and columns.
+    Of each of n posts a pair: a person's answer, and the model's or None. `answers` gives the order of the
+    confusion's rows and columns.
     """
     from sklearn.metrics import f1_score, recall_score
 

@@ -73,11 +73,7 @@ class KnownAnswers(NamedTuple):
 
 
 def known_answers(post: Post) -> KnownAnswers:
-    """Return people's answers and models' answers of a post, told apart by what is recorded beside them.
-
-    Raises:
-        ManifestError: A field of ours that holds something else.
-    """
+    """Return people's and models' answers of a post, told apart by what is recorded; raises as `table`."""
     provenance, model = table(post, PROVENANCE), dict(table(post, MODEL))
     known = {}
     for name, answer in post.process.items():
@@ -96,11 +92,7 @@ def known_answers(post: Post) -> KnownAnswers:
 
 
 def table(post: Post, name: str) -> Mapping[str, Any]:
-    """Return an extra field that is a table; CSV brings it as JSON text.
-
-    Raises:
-        ManifestError: It is something else.
-    """
+    """Return an extra field that is a table, of JSON text in CSV; ManifestError: it is something else."""
     value = post.extra.get(name, {})
     if isinstance(value, str):
         try:

@@ -14,7 +14,7 @@ from selftrain._util.choices import Mode, StrategyName
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import ASKING, COST, argument, option, read_columns, several
+from selftrain.cli.options import ASKING, COST, argument, option, several
 from selftrain.cli.printing import console, echo, number, plain, print_json, quoted, table
 from selftrain.errors import BudgetError
 from selftrain.store import atomic
@@ -26,7 +26,6 @@ with deferred():
     from backbones import images
     from selftrain import config, panels
     from selftrain.act import select_models as selecting
-    from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing
     from selftrain.data import task as tasks
     from selftrain.review import act_training, labelling, sampling
@@ -71,6 +70,7 @@ Strategies = Annotated[
     epilog="Example: selftrain act select-models posts.jsonl --task task.toml --server http://127.0.0.1:8000"
     " --server http://127.0.0.1:8001",
 )
+@options.grouped
 def select_models(
     manifest: options.Manifest,
     *,
@@ -94,9 +94,7 @@ def select_models(
         int | None, option("Posts that the budget is for; by default the unlabelled ones.", metavar="N")
     ] = None,
     buffer: Annotated[float, option("On top of the errors.", metavar="SHARE")] = 0.1,
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     seed: options.Seed = 0,
     token_cap: options.TokenCap = None,
     store: Store = None,
@@ -110,9 +108,8 @@ def select_models(
     """
     loaded = tasks.load_task(task)
     posts, unlabelled = labelling.read_labelled(
-        manifest, loaded, labelled, seed, read_columns(columns),
-        tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share),
-    )  # fmt: skip
+        manifest, loaded, labelled, seed, reading.named, tolerance=reading.tolerance()
+    )
     with _runners(servers, manifest, store, token_cap, f"act select-models {manifest.resolve()}") as runners:
         choice = selecting.select_models(
             _by_model(runners), posts,
@@ -134,11 +131,7 @@ def select_models(
 def _runners(
     servers: Sequence[str], beside: Path, store: Path | None, token_cap: int | None, run: str
 ) -> Iterator[dict[str, running.Runner]]:
-    """Yield URL#MODEL -> that model at work, with the answers that were paid for before.
-
-    Raises:
-        ServerRefusedError: A URL that is none.
-    """
+    """Yield URL#MODEL -> that model at work, with the answers that were paid for before."""
     cache = panels.cache_beside(beside, store)
     with ExitStack() as stack:
         stack.callback(cache.close)
@@ -193,13 +186,12 @@ def _print_choice(choice: selecting.ModelSelection) -> None:
     epilog="Example: selftrain act annotate posts.jsonl --task task.toml --annotator http://127.0.0.1:8000"
     " --budget 200 --out labels"
 )
+@options.grouped
 def annotate(
     manifest: options.Manifest,
     *,
     task: options.TaskFile,
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     annotator: Annotated[str, option("Who labels: a vLLM server.", metavar="URL#MODEL")],
     budget: options.Budget,
     out: Annotated[Path, option("The labelling's folder.", metavar="DIR")],
@@ -210,9 +202,7 @@ def annotate(
     strategy: Annotated[
         StrategyName, option("How the criticizer is asked.", panel=ASKING)
     ] = "devils_advocate",
-    rule: options.DrawingRule = "exponential",
-    floor: options.Floor = 0.1,
-    doubled: options.Doubled = 0.1,
+    drawing: options.Drawing,
     seed: options.Seed = 0,
     token_cap: options.TokenCap = None,
     store: Store = None,
@@ -225,25 +215,24 @@ def annotate(
     SELFTRAIN_API_KEY, never from the command line.
     """
     loaded = tasks.load_task(task)
-    named = read_columns(columns)
-    limits = manifests.Tolerance().changed(max_bad_rows, max_bad_share)
-    posts = [post for post in labelling.read_posts(manifest, loaded, named, limits) if post.label is None]
+    read = labelling.read_posts(manifest, loaded, reading.named, reading.tolerance())
+    posts = [post for post in read if post.label is None]
     if not posts:
         raise BudgetError(f"{manifest} has no unlabelled post: expected some to label")
-    drawing = sampling.SampleSettings(budget, rule, floor, doubled, seed)
+    sample = sampling.SampleSettings(budget, *drawing, seed)
     folder, prompts = labelling.LabelFolder(out), annotators.AnnotationPrompts(panels.brief_of(loaded))
     criticizer = criticizer or annotator
     with folder.locked():
         # what must stay the same when the command is given again; where models are served may change
-        settings = {"annotate": mode, "strategy": strategy, **drawing._asdict()}
-        labelling.begin(folder, manifest, task, settings, named)
+        settings = {"annotate": mode, "strategy": strategy, **sample._asdict()}
+        labelling.begin(folder, manifest, task, settings, reading.named)
         run = f"act annotate {out.resolve()}"
         with _runners((annotator, criticizer), manifest, store, token_cap, run) as runners:
             labels = annotators.Annotator(prompts, reasoning=mode == "reasoning", seed=seed)
             doubts = criticizers.Criticizer(prompts, strategy, seed=seed)
             found = labelling.annotate_pool(
                 folder, posts, annotating=(runners[annotator], labels),
-                criticizing=(runners[criticizer], doubts), classes=loaded.names, drawing=drawing,
+                criticizing=(runners[criticizer], doubts), classes=loaded.names, drawing=sample,
             )  # fmt: skip
     for line in found.lines(out):
         echo(line)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
 from selftrain.cli.commands import noun
-from selftrain.cli.options import argument, option, read_columns, read_pairs, several
+from selftrain.cli.options import argument, option, read_pairs, several
 from selftrain.cli.printing import check_target, console, keep_left_out, plain, table, write_predictions
 from selftrain.data.posts import Post
 from selftrain.errors import SelftrainError
@@ -27,12 +27,11 @@ with deferred():
     from selftrain.agentps import recipe as recipes
     from selftrain.agentps import train as training
     from selftrain.annotation import annotate as annotation
-    from selftrain.annotation import question_plan
     from selftrain.data import manifest as manifests
     from selftrain.data import manifest_writing as writing
     from selftrain.data import task as tasks
     from selftrain.report import model_page, model_records
-    from selftrain.serving import manifest_predictions, row_source, row_stream
+    from selftrain.serving import row_source, row_stream, streams
 
 if TYPE_CHECKING:
     from selftrain.models.predictor import Predictor
@@ -49,23 +48,11 @@ Split = Literal["train", "validation", "pool", "test", "all"]
 
 
 def _check_device(name: str) -> str:
-    """Return where to compute.
-
-    Raises:
-        SelftrainError: A device that is not there.
-    """
+    """Return where to compute."""
     try:
         return str(loading.place(name).device)
     except (ValueError, RuntimeError) as error:
         raise SelftrainError(f"--device {name}: {error}") from error
-
-
-def _sources(
-    columns: Sequence[str], max_bad_rows: int | None, max_bad_share: float | None
-) -> recipes.SourceSettings:
-    limits = {"max_bad_rows": max_bad_rows, "max_bad_share": max_bad_share}
-    given = {name: value for name, value in limits.items() if value is not None}
-    return recipes.SourceSettings(columns=read_columns(columns)).model_copy(update=given)
 
 
 @app.command(
@@ -135,7 +122,7 @@ def from_run(
     found = dataset.load_posts(made.data, made.seed)
     answers = out / "answers.jsonl"
     out.mkdir(parents=True, exist_ok=True)
-    _ask(found, question_plan.annotation_settings(None, servers, token_cap), answers)
+    _ask(found, annotation.annotation_settings(None, servers, token_cap), answers)
     data = made.data.model_copy(update={"process": answers})
     trained = training.train_recipe(made.model_copy(update={"data": data}), out, bar=sys.stderr.isatty())
     model_page.write_report(out, out / "report.html")
@@ -148,16 +135,16 @@ def from_run(
     _print_next(out / "test" if tested else out)
 
 
-def _ask(found: dataset.LabelledPosts, settings: question_plan.AnnotationSettings, out: Path) -> None:
+def _ask(found: dataset.LabelledPosts, settings: annotation.AnnotationSettings, out: Path) -> None:
     """Write the answers about the posts that are learned from or validate, with their provenance."""
     posts = [*found.train, *found.validation]
     plan = [
         one._replace(asks=tuple(ask for ask in one.asks if ask.name not in one.post.process))
-        for one in question_plan.plan_questions(
+        for one in annotation.plan_questions(
             posts, found.task, found.task.questions, max_images=settings.vlm.max_images
         )
     ]
-    questioner = question_plan.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
+    questioner = annotation.build_questioner(settings, found.task, out, progress=sys.stderr.isatty())
     try:
         answered = annotation.answer_questions(plan, found.task.questions, questioner)
         paid = questioner.runner.usage()
@@ -170,14 +157,13 @@ def _ask(found: dataset.LabelledPosts, settings: question_plan.AnnotationSetting
 
 
 @app.command(epilog="Example: selftrain agentps predict models/mine new.jsonl --out scored.jsonl")
+@options.grouped
 def predict(
     model: Trained,
     manifest: options.Manifest,
     *,
     out: options.OutFile,
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     batch: Batch = 16,
     device: Device = "auto",
     server: Annotated[
@@ -187,10 +173,7 @@ def predict(
             metavar="URL",
         ),
     ] = None,
-    ray: options.RayAddress = None,
-    ray_workers: options.RayWorkers = None,
-    ray_cpus: options.RayCpus = 1,
-    ray_gpus: options.RayGpus = 0.0,
+    workers: options.Workers,
 ) -> None:
     """Score posts: the final answer and every question's.
 
@@ -199,27 +182,26 @@ def predict(
     """
     check_target(out, manifest)
     _check_device(device)
-    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
+    engine = workers.engine()
     folder, threads = (model, None) if engine is None else (model.absolute(), int(engine.cpus))
-    load: Callable[[], Predictor] = partial(predicting.open_predictor, folder, device, batch, threads)
+    load: Callable[[], Predictor] = partial(predicting.AgentPSPredictor.load, folder, device, batch, threads)
     if server is not None:
         load = partial(served.ServedModel, folder, server, batch=batch)
-    write_predictions(
-        out, load(), manifest, columns=read_columns(columns), done="scored",
-        tolerance=manifests.Tolerance().changed(max_bad_rows, max_bad_share),
-        engine=engine, load=load if engine else None,
+    work = streams.ModelAtWork(
+        predictor=load(), columns=reading.named, tolerance=reading.tolerance(),
+        progress=sys.stderr.isatty(), engine=engine, load=load if engine else None,
     )  # fmt: skip
+    write_predictions(out, work, manifest, done="scored")
 
 
 @app.command(epilog="Example: selftrain agentps evaluate models/mine test.jsonl --out metrics")
+@options.grouped
 def evaluate(
     model: Trained,
     manifest: options.Manifest,
     *,
     out: Annotated[Path, option("For metrics, answers and report.html.", metavar="DIR")],
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     batch: Batch = 16,
     device: Device = "auto",
     split: Annotated[Split | None, option("Which posts, where the manifest says what each is for.")] = None,
@@ -242,7 +224,10 @@ def evaluate(
         given = read_pairs(rules, "--decide", "QUESTION=RULE, for instance final='precision .8'")
         loaded = predicting.redecide(loaded, now | given)
         model_page.write_report(model, model / "report.html")
-    sources = _sources(columns, max_bad_rows, max_bad_share)
+    limits = reading.tolerance()
+    sources = recipes.SourceSettings.model_validate(
+        {"columns": reading.named, "max_bad_rows": limits.rows, "max_bad_share": limits.share}
+    )
     found, quarantine = dataset.read_posts(manifest, loaded.task, sources)
     _measure(loaded, dataset.of_split(found, split), out, batch, where)
     keep_left_out(out / "quarantine.jsonl", quarantine)
@@ -263,12 +248,12 @@ def _measure(
             [row_stream.json_line(predicting.answers_row(asked, one)) for one in scored], []
         )
 
-    sink = manifest_predictions.part_of(out / checkpoint.VALIDATION, loaded.fingerprint)
+    sink = streams.part_of(out / checkpoint.VALIDATION, loaded.fingerprint)
     with sink.opened() as opened:
         if not opened.finished:
             rows = partial(row_source.post_rows, posts, opened.tally, opened.remedy)
             row_stream.pour(
-                lambda: row_source.parts(rows, manifest_predictions.CHUNK), opened,
+                lambda: row_source.parts(rows, streams.CHUNK), opened,
                 lambda: row_stream.judging(lambda: loaded, judge),
                 tolerance=manifests.Tolerance(None, None), where="the manifest", advice="",
                 progress=sys.stderr.isatty(),

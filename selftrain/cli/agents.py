@@ -183,7 +183,7 @@ def prompts(
     recipe = config.load_recipe(recipe_file, overrides)
     task = tasks.load_task(recipe.data.task)
     opening = panels.opener(recipe.data.max_image_pixels)
-    agent = panels.VLMPanel(**recipe.vlm.arguments()).agent(panels.brief_of(task), recipe.seed)
+    agent = panels.VLMPanel(**dict(recipe.vlm)).agent(panels.brief_of(task), recipe.seed)
     shown = prompt_preview.previews(recipe, task, agent, opening, post)
     names = [preview.template for preview in shown]
     if only is not None and only not in names:

@@ -11,7 +11,7 @@ import typer
 from selftrain._util.deferred import deferred
 from selftrain._util.printable import printable
 from selftrain.cli import options
-from selftrain.cli.options import COST, option, read_columns, several
+from selftrain.cli.options import COST, option, several
 from selftrain.cli.printing import console, number, plain, table
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 with deferred():
     from selftrain.annotation import annotate as annotation
-    from selftrain.annotation import answer_report, question_plan
+    from selftrain.annotation import answer_report
     from selftrain.data import manifest as manifests
 
 app = typer.Typer()
@@ -63,6 +63,7 @@ Estimate = Annotated[
     epilog="Example: selftrain annotate posts.jsonl --task task.toml --server http://127.0.0.1:8000"
     " --out annotated.jsonl --estimate"
 )
+@options.grouped
 def annotate(
     manifest: options.Manifest,
     *,
@@ -71,9 +72,7 @@ def annotate(
     servers: Servers,
     recipe: FromRecipe = None,
     overrides: options.Overrides,
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     questions: Questions = None,
     direct: Direct = False,
     again: Again = False,
@@ -90,21 +89,20 @@ def annotate(
     shown to the model. Interrupted, the same command goes on; nothing is paid for twice.
     """
     options.refuse_idle_overrides(recipe, overrides)
-    settings = question_plan.annotation_settings(recipe, servers, token_cap, overrides)
-    limits = settings.tolerance.changed(max_bad_rows, max_bad_share)
-    settings = settings._replace(tolerance=limits)
+    settings = annotation.annotation_settings(recipe, servers, token_cap, overrides)
+    settings = settings._replace(tolerance=reading.tolerance(settings.tolerance))
     names = None if questions is None else [one.strip() for one in questions.split(",") if one.strip()]
     prepared = annotation.prepare_annotation(
         manifest, task, out, settings, questions=names, direct=direct, again=again, limit=limit,
-        columns=read_columns(columns),
+        columns=reading.named,
     )  # fmt: skip
     _print_problems(prepared)  # to be known before anything is paid for
-    questioner = question_plan.build_questioner(
+    questioner = annotation.build_questioner(
         settings, prepared.task, out, prompts=prompts, max_failed=max_failed, progress=sys.stderr.isatty()
     )
     try:
         if estimate:
-            cost = question_plan.estimate_cost(prepared.plan, questioner, settings.seed)
+            cost = annotation.estimate_cost(prepared.plan, questioner, settings.seed)
             print(*cost.lines(settings.vlm.token_cap), sep="\n")
         else:
             _print_annotated(annotation.annotate(prepared, questioner))

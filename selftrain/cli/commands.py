@@ -83,11 +83,7 @@ class CommandLine(TyperGroup):
         return found and TyperCommand(found.name, help=found.help, rich_help_panel=found.panel)
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
-        """Load the command that the arguments begin with.
-
-        Raises:
-            TyperException: There is none of that name.
-        """
+        """Load the command that the arguments begin with."""
         found = _entry(args[0])
         if found is not None:
             return found.name, load(found), args[1:]
@@ -105,11 +101,7 @@ class Noun(TyperGroup):
     """Commands on one thing."""
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
-        """Find the command that the arguments begin with.
-
-        Raises:
-            TyperException: There is none of that name.
-        """
+        """Find the command that the arguments begin with."""
         found = self.get_command(ctx, args[0])
         if found is None and not ctx.resilient_parsing:
             _refuse(ctx, args[0], self.list_commands(ctx), before=f"{ctx.info_name} ")

@@ -59,11 +59,9 @@ def _interruptible() -> Iterator[None]:
 
 @_interruptible()
 def guarded(command: Callable[[], int | None]) -> int:
-    """Run a command.
+    """Run a command and return its exit status; none counts as 0.
 
-    Returns:
-        Its exit status (none counts as 0); 2 after an error that has a message, 130 after Ctrl-C, 141 when
-        whoever read the output went away.
+    2 after an error that has a message, 130 after Ctrl-C, 141 when whoever read the output went away.
     """
     try:
         status = command()

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from selftrain._util.deferred import deferred
 from selftrain.cli import options
-from selftrain.cli.options import LIMITS, option, read_columns, several
+from selftrain.cli.options import LIMITS, option, several
 from selftrain.cli.printing import check_target, echo, write_predictions
 from selftrain.errors import ServingError
 
 with deferred():
-    from selftrain.data import manifest as manifests
     from selftrain.engine import on_ray
     from selftrain.models import onnx_export, operating_points, predictor
-    from selftrain.serving import filter as filtering
-    from selftrain.serving import load_predictor, manifest_predictions, measured_posts, server, wire
+    from selftrain.serving import load_predictor, server, streams, wire
     from selftrain.web import access, http_server
 
 app = typer.Typer()
@@ -34,18 +31,14 @@ MaxText = Annotated[int, option("Characters of a text.", min=1, metavar="N", pan
 
 
 @app.command(epilog="Example: selftrain predict runs/mine new.jsonl --out predicted.jsonl")
+@options.grouped
 def predict(
     model: options.Model,
     manifest: options.Manifest,
     *,
     out: options.OutFile,
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
-    ray: options.RayAddress = None,
-    ray_workers: options.RayWorkers = None,
-    ray_cpus: options.RayCpus = 1,
-    ray_gpus: options.RayGpus = 0.0,
+    reading: options.Reading,
+    workers: options.Workers,
 ) -> None:
     """Label other posts with a trained model.
 
@@ -53,20 +46,23 @@ def predict(
     OUT.part.
     """
     check_target(out, manifest)
-    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
-    pixels, tolerance = manifest_predictions.limits_of(model)
-    write_predictions(
-        out, load_predictor.load_predictor(model), manifest, columns=read_columns(columns),
-        tolerance=tolerance.changed(max_bad_rows, max_bad_share), max_pixels=pixels, done="labelled",
-        engine=engine, load=_loading(model, engine),
+    engine = workers.engine()
+    pixels, usual = streams.limits_of(model)
+    work = _at_work(
+        model, engine, columns=reading.named, tolerance=reading.tolerance(usual), max_pixels=pixels
+    )
+    write_predictions(out, work, manifest, done="labelled")
+
+
+def _at_work(model: Path, engine: on_ray.OnRay | None, **reading: Any) -> streams.ModelAtWork:  # noqa: ANN401
+    """Open a model, here and wherever the engine needs it."""
+    load = None
+    if engine is not None:
+        load = partial(load_predictor.load_predictor, model.absolute(), threads=int(engine.cpus))
+    return streams.ModelAtWork(
+        predictor=load_predictor.load_predictor(model), engine=engine, load=load,
+        progress=sys.stderr.isatty(), **reading,
     )  # fmt: skip
-
-
-def _loading(model: Path, engine: on_ray.OnRay | None) -> Callable[[], predictor.Predictor] | None:
-    """Return what a worker opens the model with; None where there are no workers."""
-    if engine is None:
-        return None
-    return partial(load_predictor.load_predictor, model.absolute(), threads=int(engine.cpus))
 
 
 @app.command(epilog="Example: selftrain serve runs/mine --port 8080")
@@ -150,6 +146,7 @@ def _share(value: float | None) -> float | None:
     "filter",
     epilog="Example: selftrain filter runs/mine --source posts.jsonl --sink found.jsonl --precision .8",
 )
+@options.grouped
 def filter_stream(
     model: options.Model,
     *,
@@ -181,26 +178,23 @@ def filter_stream(
             metavar="MANIFEST",
         ),
     ] = None,
-    columns: options.Columns,
-    max_bad_rows: options.MaxBadRows = None,
-    max_bad_share: options.MaxBadShare = None,
+    reading: options.Reading,
     text_limit: MaxText = 20_000,
     max_pixels: MaxPixels = 50_000_000,
-    ray: options.RayAddress = None,
-    ray_workers: options.RayWorkers = None,
-    ray_cpus: options.RayCpus = 1,
-    ray_gpus: options.RayGpus = 0.0,
+    workers: options.Workers,
 ) -> None:
     """Keep the posts of a stream that a model finds, by precision or recall.
 
     Appends posts to SINK as it goes. Killed at any moment, the same command goes on without losing or
     repeating one; SINK.progress.json says how far it is.
     """
-    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
-    opened, named = load_predictor.load_predictor(model), read_columns(columns)
+    engine, named = workers.engine(), reading.named
+    tolerance = reading.tolerance(streams.ANY_NUMBER)
+    work = _at_work(model, engine, columns=named, tolerance=tolerance, max_pixels=max_pixels)
+    opened = work.predictor
     if precision is not None and recall is not None:
         raise ServingError("--precision and --recall are given; expected one of the two")
-    measured = measured_posts.validation_scores(opened, validation, named)
+    measured = streams.validation_scores(opened, validation, named)
     if precision is not None or recall is not None:
         kind: Literal["precision", "recall"] = "recall" if precision is None else "precision"
         goal = operating_points.Goal(kind, precision or recall or 0.0)
@@ -211,18 +205,16 @@ def filter_stream(
         point = operating_points.point_at(measured.scores, opened.threshold)
     for line in _threshold_lines(point, measured, opened.positive):
         echo(line)
-    counts = filtering.filter_posts(
-        opened, source, sink, threshold=point.threshold, text_limit=text_limit, max_pixels=max_pixels,
-        columns=named, tolerance=manifests.Tolerance(max_bad_rows, max_bad_share), tell=echo,
-        progress=sys.stderr.isatty(), engine=engine, load=_loading(model, engine),
-    )  # fmt: skip
+    counts = streams.filter_posts(
+        work, source, sink, threshold=point.threshold, text_limit=text_limit, tell=echo
+    )
     echo(f"read {counts.rows:,}, kept {counts.kept:,} in {sink}, failed {counts.failed:,}")
     if counts.failed:
         echo(f"failures are listed in {sink}.quarantine.jsonl")
 
 
 def _threshold_lines(
-    point: operating_points.OperatingPoint, measured: measured_posts.MeasuredPosts, positive: str
+    point: operating_points.OperatingPoint, measured: streams.MeasuredPosts, positive: str
 ) -> list[str]:
     lines = [
         f"posts pass from probability {point.threshold:.6f} of {positive!r} on",

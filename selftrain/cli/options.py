@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -13,6 +15,7 @@ from selftrain._util.deferred import deferred
 from selftrain.errors import RecipeError
 
 with deferred():
+    from selftrain.data import manifest as manifests
     from selftrain.engine import on_ray
 
 KEY_VARIABLE = "SELFTRAIN_API_KEY"
@@ -27,12 +30,8 @@ def argument(metavar: str, text: str, **more: Any) -> Any:  # noqa: ANN401 -- as
 def option(text: str, *names: str, metavar: str | None = None, panel: str | None = None, **more: Any) -> Any:  # noqa: ANN401
     """Declare an option.
 
-    Args:
-        text: Its line in the help.
-        names: "--name" where it is not the parameter's; always of a switch, which has no opposite.
-        metavar: What stands for its value.
-        panel: Heading that it stands under.
-        more: As `typer.Option` takes it.
+    `names` has "--name" where that is not the parameter's; always of a switch, which has no opposite. `panel`
+    is the heading that it stands under.
     """
     return typer.Option(*names, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
@@ -40,6 +39,31 @@ def option(text: str, *names: str, metavar: str | None = None, panel: str | None
 def several(text: str, name: str, *, metavar: str, **more: Any) -> Any:  # noqa: ANN401
     """Declare an option that may be given several times, or not at all: an empty list."""
     return option(text, name, metavar=metavar, default_factory=list, show_default=False, **more)
+
+
+def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command as typer takes it, which knows no groups: of each parameter that is a NamedTuple of
+    options, its fields; the parameter's default, if it has one, brings theirs."""
+    hints, groups, taken = get_type_hints(command, include_extras=True), {}, list[Parameter]()
+    for one in signature(command).parameters.values():
+        kind = hints[one.name]
+        if not hasattr(kind, "_field_defaults"):
+            taken.append(one.replace(annotation=kind))
+            continue
+        groups[one.name] = kind
+        defaults = kind._field_defaults if one.default is one.empty else one.default._asdict()
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            default = defaults.get(name, one.empty)
+            taken.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+
+    @wraps(command)
+    def gathered(**given: Any) -> Any:  # noqa: ANN401 -- whatever the command takes and returns
+        for name, kind in groups.items():
+            given[name] = kind(**{field: given.pop(field) for field in kind._fields})
+        return command(**given)
+
+    gathered.__signature__ = Signature(taken)  # type: ignore[attr-defined]
+    return gathered
 
 
 RAY = "On many machines (pip install 'selftrain[ray]'); the result is the same, to the byte"
@@ -60,26 +84,6 @@ Columns = Annotated[
         "--column", metavar="FIELD=NAME",
     ),
 ]  # fmt: skip
-MaxBadRows = Annotated[int | None, option("Most rows that may be set aside.", metavar="N", min=0)]
-MaxBadShare = Annotated[
-    float | None, option("Largest share of rows that may be set aside.", metavar="SHARE", min=0, max=1)
-]
-RayAddress = Annotated[
-    str | None,
-    option(
-        "Have the workers of a Ray cluster do it: its address; auto: the one that this machine belongs to;"
-        " local: all cores of this machine.",
-        "--ray", metavar="ADDRESS", panel=RAY,
-    ),
-]  # fmt: skip
-RayWorkers = Annotated[
-    int | None,
-    option("Workers at once; by default as many as there is room for.", metavar="N", min=1, panel=RAY),
-]
-RayCpus = Annotated[int, option("Cores of a worker.", metavar="N", min=1, panel=RAY)]
-RayGpus = Annotated[
-    float, option("GPUs of a worker; .25 where four share one.", metavar="N", min=0, panel=RAY)
-]
 TaskFile = Annotated[Path, option("A TOML file: classes, policy, questions.", metavar="FILE")]
 AsJson = Annotated[bool, option("Print JSON instead of text.", "--json")]
 Overrides = Annotated[
@@ -98,56 +102,85 @@ TokenCap = Annotated[
     int | None, option("Most tokens that this may cost, in all starts.", metavar="N", min=1, panel=COST)
 ]
 Budget = Annotated[int, option("Posts that people review.", metavar="B")]
-DrawingRule = Annotated[Rule, option("How likely errors are drawn more often.", "--rule", panel=DRAWING)]
-Floor = Annotated[float, option("Of the budget, drawn from all posts alike.", metavar="SHARE", panel=DRAWING)]
-Doubled = Annotated[
-    float,
-    option(
-        "Of the posts, reviewed by two people.", "--double-annotation-rate", metavar="SHARE", panel=DRAWING
-    ),
-]
+
+
+class Reading(NamedTuple):
+    """How a manifest is read."""
+
+    columns: Columns
+    max_bad_rows: Annotated[int | None, option("Most rows that may be set aside.", metavar="N", min=0)] = None
+    max_bad_share: Annotated[
+        float | None, option("Largest share of rows that may be set aside.", metavar="SHARE", min=0, max=1)
+    ] = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Field -> the column that holds it."""
+        return read_columns(self.columns)
+
+    def tolerance(self, usual: manifests.Tolerance | None = None) -> manifests.Tolerance:
+        """Return how many rows may be bad; what no option says is as usual."""
+        return (usual or manifests.Tolerance()).changed(self.max_bad_rows, self.max_bad_share)
+
+
+class Workers(NamedTuple):
+    """Where a model is at work."""
+
+    ray: Annotated[
+        str | None,
+        option(
+            "Have the workers of a Ray cluster do it: its address; auto: the one that this machine belongs"
+            " to; local: all cores of this machine.",
+            metavar="ADDRESS", panel=RAY,
+        ),
+    ] = None  # fmt: skip
+    ray_workers: Annotated[
+        int | None,
+        option("Workers at once; by default as many as there is room for.", metavar="N", min=1, panel=RAY),
+    ] = None
+    ray_cpus: Annotated[int, option("Cores of a worker.", metavar="N", min=1, panel=RAY)] = 1
+    ray_gpus: Annotated[
+        float, option("GPUs of a worker; .25 where four share one.", metavar="N", min=0, panel=RAY)
+    ] = 0.0
+
+    def engine(self) -> on_ray.OnRay | None:
+        """Return the workers that the options ask for; None: this process does it."""
+        if self.ray is not None:
+            return on_ray.OnRay(self.ray, self.ray_workers, self.ray_cpus, self.ray_gpus)
+        if self != Workers():
+            raise typer.BadParameter("workers are those of a Ray cluster: add --ray ADDRESS, auto or local")
+        return None
+
+
+class Drawing(NamedTuple):
+    """How posts are drawn for review, but for how many."""
+
+    rule: Annotated[Rule, option("How likely errors are drawn more often.", "--rule", panel=DRAWING)] = (
+        "exponential"
+    )
+    floor: Annotated[
+        float, option("Of the budget, drawn from all posts alike.", metavar="SHARE", panel=DRAWING)
+    ] = 0.1
+    double_annotation_rate: Annotated[
+        float, option("Of the posts, reviewed by two people.", metavar="SHARE", panel=DRAWING)
+    ] = 0.1
 
 
 def refuse_idle_overrides(recipe: Path | None, overrides: Sequence[str]) -> None:
-    """Refuse overrides of a recipe that is not given.
-
-    Raises:
-        RecipeError: With what to add.
-    """
+    """Refuse overrides of a recipe that is not given."""
     if overrides and recipe is None:
         raise RecipeError("--set changes a value of a recipe, and none is given: add --recipe")
 
 
 def read_columns(given: Sequence[str]) -> dict[str, str]:
-    """Return field -> column of what `--column` says.
-
-    Raises:
-        BadParameter: One that is not FIELD=NAME.
-    """
+    """Return field -> column of what `--column` says."""
     return read_pairs(given, "--column", "FIELD=NAME, for instance label=class")
 
 
 def read_pairs(given: Sequence[str], name: str, expected: str) -> dict[str, str]:
-    """Return key -> value of what an option that is given as KEY=VALUE says.
-
-    Raises:
-        BadParameter: One that is not.
-    """
+    """Return key -> value of what an option that is given as KEY=VALUE says."""
     pairs = [(one, *one.partition("=")) for one in given]
     for one, key, _, value in pairs:
         if not (key and value):
             raise typer.BadParameter(f"{name} {one}: expected {expected}")
     return {key.strip(): value for _, key, _, value in pairs}
-
-
-def ray_engine(address: str | None, workers: int | None, cpus: int, gpus: float) -> on_ray.OnRay | None:
-    """Return the workers that the options ask for; None: this process does it.
-
-    Raises:
-        BadParameter: Workers are described, and no cluster is named.
-    """
-    if address is None:
-        if workers is not None or cpus != 1 or gpus:
-            raise typer.BadParameter("workers are those of a Ray cluster: add --ray ADDRESS, auto or local")
-        return None
-    return on_ray.OnRay(address, workers, cpus, gpus)

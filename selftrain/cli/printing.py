@@ -25,12 +25,10 @@ from selftrain.store import atomic
 
 with deferred():
     from selftrain.report import left_out as quarantined
-    from selftrain.serving import manifest_predictions, row_source, row_stream
+    from selftrain.serving import row_source, row_stream, streams
 
 if TYPE_CHECKING:
-    from selftrain.data.manifest import Tolerance
-    from selftrain.engine.mapping import Engine
-    from selftrain.models.predictor import Predictor
+    from selftrain.serving.streams import ModelAtWork
 
 NARROWEST = 100  # columns of output that goes into a file
 _LISTED = 10
@@ -100,48 +98,25 @@ def print_json(*records: Mapping[str, Any]) -> None:
         print(_escaped(record))
 
 
-def write_predictions(
-    target: str,
-    predictor: Predictor,
-    manifest: Path,
-    *,
-    columns: Mapping[str, str],
-    tolerance: Tolerance,
-    done: str,
-    max_pixels: int | None = None,
-    engine: Engine | None = None,
-    load: Callable[[], Predictor] | None = None,
-) -> None:
+def write_predictions(target: str, work: ModelAtWork, manifest: Path, *, done: str) -> None:
     """Write one record a post of a manifest of any length, and what failed beside it.
 
     Until all are done they lie in TARGET.part; killed, the same goes on with them. What comes out on standard
-    output begins anew.
+    output begins anew. Errors are those of `streams.stream_predictions` and `row_stream.Sink`.
 
     Args:
         target: A file, which is whole afterwards or as it was, CSV where it ends in .csv; or "-" for standard
             output. What was left out is listed on standard error, and kept beside a file.
-        predictor: The model.
-        manifest: The posts.
-        columns: Field -> column that holds it.
-        tolerance: How many posts may fail.
         done: What happened to the posts that are in the file: "scored".
-        max_pixels, engine, load: As `manifest_predictions.stream_predictions` takes them.
-
-    Raises:
-        QuarantineError, RunMismatchError, RunBusyError, RunStateError, ManifestError, StorageError,
-        EngineError: See `manifest_predictions.stream_predictions` and `row_stream.Sink`.
     """
-    stream = partial(
-        manifest_predictions.stream_predictions, predictor, manifest, encode=encoder(target), columns=columns,
-        tolerance=tolerance, max_pixels=max_pixels, progress=sys.stderr.isatty(), engine=engine, load=load,
-    )  # fmt: skip
+    stream = partial(streams.stream_predictions, work, manifest, encode=encoder(target))
     if target == "-":
         printed = _Printed()
         stream(target=printed)
         list_left_out(printed.first_failed, printed.tally.failed)
         return
     out = Path(target)
-    with manifest_predictions.part_of(out, predictor.fingerprint).opened() as opened:
+    with streams.part_of(out, work.predictor.fingerprint).opened() as opened:
         if not opened.finished:
             stream(target=opened, remedy=opened.remedy, listed=f"they are listed in {opened.quarantine}; ")
         opened.publish(out)
@@ -224,11 +199,7 @@ def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def keep_left_out(file: Path, left_out: list[dict[str, Any]]) -> None:
-    """Write what was left out into `file`; where nothing was, remove one of an earlier time.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
+    """Write what was left out into `file`; where nothing was, remove one of an earlier time."""
     if left_out:
         atomic.write_jsonl(file, left_out)
     else:

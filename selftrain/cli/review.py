@@ -30,6 +30,7 @@ with deferred():
 
 app = noun("Have people review posts: on a page, or in a tool of yours.")
 
+AUDITED = options.Drawing(floor=0.2, double_annotation_rate=0.0)
 REFUSED = 1
 """Exit status of an import that refused lines."""
 
@@ -37,6 +38,7 @@ Reviewed = Annotated[Path, argument("RUN", "A run folder with a review.")]
 
 
 @app.command(epilog="Example: selftrain review serve runs/mine --budget 40")
+@options.grouped
 def serve(
     run: options.RunPath,
     *,
@@ -52,9 +54,7 @@ def serve(
     port: Annotated[int, option("0: the last one if it is free, else any that is.")] = 0,
     host: options.Host = "127.0.0.1",
     no_browser: Annotated[bool, option("Print the URL and open nothing.", "--no-browser")] = False,
-    rule: options.DrawingRule = "exponential",
-    floor: options.Floor = 0.1,
-    doubled: options.Doubled = 0.1,
+    drawing: options.Drawing,
     order: Annotated[
         Order,
         option("uncertain: the likely errors first, no estimate before the end.", panel=DRAWING),
@@ -72,8 +72,8 @@ def serve(
     begun = None
     if not _goes_on(folder, budget, _drawing_given(context)):
         begun = sampling.request_reviews(
-            folder, budget=_checked_budget(folder, budget, among), batch=among, rule=rule, floor=floor,
-            double_annotation_rate=doubled, seed=seed, among=among, order=order,
+            folder, budget=_checked_budget(folder, budget, among), batch=among, seed=seed, among=among,
+            order=order, **drawing._asdict(),
         )  # fmt: skip
     http_server.quiet_logs()
     session = review_server.open_session(folder, show_opinions=show_opinions)
@@ -114,12 +114,7 @@ def _drawing_given(context: typer.Context) -> list[str]:
 
 
 def _goes_on(folder: run_dir.RunFolder, budget: int | None, drawing: Sequence[str]) -> bool:
-    """Return whether the run has a review with posts in it, for these options.
-
-    Raises:
-        RunStateError: No run folder.
-        LedgerError: Options that would draw another one.
-    """
+    """Return whether the run has a review with posts in it, for these options."""
     folder.recipe()  # no run folder: said before anything else
     with ledger.opened_ledger(folder) as found:
         if found is None or not any(found.drawn(batch) for batch in found.batches()):
@@ -239,13 +234,12 @@ def import_file(
 
 
 @app.command(epilog="Example: selftrain review audit runs/mine --budget 100")
+@options.grouped
 def audit(
     run: options.RunPath,
     *,
     budget: options.Budget,
-    rule: options.DrawingRule = "exponential",
-    floor: options.Floor = 0.2,
-    doubled: options.Doubled = 0.0,
+    drawing: options.Drawing = AUDITED,
     seed: options.Seed = 0,
 ) -> None:
     """Have a sample of a run's pseudo-labels reviewed: how wrong are they?
@@ -254,14 +248,7 @@ def audit(
     looked at them, `selftrain show` and the report show the share of wrong pseudo-labels with its 95 %
     interval; corrections enter grown.jsonl when the run's command is given again.
     """
-    found = sampling.request_audit(
-        run_dir.RunFolder(run),
-        budget=budget,
-        rule=rule,
-        floor=floor,
-        double_annotation_rate=doubled,
-        seed=seed,
-    )
+    found = sampling.request_audit(run_dir.RunFolder(run), budget=budget, seed=seed, **drawing._asdict())
     drawn = "drawn" if found.new else "were drawn before"
     echo(f"{len(found.drawn):,} of {found.posts:,} pseudo-labels {drawn}: {found.batch!r} in {found.ledger}")
     echo(f"review them with: selftrain review serve {quoted(run)}")

@@ -30,6 +30,7 @@ QUICKSTART_POSTS = 900
 
 
 @app.command("run", epilog="Example: selftrain run recipe.toml --out runs/mine --set rounds.max=5")
+@options.grouped
 def run_recipe(
     recipe: Recipe,
     *,
@@ -43,17 +44,14 @@ def run_recipe(
             "--estimate",
         ),
     ] = False,
-    ray: options.RayAddress = None,
-    ray_workers: options.RayWorkers = None,
-    ray_cpus: options.RayCpus = 1,
-    ray_gpus: options.RayGpus = 0.0,
+    workers: options.Workers,
 ) -> None:
     """Run a recipe; a run that was interrupted goes on.
 
     Killed at any moment, the same command goes on: no answer is paid for twice, no finished round is lost.
     On a Ray cluster features are computed, once; the rounds are this process's.
     """
-    engine = options.ray_engine(ray, ray_workers, ray_cpus, ray_gpus)
+    engine = workers.engine()
     if not estimate:
         _run(recipe, out, overrides, engine)
         return
@@ -80,11 +78,7 @@ def quickstart(
 
 
 def quickstart_recipe() -> Path:
-    """Return the recipe: inside the package in a wheel, in ``runs/`` in a checkout.
-
-    Raises:
-        RecipeError: It is in neither.
-    """
+    """Return the recipe: inside the package in a wheel, in ``runs/`` in a checkout."""
     package = Path(__file__).resolve().parent.parent
     places = (package / "recipes" / "quickstart.toml", package.parent / "runs" / "quickstart.toml")
     for place in places:

@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from selftrain._util.files import check_regular, text_encoding
-from selftrain._util.nesting import MAX_DEPTH, is_deep
+from selftrain._util.files import MAX_DEPTH, check_regular, is_deep, text_encoding
 from selftrain._util.printable import shorten
 from selftrain._util.spreadsheet import unescape
 from selftrain.errors import ManifestError

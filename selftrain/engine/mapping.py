@@ -23,15 +23,10 @@ class Engine(Protocol):
     ) -> AbstractContextManager[Iterator[Result]]:
         """Run `stage` over the blocks of `source`; on leaving, what is still under way is given up.
 
-        Args:
-            source: Read once, a few blocks ahead of the results at most. It, its blocks, the stage and the
-                results can be pickled where the engine is not this process.
-            stage: Depends on nothing but the block that it is given, so that it does not matter who works on
-                which, in which order, and how often.
-
-        Returns:
-            The results in the blocks' order. What `source` or `stage` raises is raised behind the results of
-            the blocks before.
+        The source is read once, a few blocks ahead of the results at most; it, its blocks, the stage and the
+        results can be pickled where the engine is not this process. The stage depends on nothing but the
+        block that it is given, so that it does not matter who works on which, in which order, and how often.
+        Results come in the blocks' order, and what is raised behind those of the blocks before.
         """
         ...
 

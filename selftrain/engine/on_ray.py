@@ -41,28 +41,18 @@ class OnRay:
 
     selftrain of this version, the model and the posts' pictures must be found under the same paths on every
     node: a shared disk, or copies. What is read, a manifest, lies on the machine of the command.
-
-    Attributes:
-        address: Of the cluster, as ``ray start --head`` prints it; "auto": the one that this machine belongs
-            to; `LOCAL`: a new one of this machine's cores.
-        workers: At most so many at once; None: as many as the cluster has room for.
-        cpus: Cores of a worker, the threads of its model.
-        gpus: GPUs of a worker, .25 where four share one.
     """
 
+    # of the cluster, as ``ray start --head`` prints it; "auto": the one that this machine belongs to;
+    # `LOCAL`: a new one of this machine's cores
     address: str = "auto"
-    workers: int | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
+    workers: int | None = None  # at most so many at once; None: as many as the cluster has room for
+    cpus: float = 1.0  # cores of a worker, the threads of its model
+    gpus: float = 0.0  # GPUs of a worker, .25 where four share one
 
     @contextmanager
     def map(self, source: Source[Block], stage: Stage[Block, Result]) -> Iterator[Iterator[Result]]:
-        """See `Engine.map`.
-
-        Raises:
-            EngineError: Ray is not installed, no cluster answers, no node has room for a worker, or Ray gave
-                up on a block.
-        """
+        """See `Engine.map`; EngineError: no Ray, no cluster, no node with room, or Ray gave up on a block."""
         with self._connected() as ray:
             results = self._results(ray, source, stage)
             try:
@@ -97,11 +87,7 @@ class OnRay:
                 ray.shutdown()
 
     def _room(self, ray: Any) -> int:  # noqa: ANN401 -- the module
-        """Return how many workers the cluster holds now.
-
-        Raises:
-            EngineError: None, whatever else ends: Ray would wait for such a node without a word.
-        """
+        """Return how many workers the cluster holds now, at least one: Ray would wait without a word."""
         nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
         room = 0
         for one in nodes:

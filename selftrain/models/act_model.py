@@ -24,7 +24,7 @@ from backbones.base import Backbone, Encodable
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.posts import Post
 from selftrain.errors import RunStateError, TrainingError
-from selftrain.models.classifier import CLASSES_FORMAT, HeadClassifier, load_head
+from selftrain.models.head import CLASSES_FORMAT, HeadClassifier, load_head
 from selftrain.models.predictor import (
     ACT_FILE,
     Prediction,
@@ -53,20 +53,14 @@ class BackboneChoice(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ACTModel:
-    """Posts, or feature rows, to probabilities of K classes; a `Predictor` where it has a backbone.
+    """Posts, or feature rows, to probabilities of K classes; a `Predictor` where it has a backbone."""
 
-    Attributes:
-        classifier: The trained head.
-        positive: The class that is looked for; thresholds are about it.
-        backbone: Makes the rows of posts; None: the model was trained on rows, and takes nothing else.
-        folder: Where it was loaded from or saved to; None: nowhere yet.
-        batch_size, workers: Handed to the backbone.
-    """
-
-    classifier: HeadClassifier
-    positive: str
+    classifier: HeadClassifier  # the trained head
+    positive: str  # the class that is looked for; thresholds are about it
+    # makes the rows of posts; None: the model was trained on rows, and takes nothing else
     backbone: Backbone | None = None
-    folder: Path | None = None
+    folder: Path | None = None  # where it was loaded from or saved to; None: nowhere yet
+    # batch_size, workers: handed to the backbone
     batch_size: int = 64
     workers: int = 0
 
@@ -77,11 +71,7 @@ class ACTModel:
     # ---- what it gives --------------------------------------------------------------------------------
 
     def probabilities(self, data: Sequence[Encodable] | Float32Array) -> Float32Array:
-        """Return calibrated probabilities [B, K] of posts or of feature rows [B, D].
-
-        Raises:
-            TrainingError: Posts for a model without a backbone, or one that cannot be encoded.
-        """
+        """Return calibrated probabilities [B, K] of posts or of feature rows [B, D]; raises as `rows_of`."""
         return self.classifier.probabilities(rows_of(data, self.backbone, self.batch_size, self.workers))
 
     def predict_labels(self, data: Sequence[Encodable] | Float32Array) -> list[str]:
@@ -117,11 +107,7 @@ class ACTModel:
         return getattr(self.backbone, "picture_side", None)
 
     def predict(self, posts: Sequence[Post]) -> list[Prediction]:
-        """See `selftrain.models.predictor.Predictor.predict`.
-
-        Raises:
-            TrainingError: The model has no backbone.
-        """
+        """See `selftrain.models.predictor.Predictor.predict`; TrainingError too without a backbone."""
         return in_chunks(self._predict, posts, _CHUNK)
 
     def validation(self) -> ValidationScores | None:
@@ -148,20 +134,13 @@ class ACTModel:
         record: Mapping[str, Any] | None = None,
         measured: Mapping[str, tuple[Sequence[str], IntArray, Float32Array]] | None = None,
     ) -> ACTModel:
-        """Write the folder, `act.json` last; what is there is replaced.
+        """Write the folder, `act.json` last, over what is there; return the model, which knows its folder.
 
         Args:
-            folder: Made if need be.
             backbone: `name` and the other keyword arguments of `backbones.load_backbone`, so that `load` can
                 make it again; None: whoever loads gives one.
             record: JSON values for act.json: what was learned from, and how good it is.
             measured: "validation" and "test" -> ids [B], class indices [B], probabilities [B, K].
-
-        Returns:
-            The model, which knows its folder.
-
-        Raises:
-            StorageError: The disk is full or refuses.
         """
         options = dict(backbone or {})
         fingerprint = "" if self.backbone is None else self.backbone.fingerprint()
@@ -183,17 +162,12 @@ class ACTModel:
     def load(
         cls, folder: Path, *, backbone: Backbone | None = None, device: str = "auto", workers: int = 0
     ) -> ACTModel:
-        """Load a saved model.
+        """Load what `save` wrote, with its backbone: the one given, or made anew where the folder says how.
 
-        Args:
-            folder: As `save` wrote it.
-            backbone: The one that it was trained with; None: made anew, where the folder says how.
-            device: Of a backbone that is made anew.
-            workers: Threads that read pictures.
+        `device` is that of a backbone that is made anew, `workers` are threads that read pictures.
 
         Raises:
-            RunStateError: No such folder, or a damaged one.
-            RunMismatchError: Another backbone than the one that it was trained with.
+            RunStateError, RunMismatchError: No such folder, or a damaged one; another backbone.
             BackboneError: The backbone's weights are missing or damaged.
         """
         classifier, header = load_head(folder / MODEL_FILE, [CLASSES_FORMAT])
@@ -222,11 +196,7 @@ def rows_of(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Float32Array:
-    """Return feature rows [B, D]: as given, or computed from posts.
-
-    Raises:
-        TrainingError: Posts without a backbone, or one that cannot be encoded; the message names it.
-    """
+    """Return feature rows [B, D]: as given, or computed from posts; TrainingError: that cannot be done."""
     if isinstance(data, np.ndarray):
         return np.ascontiguousarray(data, dtype=np.float32)
     if backbone is None:

@@ -35,16 +35,10 @@ class Calibration(NamedTuple):
 
 
 def fit_calibration(logits: Float32Array, labels: npt.NDArray[np.integer[Any]]) -> Calibration:
-    """Return the calibration that minimises the cross-entropy of the labels, pulled towards (1, 0).
+    """Return the calibration that minimises the cross-entropy of the labels [V], pulled towards (1, 0).
 
     The slope stays positive (its logarithm is what is fitted), so that the order of posts never changes.
-
-    Args:
-        logits: [V, C] raw logits that a head computes.
-        labels: [V] classes; of two both must occur where one logit tells them apart.
-
-    Raises:
-        ValueError: One class only, or no posts.
+    `logits` [V, C] are the raw ones that a head computes. ValueError: only one class of two.
     """
     if logits.shape[1] > 1:
         return Calibration(_fit_slope(logits.astype(np.float64), labels))
@@ -96,17 +90,12 @@ _SWEEPS = 5
 
 
 def fit_cut(logits: Float32Array) -> tuple[float, ...]:
-    """Return what to add to each class's log-probability so that macro-F1 may be expected to be highest.
+    """Return [K] what to add to each class's log-probability so that macro-F1 may be expected to be highest.
 
     The likeliest class is what accuracy asks for; where classes are uneven, macro-F1 asks for the rare ones
     sooner. Nobody's label is needed: with probabilities that are calibrated, the expected counts of every
-    choice are known (plug-in rule; Narasimhan, Vaish, Agarwal, NeurIPS 2014).
-
-    Args:
-        logits: [B, K] calibrated, of posts as the model will meet them.
-
-    Returns:
-        [K], the first 0.
+    choice are known (plug-in rule; Narasimhan, Vaish, Agarwal, NeurIPS 2014). The `logits` [B, K] are
+    calibrated, of posts as the model will meet them; the first class gets 0.
     """
     probs = probabilities(logits[np.isfinite(logits).all(1)])  # posts that cannot be read have none
     scores, cut = np.log(probs.clip(1e-12)), np.zeros(probs.shape[1])

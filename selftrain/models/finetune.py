@@ -7,22 +7,23 @@ Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts of a bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from backbones.base import Backbone
 from losses.base import ClassLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.context import RunContext
 from selftrain.data.corpus import Corpus, TrainingSet
-from selftrain.errors import RunStateError, TrainingError
+from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, fit_calibration
-from selftrain.models.classifier import train_head
 from selftrain.models.finetune_network import (
     FinetunedClassifier,
     Mode,
@@ -31,15 +32,16 @@ from selftrain.models.finetune_network import (
     Precision,
     load_finetuned,
 )
-from selftrain.models.finetune_stepper import NetworkStepper
 from selftrain.models.group_batches import GroupBatches
-from selftrain.models.head import HeadKind, HeadSettings, fit_scaling
-from selftrain.models.train_loop import EpochResult, best_epoch, train_epochs, warm_up_schedule
+from selftrain.models.head import ADVICE, HeadKind, HeadSettings, fit_scaling, train_head
+from selftrain.models.metrics import evaluate
+from selftrain.models.train_loop import EpochResult, StepLoss, best_epoch, train_epochs, warm_up_schedule
 from selftrain.models.training_log import TrainingLog
 
 LEARNING_RATES = {"full": 5e-6, "lora": 1e-4}
 _CHUNK = 8  # evaluation batches scored at once: texts are sorted by length within a chunk
 _NAMED = 5  # posts that an error names
+CLIP = 1.0  # longest gradient; one odd batch of 16 must not undo the others
 
 
 @dataclass(eq=False)
@@ -114,21 +116,10 @@ class FineTuner:
         where: str,
         start: FinetunedClassifier | None,
     ) -> FinetunedClassifier:
-        """Train from the pretrained backbone, or on from `start`; keep the best epoch by validation macro-F1.
+        """Train from the pretrained backbone, or on from `start`; keep the epoch of the best macro-F1.
 
+        See `Trainer.fit`; the corpus's feature table is not read, and the loss is computed batch by batch.
         The same seed gives the same weights, to the bit on a CPU. The global random state is left as it was.
-
-        Args:
-            corpus: Posts by position; its feature table is not read.
-            training: M posts with groups and soft targets.
-            loss: The loss, computed batch by batch.
-            seed: Of batches, dropout, crops and new weights.
-            where: Said in errors and beside the bar ("round 3").
-            start: A model of the same architecture.
-
-        Raises:
-            NonFiniteLossError: A NaN or infinite loss or logit, with the epoch and the step.
-            TrainingError: Out of memory, a post that cannot be encoded, or settings that do not fit.
         """
         shape = self.architecture._replace(outputs=len(corpus.columns))
         if start is not None and start.architecture != shape:
@@ -150,9 +141,9 @@ class FineTuner:
                 _check_origin(network, start)
                 network.put(start.weights)
             batches = GroupBatches(training.groups, self.batch_size, seed)
-            best = NetworkStepper(
-                network, corpus, training, batches, loss=loss, augment=self.augment, where=where,
-                validate=lambda: network.classify(self._rows(network, corpus, corpus.validation, where)),
+            best = _NetworkStepper(
+                network, corpus, training, batches, loss, self.augment,
+                lambda: network.classify(self._rows(network, corpus, corpus.validation, where)), where,
             )  # fmt: skip
             curve = self._descend(best, batches.steps, where)
         self._network = network
@@ -164,12 +155,7 @@ class FineTuner:
     def logits(
         self, model: FinetunedClassifier, corpus: Corpus, positions: IntArray
     ) -> Iterator[tuple[IntArray, Float32Array]]:
-        """(positions [n], calibrated logits [n, K]) in chunks, in order; NaN where a post cannot be encoded.
-
-        Raises:
-            TrainingError: Out of memory.
-            RunStateError: The model does not belong to this backbone.
-        """
+        """See `Trainer.logits`; RunStateError: the model does not belong to this backbone."""
         size = _CHUNK * self.evaluation_batch
         for first in range(0, len(positions), size):
             part = positions[first : first + size]
@@ -184,18 +170,13 @@ class FineTuner:
         return replace(model, calibration=calibration)
 
     def load(self, file: Path) -> FinetunedClassifier:
-        """A model that `save` wrote.
-
-        Raises:
-            RunStateError: Missing, damaged, or trained from another backbone.
-            TrainingError: Out of memory.
-        """
+        """See `Trainer.load`; trained from another backbone is another kind too."""
         model = load_finetuned(file)[0]
         with _memory_advice(str(file), self._advice()):
             self._ready(model)
         return model
 
-    def _descend(self, stepper: NetworkStepper, steps_per_epoch: int, where: str) -> tuple[EpochResult, ...]:
+    def _descend(self, stepper: _NetworkStepper, steps_per_epoch: int, where: str) -> tuple[EpochResult, ...]:
         """Train with AdamW, a warm-up and a cosine decay."""
         network = stepper.model
         assert network.head is not None, "a head is attached before training"
@@ -293,6 +274,63 @@ class FineTuner:
             f"Lower classifier.batch_size (now {self.batch_size}),{switch} lower the evaluation"
             f" batch (now {self.evaluation_batch}){lora}"
         )
+
+
+@dataclass(eq=False)
+class _NetworkStepper:
+    """A `Stepper` of a whole network, trained in place: every group in a batch, gradients clipped."""
+
+    model: Network
+    corpus: Corpus
+    training: TrainingSet
+    groups: GroupBatches  # of `training`
+    loss: ClassLoss  # computed batch by batch
+    augment: bool  # let the backbone crop training images
+    validate: Callable[[], Float32Array]  # raw logits [V, K] of the validation posts by the network as it is
+    where: str  # said in an error
+    weights: dict[str, Tensor] = field(default_factory=dict)  # of the best epoch, on the CPU
+    raw: Float32Array = field(default_factory=lambda: np.empty((0, 0), np.float32))  # its [V, K]
+
+    def __post_init__(self) -> None:
+        self._epoch, self._now = 0, self.raw
+
+    def batches(self, epoch: int, skip: int) -> Generator[IntArray, None, None]:
+        """Yield indices into the training set."""
+        self._epoch = epoch
+        yield from self.groups.epoch(epoch)[skip:]
+
+    def gradients(self, batch: IntArray) -> StepLoss:
+        training = self.training
+        posts = [self.corpus.posts[position] for position in training.positions[batch]]
+        logits = self.model(self.model.source.collate(posts, train=self.augment))
+        groups = torch.from_numpy(training.groups[batch]).to(logits.device)
+        targets = torch.from_numpy(training.targets[batch]).to(logits.device)
+        output = self.loss(logits, groups, targets)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        return StepLoss.of(output)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return macro-F1 and, where both classes occur, AUC.
+
+        A loss can be finite and its gradient not; then the weights are lost, and only the logits tell.
+        """
+        self._now = self.validate()
+        broken = int((~np.isfinite(self._now)).any(1).sum())
+        if broken:
+            raise NonFiniteLossError(
+                f"{self.where}, epoch {self._epoch}, after step {self.groups.steps}: {broken} of"
+                f" {len(self._now)} validation logits are not finite. Lower classifier.learning_rate"
+            )
+        labels = self.corpus.labels[self.corpus.validation]
+        found = evaluate(labels, self._now)
+        return {"macro_f1": found.macro_f1, **({} if found.auc is None else {"auc": found.auc})}
+
+    def keep_best(self) -> None:
+        self.weights, self.raw = self.model.portable(), self._now
+
+    def advice(self, batch: IntArray) -> str:
+        return ADVICE
 
 
 def _check_origin(network: Network, model: FinetunedClassifier) -> None:

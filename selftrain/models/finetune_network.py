@@ -28,36 +28,25 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class NetworkShape(NamedTuple):
-    """What must be known to build the network that some weights belong to, the backbone aside.
+    """What must be known to build the network that some weights belong to, the backbone aside."""
 
-    Attributes:
-        mode: "full": every weight of the backbone is trained; "lora": low-rank adapters beside frozen ones.
-        head: "linear" or "mlp"; `hidden` and `dropout` are those of the mlp.
-        lora_rank, lora_alpha: Of the adapters, whose output is scaled by alpha / rank; unread under "full".
-        outputs: Logits that the head computes: 1 for two classes, else one a class.
-    """
-
+    # "full": every weight of the backbone is trained; "lora": low-rank adapters beside frozen ones
     mode: Mode = "full"
-    head: str = "mlp"
+    head: str = "mlp"  # "linear" or "mlp"; `hidden` and `dropout` are those of the mlp
     hidden: int = 32
     dropout: float = 0.3
+    # lora_rank, lora_alpha: of the adapters, whose output is scaled by alpha / rank; unread under "full"
     lora_rank: int = 16
     lora_alpha: int = 32
-    outputs: int = 1
+    outputs: int = 1  # logits that the head computes: 1 for two classes, else one a class
 
 
 class Network(nn.Module):
     """Backbone and head; ``forward(inputs)`` gives raw logits [B, K], float32.
 
-    Attributes:
-        source: The backbone whose module is trained: it collates and encodes.
-        pretrained: Its fingerprint before anything was adapted or trained.
-        head: On the backbone's device; None until `attach` or `put`.
-
-    Args:
-        backbone: Freshly built; its module becomes part of this network.
-        architecture: What to train of it.
-        precision: "auto" multiplies in bfloat16 on a GPU that has it, else in float32. Weights stay float32.
+    The backbone, freshly built, is `source`, which collates and encodes; its fingerprint before anything
+    was adapted or trained is `pretrained`. The head, on its device, is None until `attach` or `put`. A
+    `precision` of "auto" multiplies in bfloat16 on a GPU that has it, else in float32. Weights stay float32.
 
     Raises:
         TrainingError: Adapters are asked for and the backbone names no place for them.
@@ -123,11 +112,7 @@ class Network(nn.Module):
         return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in self._own().items()}
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over what `portable` gave, head included.
-
-        Raises:
-            RunStateError: Tensors are missing, too many, or of other shapes.
-        """
+        """Take over what `portable` gave, head included; RunStateError: tensors that do not fit."""
         fields = [f"head.{field}" for field in Scaling._fields]
         missing = [name for name in fields if name not in weights]
         problem = f"it lacks {', '.join(missing)}" if missing else ""
@@ -176,30 +161,17 @@ FORMATS: dict[str, str] = {"full": "selftrain-full-1", "lora": "selftrain-lora-1
 
 @dataclass(frozen=True, eq=False)
 class FinetunedClassifier:
-    """A fitted network's weights with their calibration. Live networks are the trainer's: they fill a GPU.
+    """A fitted network's weights with their calibration. Live networks are the trainer's: they fill a GPU."""
 
-    Attributes:
-        weights: What `Network.portable` gave, on the CPU.
-        architecture: Of the network that they belong to.
-        pretrained: Fingerprint of the backbone that training began from.
-        calibration: From the validation posts.
-        curve: Validation macro-F1 and loss parts over the epochs.
-        best_epoch: The epoch whose weights these are.
-    """
-
-    weights: Mapping[str, Tensor]
-    architecture: NetworkShape
-    pretrained: str
-    calibration: Calibration
-    curve: tuple[EpochResult, ...] = ()
-    best_epoch: int = 0
+    weights: Mapping[str, Tensor]  # what `Network.portable` gave, on the CPU
+    architecture: NetworkShape  # of the network that they belong to
+    pretrained: str  # fingerprint of the backbone that training began from
+    calibration: Calibration  # from the validation posts
+    curve: tuple[EpochResult, ...] = ()  # validation macro-F1 and loss parts over the epochs
+    best_epoch: int = 0  # the epoch whose weights these are
 
     def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
-        """Safetensors, written atomically; all but the weights goes into the header, with `metadata`.
-
-        Raises:
-            StorageError: The disk is full or refuses.
-        """
+        """Write safetensors; all but the weights goes into the header, with `metadata`."""
         own = {
             "format": FORMATS[self.architecture.mode],
             "architecture": self.architecture._asdict(),
@@ -210,11 +182,7 @@ class FinetunedClassifier:
 
 
 def load_finetuned(file: Path) -> tuple[FinetunedClassifier, Json]:
-    """Load a saved model, and the metadata that it was saved with; no backbone is needed to read it.
-
-    Raises:
-        RunStateError: Missing, damaged, or of another format.
-    """
+    """Load a saved model and its metadata, without a backbone; RunStateError: no such model."""
     weights, header = read_model(file, list(FORMATS.values()))
     try:
         model = FinetunedClassifier(

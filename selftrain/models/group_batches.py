@@ -20,13 +20,8 @@ class GroupBatches:
     one post of each group, and each group's share of a batch is its share of the posts, to within one post.
     Every post occurs at least once an epoch; a group with fewer posts than there are batches goes round.
 
-    Attributes:
-        steps: Batches in an epoch: as few as keep each within the batch size.
-
-    Args:
-        groups: [M, C] groups of every training post.
-        batch_size: The most posts in a batch, at least G.
-        seed: Of the order.
+    `groups` [M, C] are those of every training post; `steps`, the batches of an epoch, are as few as keep
+    each within the batch size.
 
     Raises:
         TrainingError: No posts, or a batch too small to hold one of each group.
@@ -51,10 +46,7 @@ class GroupBatches:
         self.steps = steps
 
     def epoch(self, number: int) -> list[IntArray]:
-        """Return the batches of one epoch: indices [n] into the training posts, n at most the batch size.
-
-        The order depends on the seed and `number` alone, not on what was drawn before.
-        """
+        """Return the batches of an epoch, indices [n] into the training posts, by seed and number alone."""
         generator = np.random.default_rng([self._seed, number])
         dealt = [self._deal(members, generator) for members in self._members]
         return [np.concatenate(parts) for parts in zip(*dealt, strict=True)]

@@ -1,12 +1,14 @@
-"""The head on feature rows, for two classes or more: how it is scaled, built and trained.
+"""The head on feature rows, for two classes or more: scaled, built, trained, calibrated, saved and loaded.
 
-Shape legend: ``M`` training posts, ``B`` posts, ``D`` width of a feature row, ``C`` columns that are read,
-``K`` classes.
+Shape legend: ``M`` training posts, ``V`` validation posts, ``B`` posts, ``D`` width of a feature row, ``C``
+columns that are read, ``K`` classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,12 +17,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbones.base import FeatureLayout
-from losses.base import LossOutput
-from selftrain._util.types import Float32Array, IntArray
-from selftrain.errors import TrainingError
-from selftrain.models.train_loop import EpochResult, StepLoss, train_epochs
+from losses.base import ClassLoss, LossOutput
+from selftrain._util.numeric import decide
+from selftrain._util.types import Float32Array, IntArray, Json, LabelArray
+from selftrain.data.corpus import TrainingSet
+from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
+from selftrain.models.calibration import Calibration, fit_calibration, probabilities
+from selftrain.models.metrics import macro_f1
+from selftrain.models.model_file import read_model, write_model
+from selftrain.models.train_loop import EpochResult, StepLoss, best_epoch, train_epochs
 
 HeadKind = Literal["linear", "mlp"]
+FORMAT, CLASSES_FORMAT = "selftrain-head-1", "selftrain-classes-2"
+"""Of a file whose head computes one logit for two classes, and of one with a logit a class."""
+FORMATS = (FORMAT, CLASSES_FORMAT)
+ADVICE = (
+    "Lower classifier.learning_rate; if it stays, look for NaN in the features with `selftrain data check`"
+)
+_ROWS_AT_ONCE = 64
+BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a step of the optimiser goes
 
 
 class HeadSettings(NamedTuple):
@@ -36,16 +51,11 @@ class HeadSettings(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """How a head reads feature rows.
+    """How a head reads feature rows."""
 
-    Attributes:
-        columns: [C] columns that vary at all; the others (an absent modality, say) are not read.
-        mean: [C] mean of each.
-        scale: [C] one factor a block, so that text and image speak equally loud whatever their widths.
-    """
-
-    columns: IntArray
-    mean: Float32Array
+    columns: IntArray  # [C] columns that vary at all; the others (an absent modality, say) are not read
+    mean: Float32Array  # [C] mean of each
+    # [C] one factor a block, so that text and image speak equally loud whatever their widths
     scale: Float32Array
 
 
@@ -90,18 +100,11 @@ class Head(nn.Module):
         return F.pad(logits, (1, 0)) if logits.shape[-1] == 1 else logits
 
 
-_ROWS_AT_ONCE = 64
-
-
 @torch.inference_mode()
 def logits_of(head: Head, rows: Float32Array) -> Float32Array:
-    """Return raw logits [B, K] of rows [B, D], each to the same bits whatever stands beside it.
+    """Return raw logits [B, K] of rows [B, D] by a head in evaluation mode, each whatever stands beside it.
 
     How a product rounds hangs on its number of rows: it is `_ROWS_AT_ONCE` always, zeros behind the last.
-
-    Args:
-        head: In evaluation mode.
-        rows: On the CPU.
     """
     device = head.mean.device
     padded = np.pad(rows, ((0, -len(rows) % _ROWS_AT_ONCE), (0, 0)))
@@ -110,16 +113,10 @@ def logits_of(head: Head, rows: Float32Array) -> Float32Array:
     return found
 
 
-BLOCK_NORM = 10.0  # root mean square length of a centred block; sets how far a step of the optimiser goes
-
-
 def fit_scaling(rows: Float32Array, layout: FeatureLayout | None) -> Scaling:
     """Constants of feature rows [N, D]; no label is looked at, so the pool's rows serve best.
 
-    Without a layout, all columns are one block.
-
-    Raises:
-        TrainingError: No column varies: the posts all look the same to the backbone.
+    Without a layout, all columns are one block. TrainingError: no column varies.
     """
     deviation = rows.std(0)
     scale = np.zeros(rows.shape[1], np.float32)
@@ -137,25 +134,96 @@ def fit_scaling(rows: Float32Array, layout: FeatureLayout | None) -> Scaling:
     return Scaling(columns, rows.mean(0)[columns].astype(np.float32), scale[columns])
 
 
-ADVICE = (
-    "Lower classifier.learning_rate; if it stays, look for NaN in the features with `selftrain data check`"
-)
+# ---- with its calibration -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HeadClassifier:
+    """A trained head with its calibration."""
+
+    head: Head  # in evaluation mode, on the CPU
+    calibration: Calibration  # from the validation posts
+    settings: HeadSettings  # as it was built
+    curve: tuple[EpochResult, ...] = ()  # validation macro-F1 and loss parts over the epochs
+    best_epoch: int = 0  # the epoch whose weights these are
+    # K names, in the order of the logits; none where one computed logit tells two classes apart
+    classes: tuple[str, ...] = ()
+
+    def logits(self, rows: Float32Array) -> Float32Array:
+        """Return calibrated logits [B, K] of rows [B, D]."""
+        return self.calibration(logits_of(self.head, rows))
+
+    def probabilities(self, rows: Float32Array) -> Float32Array:
+        """Return calibrated probabilities [B, K] of rows [B, D]."""
+        return np.asarray(probabilities(self.logits(rows)), dtype=np.float32)
+
+    def predict(self, rows: Float32Array) -> IntArray:
+        """Return the class of each row [B]: its column."""
+        return decide(self.logits(rows))
+
+    def save(self, file: Path, metadata: Mapping[str, Any]) -> None:
+        """Write safetensors, with settings, calibration and `metadata` in the header."""
+        own: Json = {"settings": self.settings._asdict(), "calibration": self.calibration._asdict()}
+        kind: Json = (
+            {"format": CLASSES_FORMAT, "classes": self.classes} if self.classes else {"format": FORMAT}
+        )
+        write_model(file, dict(metadata) | own | kind, self.head.state_dict())
+
+
+def load_head(file: Path, formats: Sequence[str] = FORMATS) -> tuple[HeadClassifier, Json]:
+    """Load a saved head, and the metadata that it was saved with; RunStateError: no head of these formats."""
+    tensors, header = read_model(file, formats)
+    try:
+        settings = HeadSettings(**header.pop("settings"))
+        classes = tuple(header.pop("classes", ()))
+        scaling = Scaling(*(tensors[name].numpy() for name in Scaling._fields))
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
+        head.load_state_dict(tensors)
+        calibration = Calibration(**header.pop("calibration"))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunStateError(f"{file} is incomplete ({error}): its folder is damaged") from error
+    return HeadClassifier(head.eval(), calibration, settings, classes=classes), header
+
+
+def train_head(
+    rows: Float32Array,
+    training: TrainingSet,
+    validation_rows: Float32Array,
+    validation_labels: LabelArray,
+    *,
+    scaling: Scaling,
+    loss: ClassLoss,
+    settings: HeadSettings,
+    seed: int,
+    classes: Sequence[str] = (),
+    start: HeadClassifier | None = None,
+    where: str = "training",
+) -> HeadClassifier:
+    """Train a head on rows [M, D] of `training.positions`; see `fit_head`.
+
+    Without validation posts there is nothing to choose an epoch by, or to calibrate on: the last epoch
+    counts, its macro-F1 is that on the labels themselves, and the logits are left as they are.
+    """
+    groups, targets = torch.from_numpy(training.groups), torch.from_numpy(training.targets)
+    validated, chosen = bool(len(validation_labels)), settings
+    if not validated:
+        validation_rows, validation_labels = rows[training.labelled], training.labels
+        chosen = settings._replace(evaluate_every=settings.epochs)
+    fitted = fit_head(
+        rows, lambda logits: loss(logits, groups, targets), validation_rows, validation_labels,
+        scaling=scaling, settings=chosen, seed=seed, classes=classes, start=start, where=where,
+    )  # fmt: skip
+    return fitted if validated else replace(fitted, calibration=Calibration(), settings=settings)
 
 
 class _FullBatch:
     """A `Stepper` whose one batch an epoch is all rows: every group's mean is over the whole group."""
 
     def __init__(
-        self,
-        head: Head,
-        prepared: Tensor,
-        validation: Tensor,
-        loss: Callable[[Tensor], LossOutput],
-        score: Callable[[Tensor], float],
+        self, head: Head, prepared: Tensor, loss: Callable[[Tensor], LossOutput], score: Callable[[], float]
     ) -> None:
-        self.model = head
-        self.best = head.layers.state_dict()
-        self._prepared, self._validation, self._loss, self._score = prepared, validation, loss, score
+        self.model, self.best = head, head.layers.state_dict()
+        self._prepared, self._loss, self._score = prepared, loss, score
 
     def batches(self, epoch: int, skip: int) -> Generator[Tensor, None, None]:
         yield self._prepared
@@ -169,7 +237,7 @@ class _FullBatch:
     @torch.inference_mode()
     def evaluate(self) -> dict[str, Any]:
         self.model.eval()
-        return {"macro_f1": self._score(self.model.read(self._validation))}
+        return {"macro_f1": self._score()}
 
     def keep_best(self) -> None:
         self.best = {name: value.clone() for name, value in self.model.layers.state_dict().items()}
@@ -178,42 +246,64 @@ class _FullBatch:
         return ADVICE
 
 
-def train_layers(
-    head: Head,
-    prepared: Tensor,
-    validation: Tensor,
-    *,
+def fit_head(
+    rows: Float32Array,
     loss: Callable[[Tensor], LossOutput],
-    score: Callable[[Tensor], float],
+    validation_rows: Float32Array,
+    validation_labels: LabelArray | IntArray,
+    *,
+    scaling: Scaling,
     settings: HeadSettings,
-    where: str,
-) -> tuple[EpochResult, ...]:
-    """Train a head on prepared rows, AdamW with cosine decay; its best epoch's weights end up in it.
+    seed: int,
+    classes: Sequence[str] = (),
+    start: HeadClassifier | None = None,
+    where: str = "training",
+) -> HeadClassifier:
+    """Train a head on all rows at once, keep the epoch with the best validation macro-F1, calibrate it.
+
+    Full batches: every group's mean is over the whole group, as the risks are written, and a few thousand
+    rows are one small matrix product.
 
     Args:
-        head: Trained in place, in evaluation mode afterwards.
-        prepared: [M, C] rows to train on.
-        validation: [V, C] rows to validate on.
-        loss: Of the logits of `prepared`.
-        score: Macro-F1 of the logits of `validation`.
-        settings: How.
-        where: Said in an error.
-
-    Returns:
-        The evaluated epochs.
+        rows, loss: Rows [M, D], and the loss of their logits [M, K].
+        validation_rows, validation_labels: [V, D] and [V] classes.
+        scaling: Of the rows; a head given as `start` keeps its own.
+        seed: Of the initial weights and of dropout.
+        classes: K names; none for a head that computes one logit for two.
+        start: Go on from this head rather than from new weights.
+        where: Said in an error ("round 3").
 
     Raises:
         NonFiniteLossError: A NaN or infinite loss, with the epoch and every part.
     """
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    stepper = _FullBatch(head, prepared, validation, loss, score)
-    curve = train_epochs(
-        stepper, optimizer, schedule,
-        epochs=settings.epochs, evaluate_every=settings.evaluate_every, where=where,
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if start is not None:
+            scaling = Scaling(*(getattr(start.head, name).numpy() for name in Scaling._fields))
+            kind, hidden, dropout, *_ = start.settings
+            settings = settings._replace(kind=kind, hidden=hidden, dropout=dropout)
+        head = Head(scaling, settings.kind, settings.hidden, settings.dropout, len(classes) or 1)
+        if start is not None:
+            head.load_state_dict(start.head.state_dict())
+        watched = head.prepare(torch.from_numpy(validation_rows))
+        stepper = _FullBatch(
+            head, head.prepare(torch.from_numpy(rows)), loss,
+            lambda: macro_f1(validation_labels, decide(head.read(watched).numpy())),
+        )  # fmt: skip
+        optimizer = torch.optim.AdamW(
+            head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        curve = train_epochs(
+            stepper, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs),
+            epochs=settings.epochs, evaluate_every=settings.evaluate_every, where=where,
+        )  # fmt: skip
     head.layers.load_state_dict(stepper.best)
     head.eval()
-    return curve
+    with torch.inference_mode():
+        raw = head.read(watched).numpy()
+    if not np.isfinite(raw).all():  # the last step's own doing: no loss was computed after it
+        raise NonFiniteLossError(
+            f"{where}: the trained head gives logits that are not finite. Lower classifier.learning_rate"
+        )
+    calibration = fit_calibration(raw[:, -(len(classes) or 1) :], validation_labels)
+    return HeadClassifier(head, calibration, settings, curve, best_epoch(curve).epoch, tuple(classes))

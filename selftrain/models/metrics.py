@@ -41,13 +41,10 @@ RESAMPLES, SEED = 4000, 20251113
 def macro_f1(
     truth: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: Sequence[Any] | None = None
 ) -> float:
-    """Return the mean F1 of the classes, in [0, 1]; 0 without posts.
+    """Return the mean F1 of the classes, in [0, 1], of labels [B] of any kind; 0 without posts.
 
-    Written out, since training asks for it hundreds of times a second and scikit-learn takes 2 ms.
-
-    Args:
-        truth, predicted: [B] labels of any kind.
-        classes: Those that count, also where they do not occur (F1 0); None: those that occur in either.
+    Written out, since training asks for it hundreds of times a second and scikit-learn takes 2 ms. Those of
+    `classes` count also where they do not occur (F1 0); None: those that occur in either.
     """
     scores = []
     for value in np.union1d(truth, predicted) if classes is None else classes:
@@ -66,13 +63,7 @@ def accuracy_and_f1(truth: IntArray, predicted: IntArray) -> dict[str, float]:
 
 
 def evaluate(labels: LabelArray, logits: Float32Array, predicted: IntArray | None = None) -> SplitMetrics:
-    """Return metrics of calibrated logits [B, K] against labels [B].
-
-    Args:
-        labels: [B].
-        logits: [B, K].
-        predicted: [B] the classes that are decided on; None: the likeliest.
-    """
+    """Return metrics of calibrated logits [B, K] against labels [B]; `predicted` [B]: as is decided."""
     from sklearn.metrics import confusion_matrix
 
     kinds = range(logits.shape[1])
@@ -121,27 +112,18 @@ def auc(truth: BoolArray, scores: npt.NDArray[Any]) -> float | None:
 
 
 class Curve(NamedTuple):
-    """Precision and recall at every threshold that tells posts apart, from the highest down.
+    """Precision and recall at every threshold that tells posts apart, from the highest down."""
 
-    Attributes:
-        thresholds: [T] a post is chosen when its score is at least this.
-        precision, recall: [T] in [0, 1].
-    """
-
-    thresholds: FloatArray
+    thresholds: FloatArray  # [T] a post is chosen when its score is at least this
+    # precision, recall: [T] in [0, 1]
     precision: FloatArray
     recall: FloatArray
 
 
 def curve(truth: BoolArray, scores: FloatArray) -> Curve:
-    """Return the precision-recall curve; posts of equal score are chosen together.
+    """Return the precision-recall curve of `scores` [B]; posts of equal score are chosen together.
 
-    Args:
-        truth: [B] whether the answer looked for is the true one; at least one is.
-        scores: [B] its probability.
-
-    Raises:
-        ValueError: Nothing to find.
+    `truth` [B] says whether the answer looked for is the true one; ValueError: it never is.
     """
     from sklearn.metrics import precision_recall_curve
 
@@ -155,16 +137,9 @@ def curve(truth: BoolArray, scores: FloatArray) -> Curve:
 def threshold_metrics(truth: BoolArray, scores: FloatArray) -> dict[str, float]:
     """Return AgentPS's metrics of one question with two answers, at threshold .5 where one is needed.
 
-    Args:
-        truth: [B] whether the answer looked for is the true one; both must occur.
-        scores: [B] its probability, in [0, 1].
-
-    Returns:
-        f1, macro_f1, auc, recall_at_precision_60 ... _80 (0 where no threshold reaches it) and
-        precision_at_recall_50.
-
-    Raises:
-        ValueError: Only one of the two answers occurs.
+    These are f1, macro_f1, auc, recall_at_precision_60 ... _80 (0 where no threshold reaches it) and
+    precision_at_recall_50, of whether the answer looked for is the true one [B], both of which must occur,
+    and its probability [B].
     """
     ranking = auc(truth, scores)
     shape = curve(truth, scores)
@@ -280,11 +255,7 @@ def auc_interval(
 
 
 def threshold_intervals(truth: BoolArray, scores: FloatArray, resamples: int = 1000) -> dict[str, Interval]:
-    """Return `threshold_metrics` [B] with intervals; posts are drawn within each answer, so that both occur.
-
-    Raises:
-        ValueError: As `threshold_metrics`.
-    """
+    """Return `threshold_metrics` with intervals; posts [B] are drawn within each answer: both occur."""
     values = threshold_metrics(truth, scores)
     generator = np.random.default_rng(20241215)
     groups = np.flatnonzero(truth), np.flatnonzero(~truth)
@@ -305,14 +276,7 @@ def counts_of(one: SplitMetrics) -> IntArray:
 
 
 def estimates(counts: IntArray) -> dict[str, Interval]:
-    """Return every metric of `METRICS` with its interval.
-
-    Args:
-        counts: [K * K] as `counts_of` gives them; at least one post.
-
-    Raises:
-        ValueError: No post.
-    """
+    """Return every metric of `METRICS` with its interval, of `counts_of` one post at least."""
     values, drawn = count_metrics(counts[None, :]), count_metrics(_resampled(counts))
     return {name: percentile_interval(float(values[name][0]), drawn[name]) for name in METRICS}
 

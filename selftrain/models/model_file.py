@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a model, whole or not at all; `format` in the header, which is JSON, names its kind.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
+    """Write a model, whole or not at all; `format` in the header, which is JSON, names its kind."""
     from safetensors.torch import save
 
     ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -28,11 +24,7 @@ def write_model(file: Path, header: Mapping[str, Any], tensors: Mapping[str, Ten
 
 
 def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor], Json]:
-    """Read the tensors and the header of a model, its `format` taken out.
-
-    Raises:
-        RunStateError: Missing, damaged, or of none of `formats`.
-    """
+    """Read the tensors and the header of a model, its `format` taken out; RunStateError: it is none such."""
     tensors, header = _read(file, tensors=True)
     found = header.pop("format", None)
     if found not in formats:
@@ -44,11 +36,7 @@ def read_model(file: Path, formats: Collection[str]) -> tuple[dict[str, Tensor],
 
 
 def read_format(file: Path) -> str:
-    """Return which kind of model a file holds, by its header: "selftrain-head-1", "selftrain-lora-1", ...
-
-    Raises:
-        RunStateError: Missing, damaged, or no model of selftrain.
-    """
+    """Return which kind of model a file holds, "selftrain-lora-1" say; RunStateError: none, or damaged."""
     found = _read(file, tensors=False)[1].get("format")
     if not isinstance(found, str):
         raise RunStateError(f"{file} names no format in its header: it is no model of selftrain")

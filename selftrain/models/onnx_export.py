@@ -37,15 +37,10 @@ def export_onnx(folder: Path, file: Path, *, head_only: bool = False) -> tuple[s
 
     The whole graph takes what `collate` of `MiniLMEfficientNet` gives: ids and mask [N, L], text_rows [N],
     pixels [M, 3, H, W], image_rows [M], size []. There has to be one text at least; where no post has one,
-    any token with text_rows -1 belongs to no post. The head alone takes features [B, D]. Both give calibrated
-    logits [B, K] and probabilities [B, K], in the order of the metadata's classes.
+    any token with text_rows -1 belongs to no post. The head alone (`head_only`) takes features [B, D]. Both
+    give calibrated logits [B, K] and probabilities [B, K], in the order of the metadata's classes.
 
-    Adapters are merged into the weights that they stand beside.
-
-    Args:
-        folder: A run with a finished round.
-        file: Replaced in one step.
-        head_only: Leave the backbone out.
+    Adapters are merged into the weights that they stand beside. The file is replaced in one step.
 
     Raises:
         ServingError: The extra `onnx` is missing, or the backbone cannot be exported.

@@ -32,9 +32,8 @@ FORMAT = "selftrain-onnx-1"
 class OnnxPredictor:
     """The whole classifier out of one file; it predicts as the run that was exported does.
 
-    Args:
-        file: As `selftrain export` wrote it, not the head alone.
-        threads: Of one call; 0: the runtime's choice.
+    The file is as `selftrain export` wrote it, not the head alone; `threads` are of one call, 0: the
+    runtime's choice.
 
     Raises:
         ServingError: No file of that kind, or onnxruntime is not installed.

@@ -19,23 +19,15 @@ GoalKind = Literal["likeliest", "f1", "macro_f1", "precision", "recall"]
 
 
 class Goal(NamedTuple):
-    """What a decision is to reach: nothing ("likeliest"), the best F1, or at least a precision or a recall.
+    """What a decision is to reach: nothing ("likeliest"), the best F1, or at least a precision or recall."""
 
-    Attributes:
-        kind: Which; "macro_f1" is over all answers, the others are of the one that is looked for.
-        least: The precision or recall, in (0, 1]; 0 for the others.
-    """
-
+    # which; "macro_f1" is over all answers, the others are of the one that is looked for
     kind: GoalKind = "likeliest"
-    least: float = 0.0
+    least: float = 0.0  # the precision or recall, in (0, 1]; 0 for the others
 
     @classmethod
     def parse(cls, text: str) -> Goal:
-        """Read what `str` wrote: "f1", "precision 0.8".
-
-        Raises:
-            RecipeError: It is none of them.
-        """
+        """Read what `str` wrote, "f1" or "precision 0.8"; RecipeError: it is none of them."""
         kind, *rest = text.split() or [""]
         try:
             least = [float(one) for one in rest]
@@ -55,42 +47,29 @@ class Goal(NamedTuple):
 
 
 class OperatingPoint(NamedTuple):
-    """A threshold, and what it does to the validation posts.
+    """A threshold, and what it does to the validation posts."""
 
-    Attributes:
-        threshold: A post passes when its probability is at least this.
-        precision: Interval of positives among the posts that pass; of no post all of [0, 1].
-        recall: Interval of the positives that pass.
-        posts: V.
-        positives: Posts of the positive class among them.
-    """
-
-    threshold: float
-    precision: Interval
-    recall: Interval
-    posts: int
-    positives: int
+    threshold: float  # a post passes when its probability is at least this
+    precision: Interval  # interval of positives among the posts that pass; of no post all of [0, 1]
+    recall: Interval  # interval of the positives that pass
+    posts: int  # V
+    positives: int  # posts of the positive class among them
 
 
 def find_threshold(scores: ValidationScores, goal: Goal) -> OperatingPoint:
-    """Find the threshold that reaches a goal.
+    """Find the threshold that reaches a goal, a precision, a recall or "f1", on the validation posts.
 
     Of those with at least a precision the lowest: no other one reaches its recall. Of those with at least a
     recall the most precise, and of those with the best F1 the lowest. Posts of equal probability pass
     together or not at all. The threshold lies a hair below the last one that passes, or half way to the next
-    if that is nearer: a post that is scored anew, in another batch or on another machine, differs in its
-    last digits, and must not change sides for that.
+    if that is nearer: a post that is scored anew, in another batch or on another machine, differs in its last
+    digits, and must not change sides for that.
 
     The intervals take the threshold as given. It was chosen on the same posts, and with few of them the
     precision of new posts will be lower more often than not: give validation posts in hundreds.
 
-    Args:
-        scores: Of the validation posts.
-        goal: A precision, a recall or "f1".
-
     Raises:
         ServingError: No threshold reaches it (the best precision is named), or no post is positive.
-        ValueError: Another goal.
     """
     labels, probs = scores
     truth = labels == 1

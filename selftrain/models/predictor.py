@@ -62,15 +62,10 @@ def _rounded(probs: Mapping[str, float]) -> dict[str, float]:
 
 
 class ValidationScores(NamedTuple):
-    """What a model said of the posts that it was validated on; thresholds are chosen on them.
+    """What a model said of the posts that it was validated on; thresholds are chosen on them."""
 
-    Attributes:
-        labels: [V] 1 for the class that is looked for, 0 for any other.
-        probs: [V] of that class, in [0, 1].
-    """
-
-    labels: LabelArray
-    probs: FloatArray
+    labels: LabelArray  # [V] 1 for the class that is looked for, 0 for any other
+    probs: FloatArray  # [V] of that class, in [0, 1]
 
 
 class Predictor(Protocol):
@@ -123,15 +118,9 @@ class Predictor(Protocol):
 
 
 def stored_validation(folder: Path, classes: Sequence[str], positive: str) -> ValidationScores | None:
-    """Read what a folder's scores.jsonl says of the validation posts; None where it has none.
+    """Read what the scores.jsonl of a round or model says of the validation posts; None where it has none.
 
-    Args:
-        folder: Of a round, or of a model.
-        classes: K names, in the order of the logits.
-        positive: The class that is looked for.
-
-    Raises:
-        RunStateError: The file is damaged.
+    `classes` are in the order of the logits. RunStateError: the file is damaged.
     """
     found = (read_scores(folder, classes) or {}).get("validation")
     if found is None:
@@ -142,11 +131,7 @@ def stored_validation(folder: Path, classes: Sequence[str], positive: str) -> Va
 
 
 def check_backbone(backbone: Backbone, expected: str, folder: Path) -> None:
-    """Compare a backbone's fingerprint with that of the one that a folder's model was trained with.
-
-    Raises:
-        RunMismatchError: It is another one.
-    """
+    """Raise RunMismatchError where a backbone is not the one that a folder's model was trained with."""
     found = backbone.fingerprint()
     if found != expected:
         raise RunMismatchError(
@@ -173,12 +158,8 @@ def from_probs(
 ) -> list[Prediction]:
     """Return the predictions of posts [B] out of a classifier that reads words and pictures.
 
-    Args:
-        posts: In order.
-        classes: K names.
-        probs: [B, K].
-        chosen: [B] index of each post's label.
-        reasons: Index -> why a post has none, beside what shows by itself: a video, features not finite.
+    Of probabilities [B, K] and the index `chosen` [B] of each post's label; `reasons` says by index why one
+    has none, beside what shows by itself: a video, features not finite.
     """
     finite: BoolArray = np.asarray(np.isfinite(probs).all(axis=1))
     found = []

@@ -20,9 +20,7 @@ def finetuning_backbone(recipe: Recipe) -> Backbone:
 def build_backbone(recipe: Recipe, **more: Any) -> Backbone:  # noqa: ANN401 -- each backbone types its own
     """Build the backbone of a recipe; one of the user's own is made of its options alone.
 
-    Raises:
-        RecipeError: A class that cannot be imported, or made of these options.
-        WeightsError: Weights that are missing, damaged, or of another architecture.
+    RecipeError: a class that cannot be imported, or made of these; WeightsError: as `load_backbone`.
     """
     section = recipe.backbone
     if not section.built_in:

@@ -25,9 +25,8 @@ from selftrain.data.posts import Post
 from selftrain.data.preparation import cache_folder
 from selftrain.errors import RunStateError, TrainingError
 from selftrain.models.calibration import Calibration, probabilities
-from selftrain.models.classifier import FORMATS, load_head
 from selftrain.models.finetune_network import Network, load_finetuned
-from selftrain.models.head import Head, logits_of
+from selftrain.models.head import FORMATS, Head, load_head, logits_of
 from selftrain.models.model_file import read_format
 from selftrain.models.predictor import (
     Prediction,
@@ -47,37 +46,25 @@ _CACHED_CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class RunPredictor:
-    """The model of the last kept round; a `Predictor`.
+    """The model of the last kept round; a `Predictor`."""
 
-    Attributes:
-        folder: The run.
-        recipe: As the run resolved it.
-        classes: K names, the positive one first.
-        file: The weights of the best round.
-        backbone: Pretrained; where `network` is set, with the fine-tuned weights in it.
-        head: In evaluation mode, on the backbone's device.
-        calibration: From the validation posts.
-        cut: [K] what is added to each class's log-probability before it decides, in the order of `classes`;
-            None: nothing.
-        network: Backbone and head as they were fine-tuned; None where the head alone was trained.
-        pretrained: Fingerprint of the pretrained backbone.
-        cached: Take features from the run's cache and keep new ones there. Only where `network` is None,
-            since cached features are the pretrained backbone's, and for posts with distinct ids.
-        progress: Draw a bar over features that are computed for the cache.
-    """
-
-    folder: RunFolder
-    recipe: Recipe
-    classes: tuple[str, ...]
-    file: Path
-    backbone: Backbone
-    head: Head
-    calibration: Calibration
+    folder: RunFolder  # the run
+    recipe: Recipe  # as the run resolved it
+    classes: tuple[str, ...]  # K names, the positive one first
+    file: Path  # the weights of the best round
+    backbone: Backbone  # pretrained; where `network` is set, with the fine-tuned weights in it
+    head: Head  # in evaluation mode, on the backbone's device
+    calibration: Calibration  # from the validation posts
+    # [K] what is added to each class's log-probability before it decides, in the order of `classes`; None:
+    # nothing
     cut: tuple[float, ...] | None
+    # backbone and head as they were fine-tuned; None where the head alone was trained
     network: Network | None
-    pretrained: str
+    pretrained: str  # fingerprint of the pretrained backbone
+    # take features from the run's cache and keep new ones there. Only where `network` is None, since cached
+    # features are the pretrained backbone's, and for posts with distinct ids
     cached: bool = False
-    progress: bool = False
+    progress: bool = False  # draw a bar over features that are computed for the cache
 
     kind = "classifier"
     calibrated = True
@@ -88,8 +75,7 @@ class RunPredictor:
         """Open the best model of a run folder on this machine's backbone.
 
         Raises:
-            RunStateError: No run, no finished round, or a damaged folder.
-            RunMismatchError: This machine's backbone is not the one that the run was trained with.
+            RunStateError, RunMismatchError: No finished round, or a damaged folder; another backbone.
             BackboneError: The backbone's weights are missing or damaged.
         """
         folder = RunFolder(path)
@@ -158,11 +144,7 @@ class RunPredictor:
         return stored_validation(self.file.parent, numbered(self.classes), self.positive)
 
     def encode(self, posts: Sequence[Encodable]) -> Encoded:
-        """Compute feature rows [B, D], not cached; NaN, and a reason, for posts that cannot be encoded.
-
-        Raises:
-            TrainingError: The device is out of memory.
-        """
+        """Compute feature rows [B, D], not cached; NaN, and a reason, for posts that cannot be encoded."""
         section = self.recipe.backbone
         try:
             with nullcontext() if self.network is None else self.network.autocast():
@@ -191,11 +173,7 @@ class RunPredictor:
 
 
 def stored_recipe(folder: RunFolder) -> Recipe:
-    """Read the recipe of a run folder.
-
-    Raises:
-        RunStateError: No run folder, or its recipe.toml was changed into something else.
-    """
+    """Read the recipe of a run folder; RunStateError: there is none, or it was changed into another."""
     try:
         return Recipe.model_validate(folder.recipe())
     except ValidationError as error:

@@ -24,38 +24,29 @@ Batch = TypeVar("Batch")
 
 
 class StepLoss(NamedTuple):
-    """What one step minimised.
+    """What one step minimised."""
 
-    Attributes:
-        loss: The loss.
-        parts: What it is made of, by name.
-        norm: Length of the gradient before it was clipped; None where nobody measured it.
-    """
-
-    loss: float
-    parts: Mapping[str, float]
-    norm: float | None = None
+    loss: float  # the loss
+    parts: Mapping[str, float]  # what it is made of, by name
+    norm: float | None = None  # length of the gradient before it was clipped; None where nobody measured it
 
     @classmethod
     def of(cls, output: LossOutput) -> StepLoss:
         """Return the numbers of a loss; on a GPU this waits for them."""
         return cls(float(output.loss.detach()), {name: float(part) for name, part in output.parts.items()})
 
+    def named(self) -> dict[str, float]:
+        """Return the loss and its parts."""
+        return {"loss": self.loss, **self.parts}
+
 
 class EpochResult(NamedTuple):
-    """One evaluation.
+    """One evaluation."""
 
-    Attributes:
-        epoch: After which epoch, or within which, from 1.
-        parts: Means of the loss and of its parts over the steps since the last evaluation.
-        metrics: Of the validation posts, by name.
-        step: After how many steps in all.
-    """
-
-    epoch: int
-    parts: dict[str, float]
-    metrics: Mapping[str, Any]
-    step: int = 0
+    epoch: int  # after which epoch, or within which, from 1
+    parts: dict[str, float]  # means of the loss and of its parts over the steps since the last evaluation
+    metrics: Mapping[str, Any]  # of the validation posts, by name
+    step: int = 0  # after how many steps in all
 
     @property
     def macro_f1(self) -> float:
@@ -119,23 +110,16 @@ def train_epochs(
     """Train, evaluate every so many epochs and after the last, keep the best; of equally good ones the first.
 
     A training that goes on from any state that was saved ends as one that was never cut off, where it stops
-    early too: whether it should follows from the evaluations.
+    early too: whether it should follows from the evaluations. The scheduler is advanced after every step.
 
     Args:
-        stepper: The model and its posts.
-        optimizer: Of the model.
-        scheduler: Of the optimizer; it is advanced after every step.
-        epochs: How many in all.
-        steps_per_epoch: Batches of an epoch.
         where: Said in an error ("round 3").
         metric: Which of the validation metrics says which epoch is best; more is better.
         evaluate_every: Epochs.
         evaluate_steps: Also within an epoch, after every so many steps in all; None: not.
         patience: End after so many evaluations without a better one; None: after the last epoch.
-        log: Gets every step and evaluation.
         state: Of a training that was cut off; model, optimizer and scheduler are as they were then.
         save: Called after every evaluation, and every `save_every` steps.
-        save_every: Steps; None: at evaluations alone.
 
     Raises:
         NonFiniteLossError: A loss or gradient that is NaN or infinite; the weights are those before the step.
@@ -192,8 +176,11 @@ def _finite_gradients(stepper: Stepper[Batch], batch: Batch, place: tuple[str, i
     losses = stepper.gradients(batch)
     if not math.isfinite(losses.loss) or not math.isfinite(losses.norm or 0.0):
         where, epoch, step = place
+        listed = ", ".join(f"{name} {value:g}" for name, value in losses.named().items())
+        length = "" if losses.norm is None else f", norm of the gradient {losses.norm:g}"
         raise NonFiniteLossError(
-            f"{where}, epoch {epoch}, step {step}: {_found(losses)}. {stepper.advice(batch)}"
+            f"{where}, epoch {epoch}, step {step}: the loss is {losses.loss} ({listed}{length})."
+            f" {stepper.advice(batch)}"
         )
     return losses
 
@@ -227,17 +214,13 @@ def warm_up_schedule(
     decay: Literal["linear", "cosine"] = "linear",
     step: int = 0,
 ) -> LambdaLR:
-    """Return a schedule that rises to the optimizer's learning rates, then falls to nothing.
+    """Return a schedule that rises to the optimizer's learning rates, then falls to nothing at `steps`.
 
     Adam's first steps know little of the gradients' sizes, hence the rise. transformers' schedules of these
     shapes begin at a rate of 0, which wastes the first step; of a short training that is a large part.
 
-    Args:
-        optimizer: At its peak rates.
-        steps: In all.
-        warm_up: Share of the steps over which the rate rises, at least one step.
-        decay: The shape of the fall.
-        step: The step, from 0, that comes next: above 0 where a training goes on.
+    `warm_up` is the share of the steps, at least one, over which the rate rises; `step`, from 0, is what
+    comes next: above 0 where a training goes on.
     """
     rise = max(round(steps * warm_up), 1)
 
@@ -263,7 +246,7 @@ class LossMeans:
 
     def add(self, losses: StepLoss) -> None:
         """Take in one step."""
-        for name, value in {"loss": losses.loss, **losses.parts}.items():
+        for name, value in losses.named().items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._steps += 1
 
@@ -272,12 +255,6 @@ class LossMeans:
         found = {name: value / max(self._steps, 1) for name, value in self._sums.items()}
         self._sums, self._steps = {}, 0
         return found
-
-
-def _found(losses: StepLoss) -> str:
-    listed = ", ".join(f"{name} {value:g}" for name, value in {"loss": losses.loss, **losses.parts}.items())
-    length = "" if losses.norm is None else f", norm of the gradient {losses.norm:g}"
-    return f"the loss is {losses.loss} ({listed}{length})"
 
 
 def _share_of_peak(optimizer: Optimizer) -> float:

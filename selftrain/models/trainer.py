@@ -13,8 +13,15 @@ from losses.base import ClassLoss
 from selftrain._util.types import Float32Array, IntArray
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.models.calibration import Calibration
-from selftrain.models.classifier import HeadClassifier, load_head, train_head
-from selftrain.models.head import HeadKind, HeadSettings, Scaling, fit_scaling
+from selftrain.models.head import (
+    HeadClassifier,
+    HeadKind,
+    HeadSettings,
+    Scaling,
+    fit_scaling,
+    load_head,
+    train_head,
+)
 from selftrain.models.train_loop import EpochResult
 
 

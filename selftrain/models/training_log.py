@@ -16,13 +16,8 @@ LOSSES = "losses.jsonl"
 class TrainingLog:
     """A context that is written to after every step and evaluation.
 
-    Args:
-        steps: Of all epochs.
-        name: Beside the bar.
-        folder: For losses.jsonl and tensorboard/; None: only the bar. Lines of steps from `step` on are
-            dropped: those steps were not saved, and happen again.
-        step: The next one, from 0.
-        bar: Draw one.
+    In a `folder` it writes losses.jsonl and tensorboard/. Lines of steps from `step`, the next one, on are
+    dropped: those steps were not saved, and happen again.
     """
 
     def __init__(
@@ -51,13 +46,9 @@ class TrainingLog:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def step(self, number: int, loss: float, parts: Mapping[str, float], rate: float) -> None:
-        """Log a step.
+        """Log step `number`, from 0 over all epochs: its loss and parts, and the rate as a share of its peak.
 
-        Args:
-            number: From 0, over all epochs.
-            loss: What was minimised.
-            parts: Of the loss; losses.jsonl has them without their names, in this order.
-            rate: The learning rate as a share of its peak.
+        losses.jsonl has the parts without their names, in their order.
         """
         self._bar.update(1)
         self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -68,14 +59,7 @@ class TrainingLog:
             self._events.add_scalar("training/rate", rate, number)
 
     def evaluation(self, epoch: int, step: int, metrics: Mapping[str, Any], metric: str) -> None:
-        """Log validation metrics.
-
-        Args:
-            epoch: In or after which, from 1.
-            step: How many were taken.
-            metrics: By name.
-            metric: The one that counts.
-        """
+        """Log validation metrics in or after an epoch, from 1, after `step` steps; `metric` counts."""
         if self._events is None:
             return
         told = [f"{name} {metrics[name]:.4f}" for name in dict.fromkeys((metric, "auc")) if name in metrics]

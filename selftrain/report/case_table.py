@@ -26,18 +26,10 @@ Questions = Mapping[str, QuestionMetrics]
 def gather_cases(
     cases: Sequence[Case], questions: Questions, *, truth_known: bool, budget: int = BUDGET
 ) -> TableData:
-    """Lay out the posts in their order.
+    """Lay out the posts in their order, with at most `budget` characters of pictures.
 
-    Args:
-        cases: Those that were measured on.
-        questions: All that they answer.
-        truth_known: Whether the class of any of them is known.
-        budget: Characters of all pictures together; the posts that the model is most wrong about come first,
-            and every post's first picture before the second of any.
-
-    Raises:
-        KeyError: A case lacks a question, or has an answer that the question does not.
-        ValueError: A probability is not finite.
+    Pictures of the posts that the model is most wrong about come first, and every post's first picture before
+    the second of any. A case that lacks a question or an answer is a KeyError.
     """
     shown = cases[:MOST_RECORDS]
     pictures = embed(_by_need(shown), budget=budget)

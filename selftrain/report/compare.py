@@ -9,7 +9,7 @@ from typing import NamedTuple
 from selftrain._util.toml_sections import flatten
 from selftrain._util.types import Interval, Json
 from selftrain.models.metrics import METRICS, counts_of, difference, estimates
-from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.report.status import Summary, score, summarise
 from selftrain.rounds import Cost, RoundResult, SplitMetrics, replay, total_cost
@@ -53,11 +53,7 @@ class Comparison(NamedTuple):
 
 
 def compare(folders: Sequence[RunFolder]) -> Comparison:
-    """Read the runs.
-
-    Raises:
-        RunStateError: No run folder, no finished round, or a damaged one.
-    """
+    """Read the runs."""
     names = [folder.path.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder.path) for folder in folders]

@@ -77,11 +77,7 @@ class RunCost(NamedTuple):
 
 
 def estimate_cost(recipe: Recipe, corpus: Corpus, panel: JudgePanel) -> RunCost:
-    """Estimate the cost of a run, by measuring and by a probe, whose answers are paid for and kept.
-
-    Raises:
-        AgentError: The server cannot be asked.
-    """
+    """Estimate the cost of a run, by measuring and by a probe, whose answers are paid for and kept."""
     labelled = [corpus.posts[i] for i in corpus.labelled]
     before, began = panel.usage(), time.monotonic()
     panel.fit(labelled[:PROBE])

@@ -45,11 +45,7 @@ class Quarantine(NamedTuple):
 
 
 def read_quarantine(file: Path) -> Quarantine:
-    """Read the quarantine of a folder; empty without the file.
-
-    Raises:
-        RunStateError: A line is not JSON.
-    """
+    """Read the quarantine of a folder; empty without the file."""
     rows = list(read_typed(file, LeftOutRow.from_json))
     kinds = Counter(row.kind for row in rows)
     notes = kinds.pop(NOTE, 0)

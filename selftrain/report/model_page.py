@@ -111,15 +111,8 @@ class ModelPage(NamedTuple):
 def write_report(folder: Path, out: Path) -> None:
     """Draw the page of a model's folder, or of one that `selftrain agentps evaluate` wrote, into `out`.
 
-    Args:
-        folder: Holds task.toml, metrics.json and validation.jsonl; of a trained model also agentps.json and
-            losses.jsonl.
-        out: The file; replaced whole, or left as it was.
-
-    Raises:
-        ModelError: No such folder, or a damaged one.
-        TaskError: Its task cannot be read.
-        StorageError: The disk is full or refuses.
+    The folder holds task.toml, metrics.json and validation.jsonl; of a trained model also agentps.json and
+    losses.jsonl.
     """
     atomic.write_text(out, render(gather(folder)))
 
@@ -128,12 +121,7 @@ def write_report(folder: Path, out: Path) -> None:
 
 
 def gather(folder: Path, *, picture_budget: int = BUDGET) -> ModelPage:
-    """Read everything that the page shows; its pictures take at most `picture_budget` characters.
-
-    Raises:
-        ModelError: A file is missing, or damaged.
-        TaskError: The task cannot be read.
-    """
+    """Read everything that the page shows; its pictures take at most `picture_budget` characters."""
     metrics = ModelMetrics.read(folder / METRICS)
     about = AboutModel.read(folder / ABOUT) if (folder / ABOUT).exists() else AboutModel()
     task = load_task(folder / TASK)

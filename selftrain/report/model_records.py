@@ -20,20 +20,12 @@ class _Record(BaseModel):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read the only record of a file.
-
-        Raises:
-            ModelError: It is not there, or damaged.
-        """
+        """Read the only record of a file."""
         return cls._parse(file, _read(file))
 
     @classmethod
     def read_lines(cls, file: Path) -> list[Self]:
-        """Read a record a line.
-
-        Raises:
-            ModelError: The file is not there, or a line is damaged, with its number.
-        """
+        """Read a record a line."""
         lines = enumerate(_read(file).splitlines(), 1)
         return [cls._parse(f"{file}, line {number}", line) for number, line in lines]
 

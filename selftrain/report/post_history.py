@@ -1,17 +1,56 @@
-"""Everything that became of one post in a run; how it is drawn is the command line's matter."""
+"""What a run's rounds said of its posts: all of it, of one kind, or of one post."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from agents.judgment import Judgment, State, Verdict, opinions
 from selftrain._util.types import Json
-from selftrain.data.run_posts import find_posts
+from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.errors import RunStateError
 from selftrain.rounds import RoundResult, finished_rounds
 from selftrain.store.run_dir import RunFolder
+
+
+class JudgedRound(NamedTuple):
+    """What one round said: verdicts on its candidates, and new ones on posts of earlier rounds."""
+
+    number: int
+    verdicts: Sequence[Verdict]
+    revised: Sequence[Verdict]
+
+
+class JudgedPosts:
+    """All that was judged in some rounds of a run, read once; round 0 has judged nothing.
+
+    `posts` are those that a manifest of the run has, by id; where `find` is false none is looked for, and no
+    truth is known.
+    """
+
+    def __init__(self, folder: RunFolder, numbers: Iterable[int], *, find: bool = True) -> None:
+        self.rounds = [JudgedRound(n, folder.verdicts(n), folder.revised(n)) for n in numbers]
+        wanted: Collection[str] = {one.post_id for each in self.rounds for one in each.verdicts}
+        self.posts: Mapping[str, FoundPost] = find_posts(folder, wanted) if find and wanted else {}
+
+    @cached_property
+    def truth(self) -> dict[str, str]:
+        """Post id -> its class by the manifest, which the run did not see; without posts of unknown class."""
+        return {post_id: one.label for post_id, one in self.posts.items() if one.label is not None}
+
+    @cached_property
+    def histories(self) -> dict[str, list[tuple[int, Verdict]]]:
+        """Post id -> (round, verdict) of every verdict that it ever got, in their order."""
+        found: dict[str, list[tuple[int, Verdict]]] = {}
+        for one in self.rounds:
+            for verdict in (*one.verdicts, *one.revised):
+                found.setdefault(verdict.post_id, []).append((one.number, verdict))
+        return found
+
+
+# ---- one post, or one kind of verdict -----------------------------------------------------------------
 
 
 class Chapter(NamedTuple):
@@ -59,11 +98,7 @@ def load(folder: RunFolder, post_id: str, number: int | None = None) -> PostHist
 
 
 def select_rounds(folder: RunFolder, number: int | None) -> list[RoundResult]:
-    """Return all finished rounds, or one.
-
-    Raises:
-        RunStateError: No run folder, or the round is not finished.
-    """
+    """Return all finished rounds, or one."""
     folder.recipe()
     rounds = finished_rounds(folder)
     if number is None:
@@ -80,14 +115,8 @@ Kind = Literal["disagreements", "failed", "changed"]
 def chosen_verdicts(folder: RunFolder, number: int | None, kind: Kind) -> Iterator[Chapter]:
     """Yield the verdicts of one kind, of all finished rounds or of one, in the order of verification.
 
-    Args:
-        folder: The run.
-        number: A round, or None for all.
-        kind: "disagreements": two parties' last words name different classes (an abstention names none);
-            "failed": some call failed; "changed": an agent's last word is not its first.
-
-    Raises:
-        RunStateError: No run folder, or the round is not finished.
+    "disagreements": two parties' last words name different classes (an abstention names none); "failed": some
+    call failed; "changed": an agent's last word is not its first.
     """
     for one in select_rounds(folder, number):
         for verdict in folder.verdicts(one.number):

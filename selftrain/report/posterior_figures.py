@@ -10,7 +10,7 @@ from typing import NamedTuple
 from agents.judgment import Posterior, Verdict
 from agents.trust import AgentReliability, reliability
 from selftrain._util.types import Json
-from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.post_history import JudgedPosts
 from selftrain.rounds import RoundResult
 from selftrain.state import LoopState
 
@@ -82,10 +82,7 @@ def gather_posterior(
 ) -> PosteriorFigures | None:
     """Sum up the posteriors of a run; None where it decides by another rule, or has judged nothing yet.
 
-    Args:
-        state: After the finished rounds.
-        rounds: These rounds.
-        judged: What they judged; may hold a further round, which does not count yet.
+    `state` is that after `rounds`; what is judged may hold a further round, which does not count yet.
     """
     last = {post_id: one for post_id, one in state.last_verdicts.items() if one.verdict.posterior is not None}
     if not last:

@@ -37,17 +37,10 @@ class Preview(NamedTuple):
 def previews(
     recipe: Recipe, task: Task, agent: VLMAgent, opener: Opener, post_id: str | None = None
 ) -> list[Preview]:
-    """Return every prompt that the recipe's protocol can send about one post, in their order.
+    """Return every prompt that the recipe's protocol can send about a post, by default the manifest's first.
 
     Stand-ins take the place of what other agents and the classifier will have said, and labelled examples
     are left out: they are drawn when a run begins.
-
-    Args:
-        recipe: Names the manifest; says how pictures are sent.
-        task: Of the recipe.
-        agent: Built of the recipe.
-        opener: Opens image files.
-        post_id: Of the manifest, or of the pool's own; None: the first post.
 
     Raises:
         ManifestError: The manifest or a picture cannot be read, or no post has that id.

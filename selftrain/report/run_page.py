@@ -16,8 +16,8 @@ from selftrain._util.types import Interval, Json
 from selftrain.data.run_posts import TaskWords, task_words
 from selftrain.errors import RunStateError
 from selftrain.models.metrics import counts_of, estimates, histogram, precision_recall, reliability
-from selftrain.report.judged_posts import JudgedPosts
 from selftrain.report.left_out import Quarantine, read_quarantine
+from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.report.status import RunStatus, Summary, score, status_after, summarise
 from selftrain.report.verdict_browser import UNFINISHED, Browser, gather_verdicts
@@ -87,15 +87,7 @@ class RunPage(NamedTuple):
 
 
 def gather(folder: RunFolder, *, picture_budget: int = BUDGET) -> RunPage:
-    """Read everything that the page shows.
-
-    Args:
-        folder: A run, in whatever state.
-        picture_budget: Characters of all its pictures together.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-    """
+    """Read everything that the page shows, with at most `picture_budget` characters of pictures."""
     recipe, environment = folder.recipe(), folder.environment()
     state, rounds = replay(folder)
     summary = summarise(rounds) if rounds else None
@@ -323,12 +315,7 @@ def _agent_charts(trust: Trust) -> Iterator[tuple[str, ChartPanel]]:
 
 
 def write_report(folder: RunFolder, out: Path | None = None) -> Path:
-    """Render the report anew, `report.html` in the run folder or `out`, and return its path.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-        StorageError: The disk is full or refuses; an older report is as it was.
-    """
+    """Render the report anew, `report.html` in the run folder or `out`, and return its path."""
     path = folder.path / "report.html" if out is None else out
     atomic.write_text(path, render(gather(folder)))
     return path

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 if sys.platform != "win32":
     import fcntl
 
-from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.post_history import JudgedPosts
 from selftrain.report.posterior_figures import PosteriorFigures, gather_posterior
 from selftrain.review.reviewers import waiting_for
 from selftrain.rounds import RoundResult, SetCounts, replay
@@ -94,11 +94,7 @@ def _precision(sets: Sequence[SetCounts]) -> float | None:
 
 
 def why_stopped(folder: RunFolder) -> str | None:
-    """Return why no further round follows; None: the run goes on.
-
-    Raises:
-        RunStateError: The folder is damaged.
-    """
+    """Return why no further round follows; None: the run goes on."""
     return _why_stopped(folder, replay(folder)[0])
 
 
@@ -107,12 +103,7 @@ def _why_stopped(folder: RunFolder, state: LoopState) -> str | None:
 
 
 def missing_reviews(folder: RunFolder) -> str | None:
-    """Return what people have still to review before the run can go on, and where; None: nothing.
-
-    Raises:
-        RunStateError: The folder is damaged.
-        LedgerError: The ledger of reviews cannot be read.
-    """
+    """Return what people have still to review before the run can go on, and where; None: nothing."""
     if not (folder.recipe().get("human") or {}).get("budget") or why_stopped(folder) is not None:
         return None
     waiting = waiting_for(folder)
@@ -142,11 +133,7 @@ class RunStatus(NamedTuple):
 
 
 def run_status(folder: RunFolder) -> RunStatus:
-    """Read where the run stands now.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-    """
+    """Read where the run stands now."""
     folder.recipe()  # no run folder: said before anything else
     state, rounds = replay(folder)
     judged = JudgedPosts(folder, range(len(rounds)), find=False)
@@ -154,11 +141,7 @@ def run_status(folder: RunFolder) -> RunStatus:
 
 
 def status_after(folder: RunFolder, state: LoopState, rounds: Sequence[RoundResult]) -> RunStatus:
-    """Return where the run stands after its finished rounds, which led to `state`; without the posterior.
-
-    Raises:
-        RunStateError: A damaged folder.
-    """
+    """Return where the run stands after its finished rounds, which led to `state`; without the posterior."""
     environment = folder.environment()
     return RunStatus(
         path=str(folder.path),

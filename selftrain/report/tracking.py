@@ -52,16 +52,10 @@ class TrackingWarning(UserWarning):
 
 
 def log_round(folder: RunFolder, finished: RoundResult, *, fresh: bool) -> None:
-    """Log one round, once.
+    """Log a finished round, once.
 
-    Args:
-        folder: The run folder, in which the round is finished.
-        finished: The round.
-        fresh: Whether this process finished the round. One that an earlier start finished is logged only if
-            that start was killed before it could be.
-
-    Raises:
-        StorageError: The disk is full or refuses.
+    One that this process has not finished itself, `fresh`, is logged only if the start that did was killed
+    before it could be.
     """
     if fresh or not events_file(folder.path, finished.number).exists():
         write_events(folder.path, finished)
@@ -112,11 +106,7 @@ def events_file(folder: Path, number: int) -> Path:
 
 
 def write_events(folder: Path, finished: RoundResult) -> None:
-    """Write the scalars of one round, in place of what an earlier attempt at it left in the run's `folder`.
-
-    Raises:
-        StorageError: The disk is full or refuses; an older file of the round is as it was.
-    """
+    """Write the scalars of one round, in place of what an earlier attempt at it left in `folder`."""
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory() as place:
@@ -143,12 +133,7 @@ class _Sent(NamedTuple):
 
 
 def send_rounds(folder: RunFolder, upto: int) -> None:
-    """Send MLflow all finished rounds up to number `upto` that it has not got; nothing without an endpoint.
-
-    Raises:
-        RunStateError: A damaged folder.
-        StorageError: `mlflow.json` cannot be written.
-    """
+    """Send MLflow all finished rounds up to number `upto` that it lacks; nothing without an endpoint."""
     if endpoint := os.environ.get(ENDPOINT):
         _with_server(endpoint, f"round {upto}", lambda client: _send_missing(client, folder, endpoint, upto))
 

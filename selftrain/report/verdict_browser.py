@@ -9,8 +9,7 @@ from agents.judgment import Verdict
 from selftrain._util.printable import printable
 from selftrain._util.types import Json
 from selftrain.data.run_posts import FoundPost
-from selftrain.report.judged_posts import JudgedPosts
-from selftrain.report.post_history import any_failed, changed_mind
+from selftrain.report.post_history import JudgedPosts, any_failed, changed_mind
 from selftrain.web.pictures import BUDGET, Pictures, embed
 from selftrain.web.table import MOST_RECORDS, Control, TableData, cut_text, embed_table, fitting
 
@@ -53,11 +52,8 @@ def gather_verdicts(
 ) -> Browser:
     """Lay out the verdicts of some rounds, newest round first, divergent ones before consistent ones.
 
-    Args:
-        judged: What was judged in these rounds.
-        outcomes: Number of each round -> "kept", "rolled back" or `UNFINISHED`.
-        classes: The task's class names, in the order of the page.
-        budget: Characters of all pictures together.
+    `outcomes` has each round's "kept", "rolled back" or `UNFINISHED`, `classes` the order of the page,
+    `budget` the characters of all pictures together.
     """
     found = [
         (one.number, verdict)

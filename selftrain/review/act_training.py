@@ -273,11 +273,7 @@ def _of_labelling(
 def _of_run(
     folder: RunFolder, encoder: Backbone, validation: Path | None, test: Path | None, *, progress: bool
 ) -> tuple[Task, TrustedPosts]:
-    """Return the run's own splits, prepared again as it prepared them.
-
-    Raises:
-        RunMismatchError: The manifests have changed since.
-    """
+    """Return the run's own splits, prepared again as it prepared them."""
     prepared = prepare(stored_recipe(folder), encoder, progress=progress)
     recorded = folder.environment().identity
     differing = sorted(name for name, found in prepared.identity.items() if recorded.get(name) != found)
@@ -301,11 +297,7 @@ def _of_run(
 
 
 def _labelled(manifest: Path | None, task: Task) -> list[Post]:
-    """Return the labelled posts of a manifest of its own; none without one.
-
-    Raises:
-        TrainingError: It has none.
-    """
+    """Return the labelled posts of a manifest of its own; none without one."""
     if manifest is None:
         return []
     posts = [post for post in read_posts(manifest, task) if post.label is not None]

@@ -57,7 +57,6 @@ class LoopCriticizer:
         Raises:
             BudgetError: No post got an estimate: the model cannot do this work, and a draw would be blind.
             AgentError: Nobody can be asked, or the token cap is reached.
-            StorageError: The disk is full or refuses.
         """
         annotations = [_annotation(verdict, one.label) for verdict, one in zip(verdicts, labels, strict=True)]
         posts = [self._posts[one.post_id] for one in labels]
@@ -109,11 +108,7 @@ def write_criticisms(
     given: Sequence[Criticism],
     others: Sequence[LabelCriticism] = (),
 ) -> None:
-    """Replace criticisms.jsonl with others, and with what a criticizer gave for the labels of a batch.
-
-    Raises:
-        StorageError: The disk is full or refuses.
-    """
+    """Replace criticisms.jsonl with others, and with what a criticizer gave for the labels of a batch."""
     new = [
         LabelCriticism(batch, label=annotated.label, **one._asdict())
         for annotated, one in zip(annotations, given, strict=True)
@@ -122,9 +117,5 @@ def write_criticisms(
 
 
 def read_criticisms(file: Path) -> list[LabelCriticism]:
-    """Read criticisms.jsonl; none where it is not there.
-
-    Raises:
-        RunStateError: A damaged file.
-    """
+    """Read criticisms.jsonl; none where it is not there."""
     return list(read_typed(file, lambda record: LabelCriticism(**record)))

@@ -52,11 +52,7 @@ class BatchOutcome(NamedTuple):
 
 
 def outcome(ledger: LedgerReader, batch: str) -> BatchOutcome:
-    """Return what a batch has come to so far.
-
-    Raises:
-        LedgerError: The file cannot be read.
-    """
+    """Return what a batch has come to so far."""
     items, drawn = ledger.population(batch), frozenset(ledger.drawn(batch))
     decided = {decision.post_id: decision.label for decision in ledger.decisions()}
     # a post of this batch may have been reviewed with another one: that is no draw of this sample
@@ -137,11 +133,7 @@ class ReviewedBatch(NamedTuple):
 
 
 def batches_of(ledger: LedgerReader) -> list[ReviewedBatch]:
-    """Return the batches of a ledger, in the order in which they were drawn.
-
-    Raises:
-        LedgerError: The file cannot be read.
-    """
+    """Return the batches of a ledger, in the order in which they were drawn."""
     decisions = {one.post_id: one.label for one in ledger.decisions()}
     found = []
     for name in ledger.batches():
@@ -158,12 +150,7 @@ def batches_of(ledger: LedgerReader) -> list[ReviewedBatch]:
 
 
 def reviewed_batches(folder: RunFolder) -> list[ReviewedBatch]:
-    """Return the batches of a run's reviews with at least one decision.
-
-    Raises:
-        LedgerError: The ledger cannot be read.
-        RunStateError: The folder is damaged.
-    """
+    """Return the batches of a run's reviews with at least one decision."""
     with opened_ledger(folder) as ledger:
         batches = [] if ledger is None else batches_of(ledger)
     return [

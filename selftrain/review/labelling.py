@@ -107,11 +107,7 @@ class LabelFolder(RunFolder):
         return self.path / RECIPE
 
     def recipe(self) -> Json:
-        """Read labelling.toml.
-
-        Raises:
-            RunStateError: This is no labelling's folder, or a damaged one.
-        """
+        """Read labelling.toml."""
         if not self.recipe_path.exists():
             raise RunStateError(
                 f"{self.path} holds no labelling: it has no {RECIPE}. `selftrain act annotate MANIFEST ..."
@@ -120,11 +116,7 @@ class LabelFolder(RunFolder):
         return super().recipe()
 
     def data_files(self) -> LabellingData:
-        """Return where the posts and their task are.
-
-        Raises:
-            RunStateError: As `recipe`.
-        """
+        """Return where the posts and their task are."""
         try:
             return LabellingData.from_json(self.recipe().get("data", {}))
         except (KeyError, TypeError) as error:
@@ -144,13 +136,7 @@ def begin(
     settings: Mapping[str, Any],
     columns: Mapping[str, str] | None = None,
 ) -> None:
-    """Make the folder, or check that this is the same labelling going on.
-
-    Raises:
-        RunMismatchError: The folder holds another labelling.
-        TaskError: The task cannot be used.
-        StorageError: The disk is full or refuses.
-    """
+    """Make the folder, or check that this is the same labelling going on."""
     loaded = load_task(task)
     data: Json = {"manifest": str(manifest.resolve()), "task": str(task.resolve())}
     if columns:
@@ -161,11 +147,7 @@ def begin(
 
 
 def annotations_of(folder: RunFolder) -> dict[str, Annotation]:
-    """Return post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run.
-
-    Raises:
-        RunStateError: A damaged file.
-    """
+    """Return post id -> the machine's label and its reasons, see annotations.jsonl; empty for a run."""
     found = read_typed(folder.path / ANNOTATIONS, lambda record: Annotation(**record))
     return {one.post_id: one for one in found}
 
@@ -276,12 +258,7 @@ class MixedLabels(NamedTuple):
 
 
 def mixed_posts(folder: LabelFolder, task: Task) -> MixedLabels:
-    """Return what reviewers decided on each post, else the machine's label; the manifest's own labels stay.
-
-    Raises:
-        ManifestError: The manifest cannot be read any more.
-        LedgerError, RunStateError: The folder cannot be read.
-    """
+    """Return what reviewers decided on each post, else the machine's label; the manifest's own stay."""
     with LedgerReader(folder.path / LEDGER) as ledger:
         found, waiting = outcome(ledger, BATCH), len(ledger.waiting())
     places = {post_id: place for place, post_id in enumerate(found.post_ids)}

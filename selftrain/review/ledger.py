@@ -242,11 +242,7 @@ class ReviewLedger(LedgerReader):
                     connection.execute(made, (post_id, reviewer, browser))
 
     def skip(self, reviewer: str, post_id: str) -> None:
-        """Give a post back undecided; others may take it, this reviewer sees it again last. Spends nothing.
-
-        Raises:
-            DecisionError: The post is not with this reviewer, or they have decided on it.
-        """
+        """Give a post back undecided; others may take it, this reviewer sees it last. Spends nothing."""
         with self._change(reviewer) as connection:
             if not _give_back(connection, "post_id = ? AND reviewer = ?", post_id, reviewer):
                 raise DecisionError(f"post {post_id!r} is not open with {reviewer!r}: nothing to skip")
@@ -315,11 +311,7 @@ class ReviewLedger(LedgerReader):
 
 @contextmanager
 def opened_ledger(folder: RunFolder) -> Iterator[ReviewLedger | None]:
-    """Open the run's ledger of reviews; None where it has none.
-
-    Raises:
-        LedgerError: It cannot be opened.
-    """
+    """Open the run's ledger of reviews; None where it has none."""
     path = folder.path / LEDGER
     if not path.exists():
         yield None
@@ -421,11 +413,7 @@ def _entered(connection: sqlite3.Connection) -> int:
 
 
 def check_room(connection: sqlite3.Connection, order: Sequence[str], budget: int) -> None:
-    """Refuse posts beyond the budget, and those that are to be reviewed already.
-
-    Raises:
-        BudgetError: With the counts.
-    """
+    """Refuse posts beyond the budget, and those that are to be reviewed already."""
     entered = _entered(connection)
     if entered + len(order) > budget:
         raise BudgetError(

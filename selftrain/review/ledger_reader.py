@@ -176,11 +176,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def check_version(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that another version wrote.
-
-    Raises:
-        LedgerError: With both versions.
-    """
+    """Refuse a file that another version wrote."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != SCHEMA_VERSION:
         raise LedgerError(
@@ -202,11 +198,7 @@ def allowances(connection: sqlite3.Connection) -> dict[str, int]:
 
 @contextmanager
 def explained(path: Path, what: str) -> Iterator[None]:
-    """Put SQLite's errors into words; ours pass.
-
-    Raises:
-        LedgerError: The file cannot be read or written.
-    """
+    """Put SQLite's errors into words; ours pass."""
     try:
         yield
     except SelftrainError:

@@ -39,11 +39,7 @@ class Opinion(NamedTuple):
 
 
 class Opinions:
-    """All that is known of a folder's posts, as it stands now: a run's or a labelling's.
-
-    Raises:
-        RunStateError: A damaged folder.
-    """
+    """All that is known of a folder's posts, as it stands now: a run's or a labelling's."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._verdicts = replay(folder)[0].last_verdicts

@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -128,14 +128,10 @@ class HumanReview:
         )  # fmt: skip
 
     def loop_criticizer(self, run: RunContext) -> LoopCriticizer:
-        """Return the model that criticizes; nothing is asked yet.
-
-        Raises:
-            PromptFileError, StoreError: With what to do.
-        """
+        """Return the model that criticizes; nothing is asked yet."""
         served = self.served
         if self.servers:
-            served = replace(served, servers=self.servers, model=self.model)
+            served = served.model_copy(update={"servers": tuple(self.servers), "model": self.model})
         prompts = AnnotationPrompts(brief_of(run.task), text_chars=served.text_chars)
         criticizer = Criticizer(prompts, self.strategy, rationale_chars=served.rationale_chars, seed=run.seed)
         posts = {post.id: post for post in run.corpus.posts}
@@ -145,12 +141,8 @@ class HumanReview:
 class LedgerReviewers:
     """The people of `HumanReview` at work in a run; implements `Reviewers`.
 
-    Args:
-        folder: The run.
-        settings: Whom to ask, about how much.
-        seed: Of the draws; a ledger that is there keeps its own.
-        progress: Whether polling shows how far the review is.
-        criticizer: Estimates which labels are wrong; None: the agents' disagreement does. Closed here.
+    `seed` is of the draws, where the ledger has none of its own. `criticizer` estimates which labels are
+    wrong, and is closed here; None: the agents' disagreement does.
     """
 
     def __init__(
@@ -169,9 +161,6 @@ class LedgerReviewers:
         """Send posts to review before round `number`, and say whether all that were sent have a decision.
 
         The first round has no divergent posts before it. Safe to repeat: what was drawn stays drawn.
-
-        Raises:
-            BudgetError, LedgerError: The posts cannot be drawn, or the ledger cannot be used.
         """
         if number > 1 and self._settings.budget:
             self._ask(number - 1)
@@ -181,15 +170,9 @@ class LedgerReviewers:
         return self._settings.wait == "poll" and self._until_reviewed(waiting)
 
     def answers(self, used: Mapping[str, str]) -> list[HumanLabel]:
-        """Return decisions on posts of the run that no round has used, in order of review.
+        """Return decisions on posts of the run that no round has used, or used otherwise, in order of review.
 
         A post on which every reviewer was unsure has none; of a contested one the first label counts.
-
-        Args:
-            used: Post id -> the label that earlier rounds used. Another decision since counts anew.
-
-        Raises:
-            LedgerError: The ledger cannot be read.
         """
         with opened_ledger(self._folder) as ledger:
             if ledger is None:
@@ -246,11 +229,7 @@ class LedgerReviewers:
 
 
 def waiting_for(folder: RunFolder) -> Waiting | None:
-    """Return what the loop has sent to review and how much is open; None where it has sent nothing.
-
-    Raises:
-        LedgerError: The ledger cannot be read.
-    """
+    """Return what the loop has sent to review and how much is open; None where it has sent nothing."""
     with opened_ledger(folder) as ledger:
         if ledger is None:
             return None

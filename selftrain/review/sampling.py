@@ -67,11 +67,7 @@ def error_estimates(
 ) -> list[MachineLabel]:
     """Estimate how likely the machines' labels of some posts are wrong, by what the verdicts on them say.
 
-    Args:
-        verdicts: One a post.
-        classes: The task's class names, two or more.
-        labels: Post id -> the label whose error is asked for (a pseudo-label, say); by default the most
-            probable one.
+    Asked about is the most probable label, or the one that `labels` has for a post id, a pseudo-label, say.
 
     Raises:
         BudgetError: A verdict that names an unknown class.
@@ -141,11 +137,7 @@ def add_sample(
 ) -> list[str]:
     """Draw `drawing.budget` posts and put them into the ledger, with all that they were drawn from.
 
-    Returns:
-        Ids of the sample, in the order of review.
-
-    Raises:
-        BudgetError: As `selftrain.act.budget.inclusion`.
+    Returns the ids of the sample, in the order of review.
     """
     rule, floor, seed = drawing.rule, drawing.floor, drawing.seed
     pi = inclusion([one.error for one in labels], drawing.budget, rule=rule, floor=floor, seed=seed)
@@ -161,11 +153,7 @@ def add_sample(
 
 
 def verdicts_among(folder: RunFolder, among: Among) -> dict[str, LastVerdict]:
-    """Return the last verdict on each disputed post, or on each pseudo-label that stands, by post id.
-
-    Raises:
-        RunStateError: No run folder, or a damaged one.
-    """
+    """Return the last verdict on each disputed post, or on each pseudo-label that stands, by post id."""
     folder.recipe()  # no run folder: said before anything else
     state, _ = replay(folder)
     return state.last_verdicts_on(state.disputed if among == "divergent" else state.accepted.keys())

@@ -12,7 +12,7 @@ from contextlib import suppress
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Lifespan
@@ -20,12 +20,13 @@ from starlette.types import Lifespan
 from selftrain.errors import DrainingError, QueueFullError, ScoringError, StorageError
 from selftrain.models.predictor import Prediction
 from selftrain.serving.batching import Batcher, Predictions
-from selftrain.serving.intake import SMALL, Intake
+from selftrain.serving.intake import SMALL, Intake, Scratch
 from selftrain.serving.openapi import describe
-from selftrain.serving.scratch import Scratch
 from selftrain.serving.wire import Placed, RequestLimits, ValueCount, answer
 from selftrain.web.access import (
-    BadRequestError,
+    CLIENT_GONE,
+    answered,
+    error_answer,
     is_foreign_page,
     is_json,
     is_own_name,
@@ -33,9 +34,12 @@ from selftrain.web.access import (
 )
 
 BODIES = 16  # so many bodies of the largest size may be under way at once, in memory and in files
-RETRY = {"Retry-After": "1"}
-STATUS = {QueueFullError: 429, DrainingError: 503, StorageError: 503, ScoringError: 500}
-CLIENT_GONE = 499  # nobody reads it; it is counted
+STATUS: dict[type[Exception], int] = {
+    QueueFullError: 429,
+    DrainingError: 503,
+    StorageError: 503,
+    ScoringError: 500,
+}
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -134,15 +138,29 @@ class Service:
         """Return why a request is not answered at all, or None."""
         headers = request.headers
         if not is_own_name(headers.get("host", ""), self._names):
-            return _error(400, "this server does not go by the name in the Host header: see --allow-host")
+            return error_answer(
+                400, "this server does not go by the name in the Host header: see --allow-host"
+            )
         if is_foreign_page(headers):
-            return _error(403, "the page of another site asked; expected none, or one of this server's")
+            message = "the page of another site asked; expected none, or one of this server's"
+            return error_answer(403, message)
         if not open_to_all and not self.admits(request):
             message = "no key, or a wrong one; expected the header Authorization: Bearer KEY"
-            return _error(401, message, {"WWW-Authenticate": "Bearer"})
+            return error_answer(401, message, {"WWW-Authenticate": "Bearer"})
         if request.method == "POST" and "content-type" in headers and not is_json(headers):
-            return _error(415, "the body is of another type; expected Content-Type: application/json")
+            return error_answer(415, "the body is of another type; expected Content-Type: application/json")
         return None
+
+    def route(self, path: str, handler: Handler, method: str = "GET", *, open_to_all: bool = False) -> Route:
+        """Return a route to `handler`, behind what is refused; its errors are JSON, its answers counted."""
+
+        async def counted(request: Request) -> Response:
+            refusal = self.refusal(request, open_to_all=open_to_all)
+            response = refusal or await answered(request, handler, STATUS)
+            self.measures.requests.labels(path, response.status_code).inc()
+            return response
+
+        return Route(path, counted, methods=[method])
 
     # ---- scoring ------------------------------------------------------------------------------------
 
@@ -270,10 +288,6 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
     async def description(_: Request) -> Response:
         return JSONResponse(service.description)
 
-    def route(path: str, handler: Handler, method: str, *, open_to_all: bool = False) -> Route:
-        wrapped = _counted(service, path, handler, open_to_all=open_to_all)
-        return Route(path, wrapped, methods=[method])
-
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         service.measures.requests.labels("other", error.status_code).inc()
@@ -283,46 +297,13 @@ def build_app(service: Service, lifespan: Lifespan[Starlette] | None = None) -> 
 
     return Starlette(
         routes=[
-            route("/score", service.score, "POST"),
-            route("/health", health, "GET", open_to_all=True),
-            route("/ready", ready, "GET", open_to_all=True),
-            route("/metrics", metrics, "GET"),
-            route("/model", model, "GET"),
-            route("/openapi.json", description, "GET"),
+            service.route("/score", service.score, "POST"),
+            service.route("/health", health, open_to_all=True),
+            service.route("/ready", ready, open_to_all=True),
+            service.route("/metrics", metrics),
+            service.route("/model", model),
+            service.route("/openapi.json", description),
         ],
         exception_handlers={HTTPException: unknown},
         lifespan=lifespan,
     )
-
-
-def _counted(service: Service, path: str, handler: Handler, *, open_to_all: bool) -> Handler:
-    """Put `handler` behind what is refused, its errors as JSON, its answers counted."""
-
-    async def counted(request: Request) -> Response:
-        refusal = service.refusal(request, open_to_all=open_to_all)
-        response = refusal or await _answered(handler, request)
-        service.measures.requests.labels(path, response.status_code).inc()
-        return response
-
-    return counted
-
-
-async def _answered(handler: Handler, request: Request) -> Response:
-    try:
-        return await handler(request)
-    except BadRequestError as error:
-        # what was not read would be taken for the next request
-        return _error(error.status, str(error), {"Connection": "close"} if error.status in (408, 413) else {})
-    except tuple(STATUS) as error:
-        status = STATUS[type(error)]
-        return _error(status, str(error), RETRY if status != 500 else {})
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_GONE)
-    except Exception:
-        _log.exception("a fault of the server's own in %s", request.url.path)
-        return _error(500, "a fault of the server's own: see its log")
-
-
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    # `ensure_ascii`: what is quoted from a request may hold anything
-    return JSONResponse({"error": message.encode("ascii", "backslashreplace").decode()}, status, headers)

@@ -3,16 +3,23 @@
 What is large to parse or dear to decode is done outside of this process: neither its interpreter lock nor its
 memory is a stranger's to take. Pictures wait their turn one group at a time, so that a request of many stands
 in the way of none; those that are dear have a line of their own, and are kept as small as the model asks for.
+They lie in a private folder, of which nothing outlives its request; that of a server that was killed is
+removed by the next one to start on the machine.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
+import shutil
 import signal
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
@@ -23,6 +30,7 @@ from backbones.errors import ImageError
 from backbones.images import LARGE, open_image
 from selftrain.errors import QueueFullError
 from selftrain.serving.wire import Placed, RequestLimits, parse, place
+from selftrain.store import atomic
 from selftrain.web.access import BadRequestError
 
 SMALL = 65_536  # bytes of a body that is read here
@@ -35,6 +43,8 @@ MEMORY = 1_500_000_000  # bytes of address space of a process beyond what it beg
 STORED = 1_000_000_000  # bytes of decoded pictures that may wait for the model
 SPARED = 16_000_000  # bytes of them that a request may bring whatever waits
 
+_PREFIX, _LOCK = "selftrain-serve-", "in-use"
+
 _FAILURES = (TimeoutError, MemoryError, anyio.BrokenWorkerProcess)
 _BOUNDS = f"in {SECONDS:g} seconds and {MEMORY / 1e9:g} GB"
 
@@ -43,11 +53,7 @@ Result = TypeVar("Result")
 
 
 class Intake:
-    """Reads requests. One process parses, one decodes; one does either where it is dear.
-
-    Args:
-        limits: Of one request.
-    """
+    """Reads requests. One process parses, one decodes; one does either where it is dear."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
@@ -80,12 +86,8 @@ class Intake:
     async def shrink(self, placed: Placed, side: int | None) -> Callable[[], None]:
         """Put what decoding gives in the place of pictures that cost much; posts whose cannot be are refused.
 
-        Args:
-            placed: Its posts, changed.
-            side: What the model shrinks pictures to; None: not known, and they stay as they are.
-
-        Returns:
-            What to call once the pictures are removed.
+        Pictures become as small as `side`, what the model shrinks them to; None: not known, and they stay as
+        they are. Returns what to call once the pictures are removed.
 
         Raises:
             QueueFullError: Too many pictures wait for the model.
@@ -187,3 +189,56 @@ def _shrink(pictures: Sequence[Path], side: int) -> dict[Path, str]:
         except ImageError as error:
             failed[path] = str(error)
     return failed
+
+
+# ---- where pictures lie ------------------------------------------------------------------------------
+
+
+class Scratch:
+    """A folder that only this user can read, held until `close`.
+
+    Args:
+        root: Where to make it; None: the system's temporary folder (TMPDIR).
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        root = Path(tempfile.gettempdir()) if root is None else root
+        _remove_leftovers(root)
+        with atomic.writing(root):
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))  # mode 0700
+            self._lock = (self.path / _LOCK).open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._numbers = count()
+
+    def folder(self) -> Path:
+        """Return where one request's pictures go; the folder is made by whoever has one."""
+        return self.path / f"{next(self._numbers)}"
+
+    def remove(self, folder: Path) -> None:
+        """Remove one request's folder, if it is still there."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _remove_leftovers(root: Path) -> None:
+    for folder in root.glob(f"{_PREFIX}*"):
+        try:
+            # the folder is shared: others may have put a pipe there, or a link to what is not theirs
+            found = os.open(folder / _LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            with os.fdopen(found, "rb") as lock:
+                about, around = os.fstat(found), folder.lstat()
+                if not (stat.S_ISREG(about.st_mode) and stat.S_ISDIR(around.st_mode)):
+                    continue
+                if {about.st_uid, around.st_uid} != {os.getuid()}:
+                    continue
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+        except OSError:  # it is in use, just being made, another user's, or gone by now
+            continue

@@ -50,11 +50,7 @@ def load_predictor(path: Path | str, *, threads: int | None = None) -> Predictor
 
 
 def kind_of(path: Path) -> str:
-    """Return the key of `KINDS`; empty for an ONNX file.
-
-    Raises:
-        ServingError: It is neither, with what is there.
-    """
+    """Return the key of `KINDS`; empty for an ONNX file."""
     if path.suffix == ".onnx" and path.is_file():
         return ""
     for file in KINDS:

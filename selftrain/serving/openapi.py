@@ -31,12 +31,7 @@ REASONS = {
 
 
 def describe(limits: RequestLimits, *, key: bool) -> Json:
-    """Return the OpenAPI 3.1 description of the routes.
-
-    Args:
-        limits: Of one request.
-        key: Whether clients must show one.
-    """
+    """Return the OpenAPI 3.1 description of the routes; `key`: whether clients must show one."""
     secured: Json = {"security": [{"key": []}]} if key else {}
     score = {
         "operationId": "score",

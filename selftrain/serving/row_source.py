@@ -26,62 +26,35 @@ Row = TypeVar("Row")
 
 
 class Tally(NamedTuple):
-    """How far rows have come.
+    """How far rows have come."""
 
-    Attributes:
-        rows: Of the source, good and bad.
-        kept: Written to the sink.
-        failed: Written to the quarantine.
-        source: Digest over the rows read, see `SourceRow`.
-    """
-
-    rows: int = 0
-    kept: int = 0
-    failed: int = 0
-    source: str = ""
+    rows: int = 0  # of the source, good and bad
+    kept: int = 0  # written to the sink
+    failed: int = 0  # written to the quarantine
+    source: str = ""  # digest over the rows read, see `SourceRow`
 
 
 class SourceRow(NamedTuple):
-    """One row of a source.
+    """One row of a source."""
 
-    Attributes:
-        line: 1-based line (Parquet: row).
-        fields: As the source has them; None for a row that could not be read.
-        post: None for a bad row.
-        post_id: As far as it could be read.
-        reason: Why the row is bad, else empty.
-        digest: Over this row and all before it: two sources with the same digest began with the same rows.
-    """
-
-    line: int
-    fields: Json | None
-    post: Post | None
-    post_id: str | None
-    reason: str
-    digest: str
+    line: int  # 1-based line (Parquet: row)
+    fields: Json | None  # as the source has them; None for a row that could not be read
+    post: Post | None  # None for a bad row
+    post_id: str | None  # as far as it could be read
+    reason: str  # why the row is bad, else empty
+    digest: str  # over this row and all before it: two sources with the same one began with the same rows
 
 
 class Part(NamedTuple):
-    """Rows that are read, and go through a model, at once.
+    """Rows that are read, and go through a model, at once."""
 
-    Attributes:
-        rows: In their order.
-        notes: After the last row: what may have been read otherwise than it was meant.
-        fault: What ended the reading; the rows before it are worth as much as others.
-    """
-
-    rows: list[SourceRow]
-    notes: tuple[str, ...] = ()
-    fault: ManifestError | None = None
+    rows: list[SourceRow]  # in their order
+    notes: tuple[str, ...] = ()  # after the last row: what may have been read otherwise than it was meant
+    fault: ManifestError | None = None  # what ended the reading; the rows before it count
 
 
 def parts(read: Callable[..., Iterator[SourceRow]], size: int) -> Iterator[Part]:
-    """Yield the rows of a source `size` at a time.
-
-    Args:
-        read: Begins to read it, as `read_source`; what it is given as `tell` takes the notes.
-        size: Rows of a part.
-    """
+    """Yield the rows of a source `size` at a time; `read` is `read_source`, which is given `tell` here."""
     notes = list[str]()
     rows = read(tell=notes.append)
     while True:
@@ -148,11 +121,7 @@ def post_rows(
     *,
     tell: Callable[[str], None],
 ) -> Iterator[SourceRow]:
-    """Yield posts in memory after those that are done; nothing is read, so that there is nothing to tell.
-
-    Raises:
-        RunMismatchError: They do not begin with the posts that are done.
-    """
+    """Yield posts in memory after those that are done; nothing is read, so that there is nothing to tell."""
     contents = (
         ([one.id, one.text, one.images, one.video, one.label, one.process], (line, one))
         for line, one in enumerate(posts, 1)

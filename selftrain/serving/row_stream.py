@@ -78,13 +78,8 @@ def judging(
 ) -> Callable[[Part], _Done]:
     """Load a model, and return what takes a part through it: a `Stage` of the engines.
 
-    Args:
-        load: Opens the model.
-        judge: What is made of rows with it.
-        fingerprint: That it must have, where it is opened more than once.
-
     Raises:
-        ServingError: It has another one.
+        ServingError: Its fingerprint is another than the one it must have, where it is opened more than once.
     """
     model = load()
     found = fingerprint and getattr(model, "fingerprint", None)
@@ -116,23 +111,17 @@ def pour(
     commit_seconds: float = COMMIT_SECONDS,
     progress: bool = False,
 ) -> Tally:
-    """Append to `target` what becomes of rows, and how far they are.
+    """Append to `target` what becomes of rows, and how far they are; return the totals of all starts.
 
     Args:
         source: Reads the rows that are not done, by `target.tally`.
-        target: Opened.
         stage: Of `judging`.
         tolerance: How many rows may fail, earlier starts included.
-        where: Said in an error, the source.
-        advice: Said where too many fail: where they are listed.
+        where, advice: Said in an error: the source; where too many fail, where they are listed.
         engine: Where the model is at work; None: in this process.
         encode: From what is kept to lines of the target; the first of a file may bring a heading.
         tell: Called with the notes of the source.
         commit_seconds: At least so long between two commits.
-        progress: Draw a bar over the rows.
-
-    Returns:
-        The totals, earlier starts included.
 
     Raises:
         QuarantineError: More rows failed than tolerated; what was good before is in the sink.
@@ -219,7 +208,7 @@ def quarantine_of(file: Path) -> Path:
 
 
 class Sink:
-    """The sink, its quarantine and its progress file.
+    """The sink, its quarantine and its progress file; where the disk refuses, the next start goes on.
 
     Args:
         sink: A file that nothing here has written is refused.
@@ -274,11 +263,7 @@ class Sink:
             lock.release()
 
     def write(self, kept: Iterable[str], failed: Iterable[str]) -> None:
-        """Append lines; they count only once they are committed.
-
-        Raises:
-            StorageError: The disk is full or refuses.
-        """
+        """Append lines; they count only once they are committed."""
         try:
             for file, lines in ((self._kept, kept), (self._failed, failed)):
                 file.write("".join(f"{line}\n" for line in lines).encode())
@@ -286,11 +271,7 @@ class Sink:
             raise atomic.storage_error(self.sink, None, error) from error
 
     def commit(self, tally: Tally) -> None:
-        """Make all that was written count.
-
-        Raises:
-            StorageError: The disk is full or refuses; the same command goes on from the last commit.
-        """
+        """Make all that was written count."""
         try:
             for file in (self._kept, self._failed):
                 file.flush()
@@ -303,9 +284,6 @@ class Sink:
         """Put what was written in the place of `target` and of its quarantine, and forget the progress.
 
         Killed in between, the next start does the rest.
-
-        Raises:
-            StorageError: The disk refuses.
         """
         try:
             if not self.finished:

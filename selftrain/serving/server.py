@@ -19,7 +19,7 @@ from selftrain.errors import ServingError
 from selftrain.models.predictor import Predictor
 from selftrain.serving.app import Measures, Service, build_app
 from selftrain.serving.batching import Batcher
-from selftrain.serving.scratch import Scratch
+from selftrain.serving.intake import Scratch
 from selftrain.serving.wire import RequestLimits
 from selftrain.web.http_server import HttpServer, endpoint_of, listen
 

@@ -39,23 +39,14 @@ _FILE = 'the file\'s bytes in base64, or "data:image/...;base64,..."'
 
 
 class RequestLimits(NamedTuple):
-    """What one request may hold.
+    """What one request may hold."""
 
-    Attributes:
-        body: Bytes.
-        posts: Posts.
-        text: Characters of one text.
-        image: Bytes of one image file, decoded from base64.
-        pixels: Width x height that an image's header may claim.
-        work: What decoding all its images may cost, see `backbones.images.ImageHeader`.
-    """
-
-    body: int = 20_000_000
+    body: int = 20_000_000  # bytes
     posts: int = 256
-    text: int = 20_000
-    image: int = 10_000_000
-    pixels: int = 50_000_000
-    work: int = 200_000_000
+    text: int = 20_000  # characters of one text
+    image: int = 10_000_000  # bytes of one image file, decoded from base64
+    pixels: int = 50_000_000  # width x height that an image's header may claim
+    work: int = 200_000_000  # what decoding all its images may cost, see `backbones.images.ImageHeader`
 
     @property
     def values(self) -> int:
@@ -77,11 +68,7 @@ class ValueCount:
         self._inside, self._rest = False, b""  # in a string; a backslash whose partner has not come
 
     def feed(self, part: bytes) -> None:
-        """Count a part.
-
-        Raises:
-            BadRequestError: There is too much.
-        """
+        """Count a part."""
         part, at = self._rest + part, 0
         self._rest = b""
         while at < len(part) and self._count <= self._most:
@@ -192,11 +179,7 @@ _FIELDS = ", ".join(GivenPost.model_fields)
 
 
 def parse(body: bytes, limits: RequestLimits) -> list[GivenPost]:
-    """Read the posts of a request: ``{"posts": [...]}``, or one post by itself.
-
-    Raises:
-        BadRequestError: See there.
-    """
+    """Read the posts of a request: ``{"posts": [...]}``, or one post by itself."""
     try:
         given = json.loads(body.decode())
     except UnicodeDecodeError as error:
@@ -267,19 +250,12 @@ def _kind(value: Any) -> str:  # noqa: ANN401 -- any JSON value
 
 
 class Placed(NamedTuple):
-    """Posts with their images in files.
+    """Posts with their images in files."""
 
-    Attributes:
-        ids: As the client wrote them, in order.
-        posts: Position -> post, of those that can be scored; their ids are the server's own.
-        reasons: Position -> why not, of the others.
-        headers: What the header of each image of `posts` says.
-    """
-
-    ids: tuple[str, ...]
-    posts: dict[int, Post]
-    reasons: dict[int, str]
-    headers: dict[Path, ImageHeader]
+    ids: tuple[str, ...]  # as the client wrote them, in order
+    posts: dict[int, Post]  # position -> post, of those that can be scored; their ids are the server's own
+    reasons: dict[int, str]  # position -> why not, of the others
+    headers: dict[Path, ImageHeader]  # what the header of each image of `posts` says
 
     def refuse(self, number: int, reason: str) -> None:
         """Take a post out of those that can be scored."""

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: temporary file, fsync, replace, fsync of the folder.
 
 Everything that selftrain writes for keeps goes through here, but for the feature cache, which only appends.
+A disk that is full or refuses is a `StorageError`, and what was there before is as it was.
 """
 
 from __future__ import annotations
@@ -30,15 +31,7 @@ def replacing(path: Path, size: int | None = None, mode: int = 0o666) -> Iterato
     """Give a temporary path beside `path`; on success it takes the place of `path`, else it is removed.
 
     The folder is made if need be, and flushed after the move: a kill, a power cut or a full disk leaves the
-    old file or the new one.
-
-    Args:
-        path: What to write or to replace.
-        size: Bytes that will be written, if known: the message of a full disk says so.
-        mode: Who may do what with it, less the umask.
-
-    Raises:
-        StorageError: The disk is full or refuses; `path` is as it was.
+    old file or the new one. `size` is said where the disk is full; `mode` is less the umask.
     """
     with writing(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,11 +45,7 @@ def replacing(path: Path, size: int | None = None, mode: int = 0o666) -> Iterato
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` with `data`.
-
-    Raises:
-        StorageError: See `replacing`.
-    """
+    """Replace `path` with `data`."""
     with replacing(path, len(data)) as part:
         part.write_bytes(data)
 
@@ -87,11 +76,7 @@ def jsonl_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def point(link: Path, target: str) -> None:
-    """Make `link` a symbolic link to `target`, replacing an older one in one step.
-
-    Raises:
-        StorageError: The disk is full or refuses; `link` is as it was.
-    """
+    """Make `link` a symbolic link to `target`, replacing an older one in one step."""
     part = _beside(link)
     try:
         with writing(link):
@@ -104,12 +89,9 @@ def point(link: Path, target: str) -> None:
 
 @contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Say what a full disk means, whoever meets it.
+    """Say what a full disk means, whoever meets it, in a `StorageError`.
 
     safetensors and tokenizers are written in Rust: an OSError's number stands in the text of their errors.
-
-    Raises:
-        StorageError: The disk is full or refuses.
     """
     try:
         yield

@@ -3,7 +3,8 @@
 checksums.json in the folder names them, by path. A digest is noted before its file takes its place, beside
 those of the file that is replaced, so that a kill between the two leaves a folder that is sound; whoever
 reads a file has it checked first. Bits that flip, lines that are cut or turned over, files that are emptied
-or gone are told, instead of giving other results; against somebody who writes both files it does not help.
+or gone are told, instead of giving other results: a `RunStateError` says what to do. Against somebody who
+writes both files it does not help.
 """
 
 from __future__ import annotations
@@ -39,16 +40,9 @@ def digest_of(file: Path) -> str:
 
 
 def note(root: Path, digests: Mapping[str, str], *, instead_of: str | None = None) -> None:
-    """Note what files of a folder hold, or will hold in a moment.
+    """Note what files of a folder hold, or will hold in a moment: path relative to it -> SHA-256, in hex.
 
-    Args:
-        root: The folder.
-        digests: Path relative to it -> SHA-256, in hex.
-        instead_of: Forget the files below this folder; the others stay known.
-
-    Raises:
-        RunStateError: checksums.json is damaged.
-        StorageError: The disk is full or refuses.
+    Files below `instead_of` are forgotten; the others stay known.
     """
     before = _read(root)
     known = {
@@ -62,7 +56,7 @@ def note(root: Path, digests: Mapping[str, str], *, instead_of: str | None = Non
 
 
 def note_written(file: Path) -> None:
-    """Note a file that was written already, where what it holds never changes; raises as `note`."""
+    """Note a file that was written already, where what it holds never changes."""
     note(file.parent, {file.name: digest_of(file)})
 
 
@@ -74,11 +68,7 @@ def note_round(root: Path, folder: Path, last: Mapping[str, str]) -> None:
 
 
 def check(file: Path) -> None:
-    """Refuse a file that is not as it was written; one of a folder that notes nothing of it is let pass.
-
-    Raises:
-        RunStateError: It, or checksums.json, is damaged; with what to do.
-    """
+    """Refuse a file that is not as it was written; one of a folder that notes nothing of it is let pass."""
     for root in (file.parent, file.parent.parent.parent):
         if (root / FILE).exists():
             name = file.relative_to(root).as_posix()
@@ -99,7 +89,7 @@ def check(file: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Note what a file of a folder will hold, and replace it; raises as `note`."""
+    """Note what a file of a folder will hold, and replace it."""
     content = text.encode("utf-8")
     with atomic.replacing(file, len(content)) as part:
         part.write_bytes(content)

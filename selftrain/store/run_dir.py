@@ -50,35 +50,20 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class RunEnvironment:
-    """What a run, or a labelling, was made with: the content of environment.json.
+    """What a run, or a labelling, was made with: the content of environment.json."""
 
-    Attributes:
-        recipe: The recipe's file name; empty for a run made in Python.
-        task: The task's name.
-        identity: What must not change between starts: digests of posts and backbone, the task's name.
-        classes: The task's class names; of a run the positive one first. Empty where the file names none.
-        simulated: Whether the agents' answers are drawn from known labels.
-        pool: Posts in the pool; 0 for a labelling.
-        agents: What answers and how.
-        record: The whole file, for pages that list it.
-    """
-
-    recipe: str
-    task: str
-    identity: Mapping[str, str]
-    classes: tuple[str, ...]
-    simulated: bool
-    pool: int
-    agents: Mapping[str, Any]
-    record: Mapping[str, Any]
+    recipe: str  # the recipe's file name; empty for a run made in Python
+    task: str  # the task's name
+    identity: Mapping[str, str]  # what must not change between starts: digests of posts and backbone
+    classes: tuple[str, ...]  # the task's; of a run the positive one first. Empty where the file names none
+    simulated: bool  # whether the agents' answers are drawn from known labels
+    pool: int  # posts in the pool; 0 for a labelling
+    agents: Mapping[str, Any]  # what answers and how
+    record: Mapping[str, Any]  # the whole file, for pages that list it
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunEnvironment:
-        """Return the environment of a record; a labelling's has fewer entries.
-
-        Raises:
-            KeyError, TypeError, AttributeError: The record is none.
-        """
+        """Return the environment of a record; a labelling's has fewer entries."""
         identity, classes = record.get("identity", {}), record.get("classes") or {}
         named = classes.get("all", ())
         return cls(
@@ -142,7 +127,11 @@ class HumanLabel:
 
 
 class RunFolder:
-    """One run's folder. Reading needs no lock; writing happens inside `locked()`."""
+    """One run's folder. Reading needs no lock; writing happens inside `locked()`.
+
+    What is read and is not there, or is not what it should be, is a RunStateError that names the file, in a
+    file of lines the line, and what to do.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -255,11 +244,7 @@ class RunFolder:
         return self.path / "recipe.toml"
 
     def recipe(self) -> Json:
-        """Return the resolved recipe.
-
-        Raises:
-            RunStateError: This is no run folder.
-        """
+        """Return the resolved recipe."""
         checksums.check(self.recipe_path)
         try:
             return tomllib.loads(self.recipe_path.read_text(encoding="utf-8"))
@@ -274,11 +259,7 @@ class RunFolder:
             ) from error
 
     def environment(self) -> RunEnvironment:
-        """Return what the run was made with.
-
-        Raises:
-            RunStateError: The file cannot be read, or is none.
-        """
+        """Return what the run was made with."""
         file = self.path / "environment.json"
         try:
             return RunEnvironment.from_json(self.read_json(file))
@@ -286,11 +267,7 @@ class RunFolder:
             raise RunStateError(f"{file} is incomplete ({error!r}): the run folder is damaged") from error
 
     def class_names(self) -> tuple[str, ...]:
-        """Return the task's classes, the positive one first; those of a labelling in its task's order.
-
-        Raises:
-            RunStateError: The folder does not name them.
-        """
+        """Return the task's classes, the positive one first; those of a labelling in its task's order."""
         self.recipe()  # no run folder: said before anything else
         classes = self.environment().classes
         if len(classes) < 2:
@@ -311,11 +288,7 @@ class RunFolder:
         return count
 
     def round_records(self) -> list[Json]:
-        """Return metrics.json of every finished round, round 0 first; `rounds.finished_rounds` types it.
-
-        Raises:
-            RunStateError: A file that is not the metrics of its round.
-        """
+        """Return metrics.json of every finished round, round 0 first; `rounds.finished_rounds` types it."""
         records: list[Json] = []
         gone, later = self.round_path(self.finished()), self.round_path(self.finished() + 1)
         if (later / "metrics.json").exists():
@@ -332,38 +305,22 @@ class RunFolder:
         return records
 
     def best_round(self) -> int:
-        """Return the number of the last kept round.
-
-        Raises:
-            RunStateError: No round is finished.
-        """
+        """Return the number of the last kept round."""
         kept = [record["round"] for record in self.round_records() if record["kept"]]
         if not kept:
             raise RunStateError(f"{self.path} has no finished round yet: start the run again, it goes on")
         return int(kept[-1])
 
     def verdicts(self, number: int) -> list[Verdict]:
-        """Return the verdicts of a round, in the order of its candidates; none for round 0.
-
-        Raises:
-            RunStateError: A line that is no verdict, with its number.
-        """
+        """Return the verdicts of a round, in the order of its candidates; none for round 0."""
         return list(read_typed(self.round_path(number) / "verdicts.jsonl", Verdict.from_json))
 
     def revised(self, number: int) -> list[Verdict]:
-        """New verdicts of a round on posts of earlier rounds; empty where it gave none.
-
-        Raises:
-            RunStateError: A line that is no verdict, with its number.
-        """
+        """New verdicts of a round on posts of earlier rounds; empty where it gave none."""
         return list(read_typed(self.round_path(number) / REVISED, Verdict.from_json))
 
     def human_labels(self, number: int) -> list[HumanLabel]:
-        """Return people's labels that a round was the first to use; none where it used none.
-
-        Raises:
-            RunStateError: A line that is no such label, with its number.
-        """
+        """Return people's labels that a round was the first to use; none where it used none."""
         return list(read_typed(self.round_path(number) / HUMAN, HumanLabel.from_json))
 
     def read_json(self, file: Path) -> Json:
@@ -432,11 +389,7 @@ def without_none(table: Mapping[str, Any]) -> Json:
 
 
 def read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
-    """Yield what each line of a file stands for; nothing where there is no such file.
-
-    Raises:
-        RunStateError: A line is not what it should be, with its number.
-    """
+    """Yield what each line of a file stands for; nothing where there is no such file."""
     checksums.check(file)
     if not file.exists():
         return
@@ -450,11 +403,7 @@ def read_typed(file: Path, read: Callable[[Json], T]) -> Iterator[T]:
 
 
 def read_jsonl(file: Path) -> Iterator[Json]:
-    """Yield the objects of a JSON lines file.
-
-    Raises:
-        RunStateError: The file is damaged, or a line is not JSON, with its number.
-    """
+    """Yield the objects of a JSON lines file."""
     checksums.check(file)
     try:
         with file.open(encoding="utf-8") as lines:

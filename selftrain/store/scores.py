@@ -27,19 +27,12 @@ _SPLITS = ("validation", "test")
 
 
 class Scored(NamedTuple):
-    """The posts of one split.
+    """The posts of one split."""
 
-    Attributes:
-        ids: [V] post ids.
-        labels: [V] the class of each: a column of `logits`.
-        logits: [V, K] calibrated.
-        predicted: [V] the class that the model decides on; None: the likeliest.
-    """
-
-    ids: Sequence[str]
-    labels: LabelArray
-    logits: Float32Array
-    predicted: IntArray | None = None
+    ids: Sequence[str]  # [V] post ids
+    labels: LabelArray  # [V] the class of each: a column of `logits`
+    logits: Float32Array  # [V, K] calibrated
+    predicted: IntArray | None = None  # [V] the class that the model decides on; None: the likeliest
 
     @property
     def decided(self) -> IntArray:
@@ -53,16 +46,11 @@ def numbered(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def write_scores(folder: Path, splits: Mapping[str, Scored], classes: Sequence[str]) -> None:
-    """Write `scores.jsonl` of one round.
-
-    Args:
-        folder: The round's folder.
-        splits: "validation" and, where its labels are known, "test".
-        classes: K names, in the order of the labels.
+    """Write `scores.jsonl` into a round's folder, classes [K] named in the order of the labels.
 
     Raises:
-        ValueError: An unknown split, or ids, labels and logits of different lengths.
-        StorageError: The disk is full or refuses.
+        ValueError: A split other than "validation" and "test", or ids, labels and logits of different
+        lengths.
     """
     unknown = sorted(splits.keys() - set(_SPLITS))
     if unknown:
@@ -84,11 +72,7 @@ def _rows(splits: Mapping[str, Scored], names: Sequence[str]) -> Iterator[Json]:
 
 
 def read_scores(folder: Path, classes: Sequence[str]) -> dict[str, Scored] | None:
-    """Read the splits of one round's `scores.jsonl`; None when the round has none.
-
-    Raises:
-        RunStateError: A line that is not a score, or names another class.
-    """
+    """Read the splits of one round's `scores.jsonl`; None when the round has none."""
     file = folder / FILE
     if not file.exists():
         return None

@@ -27,10 +27,8 @@ class Fit(NamedTuple):
 class CrossFit:
     """Logits of training posts by models that did not learn from them; the last fit is remembered.
 
-    Args:
-        trainer: Fits and scores.
-        corpus: The posts.
-        folds: At most; never more than the smallest labelled class has posts, so that each model sees all.
+    There are at most `folds`, and never more than the smallest labelled class has posts, so that each model
+    sees all.
     """
 
     def __init__(self, trainer: Trainer[Any], corpus: Corpus, folds: int) -> None:
@@ -66,12 +64,9 @@ def _same(one: Fit, other: Fit) -> bool:
 
 
 def assign_folds(training: TrainingSet, folds: int, seed: int) -> IntArray:
-    """Return the fold [M] of every post: those of one class and kind are spread evenly.
+    """Return the fold [M] of every post, at most so many: those of one class and kind are spread evenly.
 
-    Args:
-        training: At least two labelled posts of each class.
-        folds: Most folds, at least 2.
-        seed: Of the order within the groups.
+    There are at least two labelled posts of each class.
     """
     count = min(folds, int(np.unique(training.labels, return_counts=True)[1].min()))
     kinds, kind = np.unique(training.groups, axis=0, return_inverse=True)

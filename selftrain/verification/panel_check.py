@@ -18,8 +18,7 @@ from agents.trust import Answers, Trust, trust
 from selftrain._util.types import FloatArray
 from selftrain.data.corpus import Corpus
 from selftrain.rounds import AgentGain, gain_lines
-from selftrain.verification.gains import agent_gains
-from selftrain.verification.posterior import beliefs_of
+from selftrain.verification.posterior import agent_gains, beliefs_of
 
 HARDLY = 0.05
 """An agent that answers a smaller share of the posts than this is useless."""
@@ -31,24 +30,15 @@ LEARNED_FROM = 2_000
 
 @dataclass(frozen=True)
 class PanelCheck:
-    """What agents said of the labelled posts and of some pool posts.
+    """What agents said of the labelled posts and of some pool posts."""
 
-    Attributes:
-        trust: How good they are on the labelled posts.
-        answered: Role -> posts that got a label.
-        failed: Role -> posts without any answer.
-        looked_at: Of so many.
-        asked: Most posts that the run asks each agent about.
-        advice: What to do about an agent that hardly answers, for this kind of agents.
-        measure_gains: Gives `gains`: a run that only warns does without a classifier to measure them by.
-    """
-
-    trust: Trust
-    answered: Mapping[str, int]
-    failed: Mapping[str, int]
-    looked_at: int
-    asked: int
-    advice: str
+    trust: Trust  # how good they are on the labelled posts
+    answered: Mapping[str, int]  # role -> posts that got a label
+    failed: Mapping[str, int]  # role -> posts without any answer
+    looked_at: int  # of so many
+    asked: int  # most posts that the run asks each agent about
+    advice: str  # what to do about an agent that hardly answers, for this kind of agents
+    # gives `gains`: a run that only warns does without a classifier to measure them by
     measure_gains: Callable[[], Mapping[str, AgentGain]]
 
     @cached_property
@@ -83,15 +73,7 @@ class PanelCheck:
 def check_panel(panel: Panel, corpus: Corpus, *, asked: int, advice: str, seed: int = 0) -> PanelCheck:
     """Ask agents that cost nothing about the labelled posts and a sample of the pool.
 
-    Args:
-        panel: Begun anew for this: it is fitted here.
-        corpus: With features.
-        asked: Most posts that the run asks about, labelled ones included.
-        advice: See `PanelCheck`.
-        seed: Of the samples.
-
-    Raises:
-        AgentError: The agents cannot learn or answer.
+    The panel is begun anew for this: it is fitted here. Raises AgentError as it does.
     """
     draw = np.random.RandomState(seed)
     sample = corpus.pool[draw.permutation(len(corpus.pool))[:LEARNED_FROM]]
@@ -121,8 +103,7 @@ def _gains(answers: Answers, corpus: Corpus, seed: int) -> dict[str, AgentGain]:
 def _plain_classifier(corpus: Corpus, seed: int) -> FloatArray:
     """Log-probabilities [n, K] of the labelled posts by logistic regression on the features, out of fold.
 
-    It stands for the classifier that the run will train: for what a second agent adds it is close enough, and
-    it takes no time.
+    For what a second agent adds it is close enough to the run's classifier, and it takes no time.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict

@@ -19,6 +19,7 @@ Shape legend: ``n`` labelled posts, ``m`` judged posts, ``A`` agents, ``K`` clas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from agents.errors import JudgmentError
 from agents.judgment import Judgment, State
 from selftrain._util.types import BoolArray, FloatArray, IntArray
+from selftrain.rounds import AgentGain
 
 # ---- constants, chosen on HateBiasNet and HateXplain, confirmed on TweetEval hate and MAMI ---------------
 
@@ -43,39 +45,27 @@ PULL_POSTS = 20.0  # how strongly the others stay there: classifier's exponent, 
 AGENTS_PULL_POSTS = 4.0  # and the agents' exponent: less, since agents that know nothing should not be heard
 HELD_OUT_FOLDS = 5  # parts in which labelled posts are left out to see whether something helps
 CLIP = 4.0  # log-probability ratios of the classifier beyond this are not believed
-FULL_WEIGHT_AT = (
-    1 / 3
-)  # agents that remove a third of the uncertainty make posts that count as much as labels
+FULL_WEIGHT_AT = 1 / 3  # of the uncertainty: agents that remove so much make posts that count as labels
 STEPS = 8  # of expectation maximisation; q moves by less than .01 after
 
 
 class Beliefs(NamedTuple):
-    """Posts with what is known of them.
+    """Posts with what is known of them."""
 
-    Attributes:
-        log_probs: [n, K] the classifier's log-probabilities, by models that did not learn from the post.
-        states: [n, A] each agent's answer: 0..K-1 a class, K no label, K + 1 no usable answer.
-        stated: [n, A, K] log-probability that each agent gives each class, NaN where it gives none; None: no
-            agent gives any.
-    """
-
+    # [n, K] the classifier's log-probabilities, by models that did not learn from the post
     log_probs: FloatArray
-    states: IntArray
+    states: IntArray  # [n, A] each agent's answer: 0..K-1 a class, K no label, K + 1 no usable answer
+    # [n, A, K] log-probability that each agent gives each class, NaN where it gives none; None: no agent
+    # gives any
     stated: FloatArray | None = None
 
 
 def beliefs_of(
     classes: Sequence[str], log_probs: FloatArray, answers: Sequence[Sequence[Judgment | None]]
 ) -> Beliefs:
-    """Return what classifier and agents say, in numbers.
+    """Return what classifier (log-probabilities [n, K]) and agents (answers [n, A]) say, in numbers.
 
-    Args:
-        classes: K names, in the order of their numbers.
-        log_probs: [n, K] the classifier's.
-        answers: [n, A] the agents'; None: no usable answer.
-
-    Raises:
-        JudgmentError: A label that is none of the classes.
+    JudgmentError: a label that is none of the classes.
     """
     numbers = {name: number for number, name in enumerate(classes)} | {None: len(classes)}
 
@@ -107,14 +97,10 @@ class StateCounts:
     Where a joint state has been seen often, its own frequency counts; where seldom, the product of the
     agents' own tables, and where these have seen little too, the agent's frequency of such answers whatever
     the class, which says nothing.
-
-    Attributes:
-        states: [n, A] of the posts that are counted.
-        weights: [n, K] how much each counts for each class.
     """
 
-    states: IntArray
-    weights: FloatArray
+    states: IntArray  # [n, A] of the posts that are counted
+    weights: FloatArray  # [n, K] how much each counts for each class
 
     @cached_property
     def totals(self) -> FloatArray:
@@ -124,13 +110,9 @@ class StateCounts:
     def log_likelihood(
         self, states: IntArray, agents: Sequence[int], own: FloatArray | None = None
     ) -> FloatArray:
-        """Return log P(s|y) [B, K] of the answers of some agents.
+        """Return log P(s|y) [B, K] of what some agents answered, `states` [B, A].
 
-        Args:
-            states: [B, A].
-            agents: Which columns are heard.
-            own: [B, K] what the posts themselves have contributed to the counts, to be taken out again; None:
-                nothing.
+        `own` [B, K] is what the posts themselves have contributed to the counts, to be taken out again.
         """
         taken = np.zeros((len(states), len(self.totals))) if own is None else own
         totals = self.totals - taken
@@ -158,51 +140,33 @@ class StateCounts:
 
 
 class Weights(NamedTuple):
-    """How classifier and agents are weighed against each other.
+    """How classifier and agents are weighed against each other."""
 
-    Attributes:
-        classifier, agents: Exponents.
-        grades: [A] what a nat of the agent's own sureness is worth; 0: its word alone counts.
-        offsets: [K].
-    """
-
+    # classifier, agents: exponents
     classifier: float
     agents: float
-    grades: FloatArray
-    offsets: FloatArray
+    grades: FloatArray  # [A] what a nat of the agent's own sureness is worth; 0: its word alone counts
+    offsets: FloatArray  # [K]
 
 
 class Evidence(NamedTuple):
-    """One post's posterior and where it comes from.
+    """One post's posterior and where it comes from."""
 
-    Attributes:
-        label: Index of the most probable class.
-        probs: [K] the posterior q.
-        log_odds: Party -> what it added to the log-odds of the label over the runner-up, which the shares add
-            up to: "classifier", "base rate", and the agents by role. An agent's share is its Shapley value:
-            what two agents say alike is halved between them.
-        evidence: [K] what the agents' answers alone say: P(s|y)^c as shares that add up to 1.
-    """
-
-    label: int
-    probs: tuple[float, ...]
+    label: int  # index of the most probable class
+    probs: tuple[float, ...]  # [K] the posterior q
+    # party -> what it added to the log-odds of the label over the runner-up, which the shares add up to:
+    # "classifier", "base rate", and the agents by role. An agent's share is its Shapley value: what two
+    # agents say alike is halved between them
     log_odds: Mapping[str, float]
-    evidence: tuple[float, ...]
+    evidence: tuple[float, ...]  # [K] what the agents' answers alone say: P(s|y)^c as shares that add up to 1
 
 
 @dataclass(frozen=True)
 class FittedPosterior:
-    """The posterior of the judged posts, and what it was made of.
+    """The posterior of the judged posts, and what it was made of."""
 
-    Attributes:
-        probs: [m, K] q.
-        information: Share of the classes' uncertainty that the agents' answers remove, in [0, 1].
-        weight: How much a judged post counts in training beside a labelled one, in [0, 1]: it follows
-            `information`, so that agents who know nothing teach nothing.
-    """
-
-    probs: FloatArray
-    information: float
+    probs: FloatArray  # [m, K] q
+    information: float  # share of the classes' uncertainty that the agents' answers remove, in [0, 1]
     weights: Weights
     counts: StateCounts
     judged: Said
@@ -210,6 +174,7 @@ class FittedPosterior:
 
     @property
     def weight(self) -> float:
+        """Weight of a judged post beside a labelled one, in [0, 1]: who knows nothing teaches nothing."""
         return min(1.0, self.information / FULL_WEIGHT_AT)
 
     def evidence(self) -> list[Evidence]:
@@ -256,14 +221,9 @@ class FittedPosterior:
 def fit_posterior(
     labelled: Beliefs, labels: IntArray, judged: Beliefs, roles: Sequence[str], classes: int
 ) -> FittedPosterior:
-    """Return the posterior of the judged posts.
+    """Return the posterior of judged posts, m >= 0, from labelled ones, n >= 1, of classes `labels` [n].
 
-    Args:
-        labelled: The posts of known label, n >= 1.
-        labels: [n] their classes, 0..K-1.
-        judged: The judged posts, m >= 0.
-        roles: Names of the A agents; none: q is the classifier's own probability, tempered.
-        classes: K, at least 2.
+    Without agents q is the classifier's own probability, tempered.
     """
     agents = tuple(range(len(roles)))
     known = np.eye(classes)[labels]
@@ -288,17 +248,11 @@ def fit_posterior(
 
 
 class Said(NamedTuple):
-    """What `Beliefs` say, bounded, and freed of what the tables know already.
+    """What `Beliefs` say, bounded, and freed of what the tables know already."""
 
-    Attributes:
-        log_probs: [n, K] the classifier's, centred.
-        states: [n, A].
-        leanings: [n, A, K] the agents' log-probabilities less their mean in the same state; 0 where an agent
-            gives none.
-    """
-
-    log_probs: FloatArray
-    states: IntArray
+    log_probs: FloatArray  # [n, K] the classifier's, centred
+    states: IntArray  # [n, A]
+    # [n, A, K] the agents' log-probabilities less their mean in the same state; 0 where an agent gives none
     leanings: FloatArray
 
     def rows(self, chosen: BoolArray) -> Said:
@@ -309,7 +263,12 @@ class Said(NamedTuple):
 def _prepared(labelled: Beliefs, judged: Beliefs, classes: int) -> tuple[Said, Said]:
     """Return both made comparable; what is usual in a state is what it is over all posts together."""
     states = np.concatenate([labelled.states, judged.states])
-    leanings = np.concatenate([_stated(one, classes) for one in (labelled, judged)])
+    leanings = np.concatenate(
+        [
+            np.full((*one.states.shape, classes), np.nan) if one.stated is None else _clipped(one.stated)
+            for one in (labelled, judged)
+        ]
+    )
     for agent, column in enumerate(states.T):
         for state in np.unique(column):
             here = (column == state) & ~np.isnan(leanings[:, agent]).any(1)
@@ -320,12 +279,6 @@ def _prepared(labelled: Beliefs, judged: Beliefs, classes: int) -> tuple[Said, S
         Said(_clipped(labelled.log_probs), labelled.states, leanings[:cut]),
         Said(_clipped(judged.log_probs), judged.states, leanings[cut:]),
     )
-
-
-def _stated(beliefs: Beliefs, classes: int) -> FloatArray:
-    if beliefs.stated is None:
-        return np.full((*beliefs.states.shape, classes), np.nan)
-    return _clipped(beliefs.stated)
 
 
 def _clipped(log_probs: FloatArray) -> FloatArray:
@@ -353,10 +306,7 @@ def _combined(weights: Weights, said: Said, tables: FloatArray) -> FloatArray:
 def helpful_grades(said: Said, tables: FloatArray, labels: IntArray) -> tuple[int, ...]:
     """Return the agents whose probabilities make labelled posts that were left out more probable.
 
-    Args:
-        said: Of the n labelled posts.
-        tables: [n, K] log P(s|y), each post left out.
-        labels: [n].
+    `tables` [n, K] is log P(s|y), each post left out.
     """
     rows = np.arange(len(labels))
 
@@ -388,20 +338,11 @@ def _held_out(said: Said, tables: FloatArray, labels: IntArray, graded: tuple[in
 
 
 def held_out_log_probs(labelled: Beliefs, labels: IntArray, classes: int) -> FloatArray:
-    """Return log q [n, K] of labelled posts by tables and weights that know nothing of their labels.
-
-    The tables are those of the labelled posts alone. Arguments as of `fit_posterior`.
-    """
-    none = np.zeros(0, np.int64)
-    said, _ = _prepared(labelled, _some(labelled, none), classes)
+    """Return log q [n, K] of labelled posts by tables, theirs alone, and weights without their labels."""
+    said, _ = _prepared(labelled, Beliefs(labelled.log_probs[:0], labelled.states[:0]), classes)
     known, agents = np.eye(classes)[labels], tuple(range(labelled.states.shape[1]))
     tables = StateCounts(said.states, known).log_likelihood(said.states, agents, own=known)
     return _held_out(said, tables, labels, helpful_grades(said, tables, labels))
-
-
-def _some(beliefs: Beliefs, rows: IntArray) -> Beliefs:
-    stated = None if beliefs.stated is None else beliefs.stated[rows]
-    return Beliefs(beliefs.log_probs[rows], beliefs.states[rows], stated)
 
 
 def _fit_weights(said: Said, tables: FloatArray, labels: IntArray, graded: Sequence[int]) -> Weights:
@@ -447,3 +388,39 @@ def _information(counts: StateCounts, weights: Weights, leanings: FloatArray) ->
     entropy = -float((prior * np.log(prior)).sum())
     # every post stands for its state once: the labelled and the judged ones are all the states there are
     return float(np.clip(gain.mean() / entropy, 0.0, 1.0))
+
+
+# ---- what an agent's answers add: a reason to ask it, or not to ------------------------------------------
+
+# With s_a the agent's answer, the mutual information I(s_a; y | s_others, p) is the mean of log q(y) with the
+# agent less log q(y) without it, over posts of known label. Labelled posts are left out of the tables and of
+# the weights that are used on them, so an agent that adds nothing has a gain about 0, or a little below.
+
+
+def agent_gains(
+    labelled: Beliefs, labels: IntArray, roles: Sequence[str], classes: int
+) -> dict[str, AgentGain]:
+    """Return role -> what its answer adds to the classifier's and the other agents'.
+
+    Log-probabilities that are all alike stand for a classifier that is not known yet. `labels` [n] are the
+    classes 0..K-1 of the labelled posts, n >= 2.
+    """
+    agents = tuple(range(len(roles)))
+    rows = np.arange(len(labels))
+
+    def right(heard: tuple[int, ...]) -> FloatArray:
+        part = Beliefs(
+            labelled.log_probs, labelled.states[:, heard],
+            None if labelled.stated is None else labelled.stated[:, heard],
+        )  # fmt: skip
+        return held_out_log_probs(part, labels, classes)[rows, labels] / math.log(2)
+
+    whole = right(agents)
+    gains = {}
+    for agent, role in enumerate(roles):
+        without = right(tuple(other for other in agents if other != agent))
+        gain = whole - without
+        reach = 1.96 * float(gain.std(ddof=1)) / math.sqrt(len(gain))
+        mean = float(gain.mean())
+        gains[role] = AgentGain(mean, mean - reach, mean + reach, -float(without.mean()))
+    return gains

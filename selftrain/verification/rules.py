@@ -18,44 +18,31 @@ from selftrain.models.metrics import evaluate, log_likelihoods
 from selftrain.rounds import AgentGain
 from selftrain.state import LoopState
 from selftrain.store.scores import Scored
-from selftrain.verification.gains import agent_gains
-from selftrain.verification.posterior import beliefs_of, fit_posterior
+from selftrain.verification.posterior import agent_gains, beliefs_of, fit_posterior
 
 
 class Judged(NamedTuple):
-    """What a rule decides on.
+    """What a rule decides on."""
 
-    Attributes:
-        corpus: The posts.
-        state: Before the round, people's labels used.
-        verdicts: On the round's candidates.
-        answers: Role -> what it said alone of each labelled post, in their order, without having learned from
-            it.
-        left_out: Gives whom the best classifier learned from, and logits of these posts, each by a model that
-            did not learn from it.
-        predict: Gives the best classifier's calibrated logits [n, K] of posts that it did not learn from.
-    """
-
-    corpus: Corpus
-    state: LoopState
-    verdicts: Sequence[Verdict]
+    corpus: Corpus  # the posts
+    state: LoopState  # before the round, people's labels used
+    verdicts: Sequence[Verdict]  # on the round's candidates
+    # role -> what it said alone of each labelled post, in their order, without having learned from it
     answers: Mapping[str, Sequence[Judgment]]
+    # gives whom the best classifier learned from, and logits of these posts, each by a model that did not
+    # learn from it
     left_out: Callable[[], tuple[TrainingSet, Float32Array]]
+    # gives the best classifier's calibrated logits [n, K] of posts that it did not learn from
     predict: Callable[[IntArray], Float32Array]
 
 
 class Decided(NamedTuple):
-    """What came of a round's verdicts.
+    """What came of a round's verdicts."""
 
-    Attributes:
-        verdicts: On the round's candidates, as they count.
-        revised: New verdicts on posts of earlier rounds.
-        gains: Role -> what its answers add to what the classifier, as far as the rule asks it, and the other
-            agents know.
-    """
-
-    verdicts: Sequence[Verdict]
-    revised: Sequence[Verdict] = ()
+    verdicts: Sequence[Verdict]  # on the round's candidates, as they count
+    revised: Sequence[Verdict] = ()  # new verdicts on posts of earlier rounds
+    # role -> what its answers add to what the classifier, as far as the rule asks it, and the other agents
+    # know
     gains: Mapping[str, AgentGain] = {}
 
 
@@ -236,10 +223,9 @@ def _unseen_logits(
 
 
 def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
-    """What each role said alone.
+    """Return what each role said alone, as all that is said of labelled posts is.
 
-    On labelled posts nobody hears what the others say, so a table of those answers holds for answers of that
-    kind only; and who has heard the classifier's label brings it in a second time.
+    Who has heard the classifier's label brings it in a second time.
     """
     given = verdict.by_agent()
     return [given[role][0] if role in given else None for role in roles]
@@ -247,16 +233,11 @@ def _alone(verdict: Verdict, roles: Sequence[str]) -> list[Judgment | None]:
 
 def _labelled_answers(judged: Judged, roles: Sequence[str]) -> list[list[Judgment | None]]:
     """What each role said of the labelled posts, then of those that people labelled."""
-    columns = [judged.answers[role] for role in roles]
-    labelled: list[list[Judgment | None]] = [list(row) for row in zip(*columns, strict=True)] or [
+    rows = zip(*(judged.answers[role] for role in roles), strict=True)
+    labelled: list[list[Judgment | None]] = [list(row) for row in rows] or [
         [] for _ in judged.corpus.labelled
     ]
-    human: list[list[Judgment | None]] = [
-        _alone(judged.state.last_verdicts[post_id].verdict, roles)
-        if post_id in judged.state.last_verdicts
-        else [None] * len(roles)
-        for post_id in (
-            judged.corpus.posts[int(p)].id for p in judged.corpus.positions_of(judged.state.human)
-        )
-    ]
-    return [*labelled, *human]
+    for position in judged.corpus.positions_of(judged.state.human):
+        last = judged.state.last_verdicts.get(judged.corpus.posts[int(position)].id)
+        labelled.append([None] * len(roles) if last is None else _alone(last.verdict, roles))
+    return labelled

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Collection
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 BODY_SECONDS = 60.0  # a body that takes longer to arrive is given up
+CLIENT_GONE = 499  # nobody reads it; it is counted
+
+_log = logging.getLogger(__name__)
 
 
 class BadRequestError(Exception):
@@ -66,12 +71,9 @@ def is_json(headers: Headers) -> bool:
 
 
 async def read_body(request: Request, most: int, *, seen: Callable[[bytes], None] = lambda _: None) -> bytes:
-    """Read a body, counted as it arrives: one that is too large is not read to its end.
+    """Read a body of at most `most` bytes, counted as it arrives: a larger one is not read to its end.
 
-    Args:
-        request: Whose.
-        most: Bytes.
-        seen: Given every part; may raise.
+    `seen` is given every part, and may raise.
 
     Raises:
         BadRequestError: More than `most`, or not there within `BODY_SECONDS`.
@@ -92,3 +94,32 @@ async def read_body(request: Request, most: int, *, seen: Callable[[bytes], None
     except TimeoutError as error:
         raise BadRequestError(408, f"the body did not arrive within {BODY_SECONDS:g} seconds") from error
     return bytes(body)
+
+
+async def answered(
+    request: Request,
+    handler: Callable[[Request], Awaitable[Response]],
+    statuses: Mapping[type[Exception], int],
+) -> Response:
+    """Return what a handler answers, or in JSON what it raises: of `statuses` the first that fits."""
+    try:
+        return await handler(request)
+    except ClientDisconnect:
+        return Response(status_code=CLIENT_GONE)
+    except BadRequestError as error:
+        # what was not read would be taken for the next request
+        return error_answer(
+            error.status, error, {"Connection": "close"} if error.status in (408, 413) else {}
+        )
+    except tuple(statuses) as error:
+        status = next(status for kind, status in statuses.items() if isinstance(error, kind))
+        return error_answer(status, error, {"Retry-After": "1"} if status in (429, 503) else {})
+    except Exception as error:
+        _log.exception("a fault of the server's own in %s", request.url.path)
+        return error_answer(500, f"a fault of the server's own ({type(error).__name__}): see its log")
+
+
+def error_answer(status: int, message: object, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error in JSON and ASCII: what is quoted from a request may hold anything."""
+    shown = str(message).encode("ascii", "backslashreplace").decode()
+    return JSONResponse({"error": shown}, status, headers)

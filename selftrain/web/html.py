@@ -67,13 +67,10 @@ def render_page(
 
 
 def security_policy(style: str, script: str, *, served: bool = False) -> str:
-    """Return the policy that allows this style sheet, this script, and no other.
+    """Return the policy that allows this style sheet, this script ("": none), and no other.
 
-    Args:
-        style: The page's only style sheet.
-        script: Its only script; "" allows none.
-        served: Allow pictures and answers of the page's own server, and no frame around it (a rule that
-            only a header may give); else the only pictures are those that the page itself holds.
+    A served page may have pictures and answers of its own server, and no frame around it, a rule that only a
+    header may give; else the only pictures are those that the page itself holds.
     """
     allowed = f"'sha256-{_sha256(script)}'" if script else "'none'"
     own = "img-src 'self'; connect-src 'self'; frame-ancestors 'none'"

@@ -45,10 +45,7 @@ class Pictures(NamedTuple):
 def embed(paths: Iterable[Path], *, budget: int = BUDGET, most: int = MOST) -> Pictures:
     """Make thumbnails of pictures, the most important path first, until budget or number is used up.
 
-    Args:
-        paths: May repeat; what is read is decoded by the same rules as for training.
-        budget: See `BUDGET`.
-        most: See `MOST`.
+    Paths may repeat; what is read is decoded by the same rules as for training.
     """
     known, place, unreadable = dict[str, int](), dict[Path, int](), dict[Path, str]()  # known: by URL
     wanted = list(dict.fromkeys(paths))

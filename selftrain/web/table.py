@@ -56,11 +56,7 @@ def embed_table(
     total: int,
     cut: int,
 ) -> TableData:
-    """Return index, records and pictures as JSON; see `TableData`.
-
-    Raises:
-        ValueError: A number that is not finite.
-    """
+    """Return index, records and pictures as JSON; a number that is not finite is a ValueError."""
     return TableData(
         name=name,
         controls=controls,
@@ -87,9 +83,8 @@ def cut_text(text: str, most: int) -> str:
 def fitting(choices: Sequence[tuple[int, ...]], *lengths: Sequence[int]) -> tuple[int, ...]:
     """Return the first choice that keeps all texts within `TEXT_BUDGET`, or the last.
 
-    Args:
-        choices: For each kind of text a length to cut it to, longest first.
-        lengths: Of all texts, one sequence a kind.
+    A choice has a length to cut each kind of text to, longest first; `lengths` are those of the texts, kind
+    by kind.
     """
     for choice in choices:
         sizes = (min(n, most) for most, kind in zip(choice, lengths, strict=True) for n in kind)

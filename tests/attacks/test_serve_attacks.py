@@ -16,7 +16,7 @@ import pytest
 from attack_helpers import KINDS, POST, WAIT, bomb, encoded, head, many_scans, picture, received, serve
 
 from selftrain.cli import main
-from selftrain.serving.scratch import Scratch
+from selftrain.serving.intake import Scratch
 from selftrain.web.http_server import CONNECTIONS
 
 BODIES = pytest.mark.attack("serve: bodies")

@@ -21,11 +21,10 @@ import filelock  # noqa: F401 -- once, not in every child
 import tqdm  # noqa: F401
 
 from selftrain.cli import printing
-from selftrain.data.manifest import Tolerance
 from selftrain.models.predictor import Prediction
-from selftrain.serving import manifest_predictions, row_stream
-from selftrain.serving.filter import filter_posts
+from selftrain.serving import row_stream, streams
 from selftrain.serving.row_stream import Sink
+from selftrain.serving.streams import ModelAtWork, filter_posts
 
 
 class NumberPredictor:
@@ -99,14 +98,12 @@ class Trap:
 
 def predict(source, target):
     """As `agentps predict`, forty posts at once and a commit after each; gives what it printed."""
-    manifest_predictions.CHUNK = 40
-    manifest_predictions.pour = partial(row_stream.pour, commit_seconds=0.0)
+    streams.CHUNK = 40
+    row_stream.pour = partial(row_stream.pour, commit_seconds=0.0)
     told = io.StringIO()
     with redirect_stdout(told), redirect_stderr(told):
-        printing.write_predictions(
-            target, NumberPredictor("a" * 64), Path(source), columns={}, tolerance=Tolerance(None, None),
-            done="scored",
-        )  # fmt: skip
+        work = ModelAtWork(predictor=NumberPredictor("a" * 64))
+        printing.write_predictions(target, work, Path(source), done="scored")
     return told.getvalue()
 
 
@@ -118,8 +115,8 @@ def run(request):
         trap.around(Path, "unlink")
         return {"told": predict(request["source"], request["sink"]), "chances": trap.met}
     tally = filter_posts(
-        NumberPredictor(request.get("fingerprint", "a" * 64)), request["source"], Path(request["sink"]),
-        threshold=request.get("threshold", 0.5), text_limit=100, max_pixels=1000,
+        ModelAtWork(predictor=NumberPredictor(request.get("fingerprint", "a" * 64)), max_pixels=1000),
+        request["source"], Path(request["sink"]), threshold=request.get("threshold", 0.5), text_limit=100,
         commit_seconds=request.get("commit_seconds", 0.0),
     )  # fmt: skip
     return {"tally": tally._asdict(), "chances": trap.met}

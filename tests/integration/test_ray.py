@@ -26,7 +26,7 @@ from selftrain.data.manifest import Tolerance
 from selftrain.engine import on_ray
 from selftrain.engine.on_ray import OnRay
 from selftrain.errors import EngineError, ManifestError, QuarantineError, ServingError
-from selftrain.serving.filter import filter_posts
+from selftrain.serving.streams import ModelAtWork, filter_posts
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.integration
@@ -80,8 +80,8 @@ def bytes_of(sink):
 
 def go(source, sink, engine=None, *, seconds=0.0, gather=1, **options):
     load = None if engine is None else partial(NotedPredictor, sink.with_name("notes.jsonl"), seconds, gather)
-    settings = {"threshold": 0.5, "text_limit": 50, "max_pixels": 1000, "tell": print} | options
-    return filter_posts(TextPredictor(), str(source), sink, engine=engine, load=load, **settings)
+    work = ModelAtWork(predictor=TextPredictor(), engine=engine, load=load, max_pixels=1000, **options)
+    return filter_posts(work, str(source), sink, threshold=0.5, text_limit=50)
 
 
 def notes(place):
@@ -183,11 +183,9 @@ def test_where_the_driver_is_killed_the_same_command_goes_on(cluster, source, ex
 def test_what_fails_on_a_worker_is_told_as_it_would_be_here(cluster, source, tmp_path):
     engine = OnRay(cluster.address)
     wrong = ServingError("no model there")
+    work = ModelAtWork(predictor=TextPredictor(), engine=engine, load=partial(raises, wrong))
     with pytest.raises(ServingError, match="no model there"):
-        filter_posts(
-            TextPredictor(), str(source), tmp_path / "s", threshold=0.5, text_limit=50, max_pixels=1000,
-            engine=engine, load=partial(raises, wrong),
-        )  # fmt: skip
+        filter_posts(work, str(source), tmp_path / "s", threshold=0.5, text_limit=50)
     other = tmp_path / "raise.jsonl"
     other.write_text('{"id": "a", "text": "raise"}\n')
     with pytest.raises(ArithmeticError, match="asked to fail") as failed:

@@ -60,8 +60,6 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
     """Gather the posts of a run that lack a review, in the order in which they are handed out.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
-        LedgerError: The run has no ledger, or it cannot be read.
         ExchangeError: A post's row is gone from the run's manifests: there is nothing to show.
     """
     folder.recipe()  # no run folder: said before anything else
@@ -93,12 +91,7 @@ def gather_tasks(folder: RunFolder, *, hide_opinions: bool = False, everything: 
 def write_label_studio(
     found: ReviewTasks, out: Path, *, pictures: Pictures = "data-uri", root: Path | None = None
 ) -> Path:
-    """Write task objects, and the labelling configuration beside them; return where that lies.
-
-    Raises:
-        ExchangeError, ImageError: As `labelling_config` and `to_tasks`; nothing is written.
-        StorageError: The disk is full or refuses.
-    """
+    """Write task objects, and the labelling configuration beside them; return where that lies."""
     config = labelling_config(
         found.classes,
         pictures=any(task.images for task in found.tasks),

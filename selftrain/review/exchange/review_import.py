@@ -73,11 +73,7 @@ def import_reviews(
 
 
 def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
-    """Read a file of reviews, not yet held against any ledger.
-
-    Raises:
-        ExchangeError: It is neither JSON nor a table.
-    """
+    """Read a file of reviews, not yet held against any ledger."""
     try:
         table = open_table(file)
         if table.form == "JSON" and LISTED not in table.notes:
@@ -147,9 +143,6 @@ def _table_rows(table: Table) -> Iterator[OutsideDecision | Refusal]:
     """Yield the lines of a table that came back.
 
     Label Studio's own CSV export is read as well: its column of who decided is `annotator`.
-
-    Raises:
-        ExchangeError: No column `post_id` or `label`.
     """
     names = {fold(name): name for name in table.columns or ()}
     if not {"post_id", "label"} <= set(names):

@@ -1,29 +1,49 @@
-"""The HTTP side of the review: a page, pictures, and eight requests to the `ReviewSession`."""
+"""The HTTP side of the review: a page, pictures, and eight requests to the `ReviewSession`.
+
+Who may speak to it: whoever shows the token, from the page itself, under an honest name. Three doors, each
+closed to what the others let through: the Host header (a foreign name that was pointed at this machine, "DNS
+rebinding"), the token (anybody else on this machine), and the origin of what changes something (another page
+in the same browser).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
-import logging
 import re
+import secrets
 import unicodedata
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import Request, cookie_parser
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from backbones.errors import ImageError
 from selftrain._util.types import Json
 from selftrain.errors import DecisionError, LedgerError, SelftrainError
-from selftrain.review.page.auth import BROWSER, TokenAuth
 from selftrain.review.page.session import ReviewSession
-from selftrain.web.access import BadRequestError, read_body
+from selftrain.web.access import (
+    BadRequestError,
+    answered,
+    error_answer,
+    is_foreign_page,
+    is_json,
+    is_own_name,
+    read_body,
+)
 from selftrain.web.html import RenderedPage
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY = 20_000
 """Bytes of a request, at most."""
@@ -33,14 +53,26 @@ DECODERS = 2  # pictures that are decoded at once: a large one takes hundreds of
 
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # half a pair is legal JSON, and nothing that can be stored
 
-_log = logging.getLogger(__name__)
+STATUS: dict[type[Exception], int] = {
+    DecisionError: 409,  # the page goes on with what is
+    LedgerError: 503,  # the page keeps the answer and tries again
+    SelftrainError: 500,
+}
 
+REFUSED = "no token, or another one: open the URL that `selftrain review serve` printed"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
 
-STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (DecisionError, 409),  # the page goes on with what is
-    (LedgerError, 503),  # the page keeps the answer and tries again
-    (SelftrainError, 500),
-)
+BROWSER = "browser"
+"""In a request's state: the digest of a secret that its browser alone has. Everybody shows the same token,
+and types whatever name they like."""
+BROWSER_SECONDS = 90 * 24 * 3600
 
 
 def build_app(
@@ -70,57 +102,37 @@ def build_app(
         "leave": (session.leave, ()),
         "estimates": (session.estimates, ()),
     }
-    changes = [
-        Route(f"/api/{name}", _answering(do, fields), methods=["POST"])
-        for name, (do, fields) in asked.items()
-    ]
+
+    def change(name: str, do: Callable[..., Json], fields: tuple[str, ...]) -> Route:
+        async def done(request: Request) -> Response:
+            return JSONResponse(await run_in_threadpool(do, *await _given(request, fields)))
+
+        return Route(f"/api/{name}", partial(answered, handler=done, statuses=STATUS), methods=["POST"])
+
     pages = [
         Route("/", index),
         Route("/favicon.ico", favicon),
         Route("/picture/{place:int}/{index:int}", picture),
     ]
+    changes = [change(name, do, fields) for name, (do, fields) in asked.items()]
     return Starlette(routes=[*pages, *changes], middleware=[Middleware(TokenAuth, token=token, hosts=hosts)])
-
-
-def _answering(do: Callable[..., Json], fields: tuple[str, ...]) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler that reads a request, has it done, and answers in JSON what came of it."""
-
-    async def handler(request: Request) -> Response:
-        try:
-            given = await _given(request, fields)
-            return JSONResponse(await run_in_threadpool(do, *given))
-        except ClientDisconnect:
-            return Response(status_code=499)
-        except BadRequestError as error:
-            return _error(error.status, error)
-        except tuple(kind for kind, _ in STATUS) as error:
-            return _error(next(status for kind, status in STATUS if isinstance(error, kind)), error)
-        except Exception as error:
-            _log.exception("a fault of the server's own in %s", request.url.path)
-            return _error(500, f"a fault of the server's own ({type(error).__name__}): see its log")
-
-    return handler
 
 
 def _picture(session: ReviewSession, place: int, index: int) -> Response:
     post_id = session.post_at(place)
     if post_id is None:
-        return _error(404, f"no post of the review stands at place {place}")
+        return error_answer(404, f"no post of the review stands at place {place}")
     try:
         content = session.material.picture(post_id, index)
     except ImageError as error:
-        return _error(422, session.material.without_paths(str(error), post_id))
+        return error_answer(422, session.material.without_paths(str(error), post_id))
     if content is None:
-        return _error(404, f"that post has no picture {index}")
+        return error_answer(404, f"that post has no picture {index}")
     return Response(content, media_type="image/webp")
 
 
 async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
-    """Read the reviewer's name and the other fields, all of them text; `BROWSER` is not the page's to give.
-
-    Raises:
-        BadRequestError: Another form than expected.
-    """
+    """Read the reviewer's name and the other fields, all text; `BROWSER` is not the page's to give."""
     expected = ("reviewer", *(name for name in fields if name != BROWSER))
     try:
         given = json.loads(await read_body(request, BODY))
@@ -136,11 +148,7 @@ async def _given(request: Request, fields: tuple[str, ...]) -> list[str]:
 
 
 def checked_name(name: str) -> str:
-    """Return a reviewer's name as the ledger keeps it: spaces at its ends and in rows make nobody else.
-
-    Raises:
-        BadRequestError: None, one that is too long, or one with control characters.
-    """
+    """Return a reviewer's name as the ledger keeps it: spaces at its ends and in rows make nobody else."""
     plain = " ".join(unicodedata.normalize("NFC", name).split())
     if not plain or len(plain) > NAME or not plain.isprintable():
         raise BadRequestError(
@@ -149,6 +157,68 @@ def checked_name(name: str) -> str:
     return plain
 
 
-def _error(status: int, message: object) -> Response:
-    # what is quoted from a request may hold anything
-    return JSONResponse({"error": str(message).encode("ascii", "backslashreplace").decode()}, status)
+# ---- who may speak to it --------------------------------------------------------------------------------
+
+
+class TokenAuth:
+    """Middleware around the whole application; the token is in the URL once, then in a cookie.
+
+    `hosts` are the names under which the server may be asked for, beside `localhost` and plain IP addresses.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, hosts: Iterable[str] = ()) -> None:
+        self._app, self._token = app, token.encode()
+        self._hosts = {"localhost", *(host.lower() for host in hosts)}
+        # two servers on one machine share their cookies: ports do not tell them apart
+        self._cookie = f"selftrain-review-{hashlib.sha256(self._token).hexdigest()[:12]}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope.get("type") != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, query = Headers(scope=scope), QueryParams(scope.get("query_string") or b"")
+        shown, cookies = query.get("token", ""), cookie_parser(headers.get("cookie", ""))
+        welcome = self._is_token(shown)
+        kept = cookies.get(f"{self._cookie}-browser", "")
+        browser = kept or secrets.token_urlsafe(32)
+        scope.setdefault("state", {})[BROWSER] = hashlib.sha256(
+            browser.encode("utf-8", "replace")
+        ).hexdigest()
+
+        async def closed(message: Message) -> None:
+            if message.get("type") == "http.response.start":
+                answered = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    answered.setdefault(name, value)
+                if welcome:
+                    cookie = f"{self._cookie}={self._token.decode()}; Path=/; HttpOnly; SameSite=Strict"
+                    answered.append("Set-Cookie", cookie)
+                if refusal is None and not kept:
+                    # it outlives the browser's session: an answer of yesterday is still its own
+                    cookie = f"{self._cookie}-browser={browser}; Path=/; HttpOnly; SameSite=Strict"
+                    answered.append("Set-Cookie", f"{cookie}; Max-Age={BROWSER_SECONDS}")
+            await send(message)
+
+        welcome_back = welcome or self._is_token(cookies.get(self._cookie, ""))
+        refusal = self._refusal(str(scope.get("method")), headers, welcome=welcome_back)
+        await (refusal or self._app)(scope, receive, closed)
+
+    def _refusal(self, method: str, headers: Headers, *, welcome: bool) -> Response | None:
+        if not is_own_name(headers.get("host", ""), self._hosts):
+            return PlainTextResponse("this server does not go by that name\n", 400)
+        if not welcome:
+            if method == "GET":
+                return PlainTextResponse(f"{REFUSED}\n", 403)
+            return JSONResponse({"error": REFUSED}, 403)
+        if method not in ("GET", "HEAD") and not _is_own(headers):
+            return JSONResponse({"error": "a change that another page asked for"}, 403)
+        return None
+
+    def _is_token(self, shown: str) -> bool:
+        return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token)
+
+
+def _is_own(headers: Headers) -> bool:
+    """Return whether a change comes from the page itself: it says so, and its body is JSON."""
+    return "origin" in headers and not is_foreign_page(headers) and is_json(headers)

@@ -21,9 +21,8 @@ from selftrain.errors import LedgerError, ServingError
 from selftrain.review.labelling import LabelFolder, train_command
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE
-from selftrain.review.page.material import Material
 from selftrain.review.page.review_app import build_app
-from selftrain.review.page.session import ReviewSession
+from selftrain.review.page.session import Material, ReviewSession
 from selftrain.store import atomic
 from selftrain.store.run_dir import RunFolder
 from selftrain.web.access import LOOPBACK
@@ -50,7 +49,6 @@ def open_session(folder: RunFolder, *, show_opinions: bool = False) -> ReviewSes
     """Open the session of a run that has something to review.
 
     Raises:
-        RunStateError: No run folder, or a damaged one.
         LedgerError: No ledger, an empty one, one that cannot be used, or one of another run.
     """
     ledger = ReviewLedger(folder.path / LEDGER)
@@ -108,10 +106,6 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; a second signal does not wait for requests under way.
 
     `report` gets lines for the person at the terminal, `opened` what a browser is to open, once it answers.
-
-    Raises:
-        ServingError: The port cannot be had.
-        StorageError: The run folder cannot be written.
     """
     listener, token = _listening(folder, opening)
     try:

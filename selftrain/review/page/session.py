@@ -1,7 +1,8 @@
 """What a reviewer's page asks for, answered from the ledger and the run: plain values in, JSON values out.
 
 Requests come in several threads; the ledger is used by one at a time. Every answer is on the disk before the
-page is answered, and a request whose answer was lost may be repeated: it changes nothing twice.
+page is answered, and a request whose answer was lost may be repeated: it changes nothing twice. What the
+ledger refuses is a `DecisionError`, what its file does not take a `LedgerError`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
-from selftrain._util.printable import printable
+from selftrain._util.printable import printable, printable_lines
 from selftrain._util.types import Json
+from selftrain.data.run_posts import FoundPost, find_posts
 from selftrain.errors import DecisionError
 from selftrain.review.estimates import ReviewedBatch, batches_of
 from selftrain.review.ledger import ReviewLedger
@@ -24,18 +26,76 @@ from selftrain.review.ledger_reader import (
     Review,
     agreement_of,
 )
-from selftrain.review.page.material import Material
+from selftrain.review.opinions import Opinion, Opinions
+from selftrain.store.run_dir import RunFolder
+from selftrain.web.pictures import as_webp
 
+SIDE, QUALITY = 1600, 85
+"""Pixels of the longer side of a picture, at most, and its WebP quality."""
 REFRESH_SECONDS = 5.0
 """Agreement and pace are read anew after so long: they take all decisions together."""
 
 
-class ReviewSession:
-    """One ledger and one run, for all reviewers.
+class Material:
+    """What a reviewer sees of a run's posts, and what machines gave, read when first asked for and kept."""
 
-    Args:
-        ledger: Open; the session alone uses it from now on.
-        show_opinions: Show the machines' labels before the reviewer has answered.
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._posts: dict[str, FoundPost | None] = {}
+        self._opinions = Opinions(folder)
+        self._rounds = folder.finished()
+
+    def load(self, post_ids: Iterable[str]) -> None:
+        """Read what is not known yet; every manifest is read once however many posts are asked for."""
+        wanted = [post_id for post_id in post_ids if post_id not in self._posts]
+        if not wanted:
+            return
+        found = find_posts(self._folder, wanted)
+        self._posts |= {post_id: found.get(post_id) for post_id in wanted}
+        if (rounds := self._folder.finished()) != self._rounds:
+            self._opinions, self._rounds = Opinions(self._folder), rounds
+
+    def unknown(self, post_ids: Iterable[str]) -> list[str]:
+        """Return posts that neither a manifest nor a verdict of the run knows."""
+        asked = list(post_ids)
+        self.load(asked)
+        return [one for one in asked if self._posts[one] is None and one not in self._opinions]
+
+    def shown(self, post_id: str) -> Json:
+        """Return the post itself, as the page takes it: text None where the manifest is gone."""
+        self.load([post_id])
+        post = self._posts[post_id]
+        if post is None:
+            return {"text": None, "images": [], "remark": ""}
+        return {
+            "text": printable_lines(post.text),
+            "images": [printable(name) for name in post.names],
+            "remark": printable(_without_paths(post.reason, post)),
+        }
+
+    def opinions(self, post_id: str) -> list[Json]:
+        """Return what machines gave, as the page takes it; see `Opinions.of`."""
+        self.load([post_id])
+        return [_record(one) for one in self._opinions.of(post_id)]
+
+    def picture(self, post_id: str, index: int) -> bytes | None:
+        """Return a picture of a post as WebP, at most `SIDE` pixels a side; None: there is none."""
+        self.load([post_id])
+        post = self._posts[post_id]
+        if post is None or not 0 <= index < len(post.images):
+            return None
+        return as_webp(post.images[index], SIDE, QUALITY)
+
+    def without_paths(self, reason: str, post_id: str) -> str:
+        """Return a reason with the post's files as its manifest names them, not where they lie."""
+        post = self._posts.get(post_id)
+        return printable(reason if post is None else _without_paths(reason, post))
+
+
+class ReviewSession:
+    """One ledger, which it alone uses from now on, and one run, for all reviewers.
+
+    `show_opinions`: show the machines' labels before the reviewer has answered.
     """
 
     def __init__(
@@ -58,11 +118,7 @@ class ReviewSession:
     # ---- what a page asks -----------------------------------------------------------------------------
 
     def begin(self, reviewer: str) -> Json:
-        """Return the post of a page that has just opened, and the latest decision, which it could take back.
-
-        Raises:
-            LedgerError: The file cannot be written; as all that follow.
-        """
+        """Return the post of a page that has just opened, and the decision that it could take back."""
         with self._lock:
             return self._now(reviewer) | {"last": self._last(reviewer)}
 
@@ -72,21 +128,13 @@ class ReviewSession:
             return self._now(reviewer)
 
     def decide(self, reviewer: str, post_id: str, label: str, browser: str = "") -> Json:
-        """Save a decision made in `browser`; return the machines' labels of that post, and the next one.
-
-        Raises:
-            DecisionError: See `ReviewLedger.decide`.
-        """
+        """Save a decision made in `browser`; return the machines' labels of that post, and the next one."""
         with self._lock:
             self.ledger.decide(reviewer, post_id, label, browser=browser)
             return {"answered": self._answered(post_id, label)} | self._now(reviewer)
 
     def skip(self, reviewer: str, post_id: str) -> Json:
-        """Give a post back; return the next one. A skip that was done already is no error.
-
-        Raises:
-            DecisionError: The reviewer has decided on that post.
-        """
+        """Give a post back; return the next one. A skip that was done already is no error."""
         with self._lock:
             held = self.ledger.next_post(reviewer)
             if held is not None and held.item.post_id == post_id:
@@ -94,11 +142,7 @@ class ReviewSession:
             return self._now(reviewer)
 
     def undo(self, reviewer: str, post_id: str, browser: str = "") -> Json:
-        """Take the decision on a post back, the reviewer's latest; return the post again.
-
-        Raises:
-            DecisionError: It is not their latest, or was made elsewhere than in `browser`.
-        """
+        """Take the decision on a post back, the reviewer's latest; return the post again."""
         with self._lock:
             latest = self._latest(reviewer)
             if latest is not None and latest.post_id == post_id:
@@ -194,6 +238,21 @@ class ReviewSession:
             pace = seconds_a_post(_reviews(decisions), self.ledger.lease_seconds)
             self._stats = now, {"agreement": agreement_of(decisions)._asdict(), "seconds": pace}
         return self._stats[1]
+
+
+def _record(opinion: Opinion) -> Json:
+    steps = [
+        {**one._asdict(), "state": printable(one.state), "words": printable_lines(one.words)}
+        for one in opinion.steps
+    ]
+    log_odds = [[printable(party), added] for party, added in opinion.log_odds.items()]
+    return {"who": printable(opinion.who), "steps": steps, "log_odds": log_odds}
+
+
+def _without_paths(reason: str, post: FoundPost) -> str:
+    for path, name in zip(post.images, post.names, strict=True):
+        reason = reason.replace(str(path), name)
+    return reason
 
 
 def _estimate(one: ReviewedBatch) -> Json:

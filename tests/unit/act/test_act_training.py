@@ -17,8 +17,7 @@ from selftrain.data.posts import Post
 from selftrain.errors import NonFiniteLossError, RunMismatchError, RunStateError, TrainingError
 from selftrain.models.act_model import ACTModel
 from selftrain.models.calibration import fit_calibration
-from selftrain.models.classifier import CLASSES_FORMAT, load_head
-from selftrain.models.head import Head, HeadSettings, fit_scaling
+from selftrain.models.head import CLASSES_FORMAT, Head, HeadSettings, fit_scaling, load_head
 from selftrain.models.metrics import macro_f1
 
 CLASSES = ("a", "b", "c")

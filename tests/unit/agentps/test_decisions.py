@@ -20,7 +20,7 @@ from selftrain.data.posts import Post
 from selftrain.errors import RecipeError
 from selftrain.models.calibration import probabilities
 from selftrain.report.model_page import gather, write_report
-from selftrain.serving import manifest_predictions, row_stream
+from selftrain.serving import row_stream, streams
 from selftrain.serving.load_predictor import load_predictor
 from selftrain.store import checksums
 
@@ -297,7 +297,7 @@ class CutOffError(Exception):
 
 
 def test_an_evaluation_that_was_cut_off_scores_no_post_twice(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest_predictions, "CHUNK", 16)
+    monkeypatch.setattr(streams, "CHUNK", 16)
     monkeypatch.setattr(
         row_stream.pour, "__kwdefaults__", row_stream.pour.__kwdefaults__ | {"commit_seconds": 0}
     )

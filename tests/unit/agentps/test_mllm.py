@@ -10,7 +10,6 @@ from agentps_helpers import WORDING, answering, moved, tiny_embedded
 from mllm_families import ROWS, Family, llava_onevision, picture, qwen25_vl
 
 from backbones.errors import PromptFitError, WeightsError
-from backbones.mllm import hub
 from backbones.mllm.answering import (
     AnswerHeads,
     compile_blocks,
@@ -19,7 +18,7 @@ from backbones.mllm.answering import (
     merge,
     trained_names,
 )
-from backbones.mllm.load import load_reader
+from backbones.mllm.load import load_mllm, load_reader
 from backbones.mllm.prompts import ANSWER_TOKEN, Prompt, Wording, answer_positions, defuse
 from selftrain.agentps.dataset import question_set
 from selftrain.agentps.recipe import ModelSettings
@@ -403,7 +402,7 @@ def test_a_package_that_a_processor_wants_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", wanting)
     with pytest.raises(WeightsError, match="pip install num2words"):
-        hub.load(str(tmp_path))
+        load_mllm(str(tmp_path))
     with pytest.raises(WeightsError, match="pip install num2words"):
         load_reader(tmp_path, str(tmp_path), WORDING, "left", 96)
 

@@ -238,6 +238,11 @@ def test_a_role_may_have_a_model_of_its_own(home):
     assert user.concurrency == 4
 
 
+def test_a_role_may_be_given_less_than_the_others(home):
+    thinking = ["vlm.thinking_tokens=500", "vlm.user.thinking_tokens=0"]
+    assert build_panel(load_recipe(home / "recipe.toml", thinking)).others()["user"].thinking_tokens == 0
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [

@@ -14,7 +14,7 @@ from selftrain.cli import main
 from selftrain.data.features import extract_features
 from selftrain.data.manifest import read_manifest
 from selftrain.engine.on_ray import OnRay
-from selftrain.models.classifier import load_head
+from selftrain.models.head import load_head
 from selftrain.store import checksums
 from selftrain.store.run_dir import RunFolder
 

@@ -198,8 +198,7 @@ def test_what_cannot_be_written_is_refused_before_a_call(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["posts.jsonl", "vid3.jsonl"])
 def test_a_model_is_never_asked_blind_about_a_video(name, tmp_path):
-    from selftrain.annotation.annotate import prepare_annotation
-    from selftrain.annotation.question_plan import annotation_settings
+    from selftrain.annotation.annotate import annotation_settings, prepare_annotation
 
     folder = case("annotate_video")
     settings = annotation_settings(None, ["http://127.0.0.1:9"])

@@ -85,12 +85,11 @@ def test_workers_without_a_cluster_and_standard_input_on_one_are_refused(monkeyp
         assert "add --ray ADDRESS" in capsys.readouterr().err
     from serving_helpers import TextPredictor
 
-    from selftrain.serving.filter import filter_posts
+    from selftrain.serving.streams import ModelAtWork, filter_posts
 
+    work = ModelAtWork(predictor=TextPredictor(), engine=OnRay())
     with pytest.raises(ServingError, match="standard input is read by this process alone"):
-        filter_posts(
-            TextPredictor(), "-", tmp_path / "s", threshold=0.5, text_limit=9, max_pixels=9, engine=OnRay()
-        )
+        filter_posts(work, "-", tmp_path / "s", threshold=0.5, text_limit=9)
     assert not list(tmp_path.iterdir())
 
 

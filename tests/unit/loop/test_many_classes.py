@@ -12,7 +12,7 @@ from losses.pnu import PNULoss
 from selftrain import loop
 from selftrain._util.numeric import decide
 from selftrain.errors import SplitError
-from selftrain.models.classifier import load_head
+from selftrain.models.head import load_head
 from selftrain.models.metrics import against_rest, evaluate, reliability
 from selftrain.models.trainer import HeadTrainer
 from selftrain.report.run_page import gather, render

@@ -19,8 +19,7 @@ from selftrain._util.numeric import decide
 from selftrain.data.corpus import TrainingSet
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
 from selftrain.models.calibration import fit_cut
-from selftrain.models.classifier import load_head, train_head
-from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.models.head import HeadSettings, fit_scaling, load_head, train_head
 from selftrain.models.metrics import macro_f1
 
 CHECKOUT = Path(__file__).parents[3]
@@ -186,7 +185,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from selftrain.models.classifier import load_head
+from selftrain.models.head import load_head
 head, metadata = load_head(Path(sys.argv[1]))
 print(metadata["round"], head.logits(np.load(sys.argv[2])).tobytes().hex())
 """

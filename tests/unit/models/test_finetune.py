@@ -14,10 +14,9 @@ from selftrain._util.numeric import decide
 from selftrain.data.corpus import Corpus, TrainingSet
 from selftrain.data.posts import Post
 from selftrain.errors import NonFiniteLossError, RunStateError, TrainingError
-from selftrain.models.classifier import train_head
 from selftrain.models.finetune import FineTuner
 from selftrain.models.finetune_network import load_finetuned
-from selftrain.models.head import HeadSettings, fit_scaling
+from selftrain.models.head import HeadSettings, fit_scaling, train_head
 from selftrain.models.metrics import evaluate
 from selftrain.models.model_file import read_format
 
@@ -121,7 +120,7 @@ def test_the_head_begins_as_a_probe_of_the_pretrained_features(corpus, training)
 def test_the_best_epoch_is_what_remains(mode, corpus, training, monkeypatch):
     scores = iter([0.4, 0.9, 0.9, 0.2])
     monkeypatch.setattr(
-        "selftrain.models.finetune_stepper.evaluate",
+        "selftrain.models.finetune.evaluate",
         lambda *given: evaluate(*given)._replace(macro_f1=next(scores)),
     )
     model = fit(trainer(mode, epochs=4), corpus, training)

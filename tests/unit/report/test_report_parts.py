@@ -16,11 +16,11 @@ from report_helpers import PLAIN, judgment, lines, made, verdict
 
 from selftrain.report import run_page as report
 from selftrain.report import verdict_browser as browser
-from selftrain.report.judged_posts import JudgedPosts
+from selftrain.report.post_history import JudgedPosts
 from selftrain.web import charts, table
+from selftrain.web.charts import COLOURS, to_svg
 from selftrain.web.html import as_json, render_page, security_policy
 from selftrain.web.pictures import SIDE, embed
-from selftrain.web.svg import COLOURS, to_svg
 
 # ---- charts -----------------------------------------------------------------------------------------
 

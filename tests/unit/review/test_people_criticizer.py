@@ -24,7 +24,7 @@ from selftrain.errors import BudgetError, RecipeError
 from selftrain.review.criticism import CRITICISMS, LoopCriticizer
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER
-from selftrain.review.page.material import Material
+from selftrain.review.page.session import Material
 from selftrain.store.run_dir import RunFolder
 
 BRIEF = Brief("mail", "Spam is unwanted.", {"spam": "unwanted", "ham": "wanted"})

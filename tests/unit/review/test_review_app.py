@@ -21,10 +21,9 @@ from selftrain.data.run_posts import task_words
 from selftrain.errors import LedgerError
 from selftrain.review.ledger import ReviewLedger
 from selftrain.review.ledger_reader import LEDGER, UNSURE, Review
-from selftrain.review.page.material import Material
 from selftrain.review.page.review_app import build_app
 from selftrain.review.page.review_server import render_review
-from selftrain.review.page.session import ReviewSession, seconds_a_post
+from selftrain.review.page.session import Material, ReviewSession, seconds_a_post
 from selftrain.review.sampling import request_reviews
 
 TOKEN = "t" * 43

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from selftrain.serving import app as app_module
 from selftrain.serving.app import Measures, Service, build_app
 from selftrain.serving.batching import Batcher
-from selftrain.serving.scratch import Scratch
+from selftrain.serving.intake import Scratch
 from selftrain.serving.wire import RequestLimits
 
 WAIT = 30

@@ -14,9 +14,8 @@ from serving_helpers import TextPredictor, validation_of
 
 from selftrain.cli import main
 from selftrain.errors import ManifestError, RunBusyError, ServingError
-from selftrain.serving.filter import filter_posts
-from selftrain.serving.measured_posts import validation_scores
 from selftrain.serving.row_stream import Sink
+from selftrain.serving.streams import ModelAtWork, filter_posts, validation_scores
 
 
 def records(path):
@@ -29,8 +28,11 @@ def write_rows(path, rows):
 
 
 def run(source, sink, **options):
-    settings = {"threshold": 0.5, "text_limit": 50, "max_pixels": 1000} | options
-    return filter_posts(TextPredictor(), str(source), sink, **settings)
+    settings = {"threshold": 0.5, "text_limit": 50} | options
+    names = ("columns", "tolerance", "max_pixels")
+    own = {"max_pixels": 1000} | {name: settings.pop(name) for name in names if name in settings}
+    work = ModelAtWork(predictor=TextPredictor(), **own)
+    return filter_posts(work, str(source), sink, **settings)
 
 
 def test_a_post_passes_with_all_its_fields_from_the_threshold_on(tmp_path):

@@ -18,14 +18,15 @@ from selftrain.errors import (
     RunStateError,
     ServingError,
 )
-from selftrain.serving import manifest_predictions
+from selftrain.serving import streams
+from selftrain.serving.streams import ModelAtWork
 
 ANY = Tolerance(None, None)
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(manifest_predictions, "CHUNK", 4)
+    monkeypatch.setattr(streams, "CHUNK", 4)
 
 
 def write_rows(path, rows):
@@ -40,7 +41,8 @@ def posts(count, bad=()):
 def go(place, target, tolerance=ANY, **options):
     predictor = options.pop("predictor", TextPredictor())
     source = place / "in.jsonl"
-    write_predictions(str(target), predictor, source, columns={}, tolerance=tolerance, done="scored")
+    work = ModelAtWork(predictor=predictor, tolerance=tolerance)
+    write_predictions(str(target), work, source, done="scored")
     return predictor
 
 
@@ -161,11 +163,9 @@ def test_a_manifest_without_rows_or_without_the_column_that_was_said_is_refused(
     with pytest.raises(ManifestError, match="holds no rows: write at least one"):
         go(tmp_path, tmp_path / "out.jsonl")
     write_rows(tmp_path / "in.jsonl", posts(3))
+    work = ModelAtWork(predictor=TextPredictor(), columns={"images": "body"})
     with pytest.raises(ManifestError, match=r"no row of .* has \['body'\]: correct --column"):
-        write_predictions(
-            str(tmp_path / "new.jsonl"), TextPredictor(), tmp_path / "in.jsonl", columns={"images": "body"},
-            tolerance=ANY, done="scored",
-        )  # fmt: skip
+        write_predictions(str(tmp_path / "new.jsonl"), work, tmp_path / "in.jsonl", done="scored")
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -173,8 +173,6 @@ def test_workers_that_open_another_model_are_refused(tmp_path):
     other = TextPredictor()
     other.fingerprint = "e" * 64
     write_rows(tmp_path / "in.jsonl", posts(3))
+    work = ModelAtWork(predictor=TextPredictor(), engine=InProcess(), load=lambda: other)
     with pytest.raises(ServingError, match="opens the model eeeeeeeeeeee where this process has fff"):
-        write_predictions(
-            str(tmp_path / "out.jsonl"), TextPredictor(), tmp_path / "in.jsonl", columns={}, tolerance=ANY,
-            done="scored", engine=InProcess(), load=lambda: other,
-        )  # fmt: skip
+        write_predictions(str(tmp_path / "out.jsonl"), work, tmp_path / "in.jsonl", done="scored")

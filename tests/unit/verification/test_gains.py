@@ -6,9 +6,8 @@ from test_verdict_rules import Panel, make_corpus
 
 from agents.judgment import Judgment, State
 from selftrain.rounds import AgentGain, gain_lines
-from selftrain.verification.gains import agent_gains
 from selftrain.verification.panel_check import check_panel
-from selftrain.verification.posterior import Beliefs
+from selftrain.verification.posterior import Beliefs, agent_gains
 
 
 def said(*, accuracy, shared, posts=2000, classes=2, seed=0):
