@@ -226,26 +226,35 @@ def route_to(url: str) -> Route:
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
-    local = is_loopback(host)
-    # loading the certificates takes 0.1 s, and nothing but plain HTTP goes to these servers
-    certificates = False if local and parts.scheme == "http" else _certificates()
-    found = {} if local else getproxies()
+    found = {} if is_loopback(host) else getproxies()
     scheme = next((one for one in (parts.scheme, "all") if found.get(one)), "")
     if not scheme or _bypassed(parts.netloc.lower(), host, found.get("no", "")):
-        return Route(None, "", certificates)
+        return Route(None, "", parts.scheme == "https" and _certificates())
     named, variable = found[scheme].strip(), f"{scheme.upper()}_PROXY"
     proxy = named if "://" in named else f"http://{named}"
-    try:
-        proxied = urlsplit(proxy)
-        usable = proxied.scheme in ("http", "https") and bool(proxied.hostname) and proxied.port != 0
-    except ValueError:  # a port that is none
-        usable = False
-    if not usable:
+    if not is_usable(proxy):
         raise ServerRefusedError(
             f"{variable} is {_without_password(named)!r}, a proxy that cannot be used: expected"
             f" http://HOST:PORT (SOCKS is not spoken). Correct it, unset it, or name the host in NO_PROXY"
         )
-    return Route(proxy, variable, certificates)
+    # loading them takes 0.1 s, and plain HTTP needs none
+    secure = "https" in (parts.scheme, urlsplit(proxy).scheme)
+    return Route(proxy, variable, secure and _certificates())
+
+
+def is_usable(url: str) -> bool:
+    """Tell whether a URL is http(s) and names a port and a host that can be looked up.
+
+    Else the libraries below raise each an error of its own, in the middle of a call.
+    """
+    import httpx2
+
+    try:
+        host, port = httpx2.URL(url).host, urlsplit(url).port
+        looked_up = host.encode("idna")  # as the resolver will: labels of 1 to 63 characters
+    except (httpx2.InvalidURL, ValueError):
+        return False
+    return urlsplit(url).scheme in ("http", "https") and bool(looked_up) and port != 0
 
 
 def _bypassed(place: str, host: str, hosts: str) -> bool:
@@ -283,4 +292,4 @@ def _certificates() -> ssl.SSLContext | bool:
 
 
 def _without_password(proxy: str) -> str:
-    return re.sub(r"//[^@/]*@", "//", proxy)
+    return re.sub(r"//.*@", "//", proxy)

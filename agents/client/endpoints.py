@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from agents.client.base import Route, route_to
+from agents.client.base import Route, is_usable, route_to
 from agents.client.messages import BrokenAnswerError
 from agents.errors import ServerRefusedError
 
@@ -241,6 +242,7 @@ class Endpoint:
             )
         said = self.key.clean(server_words(response.text)) or response.reason_phrase
         reason = f"{self.url}{path}: HTTP {status}: {said}" + (f" ({advice})" if advice else "")
+        reason += self._route.words()  # it may be a page of the proxy's
         return Failure(kind, reason, status, retry_after(response.headers.get("retry-after")))
 
     def _unanswered(self, error: Exception) -> Failure:
@@ -265,13 +267,9 @@ def plain_endpoint(text: str) -> str:
             "a server's URL holds a user, a query or a fragment: expected http://host:port; a key belongs "
             "into the environment variable"
         )
-    try:
-        parts = urlsplit(text.strip())
-        _ = parts.port  # raises where it is none
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname or len(text.split()) > 1:
+    if not is_usable(text.strip()) or len(text.split()) > 1:
         raise ServerRefusedError(f"the endpoint {text!r}: expected http://host:port or https://host:port")
+    parts = urlsplit(text.strip())
     # what is copied from elsewhere is often the address of one of the paths that are called there
     path = re.sub(r"(/v1(/(models|completions|chat/completions))?)?/*$", "", parts.path)
     return f"{parts.scheme}://{parts.netloc}{path.rstrip('/')}"
@@ -373,9 +371,12 @@ def _innermost_words(error: BaseException) -> str:
     while link is not None:
         if isinstance(link, ssl.SSLError):
             return tls_words(link)
-        known = isinstance(link, OSError) and link.errno
-        # asyncio's own text, "Connect call failed", hides that the connection was refused
-        words = os.strerror(known) if known else str(link) or type(link).__name__
+        words = str(link) or type(link).__name__
+        if isinstance(link, OSError) and link.errno:
+            # asyncio's own text, "Connect call failed", hides that the connection was refused; the number of
+            # a name that nobody knows is none of the system's
+            dns = isinstance(link, socket.gaierror) and link.strerror
+            words = dns or os.strerror(link.errno)
         link = link.__cause__ or link.__context__
     return words
 

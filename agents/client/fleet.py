@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 10.0
 """A probe asks for a few bytes: whoever takes longer is not well."""
+_VERSION_TRIES = 3
 UNKNOWN_SERVER = "openai-compatible"
 _LISTED = 20  # names of models in a message
 FINGERPRINTED = ("*.safetensors", "*.json", "*.jinja")
@@ -60,6 +62,7 @@ class Fleet:
         self._none_up_since = 0.0
         self._identity: Identity | None = None
         self._warned: set[str] = set()
+        self._unversioned = Counter[Endpoint]()  # how often /version was not to be had, though it may be
         self._probes: dict[Endpoint, asyncio.Task[None]] = {}
 
     async def open(self) -> Identity:
@@ -218,11 +221,14 @@ class Fleet:
                 raise ServerRefusedError(models.reason)
             return models.reason
         version = await self._get(endpoint, "/version")
-        # what is no version is what other servers have at this path, be it a page or an error of theirs
+        # what is no version is what other servers have at this path, be it a page or an error of theirs; what
+        # may pass is waited for, but not long: a server that answers otherwise is well without
         if isinstance(version, Failure) and (
             version.kind == "busy" or (version.kind in ("late", "lost") and not version.status)
         ):
-            return version.reason
+            self._unversioned[endpoint] += 1
+            if self._unversioned[endpoint] < _VERSION_TRIES:
+                return version.reason
         body = None if isinstance(version, Failure) else version
         try:
             return read_served(endpoint.url, models, body, self._model)

@@ -52,6 +52,7 @@ class HttpReply(NamedTuple):
 
     status: int
     body: bytes
+    via: str = ""  # words about the proxy that may be the one who answers
 
     @property
     def words(self) -> str:
@@ -59,8 +60,8 @@ class HttpReply(NamedTuple):
         text = server_words(self.body.decode("utf-8", "replace").strip())
         text = text if len(text) <= 300 else text[:297] + "..."
         if 300 <= self.status < 400:
-            return f"HTTP {self.status}, {ELSEWHERE}"
-        return text if self.status == 0 else f"HTTP {self.status}, {text}"
+            text = ELSEWHERE
+        return (text if self.status == 0 else f"HTTP {self.status}, {text}") + self.via
 
 
 class Trial(NamedTuple):
@@ -130,8 +131,8 @@ def fetch(
                     if time.monotonic() > until:
                         return HttpReply(0, f"no whole answer within {seconds:g} s".encode())
         except httpx2.HTTPError as error:
-            return HttpReply(0, (tls_words(str(error) or type(error).__name__) + route.words()).encode())
-    return HttpReply(reply.status_code, mask(bytes(data), key, "key"))
+            return HttpReply(0, tls_words(str(error) or type(error).__name__).encode(), route.words())
+    return HttpReply(reply.status_code, mask(bytes(data), key, "key"), route.words())
 
 
 def fetch_served(endpoint: str, model: str, key: str) -> Identity:

@@ -12,7 +12,7 @@ from typer.main import get_command
 from selftrain import __version__
 from selftrain._util.printable import printable_lines
 from selftrain.cli.commands import CommandLine
-from selftrain.cli.guard import FAILED, interrupted, quiet
+from selftrain.cli.guard import FAILED, INTERRUPTED, interrupted, quiet
 
 app = typer.Typer(
     cls=CommandLine,
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         _print_usage(error)
         return FAILED
-    except KeyboardInterrupt:  # while the words are read, before a command runs
-        return interrupted()
-    return status
+    except KeyboardInterrupt:  # before Typer begins; later it makes a status of it, without a word
+        status = INTERRUPTED
+    return interrupted() if status == INTERRUPTED else status
 
 
 def _print_usage(error: typer.TyperException) -> None:

@@ -61,14 +61,13 @@ def _interruptible() -> Iterator[None]:
 def guarded(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit status; none counts as 0.
 
-    2 after an error that has a message, 130 after Ctrl-C, 141 when whoever read the output went away.
+    2 after an error that has a message, 141 when whoever read the output went away. Ctrl-C is raised on: it
+    may come before a command too, and is said in one place.
     """
     try:
         status = command()
         # here rather than at exit, where a broken pipe could not be caught any more
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return interrupted()
     except BrokenPipeError:
         _close_stdout()
         return BROKEN_PIPE

@@ -35,17 +35,17 @@ _LIKE = {
     " sentence1 input document meme texttranscription utterance",
     "images": "imagepath imgpath picture pictures photo photos filename file filepath path imageurl media"
     " imagefile imgs attachments pixels",
-    "label": "class category target y tag tags labels goldlabel annotation annotations sentiment labelname"
-    " classlabel output answer hateful ishate toxic polarity verdict rating score",
+    "label": "class category target y accept tag tags labels goldlabel annotation annotations sentiment"
+    " labelname classlabel output answer hateful ishate toxic polarity verdict rating score",
 }
 _LIKE_KEYS = {field: frozenset(names.split()) for field, names in _LIKE.items()}
 
 
 def resembling(field: str, names: Iterable[str]) -> str | None:
     """Return the name that may well be meant for a field that no column is called like."""
-    keys = {_key(name): name for name in reversed([*islice(names, 1000)])}
-    if not keys:
-        return None
+    keys: dict[str, str] = {}
+    for name in islice(names, 1000):
+        keys.setdefault(_key(name), name)
     near = [key for key in keys if key in _LIKE_KEYS.get(field, ())]
     others = {key: name for key, name in keys.items() if key not in _SAME}
     near = near or [key for key, name in others.items() if field in re.split(r"[\W_]+", fold(name))]
@@ -132,6 +132,11 @@ class Columns:
                 if value is not None:
                     inner[column] = value
         return {**row, **inner} if inner else dict(row)
+
+    def column_of(self, field: str) -> str:
+        """Return the column that a field is read from, as far as is known: its own name else."""
+        named = {**self.renamed, **self._given}
+        return next((column for column, one in named.items() if one == field), field)
 
     def _check_header(self, path: Path, header: Sequence[str]) -> None:
         fields = {self.field(name)[0] for name in header} | set(self._given.values())

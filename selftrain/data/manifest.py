@@ -63,8 +63,10 @@ _MOST_PROBLEMS = 100_000  # kept one by one; the others are counted
 _LOG = logging.getLogger(__name__)
 _URL = re.compile(r"^([a-z][a-z0-9+.-]+:)?//|^data:", re.IGNORECASE)
 _ENTITY = re.compile(r"&(#\d{1,7}|#x[0-9a-f]{1,6}|amp|lt|gt|quot|apos|nbsp|[a-z]{2,8});", re.IGNORECASE)
-# an id that a spreadsheet has taken for a number: "1.0", "1.23457E+18"
-_SPREADSHEET = re.compile(r"-?\d+\.0+|-?\d(?:\.\d+)?[eE]\+?\d+")
+# an id that a spreadsheet has taken for a number: "1.0", "1.23457E+18", "1,234"
+_SPREADSHEET = re.compile(r"-?\d+\.0+|-?\d(?:[.,]\d+)?[eE]\+?\d+|-?\d{1,3}(?:,\d{3})+")
+# what UTF-8 looks like in Latin-1 or Windows-1252, and the sign for a letter that was lost
+_GARBLED = re.compile("\ufffd|[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac")
 
 
 class ManifestNote(NamedTuple):
@@ -141,6 +143,9 @@ class Rows:
         self._checked: dict[str, Path | RowError] = {}
         self._listed: dict[Path, dict[str, str]] = {}  # folder -> names in it, where pictures are missing
         self._fields, self._unread = Counter[str](), Counter[str]()
+        self._classes = Counter[
+            str
+        ]()  # columns, not read, that are called as classes are, or hold their names
         self._notes: dict[str, ManifestNote] = {}
 
     def post(self, raw: RawRow) -> Post:
@@ -183,6 +188,13 @@ class Rows:
             if like is not None and not self._fields[field] and (field != "label" or self._read_labels):
                 remedy = f"if it holds that, say so ({column_option(field, like)}) or rename it"
                 found.append(ManifestNote(f"no column holds {field}, and {like!r} is not read", remedy))
+        if self._classes and self._read_labels and not self._fields["label"]:
+            reason = f"no column holds label, and {[*self._classes][:6]} name classes"
+            found.append(ManifestNote(reason, "write the class of each row into one column, label"))
+        if self._fields[SPLIT]:
+            found.append(
+                ManifestNote(f"column {SPLIT!r} is kept: a recipe says with data.split what it is for")
+            )
         if unread:
             more = f" and {len(unread) - 20} more" if len(unread) > 20 else ""
             found.append(ManifestNote(f"kept, but not read: {', '.join(map(repr, unread[:20]))}{more}"))
@@ -212,6 +224,7 @@ class Rows:
                     self.columns.renamed[name] = field
             if field == SPLIT:
                 extra[SPLIT] = value
+                self._fields[SPLIT] += 1
             elif field is not None:
                 fields[field] = value
                 self._fields[field] += 1
@@ -222,6 +235,9 @@ class Rows:
                     extra[name] = value
                 if len(self._unread) < 1000:
                     self._unread[name] += 1
+                inner = value if isinstance(value, dict) else ()
+                if self._labels and any(one in inner or one == name for one in self._labels):
+                    self._classes[name] += 1
         return fields, extra
 
     def _check_unread(self, unread: Mapping[str, str]) -> None:
@@ -232,7 +248,7 @@ class Rows:
             self._note(f"unread {name}", f"column {name!r} is left out where it cannot be read: {reason}")
 
     def _post(self, post_id: str, fields: Mapping[str, Any], extra: dict[str, Any]) -> Post:
-        text = text_of(fields.get("text"), "text")
+        text = text_of(fields.get("text"), "text", self._part("text", fields.get("text")))
         images = self._images(fields.get("images"), extra)
         video = self._video(fields.get("video"))
         if images and video is not None:
@@ -245,6 +261,9 @@ class Rows:
             raise RowError("no text", "give the post a text, or allow posts of images alone")
         if "&" in text and (entity := _ENTITY.search(text)):
             self._note("entities", f"HTML entities such as {entity[0]!r} are kept as they are written")
+        if not text.isascii() and _GARBLED.search(text):
+            reason = f"texts such as {shorten(text)} are garbled, as UTF-8 read in another encoding is"
+            self._note("garbled", reason, "they are kept so: write the file again from where it is whole")
         if len(text) < 8 and fold(text) in NOTHING:
             reason = f"texts such as {text!r}, a word for nothing, are kept as they are written"
             self._note("nothing", reason, "leave the text empty where there is none")
@@ -255,6 +274,14 @@ class Rows:
             return Post(post_id, text, images, extra=extra, video=video)
         label = self._label(fields.get("label"))
         return Post(post_id, text, images, label, self._process(fields, len(images)), extra, video)
+
+    def _part(self, field: str, value: object) -> str:
+        """Return how to say which text of an object is meant; nothing where it holds none."""
+        for name, one in value.items() if isinstance(value, dict) else ():
+            if isinstance(one, str):
+                option = column_option(field, f"{self.columns.column_of(field)}.{name}")
+                return f", or say which part it is ({option})"
+        return ""
 
     def _empty(self, extra: Mapping[str, Any]) -> RowError:
         """Return why there is nothing to read, and which column may hold it."""
@@ -275,24 +302,15 @@ class Rows:
             value = str(value)  # many published sets number their posts
         elif isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
             value = str(value)  # an id that pandas has made a number stays as CSV would have it
-        sideways = isinstance(value, dict) and all(isinstance(one, dict) for one in row.values())
+        sideways = isinstance(value, dict | list) and len({*map(type, row.values())}) == 1 < len(row)
         if value is None or value == "" or sideways:
             raise _no_id(row)
         if not isinstance(value, str) or not value.strip() or "\0" in value:
-            raise RowError(
-                f"id {shorten(value)} is not a usable text", "give the row an id that is a plain text"
-            )
-        rounded = _SPREADSHEET.fullmatch(value) is not None
-        if rounded:
-            reason = f"ids such as {value!r} are numbers that a spreadsheet or pandas wrote; kept as they are"
-            self._note("ids", reason, "write ids as texts where digits were lost")
-        elif is_odd(value):
-            reason = f"ids such as {value!a} hold blanks at an end, invisible signs or letters in pieces"
-            self._note("odd ids", reason, "they are kept so, and equal to no other spelling: clean them")
-        elif len(value) < 8 and fold(value) in NOTHING:
-            self._note("no ids", f"ids such as {value!r}, a word for nothing, are kept as they are written")
+            remedy = f"give the row an id that is a plain text{self._part('id', value)}"
+            raise RowError(f"id {shorten(value)} is not a usable text", remedy)
+        self._note_id(value)
         remedy = "remove one of the two or rename it"
-        if rounded:
+        if _SPREADSHEET.fullmatch(value):
             remedy = "a spreadsheet has cut the digits off: export the column again, as text"
         if value in self._met:
             line, other = self._met[value]
@@ -305,6 +323,19 @@ class Rows:
             if earlier is not None:
                 raise RowError(f"id stands already in line {earlier}", remedy, value)
         return value
+
+    def _note_id(self, value: str) -> None:
+        """Say what is odd about an id, which is kept as it is."""
+        if _SPREADSHEET.fullmatch(value):
+            reason = f"ids such as {value!r} are numbers that a spreadsheet or pandas wrote; kept as they are"
+            self._note("ids", reason, "write ids as texts where digits were lost")
+        elif is_odd(value):
+            reason = f"ids such as {value!a} hold blanks at an end, invisible signs or letters in pieces"
+            if value.startswith("'"):
+                reason = f"ids such as {value!a} begin with the apostrophe by which spreadsheets know a text"
+            self._note("odd ids", reason, "they are kept so, and equal to no other spelling: clean them")
+        elif len(value) < 8 and fold(value) in NOTHING:
+            self._note("no ids", f"ids such as {value!r}, a word for nothing, are kept as they are written")
 
     def _label(self, value: object) -> str | None:
         value = only_one(value, self._labels or ())
@@ -319,10 +350,7 @@ class Rows:
                 remedy = "leave the label empty where nobody has given one"
             elif isinstance(scalar(value), str) and fold(str(scalar(value))) in ("0", "1", "true", "false"):
                 remedy += ", or call the task's classes so"
-            elif isinstance(value, dict) and value:
-                remedy += (
-                    f", or say which part it is ({column_option('label', f'label.{next(iter(value))}')})"
-                )
+            remedy += self._part("label", value)
             signs = odd_signs(value, self._labels)
             raise RowError(f"label {shorten(value)}{signs} is none of {sorted(self._labels)}", remedy)
         if found != value:
@@ -400,7 +428,7 @@ class Rows:
             remedy = "replace the file or remove it from the row"
             if isinstance(written, str) and not path.exists():
                 remedy = self._otherwise(written, path) or remedy
-            fault = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+            fault = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ").rstrip(".")
             raise RowError(f"image {shown}: {fault}", remedy) from error
         return path
 
@@ -475,15 +503,17 @@ def _no_id(row: Mapping[str, Any]) -> RowError:
         for name, value in row.items()
         if isinstance(value, list) and value and isinstance(value[0], dict)
     ]
-    if len(deeper) == 1 and resembling("id", row) is None:
-        return RowError(
-            f"no id among {[*row][:8]}, and {deeper[0]!r} holds {len(row[deeper[0]]):,} objects",
-            "if these are the rows, write that list alone into the file",
-        )
+    if deeper and resembling("id", row) is None:
+        told = ", ".join(f"{name!r} holds {len(row[name]):,} objects" for name in deeper[:4])
+        remedy = "if these are the rows, write that list alone into the file"
+        return RowError(f"no id among {[*row][:8]}, and {told}", remedy)
     inner = next((one for one in inner_names(row) if one.endswith(".id")), None)
-    if row and all(isinstance(value, dict) for value in row.values()) and not (inner and len(row) == 1):
-        remedy = "write one object a line, each with an id (pandas: to_json(orient='records', lines=True))"
-        return RowError(f"no id among {[*row][:8]}, all of them objects: a table on its side", remedy)
+    for kind, what in ((dict, "objects"), (list, "lists")):
+        if row and all(isinstance(value, kind) for value in row.values()) and not (inner and len(row) == 1):
+            remedy = (
+                "write one object a line, each with an id (pandas: to_json(orient='records', lines=True))"
+            )
+            return RowError(f"no id among {[*row][:8]}, all of them {what}: a table on its side", remedy)
     like = resembling("id", row) or inner or "NAME"
     remedy = f"give every row an id of its own, or say which column holds it ({column_option('id', like)})"
     return RowError(f"no id among {[*row][:8]}", remedy)

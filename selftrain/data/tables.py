@@ -18,6 +18,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +39,7 @@ SUFFIXES = (*JSON_LINES, *CSV, ".parquet")
 # marks Parquet columns whose values are JSON texts, because no one Arrow type holds them
 JSON_MARK = {b"selftrain": b"json"}
 ESCAPED = "selftrain.escaped"  # a column of CSV files whose cells are written as `spreadsheet.escape` does
+
 LISTED = "one JSON list"
 
 MAX_ROW = 1 << 24  # characters of a row; JSON of empty lists takes twenty times as much memory
@@ -60,8 +62,16 @@ _FOREIGN = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself (git lfs pull)",
     b"<!doctype html": "a web page: download the file itself",
     b"<html": "a web page: download the file itself",
-    b"<?xml": "an XML document: convert it to JSON lines or CSV",
-    b"\x80\x04\x95": "a pickle, which may run code: write it as Parquet where it was made",
+    b"<": "an XML or HTML document: convert it to JSON lines or CSV",
+    b"\xff\xff\xff\xff": "an Arrow stream, as Hugging Face's datasets keep: write it as Parquet (to_parquet)",
+    b"\x93NUMPY": "a NumPy array: write a table with a header",
+    b"\x89HDF": "an HDF5 file: write it as Parquet",
+    b"Obj\x01": "an Avro file: write it as Parquet",
+    b"Rar!": "a RAR archive: unpack it", b"7z\xbc\xaf": "a 7-Zip archive: unpack it",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "a pickle, which may run code: write it as Parquet where it was made",
+    ),
 }  # fmt: skip
 # what a broken compressed file raises beside OSError
 _BROKEN = (EOFError, zlib.error, lzma.LZMAError)
@@ -124,12 +134,15 @@ def open_table(
         if fallback and _is_utf8(path):
             fallback = ""
         return _open(path, header, delimiter, fallback)
-    except OSError as error:
-        raise ManifestError(
-            f"{path} cannot be read: {error.strerror or error}; give the path of a manifest"
-        ) from error
-    except _BROKEN as error:
-        raise ManifestError(f"{path} is damaged: {error}; fetch it again") from error
+    except (OSError, *_BROKEN) as error:
+        if not isinstance(error, OSError) or error.errno is None:  # of a library that unpacks
+            raise ManifestError(f"{path} is damaged: {error}; fetch it again") from error
+        tables = {*SUFFIXES} - {".json"}  # which is what is told about a data set, as often as not
+        inside = [one.name for one in islice(path.glob("*"), 1000) if _suffix(one) in tables]
+        advice = (
+            f"give one of its files, {inside[0]!r} for instance" if inside else "give the path of a manifest"
+        )
+        raise ManifestError(f"{path} cannot be read: {error.strerror or error}; {advice}") from error
 
 
 def read_text(path: Path, fallback: str = "") -> str:
@@ -159,11 +172,15 @@ def fold(name: str) -> str:
 
 
 def is_odd(text: str) -> bool:
-    """Tell whether a text is not what it looks like: blanks at an end, invisible signs, letters in pieces."""
+    """Tell whether a text is not what it looks like: blanks at an end, the apostrophe by which spreadsheets
+    know a text, invisible signs, letters in pieces.
+    """
+    if text != text.strip() or text.startswith("'"):
+        return True
     if text.isascii():
-        return text != text.strip()
+        return False
     hidden = any(unicodedata.category(mark) in ("Cf", "Cc") for mark in text)
-    return hidden or text != text.strip() or not unicodedata.is_normalized("NFC", text)
+    return hidden or not unicodedata.is_normalized("NFC", text)
 
 
 def is_picture(value: object) -> bool:
@@ -342,7 +359,7 @@ def _too_long(path: Path, line: int) -> ManifestError:
 
 # ---- JSON -----------------------------------------------------------------------------------------------
 
-_BETWEEN = re.compile(r"[\s,]*")
+_BETWEEN = re.compile("[\\s,\ufeff]*")  # a byte order mark stands between files that were put together
 _TYPES = {type(None): "null", str: "text", list: "list", bool: "truth value", int: "number", float: "number"}
 
 
@@ -369,22 +386,30 @@ class _Decoder:
     def row(self, line: int, fields: object, text: str) -> RawRow:
         """Return the row of the value decoded last; `text` is what it was decoded from."""
         if not isinstance(fields, dict):
-            reason = f"a JSON {_TYPES[type(fields)]}, expected an object"
-            return RawRow(line, None, reason, "write one object a line")
+            twice = isinstance(fields, str) and fields.lstrip()[:1] in ("{", "[")
+            remedy = "encode it once: it is JSON in a text" if twice else "write one object a line"
+            reason = f"a JSON {_TYPES[type(fields)]}, {shorten(fields)}, expected an object"
+            return RawRow(line, None, reason, remedy)
         if self._double:
             return RawRow(line, None, f"the keys {self._double} stand twice", "keep each key once")
         if text.count("[") + text.count("{") > MAX_DEPTH and is_deep(fields):
             reason = f"lists or objects stand more than {MAX_DEPTH} deep in each other"
             return RawRow(line, None, reason, "write them flatter, or leave that column out")
-        if not text.isascii() and (wrong := _SURROGATE.search(text)):
-            at = len(text[: wrong.start()].encode(errors="surrogateescape"))
-            reason = f"not UTF-8: byte {ord(wrong[0]) - 0xDC00:#04x} at {at}"
-            return RawRow(line, None, reason, "save the file as UTF-8")
         # an escaped half of a surrogate pair is legal JSON, but no text that could ever be written out again
-        if ("\\ud" in text or "\\uD" in text) and _SURROGATE.search(json.dumps(fields, ensure_ascii=False)):
-            reason = "half a surrogate pair (\\ud800-\\udfff)"
-            return RawRow(line, None, reason, "remove or complete the character")
-        return RawRow(line, _present(fields, self._notes))
+        escaped = "\\ud" in text or "\\uD" in text
+        fault = _no_text(text) or (_no_text(json.dumps(fields, ensure_ascii=False)) if escaped else None)
+        return RawRow(line, None, *fault) if fault else RawRow(line, _present(fields, self._notes))
+
+
+def _no_text(text: str) -> tuple[str, str] | None:
+    """Return why a text cannot be written again, and the remedy; None where all is well."""
+    wrong = None if text.isascii() else _SURROGATE.search(text)
+    if wrong is None:
+        return None
+    if "\udc80" <= wrong[0] <= "\udcff":  # a byte that was none of UTF-8
+        reason = f"not UTF-8: byte {ord(wrong[0]) - 0xDC00:#04x} after {text[: wrong.start()][-20:]!r}"
+        return reason, "save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8, if it is of that encoding)"
+    return "half a surrogate pair (\\ud800-\\udfff)", "remove or complete the character"
 
 
 def _present(fields: dict[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -408,7 +433,7 @@ def _json_rows(path: Path, file: IO[str], notes: list[str]) -> Iterator[RawRow]:
     decoder, lines = _Decoder(notes), _Lines(path, file)
     for line in lines:
         lines.begin_row()
-        content = (line.lstrip("\ufeff") if lines.number == 1 else line).strip()
+        content = line.strip()
         at = _BETWEEN.match(content).end()  # type: ignore[union-attr]
         while at < len(content):  # several objects of a line, or commas between lines, leave no doubt
             try:
@@ -422,12 +447,15 @@ def _json_rows(path: Path, file: IO[str], notes: list[str]) -> Iterator[RawRow]:
 
 def _no_json(error: Exception, content: str) -> tuple[str, str]:
     """Return what is wrong with a line, and the remedy."""
-    remedy = "write one JSON object a line"
     if isinstance(error, RecursionError):
         return f"lists or objects stand more than {MAX_DEPTH} deep in each other", "write them flatter"
+    remedy = "write one JSON object a line"
     if content.startswith("{'"):
         remedy += " (json.dumps, instead of Python's str)"
-    return f"not JSON: {error}", remedy
+    if not isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}", remedy
+    found = shorten(content[error.pos :][:30])
+    return f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}, {found}", remedy
 
 
 def _scanned_rows(path: Path, file: IO[str], notes: list[str], *, listed: bool) -> Iterator[RawRow]:
@@ -474,23 +502,13 @@ def _scanned_rows(path: Path, file: IO[str], notes: list[str], *, listed: bool) 
 # ---- CSV ------------------------------------------------------------------------------------------------
 
 # names that tell a header of ours from a line of words
-_USUAL = frozenset(
-    [
-        "id",
-        "text",
-        "images",
-        "label",
-        "image",
-        "img",
-        "class",
-        "tweet",
-        "process",
-        "video",
-        "split",
-        "post_id",
-    ]
-)
+_USUAL = {
+    "id", "text", "images", "label", "image", "img", "class", "tweet", "process", "video", "split", "post_id",
+}  # fmt: skip
 _SEPARATORS = ",;\t|:^~\x01\x1f"
+_QUOTES = "'`\\\"\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"
+_RULE = re.compile(r"\s*:?-+:?\s*")  # a cell of the line under the header of a table in Markdown
+_FORMULA = re.compile(r'="([^"]*)"')  # a text that Excel keeps its hands off
 
 
 def _names_in(line: str, delimiter: str) -> set[str]:
@@ -520,7 +538,11 @@ def _csv_table(
     delimiter = delimiter or _delimiter(first)
     if delimiter != ",":
         notes.append(f"cells are separated by {delimiter!r}")
-    spaced = first.count(delimiter) > 0 and all(one.startswith(" ") for one in first.split(delimiter)[1:])
+    parts = first.split(delimiter)
+    spaced = len(parts) > 1 and all(one.startswith(" ") for one in parts[1:] if one)
+    padded = spaced and all(one.endswith(" ") for one in parts[:-1] if one)
+    if padded:
+        notes.append("cells are padded with blanks, which are taken away")
     csv.field_size_limit(2**31 - 1)  # a row is bounded already
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
     lines.begin_row()
@@ -535,9 +557,12 @@ def _csv_table(
         columns = [*map(unescape, columns)]
     check_names(path, columns)
     _check_one_table(path, columns, starts)
-    return Table(
-        "CSV", tuple(columns), _guarded(path, _csv_rows(path, reader, lines, columns, notes), file), notes
-    )
+    # separators at the end of lines, as spreadsheets leave them, stand for nothing; but where some rows fill
+    # the cell that no column has, the header is one short, and every row would be read one column off
+    ahead = csv.reader(starts[:50], delimiter=delimiter, skipinitialspace=spaced)
+    trimmed = not any(len(cells) > len(columns) and cells[-1] for cells in ahead)
+    rows = _csv_rows(path, reader, lines, columns, notes, padded=padded, trimmed=trimmed)
+    return Table("CSV", tuple(columns), _guarded(path, rows, file), notes)
 
 
 def _column_name(name: str, place: int) -> str:
@@ -566,6 +591,12 @@ def check_names(path: Path, names: Sequence[str]) -> None:
 
 def _check_one_table(path: Path, columns: Sequence[str], starts: Sequence[str]) -> None:
     """Say where the header seems to stand, or what seems to separate cells, if the first line is none."""
+    quoted = [name for name in columns if name[:1] in _QUOTES and name[-1:] in _QUOTES]
+    if _USUAL & {fold(name.strip(_QUOTES)) for name in quoted}:
+        raise ManifestError(
+            f"{path} has the columns {list(columns)[:12]}: cells are quoted by signs that are none of CSV's;"
+            " write double quotes around them, or nothing"
+        )
     if _USUAL & {fold(name) for name in columns}:
         return
     if len(columns) == 1 and len(_names_in(columns[0], _delimiter(columns[0]))) > 1:
@@ -586,7 +617,14 @@ def _check_one_table(path: Path, columns: Sequence[str], starts: Sequence[str]) 
 
 
 def _csv_rows(
-    path: Path, reader: _csv.Reader, lines: _Lines, columns: Sequence[str], notes: list[str]
+    path: Path,
+    reader: _csv.Reader,
+    lines: _Lines,
+    columns: Sequence[str],
+    notes: list[str],
+    *,
+    padded: bool,
+    trimmed: bool,
 ) -> Iterator[RawRow]:
     while True:
         lines.begin_row()
@@ -602,18 +640,23 @@ def _csv_rows(
             continue
         if not cells:
             continue
-        while len(cells) > len(columns) and not cells[-1]:
-            cells.pop()  # separators at the end of a line, as spreadsheets leave them
+        while trimmed and len(cells) > len(columns) and not cells[-1]:
+            cells.pop()
+        if padded:
+            cells = [cell.strip() for cell in cells]
         if len(lines.row) > 1 and _swallowed(lines.row, columns, reader.dialect.delimiter, len(cells)):
             raise _lost(path, start, lines.number, "the lines in it look like rows")
         if cells[-1] == columns[-1] and [*map(_column_name, cells, range(1, len(cells) + 1))] == [*columns]:
             yield RawRow(start, None, "the header stands here again", "remove it: files were put together")
             continue
+        if len(cells) > 1 and any(cells) and all(_RULE.fullmatch(cell) for cell in cells if cell):
+            yield RawRow(start, None, f"a line of dashes, {shorten(lines.row[0].strip())}", "remove it")
+            continue
         if len(lines.row) > _LONG:
             notes.append(
                 f"the row of line {start} has {len(lines.row):,} lines: else a quote is not closed there"
             )
-        yield _csv_row(start, columns, cells, reader.dialect.delimiter)
+        yield _csv_row(start, columns, cells, reader.dialect.delimiter, notes)
 
 
 def _no_csv(line: int, content: str, error: csv.Error) -> Iterator[RawRow]:
@@ -621,8 +664,8 @@ def _no_csv(line: int, content: str, error: csv.Error) -> Iterator[RawRow]:
     parts = content.strip("\r\n").split("\r")
     doubled = ", not written with a backslash" if '\\"' in content else ""
     reason, remedy = f"not CSV: {error}", f"close every quote, and double those inside a cell{doubled}"
-    if len(parts) > 1:
-        reason = f"a carriage return stands in it, outside quotes: one row, or {len(parts)}"
+    if len(parts) > 1 or "new-line" in str(error):
+        reason = f"a carriage return stands in it, outside quotes: one row, or {max(2, len(parts))}"
         remedy = "quote cells that hold it, or end every line alike"
     for _ in parts:
         yield RawRow(line, None, reason, remedy)
@@ -650,14 +693,23 @@ def _swallowed(lines: Sequence[str], columns: Sequence[str], delimiter: str, fou
     return (all if fits else any)(form(line) == own for line in lines[1:])
 
 
-def _csv_row(line: int, columns: Sequence[str], cells: list[str], delimiter: str) -> RawRow:
+def _csv_row(line: int, columns: Sequence[str], cells: list[str], delimiter: str, notes: list[str]) -> RawRow:
     if len(cells) != len(columns):
-        reason = f"{len(cells)} cells, the header has {len(columns)}"
-        return RawRow(line, None, reason, f"quote cells that hold {delimiter!r} or a line break")
-    if not all(cell.isascii() or not _SURROGATE.search(cell) for cell in cells):
-        return RawRow(line, None, "not UTF-8", "save the file as UTF-8")
+        reason, remedy = f"{len(cells)} cells, the header has {len(columns)}", "quote cells that hold"
+        if len(cells) == 1:
+            remedy = "part cells as the header does, and quote those that hold"
+        elif len(cells) == len(columns) + 1:
+            remedy = "name every column in the header, and quote cells that hold"
+        return RawRow(line, None, reason, f"{remedy} {delimiter!r} or a line break")
+    if fault := next(filter(None, map(_no_text, cells)), None):
+        return RawRow(line, None, *fault)
     if ESCAPED in columns:
         cells = [*map(unescape, cells)]
+    elif formulas := [cell for cell in cells if cell.startswith('="') and _FORMULA.fullmatch(cell)]:
+        cells = [_FORMULA.sub(r"\1", cell) if cell in formulas else cell for cell in cells]
+        note = 'cells that hold a text as a formula, ="...", are read as that text'
+        if note not in notes:
+            notes.append(note)
     return RawRow(line, {name: cell for name, cell in zip(columns, cells, strict=True) if cell})
 
 

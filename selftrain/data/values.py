@@ -19,7 +19,7 @@ from selftrain.data.task import Question
 NOTHING = frozenset(
     (
         "na", "n/a", "#n/a", "nan", "none", "null", "nil", "<na>", "-", "?", "missing", "undefined",
-        "unlabeled", "unlabelled",
+        "unlabeled", "unlabelled", "#name?", "#value!", "#ref!", "#div/0!",
     )
 )  # fmt: skip
 
@@ -95,26 +95,25 @@ def only_one(value: object, names: tuple[str, ...]) -> object:
 
 
 def _listed(value: str) -> object:
-    """Return a list that is written in a text, as JSON or as Python prints it; None where it is none."""
+    """Return the list or table that a text holds, as JSON or as Python prints it; None where it is none."""
     for read in (json.loads, ast.literal_eval):
         try:
-            return read(value)
+            found = read(value)
+            return [*found] if isinstance(found, tuple) else found
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return None
 
 
-def text_of(value: object, what: str) -> str:
-    """Return a text, empty where there is no value."""
+def text_of(value: object, what: str, part: str = "") -> str:
+    """Return a text, empty where there is no value; `part`: what to do where an object stands there."""
     if value is None:
         return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # as CSV has it
     if not isinstance(value, str):
-        remedy = "write it as a text"
-        if isinstance(value, dict) and value:
-            remedy += f", or say which part of it is meant (--column {what}={what}.{next(iter(value))})"
-        raise RowError(f"{what} {shorten(value)} is a {type(value).__name__}, expected a text", remedy)
+        reason = f"{what} {shorten(value)} is a {type(value).__name__}, expected a text"
+        raise RowError(reason, f"write it as a text{part}")
     if "\0" in value:
         raise RowError(f"{what} holds a NUL byte", "remove it")
     return value
@@ -128,7 +127,9 @@ def image_list(value: object, most: int) -> list[str | bytes]:
     if value is None or _no_picture(value):
         return []
     if isinstance(value, str):
-        listed = _listed(value) if value.lstrip().startswith("[") else None
+        listed = _listed(value) if value.lstrip()[:1] in ("[", "(") else None
+        if value.startswith("data:") and decode_picture(value) is None:
+            raise RowError(f"images {shorten(value)} holds no picture that can be read", "correct it")
         if not isinstance(listed, list):
             listed = [value] if decode_picture(value) else [one.strip() for one in value.split(";")]
         value = [one for one in listed if one != ""]
@@ -162,16 +163,13 @@ def holds_picture(value: object) -> bool:
 
 def process_table(value: object) -> dict[str, Any]:
     """Return question -> answer as written."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise RowError(f"process {shorten(value)} is not JSON: {error}", "correct it") from error
-    if value is None:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return {}
-    if not isinstance(value, dict):
-        raise RowError(f"process {shorten(value)} is no table", "write an object: question -> answer")
-    return dict(value)
+    found = _listed(value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        fault = "not JSON" if found is None else "no table"
+        raise RowError(f"process {shorten(value)} is {fault}", "write an object: question -> answer")
+    return dict(found)
 
 
 def count_answer(question: Question, value: object, images: int) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
 }
 _WITHOUT_RESULT = 30 * 60.0  # seconds; a block whose workers die again and again would be tried for ever
+_KNOCK_SECONDS = 5.0
 _DEATHS = 3  # of workers in a row that die while they load the model, before Ray gives up
 
 
@@ -73,12 +75,14 @@ class OnRay:
         if not joined:
             local = {"include_dashboard": False} if self.address == LOCAL else {}
             try:
+                _knock(self.address)
                 ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **local)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, OverflowError, RuntimeError) as error:
+                reason = str(error).rstrip(".")
                 raise EngineError(
-                    f"no Ray cluster answers at {self.address!r}: {error}. Start one (ray start --head), give"
-                    f" its address, and its token with RAY_AUTH_MODE=token, or {LOCAL!r} for this machine's"
-                    " cores"
+                    f"no Ray cluster answers at {self.address!r}: {reason}. Start one (ray start --head),"
+                    " give its address, and its token with RAY_AUTH_MODE=token, or"
+                    f" {LOCAL!r} for this machine's cores"
                 ) from error
         try:
             yield ray
@@ -135,6 +139,25 @@ class OnRay:
                 f"Ray gave up: {error}. What was finished is kept; the same command goes on, where workers"
                 " have room (memory, GPU) for the model and a block of posts"
             ) from error
+
+
+def _knock(address: str) -> None:
+    """Open and close a connection to a cluster: where nobody answers, Ray tries for more than a minute.
+
+    Raises:
+        OSError, ValueError, OverflowError: Nobody answers there, or it is no address.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address == LOCAL:
+        return
+    client = "ray://"  # of Ray's other protocol, whose port is another one
+    found = address if address.startswith(client) else canonicalize_bootstrap_address(address)
+    host, _, port = (found or "").removeprefix(client).rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from error
 
 
 def _datasource(source: Source[Block]) -> Any:  # noqa: ANN401 -- of Ray's type

@@ -76,14 +76,14 @@ def read_reviews(file: Path, reviewer: str = "") -> ReadReviews:
     """Read a file of reviews, not yet held against any ledger."""
     try:
         table = open_table(file)
-        if table.form == "JSON" and LISTED not in table.notes:
-            raise ExchangeError(f"{file} holds no list: expected a list of tasks, as Label Studio exports")
         found = list(_json_rows(table) if table.form == "JSON" else _table_rows(table))
     except ManifestError as error:
         raise ExchangeError(
             f"{error}. Expected Label Studio's export, JSON or JSON-MIN, or a CSV table"
         ) from error
     given = [one for one in found if isinstance(one, OutsideDecision)]
+    if table.form == "JSON" and not given and LISTED not in table.notes:
+        raise ExchangeError(f"{file} holds no task, as Label Studio exports them, nor post_id and label")
     return ReadReviews(
         tuple(one._replace(reviewer=one.reviewer or reviewer) for one in given if one.label),
         tuple(one for one in found if isinstance(one, Refusal)),
@@ -190,7 +190,12 @@ def answers_from_json(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
     batch = str(data.get("batch") or "")
     if data is item:
         if CONTROL in item:
-            yield post_id, _choice(item[CONTROL]), reviewer_name(item.get("annotator")), batch
+            yield (
+                post_id,
+                _choice(item[CONTROL]),
+                reviewer_name(item.get("annotator") or item.get("reviewer")),
+                batch,
+            )
         return
     for annotation in _list(item.get("annotations", item.get("completions"))):
         if not isinstance(annotation, Mapping):

@@ -8,6 +8,7 @@ import gzip
 import json
 import logging
 import math
+import socket
 import ssl
 import traceback
 
@@ -29,6 +30,7 @@ from agents.client.base import (
 from agents.client.client import ChatClient
 from agents.client.endpoints import _innermost_words, plain_endpoint, retry_after, tls_words
 from agents.errors import CallFailedError, RequestRefusedError, ServerLostError, ServerRefusedError
+from agents.vllm.check import check_server
 
 pytestmark = pytest.mark.filterwarnings("error")
 PNG = picture(b"\x89PNG not really", "image/png")
@@ -435,6 +437,11 @@ def test_endpoints(given, used):
         ["http://host:port"],
         ["ftp://host"],
         ["http://my host:80"],
+        ["http://256.1.1.1"],
+        ["http://a..b:80"],
+        [f"http://{'a' * 64}"],
+        ["http://host:0"],
+        ["http://\0:1"],
         [],
         ["http://a:1", "http://a:1/v1"],
     ],
@@ -509,6 +516,9 @@ def test_the_stub_tells_pictures_from_text():
         ("http://models.example.org", "ALL_PROXY", "socks5://127.0.0.1:9"),
         ("http://models.example.org", "HTTP_PROXY", "socks://me:secret@x"),
         ("https://models.example.org", "HTTPS_PROXY", "http://127.0.0.1:port"),
+        ("http://models.example.org", "HTTP_PROXY", "http://127.0.0.1:99999"),
+        ("http://models.example.org", "HTTP_PROXY", "http://a..b:1"),
+        ("http://models.example.org", "HTTP_PROXY", "socks5h://me:s@cret secret@127.0.0.1:9"),
         ("https://models.example.org", "SSL_CERT_FILE", "/nonexistent/ca.pem"),
         ("https://models.example.org", "SSL_CERT_FILE", __file__),  # no certificate in it
         ("https://127.0.0.1:8000", "SSL_CERT_FILE", "/"),
@@ -521,6 +531,8 @@ def test_an_environment_that_no_call_could_use_is_named(monkeypatch, url, variab
         route_to(url)
     assert "secret" not in str(caught.value)
     assert route_to("http://127.0.0.1:8000") == (None, "", False)
+    if "CERT" in variable:  # nothing but TLS needs it
+        assert route_to("http://models.example.org") == (None, "", False)
 
 
 def test_a_failure_names_the_proxy_that_was_called(monkeypatch):
@@ -538,6 +550,26 @@ def test_a_failure_names_the_proxy_that_was_called(monkeypatch):
     ):
         assert route_to(f"http://{host}").proxy is None
         assert route_to(f"http://{host}").words() == ""
+
+
+def test_a_page_of_the_proxy_is_told_as_one(monkeypatch):
+    """What answers may be the proxy; a name that nobody knows is no number."""
+
+    async def scenario():
+        stub = await ChatStub().start()
+        stub.guarded = True
+        monkeypatch.setenv("HTTP_PROXY", stub.url)
+        told = rf"HTTP 401: .*\(called through the proxy {stub.url} of HTTP_PROXY\)"
+        with pytest.raises(ServerRefusedError, match=told):
+            await ChatClient(["http://models.example.org"]).open()
+        found = await asyncio.to_thread(lambda: [*check_server("http://models.example.org")])
+        assert f"(called through the proxy {stub.url} of HTTP_PROXY)" in found[-1].detail
+        await stub.stop()
+
+    run(scenario())
+    unknown = ConnectionError("Connection error.")
+    unknown.__cause__ = socket.gaierror(-2, "Name or service not known")
+    assert _innermost_words(unknown) == "Name or service not known"
 
 
 @pytest.mark.parametrize("excused", ["models.example.org", "*"])

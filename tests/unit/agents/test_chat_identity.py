@@ -80,6 +80,7 @@ class OddVersion(ChatStub):
         OddVersion(response(200, b"<html>")),
         OddVersion(response(200, b"<html>", content_encoding="gzip")),
         OddVersion(response(500, {"error": "no such page"})),
+        OddVersion(response(503, b"<html>")),  # busy, as it seems, but for how long
         OddVersion(response(302, {}, location="http://models.example.org/login")),
     ],
 )

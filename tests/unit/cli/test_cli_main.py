@@ -77,11 +77,12 @@ class Collected:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_the_words_are_read_is_said_too(monkeypatch, capsys):
-    def reading(app):
+@pytest.mark.parametrize("place", ["get_command", "CommandLine.make_context", "CommandLine.parse_args"])
+def test_ctrl_c_while_the_words_are_read_is_said_too(place, monkeypatch, capsys):
+    def reading(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "get_command", reading)
+    monkeypatch.setattr(f"selftrain.cli.{place}", reading)
     assert cli.main(["data", "check", "file.jsonl"]) == 130
     assert capsys.readouterr().err.startswith("\ninterrupted: what was finished is kept")
 

@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from input_kinds import (
     COLUMN,
-    HANDED,
     IDS,
     LABELS,
     READ,
@@ -30,12 +29,14 @@ from input_kinds import (
     ROWS,
     SET_ASIDE,
     TEXTS,
+    handed,
     lines,
     ours,
     outsiders,
     parquet,
     picture,
     sheet,
+    strangers,
     times,
 )  # fmt: skip
 from page_tables import write_table
@@ -59,7 +60,7 @@ def found(kind, report, status, out):
         right = report is None and status == 2
     elif kind.outcome == READ:
         labels = tuple(post.label for post in report.posts)
-        named = any(COLUMN + "label" in one for one in kind.told)
+        named = any(COLUMN + "label" in one or one == "name classes" for one in kind.told)
         right = tuple(p.id.removesuffix(".0").zfill(3) for p in report.posts) == IDS and (
             named or labels == LABELS
         )
@@ -76,7 +77,7 @@ def pictures_in(folder):
         Image.new("RGB", (8, 8), "red").save(folder / "pictures" / name)
 
 
-@pytest.mark.parametrize("kind", [*HANDED, *ours(), *outsiders()], ids=lambda kind: kind.file)
+@pytest.mark.parametrize("kind", [*handed(), *ours(), *outsiders(), *strangers()], ids=lambda kind: kind.file)
 def test_each_kind_is_read_or_refused_with_its_reason(kind, tmp_path, capsys):
     path = CASES / kind.file
     if kind.content is not None:
@@ -378,6 +379,17 @@ def test_reviews_of_a_strange_form_are_refused_one_by_one(tmp_path):
     assert matched(" 0084 ", {"0084"}) == "0084"
 
 
+def test_reviews_come_as_json_lines_too(tmp_path):
+    from selftrain.review.exchange.review_import import read_reviews
+
+    rows = [{"post_id": "a", "label": "spam", "reviewer": "me"}, {"post_id": 7, "label": "fine"}, {"x": 1}]
+    (tmp_path / "reviews.jsonl").write_bytes(lines(rows))
+    read = read_reviews(tmp_path / "reviews.jsonl")
+    found = [(one.post_id, one.label, one.reviewer) for one in read.decisions]
+    right = found == [("a", "spam", "me"), ("7", "fine", "")] and len(read.refused) == 1
+    count("reviews of another form", SET_ASIDE, right, read)
+
+
 def test_a_grown_dataset_is_a_manifest_where_its_run_lies(small_run):
     from selftrain.data.drawn import DRAWN_TASK
 
@@ -471,6 +483,10 @@ def test_what_is_no_file_or_no_end_is_refused_unopened(name, tmp_path, capsys):
     prompts = tmp_path / "prompts"
     (prompts / "judge").mkdir(parents=True)
     commands = [("data", "check", manifest, "--task", odd), ("run", odd, "--out", tmp_path / "run")]
+    if name == "folder":
+        (odd / "a.csv").write_bytes(sheet())
+        _, shown = command("no regular file", capsys, "data", "check", odd)
+        count("no regular file", REFUSED, "give one of its files, 'a.csv' for instance" in shown, shown)
     if name not in contents:
         commands += [("data", "check", odd, "--task", task)]
     for words in commands:
@@ -619,7 +635,8 @@ def fuzz_cells(tmp_path, rows, delimiter, ends, encoding):
     try:
         content = sheet(
             [dict(enumerate(row)) for row in rows] or [{0: "1", 1: "x", 2: ""}],
-            encoding=encoding, delimiter=delimiter, lineterminator=ends, quoting=csv.QUOTE_ALL,
+            columns=("id", "text", "label"), encoding=encoding, delimiter=delimiter, lineterminator=ends,
+            quoting=csv.QUOTE_ALL,
         )  # fmt: skip
     except UnicodeEncodeError:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import sys
 
 import pytest
@@ -99,7 +100,18 @@ def test_an_address_where_no_cluster_answers_is_said(monkeypatch):
     def refused(*_, **__):
         raise ConnectionError("nobody there")
 
-    monkeypatch.setattr(ray, "init", refused)
-    told = r"no Ray cluster answers at '10\.0\.0\.1:6379': nobody there\. Start one"
-    with pytest.raises(EngineError, match=told), OnRay("10.0.0.1:6379").map(iter, list):
-        pass
+    with socket.create_server(("", 0)) as listening:
+        port = listening.getsockname()[1]
+        monkeypatch.setattr(ray, "init", refused)
+        told = rf"no Ray cluster answers at 'localhost:{port}': nobody there\. Start one"
+        with pytest.raises(EngineError, match=told), OnRay(f"localhost:{port}").map(iter, list):
+            pass
+    asked = []
+    monkeypatch.setattr(ray, "init", lambda *given, **_: asked.append(given))
+    for address, told in {
+        f"localhost:{port}": "Connection refused", f"ray://localhost:{port}": "Connection refused",
+        "localhost": "Invalid address", "localhost:x": "'x'", "nobody.invalid:1": "not known",
+    }.items():  # fmt: skip
+        with pytest.raises(EngineError, match=told), OnRay(address).map(iter, list):
+            pass
+    assert not asked  # Ray itself would try for more than a minute
